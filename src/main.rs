@@ -1,0 +1,2 @@
+//! The `oddscache` binary.
+fn main() {}
