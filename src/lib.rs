@@ -1,2 +1,38 @@
 //! The latest betting odds of every upcoming event, held in memory and kept equal to PostgreSQL.
 #![warn(missing_docs)]
+
+mod apply;
+mod bell;
+mod cache;
+mod catalog;
+mod config;
+mod connection;
+mod decode;
+mod draft;
+mod error;
+mod feed;
+mod fetch;
+mod follower;
+mod model;
+mod pack;
+mod preflight;
+mod publish;
+mod read;
+pub mod sql;
+mod stats;
+mod status;
+mod view;
+mod writer;
+
+pub use cache::OddsCache;
+pub use config::Config;
+pub use error::Error;
+pub use follower::{Follower, warm_up};
+pub use model::{
+    BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
+    Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
+};
+pub use stats::{Stats, WarmupStats};
+pub use status::{Counters, Status};
+pub use view::{Cut, View};
+pub use writer::Writer;
