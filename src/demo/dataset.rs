@@ -190,7 +190,8 @@ pub async fn load(
     }
     progress(snapshots + markets, expected, "statistics");
     client
-        .batch_execute("drop table pg_temp.clock, pg_temp.market_target, pg_temp.market_kind; analyze")
+        .batch_execute("reset jit; drop table pg_temp.clock, pg_temp.market_target, pg_temp.market_kind; analyze",
+        )
         .await
         .map_err(step("collecting statistics"))?;
     let size = client
@@ -208,9 +209,11 @@ pub async fn load(
 }
 
 /// Makes the temporary things that the statements below use, anew, so that one session can load twice.
+/// Compiling these statements takes ten times longer than running them: no `jit`.
 async fn prepare(client: &Client, scale: &Scale) -> Result<(), DatasetError> {
     let random = format!(
-        "drop table if exists pg_temp.clock, pg_temp.market_target, pg_temp.market_kind;
+        "set jit = off;
+         drop table if exists pg_temp.clock, pg_temp.market_target, pg_temp.market_kind;
          create or replace function pg_temp.u(key bigint, salt int) returns float8 language sql immutable as
          $$ select (hashint8extended(key, ({})::bigint # salt) & 4294967295) / 4294967296.0::float8 $$;",
         scale.seed as i64

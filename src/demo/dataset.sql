@@ -98,3 +98,5 @@ create temp table market_target (
     key         bigint  not null,
     captured_at timestamp not null
 );
+analyze clock;
+analyze market_kind;
