@@ -73,13 +73,15 @@ impl OddsCache {
 
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
     pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<BetpawaSnapshots> {
-        let snapshots = &self.shared.load().event(event_id)?.betpawa;
+        let state = self.shared.load();
+        let snapshots = &state.event(event_id)?.betpawa;
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
     /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
     pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<CompetitorSnapshots> {
-        let snapshots = &self.shared.load().event(event_id)?.competitors;
+        let state = self.shared.load();
+        let snapshots = &state.event(event_id)?.competitors;
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 

@@ -232,13 +232,12 @@ impl Draft {
         State {
             index: Arc::clone(&self.index),
             chunks: self.chunks.as_slice().into(),
-            cut,
             epoch,
             stats: Stats {
                 last_warmup,
                 ..self.stats()
             },
-            proof: Proof::at(proven),
+            proof: Proof::new(cut, proven),
         }
     }
 }

@@ -289,7 +289,7 @@ impl Follower {
             );
             self.publisher.publish(state);
         } else {
-            self.publisher.prove(done.began);
+            self.publisher.prove(known.cut.clone(), done.began);
         }
         self.troubled_since = None;
         let listening = self.bell.as_ref().is_some_and(Bell::is_listening);

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     status::{Counters, Status},
-    view::State,
+    view::{Cut, State},
 };
 
 /// What a handle and its writer share.
@@ -97,9 +97,9 @@ impl Publisher {
         add(&self.shared.counters.published, 1);
     }
 
-    /// The published state was found to be the database's as of `instant`.
-    pub(crate) fn prove(&self, instant: Instant) {
-        self.shared.load().proof.renew(instant);
+    /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
+    pub(crate) fn prove(&self, cut: Cut, at: Instant) {
+        self.shared.load().proof.renew(cut, at);
     }
 
     pub(crate) fn set_status(&self, status: Status) {

@@ -8,13 +8,11 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
@@ -36,14 +34,13 @@ pub(crate) type Chunk = [Option<Arc<CachedEvent>>; CHUNK];
 pub(crate) struct State {
     pub(crate) index: Arc<Index>,
     pub(crate) chunks: Box<[Arc<Chunk>]>,
-    pub(crate) cut: Cut,
     pub(crate) epoch: u64,
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
 }
 
 /// The committed state of the database that a view equals.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
     /// The database's clock (`now()`) in the transaction that read it. UTC.
@@ -54,33 +51,31 @@ pub struct Cut {
     pub window_start: DateTime<Utc>,
 }
 
-/// When a state was last proven current. Shared by all holders of the view: a read that finds nothing new moves it on.
+/// Up to which cut a state was found to be the database's. All holders of the view share it: a read that finds nothing new
+/// moves it on.
+pub(crate) struct Proof(ArcSwap<Proven>);
+
 #[derive(Debug)]
-pub(crate) struct Proof {
-    /// Some instant before all others.
-    base: Instant,
-    nanos: AtomicU64,
+struct Proven {
+    cut: Arc<Cut>,
+    /// Before the cut's snapshot was taken, so that the age is never understated.
+    at: Instant,
 }
 
 impl Proof {
-    pub(crate) fn at(instant: Instant) -> Proof {
-        Proof {
-            base: instant,
-            nanos: AtomicU64::new(0),
-        }
+    pub(crate) fn new(cut: Cut, at: Instant) -> Proof {
+        Proof(ArcSwap::from_pointee(Proven {
+            cut: Arc::new(cut),
+            at,
+        }))
     }
 
-    /// `instant`: before the snapshot of the read that proved it was taken, so that the age is never understated.
-    pub(crate) fn renew(&self, instant: Instant) {
-        let nanos = instant.saturating_duration_since(self.base).as_nanos();
-        self.nanos
-            .fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
-    }
-
-    fn age(&self, now: Instant) -> Duration {
-        let proven = Duration::from_nanos(self.nanos.load(Ordering::Acquire));
-        now.saturating_duration_since(self.base)
-            .saturating_sub(proven)
+    /// The state is also the database's at this later cut.
+    pub(crate) fn renew(&self, cut: Cut, at: Instant) {
+        self.0.store(Arc::new(Proven {
+            cut: Arc::new(cut),
+            at,
+        }));
     }
 }
 
@@ -90,14 +85,9 @@ impl State {
         State {
             index: Arc::default(),
             chunks: Box::default(),
-            cut: Cut {
-                as_of: DateTime::UNIX_EPOCH,
-                snapshot: String::new(),
-                window_start: DateTime::UNIX_EPOCH,
-            },
             epoch: 0,
             stats: Stats::default(),
-            proof: Proof::at(Instant::now()),
+            proof: Proof::new(Cut::default(), Instant::now()),
         }
     }
 
@@ -191,15 +181,15 @@ impl View {
         &self.0.stats
     }
 
-    /// Which committed state this is.
-    pub fn cut(&self) -> &Cut {
-        &self.0.cut
+    /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
+    pub fn cut(&self) -> Arc<Cut> {
+        Arc::clone(&self.0.proof.0.load().cut)
     }
 
-    /// How long ago this state was last proven to be the database's current one, on the local monotonic clock. It runs on
-    /// from the moment a newer state is published, or the database cannot be read.
+    /// How long ago this view was last proven to be the database's current state, on the local monotonic clock. It runs on
+    /// from the moment a newer view is published, or the database cannot be read.
     pub fn age(&self) -> Duration {
-        self.0.proof.age(Instant::now())
+        self.0.proof.0.load().at.elapsed()
     }
 
     /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...
@@ -211,7 +201,7 @@ impl View {
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("View")
-            .field("cut", self.cut())
+            .field("cut", &self.cut())
             .field("epoch", &self.epoch())
             .field("events", &self.len())
             .finish()

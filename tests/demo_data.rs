@@ -22,10 +22,13 @@ async fn the_real_scale_loads_in_well_under_a_minute() {
     let db = Database::empty();
     let client = connect(&db).await;
     dataset::create(&client).await.unwrap();
-    let started = std::time::Instant::now();let mut last = (0, 0);
+    let started = std::time::Instant::now();
+    let mut last = (0, 0);
     let loaded = dataset::load(&client, &Scale::default(), |done, total, what| {
         let tenth = done * 10 / total.max(1);
-        if std::env::var("V").is_ok() && tenth != last.0 { println!("{:?}", started.elapsed()); }
+        if std::env::var("V").is_ok() && tenth != last.0 {
+            println!("{:?}", started.elapsed());
+        }
         if tenth != last.0 {
             last = (tenth, done);
             println!("{what}: {done}/{total}");
