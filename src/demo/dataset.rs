@@ -52,7 +52,9 @@ impl Default for Scale {
 
 /// A step of making the data failed.
 #[derive(Debug, thiserror::Error)]
-#[error("making the synthetic data: {step} failed; it wants an empty database and the right to create tables in it")]
+#[error(
+    "making the synthetic data: {step} failed; it wants an empty database and the right to create tables in it"
+)]
 pub struct DatasetError {
     step: &'static str,
     source: tokio_postgres::Error,
