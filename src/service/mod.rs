@@ -4,8 +4,8 @@ mod args;
 mod database;
 pub(crate) mod http;
 mod prune;
-mod serve;
-mod sql;
+pub(crate) mod serve;
+pub(crate) mod sql;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Write},

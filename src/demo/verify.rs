@@ -1,0 +1,104 @@
+//! Compares what the cache holds with what the database says, by a query that has nothing in common with the cache's own.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use chrono::DateTime;
+use oddscache::{OddsCache, View};
+use serde_json::Value;
+use tokio::time::sleep;
+use tokio_postgres::{Client, types::Type};
+
+const ORACLE: &str = include_str!("oracle.sql");
+
+/// How long the cache may take to show what was committed before.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// Waits until the cache shows all that is committed now, and compares it with the tables, which nobody may change
+/// meanwhile. Returns how many events were equal.
+pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result<usize> {
+    let view = caught_up(cache, client).await?;
+    let window_start = view.cut().window_start.to_rfc3339();
+    let sql = ORACLE.replace("$1", "($1::text)");
+    let rows = client
+        .query_typed(&sql, &[(&window_start, Type::TEXT)])
+        .await
+        .context("asking the oracle")?;
+    let ids = view.event_ids();
+    let mut expected_ids = Vec::with_capacity(ids.len());
+    for row in &rows {
+        let event_id: i64 = row.try_get(0).context("reading the oracle's answer")?;
+        let expected: Value =
+            serde_json::from_str(row.try_get(1).context("reading the oracle's answer")?)
+                .context("reading the oracle's JSON")?;
+        let Some(event) = view.event(event_id) else {
+            bail!("event {event_id} is missing from the cache")
+        };
+        let held = serde_json::to_value(event).context("writing an event as JSON")?;
+        ensure!(
+            normal(held) == normal(expected),
+            "event {event_id} differs from the database"
+        );
+        expected_ids.push(event_id);
+    }
+    ensure!(
+        ids == expected_ids,
+        "the cache holds {} events, the database has {}",
+        ids.len(),
+        expected_ids.len()
+    );
+    Ok(ids.len())
+}
+
+async fn caught_up(cache: &OddsCache, client: &Client) -> anyhow::Result<View> {
+    let rows = client
+        .query_typed("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[])
+        .await;
+    let rows = rows.context("asking for the current transaction")?;
+    let now: u64 = rows
+        .first()
+        .map_or(Ok("0"), |row| row.try_get(0))
+        .context("asking for the current transaction")?
+        .parse()?;
+    let deadline = Instant::now() + CATCH_UP;
+    loop {
+        let view = cache.view();
+        let cut = view.cut();
+        let seen = cut
+            .snapshot
+            .split(':')
+            .nth(1)
+            .and_then(|xmax| xmax.parse::<u64>().ok());
+        if seen >= Some(now) {
+            return Ok(view);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the cache did not catch up within {} s",
+            CATCH_UP.as_secs()
+        );
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// One form for equal values: 2 and 2.0, a time with and without fraction digits.
+fn normal(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(values) => values.into_iter().map(normal).collect(),
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| {
+                let is_time = key.ends_with("_at") || key == "kickoff";
+                let time = value
+                    .as_str()
+                    .filter(|_| is_time)
+                    .and_then(|text| DateTime::parse_from_rfc3339(text).ok());
+                let value =
+                    time.map_or_else(|| normal(value), |time| time.timestamp_micros().into());
+                (key, value)
+            };
+            Value::Object(map.into_iter().map(entry).collect())
+        }
+        other => other,
+    }
+}
