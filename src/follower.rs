@@ -241,8 +241,11 @@ impl Follower {
     }
 
     fn announce(&mut self, reason: &Reload) {
-        tracing::info!(%reason, "reading everything; the view before stays readable");
-        if self.epoch > 0 {
+        if self.epoch == 0 {
+            tracing::info!("warming up");
+            self.publisher.set_status(Status::Warming);
+        } else {
+            tracing::info!(%reason, "reading everything; the old view stays readable");
             self.publisher.set_status(Status::Resyncing {
                 reason: reason.to_string(),
             });
@@ -250,13 +253,11 @@ impl Follower {
     }
 
     fn troubled(&mut self, error: Error) {
-        if self.epoch > 0 {
-            let since = *self
-                .troubled_since
-                .get_or_insert_with(|| SystemTime::now().into());
-            self.publisher
-                .set_status(Status::Disconnected { since, error });
-        }
+        let since = *self
+            .troubled_since
+            .get_or_insert_with(|| SystemTime::now().into());
+        self.publisher
+            .set_status(Status::Disconnected { since, error });
     }
 
     fn publish(&mut self, known: &Known, done: Done) {
