@@ -1,5 +1,6 @@
 //! The latest betting odds of every upcoming event, held in memory and kept equal to PostgreSQL.
 #![warn(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;
 mod bell;

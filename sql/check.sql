@@ -1,0 +1,274 @@
+-- check.sql: reports on the feed. Changes nothing.
+--
+-- What      Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot
+--           work. warn: something is not as the scripts leave it; detail says what follows from it and what to run.
+-- Who       Anyone who may SELECT from change_log; what the caller may not read is reported as such.
+-- Locks     ACCESS SHARE, as any SELECT. Works on a standby, and where nothing is installed.
+--
+-- Run       psql -X -f check.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v role=oddscache]
+\set ON_ERROR_STOP on
+\set QUIET on
+\if :{?app_schema}
+\else
+  \set app_schema public
+\endif
+\if :{?cache_schema}
+\else
+  \set cache_schema oddscache
+\endif
+\if :{?role}
+\else
+  \set role oddscache
+\endif
+
+BEGIN READ ONLY;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL oddscache.app_schema = :'app_schema';
+SET LOCAL oddscache.cache_schema = :'cache_schema';
+SET LOCAL oddscache.role = :'role';
+SET LOCAL oddscache.report = '[]';
+
+DO $check$
+DECLARE
+    app      constant text := current_setting('oddscache.app_schema');
+    cache    constant text := current_setting('oddscache.cache_schema');
+    role     constant text := current_setting('oddscache.role');
+    expected constant integer := 1;
+    keys     constant json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
+        "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
+        "competitor_market_odds": "snapshot_id"}';
+    tables   constant text[] := ARRAY(SELECT json_object_keys(keys));
+    log      constant text := format('%I.change_log', cache);
+    func     constant text := format('%I.log_change()', cache);
+    report   jsonb := '[]';
+    part     jsonb;
+    version  integer;
+    prefix   text;
+    r        record;
+BEGIN
+    -- The feed
+    BEGIN
+        EXECUTE format('SELECT %I.feed_version()', cache) INTO version;
+        report := report || jsonb_build_object('kind', 'feed', 'object', quote_ident(cache), 'item', 'feed_version()',
+            'status', CASE version WHEN expected THEN 'ok' ELSE 'FAIL' END, 'detail',
+            format('%s', version) || CASE version WHEN expected THEN '' ELSE format(', not %s: run install.sql', expected) END);
+    EXCEPTION WHEN OTHERS THEN
+        report := report || jsonb_build_object('kind', 'feed', 'object', quote_ident(cache), 'item', 'feed_version()',
+            'status', 'FAIL', 'detail', SQLERRM || CASE WHEN SQLSTATE = '42501' THEN '' ELSE ': run install.sql' END);
+    END;
+    SELECT jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail))
+      INTO part
+      FROM (
+        SELECT func AS object, 'function' AS item, 'is missing: run install.sql' AS detail WHERE to_regprocedure(func) IS NULL
+         UNION ALL
+        SELECT format('%I.%I', cache, t.tab), 'table', 'is missing: run install.sql'
+          FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
+         WHERE to_regclass(format('%I.%I', cache, t.tab)) IS NULL
+         UNION ALL
+        SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
+          FROM pg_proc AS p WHERE p.oid = to_regprocedure(func) AND to_regclass(log) IS NOT NULL
+           AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
+                    AND has_schema_privilege(p.proowner, to_regnamespace(quote_ident(cache)), 'USAGE'))
+      ) AS q;
+    report := report || coalesce(part, '[]');
+    SELECT jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'warn', 'detail', q.detail))
+      INTO part
+      FROM (
+        SELECT log AS object, 'as installed' AS item,
+               'has triggers, rules, checks, policies, columns or indexes of others: each log row costs a subtransaction' AS detail
+          FROM pg_class AS c
+         WHERE c.oid = to_regclass(log)
+           AND (c.relhastriggers OR c.relhasrules OR c.relrowsecurity OR c.relchecks > 0 OR c.relnatts <> 7
+                OR (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) <> 1)
+         UNION ALL
+        SELECT p.name, 'EXECUTE', 'granted to PUBLIC: run install.sql'
+          FROM unnest(ARRAY[func, format('%I.prune(interval)', cache)]) AS p (name)
+         WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
+         UNION ALL
+        SELECT x.rolname, 'bell', 'this role runs with oddscache.notify = off: the cache sees its changes when it polls'
+          FROM pg_db_role_setting AS s JOIN pg_roles AS x ON x.oid = s.setrole,
+               unnest(s.setconfig) AS setting
+         WHERE lower(setting) ~ '^oddscache\.notify=(off|false|no|0)$'
+      ) AS q;
+    report := report || coalesce(part, '[]');
+
+    -- The triggers
+    SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
+     WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
+    WITH trigger AS (
+        SELECT t.node, t.root, t.tab, o.op,
+               CASE WHEN g.oid IS NULL THEN 'missing'
+                    WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype
+                         OR g.tgargs <> convert_to(t.tab, 'UTF8') || '\x00' OR g.tgqual IS NOT NULL OR g.tgattr <> ''
+                         OR g.tgoldtable IS DISTINCT FROM o.old_table OR g.tgnewtable IS DISTINCT FROM o.new_table
+                         THEN 'foreign definition'
+                    WHEN g.tgenabled IN ('D', 'R') THEN 'disabled'
+                    WHEN g.tgenabled = 'O' THEN 'not always'
+                    ELSE 'ok' END AS state
+          FROM (SELECT a.tab, c.oid::regclass AS node, c.oid = a.root AS root
+                  FROM (SELECT u.tab, to_regclass(format('%I.%I', app, u.tab)) AS root FROM unnest(tables) AS u (tab)) AS a
+                 CROSS JOIN LATERAL (SELECT a.root AS relid UNION SELECT p.relid FROM pg_partition_tree(a.root) AS p) AS n
+                  JOIN pg_class AS c ON c.oid = n.relid AND c.relkind IN ('r', 'p')) AS t
+         CROSS JOIN (VALUES ('INSERT', 4, NULL, 'new_rows'), ('UPDATE', 16, 'old_rows', 'new_rows'),
+                            ('DELETE', 8, 'old_rows', NULL), ('TRUNCATE', 32, NULL, NULL)) AS o (op, tgtype, old_table, new_table)
+          LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
+    )
+    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+        SELECT 'trigger' AS kind, t.node::text AS object, 'INSERT, UPDATE, DELETE, TRUNCATE' AS item, 'ok' AS status,
+               'always enabled' AS detail
+          FROM trigger AS t GROUP BY t.node HAVING bool_and(t.state = 'ok')
+         UNION ALL
+        SELECT 'trigger', t.node::text, t.op, CASE WHEN t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
+               t.state || CASE
+                    WHEN t.state = 'not always' THEN ': silent under session_replication_role = replica'
+                    WHEN t.root THEN ': changes are missed'
+                    ELSE format(': statements that name this partition, not %s, are missed', t.tab) END || '; run install.sql'
+          FROM trigger AS t WHERE t.state <> 'ok'
+         UNION ALL
+        SELECT 'trigger', format('%I.%I', app, u.tab), 'table', 'FAIL', 'does not exist'
+          FROM unnest(tables) AS u (tab) WHERE to_regclass(format('%I.%I', app, u.tab)) IS NULL
+         UNION ALL
+        SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
+               'does not exist: every statement on this table makes the cache load it anew'
+          FROM json_each_text(keys) AS k (tab, col)
+         WHERE to_regclass(format('%I.%I', app, k.tab)) IS NOT NULL
+           AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', app, k.tab))
+                              AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
+         UNION ALL
+        SELECT 'trigger', c.oid::regclass::text, 'partition', 'warn',
+               format('is a foreign table: its rows are not announced, and writes to it through %s may be refused', u.tab)
+          FROM unnest(tables) AS u (tab), pg_partition_tree(to_regclass(format('%I.%I', app, u.tab))) AS p, pg_class AS c
+         WHERE c.oid = p.relid AND c.relkind = 'f'
+         UNION ALL
+        SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
+               'is filled by a subscription: its apply worker fires no statement triggers; follow the publisher instead'
+          FROM pg_subscription_rel AS s
+         WHERE s.srrelid IN (SELECT t.node FROM trigger AS t)
+    ) AS q;
+    report := report || coalesce(part, '[]');
+
+    -- The cache's role: what it needs, what it has besides
+    SELECT x.* INTO r FROM pg_roles AS x WHERE x.rolname = role;
+    IF NOT FOUND THEN
+        report := report || jsonb_build_object('kind', 'right', 'object', quote_ident(role), 'item', 'role', 'status', 'warn',
+            'detail', 'does not exist: run grants.sql, or name the cache''s role with -v role=...');
+    ELSE
+        SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+            SELECT 'right' AS kind, n.object, n.item, CASE WHEN n.has THEN 'ok' ELSE 'FAIL' END AS status,
+                   CASE WHEN n.has THEN role ELSE format('%s lacks it: run grants.sql', role) END AS detail
+              FROM (
+                SELECT format('database %I', current_database()) AS object, 'CONNECT' AS item,
+                       has_database_privilege(role, current_database(), 'CONNECT') AS has
+                 UNION ALL
+                SELECT format('schema %I', s.name), 'USAGE', has_schema_privilege(role, to_regnamespace(quote_ident(s.name)), 'USAGE')
+                  FROM (VALUES (app), (cache)) AS s (name)
+                 UNION ALL
+                SELECT format('%I.%I', s.schema, s.tab), 'SELECT',
+                       has_table_privilege(role, to_regclass(format('%I.%I', s.schema, s.tab)), 'SELECT')
+                  FROM (SELECT app AS schema, u.tab FROM unnest(tables) AS u (tab)
+                         UNION ALL VALUES (cache, 'change_log'), (cache, 'log_state')) AS s
+              ) AS n WHERE n.has IS NOT NULL
+             UNION ALL
+            SELECT 'right', b.object, b.item, 'warn', format('%s has it and does not need it', role)
+              FROM (
+                SELECT 'role ' || quote_ident(role) AS object, a.item
+                  FROM (VALUES ('SUPERUSER', r.rolsuper), ('CREATEROLE', r.rolcreaterole), ('CREATEDB', r.rolcreatedb),
+                               ('REPLICATION', r.rolreplication)) AS a (item, has)
+                 WHERE a.has
+                 UNION ALL
+                SELECT format('%I.%I', s.schema, s.tab), p.item
+                  FROM (SELECT app AS schema, u.tab FROM unnest(tables) AS u (tab)
+                         UNION ALL VALUES (cache, 'change_log'), (cache, 'log_state'), (cache, 'log_horizon')) AS s,
+                       unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p (item)
+                 WHERE NOT r.rolsuper AND has_table_privilege(role, to_regclass(format('%I.%I', s.schema, s.tab)), p.item)
+                 UNION ALL
+                SELECT format('schema %I', s.name), 'CREATE'
+                  FROM (VALUES (app), (cache)) AS s (name)
+                 WHERE NOT r.rolsuper AND has_schema_privilege(role, to_regnamespace(quote_ident(s.name)), 'CREATE')
+              ) AS b
+             UNION ALL
+            SELECT 'right', format('%I.prune(interval)', cache), 'EXECUTE', 'ok',
+                   CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache)), 'EXECUTE')
+                        THEN format('%s may prune the log', role)
+                        ELSE format('%s may not: let a scheduled job call it, or run grants.sql with -v prune=on', role) END
+             WHERE to_regprocedure(format('%I.prune(interval)', cache)) IS NOT NULL
+             UNION ALL
+            SELECT 'right', c.oid::regclass::text, 'row-level security', 'warn',
+                   format('%s must see every row: give it a policy for SELECT that is true, or BYPASSRLS', role)
+              FROM unnest(tables) AS u (tab)
+              JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, u.tab))
+             WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
+        ) AS q;
+        report := report || coalesce(part, '[]');
+    END IF;
+
+    -- The log
+    BEGIN
+        IF to_regclass(log) IS NOT NULL AND to_regclass(format('%I.log_state', cache)) IS NOT NULL THEN
+            EXECUTE format($sql$
+                SELECT jsonb_agg(to_jsonb(q)) FROM (
+                    SELECT 'log' AS kind, %2$L AS object, 'state' AS item,
+                           CASE WHEN count(*) = 1 AND bool_and(s.app_schema = %3$L
+                                AND s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot())) THEN 'ok' ELSE 'FAIL' END AS status,
+                           CASE WHEN count(*) <> 1 THEN format('%%s rows instead of one: run install.sql', count(*))
+                                WHEN NOT bool_and(s.app_schema = %3$L)
+                                    THEN format('serves schema %%s: name it with -v app_schema=...', min(s.app_schema))
+                                WHEN NOT bool_and(s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot()))
+                                    THEN 'speaks of another cluster''s transactions: run install.sql'
+                                ELSE format('pruned below %%s, channel %%s', min(s.pruned_below::text), min(s.channel)) END AS detail
+                      FROM %2$s AS s
+                     UNION ALL
+                    SELECT 'log', %1$L, 'rows',
+                           CASE WHEN min(l.at) < now() - interval '1 day' THEN 'warn' ELSE 'ok' END,
+                           format('%%s rows', count(*)) || coalesce(format(', the oldest of %%s', min(l.at)), '')
+                           || CASE WHEN min(l.at) < now() - interval '1 day' THEN ': call prune() regularly' ELSE '' END
+                      FROM %1$s AS l
+                     UNION ALL
+                    SELECT 'log', %1$L, 'transactions', 'FAIL', 'speaks of another cluster''s transactions: run install.sql'
+                     WHERE EXISTS (SELECT FROM %1$s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot()))
+                     UNION ALL
+                    SELECT 'log', l.table_name, 'RESYNC', 'warn', format('%%s times, last at %%s: %%s', count(*), max(l.at),
+                           (array_agg(l.note ORDER BY l.id DESC))[1])
+                      FROM %1$s AS l WHERE l.op = 'RESYNC' GROUP BY l.table_name
+                ) AS q$sql$, log, format('%I.log_state', cache), app) INTO part;
+            report := report || coalesce(part, '[]');
+        END IF;
+    EXCEPTION WHEN insufficient_privilege THEN
+        report := report || jsonb_build_object('kind', 'log', 'object', log, 'item', 'rows', 'status', 'warn',
+            'detail', format('not readable by %I: %s', current_user, SQLERRM));
+    END;
+
+    -- The bell, and the indexes
+    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+        SELECT 'queue' AS kind, 'notification queue' AS object, 'usage' AS item,
+               CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END AS status,
+               format('%s %%', round((u.usage * 100)::numeric, 1))
+               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': the bell is silent; some listener sits in a transaction' END AS detail
+          FROM pg_notification_queue_usage() AS u (usage)
+         UNION ALL
+        SELECT 'index', t.root::text, w.columns, CASE WHEN bool_or(x.indisvalid) THEN 'ok' ELSE 'warn' END,
+               CASE WHEN bool_or(x.indisvalid) THEN 'in place'
+                    WHEN count(x.indexrelid) > 0 THEN 'is INVALID, not usable: run indexes.sql'
+                    ELSE 'missing, warmup reads the whole history: run indexes.sql' END
+          FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC', ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
+                       ('competitor_odds_snapshots', 'competitor_event_id, id DESC', ARRAY['competitor_event_id', 'id'], '0 3'))
+               AS w (tab, columns, keys, options)
+          JOIN LATERAL (SELECT to_regclass(format('%I.%I', app, w.tab)) AS root) AS t ON t.root IS NOT NULL
+          LEFT JOIN pg_index AS x ON x.indrelid = t.root AND x.indpred IS NULL AND x.indexprs IS NULL
+               AND x.indnkeyatts = cardinality(w.keys) AND x.indoption::text = w.options
+               AND (SELECT array_agg(a.attname::text ORDER BY k.n)
+                      FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, n)
+                      JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
+                     WHERE k.n <= x.indnkeyatts) = w.keys
+         GROUP BY t.root, w.columns
+    ) AS q;
+    report := report || coalesce(part, '[]');
+    PERFORM set_config('oddscache.report', report::text, true);
+END $check$;
+
+SELECT r.kind, r.object, r.item, r.status, r.detail
+  FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
+       AS r (kind text, object text, item text, status text, detail text)
+ ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'queue', 'index'], r.kind),
+          r.object, r.item;
+COMMIT;
