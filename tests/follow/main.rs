@@ -3,7 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod faults;
+mod locks;
+mod partitions;
 mod rows;
+mod transactions;
 
 use common::{Database, followed::Followed};
 use serde_json::Value;
