@@ -37,3 +37,8 @@ pub use stats::{Stats, WarmupStats};
 pub use status::{Counters, Status};
 pub use view::{Cut, View};
 pub use writer::Writer;
+
+/// The README's examples, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -34,7 +34,10 @@ use oddscache::{
     Config, Counters, OddsCache,
     sql::{Script, Variables},
 };
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
 use tokio_postgres::{Client, NoTls};
 
 use crate::service::{
@@ -120,7 +123,9 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
 
     let (cache, follower) = OddsCache::connect(Config::new(&dsn)?);
     let server = Server::start(arguments.listen, http::router(cache.clone())).await?;
-    let mut follower = tokio::spawn(follower.run());
+    // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { follower.run().await.context("the follower") });
     cache.ready().await?;
     let stats = cache.stats();
     let warmup = stats.last_warmup.clone().unwrap_or_default();
@@ -162,17 +167,20 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
         },
     );
     let counts = application.counters();
-    let writing = tokio::spawn({
+    tasks.spawn({
         let control = control.clone();
-        async move { application.run(control).await }
+        async move {
+            application.run(control).await;
+            Ok(())
+        }
     });
     let result = tokio::select! {
         result = watch(arguments, &dsn, &cache, &control, &counts) => result,
-        ended = &mut follower => Err(anyhow!("the follower ended: {ended:?}")),
+        // Neither ends by itself.
+        Some(ended) = tasks.join_next() => ended.map_err(Into::into).flatten().and(Err(anyhow!("a task ended"))),
     };
     control.stop().await;
-    writing.await.context("the simulated application")?;
-    follower.abort();
+    drop(tasks);
     server.stop().await;
     result
 }

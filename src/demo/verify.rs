@@ -1,6 +1,9 @@
 //! Compares what the cache holds with what the database says, by a query that has nothing in common with the cache's own.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail, ensure};
 use chrono::DateTime;
@@ -35,10 +38,9 @@ pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result
             bail!("event {event_id} is missing from the cache")
         };
         let held = serde_json::to_value(event).context("writing an event as JSON")?;
-        ensure!(
-            normal(held) == normal(expected),
-            "event {event_id} differs from the database"
-        );
+        if let Some(difference) = difference(&normal(held), &normal(expected)) {
+            bail!("event {event_id} differs from the database (cache, database): {difference}");
+        }
         expected_ids.push(event_id);
     }
     ensure!(
@@ -101,4 +103,36 @@ fn normal(value: Value) -> Value {
         }
         other => other,
     }
+}
+
+/// Where two values differ first, and how.
+fn difference(held: &Value, expected: &Value) -> Option<String> {
+    let within =
+        |key: String, held: Option<&Value>, expected: Option<&Value>| match (held, expected) {
+            (Some(held), Some(expected)) => {
+                difference(held, expected).map(|rest| format!("{key}.{rest}"))
+            }
+            (held, expected) => Some(format!("{key}: {} {}", json(held), json(expected))),
+        };
+    match (held, expected) {
+        _ if held == expected => None,
+        (Value::Object(held), Value::Object(expected)) => {
+            let keys: BTreeSet<&String> = held.keys().chain(expected.keys()).collect();
+            keys.into_iter()
+                .find_map(|key| within(key.clone(), held.get(key), expected.get(key)))
+        }
+        (Value::Array(held), Value::Array(expected)) => {
+            let most = held.len().max(expected.len());
+            (0..most)
+                .find_map(|index| within(index.to_string(), held.get(index), expected.get(index)))
+        }
+        _ => Some(format!("{} {}", json(Some(held)), json(Some(expected)))),
+    }
+}
+
+fn json(value: Option<&Value>) -> String {
+    value.map_or_else(
+        || "nothing".to_owned(),
+        |value| value.to_string().chars().take(300).collect(),
+    )
 }
