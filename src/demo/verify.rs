@@ -53,25 +53,16 @@ pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result
 }
 
 async fn caught_up(cache: &OddsCache, client: &Client) -> anyhow::Result<View> {
+    const DOING: &str = "asking for the current snapshot";
     let rows = client
-        .query_typed("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[])
-        .await;
-    let rows = rows.context("asking for the current transaction")?;
-    let now: u64 = rows
-        .first()
-        .map_or(Ok("0"), |row| row.try_get(0))
-        .context("asking for the current transaction")?
-        .parse()?;
+        .query_typed("SELECT pg_current_snapshot()::text", &[])
+        .await
+        .context(DOING)?;
+    let now: String = rows.first().context(DOING)?.try_get(0).context(DOING)?;
     let deadline = Instant::now() + CATCH_UP;
     loop {
         let view = cache.view();
-        let cut = view.cut();
-        let seen = cut
-            .snapshot
-            .split(':')
-            .nth(1)
-            .and_then(|xmax| xmax.parse::<u64>().ok());
-        if seen >= Some(now) {
+        if shows_all_of(&view.cut().snapshot, &now) == Some(true) {
             return Ok(view);
         }
         ensure!(
@@ -81,6 +72,24 @@ async fn caught_up(cache: &OddsCache, client: &Client) -> anyhow::Result<View> {
         );
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Whether all that the snapshot `now` shows is shown by `cut` too; `None` if one of them is no snapshot.
+fn shows_all_of(cut: &str, now: &str) -> Option<bool> {
+    let parts = |snapshot: &str| -> Option<(u64, Vec<u64>)> {
+        let mut parts = snapshot.split(':').skip(1);
+        let xmax = parts.next()?.parse().ok()?;
+        let in_progress = parts
+            .next()?
+            .split(',')
+            .filter(|xid| !xid.is_empty())
+            .map(str::parse);
+        Some((xmax, in_progress.collect::<Result<_, _>>().ok()?))
+    };
+    let ((cut_xmax, cut_in_progress), (now_xmax, now_in_progress)) = (parts(cut)?, parts(now)?);
+    // The same xmax is not enough: what was in progress at the cut may have been committed since.
+    let still_open = |xid: &u64| *xid >= now_xmax || now_in_progress.contains(xid);
+    Some(cut_xmax >= now_xmax && cut_in_progress.iter().all(still_open))
 }
 
 /// One form for equal values: 2 and 2.0, a time with and without fraction digits.
