@@ -16,6 +16,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
+use tokio_postgres::error::SqlState;
 
 // With paths, because tests include this file by path, where plain modules would be looked for beside it.
 #[path = "scraper/changes.rs"]
@@ -80,6 +81,16 @@ impl ScraperError {
             ScraperError::Pool(_) => true,
             ScraperError::Statement(error) => error.is_closed() || error.code().is_none(),
         }
+    }
+
+    /// Whether it merely met another transaction; any application sees that now and then.
+    fn is_conflict(&self) -> bool {
+        let ScraperError::Statement(error) = self else {
+            return false;
+        };
+        let code = error.code();
+        code == Some(&SqlState::LOCK_NOT_AVAILABLE)
+            || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
     }
 
     /// The whole chain of causes: the outermost says next to nothing.
@@ -358,8 +369,14 @@ impl Scraper {
     }
 
     fn failed(&self, what: &str, error: &ScraperError) {
-        self.shared.counters.add_failed();
-        tracing::warn!(what, error = error.chain(), "scraper: a transaction failed");
+        let conflict = error.is_conflict();
+        self.shared.counters.add_failed(conflict);
+        let error = error.chain();
+        if conflict {
+            tracing::info!(what, error, "scraper: a transaction gave way to another");
+        } else {
+            tracing::warn!(what, error, "scraper: a transaction failed");
+        }
     }
 
     /// Waits a second, or until stopped.

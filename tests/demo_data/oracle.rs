@@ -191,7 +191,7 @@ async fn oracle_keeps_row_id_order_and_sides_apart() {
         "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1), (3, 1);
          insert into competitor_odds_snapshots (competitor_event_id) values (1);
          insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values
-             (10, 1, 'b', '', '[]'), (2, 1, 'a', '', '[]'), (11, 1, 'a', '', '[]'), (12, 99, 'x', '', '[]');
+             (10, 1, 'b', '', '[]'), (2, 1, 'a', '', '[]'), (11, 1, 'c', '', '[]'), (12, 99, 'x', '', '[]');
          insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (1, 'c', '', '[]')",
     )
     .await;
@@ -202,7 +202,7 @@ async fn oracle_keeps_row_id_order_and_sides_apart() {
             .map(|market| market["betpawa_market_id"].as_str().unwrap().to_owned())
             .collect()
     };
-    assert_eq!(names(&events[0]["betpawa"]["1"]), ["a", "b", "a"]);
+    assert_eq!(names(&events[0]["betpawa"]["1"]), ["a", "b", "c"]);
     assert_eq!(names(&events[0]["competitors"]["bet9ja"]), ["c"]);
     assert_eq!(events[1]["betpawa"]["1"]["markets"], json!([]));
 }

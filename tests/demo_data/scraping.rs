@@ -171,7 +171,9 @@ async fn a_pause_leaves_no_transaction_in_flight() {
     // A long transaction would outlive the test, if a pause did not end it.
     let pace = Pace {
         long: Duration::from_secs(3600),
-        workers: 5,
+        // More than there can be long transactions until the next pause.
+        workers: 6,
+        mishaps: 1.0,
         ..hurry()
     };
     let scraper = Scraper::new(pool(&db), 5, pace);
@@ -183,7 +185,7 @@ async fn a_pause_leaves_no_transaction_in_flight() {
     for _ in 0..5 {
         let before = counters.read().transactions;
         wait_until("transactions", || {
-            counters.read().transactions > before + 20
+            counters.read().transactions > before + 10
         })
         .await;
         timeout(Duration::from_secs(20), control.pause())
@@ -192,14 +194,12 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         let in_flight = "select from pg_stat_activity
             where datname = current_database() and backend_type = 'client backend' and xact_start is not null and pid <> pg_backend_pid()";
         assert_eq!(count(&client, in_flight).await, 0);
-        let (done, events) = (
-            counters.read().transactions,
-            oracle(&client, window_start()).await,
-        );
+        let start = window_start();
+        let (done, events) = (counters.read().transactions, oracle(&client, start).await);
         for _ in 0..10 {
             assert_eq!(count(&client, in_flight).await, 0);
         }
-        assert!(oracle(&client, window_start()).await == events);
+        assert!(oracle(&client, start).await == events);
         assert_eq!(counters.read().transactions, done);
         control.resume();
     }
@@ -210,9 +210,9 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         .await
         .unwrap()
         .unwrap();
+    // The long transactions hold up those that lock whole tables, and these hold up others.
     let counts = counters.read();
-    println!("{counts:?}");
-    assert!(counts.failed * 20 < counts.transactions, "{counts:?}");
+    assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
 }
 
 #[tokio::test]

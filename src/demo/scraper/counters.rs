@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::changes::{Effect, Kind};
 
-/// What was done so far. Only what was committed counts, but for `transactions` and `failed`.
+/// What was done so far. Only what was committed counts, but for `transactions`, `failed` and `conflicts`.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     transactions: AtomicU64,
     failed: AtomicU64,
+    conflicts: AtomicU64,
     snapshots: AtomicU64,
     markets: AtomicU64,
     confirmations: AtomicU64,
@@ -22,6 +23,8 @@ pub(crate) struct Counts {
     pub(crate) transactions: u64,
     /// Transactions that failed.
     pub(crate) failed: u64,
+    /// Those among them that waited too long for a lock, or in a circle.
+    pub(crate) conflicts: u64,
     /// Snapshots inserted.
     pub(crate) snapshots: u64,
     /// Markets inserted.
@@ -39,6 +42,7 @@ impl Counters {
         Counts {
             transactions: load(&self.transactions),
             failed: load(&self.failed),
+            conflicts: load(&self.conflicts),
             snapshots: load(&self.snapshots),
             markets: load(&self.markets),
             confirmations: load(&self.confirmations),
@@ -64,7 +68,9 @@ impl Counters {
     }
 
     /// A transaction failed.
-    pub(crate) fn add_failed(&self) {
+    pub(crate) fn add_failed(&self, conflict: bool) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+        self.conflicts
+            .fetch_add(u64::from(conflict), Ordering::Relaxed);
     }
 }
