@@ -7,8 +7,8 @@ use oddscache::{Error, Status};
 use crate::common::{
     Database,
     cluster::Cluster,
-    dump, eventually,
-    followed::{Followed, SEED},
+    connect, dump, eventually,
+    followed::{Followed, SEED, run},
     psql,
 };
 
@@ -113,13 +113,17 @@ async fn a_log_pruned_beyond_the_cursor_is_read_around() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
-    let after = followed
-        .step(
-            "begin; delete from odds_snapshots where id = 112; delete from oddscache.change_log;
-             update oddscache.log_state set pruned_below = pg_snapshot_xmax(pg_current_snapshot()); commit",
-        )
+    // Keeps the follower from reading meanwhile.
+    let migration = connect(&database.dsn()).await;
+    run(&migration, "begin; lock table events").await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
         .await;
-    assert_ne!(before, after);
+    let prune = "delete from oddscache.change_log;
+        update oddscache.log_state set pruned_below = pg_snapshot_xmax(pg_current_snapshot())";
+    followed.run(prune).await;
+    run(&migration, "commit").await;
+    assert_ne!(before, followed.check("pruned").await);
     assert!(followed.cache.counters().reloads > 1);
     assert_eq!(followed.cache.view().epoch(), 1);
 }
