@@ -1,0 +1,3 @@
+//! The service: everything the binary does above the library.
+
+pub(crate) mod sql;
