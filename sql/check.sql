@@ -85,9 +85,11 @@ BEGIN
           FROM unnest(ARRAY[func, format('%I.prune(interval)', cache)]) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
-        SELECT x.rolname, 'bell', 'this role runs with oddscache.notify = off: the cache sees its changes when it polls'
-          FROM pg_db_role_setting AS s JOIN pg_roles AS x ON x.oid = s.setrole,
-               unnest(s.setconfig) AS setting
+        SELECT coalesce(x.rolname, 'all roles'), 'bell', 'runs with oddscache.notify = off: the cache sees its changes when it polls'
+          FROM pg_db_role_setting AS s
+          JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
+          LEFT JOIN pg_roles AS x ON x.oid = s.setrole
+         CROSS JOIN LATERAL unnest(s.setconfig) AS setting
          WHERE lower(setting) ~ '^oddscache\.notify=(off|false|no|0)$'
       ) AS q;
     report := report || coalesce(part, '[]');

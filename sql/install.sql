@@ -129,7 +129,7 @@ BEGIN
             'One row per statement that changed an odds table: which table, which keys. Pruned by prune().');
         EXECUTE format('COMMENT ON COLUMN %s.xid IS %L', log, 'Top-level transaction that made the change.');
         EXECUTE format('COMMENT ON COLUMN %s.op IS %L', log,
-            'INSERT, UPDATE, DELETE, TRUNCATE, or RESYNC: the trigger met the trouble in note; read the table again.');
+            'INSERT, UPDATE, DELETE, TRUNCATE, or RESYNC: the trigger met the trouble in note, so read everything again.');
         EXECUTE format('COMMENT ON COLUMN %s.keys IS %L', log,
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
             'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table.');

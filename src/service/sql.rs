@@ -164,14 +164,13 @@ pub(crate) async fn apply(
 }
 
 async fn execute(client: &Client, sql: &str) -> anyhow::Result<Vec<SimpleQueryMessage>> {
-    client
-        .simple_query(sql)
-        .await
-        .map_err(|error| match error.as_db_error() {
-            Some(error) => anyhow::anyhow!("{}", describe(error)),
-            None => error.into(),
-        })
-        .with_context(|| format!("running: {}", sql.lines().next().unwrap_or_default()))
+    client.simple_query(sql).await.map_err(|error| {
+        let line = sql.lines().next().unwrap_or_default();
+        match error.as_db_error() {
+            Some(error) => anyhow::anyhow!("{}\nin the statement: {line}", describe(error)),
+            None => anyhow::Error::new(error).context(format!("in the statement: {line}")),
+        }
+    })
 }
 
 /// A notice or an error, with everything that helps.
