@@ -383,6 +383,12 @@ fn failures_name_the_thing_and_the_way_out() {
         (&["dump", "--lookback", "soon"], &empty, 2, &["--lookback"]),
         (&["serve", "--listen", "nowhere"], &empty, 2, &["--listen"]),
         (&["sql", "destroy"], &empty, 2, &["install", "uninstall"]),
+        (
+            &["sql", "install", "-v", "colour=red"],
+            &empty,
+            2,
+            &["colour", "app_schema"],
+        ),
         (&[], &empty, 2, &["serve", "dump", "demo"]),
     ] {
         let output = run(arguments, dsn);

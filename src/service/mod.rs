@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use oddscache::{Error, View};
+use oddscache::{Error, View, sql::ScriptError};
 
 use args::{Arguments, Command, LogArguments, LogFormat};
 
@@ -42,7 +42,8 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oddscache: {error:#}");
-            let usage = matches!(error.downcast_ref(), Some(Error::Config(_)));
+            let usage =
+                matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
