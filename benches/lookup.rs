@@ -61,7 +61,7 @@ fn ids() -> impl Iterator<Item = i64> {
     (0..).map(|n: i64| (n * 769) % EVENTS + 1)
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn floor_plain_map(bencher: Bencher<'_, '_>) {
     let map: HashMap<i64, Box<i64>> = (1..=EVENTS).map(|id| (id, Box::new(id))).collect();
     let mut ids = ids();
@@ -71,7 +71,7 @@ fn floor_plain_map(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn held_view(bencher: Bencher<'_, '_>) {
     let view = filled().0.view();
     let mut ids = ids();
@@ -81,7 +81,7 @@ fn held_view(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn through_the_handle(bencher: Bencher<'_, '_>) {
     let (cache, _writer) = filled();
     let mut ids = ids();
@@ -92,13 +92,13 @@ fn through_the_handle(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn taking_a_view(bencher: Bencher<'_, '_>) {
     let (cache, _writer) = filled();
     bencher.bench_local(|| black_box(cache.view()).len());
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn fifty_events_floor(bencher: Bencher<'_, '_>) {
     let map: HashMap<i64, Box<i64>> = (1..=EVENTS).map(|id| (id, Box::new(id))).collect();
     let wanted: Vec<i64> = ids().take(50).collect();
@@ -111,7 +111,7 @@ fn fifty_events_floor(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 2000)]
 fn fifty_events_from_a_view(bencher: Bencher<'_, '_>) {
     let view = filled().0.view();
     let wanted: Vec<i64> = ids().take(50).collect();
