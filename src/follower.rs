@@ -1,8 +1,4 @@
-use std::{
-    convert::Infallible,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{convert::Infallible, fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{sleep, timeout};
@@ -253,9 +249,7 @@ impl Follower {
     }
 
     fn troubled(&mut self, error: Error) {
-        let since = *self
-            .troubled_since
-            .get_or_insert_with(|| SystemTime::now().into());
+        let since = *self.troubled_since.get_or_insert_with(|| Utc::now());
         self.publisher
             .set_status(Status::Disconnected { since, error });
     }
