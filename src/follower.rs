@@ -249,7 +249,7 @@ impl Follower {
     }
 
     fn troubled(&mut self, error: Error) {
-        let since = *self.troubled_since.get_or_insert_with(|| Utc::now());
+        let since = *self.troubled_since.get_or_insert_with(Utc::now);
         self.publisher
             .set_status(Status::Disconnected { since, error });
     }
