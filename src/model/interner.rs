@@ -15,7 +15,12 @@ pub(crate) struct Interner {
     pointee_bytes: usize,
     /// How many entries the last sweep left.
     swept_len: usize,
+    /// Calls since then that did not sweep.
+    put_off: u32,
 }
+
+/// A sweep can be put off this many times while little is added.
+const MOST_PUT_OFF: u32 = 63;
 
 impl Interner {
     pub(super) fn shape<O: OutcomeKey>(&mut self, key: MarketKey<'_>, outcomes: &[O]) -> ByAddress {
@@ -63,11 +68,14 @@ impl Interner {
     }
 
     /// Forgets what nobody else holds, once a quarter more is held than the last sweep left: the cost stays proportional
-    /// to what was added. Call it when no [`super::BodyBuilder`] is under way.
+    /// to what was added. But also every 64th time, for much may have been let go of with nothing added since. Call it when
+    /// no [`super::BodyBuilder`] is under way.
     pub(crate) fn sweep(&mut self) {
-        if self.len() <= self.swept_len + self.swept_len / 4 + 64 {
+        if self.len() <= self.swept_len + self.swept_len / 4 + 64 && self.put_off < MOST_PUT_OFF {
+            self.put_off += 1;
             return;
         }
+        self.put_off = 0;
         let mut freed = 0;
         // Templates first: they hold the shapes. A count of one cannot rise meanwhile, since only we could clone it (M3).
         self.templates.retain(|template| {

@@ -28,6 +28,11 @@ impl Shown {
         Some(Shown { xmax, in_progress })
     }
 
+    /// Whether it shows a transaction that has committed.
+    pub fn shows(&self, xid: u64) -> bool {
+        xid < self.xmax && !self.in_progress.contains(&xid)
+    }
+
     /// Whether it shows all that `earlier` shows. The cluster is shared with other tests, so a greater `xmax` alone says nothing.
     pub fn includes(&self, earlier: &Shown) -> bool {
         let hidden = |xid: &&u64| **xid < earlier.xmax && !earlier.in_progress.contains(xid);

@@ -157,8 +157,26 @@ pub fn dump(view: &oddscache::View) -> Vec<Value> {
     view.event_ids()
         .into_iter()
         .map(event)
+        .inspect(assert_utc)
         .map(normal)
         .collect()
+}
+
+fn is_time(key: &str) -> bool {
+    key.ends_with("_at") || key == "kickoff"
+}
+
+fn assert_utc(value: &Value) {
+    match value {
+        Value::Array(values) => values.iter().for_each(assert_utc),
+        Value::Object(map) => map.iter().for_each(|(key, value)| match value {
+            Value::String(text) if is_time(key) => {
+                assert!(text.ends_with('Z'), "{key} is not in UTC: {text}");
+            }
+            _ => assert_utc(value),
+        }),
+        _ => {}
+    }
 }
 
 /// Times and numbers in one form, so that 2 equals 2.0 and a time equals itself whatever its digits.
@@ -167,21 +185,23 @@ pub fn normal(value: Value) -> Value {
         Value::Number(number) => Value::from(number.as_f64().expect("a double")),
         Value::Array(values) => values.into_iter().map(normal).collect(),
         Value::Object(map) => {
-            let time = |key: &str| key.ends_with("_at") || key == "kickoff";
             let entry = |(key, value): (String, Value)| match &value {
-                Value::String(text) if time(&key) => {
-                    let micros = DateTime::parse_from_rfc3339(text)
-                        .expect("RFC 3339")
-                        .timestamp_micros();
-                    assert!(text.ends_with('Z'), "{key} is not in UTC: {text}");
-                    (key, Value::from(micros))
-                }
+                Value::String(text) if is_time(&key) => (key, Value::from(micros(text))),
                 _ => (key, normal(value)),
             };
             Value::Object(map.into_iter().map(entry).collect())
         }
         other => other,
     }
+}
+
+/// The cache has the last time it knows in place of `infinity`.
+fn micros(time: &str) -> i64 {
+    if time == "infinity" || time.starts_with("+262142-12-31T23:59:59") {
+        return i64::MAX;
+    }
+    let time = DateTime::parse_from_rfc3339(time).expect("RFC 3339");
+    time.timestamp_micros()
 }
 
 /// Fails the test with the first difference.

@@ -1,10 +1,18 @@
 //! A migration holds a table for a while: the reader gives way, and stands in nobody's way.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use oddscache::View;
 
 use crate::common::{
     Database, connect, dump, eventually,
-    followed::{Followed, run},
+    followed::{Followed, Shown, run},
 };
 
 #[tokio::test]
@@ -56,29 +64,92 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     assert_eq!(followed.cache.counters().reloads, 1);
 }
 
+const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
+    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
+
+impl Followed {
+    async fn reader_waits(&self) {
+        eventually("the reader waits", async || {
+            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
+            row.get(0)
+        })
+        .await;
+    }
+}
+
+/// TRUNCATE is not MVCC-safe: a read whose snapshot is older than the TRUNCATE finds the table empty all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_that_commits_while_the_reader_waits_never_shows_by_half() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let markets = |view: &View, event: i64| {
+        let held = view.get_competitor_snapshot(event)?.get("bet9ja")?;
+        Some(held.markets().len())
+    };
+    for _ in 0..5 {
+        run(
+            &followed.app,
+            "truncate competitor_market_odds; insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+             select id, '1', 'one', '[]' from competitor_odds_snapshots;
+             update competitor_events set betpawa_event_id = 1 where id = 11; update competitor_events set deleted_at = now() where id = 12",
+        )
+        .await;
+        followed.check("a market each").await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let sampler = {
+            let (cache, stop) = (followed.cache.clone(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut seen = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let view = cache.view();
+                    seen.push((
+                        view.cut().snapshot.clone(),
+                        markets(&view, 1).or(markets(&view, 2)),
+                    ));
+                    seen.dedup();
+                }
+                seen
+            })
+        };
+        let truncating = connect(&database.dsn()).await;
+        run(&truncating, "begin; truncate competitor_market_odds").await;
+        let row = truncating
+            .query_one("select pg_current_xact_id()::text", &[])
+            .await;
+        let xid: String = row.expect("an xid").get(0);
+        let xid: u64 = xid.parse().expect("an xid");
+        // Makes the next read look at the markets of a snapshot that event 2 did not show.
+        followed
+            .run("update competitor_events set betpawa_event_id = 2 where id = 11")
+            .await;
+        followed.reader_waits().await;
+        run(&truncating, "commit").await;
+        followed.check("truncated").await;
+        stop.store(true, Ordering::Relaxed);
+        for (cut, markets) in sampler.join().expect("no panic") {
+            let truncated = Shown::parse(&cut).expect("a snapshot").shows(xid);
+            assert_eq!(
+                markets,
+                Some(usize::from(!truncated)),
+                "at {cut}, where {xid} truncated"
+            );
+        }
+    }
+}
+
 /// A migration that takes its locks in another order than the reader: the server, after a second, would end one of the two.
 #[tokio::test]
 async fn a_deadlock_with_the_reader_never_costs_the_migration() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
-    let waits = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
-        and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
     for _ in 0..3 {
         run(
             &migration,
             "begin; lock table competitor_market_odds in access exclusive mode",
         )
         .await;
-        eventually("the reader waits", async || {
-            followed
-                .app
-                .query_one(waits, &[])
-                .await
-                .expect("locks")
-                .get(0)
-        })
-        .await;
+        followed.reader_waits().await;
         // Which the reader holds already.
         run(&migration, "lock table events in access exclusive mode").await;
         run(

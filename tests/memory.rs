@@ -1,0 +1,204 @@
+//! What the cache says it weighs is what the allocator says, and look-ups allocate nothing.
+//!
+//! One test: the allocator's counters are the whole process's.
+
+use std::{alloc::System, hint::black_box};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use oddscache::{
+    BetpawaSnapshots, CompetitorSnapshots, MarketInput, OddsCache, OutcomeInput, SnapshotInput,
+};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const EVENTS: i64 = 200;
+const MARKETS: i64 = 50;
+
+/// Bytes asked for and not given back since the region began.
+fn held(region: &Region<'_, System>) -> usize {
+    let change = region.change();
+    change.bytes_allocated - change.bytes_deallocated
+}
+
+fn kickoff(event: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::hours(event)
+}
+
+/// Names as they repeat in the application's data: of 50 markets 45 are among 60 that all events share, each bookmaker
+/// leaving out others of them, and 5 are of the event's own players.
+fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
+    let outcome = |name: String, number: i64| OutcomeInput {
+        name,
+        odds: Some(
+            ((event * 7919 + bookmaker * 104_729 + number * 1_299_709) % 20_000 + 1010) as f64
+                / 1000.0,
+        ),
+        is_active: number % 17 != 0,
+        extra: serde_json::Map::new(),
+    };
+    let shared = (0..60)
+        .filter(|number| (number + event % 8 + bookmaker * 3) % 4 != 0)
+        .map(|number| MarketInput {
+            betpawa_market_id: (3700 + number).to_string(),
+            betpawa_market_name: format!("Over/Under | Full Time | {number}"),
+            line: (number % 2 == 0).then_some(number as f64 / 2.0),
+            outcomes: (0..2 + number % 3)
+                .map(|outcome_number| {
+                    let name =
+                        ["1", "X", "2", "Over", "Under"][((number + outcome_number) % 5) as usize];
+                    outcome(name.to_owned(), number * 10 + outcome_number)
+                })
+                .collect(),
+            market_groups: vec!["main".into(), "goals".into()],
+            ..MarketInput::default()
+        });
+    let players = (0..5).map(|player| MarketInput {
+        betpawa_market_id: (9000 + player).to_string(),
+        betpawa_market_name: "Anytime Goalscorer".to_owned(),
+        outcomes: vec![
+            outcome(format!("Player {event} {player} Yes"), 900 + player),
+            outcome(format!("Player {event} {player} No"), 950 + player),
+        ],
+        ..MarketInput::default()
+    });
+    let mut markets: Vec<MarketInput> = shared.chain(players).collect();
+    assert_eq!(markets.len() as i64, MARKETS);
+    markets[7].unavailable_at = (event % 10 == 0).then(|| kickoff(event));
+    SnapshotInput {
+        snapshot_id: event * 10 + bookmaker,
+        event_id: event,
+        bookmaker_id: bookmaker,
+        captured_at: kickoff(event),
+        last_confirmed_at: None,
+        markets,
+    }
+}
+
+#[test]
+fn memory_is_counted_and_lookups_allocate_nothing() {
+    // Whatever the standard library allocates once.
+    let (warm, mut writer) = OddsCache::detached();
+    writer.put_betpawa_snapshot(&snapshot(1, 1), None);
+    writer.publish();
+    drop((warm, writer));
+
+    let region = Region::new(ALLOCATOR);
+    let (cache, mut writer) = OddsCache::detached();
+    for event in 1..=EVENTS {
+        let kickoff = Some(kickoff(event));
+        writer.put_betpawa_snapshot(&snapshot(event, 1), kickoff);
+        writer.put_competitor_snapshot("sportybet", &snapshot(event, 2), kickoff);
+        writer.put_competitor_snapshot("bet9ja", &snapshot(event, 3), kickoff);
+    }
+    writer.publish();
+    check("full", &cache, &region);
+    let stats = cache.stats();
+    assert_eq!(stats.total_markets as i64, EVENTS * 3 * MARKETS);
+    let each = stats.memory_bytes as f64 / stats.total_markets as f64;
+    println!("{each:.1} bytes a market");
+    assert!(each <= 45.0, "{each:.1} bytes a market");
+
+    look_up(&cache);
+
+    // After what a day brings: new odds, new events for old ones.
+    for event in 1..=EVENTS {
+        writer.put_betpawa_snapshot(&snapshot(event + 1, 1), None);
+        writer.put_betpawa_snapshot(&snapshot(event + EVENTS, 1), Some(kickoff(event + EVENTS)));
+        if event % 10 == 0 {
+            writer.evict_expired(kickoff(event));
+            writer.publish();
+        }
+    }
+    for _ in 0..65 {
+        writer.publish();
+    }
+    check("after a day", &cache, &region);
+    writer.clear();
+    for _ in 0..65 {
+        writer.publish();
+    }
+    // The state is gone; hash tables keep their room.
+    println!("empty: {} bytes", cache.stats().memory_bytes);
+    drop((cache, writer));
+    let left = held(&region);
+    assert!(left < 1000, "{left} bytes leaked");
+}
+
+fn check(what: &str, cache: &OddsCache, region: &Region<'_, System>) {
+    let (counted, actual) = (cache.stats().memory_bytes, held(region));
+    println!("{what}: {counted} bytes counted, {actual} held");
+    let off = (counted as f64 / actual as f64 - 1.0).abs();
+    assert!(
+        off <= 0.03,
+        "{what}: {counted} bytes counted, {actual} held"
+    );
+}
+
+/// On the handle and on a view.
+fn look_up(cache: &OddsCache) {
+    let read = |betpawa: &BetpawaSnapshots, competitors: &CompetitorSnapshots| {
+        let mut sum = 0.0;
+        let own = betpawa.iter().map(|(_, snapshot)| snapshot);
+        for snapshot in own.chain(competitors.iter().map(|(_, snapshot)| snapshot)) {
+            black_box((snapshot.captured_at(), snapshot.last_confirmed_at()));
+            for market in snapshot.markets() {
+                black_box((
+                    market.betpawa_market_id(),
+                    market.betpawa_market_name(),
+                    market.line(),
+                ));
+                black_box((
+                    market.handicap_type(),
+                    market.handicap_home(),
+                    market.handicap_away(),
+                ));
+                black_box((market.unavailable_at(), market.market_groups()));
+                for outcome in market.outcomes() {
+                    black_box(outcome.name());
+                    sum += outcome.odds().unwrap_or_default() + f64::from(outcome.is_active());
+                }
+            }
+        }
+        sum
+    };
+    let on_handle = || {
+        let mut sum = 0.0;
+        for event in 0..=EVENTS {
+            black_box(cache.kickoff(event));
+            let held = (
+                cache.get_betpawa_snapshot(event),
+                cache.get_competitor_snapshot(event),
+            );
+            if let (Some(betpawa), Some(competitors)) = held {
+                sum += read(&betpawa, &competitors);
+            }
+        }
+        sum
+    };
+    let on_view = || {
+        let view = cache.view();
+        let mut sum = 0.0;
+        for event in 0..=EVENTS {
+            black_box((view.kickoff(event), view.len(), view.age(), view.epoch()));
+            let held = (
+                view.get_betpawa_snapshot(event),
+                view.get_competitor_snapshot(event),
+            );
+            if let (Some(betpawa), Some(competitors)) = held {
+                sum += read(betpawa, competitors);
+            }
+        }
+        sum
+    };
+    // The first read of a thread registers it with the swap, once.
+    let (handle, view) = (on_handle(), on_view());
+    assert!(handle > 1000.0);
+    assert_eq!(handle, view);
+    let region = Region::new(ALLOCATOR);
+    let (handle, view) = (on_handle(), on_view());
+    let allocations = region.change().allocations + region.change().reallocations;
+    assert_eq!(allocations, 0, "look-ups allocated");
+    assert_eq!(handle, view);
+}

@@ -1,0 +1,473 @@
+//! The writing half, and what a reader may rely on whoever writes.
+
+mod common;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use common::dump;
+use oddscache::{
+    CachedEvent, CachedSnapshot, Config, Error, Follower, MarketInput, OddsCache, OutcomeInput,
+    SnapshotInput, Status, View, Writer,
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_750_000_000 + seconds, 123_456_000).expect("a time")
+}
+
+fn outcome(name: &str, odds: Option<f64>) -> OutcomeInput {
+    OutcomeInput {
+        name: name.to_owned(),
+        odds,
+        is_active: true,
+        extra: serde_json::Map::new(),
+    }
+}
+
+fn market(id: &str, odds: f64) -> MarketInput {
+    MarketInput {
+        betpawa_market_id: id.to_owned(),
+        betpawa_market_name: format!("market {id}"),
+        outcomes: vec![outcome("1", Some(odds)), outcome("2", None)],
+        ..MarketInput::default()
+    }
+}
+
+fn snapshot(snapshot_id: i64, event_id: i64, bookmaker_id: i64) -> SnapshotInput {
+    SnapshotInput {
+        snapshot_id,
+        event_id,
+        bookmaker_id,
+        captured_at: at(snapshot_id),
+        last_confirmed_at: None,
+        markets: vec![market("3743", 1.5)],
+    }
+}
+
+#[test]
+fn nothing_shows_before_publish_and_then_all_at_once() {
+    let (cache, mut writer) = OddsCache::detached();
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 1), Some(at(0)));
+    writer.put_competitor_snapshot("sportybet", &snapshot(1, 2, 0), None);
+    assert!(cache.view().is_empty());
+    assert_eq!(cache.event_ids(), Vec::<i64>::new());
+    assert_eq!(cache.kickoff(1), None);
+    writer.publish();
+    assert_eq!(cache.event_ids(), [1, 2]);
+    writer.clear();
+    writer.put_betpawa_snapshot(&snapshot(3, 3, 1), None);
+    assert_eq!(cache.event_ids(), [1, 2]);
+    writer.publish();
+    assert_eq!(cache.event_ids(), [3]);
+    assert_eq!(cache.counters().published, 2);
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_the_one_of_its_bookmaker_or_source() {
+    let (cache, mut writer) = OddsCache::detached();
+    for (id, bookmaker) in [(1, 1), (2, 2), (3, 1)] {
+        writer.put_betpawa_snapshot(&snapshot(id, 7, bookmaker), None);
+    }
+    for (id, source) in [(1, "sportybet"), (2, "bet9ja"), (3, "bet9ja")] {
+        writer.put_competitor_snapshot(source, &snapshot(id, 7, 5), None);
+    }
+    writer.publish();
+    let betpawa = cache.get_betpawa_snapshot(7).expect("held");
+    let held: Vec<_> = betpawa
+        .iter()
+        .map(|(bookmaker, held)| (bookmaker, held.snapshot_id()))
+        .collect();
+    assert_eq!(held, [(1, 3), (2, 2)]);
+    let competitors = cache.get_competitor_snapshot(7).expect("held");
+    let held: Vec<_> = competitors
+        .iter()
+        .map(|(source, held)| (source.as_str(), held.snapshot_id(), held.bookmaker_id()))
+        .collect();
+    assert_eq!(held, [("bet9ja", 3, 0), ("sportybet", 1, 0)]);
+    // The one put last, whatever its id.
+    writer.put_betpawa_snapshot(&snapshot(0, 7, 1), None);
+    writer.publish();
+    let betpawa = cache.get_betpawa_snapshot(7).expect("held");
+    assert_eq!(betpawa.get(1).map(CachedSnapshot::snapshot_id), Some(0));
+}
+
+#[test]
+fn events_without_a_side_are_absent_from_it() {
+    let (cache, mut writer) = OddsCache::detached();
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 1), None);
+    writer.put_competitor_snapshot("bet9ja", &snapshot(2, 2, 0), None);
+    writer.publish();
+    let view = cache.view();
+    assert!(cache.get_betpawa_snapshot(2).is_none() && view.get_betpawa_snapshot(2).is_none());
+    assert!(
+        cache.get_competitor_snapshot(1).is_none() && view.get_competitor_snapshot(1).is_none()
+    );
+    assert!(cache.event(3).is_none() && view.event(3).is_none());
+    let ids = [1, 2, 3, 2];
+    let keys = |ids: Vec<&i64>| -> Vec<i64> { ids.into_iter().copied().collect() };
+    assert_eq!(
+        keys(cache.get_betpawa_snapshots(&ids).keys().collect()),
+        [1]
+    );
+    assert_eq!(keys(view.get_betpawa_snapshots(&ids).keys().collect()), [1]);
+    assert_eq!(
+        keys(cache.get_competitor_snapshots(&ids).keys().collect()),
+        [2]
+    );
+    assert_eq!(
+        keys(view.get_competitor_snapshots(&ids).keys().collect()),
+        [2]
+    );
+    assert_eq!(cache.get_betpawa_snapshots(&[]).len(), 0);
+    let stats = cache.stats();
+    assert_eq!((stats.betpawa_events, stats.competitor_events), (1, 1));
+    assert_eq!((stats.total_snapshots, stats.total_markets), (2, 2));
+    assert_eq!(stats.last_warmup, None);
+    assert_eq!(&stats, view.stats());
+}
+
+#[test]
+fn a_kickoff_once_known_stays_until_another_one_comes() {
+    let (cache, mut writer) = OddsCache::detached();
+    let publish = |writer: &mut Writer| {
+        writer.publish();
+        assert_eq!(cache.kickoff(1), cache.view().kickoff(1));
+        cache.kickoff(1)
+    };
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 1), None);
+    assert_eq!(publish(&mut writer), None);
+    writer.put_competitor_snapshot("bet9ja", &snapshot(1, 1, 0), Some(at(10)));
+    assert_eq!(publish(&mut writer), Some(at(10)));
+    writer.put_betpawa_snapshot(&snapshot(2, 1, 1), None);
+    writer.put_competitor_snapshot("bet9ja", &snapshot(2, 1, 0), None);
+    assert_eq!(publish(&mut writer), Some(at(10)));
+    writer.put_betpawa_snapshot(&snapshot(3, 1, 1), Some(at(20)));
+    assert_eq!(publish(&mut writer), Some(at(20)));
+}
+
+#[test]
+fn evict_removes_what_began_at_or_before_the_cutoff() {
+    let (cache, mut writer) = OddsCache::detached();
+    for event in 1..=4 {
+        writer.put_betpawa_snapshot(&snapshot(event, event, 1), Some(at(event)));
+    }
+    writer.put_betpawa_snapshot(&snapshot(5, 5, 1), None);
+    // Postponed: its first kickoff no longer counts.
+    writer.put_betpawa_snapshot(&snapshot(6, 1, 1), Some(at(9)));
+    writer.publish();
+    assert_eq!(writer.evict_expired(at(3)), 2);
+    assert_eq!(cache.event_ids(), [1, 2, 3, 4, 5]);
+    writer.publish();
+    assert_eq!(cache.event_ids(), [1, 4, 5]);
+    assert_eq!(cache.view().cut().window_start, at(3));
+    assert_eq!(writer.evict_expired(at(3)), 0);
+    assert_eq!(writer.evict_expired(at(100)), 2);
+    writer.publish();
+    // Nobody said when it begins.
+    assert_eq!(cache.event_ids(), [5]);
+    writer.clear();
+    writer.publish();
+    assert!(cache.view().is_empty());
+    assert_eq!(cache.stats().total_snapshots, 0);
+}
+
+#[test]
+fn a_view_does_not_change_after_it_was_taken() {
+    let (cache, mut writer) = OddsCache::detached();
+    let mut views: Vec<(View, Vec<Value>)> = Vec::new();
+    for round in 0..60 {
+        // Across chunks, with events that come, change and go.
+        for event in (round % 7)..(round % 7 + 40) {
+            writer.put_betpawa_snapshot(
+                &snapshot(round * 100 + event, event, round % 3),
+                Some(at(round)),
+            );
+        }
+        if round % 5 == 4 {
+            writer.evict_expired(at(round - 2));
+        }
+        if round % 20 == 19 {
+            writer.clear();
+        }
+        writer.publish();
+        views.push((cache.view(), dump(&cache.view())));
+    }
+    drop(writer);
+    for (view, dumped) in &views {
+        assert_eq!(&dump(view), dumped);
+    }
+}
+
+#[test]
+fn markets_and_outcomes_keep_their_order() {
+    let (cache, mut writer) = OddsCache::detached();
+    let ids = ["5000", "3743", "9", "5000", "10", "1"];
+    let mut input = snapshot(1, 1, 1);
+    input.markets = ids.iter().map(|id| market(id, 2.0)).collect();
+    input.markets[3].outcomes = ["Over", "Under", "Over", "A"]
+        .map(|name| outcome(name, Some(1.1)))
+        .to_vec();
+    input.markets[4].outcomes.clear();
+    writer.put_betpawa_snapshot(&input, None);
+    writer.publish();
+    let held = cache.get_betpawa_snapshot(1).expect("held");
+    let markets = held.get(1).expect("held").markets();
+    assert_eq!(markets.len(), 6);
+    assert!(
+        markets
+            .clone()
+            .map(|market| market.betpawa_market_id())
+            .eq(ids)
+    );
+    let names = |index: usize| -> Vec<&str> {
+        let market = markets.clone().nth(index).expect("listed");
+        market.outcomes().map(|outcome| outcome.name()).collect()
+    };
+    assert_eq!(names(3), ["Over", "Under", "Over", "A"]);
+    assert_eq!(names(4), Vec::<&str>::new());
+    assert_eq!(names(5), ["1", "2"]);
+}
+
+#[test]
+fn serialises_to_exactly_these_keys() {
+    let (cache, mut writer) = OddsCache::detached();
+    let mut input = snapshot(12, 1, 3);
+    let extra = json!({"id": 7, "a": {"b": [1, null]}});
+    input.last_confirmed_at = Some(at(60));
+    input.markets = vec![
+        MarketInput {
+            betpawa_market_id: "5000".to_owned(),
+            betpawa_market_name: "Over/Under".to_owned(),
+            line: Some(2.5),
+            handicap_type: Some("asian".to_owned()),
+            handicap_home: Some(-0.5),
+            handicap_away: Some(0.5),
+            outcomes: vec![OutcomeInput {
+                name: "Over".to_owned(),
+                odds: Some(1.85),
+                is_active: false,
+                extra: extra.as_object().expect("an object").clone(),
+            }],
+            market_groups: vec![json!("main"), json!("goals")],
+            unavailable_at: Some(at(30)),
+        },
+        market("3743", 1.5),
+    ];
+    writer.put_betpawa_snapshot(&input, Some(at(3600)));
+    input.last_confirmed_at = None;
+    input.markets.clear();
+    writer.put_competitor_snapshot("bet9ja", &input, None);
+    writer.publish();
+    let time = |seconds| serde_json::to_value(at(seconds)).expect("JSON");
+    assert_eq!(time(0), json!("2025-06-15T15:06:40.123456Z"));
+    let expected = json!({
+        "event_id": 1,
+        "kickoff": time(3600),
+        "betpawa": {"3": {
+            "snapshot_id": 12, "event_id": 1, "bookmaker_id": 3, "captured_at": time(12), "last_confirmed_at": time(60),
+            "markets": [
+                {
+                    "betpawa_market_id": "5000", "betpawa_market_name": "Over/Under", "line": 2.5, "handicap_type": "asian",
+                    "handicap_home": -0.5, "handicap_away": 0.5,
+                    "outcomes": [{"name": "Over", "odds": 1.85, "is_active": false, "id": 7, "a": {"b": [1, null]}}],
+                    "market_groups": ["main", "goals"], "unavailable_at": time(30),
+                },
+                {
+                    "betpawa_market_id": "3743", "betpawa_market_name": "market 3743", "line": null, "handicap_type": null,
+                    "handicap_home": null, "handicap_away": null,
+                    "outcomes": [{"name": "1", "odds": 1.5, "is_active": true}, {"name": "2", "odds": null, "is_active": true}],
+                    "market_groups": [], "unavailable_at": null,
+                },
+            ],
+        }},
+        "competitors": {"bet9ja": {
+            "snapshot_id": 12, "event_id": 1, "bookmaker_id": 0, "captured_at": time(12), "last_confirmed_at": time(12),
+            "markets": [],
+        }},
+    });
+    let event = cache.event(1).expect("held");
+    assert_eq!(serde_json::to_value(&*event).expect("JSON"), expected);
+    // As text too: a key that came twice would be lost in a `Value`.
+    let text = serde_json::to_string(&*event).expect("JSON");
+    assert_eq!(text.matches("\"name\"").count(), 3);
+    assert_eq!(text.len(), expected.to_string().len());
+    let snapshots = &event.betpawa();
+    assert_eq!(
+        serde_json::to_value(snapshots).expect("JSON"),
+        expected["betpawa"]
+    );
+}
+
+#[test]
+fn unknown_keys_of_an_outcome_are_kept() {
+    let (cache, mut writer) = OddsCache::detached();
+    let json = json!([{"name": "1", "odds": 1.5, "is_active": true, "id": "x", "nested": {"a": [1.25, "é"]}}, {"name": "2", "odds": null}]);
+    let mut input = snapshot(1, 1, 1);
+    input.markets[0].outcomes = serde_json::from_value(json).expect("outcomes");
+    writer.put_betpawa_snapshot(&input, None);
+    writer.publish();
+    let held = cache.get_betpawa_snapshot(1).expect("held");
+    let market = held
+        .get(1)
+        .and_then(|held| held.markets().next())
+        .expect("a market");
+    let extras: Vec<Value> = market
+        .outcomes()
+        .map(|outcome| outcome.extra().into())
+        .collect();
+    assert_eq!(
+        extras,
+        [json!({"id": "x", "nested": {"a": [1.25, "é"]}}), json!({})]
+    );
+    assert!(market.outcomes().all(|outcome| outcome.is_active()));
+}
+
+fn round_trip(odds: Vec<Option<f64>>) -> Vec<Option<f64>> {
+    let (cache, mut writer) = OddsCache::detached();
+    let mut input = snapshot(1, 1, 1);
+    input.markets[0].outcomes = odds.iter().map(|odds| outcome("x", *odds)).collect();
+    input.markets.push(input.markets[0].clone());
+    writer.put_betpawa_snapshot(&input, None);
+    writer.publish();
+    let held = cache.get_betpawa_snapshot(1).expect("held");
+    let lists = held.get(1).expect("held").markets();
+    let lists: Vec<Vec<_>> = lists
+        .map(|market| market.outcomes().map(|outcome| outcome.odds()).collect())
+        .collect();
+    assert_eq!(format!("{:?}", lists[0]), format!("{:?}", lists[1]));
+    lists[0].clone()
+}
+
+fn bits(odds: &[Option<f64>]) -> Vec<Option<u64>> {
+    odds.iter().map(|odds| odds.map(f64::to_bits)).collect()
+}
+
+#[test]
+fn awkward_odds_keep_their_bits() {
+    let mut odds: Vec<Option<f64>> = [
+        0.0,
+        -0.0,
+        1e300,
+        -1e300,
+        5e-324,
+        f64::MIN_POSITIVE,
+        f64::MAX,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        -1.5,
+        1.0,
+        1.001,
+        1.85,
+        1000.0,
+        0.1 + 0.2,
+        1.0005,
+        1_073_741.823,
+        1_073_741.822,
+        1_073_741.824,
+        2_000_000.0,
+        0.001,
+        0.0005,
+        f64::EPSILON,
+        1.0 + f64::EPSILON,
+    ]
+    .map(Some)
+    .to_vec();
+    odds.insert(3, None);
+    odds.push(None);
+    assert_eq!(bits(&round_trip(odds.clone())), bits(&odds));
+}
+
+proptest! {
+    #[test]
+    fn odds_keep_their_bits(odds in proptest::collection::vec(proptest::option::weighted(0.9, prop_oneof![
+        any::<u64>().prop_map(f64::from_bits),
+        any::<f64>(),
+        (0..2_000_000_000u32).prop_map(|thousandths| f64::from(thousandths) / 1000.0),
+        (0..100_000u32).prop_map(|hundredths| f64::from(hundredths) / 100.0),
+        (0..u64::MAX >> 12).prop_map(f64::from_bits),
+    ]), 0..30)) {
+        prop_assert_eq!(bits(&round_trip(odds.clone())), bits(&odds));
+    }
+}
+
+#[test]
+fn handles_cross_threads() {
+    fn shared<T: Send + Sync + 'static>() {}
+    fn sent<T: Send + 'static>() {}
+    shared::<OddsCache>();
+    shared::<View>();
+    shared::<CachedEvent>();
+    shared::<CachedSnapshot>();
+    shared::<Arc<CachedEvent>>();
+    shared::<Config>();
+    shared::<Error>();
+    shared::<Status>();
+    sent::<Writer>();
+    sent::<Follower>();
+}
+
+#[tokio::test]
+async fn a_detached_cache_is_ready_at_once() {
+    let (cache, writer) = OddsCache::detached();
+    cache.ready().await.expect("ready");
+    assert_eq!(cache.status(), Status::Detached);
+    drop(writer);
+    cache.ready().await.expect("ready");
+}
+
+/// Player names churn for months: what no event shows any more must go.
+#[test]
+fn names_do_not_pile_up() {
+    let (cache, mut writer) = OddsCache::detached();
+    let put_day = |writer: &mut Writer, day: i64| {
+        for event in 0..50 {
+            let mut input = snapshot(day * 100 + event, day * 100 + event, 1);
+            input.markets = (0..10)
+                .map(|number| market(&format!("player {day} {event} {number}"), 1.5))
+                .collect();
+            writer.put_betpawa_snapshot(&input, Some(at(day)));
+        }
+        writer.evict_expired(at(day - 1));
+        writer.publish();
+        cache.stats().memory_bytes
+    };
+    put_day(&mut writer, 0);
+    let start = put_day(&mut writer, 1);
+    let most = (2..100)
+        .map(|day| put_day(&mut writer, day))
+        .max()
+        .expect("days");
+    // Two days are held at a time at the most; a day's names may wait for the next sweep.
+    assert!(most < 3 * start, "{start} bytes grew to {most}");
+}
+
+/// A sweep that only growth brought about kept the names of a great eviction for ever.
+#[test]
+fn memory_comes_back_after_everything_is_evicted() {
+    let (cache, mut writer) = OddsCache::detached();
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 1), None);
+    writer.publish();
+    let start = cache.stats().memory_bytes;
+    for event in 2..2000 {
+        let mut input = snapshot(event, event, 1);
+        input.markets = (0..20)
+            .map(|number| market(&format!("player {event} {number}"), 1.5))
+            .collect();
+        writer.put_betpawa_snapshot(&input, Some(at(event)));
+    }
+    writer.publish();
+    let full = cache.stats().memory_bytes;
+    writer.evict_expired(at(10_000) + TimeDelta::days(1));
+    for _ in 0..64 {
+        writer.publish();
+    }
+    let end = cache.stats().memory_bytes;
+    assert!(full > 100 * start, "{start} {full}");
+    assert!(
+        end < full / 10,
+        "{start} grew to {full}, and came back to {end} only"
+    );
+}
