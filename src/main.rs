@@ -1,2 +1,12 @@
-//! The `oddscache` binary.
-fn main() {}
+//! The `oddscache` binary: the service, its tools, and the demo.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
+mod demo;
+mod service;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    service::main()
+}

@@ -1,3 +1,106 @@
-//! The service: everything the binary does above the library.
+//! The service and the command line. Stands above the library and uses only its public names.
 
+mod args;
+mod database;
+pub(crate) mod http;
+mod prune;
+pub(crate) mod serve;
 pub(crate) mod sql;
+
+use std::{
+    io::{self, BufWriter, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use oddscache::{Error, View, sql::ScriptError};
+
+use args::{Arguments, Command, LogArguments, LogFormat};
+
+use crate::demo;
+
+/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = start_logging(&arguments.log) {
+        eprintln!("oddscache: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("oddscache: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(arguments.command));
+    // Not waiting for what blocks, such as a write to a pipe that nobody reads.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("oddscache: {error:#}");
+            let usage =
+                matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(arguments) => serve::run(arguments).await,
+        Command::Dump(arguments) => {
+            let mut config = arguments.follow.config()?;
+            config = config.need_feed(!arguments.without_feed);
+            let view = oddscache::warm_up(config).await?;
+            dump(&view, BufWriter::new(io::stdout().lock()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sql { database, script } => {
+            let config = if script.needs_database() {
+                Some(database.config()?)
+            } else {
+                None
+            };
+            sql::run(script, config).await
+        }
+        Command::Demo(arguments) => demo::run(arguments).await,
+    }
+}
+
+/// One line of JSON an event, in event id order.
+fn dump(view: &View, mut out: impl Write) -> anyhow::Result<()> {
+    for event in view.event_ids().into_iter().filter_map(|id| view.event(id)) {
+        serde_json::to_writer(&mut out, event).context("writing the dump")?;
+        out.write_all(b"\n").context("writing the dump")?;
+    }
+    out.flush().context("writing the dump")
+}
+
+/// Whoever read our output has seen enough, as `head` has.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<serde_json::Error>() {
+            Some(error) => error.io_error_kind(),
+            None => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn start_logging(arguments: &LogArguments) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
+        .with_context(|| format!("--log {}: not a log filter", arguments.log))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    match arguments.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

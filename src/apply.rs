@@ -1,0 +1,247 @@
+//! From what was read to the next draft. Pure: no I/O, no clock, no async.
+//!
+//! | invariant | |
+//! |---|---|
+//! | A1 | the body of a held snapshot is kept only if its id is still the latest and no log row names its markets |
+//! | A2 | a side (betpawa, competitors) of an event is replaced whole, by what one snapshot of the database says of it |
+//! | A3 | an event that was not held is read whole: what it holds now may be older than the cursor |
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use hashbrown::HashMap;
+
+use crate::{
+    draft::Draft,
+    feed::Dirty,
+    fetch::{Head, Heads},
+    model::{
+        BetpawaSnapshots, Body, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros, Source,
+    },
+    pack::{Bodies, Packer},
+};
+
+/// Which events must be looked at, and which of their sides.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scope {
+    pub(crate) events: BTreeSet<i64>,
+    pub(crate) betpawa: BTreeSet<i64>,
+    pub(crate) competitors: BTreeSet<i64>,
+}
+
+impl Scope {
+    /// `linked_events`: those that the changed competitor events are linked to now. What they were linked to before is in
+    /// `dirty.competitors`, since a change of the link is a change of the competitor event.
+    pub(crate) fn new(draft: &Draft, dirty: &Dirty, linked_events: &[i64]) -> Scope {
+        let mut betpawa = dirty.betpawa.clone();
+        // A snapshot that nobody shows is read whole if it becomes the latest, for which its own log row sees.
+        betpawa.extend(
+            dirty
+                .betpawa_markets
+                .iter()
+                .filter_map(|id| draft.betpawa_owner(*id)),
+        );
+        let mut competitors = dirty.competitors.clone();
+        competitors.extend(linked_events);
+        competitors.extend(
+            dirty
+                .competitor_markets
+                .iter()
+                .filter_map(|id| draft.competitor_owner(*id)),
+        );
+        let events = dirty
+            .events
+            .iter()
+            .chain(&betpawa)
+            .chain(&competitors)
+            .copied()
+            .collect();
+        Scope {
+            events,
+            betpawa,
+            competitors,
+        }
+    }
+
+    /// Once the kickoffs are known: an event within the window that is not held is read whole (A3), one outside not at all.
+    pub(crate) fn narrow(&mut self, draft: &Draft, kickoffs: &HashMap<i64, Micros>) {
+        let new = kickoffs
+            .keys()
+            .copied()
+            .filter(|id| draft.event(*id).is_none());
+        self.betpawa.extend(new.clone());
+        self.competitors.extend(new);
+        self.betpawa.retain(|id| kickoffs.contains_key(id));
+        self.competitors.retain(|id| kickoffs.contains_key(id));
+    }
+}
+
+/// A snapshot to be held; its body, if that can be kept.
+#[derive(Debug)]
+struct Planned<K> {
+    head: Head<K>,
+    body: Option<Arc<Body>>,
+}
+
+/// What will be held, but for the bodies still to be read.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    scope: Scope,
+    kickoffs: HashMap<i64, Micros>,
+    betpawa: HashMap<i64, Vec<Planned<i64>>>,
+    competitors: HashMap<i64, Vec<Planned<String>>>,
+}
+
+impl Plan {
+    /// The plan for a part of the events, beside what `draft` holds.
+    pub(crate) fn part(draft: &Draft, dirty: &Dirty, scope: Scope, heads: Heads) -> Plan {
+        let mut plan = Plan {
+            scope,
+            kickoffs: heads.kickoffs,
+            ..Plan::default()
+        };
+        for head in heads.betpawa {
+            let held = draft
+                .event(head.event_id)
+                .and_then(|event| event.betpawa.get(head.key));
+            let body = keep(held, head.snapshot_id, &dirty.betpawa_markets);
+            plan.betpawa
+                .entry(head.event_id)
+                .or_default()
+                .push(Planned { head, body });
+        }
+        for head in heads.competitors {
+            let held = draft
+                .event(head.event_id)
+                .and_then(|event| event.competitors.get(&head.key));
+            let body = keep(held, head.snapshot_id, &dirty.competitor_markets);
+            plan.competitors
+                .entry(head.event_id)
+                .or_default()
+                .push(Planned { head, body });
+        }
+        plan
+    }
+
+    /// The plan for all events, from nothing.
+    pub(crate) fn whole(heads: Heads) -> Plan {
+        let all: BTreeSet<i64> = heads.kickoffs.keys().copied().collect();
+        let scope = Scope {
+            events: all.clone(),
+            betpawa: all.clone(),
+            competitors: all,
+        };
+        Plan::part(&Draft::default(), &Dirty::default(), scope, heads)
+    }
+
+    /// The snapshots of `odds_snapshots` whose markets must be read.
+    pub(crate) fn betpawa_to_read(&self) -> Vec<i64> {
+        to_read(&self.betpawa)
+    }
+
+    /// The snapshots of `competitor_odds_snapshots` whose markets must be read.
+    pub(crate) fn competitors_to_read(&self) -> Vec<i64> {
+        to_read(&self.competitors)
+    }
+
+    /// Makes `draft` what the plan says. The bodies are those read for it; a snapshot without one has no markets.
+    pub(crate) fn apply(
+        mut self,
+        draft: &mut Draft,
+        betpawa_bodies: &HashMap<i64, Arc<Body>>,
+        competitor_bodies: &HashMap<i64, Arc<Body>>,
+    ) {
+        for event_id in std::mem::take(&mut self.scope.events) {
+            let Some(kickoff) = self.kickoffs.get(&event_id).copied() else {
+                draft.remove(event_id);
+                continue;
+            };
+            let held: Option<Arc<CachedEvent>> = draft.event(event_id).cloned();
+            let betpawa = if self.scope.betpawa.contains(&event_id) {
+                let planned = self.betpawa.remove(&event_id).unwrap_or_default();
+                BetpawaSnapshots::new(
+                    planned
+                        .into_iter()
+                        .map(|planned| {
+                            let bookmaker_id = planned.head.key;
+                            planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
+                        })
+                        .collect(),
+                )
+            } else {
+                held.as_ref()
+                    .map(|event| event.betpawa.clone())
+                    .unwrap_or_default()
+            };
+            let competitors = if self.scope.competitors.contains(&event_id) {
+                let planned = self.competitors.remove(&event_id).unwrap_or_default();
+                CompetitorSnapshots::new(
+                    planned
+                        .into_iter()
+                        .map(|planned| -> (Source, CachedSnapshot) {
+                            let source = draft.packer.source(&planned.head.key);
+                            (
+                                source,
+                                planned.snapshot(0, competitor_bodies, &mut draft.packer),
+                            )
+                        })
+                        .collect(),
+                )
+            } else {
+                held.as_ref()
+                    .map(|event| event.competitors.clone())
+                    .unwrap_or_default()
+            };
+            draft.set(event_id, Some(kickoff), betpawa, competitors);
+        }
+    }
+}
+
+/// A1.
+fn keep(
+    held: Option<&CachedSnapshot>,
+    snapshot_id: i64,
+    dirty_markets: &BTreeSet<i64>,
+) -> Option<Arc<Body>> {
+    held.filter(|held| held.snapshot_id == snapshot_id && !dirty_markets.contains(&snapshot_id))
+        .map(|held| Arc::clone(&held.body))
+}
+
+fn to_read<K>(planned: &HashMap<i64, Vec<Planned<K>>>) -> Vec<i64> {
+    let missing = planned
+        .values()
+        .flatten()
+        .filter(|planned| planned.body.is_none());
+    let mut ids: Vec<i64> = missing.map(|planned| planned.head.snapshot_id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+impl<K> Planned<K> {
+    fn snapshot(
+        self,
+        bookmaker_id: i64,
+        bodies: &HashMap<i64, Arc<Body>>,
+        packer: &mut Packer,
+    ) -> CachedSnapshot {
+        let Head {
+            event_id,
+            snapshot_id,
+            captured_at,
+            last_confirmed_at,
+            ..
+        } = self.head;
+        let body = self
+            .body
+            .or_else(|| bodies.get(&snapshot_id).cloned())
+            .unwrap_or_else(|| Bodies::empty(packer));
+        let last_confirmed_at = last_confirmed_at.unwrap_or(captured_at);
+        CachedSnapshot {
+            snapshot_id,
+            event_id,
+            bookmaker_id,
+            captured_at,
+            last_confirmed_at,
+            body,
+        }
+    }
+}

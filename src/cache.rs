@@ -1,0 +1,141 @@
+use std::{fmt, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use hashbrown::HashMap;
+
+use crate::{
+    BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Config, Counters, Error, Follower, Stats,
+    Status, View, Writer,
+    publish::{Publisher, Shared},
+};
+
+/// The shared handle: clone it into every task and thread that looks odds up.
+///
+/// A lookup takes no lock, does no I/O, and allocates nothing unless it returns a map of several events. Each goes to the
+/// latest committed state; take a [`View`] when several must agree.
+#[derive(Clone)]
+pub struct OddsCache {
+    shared: Arc<Shared>,
+}
+
+impl OddsCache {
+    /// A handle, empty as yet, and the follower that fills it from the database and keeps it equal. Does no I/O: spawn
+    /// [`Follower::run`], then await [`OddsCache::ready`].
+    #[must_use = "the follower must be spawned for anything to happen"]
+    pub fn connect(config: Config) -> (OddsCache, Follower) {
+        let (shared, publisher) = Publisher::new(Status::Warming);
+        (OddsCache { shared }, Follower::new(config, publisher))
+    }
+
+    /// A handle, and the writing half for a process that feeds the cache itself, or a test.
+    pub fn detached() -> (OddsCache, Writer) {
+        let (shared, publisher) = Publisher::new(Status::Detached);
+        (OddsCache { shared }, Writer::new(publisher))
+    }
+
+    /// Returns once the cache is warm. Once it was, it always returns at once, even if the follower has ended since:
+    /// readiness is no proof of life, for which there are [`View::age`] and [`OddsCache::status`].
+    ///
+    /// # Errors
+    /// The error that ended the follower before the cache was warm; [`Error::FollowerStopped`] if it was dropped.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let mut status = self.shared.status();
+        loop {
+            match &*status.borrow_and_update() {
+                Status::Detached => return Ok(()),
+                _ if self.is_warm() => return Ok(()),
+                Status::Ended { error } => {
+                    return Err(error.clone().unwrap_or(Error::FollowerStopped));
+                }
+                _ => {}
+            }
+            // The sender lives in `shared`, so this cannot fail.
+            if status.changed().await.is_err() {
+                return Err(Error::FollowerStopped);
+            }
+        }
+    }
+
+    /// Whether the cache has been warm.
+    pub fn is_warm(&self) -> bool {
+        self.shared.load().epoch > 0
+    }
+
+    /// What the cache is doing.
+    pub fn status(&self) -> Status {
+        self.shared.status().borrow().clone()
+    }
+
+    /// The latest committed state. Counts one reference; hold it as long as you like.
+    pub fn view(&self) -> View {
+        View(self.shared.load_full())
+    }
+
+    /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
+    pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<BetpawaSnapshots> {
+        let state = self.shared.load();
+        let snapshots = &state.event(event_id)?.betpawa;
+        (!snapshots.is_empty()).then(|| snapshots.clone())
+    }
+
+    /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
+    pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<CompetitorSnapshots> {
+        let state = self.shared.load();
+        let snapshots = &state.event(event_id)?.competitors;
+        (!snapshots.is_empty()).then(|| snapshots.clone())
+    }
+
+    /// The same of several events, from one state: event id -> bookmaker id -> snapshot. Events without are absent.
+    pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, BetpawaSnapshots> {
+        let found = self.view();
+        let found = found.get_betpawa_snapshots(event_ids);
+        found
+            .into_iter()
+            .map(|(event_id, snapshots)| (event_id, snapshots.clone()))
+            .collect()
+    }
+
+    /// The same of several events, from one state: event id -> source -> snapshot. Events without are absent.
+    pub fn get_competitor_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, CompetitorSnapshots> {
+        let found = self.view();
+        let found = found.get_competitor_snapshots(event_ids);
+        found
+            .into_iter()
+            .map(|(event_id, snapshots)| (event_id, snapshots.clone()))
+            .collect()
+    }
+
+    /// An event with all its snapshots; `None` if it has none. Counts one reference.
+    pub fn event(&self, event_id: i64) -> Option<Arc<CachedEvent>> {
+        self.shared.load().event(event_id).cloned()
+    }
+
+    /// When an event begins, UTC; `None` if it is absent or nobody said.
+    pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
+        self.shared.load().event(event_id)?.kickoff()
+    }
+
+    /// The ids of all events, ascending. Allocates the list and sorts it.
+    pub fn event_ids(&self) -> Vec<i64> {
+        self.view().event_ids()
+    }
+
+    /// What it holds and what that weighs.
+    pub fn stats(&self) -> Stats {
+        self.shared.load().stats.clone()
+    }
+
+    /// How much has been done since it was made.
+    pub fn counters(&self) -> Counters {
+        self.shared.counters.get()
+    }
+}
+
+impl fmt::Debug for OddsCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OddsCache")
+            .field("view", &self.view())
+            .field("status", &self.status())
+            .finish()
+    }
+}

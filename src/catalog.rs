@@ -1,0 +1,409 @@
+//! What the application's tables look like in this database, and the statements that read them.
+//!
+//! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later migration
+//! brings, another schema. All of that is settled here, once per catalog, so that the readers see one form.
+
+use std::fmt::Write;
+
+use hashbrown::HashMap;
+use tokio_postgres::{Client, types::Type};
+
+use crate::{Config, Error};
+
+/// The tables that are read, in the order in which they are locked.
+pub(crate) const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
+
+/// Quotes an identifier.
+pub(crate) fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// Quotes a string constant.
+pub(crate) fn literal(text: &str) -> String {
+    if text.contains('\\') {
+        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+/// The statements that need nothing but the names: what a follower starts from.
+#[derive(Debug)]
+pub(crate) struct Names {
+    app_schema: String,
+    cache_schema: String,
+    pub(crate) need_feed: bool,
+    /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
+    /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, long before the server looks for one.
+    pub(crate) begin: String,
+    /// Gives the statements that read everything the time they may take.
+    pub(crate) patience: String,
+    /// Snapshot, clock, recovery, low-water mark and fingerprint, in this order.
+    pub(crate) cut: String,
+}
+
+impl Names {
+    pub(crate) fn new(config: &Config) -> Names {
+        let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
+        let mut locked: Vec<String> = TABLES
+            .iter()
+            .map(|table| format!("{app}.{}", quote(table)))
+            .collect();
+        if config.need_feed {
+            locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
+        }
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off; \
+             SET LOCAL search_path = pg_catalog, pg_temp; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            config.read_timeout.as_millis(),
+            config.read_timeout.as_millis(),
+            locked.join(", ")
+        );
+        let patience = format!(
+            "SET LOCAL statement_timeout = {}",
+            config.warmup_timeout.as_millis()
+        );
+        let pruned_below = match config.need_feed {
+            true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
+            false => "'0'".to_owned(),
+        };
+        let cut = format!(
+            "SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, {}",
+            fingerprint(&config.app_schema, &config.cache_schema)
+        );
+        let (app_schema, cache_schema) = (config.app_schema.clone(), config.cache_schema.clone());
+        Names {
+            app_schema,
+            cache_schema,
+            need_feed: config.need_feed,
+            begin,
+            patience,
+            cut,
+        }
+    }
+
+    fn table(&self, table: &str) -> String {
+        format!("{}.{}", quote(&self.app_schema), quote(table))
+    }
+
+    pub(crate) fn log_table(&self) -> String {
+        format!("{}.change_log", quote(&self.cache_schema))
+    }
+}
+
+/// An expression that changes whenever rows may have changed without a trigger of ours firing: a partition attached,
+/// detached, dropped or rewritten, a column altered, a trigger or its function replaced, disabled, or disabled and enabled
+/// again (`xmin` tells), the log truncated or the feed installed anew.
+fn fingerprint(app_schema: &str, cache_schema: &str) -> String {
+    let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
+    format!(
+        "(WITH RECURSIVE node AS (\
+           SELECT c.oid, 0::oid AS parent FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = {app} AND c.relname IN ({names}) AND c.relkind IN ('r', 'p') \
+           UNION ALL SELECT i.inhrelid, i.inhparent FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
+         item AS (\
+           SELECT format('table %s %s %s', node.oid, node.parent, c.relfilenode) AS item FROM node JOIN pg_class c USING (oid) \
+           UNION ALL SELECT format('column %s %s %s %s', a.attrelid, a.attnum, a.attname, a.atttypid) \
+             FROM node JOIN pg_attribute a ON a.attrelid = node.oid \
+             WHERE node.parent = 0 AND a.attnum > 0 AND NOT a.attisdropped \
+           UNION ALL SELECT format('trigger %s %s %s %s', t.oid, t.xmin, t.tgenabled, t.tgfoid) \
+             FROM node JOIN pg_trigger t ON t.tgrelid = node.oid JOIN pg_proc p ON p.oid = t.tgfoid \
+             JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = {cache} \
+           UNION ALL SELECT format('function %s %s', p.oid, p.xmin) \
+             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = {cache} AND p.proname IN ('log_change', 'feed_version') \
+           UNION ALL SELECT format('log %s %s', c.oid, c.relfilenode) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')) \
+         SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item)",
+        app = literal(app_schema),
+        cache = literal(cache_schema),
+        names = names.join(", "),
+    )
+}
+
+/// The statements that read rows, in the types this database has.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    /// Type of the parameter `$1` of the statements over the window: the type of `events.kickoff`.
+    pub(crate) kickoff_type: Type,
+    /// `(window start)` -> event id, kickoff.
+    pub(crate) all_kickoffs: String,
+    /// `(window start, event ids)` -> the same.
+    pub(crate) some_kickoffs: String,
+    /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
+    pub(crate) all_betpawa_heads: String,
+    /// `(event ids)` -> the same.
+    pub(crate) some_betpawa_heads: String,
+    /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
+    pub(crate) all_competitor_heads: String,
+    /// `(event ids)` -> the same.
+    pub(crate) some_competitor_heads: String,
+    /// `(competitor event ids)` -> ids of the events they are linked to.
+    pub(crate) linked_events: String,
+    /// `(snapshot ids)` -> market rows of `market_odds`.
+    pub(crate) betpawa_markets: String,
+    /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
+    pub(crate) competitor_markets: String,
+}
+
+/// What a column is read as.
+#[derive(Clone, Copy)]
+enum Kind {
+    Id,
+    Time,
+    Number,
+    Text,
+    Json,
+}
+
+impl Kind {
+    fn cast(self) -> &'static str {
+        match self {
+            Kind::Id => "::int8",
+            Kind::Time => "",
+            Kind::Number => "::float8",
+            Kind::Text | Kind::Json => "::text",
+        }
+    }
+
+    fn null(self) -> &'static str {
+        match self {
+            Kind::Id => "NULL::int8",
+            Kind::Time => "NULL::timestamp",
+            Kind::Number => "NULL::float8",
+            Kind::Text | Kind::Json => "NULL::text",
+        }
+    }
+
+    fn accepts(self, type_name: &str) -> bool {
+        match self {
+            Kind::Id => matches!(type_name, "int2" | "int4" | "int8"),
+            Kind::Time => matches!(type_name, "timestamp" | "timestamptz"),
+            Kind::Number => matches!(
+                type_name,
+                "float4" | "float8" | "numeric" | "int2" | "int4" | "int8"
+            ),
+            // Anything has a text form.
+            Kind::Text => true,
+            Kind::Json => matches!(type_name, "json" | "jsonb" | "text" | "varchar"),
+        }
+    }
+
+    fn expected(self) -> &'static str {
+        match self {
+            Kind::Id => "smallint, integer or bigint",
+            Kind::Time => "timestamp (in UTC) or timestamptz",
+            Kind::Number => "a number",
+            Kind::Text => "text",
+            Kind::Json => "json or jsonb",
+        }
+    }
+}
+
+/// Column types by table and column.
+struct Columns<'n> {
+    names: &'n Names,
+    types: HashMap<(String, String), String>,
+}
+
+impl Columns<'_> {
+    fn get(&self, table: &str, column: &str) -> Option<&str> {
+        self.types
+            .get(&(table.to_owned(), column.to_owned()))
+            .map(String::as_str)
+    }
+
+    /// The expression that reads a column of the table called `alias`.
+    fn required(
+        &self,
+        alias: &str,
+        table: &str,
+        column: &str,
+        kind: Kind,
+    ) -> Result<String, Error> {
+        let table_name = || self.names.table(table);
+        let found = self.get(table, column);
+        let found = found.ok_or_else(|| Error::MissingColumn {
+            table: table_name(),
+            column: column.to_owned(),
+        })?;
+        if !kind.accepts(found) {
+            let (table, column, expected) = (table_name(), column.to_owned(), kind.expected());
+            return Err(Error::WrongType {
+                table,
+                column,
+                found: found.to_owned(),
+                expected,
+            });
+        }
+        Ok(format!("{alias}.{}{}", quote(column), kind.cast()))
+    }
+
+    /// The same for a column that older deployments do not have.
+    fn optional(
+        &self,
+        alias: &str,
+        table: &str,
+        column: &str,
+        kind: Kind,
+    ) -> Result<String, Error> {
+        match self.get(table, column) {
+            Some(_) => self.required(alias, table, column, kind),
+            None => Ok(kind.null().to_owned()),
+        }
+    }
+
+    fn markets(&self, table: &str) -> Result<String, Error> {
+        let mut sql = String::from("SELECT ");
+        let columns = [
+            ("id", Kind::Id, true),
+            ("snapshot_id", Kind::Id, true),
+            ("betpawa_market_id", Kind::Text, true),
+            ("betpawa_market_name", Kind::Text, true),
+            ("line", Kind::Number, false),
+            ("handicap_type", Kind::Text, false),
+            ("handicap_home", Kind::Number, false),
+            ("handicap_away", Kind::Number, false),
+            ("outcomes", Kind::Json, true),
+            ("market_groups", Kind::Json, false),
+            ("unavailable_at", Kind::Time, false),
+        ];
+        for (index, (column, kind, required)) in columns.into_iter().enumerate() {
+            let expression = match required {
+                true => self.required("m", table, column, kind)?,
+                false => self.optional("m", table, column, kind)?,
+            };
+            let comma = if index == 0 { "" } else { ", " };
+            // Infallible into a String.
+            let _ = write!(sql, "{comma}{expression}");
+        }
+        let _ = write!(
+            sql,
+            " FROM {} m WHERE m.snapshot_id = ANY($1)",
+            self.names.table(table)
+        );
+        Ok(sql)
+    }
+}
+
+impl Catalog {
+    /// Reads the catalog in the transaction under way.
+    pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
+        let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+             JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
+             WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
+        let tables: Vec<&str> = TABLES.to_vec();
+        let rows = client
+            .query_typed(
+                sql,
+                &[(&names.app_schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
+            )
+            .await
+            .map_err(Error::database("reading the catalog"))?;
+        let mut types = HashMap::new();
+        for row in rows {
+            let get = |index| {
+                row.try_get::<_, String>(index)
+                    .map_err(Error::database("reading the catalog"))
+            };
+            types.insert((get(0)?, get(1)?), get(2)?);
+        }
+        Catalog::build(&Columns { names, types })
+    }
+
+    fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
+        let table = |name| columns.names.table(name);
+        let event_id = columns.required("e", "events", "id", Kind::Id)?;
+        let kickoff = columns.required("e", "events", "kickoff", Kind::Time)?;
+        let kickoff_type = match columns.get("events", "kickoff") {
+            Some("timestamptz") => Type::TIMESTAMPTZ,
+            _ => Type::TIMESTAMP,
+        };
+        let all_kickoffs = format!(
+            "SELECT {event_id}, {kickoff} FROM {} e WHERE e.kickoff > $1",
+            table("events")
+        );
+        let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
+
+        let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
+        let betpawa = format!(
+            "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
+            required("event_id", Kind::Id)?,
+            required("bookmaker_id", Kind::Id)?,
+            required("id", Kind::Id)?,
+            required("captured_at", Kind::Time)?,
+            columns.optional("s", "odds_snapshots", "last_confirmed_at", Kind::Time)?,
+            table("odds_snapshots")
+        );
+        let betpawa_order =
+            "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC";
+
+        let required =
+            |column, kind| columns.required("s", "competitor_odds_snapshots", column, kind);
+        let competitor_event =
+            |column, kind| columns.required("c", "competitor_events", column, kind);
+        competitor_event("id", Kind::Id)?;
+        let linked = competitor_event("betpawa_event_id", Kind::Id)?;
+        required("competitor_event_id", Kind::Id)?;
+        let competitors = format!(
+            "SELECT DISTINCT ON (c.betpawa_event_id, c.source) {linked}, {}, {}, {}, {} FROM {} c \
+             JOIN {} s ON s.competitor_event_id = c.id",
+            competitor_event("source", Kind::Text)?,
+            required("id", Kind::Id)?,
+            required("captured_at", Kind::Time)?,
+            columns.optional(
+                "s",
+                "competitor_odds_snapshots",
+                "last_confirmed_at",
+                Kind::Time
+            )?,
+            table("competitor_events"),
+            table("competitor_odds_snapshots")
+        );
+        let live = match columns.get("competitor_events", "deleted_at") {
+            Some(_) => "c.deleted_at IS NULL AND ",
+            None => "",
+        };
+        let competitor_order =
+            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
+        let in_window = |event_id: &str| {
+            format!(
+                "JOIN {} e ON e.id = {event_id} WHERE e.kickoff > $1 AND",
+                table("events")
+            )
+        };
+
+        Ok(Catalog {
+            kickoff_type,
+            all_kickoffs,
+            some_kickoffs,
+            all_betpawa_heads: format!("{betpawa} {} {betpawa_order}", in_window("s.event_id")),
+            some_betpawa_heads: format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}"),
+            all_competitor_heads: format!(
+                "{competitors} {} {live}{competitor_order}",
+                in_window("c.betpawa_event_id")
+            ),
+            some_competitor_heads: format!(
+                "{competitors} WHERE c.betpawa_event_id = ANY($1) AND {live}{competitor_order}"
+            ),
+            linked_events: format!(
+                "SELECT DISTINCT {linked} FROM {} c WHERE c.id = ANY($1) AND c.betpawa_event_id IS NOT NULL",
+                table("competitor_events")
+            ),
+            betpawa_markets: columns.markets("market_odds")?,
+            competitor_markets: columns.markets("competitor_market_odds")?,
+        })
+    }
+}

@@ -1,0 +1,156 @@
+use std::time::Duration;
+
+use crate::Error;
+
+/// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) postgres: tokio_postgres::Config,
+    pub(crate) app_schema: String,
+    pub(crate) cache_schema: String,
+    pub(crate) lookback: Duration,
+    pub(crate) poll_interval: Duration,
+    pub(crate) read_timeout: Duration,
+    pub(crate) warmup_timeout: Duration,
+    pub(crate) retry_unreachable: bool,
+    pub(crate) need_feed: bool,
+}
+
+/// Keeps a dead peer from going unnoticed for hours; the driver's default is two of them.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+
+impl Config {
+    /// From a connection string, as a URL (`postgres://user@host/database`) or as `host=... dbname=...`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it cannot be read.
+    pub fn new(connection_string: &str) -> Result<Config, Error> {
+        // The driver's message names the parameter that is wrong, never its value.
+        let postgres = connection_string
+            .parse()
+            .map_err(|error: tokio_postgres::Error| {
+                Error::Config(format!(
+                    "connection string: {}",
+                    crate::error::reason(&error)
+                ))
+            })?;
+        Ok(Config::from_postgres(postgres))
+    }
+
+    /// From the driver's own configuration. Where it says nothing, the application name becomes `oddscache`, connecting may
+    /// take 10 s, and a dead peer is noticed within 15 s.
+    pub fn from_postgres(mut postgres: tokio_postgres::Config) -> Config {
+        if postgres.get_application_name().is_none() {
+            postgres.application_name("oddscache");
+        }
+        if postgres.get_connect_timeout().is_none() {
+            postgres.connect_timeout(Duration::from_secs(10));
+        }
+        if postgres.get_keepalives_idle() == DRIVER_KEEPALIVE_IDLE {
+            postgres
+                .keepalives_idle(KEEPALIVE_IDLE)
+                .keepalives_interval(Duration::from_secs(3))
+                .keepalives_retries(3);
+        }
+        if postgres.get_tcp_user_timeout().is_none() {
+            postgres.tcp_user_timeout(Duration::from_secs(15));
+        }
+        Config {
+            postgres,
+            app_schema: "public".to_owned(),
+            cache_schema: "oddscache".to_owned(),
+            lookback: Duration::from_secs(2 * 60 * 60),
+            poll_interval: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(10),
+            warmup_timeout: Duration::from_secs(300),
+            retry_unreachable: true,
+            need_feed: true,
+        }
+    }
+
+    /// The schema of the application's tables; `public` unless set.
+    #[must_use]
+    pub fn app_schema(mut self, schema: impl Into<String>) -> Config {
+        self.app_schema = schema.into();
+        self
+    }
+
+    /// The schema that `sql/install.sql` made; `oddscache` unless set.
+    #[must_use]
+    pub fn cache_schema(mut self, schema: impl Into<String>) -> Config {
+        self.cache_schema = schema.into();
+        self
+    }
+
+    /// For how long an event is held after its kickoff; 2 h unless set.
+    #[must_use]
+    pub fn lookback(mut self, lookback: Duration) -> Config {
+        self.lookback = lookback;
+        self
+    }
+
+    /// How long to wait for the bell before reading the change log without it; 1 s unless set. Bounds how late a change
+    /// can become visible when notifications are lost, and how old a view of an idle database is at the most.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Config {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// How long reading changes may take before the connection counts as dead; 10 s unless set.
+    #[must_use]
+    pub fn read_timeout(mut self, timeout: Duration) -> Config {
+        self.read_timeout = timeout;
+        self
+    }
+
+    /// How long a warmup may take before the connection counts as dead; 300 s unless set.
+    #[must_use]
+    pub fn warmup_timeout(mut self, timeout: Duration) -> Config {
+        self.warmup_timeout = timeout;
+        self
+    }
+
+    /// Whether the follower waits for a database that cannot be reached *before* the first warmup (the default), or ends
+    /// with the error. After the first warmup it always tries again.
+    #[must_use]
+    pub fn retry_unreachable(mut self, retry: bool) -> Config {
+        self.retry_unreachable = retry;
+        self
+    }
+
+    /// Whether the change feed must be installed; it must unless set. Without it only [`warm_up`](crate::warm_up) works.
+    #[must_use]
+    pub fn need_feed(mut self, need: bool) -> Config {
+        self.need_feed = need;
+        self
+    }
+
+    /// Hosts and database, for messages.
+    pub(crate) fn target(&self) -> String {
+        let ports = self.postgres.get_ports();
+        let hosts: Vec<String> = self
+            .postgres
+            .get_hosts()
+            .iter()
+            .enumerate()
+            .map(|(index, host)| {
+                let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+                match host {
+                    tokio_postgres::config::Host::Tcp(host) => format!("{host}:{port}"),
+                    #[cfg(unix)]
+                    tokio_postgres::config::Host::Unix(path) => {
+                        format!("{}/.s.PGSQL.{port}", path.display())
+                    }
+                }
+            })
+            .collect();
+        let database = self
+            .postgres
+            .get_dbname()
+            .or(self.postgres.get_user())
+            .unwrap_or_default();
+        format!("{}/{database}", hosts.join(","))
+    }
+}

@@ -1,0 +1,100 @@
+//! A connection to the database whose background work ends with it.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
+
+use crate::{Config, Error, error::reason};
+
+/// A client together with the task that moves its bytes. Dropping it closes the connection at once, which makes the server
+/// roll back whatever was under way.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    bell: Arc<Bell>,
+    task: JoinHandle<()>,
+}
+
+/// All that is kept of any number of notifications: that there was one. The payload is never looked at, for anybody can
+/// notify any channel.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    closed: AtomicBool,
+}
+
+impl Connection {
+    pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
+        // The driver bounds each TCP connect; this bounds the start-up exchange after it as well.
+        let bound = config.read_timeout.max(
+            config
+                .postgres
+                .get_connect_timeout()
+                .copied()
+                .unwrap_or_default(),
+        );
+        let connect = tokio::time::timeout(bound, config.postgres.connect(NoTls)).await;
+        let connect = connect.map_err(|_| Error::Unreachable {
+            target: config.target(),
+            reason: format!("no answer within {} s", bound.as_secs()),
+        })?;
+        let (client, mut connection) = connect.map_err(|error| {
+            let (target, reason) = (config.target(), reason(&error));
+            match error.code() {
+                // Worth waiting for: starting up or shutting down, or too many connections.
+                Some(code)
+                    if code.code().starts_with("57P")
+                        || *code == SqlState::TOO_MANY_CONNECTIONS =>
+                {
+                    Error::Unreachable { target, reason }
+                }
+                Some(_) => Error::Refused { target, reason },
+                None => Error::Unreachable { target, reason },
+            }
+        })?;
+        let bell = Arc::new(Bell::default());
+        let ring = Arc::clone(&bell);
+        let task = tokio::spawn(async move {
+            loop {
+                match poll_fn(|context| connection.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(_))) => ring.rung.notify_one(),
+                    Some(Ok(AsyncMessage::Notice(notice))) => {
+                        tracing::debug!(message = notice.message(), "notice from the server")
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(reason = reason(&error), "connection lost");
+                        break;
+                    }
+                    None => break,
+                }
+            }
+            ring.closed.store(true, Ordering::Release);
+            ring.rung.notify_one();
+        });
+        Ok(Connection { client, bell, task })
+    }
+
+    /// Waits for a notification or the end of the connection. Notifications that came since the last call count: at most
+    /// one is remembered. Cancellation loses none.
+    pub(crate) async fn notified(&self) {
+        self.bell.rung.notified().await;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.bell.closed.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,97 @@
+-- What the cache must hold, said a second time and in another way: one row per event, in event id order.
+-- $1 (timestamptz): the window's start; only events with a later kickoff count.
+-- Returns event_id bigint, line text: the event as the service prints it. Compare parsed JSON with parsed times.
+--
+-- Rows are read through to_jsonb(row): a column that a deployment lacks reads as null, json and jsonb read alike, and
+-- a time carries its zone only where the column has one; a time without is UTC. Names are unqualified on purpose:
+-- search_path says which schema.
+
+with upcoming as (
+    select e.id,
+           regexp_replace(to_jsonb(e) ->> 'kickoff', '(T[0-9:.]+)$', '\1Z') as kickoff
+    from events e
+),
+window_events as (
+    select id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
+),
+
+-- Newest first among its rivals; only rank 1 is the latest.
+own_ranked as (
+    select s.id, s.captured_at, s.event_id, s.bookmaker_id,
+           row_number() over (partition by s.event_id, s.bookmaker_id order by s.id desc) as rank
+    from odds_snapshots s
+    join window_events w on w.id = s.event_id
+),
+competitor_ranked as (
+    select s.id, c.betpawa_event_id as event_id, c.source,
+           row_number() over (partition by c.betpawa_event_id, c.source order by s.id desc) as rank
+    from competitor_events c
+    join window_events w on w.id = c.betpawa_event_id
+    join competitor_odds_snapshots s on s.competitor_event_id = c.id
+    where c.deleted_at is null
+),
+
+-- The latest snapshots of both sides, in one shape. key: the bookmaker's id, or the competitor's source.
+latest as materialized (
+    select 'betpawa' as side, r.id::bigint as snapshot_id, r.event_id, r.bookmaker_id::bigint as bookmaker_id,
+           r.bookmaker_id::text as key, to_jsonb(s) - 'raw_response' as row
+    from own_ranked r
+    join odds_snapshots s on s.id = r.id and s.captured_at = r.captured_at
+    where r.rank = 1
+    union all
+    select 'competitors', r.id, r.event_id, 0, r.source, to_jsonb(s) - 'raw_response'
+    from competitor_ranked r
+    join competitor_odds_snapshots s on s.id = r.id
+    where r.rank = 1
+),
+
+markets as (
+    select 'betpawa' as side, m.snapshot_id::bigint as snapshot_id, m.id::bigint as id, to_jsonb(m) as row
+    from market_odds m
+    where m.snapshot_id in (select snapshot_id from latest where side = 'betpawa')
+    union all
+    select 'competitors', m.snapshot_id, m.id, to_jsonb(m)
+    from competitor_market_odds m
+    where m.snapshot_id in (select snapshot_id from latest where side = 'competitors')
+),
+market_lists as (
+    select m.side, m.snapshot_id,
+           json_agg(json_build_object(
+               'betpawa_market_id', m.row -> 'betpawa_market_id',
+               'betpawa_market_name', m.row -> 'betpawa_market_name',
+               'line', m.row -> 'line',
+               'handicap_type', m.row -> 'handicap_type',
+               'handicap_home', m.row -> 'handicap_home',
+               'handicap_away', m.row -> 'handicap_away',
+               'outcomes', case jsonb_typeof(m.row -> 'outcomes') when 'array' then m.row -> 'outcomes' else '[]' end,
+               'market_groups', case jsonb_typeof(m.row -> 'market_groups') when 'array' then m.row -> 'market_groups' else '[]' end,
+               'unavailable_at', regexp_replace(m.row ->> 'unavailable_at', '(T[0-9:.]+)$', '\1Z')
+           ) order by m.id) as list
+    from markets m
+    group by m.side, m.snapshot_id
+),
+snapshots as (
+    select l.side, l.event_id, l.key,
+           json_build_object(
+               'snapshot_id', l.snapshot_id,
+               'event_id', l.event_id,
+               'bookmaker_id', l.bookmaker_id,
+               'captured_at', regexp_replace(l.row ->> 'captured_at', '(T[0-9:.]+)$', '\1Z'),
+               'last_confirmed_at', regexp_replace(
+                   coalesce(l.row ->> 'last_confirmed_at', l.row ->> 'captured_at'), '(T[0-9:.]+)$', '\1Z'),
+               'markets', coalesce(k.list, '[]')
+           ) as snapshot
+    from latest l
+    left join market_lists k on k.side = l.side and k.snapshot_id = l.snapshot_id
+)
+select w.id::bigint as event_id,
+       json_build_object(
+           'event_id', w.id,
+           'kickoff', w.kickoff,
+           'betpawa', coalesce(json_object_agg(s.key, s.snapshot) filter (where s.side = 'betpawa'), '{}'),
+           'competitors', coalesce(json_object_agg(s.key, s.snapshot) filter (where s.side = 'competitors'), '{}')
+       )::text as line
+from window_events w
+join snapshots s on s.event_id = w.id
+group by w.id, w.kickoff
+order by w.id;

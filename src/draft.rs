@@ -1,0 +1,500 @@
+//! The next state, private to the one writer: changes are applied here, then published whole.
+//!
+//! | invariant | |
+//! |---|---|
+//! | D1 | after every change the totals and owners equal what a walk over all events would give |
+//! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
+
+use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, sync::Arc, time::Instant};
+
+use hashbrown::HashMap;
+
+use crate::{
+    model::{BetpawaSnapshots, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros},
+    pack::Packer,
+    stats::{Stats, WarmupStats},
+    view::{CHUNK, Chunk, Cut, Index, Proof, State},
+};
+
+/// The draft. Everything but `packer` changes only through its methods.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    index: Arc<Index>,
+    chunks: Vec<Arc<Chunk>>,
+    free: Vec<u32>,
+    /// Which event shows a snapshot: a change of its markets names only the snapshot.
+    betpawa_owners: HashMap<i64, i64>,
+    competitor_owners: HashMap<i64, i64>,
+    /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
+    kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
+    totals: Stats,
+    event_bytes: usize,
+    pub(crate) packer: Packer,
+}
+
+impl Draft {
+    pub(crate) fn event(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
+        let slot = *self.index.get(&event_id)? as usize;
+        self.chunks.get(slot / CHUNK)?[slot % CHUNK].as_ref()
+    }
+
+    /// How many events are held.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The event that shows a snapshot of `odds_snapshots`.
+    pub(crate) fn betpawa_owner(&self, snapshot_id: i64) -> Option<i64> {
+        self.betpawa_owners.get(&snapshot_id).copied()
+    }
+
+    /// The event that shows a snapshot of `competitor_odds_snapshots`.
+    pub(crate) fn competitor_owner(&self, snapshot_id: i64) -> Option<i64> {
+        self.competitor_owners.get(&snapshot_id).copied()
+    }
+
+    /// An empty draft that takes over the interned names of this one, which keeps all else and can take them back.
+    pub(crate) fn successor(&mut self) -> Draft {
+        Draft {
+            packer: std::mem::take(&mut self.packer),
+            ..Draft::default()
+        }
+    }
+
+    /// Sets what an event holds from now on; without any snapshot it is absent.
+    pub(crate) fn set(
+        &mut self,
+        event_id: i64,
+        kickoff: Option<Micros>,
+        betpawa: BetpawaSnapshots,
+        competitors: CompetitorSnapshots,
+    ) {
+        if betpawa.is_empty() && competitors.is_empty() {
+            self.remove(event_id);
+            return;
+        }
+        let event = Arc::new(CachedEvent {
+            event_id,
+            kickoff,
+            betpawa,
+            competitors,
+        });
+        let old = self.event(event_id).cloned();
+        if let Some(old) = &old {
+            self.forget(old);
+        }
+        self.count(&event);
+        if let Some(kickoff) = kickoff
+            && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
+        {
+            self.kickoffs.push(Reverse((kickoff, event_id)));
+        }
+        let slot = match self.index.get(&event_id) {
+            Some(slot) => *slot,
+            None => self.claim(event_id),
+        };
+        self.write(slot, Some(event));
+    }
+
+    /// Removes an event; says whether it was there.
+    pub(crate) fn remove(&mut self, event_id: i64) -> bool {
+        let Some(old) = self.event(event_id).cloned() else {
+            return false;
+        };
+        self.forget(&old);
+        if let Some(slot) = Arc::make_mut(&mut self.index).remove(&event_id) {
+            self.write(slot, None);
+            self.free.push(slot);
+        }
+        true
+    }
+
+    /// Removes all events with a kickoff at or before `window_start`; says how many.
+    pub(crate) fn evict(&mut self, window_start: Micros) -> usize {
+        let mut evicted = 0;
+        while let Some(Reverse((kickoff, event_id))) = self.kickoffs.peek().copied() {
+            if kickoff > window_start {
+                break;
+            }
+            self.kickoffs.pop();
+            if self
+                .event(event_id)
+                .is_some_and(|event| event.kickoff == Some(kickoff))
+            {
+                evicted += usize::from(self.remove(event_id));
+            }
+        }
+        evicted
+    }
+
+    fn claim(&mut self, event_id: i64) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let first = self.chunks.len() * CHUNK;
+            self.chunks.push(Arc::default());
+            // Four thousand million events would not fit into memory.
+            let first = u32::try_from(first).unwrap_or(u32::MAX);
+            self.free.extend((first + 1..first + CHUNK as u32).rev());
+            first
+        });
+        Arc::make_mut(&mut self.index).insert(event_id, slot);
+        slot
+    }
+
+    /// Copies the chunk first if a view shares it (V1).
+    fn write(&mut self, slot: u32, event: Option<Arc<CachedEvent>>) {
+        let slot = slot as usize;
+        Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK] = event;
+    }
+
+    fn count(&mut self, event: &CachedEvent) {
+        self.totals.betpawa_events += usize::from(!event.betpawa.is_empty());
+        self.totals.competitor_events += usize::from(!event.competitors.is_empty());
+        for body in event.bodies() {
+            self.totals.total_snapshots += 1;
+            self.totals.total_markets += body.market_count();
+            self.totals.malformed_rows += body.malformed_rows();
+        }
+        self.event_bytes += event.heap_bytes();
+        self.betpawa_owners.extend(
+            event
+                .betpawa
+                .iter()
+                .map(|(_, snapshot)| (snapshot.snapshot_id, event.event_id)),
+        );
+        let owners = event
+            .competitors
+            .iter()
+            .map(|(_, snapshot)| (snapshot.snapshot_id, event.event_id));
+        self.competitor_owners.extend(owners);
+    }
+
+    fn forget(&mut self, event: &CachedEvent) {
+        self.totals.betpawa_events -= usize::from(!event.betpawa.is_empty());
+        self.totals.competitor_events -= usize::from(!event.competitors.is_empty());
+        for body in event.bodies() {
+            self.totals.total_snapshots -= 1;
+            self.totals.total_markets -= body.market_count();
+            self.totals.malformed_rows -= body.malformed_rows();
+        }
+        self.event_bytes -= event.heap_bytes();
+        // A snapshot may have moved to another event, which is then its owner and stays so.
+        let owned_by = |owners: &mut HashMap<i64, i64>, snapshot: &CachedSnapshot| {
+            if owners.get(&snapshot.snapshot_id) == Some(&event.event_id) {
+                owners.remove(&snapshot.snapshot_id);
+            }
+        };
+        event
+            .betpawa
+            .iter()
+            .for_each(|(_, snapshot)| owned_by(&mut self.betpawa_owners, snapshot));
+        event
+            .competitors
+            .iter()
+            .for_each(|(_, snapshot)| owned_by(&mut self.competitor_owners, snapshot));
+    }
+
+    /// What it holds and weighs now. `last_warmup` is not its to say.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            memory_bytes: self.heap_bytes(),
+            ..self.totals.clone()
+        }
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.event_bytes
+            + self.packer.heap_bytes()
+            + self.index.allocation_size()
+            + self.chunks.len() * (size_of::<Chunk>() + 2 * size_of::<usize>())
+            // The draft's own list of chunks, and the published view's.
+            + (self.chunks.capacity() + self.chunks.len()) * size_of::<Arc<Chunk>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.betpawa_owners.allocation_size()
+            + self.competitor_owners.allocation_size()
+            + self.kickoffs.capacity() * size_of::<(Micros, i64)>()
+    }
+
+    /// The state to publish. The next change to the draft copies what it touches.
+    pub(crate) fn state(
+        &mut self,
+        cut: Cut,
+        epoch: u64,
+        proven: Instant,
+        last_warmup: Option<WarmupStats>,
+    ) -> State {
+        self.packer.sweep();
+        if self.kickoffs.len() > 2 * self.index.len() + 64 {
+            let current = self.chunks.iter().flat_map(|chunk| chunk.iter()).flatten();
+            self.kickoffs = current
+                .filter_map(|event| Some(Reverse((event.kickoff?, event.event_id))))
+                .collect();
+        }
+        State {
+            index: Arc::clone(&self.index),
+            chunks: self.chunks.as_slice().into(),
+            epoch,
+            stats: Stats {
+                last_warmup,
+                ..self.stats()
+            },
+            proof: Proof::new(cut, proven),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use chrono::DateTime;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::model::{MarketInput, OutcomeInput, SnapshotInput};
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// Kickoff, bookmakers and sources with the number of their markets.
+        Set(i64, Option<i64>, Vec<(i64, u8)>, Vec<(u8, u8)>),
+        Remove(i64),
+        Evict(i64),
+        Publish,
+        Successor,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let event = 0..40i64;
+        let set = (
+            event.clone(),
+            proptest::option::weighted(0.8, 0..100i64),
+            vec((1..4i64, 0..3u8), 0..4),
+            vec((0..3u8, 0..3u8), 0..3),
+        );
+        prop_oneof![
+            12 => set.prop_map(|(event, kickoff, betpawa, competitors)| Step::Set(event, kickoff, betpawa, competitors)),
+            3 => event.prop_map(Step::Remove),
+            2 => (0..100i64).prop_map(Step::Evict),
+            2 => Just(Step::Publish),
+            1 => Just(Step::Successor),
+        ]
+    }
+
+    fn snapshot(
+        draft: &mut Draft,
+        snapshot_id: i64,
+        event_id: i64,
+        bookmaker_id: i64,
+        markets: u8,
+    ) -> CachedSnapshot {
+        let outcome = |name: &str| OutcomeInput {
+            name: name.to_owned(),
+            odds: Some(1.5),
+            is_active: true,
+            extra: serde_json::Map::new(),
+        };
+        let market = |number: u8| MarketInput {
+            betpawa_market_id: number.to_string(),
+            outcomes: vec![outcome("1"), outcome("2")],
+            ..MarketInput::default()
+        };
+        draft.packer.snapshot(&SnapshotInput {
+            snapshot_id,
+            event_id,
+            bookmaker_id,
+            captured_at: DateTime::UNIX_EPOCH,
+            last_confirmed_at: None,
+            markets: (0..markets).map(market).collect(),
+        })
+    }
+
+    fn state(draft: &mut Draft) -> State {
+        draft.state(Cut::default(), 1, Instant::now(), None)
+    }
+
+    fn held(state: &State) -> Vec<&Arc<CachedEvent>> {
+        state
+            .chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .flatten()
+            .collect()
+    }
+
+    /// D1 and D2 by a walk over all events, and V2.
+    fn assert_invariants(draft: &mut Draft, model: &BTreeMap<i64, Option<i64>>) {
+        let mut walk = Stats::default();
+        let (mut bytes, mut betpawa, mut competitors) = (0, HashMap::new(), HashMap::new());
+        let events: Vec<Arc<CachedEvent>> = draft
+            .chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .flatten()
+            .cloned()
+            .collect();
+        for event in &events {
+            walk.betpawa_events += usize::from(!event.betpawa.is_empty());
+            walk.competitor_events += usize::from(!event.competitors.is_empty());
+            for body in event.bodies() {
+                walk.total_snapshots += 1;
+                walk.total_markets += body.market_count();
+            }
+            bytes += event.heap_bytes();
+            betpawa.extend(
+                event
+                    .betpawa
+                    .iter()
+                    .map(|(_, held)| (held.snapshot_id, event.event_id)),
+            );
+            competitors.extend(
+                event
+                    .competitors
+                    .iter()
+                    .map(|(_, held)| (held.snapshot_id, event.event_id)),
+            );
+        }
+        assert_eq!(draft.totals, walk);
+        assert_eq!(draft.event_bytes, bytes);
+        assert_eq!(draft.betpawa_owners, betpawa);
+        assert_eq!(draft.competitor_owners, competitors);
+        assert_eq!(draft.len(), events.len());
+        let held: BTreeMap<i64, Option<i64>> = events
+            .iter()
+            .map(|event| (event.event_id, event.kickoff.map(|kickoff| kickoff.0)))
+            .collect();
+        assert_eq!(&held, model);
+        for event in &events {
+            let slot = draft.event(event.event_id).expect("in the index");
+            assert!(Arc::ptr_eq(slot, event));
+            if let Some(kickoff) = event.kickoff {
+                let entry = Reverse((kickoff, event.event_id));
+                assert!(draft.kickoffs.iter().any(|other| *other == entry), "D2");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn totals_owners_and_kickoffs_equal_a_fresh_walk(steps in vec(step(), 1..80)) {
+            let mut draft = Draft::default();
+            let mut model = BTreeMap::new();
+            let mut published: Vec<(State, Vec<(i64, Option<Micros>)>)> = Vec::new();
+            let mut next_id = 0;
+            for step in steps {
+                match step {
+                    Step::Set(event, kickoff, betpawa, competitors) => {
+                        let mut own = Vec::new();
+                        for (bookmaker, markets) in betpawa {
+                            next_id += 1;
+                            own.push(snapshot(&mut draft, next_id, event, bookmaker, markets));
+                        }
+                        let mut others = Vec::new();
+                        for (source, markets) in competitors {
+                            next_id += 1;
+                            let source = draft.packer.source(&source.to_string());
+                            others.push((source, snapshot(&mut draft, next_id, event, 0, markets)));
+                        }
+                        if own.is_empty() && others.is_empty() {
+                            model.remove(&event);
+                        } else {
+                            model.insert(event, kickoff);
+                        }
+                        draft.set(event, kickoff.map(Micros), BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                    }
+                    Step::Remove(event) => {
+                        prop_assert_eq!(draft.remove(event), model.remove(&event).is_some());
+                    }
+                    Step::Evict(start) => {
+                        let before = model.len();
+                        model.retain(|_, kickoff| kickoff.is_none_or(|kickoff| kickoff > start));
+                        prop_assert_eq!(draft.evict(Micros(start)), before - model.len());
+                    }
+                    Step::Publish => {
+                        let state = state(&mut draft);
+                        let shown = held(&state).iter().map(|event| (event.event_id, event.kickoff)).collect();
+                        published.push((state, shown));
+                    }
+                    Step::Successor => {
+                        draft = draft.successor();
+                        model.clear();
+                    }
+                }
+                assert_invariants(&mut draft, &model);
+            }
+            // V1: what was published is as it was.
+            for (state, shown) in &published {
+                let now: Vec<_> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
+                prop_assert_eq!(&now, shown);
+                prop_assert_eq!(state.index.len(), shown.len());
+                for (event, _) in shown {
+                    prop_assert_eq!(state.event(*event).map(|event| event.event_id), Some(*event));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_moves_to_another_event_is_owned_by_that_one() {
+        let mut draft = Draft::default();
+        let put = |draft: &mut Draft, event: i64, ids: &[i64]| {
+            let snapshots = ids
+                .iter()
+                .map(|id| snapshot(draft, *id, event, *id, 1))
+                .collect();
+            draft.set(
+                event,
+                None,
+                BetpawaSnapshots::new(snapshots),
+                CompetitorSnapshots::default(),
+            );
+        };
+        put(&mut draft, 1, &[7, 8]);
+        put(&mut draft, 2, &[9]);
+        // In either order of the two events.
+        put(&mut draft, 2, &[9, 7]);
+        put(&mut draft, 1, &[8]);
+        assert_eq!(draft.betpawa_owner(7), Some(2));
+        put(&mut draft, 2, &[9]);
+        put(&mut draft, 1, &[7, 8]);
+        assert_eq!(draft.betpawa_owner(7), Some(1));
+        draft.remove(1);
+        assert_eq!(draft.betpawa_owner(7), None);
+        assert_eq!(draft.betpawa_owner(9), Some(2));
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let mut draft = Draft::default();
+        for round in 0..50 {
+            for event in 0..20 {
+                let snapshot = snapshot(&mut draft, round * 20 + event, event + round * 100, 1, 0);
+                draft.set(
+                    event + round * 100,
+                    Some(Micros(round)),
+                    BetpawaSnapshots::new(vec![snapshot]),
+                    CompetitorSnapshots::default(),
+                );
+            }
+            assert_eq!(draft.evict(Micros(round)), 20);
+            state(&mut draft);
+        }
+        assert_eq!(draft.chunks.len(), 2);
+        assert!(draft.kickoffs.is_empty());
+    }
+
+    /// Each postponement leaves a stale entry behind; they must not pile up.
+    #[test]
+    fn stale_kickoffs_do_not_pile_up() {
+        let mut draft = Draft::default();
+        for kickoff in 0..10_000 {
+            let snapshot = snapshot(&mut draft, 1, 1, 1, 0);
+            draft.set(
+                1,
+                Some(Micros(kickoff)),
+                BetpawaSnapshots::new(vec![snapshot]),
+                CompetitorSnapshots::default(),
+            );
+            state(&mut draft);
+        }
+        assert!(draft.kickoffs.len() < 100, "{}", draft.kickoffs.len());
+    }
+}

@@ -1,0 +1,203 @@
+use std::{error::Error as StdError, sync::Arc};
+
+/// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration makes no sense.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// The database did not answer, or the connection broke. Worth trying again.
+    #[error(
+        "cannot reach the database at {target}: {reason}; check that it runs and that host, port and TLS settings are right"
+    )]
+    Unreachable {
+        /// Hosts and database.
+        target: String,
+        /// What the network or the server said.
+        reason: String,
+    },
+    /// The server refused the role or its password, or knows no such database.
+    #[error(
+        "the database at {target} refused the login: {reason}; check user, password, database name and pg_hba.conf"
+    )]
+    Refused {
+        /// Hosts and database.
+        target: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// A table the cache reads is not there.
+    #[error(
+        "table {table} does not exist; set the application's schema (app_schema) if it lies in another one"
+    )]
+    MissingTable {
+        /// Qualified name.
+        table: String,
+    },
+    /// A column the cache cannot do without is not there.
+    #[error(
+        "table {table} has no column {column}, which oddscache needs; is this the application's database, and migrated?"
+    )]
+    MissingColumn {
+        /// Qualified name.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// A column has a type that cannot be read.
+    #[error("column {table}.{column} is of type {found}; oddscache reads {expected} there")]
+    WrongType {
+        /// Qualified name.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What can be read.
+        expected: &'static str,
+    },
+    /// The role lacks a right.
+    #[error(
+        "role {role} lacks {privilege} on {object}; let the owner run `oddscache sql grants --apply` (sql/grants.sql)"
+    )]
+    MissingRight {
+        /// Who.
+        role: String,
+        /// SELECT, USAGE or EXECUTE.
+        privilege: &'static str,
+        /// What on.
+        object: String,
+    },
+    /// The change feed is not installed in this database.
+    #[error(
+        "the change feed is not installed: schema {schema} has no {object}; let the owner of the tables run \
+         `oddscache sql install --apply` (sql/install.sql)"
+    )]
+    FeedMissing {
+        /// Our schema.
+        schema: String,
+        /// What was looked for.
+        object: &'static str,
+    },
+    /// The change feed is of another version than this library.
+    #[error(
+        "the change feed in schema {schema} is of version {found}, this is oddscache for version {expected}; run \
+         `oddscache sql install --apply` of the newer of the two"
+    )]
+    FeedVersion {
+        /// Our schema.
+        schema: String,
+        /// What is installed.
+        found: i32,
+        /// What this library speaks.
+        expected: i32,
+    },
+    /// The change feed was installed for other tables.
+    #[error(
+        "the change feed in schema {schema} was installed for the tables in schema {found}, not for those in {expected}"
+    )]
+    FeedElsewhere {
+        /// Our schema.
+        schema: String,
+        /// The application schema it was installed for.
+        found: String,
+        /// The application schema that was configured.
+        expected: String,
+    },
+    /// A table has no trigger for some kind of change, or it does not always fire, so changes would be missed.
+    #[error(
+        "trigger {trigger} on {table} is {problem}, so changes would be missed; let the owner of the table run \
+         `oddscache sql install --apply` (sql/install.sql)"
+    )]
+    Trigger {
+        /// Qualified name.
+        table: String,
+        /// The trigger.
+        trigger: String,
+        /// "missing", "disabled", ...
+        problem: &'static str,
+    },
+    /// The database answered with an error, or something that could not be understood.
+    #[error("{doing}: {reason}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// SQLSTATE and message.
+        reason: String,
+        /// SQLSTATE, if the server sent one.
+        sqlstate: Option<String>,
+        /// The driver's error.
+        #[source]
+        source: Option<Arc<tokio_postgres::Error>>,
+    },
+    /// The database did not answer in time.
+    #[error("{doing}: no answer within {seconds} s")]
+    TimedOut {
+        /// What was being done.
+        doing: &'static str,
+        /// The bound.
+        seconds: u64,
+    },
+    /// The follower was dropped or ended before the cache was warm.
+    #[error("the follower was stopped before the cache was warm")]
+    FollowerStopped,
+}
+
+impl Error {
+    /// Whether trying again may help without anybody changing anything: the network, a restart, a lock, a conflict.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } | Error::TimedOut { .. } => true,
+            // Not: undefined objects, wrong rights, wrong types.
+            Error::Database { sqlstate, .. } => match sqlstate
+                .as_deref()
+                .map(|code| code.get(..2).unwrap_or(code))
+            {
+                None | Some("08" | "25" | "40" | "53" | "55" | "57" | "58" | "XX") => true,
+                Some(_) => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether the same read may succeed on the same connection: a lock that was not to be had, a statement that took too
+    /// long, a conflict with recovery on a standby.
+    pub(crate) fn is_conflict(&self) -> bool {
+        let conflicts = ["55P03", "40001", "40P01", "57014"];
+        matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
+    }
+
+    pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
+        move |error| Error::Database {
+            doing,
+            reason: reason(&error),
+            sqlstate: error.code().map(|code| code.code().to_owned()),
+            source: Some(Arc::new(error)),
+        }
+    }
+
+    pub(crate) fn unexpected(doing: &'static str, reason: impl Into<String>) -> Error {
+        Error::Database {
+            doing,
+            reason: reason.into(),
+            sqlstate: None,
+            source: None,
+        }
+    }
+}
+
+/// The whole chain of causes: the driver's own `Display` leaves it out.
+pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
+    if let Some(server) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", server.message(), server.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,305 @@
+//! The change feed: which log rows are new since the last read, and what they say must be read again.
+//!
+//! | invariant | |
+//! |---|---|
+//! | F1 | a log row is read by exactly one read of a cursor's life: the first whose snapshot shows it |
+//! | F2 | what cannot be understood or is too much becomes a reload of everything, never a row left out |
+
+use std::{collections::BTreeSet, fmt};
+
+use hashbrown::HashSet;
+use tokio_postgres::{Client, Row};
+
+use crate::Error;
+
+const DOING: &str = "reading the change log";
+
+/// More new log rows than this are not looked at one by one.
+const MOST_ROWS: usize = 20_000;
+
+/// A `pg_snapshot`: which transactions a read could see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// All below are visible, or rolled back.
+    xmin: u64,
+    /// All from here on are not.
+    xmax: u64,
+    /// Those between that were in progress. Always empty on a standby.
+    in_progress: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Reads `xmin:xmax:xip,...`
+    pub(crate) fn parse(text: &str) -> Option<Snapshot> {
+        let mut parts = text.split(':');
+        let (xmin, xmax, list) = (
+            parts.next()?.parse().ok()?,
+            parts.next()?.parse().ok()?,
+            parts.next()?,
+        );
+        let in_progress: Option<Vec<u64>> = list
+            .split(',')
+            .filter(|xid| !xid.is_empty())
+            .map(|xid| xid.parse().ok())
+            .collect();
+        parts.next().is_none().then_some(Snapshot {
+            xmin,
+            xmax,
+            in_progress: in_progress?,
+        })
+    }
+}
+
+/// Where the next read begins.
+#[derive(Debug, Clone)]
+pub(crate) struct Cursor {
+    snapshot: Snapshot,
+    /// On a standby, whose snapshots do not list what was in progress: ids of the log rows from `xmin` on that were read.
+    seen: Option<HashSet<i64>>,
+}
+
+impl Cursor {
+    /// Whether rows that this cursor has not read may have been pruned.
+    pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
+        self.snapshot.xmin < pruned_below
+    }
+}
+
+/// Why everything is read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reload {
+    First,
+    ConnectionLost,
+    Pruned,
+    Catalog,
+    /// TRUNCATE, or a statement that changed more than the log lists.
+    WholeTable(String),
+    TooManyRows,
+    /// A trigger met trouble and asks for it.
+    Asked(String),
+    NotUnderstood,
+}
+
+impl fmt::Display for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reload::First => f.write_str("first warmup"),
+            Reload::ConnectionLost => f.write_str("connection lost"),
+            Reload::Pruned => f.write_str("change log pruned beyond the cursor"),
+            Reload::Catalog => f.write_str("tables, partitions or triggers changed"),
+            Reload::WholeTable(table) => write!(f, "all of {table} changed"),
+            Reload::TooManyRows => f.write_str("too many changes to read them one by one"),
+            Reload::Asked(note) => write!(f, "a trigger met trouble: {note}"),
+            Reload::NotUnderstood => f.write_str("a log row could not be understood"),
+        }
+    }
+}
+
+/// The keys that must be read again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Dirty {
+    /// Ids of events whose row changed.
+    pub(crate) events: BTreeSet<i64>,
+    /// Ids of events whose rows in `odds_snapshots` changed.
+    pub(crate) betpawa: BTreeSet<i64>,
+    /// Ids of events whose linked rows in `competitor_events` changed, or that are or were linked to them.
+    pub(crate) competitors: BTreeSet<i64>,
+    /// Ids of competitor events whose rows in `competitor_odds_snapshots` changed.
+    pub(crate) competitor_events: BTreeSet<i64>,
+    /// Ids of snapshots whose rows in `market_odds` changed.
+    pub(crate) betpawa_markets: BTreeSet<i64>,
+    /// Ids of snapshots whose rows in `competitor_market_odds` changed.
+    pub(crate) competitor_markets: BTreeSet<i64>,
+}
+
+impl Dirty {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Dirty::default()
+    }
+
+    /// Adds what a log row names.
+    fn add(
+        &mut self,
+        table_name: &str,
+        keys: Option<Vec<i64>>,
+        note: Option<&str>,
+    ) -> Result<(), Reload> {
+        if let Some(note) = note {
+            return Err(Reload::Asked(note.to_owned()));
+        }
+        let set = match table_name {
+            "events" => &mut self.events,
+            "odds_snapshots" => &mut self.betpawa,
+            "competitor_events" => &mut self.competitors,
+            "competitor_odds_snapshots" => &mut self.competitor_events,
+            "market_odds" => &mut self.betpawa_markets,
+            "competitor_market_odds" => &mut self.competitor_markets,
+            _ => return Err(Reload::NotUnderstood),
+        };
+        set.extend(keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?);
+        Ok(())
+    }
+}
+
+/// What the log says.
+#[derive(Debug)]
+pub(crate) struct News {
+    /// How many log rows were new.
+    pub(crate) rows: usize,
+    /// What to read again, or why everything.
+    pub(crate) dirty: Result<Dirty, Reload>,
+    /// Where the next read begins, once this one is applied.
+    pub(crate) next: Cursor,
+}
+
+/// The cursor of a read of everything.
+pub(crate) async fn start(
+    client: &Client,
+    log: &str,
+    snapshot: Snapshot,
+    standby: bool,
+) -> Result<Cursor, Error> {
+    let seen = match standby {
+        true => Some(
+            read_since(client, log, snapshot.xmin)
+                .await?
+                .iter()
+                .map(id)
+                .collect::<Result<_, _>>()?,
+        ),
+        false => None,
+    };
+    Ok(Cursor { snapshot, seen })
+}
+
+/// The log rows that `cursor` has not read and the transaction under way, with `snapshot`, can see.
+pub(crate) async fn read(
+    client: &Client,
+    log: &str,
+    cursor: &Cursor,
+    snapshot: Snapshot,
+    standby: bool,
+) -> Result<News, Error> {
+    let mut seen = None;
+    let rows = match (&cursor.seen, standby) {
+        (None, false) => read_exact(client, log, &cursor.snapshot).await?,
+        (Some(before), true) => {
+            let mut rows = read_since(client, log, cursor.snapshot.xmin).await?;
+            let all: HashSet<i64> = rows.iter().map(id).collect::<Result<_, _>>()?;
+            rows.retain(|row| id(row).is_ok_and(|id| !before.contains(&id)));
+            // Rows below the new xmin come no more, so those of the old one suffice.
+            seen = Some(all);
+            rows
+        }
+        // Promoted meanwhile, or another server: no rule of reading on holds.
+        _ => {
+            let next = start(client, log, snapshot, standby).await?;
+            return Ok(News {
+                rows: 0,
+                dirty: Err(Reload::ConnectionLost),
+                next,
+            });
+        }
+    };
+    let next = Cursor { snapshot, seen };
+    if rows.len() > MOST_ROWS {
+        return Ok(News {
+            rows: rows.len(),
+            dirty: Err(Reload::TooManyRows),
+            next,
+        });
+    }
+    let mut dirty = Ok(Dirty::default());
+    for row in &rows {
+        let column = || -> Result<_, tokio_postgres::Error> {
+            Ok((row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+        };
+        let (table_name, keys, note) = column().map_err(Error::database(DOING))?;
+        if let Ok(known) = &mut dirty
+            && let Err(reload) = known.add(table_name, keys, note)
+        {
+            dirty = Err(reload);
+        }
+    }
+    Ok(News {
+        rows: rows.len(),
+        dirty,
+        next,
+    })
+}
+
+fn id(row: &Row) -> Result<i64, Error> {
+    row.try_get(0).map_err(Error::database(DOING))
+}
+
+const COLUMNS: &str = "id, table_name, keys, note";
+
+/// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
+/// the oldest transaction.
+async fn read_exact(client: &Client, log: &str, cursor: &Snapshot) -> Result<Vec<Row>, Error> {
+    let in_progress: Vec<String> = cursor.in_progress.iter().map(u64::to_string).collect();
+    // ORDER BY and LIMIT also keep the planner on the primary key.
+    let sql = format!(
+        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 ORDER BY xid LIMIT {limit}) \
+         UNION ALL (SELECT {COLUMNS} FROM {log} WHERE xid = ANY('{{{}}}'::xid8[]) LIMIT {limit})",
+        cursor.xmax,
+        in_progress.join(","),
+        limit = MOST_ROWS + 1,
+    );
+    client
+        .query_typed(&sql, &[])
+        .await
+        .map_err(Error::database(DOING))
+}
+
+/// On a standby: all rows from `xmin` on, among which the caller knows those it has read.
+async fn read_since(client: &Client, log: &str, xmin: u64) -> Result<Vec<Row>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM {log} WHERE xid >= '{xmin}'::xid8 ORDER BY xid");
+    client
+        .query_typed(&sql, &[])
+        .await
+        .map_err(Error::database(DOING))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_read_as_postgres_prints_them() {
+        let snapshot = |xmin, xmax, in_progress: &[u64]| {
+            Some(Snapshot {
+                xmin,
+                xmax,
+                in_progress: in_progress.to_vec(),
+            })
+        };
+        assert_eq!(
+            Snapshot::parse("10:20:10,14,15"),
+            snapshot(10, 20, &[10, 14, 15])
+        );
+        assert_eq!(Snapshot::parse("20:20:"), snapshot(20, 20, &[]));
+        for wrong in ["", "10", "10:20", "10:20:x", "10:20:10:", "-1:2:"] {
+            assert_eq!(Snapshot::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_becomes_a_reload() {
+        let mut dirty = Dirty::default();
+        assert_eq!(dirty.add("market_odds", Some(vec![7]), None), Ok(()));
+        assert_eq!(dirty.betpawa_markets, BTreeSet::from([7]));
+        assert_eq!(
+            dirty.add("market_odds", None, None),
+            Err(Reload::WholeTable("market_odds".into()))
+        );
+        assert_eq!(
+            dirty.add("players", Some(vec![7]), None),
+            Err(Reload::NotUnderstood)
+        );
+        assert_eq!(
+            dirty.add("events", None, Some("42703")),
+            Err(Reload::Asked("42703".into()))
+        );
+    }
+}

@@ -1,0 +1,209 @@
+use std::{borrow::Borrow, fmt, mem::size_of, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use super::{
+    shape::ARC_HEADER,
+    snapshot::{Body, CachedSnapshot},
+    time::Micros,
+};
+
+/// An event with the latest snapshot of each bookmaker and each competitor. Immutable; at least one snapshot.
+#[derive(Debug)]
+pub struct CachedEvent {
+    pub(crate) event_id: i64,
+    pub(crate) kickoff: Option<Micros>,
+    pub(crate) betpawa: BetpawaSnapshots,
+    pub(crate) competitors: CompetitorSnapshots,
+}
+
+impl CachedEvent {
+    /// `events.id`.
+    pub fn event_id(&self) -> i64 {
+        self.event_id
+    }
+
+    /// When it begins, UTC. Always known for what a follower read; `None` only where a [`Writer`](crate::Writer) put none.
+    pub fn kickoff(&self) -> Option<DateTime<Utc>> {
+        self.kickoff.map(Micros::to_utc)
+    }
+
+    /// The latest snapshots of `odds_snapshots`, by bookmaker.
+    pub fn betpawa(&self) -> &BetpawaSnapshots {
+        &self.betpawa
+    }
+
+    /// The latest snapshots of `competitor_odds_snapshots`, by source.
+    pub fn competitors(&self) -> &CompetitorSnapshots {
+        &self.competitors
+    }
+
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Body> {
+        let competitors = self.competitors.0.iter().map(|(_, snapshot)| snapshot);
+        self.betpawa
+            .0
+            .iter()
+            .chain(competitors)
+            .map(|snapshot| &*snapshot.body)
+    }
+
+    /// Bytes asked of the allocator for this event and its bodies, without what the interner owns.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        ARC_HEADER
+            + size_of::<CachedEvent>()
+            + slice_bytes(&self.betpawa.0)
+            + slice_bytes(&self.competitors.0)
+            + self.bodies().map(Body::heap_bytes).sum::<usize>()
+    }
+}
+
+fn slice_bytes<T>(slice: &Arc<[T]>) -> usize {
+    // An empty one is a static of the standard library.
+    if slice.is_empty() {
+        0
+    } else {
+        ARC_HEADER + size_of_val(&**slice)
+    }
+}
+
+/// `{"event_id":1,"kickoff":"...Z","betpawa":{"<bookmaker_id>":{snapshot}},"competitors":{"<source>":{snapshot}}}`
+impl Serialize for CachedEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("CachedEvent", 4)?;
+        fields.serialize_field("event_id", &self.event_id)?;
+        fields.serialize_field("kickoff", &self.kickoff())?;
+        fields.serialize_field("betpawa", &self.betpawa)?;
+        fields.serialize_field("competitors", &self.competitors)?;
+        fields.end()
+    }
+}
+
+/// An event's latest snapshots of `odds_snapshots`: bookmaker id -> snapshot, in bookmaker order.
+///
+/// Cloning counts one reference; it neither locks nor allocates.
+#[derive(Debug, Clone, Default)]
+pub struct BetpawaSnapshots(Arc<[CachedSnapshot]>);
+
+impl BetpawaSnapshots {
+    /// Sorts by bookmaker; of several of one bookmaker the last one stays.
+    pub(crate) fn new(mut snapshots: Vec<CachedSnapshot>) -> BetpawaSnapshots {
+        snapshots.reverse();
+        snapshots.sort_by_key(|snapshot| snapshot.bookmaker_id);
+        snapshots.dedup_by_key(|snapshot| snapshot.bookmaker_id);
+        BetpawaSnapshots(snapshots.into())
+    }
+
+    /// The snapshot of one bookmaker.
+    pub fn get(&self, bookmaker_id: i64) -> Option<&CachedSnapshot> {
+        // A handful: a scan beats a search.
+        self.0
+            .iter()
+            .find(|snapshot| snapshot.bookmaker_id == bookmaker_id)
+    }
+
+    /// Bookmaker id and snapshot, by bookmaker id.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (i64, &CachedSnapshot)> {
+        self.0
+            .iter()
+            .map(|snapshot| (snapshot.bookmaker_id, snapshot))
+    }
+
+    /// How many bookmakers have one.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no bookmaker has one.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for BetpawaSnapshots {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+/// A competitor, as in `competitor_events.source`: "sportybet", "bet9ja", ...
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source(Arc<str>);
+
+impl Source {
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        ARC_HEADER + self.0.len()
+    }
+}
+
+impl From<&str> for Source {
+    fn from(name: &str) -> Source {
+        Source(name.into())
+    }
+}
+
+impl Borrow<str> for Source {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An event's latest snapshots of `competitor_odds_snapshots`: source -> snapshot, in source order.
+///
+/// Cloning counts one reference; it neither locks nor allocates.
+#[derive(Debug, Clone, Default)]
+pub struct CompetitorSnapshots(Arc<[(Source, CachedSnapshot)]>);
+
+impl CompetitorSnapshots {
+    /// Sorts by source; of several of one source the last one stays.
+    pub(crate) fn new(mut snapshots: Vec<(Source, CachedSnapshot)>) -> CompetitorSnapshots {
+        snapshots.reverse();
+        snapshots.sort_by(|(a, _), (b, _)| a.cmp(b));
+        snapshots.dedup_by(|(a, _), (b, _)| a == b);
+        CompetitorSnapshots(snapshots.into())
+    }
+
+    /// The snapshot of one source.
+    pub fn get(&self, source: &str) -> Option<&CachedSnapshot> {
+        self.0
+            .iter()
+            .find(|(name, _)| name.as_str() == source)
+            .map(|(_, snapshot)| snapshot)
+    }
+
+    /// Source and snapshot, by source.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Source, &CachedSnapshot)> {
+        self.0.iter().map(|(source, snapshot)| (source, snapshot))
+    }
+
+    /// How many sources have one.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no source has one.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for CompetitorSnapshots {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|(source, snapshot)| (source.as_str(), snapshot)),
+        )
+    }
+}

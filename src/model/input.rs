@@ -1,0 +1,142 @@
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    interner::Interner,
+    shape::{MarketKey, OutcomeKey},
+    snapshot::{BodyBuilder, CachedSnapshot, OutcomeValue},
+    time::Micros,
+};
+
+/// A snapshot to be put into a cache by [`Writer`](crate::Writer); the owned twin of [`CachedSnapshot`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotInput {
+    /// Id of the row, or of whatever the snapshot came from.
+    pub snapshot_id: i64,
+    /// The event it belongs to.
+    pub event_id: i64,
+    /// The bookmaker; 0 for a competitor's snapshot.
+    pub bookmaker_id: i64,
+    /// When the odds were read. UTC; kept to the microsecond.
+    pub captured_at: DateTime<Utc>,
+    /// When they were last seen unchanged; `captured_at` if `None`.
+    #[serde(default)]
+    pub last_confirmed_at: Option<DateTime<Utc>>,
+    /// In the order in which they are to be listed.
+    pub markets: Vec<MarketInput>,
+}
+
+/// A market to be put; the owned twin of [`CachedMarket`](crate::CachedMarket).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MarketInput {
+    /// Which market this is.
+    pub betpawa_market_id: String,
+    /// Its name.
+    pub betpawa_market_name: String,
+    /// The line, if it has one.
+    #[serde(default)]
+    pub line: Option<f64>,
+    /// The kind of handicap, if it has one.
+    #[serde(default)]
+    pub handicap_type: Option<String>,
+    /// The home side's handicap.
+    #[serde(default)]
+    pub handicap_home: Option<f64>,
+    /// The away side's handicap.
+    #[serde(default)]
+    pub handicap_away: Option<f64>,
+    /// What one can bet on.
+    #[serde(default)]
+    pub outcomes: Vec<OutcomeInput>,
+    /// The groups it is listed under.
+    #[serde(default)]
+    pub market_groups: Vec<Value>,
+    /// Since when it is no longer offered. UTC; kept to the microsecond.
+    #[serde(default)]
+    pub unavailable_at: Option<DateTime<Utc>>,
+}
+
+/// An outcome to be put; the owned twin of [`Outcome`](crate::Outcome).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeInput {
+    /// Its name.
+    pub name: String,
+    /// Decimal odds.
+    pub odds: Option<f64>,
+    /// Whether one can bet on it; true if absent.
+    #[serde(default = "yes")]
+    pub is_active: bool,
+    /// All other keys, kept as they are.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An outcome with its extra keys as text.
+struct Prepared<'a> {
+    outcome: &'a OutcomeInput,
+    extra: Option<String>,
+}
+
+impl OutcomeKey for Prepared<'_> {
+    fn name(&self) -> &str {
+        &self.outcome.name
+    }
+    fn extra(&self) -> Option<&str> {
+        self.extra.as_deref()
+    }
+}
+
+impl OutcomeValue for Prepared<'_> {
+    fn odds(&self) -> Option<f64> {
+        self.outcome.odds
+    }
+    fn is_active(&self) -> bool {
+        self.outcome.is_active
+    }
+}
+
+impl SnapshotInput {
+    pub(crate) fn pack(
+        &self,
+        interner: &mut Interner,
+        builder: &mut BodyBuilder,
+    ) -> CachedSnapshot {
+        for (row_id, market) in (0i64..).zip(&self.markets) {
+            let outcomes: Vec<Prepared<'_>> = market
+                .outcomes
+                .iter()
+                .map(|outcome| {
+                    let extra = (!outcome.extra.is_empty())
+                        .then(|| Value::Object(outcome.extra.clone()).to_string());
+                    Prepared { outcome, extra }
+                })
+                .collect();
+            let groups = (!market.market_groups.is_empty())
+                .then(|| Value::from(market.market_groups.clone()).to_string());
+            let key = MarketKey {
+                betpawa_market_id: &market.betpawa_market_id,
+                betpawa_market_name: &market.betpawa_market_name,
+                line: market.line,
+                handicap_type: market.handicap_type.as_deref(),
+                handicap_home: market.handicap_home,
+                handicap_away: market.handicap_away,
+                market_groups: groups.as_deref(),
+            };
+            let unavailable_at = market.unavailable_at.map(Micros::from_utc);
+            builder.push(interner, row_id, key, &outcomes, unavailable_at, false);
+        }
+        CachedSnapshot {
+            snapshot_id: self.snapshot_id,
+            event_id: self.event_id,
+            bookmaker_id: self.bookmaker_id,
+            captured_at: Micros::from_utc(self.captured_at),
+            last_confirmed_at: Micros::from_utc(self.last_confirmed_at.unwrap_or(self.captured_at)),
+            body: builder.finish(interner),
+        }
+    }
+}

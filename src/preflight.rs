@@ -1,0 +1,221 @@
+//! Looks whether everything the follower relies on is there, so that what is missing gets its name and its way out.
+
+use tokio_postgres::{Client, Row, types::Type};
+
+use crate::{
+    Config, Error,
+    catalog::{TABLES, quote},
+    sql::FEED_VERSION,
+};
+
+const DOING: &str = "checking tables, rights and triggers";
+
+/// What the installed feed says of itself.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) channel: String,
+}
+
+/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only; inside a transaction
+/// or outside. `None` where the feed is not needed.
+pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
+    check_tables(client, config).await?;
+    if !config.need_feed {
+        return Ok(None);
+    }
+    let feed = check_feed(client, config).await?;
+    check_triggers(client, config).await?;
+    Ok(Some(feed))
+}
+
+fn column<'r, T: tokio_postgres::types::FromSql<'r>>(
+    row: &'r Row,
+    index: usize,
+) -> Result<T, Error> {
+    row.try_get(index).map_err(Error::database(DOING))
+}
+
+async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
+    let sql = "SELECT t.name, c.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+         coalesce(has_table_privilege(c.oid, 'SELECT'), false), coalesce(row_security_active(c.oid), false), current_user::text \
+         FROM unnest($2) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = $1 \
+         LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name AND c.relkind IN ('r', 'p') \
+         ORDER BY t.position";
+    let tables: Vec<&str> = TABLES.to_vec();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
+        (&config.app_schema, Type::TEXT),
+        (&tables, Type::TEXT_ARRAY),
+    ];
+    let rows = client
+        .query_typed(sql, &parameters)
+        .await
+        .map_err(Error::database(DOING))?;
+    for row in &rows {
+        let table = format!("{}.{}", quote(&config.app_schema), quote(column(row, 0)?));
+        if !column::<bool>(row, 1)? {
+            return Err(Error::MissingTable { table });
+        }
+        let role = || column::<String>(row, 5);
+        if !column::<bool>(row, 2)? {
+            let object = format!("schema {}", quote(&config.app_schema));
+            return Err(Error::MissingRight {
+                role: role()?,
+                privilege: "USAGE",
+                object,
+            });
+        }
+        if !column::<bool>(row, 3)? {
+            return Err(Error::MissingRight {
+                role: role()?,
+                privilege: "SELECT",
+                object: format!("table {table}"),
+            });
+        }
+        if column::<bool>(row, 4)? {
+            tracing::warn!(
+                table,
+                role = role()?,
+                "row level security applies to this role: rows its policies hide are missing from the cache; give it BYPASSRLS"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
+    let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+         l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
+         s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
+         f.oid IS NOT NULL, coalesce(has_function_privilege(f.oid, 'EXECUTE'), false), current_user::text \
+         FROM pg_namespace n \
+         LEFT JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'change_log' \
+         LEFT JOIN pg_class s ON s.relnamespace = n.oid AND s.relname = 'log_state' \
+         LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'feed_version' AND f.pronargs = 0 \
+         WHERE n.nspname = $1";
+    let schema = &config.cache_schema;
+    let missing = |object| Error::FeedMissing {
+        schema: schema.clone(),
+        object,
+    };
+    let row = client
+        .query_typed(sql, &[(schema, Type::TEXT)])
+        .await
+        .map_err(Error::database(DOING))?;
+    let row = row
+        .first()
+        .ok_or_else(|| missing("objects, for it does not exist itself"))?;
+    let role: String = column(row, 7)?;
+    let right = |privilege, object: String| Error::MissingRight {
+        role: role.clone(),
+        privilege,
+        object,
+    };
+    if !column::<bool>(row, 0)? {
+        return Err(right("USAGE", format!("schema {}", quote(schema))));
+    }
+    for (index, name) in [(1, "change_log"), (3, "log_state")] {
+        if !column::<bool>(row, index)? {
+            return Err(missing(name));
+        }
+        if !column::<bool>(row, index + 1)? {
+            return Err(right("SELECT", format!("table {}.{name}", quote(schema))));
+        }
+    }
+    if !column::<bool>(row, 5)? {
+        return Err(missing("feed_version()"));
+    }
+    if !column::<bool>(row, 6)? {
+        return Err(right(
+            "EXECUTE",
+            format!("function {}.feed_version()", quote(schema)),
+        ));
+    }
+    let version = format!(
+        "SELECT {0}.feed_version(), app_schema, channel FROM {0}.log_state",
+        quote(schema)
+    );
+    let rows = client
+        .query_typed(&version, &[])
+        .await
+        .map_err(Error::database(DOING))?;
+    let row = rows.first().ok_or_else(|| missing("row in log_state"))?;
+    let found: i32 = column(row, 0)?;
+    if found != FEED_VERSION {
+        return Err(Error::FeedVersion {
+            schema: schema.clone(),
+            found,
+            expected: FEED_VERSION,
+        });
+    }
+    let app_schema: String = column(row, 1)?;
+    if app_schema != config.app_schema {
+        let expected = config.app_schema.clone();
+        return Err(Error::FeedElsewhere {
+            schema: schema.clone(),
+            found: app_schema,
+            expected,
+        });
+    }
+    Ok(Feed {
+        channel: column(row, 2)?,
+    })
+}
+
+/// Every table has its four triggers and they always fire. A partition without them is only warned of: what is written
+/// through its parent is seen all the same.
+async fn check_triggers(client: &Client, config: &Config) -> Result<(), Error> {
+    let sql = "WITH RECURSIVE node AS (\
+           SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
+           UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent) \
+         SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D') \
+         FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
+         CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
+         LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
+           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $2) \
+           ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
+         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name";
+    let tables: Vec<&str> = TABLES.to_vec();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+        (&config.app_schema, Type::TEXT),
+        (&config.cache_schema, Type::TEXT),
+        (&tables, Type::TEXT_ARRAY),
+    ];
+    let rows = client
+        .query_typed(sql, &parameters)
+        .await
+        .map_err(Error::database(DOING))?;
+    let mut uncovered = 0;
+    for row in &rows {
+        let (always, enabled) = (
+            column::<Option<bool>>(row, 3)?,
+            column::<Option<bool>>(row, 4)?,
+        );
+        let problem = match (always, enabled) {
+            (Some(true), _) => continue,
+            (None, _) => "missing",
+            (_, Some(true)) => "not ENABLE ALWAYS",
+            _ => "disabled",
+        };
+        let (table, trigger) = (
+            column(row, 0)?,
+            format!("{}_{}", config.cache_schema, column::<&str>(row, 2)?),
+        );
+        if column(row, 1)? {
+            return Err(Error::Trigger {
+                table,
+                trigger,
+                problem,
+            });
+        }
+        uncovered += 1;
+    }
+    if uncovered > 0 {
+        tracing::warn!(
+            triggers = uncovered,
+            "triggers are missing on partitions: what is written straight into those, not through the parent, is not seen; \
+             run `oddscache sql install --apply` again"
+        );
+    }
+    Ok(())
+}

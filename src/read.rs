@@ -1,0 +1,319 @@
+//! One read: a transaction that brings the draft to one committed state of the database.
+//!
+//! | invariant | |
+//! |---|---|
+//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot |
+//! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
+//! | R3 | the window never widens: its start never goes back within an epoch |
+
+use std::{sync::Arc, time::Instant};
+
+use hashbrown::HashMap;
+use tokio_postgres::{Client, Row};
+
+use crate::{
+    Config, Error,
+    apply::{Plan, Scope},
+    catalog::{Catalog, Names},
+    draft::Draft,
+    feed::{self, Cursor, Dirty, Reload, Snapshot},
+    fetch::{Heads, Reader, time},
+    model::{Body, Micros},
+    preflight,
+    stats::WarmupStats,
+    view::Cut,
+};
+
+/// What the follower knows after a read, and the next one starts from.
+#[derive(Debug)]
+pub(crate) struct Known {
+    catalog: Catalog,
+    fingerprint: String,
+    /// `None` where no feed is needed.
+    cursor: Option<Cursor>,
+    window_start: Micros,
+    pub(crate) cut: Cut,
+}
+
+/// What a read did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Before its snapshot was taken.
+    pub(crate) began: Instant,
+    /// Whether the draft differs from before.
+    pub(crate) changed: bool,
+    pub(crate) log_rows: usize,
+    pub(crate) snapshots_read: usize,
+    pub(crate) evicted: usize,
+    /// If everything was read.
+    pub(crate) warmup: Option<(Reload, WarmupStats)>,
+}
+
+/// The first answer within the transaction.
+pub(crate) struct Begun {
+    began: Instant,
+    cut: Cut,
+    window_start: Micros,
+    snapshot: Snapshot,
+    standby: bool,
+    pruned_below: u64,
+    fingerprint: String,
+}
+
+const BEGIN: &str = "beginning to read";
+
+async fn begin(
+    client: &Client,
+    config: &Config,
+    names: &Names,
+    at_least: Option<Micros>,
+) -> Result<Begun, Error> {
+    let began = Instant::now();
+    client
+        .batch_execute(&names.begin)
+        .await
+        .map_err(Error::database(BEGIN))?;
+    let rows = client
+        .query_typed(&names.cut, &[])
+        .await
+        .map_err(Error::database(BEGIN))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
+    let column = |index| -> Result<String, Error> { text(row, index) };
+    let snapshot = column(0)?;
+    let now = time(row, 1).map_err(Error::database(BEGIN))?;
+    let window_start = now.minus(config.lookback);
+    let window_start = at_least.map_or(window_start, |before| before.max(window_start));
+    let pruned_below = column(3)?;
+    Ok(Begun {
+        began,
+        standby: row.try_get(2).map_err(Error::database(BEGIN))?,
+        pruned_below: pruned_below
+            .parse()
+            .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?,
+        fingerprint: column(4)?,
+        window_start,
+        cut: Cut {
+            as_of: now.to_utc(),
+            snapshot: snapshot.clone(),
+            window_start: window_start.to_utc(),
+        },
+        snapshot: Snapshot::parse(&snapshot)
+            .ok_or_else(|| Error::unexpected(BEGIN, "pg_current_snapshot() is not understood"))?,
+    })
+}
+
+/// `pruned_below` is null where the log state has no row.
+fn text(row: &Row, index: usize) -> Result<String, Error> {
+    row.try_get(index).map_err(Error::database(BEGIN))
+}
+
+async fn commit(client: &Client) -> Result<(), Error> {
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::database("ending a read"))
+}
+
+/// The beginning of a read of everything: its locks and its snapshot.
+pub(crate) async fn begin_everything(
+    client: &Client,
+    config: &Config,
+    names: &Names,
+) -> Result<Begun, Error> {
+    begin(client, config, names, None).await
+}
+
+/// Reads everything, in the transaction begun: into a new draft, which replaces `draft` only at the end.
+pub(crate) async fn everything(
+    client: &Client,
+    names: &Names,
+    draft: &mut Draft,
+    reason: Reload,
+    begun: Begun,
+) -> Result<(Known, Done), Error> {
+    client
+        .batch_execute(&names.patience)
+        .await
+        .map_err(Error::database(BEGIN))?;
+    let catalog = Catalog::read(client, names).await?;
+    let cursor = match names.need_feed {
+        true => Some(
+            feed::start(
+                client,
+                &names.log_table(),
+                begun.snapshot.clone(),
+                begun.standby,
+            )
+            .await?,
+        ),
+        false => None,
+    };
+    let reader = Reader {
+        client,
+        catalog: &catalog,
+    };
+    let plan = Plan::whole(reader.all_heads(begun.window_start).await?);
+    let bodies = Bodies::read(reader, &plan, draft).await?;
+    commit(client).await?;
+
+    // From here on nothing can fail or be cancelled (R2).
+    let mut next = draft.successor();
+    let snapshots_read = bodies.apply(plan, &mut next);
+    *draft = next;
+    let stats = draft.stats();
+    let seconds = begun.began.elapsed().as_secs_f64();
+    let warmup = WarmupStats {
+        events: draft.len(),
+        snapshots: stats.total_snapshots,
+        markets: stats.total_markets,
+        memory_bytes: stats.memory_bytes,
+        seconds,
+    };
+    let done = Done {
+        began: begun.began,
+        changed: true,
+        log_rows: 0,
+        snapshots_read,
+        evicted: 0,
+        warmup: Some((reason, warmup)),
+    };
+    let Begun {
+        fingerprint,
+        window_start,
+        cut,
+        ..
+    } = begun;
+    Ok((
+        Known {
+            catalog,
+            fingerprint,
+            cursor,
+            window_start,
+            cut,
+        },
+        done,
+    ))
+}
+
+/// How far [`changes`] came.
+pub(crate) enum Step {
+    /// The draft is what the database was at the snapshot.
+    Done(Done),
+    /// What changed cannot be told, so [`everything`] must be read, in the transaction begun.
+    Reload(Reload, Box<Begun>),
+}
+
+/// Reads what changed since `known`.
+pub(crate) async fn changes(
+    client: &Client,
+    config: &Config,
+    names: &Names,
+    draft: &mut Draft,
+    known: &mut Known,
+) -> Result<Step, Error> {
+    let begun = begin(client, config, names, Some(known.window_start)).await?;
+    let reload = |reason, begun| Ok(Step::Reload(reason, Box::new(begun)));
+    let Some(cursor) = &known.cursor else {
+        return reload(Reload::First, begun);
+    };
+    if begun.fingerprint != known.fingerprint {
+        // Also tells whether the feed is still whole; if not, what follows would be built on sand.
+        preflight::check(client, config).await?;
+        return reload(Reload::Catalog, begun);
+    }
+    if cursor.is_pruned(begun.pruned_below) {
+        return reload(Reload::Pruned, begun);
+    }
+    let news = feed::read(
+        client,
+        &names.log_table(),
+        cursor,
+        begun.snapshot.clone(),
+        begun.standby,
+    )
+    .await?;
+    let dirty = match news.dirty {
+        Ok(dirty) => dirty,
+        Err(reason) => return reload(reason, begun),
+    };
+    let mut part = None;
+    if !dirty.is_empty() {
+        let reader = Reader {
+            client,
+            catalog: &known.catalog,
+        };
+        let plan = plan(reader, draft, &dirty, begun.window_start).await?;
+        let bodies = Bodies::read(reader, &plan, draft).await?;
+        part = Some((plan, bodies));
+    }
+    commit(client).await?;
+
+    // From here on nothing can fail or be cancelled (R2).
+    let changed = part.is_some();
+    let snapshots_read = part.map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
+    let evicted = draft.evict(begun.window_start);
+    known.cursor = Some(news.next);
+    known.window_start = begun.window_start;
+    known.cut = begun.cut;
+    let (began, changed) = (begun.began, changed || evicted > 0);
+    Ok(Step::Done(Done {
+        began,
+        changed,
+        log_rows: news.rows,
+        snapshots_read,
+        evicted,
+        warmup: None,
+    }))
+}
+
+async fn plan(
+    reader: Reader<'_>,
+    draft: &Draft,
+    dirty: &Dirty,
+    window_start: Micros,
+) -> Result<Plan, Error> {
+    let competitor_events: Vec<i64> = dirty.competitor_events.iter().copied().collect();
+    let linked_events = reader.linked_events(&competitor_events).await?;
+    let mut scope = Scope::new(draft, dirty, &linked_events);
+    let events: Vec<i64> = scope.events.iter().copied().collect();
+    let kickoffs = match events.as_slice() {
+        [] => HashMap::new(),
+        events => reader.kickoffs(window_start, events).await?,
+    };
+    scope.narrow(draft, &kickoffs);
+    let betpawa: Vec<i64> = scope.betpawa.iter().copied().collect();
+    let competitors: Vec<i64> = scope.competitors.iter().copied().collect();
+    let heads = Heads {
+        kickoffs,
+        betpawa: reader.betpawa_heads(&betpawa).await?,
+        competitors: reader.competitor_heads(&competitors).await?,
+    };
+    Ok(Plan::part(draft, dirty, scope, heads))
+}
+
+/// The bodies that a plan needs.
+struct Bodies {
+    betpawa: HashMap<i64, Arc<Body>>,
+    competitors: HashMap<i64, Arc<Body>>,
+}
+
+impl Bodies {
+    async fn read(reader: Reader<'_>, plan: &Plan, draft: &mut Draft) -> Result<Bodies, Error> {
+        Ok(Bodies {
+            betpawa: reader
+                .betpawa_markets(&plan.betpawa_to_read(), &mut draft.packer)
+                .await?,
+            competitors: reader
+                .competitor_markets(&plan.competitors_to_read(), &mut draft.packer)
+                .await?,
+        })
+    }
+
+    fn apply(self, plan: Plan, draft: &mut Draft) -> usize {
+        let count = plan.betpawa_to_read().len() + plan.competitors_to_read().len();
+        plan.apply(draft, &self.betpawa, &self.competitors);
+        count
+    }
+}

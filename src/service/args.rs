@@ -1,0 +1,158 @@
+//! The command line. Every flag is also an environment variable.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use oddscache::{Config, Error};
+
+use super::{database::DatabaseArguments, sql};
+use crate::demo::DemoArguments;
+
+/// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
+///
+/// It reads the application's tables once, then follows the change log that triggers write (install them with
+/// `oddscache sql install --apply`). What it serves is always exactly one committed state of the database, and it says
+/// how old that is.
+///
+/// First look, with nothing but PostgreSQL's server binaries installed: oddscache demo
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) log: LogArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Warm up, follow the database, and serve its odds over HTTP
+    ///
+    /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
+    /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
+    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds.
+    Serve(ServeArguments),
+    /// Warm up once, print every event as a line of JSON, in event id order, and exit
+    Dump(DumpArguments),
+    /// Print one of the SQL scripts for psql, or run it with --apply
+    ///
+    /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make the
+    /// recommended indexes. The owner of the tables runs them.
+    Sql {
+        #[command(flatten)]
+        database: DatabaseArguments,
+        #[command(flatten)]
+        script: sql::Args,
+    },
+    /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
+    ///
+    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArguments {
+    /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as oddscache=debug
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG",
+        default_value = "info,tokio_postgres=warn",
+        value_name = "FILTER"
+    )]
+    pub(crate) log: String,
+    /// How to write it
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What `serve` and `dump` read, and how.
+#[derive(Debug, Args)]
+pub(crate) struct FollowArguments {
+    #[command(flatten)]
+    database: DatabaseArguments,
+    /// The schema of the application's tables
+    #[arg(
+        long,
+        env = "ODDSCACHE_APP_SCHEMA",
+        default_value = "public",
+        value_name = "NAME"
+    )]
+    app_schema: String,
+    /// The schema of the change feed
+    #[arg(
+        long,
+        env = "ODDSCACHE_CACHE_SCHEMA",
+        default_value = "oddscache",
+        value_name = "NAME"
+    )]
+    cache_schema: String,
+    /// How long an event is held after its kickoff, such as 2h or 90m
+    #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
+    lookback: Duration,
+    /// How long reading everything may take before the connection counts as dead
+    #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
+    warmup_timeout: Duration,
+    /// How long reading changes may take before the connection counts as dead
+    #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
+    read_timeout: Duration,
+}
+
+impl FollowArguments {
+    pub(crate) fn config(&self) -> Result<Config, Error> {
+        Ok(Config::from_postgres(self.database.config()?)
+            .app_schema(&self.app_schema)
+            .cache_schema(&self.cache_schema)
+            .lookback(self.lookback)
+            .warmup_timeout(self.warmup_timeout)
+            .read_timeout(self.read_timeout))
+    }
+
+    pub(crate) fn postgres(&self) -> Result<tokio_postgres::Config, Error> {
+        self.database.config()
+    }
+
+    pub(crate) fn cache_schema(&self) -> &str {
+        &self.cache_schema
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    #[command(flatten)]
+    pub(crate) follow: FollowArguments,
+    /// Where to serve HTTP. It is read-only, but open to whoever can connect: keep it on loopback or a private network
+    #[arg(
+        long,
+        env = "ODDSCACHE_LISTEN",
+        default_value = "127.0.0.1:7979",
+        value_name = "ADDRESS:PORT"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
+    #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub(crate) poll_interval: Duration,
+    /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
+    #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) log_keep: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArguments {
+    #[command(flatten)]
+    pub(crate) follow: FollowArguments,
+    /// Do not insist on the change feed: it takes no part in a single reading
+    #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
+    pub(crate) without_feed: bool,
+}

@@ -1,0 +1,249 @@
+//! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
+
+use std::convert::Infallible;
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures_util::stream;
+use oddscache::{CachedEvent, OddsCache, View};
+use serde::Deserialize;
+use serde_json::json;
+
+/// More ids than this are refused; ask for all instead.
+const MOST_IDS: usize = 5_000;
+
+/// Streamed answers are written in pieces of about this size.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// All paths there are.
+pub(crate) fn router(cache: OddsCache) -> Router {
+    Router::new()
+        .route("/v1/events/{id}", get(event))
+        .route("/v1/events", get(events))
+        .route("/v1/dump", get(dump))
+        .route("/v1/stats", get(stats))
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .fallback(async || {
+            problem(
+                StatusCode::NOT_FOUND,
+                "there is no such path; see the README for those there are",
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "read-only: GET and HEAD only",
+            )
+        })
+        .with_state(cache)
+}
+
+fn problem(status: StatusCode, message: impl Into<String>) -> Response {
+    (status, Json(json!({ "error": message.into() }))).into_response()
+}
+
+/// The view, once the cache is warm.
+#[expect(clippy::result_large_err, reason = "the error is the answer")]
+fn warm(cache: &OddsCache) -> Result<View, Response> {
+    if cache.is_warm() {
+        return Ok(cache.view());
+    }
+    let mut response = problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("not warm yet: {}", cache.status()),
+    );
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    Err(response)
+}
+
+async fn event(
+    State(cache): State<OddsCache>,
+    id: Result<Path<i64>, PathRejection>,
+) -> Result<Response, Response> {
+    let Path(id) =
+        id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
+    let view = warm(&cache)?;
+    match view.event(id) {
+        Some(event) => Ok(Json(event).into_response()),
+        None => Err(problem(
+            StatusCode::NOT_FOUND,
+            format!("event {id} is not held: it has no snapshot, or is not within the window"),
+        )),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    ids: Option<String>,
+}
+
+/// A list of events in event id order: those asked for that are held, or all.
+async fn events(
+    State(cache): State<OddsCache>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Response, Response> {
+    let Query(query) =
+        query.map_err(|error| problem(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let view = warm(&cache)?;
+    let ids = match query.ids {
+        None => view.event_ids(),
+        Some(list) => {
+            let ids = list
+                .split(',')
+                .map(str::trim)
+                .filter(|id| !id.is_empty())
+                .map(str::parse);
+            let ids: Result<Vec<i64>, _> = ids.collect();
+            let mut ids = ids.map_err(|_| {
+                problem(
+                    StatusCode::BAD_REQUEST,
+                    "ids is a list of whole numbers: ids=1,2,3",
+                )
+            })?;
+            if ids.len() > MOST_IDS {
+                return Err(problem(
+                    StatusCode::BAD_REQUEST,
+                    format!("more than {MOST_IDS} ids; leave ids out to get all"),
+                ));
+            }
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        }
+    };
+    Ok(streamed(
+        "application/json",
+        pieces(
+            view,
+            ids,
+            Form {
+                before: "[",
+                between: ",",
+                after: "]",
+            },
+        ),
+    ))
+}
+
+/// One line an event, in event id order.
+async fn dump(State(cache): State<OddsCache>) -> Result<Response, Response> {
+    let view = warm(&cache)?;
+    let ids = view.event_ids();
+    Ok(streamed(
+        "application/x-ndjson",
+        pieces(
+            view,
+            ids,
+            Form {
+                before: "",
+                between: "\n",
+                after: "\n",
+            },
+        ),
+    ))
+}
+
+/// What stands before, between and after the events of a list.
+struct Form {
+    before: &'static str,
+    between: &'static str,
+    after: &'static str,
+}
+
+fn streamed(
+    content_type: &'static str,
+    pieces: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Response {
+    // Pulled piece by piece as the client takes them, so a slow one costs the view it holds and one piece.
+    let body = Body::from_stream(stream::iter(pieces.map(Ok::<_, Infallible>)));
+    ([(CONTENT_TYPE, content_type)], body).into_response()
+}
+
+fn pieces(view: View, ids: Vec<i64>, form: Form) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let mut ids = ids.into_iter();
+    let mut first = true;
+    let mut done = false;
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let mut piece = Vec::with_capacity(PIECE_BYTES + PIECE_BYTES / 2);
+        while piece.len() < PIECE_BYTES {
+            let Some(id) = ids.next() else {
+                piece.extend_from_slice(if first { form.before } else { "" }.as_bytes());
+                // An empty dump has no line.
+                piece.extend_from_slice(
+                    if first && form.before.is_empty() {
+                        ""
+                    } else {
+                        form.after
+                    }
+                    .as_bytes(),
+                );
+                done = true;
+                break;
+            };
+            if let Some(event) = view.event(id) {
+                piece.extend_from_slice(if first { form.before } else { form.between }.as_bytes());
+                first = false;
+                write(event, &mut piece);
+            }
+        }
+        (!piece.is_empty()).then(|| Bytes::from(piece))
+    })
+}
+
+fn write(event: &CachedEvent, out: &mut Vec<u8>) {
+    // Writing into memory does not fail, and no map of an event has a key that is no string.
+    if let Err(error) = serde_json::to_writer(out, event) {
+        tracing::error!(event_id = event.event_id(), %error, "an event could not be written as JSON");
+    }
+}
+
+async fn stats(State(cache): State<OddsCache>) -> Response {
+    let view = cache.view();
+    let mut stats = json!(view.stats());
+    if let Some(fields) = stats.as_object_mut() {
+        fields.insert("status".to_owned(), json!(cache.status().to_string()));
+        fields.insert(
+            "as_of".to_owned(),
+            json!(cache.is_warm().then(|| view.cut().as_of)),
+        );
+        fields.insert("age_ms".to_owned(), json!(age_ms(&cache)));
+        fields.insert("epoch".to_owned(), json!(view.epoch()));
+        fields.insert("counters".to_owned(), json!(cache.counters()));
+    }
+    Json(stats).into_response()
+}
+
+fn age_ms(cache: &OddsCache) -> Option<u64> {
+    cache
+        .is_warm()
+        .then(|| u64::try_from(cache.view().age().as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn ready(State(cache): State<OddsCache>) -> Response {
+    let status = if cache.is_warm() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let answer = json!({ "ready": cache.is_warm(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
+    (status, Json(answer)).into_response()
+}

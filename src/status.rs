@@ -1,0 +1,85 @@
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::Error;
+
+/// What the cache is doing. The view stays readable in every state; its age tells how old it is.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Status {
+    /// Not warm yet: views are empty.
+    Warming,
+    /// Following, woken by notifications.
+    Live,
+    /// Following by polling only, since LISTEN does not work: changes show after the poll interval at the latest.
+    PollingOnly,
+    /// Reading everything again, for the given reason, beside the old view.
+    Resyncing {
+        /// Why.
+        reason: String,
+    },
+    /// Not following, or kept from reading by a lock: trying again, with pauses. Also before the first warmup.
+    Disconnected {
+        /// Since when, by the local clock. UTC.
+        since: DateTime<Utc>,
+        /// What was wrong last.
+        error: Error,
+    },
+    /// The follower has ended, with this error unless it was dropped.
+    Ended {
+        /// Why.
+        error: Option<Error>,
+    },
+    /// Fed by a [`Writer`](crate::Writer); nobody follows a database.
+    Detached,
+}
+
+/// Same state, and for errors the same text.
+impl PartialEq for Status {
+    fn eq(&self, other: &Status) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Status::Warming => f.write_str("warming"),
+            Status::Live => f.write_str("live"),
+            Status::PollingOnly => f.write_str("polling only"),
+            Status::Resyncing { reason } => write!(f, "resyncing: {reason}"),
+            Status::Disconnected { since, error } => {
+                write!(
+                    f,
+                    "disconnected since {}: {error}",
+                    since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+                )
+            }
+            Status::Ended { error: Some(error) } => write!(f, "ended: {error}"),
+            Status::Ended { error: None } => f.write_str("ended"),
+            Status::Detached => f.write_str("detached"),
+        }
+    }
+}
+
+/// How much has been done since the cache was made. All only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Transactions that read the change log, or everything.
+    pub reads: u64,
+    /// Times a notification came (several at once count once).
+    pub bells: u64,
+    /// Rows of the change log that were read.
+    pub log_rows: u64,
+    /// Snapshots whose markets were read.
+    pub snapshots_read: u64,
+    /// States published.
+    pub published: u64,
+    /// Events dropped for their kickoff lay too far back.
+    pub evicted_events: u64,
+    /// Times everything was read, the first warmup included.
+    pub reloads: u64,
+    /// Reads and connections that failed and were tried again.
+    pub failures: u64,
+}

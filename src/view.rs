@@ -1,0 +1,209 @@
+//! What readers look things up in: one immutable committed state.
+//!
+//! | invariant | |
+//! |---|---|
+//! | V1 | a view never changes; the draft copies a chunk or the index before it writes to one that a view shares |
+//! | V2 | an event is in the index exactly if its slot holds it, and each slot's event has at least one snapshot |
+//! | V3 | a lookup takes no lock, allocates nothing and does no I/O |
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use hashbrown::HashMap;
+
+use crate::{
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
+    stats::Stats,
+};
+
+/// Where an event's slot is.
+pub(crate) type Index = HashMap<i64, u32>;
+
+/// Slots are copied in runs of this many when one of them changes.
+pub(crate) const CHUNK: usize = 16;
+
+/// A run of slots; `None` where an event went and none took its place yet.
+pub(crate) type Chunk = [Option<Arc<CachedEvent>>; CHUNK];
+
+/// Everything a published state consists of.
+pub(crate) struct State {
+    pub(crate) index: Arc<Index>,
+    pub(crate) chunks: Box<[Arc<Chunk>]>,
+    pub(crate) epoch: u64,
+    pub(crate) stats: Stats,
+    pub(crate) proof: Proof,
+}
+
+/// The committed state of the database that a view equals.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cut {
+    /// The database's clock (`now()`) in the transaction that read it. UTC.
+    pub as_of: DateTime<Utc>,
+    /// `pg_current_snapshot()` of that transaction, as PostgreSQL prints it: `xmin:xmax:xip,...`
+    pub snapshot: String,
+    /// Only events with a kickoff after this are held: `as_of` less the lookback, never earlier than before. UTC.
+    pub window_start: DateTime<Utc>,
+}
+
+/// Up to which cut a state was found to be the database's. All holders of the view share it: a read that finds nothing new
+/// moves it on.
+pub(crate) struct Proof(ArcSwap<Proven>);
+
+#[derive(Debug)]
+struct Proven {
+    cut: Arc<Cut>,
+    /// Before the cut's snapshot was taken, so that the age is never understated.
+    at: Instant,
+}
+
+impl Proof {
+    pub(crate) fn new(cut: Cut, at: Instant) -> Proof {
+        Proof(ArcSwap::from_pointee(Proven {
+            cut: Arc::new(cut),
+            at,
+        }))
+    }
+
+    /// The state is also the database's at this later cut.
+    pub(crate) fn renew(&self, cut: Cut, at: Instant) {
+        self.0.store(Arc::new(Proven {
+            cut: Arc::new(cut),
+            at,
+        }));
+    }
+}
+
+impl State {
+    /// The state before the first warmup.
+    pub(crate) fn empty() -> State {
+        State {
+            index: Arc::default(),
+            chunks: Box::default(),
+            epoch: 0,
+            stats: Stats::default(),
+            proof: Proof::new(Cut::default(), Instant::now()),
+        }
+    }
+
+    pub(crate) fn event(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
+        let slot = *self.index.get(&event_id)? as usize;
+        self.chunks.get(slot / CHUNK)?[slot % CHUNK].as_ref()
+    }
+}
+
+/// One immutable committed state of the database, over all events at once.
+///
+/// Take one for a request that makes several lookups, so that they agree with each other. Holding it costs nobody anything
+/// but its memory; it may cross threads and awaits. Lookups take no lock, allocate nothing (those of several events: the map
+/// they return) and do no I/O.
+#[derive(Clone)]
+pub struct View(pub(crate) Arc<State>);
+
+impl View {
+    /// An event with all its snapshots; `None` unless one bookmaker or competitor at least has one.
+    pub fn event(&self, event_id: i64) -> Option<&CachedEvent> {
+        self.0.event(event_id).map(|event| &**event)
+    }
+
+    /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
+    pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<&BetpawaSnapshots> {
+        self.event(event_id)
+            .map(CachedEvent::betpawa)
+            .filter(|snapshots| !snapshots.is_empty())
+    }
+
+    /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
+    pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<&CompetitorSnapshots> {
+        self.event(event_id)
+            .map(CachedEvent::competitors)
+            .filter(|snapshots| !snapshots.is_empty())
+    }
+
+    /// [`View::get_betpawa_snapshot`] of several events: event id -> bookmaker id -> snapshot. Events without are absent.
+    pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, &BetpawaSnapshots> {
+        event_ids
+            .iter()
+            .filter_map(|id| Some((*id, self.get_betpawa_snapshot(*id)?)))
+            .collect()
+    }
+
+    /// [`View::get_competitor_snapshot`] of several events: event id -> source -> snapshot. Events without are absent.
+    pub fn get_competitor_snapshots(
+        &self,
+        event_ids: &[i64],
+    ) -> HashMap<i64, &CompetitorSnapshots> {
+        event_ids
+            .iter()
+            .filter_map(|id| Some((*id, self.get_competitor_snapshot(*id)?)))
+            .collect()
+    }
+
+    /// When an event begins, UTC; `None` if it is absent or nobody said.
+    pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
+        self.event(event_id)?.kickoff()
+    }
+
+    /// The ids of all events, ascending. Allocates the list and sorts it.
+    pub fn event_ids(&self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.0.index.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// All events, in no order that means anything.
+    pub fn events(&self) -> impl Iterator<Item = &CachedEvent> {
+        self.0
+            .chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .flatten()
+            .map(|event| &**event)
+    }
+
+    /// How many events it holds.
+    pub fn len(&self) -> usize {
+        self.0.index.len()
+    }
+
+    /// Whether it holds no event; so does the view before the first warmup.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What it holds and what that weighs, counted when it was published.
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
+    /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
+    pub fn cut(&self) -> Arc<Cut> {
+        Arc::clone(&self.0.proof.0.load().cut)
+    }
+
+    /// How long ago this view was last proven to be the database's current state, on the local monotonic clock. It runs on
+    /// from the moment a newer view is published, or the database cannot be read.
+    pub fn age(&self) -> Duration {
+        self.0.proof.0.load().at.elapsed()
+    }
+
+    /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View")
+            .field("cut", &self.cut())
+            .field("epoch", &self.epoch())
+            .field("events", &self.len())
+            .finish()
+    }
+}

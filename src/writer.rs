@@ -1,0 +1,131 @@
+use std::{fmt, time::Instant};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    SnapshotInput,
+    draft::Draft,
+    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros},
+    publish::Publisher,
+    view::Cut,
+};
+
+/// The writing half of a cache that no follower feeds: for tests, and for processes that have the odds at hand.
+///
+/// Changes are private until [`Writer::publish`] makes all of them visible at once. There is one writer to a cache:
+///
+/// ```compile_fail
+/// let (_cache, writer) = oddscache::OddsCache::detached();
+/// let second = writer.clone();
+/// ```
+pub struct Writer {
+    publisher: Publisher,
+    draft: Draft,
+    epoch: u64,
+    window_start: DateTime<Utc>,
+}
+
+impl Writer {
+    pub(crate) fn new(publisher: Publisher) -> Writer {
+        Writer {
+            publisher,
+            draft: Draft::default(),
+            epoch: 1,
+            window_start: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Puts the latest snapshot of an event and bookmaker in place of the one held. `kickoff`: if `None`, the known one stays.
+    pub fn put_betpawa_snapshot(
+        &mut self,
+        snapshot: &SnapshotInput,
+        kickoff: Option<DateTime<Utc>>,
+    ) {
+        let packed = self.draft.packer.snapshot(snapshot);
+        let held = self.draft.event(snapshot.event_id).cloned();
+        let mut betpawa: Vec<_> = held
+            .iter()
+            .flat_map(|event| event.betpawa.iter())
+            .map(|(_, held)| held.clone())
+            .collect();
+        betpawa.push(packed);
+        let competitors = held
+            .as_ref()
+            .map(|event| event.competitors.clone())
+            .unwrap_or_default();
+        let kickoff = kickoff
+            .map(Micros::from_utc)
+            .or(held.and_then(|event| event.kickoff));
+        self.draft.set(
+            snapshot.event_id,
+            kickoff,
+            BetpawaSnapshots::new(betpawa),
+            competitors,
+        );
+    }
+
+    /// Puts the latest snapshot of an event and competitor in place of the one held. Its bookmaker id
+    /// becomes 0. `kickoff`: if `None`, the known one stays.
+    pub fn put_competitor_snapshot(
+        &mut self,
+        source: &str,
+        snapshot: &SnapshotInput,
+        kickoff: Option<DateTime<Utc>>,
+    ) {
+        let packed = CachedSnapshot {
+            bookmaker_id: 0,
+            ..self.draft.packer.snapshot(snapshot)
+        };
+        let source = self.draft.packer.source(source);
+        let held = self.draft.event(snapshot.event_id).cloned();
+        let mut competitors: Vec<_> = held
+            .iter()
+            .flat_map(|event| event.competitors.iter())
+            .map(|(source, held)| (source.clone(), held.clone()))
+            .collect();
+        competitors.push((source, packed));
+        let betpawa = held
+            .as_ref()
+            .map(|event| event.betpawa.clone())
+            .unwrap_or_default();
+        let kickoff = kickoff
+            .map(Micros::from_utc)
+            .or(held.and_then(|event| event.kickoff));
+        self.draft.set(
+            snapshot.event_id,
+            kickoff,
+            betpawa,
+            CompetitorSnapshots::new(competitors),
+        );
+    }
+
+    /// Removes all events with a kickoff at or before `cutoff`, and says how many. Events without a known kickoff stay.
+    pub fn evict_expired(&mut self, cutoff: DateTime<Utc>) -> usize {
+        self.window_start = self.window_start.max(cutoff);
+        self.draft.evict(Micros::from_utc(cutoff))
+    }
+
+    /// Removes all events.
+    pub fn clear(&mut self) {
+        self.draft = self.draft.successor();
+    }
+
+    /// Makes all changes since the last call visible at once.
+    pub fn publish(&mut self) {
+        let cut = Cut {
+            as_of: Utc::now(),
+            snapshot: String::new(),
+            window_start: self.window_start,
+        };
+        let state = self.draft.state(cut, self.epoch, Instant::now(), None);
+        self.publisher.publish(state);
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("draft", &self.draft.stats())
+            .finish_non_exhaustive()
+    }
+}

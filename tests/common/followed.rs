@@ -1,0 +1,189 @@
+//! A followed cache beside a connection that plays the application.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use oddscache::{Config, OddsCache, View};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use super::{Database, assert_same, connect, dump, eventually, oracle};
+
+/// Which transactions a `pg_snapshot` shows.
+#[derive(Debug, PartialEq)]
+pub struct Shown {
+    xmax: u64,
+    in_progress: Vec<u64>,
+}
+
+impl Shown {
+    /// Reads `xmin:xmax:xip,...`; `None` where there is none yet.
+    pub fn parse(snapshot: &str) -> Option<Shown> {
+        let mut parts = snapshot.split(':').skip(1);
+        let number = |text: &str| text.parse().expect("a transaction id");
+        let xmax = number(parts.next()?);
+        let list = parts.next().expect("a list").split(',');
+        let in_progress = list.filter(|xid| !xid.is_empty()).map(number).collect();
+        Some(Shown { xmax, in_progress })
+    }
+
+    /// Whether it shows all that `earlier` shows. The cluster is shared with other tests, so a greater `xmax` alone says nothing.
+    pub fn includes(&self, earlier: &Shown) -> bool {
+        let hidden = |xid: &&u64| **xid < earlier.xmax && !earlier.in_progress.contains(xid);
+        self.xmax >= earlier.xmax && !self.in_progress.iter().any(|xid| hidden(&xid))
+    }
+}
+
+#[derive(Debug)]
+pub struct Followed {
+    pub cache: OddsCache,
+    pub app: Client,
+    pub follower: JoinHandle<Result<(), oddscache::Error>>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl Followed {
+    pub async fn new(database: &Database) -> Followed {
+        Followed::with(&database.dsn(), |config| config).await
+    }
+
+    /// Polls often, so that a test that runs beside others need not wait for a bell.
+    pub async fn with(dsn: &str, change: impl FnOnce(Config) -> Config) -> Followed {
+        let app = connect(dsn).await;
+        let config = Config::new(dsn)
+            .expect("dsn")
+            .poll_interval(Duration::from_millis(50));
+        let (cache, follower) = OddsCache::connect(change(config));
+        let follower = tokio::spawn(follower.run());
+        cache.ready().await.expect("warm");
+        Followed {
+            cache,
+            app,
+            follower,
+        }
+    }
+
+    pub async fn run(&self, sql: &str) {
+        run(&self.app, sql).await;
+    }
+
+    /// What the application's connection sees committed.
+    pub async fn committed(&self) -> Shown {
+        let sql = "select pg_current_snapshot()::text";
+        let row = self.app.query_one(sql, &[]).await.expect("a snapshot");
+        Shown::parse(row.get(0)).expect("a snapshot")
+    }
+
+    /// Waits for a view that shows all that is committed now.
+    pub async fn caught_up(&self, what: &str) -> View {
+        let committed = self.committed().await;
+        eventually(what, async || shows(&self.cache.view(), &committed)).await;
+        self.cache.view()
+    }
+
+    pub async fn oracle(&self, window_start: DateTime<Utc>) -> Vec<Value> {
+        oracle(&self.app, window_start).await
+    }
+
+    /// Waits until the view shows what was committed before, and compares it with the oracle. Returns what both say.
+    pub async fn check(&self, what: &str) -> Vec<Value> {
+        let view = self.caught_up(what).await;
+        let expected = self.oracle(view.cut().window_start).await;
+        assert_same(&dump(&view), &expected, what);
+        assert_totals(&view, &expected, what);
+        expected
+    }
+}
+
+pub fn shows(view: &View, committed: &Shown) -> bool {
+    Shown::parse(&view.cut().snapshot).is_some_and(|shown| shown.includes(committed))
+}
+
+/// The counted totals say what is held.
+fn assert_totals(view: &View, events: &[Value], what: &str) {
+    let side = |event: &Value, side: &str| event[side].as_object().expect("a map").clone();
+    let snapshots = |name| events.iter().map(move |event| side(event, name));
+    let some = |name| snapshots(name).filter(|map| !map.is_empty()).count();
+    let all = || snapshots("betpawa").chain(snapshots("competitors"));
+    let markets = |map: &serde_json::Map<String, Value>| -> usize {
+        let lists = map.values().map(|snapshot| snapshot["markets"].as_array());
+        lists.map(|list| list.expect("a list").len()).sum()
+    };
+    let stats = view.stats();
+    let counted = [
+        stats.betpawa_events,
+        stats.competitor_events,
+        stats.total_snapshots,
+        stats.total_markets,
+    ];
+    let held = [
+        some("betpawa"),
+        some("competitors"),
+        all().map(|map| map.len()).sum(),
+        all().map(|map| markets(&map)).sum(),
+    ];
+    assert_eq!(counted, held, "{what}: totals");
+}
+
+pub async fn run(client: &Client, sql: &str) {
+    if let Err(error) = client.batch_execute(sql).await {
+        panic!("{sql}: {error:?}");
+    }
+}
+
+/// Three events of the coming days and one that began three hours ago (4), each with an older and a newer snapshot of two
+/// bookmakers and two sources, each of those with two markets. All ids can be told: a snapshot of bookmaker `b` is
+/// `event * 100 + b * 10 + age` with age 1 (older) or 2; a competitor event of sportybet has its event's id, of bet9ja ten
+/// more, and 21 (sportybet) is linked to none; a competitor's snapshot is `competitor event * 10 + age`; a market is
+/// `snapshot * 10 + 1` or `+ 2`. Prices follow from the market's id.
+pub const SEED: &str = r#"
+insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa'), (2, 'other', 'other');
+insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+select e, 'sr' || e, 'home ' || e || ' - away ' || e, 'home ' || e, 'away ' || e,
+       date_trunc('hour', now() at time zone 'UTC') + case e when 4 then interval '-3 hours' else e * interval '1 day' end
+from generate_series(1, 4) e;
+insert into odds_snapshots (id, event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
+select e * 100 + b * 10 + age, e, b, now() at time zone 'UTC' - (3 - age) * interval '10 minutes', '{"raw": true}',
+       case b when 1 then now() at time zone 'UTC' - interval '1 minute' end
+from generate_series(1, 4) e, generate_series(1, 2) b, generate_series(1, 2) age;
+insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
+select c, case when c between 11 and 14 then 'bet9ja' else 'sportybet' end, case when c < 20 then c % 10 end,
+       now() at time zone 'UTC', 'x' || c, 'sr' || c
+from unnest(array[1, 2, 3, 4, 11, 12, 13, 14, 21]) c;
+insert into competitor_odds_snapshots (id, competitor_event_id, captured_at)
+select c.id * 10 + age, c.id, now() at time zone 'UTC' - (3 - age) * interval '10 minutes'
+from competitor_events c, generate_series(1, 2) age;
+insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
+select s.id * 10 + m, s.id, (array['3743', '5000'])[m], (array['1X2', 'Over/Under'])[m], (array[null, 2.5])[m],
+       jsonb_build_array(
+           jsonb_build_object('name', (array['1', 'Over'])[m], 'odds', 1 + (s.id * 10 + m) / 1000.0, 'is_active', true),
+           jsonb_build_object('name', (array['2', 'Under'])[m], 'odds', 3 + (s.id * 10 + m) / 1000.0, 'is_active', m = 1)),
+       '["main"]'
+from odds_snapshots s, generate_series(1, 2) m;
+insert into competitor_market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, handicap_type, handicap_home,
+    handicap_away, outcomes, unavailable_at)
+select s.id * 10 + m, s.id, (array['3743', '4693'])[m], (array['1X2', 'Handicap'])[m], (array[null, 'asian'])[m],
+       (array[null, -0.5])[m], (array[null, 0.5])[m],
+       jsonb_build_array(jsonb_build_object('name', '1', 'odds', 1 + (s.id * 10 + m) / 1000.0)),
+       case when m = 2 and s.id % 10 = 1 then now() at time zone 'UTC' end
+from competitor_odds_snapshots s, generate_series(1, 2) m;
+"#;
+
+impl Database {
+    /// With the change feed and [`SEED`]. Made once, then copied.
+    pub fn seeded() -> Database {
+        static TEMPLATE: std::sync::OnceLock<Database> = std::sync::OnceLock::new();
+        let template = TEMPLATE.get_or_init(|| {
+            let database = Database::with_feed();
+            database.psql(SEED);
+            database
+        });
+        Database::copy(&template.name)
+    }
+}

@@ -1,0 +1,264 @@
+//! Connections, triggers and the server itself fail and come back.
+
+use std::time::{Duration, Instant};
+
+use oddscache::{Error, Status};
+
+use crate::common::{
+    Database,
+    cluster::Cluster,
+    connect, dump, eventually,
+    followed::{Followed, SEED, run},
+    psql,
+};
+
+impl Followed {
+    /// Ends the follower's backends: those that LISTEN, or the others.
+    async fn terminate(&self, listening: bool) {
+        let not = if listening { "" } else { "not" };
+        let sql = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name = 'oddscache' and query {not} like 'LISTEN%'"
+        );
+        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
+        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
+    }
+
+    async fn live(&self) {
+        eventually("live", async || self.cache.status() == Status::Live).await;
+    }
+
+    /// Waits until the follower gave up its connection; returns why.
+    async fn disconnected(&self) -> Error {
+        let mut found = None;
+        eventually("disconnected", async || {
+            if let Status::Disconnected { error, .. } = self.cache.status() {
+                found = Some(error);
+            }
+            found.is_some()
+        })
+        .await;
+        found.expect("just seen")
+    }
+}
+
+/// Lets nobody into the database any more, or again; who is in stays.
+fn allow_connections(database: &Database, allow: bool) {
+    let sql = format!("alter database {} allow_connections {allow}", database.name);
+    psql("postgres", &["-qc", &sql]);
+}
+
+#[tokio::test]
+async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed.live().await;
+    followed.check("the seed").await;
+    let old = followed.cache.view();
+    let before = dump(&old);
+    allow_connections(&database, false);
+    followed.terminate(false).await;
+    followed.disconnected().await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    let began = Instant::now();
+    // It stays readable, does not change, and ages.
+    eventually("ages", async || old.age() > Duration::from_millis(300)).await;
+    let view = followed.cache.view();
+    assert_eq!(view.epoch(), 1);
+    assert_eq!(dump(&view), before);
+    assert!(view.age() >= began.elapsed());
+    allow_connections(&database, true);
+    assert_ne!(before, followed.check("connected again").await);
+    let view = followed.cache.view();
+    assert_eq!(view.epoch(), 2);
+    assert!(view.age() < old.age());
+    assert_eq!(dump(&old), before);
+    followed.live().await;
+    followed
+        .step("delete from odds_snapshots where id = 222")
+        .await;
+}
+
+#[tokio::test]
+async fn a_lost_listening_connection_costs_nothing_but_the_bell() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed.live().await;
+    allow_connections(&database, false);
+    followed.terminate(true).await;
+    eventually("polling", async || {
+        followed.cache.status() == Status::PollingOnly
+    })
+    .await;
+    let before = followed.check("the bell is lost").await;
+    let after = followed
+        .step("delete from odds_snapshots where id = 112")
+        .await;
+    assert_ne!(before, after);
+    allow_connections(&database, true);
+    followed.live().await;
+    let bells = followed.cache.counters().bells;
+    followed
+        .step("delete from odds_snapshots where id = 222")
+        .await;
+    eventually("the bell", async || followed.cache.counters().bells > bells).await;
+    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.cache.counters().reloads, 1);
+}
+
+#[tokio::test]
+async fn a_log_pruned_beyond_the_cursor_is_read_around() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let before = followed.check("the seed").await;
+    // Keeps the follower from reading meanwhile.
+    let migration = connect(&database.dsn()).await;
+    run(&migration, "begin; lock table events").await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    let prune = "delete from oddscache.change_log;
+        update oddscache.log_state set pruned_below = pg_snapshot_xmax(pg_current_snapshot())";
+    followed.run(prune).await;
+    run(&migration, "commit").await;
+    assert_ne!(before, followed.check("pruned").await);
+    assert!(followed.cache.counters().reloads > 1);
+    assert_eq!(followed.cache.view().epoch(), 1);
+}
+
+#[tokio::test]
+async fn pruning_loses_nothing() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    for line in 0..5 {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        followed.run(&sql).await;
+        followed
+            .run("select oddscache.prune('0'); select oddscache.prune('0')")
+            .await;
+        followed.check(&sql).await;
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_log_is_no_empty_log() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let before = followed.check("the seed").await;
+    let after = followed
+        .step("delete from odds_snapshots where id = 112; truncate oddscache.change_log")
+        .await;
+    assert_ne!(before, after);
+}
+
+#[tokio::test]
+async fn what_is_written_while_a_trigger_is_disabled_is_found() {
+    crate::steps(
+        crate::By::Reload,
+        &[
+            "alter table market_odds disable trigger user; update market_odds set line = 9 where snapshot_id = 112;
+             alter table market_odds enable always trigger oddscache_insert, enable always trigger oddscache_update,
+                 enable always trigger oddscache_delete, enable always trigger oddscache_truncate",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_trigger_is_named_until_it_is_back() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let before = followed.check("the seed").await;
+    followed
+        .run("drop trigger oddscache_update on market_odds")
+        .await;
+    let error = followed.disconnected().await;
+    let Error::Trigger {
+        table,
+        trigger,
+        problem,
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert!(table.contains("market_odds"), "{error}");
+    assert_eq!(
+        (trigger.as_str(), *problem),
+        ("oddscache_update", "missing")
+    );
+    followed
+        .run("update market_odds set line = 9 where snapshot_id = 112")
+        .await;
+    let view = followed.cache.view();
+    assert_eq!(dump(&view), before);
+    eventually("ages", async || view.age() > Duration::from_millis(300)).await;
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    assert_ne!(before, followed.check("installed again").await);
+    followed
+        .step("update market_odds set line = 8 where snapshot_id = 112")
+        .await;
+}
+
+#[tokio::test]
+async fn the_feed_is_uninstalled_and_installed_again() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let before = followed.check("the seed").await;
+    psql(&database.name, &["-qf", "sql/uninstall.sql"]);
+    let error = followed.disconnected().await;
+    eventually("named", async || {
+        matches!(
+            followed.cache.status(),
+            Status::Disconnected {
+                error: Error::FeedMissing { .. },
+                ..
+            }
+        )
+    })
+    .await;
+    assert!(!error.to_string().is_empty());
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    assert_eq!(dump(&followed.cache.view()), before);
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    assert_ne!(before, followed.check("installed again").await);
+    followed
+        .step("delete from odds_snapshots where id = 222")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_stops_and_starts() {
+    let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
+    let dsn = cluster.dsn("postgres");
+    for args in [
+        ["-qf", "src/demo/schema.sql"],
+        ["-qf", "sql/install.sql"],
+        ["-qc", SEED],
+    ] {
+        let output = cluster.psql("postgres", &args).expect("psql");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    let mut before = followed.check("the seed").await;
+    for (epoch, mode) in [(2, "fast"), (3, "immediate")] {
+        cluster.stop(mode).expect("stops");
+        followed.disconnected().await;
+        assert_eq!(dump(&followed.cache.view()), before);
+        cluster.boot().expect("starts");
+        followed.app = crate::common::connect(&dsn).await;
+        let sql = format!("update market_odds set line = {epoch} where snapshot_id = 112");
+        let after = followed.step(&sql).await;
+        assert_ne!(before, after);
+        assert_eq!(followed.cache.view().epoch(), epoch);
+        before = after;
+    }
+    followed.live().await;
+}

@@ -1,0 +1,57 @@
+//! The followed cache equals the oracle after warmup and after every kind of change.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod faults;
+mod locks;
+mod partitions;
+mod rows;
+mod transactions;
+
+use common::{Database, followed::Followed};
+use serde_json::Value;
+
+/// How a change comes to the cache.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum By {
+    /// The keys it names in the log are read again.
+    Keys,
+    /// Everything is read again.
+    Reload,
+}
+
+/// Follows the seed and runs the steps, one transaction each. After each one the cache must equal the oracle, which must
+/// have changed, or the step would prove nothing; and the change must have come as it should, for a cache that reads
+/// everything each time is equal too.
+async fn steps(by: By, steps: &[&str]) {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let mut before = followed.check("the seed").await;
+    for sql in steps {
+        let reloads = followed.cache.counters().reloads;
+        let after = followed.step(sql).await;
+        assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
+        let reloaded = followed.cache.counters().reloads > reloads;
+        assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
+        before = after;
+    }
+}
+
+impl Followed {
+    async fn step(&self, sql: &str) -> Vec<Value> {
+        self.run(sql).await;
+        self.check(sql).await
+    }
+}
+
+/// Tests that are lists of [`steps`].
+macro_rules! changes {
+    ($by:expr; $($name:ident: [$($sql:expr),+ $(,)?];)+) => {
+        $(#[tokio::test]
+        async fn $name() {
+            $crate::steps($by, &[$($sql),+]).await;
+        })+
+    };
+}
+pub(crate) use changes;

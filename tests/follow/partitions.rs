@@ -1,0 +1,137 @@
+//! `odds_snapshots` is partitioned: what is written past the parent, and partitions that come and go.
+
+use crate::{
+    By, changes,
+    common::{Database, followed::Followed, psql},
+};
+
+changes! { By::Keys;
+    rows_straight_into_a_leaf: [
+        "insert into odds_snapshots_default (id, event_id, bookmaker_id) values (900, 1, 1)",
+        "update odds_snapshots_default set event_id = 2 where id = 900",
+        "update odds_snapshots_default set last_confirmed_at = '2031-01-01' where id = 900",
+        "delete from odds_snapshots_default where id = 900",
+        "copy odds_snapshots_default (id, event_id, bookmaker_id) from program 'printf \"900,1,1\"' with (format csv)",
+    ];
+}
+
+changes! { By::Reload;
+    a_leaf_is_truncated: ["truncate odds_snapshots_default"];
+}
+
+const PARTITION: &str = "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
+
+/// After each step: has everything been read again?
+async fn by(followed: &Followed, by: By, sql: &str) {
+    let before = followed.check("before").await;
+    let reloads = followed.cache.counters().reloads;
+    let after = followed.step(sql).await;
+    assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
+    let reloaded = followed.cache.counters().reloads > reloads;
+    assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
+}
+
+#[tokio::test]
+async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let insert = |table: &str, id: i64| {
+        format!(
+            "insert into {table} (id, event_id, bookmaker_id, captured_at) values ({id}, 1, 1, '2020-02-03')"
+        )
+    };
+    followed.step(PARTITION).await;
+    assert_eq!(followed.cache.counters().reloads, 2);
+    // The parent's triggers see what goes through the parent.
+    by(&followed, By::Keys, &insert("odds_snapshots", 900)).await;
+    let parent = "update odds_snapshots set last_confirmed_at = '2031-01-01' where id = 900";
+    by(&followed, By::Keys, parent).await;
+
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    followed.check("installed again").await;
+    by(&followed, By::Keys, &insert("odds_snapshots_2020", 901)).await;
+    by(&followed, By::Keys, &insert("odds_snapshots", 902)).await;
+    by(
+        &followed,
+        By::Keys,
+        "delete from odds_snapshots_2020 where id = 902",
+    )
+    .await;
+    by(&followed, By::Reload, "truncate odds_snapshots_2020").await;
+}
+
+#[tokio::test]
+async fn an_update_moves_rows_between_partitions() {
+    let database = Database::seeded();
+    database.psql(PARTITION);
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    let followed = Followed::new(&database).await;
+    for sql in [
+        "update odds_snapshots set captured_at = '2020-05-05' where id = 112",
+        "update odds_snapshots set captured_at = now() at time zone 'UTC', event_id = 2, id = 900 where id = 112",
+        "update odds_snapshots set captured_at = case when id % 2 = 0 then timestamp '2020-05-05' else now() end",
+    ] {
+        by(&followed, By::Keys, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn partitions_are_attached_with_rows_detached_and_dropped() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    for sql in [
+        "create table old (like odds_snapshots including defaults);
+         insert into old (id, event_id, bookmaker_id, captured_at) values (900, 1, 1, '2020-02-03'), (901, 2, 7, '2020-02-03');
+         alter table old add primary key (id, captured_at);
+         alter table odds_snapshots attach partition old for values from ('2020-01-01') to ('2021-01-01')",
+        "alter table odds_snapshots detach partition old",
+        "alter table odds_snapshots attach partition old for values from ('2020-01-01') to ('2021-01-01')",
+        "drop table old",
+        "alter table odds_snapshots detach partition odds_snapshots_default",
+        "alter table odds_snapshots attach partition odds_snapshots_default default",
+        "drop table odds_snapshots_default",
+    ] {
+        by(&followed, By::Reload, sql).await;
+    }
+    assert_eq!(followed.cache.view().epoch(), 1);
+}
+
+#[tokio::test]
+async fn a_detached_partition_keeps_its_triggers_and_does_no_harm() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .step("alter table odds_snapshots detach partition odds_snapshots_default")
+        .await;
+    followed
+        .step("insert into odds_snapshots_default (id, event_id, bookmaker_id) values (900, 1, 1)")
+        .await;
+    followed.step("truncate odds_snapshots_default").await;
+}
+
+#[tokio::test]
+async fn partitions_of_partitions() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .step(
+            "create table odds_snapshots_2019 partition of odds_snapshots for values from ('2019-01-01') to ('2020-01-01')
+                 partition by range (captured_at);
+             create table odds_snapshots_2019_a partition of odds_snapshots_2019 for values from ('2019-01-01') to ('2019-06-01')",
+        )
+        .await;
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    followed.check("installed again").await;
+    for table in [
+        "odds_snapshots_2019_a",
+        "odds_snapshots_2019",
+        "odds_snapshots",
+    ] {
+        let sql = format!(
+            "insert into {table} (id, event_id, bookmaker_id, captured_at)
+             select coalesce(max(id), 0) + 900, 1, 1, '2019-02-03' from odds_snapshots"
+        );
+        by(&followed, By::Keys, &sql).await;
+    }
+    by(&followed, By::Reload, "drop table odds_snapshots_2019_a").await;
+}

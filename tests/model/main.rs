@@ -1,0 +1,166 @@
+//! Random mixes of everything the application does to its tables, each followed by a comparison with the oracle.
+//!
+//! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod writes;
+
+use std::{cell::RefCell, time::Duration};
+
+use common::{
+    Database, connect,
+    followed::{Followed, run},
+};
+use proptest::test_runner::{Config, TestError, TestRunner};
+use serde_json::Value;
+use tokio_postgres::Client;
+use writes::{Case, Ids, Step, Transaction};
+
+#[test]
+fn the_cache_equals_the_oracle_after_any_writes() {
+    let mut config = Config {
+        failure_persistence: None,
+        max_shrink_time: 120_000,
+        ..Config::default()
+    };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 64;
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let player = RefCell::new(runtime.block_on(Player::new()));
+    let outcome = TestRunner::new(config.clone()).run(&writes::case(), |case| {
+        runtime.block_on(player.borrow_mut().play(&case));
+        Ok(())
+    });
+    let player = player.into_inner();
+    match outcome {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, case)) => {
+            panic!("{reason}\n\nThe shortest case found:\n{}", case.script())
+        }
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
+    }
+    let Player { seen, .. } = player;
+    println!("{} cases: {seen:?}", config.cases);
+    // Mixes in which little happens would prove little.
+    assert!(seen.changed * 2 > seen.checks, "{seen:?}");
+    assert!(seen.committed > 4 * seen.refused, "{seen:?}");
+}
+
+/// What all cases together did.
+#[derive(Debug, Default)]
+struct Seen {
+    committed: usize,
+    rolled_back: usize,
+    /// By the server: a lock of the other transaction, a foreign key.
+    refused: usize,
+    checks: usize,
+    changed: usize,
+}
+
+/// Plays cases on one database with one follower: the TRUNCATE between two cases is followed too.
+struct Player {
+    followed: Followed,
+    /// For transactions that are open beside those of `followed.app`.
+    beside: Client,
+    seen: Seen,
+}
+
+impl Player {
+    async fn new() -> Player {
+        let database = Database::with_feed();
+        database.psql(writes::PREPARE);
+        let often = Duration::from_millis(20);
+        let followed = Followed::with(&database.dsn(), |config| config.poll_interval(often)).await;
+        let beside = connect(&database.dsn()).await;
+        // A statement that waits for the other transaction fails, and its transaction with it.
+        run(&beside, "set lock_timeout = '100 ms'").await;
+        run(&followed.app, "set lock_timeout = '100 ms'").await;
+        let seen = Seen::default();
+        Player {
+            followed,
+            beside,
+            seen,
+        }
+    }
+
+    async fn play(&mut self, case: &Case) {
+        run(&self.beside, "rollback").await;
+        let reset = format!(
+            "rollback; set lock_timeout = 0; {}; set lock_timeout = '100 ms'",
+            writes::RESET
+        );
+        run(&self.followed.app, &reset).await;
+        let mut ids = Ids::default();
+        let mut before = self.check(None).await;
+        for (step, pause) in &case.0 {
+            match step {
+                Step::Alone(transaction) => self.alone(transaction, &mut ids).await,
+                Step::Beside(late, others) => self.beside(late, others, &mut ids).await,
+            }
+            if *pause {
+                before = self.check(Some(before)).await;
+            }
+        }
+        self.check(Some(before)).await;
+    }
+
+    async fn alone(&mut self, transaction: &Transaction, ids: &mut Ids) {
+        let ended = execute(&self.followed.app, &transaction.sql(ids)).await;
+        self.count(transaction, ended);
+    }
+
+    /// `late` is open while the others come and go.
+    async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
+        let mut statements = late.sql(ids);
+        let rest = statements.split_off(statements.len() / 2);
+        let begun = execute(&self.beside, &statements).await;
+        for transaction in others {
+            self.alone(transaction, ids).await;
+        }
+        let ended = match begun {
+            true => execute(&self.beside, &rest).await,
+            false => false,
+        };
+        self.count(late, ended);
+    }
+
+    fn count(&mut self, transaction: &Transaction, ended: bool) {
+        let counter = match (ended, transaction.commits()) {
+            (false, _) => &mut self.seen.refused,
+            (true, true) => &mut self.seen.committed,
+            (true, false) => &mut self.seen.rolled_back,
+        };
+        *counter += 1;
+    }
+
+    async fn check(&mut self, before: Option<Vec<Value>>) -> Vec<Value> {
+        let after = self.followed.check("a pause").await;
+        if let Some(before) = before {
+            self.seen.checks += 1;
+            self.seen.changed += usize::from(before != after);
+        }
+        after
+    }
+}
+
+/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+async fn execute(client: &Client, statements: &[String]) -> bool {
+    for sql in statements {
+        if let Err(error) = client.batch_execute(sql).await {
+            let code = error
+                .code()
+                .unwrap_or_else(|| panic!("{sql}: {error:?}"))
+                .code();
+            // Locks, foreign keys and a partition that is not there; all else is a mistake in the model.
+            let expected = [
+                "55P03", "40P01", "23503", "23505", "42P01", "42809", "42P16",
+            ];
+            assert!(expected.contains(&code), "{sql}: {error:?}");
+            run(client, "rollback").await;
+            return false;
+        }
+    }
+    true
+}
