@@ -138,7 +138,7 @@ BEGIN
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
         SELECT 'trigger', c.oid::regclass::text, 'partition', 'warn',
-               format('is a foreign table: its rows are not announced, and writes to it through %s may be refused', u.tab)
+               format('is a foreign table: only its changes through %s are logged, others are missed', u.tab)
           FROM unnest(tables) AS u (tab), pg_partition_tree(to_regclass(format('%I.%I', app, u.tab))) AS p, pg_class AS c
          WHERE c.oid = p.relid AND c.relkind = 'f'
          UNION ALL

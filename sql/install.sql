@@ -423,8 +423,9 @@ BEGIN
                pg_partition_tree(format('%I.%I', app, k.tab)::regclass) AS t, pg_class AS c
          WHERE c.oid = t.relid AND c.relkind = 'f'
     LOOP
-        RAISE WARNING 'partition % is a foreign table: its rows cannot be announced', w.node
-            USING HINT = 'PostgreSQL refuses writes to it through ' || w.tab || ' while that table has these triggers.';
+        RAISE WARNING 'partition % is a foreign table: it gets no triggers', w.node
+            USING HINT = format('Writes that name it, or made on its own server, are missed. Try a write to it through %s: '
+                'some servers refuse that while %1$s has transition tables.', w.tab);
     END LOOP;
 
     -- What is missing or not as it should be. A partition needs triggers of its own for statements that name it.

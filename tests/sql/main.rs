@@ -1,4 +1,5 @@
 //! The SQL scripts on a real server, run by psql and by the crate's own interpreter.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
