@@ -307,6 +307,9 @@ mod tests {
         })
     }
 
+    /// An event and its kickoff.
+    type Shown = (i64, Option<Micros>);
+
     fn state(draft: &mut Draft) -> State {
         draft.state(Cut::default(), 1, Instant::now(), None)
     }
@@ -377,7 +380,7 @@ mod tests {
         fn totals_owners_and_kickoffs_equal_a_fresh_walk(steps in vec(step(), 1..80)) {
             let mut draft = Draft::default();
             let mut model = BTreeMap::new();
-            let mut published: Vec<(State, Vec<(i64, Option<Micros>)>)> = Vec::new();
+            let mut published: Vec<(State, Vec<Shown>)> = Vec::new();
             let mut next_id = 0;
             for step in steps {
                 match step {
@@ -422,7 +425,7 @@ mod tests {
             }
             // V1: what was published is as it was.
             for (state, shown) in &published {
-                let now: Vec<_> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
+                let now: Vec<Shown> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
                 prop_assert_eq!(&now, shown);
                 prop_assert_eq!(state.index.len(), shown.len());
                 for (event, _) in shown {

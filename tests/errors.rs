@@ -417,7 +417,7 @@ async fn the_granted_rights_suffice() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_missing_right_is_named() {
     let (database, role) = granted();
     let dsn = cluster().dsn_as(&role, &database.name);

@@ -86,7 +86,8 @@ impl Database {
     }
 }
 
-/// Runs psql as the superuser; fails the test unless it succeeds.
+/// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
+/// of a read and hold its locks, only in a test with several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
     let output = cluster().psql(database, args).expect("psql starts");
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -48,7 +48,7 @@ fn allow_connections(database: &Database, allow: bool) {
     psql("postgres", &["-qc", &sql]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
@@ -81,7 +81,7 @@ async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
         .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_listening_connection_costs_nothing_but_the_bell() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
@@ -166,7 +166,7 @@ async fn what_is_written_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_trigger_is_named_until_it_is_back() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
@@ -201,7 +201,7 @@ async fn a_dropped_trigger_is_named_until_it_is_back() {
         .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;

@@ -31,7 +31,7 @@ async fn by(followed: &Followed, by: By, sql: &str) {
     assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
@@ -109,7 +109,7 @@ async fn a_detached_partition_keeps_its_triggers_and_does_no_harm() {
     followed.step("truncate odds_snapshots_default").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_of_partitions() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;

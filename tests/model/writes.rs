@@ -553,7 +553,7 @@ fn write() -> impl Strategy<Value = Change> {
             .prop_map(|(id, source, event)| Change::CompetitorEvent { id, source, event }),
     ];
     let snapshots = prop_oneof![
-        6 => (event(), 1..=2u8, table, first.clone(), count.clone()).prop_map(
+        6 => (event(), 1..=2u8, table, first, count.clone()).prop_map(
             |(owner, bookmaker, table, first, markets)| Change::Snapshot { owner, bookmaker, table, first, markets }
         ),
         5 => (competitor_event(), first, count.clone())
