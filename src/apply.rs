@@ -38,7 +38,7 @@ impl Scope {
             dirty
                 .betpawa_markets
                 .iter()
-                .filter_map(|id| draft.betpawa_owner(*id)),
+                .flat_map(|id| draft.betpawa_owners(*id)),
         );
         let mut competitors = dirty.competitors.clone();
         competitors.extend(linked_events);
@@ -46,7 +46,7 @@ impl Scope {
             dirty
                 .competitor_markets
                 .iter()
-                .filter_map(|id| draft.competitor_owner(*id)),
+                .flat_map(|id| draft.competitor_owners(*id)),
         );
         let events = dirty
             .events

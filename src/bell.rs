@@ -10,10 +10,10 @@ use std::sync::{
 use tokio::{
     sync::Notify,
     task::JoinHandle,
-    time::{Duration, sleep, timeout},
+    time::{sleep, timeout},
 };
 
-use crate::{Config, Error, catalog::quote, connection::Connection};
+use crate::{Config, Error, backoff::Backoff, catalog::quote, connection::Connection};
 
 /// Ends its task, and with it the connection, when dropped.
 #[derive(Debug)]
@@ -63,10 +63,12 @@ impl Drop for Bell {
 
 async fn keep_listening(config: Config, channel: String, state: Arc<State>) {
     let mut last_error = None;
+    let mut backoff = Backoff::default();
     loop {
         match listen(&config, &channel).await {
             Ok(connection) => {
                 last_error = None;
+                backoff = Backoff::default();
                 state.listening.store(true, Ordering::Release);
                 // What was committed before LISTEN took effect rang no bell of ours.
                 state.rung.notify_one();
@@ -92,7 +94,7 @@ async fn keep_listening(config: Config, channel: String, state: Arc<State>) {
                 }
             }
         }
-        sleep(Duration::from_secs(1).mul_f64(0.5 + fastrand::f64())).await;
+        sleep(backoff.next()).await;
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
@@ -69,6 +69,23 @@ impl OddsCache {
     /// The latest committed state. Counts one reference; hold it as long as you like.
     pub fn view(&self) -> View {
         View(self.shared.load_full())
+    }
+
+    /// The latest committed state, if it was proven current within the last `max_age`.
+    ///
+    /// # Errors
+    /// [`Error::TooStale`] if it is older, and before the first warmup.
+    pub fn view_within(&self, max_age: Duration) -> Result<View, Error> {
+        let view = self.view();
+        let age = view.age();
+        if age > max_age {
+            return Err(Error::TooStale {
+                age,
+                max_age,
+                status: self.status().to_string(),
+            });
+        }
+        Ok(view)
     }
 
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.

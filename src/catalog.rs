@@ -3,7 +3,7 @@
 //! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later migration
 //! brings, another schema. All of that is settled here, once per catalog, so that the readers see one form.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use hashbrown::HashMap;
 use tokio_postgres::{Client, types::Type};
@@ -41,12 +41,21 @@ pub(crate) struct Names {
     cache_schema: String,
     pub(crate) need_feed: bool,
     /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
-    /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, long before the server looks for one.
+    /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
+    /// `deadlock_timeout` (1 s).
     pub(crate) begin: String,
     /// Gives the statements that read everything the time they may take.
     pub(crate) patience: String,
-    /// Snapshot, clock, recovery, low-water mark and fingerprint, in this order.
+    /// Snapshot, clock, recovery, low-water mark, fingerprint, server and tables, in this order.
     pub(crate) cut: String,
+    /// The tables and their partitions as they are at the end of a read: unlike all else, what a query reads of a
+    /// partitioned table takes in a partition attached since the snapshot.
+    pub(crate) tables_now: String,
+}
+
+/// Milliseconds as the server takes them; none would mean no bound.
+fn millis(duration: Duration) -> u128 {
+    duration.as_millis().clamp(1, i32::MAX as u128)
 }
 
 impl Names {
@@ -61,26 +70,32 @@ impl Names {
         }
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off; \
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
+             SET LOCAL idle_in_transaction_session_timeout = {timeout}; SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
-             LOCK TABLE {} IN ACCESS SHARE MODE",
-            config.read_timeout.as_millis(),
-            config.read_timeout.as_millis(),
-            locked.join(", ")
+             LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
+            locked.join(", "),
+            timeout = millis(config.read_timeout),
         );
         let patience = format!(
             "SET LOCAL statement_timeout = {}",
-            config.warmup_timeout.as_millis()
+            millis(config.warmup_timeout)
         );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
             false => "'0'".to_owned(),
         };
-        let cut = format!(
-            "SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, {}",
-            fingerprint(&config.app_schema, &config.cache_schema)
+        let roots: Vec<String> = TABLES
+            .iter()
+            .map(|table| format!("{}::regclass", literal(&format!("{app}.{}", quote(table)))))
+            .collect();
+        let tables_now = format!(
+            "SELECT string_agg(node::oid::text, ',' ORDER BY node::oid) FROM (\
+               SELECT root AS node FROM unnest(ARRAY[{roots}]) AS root UNION \
+               SELECT tree.relid FROM unnest(ARRAY[{roots}]) AS root, pg_partition_tree(root) AS tree) AS nodes",
+            roots = roots.join(", ")
         );
+        let cut = cut(&config.app_schema, &config.cache_schema, &pruned_below);
         let (app_schema, cache_schema) = (config.app_schema.clone(), config.cache_schema.clone());
         Names {
             app_schema,
@@ -89,6 +104,7 @@ impl Names {
             begin,
             patience,
             cut,
+            tables_now,
         }
     }
 
@@ -101,18 +117,29 @@ impl Names {
     }
 }
 
-/// An expression that changes whenever rows may have changed without a trigger of ours firing: a partition attached,
-/// detached, dropped or rewritten, a column altered, a trigger or its function replaced, disabled, or disabled and enabled
-/// again (`xmin` tells), the log truncated or the feed installed anew.
-fn fingerprint(app_schema: &str, cache_schema: &str) -> String {
+/// The first query of a read. Besides the snapshot it asks for
+/// - the fingerprint, which changes whenever rows may have changed, or come to be hidden, without a trigger of ours
+///   firing: a partition attached, detached, dropped or rewritten, a column altered, a trigger or its function replaced,
+///   disabled, or disabled and enabled again (`xmin` tells), row security, the log truncated, rebuilt or installed anew;
+/// - the server: another one, or the same after a restart or a crash, which may have taken back what we have read. Seen
+///   as the loss of our connection, unless a pooler hides that.
+fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
     let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
     format!(
-        "(WITH RECURSIVE node AS (\
-           SELECT c.oid, 0::oid AS parent FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        "WITH RECURSIVE node AS (\
+           SELECT c.oid, 0::oid AS parent, 0::text AS link FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = {app} AND c.relname IN ({names}) AND c.relkind IN ('r', 'p') \
-           UNION ALL SELECT i.inhrelid, i.inhparent FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
+           UNION ALL SELECT i.inhrelid, i.inhparent, i.xmin::text FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
+         log AS (\
+           SELECT c.oid, c.relfilenode, c.xmin FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')), \
          item AS (\
-           SELECT format('table %s %s %s', node.oid, node.parent, c.relfilenode) AS item FROM node JOIN pg_class c USING (oid) \
+           SELECT format('table %s %s %s %s', node.oid, node.parent, node.link, c.relfilenode) AS item \
+             FROM node JOIN pg_class c USING (oid) \
+           UNION ALL SELECT format('rows %s %s', t.oid, row_security_active(t.oid)) \
+             FROM (SELECT oid FROM node WHERE parent = 0 UNION ALL SELECT oid FROM log) AS t \
+           UNION ALL SELECT format('policy %s %s', p.polrelid, p.xmin) FROM pg_policy p \
+             WHERE p.polrelid IN (SELECT oid FROM node UNION ALL SELECT oid FROM log) \
            UNION ALL SELECT format('column %s %s %s %s', a.attrelid, a.attnum, a.attname, a.atttypid) \
              FROM node JOIN pg_attribute a ON a.attrelid = node.oid \
              WHERE node.parent = 0 AND a.attnum > 0 AND NOT a.attisdropped \
@@ -122,10 +149,14 @@ fn fingerprint(app_schema: &str, cache_schema: &str) -> String {
            UNION ALL SELECT format('function %s %s', p.oid, p.xmin) \
              FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
              WHERE n.nspname = {cache} AND p.proname IN ('log_change', 'feed_version') \
-           UNION ALL SELECT format('log %s %s', c.oid, c.relfilenode) \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')) \
-         SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item)",
+           UNION ALL SELECT format('log %s %s %s', log.oid, log.relfilenode, log.xmin) FROM log \
+           UNION ALL SELECT format('index %s %s', c.oid, c.relfilenode) \
+             FROM log JOIN pg_index i ON i.indrelid = log.oid JOIN pg_class c ON c.oid = i.indexrelid) \
+         SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, \
+           (SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item), \
+           (SELECT concat_ws(' ', pg_postmaster_start_time(), s.system_identifier, c.timeline_id, b.stats_reset) \
+             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b), \
+           (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node)",
         app = literal(app_schema),
         cache = literal(cache_schema),
         names = names.join(", "),
@@ -347,8 +378,7 @@ impl Catalog {
             columns.optional("s", "odds_snapshots", "last_confirmed_at", Kind::Time)?,
             table("odds_snapshots")
         );
-        let betpawa_order =
-            "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC";
+        let betpawa_order = "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, s.captured_at DESC";
 
         let required =
             |column, kind| columns.required("s", "competitor_odds_snapshots", column, kind);

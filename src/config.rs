@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use tokio_postgres::config::Host;
+
 use crate::Error;
 
 /// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password.
@@ -14,6 +16,7 @@ pub struct Config {
     pub(crate) warmup_timeout: Duration,
     pub(crate) retry_unreachable: bool,
     pub(crate) need_feed: bool,
+    pub(crate) allow_row_security: bool,
 }
 
 /// Keeps a dead peer from going unnoticed for hours; the driver's default is two of them.
@@ -66,6 +69,7 @@ impl Config {
             warmup_timeout: Duration::from_secs(300),
             retry_unreachable: true,
             need_feed: true,
+            allow_row_security: false,
         }
     }
 
@@ -91,10 +95,10 @@ impl Config {
     }
 
     /// How long to wait for the bell before reading the change log without it; 1 s unless set. Bounds how late a change
-    /// can become visible when notifications are lost, and how old a view of an idle database is at the most.
+    /// can become visible when notifications are lost, and how old a view of an idle database is at the most. At least 10 ms.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Config {
-        self.poll_interval = interval;
+        self.poll_interval = interval.max(Duration::from_millis(10));
         self
     }
 
@@ -127,6 +131,14 @@ impl Config {
         self
     }
 
+    /// Whether the role may be subject to row level security; it may not unless set. Only right where its policies show it
+    /// every row: what they hide is missing from the cache, without a word.
+    #[must_use]
+    pub fn allow_row_security(mut self, allow: bool) -> Config {
+        self.allow_row_security = allow;
+        self
+    }
+
     /// Hosts and database, for messages.
     pub(crate) fn target(&self) -> String {
         let ports = self.postgres.get_ports();
@@ -138,9 +150,12 @@ impl Config {
             .map(|(index, host)| {
                 let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
                 match host {
-                    tokio_postgres::config::Host::Tcp(host) => format!("{host}:{port}"),
+                    // What stands before an @ is a piece of a password in which one was not written as %40.
+                    Host::Tcp(host) => {
+                        format!("{}:{port}", host.rsplit('@').next().unwrap_or_default())
+                    }
                     #[cfg(unix)]
-                    tokio_postgres::config::Host::Unix(path) => {
+                    Host::Unix(path) => {
                         format!("{}/.s.PGSQL.{port}", path.display())
                     }
                 }

@@ -32,14 +32,15 @@ struct Bell {
 
 impl Connection {
     pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
-        // The driver bounds each TCP connect; this bounds the start-up exchange after it as well.
-        let bound = config.read_timeout.max(
-            config
-                .postgres
-                .get_connect_timeout()
-                .copied()
-                .unwrap_or_default(),
-        );
+        // The driver bounds each TCP connect; this bounds the start-up exchange after it as well. A host that cannot be
+        // reached must not use up the time of those after it.
+        let postgres = &config.postgres;
+        let hosts = postgres
+            .get_hosts()
+            .len()
+            .max(postgres.get_hostaddrs().len());
+        let connect = postgres.get_connect_timeout().copied().unwrap_or_default();
+        let bound = connect * u32::try_from(hosts).unwrap_or(1) + config.read_timeout;
         let connect = tokio::time::timeout(bound, config.postgres.connect(NoTls)).await;
         let connect = connect.map_err(|_| Error::Unreachable {
             target: config.target(),

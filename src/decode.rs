@@ -154,6 +154,10 @@ impl<'a> Visitor<'a> for Element {
         let (mut name, mut odds, mut is_active) = (None, Scalar::Null, Scalar::Null);
         let mut extra = Map::new();
         while let Some(key) = map.next_key_seed(Text)? {
+            if key == ARBITRARY_PRECISION && extra.is_empty() && name.is_none() {
+                map.next_value::<IgnoredAny>()?;
+                return Ok((None, Some(Malformed::NotAnObject)));
+            }
             match &*key {
                 "name" => name = Some(map.next_value_seed(Scalars)?),
                 "odds" => odds = map.next_value_seed(Scalars)?,
@@ -235,6 +239,9 @@ impl<'a> Visitor<'a> for Text {
     }
 }
 
+/// Where any crate of the program switches on serde_json's feature of this name, numbers come as an object with this key.
+const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
+
 enum Scalar<'a> {
     Null,
     Bool(bool),
@@ -297,7 +304,21 @@ impl<'a> Visitor<'a> for Scalars {
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        let mut first = true;
+        while let Some(key) = map.next_key_seed(Text)? {
+            if first && key == ARBITRARY_PRECISION {
+                let digits = map.next_value_seed(Text)?;
+                let number: f64 = digits.parse().map_err(A::Error::custom)?;
+                // As serde_json says itself where it makes the number.
+                return if number.is_finite() {
+                    Ok(Scalar::Number(number))
+                } else {
+                    Err(A::Error::custom("number out of range"))
+                };
+            }
+            first = false;
+            map.next_value::<IgnoredAny>()?;
+        }
         Ok(Scalar::Nested)
     }
 }

@@ -5,15 +5,14 @@
 //! | D1 | after every change the totals and owners equal what a walk over all events would give |
 //! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
 
-use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, sync::Arc, time::Instant};
-
-use hashbrown::HashMap;
+use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, sync::Arc};
 
 use crate::{
-    model::{BetpawaSnapshots, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros},
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
+    owners::Owners,
     pack::Packer,
     stats::{Stats, WarmupStats},
-    view::{CHUNK, Chunk, Cut, Index, Proof, State},
+    view::{CHUNK, Chunk, Cut, Index, Moment, Proof, State},
 };
 
 /// The draft. Everything but `packer` changes only through its methods.
@@ -22,9 +21,8 @@ pub(crate) struct Draft {
     index: Arc<Index>,
     chunks: Vec<Arc<Chunk>>,
     free: Vec<u32>,
-    /// Which event shows a snapshot: a change of its markets names only the snapshot.
-    betpawa_owners: HashMap<i64, i64>,
-    competitor_owners: HashMap<i64, i64>,
+    betpawa_owners: Owners,
+    competitor_owners: Owners,
     /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
     kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
     totals: Stats,
@@ -43,14 +41,14 @@ impl Draft {
         self.index.len()
     }
 
-    /// The event that shows a snapshot of `odds_snapshots`.
-    pub(crate) fn betpawa_owner(&self, snapshot_id: i64) -> Option<i64> {
-        self.betpawa_owners.get(&snapshot_id).copied()
+    /// The events that show a snapshot of `odds_snapshots`.
+    pub(crate) fn betpawa_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+        self.betpawa_owners.get(snapshot_id)
     }
 
-    /// The event that shows a snapshot of `competitor_odds_snapshots`.
-    pub(crate) fn competitor_owner(&self, snapshot_id: i64) -> Option<i64> {
-        self.competitor_owners.get(&snapshot_id).copied()
+    /// The events that show a snapshot of `competitor_odds_snapshots`.
+    pub(crate) fn competitor_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+        self.competitor_owners.get(snapshot_id)
     }
 
     /// An empty draft that takes over the interned names of this one, which keeps all else and can take them back.
@@ -149,48 +147,39 @@ impl Draft {
     fn count(&mut self, event: &CachedEvent) {
         self.totals.betpawa_events += usize::from(!event.betpawa.is_empty());
         self.totals.competitor_events += usize::from(!event.competitors.is_empty());
-        for body in event.bodies() {
+        for snapshot in event.snapshots() {
             self.totals.total_snapshots += 1;
-            self.totals.total_markets += body.market_count();
-            self.totals.malformed_rows += body.malformed_rows();
+            self.totals.total_markets += snapshot.body.market_count();
+            self.totals.malformed_rows += snapshot.malformed_rows();
         }
         self.event_bytes += event.heap_bytes();
-        self.betpawa_owners.extend(
-            event
-                .betpawa
-                .iter()
-                .map(|(_, snapshot)| (snapshot.snapshot_id, event.event_id)),
-        );
-        let owners = event
-            .competitors
-            .iter()
-            .map(|(_, snapshot)| (snapshot.snapshot_id, event.event_id));
-        self.competitor_owners.extend(owners);
+        for (_, snapshot) in event.betpawa.iter() {
+            self.betpawa_owners
+                .insert(snapshot.snapshot_id, event.event_id);
+        }
+        for (_, snapshot) in event.competitors.iter() {
+            self.competitor_owners
+                .insert(snapshot.snapshot_id, event.event_id);
+        }
     }
 
     fn forget(&mut self, event: &CachedEvent) {
         self.totals.betpawa_events -= usize::from(!event.betpawa.is_empty());
         self.totals.competitor_events -= usize::from(!event.competitors.is_empty());
-        for body in event.bodies() {
+        for snapshot in event.snapshots() {
             self.totals.total_snapshots -= 1;
-            self.totals.total_markets -= body.market_count();
-            self.totals.malformed_rows -= body.malformed_rows();
+            self.totals.total_markets -= snapshot.body.market_count();
+            self.totals.malformed_rows -= snapshot.malformed_rows();
         }
         self.event_bytes -= event.heap_bytes();
-        // A snapshot may have moved to another event, which is then its owner and stays so.
-        let owned_by = |owners: &mut HashMap<i64, i64>, snapshot: &CachedSnapshot| {
-            if owners.get(&snapshot.snapshot_id) == Some(&event.event_id) {
-                owners.remove(&snapshot.snapshot_id);
-            }
-        };
-        event
-            .betpawa
-            .iter()
-            .for_each(|(_, snapshot)| owned_by(&mut self.betpawa_owners, snapshot));
-        event
-            .competitors
-            .iter()
-            .for_each(|(_, snapshot)| owned_by(&mut self.competitor_owners, snapshot));
+        for (_, snapshot) in event.betpawa.iter() {
+            self.betpawa_owners
+                .remove(snapshot.snapshot_id, event.event_id);
+        }
+        for (_, snapshot) in event.competitors.iter() {
+            self.competitor_owners
+                .remove(snapshot.snapshot_id, event.event_id);
+        }
     }
 
     /// What it holds and weighs now. `last_warmup` is not its to say.
@@ -209,8 +198,8 @@ impl Draft {
             // The draft's own list of chunks, and the published view's.
             + (self.chunks.capacity() + self.chunks.len()) * size_of::<Arc<Chunk>>()
             + self.free.capacity() * size_of::<u32>()
-            + self.betpawa_owners.allocation_size()
-            + self.competitor_owners.allocation_size()
+            + self.betpawa_owners.heap_bytes()
+            + self.competitor_owners.heap_bytes()
             + self.kickoffs.capacity() * size_of::<(Micros, i64)>()
     }
 
@@ -219,7 +208,7 @@ impl Draft {
         &mut self,
         cut: Cut,
         epoch: u64,
-        proven: Instant,
+        proven: Moment,
         last_warmup: Option<WarmupStats>,
     ) -> State {
         self.packer.sweep();
@@ -237,20 +226,20 @@ impl Draft {
                 last_warmup,
                 ..self.stats()
             },
-            proof: Proof::new(cut, proven),
+            proof: Proof::new(cut, Some(proven)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use chrono::DateTime;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::model::{MarketInput, OutcomeInput, SnapshotInput};
+    use crate::model::{CachedSnapshot, MarketInput, OutcomeInput, SnapshotInput};
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -311,7 +300,7 @@ mod tests {
     type Shown = (i64, Option<Micros>);
 
     fn state(draft: &mut Draft) -> State {
-        draft.state(Cut::default(), 1, Instant::now(), None)
+        draft.state(Cut::default(), 1, Moment::now(), None)
     }
 
     fn held(state: &State) -> Vec<&Arc<CachedEvent>> {
@@ -326,7 +315,7 @@ mod tests {
     /// D1 and D2 by a walk over all events, and V2.
     fn assert_invariants(draft: &mut Draft, model: &BTreeMap<i64, Option<i64>>) {
         let mut walk = Stats::default();
-        let (mut bytes, mut betpawa, mut competitors) = (0, HashMap::new(), HashMap::new());
+        let (mut bytes, mut betpawa, mut competitors) = (0, BTreeSet::new(), BTreeSet::new());
         let events: Vec<Arc<CachedEvent>> = draft
             .chunks
             .iter()
@@ -337,9 +326,10 @@ mod tests {
         for event in &events {
             walk.betpawa_events += usize::from(!event.betpawa.is_empty());
             walk.competitor_events += usize::from(!event.competitors.is_empty());
-            for body in event.bodies() {
+            for snapshot in event.snapshots() {
                 walk.total_snapshots += 1;
-                walk.total_markets += body.market_count();
+                walk.total_markets += snapshot.body.market_count();
+                walk.malformed_rows += snapshot.malformed_rows();
             }
             bytes += event.heap_bytes();
             betpawa.extend(
@@ -357,8 +347,8 @@ mod tests {
         }
         assert_eq!(draft.totals, walk);
         assert_eq!(draft.event_bytes, bytes);
-        assert_eq!(draft.betpawa_owners, betpawa);
-        assert_eq!(draft.competitor_owners, competitors);
+        assert_eq!(draft.betpawa_owners.pairs(), betpawa);
+        assert_eq!(draft.competitor_owners.pairs(), competitors);
         assert_eq!(draft.len(), events.len());
         let held: BTreeMap<i64, Option<i64>> = events
             .iter()
@@ -455,13 +445,13 @@ mod tests {
         // In either order of the two events.
         put(&mut draft, 2, &[9, 7]);
         put(&mut draft, 1, &[8]);
-        assert_eq!(draft.betpawa_owner(7), Some(2));
+        assert!(draft.betpawa_owners(7).eq([2]));
         put(&mut draft, 2, &[9]);
         put(&mut draft, 1, &[7, 8]);
-        assert_eq!(draft.betpawa_owner(7), Some(1));
+        assert!(draft.betpawa_owners(7).eq([1]));
         draft.remove(1);
-        assert_eq!(draft.betpawa_owner(7), None);
-        assert_eq!(draft.betpawa_owner(9), Some(2));
+        assert_eq!(draft.betpawa_owners(7).count(), 0);
+        assert!(draft.betpawa_owners(9).eq([2]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, sync::Arc};
+use std::{error::Error as StdError, io, time::Duration};
 
 /// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -69,6 +69,25 @@ pub enum Error {
         /// What on.
         object: String,
     },
+    /// Row level security hides rows from the role, so it may see less than is committed.
+    #[error(
+        "row level security applies to role {role} on table {table}, so rows may be hidden from the cache; give the role \
+         BYPASSRLS, or allow it (allow_row_security) if its policies show it every row"
+    )]
+    RowSecurity {
+        /// Qualified name.
+        table: String,
+        /// Who.
+        role: String,
+    },
+    /// A subscription fills the table: logical replication fires no statement triggers, so changes would be missed.
+    #[error(
+        "table {table} is filled by logical replication, which fires no statement triggers; follow the publisher instead"
+    )]
+    Subscribed {
+        /// Qualified name.
+        table: String,
+    },
     /// The change feed is not installed in this database.
     #[error(
         "the change feed is not installed: schema {schema} has no {object}; let the owner of the tables run \
@@ -127,9 +146,8 @@ pub enum Error {
         reason: String,
         /// SQLSTATE, if the server sent one.
         sqlstate: Option<String>,
-        /// The driver's error.
-        #[source]
-        source: Option<Arc<tokio_postgres::Error>>,
+        /// Whether the connection broke.
+        disconnected: bool,
     },
     /// The database did not answer in time.
     #[error("{doing}: no answer within {seconds} s")]
@@ -138,6 +156,16 @@ pub enum Error {
         doing: &'static str,
         /// The bound.
         seconds: u64,
+    },
+    /// The view is older than was asked for.
+    #[error("the latest view is {} ms old, more than the {} ms allowed; {status}", age.as_millis(), max_age.as_millis())]
+    TooStale {
+        /// How old it is; `Duration::MAX` before the first warmup.
+        age: Duration,
+        /// What was asked for.
+        max_age: Duration,
+        /// What the cache is doing.
+        status: String,
     },
     /// The follower was dropped or ended before the cache was warm.
     #[error("the follower was stopped before the cache was warm")]
@@ -149,14 +177,19 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { .. } | Error::TimedOut { .. } => true,
-            // Not: undefined objects, wrong rights, wrong types.
-            Error::Database { sqlstate, .. } => match sqlstate
-                .as_deref()
-                .map(|code| code.get(..2).unwrap_or(code))
-            {
-                None | Some("08" | "25" | "40" | "53" | "55" | "57" | "58" | "XX") => true,
-                Some(_) => false,
-            },
+            Error::Database {
+                disconnected: true, ..
+            } => true,
+            // Not: undefined objects, wrong rights, wrong types, an answer that is not understood.
+            Error::Database {
+                sqlstate: Some(code),
+                ..
+            } => {
+                matches!(
+                    code.get(..2),
+                    Some("08" | "25" | "40" | "53" | "55" | "57" | "58" | "XX")
+                )
+            }
             _ => false,
         }
     }
@@ -173,7 +206,18 @@ impl Error {
             doing,
             reason: reason(&error),
             sqlstate: error.code().map(|code| code.code().to_owned()),
-            source: Some(Arc::new(error)),
+            disconnected: error.is_closed() || causes(&error).any(|cause| cause.is::<io::Error>()),
+        }
+    }
+
+    /// An error after which the same read, begun anew, will do.
+    pub(crate) fn conflict(doing: &'static str, reason: &str) -> Error {
+        let serialization_failure = Some("40001".to_owned());
+        Error::Database {
+            doing,
+            reason: reason.to_owned(),
+            sqlstate: serialization_failure,
+            disconnected: false,
         }
     }
 
@@ -182,22 +226,33 @@ impl Error {
             doing,
             reason: reason.into(),
             sqlstate: None,
-            source: None,
+            disconnected: false,
         }
     }
 }
 
-/// The whole chain of causes: the driver's own `Display` leaves it out.
+fn causes(error: &tokio_postgres::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| {
+        (*cause).source()
+    })
+}
+
+/// The whole chain of causes: the driver's own `Display` leaves it out. Not what the server says of data it could not
+/// convert, for that quotes the data.
 pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
     if let Some(server) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", server.message(), server.code().code());
+        let code = server.code().code();
+        let message = if code.starts_with("22") {
+            "a value could not be converted"
+        } else {
+            server.message()
+        };
+        return format!("{message} (SQLSTATE {code})");
     }
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
+    for cause in causes(error) {
         text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+        text.push_str(&cause.to_string());
     }
     text
 }

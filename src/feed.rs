@@ -5,17 +5,19 @@
 //! | F1 | a log row is read by exactly one read of a cursor's life: the first whose snapshot shows it |
 //! | F2 | what cannot be understood or is too much becomes a reload of everything, never a row left out |
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, pin::pin};
 
+use futures_util::TryStreamExt;
 use hashbrown::HashSet;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, types::Type};
 
 use crate::Error;
 
 const DOING: &str = "reading the change log";
 
-/// More new log rows than this are not looked at one by one.
+/// More new log rows than this, or more keys in them, are not looked at one by one.
 const MOST_ROWS: usize = 20_000;
+const MOST_KEYS: usize = 100_000;
 
 /// A `pg_snapshot`: which transactions a read could see.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,9 +77,23 @@ pub(crate) enum Reload {
     /// TRUNCATE, or a statement that changed more than the log lists.
     WholeTable(String),
     TooManyRows,
-    /// A trigger met trouble and asks for it.
+    /// A trigger met trouble, of this SQLSTATE if any, and asks for it.
     Asked(String),
+    /// Another server answers, or the same after a restart: behind a pooler, that is how a lost connection looks.
+    ServerChanged,
+    /// The server's clock went back.
+    ClockWentBack,
     NotUnderstood,
+}
+
+impl Reload {
+    /// Whether what was read before may have been taken back, so that the state is replaced rather than moved forward.
+    pub(crate) fn is_new_epoch(&self) -> bool {
+        matches!(
+            self,
+            Reload::First | Reload::ConnectionLost | Reload::ServerChanged | Reload::ClockWentBack
+        )
+    }
 }
 
 impl fmt::Display for Reload {
@@ -90,6 +106,10 @@ impl fmt::Display for Reload {
             Reload::WholeTable(table) => write!(f, "all of {table} changed"),
             Reload::TooManyRows => f.write_str("too many changes to read them one by one"),
             Reload::Asked(note) => write!(f, "a trigger met trouble: {note}"),
+            Reload::ServerChanged => {
+                f.write_str("another server answers, or the same after a restart")
+            }
+            Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
         }
     }
@@ -125,7 +145,9 @@ impl Dirty {
         note: Option<&str>,
     ) -> Result<(), Reload> {
         if let Some(note) = note {
-            return Err(Reload::Asked(note.to_owned()));
+            // What follows the SQLSTATE may quote data.
+            let code = note.split(' ').next().filter(|code| code.len() == 5);
+            return Err(Reload::Asked(code.unwrap_or("no SQLSTATE").to_owned()));
         }
         let set = match table_name {
             "events" => &mut self.events,
@@ -146,8 +168,8 @@ impl Dirty {
 pub(crate) struct News {
     /// How many log rows were new.
     pub(crate) rows: usize,
-    /// What to read again, or why everything.
-    pub(crate) dirty: Result<Dirty, Reload>,
+    /// What to read again.
+    pub(crate) dirty: Dirty,
     /// Where the next read begins, once this one is applied.
     pub(crate) next: Cursor,
 }
@@ -159,106 +181,98 @@ pub(crate) async fn start(
     snapshot: Snapshot,
     standby: bool,
 ) -> Result<Cursor, Error> {
-    let seen = match standby {
-        true => Some(
-            read_since(client, log, snapshot.xmin)
-                .await?
-                .iter()
-                .map(id)
-                .collect::<Result<_, _>>()?,
-        ),
-        false => None,
+    let seen = if standby {
+        Some(ids_since(client, log, snapshot.xmin).await?)
+    } else {
+        None
     };
     Ok(Cursor { snapshot, seen })
 }
 
-/// The log rows that `cursor` has not read and the transaction under way, with `snapshot`, can see.
+/// What the log rows say that `cursor` has not read and the transaction under way, with `snapshot`, can see; or why
+/// everything must be read.
 pub(crate) async fn read(
     client: &Client,
     log: &str,
     cursor: &Cursor,
     snapshot: Snapshot,
     standby: bool,
-) -> Result<News, Error> {
-    let mut seen = None;
-    let rows = match (&cursor.seen, standby) {
-        (None, false) => read_exact(client, log, &cursor.snapshot).await?,
+) -> Result<Result<News, Reload>, Error> {
+    let (new_rows, seen) = match (&cursor.seen, standby) {
+        (None, false) => (exactly_new(log, &cursor.snapshot), None),
         (Some(before), true) => {
-            let mut rows = read_since(client, log, cursor.snapshot.xmin).await?;
-            let all: HashSet<i64> = rows.iter().map(id).collect::<Result<_, _>>()?;
-            rows.retain(|row| id(row).is_ok_and(|id| !before.contains(&id)));
-            // Rows below the new xmin come no more, so those of the old one suffice.
-            seen = Some(all);
-            rows
+            // Rows below the new xmin come no more, so those from the old one on suffice.
+            let seen = ids_since(client, log, cursor.snapshot.xmin).await?;
+            let new: Vec<String> = seen
+                .difference(before)
+                .take(MOST_ROWS + 1)
+                .map(i64::to_string)
+                .collect();
+            let sql = format!(
+                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND id = ANY('{{{}}}'::int8[])",
+                cursor.snapshot.xmin,
+                new.join(",")
+            );
+            (sql, Some(seen))
         }
         // Promoted meanwhile, or another server: no rule of reading on holds.
-        _ => {
-            let next = start(client, log, snapshot, standby).await?;
-            return Ok(News {
-                rows: 0,
-                dirty: Err(Reload::ConnectionLost),
-                next,
-            });
-        }
+        _ => return Ok(Err(Reload::ConnectionLost)),
     };
-    let next = Cursor { snapshot, seen };
-    if rows.len() > MOST_ROWS {
-        return Ok(News {
-            rows: rows.len(),
-            dirty: Err(Reload::TooManyRows),
-            next,
-        });
-    }
-    let mut dirty = Ok(Dirty::default());
-    for row in &rows {
+    let none: [(&str, Type); 0] = [];
+    let new_rows = client
+        .query_typed_raw(&new_rows, none)
+        .await
+        .map_err(Error::database(DOING))?;
+    let mut new_rows = pin!(new_rows);
+    let (mut dirty, mut rows, mut keys) = (Dirty::default(), 0, 0);
+    while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
-            Ok((row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
         };
-        let (table_name, keys, note) = column().map_err(Error::database(DOING))?;
-        if let Ok(known) = &mut dirty
-            && let Err(reload) = known.add(table_name, keys, note)
-        {
-            dirty = Err(reload);
+        let (table_name, named, note): (&str, Option<Vec<i64>>, Option<&str>) =
+            column().map_err(Error::database(DOING))?;
+        rows += 1;
+        keys += named.as_ref().map_or(0, Vec::len);
+        if rows > MOST_ROWS || keys > MOST_KEYS {
+            return Ok(Err(Reload::TooManyRows));
+        }
+        if let Err(reload) = dirty.add(table_name, named, note) {
+            return Ok(Err(reload));
         }
     }
-    Ok(News {
-        rows: rows.len(),
+    Ok(Ok(News {
+        rows,
         dirty,
-        next,
-    })
+        next: Cursor { snapshot, seen },
+    }))
 }
 
-fn id(row: &Row) -> Result<i64, Error> {
-    row.try_get(0).map_err(Error::database(DOING))
-}
-
-const COLUMNS: &str = "id, table_name, keys, note";
+const COLUMNS: &str = "table_name, keys, note";
 
 /// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
 /// the oldest transaction.
-async fn read_exact(client: &Client, log: &str, cursor: &Snapshot) -> Result<Vec<Row>, Error> {
+fn exactly_new(log: &str, cursor: &Snapshot) -> String {
     let in_progress: Vec<String> = cursor.in_progress.iter().map(u64::to_string).collect();
     // ORDER BY and LIMIT also keep the planner on the primary key.
-    let sql = format!(
+    format!(
         "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 ORDER BY xid LIMIT {limit}) \
          UNION ALL (SELECT {COLUMNS} FROM {log} WHERE xid = ANY('{{{}}}'::xid8[]) LIMIT {limit})",
         cursor.xmax,
         in_progress.join(","),
         limit = MOST_ROWS + 1,
-    );
-    client
-        .query_typed(&sql, &[])
-        .await
-        .map_err(Error::database(DOING))
+    )
 }
 
-/// On a standby: all rows from `xmin` on, among which the caller knows those it has read.
-async fn read_since(client: &Client, log: &str, xmin: u64) -> Result<Vec<Row>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM {log} WHERE xid >= '{xmin}'::xid8 ORDER BY xid");
-    client
+/// On a standby: the ids of all rows from `xmin` on, among which the caller knows those it has read.
+async fn ids_since(client: &Client, log: &str, xmin: u64) -> Result<HashSet<i64>, Error> {
+    let sql = format!("SELECT id FROM {log} WHERE xid >= '{xmin}'::xid8");
+    let rows = client
         .query_typed(&sql, &[])
         .await
-        .map_err(Error::database(DOING))
+        .map_err(Error::database(DOING))?;
+    rows.iter()
+        .map(|row| row.try_get(0).map_err(Error::database(DOING)))
+        .collect()
 }
 
 #[cfg(test)]

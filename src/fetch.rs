@@ -271,14 +271,27 @@ fn kickoffs(rows: &[Row]) -> Result<HashMap<i64, Micros>, Error> {
 
 fn heads<K: for<'a> FromSql<'a>>(rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
     let head = |row: &Row| -> Result<Head<K>, tokio_postgres::Error> {
+        let time = |index| {
+            Ok::<_, tokio_postgres::Error>(
+                row.try_get::<_, Option<PostgresTime>>(index)?
+                    .map(|time| time.0),
+            )
+        };
+        let (captured_at, last_confirmed_at) = (time(3)?, time(4)?);
+        let captured_at = captured_at.unwrap_or_else(|| {
+            let snapshot_id: Option<i64> = row.try_get(2).ok();
+            tracing::warn!(
+                snapshot_id,
+                "malformed row: captured_at is null; it reads as 1970"
+            );
+            Micros::UNKNOWN
+        });
         Ok(Head {
             event_id: row.try_get(0)?,
             key: row.try_get(1)?,
             snapshot_id: row.try_get(2)?,
-            captured_at: time(row, 3)?,
-            last_confirmed_at: row
-                .try_get::<_, Option<PostgresTime>>(4)?
-                .map(|time| time.0),
+            captured_at,
+            last_confirmed_at,
         })
     };
     rows.iter()

@@ -1,16 +1,22 @@
-use std::{convert::Infallible, fmt, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     Config, Error, Status, View,
+    backoff::Backoff,
     bell::Bell,
     catalog::Names,
     connection::Connection,
     draft::Draft,
     feed::Reload,
-    preflight,
+    pace::Pace,
+    preflight::{self, Feed},
     publish::{Publisher, add},
     read::{self, Begun, Done, Known, Step},
     stats::WarmupStats,
@@ -34,25 +40,10 @@ pub struct Follower {
     draft: Draft,
     bell: Option<Bell>,
     epoch: u64,
+    pace: Pace,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
     ended: bool,
-}
-
-/// Pauses that double from 100 ms to 10 s, half of each at random, so that a hundred followers do not come back together.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let whole = Duration::from_millis(100)
-            .saturating_mul(1 << self.failures.min(7))
-            .min(Duration::from_secs(10));
-        self.failures += 1;
-        whole.mul_f64(0.5 + 0.5 * fastrand::f64())
-    }
 }
 
 impl Follower {
@@ -66,6 +57,7 @@ impl Follower {
             draft,
             bell: None,
             epoch: 0,
+            pace: Pace::default(),
             last_warmup: None,
             troubled_since: None,
             ended: false,
@@ -111,17 +103,8 @@ impl Follower {
             preflight::check(&reader.client, &self.config),
         )
         .await?;
-        let feed = feed.ok_or_else(|| {
-            Error::Config("a follower needs the change feed (need_feed)".to_owned())
-        })?;
         // Before the first snapshot, so that no change after it goes without a bell.
-        if self
-            .bell
-            .as_ref()
-            .is_none_or(|bell| bell.channel() != feed.channel)
-        {
-            self.bell = Some(Bell::spawn(self.config.clone(), feed.channel));
-        }
+        self.hang_bell(feed.as_ref())?;
         let reason = if self.epoch == 0 {
             Reload::First
         } else {
@@ -130,14 +113,29 @@ impl Follower {
         let mut known = self.warm_up(&reader, reason).await?;
         *backoff = Backoff::default();
         loop {
-            self.wait().await;
-            let caught_up = self.catch_up(&reader, &mut known).await;
+            let belled = self.wait().await;
+            let caught_up = self.catch_up(&reader, &mut known, belled).await;
             if let Err(error) = caught_up {
                 self.give_way(&reader, backoff, error).await?;
             } else {
                 *backoff = Backoff::default();
             }
         }
+    }
+
+    /// Listens to the channel that the feed names.
+    fn hang_bell(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
+        let feed = feed.ok_or_else(|| {
+            Error::Config("a follower needs the change feed (need_feed)".to_owned())
+        })?;
+        if self
+            .bell
+            .as_ref()
+            .is_none_or(|bell| bell.channel() != feed.channel)
+        {
+            self.bell = Some(Bell::spawn(self.config.clone(), feed.channel.clone()));
+        }
+        Ok(())
     }
 
     /// Reads everything into the next epoch.
@@ -167,28 +165,40 @@ impl Follower {
         begun: Begun,
         epoch: u64,
     ) -> Result<Known, Error> {
-        let read = read::everything(&reader.client, &self.names, &mut self.draft, reason, begun);
+        let read = read::everything(
+            &reader.client,
+            &self.config,
+            &self.names,
+            &mut self.draft,
+            reason,
+            begun,
+        );
         let (known, done) = within(self.config.warmup_timeout, WARMING_UP, read).await?;
         self.epoch = epoch;
         self.publish(&known, done);
         Ok(known)
     }
 
-    /// Waits for the bell, or for the poll interval to pass.
-    async fn wait(&mut self) {
+    /// Waits for the bell, or for the poll interval to pass; says whether it was the bell.
+    async fn wait(&mut self) -> bool {
         let interval = self.config.poll_interval;
-        match &self.bell {
-            Some(bell) => {
-                if timeout(interval, bell.rung()).await.is_ok() {
-                    add(&self.publisher.counters().bells, 1);
-                }
-            }
-            None => sleep(interval).await,
-        }
+        sleep(self.pace.rest(interval)).await;
+        let Some(bell) = &self.bell else {
+            sleep(interval).await;
+            return false;
+        };
+        let belled = timeout(interval, bell.rung()).await.is_ok();
+        add(&self.publisher.counters().bells, usize::from(belled));
+        belled
     }
 
     /// One read of what changed since the last one.
-    async fn catch_up(&mut self, reader: &Connection, known: &mut Known) -> Result<(), Error> {
+    async fn catch_up(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        belled: bool,
+    ) -> Result<(), Error> {
         let changes = read::changes(
             &reader.client,
             &self.config,
@@ -197,12 +207,17 @@ impl Follower {
             known,
         );
         match within(self.config.read_timeout, READING, changes).await? {
-            Step::Done(done) => self.publish(known, done),
+            Step::Done(done) => {
+                self.pace.read(belled, done.log_rows > 0);
+                self.publish(known, done);
+            }
             Step::Reload(reason, begun) => {
                 self.announce(&reason);
-                *known = self
-                    .read_everything(reader, reason, *begun, self.epoch)
-                    .await?;
+                let begun_at = Instant::now();
+                let epoch = self.epoch + u64::from(reason.is_new_epoch());
+                *known = self.read_everything(reader, reason, *begun, epoch).await?;
+                self.pace.reloaded(begun_at.elapsed());
+                self.hang_bell(known.feed.as_ref())?;
             }
         }
         Ok(())

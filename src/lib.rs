@@ -29,6 +29,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;
+mod backoff;
 mod bell;
 mod cache;
 mod catalog;
@@ -41,6 +42,8 @@ mod feed;
 mod fetch;
 mod follower;
 mod model;
+mod owners;
+mod pace;
 mod pack;
 mod preflight;
 mod publish;
@@ -50,6 +53,9 @@ mod stats;
 mod status;
 mod view;
 mod writer;
+
+pub use hashbrown;
+pub use tokio_postgres;
 
 pub use cache::OddsCache;
 pub use config::Config;

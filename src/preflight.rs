@@ -71,12 +71,11 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
                 object: format!("table {table}"),
             });
         }
-        if column::<bool>(row, 4)? {
-            tracing::warn!(
+        if column::<bool>(row, 4)? && !config.allow_row_security {
+            return Err(Error::RowSecurity {
                 table,
-                role = role()?,
-                "row level security applies to this role: rows its policies hide are missing from the cache; give it BYPASSRLS"
-            );
+                role: role()?,
+            });
         }
     }
     Ok(())
@@ -86,7 +85,8 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
          s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
-         f.oid IS NOT NULL, coalesce(has_function_privilege(f.oid, 'EXECUTE'), false), current_user::text \
+         f.oid IS NOT NULL, coalesce(has_function_privilege(f.oid, 'EXECUTE'), false), current_user::text, \
+         coalesce(row_security_active(l.oid), false), coalesce(row_security_active(s.oid), false) \
          FROM pg_namespace n \
          LEFT JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'change_log' \
          LEFT JOIN pg_class s ON s.relnamespace = n.oid AND s.relname = 'log_state' \
@@ -113,12 +113,20 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     if !column::<bool>(row, 0)? {
         return Err(right("USAGE", format!("schema {}", quote(schema))));
     }
-    for (index, name) in [(1, "change_log"), (3, "log_state")] {
+    for (index, row_security, name) in [(1, 8, "change_log"), (3, 9, "log_state")] {
         if !column::<bool>(row, index)? {
             return Err(missing(name));
         }
+        let table = format!("{}.{name}", quote(schema));
         if !column::<bool>(row, index + 1)? {
-            return Err(right("SELECT", format!("table {}.{name}", quote(schema))));
+            return Err(right("SELECT", format!("table {table}")));
+        }
+        // No policy has any business here.
+        if column::<bool>(row, row_security)? {
+            return Err(Error::RowSecurity {
+                table,
+                role: role.clone(),
+            });
         }
     }
     if !column::<bool>(row, 5)? {
@@ -168,7 +176,8 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<(), Error> {
            SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
            UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent) \
-         SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D') \
+         SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
+           EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
@@ -187,6 +196,11 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<(), Error> {
         .map_err(Error::database(DOING))?;
     let mut uncovered = 0;
     for row in &rows {
+        if column::<bool>(row, 5)? {
+            return Err(Error::Subscribed {
+                table: column(row, 0)?,
+            });
+        }
         let (always, enabled) = (
             column::<Option<bool>>(row, 3)?,
             column::<Option<bool>>(row, 4)?,

@@ -6,12 +6,9 @@
 //! | P2 | there is one publisher to a cache: it does not clone, and neither does what owns it |
 //! | P3 | readers do not free retired states, unless they outlive the publisher |
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -19,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     status::{Counters, Status},
-    view::{Cut, State},
+    view::{Cut, Moment, State},
 };
 
 /// What a handle and its writer share.
@@ -98,7 +95,7 @@ impl Publisher {
     }
 
     /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
-    pub(crate) fn prove(&self, cut: Cut, at: Instant) {
+    pub(crate) fn prove(&self, cut: Cut, at: Moment) {
         self.shared.load().proof.renew(cut, at);
     }
 

@@ -6,7 +6,7 @@
 //! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
 //! | R3 | the window never widens: its start never goes back within an epoch |
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, time::Duration};
 
 use hashbrown::HashMap;
 use tokio_postgres::{Client, Row};
@@ -19,9 +19,9 @@ use crate::{
     feed::{self, Cursor, Dirty, Reload, Snapshot},
     fetch::{Heads, Reader, time},
     model::{Body, Micros},
-    preflight,
+    preflight::{self, Feed},
     stats::WarmupStats,
-    view::Cut,
+    view::{Cut, Moment},
 };
 
 /// What the follower knows after a read, and the next one starts from.
@@ -29,17 +29,20 @@ use crate::{
 pub(crate) struct Known {
     catalog: Catalog,
     fingerprint: String,
+    server: String,
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
     window_start: Micros,
     pub(crate) cut: Cut,
+    /// What the installed feed says of itself, as of the last read of everything.
+    pub(crate) feed: Option<Feed>,
 }
 
 /// What a read did.
 #[derive(Debug)]
 pub(crate) struct Done {
     /// Before its snapshot was taken.
-    pub(crate) began: Instant,
+    pub(crate) began: Moment,
     /// Whether the draft differs from before.
     pub(crate) changed: bool,
     pub(crate) log_rows: usize,
@@ -51,24 +54,21 @@ pub(crate) struct Done {
 
 /// The first answer within the transaction.
 pub(crate) struct Begun {
-    began: Instant,
+    began: Moment,
     cut: Cut,
     window_start: Micros,
     snapshot: Snapshot,
     standby: bool,
     pruned_below: u64,
     fingerprint: String,
+    server: String,
+    tables: String,
 }
 
 const BEGIN: &str = "beginning to read";
 
-async fn begin(
-    client: &Client,
-    config: &Config,
-    names: &Names,
-    at_least: Option<Micros>,
-) -> Result<Begun, Error> {
-    let began = Instant::now();
+async fn begin(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
+    let began = Moment::now();
     client
         .batch_execute(&names.begin)
         .await
@@ -84,7 +84,6 @@ async fn begin(
     let snapshot = column(0)?;
     let now = time(row, 1).map_err(Error::database(BEGIN))?;
     let window_start = now.minus(config.lookback);
-    let window_start = at_least.map_or(window_start, |before| before.max(window_start));
     let pruned_below = column(3)?;
     Ok(Begun {
         began,
@@ -93,6 +92,8 @@ async fn begin(
             .parse()
             .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?,
         fingerprint: column(4)?,
+        server: column(5)?,
+        tables: column(6)?,
         window_start,
         cut: Cut {
             as_of: now.to_utc(),
@@ -109,12 +110,46 @@ fn text(row: &Row, index: usize) -> Result<String, Error> {
     row.try_get(index).map_err(Error::database(BEGIN))
 }
 
+/// Whether all that was read was of the snapshot: what a query reads of a partitioned table takes in a partition that was
+/// attached since. Where a default partition is locked, none can be.
+async fn same_tables(client: &Client, names: &Names, tables: &str) -> Result<(), Error> {
+    let now = client
+        .query_typed(&names.tables_now, &[])
+        .await
+        .map_err(Error::database(END))?;
+    let now: Option<&str> = now
+        .first()
+        .map_or(Ok(None), |row| row.try_get(0))
+        .map_err(Error::database(END))?;
+    if now == Some(tables) {
+        Ok(())
+    } else {
+        Err(Error::conflict(
+            END,
+            "a partition was attached or detached meanwhile",
+        ))
+    }
+}
+
+const END: &str = "ending a read";
+
 async fn commit(client: &Client) -> Result<(), Error> {
     client
         .batch_execute("COMMIT")
         .await
-        .map_err(Error::database("ending a read"))
+        .map_err(Error::database(END))
 }
+
+impl Begun {
+    /// R3.
+    fn keep_window(&mut self, window_start: Micros) {
+        self.window_start = self.window_start.max(window_start);
+        self.cut.window_start = self.window_start.to_utc();
+    }
+}
+
+/// A clock that goes back by less is taken for one that is being adjusted.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// The beginning of a read of everything: its locks and its snapshot.
 pub(crate) async fn begin_everything(
@@ -122,12 +157,13 @@ pub(crate) async fn begin_everything(
     config: &Config,
     names: &Names,
 ) -> Result<Begun, Error> {
-    begin(client, config, names, None).await
+    begin(client, config, names).await
 }
 
 /// Reads everything, in the transaction begun: into a new draft, which replaces `draft` only at the end.
 pub(crate) async fn everything(
     client: &Client,
+    config: &Config,
     names: &Names,
     draft: &mut Draft,
     reason: Reload,
@@ -137,6 +173,8 @@ pub(crate) async fn everything(
         .batch_execute(&names.patience)
         .await
         .map_err(Error::database(BEGIN))?;
+    // Under this snapshot: the fingerprint that the next reads compare with must be that of a whole feed.
+    let feed = preflight::check(client, config).await?;
     let catalog = Catalog::read(client, names).await?;
     let cursor = match names.need_feed {
         true => Some(
@@ -156,6 +194,7 @@ pub(crate) async fn everything(
     };
     let plan = Plan::whole(reader.all_heads(begun.window_start).await?);
     let bodies = Bodies::read(reader, &plan, draft).await?;
+    same_tables(client, names, &begun.tables).await?;
     commit(client).await?;
 
     // From here on nothing can fail or be cancelled (R2).
@@ -181,6 +220,7 @@ pub(crate) async fn everything(
     };
     let Begun {
         fingerprint,
+        server,
         window_start,
         cut,
         ..
@@ -189,9 +229,11 @@ pub(crate) async fn everything(
         Known {
             catalog,
             fingerprint,
+            server,
             cursor,
             window_start,
             cut,
+            feed,
         },
         done,
     ))
@@ -213,31 +255,31 @@ pub(crate) async fn changes(
     draft: &mut Draft,
     known: &mut Known,
 ) -> Result<Step, Error> {
-    let begun = begin(client, config, names, Some(known.window_start)).await?;
+    let mut begun = begin(client, config, names).await?;
     let reload = |reason, begun| Ok(Step::Reload(reason, Box::new(begun)));
+    if begun.server != known.server {
+        return reload(Reload::ServerChanged, begun);
+    }
+    if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
+        return reload(Reload::ClockWentBack, begun);
+    }
+    begun.keep_window(known.window_start);
     let Some(cursor) = &known.cursor else {
         return reload(Reload::First, begun);
     };
     if begun.fingerprint != known.fingerprint {
-        // Also tells whether the feed is still whole; if not, what follows would be built on sand.
-        preflight::check(client, config).await?;
         return reload(Reload::Catalog, begun);
     }
     if cursor.is_pruned(begun.pruned_below) {
         return reload(Reload::Pruned, begun);
     }
-    let news = feed::read(
-        client,
-        &names.log_table(),
-        cursor,
-        begun.snapshot.clone(),
-        begun.standby,
-    )
-    .await?;
-    let dirty = match news.dirty {
-        Ok(dirty) => dirty,
+    let snapshot = begun.snapshot.clone();
+    let news = match feed::read(client, &names.log_table(), cursor, snapshot, begun.standby).await?
+    {
+        Ok(news) => news,
         Err(reason) => return reload(reason, begun),
     };
+    let dirty = news.dirty;
     let mut part = None;
     if !dirty.is_empty() {
         let reader = Reader {
@@ -247,6 +289,9 @@ pub(crate) async fn changes(
         let plan = plan(reader, draft, &dirty, begun.window_start).await?;
         let bodies = Bodies::read(reader, &plan, draft).await?;
         part = Some((plan, bodies));
+    }
+    if part.is_some() {
+        same_tables(client, names, &begun.tables).await?;
     }
     commit(client).await?;
 

@@ -9,7 +9,7 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -58,12 +58,35 @@ pub(crate) struct Proof(ArcSwap<Proven>);
 #[derive(Debug)]
 struct Proven {
     cut: Arc<Cut>,
-    /// Before the cut's snapshot was taken, so that the age is never understated.
-    at: Instant,
+    /// Before the cut's snapshot was taken, so that the age is never understated; `None` before the first.
+    at: Option<Moment>,
+}
+
+/// A point in time by both clocks: the monotonic one stands still while the machine is suspended, the other is set at will.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Moment {
+        Moment {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// The greater of what the two clocks say: too old is safe, too young is not.
+    pub(crate) fn elapsed(self) -> Duration {
+        self.monotonic
+            .elapsed()
+            .max(self.wall.elapsed().unwrap_or_default())
+    }
 }
 
 impl Proof {
-    pub(crate) fn new(cut: Cut, at: Instant) -> Proof {
+    pub(crate) fn new(cut: Cut, at: Option<Moment>) -> Proof {
         Proof(ArcSwap::from_pointee(Proven {
             cut: Arc::new(cut),
             at,
@@ -71,7 +94,8 @@ impl Proof {
     }
 
     /// The state is also the database's at this later cut.
-    pub(crate) fn renew(&self, cut: Cut, at: Instant) {
+    pub(crate) fn renew(&self, cut: Cut, at: Moment) {
+        let at = Some(at);
         self.0.store(Arc::new(Proven {
             cut: Arc::new(cut),
             at,
@@ -87,7 +111,7 @@ impl State {
             chunks: Box::default(),
             epoch: 0,
             stats: Stats::default(),
-            proof: Proof::new(Cut::default(), Instant::now()),
+            proof: Proof::new(Cut::default(), None),
         }
     }
 
@@ -186,10 +210,16 @@ impl View {
         Arc::clone(&self.0.proof.0.load().cut)
     }
 
-    /// How long ago this view was last proven to be the database's current state, on the local monotonic clock. It runs on
-    /// from the moment a newer view is published, or the database cannot be read.
+    /// How long ago this view was last proven to be the current state of the server it is read from, by the local clocks;
+    /// `Duration::MAX` before the first warmup. It runs on from the moment a newer view is published, or the database
+    /// cannot be read. A server that is a standby may itself be behind its primary.
     pub fn age(&self) -> Duration {
-        self.0.proof.0.load().at.elapsed()
+        self.0
+            .proof
+            .0
+            .load()
+            .at
+            .map_or(Duration::MAX, Moment::elapsed)
     }
 
     /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...

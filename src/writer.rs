@@ -1,4 +1,4 @@
-use std::{fmt, time::Instant};
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 
@@ -7,7 +7,7 @@ use crate::{
     draft::Draft,
     model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros},
     publish::Publisher,
-    view::Cut,
+    view::{Cut, Moment},
 };
 
 /// The writing half of a cache that no follower feeds: for tests, and for processes that have the odds at hand.
@@ -117,7 +117,7 @@ impl Writer {
             snapshot: String::new(),
             window_start: self.window_start,
         };
-        let state = self.draft.state(cut, self.epoch, Instant::now(), None);
+        let state = self.draft.state(cut, self.epoch, Moment::now(), None);
         self.publisher.publish(state);
     }
 }

@@ -3,11 +3,7 @@ use std::{borrow::Borrow, fmt, mem::size_of, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{
-    shape::ARC_HEADER,
-    snapshot::{Body, CachedSnapshot},
-    time::Micros,
-};
+use super::{shape::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
 
 /// An event with the latest snapshot of each bookmaker and each competitor. Immutable; at least one snapshot.
 #[derive(Debug)]
@@ -39,13 +35,11 @@ impl CachedEvent {
         &self.competitors
     }
 
-    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Body> {
-        let competitors = self.competitors.0.iter().map(|(_, snapshot)| snapshot);
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
         self.betpawa
             .0
             .iter()
-            .chain(competitors)
-            .map(|snapshot| &*snapshot.body)
+            .chain(self.competitors.0.iter().map(|(_, snapshot)| snapshot))
     }
 
     /// Bytes asked of the allocator for this event and its bodies, without what the interner owns.
@@ -54,7 +48,10 @@ impl CachedEvent {
             + size_of::<CachedEvent>()
             + slice_bytes(&self.betpawa.0)
             + slice_bytes(&self.competitors.0)
-            + self.bodies().map(Body::heap_bytes).sum::<usize>()
+            + self
+                .snapshots()
+                .map(|snapshot| snapshot.body.heap_bytes())
+                .sum::<usize>()
     }
 }
 

@@ -71,6 +71,11 @@ impl CachedSnapshot {
         self.last_confirmed_at.to_utc()
     }
 
+    /// How many of the rows it was read from, its own and its markets', did not read as they should.
+    pub(crate) fn malformed_rows(&self) -> usize {
+        self.body.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
+    }
+
     /// The markets in the order of their row ids. Free: borrows, allocates nothing.
     pub fn markets(&self) -> Markets<'_> {
         Markets {

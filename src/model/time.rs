@@ -8,6 +8,9 @@ pub(crate) struct Micros(pub(crate) i64);
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl Micros {
+    /// In place of a time that must be there and is not: as old as can be.
+    pub(crate) const UNKNOWN: Micros = Micros(0);
+
     /// From PostgreSQL's binary form. `infinity` and times that chrono cannot hold become the last (first) time it can.
     pub(crate) fn from_postgres(micros: i64) -> Micros {
         Micros(micros.saturating_add(POSTGRES_EPOCH)).clamped()

@@ -101,6 +101,9 @@ pub(crate) struct FollowArguments {
     /// How long an event is held after its kickoff, such as 2h or 90m
     #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
     lookback: Duration,
+    /// Let the role be subject to row level security: only right where its policies show it every row
+    #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
+    allow_row_security: bool,
     /// How long reading everything may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
     warmup_timeout: Duration,
@@ -115,6 +118,7 @@ impl FollowArguments {
             .app_schema(&self.app_schema)
             .cache_schema(&self.cache_schema)
             .lookback(self.lookback)
+            .allow_row_security(self.allow_row_security)
             .warmup_timeout(self.warmup_timeout)
             .read_timeout(self.read_timeout))
     }

@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+/// Spaces reads where something drives them on for nothing: everything read again and again, or a bell that anybody may
+/// ring. Ordinary work is not spaced.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// How long the last read took, if it read everything.
+    reload: Option<Duration>,
+    /// Whether the one before did, too.
+    reloads_in_a_row: bool,
+    /// Reads for a bell in a row that found no news.
+    empty_bells: u32,
+}
+
+/// A few bells find what the read before has already seen; that is ordinary.
+const ORDINARY_EMPTY_BELLS: u32 = 3;
+
+/// However long a reload takes, the next may begin after this.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+impl Pace {
+    /// A read for which everything was read, within `duration`.
+    pub(crate) fn reloaded(&mut self, duration: Duration) {
+        self.reloads_in_a_row = self.reload.is_some();
+        self.reload = Some(duration);
+        self.empty_bells = 0;
+    }
+
+    /// Any other read.
+    pub(crate) fn read(&mut self, after_bell: bool, news: bool) {
+        self.reload = None;
+        self.reloads_in_a_row = false;
+        self.empty_bells = if after_bell && !news {
+            self.empty_bells.saturating_add(1)
+        } else {
+            0
+        };
+    }
+
+    /// How long to rest before the next read: after the second reload in a row as long as it took, and after empty bells
+    /// longer each time, up to the poll interval.
+    pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
+        let reload = self
+            .reload
+            .filter(|_| self.reloads_in_a_row)
+            .unwrap_or_default()
+            .min(LONGEST_REST);
+        let extra = self.empty_bells.saturating_sub(ORDINARY_EMPTY_BELLS);
+        let bell = if extra == 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_millis(1 << extra.min(16)).min(poll_interval)
+        };
+        reload.max(bell)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLL: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn one_reload_is_not_spaced_from_what_follows_but_a_row_of_them_is() {
+        let mut pace = Pace::default();
+        pace.reloaded(Duration::from_secs(2));
+        assert_eq!(pace.rest(POLL), Duration::ZERO);
+        pace.reloaded(Duration::from_secs(2));
+        assert_eq!(pace.rest(POLL), Duration::from_secs(2));
+        pace.reloaded(Duration::from_secs(300));
+        assert_eq!(pace.rest(POLL), LONGEST_REST);
+        pace.read(true, true);
+        assert_eq!(pace.rest(POLL), Duration::ZERO);
+    }
+
+    #[test]
+    fn bells_for_nothing_are_answered_ever_more_slowly_up_to_the_poll_interval() {
+        let mut pace = Pace::default();
+        let mut rests = Vec::new();
+        for _ in 0..100 {
+            pace.read(true, false);
+            rests.push(pace.rest(POLL));
+        }
+        assert!(rests.is_sorted());
+        assert_eq!((rests[2], rests[99]), (Duration::ZERO, POLL));
+        pace.read(true, true);
+        assert_eq!(pace.rest(POLL), Duration::ZERO);
+    }
+}
