@@ -1,16 +1,33 @@
 use std::time::Duration;
 
-/// Pauses that double from 100 ms to 10 s, half of each at random, so that a hundred followers do not come back together.
-#[derive(Debug, Default)]
+/// Pauses that double from 100 ms to a bound, half of each at random, so that a hundred followers do not come back together.
+#[derive(Debug)]
 pub(crate) struct Backoff {
+    longest: Duration,
     failures: u32,
 }
 
 impl Backoff {
+    /// For a server that may be gone.
+    pub(crate) fn for_connections() -> Backoff {
+        Backoff {
+            longest: Duration::from_secs(10),
+            failures: 0,
+        }
+    }
+
+    /// For a lock that somebody holds: looking for it costs nobody anything, finding it late makes the view old.
+    pub(crate) fn for_locks() -> Backoff {
+        Backoff {
+            longest: Duration::from_secs(1),
+            failures: 0,
+        }
+    }
+
     pub(crate) fn next(&mut self) -> Duration {
         let whole = Duration::from_millis(100)
             .saturating_mul(1 << self.failures.min(7))
-            .min(Duration::from_secs(10));
+            .min(self.longest);
         self.failures += 1;
         whole.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
@@ -22,7 +39,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_a_bound() {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::for_connections();
         let pauses: Vec<Duration> = (0..100).map(|_| backoff.next()).collect();
         assert!(pauses[0] <= Duration::from_millis(100));
         assert!(

@@ -63,12 +63,12 @@ impl Drop for Bell {
 
 async fn keep_listening(config: Config, channel: String, state: Arc<State>) {
     let mut last_error = None;
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::for_connections();
     loop {
         match listen(&config, &channel).await {
             Ok(connection) => {
                 last_error = None;
-                backoff = Backoff::default();
+                backoff = Backoff::for_connections();
                 state.listening.store(true, Ordering::Release);
                 // What was committed before LISTEN took effect rang no bell of ours.
                 state.rung.notify_one();

@@ -74,7 +74,7 @@ impl Follower {
     /// # Errors
     /// The error that ended it; [`OddsCache::ready`](crate::OddsCache::ready) returns the same.
     pub async fn run(mut self) -> Result<(), Error> {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::for_connections();
         loop {
             let Err(error) = self.follow(&mut backoff).await;
             add(&self.publisher.counters().failures, 1);
@@ -111,14 +111,13 @@ impl Follower {
             Reload::ConnectionLost
         };
         let mut known = self.warm_up(&reader, reason).await?;
-        *backoff = Backoff::default();
+        *backoff = Backoff::for_connections();
+        let mut locks = Backoff::for_locks();
         loop {
             let belled = self.wait().await;
-            let caught_up = self.catch_up(&reader, &mut known, belled).await;
-            if let Err(error) = caught_up {
-                self.give_way(&reader, backoff, error).await?;
-            } else {
-                *backoff = Backoff::default();
+            match self.catch_up(&reader, &mut known, belled).await {
+                Ok(()) => locks = Backoff::for_locks(),
+                Err(error) => self.give_way(&reader, &mut locks, error).await?,
             }
         }
     }
@@ -141,7 +140,7 @@ impl Follower {
     /// Reads everything into the next epoch.
     async fn warm_up(&mut self, reader: &Connection, reason: Reload) -> Result<Known, Error> {
         self.announce(&reason);
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::for_locks();
         loop {
             let begin = read::begin_everything(&reader.client, &self.config, &self.names);
             let warm = match within(self.config.read_timeout, BEGINNING, begin).await {

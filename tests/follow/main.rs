@@ -4,6 +4,7 @@
 mod common;
 
 mod faults;
+mod holes;
 mod locks;
 mod partitions;
 mod rows;

@@ -1,0 +1,293 @@
+//! Each of these once let a change be missed, a state be torn or a reader be told too much. The first line says how.
+
+use std::time::Duration;
+
+use oddscache::{Config, Error, OddsCache, Status, warm_up};
+
+use crate::common::{
+    Database, connect, eventually,
+    followed::{Followed, run},
+    psql,
+};
+
+fn config(dsn: &str) -> Config {
+    Config::new(dsn)
+        .expect("dsn")
+        .poll_interval(Duration::from_millis(50))
+}
+
+fn trouble(cache: &OddsCache) -> Option<Error> {
+    match cache.status() {
+        Status::Disconnected { error, .. } => Some(error),
+        _ => None,
+    }
+}
+
+/// A trigger dropped between the check and the snapshot of the first read was never noticed.
+#[tokio::test]
+async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
+    let database = Database::seeded();
+    let migration = connect(&database.dsn()).await;
+    run(
+        &migration,
+        "begin; drop trigger oddscache_update on market_odds",
+    )
+    .await;
+    let (cache, follower) = OddsCache::connect(config(&database.dsn()));
+    let follower = tokio::spawn(follower.run());
+    eventually("kept waiting by the lock", async || {
+        cache.counters().failures > 0
+    })
+    .await;
+    run(&migration, "commit").await;
+    let error = cache.ready().await.expect_err("it must not become warm");
+    assert!(
+        matches!(&error, Error::Trigger { trigger, .. } if trigger == "oddscache_update"),
+        "{error}"
+    );
+    follower.await.expect("no panic").expect_err("it ends");
+}
+
+/// Row security switched on while following hid rows, and the view went on without them.
+#[tokio::test]
+async fn row_security_is_refused_unless_allowed() {
+    let database = Database::seeded();
+    let role = format!("reader_of_{}", database.name);
+    psql(
+        &database.name,
+        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
+    );
+    let dsn = database
+        .dsn()
+        .replace("user=postgres", &format!("user={role}"));
+    let followed = Followed::with(&dsn, |config| config).await;
+    let events = followed.cache.view().len();
+    let app = connect(&database.dsn()).await;
+    for table in ["events", "oddscache.change_log"] {
+        run(
+            &app,
+            &format!("alter table {table} enable row level security"),
+        )
+        .await;
+        eventually("refused", async || {
+            matches!(trouble(&followed.cache), Some(Error::RowSecurity { .. }))
+        })
+        .await;
+        assert_eq!(followed.cache.view().len(), events, "the old view stays");
+        run(
+            &app,
+            &format!("alter table {table} disable row level security"),
+        )
+        .await;
+        eventually("following again", async || {
+            trouble(&followed.cache).is_none()
+        })
+        .await;
+    }
+    run(&app, "alter table events enable row level security; create policy every_row on events using (true)").await;
+    let error = warm_up(config(&dsn)).await.expect_err("refused");
+    assert!(matches!(error, Error::RowSecurity { .. }), "{error}");
+    let view = warm_up(config(&dsn).allow_row_security(true))
+        .await
+        .expect("allowed");
+    assert_eq!(view.len(), events);
+}
+
+/// While DDL on the log holds writers up, their rows are given up; the reader did not know.
+#[tokio::test]
+async fn a_change_that_met_a_reindex_of_the_log_arrives() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let dba = connect(&database.dsn()).await;
+    run(&dba, "begin; reindex table oddscache.change_log").await;
+    followed
+        .run("update market_odds set line = 77 where snapshot_id = 112")
+        .await;
+    run(&dba, "commit").await;
+    followed.check("after the reindex").await;
+}
+
+/// A pooler hides that the server crashed or is another one, so that a lost commit stayed in the view.
+#[tokio::test]
+async fn another_server_behind_the_same_connection_is_a_new_epoch() {
+    let cluster = crate::common::cluster::Cluster::start(&["fsync = off"]).expect("a cluster");
+    for arguments in [["-qf", "src/demo/schema.sql"], ["-qf", "sql/install.sql"]] {
+        assert!(
+            cluster
+                .psql("postgres", &arguments)
+                .expect("psql")
+                .status
+                .success()
+        );
+    }
+    let followed = Followed::with(&cluster.dsn("postgres"), |config| config).await;
+    let epoch = followed.cache.view().epoch();
+    // A crash resets these; nothing else here does.
+    followed
+        .run("select pg_stat_reset_shared('bgwriter')")
+        .await;
+    eventually("a new epoch", async || {
+        followed.cache.view().epoch() > epoch
+    })
+    .await;
+    assert_eq!(
+        followed.cache.counters().failures,
+        0,
+        "the connection was not lost"
+    );
+}
+
+/// Log rows were bounded, the keys in them were not: 1.1 GB of memory, and the runtime blocked for a minute.
+#[tokio::test]
+async fn very_many_keys_become_a_reload() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let reloads = followed.cache.counters().reloads;
+    followed
+        .run(
+            "insert into oddscache.change_log (xid, table_name, op, keys) select pg_current_xact_id(), 'market_odds', 'DELETE', \
+             (select array_agg(g * 20000 + k) from generate_series(1, 20000) k) from generate_series(1, 50) g",
+        )
+        .await;
+    followed.check("after all these keys").await;
+    assert_eq!(followed.cache.counters().reloads, reloads + 1);
+    assert_eq!(followed.cache.counters().log_rows, 0);
+}
+
+/// Before the first warmup the empty view said that it was fresh.
+#[tokio::test]
+async fn a_view_that_was_never_warm_is_as_old_as_can_be() {
+    let (cache, _follower) = OddsCache::connect(config("host=/nowhere user=nobody"));
+    assert_eq!(cache.view().age(), Duration::MAX);
+    let error = cache
+        .view_within(Duration::from_secs(1_000_000_000))
+        .expect_err("too stale");
+    assert!(matches!(error, Error::TooStale { .. }), "{error}");
+
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let view = followed
+        .cache
+        .view_within(Duration::from_secs(3600))
+        .expect("just proven");
+    assert!(!view.is_empty());
+    followed.follower.abort();
+    eventually("it ages", async || {
+        followed
+            .cache
+            .view_within(Duration::from_millis(200))
+            .is_err()
+    })
+    .await;
+}
+
+/// One row without captured_at stopped the whole cache, for ever.
+#[tokio::test]
+async fn a_snapshot_without_captured_at_is_served_and_counted() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .run(
+            "alter table competitor_odds_snapshots alter column captured_at drop not null; \
+             insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) \
+             select 9999, id, null from competitor_events where betpawa_event_id is not null and deleted_at is null limit 1",
+        )
+        .await;
+    followed.caught_up("the bad row").await;
+    let view = followed.cache.view();
+    let bad = view
+        .events()
+        .flat_map(|event| event.competitors().iter())
+        .find(|(_, snapshot)| snapshot.snapshot_id() == 9999);
+    assert_eq!(
+        bad.expect("served").1.captured_at(),
+        chrono::DateTime::UNIX_EPOCH
+    );
+    assert_eq!(view.stats().malformed_rows, 1);
+}
+
+/// The feed was installed again with another channel, and nobody listened to that.
+#[tokio::test]
+async fn the_bell_moves_with_the_channel() {
+    let database = Database::seeded();
+    let followed = Followed::with(&database.dsn(), |config| {
+        config.poll_interval(Duration::from_secs(2))
+    })
+    .await;
+    psql(
+        &database.name,
+        &["-qf", "sql/install.sql", "-v", "channel=elsewhere"],
+    );
+    followed.check("installed again").await;
+    let bells = followed.cache.counters().bells;
+    let mut line = 0;
+    eventually("a bell on the new channel", async || {
+        line += 1;
+        followed
+            .run(&format!(
+                "update market_odds set line = {line} where snapshot_id = 112"
+            ))
+            .await;
+        followed.caught_up("the change").await;
+        followed.cache.counters().bells >= bells + 3
+    })
+    .await;
+}
+
+/// Two rows of one snapshot id: a change of the markets reached only one of the two events.
+#[tokio::test]
+async fn two_events_may_show_snapshots_of_one_id() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .run(
+            "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values \
+             (9000, 1, 1, '2030-01-01'), (9000, 2, 1, '2030-01-02')",
+        )
+        .await;
+    followed.check("two rows of one id").await;
+    followed
+        .run(
+            "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) \
+             values (9000, '1', 'x', '[]')",
+        )
+        .await;
+    followed.check("their markets").await;
+}
+
+/// Data of a row went from a trigger's error into the status, and from there to everybody.
+#[tokio::test]
+async fn what_a_trigger_could_not_read_is_not_told() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let mut status = Vec::new();
+    followed
+        .run(
+            "insert into oddscache.change_log (xid, table_name, op, note) \
+             values (pg_current_xact_id(), 'events', 'RESYNC', '22P02 invalid input syntax: \"the secret\"')",
+        )
+        .await;
+    let reloads = followed.cache.counters().reloads;
+    eventually("a reload", async || {
+        status.push(followed.cache.status().to_string());
+        followed.cache.counters().reloads > reloads || status.len() > 100_000
+    })
+    .await;
+    assert!(!status.concat().contains("secret"), "{status:?}");
+}
+
+/// A part of a password that holds an unescaped @ was printed as the host; time-outs without end were refused by the server.
+#[tokio::test]
+async fn odd_configuration_is_taken_well() {
+    let error = warm_up(config("postgres://user:sec@ret@127.0.0.1:1/db"))
+        .await
+        .expect_err("nobody is there");
+    let text = format!("{error} {error:?}");
+    assert!(!text.contains("sec") && !text.contains("ret@"), "{text}");
+
+    let database = Database::seeded();
+    let endless = config(&database.dsn())
+        .read_timeout(Duration::MAX / 4)
+        .warmup_timeout(Duration::MAX);
+    assert!(!warm_up(endless).await.expect("warm").is_empty());
+}
