@@ -155,7 +155,7 @@ impl<'a> Visitor<'a> for Element {
         let mut extra = Map::new();
         while let Some(key) = map.next_key_seed(Text)? {
             if key == ARBITRARY_PRECISION && extra.is_empty() && name.is_none() {
-                map.next_value::<IgnoredAny>()?;
+                number::<A::Error>(&map.next_value_seed(Text)?)?;
                 return Ok((None, Some(Malformed::NotAnObject)));
             }
             match &*key {
@@ -239,6 +239,16 @@ impl<'a> Visitor<'a> for Text {
     }
 }
 
+/// The number of these digits; an error where serde_json would give one if it made the number itself.
+fn number<E: Error>(digits: &str) -> Result<f64, E> {
+    let number: f64 = digits.parse().map_err(E::custom)?;
+    if number.is_finite() {
+        Ok(number)
+    } else {
+        Err(E::custom("number out of range"))
+    }
+}
+
 /// Where any crate of the program switches on serde_json's feature of this name, numbers come as an object with this key.
 const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
 
@@ -307,14 +317,7 @@ impl<'a> Visitor<'a> for Scalars {
         let mut first = true;
         while let Some(key) = map.next_key_seed(Text)? {
             if first && key == ARBITRARY_PRECISION {
-                let digits = map.next_value_seed(Text)?;
-                let number: f64 = digits.parse().map_err(A::Error::custom)?;
-                // As serde_json says itself where it makes the number.
-                return if number.is_finite() {
-                    Ok(Scalar::Number(number))
-                } else {
-                    Err(A::Error::custom("number out of range"))
-                };
+                return number(&map.next_value_seed(Text)?).map(Scalar::Number);
             }
             first = false;
             map.next_value::<IgnoredAny>()?;
