@@ -85,9 +85,11 @@ BEGIN
           FROM unnest(ARRAY[func, format('%I.prune(interval)', cache)]) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
-        SELECT x.rolname, 'bell', 'this role runs with oddscache.notify = off: the cache sees its changes when it polls'
-          FROM pg_db_role_setting AS s JOIN pg_roles AS x ON x.oid = s.setrole,
-               unnest(s.setconfig) AS setting
+        SELECT coalesce(x.rolname, 'all roles'), 'bell', 'runs with oddscache.notify = off: the cache sees its changes when it polls'
+          FROM pg_db_role_setting AS s
+          JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
+          LEFT JOIN pg_roles AS x ON x.oid = s.setrole
+         CROSS JOIN LATERAL unnest(s.setconfig) AS setting
          WHERE lower(setting) ~ '^oddscache\.notify=(off|false|no|0)$'
       ) AS q;
     report := report || coalesce(part, '[]');
@@ -136,7 +138,7 @@ BEGIN
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
         SELECT 'trigger', c.oid::regclass::text, 'partition', 'warn',
-               format('is a foreign table: its rows are not announced, and writes to it through %s may be refused', u.tab)
+               format('is a foreign table: only its changes through %s are logged, others are missed', u.tab)
           FROM unnest(tables) AS u (tab), pg_partition_tree(to_regclass(format('%I.%I', app, u.tab))) AS p, pg_class AS c
          WHERE c.oid = p.relid AND c.relkind = 'f'
          UNION ALL

@@ -129,7 +129,7 @@ BEGIN
             'One row per statement that changed an odds table: which table, which keys. Pruned by prune().');
         EXECUTE format('COMMENT ON COLUMN %s.xid IS %L', log, 'Top-level transaction that made the change.');
         EXECUTE format('COMMENT ON COLUMN %s.op IS %L', log,
-            'INSERT, UPDATE, DELETE, TRUNCATE, or RESYNC: the trigger met the trouble in note; read the table again.');
+            'INSERT, UPDATE, DELETE, TRUNCATE, or RESYNC: the trigger met the trouble in note, so read everything again.');
         EXECUTE format('COMMENT ON COLUMN %s.keys IS %L', log,
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
             'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table.');
@@ -423,8 +423,9 @@ BEGIN
                pg_partition_tree(format('%I.%I', app, k.tab)::regclass) AS t, pg_class AS c
          WHERE c.oid = t.relid AND c.relkind = 'f'
     LOOP
-        RAISE WARNING 'partition % is a foreign table: its rows cannot be announced', w.node
-            USING HINT = 'PostgreSQL refuses writes to it through ' || w.tab || ' while that table has these triggers.';
+        RAISE WARNING 'partition % is a foreign table: it gets no triggers', w.node
+            USING HINT = format('Writes that name it, or made on its own server, are missed. Try a write to it through %s: '
+                'some servers refuse that while %1$s has transition tables.', w.tab);
     END LOOP;
 
     -- What is missing or not as it should be. A partition needs triggers of its own for statements that name it.

@@ -43,6 +43,8 @@ pub(crate) struct Names {
     /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
     /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, long before the server looks for one.
     pub(crate) begin: String,
+    /// Gives the statements that read everything the time they may take.
+    pub(crate) patience: String,
     /// Snapshot, clock, recovery, low-water mark and fingerprint, in this order.
     pub(crate) cut: String,
 }
@@ -63,9 +65,13 @@ impl Names {
              SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE",
-            config.warmup_timeout.as_millis(),
+            config.read_timeout.as_millis(),
             config.read_timeout.as_millis(),
             locked.join(", ")
+        );
+        let patience = format!(
+            "SET LOCAL statement_timeout = {}",
+            config.warmup_timeout.as_millis()
         );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
@@ -81,6 +87,7 @@ impl Names {
             cache_schema,
             need_feed: config.need_feed,
             begin,
+            patience,
             cut,
         }
     }

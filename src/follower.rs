@@ -1,8 +1,4 @@
-use std::{
-    convert::Infallible,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{convert::Infallible, fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{sleep, timeout};
@@ -241,8 +237,11 @@ impl Follower {
     }
 
     fn announce(&mut self, reason: &Reload) {
-        tracing::info!(%reason, "reading everything; the view before stays readable");
-        if self.epoch > 0 {
+        if self.epoch == 0 {
+            tracing::info!("warming up");
+            self.publisher.set_status(Status::Warming);
+        } else {
+            tracing::info!(%reason, "reading everything; the old view stays readable");
             self.publisher.set_status(Status::Resyncing {
                 reason: reason.to_string(),
             });
@@ -250,13 +249,9 @@ impl Follower {
     }
 
     fn troubled(&mut self, error: Error) {
-        if self.epoch > 0 {
-            let since = *self
-                .troubled_since
-                .get_or_insert_with(|| SystemTime::now().into());
-            self.publisher
-                .set_status(Status::Disconnected { since, error });
-        }
+        let since = *self.troubled_since.get_or_insert_with(Utc::now);
+        self.publisher
+            .set_status(Status::Disconnected { since, error });
     }
 
     fn publish(&mut self, known: &Known, done: Done) {

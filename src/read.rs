@@ -133,6 +133,10 @@ pub(crate) async fn everything(
     reason: Reload,
     begun: Begun,
 ) -> Result<(Known, Done), Error> {
+    client
+        .batch_execute(&names.patience)
+        .await
+        .map_err(Error::database(BEGIN))?;
     let catalog = Catalog::read(client, names).await?;
     let cursor = match names.need_feed {
         true => Some(

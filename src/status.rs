@@ -18,7 +18,7 @@ pub enum Status {
         /// Why.
         reason: String,
     },
-    /// Not following: trying again, with pauses.
+    /// Not following, or kept from reading by a lock: trying again, with pauses. Also before the first warmup.
     Disconnected {
         /// Since when, by the local clock. UTC.
         since: DateTime<Utc>,

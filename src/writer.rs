@@ -1,7 +1,4 @@
-use std::{
-    fmt,
-    time::{Instant, SystemTime},
-};
+use std::{fmt, time::Instant};
 
 use chrono::{DateTime, Utc};
 
@@ -116,7 +113,7 @@ impl Writer {
     /// Makes all changes since the last call visible at once.
     pub fn publish(&mut self) {
         let cut = Cut {
-            as_of: SystemTime::now().into(),
+            as_of: Utc::now(),
             snapshot: String::new(),
             window_start: self.window_start,
         };

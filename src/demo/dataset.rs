@@ -20,22 +20,22 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 /// The application's tables.
-pub const SCHEMA: &str = include_str!("schema.sql");
+pub(crate) const SCHEMA: &str = include_str!("schema.sql");
 const MATERIAL: &str = include_str!("dataset.sql");
 
 /// How much data. `default()` is the scale the cache must take without thought.
 #[derive(Debug, Clone)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// Upcoming events; about a tenth as many past ones come on top.
-    pub events: u32,
+    pub(crate) events: u32,
     /// Markets of a snapshot.
-    pub markets: u32,
+    pub(crate) markets: u32,
     /// Snapshots of each event and bookmaker, the newest minutes old, the oldest a week.
-    pub history: u32,
+    pub(crate) history: u32,
     /// How many of these, newest first, have markets. (Nobody asks for the others', and they are most of the work.)
-    pub history_with_markets: u32,
+    pub(crate) history_with_markets: u32,
     /// Another seed gives other teams, odds and times. The current time is the only other input.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Default for Scale {
@@ -55,7 +55,7 @@ impl Default for Scale {
 #[error(
     "making the synthetic data: {step} failed; it wants an empty database and the right to create tables in it"
 )]
-pub struct DatasetError {
+pub(crate) struct DatasetError {
     step: &'static str,
     source: tokio_postgres::Error,
 }
@@ -66,22 +66,22 @@ fn step(step: &'static str) -> impl FnOnce(tokio_postgres::Error) -> DatasetErro
 
 /// What [`load`] made.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Events, past ones included.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Snapshots of all sides.
-    pub snapshots: u64,
+    pub(crate) snapshots: u64,
     /// Markets of all sides.
-    pub markets: u64,
+    pub(crate) markets: u64,
     /// How long it took.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
     /// `pg_database_size` afterwards.
-    pub database_bytes: u64,
+    pub(crate) database_bytes: u64,
 }
 
 /// Creates the application's tables where the search path says, with daily partitions for the days around today and
 /// for some days over a month ago, which retention may drop. What lies between goes to the default partition.
-pub async fn create(client: &Client) -> Result<(), DatasetError> {
+pub(crate) async fn create(client: &Client) -> Result<(), DatasetError> {
     client
         .batch_execute(SCHEMA)
         .await
@@ -105,12 +105,12 @@ pub async fn create(client: &Client) -> Result<(), DatasetError> {
 }
 
 /// How many past events go with `events` upcoming ones.
-pub fn past_events(events: u32) -> u32 {
+fn past_events(events: u32) -> u32 {
     (events / 11).max(10)
 }
 
 /// Fills the tables that [`create`] made. `progress` hears of rows done, rows in all, and what is being made.
-pub async fn load(
+pub(crate) async fn load(
     client: &Client,
     scale: &Scale,
     mut progress: impl FnMut(u64, u64, &str),

@@ -1,8 +1,324 @@
-//! `oddscache demo`: the whole on a private PostgreSQL.
+//! `oddscache demo`: the whole on a private PostgreSQL, with an application that keeps writing.
+
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests use all of it, through #[path]"
+)]
+mod cluster;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests use all of it, through #[path]"
+)]
+mod dataset;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests use all of it, through #[path]"
+)]
+mod scraper;
+mod verify;
+
+use std::{
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use oddscache::{
+    Config, Counters, OddsCache,
+    sql::{Script, Variables},
+};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+use tokio_postgres::{Client, NoTls};
+
+use crate::service::{
+    http,
+    serve::{Server, end_asked_for},
+    sql,
+};
+use cluster::Cluster;
+use dataset::Scale;
+use scraper::{Control, Pace, Scraper};
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct DemoArguments {}
+pub(crate) struct DemoArguments {
+    /// Upcoming events; each has a snapshot of the platform's own and of two competitors
+    #[arg(long, env = "ODDSCACHE_DEMO_EVENTS", default_value_t = 1100, value_parser = clap::value_parser!(u32).range(40..))]
+    events: u32,
+    /// Markets of a snapshot
+    #[arg(long, env = "ODDSCACHE_DEMO_MARKETS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    markets: u32,
+    /// Snapshots of each event and bookmaker in the database, most of them history
+    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 52, value_parser = clap::value_parser!(u32).range(1..))]
+    history: u32,
+    /// How many of these, newest first, have markets; all 52 take some GB and some minutes
+    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    history_with_markets: u32,
+    /// The time in which the simulated application scrapes every event once
+    #[arg(long, env = "ODDSCACHE_DEMO_CYCLE", default_value = "1m", value_parser = humantime::parse_duration)]
+    cycle: Duration,
+    /// How often to pause the application and compare the whole cache with the database
+    #[arg(long, env = "ODDSCACHE_DEMO_VERIFY_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
+    verify_every: Duration,
+    /// End after this long, instead of at Ctrl-C
+    #[arg(long = "for", env = "ODDSCACHE_DEMO_FOR", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// Another seed gives other data
+    #[arg(long, env = "ODDSCACHE_DEMO_SEED", default_value_t = 1)]
+    seed: u64,
+    /// Where to serve HTTP
+    #[arg(
+        long,
+        env = "ODDSCACHE_LISTEN",
+        default_value = "127.0.0.1:7979",
+        value_name = "ADDRESS:PORT"
+    )]
+    listen: SocketAddr,
+}
 
-pub(crate) async fn run(_: DemoArguments) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not yet")
+/// How often a line is printed.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+const DATABASE: &str = "odds";
+
+/// Runs until Ctrl-C, SIGTERM or the time is over; fails if the cache ever differs from the database.
+pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
+    // fsync is for data that one wants to see again.
+    let settings = [
+        "fsync = off",
+        "shared_buffers = 256MB",
+        "max_wal_size = 4GB",
+        "autovacuum_naptime = 15s",
+    ];
+    println!("starting a private PostgreSQL ...");
+    let starting = spawn_blocking(move || Cluster::start(&settings));
+    let cluster = starting.await.context("starting the cluster")??;
+    let result = tokio::select! {
+        result = show(&arguments, &cluster) => result.map(|()| ExitCode::SUCCESS),
+        signal = end_asked_for() => {
+            println!("\n{}: ending", signal?);
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    // Stops the server and deletes its files.
+    spawn_blocking(move || drop(cluster))
+        .await
+        .context("stopping the cluster")?;
+    println!("stopped PostgreSQL and deleted its files");
+    result
+}
+
+async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()> {
+    let server_version = prepare(arguments, cluster).await?;
+    let dsn = cluster.dsn(DATABASE);
+
+    let (cache, follower) = OddsCache::connect(Config::new(&dsn)?);
+    let server = Server::start(arguments.listen, http::router(cache.clone())).await?;
+    // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { follower.run().await.context("the follower") });
+    cache.ready().await?;
+    let stats = cache.stats();
+    let warmup = stats.last_warmup.clone().unwrap_or_default();
+    println!(
+        "warmed up in {:.2} s: {} events, {} snapshots, {} markets, {} of memory",
+        warmup.seconds,
+        HumanCount(warmup.events as u64),
+        HumanCount(warmup.snapshots as u64),
+        HumanCount(warmup.markets as u64),
+        HumanBytes(warmup.memory_bytes as u64)
+    );
+    let (base, id) = (
+        format!("http://{}", server.address),
+        cache.event_ids().first().copied().unwrap_or(1),
+    );
+    println!("\nlook at");
+    for path in [
+        &format!("/v1/events/{id}"),
+        "/v1/events?ids=200,201",
+        "/v1/dump",
+        "/v1/stats",
+        "/readyz",
+    ] {
+        println!("  {base}{path}");
+    }
+    println!(
+        "and at the database ({server_version}), with psql or any command that reads DATABASE_URL\n  \
+         psql \"{dsn}\"\n  export DATABASE_URL=\"{dsn}\""
+    );
+    println!("\nthe simulated application writes; Ctrl-C ends everything\n");
+
+    let control = Control::new();
+    let application = Scraper::new(
+        pool(&dsn)?,
+        arguments.seed,
+        Pace {
+            cycle: arguments.cycle,
+            ..Pace::default()
+        },
+    );
+    let counts = application.counters();
+    tasks.spawn({
+        let control = control.clone();
+        async move {
+            application.run(control).await;
+            Ok(())
+        }
+    });
+    let result = tokio::select! {
+        result = watch(arguments, &dsn, &cache, &control, &counts) => result,
+        // Neither ends by itself.
+        Some(ended) = tasks.join_next() => ended.map_err(Into::into).flatten().and(Err(anyhow!("a task ended"))),
+    };
+    control.stop().await;
+    drop(tasks);
+    server.stop().await;
+    result
+}
+
+/// Creates the database, its data and the change feed; returns the server's version.
+async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<String> {
+    let client = connect(&cluster.dsn("postgres")).await?;
+    client
+        .batch_execute(&format!("CREATE DATABASE {DATABASE}"))
+        .await
+        .context("creating the database")?;
+    let rows = client
+        .query_typed("SHOW server_version", &[])
+        .await
+        .context("asking for the version")?;
+    let version = rows
+        .first()
+        .map_or(Ok(String::new()), |row| row.try_get(0))
+        .context("asking for the version")?;
+
+    let client = connect(&cluster.dsn(DATABASE)).await?;
+    dataset::create(&client).await?;
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("loading {msg:<12} {wide_bar} {human_pos}/{human_len} rows")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    println!(
+        "loading synthetic data ({} events) ...",
+        HumanCount(arguments.events.into())
+    );
+    let scale = Scale {
+        events: arguments.events,
+        markets: arguments.markets,
+        history: arguments.history,
+        history_with_markets: arguments.history_with_markets,
+        seed: arguments.seed,
+    };
+    let loaded = dataset::load(&client, &scale, |done, total, what| {
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(what.to_owned());
+    })
+    .await?;
+    bar.finish_and_clear();
+    println!(
+        "loaded {} events, {} snapshots, {} markets in {:.1} s ({})",
+        HumanCount(loaded.events),
+        HumanCount(loaded.snapshots),
+        HumanCount(loaded.markets),
+        loaded.elapsed.as_secs_f64(),
+        HumanBytes(loaded.database_bytes)
+    );
+    sql::apply(
+        Script::Install,
+        &Variables::new(),
+        &cluster.dsn(DATABASE).parse()?,
+        sql::Output::Nothing,
+    )
+    .await?;
+    println!("installed the change feed (sql/install.sql)");
+    Ok(format!("PostgreSQL {version}"))
+}
+
+/// Prints a line now and then, and verifies now and then.
+async fn watch(
+    arguments: &DemoArguments,
+    dsn: &str,
+    cache: &OddsCache,
+    control: &Control,
+    counts: &Arc<scraper::Counters>,
+) -> anyhow::Result<()> {
+    let client = connect(dsn).await?;
+    let begun = Instant::now();
+    let mut verified = Instant::now();
+    let mut before = cache.counters();
+    loop {
+        let left = arguments.duration.map_or(LINE_EVERY, |duration| {
+            duration.saturating_sub(begun.elapsed())
+        });
+        sleep(LINE_EVERY.min(left)).await;
+        let now = cache.counters();
+        line(begun.elapsed(), cache, before, now);
+        before = now;
+        let over = arguments
+            .duration
+            .is_some_and(|duration| begun.elapsed() >= duration);
+        if over || verified.elapsed() >= arguments.verify_every {
+            control.pause().await;
+            let events = verify::verify(cache, &client).await?;
+            let written = counts.read();
+            println!(
+                "         the application pauses: all {} events equal the database, after {} transactions of it ({} failed)",
+                HumanCount(events as u64),
+                HumanCount(written.transactions),
+                written.failed
+            );
+            control.resume();
+            verified = Instant::now();
+        }
+        if over {
+            return Ok(());
+        }
+    }
+}
+
+fn line(elapsed: Duration, cache: &OddsCache, before: Counters, now: Counters) {
+    let (view, stats) = (cache.view(), cache.stats());
+    println!(
+        "{:>6.0} s  {}  age {:>4} ms  {} events  {} snapshots  {} markets  {}  +{} updates  +{} snapshots read  {} reloads",
+        elapsed.as_secs_f64(),
+        cache.status(),
+        view.age().as_millis(),
+        view.len(),
+        stats.total_snapshots,
+        stats.total_markets,
+        HumanBytes(stats.memory_bytes as u64),
+        now.published - before.published,
+        now.snapshots_read - before.snapshots_read,
+        now.reloads,
+    );
+}
+
+async fn connect(dsn: &str) -> anyhow::Result<Client> {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls)
+        .await
+        .context("connecting to the private PostgreSQL")?;
+    // Ends with the client.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn pool(dsn: &str) -> anyhow::Result<Pool> {
+    let manager = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    let manager = Manager::from_config(dsn.parse()?, NoTls, manager);
+    Pool::builder(manager)
+        .max_size(8)
+        .build()
+        .context("making the application's connections")
 }

@@ -1,14 +1,11 @@
 //! The simulated application: it scrapes all events in a cycle, and now and then does everything else an application does.
 //!
-//! `scraper/control.rs` pauses it, `scraper/changes.rs` knows the kinds of change, `scraper/scrape.rs` and
-//! `scraper/partitions.rs` the longer ones.
+//! `scraper/control.rs` pauses it, `scraper/counters.rs` counts, `scraper/changes.rs` knows the kinds of change,
+//! `scraper/scrape.rs` and `scraper/partitions.rs` the longer ones.
 
 use std::{
     error::Error as _,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,36 +16,39 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
+use tokio_postgres::error::SqlState;
 
 // With paths, because tests include this file by path, where plain modules would be looked for beside it.
 #[path = "scraper/changes.rs"]
-mod changes;
+pub(crate) mod changes;
 #[path = "scraper/control.rs"]
 mod control;
+#[path = "scraper/counters.rs"]
+mod counters;
 #[path = "scraper/partitions.rs"]
 mod partitions;
 #[path = "scraper/scrape.rs"]
 mod scrape;
 
-pub use changes::Kind;
-pub use control::Control;
+pub(crate) use control::Control;
+pub(crate) use counters::Counters;
 
-use changes::{Effect, Target};
+use changes::{Effect, Kind, Target};
 use scrape::{BATCH, CONFIRMED_AT_ONCE};
 
 /// How fast the application writes.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// The time for all events once. The real application takes 300 s.
-    pub cycle: Duration,
+    pub(crate) cycle: Duration,
     /// Transactions at the same time, at most.
-    pub workers: usize,
+    pub(crate) workers: usize,
     /// The share of events whose odds moved since the last cycle.
-    pub changed: f64,
+    pub(crate) changed: f64,
     /// How long a long transaction stays open; a pause ends it early.
-    pub long: Duration,
+    pub(crate) long: Duration,
     /// How many of the other kinds of change there are, relative to [`Kind::RATES`].
-    pub mishaps: f64,
+    pub(crate) mishaps: f64,
 }
 
 impl Default for Pace {
@@ -65,7 +65,7 @@ impl Default for Pace {
 
 /// A transaction that did not come about. The next one may.
 #[derive(Debug, thiserror::Error)]
-pub enum ScraperError {
+pub(crate) enum ScraperError {
     /// No connection to be had.
     #[error("no connection to the database; is the server up?")]
     Pool(#[from] PoolError),
@@ -83,6 +83,16 @@ impl ScraperError {
         }
     }
 
+    /// Whether it merely met another transaction; any application sees that now and then.
+    fn is_conflict(&self) -> bool {
+        let ScraperError::Statement(error) = self else {
+            return false;
+        };
+        let code = error.code();
+        code == Some(&SqlState::LOCK_NOT_AVAILABLE)
+            || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+    }
+
     /// The whole chain of causes: the outermost says next to nothing.
     fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -96,65 +106,6 @@ impl ScraperError {
     }
 }
 
-/// What was done so far. Only what was committed counts, but for `transactions` and `failed`.
-#[derive(Debug, Default)]
-pub struct Counters {
-    transactions: AtomicU64,
-    failed: AtomicU64,
-    snapshots: AtomicU64,
-    markets: AtomicU64,
-    confirmations: AtomicU64,
-    kinds: [AtomicU64; Kind::RATES.len()],
-}
-
-/// [`Counters`] at a moment.
-#[derive(Debug, Clone)]
-pub struct Counts {
-    /// Transactions that ended as intended, rolled back ones among them.
-    pub transactions: u64,
-    /// Transactions that failed.
-    pub failed: u64,
-    /// Snapshots inserted.
-    pub snapshots: u64,
-    /// Markets inserted.
-    pub markets: u64,
-    /// Snapshots confirmed.
-    pub confirmations: u64,
-    /// Transactions by kind, those that found nothing to change left out.
-    pub kinds: Vec<(Kind, u64)>,
-}
-
-impl Counters {
-    /// What was done up to now.
-    pub fn read(&self) -> Counts {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            transactions: load(&self.transactions),
-            failed: load(&self.failed),
-            snapshots: load(&self.snapshots),
-            markets: load(&self.markets),
-            confirmations: load(&self.confirmations),
-            kinds: Kind::RATES
-                .iter()
-                .map(|(kind, _)| (*kind, load(&self.kinds[kind.index()])))
-                .collect(),
-        }
-    }
-
-    fn add(&self, kind: Kind, done: &Effect) {
-        let add = |counter: &AtomicU64, n| counter.fetch_add(n, Ordering::Relaxed);
-        add(&self.transactions, 1);
-        if done.rows > 0 {
-            add(&self.kinds[kind.index()], 1);
-        }
-        if kind != Kind::RolledBack {
-            add(&self.snapshots, done.snapshots);
-            add(&self.markets, done.markets);
-            add(&self.confirmations, done.confirmations);
-        }
-    }
-}
-
 /// One transaction to come.
 #[derive(Debug)]
 struct Job {
@@ -164,7 +115,7 @@ struct Job {
 
 /// The simulated application. Clones share the pool, the counters and the random numbers.
 #[derive(Debug, Clone)]
-pub struct Scraper {
+pub(crate) struct Scraper {
     pool: Pool,
     pace: Pace,
     shared: Arc<Shared>,
@@ -182,7 +133,7 @@ struct Shared {
 
 impl Scraper {
     /// An application that writes over `pool`. A seed gives the same choices, as far as concurrency lets it.
-    pub fn new(pool: Pool, seed: u64, pace: Pace) -> Scraper {
+    pub(crate) fn new(pool: Pool, seed: u64, pace: Pace) -> Scraper {
         let shared = Shared {
             counters: Arc::default(),
             rng: Mutex::new(Rng::with_seed(seed)),
@@ -197,18 +148,21 @@ impl Scraper {
     }
 
     /// To be read while it runs.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.shared.counters)
     }
 
     /// Writes until `control` stops it. Failures of single transactions are counted and logged; while the server is
     /// away it tries again every second.
-    pub async fn run(&self, control: Control) {
+    pub(crate) async fn run(&self, control: Control) {
         let workers = Arc::new(Semaphore::new(self.pace.workers.max(1)));
         let mut running = JoinSet::new();
-        while !control.is_stopped() {
+        // Reading the plan is a transaction too, if a short one.
+        while let Some(permit) = control.permit().await {
             let begun = Instant::now();
-            let jobs = match self.plan().await {
+            let plan = self.plan().await;
+            drop(permit);
+            let jobs = match plan {
                 Ok(jobs) => jobs,
                 Err(error) => {
                     self.failed("plan of a cycle", &error);
@@ -237,7 +191,8 @@ impl Scraper {
     }
 
     /// Carries out one transaction of a kind, on rows chosen at random, now. Says whether there were such rows.
-    pub async fn once(&self, kind: Kind) -> Result<bool, ScraperError> {
+    #[allow(dead_code)] // The demo has no use for it, the tests have.
+    pub(crate) async fn once(&self, kind: Kind) -> Result<bool, ScraperError> {
         let job = Job {
             kind,
             ids: Vec::new(),
@@ -414,8 +369,14 @@ impl Scraper {
     }
 
     fn failed(&self, what: &str, error: &ScraperError) {
-        self.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(what, error = error.chain(), "scraper: a transaction failed");
+        let conflict = error.is_conflict();
+        self.shared.counters.add_failed(conflict);
+        let error = error.chain();
+        if conflict {
+            tracing::info!(what, error, "scraper: a transaction gave way to another");
+        } else {
+            tracing::warn!(what, error, "scraper: a transaction failed");
+        }
     }
 
     /// Waits a second, or until stopped.

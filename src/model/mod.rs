@@ -1,7 +1,7 @@
 //! Plain data, with no I/O, no clock and no async: what a reader gets, and how it is laid out in memory.
 //!
 //! Odds change every few minutes, everything else about a market hardly ever does. So a snapshot's [`Body`] holds only its
-//! odds, as one 32-bit word an outcome, and shares an interned [`Template`] (the list of its markets' [`Shape`]s: ids, names,
+//! odds, as one 32-bit word an outcome, and shares an interned [`Template`](shape::Template) (the list of its markets' [`Shape`](shape::Shape)s: ids, names,
 //! lines, handicaps, groups, outcome names) with every other snapshot that lists the same markets.
 //!
 //! | invariant | |

@@ -57,7 +57,7 @@ pub(crate) struct LogArguments {
         long,
         global = true,
         env = "ODDSCACHE_LOG",
-        default_value = "info",
+        default_value = "info,tokio_postgres=warn",
         value_name = "FILTER"
     )]
     pub(crate) log: String,

@@ -4,8 +4,8 @@ mod args;
 mod database;
 pub(crate) mod http;
 mod prune;
-mod serve;
-mod sql;
+pub(crate) mod serve;
+pub(crate) mod sql;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Write},
@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use oddscache::{Error, View};
+use oddscache::{Error, View, sql::ScriptError};
 
 use args::{Arguments, Command, LogArguments, LogFormat};
 
@@ -42,7 +42,8 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oddscache: {error:#}");
-            let usage = matches!(error.downcast_ref(), Some(Error::Config(_)));
+            let usage =
+                matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

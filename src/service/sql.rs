@@ -89,12 +89,34 @@ pub(crate) async fn run(
                 .map(|()| ExitCode::SUCCESS),
         };
     }
-    let steps = args.script.steps(&args.variables())?;
-    let Some(mut config) = config else {
+    let Some(config) = config else {
         bail!(
             "--apply needs a database: set DATABASE_URL or PGHOST and its like, or print the script and pipe it into psql"
         );
     };
+    apply(args.script, &args.variables(), &config, Output::All).await
+}
+
+/// What [`apply`] prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    All,
+    Nothing,
+}
+
+/// Runs a script. Exit code 1 when `check` finds a FAIL.
+pub(crate) async fn apply(
+    script: Script,
+    variables: &Variables,
+    config: &tokio_postgres::Config,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let mut out: Box<dyn Write> = match output {
+        Output::All => Box::new(io::stdout()),
+        Output::Nothing => Box::new(io::sink()),
+    };
+    let steps = script.steps(variables)?;
+    let mut config = config.clone();
     config.application_name("oddscache");
     let (client, mut connection) = config
         .connect(NoTls)
@@ -104,6 +126,7 @@ pub(crate) async fn run(
     let messages = tokio::spawn(async move {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message {
+                Ok(AsyncMessage::Notice(_)) if output == Output::Nothing => {}
                 Ok(AsyncMessage::Notice(notice)) => eprintln!("{}", describe(&notice)),
                 Ok(_) => {}
                 // The query that is waiting gets the same error.
@@ -117,7 +140,7 @@ pub(crate) async fn run(
             Step::Echo(line) => writeln!(out, "{line}")?,
             Step::Statement(sql) => {
                 for table in tables(&execute(&client, sql).await?) {
-                    failed |= args.script == Script::Check && table.has_fail();
+                    failed |= script == Script::Check && table.has_fail();
                     table.print(&mut out)?;
                 }
             }
@@ -141,14 +164,13 @@ pub(crate) async fn run(
 }
 
 async fn execute(client: &Client, sql: &str) -> anyhow::Result<Vec<SimpleQueryMessage>> {
-    client
-        .simple_query(sql)
-        .await
-        .map_err(|error| match error.as_db_error() {
-            Some(error) => anyhow::anyhow!("{}", describe(error)),
-            None => error.into(),
-        })
-        .with_context(|| format!("running: {}", sql.lines().next().unwrap_or_default()))
+    client.simple_query(sql).await.map_err(|error| {
+        let line = sql.lines().next().unwrap_or_default();
+        match error.as_db_error() {
+            Some(error) => anyhow::anyhow!("{}\nin the statement: {line}", describe(error)),
+            None => anyhow::Error::new(error).context(format!("in the statement: {line}")),
+        }
+    })
 }
 
 /// A notice or an error, with everything that helps.

@@ -13,7 +13,7 @@ use super::{
 /// A kind of change. Every one of them is something that was seen to break a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Some events' odds moved: a new snapshot each, with all its markets.
     Scrape,
     CompetitorScrape,
@@ -56,7 +56,7 @@ use Kind::*;
 
 impl Kind {
     /// All kinds, with how often each happens in a cycle besides the scraping itself.
-    pub const RATES: [(Kind, f64); 25] = [
+    pub(crate) const RATES: [(Kind, f64); 25] = [
         (Scrape, 0.0),
         (CompetitorScrape, 0.0),
         (Confirm, 1.0),
@@ -75,44 +75,44 @@ impl Kind {
         (MarketsUnavailable, 3.0),
         (MarketsAvailable, 3.0),
         (OutcomesUpdated, 3.0),
-        (LeafWritten, 0.5),
-        (PartitionAttached, 0.3),
-        (PartitionDropped, 0.2),
-        (LeafTruncated, 0.2),
+        (LeafWritten, 1.0),
+        (PartitionAttached, 0.6),
+        (PartitionDropped, 0.3),
+        (LeafTruncated, 0.3),
         (RolledBack, 1.0),
         (Savepoint, 1.0),
         (LongTransaction, 1.0),
     ];
 
     /// Its place in [`Kind::RATES`].
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self as usize
     }
 
     /// Whether it takes locks on a whole table; those are done one at a time.
-    pub fn is_ddl(self) -> bool {
+    pub(crate) fn is_ddl(self) -> bool {
         matches!(self, PartitionAttached | PartitionDropped | LeafTruncated)
     }
 }
 
 /// What a change did. `rows` is zero when there was nothing it could be done to.
 #[derive(Debug, Default, Clone)]
-pub struct Effect {
+pub(crate) struct Effect {
     /// All rows changed, and partitions.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Snapshots inserted.
-    pub snapshots: u64,
+    pub(crate) snapshots: u64,
     /// Markets inserted.
-    pub markets: u64,
+    pub(crate) markets: u64,
     /// Snapshots confirmed.
-    pub confirmations: u64,
+    pub(crate) confirmations: u64,
     /// Snapshots that a scrape found unchanged: to be confirmed.
-    pub unchanged: Vec<i64>,
+    pub(crate) unchanged: Vec<i64>,
 }
 
 impl Effect {
     /// Rows changed, of whatever table.
-    pub fn rows(rows: u64) -> Effect {
+    pub(crate) fn rows(rows: u64) -> Effect {
         Effect {
             rows,
             ..Effect::default()
@@ -120,7 +120,7 @@ impl Effect {
     }
 
     /// Both.
-    pub fn and(mut self, other: Effect) -> Effect {
+    pub(crate) fn and(mut self, other: Effect) -> Effect {
         self.rows += other.rows;
         self.snapshots += other.snapshots;
         self.markets += other.markets;
@@ -132,18 +132,18 @@ impl Effect {
 
 /// What a change is done to, where the caller chose.
 #[derive(Debug, Default, Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// Event ids, competitor event ids or snapshot ids; none: chosen at random.
-    pub ids: Vec<i64>,
+    pub(crate) ids: Vec<i64>,
     /// The share of a scrape's events whose odds moved.
-    pub changed: f64,
+    pub(crate) changed: f64,
 }
 
 /// Events in the cache's window, as the application sees it.
 const IN_WINDOW: &str = "kickoff > now() at time zone 'UTC' - interval '2 hours'";
 
 /// Carries out one change. The server's `random()` was seeded for this transaction.
-pub async fn apply(
+pub(crate) async fn apply(
     kind: Kind,
     tx: &Transaction<'_>,
     target: Target,

@@ -20,13 +20,13 @@ struct State {
 
 /// A handle on a running scraper; clones control the same one.
 #[derive(Debug, Clone)]
-pub struct Control {
+pub(crate) struct Control {
     state: Arc<watch::Sender<State>>,
 }
 
 /// The right to have one transaction in flight, until dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     state: Arc<watch::Sender<State>>,
 }
 
@@ -44,7 +44,7 @@ impl Default for Control {
 
 impl Control {
     /// Running.
-    pub fn new() -> Control {
+    pub(crate) fn new() -> Control {
         let state = State {
             wish: Wish::Run,
             in_flight: 0,
@@ -55,18 +55,18 @@ impl Control {
     }
 
     /// Lets no transaction begin, and returns once none is in flight: the tables then stay as they are.
-    pub async fn pause(&self) {
+    pub(crate) async fn pause(&self) {
         self.wish(Wish::Pause);
         self.idle().await;
     }
 
     /// Ends a pause.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.wish(Wish::Run);
     }
 
     /// Makes `run` return, and returns itself once no transaction is in flight.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.wish(Wish::Stop);
         self.idle().await;
     }
@@ -94,7 +94,7 @@ impl Control {
     }
 
     /// Waits until a transaction may begin. `None`: never again.
-    pub async fn permit(&self) -> Option<Permit> {
+    pub(crate) async fn permit(&self) -> Option<Permit> {
         loop {
             let mut granted = false;
             self.state.send_if_modified(|state| {
@@ -115,17 +115,17 @@ impl Control {
     }
 
     /// Whether [`Control::stop`] was called.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.state.borrow().wish == Wish::Stop
     }
 
     /// Returns once a pause or a stop is wished for.
-    pub async fn interrupted(&self) {
+    pub(crate) async fn interrupted(&self) {
         self.until(|state| state.wish != Wish::Run).await;
     }
 
     /// Returns once a stop is wished for.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         self.until(|state| state.wish == Wish::Stop).await;
     }
 }

@@ -15,8 +15,11 @@ const LEAVES: &str = "
      join pg_class c on c.oid = i.inhrelid
      where i.inhparent = 'odds_snapshots'::regclass and c.relname ~ '^odds_snapshots_[0-9]{8}$')";
 
+/// Which of them ended over a month ago.
+const OLD: &str = "day < (now() at time zone 'UTC')::date - 30";
+
 /// Inserts a snapshot with a few markets straight into today's partition, and now and then confirms it there.
-pub async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
+pub(crate) async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
     // The partition of the time the row will carry: the transaction's.
     let leaf: String = tx
         .query_one(
@@ -73,8 +76,16 @@ pub async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, E
 }
 
 /// Attaches the partition of the next day to come; or one of an old day, filled with history of long past events.
-pub async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
-    let old = rng.bool();
+pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
+    let old_leaves: i64 = tx
+        .query_one(
+            &format!("select count(*) from {LEAVES} leaves where {OLD}"),
+            &[],
+        )
+        .await?
+        .get(0);
+    // There is always something left for retention to drop.
+    let old = old_leaves < 3 || rng.bool();
     let bound = if old {
         "least(min(day) - 1, (now() at time zone 'UTC')::date - 45)"
     } else {
@@ -123,7 +134,7 @@ pub async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error
 }
 
 /// Detaches and drops the oldest partition, as retention does; none older than a month: the last one to come, if empty.
-pub async fn drop_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
+pub(crate) async fn drop_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
     // In the order in which everybody else locks: the parent before the leaf.
     tx.batch_execute("lock table only odds_snapshots in access exclusive mode")
         .await?;
@@ -142,7 +153,7 @@ pub async fn drop_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
 }
 
 /// Truncates the oldest partition, directly.
-pub async fn truncate_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
+pub(crate) async fn truncate_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
     let Some(leaf) = old_leaf(tx).await? else {
         return Ok(Effect::default());
     };
@@ -152,9 +163,8 @@ pub async fn truncate_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
 
 /// The oldest partition that ended over a month ago, locked, and seen to hold nothing but long past events'.
 async fn old_leaf(tx: &Transaction<'_>) -> Result<Option<String>, Error> {
-    let candidates = format!(
-        "select oid::regclass::text from {LEAVES} leaves where day < (now() at time zone 'UTC')::date - 30 order by day limit 1"
-    );
+    let candidates =
+        format!("select oid::regclass::text from {LEAVES} leaves where {OLD} order by day limit 1");
     let current = "event_id in (select id from events where kickoff > now() at time zone 'UTC' - interval '25 days')";
     lock_unless(tx, &candidates, current).await
 }

@@ -7,7 +7,7 @@ use super::changes::{Effect, Target};
 
 /// Whose odds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// Ours: `odds_snapshots`, by event and bookmaker.
     Own,
     /// `competitor_odds_snapshots`, by competitor event.
@@ -54,14 +54,14 @@ impl Side {
 }
 
 /// How many events a transaction scrapes.
-pub const BATCH: usize = 50;
+pub(crate) const BATCH: usize = 50;
 
 /// How many snapshots one confirmation names.
-pub const CONFIRMED_AT_ONCE: usize = 1000;
+pub(crate) const CONFIRMED_AT_ONCE: usize = 1000;
 
 /// Scrapes the events, or [`BATCH`] of them at random: inserts a snapshot with all markets where odds changed, and
 /// reports the snapshots that stay as they are.
-pub async fn scrape(
+pub(crate) async fn scrape(
     tx: &Transaction<'_>,
     side: Side,
     target: Target,
@@ -198,7 +198,11 @@ fn markets(side: Side) -> String {
 }
 
 /// Moves `last_confirmed_at` of the given snapshots, or of the latest of events chosen at random.
-pub async fn confirm(tx: &Transaction<'_>, side: Side, target: Target) -> Result<Effect, Error> {
+pub(crate) async fn confirm(
+    tx: &Transaction<'_>,
+    side: Side,
+    target: Target,
+) -> Result<Effect, Error> {
     let mut ids = target.ids;
     if ids.is_empty() {
         let owners = owners(tx, side, ids, CONFIRMED_AT_ONCE).await?;
@@ -226,7 +230,7 @@ pub async fn confirm(tx: &Transaction<'_>, side: Side, target: Target) -> Result
 
 /// Deletes the markets of all but the three newest snapshots of some events, and all but sixty of their snapshots, on
 /// both sides; without it a demo left alone would fill the disk.
-pub async fn retention(tx: &Transaction<'_>) -> Result<Effect, Error> {
+pub(crate) async fn retention(tx: &Transaction<'_>) -> Result<Effect, Error> {
     let mut rows = 0;
     for side in [Side::Own, Side::Competitor] {
         let some = owners(tx, side, Vec::new(), 100).await?;
@@ -256,7 +260,7 @@ pub async fn retention(tx: &Transaction<'_>) -> Result<Effect, Error> {
 }
 
 /// An event appears, with the competitors' events and everybody's first snapshots.
-pub async fn add_event(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
+pub(crate) async fn add_event(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
     let number = rng.u32(..);
     let row = tx
         .query_one(

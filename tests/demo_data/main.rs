@@ -1,0 +1,75 @@
+//! The demo's data, its simulated scraper, and the oracle that all other tests trust.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../src/demo/dataset.rs"]
+#[allow(dead_code)]
+mod dataset;
+#[path = "../../src/demo/scraper.rs"]
+#[allow(dead_code)]
+mod scraper;
+
+mod data;
+mod oracle;
+mod scraping;
+
+use std::time::{Duration, SystemTime};
+
+use common::Database;
+use dataset::Scale;
+use serde_json::Value;
+use tokio_postgres::{Client, NoTls};
+
+const ORACLE: &str = include_str!("../../src/demo/oracle.sql");
+
+async fn connect(db: &Database) -> Client {
+    let (client, connection) = tokio_postgres::connect(&db.dsn(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// The least that has every special case.
+fn small(seed: u64) -> Scale {
+    Scale {
+        events: 80,
+        markets: 30,
+        history: 4,
+        history_with_markets: 2,
+        seed,
+    }
+}
+
+async fn loaded(scale: Scale) -> (Database, Client) {
+    let db = Database::empty();
+    let client = connect(&db).await;
+    dataset::create(&client).await.unwrap();
+    dataset::load(&client, &scale, |_, _, _| {}).await.unwrap();
+    (db, client)
+}
+
+fn window_start() -> SystemTime {
+    SystemTime::now() - Duration::from_secs(2 * 3600)
+}
+
+/// The oracle's events, parsed; fails unless they are in event id order.
+async fn oracle(client: &Client, start: SystemTime) -> Vec<Value> {
+    let rows = client.query(ORACLE, &[&start]).await.unwrap();
+    let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b));
+    let lines = rows
+        .iter()
+        .map(|row| serde_json::from_str(row.get(1)).unwrap());
+    let lines: Vec<Value> = lines.collect();
+    assert!(
+        ids.iter()
+            .zip(&lines)
+            .all(|(id, line)| line["event_id"] == *id)
+    );
+    lines
+}
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    let sql = format!("select count(*) from ({sql}) rows");
+    client.query_one(&sql, &[]).await.expect(&sql).get(0)
+}

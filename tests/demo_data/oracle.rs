@@ -1,0 +1,270 @@
+//! The oracle, rule by rule, on rows made by hand.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::{common::Database, connect, dataset, oracle};
+
+const NOON: &str = "2026-01-01T12:00:00Z";
+
+/// Tables with two bookmakers and three events: 1 at the start of the window, 2 just after, 3 a day later.
+async fn by_hand() -> Client {
+    let db = Database::empty();
+    let client = connect(&db).await;
+    client.batch_execute(dataset::SCHEMA).await.unwrap();
+    client
+        .batch_execute(
+            "insert into bookmakers (name, slug) values ('a', 'a'), ('b', 'b');
+             insert into events (sportradar_id, name, home_team, away_team, kickoff) values
+                 ('1', '', '', '', '2026-01-01 12:00:00'), ('2', '', '', '', '2026-01-01 12:00:00.000001'), ('3', '', '', '', '2026-01-02 12:00');
+             insert into competitor_events (source, betpawa_event_id, kickoff, external_id, sportradar_id, deleted_at) values
+                 ('bet9ja', 2, 'today', 'a', '2', null), ('bet9ja', 2, 'today', 'b', '2', null), ('sportybet', 2, 'today', 'a', '2', null),
+                 ('bet9ja', 2, 'today', 'gone', '2', 'today'), ('bet9ja', null, 'today', 'loose', '9', null);",
+        )
+        .await
+        .unwrap();
+    client
+}
+
+async fn says(client: &Client, sql: &str) -> Vec<Value> {
+    client.batch_execute(sql).await.unwrap();
+    let noon = chrono::DateTime::parse_from_rfc3339(NOON).unwrap();
+    oracle(client, noon.into()).await
+}
+
+fn own(event: &Value, bookmaker: &str) -> i64 {
+    event["betpawa"][bookmaker]["snapshot_id"]
+        .as_i64()
+        .unwrap_or(0)
+}
+
+fn competitor(event: &Value, source: &str) -> i64 {
+    event["competitors"][source]["snapshot_id"]
+        .as_i64()
+        .unwrap_or(0)
+}
+
+#[tokio::test]
+async fn oracle_prints_an_event_in_full() {
+    let client = by_hand().await;
+    let events = says(
+        &client,
+        r#"insert into odds_snapshots (event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
+               values (2, 1, '2026-01-01 10:00:00.25', '{}', '2026-01-01 11:00');
+           insert into competitor_odds_snapshots (competitor_event_id, captured_at) values (3, '2026-01-01 09:00');
+           insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, outcomes, market_groups, unavailable_at)
+               values (1, '5000', 'Over "Under"', 2.5, 'asian', -0.5, 0.1, '[{"name":"Over","odds":1.850,"is_active":true,"x":{"y":[1]}},{"name":"Under","odds":2,"is_active":false}]', '["Main"]', '2026-01-01 10:30');
+           insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (1, '3743', '1X2', '[]');"#,
+    )
+    .await;
+    let expected = json!([{
+        "event_id": 2,
+        "kickoff": "2026-01-01T12:00:00.000001Z",
+        "betpawa": {"1": {
+            "snapshot_id": 1, "event_id": 2, "bookmaker_id": 1,
+            "captured_at": "2026-01-01T10:00:00.25Z", "last_confirmed_at": "2026-01-01T11:00:00Z",
+            "markets": [{
+                "betpawa_market_id": "5000", "betpawa_market_name": "Over \"Under\"", "line": 2.5,
+                "handicap_type": "asian", "handicap_home": -0.5, "handicap_away": 0.1,
+                "outcomes": [{"name": "Over", "odds": 1.85, "is_active": true, "x": {"y": [1]}}, {"name": "Under", "odds": 2, "is_active": false}],
+                "market_groups": ["Main"], "unavailable_at": "2026-01-01T10:30:00Z",
+            }],
+        }},
+        "competitors": {"sportybet": {
+            "snapshot_id": 1, "event_id": 2, "bookmaker_id": 0,
+            "captured_at": "2026-01-01T09:00:00Z", "last_confirmed_at": "2026-01-01T09:00:00Z",
+            "markets": [{
+                "betpawa_market_id": "3743", "betpawa_market_name": "1X2", "line": null,
+                "handicap_type": null, "handicap_home": null, "handicap_away": null,
+                "outcomes": [], "market_groups": [], "unavailable_at": null,
+            }],
+        }},
+    }]);
+    assert_eq!(json!(events), expected);
+}
+
+#[tokio::test]
+async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
+    let client = by_hand().await;
+    let events = says(
+        &client,
+        "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values
+             (5, 2, 1, '2026-01-01 08:00'), (4, 2, 1, '2026-01-01 09:00'), (3, 2, 2, '2026-01-01 10:00'), (9, 3, 2, '2026-01-01 07:00')",
+    )
+    .await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(
+        [
+            own(&events[0], "1"),
+            own(&events[0], "2"),
+            own(&events[1], "1"),
+            own(&events[1], "2")
+        ],
+        [5, 3, 0, 9]
+    );
+}
+
+#[tokio::test]
+async fn oracle_opens_the_window_after_its_start() {
+    let client = by_hand().await;
+    let events = says(
+        &client,
+        "insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (2, 1), (3, 1)",
+    )
+    .await;
+    let ids: Vec<&Value> = events.iter().map(|event| &event["event_id"]).collect();
+    assert_eq!(ids, [2, 3]);
+}
+
+#[tokio::test]
+async fn oracle_takes_live_linked_competitor_events_only() {
+    let client = by_hand().await;
+    // 1 and 2 are live, 4 is deleted, 5 is not linked; each has a greater snapshot id than the one before.
+    let snapshots = "insert into competitor_odds_snapshots (id, competitor_event_id) values (12, 1), (11, 2), (10, 3), (14, 4), (15, 5)";
+    let events = says(&client, snapshots).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        (
+            competitor(&events[0], "bet9ja"),
+            competitor(&events[0], "sportybet")
+        ),
+        (12, 10)
+    );
+    assert_eq!(events[0]["betpawa"], json!({}));
+    for (change, left, of_event_3) in [
+        (
+            "update competitor_events set deleted_at = 'today' where id = 1",
+            11,
+            0,
+        ),
+        (
+            "update competitor_events set deleted_at = null where id = 4",
+            14,
+            0,
+        ),
+        (
+            "update competitor_events set betpawa_event_id = 2 where id = 5",
+            15,
+            0,
+        ),
+        (
+            "update competitor_events set betpawa_event_id = 3 where id = 5",
+            14,
+            15,
+        ),
+        (
+            "delete from competitor_odds_snapshots where id = 14",
+            11,
+            15,
+        ),
+    ] {
+        let events = says(&client, change).await;
+        assert_eq!(competitor(&events[0], "bet9ja"), left, "{change}");
+        let third = events.get(1).map_or(0, |event| competitor(event, "bet9ja"));
+        assert_eq!(third, of_event_3, "{change}");
+    }
+}
+
+#[tokio::test]
+async fn oracle_leaves_out_events_without_snapshots() {
+    let client = by_hand().await;
+    assert!(says(&client, "").await.is_empty());
+    // Nor does a snapshot of an unknown event make one.
+    assert!(
+        says(
+            &client,
+            "insert into odds_snapshots (event_id, bookmaker_id) values (77, 1)"
+        )
+        .await
+        .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn oracle_keeps_row_id_order_and_sides_apart() {
+    let client = by_hand().await;
+    // Snapshot 1 exists on both sides.
+    let events = says(
+        &client,
+        "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1), (3, 1);
+         insert into competitor_odds_snapshots (competitor_event_id) values (1);
+         insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values
+             (10, 1, 'b', '', '[]'), (2, 1, 'a', '', '[]'), (11, 1, 'c', '', '[]'), (12, 99, 'x', '', '[]');
+         insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (1, 'c', '', '[]')",
+    )
+    .await;
+    let names = |snapshot: &Value| -> Vec<String> {
+        let markets = snapshot["markets"].as_array().unwrap();
+        markets
+            .iter()
+            .map(|market| market["betpawa_market_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&events[0]["betpawa"]["1"]), ["a", "b", "c"]);
+    assert_eq!(names(&events[0]["competitors"]["bet9ja"]), ["c"]);
+    assert_eq!(events[1]["betpawa"]["1"]["markets"], json!([]));
+}
+
+#[tokio::test]
+async fn oracle_reads_what_is_no_list_as_empty() {
+    let client = by_hand().await;
+    let events = says(
+        &client,
+        r#"insert into odds_snapshots (event_id, bookmaker_id) values (2, 1);
+           insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes, market_groups) values
+               (1, '', '', '{"name":"1"}', null), (1, '', '', 'null', 'null'), (1, '', '', '"[]"', '["a",null]')"#,
+    )
+    .await;
+    let markets = events[0]["betpawa"]["1"]["markets"].as_array().unwrap();
+    assert!(markets.iter().all(|market| market["outcomes"] == json!([])));
+    let groups: Vec<&Value> = markets
+        .iter()
+        .map(|market| &market["market_groups"])
+        .collect();
+    assert_eq!(groups, [&json!([]), &json!([]), &json!(["a", null])]);
+}
+
+#[tokio::test]
+async fn oracle_reads_other_deployments_alike() {
+    let client = by_hand().await;
+    let events = says(
+        &client,
+        r#"insert into odds_snapshots (event_id, bookmaker_id, captured_at) values (2, 1, '2026-01-01 10:00');
+           insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+               values (1, 'a', 'b', '[{"name":"1","odds":1.50,"is_active":true}]');
+           insert into competitor_odds_snapshots (competitor_event_id, captured_at) values (1, '2026-01-01 10:00');"#,
+    )
+    .await;
+    let other = says(
+        &client,
+        "set timezone = 'Africa/Lagos';
+         alter table events alter kickoff type timestamptz using kickoff at time zone 'UTC', alter id type bigint;
+         alter table market_odds alter outcomes type json, drop market_groups, drop unavailable_at, alter betpawa_market_id type text;
+         alter table odds_snapshots drop last_confirmed_at;
+         alter table competitor_odds_snapshots alter captured_at type timestamptz using captured_at at time zone 'UTC', drop raw_response;",
+    )
+    .await;
+    let times: BTreeSet<&str> = ["kickoff", "captured_at", "last_confirmed_at"].into();
+    fn normal(value: &Value, times: &BTreeSet<&str>) -> Value {
+        match value {
+            Value::Object(map) => map
+                .iter()
+                .map(|(key, value)| match value {
+                    Value::String(text) if times.contains(key.as_str()) => {
+                        let time = chrono::DateTime::parse_from_rfc3339(text).unwrap().to_utc();
+                        (key.clone(), json!(time.to_rfc3339()))
+                    }
+                    other => (key.clone(), normal(other, times)),
+                })
+                .collect(),
+            Value::Array(list) => list.iter().map(|value| normal(value, times)).collect(),
+            other => other.clone(),
+        }
+    }
+    assert_eq!(
+        normal(&json!(other), &times),
+        normal(&json!(events), &times)
+    );
+}

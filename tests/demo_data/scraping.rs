@@ -1,0 +1,256 @@
+//! The simulated scraper.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Client, NoTls};
+
+use crate::{
+    common::{self, Database},
+    count,
+    dataset::Scale,
+    loaded, oracle,
+    scraper::{Control, Pace, Scraper, changes::Kind},
+    small, window_start,
+};
+
+fn pool(db: &Database) -> Pool {
+    let method = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    let manager = Manager::from_config(db.dsn().parse().unwrap(), NoTls, method);
+    Pool::builder(manager).max_size(6).build().unwrap()
+}
+
+async fn few_markets(seed: u64) -> (Database, Client) {
+    let scale = Scale {
+        markets: 8,
+        ..small(seed)
+    };
+    loaded(scale).await
+}
+
+fn hurry() -> Pace {
+    Pace {
+        cycle: Duration::from_millis(300),
+        long: Duration::ZERO,
+        mishaps: 2.0,
+        ..Pace::default()
+    }
+}
+
+/// Carries out a kind of change until it found rows to change.
+async fn do_once(scraper: &Scraper, kind: Kind) {
+    for _ in 0..30 {
+        if scraper.once(kind).await.unwrap() {
+            return;
+        }
+    }
+    panic!("{kind:?} never found anything to change");
+}
+
+#[tokio::test]
+async fn every_kind_of_change_works_again_and_again() {
+    let (db, client) = few_markets(1).await;
+    let scraper = Scraper::new(pool(&db), 1, hurry());
+    for (place, (kind, _)) in Kind::RATES.into_iter().enumerate() {
+        assert_eq!(kind.index(), place);
+    }
+    for _ in 0..12 {
+        for (kind, _) in Kind::RATES {
+            // Retention has nothing to do until others have left something behind.
+            if kind == Kind::Retention {
+                scraper.once(kind).await.unwrap();
+            } else {
+                do_once(&scraper, kind).await;
+            }
+        }
+    }
+    do_once(&scraper, Kind::Retention).await;
+    let counts = scraper.counters().read();
+    assert_eq!(counts.failed, 0);
+    assert!(
+        counts
+            .kinds
+            .iter()
+            .all(|(kind, times)| *times >= 12 || *kind == Kind::Retention)
+    );
+    assert!(counts.snapshots > 0 && counts.markets > 0 && counts.confirmations > 0);
+    assert!(oracle(&client, window_start()).await.len() > 60);
+}
+
+#[tokio::test]
+async fn changes_that_are_nobodys_business_leave_the_latest_alone() {
+    let (db, client) = few_markets(2).await;
+    let scraper = Scraper::new(pool(&db), 2, hurry());
+    let start = window_start();
+    for kind in [
+        Kind::Scrape,
+        Kind::CompetitorScrape,
+        Kind::Scrape,
+        Kind::CompetitorScrape,
+    ] {
+        do_once(&scraper, kind).await;
+    }
+    let before = oracle(&client, start).await;
+    // More often than there are old partitions, so that every path of theirs is taken.
+    for _ in 0..15 {
+        for kind in [
+            Kind::RolledBack,
+            Kind::LeafTruncated,
+            Kind::PartitionDropped,
+            Kind::PartitionAttached,
+            Kind::Retention,
+        ] {
+            scraper.once(kind).await.unwrap();
+        }
+    }
+    assert!(oracle(&client, start).await == before);
+    let counts = scraper.counters().read().kinds;
+    let times = |kind: Kind| counts[kind.index()].1;
+    assert!(
+        times(Kind::LeafTruncated) > 0
+            && times(Kind::PartitionDropped) > 0
+            && times(Kind::Retention) > 0
+    );
+}
+
+#[tokio::test]
+async fn the_changes_show_in_the_oracle() {
+    let (db, client) = few_markets(4).await;
+    let scraper = Scraper::new(pool(&db), 4, hurry());
+    let start = window_start();
+    for kind in [
+        Kind::Scrape,
+        Kind::CompetitorScrape,
+        Kind::Confirm,
+        Kind::CompetitorConfirm,
+        Kind::KickoffMoved,
+        Kind::KickoffLeftWindow,
+        Kind::KickoffReturned,
+        Kind::EventAdded,
+        Kind::CompetitorRelinked,
+        Kind::CompetitorDeleted,
+        Kind::CompetitorRestored,
+        Kind::NewestDeleted,
+        Kind::CompetitorNewestDeleted,
+        Kind::LateMarket,
+        Kind::MarketsUnavailable,
+        Kind::MarketsAvailable,
+        Kind::OutcomesUpdated,
+        Kind::LeafWritten,
+        Kind::Savepoint,
+        Kind::LongTransaction,
+    ] {
+        let before = oracle(&client, start).await;
+        // A single change may hit what does not show: an event without snapshots, say.
+        let mut shown = false;
+        for _ in 0..30 {
+            scraper.once(kind).await.unwrap();
+            shown = oracle(&client, start).await != before;
+            if shown {
+                break;
+            }
+        }
+        assert!(shown, "{kind:?}");
+    }
+}
+
+async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pause_leaves_no_transaction_in_flight() {
+    let (db, client) = few_markets(5).await;
+    // A long transaction would outlive the test, if a pause did not end it.
+    let pace = Pace {
+        long: Duration::from_secs(3600),
+        // More than there can be long transactions until the next pause.
+        workers: 6,
+        mishaps: 1.0,
+        ..hurry()
+    };
+    let scraper = Scraper::new(pool(&db), 5, pace);
+    let (control, counters) = (Control::new(), scraper.counters());
+    let running = tokio::spawn({
+        let control = control.clone();
+        async move { scraper.run(control).await }
+    });
+    for _ in 0..5 {
+        let before = counters.read().transactions;
+        wait_until("transactions", || {
+            counters.read().transactions > before + 10
+        })
+        .await;
+        timeout(Duration::from_secs(20), control.pause())
+            .await
+            .unwrap();
+        let in_flight = "select from pg_stat_activity
+            where datname = current_database() and backend_type = 'client backend' and xact_start is not null and pid <> pg_backend_pid()";
+        assert_eq!(count(&client, in_flight).await, 0);
+        let start = window_start();
+        let (done, events) = (counters.read().transactions, oracle(&client, start).await);
+        for _ in 0..10 {
+            assert_eq!(count(&client, in_flight).await, 0);
+        }
+        assert!(oracle(&client, start).await == events);
+        assert_eq!(counters.read().transactions, done);
+        control.resume();
+    }
+    timeout(Duration::from_secs(20), control.stop())
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(20), running)
+        .await
+        .unwrap()
+        .unwrap();
+    // The long transactions hold up those that lock whole tables, and these hold up others.
+    let counts = counters.read();
+    assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_lost_server_is_survived() {
+    let (db, client) = few_markets(6).await;
+    drop(client);
+    let scraper = Scraper::new(pool(&db), 6, hurry());
+    let (control, counters) = (Control::new(), scraper.counters());
+    let running = tokio::spawn({
+        let control = control.clone();
+        async move { scraper.run(control).await }
+    });
+    wait_until("transactions", || counters.read().transactions > 10).await;
+    let admin = |sql: &str| common::psql("postgres", &["-qAtc", sql]);
+    admin(&format!(
+        "alter database {} allow_connections false",
+        db.name
+    ));
+    admin(&format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'",
+        db.name
+    ));
+    let failed = counters.read().failed;
+    wait_until("failures", || counters.read().failed > failed + 2).await;
+    admin(&format!(
+        "alter database {} allow_connections true",
+        db.name
+    ));
+    let before = counters.read().transactions;
+    wait_until("transactions after the loss", || {
+        counters.read().transactions > before + 10
+    })
+    .await;
+    timeout(Duration::from_secs(20), control.stop())
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(20), running)
+        .await
+        .unwrap()
+        .unwrap();
+}

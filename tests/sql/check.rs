@@ -1,0 +1,123 @@
+//! check.sql: each fault has its line, and a sound feed has none.
+
+use super::*;
+
+fn sound() -> (Database, String) {
+    let db = installed();
+    let role = format!("cache_{}", db.name);
+    run(&db, Script::Grants, &[("role", &role)]);
+    run(&db, Script::Indexes, &[]);
+    (db, role)
+}
+
+#[tokio::test]
+async fn a_sound_feed_has_no_warning() {
+    let (db, role) = sound();
+    let before = db.psql("select pg_current_xact_id_if_assigned() is null");
+    for report in [
+        run(&db, Script::Check, &[("role", &role)]),
+        apply(&db, Script::Check, &[("role", &role)]).await.unwrap(),
+    ] {
+        assert!(
+            !report.contains("|warn|") && !report.contains("|FAIL|"),
+            "{report}"
+        );
+        assert_eq!(report.matches("trigger|").count(), 9, "{report}");
+    }
+    assert_eq!(before, "t");
+    // The cache's role may run it as well.
+    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    for step in Script::Check
+        .steps(&Variables::from([("role".to_owned(), role)]))
+        .unwrap()
+    {
+        let Step::Statement(sql) = step else { panic!() };
+        for row in session.rows(&sql).await.unwrap() {
+            assert_eq!(row[3], "ok", "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn each_fault_has_its_line() {
+    for (fault, line) in [
+        ("drop trigger oddscache_insert on events", "trigger|public.events|INSERT|FAIL|missing"),
+        ("drop trigger oddscache_insert on odds_snapshots_d1", "trigger|public.odds_snapshots_d1|INSERT|warn|missing"),
+        ("alter table odds_snapshots disable trigger oddscache_update", "trigger|public.odds_snapshots|UPDATE|FAIL|disabled"),
+        ("alter table odds_snapshots_d2 disable trigger all", "trigger|public.odds_snapshots_d2|TRUNCATE|warn|disabled"),
+        ("alter table events enable trigger oddscache_delete", "trigger|public.events|DELETE|warn|not always"),
+        ("alter table events enable replica trigger oddscache_delete", "trigger|public.events|DELETE|FAIL|disabled"),
+        (
+            "drop trigger oddscache_truncate on market_odds; create trigger oddscache_truncate after truncate on market_odds execute function oddscache.log_change('events');
+             alter table market_odds enable always trigger oddscache_truncate",
+            "trigger|public.market_odds|TRUNCATE|FAIL|foreign definition",
+        ),
+        ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
+        ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
+        ("alter table market_odds rename to markets", "trigger|public.market_odds|table|FAIL|does not exist"),
+        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|FAIL|2, not 1"),
+        ("drop function oddscache.feed_version()", "feed|oddscache|feed_version()|FAIL|"),
+        ("drop table oddscache.change_log", "feed|oddscache.change_log|table|FAIL|is missing"),
+        ("drop function oddscache.log_change() cascade", "feed|oddscache.log_change()|function|FAIL|is missing"),
+        ("alter table oddscache.change_log add check (true)", "feed|oddscache.change_log|as installed|warn|"),
+        ("grant execute on function oddscache.prune(interval) to public", "feed|oddscache.prune(interval)|EXECUTE|warn|"),
+        ("create role silent_1; do $$ begin execute format('alter role silent_1 in database %I set oddscache.notify = off', current_database()); end $$", "feed|silent_1|bell|warn|"),
+        ("delete from oddscache.log_state", "log|oddscache.log_state|state|FAIL|0 rows"),
+        ("update oddscache.log_state set app_schema = 'other'", "log|oddscache.log_state|state|FAIL|serves schema other"),
+        ("insert into oddscache.change_log (xid, table_name, op, at) values ('3', 'events', 'UPDATE', now() - interval '2 days')", "log|oddscache.change_log|rows|warn|1 rows"),
+        ("insert into oddscache.change_log (xid, table_name, op, note) values ('3', 'events', 'RESYNC', '42703 no such column')", "log|events|RESYNC|warn|1 times"),
+        ("drop index odds_snapshots_oddscache_latest", "index|public.odds_snapshots|event_id, bookmaker_id, id DESC|warn|missing"),
+        ("create role low; alter function oddscache.log_change() owner to current_user; grant create on schema oddscache to low; alter function oddscache.log_change() owner to low", "feed|oddscache.log_change()|writes to the log|FAIL|"),
+    ] {
+        let (db, role) = sound();
+        db.psql(fault);
+        let report = run(&db, Script::Check, &[("role", &role)]);
+        assert!(report.contains(line), "{fault}: {line} is not in {report}");
+        // The worst comes first.
+        if line.contains("|FAIL|") {
+            assert!(report.lines().next().unwrap().contains("|FAIL|"), "{report}");
+        }
+    }
+}
+
+#[test]
+fn nothing_installed_is_a_report_too() {
+    let db = app();
+    let report = run(&db, Script::Check, &[("role", "nobody_here")]);
+    for line in [
+        "feed|oddscache|feed_version()|FAIL|",
+        "feed|oddscache.change_log|table|FAIL|is missing",
+        "trigger|public.events|INSERT|FAIL|missing",
+        "right|nobody_here|role|warn|does not exist",
+    ] {
+        assert!(report.contains(line), "{line} is not in {report}");
+    }
+    let report = run(&Database::empty(), Script::Check, &[]);
+    assert!(
+        report.contains("trigger|public.events|table|FAIL|does not exist"),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn what_the_caller_may_not_read_is_said() {
+    let (db, role) = sound();
+    let nosy = format!("nosy_{}", db.name);
+    db.psql(&format!(
+        "create role {nosy} login; grant usage on schema oddscache to {nosy}"
+    ));
+    let session = Session::open(&cluster().dsn_as(&nosy, &db.name)).await;
+    let mut said = false;
+    for step in Script::Check
+        .steps(&Variables::from([("role".to_owned(), role)]))
+        .unwrap()
+    {
+        let Step::Statement(sql) = step else { panic!() };
+        for row in session.rows(&sql).await.unwrap() {
+            said |= row[0] == "log"
+                && row[3] == "warn"
+                && row[4].starts_with(&format!("not readable by {nosy}"));
+        }
+    }
+    assert!(said);
+}

@@ -1,0 +1,171 @@
+//! grants.sql: what the role has suffices, and nothing less does.
+
+use super::*;
+
+const FOLLOW: &str = "begin isolation level repeatable read read only;
+    lock table events, competitor_events, odds_snapshots, competitor_odds_snapshots, market_odds, competitor_market_odds,
+        oddscache.change_log, oddscache.log_state in access share mode;
+    select pg_current_snapshot(), pruned_below from oddscache.log_state; select * from oddscache.change_log;
+    select oddscache.feed_version();
+    select * from events, competitor_events, odds_snapshots, competitor_odds_snapshots, market_odds, competitor_market_odds; commit";
+
+fn granted(variables: &[(&str, &str)]) -> (Database, String) {
+    let db = installed();
+    let role = format!("cache_{}", db.name);
+    run(
+        &db,
+        Script::Grants,
+        &[&[("role", &*role)], variables].concat(),
+    );
+    (db, role)
+}
+
+#[tokio::test]
+async fn the_role_suffices_and_each_right_is_needed() {
+    let (db, role) = granted(&[]);
+    // The server may have taken from PUBLIC what the role had through it.
+    db.psql("revoke usage on schema public from public");
+    run(&db, Script::Grants, &[("role", &role)]);
+    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    session.run(FOLLOW).await;
+    let tables: Vec<String> = TABLES
+        .iter()
+        .map(|table| format!("public.{table}"))
+        .chain(["oddscache.change_log".into(), "oddscache.log_state".into()])
+        .collect();
+    let rights = tables
+        .iter()
+        .map(|table| format!("select on {table}"))
+        .chain([
+            "usage on schema public".into(),
+            "usage on schema oddscache".into(),
+        ]);
+    for right in rights {
+        db.psql(&format!("revoke {right} from {role}"));
+        let error = session.client.batch_execute(FOLLOW).await.unwrap_err();
+        let code = error.code().unwrap().code();
+        // Tables of a schema one may not use are not found.
+        assert!(
+            code == "42501" || (code == "42P01" && right == "usage on schema public"),
+            "{right}: {error:?}"
+        );
+        session.run("rollback").await;
+        let report = run(&db, Script::Check, &[("role", &role)]);
+        let (name, object) = right.split_once(" on ").unwrap();
+        let line = format!(
+            "right|{object}|{}|FAIL|{role} lacks it",
+            name.to_uppercase()
+        );
+        assert!(report.contains(&line), "{line} is not in {report}");
+        // Run again, the script grants exactly this.
+        assert_eq!(
+            run(&db, Script::Grants, &[("role", &role)])
+                .matches("granted ")
+                .count(),
+            1
+        );
+        session.run(FOLLOW).await;
+    }
+    // Column rights are not enough for LOCK TABLE.
+    db.psql(&format!(
+        "revoke select on events from {role}; grant select (id, name, kickoff) on events to {role}"
+    ));
+    assert_eq!(session.code(FOLLOW).await, "42501");
+}
+
+#[tokio::test]
+async fn the_role_can_do_nothing_else() {
+    let (db, role) = granted(&[]);
+    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    for table in TABLES
+        .iter()
+        .map(|table| format!("public.{table}"))
+        .chain(["change_log", "log_state", "log_horizon"].map(|table| format!("oddscache.{table}")))
+    {
+        for sql in [
+            format!("delete from {table}"),
+            format!("insert into {table} default values"),
+            format!("truncate {table}"),
+            format!("do $$ begin lock table {table} in row exclusive mode; end $$"),
+        ] {
+            assert_eq!(session.code(&sql).await, "42501", "{sql}");
+        }
+    }
+    for sql in [
+        "select * from bookmakers",
+        "select * from oddscache.log_horizon",
+        "update oddscache.log_state set channel = 'x'",
+        "select oddscache.prune()",
+        "create table public.t ()",
+        "create table oddscache.t ()",
+        "create role other",
+        "drop table events",
+    ] {
+        assert_eq!(session.code(sql).await, "42501", "{sql}");
+    }
+    assert_eq!(
+        db.psql(&format!(
+            "select a.rolsuper, a.rolcreaterole, a.rolcreatedb, a.rolreplication, a.rolbypassrls, a.rolcanlogin, a.rolpassword is null,
+                    r.rolconfig is null, a.rolvaliduntil is null
+               from pg_authid a join pg_roles r using (rolname) where rolname = '{role}'"
+        )),
+        "f|f|f|f|f|t|t|t|t"
+    );
+    assert_eq!(
+        db.psql(&format!(
+            "select count(*) from pg_auth_members where member = '{role}'::regrole"
+        )),
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn pruning_is_granted_on_demand() {
+    let (db, role) = granted(&[("prune", "on")]);
+    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    session.run("select oddscache.prune()").await;
+    assert_eq!(
+        session.code("delete from oddscache.change_log").await,
+        "42501"
+    );
+    assert!(
+        run(&db, Script::Grants, &[("role", &role), ("prune", "on")]).contains("already in place")
+    );
+}
+
+#[test]
+fn too_early_or_too_much() {
+    let db = app();
+    let text = fails(&db, Script::Grants, &[("role", "nobody_at_all")]);
+    assert!(
+        text.contains("missing: oddscache.change_log, oddscache.log_state")
+            && text.contains("install.sql"),
+        "{text}"
+    );
+    assert_eq!(
+        db.psql("select count(*) from pg_roles where rolname = 'nobody_at_all'"),
+        "0"
+    );
+    run(&db, Script::Install, &[]);
+    db.psql("alter table events enable row level security");
+    let role = format!("cache_{}", db.name);
+    let text = run(&db, Script::Grants, &[("role", &role)]);
+    assert!(
+        text.contains("row-level security is on: public.events"),
+        "{text}"
+    );
+    let report = run(&db, Script::Check, &[("role", &role)]);
+    assert!(
+        report.contains("right|public.events|row-level security|warn|"),
+        "{report}"
+    );
+    db.psql(&format!("grant update on market_odds to {role}; alter role {role} createdb; grant create on schema oddscache to {role}"));
+    let report = run(&db, Script::Check, &[("role", &role)]);
+    for line in [
+        format!("right|public.market_odds|UPDATE|warn|{role} has it"),
+        format!("right|role {role}|CREATEDB|warn|"),
+        "right|schema oddscache|CREATE|warn|".to_owned(),
+    ] {
+        assert!(report.contains(&line), "{line} is not in {report}");
+    }
+}

@@ -1,0 +1,450 @@
+//! install.sql
+
+use super::*;
+
+const CATALOG: &str = "select md5(string_agg(x, ',' order by x)) from (
+    select 'trigger ' || oid || ' ' || xmin from pg_trigger
+    union all select 'proc ' || oid || ' ' || xmin from pg_proc where pronamespace = 'oddscache'::regnamespace
+    union all select 'class ' || c.oid || ' ' || c.xmin from pg_class c where relnamespace in ('oddscache'::regnamespace, 'public'::regnamespace)
+    union all select 'schema ' || oid || ' ' || xmin from pg_namespace
+    union all select 'state ' || xmin || ' ' || s::text from oddscache.log_state s
+    union all select 'comment ' || xmin from pg_description where objoid > 16000) as q (x)";
+
+#[test]
+fn versions_are_equal() {
+    let db = installed();
+    assert_eq!(
+        db.psql("select oddscache.feed_version()"),
+        oddscache::sql::FEED_VERSION.to_string()
+    );
+    let report = run(&db, Script::Check, &[]);
+    assert!(
+        report.contains("feed|oddscache|feed_version()|ok|1\n"),
+        "{report}"
+    );
+}
+
+#[test]
+fn installs_what_the_follower_expects() {
+    let db = installed();
+    assert_eq!(
+        db.psql(
+            "select string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || case when a.attnotnull then ' not null' else '' end
+                    || case a.attstorage when 'e' then ' external' else '' end, ', ' order by a.attnum)
+               from pg_attribute a where a.attrelid = 'oddscache.change_log'::regclass and a.attnum > 0"
+        ),
+        "xid xid8 not null, id bigint not null, table_name text not null, op text not null, keys bigint[] external, note text, \
+         at timestamp with time zone not null"
+    );
+    assert_eq!(
+        db.psql("select app_schema, channel, pruned_below <= pg_snapshot_xmin(pg_current_snapshot()) from oddscache.log_state"),
+        "public|oddscache|t"
+    );
+    // Exactly one row.
+    let error = cluster()
+        .psql(&db.name, &["-c", "insert into oddscache.log_state (pruned_below, app_schema, channel) values ('1', 'a', 'b')"])
+        .unwrap();
+    assert!(!error.status.success());
+    assert_eq!(
+        db.psql("select count(*), count(distinct tgrelid), bool_and(tgenabled = 'A'), bool_and(tgtype & 3 = 0) from pg_trigger where tgname like 'oddscache\\_%'"),
+        "36|9|t|t"
+    );
+    assert_eq!(
+        db.psql("select count(*) from pg_proc where pronamespace = 'oddscache'::regnamespace and has_function_privilege('public', oid, 'execute')"),
+        "1"
+    );
+}
+
+#[tokio::test]
+async fn again_changes_nothing_and_locks_nothing() {
+    let db = installed();
+    let before = db.psql(CATALOG);
+    // A lock on any of the tables would have to wait for this writer.
+    let writer = Session::open(&db.dsn()).await;
+    writer.run(&format!("begin; {ROWS_AGAIN}")).await;
+    let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
+    assert!(
+        text.contains("already in place|1|public|oddscache|oddscache|36"),
+        "{text}"
+    );
+    assert!(!text.contains("NOTICE"), "{text}");
+    let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")])
+        .await
+        .unwrap();
+    assert_eq!(text, "already in place|1|public|oddscache|oddscache|36\n");
+    assert_eq!(db.psql(CATALOG), before);
+}
+
+const ROWS_AGAIN: &str = "update events set name = 'x'; update odds_snapshots set bookmaker_id = 2; update market_odds set outcomes = '[]';
+    update competitor_events set source = 'bet9ja'; update competitor_odds_snapshots set captured_at = now();
+    update competitor_market_odds set outcomes = '[]'; update odds_snapshots_d2 set bookmaker_id = 2";
+
+#[tokio::test]
+async fn the_interpreter_installs_the_same() {
+    let (by_psql, by_steps) = (app(), app());
+    run(&by_psql, Script::Install, &[("channel", "it's")]);
+    apply(&by_steps, Script::Install, &[("channel", "it's")])
+        .await
+        .unwrap();
+    assert_eq!(dump(&by_psql), dump(&by_steps));
+}
+
+#[test]
+fn concurrent_runs_all_succeed() {
+    let db = app();
+    let texts: Vec<String> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| run(&db, Script::Install, &[])))
+            .collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    let first = texts
+        .iter()
+        .filter(|text| text.contains("installed|1|"))
+        .count();
+    let rest = texts
+        .iter()
+        .filter(|text| text.contains("already in place|1|"))
+        .count();
+    assert_eq!((first, rest), (1, 7));
+    assert_eq!(
+        db.psql("select count(*) from pg_trigger where tgname like 'oddscache\\_%'"),
+        "36"
+    );
+}
+
+#[tokio::test]
+async fn odd_names_are_quoted() {
+    let (app_schema, cache_schema) = (
+        "We\"ird sch'ema",
+        "Odd \\ ca'che % \"1\" é, longer than a trigger name can be",
+    );
+    let role = "the \"role's\"";
+    let channel = "a 'bell' \\";
+    let names = [("app_schema", app_schema), ("cache_schema", cache_schema)];
+    for interpreter in [false, true] {
+        let db = Database::empty();
+        db.psql("create schema \"We\"\"ird sch'ema\"");
+        db.psql(&format!(
+            "set search_path = \"We\"\"ird sch'ema\"; {APP} {ROWS}"
+        ));
+        let before = dump(&db);
+        let scripts: [(Script, Vec<(&str, &str)>); 5] = [
+            (
+                Script::Install,
+                [&names[..], &[("channel", channel)]].concat(),
+            ),
+            (
+                Script::Grants,
+                [&names[..], &[("role", role), ("prune", "on")]].concat(),
+            ),
+            (Script::Indexes, vec![names[0]]),
+            (Script::Check, [&names[..], &[("role", role)]].concat()),
+            (Script::Uninstall, [&names[..], &[("role", role)]].concat()),
+        ];
+        for (script, variables) in scripts {
+            let text = match interpreter {
+                true => apply(&db, script, &variables).await.unwrap(),
+                false => run(&db, script, &variables),
+            };
+            if script == Script::Check {
+                assert!(
+                    !text.contains("|FAIL|") && !text.contains("|warn|"),
+                    "{text}"
+                );
+            }
+            if script == Script::Install {
+                let mut listener = Session::open(&db.dsn()).await;
+                listener.run("listen \"a 'bell' \\\"").await;
+                db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
+                assert_eq!(listener.bells.recv().await.unwrap(), format!("{channel}:"));
+                assert_eq!(
+                    db.psql(&format!(
+                        "select table_name, keys from \"{}\".change_log",
+                        cache_schema.replace('"', "\"\"")
+                    )),
+                    "events|{2}"
+                );
+            }
+        }
+        assert_eq!(dump(&db), before);
+    }
+}
+
+#[test]
+fn repairs_what_is_wrong() {
+    let db = installed();
+    db.psql(
+        "drop trigger oddscache_insert on events;
+         alter table market_odds disable trigger oddscache_update;
+         alter table market_odds enable replica trigger oddscache_insert;
+         alter table odds_snapshots enable trigger oddscache_delete;
+         create function other() returns trigger language plpgsql as 'begin return null; end';
+         drop trigger oddscache_truncate on competitor_events;
+         create trigger oddscache_truncate after truncate on competitor_events for each statement execute function other();
+         drop trigger oddscache_delete on competitor_events;
+         create trigger oddscache_delete after delete on competitor_events referencing old table as old_rows for each statement
+            execute function oddscache.log_change('events');
+         create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04');
+         create table odds_snapshots_d4 partition of odds_snapshots for values from ('2025-01-04') to ('2025-01-05') partition by list (id);
+         create table odds_snapshots_d4_1 partition of odds_snapshots_d4 for values in (77);
+         create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end';
+         grant execute on function oddscache.log_change() to public; grant insert on oddscache.change_log to public;
+         delete from oddscache.log_state;",
+    );
+    let text = run(&db, Script::Install, &[]);
+    for said in [
+        "put 1 triggers on public.events",
+        "put 2 triggers on public.market_odds",
+        "put 1 triggers on public.odds_snapshots\n",
+        "put 2 triggers on public.competitor_events",
+        "put 4 triggers on public.odds_snapshots_d3",
+        "put 4 triggers on public.odds_snapshots_d4\n",
+        "put 4 triggers on public.odds_snapshots_d4_1",
+        "created function oddscache.log_change()",
+        "installed|1|",
+    ] {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
+    assert!(run(&db, Script::Install, &[]).contains("already in place"));
+    let report = run(&db, Script::Check, &[]);
+    assert!(
+        !report.contains("|FAIL|") && !report.contains("trigger|public.odds_snapshots_d3|INSERT|"),
+        "{report}"
+    );
+    assert_eq!(
+        logs(
+            &db,
+            "insert into odds_snapshots_d4_1 (id, event_id, bookmaker_id, captured_at) values (77, 3, 1, '2025-01-04')"
+        ),
+        ["odds_snapshots INSERT 3"]
+    );
+    assert_eq!(
+        logs(&db, "truncate competitor_events cascade")[0],
+        "competitor_events TRUNCATE *"
+    );
+    assert_eq!(db.psql("select has_function_privilege('public', 'oddscache.log_change()', 'execute'), has_table_privilege('public', 'oddscache.change_log', 'insert')"), "f|f");
+}
+
+#[test]
+fn a_changed_channel_is_taken_up() {
+    let db = installed();
+    let text = run(&db, Script::Install, &[("channel", "other")]);
+    assert!(
+        text.contains("installed|1|public|oddscache|other|36"),
+        "{text}"
+    );
+    assert_eq!(db.psql("select channel from oddscache.log_state"), "other");
+    assert!(
+        db.psql("\\sf oddscache.log_change()")
+            .contains("pg_notify('other', '')")
+    );
+}
+
+#[tokio::test]
+async fn an_open_writer_makes_it_give_up_and_leave_nothing() {
+    let db = app();
+    db.psql(ROWS);
+    let before = dump(&db);
+    let writer = Session::open(&db.dsn()).await;
+    writer
+        .run("begin; update market_odds set outcomes = '[]'")
+        .await;
+    let text = fails(&db, Script::Install, &[("lock_timeout", "300ms")]);
+    assert!(
+        text.contains("55P03") && text.contains("public.market_odds"),
+        "{text}"
+    );
+    let error = apply(&db, Script::Install, &[("lock_timeout", "300ms")])
+        .await
+        .unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "55P03");
+    assert_eq!(dump(&db), before);
+    writer.run("rollback").await;
+    run(&db, Script::Install, &[]);
+}
+
+/// Deadlock: the script holds events, which a writer waits for, and then comes to want the writer's table. The server would
+/// cancel who waited first, the writer, after deadlock_timeout; before that the script must have given way.
+#[tokio::test]
+async fn a_writer_in_another_order_gets_through() {
+    for script in [Script::Install, Script::Uninstall] {
+        let db = if script == Script::Install {
+            app()
+        } else {
+            installed()
+        };
+        let (writer, other) = (
+            Session::open(&db.dsn()).await,
+            Session::open(&db.dsn()).await,
+        );
+        writer.run("begin; insert into competitor_market_odds (outcomes, snapshot_id) select '[]', 1 where false").await;
+        other
+            .run("begin; insert into market_odds (snapshot_id) values (1)")
+            .await;
+        let path = db.clone();
+        let running =
+            tokio::task::spawn_blocking(move || run(&path, script, &[("lock_timeout", "20s")]));
+        let holds = "select exists (select from pg_locks h where h.relation = 'events'::regclass and h.granted
+            and h.mode in ('ShareRowExclusiveLock', 'AccessExclusiveLock')";
+        until(&db, &format!("{holds} and exists (select from pg_locks w where w.pid = h.pid and w.relation = 'market_odds'::regclass and not w.granted))")).await;
+        let wants_events = tokio::spawn(async move {
+            writer.run("insert into events values (100)").await;
+            writer.run("commit").await;
+        });
+        until(&db, "select exists (select from pg_locks w where w.relation = 'events'::regclass and not w.granted and w.mode = 'RowExclusiveLock') 
+            or exists (select from events where id = 100)").await;
+        other.run("commit").await;
+        wants_events.await.unwrap();
+        running.await.unwrap();
+        assert_eq!(db.psql("select count(*) from events where id = 100"), "1");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let db = app();
+    let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
+    assert!(
+        text.contains("schema elsewhere does not exist") && text.contains("-v app_schema="),
+        "{text}"
+    );
+    db.psql("create schema elsewhere");
+    let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
+    assert!(
+        text.contains("elsewhere.competitor_events is missing"),
+        "{text}"
+    );
+    db.psql("drop schema elsewhere; alter table market_odds rename snapshot_id to snapshot; alter table events rename to games;
+             create view events as select * from games; alter table competitor_odds_snapshots drop competitor_event_id, add competitor_event_id text");
+    let text = fails(&db, Script::Install, &[]);
+    for said in [
+        "public.market_odds has no column snapshot_id",
+        "public.events is not a table",
+        "public.competitor_odds_snapshots has column competitor_event_id of type text",
+    ] {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
+    db.psql("alter table market_odds rename snapshot to snapshot_id; drop view events; alter table games rename to events;
+             alter table competitor_odds_snapshots alter competitor_event_id type int using null");
+    let before = dump(&db);
+    for (name, value) in [
+        ("cache_schema", "public"),
+        ("cache_schema", ""),
+        ("cache_schema", "pg_odds"),
+        ("channel", ""),
+        ("lock_timeout", "soon"),
+    ] {
+        let text = fails(&db, Script::Install, &[(name, value)]);
+        assert!(
+            text.contains(if value.is_empty() { name } else { value }),
+            "{text}"
+        );
+    }
+    assert_eq!(dump(&db), before);
+}
+
+#[test]
+fn a_feed_serves_one_schema_and_two_can_live_side_by_side() {
+    let db = installed();
+    db.psql(&format!(
+        "create schema second; set search_path = second; {APP}"
+    ));
+    let text = fails(&db, Script::Install, &[("app_schema", "second")]);
+    assert!(
+        text.contains("serves the tables in public, not in second")
+            && text.contains("-v cache_schema="),
+        "{text}"
+    );
+    run(
+        &db,
+        Script::Install,
+        &[("app_schema", "second"), ("cache_schema", "second_cache")],
+    );
+    // Two feeds on the same tables.
+    run(&db, Script::Install, &[("cache_schema", "blue")]);
+    assert_eq!(
+        logs(&db, "update events set name = 'x' where id = 1"),
+        ["events UPDATE 1"]
+    );
+    assert_eq!(db.psql("select count(*) from blue.change_log union all select count(*) from second_cache.change_log"), "1\n0");
+    run(&db, Script::Uninstall, &[("cache_schema", "blue")]);
+    assert_eq!(
+        logs(&db, "update events set name = 'x' where id = 1"),
+        ["events UPDATE 1"]
+    );
+}
+
+#[test]
+fn a_log_of_another_cluster_is_discarded() {
+    let db = installed();
+    db.psql("insert into oddscache.change_log (xid, table_name, op) values ('999999999999', 'events', 'TRUNCATE');
+             insert into oddscache.log_horizon values ('999999999999', now()); update oddscache.log_state set pruned_below = '999999999999'");
+    let report = run(&db, Script::Check, &[]);
+    assert!(
+        report.contains("log|oddscache.log_state|state|FAIL|speaks of another")
+            && report.contains("log|oddscache.change_log|transactions|FAIL|"),
+        "{report}"
+    );
+    assert!(
+        run(&db, Script::Install, &[]).contains("discarded the log of another cluster (1 rows)")
+    );
+    assert!(!run(&db, Script::Check, &[]).contains("|FAIL|"));
+    assert_eq!(db.psql("select count(*) from oddscache.change_log"), "0");
+}
+
+/// The owner of the tables suffices, and is what the README recommends.
+#[tokio::test]
+async fn the_tables_owner_can_install_and_remove() {
+    let db = Database::empty();
+    let owner = format!("owner_{}", db.name);
+    db.psql(&format!("create role {owner} login createrole; grant create on database {} to {owner}; grant create on schema public to {owner}; set role {owner}; {APP} {ROWS}", db.name));
+    let before = dump(&db);
+    let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
+    let role = format!("cache_{}", db.name);
+    let variables = Variables::from([("role".to_owned(), role.clone())]);
+    for script in [
+        Script::Install,
+        Script::Grants,
+        Script::Indexes,
+        Script::Check,
+        Script::Uninstall,
+    ] {
+        let known: Variables = variables
+            .clone()
+            .into_iter()
+            .filter(|(name, _)| script.variables().contains(&name.as_str()))
+            .collect();
+        for step in script.steps(&known).unwrap() {
+            match step {
+                Step::Statement(sql) => {
+                    for row in session.rows(&sql).await.unwrap() {
+                        assert!(
+                            !row.contains(&"FAIL".to_owned()) && !row.contains(&"warn".to_owned()),
+                            "{row:?}"
+                        );
+                    }
+                }
+                Step::ForEach(sql) => {
+                    for sql in session.rows(&sql).await.unwrap().into_iter().flatten() {
+                        session.run(&sql).await;
+                    }
+                }
+                Step::Echo(_) => {}
+            }
+        }
+        if script == Script::Install {
+            assert_eq!(
+                logs(&db, "update events set name = 'x'"),
+                ["events UPDATE 1,2,3"]
+            );
+        }
+    }
+    assert_eq!(dump(&db), before);
+    assert_eq!(
+        db.psql(&format!(
+            "select count(*) from pg_roles where rolname = '{role}'"
+        )),
+        "0"
+    );
+}

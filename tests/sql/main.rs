@@ -1,0 +1,240 @@
+//! The SQL scripts on a real server, run by psql and by the crate's own interpreter.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod check;
+mod grants;
+mod indexes;
+mod install;
+mod prune;
+mod trigger;
+mod trouble;
+mod uninstall;
+
+use std::{
+    future::poll_fn,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use common::{Database, cluster};
+use oddscache::sql::{Script, Step, Variables};
+use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
+
+/// The application's tables with the columns the feed knows, and one of each kind of relation between them.
+const APP: &str = "
+    create table events (id int primary key, name text, kickoff timestamp not null default now());
+    create table bookmakers (id int primary key, name text, slug text);
+    create table odds_snapshots (
+        id bigserial, event_id int not null references events on delete cascade, bookmaker_id int not null,
+        captured_at timestamp not null default '2025-01-01 12:00', raw_response jsonb, last_confirmed_at timestamp,
+        primary key (id, captured_at)
+    ) partition by range (captured_at);
+    create table odds_snapshots_d1 partition of odds_snapshots for values from ('2025-01-01') to ('2025-01-02');
+    create table odds_snapshots_d2 partition of odds_snapshots for values from ('2025-01-02') to ('2025-01-03');
+    create table odds_snapshots_default partition of odds_snapshots default;
+    create table market_odds (id bigserial primary key, snapshot_id bigint not null, outcomes jsonb not null default '[]');
+    create table competitor_events (
+        id int primary key, source text not null default 'sportybet', betpawa_event_id int references events on delete set null,
+        deleted_at timestamp);
+    create table competitor_odds_snapshots (
+        id serial primary key, competitor_event_id int not null references competitor_events on delete cascade,
+        captured_at timestamp not null default now());
+    create table competitor_market_odds (
+        id bigserial primary key, snapshot_id int not null references competitor_odds_snapshots on delete cascade,
+        outcomes jsonb not null default '[]');";
+
+const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
+
+/// Events 1-3 with snapshots 1-3 (in d1), competitor events 11-13 linked to them with snapshots 1-3, and markets of all.
+const ROWS: &str = "
+    insert into events select g from generate_series(1, 3) g;
+    insert into odds_snapshots (event_id, bookmaker_id) select g, 1 from generate_series(1, 3) g;
+    insert into market_odds (snapshot_id) select g from generate_series(1, 3) g;
+    insert into competitor_events (id, betpawa_event_id) select 10 + g, g from generate_series(1, 3) g;
+    insert into competitor_odds_snapshots (competitor_event_id) select 10 + g from generate_series(1, 3) g;
+    insert into competitor_market_odds (snapshot_id) select g from generate_series(1, 3) g;";
+
+/// A database with the application's tables.
+fn app() -> Database {
+    let db = Database::empty();
+    db.psql(APP);
+    db
+}
+
+/// The same with the feed installed and nothing logged yet.
+fn installed() -> Database {
+    let db = app();
+    db.psql(ROWS);
+    run(&db, Script::Install, &[]);
+    db
+}
+
+/// Runs a script with psql, and returns its output, errors and notices included; fails the test if it fails.
+fn run(db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
+    let output = psql_file(db, script, variables);
+    let text = text(&output);
+    assert!(output.status.success(), "{script}: {text}");
+    text
+}
+
+/// Runs a script with psql that must fail, and returns what it says.
+fn fails(db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
+    let output = psql_file(db, script, variables);
+    let text = text(&output);
+    assert!(!output.status.success(), "{script} succeeded: {text}");
+    text
+}
+
+fn psql_file(db: &Database, script: Script, variables: &[(&str, &str)]) -> Output {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("sql")
+        .join(script.file_name());
+    let settings: Vec<String> = variables
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut args = vec!["-At", "-v", "VERBOSITY=verbose"];
+    for setting in &settings {
+        args.extend(["-v", setting]);
+    }
+    args.extend(["-f", path.to_str().unwrap()]);
+    cluster().psql(&db.name, &args).unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+/// Runs a script as the crate understands it; its result rows and notices, or the error.
+async fn apply(
+    db: &Database,
+    script: Script,
+    variables: &[(&str, &str)],
+) -> Result<String, tokio_postgres::Error> {
+    let variables: Variables = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    let session = Session::open(&db.dsn()).await;
+    let mut text = String::new();
+    for step in script.steps(&variables).unwrap() {
+        match step {
+            Step::Statement(sql) => {
+                for row in session.rows(&sql).await? {
+                    text.push_str(&(row.join("|") + "\n"));
+                }
+            }
+            Step::ForEach(sql) => {
+                for statement in session.rows(&sql).await?.into_iter().flatten() {
+                    session.rows(&statement).await?;
+                }
+            }
+            Step::Echo(line) => text.push_str(&(line + "\n")),
+        }
+    }
+    Ok(text)
+}
+
+/// A connection that keeps what the server says by itself.
+struct Session {
+    client: Client,
+    bells: tokio::sync::mpsc::UnboundedReceiver<String>,
+}
+
+impl Session {
+    async fn open(dsn: &str) -> Session {
+        let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+        let (send, bells) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if let AsyncMessage::Notification(notice) = message {
+                    let _ = send.send(format!("{}:{}", notice.channel(), notice.payload()));
+                }
+            }
+        });
+        Session { client, bells }
+    }
+
+    async fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
+        let messages = self.client.simple_query(sql).await?;
+        let row = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => Some(
+                (0..row.len())
+                    .map(|at| row.get(at).unwrap_or_default().to_owned())
+                    .collect(),
+            ),
+            _ => None,
+        };
+        Ok(messages.iter().filter_map(row).collect())
+    }
+
+    async fn run(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    async fn value(&self, sql: &str) -> String {
+        self.rows(sql).await.unwrap()[0][0].clone()
+    }
+
+    /// The SQLSTATE with which this fails.
+    async fn code(&self, sql: &str) -> String {
+        let error = self.client.batch_execute(sql).await.unwrap_err();
+        error.code().unwrap().code().to_owned()
+    }
+}
+
+/// Waits until the query returns `t`; fails the test after ten seconds.
+async fn until(db: &Database, sql: &str) {
+    let session = Session::open(&db.dsn()).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while session.value(sql).await != "t" {
+        assert!(Instant::now() < deadline, "never true: {sql}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Everything logged, in order: `table OP keys`, `*` for the whole table, and the note if there is one.
+fn log(db: &Database) -> Vec<String> {
+    db.psql(
+        "select concat_ws(' ', table_name, op, coalesce((select string_agg(k::text, ',' order by k) from unnest(keys) k), '*'), \
+         note) from oddscache.change_log order by id",
+    )
+    .lines()
+    .map(str::to_owned)
+    .collect()
+}
+
+/// Runs SQL as the superuser, and returns what it logged.
+fn logs(db: &Database, sql: &str) -> Vec<String> {
+    db.psql("delete from oddscache.change_log");
+    db.psql(sql);
+    log(db)
+}
+
+/// The whole schema as SQL, without what differs from run to run.
+fn dump(db: &Database) -> String {
+    let output = cluster()
+        .command("pg_dump")
+        .args(["--schema-only", "-d", &db.dsn()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .filter(|line| !line.contains("restrict "))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

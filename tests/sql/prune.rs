@@ -1,0 +1,100 @@
+//! prune(): what no reader can need goes, and nothing else.
+
+use super::*;
+
+#[tokio::test]
+async fn a_long_writers_row_is_never_pruned() {
+    let db = installed();
+    let old = Session::open(&db.dsn()).await;
+    old.run("begin; update events set name = 'old' where id = 1")
+        .await;
+    let xid: u64 = old
+        .value("select pg_current_xact_id()")
+        .await
+        .parse()
+        .unwrap();
+    for n in 0..5 {
+        db.psql(&format!("update events set name = '{n}' where id = 2"));
+    }
+    assert_eq!(db.psql("select oddscache.prune('0')"), "0");
+    assert_eq!(
+        db.psql(&format!(
+            "select pruned_below <= '{xid}' from oddscache.log_state"
+        )),
+        "t"
+    );
+    assert_eq!(log(&db).len(), 5);
+    old.run("update events set name = 'old' where id = 1; commit")
+        .await;
+    assert_eq!(log(&db).len(), 7);
+    // Other tests' transactions on this server hold the horizon back for a moment.
+    until(
+        &db,
+        &format!(
+            "select oddscache.prune('0') >= 0 and pruned_below > '{}' from oddscache.log_state",
+            xid + 12
+        ),
+    )
+    .await;
+    assert_eq!(log(&db), [""; 0]);
+}
+
+/// The low-water mark a cursor is compared with: every deleted row's transaction lies below it.
+#[tokio::test]
+async fn the_mark_covers_what_is_gone() {
+    let db = installed();
+    let session = Session::open(&db.dsn()).await;
+    for round in 0..20 {
+        session.run(&format!("insert into market_odds (snapshot_id) values ({round}); create temp table if not exists before (xid xid8);
+            truncate before; insert into before select xid from oddscache.change_log; select oddscache.prune('0')")).await;
+        assert_eq!(
+            session.value("select count(*) from before b where not exists (select from oddscache.change_log l where l.xid = b.xid)
+                and b.xid >= (select pruned_below from oddscache.log_state)").await,
+            "0"
+        );
+    }
+}
+
+#[tokio::test]
+async fn it_keeps_what_is_young_and_one_call_is_bounded() {
+    let db = installed();
+    db.psql("insert into oddscache.change_log (xid, table_name, op) select '10', 'events', 'TRUNCATE' from generate_series(1, 60000)");
+    // With no horizon as old as an hour, an hour's rows stay.
+    assert_eq!(db.psql("select oddscache.prune()"), "0");
+    assert_eq!(
+        db.psql("select count(*) from oddscache.change_log"),
+        "60000"
+    );
+    // An old horizon: everything below it may go, in portions.
+    db.psql("delete from oddscache.log_horizon; insert into oddscache.log_horizon values ('11', now() - interval '2 hours'), ('12', now() - interval '30 minutes')");
+    assert_eq!(db.psql("select oddscache.prune()"), "50000");
+    assert_eq!(db.psql("select oddscache.prune()"), "10000");
+    assert_eq!(db.psql("select oddscache.prune()"), "0");
+    assert_eq!(db.psql("select string_agg(h.horizon::text, ',' order by h.horizon) from oddscache.log_horizon h where h.horizon < '13'"), "11,12");
+    let session = Session::open(&db.dsn()).await;
+    assert_eq!(
+        session.code("select oddscache.prune('-1 s')").await,
+        "22023"
+    );
+    assert_eq!(session.code("select oddscache.prune(null)").await, "22023");
+}
+
+#[tokio::test]
+async fn one_at_a_time_and_no_one_waits() {
+    let db = installed();
+    db.psql("update events set name = 'x'");
+    let (first, second) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    first.run("begin; select oddscache.prune('0')").await;
+    assert_eq!(
+        second
+            .value("set lock_timeout = '1s'; select oddscache.prune('0')")
+            .await,
+        "0"
+    );
+    // Nor does a writer.
+    second.run("update events set name = 'y'").await;
+    first.run("commit").await;
+}
