@@ -26,7 +26,7 @@ fn deployment(schema: &str, alter: &str) -> Database {
         ],
     );
     for sql in [schema, SEED, alter] {
-        database.psql(sql);
+        database.psql(&format!("set timezone = 'UTC'; {sql}"));
     }
     psql(&database.name, &["-qf", "sql/install.sql"]);
     database

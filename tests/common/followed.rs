@@ -142,7 +142,7 @@ pub async fn run(client: &Client, sql: &str) {
     }
 }
 
-/// Three events of the coming days and one that began three hours ago (4), each with an older and a newer snapshot of two
+/// Two events of the coming days, one just within the window of two hours (3) and one just out of it (4), each with an older and a newer snapshot of two
 /// bookmakers and two sources, each of those with two markets. All ids can be told: a snapshot of bookmaker `b` is
 /// `event * 100 + b * 10 + age` with age 1 (older) or 2; a competitor event of sportybet has its event's id, of bet9ja ten
 /// more, and 21 (sportybet) is linked to none; a competitor's snapshot is `competitor event * 10 + age`; a market is
@@ -151,7 +151,8 @@ pub const SEED: &str = r#"
 insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa'), (2, 'other', 'other');
 insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
 select e, 'sr' || e, 'home ' || e || ' - away ' || e, 'home ' || e, 'away ' || e,
-       date_trunc('hour', now() at time zone 'UTC') + case e when 4 then interval '-3 hours' else e * interval '1 day' end
+       now() at time zone 'UTC' + case e when 3 then interval '-110 minutes' when 4 then interval '-130 minutes'
+                                       else e * interval '1 day' end
 from generate_series(1, 4) e;
 insert into odds_snapshots (id, event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
 select e * 100 + b * 10 + age, e, b, now() at time zone 'UTC' - (3 - age) * interval '10 minutes', '{"raw": true}',

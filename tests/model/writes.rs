@@ -16,11 +16,11 @@ end $$";
 
 /// The world at the beginning of a case.
 pub(crate) const RESET: &str = "
+truncate events, competitor_events, odds_snapshots, odds_snapshots_old, competitor_odds_snapshots, market_odds,
+    competitor_market_odds;
 do $$ begin if not exists (select from pg_inherits where inhrelid = 'odds_snapshots_old'::regclass) then
-    truncate odds_snapshots_old;
     alter table odds_snapshots attach partition odds_snapshots_old for values from ('2020-01-01') to ('2021-01-01');
 end if; end $$;
-truncate events, competitor_events, odds_snapshots, competitor_odds_snapshots, market_odds, competitor_market_odds;
 insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
 select e, e, '', '', '', now() at time zone 'UTC' + case e when 4 then interval '-3 hours' else interval '1 day' end
 from generate_series(1, 4) e;
