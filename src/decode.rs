@@ -402,10 +402,12 @@ mod tests {
             "[1e999]",
             r#"[{"name":"\ud800"}]"#,
             r#"[{"name":"1","odds":1e999}]"#,
-            r#"[{"name":"1","more":1e999}]"#,
             "\u{0}",
         ];
-        for text in unreadable {
+        // Under its feature arbitrary_precision serde_json keeps such a number as it is, among the unknown keys too.
+        let too_great = r#"[{"name":"1","more":1e999}]"#;
+        let kept = serde_json::from_str::<Value>("1e999").is_ok();
+        for text in unreadable.into_iter().chain((!kept).then_some(too_great)) {
             assert_eq!(
                 read(text),
                 (vec![], Some(Malformed::Unreadable)),
