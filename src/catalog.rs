@@ -127,9 +127,11 @@ fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
     let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
     format!(
         "WITH RECURSIVE node AS (\
-           SELECT c.oid, 0::oid AS parent, 0::text AS link FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           SELECT c.oid, 0::oid AS parent, 0::text AS link, false AS leaving FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = {app} AND c.relname IN ({names}) AND c.relkind IN ('r', 'p') \
-           UNION ALL SELECT i.inhrelid, i.inhparent, i.xmin::text FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
+           UNION ALL SELECT i.inhrelid, i.inhparent, i.xmin::text, \
+             node.leaving OR coalesce((to_jsonb(i) ->> 'inhdetachpending')::boolean, false) \
+             FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
          log AS (\
            SELECT c.oid, c.relfilenode, c.xmin FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')), \
@@ -156,7 +158,8 @@ fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
            (SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item), \
            (SELECT concat_ws(' ', pg_postmaster_start_time(), s.system_identifier, c.timeline_id, b.stats_reset) \
              FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b), \
-           (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node)",
+           (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node JOIN pg_class c USING (oid) \
+             WHERE parent = 0 OR c.relispartition AND NOT leaving)",
         app = literal(app_schema),
         cache = literal(cache_schema),
         names = names.join(", "),

@@ -291,3 +291,52 @@ async fn odd_configuration_is_taken_well() {
         .warmup_timeout(Duration::MAX);
     assert!(!warm_up(endless).await.expect("warm").is_empty());
 }
+
+/// The list of tables at the end of a read left out what the one at its beginning had, and every read was begun anew.
+#[tokio::test]
+async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .run(
+            "create table child_of_market_odds () inherits (market_odds); \
+             alter table odds_snapshots detach partition odds_snapshots_default; \
+             create table of_2040 partition of odds_snapshots for values from ('2040-01-01') to ('2041-01-01'); \
+             create table of_2041 partition of odds_snapshots for values from ('2041-01-01') to ('2042-01-01'); \
+             insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (9001, 1, 1, '2040-02-03')",
+        )
+        .await;
+    followed.check("partitions without a default").await;
+
+    // An older reader makes the detaching wait, with the partition neither in nor out.
+    let reader = connect(&database.dsn()).await;
+    run(
+        &reader,
+        "begin isolation level repeatable read; select count(*) from odds_snapshots",
+    )
+    .await;
+    let dba = connect(&database.dsn()).await;
+    let detaching = tokio::spawn(async move {
+        dba.batch_execute("alter table odds_snapshots detach partition of_2041 concurrently")
+            .await
+    });
+    let pending = "select count(*) from pg_inherits where inhdetachpending";
+    eventually("being detached", async || {
+        followed
+            .app
+            .query_one(pending, &[])
+            .await
+            .expect("counts")
+            .get::<_, i64>(0)
+            == 1
+    })
+    .await;
+    followed.run("insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (9002, 2, 1, '2040-02-04')").await;
+    followed.check("while it is being detached").await;
+    run(&reader, "commit").await;
+    detaching.await.expect("no panic").expect("detached");
+    followed
+        .run("update odds_snapshots set last_confirmed_at = '2040-03-01' where id = 9002")
+        .await;
+    followed.check("after it was detached").await;
+}
