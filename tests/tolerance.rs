@@ -296,7 +296,8 @@ async fn other_schemas_and_another_channel() {
     .await;
     run(&followed.app, &path).await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
-    let bells = followed.cache.counters().bells;
+    // The one at the start may come after the status, which the first reading of everything can set.
+    eventually("a bell", async || followed.cache.counters().bells > 0).await;
     follows(&database, followed).await;
 
     // And the bell rings on that channel: with an hour between polls nothing else brings a change.
@@ -318,7 +319,7 @@ async fn other_schemas_and_another_channel() {
             && view.cut().snapshot != String::new()
     })
     .await;
-    assert!(bells > 0 && followed.cache.counters().bells > 0);
+    assert!(followed.cache.counters().bells > 0);
 }
 
 #[tokio::test]
