@@ -142,12 +142,9 @@ impl Follower {
         self.announce(&reason);
         let mut backoff = Backoff::for_locks();
         loop {
-            let begin = read::begin_everything(&reader.client, &self.config, &self.names);
+            let begin = read::begin(&reader.client, &self.config, &self.names);
             let warm = match within(self.config.read_timeout, BEGINNING, begin).await {
-                Ok(begun) => {
-                    self.read_everything(reader, reason.clone(), begun, self.epoch + 1)
-                        .await
-                }
+                Ok(begun) => self.read_everything(reader, reason.clone(), begun).await,
                 Err(error) => Err(error),
             };
             match warm {
@@ -162,8 +159,8 @@ impl Follower {
         reader: &Connection,
         reason: Reload,
         begun: Begun,
-        epoch: u64,
     ) -> Result<Known, Error> {
+        let epoch = self.epoch + u64::from(reason.is_new_epoch());
         let read = read::everything(
             &reader.client,
             &self.config,
@@ -213,8 +210,7 @@ impl Follower {
             Step::Reload(reason, begun) => {
                 self.announce(&reason);
                 let begun_at = Instant::now();
-                let epoch = self.epoch + u64::from(reason.is_new_epoch());
-                *known = self.read_everything(reader, reason, *begun, epoch).await?;
+                *known = self.read_everything(reader, reason, *begun).await?;
                 self.pace.reloaded(begun_at.elapsed());
                 self.hang_bell(known.feed.as_ref())?;
             }

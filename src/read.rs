@@ -67,7 +67,8 @@ pub(crate) struct Begun {
 
 const BEGIN: &str = "beginning to read";
 
-async fn begin(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
+/// The beginning of any read: its locks, then its snapshot.
+pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
     let began = Moment::now();
     client
         .batch_execute(&names.begin)
@@ -150,15 +151,6 @@ impl Begun {
 
 /// A clock that goes back by less is taken for one that is being adjusted.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
-
-/// The beginning of a read of everything: its locks and its snapshot.
-pub(crate) async fn begin_everything(
-    client: &Client,
-    config: &Config,
-    names: &Names,
-) -> Result<Begun, Error> {
-    begin(client, config, names).await
-}
 
 /// Reads everything, in the transaction begun: into a new draft, which replaces `draft` only at the end.
 pub(crate) async fn everything(
@@ -340,25 +332,27 @@ async fn plan(
 
 /// The bodies that a plan needs.
 struct Bodies {
+    /// How many snapshots' markets were read for them.
+    snapshots_read: usize,
     betpawa: HashMap<i64, Arc<Body>>,
     competitors: HashMap<i64, Arc<Body>>,
 }
 
 impl Bodies {
     async fn read(reader: Reader<'_>, plan: &Plan, draft: &mut Draft) -> Result<Bodies, Error> {
+        let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         Ok(Bodies {
-            betpawa: reader
-                .betpawa_markets(&plan.betpawa_to_read(), &mut draft.packer)
-                .await?,
+            snapshots_read: betpawa.len() + competitors.len(),
+            betpawa: reader.betpawa_markets(&betpawa, &mut draft.packer).await?,
             competitors: reader
-                .competitor_markets(&plan.competitors_to_read(), &mut draft.packer)
+                .competitor_markets(&competitors, &mut draft.packer)
                 .await?,
         })
     }
 
+    /// Returns `snapshots_read`.
     fn apply(self, plan: Plan, draft: &mut Draft) -> usize {
-        let count = plan.betpawa_to_read().len() + plan.competitors_to_read().len();
         plan.apply(draft, &self.betpawa, &self.competitors);
-        count
+        self.snapshots_read
     }
 }

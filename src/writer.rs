@@ -21,16 +21,17 @@ use crate::{
 pub struct Writer {
     publisher: Publisher,
     draft: Draft,
-    epoch: u64,
     window_start: DateTime<Utc>,
 }
+
+/// Its states only ever move forward.
+const EPOCH: u64 = 1;
 
 impl Writer {
     pub(crate) fn new(publisher: Publisher) -> Writer {
         Writer {
             publisher,
             draft: Draft::default(),
-            epoch: 1,
             window_start: DateTime::UNIX_EPOCH,
         }
     }
@@ -42,26 +43,9 @@ impl Writer {
         kickoff: Option<DateTime<Utc>>,
     ) {
         let packed = self.draft.packer.snapshot(snapshot);
-        let held = self.draft.event(snapshot.event_id).cloned();
-        let mut betpawa: Vec<_> = held
-            .iter()
-            .flat_map(|event| event.betpawa.iter())
-            .map(|(_, held)| held.clone())
-            .collect();
-        betpawa.push(packed);
-        let competitors = held
-            .as_ref()
-            .map(|event| event.competitors.clone())
-            .unwrap_or_default();
-        let kickoff = kickoff
-            .map(Micros::from_utc)
-            .or(held.and_then(|event| event.kickoff));
-        self.draft.set(
-            snapshot.event_id,
-            kickoff,
-            BetpawaSnapshots::new(betpawa),
-            competitors,
-        );
+        self.change(snapshot.event_id, kickoff, |betpawa, _| {
+            *betpawa = betpawa.with(packed)
+        });
     }
 
     /// Puts the latest snapshot of an event and competitor in place of the one held. Its bookmaker id
@@ -77,25 +61,32 @@ impl Writer {
             ..self.draft.packer.snapshot(snapshot)
         };
         let source = self.draft.packer.source(source);
-        let held = self.draft.event(snapshot.event_id).cloned();
-        let mut competitors: Vec<_> = held
-            .iter()
-            .flat_map(|event| event.competitors.iter())
-            .map(|(source, held)| (source.clone(), held.clone()))
-            .collect();
-        competitors.push((source, packed));
-        let betpawa = held
-            .as_ref()
-            .map(|event| event.betpawa.clone())
-            .unwrap_or_default();
-        let kickoff = kickoff
-            .map(Micros::from_utc)
-            .or(held.and_then(|event| event.kickoff));
+        self.change(snapshot.event_id, kickoff, |_, competitors| {
+            *competitors = competitors.with(source, packed)
+        });
+    }
+
+    fn change(
+        &mut self,
+        event_id: i64,
+        kickoff: Option<DateTime<Utc>>,
+        change: impl FnOnce(&mut BetpawaSnapshots, &mut CompetitorSnapshots),
+    ) {
+        let held = self.draft.event(event_id);
+        let held = held.map(|event| {
+            (
+                event.kickoff,
+                event.betpawa.clone(),
+                event.competitors.clone(),
+            )
+        });
+        let (known, mut betpawa, mut competitors) = held.unwrap_or_default();
+        change(&mut betpawa, &mut competitors);
         self.draft.set(
-            snapshot.event_id,
-            kickoff,
+            event_id,
+            kickoff.map(Micros::from_utc).or(known),
             betpawa,
-            CompetitorSnapshots::new(competitors),
+            competitors,
         );
     }
 
@@ -117,7 +108,7 @@ impl Writer {
             snapshot: String::new(),
             window_start: self.window_start,
         };
-        let state = self.draft.state(cut, self.epoch, Moment::now(), None);
+        let state = self.draft.state(cut, EPOCH, Moment::now(), None);
         self.publisher.publish(state);
     }
 }

@@ -91,6 +91,11 @@ impl BetpawaSnapshots {
         BetpawaSnapshots(snapshots.into())
     }
 
+    /// These, with `snapshot` in place of the one of its bookmaker.
+    pub(crate) fn with(&self, snapshot: CachedSnapshot) -> BetpawaSnapshots {
+        BetpawaSnapshots::new(self.0.iter().cloned().chain([snapshot]).collect())
+    }
+
     /// The snapshot of one bookmaker.
     pub fn get(&self, bookmaker_id: i64) -> Option<&CachedSnapshot> {
         // A handful: a scan beats a search.
@@ -169,6 +174,11 @@ impl CompetitorSnapshots {
         snapshots.sort_by(|(a, _), (b, _)| a.cmp(b));
         snapshots.dedup_by(|(a, _), (b, _)| a == b);
         CompetitorSnapshots(snapshots.into())
+    }
+
+    /// These, with `snapshot` in place of the one of `source`.
+    pub(crate) fn with(&self, source: Source, snapshot: CachedSnapshot) -> CompetitorSnapshots {
+        CompetitorSnapshots::new(self.0.iter().cloned().chain([(source, snapshot)]).collect())
     }
 
     /// The snapshot of one source.
