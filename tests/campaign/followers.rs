@@ -4,7 +4,7 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, mpsc},
     thread,
     time::Duration,
@@ -145,10 +145,8 @@ impl Service {
     }
 
     /// How it ended, if it did.
-    pub(crate) fn ended(&self) -> Option<String> {
-        let mut child = self.child();
-        let status = child.as_mut()?.try_wait().ok()??;
-        Some(status.to_string())
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.child().as_mut()?.try_wait().ok()?
     }
 
     /// What it holds, once it answers.

@@ -31,45 +31,66 @@ macro_rules! kinds {
     };
 }
 
-/// Faults of one lane follow each other; those of different lanes overlap.
+/// Faults of one lane follow each other; those of different lanes overlap. The first three are of a round's rough half,
+/// in which the embedded follower will mostly lose its connection; the others of its second half, in which it must not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Server,
     Network,
+    Service,
+    Database,
+    Delivery,
     Application,
+}
+
+impl Lane {
+    /// Of the rough half and of the other, with how many faults a round.
+    const HALVES: [[(Lane, usize); 3]; 2] = [
+        [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
+        [(Lane::Database, 2), (Lane::Delivery, 2), (Lane::Application, 3)],
+    ];
 }
 
 kinds! {
     Server {
         TerminateReader "terminate the reading backend",
-        TerminateListener "terminate the listening backend",
         RestartFast "restart, fast",
         RestartImmediate "restart, immediate",
         KillPostmaster "kill -9 of the postmaster",
         AsyncCrash "kill -9 with synchronous_commit = off",
         TriggersDisabled "triggers disabled and enabled",
-        Partitions "partitions attached, detached, dropped",
-        PrunedCursor "log pruned beyond a stalled cursor",
         RightsRevoked "rights revoked and restored",
-        LogDdl "DDL on the log",
         Migration "migration holding ACCESS EXCLUSIVE",
-        Spoof "NOTIFY from a role that may only connect",
     }
     Network {
         BlackHole "black hole, both ways",
         HalfOpenUp "half open: nothing reaches the server",
         HalfOpenDown "half open: nothing reaches the follower",
         Slow "slow socket",
-        Latency "latency",
         Cut "cut in the middle of a message",
-        Refuse "connections refused, then reset",
+        Refuse "connections refused, and reset",
         Reset "connections reset",
         Freeze "network frozen and thawed",
+        Stall "follower's thread blocked",
+    }
+    Service {
+        Stopped "SIGSTOP and SIGCONT of the service",
+        ClockJump "clock jump of the service",
+        Killed "SIGKILL of the service",
+    }
+    Database {
+        TerminateListener "terminate the listening backend",
+        Partitions "partitions attached, detached, dropped",
+        PrunedCursor "log pruned beyond a stalled cursor",
+        LogDdl "DDL on the log",
+        Spoof "NOTIFY from a role that may only connect",
+    }
+    Delivery {
+        Latency "latency",
         NoticesDropped "notifications dropped",
         NoticesDoubled "notifications doubled",
         NoticesDelayed "notifications delayed",
         NoticesForged "notifications forged",
-        Stall "follower's thread blocked",
     }
     Application {
         Truncates "TRUNCATE and rewriting of whole tables",
@@ -81,13 +102,15 @@ kinds! {
         ManyKeys "statements of more than 20,000 keys",
         Links "competitor events linked anew",
         Window "events postponed out of the window and back",
-        Stopped "SIGSTOP and SIGCONT of the service",
-        ClockJump "clock jump of the service",
-        Killed "SIGKILL of the service",
     }
 }
 
 impl Kind {
+    /// Whether the embedded follower may lose its connection by it, and so begin a new epoch.
+    pub(crate) fn is_rough(self) -> bool {
+        matches!(self.lane(), Lane::Server | Lane::Network)
+    }
+
     /// Whether it may keep the in-process follower from reading, so that its view grows old.
     pub(crate) fn may_stall(self) -> bool {
         !matches!(
@@ -110,19 +133,6 @@ impl Kind {
                 | Kind::Killed
         )
     }
-
-    /// Whether the in-process follower may lose its connection by it, and so begin a new epoch.
-    pub(crate) fn may_disconnect(self) -> bool {
-        self.may_stall()
-            && !matches!(
-                self,
-                Kind::Partitions
-                    | Kind::PrunedCursor
-                    | Kind::LogDdl
-                    | Kind::Truncates
-                    | Kind::ManyKeys
-            )
-    }
 }
 
 /// A fault, and how long to wait before it and keep it up.
@@ -139,23 +149,29 @@ pub(crate) struct Fault {
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) number: usize,
-    pub(crate) lanes: [Vec<Fault>; 3],
+    /// The rough half's lanes, and the other's.
+    pub(crate) halves: [Vec<Vec<Fault>>; 2],
     /// The seed of each client's transactions is made from this.
     pub(crate) seed: u64,
+}
+
+impl Round {
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        let faults = self.halves.iter().flatten().flatten();
+        faults.map(|fault| fault.kind).collect()
+    }
 }
 
 /// Deals the kinds of each lane from a shuffled deck, so that a few rounds have all of them.
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: Rng,
-    decks: [Vec<Kind>; 3],
+    decks: [Vec<Kind>; 6],
     next: usize,
 }
 
-const PER_ROUND: usize = 3;
-
 /// After so many rounds each kind had its turn.
-pub(crate) const WHOLE_DECK: usize = Kind::ALL.len().div_ceil(3 * PER_ROUND) + 1;
+pub(crate) const WHOLE_DECK: usize = 5;
 
 impl Plan {
     pub(crate) fn new(seed: u64) -> Plan {
@@ -166,38 +182,33 @@ impl Plan {
         }
     }
 
-    fn deal(&mut self, lane: Lane) -> Kind {
+    fn deal(&mut self, lane: Lane) -> Fault {
         let deck = &mut self.decks[lane as usize];
         if deck.is_empty() {
             deck.extend(Kind::ALL.iter().filter(|kind| kind.lane() == lane));
             self.rng.shuffle(deck);
         }
-        deck.pop().expect("just filled")
+        let kind = deck.pop().expect("just filled");
+        Fault {
+            kind,
+            after: Duration::from_millis(self.rng.u64(30..250)),
+            lasts: Duration::from_millis(self.rng.u64(250..800)),
+            seed: self.rng.u64(..),
+        }
     }
 
     pub(crate) fn round(&mut self) -> Round {
-        let mut lane = |lane| {
-            let mut faults = Vec::new();
-            for _ in 0..PER_ROUND {
-                faults.push(Fault {
-                    kind: self.deal(lane),
-                    after: Duration::from_millis(self.rng.u64(50..350)),
-                    lasts: Duration::from_millis(self.rng.u64(250..900)),
-                    seed: self.rng.u64(..),
-                });
-            }
-            faults
-        };
-        let lanes = [
-            lane(Lane::Server),
-            lane(Lane::Network),
-            lane(Lane::Application),
-        ];
+        let halves = Lane::HALVES.map(|lanes| {
+            lanes
+                .into_iter()
+                .map(|(lane, faults)| (0..faults).map(|_| self.deal(lane)).collect())
+                .collect()
+        });
         let number = self.next;
         self.next += 1;
         Round {
             number,
-            lanes,
+            halves,
             seed: self.rng.u64(..),
         }
     }
@@ -213,8 +224,7 @@ fn the_plan_is_the_seed_s_and_soon_has_every_kind() {
     assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
     let mut dealt: Vec<Kind> = rounds(7)
         .iter()
-        .flat_map(|round| round.lanes.iter().flatten())
-        .map(|fault| fault.kind)
+        .flat_map(Round::kinds)
         .collect();
     dealt.sort_unstable();
     dealt.dedup();

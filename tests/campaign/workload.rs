@@ -163,10 +163,16 @@ impl Application {
     pub(crate) async fn play(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
-            let kind = draw(&mut rng, self.world.bias());
+            let mut kind = draw(&mut rng, self.world.bias());
+            // What makes the follower read everything also mends whatever it may have missed.
+            if self.world.ordinary.load(Ordering::Relaxed)
+                && matches!(kind, Kind::Truncate | Kind::ManyKeys)
+            {
+                kind = Kind::Batch;
+            }
             // Drawn apart, so that what follows does not depend on how this one ends.
             let mut own = rng.fork();
-            let pause = Duration::from_millis(rng.u64(..12));
+            let pause = Duration::from_millis(rng.u64(..8));
             let Some(client) = self.connected().await else {
                 sleep(Duration::from_millis(30)).await;
                 continue;
@@ -352,7 +358,8 @@ impl Application {
             (false, _) => rng.u8(..10) < 6,
         };
         if moves {
-            let at = rng.usize(..=parts.len());
+            // Not in between: there may be a savepoint that is rolled back.
+            let at = if rng.bool() { 0 } else { parts.len() };
             parts.insert(at, Part::Sql(sql::kickoffs(group, !present)));
         }
         Ok(present != moves)
@@ -424,7 +431,10 @@ impl Application {
     async fn free(&mut self, client: &Client, kind: Kind, two_phase: bool, rng: &mut Rng) -> Result<u64, Failed> {
         let statements = match kind {
             Kind::Confirm => vec![sql::confirm(rng)],
-            _ => free::transaction(rng, &mut self.ids, two_phase),
+            _ => {
+                let ordinary = self.world.ordinary.load(Ordering::Relaxed);
+                free::transaction(rng, &mut self.ids, !two_phase && !ordinary)
+            }
         };
         let mut rows = 0;
         for text in statements {

@@ -110,6 +110,8 @@ pub(crate) struct World {
     bias: AtomicU8,
     /// Clients commit asynchronously.
     pub(crate) asynchronous: AtomicBool,
+    /// Clients write nothing for which everything must be read again.
+    pub(crate) ordinary: AtomicBool,
     /// The clients' transactions go on until this is set; readers until `ended`.
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
@@ -127,6 +129,7 @@ impl World {
             active: Active::default(),
             bias: AtomicU8::new(0),
             asynchronous: AtomicBool::new(false),
+            ordinary: AtomicBool::new(false),
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             round: AtomicU64::new(0),
