@@ -118,6 +118,7 @@ impl Scene {
                 ))
                 .await;
             }
+            Kind::Cancel => self.cancel(lasts).await,
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
                 self.embedded.block(lasts + Duration::from_millis(600));
@@ -197,6 +198,16 @@ impl Scene {
             "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and query {not} like 'LISTEN%'"
         ))
         .await;
+    }
+
+    /// Whatever statement a follower is at, again and again.
+    async fn cancel(&self, lasts: Duration) {
+        let client = self.world.connect().await;
+        let began = Instant::now();
+        let sql = "select pg_cancel_backend(pid) from pg_stat_activity where usename = 'oddscache' and state = 'active'";
+        while began.elapsed() < lasts && client.batch_execute(sql).await.is_ok() {
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     async fn blocking(&self, what: impl FnOnce(&World) + Send + 'static) {

@@ -9,6 +9,7 @@ mod free;
 mod ledger;
 mod pause;
 mod plan;
+mod planted;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../common/proxy.rs"]
 mod proxy;

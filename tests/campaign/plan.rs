@@ -60,6 +60,7 @@ kinds! {
         AsyncCrash "kill -9 with synchronous_commit = off",
         TriggersDisabled "triggers disabled and enabled",
         RightsRevoked "rights revoked and restored",
+        Cancel "statements of the followers cancelled",
         Migration "migration holding ACCESS EXCLUSIVE",
     }
     Network {
