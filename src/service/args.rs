@@ -30,7 +30,7 @@ pub(crate) enum Command {
     ///
     /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds; SIGUSR1 makes it read everything again.
     Serve(ServeArguments),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
@@ -110,6 +110,17 @@ pub(crate) struct FollowArguments {
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     read_timeout: Duration,
+    /// Within which time the audit should have compared every event with the database
+    #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
+    audit_cycle: Duration,
+    /// Which share of the time, and at most of one core of the server, the audit may take
+    #[arg(
+        long,
+        env = "ODDSCACHE_AUDIT_BUDGET",
+        default_value = "0.01",
+        value_name = "SHARE"
+    )]
+    audit_budget: f64,
 }
 
 impl FollowArguments {
@@ -120,7 +131,9 @@ impl FollowArguments {
             .lookback(self.lookback)
             .allow_row_security(self.allow_row_security)
             .warmup_timeout(self.warmup_timeout)
-            .read_timeout(self.read_timeout))
+            .read_timeout(self.read_timeout)
+            .audit_cycle(self.audit_cycle)
+            .audit_budget(self.audit_budget))
     }
 
     pub(crate) fn postgres(&self) -> Result<tokio_postgres::Config, Error> {
