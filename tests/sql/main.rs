@@ -9,6 +9,7 @@ mod grants;
 mod heartbeat;
 mod indexes;
 mod install;
+mod log_care;
 mod prune;
 mod trigger;
 mod trouble;
