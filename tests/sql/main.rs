@@ -11,6 +11,7 @@ mod indexes;
 mod install;
 mod log_care;
 mod prune;
+mod security;
 mod trigger;
 mod trouble;
 mod uninstall;
