@@ -114,17 +114,15 @@ pub(crate) struct FollowArguments {
 
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
-        Ok(Config::from_postgres(self.database.config()?)
+        Ok(self
+            .database
+            .config()?
             .app_schema(&self.app_schema)
             .cache_schema(&self.cache_schema)
             .lookback(self.lookback)
             .allow_row_security(self.allow_row_security)
             .warmup_timeout(self.warmup_timeout)
             .read_timeout(self.read_timeout))
-    }
-
-    pub(crate) fn postgres(&self) -> Result<tokio_postgres::Config, Error> {
-        self.database.config()
     }
 
     pub(crate) fn cache_schema(&self) -> &str {
