@@ -383,7 +383,7 @@ fn failures_name_the_thing_and_the_way_out() {
             2,
             &["DATABASE_URL", "port"],
         ),
-        (&["dump"], "host=h user=u sslmode=require", 2, &["sslmode"]),
+        (&["dump"], "host=h user=u sslmode=secret", 2, &["sslmode"]),
         (&["dump", "--lookback", "soon"], &empty, 2, &["--lookback"]),
         (&["serve", "--listen", "nowhere"], &empty, 2, &["--listen"]),
         (&["sql", "destroy"], &empty, 2, &["install", "uninstall"]),

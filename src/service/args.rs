@@ -125,7 +125,9 @@ pub(crate) struct FollowArguments {
 
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
-        Ok(Config::from_postgres(self.database.config()?)
+        Ok(self
+            .database
+            .config()?
             .app_schema(&self.app_schema)
             .cache_schema(&self.cache_schema)
             .lookback(self.lookback)
@@ -134,10 +136,6 @@ impl FollowArguments {
             .read_timeout(self.read_timeout)
             .audit_cycle(self.audit_cycle)
             .audit_budget(self.audit_budget))
-    }
-
-    pub(crate) fn postgres(&self) -> Result<tokio_postgres::Config, Error> {
-        self.database.config()
     }
 
     pub(crate) fn cache_schema(&self) -> &str {

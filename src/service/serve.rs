@@ -22,11 +22,11 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         .follow
         .config()?
         .poll_interval(arguments.poll_interval);
-    let (cache, follower) = OddsCache::connect(config);
+    let (cache, follower) = OddsCache::connect(config.clone());
     let server = Server::start(arguments.listen, http::router(cache.clone())).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     let pruner = prune::run(
-        arguments.follow.postgres()?,
+        config,
         arguments.follow.cache_schema().to_owned(),
         arguments.log_keep,
     );
