@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oddscache::{Config, Error};
 
-use super::{database::DatabaseArguments, sql};
+use super::{
+    database::{DatabaseArguments, Url},
+    sql,
+};
 use crate::demo::DemoArguments;
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -110,6 +113,15 @@ pub(crate) struct FollowArguments {
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     read_timeout: Duration,
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in transaction
+    /// mode
+    #[arg(
+        long,
+        env = "ODDSCACHE_BELL_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    bell_url: Option<Url>,
     /// Within which time the audit should have compared every event with the database
     #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
     audit_cycle: Duration,
@@ -125,9 +137,11 @@ pub(crate) struct FollowArguments {
 
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
-        Ok(self
-            .database
-            .config()?
+        let mut config = self.database.config()?;
+        if let Some(Url(url)) = &self.bell_url {
+            config = config.bell_from(self.database.at(url, "ODDSCACHE_BELL_URL")?);
+        }
+        Ok(config
             .app_schema(&self.app_schema)
             .cache_schema(&self.cache_schema)
             .lookback(self.lookback)
