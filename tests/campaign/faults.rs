@@ -14,6 +14,7 @@ use crate::{
     followers::{Embedded, Service, kill},
     plan::{Fault, Kind},
     proxy::{Notices, Proxy, Setting, Way, Whose},
+    subscribers::Replica,
     workload::{self, Bias},
     world::{FREE, World},
 };
@@ -25,6 +26,7 @@ pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
     pub(crate) embedded: Embedded,
     pub(crate) service: Service,
+    pub(crate) replica: Replica,
 }
 
 const TABLES: [&str; 6] = [
@@ -37,6 +39,14 @@ const TABLES: [&str; 6] = [
 ];
 
 impl Scene {
+    /// No notification arrives any more.
+    pub(crate) fn silence(&self) {
+        self.world.active.begin(Kind::NoticesDropped);
+        let mut figures = self.world.report.figures();
+        figures.faults.entry(Kind::NoticesDropped).or_default().count += 1;
+        self.proxy.set(|setting| setting.notices = Notices::Drop);
+    }
+
     /// One fault after the other.
     pub(crate) async fn lane(self: Arc<Scene>, faults: Vec<Fault>) {
         for fault in faults {
@@ -119,6 +129,10 @@ impl Scene {
                 .await;
             }
             Kind::Cancel => self.cancel(lasts).await,
+            Kind::Resync if rng.bool() => self.embedded.cache.resync(),
+            Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
+            // In the pause.
+            Kind::LostLogRow | Kind::BareLeaf => {}
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
                 self.embedded.block(lasts + Duration::from_millis(600));
@@ -172,7 +186,7 @@ impl Scene {
     }
 
     /// Runs statements as the superuser; again if a lock was not to be had. Lines are sent one by one.
-    async fn admin(&self, sql: &str) {
+    pub(crate) async fn admin(&self, sql: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let client = self.world.connect().await;

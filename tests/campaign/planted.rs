@@ -308,6 +308,46 @@ const PLANTS: &[Plant] = &[
         )],
     },
     Plant {
+        name: "mend what the audit finds without counting it",
+        edits: &[(
+            "src/follower.rs",
+            "add(&counters.audit_mismatches, audited.mismatches.len());",
+            "",
+        )],
+    },
+    Plant {
+        name: "audit without comparing",
+        edits: &[(
+            "src/read.rs",
+            "audit::compare(draft, &read, self.slice.after, self.last);",
+            "audit::compare(draft, &read, self.slice.after, self.last).into_iter().take(0).collect();",
+        )],
+    },
+    Plant {
+        name: "drop changes silently when a subscriber lags",
+        edits: &[(
+            "src/change.rs",
+            "Err(RecvError::Lagged(missed)) => Some(Err(Lagged { missed })),",
+            "Err(RecvError::Lagged(_)) => Some(Ok(Arc::default())),",
+        )],
+    },
+    Plant {
+        name: "leave kickoffs out of changes",
+        edits: &[("src/change.rs", "            self.kickoffs.push(event_id);\n", "")],
+    },
+    Plant {
+        name: "forget what was in progress when waited for",
+        edits: &[("src/feed.rs", " && xid < self.xmax && !self.in_progress.contains(&xid)", " && xid < self.xmax")],
+    },
+    Plant {
+        name: "wait for the transaction before",
+        edits: &[(
+            "src/cache.rs",
+            "|state: &crate::view::State| state.proof.cut().shows(xid);",
+            "|state: &crate::view::State| state.proof.cut().shows(xid - 1);",
+        )],
+    },
+    Plant {
         name: "drop a snapshot for a malformed row",
         edits: &[
             ("src/fetch.rs", "        let mut malformed = 0;\n", "        let mut malformed = 0;\n        let mut dropped = Vec::new();\n"),

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -169,6 +169,11 @@ impl Reader {
             let mut figures = self.world.report.figures();
             figures.views += 1;
             figures.distinct_views += u64::from(fresh);
+        }
+        let mismatches = self.cache.counters().audit_mismatches;
+        if mismatches > self.world.mismatches.load(Ordering::Relaxed) {
+            let what = format!("the audit found {mismatches} events that differ");
+            return Err(("nothing missed", what));
         }
         self.lookups(&view)?;
         self.hold(view)?;

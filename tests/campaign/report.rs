@@ -25,6 +25,7 @@ pub(crate) struct Figures {
     pub(crate) views: u64,
     pub(crate) distinct_views: u64,
     pub(crate) lookups: u64,
+    pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
     /// Without a fault that may stall.
     pub(crate) staleness: Duration,
@@ -115,6 +116,7 @@ impl Figures {
         self.views += other.views;
         self.distinct_views += other.distinct_views;
         self.lookups += other.lookups;
+        self.waited_for += other.waited_for;
         self.held_views += other.held_views;
         self.staleness = self.staleness.max(other.staleness);
         self.age = self.age.max(other.age);
@@ -146,8 +148,9 @@ impl Figures {
             self.rows
         ));
         line(format!(
-            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}",
-            self.views, self.distinct_views, self.lookups, self.held_views
+            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}; \
+             writers who waited for their own write: {}",
+            self.views, self.distinct_views, self.lookups, self.held_views, self.waited_for
         ));
         line(format!(
             "without a fault that may stall: greatest staleness {}, greatest age {}",

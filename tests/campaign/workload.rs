@@ -18,6 +18,9 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::{
     free,
+    pause::CATCH_UP,
+    plan::Kind as Fault,
+    readers,
     statements::{self as sql, Part},
     world::{GROUPS, World, members},
 };
@@ -305,12 +308,47 @@ impl Application {
             self.run(client, "rollback").await?;
             return Ok(rows);
         }
+        let xid = match rng.u8(..10) {
+            0 if !asynchronous => Some(self.xid(client).await?),
+            _ => None,
+        };
         self.world.ledger.sending(&groups, generation, all_present);
         self.end(client, two_phase, rng).await?;
         if !asynchronous {
             self.world.ledger.returned(&groups, generation);
         }
+        if let Some(xid) = xid {
+            self.read_own_write(xid, groups[0], generation);
+        }
         Ok(rows)
+    }
+
+    async fn xid(&self, client: &Client) -> Result<u64, Failed> {
+        let text = "select pg_current_xact_id()::text";
+        let row = client.query_one(text, &[]).await;
+        let row = row.map_err(|error| self.failed(text, &error))?;
+        row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
+    }
+
+    /// A view that was waited for shows what was committed. A crash that takes commits back hands their ids out again.
+    fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
+        let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
+        let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
+            return;
+        };
+        let world = Arc::clone(&self.world);
+        tokio::spawn(async move {
+            let view = match cache.wait_for(xid, CATCH_UP).await {
+                Ok(view) => view,
+                Err(error) => return world.violate("read your writes", error),
+            };
+            world.report.figures().waited_for += 1;
+            let shown = readers::group(&view, group);
+            if !shown.is_ok_and(|shown| world.ledger.contains(group, shown, generation)) {
+                let what = format!("group {group} lacks generation {generation} in {view:?}, which was waited for");
+                world.violate("read your writes", what);
+            }
+        });
     }
 
     async fn end_many(
