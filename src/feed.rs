@@ -79,7 +79,8 @@ pub(crate) enum Reload {
     TooManyRows,
     /// A trigger met trouble, of this SQLSTATE if any, and asks for it.
     Asked(String),
-    /// Another server answers, or the same after a restart: behind a pooler, that is how a lost connection looks.
+    /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
+    /// looks.
     ServerChanged,
     /// The server's clock went back.
     ClockWentBack,
@@ -107,7 +108,7 @@ impl fmt::Display for Reload {
             Reload::TooManyRows => f.write_str("too many changes to read them one by one"),
             Reload::Asked(note) => write!(f, "a trigger met trouble: {note}"),
             Reload::ServerChanged => {
-                f.write_str("another server answers, or the same after a restart")
+                f.write_str("another server answers, or the same after a restart or a promotion")
             }
             Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
