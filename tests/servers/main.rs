@@ -5,8 +5,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod failover;
 mod history;
 mod pooler_history;
+mod standby;
 
 use std::time::{Duration, Instant};
 
