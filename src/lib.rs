@@ -29,10 +29,12 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;
+mod audit;
 mod backoff;
 mod bell;
 mod cache;
 mod catalog;
+mod change;
 mod config;
 mod connection;
 mod decode;
@@ -58,6 +60,7 @@ pub use hashbrown;
 pub use tokio_postgres;
 
 pub use cache::OddsCache;
+pub use change::{Change, Changes, Lagged};
 pub use config::Config;
 pub use error::Error;
 pub use follower::{Follower, warm_up};

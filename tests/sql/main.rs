@@ -6,6 +6,7 @@ mod common;
 
 mod check;
 mod grants;
+mod heartbeat;
 mod indexes;
 mod install;
 mod prune;
