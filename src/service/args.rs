@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oddscache::{Config, Error};
 
-use super::{database::DatabaseArguments, sql};
+use super::{database::DatabaseArguments, doctor::DoctorArguments, explain::ExplainArguments, sql};
 use crate::demo::DemoArguments;
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -44,6 +44,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         script: sql::Args,
     },
+    /// Look at everything that can be wrong with the database, the feed, the rights, the bell and the log
+    ///
+    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that mends it.
+    /// Writes nothing, unless --heartbeat. Run it as the role that the cache logs in as; it says what that role may not look
+    /// at. Ends with code 0 if nothing fails, 1 if something does, 3 with --strict if there are warnings only.
+    Doctor(DoctorArguments),
+    /// Tell where the odds of an event come from, and whether a running service and the database agree about it
+    ///
+    /// Per bookmaker and source the snapshot that won and those it beat; or why the event is not held; and the rows of the
+    /// change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
+    Explain(ExplainArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
@@ -125,6 +136,18 @@ impl FollowArguments {
 
     pub(crate) fn postgres(&self) -> Result<tokio_postgres::Config, Error> {
         self.database.config()
+    }
+
+    pub(crate) fn lookback(&self) -> Duration {
+        self.lookback
+    }
+
+    pub(crate) fn warmup_timeout(&self) -> Duration {
+        self.warmup_timeout
+    }
+
+    pub(crate) fn app_schema(&self) -> &str {
+        &self.app_schema
     }
 
     pub(crate) fn cache_schema(&self) -> &str {
