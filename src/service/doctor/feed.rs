@@ -1,6 +1,8 @@
 //! Are the feed's functions those that this binary would install? What it would install is computed by the server from the
 //! text of `sql/install.sql` itself, by the very statement that installs them, cut off before it does.
 
+use std::collections::BTreeMap;
+
 use oddscache::sql::{Script, Step, Variables};
 use serde::Deserialize;
 
@@ -17,20 +19,19 @@ const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the o
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
     let session = context.session().await?;
     let functions = functions(context, &session).await?;
-    let mut findings = Vec::new();
-    for function in &functions {
-        findings.extend(judge(function, context.cache_schema));
-    }
-    findings.extend(strangers(context, &session, &functions).await?);
+    let mut findings: Vec<Finding> = functions
+        .iter()
+        .flat_map(|function| judge(function, context.cache_schema))
+        .collect();
     if findings.is_empty() {
-        findings.push(Finding::ok(
-            "feed.function",
-            format!(
-                "all {} functions are as this binary installs them",
-                functions.len()
-            ),
-        ));
+        let what = format!(
+            "all {} functions are as this binary installs them",
+            functions.len()
+        );
+        findings.push(Finding::ok("feed.function", what));
     }
+    findings.extend(owners(&functions, context.cache_schema));
+    findings.extend(strangers(context, &session, &functions).await?);
     Ok(findings)
 }
 
@@ -48,6 +49,8 @@ struct Function {
     same_definer: Option<bool>,
     /// Settings of its own, of which search_path keeps strangers' objects out.
     same_settings: Option<bool>,
+    /// It should run with its owner's rights.
+    is_definer: bool,
     owner: Option<String>,
     owner_is_superuser: Option<bool>,
     owns_a_table: Option<bool>,
@@ -70,6 +73,7 @@ async fn functions(context: &Context<'_>, session: &Session) -> Result<Vec<Funct
         "SELECT want.name, p.oid IS NOT NULL AS there, p.prosrc = want.body AS same_body, \
            want.attributes LIKE 'LANGUAGE ' || l.lanname || ' %' AS same_language, \
            p.prorettype = to_regtype(want.returns) AS same_result, \
+           want.attributes LIKE '%SECURITY DEFINER%' AS is_definer, \
            p.prosecdef = (want.attributes LIKE '%SECURITY DEFINER%') AS same_definer, \
            p.proconfig IS NOT DISTINCT FROM want.config AS same_settings, \
            p.proowner::regrole::text AS owner, r.rolsuper AS owner_is_superuser, \
@@ -126,7 +130,7 @@ fn cut_off(block: &str) -> Option<String> {
     let list = &rest[..end];
     Some(format!(
         "{before}PERFORM set_config('oddscache.functions', \
-         (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]')::text FROM ({list}) AS f), true); END $functions$"
+         (SELECT coalesce(jsonb_agg(to_jsonb(listed)), '[]')::text FROM ({list}) AS listed), true); END $functions$"
     ))
 }
 
@@ -158,29 +162,39 @@ fn judge(function: &Function, cache_schema: &str) -> Vec<Finding> {
     ];
     let faults = parts.iter().filter(|(same, _)| *same == Some(false));
     findings.extend(faults.map(|(_, what)| fault(what)));
-    // Of the functions that run with their owner's rights.
-    let owner = function.owner.as_deref().unwrap_or_default();
-    let definer =
-        function.same_settings == Some(true) && !function.name.starts_with("feed_version");
-    if definer && function.owner_is_superuser == Some(true) {
-        let finding = Finding::info("feed.owner", format!("runs as the superuser {owner}"));
-        findings.push(
-            finding
-                .object(&*name)
-                .why("it casts columns whose types the tables' owner chooses: let it run as that owner rather")
-                .mend("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for all that is in the schema"),
-        );
-    } else if definer && function.owns_a_table == Some(false) {
-        let finding = Finding::warn(
-            "feed.owner",
-            format!("belongs to {owner}, who owns none of the tables"),
-        );
-        findings.push(
-            finding
-                .object(&*name)
-                .why("whoever owns it can put anything in its place, and it runs within the application's transactions")
-                .mend(format!("ALTER FUNCTION {name} OWNER TO the tables' owner, if {owner} is not to be trusted")),
-        );
+    findings
+}
+
+/// Who owns what runs with its owner's rights.
+fn owners(functions: &[Function], cache_schema: &str) -> Vec<Finding> {
+    let definers = functions.iter().filter(|function| function.is_definer);
+    let mut owners: BTreeMap<&str, (&Function, Vec<&str>)> = BTreeMap::new();
+    for function in definers {
+        if let Some(owner) = &function.owner {
+            let (_, names) = owners.entry(owner).or_insert((function, Vec::new()));
+            names.push(&function.name);
+        }
+    }
+    let mut findings = Vec::new();
+    for (owner, (function, names)) in owners {
+        let names = names.join(", ");
+        if function.owner_is_superuser == Some(true) {
+            let what = format!("the superuser {owner} owns {names}, which run with its rights");
+            findings.push(
+                Finding::info("feed.owner", what)
+                    .object(format!("schema {cache_schema}"))
+                    .why("log_change() casts columns whose types the tables' owner chooses: let it run as that owner rather")
+                    .mend("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for all that is in the schema"),
+            );
+        } else if function.owns_a_table == Some(false) {
+            let what = format!("{owner}, who owns none of the tables, owns {names}");
+            findings.push(
+                Finding::warn("feed.owner", what)
+                    .object(format!("schema {cache_schema}"))
+                    .why("whoever owns them can put anything in their place, and they run within the application's transactions")
+                    .mend("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, unless this one is to be trusted"),
+            );
+        }
     }
     findings
 }

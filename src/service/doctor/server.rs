@@ -61,8 +61,10 @@ pub(super) async fn reach(
     findings: &mut Findings,
 ) -> Result<Server, Trouble> {
     let session = context.session().await?;
-    // Once without looking at the clock: the first query loads the server's caches.
-    session.run("SELECT 1").await?;
+    // A transaction over several messages, which a pooler in statement mode refuses.
+    for part in ["BEGIN READ ONLY", "SELECT 1", "ROLLBACK"] {
+        session.run(part).await?;
+    }
     let before = SystemTime::now();
     let server: Server = session.row(SERVER).await?;
     let after = SystemTime::now();
