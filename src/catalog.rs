@@ -175,6 +175,8 @@ pub(crate) struct Catalog {
     pub(crate) all_kickoffs: String,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: String,
+    /// `(window start, event id)` -> the same for the events after that one, in id order; a LIMIT must follow.
+    pub(crate) next_kickoffs: String,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_betpawa_heads: String,
     /// `(event ids)` -> the same.
@@ -370,6 +372,7 @@ impl Catalog {
             table("events")
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
+        let next_kickoffs = format!("{all_kickoffs} AND e.id > $2 ORDER BY e.id LIMIT ");
 
         let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
         let betpawa = format!(
@@ -422,6 +425,7 @@ impl Catalog {
             kickoff_type,
             all_kickoffs,
             some_kickoffs,
+            next_kickoffs,
             all_betpawa_heads: format!("{betpawa} {} {betpawa_order}", in_window("s.event_id")),
             some_betpawa_heads: format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}"),
             all_competitor_heads: format!(

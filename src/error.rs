@@ -27,6 +27,15 @@ pub enum Error {
         /// What the server said.
         reason: String,
     },
+    /// TLS with the server did not come about, and waiting does not help: no TLS there, a certificate that is not trusted,
+    /// has expired or is for another host, a client certificate that the server does not take.
+    #[error("no TLS connection to the database at {target}: {reason}")]
+    Tls {
+        /// Hosts and database.
+        target: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
     /// A table the cache reads is not there.
     #[error(
         "table {table} does not exist; set the application's schema (app_schema) if it lies in another one"
@@ -156,6 +165,22 @@ pub enum Error {
         doing: &'static str,
         /// The bound.
         seconds: u64,
+    },
+    /// A notification that was sent did not arrive at the connection that listens.
+    #[error(
+        "a notification was sent but did not arrive; is a pooler in between that hands out connections by the transaction? \
+         LISTEN needs a session of its own: connect to the server itself (bell_from)"
+    )]
+    Mute,
+    /// A transaction was waited for, and did not show in time.
+    #[error("transaction {xid} did not show within {} ms; {status}", timeout.as_millis())]
+    NotShown {
+        /// The transaction.
+        xid: u64,
+        /// How long was waited.
+        timeout: Duration,
+        /// What the cache is doing.
+        status: String,
     },
     /// The view is older than was asked for.
     #[error("the latest view is {} ms old, more than the {} ms allowed; {status}", age.as_millis(), max_age.as_millis())]

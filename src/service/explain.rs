@@ -89,14 +89,7 @@ pub(crate) struct Explanation {
 
 /// Ends with 0 if the service agrees, or none was asked for and none answers; 1 if it differs.
 pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
-    let mut postgres = arguments.follow.postgres()?;
-    if postgres
-        .get_application_name()
-        .is_none_or(|name| name == "oddscache")
-    {
-        postgres.application_name("oddscache explain");
-    }
-    let session = Session::open(&postgres, arguments.timeout)
+    let session = Session::open(&arguments.follow.config()?, arguments.timeout)
         .await
         .context("connecting to the database")?;
     let database = database::Database::new(&session, &arguments.follow, arguments.event);
@@ -245,7 +238,14 @@ async fn judge(
              as they go (malformed_rows)";
         Round::Done(Verdict::Agrees, reason.to_owned(), Vec::new())
     } else {
-        let reason = "the service's cut is later than the reading before, and nothing changed since: this is a fault";
+        let reason = match service.event.is_none() && before.has_begun {
+            true => {
+                "the service does not hold an event that is within the window here: has it a shorter lookback?"
+            }
+            false => {
+                "the service's cut is later than the reading before, and nothing changed since: this is a fault"
+            }
+        };
         Round::Done(Verdict::Differs, reason.to_owned(), found)
     })
 }

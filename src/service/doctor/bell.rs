@@ -22,23 +22,25 @@ const POLLS: &str =
     "the cache polls instead: changes show within its poll interval (1 s), and nothing is missed";
 
 pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
-    if server.standby {
+    if server.standby && context.bell.is_none() {
         return Ok(vec![
             Finding::info("bell", "the server is a standby: it cannot LISTEN, and the cache polls it")
-                .why("changes show within the poll interval (1 s), after the standby has replayed them; nothing is missed"),
+                .why("changes show within the poll interval (1 s), after the standby has replayed them; nothing is missed")
+                .mend("for less delay listen at the primary: --bell-url (ODDSCACHE_BELL_URL)"),
         ]);
     }
-    let listener = context.session().await?;
-    let ringer = context.session().await?;
+    let at = context.bell.as_ref().unwrap_or(&context.config);
+    let listener = context.session_at(at).await?;
+    let ringer = context.session_at(at).await?;
     if is_pooled(&listener, &ringer).await? {
         // Not tried: LISTEN would stay behind in a server's session that others use.
         return Ok(vec![
             Finding::warn("bell.pooler", "a pooler in transaction mode is between: LISTEN does not work through it")
                 .why(POLLS)
-                .mend("connect the cache to the server itself, or through a pool with pool_mode = session"),
+                .mend("listen past it: --bell-url (ODDSCACHE_BELL_URL) of the server itself, or a pool with pool_mode = session"),
         ]);
     }
-    let channel = match channel(context, &ringer).await {
+    let channel = match channel(context).await {
         Ok(channel) => channel,
         // The feed has no channel that we may know: LISTEN and NOTIFY can be tried all the same.
         Err(_) => "oddscache_doctor".to_owned(),
@@ -75,14 +77,14 @@ async fn pid(session: &Session, before: &str) -> Result<Option<String>, Trouble>
     Ok(rows.into_iter().flatten().flatten().next())
 }
 
-async fn channel(context: &Context<'_>, session: &Session) -> Result<String, Trouble> {
+async fn channel(context: &Context<'_>) -> Result<String, Trouble> {
     #[derive(Deserialize)]
     struct State {
         channel: String,
     }
     let schema = identifier(context.cache_schema);
     let sql = format!("SELECT s.channel FROM {schema}.log_state AS s");
-    Ok(session.row::<State>(&sql).await?.channel)
+    Ok(context.session().await?.row::<State>(&sql).await?.channel)
 }
 
 async fn ring(

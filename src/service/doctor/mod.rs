@@ -21,10 +21,11 @@ use std::{
 };
 
 use anyhow::Context as _;
+use oddscache::Config;
 
 use super::args::FollowArguments;
 use finding::{Finding, Findings, Report};
-use session::{Session, Trouble, target};
+use session::{Session, Trouble};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArguments {
@@ -56,33 +57,33 @@ pub(crate) struct DoctorArguments {
 /// What all groups need to know.
 struct Context<'a> {
     arguments: &'a DoctorArguments,
-    postgres: tokio_postgres::Config,
+    config: Config,
+    /// Where the cache would LISTEN, if elsewhere.
+    bell: Option<Config>,
     app_schema: &'a str,
     cache_schema: &'a str,
 }
 
 impl Context<'_> {
     async fn session(&self) -> Result<Session, Trouble> {
-        Session::open(&self.postgres, self.arguments.check_timeout).await
+        self.session_at(&self.config).await
+    }
+
+    async fn session_at(&self, config: &Config) -> Result<Session, Trouble> {
+        Session::open(config, self.arguments.check_timeout).await
     }
 }
 
 /// Ends with 0 if nothing fails, 1 if something does, 3 with `--strict` where there are warnings.
 pub(crate) async fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
-    let mut postgres = arguments.follow.postgres()?;
-    if postgres
-        .get_application_name()
-        .is_none_or(|name| name == "oddscache")
-    {
-        postgres.application_name("oddscache doctor");
-    }
     let context = Context {
-        postgres,
+        config: arguments.follow.config()?,
+        bell: arguments.follow.bell()?,
         app_schema: arguments.follow.app_schema(),
         cache_schema: arguments.follow.cache_schema(),
         arguments: &arguments,
     };
-    let report = Report::new(target(&context.postgres), look(&context).await);
+    let report = Report::new(context.config.target(), look(&context).await);
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;

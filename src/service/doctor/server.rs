@@ -86,40 +86,45 @@ fn seconds(time: SystemTime) -> f64 {
 }
 
 pub(super) fn unreachable(trouble: &Trouble) -> Finding {
-    let finding = Finding::fail("server.reachable", trouble.text.clone());
-    let (why, mend) = match &trouble.text {
-        text if text.contains("unsupported startup parameter") => (
+    let text = &trouble.text;
+    let (why, mend) = if text.contains("unsupported startup parameter") {
+        (
             "a PgBouncer is between, and refuses a setting of the session",
             "in pgbouncer.ini: ignore_startup_parameters = extra_float_digits, options; or leave PGOPTIONS empty",
-        ),
-        text if text.contains("statement pooling mode") => (
+        )
+    } else if text.contains("statement pooling mode") {
+        (
             "a PgBouncer in statement mode is between: no transaction is possible, and every read is one",
             "in pgbouncer.ini, for this database: pool_mode = session (or transaction: then by polling)",
-        ),
-        text if text.contains("pgbouncer") || text.contains("query_wait_timeout") => (
+        )
+    } else if [
+        "pgbouncer cannot",
+        "query_wait_timeout",
+        "server login has been failing",
+    ]
+    .iter()
+    .any(|said| text.contains(said))
+    {
+        (
             "a PgBouncer is between, and does not get through to the server itself",
             "look into PgBouncer's log: SHOW POOLS, SHOW SERVERS on its admin console",
-        ),
-        _ if trouble.sqlstate.as_deref() == Some("53300") => (
+        )
+    } else if text.contains("SQLSTATE 53300") {
+        (
             "the server has no connection left; the cache needs two",
             "ALTER SYSTEM SET max_connections = ... (and a restart), or end idle sessions",
-        ),
-        _ if trouble
-            .sqlstate
-            .as_deref()
-            .is_some_and(|code| code.starts_with("28") || code == "3D000") =>
-        {
-            (
-                "the server answers, but refuses the login",
-                "check user, password, database name and pg_hba.conf",
-            )
-        }
-        _ => (
-            "nothing else can be checked",
-            "check that the server runs, and host, port and TLS settings: psql \"$DATABASE_URL\" -c 'select 1'",
-        ),
+        )
+    } else {
+        // The library's errors end with the way out.
+        let (what, mend) = text
+            .rsplit_once("; ")
+            .unwrap_or((text, "see whether psql \"$DATABASE_URL\" gets through"));
+        let finding = Finding::fail("server.reachable", what);
+        return finding.why("nothing else can be checked").mend(mend);
     };
-    finding.why(why).mend(mend)
+    Finding::fail("server.reachable", text.clone())
+        .why(why)
+        .mend(mend)
 }
 
 fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
@@ -286,6 +291,8 @@ mod tests {
         ] {
             assert!(said(text).contains("PgBouncer"), "{text}");
         }
-        assert!(!said("connection refused").contains("PgBouncer"));
+        let other = unreachable(&Trouble::new("cannot reach it: refused; check the port"));
+        assert_eq!(other.mend.as_deref(), Some("check the port"));
+        assert_eq!(other.what, "cannot reach it: refused");
     }
 }

@@ -4,7 +4,6 @@
 use std::{
     error::Error as StdError,
     future::poll_fn,
-    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,17 +11,20 @@ use std::{
     time::Duration,
 };
 
-use oddscache::sql::Step;
+use oddscache::{Config, sql::Step};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
     time::{error::Elapsed, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage, config::Host};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 
 /// More notifications than this are not kept: a look at the bell needs one.
 const MOST_NOTIFICATIONS: usize = 256;
+
+/// So many times what one question may take is what connecting may take.
+const CONNECT: u32 = 6;
 
 /// Why something could not be looked at.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -76,28 +78,6 @@ impl From<tokio_postgres::Error> for Trouble {
     }
 }
 
-/// Hosts and database, for messages: never the password.
-pub(crate) fn target(config: &tokio_postgres::Config) -> String {
-    let ports = config.get_ports();
-    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-    let host = |(index, host): (usize, &Host)| match host {
-        // What stands before an @ is a piece of a password in which one was not written as %40.
-        Host::Tcp(host) => {
-            let host = host.rsplit('@').next().unwrap_or_default();
-            format!("{host}:{}", port(index))
-        }
-        #[cfg(unix)]
-        Host::Unix(path) => socket(path, port(index)),
-    };
-    let hosts: Vec<String> = config.get_hosts().iter().enumerate().map(host).collect();
-    let database = config.get_dbname().or(config.get_user());
-    format!("{}/{}", hosts.join(","), database.unwrap_or_default())
-}
-
-fn socket(directory: &Path, port: u16) -> String {
-    format!("{}/.s.PGSQL.{port}", directory.display())
-}
-
 /// As a string constant.
 pub(crate) fn literal(text: &str) -> String {
     match text.contains('\\') {
@@ -130,18 +110,18 @@ impl Drop for Session {
 
 impl Session {
     /// The one place where the tools that look at a database connect to it.
-    pub(crate) async fn open(
-        config: &tokio_postgres::Config,
-        bound: Duration,
-    ) -> Result<Session, Trouble> {
-        let (client, mut connection) = timeout(bound, config.connect(NoTls))
+    pub(crate) async fn open(config: &Config, bound: Duration) -> Result<Session, Trouble> {
+        // There may be several hosts, of which the first ones do not answer.
+        let patience = bound * CONNECT;
+        let (client, mut wire) = timeout(patience, config.open())
             .await
-            .map_err(Trouble::late("connecting", bound))??;
+            .map_err(Trouble::late("connecting", patience))?
+            .map_err(|error| Trouble::new(error.to_string()))?;
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
         let (ring, notifications) = mpsc::channel(MOST_NOTIFICATIONS);
         let task = tokio::spawn(async move {
-            while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+            while let Some(message) = poll_fn(|cx| wire.poll_message(cx)).await {
                 match message {
                     Ok(AsyncMessage::Notification(notification)) => {
                         // Those that find no room say nothing that those before them do not.

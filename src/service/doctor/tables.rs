@@ -104,6 +104,11 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
     let began = Instant::now();
     let view = match timeout(WARMUP, oddscache::warm_up(config)).await {
         Ok(Ok(view)) => view,
+        Ok(Err(error)) if error.is_transient() => {
+            return Finding::warn("warmup", format!("could not be done now: {error}"))
+                .why("a cache tries again by itself; if this stays, something holds a lock on a table, or cancels what it reads")
+                .mend("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
+        }
         Ok(Err(error)) => {
             let text = error.to_string();
             // The library's errors end with the way out.

@@ -35,6 +35,8 @@ pub(crate) struct Reading {
     /// The database's clock, after its snapshot was taken.
     pub(crate) at: DateTime<Utc>,
     pub(crate) standing: Standing,
+    /// Its kickoff has passed, so that the lookback decides whether it is held.
+    pub(crate) has_begun: bool,
     /// As the service should print it; null where it should not be held.
     pub(crate) event: Value,
 }
@@ -133,6 +135,7 @@ struct Row {
     at: DateTime<Utc>,
     exists: bool,
     within: bool,
+    begun: bool,
     line: Option<String>,
 }
 
@@ -186,9 +189,10 @@ impl<'a> Database<'a> {
         let one = one.trim_end().trim_end_matches(';');
         let sql = format!(
             "SELECT clock_timestamp() AS at, e.id IS NOT NULL AS exists, {within} AS within, \
-             (SELECT o.line FROM (\n{one}\n) AS o) AS line \
+             coalesce({kickoff}::timestamptz <= now(), false) AS begun, (SELECT o.line FROM (\n{one}\n) AS o) AS line \
              FROM (SELECT) AS always LEFT JOIN {app}.events AS e ON e.id = {event}",
             within = self.within(),
+            kickoff = utc("to_jsonb(e) ->> 'kickoff'"),
             app = self.app,
             event = self.event,
         );
@@ -204,6 +208,7 @@ impl<'a> Database<'a> {
         };
         Ok(Reading {
             at: row.at,
+            has_begun: row.begun,
             standing: standing(row.exists, row.within, row.line.is_some()),
             event,
         })
