@@ -49,7 +49,7 @@ pub(crate) struct DoctorArguments {
     /// How long a transaction that has written may be open, or be prepared, before it is told
     #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
     long_transaction: Duration,
-    /// How long one question to the server may take
+    /// How long one question to the server may take; connecting six times as long, reading everything twelve times
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     check_timeout: Duration,
 }
