@@ -206,7 +206,8 @@ fn no_feed_is_a_report_too() {
 fn a_heartbeat_rings_the_bell_the_feeds_own_way() {
     let sound = Sound::new();
     let heartbeats = "select count(*) from oddscache.change_log where op = 'HEARTBEAT'";
-    assert_eq!(sound.database.psql(heartbeats), "0");
+    // While the newest row is young it writes none.
+    sound.database.psql("delete from oddscache.change_log");
     let (code, findings) = doctor(&sound.dsn(), &["--quick", "--heartbeat"]);
     assert_eq!(code, 0, "{findings:#?}");
     let bell = with(&findings, "bell", "ok");
