@@ -73,13 +73,9 @@ impl Scene {
                 let table = TABLES[rng.usize(..TABLES.len())];
                 let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
                 let alter = format!("alter table only {table}");
-                self.admin(&format!("{alter} disable trigger oddscache_{operation}"))
-                    .await;
+                self.admin(&format!("{alter} disable trigger oddscache_{operation}")).await;
                 sleep(lasts).await;
-                self.admin(&format!(
-                    "{alter} enable always trigger oddscache_{operation}"
-                ))
-                .await;
+                self.admin(&format!("{alter} enable always trigger oddscache_{operation}")).await;
             }
             Kind::Partitions => self.partitions(&mut rng, lasts).await,
             Kind::PrunedCursor => {
@@ -107,13 +103,9 @@ impl Scene {
                 let ddl = match rng.u8(..3) {
                     0 => "vacuum full oddscache.change_log".to_owned(),
                     1 => "reindex table oddscache.change_log".to_owned(),
-                    _ => format!(
-                        "alter table oddscache.change_log set (fillfactor = {})",
-                        rng.u8(50..100)
-                    ),
+                    _ => format!("alter table oddscache.change_log set (fillfactor = {})", rng.u8(50..100)),
                 };
-                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}"))
-                    .await;
+                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}")).await;
                 sleep(lasts).await;
             }
             Kind::Migration => {
@@ -166,8 +158,7 @@ impl Scene {
             | Kind::NoticesDoubled
             | Kind::NoticesDelayed
             | Kind::NoticesForged => {
-                self.proxy
-                    .set(|setting| network(fault.kind, &mut rng, setting));
+                self.proxy.set(|setting| network(fault.kind, &mut rng, setting));
                 sleep(lasts).await;
                 self.proxy.heal();
             }
@@ -195,8 +186,7 @@ impl Scene {
             let code = error.code().map(|code| code.code().to_owned());
             let again = ["55P03", "40P01", "55006"].map(str::to_owned);
             if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
-                self.world
-                    .violate("the campaign itself", format!("{sql}: {error:?}"));
+                self.world.violate("the campaign itself", format!("{sql}: {error:?}"));
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -270,10 +260,7 @@ impl Scene {
         .await;
         sleep(lasts).await;
         if rng.bool() {
-            self.admin(&format!(
-                "alter table odds_snapshots detach partition {name}"
-            ))
-            .await;
+            self.admin(&format!("alter table odds_snapshots detach partition {name}")).await;
             sleep(lasts / 2).await;
         }
         self.admin(&format!("drop table {name}")).await;
@@ -289,10 +276,7 @@ impl Scene {
         let began = Instant::now();
         while began.elapsed() < lasts {
             let channel = ["oddscache", "other"][rng.usize(..2)];
-            let sql = format!(
-                "select pg_notify('{channel}', repeat('x', {}))",
-                rng.usize(..7_900)
-            );
+            let sql = format!("select pg_notify('{channel}', repeat('x', {}))", rng.usize(..7_900));
             if client.batch_execute(&sql).await.is_err() {
                 break;
             }

@@ -39,10 +39,7 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
 pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     let now = scene.embedded.cache.view().epoch();
     if now != before && scene.world.violation().is_none() {
-        let what = format!(
-            "{now} after {before}, though no connection was lost; {}",
-            scene.embedded.cache.status()
-        );
+        let what = format!("{now} after {before}, though no connection was lost; {}", scene.embedded.cache.status());
         scene.world.violate("epochs", what);
     }
 }
@@ -58,18 +55,10 @@ pub(crate) async fn pause(scene: &Scene, faults: &[Kind]) {
 async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, String)> {
     let (world, cache) = (&scene.world, &scene.embedded.cache);
     let client = world.connect().await;
-    let row = client.query_one(
-        "select pg_current_snapshot()::text, count(*) from pg_prepared_xacts",
-        &[],
-    );
-    let row = row
-        .await
-        .map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    let row = client.query_one("select pg_current_snapshot()::text, count(*) from pg_prepared_xacts", &[]);
+    let row = row.await.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
     if row.get::<_, i64>(1) > 0 {
-        return Err((
-            "the campaign itself",
-            "a prepared transaction was left".to_owned(),
-        ));
+        return Err(("the campaign itself", "a prepared transaction was left".to_owned()));
     }
     let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
     let began = Instant::now();
@@ -92,9 +81,7 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, St
     // Its window moves on with the database's clock, so it is compared until it is equal.
     loop {
         let found = scene.service.dump().await;
-        let row = client
-            .query_one("select now() - interval '2 hours'", &[])
-            .await;
+        let row = client.query_one("select now() - interval '2 hours'", &[]).await;
         let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
         let expected = oracle(&client, row.get::<_, SystemTime>(0).into()).await;
         let result = found.and_then(|found| same(&found, &expected));
@@ -143,10 +130,7 @@ fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, String)> 
 /// Where two lists of events differ first.
 fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
     let ids = |events: &[Value]| -> Vec<String> {
-        events
-            .iter()
-            .map(|event| event["event_id"].to_string())
-            .collect()
+        events.iter().map(|event| event["event_id"].to_string()).collect()
     };
     if ids(cache) != ids(oracle) {
         return Err(format!(
@@ -155,10 +139,9 @@ fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
             ids(oracle)
         ));
     }
-    let differences = cache
-        .iter()
-        .zip(oracle)
-        .find_map(|(cache, oracle)| Some((&cache["event_id"], difference("", cache, oracle)?)));
+    let differences = cache.iter().zip(oracle).find_map(|(cache, oracle)| {
+        Some((&cache["event_id"], difference("", cache, oracle)?))
+    });
     match differences {
         Some((id, what)) => Err(format!("event {id}: {what}")),
         None => Ok(()),

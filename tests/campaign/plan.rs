@@ -47,11 +47,7 @@ impl Lane {
     /// Of the rough half and of the other, with how many faults a round.
     const HALVES: [[(Lane, usize); 3]; 2] = [
         [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
-        [
-            (Lane::Database, 2),
-            (Lane::Delivery, 2),
-            (Lane::Application, 3),
-        ],
+        [(Lane::Database, 2), (Lane::Delivery, 2), (Lane::Application, 3)],
     ];
 }
 
@@ -227,7 +223,10 @@ fn the_plan_is_the_seed_s_and_soon_has_every_kind() {
     };
     assert_eq!(format!("{:?}", rounds(7)), format!("{:?}", rounds(7)));
     assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
-    let mut dealt: Vec<Kind> = rounds(7).iter().flat_map(Round::kinds).collect();
+    let mut dealt: Vec<Kind> = rounds(7)
+        .iter()
+        .flat_map(Round::kinds)
+        .collect();
     dealt.sort_unstable();
     dealt.dedup();
     assert_eq!(dealt, Kind::ALL);

@@ -114,16 +114,8 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "resume from the cursor after a lost connection",
         edits: &[
-            (
-                "src/follower.rs",
-                "    ended: bool,\n}\n",
-                "    ended: bool,\n    kept: Option<Known>,\n}\n",
-            ),
-            (
-                "src/follower.rs",
-                "            ended: false,\n",
-                "            ended: false,\n            kept: None,\n",
-            ),
+            ("src/follower.rs", "    ended: bool,\n}\n", "    ended: bool,\n    kept: Option<Known>,\n}\n"),
+            ("src/follower.rs", "            ended: false,\n", "            ended: false,\n            kept: None,\n"),
             (
                 "src/follower.rs",
                 "let mut known = self.warm_up(&reader, reason).await?;",
@@ -137,26 +129,14 @@ const PLANTS: &[Plant] = &[
                  self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
                  }\n        }\n    }\n\n    /// Listens",
             ),
-            (
-                "src/read.rs",
-                "if begun.server != known.server {",
-                "if false {",
-            ),
+            ("src/read.rs", "if begun.server != known.server {", "if false {"),
         ],
     },
     Plant {
         name: "resume from the cursor into a new epoch",
         edits: &[
-            (
-                "src/follower.rs",
-                "    ended: bool,\n}\n",
-                "    ended: bool,\n    kept: Option<Known>,\n}\n",
-            ),
-            (
-                "src/follower.rs",
-                "            ended: false,\n",
-                "            ended: false,\n            kept: None,\n",
-            ),
+            ("src/follower.rs", "    ended: bool,\n}\n", "    ended: bool,\n    kept: Option<Known>,\n}\n"),
+            ("src/follower.rs", "            ended: false,\n", "            ended: false,\n            kept: None,\n"),
             (
                 "src/follower.rs",
                 "let mut known = self.warm_up(&reader, reason).await?;",
@@ -172,11 +152,7 @@ const PLANTS: &[Plant] = &[
                  self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
                  }\n        }\n    }\n\n    /// Listens",
             ),
-            (
-                "src/read.rs",
-                "if begun.server != known.server {",
-                "if false {",
-            ),
+            ("src/read.rs", "if begun.server != known.server {", "if false {"),
         ],
     },
     Plant {
@@ -197,19 +173,11 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "ignore the fingerprint of the catalog",
-        edits: &[(
-            "src/read.rs",
-            "if begun.fingerprint != known.fingerprint {",
-            "if false {",
-        )],
+        edits: &[("src/read.rs", "if begun.fingerprint != known.fingerprint {", "if false {")],
     },
     Plant {
         name: "ignore the low-water mark",
-        edits: &[(
-            "src/read.rs",
-            "if cursor.is_pruned(begun.pruned_below) {",
-            "if false {",
-        )],
+        edits: &[("src/read.rs", "if cursor.is_pruned(begun.pruned_below) {", "if false {")],
     },
     Plant {
         name: "move the cursor before the rows are read",
@@ -222,11 +190,7 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "measure the age from after the snapshot",
         edits: &[
-            (
-                "src/read.rs",
-                "    let began = Moment::now();\n    client\n",
-                "    client\n",
-            ),
+            ("src/read.rs", "    let began = Moment::now();\n    client\n", "    client\n"),
             (
                 "src/read.rs",
                 "    let row = rows\n        .first()\n        .ok_or_else(|| Error::unexpected(BEGIN, \"no answer\"))?;\n",
@@ -245,21 +209,18 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "prove a view current by a read that failed",
-        edits: &[
-            (
-                "src/follower.rs",
-                "        add(&self.publisher.counters().failures, 1);\n        let pause = backoff.next();\n        tracing::info!",
-                "        add(&self.publisher.counters().failures, 1);\n        \
+        edits: &[(
+            "src/follower.rs",
+            "        add(&self.publisher.counters().failures, 1);\n        let pause = backoff.next();\n        tracing::info!",
+            "        add(&self.publisher.counters().failures, 1);\n        \
              self.publisher.prove((*View(self.publisher.state()).cut()).clone(), crate::view::Moment::now());\n        \
              let pause = backoff.next();\n        tracing::info!",
-            ),
-            (
-                "src/publish.rs",
-                "    pub(crate) fn counters(&self) -> &Counting {",
-                "    pub(crate) fn state(&self) -> Arc<State> {\n        self.shared.load_full()\n    }\n\n    \
+        ), (
+            "src/publish.rs",
+            "    pub(crate) fn counters(&self) -> &Counting {",
+            "    pub(crate) fn state(&self) -> Arc<State> {\n        self.shared.load_full()\n    }\n\n    \
              pub(crate) fn counters(&self) -> &Counting {",
-            ),
-        ],
+        )],
     },
     Plant {
         name: "evict by the local clock",
@@ -271,11 +232,7 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "evict nothing",
-        edits: &[(
-            "src/read.rs",
-            "let evicted = draft.evict(begun.window_start);",
-            "let evicted = 0;",
-        )],
+        edits: &[("src/read.rs", "let evicted = draft.evict(begun.window_start);", "let evicted = 0;")],
     },
     Plant {
         name: "keep a body whose markets changed",
@@ -295,11 +252,7 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "leave out the events that a competitor event is linked to",
-        edits: &[(
-            "src/apply.rs",
-            "competitors.extend(linked_events);",
-            "let _ = linked_events;",
-        )],
+        edits: &[("src/apply.rs", "competitors.extend(linked_events);", "let _ = linked_events;")],
     },
     Plant {
         name: "leave out the events whose competitors' markets changed",
@@ -311,11 +264,7 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "hold on to an event that left the window",
-        edits: &[(
-            "src/apply.rs",
-            "                draft.remove(event_id);\n",
-            "",
-        )],
+        edits: &[("src/apply.rs", "                draft.remove(event_id);\n", "")],
     },
     Plant {
         name: "latest by captured_at instead of id",
@@ -327,11 +276,7 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "ignore soft deletes",
-        edits: &[(
-            "src/catalog.rs",
-            "Some(_) => \"c.deleted_at IS NULL AND \",",
-            "Some(_) => \"\",",
-        )],
+        edits: &[("src/catalog.rs", "Some(_) => \"c.deleted_at IS NULL AND \",", "Some(_) => \"\",")],
     },
     Plant {
         name: "keep the epoch",
@@ -344,11 +289,7 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "write into a chunk that views share",
         edits: &[
-            (
-                "Cargo.toml",
-                "unsafe_code = \"forbid\"",
-                "unsafe_code = \"allow\"",
-            ),
+            ("Cargo.toml", "unsafe_code = \"forbid\"", "unsafe_code = \"allow\""),
             (
                 "src/draft.rs",
                 "        Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK] = event;",
@@ -368,11 +309,7 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "drop a snapshot for a malformed row",
         edits: &[
-            (
-                "src/fetch.rs",
-                "        let mut malformed = 0;\n",
-                "        let mut malformed = 0;\n        let mut dropped = Vec::new();\n",
-            ),
+            ("src/fetch.rs", "        let mut malformed = 0;\n", "        let mut malformed = 0;\n        let mut dropped = Vec::new();\n"),
             (
                 "src/fetch.rs",
                 "                    malformed += 1;\n",
@@ -398,10 +335,7 @@ fn every_plant_still_finds_its_place() {
         for (file, find, replace) in *edits {
             let text = fs::read_to_string(root().join(file)).expect(file);
             let found = text.matches(find).count();
-            assert_eq!(
-                found, 1,
-                "plant `{name}`: its text occurs {found} times in {file}; adapt it to the source:\n{find}"
-            );
+            assert_eq!(found, 1, "plant `{name}`: its text occurs {found} times in {file}; adapt it to the source:\n{find}");
             assert_ne!(find, replace, "{name}");
         }
     }
@@ -440,10 +374,7 @@ fn planted() {
         }
         fs::write(place.join("planted.md"), &table).expect("the table is written");
     }
-    assert!(
-        survivors.is_empty(),
-        "the campaign does not find: {survivors:?}"
-    );
+    assert!(survivors.is_empty(), "the campaign does not find: {survivors:?}");
 }
 
 fn sow(plant: &Plant, tree: &Path) {
@@ -458,16 +389,7 @@ fn sow(plant: &Plant, tree: &Path) {
 /// Runs the short campaign of a seed; names the check that found something.
 fn hunt(tree: &Path, target: &Path, seed: u64) -> Option<String> {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "test",
-            "--locked",
-            "--test",
-            "campaign",
-            "--",
-            "--nocapture",
-            "--exact",
-            "short",
-        ])
+        .args(["test", "--locked", "--test", "campaign", "--", "--nocapture", "--exact", "short"])
         .current_dir(tree)
         .env("CARGO_TARGET_DIR", target)
         .env("CAMPAIGN_SEED", seed.to_string())
@@ -488,18 +410,9 @@ fn hunt(tree: &Path, target: &Path, seed: u64) -> Option<String> {
 
 /// What a build needs. Files that are the same stay as they are, so that a second run builds little.
 fn copy_sources(tree: &Path) {
-    let mut left: Vec<PathBuf> = [
-        "src",
-        "tests",
-        "sql",
-        "benches",
-        "examples",
-        "Cargo.toml",
-        "Cargo.lock",
-        "README.md",
-    ]
-    .map(PathBuf::from)
-    .into();
+    let mut left: Vec<PathBuf> = ["src", "tests", "sql", "benches", "examples", "Cargo.toml", "Cargo.lock", "README.md"]
+        .map(PathBuf::from)
+        .into();
     while let Some(path) = left.pop() {
         let (from, to) = (root().join(&path), tree.join(&path));
         if from.is_dir() {
