@@ -132,8 +132,10 @@ impl Names {
 /// - the fingerprint, which changes whenever rows may have changed, or come to be hidden, without a trigger of ours
 ///   firing: a partition attached, detached, dropped or rewritten, a column altered, a trigger or its function replaced,
 ///   disabled, or disabled and enabled again (`xmin` tells), row security, the log truncated, rebuilt or installed anew;
-/// - the server: another one, or the same after a restart or a crash, which may have taken back what we have read. Seen
-///   as the loss of our connection, unless a pooler hides that.
+/// - the server: another one, or the same after a restart, a crash or a promotion, which may have taken back what we have
+///   read. Seen as the loss of our connection, unless a pooler hides that. A crash that the postmaster survives shows only
+///   in the statistics, all of which it resets; somebody who resets one of the two kinds loses us nothing. On a primary
+///   the control file names the timeline only after a checkpoint, so it is not asked.
 fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
     let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
     format!(
@@ -167,8 +169,10 @@ fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
              FROM log JOIN pg_index i ON i.indrelid = log.oid JOIN pg_class c ON c.oid = i.indexrelid) \
          SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, \
            (SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item), \
-           (SELECT concat_ws(' ', pg_postmaster_start_time(), s.system_identifier, c.timeline_id, b.stats_reset) \
-             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b), \
+           (SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), s.system_identifier, \
+               CASE WHEN pg_is_in_recovery() THEN 'standby ' || c.timeline_id ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
+               extract(epoch FROM least(b.stats_reset, a.stats_reset))) \
+             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b, pg_stat_archiver a), \
            (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node JOIN pg_class c USING (oid) \
              WHERE parent = 0 OR c.relispartition AND NOT leaving)",
         app = literal(app_schema),

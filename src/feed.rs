@@ -88,7 +88,8 @@ pub(crate) enum Reload {
     Asked,
     /// The audit found a difference.
     Audit,
-    /// Another server answers, or the same after a restart: behind a pooler, that is how a lost connection looks.
+    /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
+    /// looks.
     ServerChanged,
     /// The server's clock went back.
     ClockWentBack,
@@ -118,7 +119,7 @@ impl fmt::Display for Reload {
             Reload::Asked => f.write_str("asked for"),
             Reload::Audit => f.write_str("the audit found a difference"),
             Reload::ServerChanged => {
-                f.write_str("another server answers, or the same after a restart")
+                f.write_str("another server answers, or the same after a restart or a promotion")
             }
             Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
