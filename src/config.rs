@@ -243,8 +243,8 @@ impl Config {
         self.bell_from.is_some()
     }
 
-    /// Hosts and database, for messages.
-    pub(crate) fn target(&self) -> String {
+    /// Hosts and database, for messages: never a password.
+    pub fn target(&self) -> String {
         let targets = target::targets(self).unwrap_or_default();
         let hosts: Vec<String> = targets.iter().map(target::Target::name).collect();
         let database = self

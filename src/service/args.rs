@@ -7,6 +7,8 @@ use oddscache::{Config, Error};
 
 use super::{
     database::{DatabaseArguments, Url},
+    doctor::DoctorArguments,
+    explain::ExplainArguments,
     sql,
 };
 use crate::demo::DemoArguments;
@@ -47,6 +49,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         script: sql::Args,
     },
+    /// Look at everything that can be wrong with the database, the feed, the rights, the bell and the log
+    ///
+    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that mends it.
+    /// Writes nothing, unless --heartbeat. Run it as the role that the cache logs in as; it says what that role may not look
+    /// at. Ends with code 0 if nothing fails, 1 if something does, 3 with --strict if there are warnings only.
+    Doctor(DoctorArguments),
+    /// Tell where the odds of an event come from, and whether a running service and the database agree about it
+    ///
+    /// Per bookmaker and source the snapshot that won and those it beat; or why the event is not held; and the rows of the
+    /// change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
+    Explain(ExplainArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
@@ -138,8 +151,8 @@ pub(crate) struct FollowArguments {
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let mut config = self.database.config()?;
-        if let Some(Url(url)) = &self.bell_url {
-            config = config.bell_from(self.database.at(url, "ODDSCACHE_BELL_URL")?);
+        if let Some(bell) = self.bell()? {
+            config = config.bell_from(bell);
         }
         Ok(config
             .app_schema(&self.app_schema)
@@ -150,6 +163,26 @@ impl FollowArguments {
             .read_timeout(self.read_timeout)
             .audit_cycle(self.audit_cycle)
             .audit_budget(self.audit_budget))
+    }
+
+    /// Where to LISTEN, if elsewhere.
+    pub(crate) fn bell(&self) -> Result<Option<Config>, Error> {
+        let Some(Url(url)) = &self.bell_url else {
+            return Ok(None);
+        };
+        self.database.at(url, "ODDSCACHE_BELL_URL").map(Some)
+    }
+
+    pub(crate) fn lookback(&self) -> Duration {
+        self.lookback
+    }
+
+    pub(crate) fn warmup_timeout(&self) -> Duration {
+        self.warmup_timeout
+    }
+
+    pub(crate) fn app_schema(&self) -> &str {
+        &self.app_schema
     }
 
     pub(crate) fn cache_schema(&self) -> &str {
