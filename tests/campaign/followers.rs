@@ -178,7 +178,9 @@ impl Drop for Service {
 }
 
 pub(crate) fn kill(signal: &str, pid: u32) {
-    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
     assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
 }
 

@@ -185,9 +185,7 @@ impl Ledger {
                 proven.map(|at| at.elapsed())
             ));
         }
-        let first_lacking = entries[place + 1..]
-            .iter()
-            .find_map(|entry| entry.returned);
+        let first_lacking = entries[place + 1..].iter().find_map(|entry| entry.returned);
         Ok(first_lacking.map(|at| at.elapsed()))
     }
 }

@@ -45,7 +45,10 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
 pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     let now = scene.embedded.cache.view().epoch();
     if now != before && scene.world.violation().is_none() {
-        let what = format!("{now} after {before}, though no connection was lost; {}", scene.embedded.cache.status());
+        let what = format!(
+            "{now} after {before}, though no connection was lost; {}",
+            scene.embedded.cache.status()
+        );
         scene.world.violate("epochs", what);
     }
 }
@@ -92,12 +95,17 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
             .await;
         // The partition itself is seen, and everything read.
         caught_up(scene, &world.connect().await).await?;
-        scene.admin(&insert("odds_snapshots_2018", "'2018-06-01'")).await;
+        scene
+            .admin(&insert("odds_snapshots_2018", "'2018-06-01'"))
+            .await;
     }
     let began = Instant::now();
     while mismatches() == before {
         if began.elapsed() > CATCH_UP {
-            return Err(("the audit finds what no trigger saw", format!("nothing within {CATCH_UP:?}")));
+            return Err((
+                "the audit finds what no trigger saw",
+                format!("nothing within {CATCH_UP:?}"),
+            ));
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -121,9 +129,14 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let (world, cache) = (&scene.world, &scene.embedded.cache);
     let client = world.connect().await;
     let row = client.query_one("select count(*) from pg_prepared_xacts", &[]);
-    let row = row.await.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    let row = row
+        .await
+        .map_err(|error| ("the campaign itself", format!("{error:?}")))?;
     if row.get::<_, i64>(0) > 0 {
-        return Err(("the campaign itself", "a prepared transaction was left".to_owned()));
+        return Err((
+            "the campaign itself",
+            "a prepared transaction was left".to_owned(),
+        ));
     }
     let began = Instant::now();
     let view = caught_up(scene, &client).await?;
@@ -137,7 +150,9 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     // Its window moves on with the database's clock, so it is compared until it is equal.
     loop {
         let found = scene.service.dump().await;
-        let row = client.query_one("select now() - interval '2 hours'", &[]).await;
+        let row = client
+            .query_one("select now() - interval '2 hours'", &[])
+            .await;
         let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
         let expected = oracle(&client, row.get::<_, SystemTime>(0).into()).await;
         let result = found.and_then(|found| same(&found, &expected));
@@ -161,7 +176,9 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
 
 /// Waits for a view that shows all that is committed now.
 async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
-    let row = client.query_one("select pg_current_snapshot()::text", &[]).await;
+    let row = client
+        .query_one("select pg_current_snapshot()::text", &[])
+        .await;
     let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
     let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
     let began = Instant::now();
@@ -171,7 +188,10 @@ async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
             return Ok(view);
         }
         if began.elapsed() > CATCH_UP {
-            let what = format!("{view:?} after {CATCH_UP:?}; {}", scene.embedded.cache.status());
+            let what = format!(
+                "{view:?} after {CATCH_UP:?}; {}",
+                scene.embedded.cache.status()
+            );
             return Err(("catching up", what));
         }
         sleep(Duration::from_millis(5)).await;
@@ -205,7 +225,10 @@ fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
 /// Where two lists of events differ first.
 fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
     let ids = |events: &[Value]| -> Vec<String> {
-        events.iter().map(|event| event["event_id"].to_string()).collect()
+        events
+            .iter()
+            .map(|event| event["event_id"].to_string())
+            .collect()
     };
     if ids(cache) != ids(oracle) {
         return Err(format!(
@@ -214,9 +237,10 @@ fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
             ids(oracle)
         ));
     }
-    let differences = cache.iter().zip(oracle).find_map(|(cache, oracle)| {
-        Some((&cache["event_id"], difference("", cache, oracle)?))
-    });
+    let differences = cache
+        .iter()
+        .zip(oracle)
+        .find_map(|(cache, oracle)| Some((&cache["event_id"], difference("", cache, oracle)?)));
     match differences {
         Some((id, what)) => Err(format!("event {id}: {what}")),
         None => Ok(()),

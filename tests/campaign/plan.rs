@@ -49,7 +49,11 @@ impl Lane {
     /// Of the rough half and of the other, with how many faults a round.
     const HALVES: [[(Lane, usize); 3]; 2] = [
         [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
-        [(Lane::Database, 2), (Lane::Delivery, 2), (Lane::Application, 3)],
+        [
+            (Lane::Database, 2),
+            (Lane::Delivery, 2),
+            (Lane::Application, 3),
+        ],
     ];
 }
 
@@ -170,7 +174,10 @@ pub(crate) struct Round {
 impl Round {
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let faults = self.halves.iter().flatten().flatten();
-        faults.chain([&self.unseen]).map(|fault| fault.kind).collect()
+        faults
+            .chain([&self.unseen])
+            .map(|fault| fault.kind)
+            .collect()
     }
 }
 
@@ -235,10 +242,7 @@ fn the_plan_is_the_seed_s_and_soon_has_every_kind() {
     };
     assert_eq!(format!("{:?}", rounds(7)), format!("{:?}", rounds(7)));
     assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
-    let mut dealt: Vec<Kind> = rounds(7)
-        .iter()
-        .flat_map(Round::kinds)
-        .collect();
+    let mut dealt: Vec<Kind> = rounds(7).iter().flat_map(Round::kinds).collect();
     dealt.sort_unstable();
     dealt.dedup();
     assert_eq!(dealt, Kind::ALL);

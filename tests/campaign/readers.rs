@@ -161,7 +161,8 @@ impl Reader {
             self.world.report.staleness(&faults, behind, age);
             let calm = !faults.iter().any(|kind| kind.may_stall());
             if calm && behind.max(age) > BOUND {
-                let what = format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
+                let what =
+                    format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
                 return Err(("bounded staleness", what));
             }
         }
@@ -200,7 +201,9 @@ impl Reader {
                     (Some(now), Some(before)) => now.includes(&before),
                     (_, before) => before.is_none(),
                 };
-                if !forward || cut.as_of < last.cut.as_of || cut.window_start < last.cut.window_start
+                if !forward
+                    || cut.as_of < last.cut.as_of
+                    || cut.window_start < last.cut.window_start
                 {
                     return wrong(format!("{cut:?} after {:?} within epoch {epoch}", last.cut));
                 }

@@ -158,15 +158,25 @@ impl Figures {
             seconds(self.age)
         ));
         line(format!("epochs of the embedded cache: {}", self.epochs));
-        line(format!("counters of the embedded cache: {:?}", self.counters));
-        line(format!("reloads announced, as seen by looking now and then: {:?}", self.reasons));
+        line(format!(
+            "counters of the embedded cache: {:?}",
+            self.counters
+        ));
+        line(format!(
+            "reloads announced, as seen by looking now and then: {:?}",
+            self.reasons
+        ));
         if let (Some(first), Some(last)) = (self.resident_kb.first(), self.resident_kb.last()) {
             let most = self.resident_kb.iter().max().unwrap_or(last);
             line(format!(
                 "resident memory of this process: {first} kB after the first round, {last} kB after the last, {most} kB at the most"
             ));
         }
-        line(format!("\nfaults: {} of {} kinds", self.faults(), self.faults.len()));
+        line(format!(
+            "\nfaults: {} of {} kinds",
+            self.faults(),
+            self.faults.len()
+        ));
         line("| fault | times | greatest staleness beside it | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
         for (kind, fault) in &self.faults {
             let mean = fault.recovery / u32::try_from(fault.recovered.max(1)).unwrap_or(u32::MAX);
@@ -179,7 +189,10 @@ impl Figures {
                 seconds(fault.longest_recovery)
             ));
         }
-        line("\n| transactions | committed | refused, rolled back or cut off |\n|---|---|---|".to_owned());
+        line(
+            "\n| transactions | committed | refused, rolled back or cut off |\n|---|---|---|"
+                .to_owned(),
+        );
         for (kind, (committed, refused)) in &self.transactions {
             line(format!("| {kind} | {committed} | {refused} |"));
         }

@@ -28,7 +28,10 @@ impl Replica {
             while let Some(change) = changes.next().await {
                 let view = cache.view();
                 match change {
-                    Ok(change) => change.event_ids().iter().for_each(|id| mine.take(&view, *id)),
+                    Ok(change) => change
+                        .event_ids()
+                        .iter()
+                        .for_each(|id| mine.take(&view, *id)),
                     Err(_) => mine.fill(&view),
                 }
                 if rng.u8(..60) == 0 {
@@ -102,7 +105,8 @@ impl Sleeper {
 
     pub(crate) async fn wake(mut self, cache: &OddsCache) -> Result<(), String> {
         let (mut taken, mut missed) = (0, 0);
-        while let Ok(Some(change)) = timeout(Duration::from_millis(300), self.changes.next()).await {
+        while let Ok(Some(change)) = timeout(Duration::from_millis(300), self.changes.next()).await
+        {
             match change {
                 Ok(_) => taken += 1,
                 Err(lagged) => missed += lagged.missed,
