@@ -126,7 +126,7 @@ impl Scene {
                         rng.u8(50..100)
                     ),
                 };
-                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}"))
+                self.admin(&format!("set lock_timeout = '100ms'\nset statement_timeout = '350ms'\n{ddl}"))
                     .await;
                 sleep(lasts).await;
             }
@@ -211,7 +211,7 @@ impl Scene {
             }
             let Err(error) = done else { return };
             let code = error.code().map(|code| code.code().to_owned());
-            let again = ["55P03", "40P01", "55006"].map(str::to_owned);
+            let again = ["55P03", "40P01", "55006", "57014"].map(str::to_owned);
             if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
                 self.world
                     .violate("the campaign itself", format!("{sql}: {error:?}"));

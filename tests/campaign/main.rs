@@ -126,7 +126,7 @@ async fn play(world: &Arc<World>, until: Until) {
         // Then ordinary writing without a fault, with no reading of everything that would mend what was missed.
         world.ordinary.store(true, Ordering::Relaxed);
         // Every other time without a bell, up to the end of the pause.
-        let silent = round.number % 2 == 0;
+        let silent = round.number.is_multiple_of(2);
         if silent {
             scene.silence();
         }

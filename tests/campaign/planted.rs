@@ -359,14 +359,6 @@ const PLANTS: &[Plant] = &[
         ],
     },
     Plant {
-        name: "let the window widen",
-        edits: &[(
-            "src/read.rs",
-            "self.window_start = self.window_start.max(known.window_start);",
-            "",
-        )],
-    },
-    Plant {
         name: "mend what the audit finds without counting it",
         edits: &[(
             "src/follower.rs",

@@ -21,7 +21,7 @@ pub(crate) const BOUND: Duration = Duration::from_secs(8);
 
 /// The line of a snapshot's market; `None` without it.
 fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
-    let mut markets = snapshot?.markets().into_iter();
+    let mut markets = snapshot?.markets();
     markets
         .find(|market| market.betpawa_market_id() == market_id)?
         .line()
