@@ -12,10 +12,10 @@ use tokio_postgres::NoTls;
 
 use crate::{
     followers::{Embedded, Service, kill},
+    kinds::{self, Bias},
     plan::{Fault, Kind},
     proxy::{Notices, Proxy, Setting, Way, Whose},
     subscribers::Replica,
-    workload::{self, Bias},
     world::{FREE, World},
 };
 
@@ -126,8 +126,10 @@ impl Scene {
                         rng.u8(50..100)
                     ),
                 };
-                self.admin(&format!("set lock_timeout = '100ms'\nset statement_timeout = '350ms'\n{ddl}"))
-                    .await;
+                self.admin(&format!(
+                    "set lock_timeout = '100ms'\nset statement_timeout = '350ms'\n{ddl}"
+                ))
+                .await;
                 sleep(lasts).await;
             }
             Kind::Migration => {
@@ -150,15 +152,15 @@ impl Scene {
                 self.embedded.block(lasts + Duration::from_millis(600));
                 sleep(lasts + Duration::from_millis(600)).await;
             }
-            Kind::Truncates => self.bias(workload::Kind::Truncate, lasts).await,
-            Kind::Late => self.bias(workload::Kind::Late, lasts).await,
-            Kind::Savepoints => self.bias(workload::Kind::Savepoint, lasts).await,
-            Kind::Replica => self.bias(workload::Kind::Replica, lasts).await,
-            Kind::Leaves => self.bias(workload::Kind::Leaf, lasts).await,
-            Kind::BellOff => self.bias(workload::Kind::BellOff, lasts).await,
-            Kind::ManyKeys => self.bias(workload::Kind::ManyKeys, lasts).await,
-            Kind::Links => self.bias(workload::Kind::Relink, lasts).await,
-            Kind::Window => self.bias(workload::Kind::Window, lasts).await,
+            Kind::Truncates => self.bias(kinds::Kind::Truncate, lasts).await,
+            Kind::Late => self.bias(kinds::Kind::Late, lasts).await,
+            Kind::Savepoints => self.bias(kinds::Kind::Savepoint, lasts).await,
+            Kind::Replica => self.bias(kinds::Kind::Replica, lasts).await,
+            Kind::Leaves => self.bias(kinds::Kind::Leaf, lasts).await,
+            Kind::BellOff => self.bias(kinds::Kind::BellOff, lasts).await,
+            Kind::ManyKeys => self.bias(kinds::Kind::ManyKeys, lasts).await,
+            Kind::Links => self.bias(kinds::Kind::Relink, lasts).await,
+            Kind::Window => self.bias(kinds::Kind::Window, lasts).await,
             Kind::Stopped => {
                 self.service.signal("-STOP");
                 sleep(lasts).await;
@@ -192,7 +194,7 @@ impl Scene {
         }
     }
 
-    async fn bias(&self, kind: workload::Kind, lasts: Duration) {
+    async fn bias(&self, kind: kinds::Kind, lasts: Duration) {
         self.world.set_bias(Bias::To(kind));
         sleep(lasts).await;
         self.world.set_bias(Bias::None);

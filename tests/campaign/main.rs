@@ -6,10 +6,12 @@ mod common;
 mod faults;
 mod followers;
 mod free;
+mod kinds;
 mod ledger;
 mod pause;
 mod plan;
 mod planted;
+mod plants;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../common/proxy.rs"]
 mod proxy;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::{
-    workload::Kind,
+    kinds::Kind,
     world::{FREE, members},
 };
 

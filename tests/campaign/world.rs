@@ -11,7 +11,7 @@ use std::{
 use oddscache::OddsCache;
 use tokio_postgres::{Client, NoTls};
 
-use crate::{common::cluster::Cluster, ledger::Ledger, plan::Kind, report::Report, workload::Bias};
+use crate::{common::cluster::Cluster, kinds::Bias, ledger::Ledger, plan::Kind, report::Report};
 
 /// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
 pub(crate) const GROUPS: usize = 4;
