@@ -142,7 +142,7 @@ impl Scene {
                 ))
                 .await;
             }
-            Kind::Cancel => self.cancel(lasts).await,
+            Kind::Cancel => self.cancel(&mut rng, lasts).await,
             Kind::Resync if rng.bool() => self.embedded.cache.resync(),
             Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
             // In the pause.
@@ -230,14 +230,19 @@ impl Scene {
         .await;
     }
 
-    /// Whatever statement a follower is at, again and again.
-    async fn cancel(&self, lasts: Duration) {
-        let client = self.world.connect().await;
-        let began = Instant::now();
-        let sql = "select pg_cancel_backend(pid) from pg_stat_activity where usename = 'oddscache' and state = 'active'";
-        while began.elapsed() < lasts && client.batch_execute(sql).await.is_ok() {
-            sleep(Duration::from_millis(2)).await;
-        }
+    /// The statements of the followers, again and again: any, or those that read rows.
+    async fn cancel(&self, rng: &mut Rng, lasts: Duration) {
+        let which = ["", "and query ~ 'DISTINCT ON|snapshot_id = ANY|kickoff >'"][rng.usize(..2)];
+        self.admin(&format!(
+            "do $$ declare stop constant timestamptz := clock_timestamp() + interval '{} ms'; \
+             begin while clock_timestamp() < stop loop \
+                 perform pg_stat_clear_snapshot(), pg_sleep(0.0005); \
+                 perform pg_cancel_backend(pid) from pg_stat_activity \
+                     where usename = 'oddscache' and state = 'active' {which}; \
+             end loop; end $$",
+            lasts.as_millis()
+        ))
+        .await;
     }
 
     async fn blocking(&self, what: impl FnOnce(&World) + Send + 'static) {

@@ -151,7 +151,7 @@ async fn play(world: &Arc<World>, until: Until) {
         figures.resident_kb.extend(report::resident_kb());
     }
     if world.violation().is_none()
-        && let Err(what) = sleeper.wake(&cache).await
+        && let Err(what) = sleeper.wake(world, &cache).await
     {
         world.violate("subscribers are told what they missed", what);
     }

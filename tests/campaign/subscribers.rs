@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -11,7 +12,11 @@ use oddscache::{Changes, OddsCache, View};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use crate::common::{dump, normal};
+use crate::{
+    common::{dump, normal},
+    pause::CATCH_UP,
+    world::{UNSEEN, World},
+};
 
 /// Holds the events that the changes named, as the view said them when the change came.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +92,9 @@ impl Replica {
     }
 }
 
+/// A few more than are kept for who does not take them.
+const MORE_THAN_KEPT: u32 = 280;
+
 /// Takes no change before the end, and must then be told of each that was dropped.
 #[derive(Debug)]
 pub(crate) struct Sleeper {
@@ -103,7 +111,35 @@ impl Sleeper {
         }
     }
 
-    pub(crate) async fn wake(mut self, cache: &OddsCache) -> Result<(), String> {
+    /// After so many more publications that some must have been dropped.
+    pub(crate) async fn wake(mut self, world: &World, cache: &OddsCache) -> Result<(), String> {
+        let client = world.connect().await;
+        let wrong = |error: &dyn Debug| format!("{error:?}");
+        let insert =
+            format!("insert into odds_snapshots (event_id, bookmaker_id) values ({UNSEEN}, 1)");
+        client
+            .batch_execute(&insert)
+            .await
+            .map_err(|error| wrong(&error))?;
+        for _ in 0..MORE_THAN_KEPT {
+            // One published state each, for each is waited for.
+            let write = format!(
+                "with moved as (update events set kickoff = kickoff + interval '1 second' where id = {UNSEEN}) \
+                 select pg_current_xact_id()::text"
+            );
+            let row = client
+                .query_one(&write, &[])
+                .await
+                .map_err(|error| wrong(&error))?;
+            let xid = row
+                .get::<_, String>(0)
+                .parse()
+                .map_err(|error| wrong(&error))?;
+            cache
+                .wait_for(xid, CATCH_UP)
+                .await
+                .map_err(|error| wrong(&error))?;
+        }
         let (mut taken, mut missed) = (0, 0);
         while let Ok(Some(change)) = timeout(Duration::from_millis(300), self.changes.next()).await
         {
