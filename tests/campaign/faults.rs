@@ -167,7 +167,7 @@ impl Scene {
                 self.service.signal("-CONT");
             }
             // It stays as it is: the comparison at the pause is made under it.
-            Kind::ClockJump => self.service.jump(rng.i64(-20_000..20_000)),
+            Kind::ClockJump => self.service.jump(rng.i64(-200_000..200_000)),
             Kind::Killed => {
                 self.service.kill();
                 sleep(lasts / 4).await;

@@ -5,7 +5,11 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, mpsc},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -77,6 +81,8 @@ pub(crate) struct Service {
     library: PathBuf,
     clock: PathBuf,
     child: Mutex<Option<Child>>,
+    /// Differences that its audit has found, and that were put there for it to find.
+    mismatches: AtomicU64,
     http: reqwest::Client,
 }
 
@@ -91,6 +97,7 @@ impl Service {
             library: faketime(),
             clock: world.cluster.socket_dir().join("clock"),
             child: Mutex::default(),
+            mismatches: AtomicU64::new(0),
             http: reqwest::Client::builder()
                 .timeout(Duration::from_secs(5))
                 .build()
@@ -128,6 +135,7 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        self.mismatches.store(0, Ordering::Relaxed);
         *self.child() = Some(command.spawn().expect("the binary runs"));
     }
 
@@ -153,6 +161,35 @@ impl Service {
     /// How it ended, if it did.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
         self.child().as_mut()?.try_wait().ok()?
+    }
+
+    async fn audit_mismatches(&self) -> Option<u64> {
+        let answer = self
+            .http
+            .get(format!("{}/v1/stats", self.base))
+            .send()
+            .await;
+        let stats: Value = answer.ok()?.json().await.ok()?;
+        stats["counters"]["audit_mismatches"].as_u64()
+    }
+
+    /// All that its audit has found by now was put there.
+    pub(crate) async fn excuse_audit(&self) {
+        if let Some(found) = self.audit_mismatches().await {
+            self.mismatches.store(found, Ordering::Relaxed);
+        }
+    }
+
+    /// Fails if its audit found what nobody put there.
+    pub(crate) async fn check_audit(&self) -> Result<(), String> {
+        let found = self.audit_mismatches().await.unwrap_or_default();
+        let excused = self.mismatches.load(Ordering::Relaxed);
+        if found > excused {
+            return Err(format!(
+                "the service's audit found {found} events that differ, of which {excused} should"
+            ));
+        }
+        Ok(())
     }
 
     /// What it holds, once it answers.

@@ -56,6 +56,10 @@ pub(crate) fn same_epoch(scene: &Scene, before: u64) {
 /// The faults are those since the last pause; `unseen`: what is then written behind the triggers' back.
 pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>) {
     let mut result = compare(scene, faults).await;
+    if result.is_ok() {
+        let audit = scene.service.check_audit().await;
+        result = audit.map_err(|what| ("nothing missed", what));
+    }
     if result.is_ok()
         && let Some(fault) = unseen
     {
@@ -120,6 +124,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
         caught_up(scene, &world.connect().await).await?;
     }
     world.mismatches.store(mismatches(), Ordering::Relaxed);
+    scene.service.excuse_audit().await;
     result
 }
 
