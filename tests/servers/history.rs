@@ -7,7 +7,7 @@ use oddscache::Status;
 use crate::{
     FORGETFUL,
     common::{cluster::Cluster, connect, eventually, followed::Followed},
-    set_line,
+    set_line, use_again,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,8 +67,7 @@ async fn lost_commits(kill: bool) {
         seed,
         "the crash took nothing back"
     );
-    let again = set_line(&followed.app, 222, 9).await;
-    assert!(lost.contains(&again), "{again} is none of {lost:?}");
+    use_again(&followed.app, &lost).await;
     let after = followed.check_epoch(2, "after the crash").await;
     assert_ne!(seed, after);
 }

@@ -4,7 +4,7 @@
 use crate::{
     FORGETFUL,
     common::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer},
-    set_line,
+    set_line, use_again,
 };
 
 /// The follower behind a pooler in transaction mode, the application beside it.
@@ -89,8 +89,7 @@ async fn commits_that_a_server_behind_a_pooler_takes_back_are_taken_back() {
                 }
                 // The lost transaction's id comes back, for another change; the follower has not looked yet.
                 let app = connect(&cluster.dsn("postgres")).await;
-                let again = set_line(&app, 221, 5).await;
-                assert!(lost.contains(&again), "{again} is none of {lost:?}");
+                use_again(&app, &lost).await;
             })
             .await;
         // A crash leaves the postmaster as it was.
