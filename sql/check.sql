@@ -272,6 +272,16 @@ BEGIN
             'detail', format('not readable by %I: %s', current_user, SQLERRM));
     END;
 
+    -- The cache's sessions
+    SELECT jsonb_agg(jsonb_build_object('kind', 'session', 'object', format('process %s', s.pid), 'item', s.wait_event,
+               'status', 'warn', 'detail', format('of %I takes nothing of its answer since %s and keeps TRUNCATE, ALTER and DETACH '
+                   'waiting, and writers behind them; SELECT pg_terminate_backend(%s)', role, s.query_start, s.pid)))
+      INTO part
+      FROM pg_stat_activity AS s
+     WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active' AND s.wait_event = 'ClientWrite'
+       AND s.query_start < clock_timestamp() - interval '30 s';
+    report := report || coalesce(part, '[]');
+
     -- The bell, and the indexes
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
         SELECT 'queue' AS kind, 'notification queue' AS object, 'usage' AS item,
@@ -303,6 +313,6 @@ END $check$;
 SELECT r.kind, r.object, r.item, r.status, r.detail
   FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
        AS r (kind text, object text, item text, status text, detail text)
- ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'queue', 'index'], r.kind),
+ ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'queue', 'index'], r.kind),
           r.object, r.item;
 COMMIT;

@@ -43,8 +43,12 @@ pub(crate) struct Names {
     /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
     /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
     /// `deadlock_timeout` (1 s).
+    ///
+    /// TRUNCATE, ALTER and DETACH wait for these locks, and writers behind them. So the server itself ends the transaction
+    /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
+    /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
     pub(crate) begin: String,
-    /// Gives the statements that read everything the time they may take.
+    /// Gives the statements that read everything, and what is done between them, the time they may take.
     pub(crate) patience: String,
     /// Snapshot, clock, recovery, low-water mark, fingerprint, server and tables, in this order.
     pub(crate) cut: String,
@@ -52,6 +56,10 @@ pub(crate) struct Names {
     /// partitioned table takes in a partition attached since the snapshot.
     pub(crate) tables_now: String,
 }
+
+/// For how long the transaction of a read of changes may wait for its next statement. They follow each other within
+/// milliseconds.
+const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 /// Milliseconds as the server takes them; none would mean no bound.
 fn millis(duration: Duration) -> u128 {
@@ -71,15 +79,18 @@ impl Names {
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
-             SET LOCAL idle_in_transaction_session_timeout = {timeout}; SET LOCAL jit = off; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
+             SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
             locked.join(", "),
             timeout = millis(config.read_timeout),
+            idle = millis(config.read_timeout.min(IDLE_BOUND)),
         );
         let patience = format!(
-            "SET LOCAL statement_timeout = {}",
-            millis(config.warmup_timeout)
+            "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            millis(config.warmup_timeout),
+            millis(config.read_timeout),
         );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),

@@ -1,13 +1,20 @@
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use tokio_postgres::config::Host;
+use tokio_postgres::config::SslMode as Negotiate;
 
-use crate::Error;
+use crate::{
+    Error, SslMode, Tls,
+    dsn::{Parameters, Parsed},
+    target::{self, Session},
+};
 
-/// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password.
+/// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password and keys.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) postgres: tokio_postgres::Config,
+    pub(crate) tls: Tls,
+    pub(crate) session: Session,
+    pub(crate) passfile: Option<PathBuf>,
     pub(crate) app_schema: String,
     pub(crate) cache_schema: String,
     pub(crate) lookback: Duration,
@@ -26,32 +33,63 @@ pub struct Config {
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
+/// How long connecting to one address may take, unless set.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 impl Config {
-    /// From a connection string, as a URL (`postgres://user@host/database`) or as `host=... dbname=...`.
+    /// From a connection string as libpq reads it: a URL (`postgres://user@host/database`) or `host=... dbname=...`.
+    ///
+    /// It understands `host`, `hostaddr` and `port` (several with commas between), `dbname`, `user`, `password`, `passfile`,
+    /// `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslnegotiation`, `channel_binding`, `target_session_attrs`,
+    /// `load_balance_hosts`, `connect_timeout` (seconds, for each address), `keepalives` and its like, `tcp_user_timeout`
+    /// (milliseconds), `options`, `application_name`. Without a host it is the socket in `/var/run/postgresql` or `/tmp` if
+    /// there is one, else `localhost`. No file in the home directory is looked at, and no environment variable but `USER`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it cannot be read.
+    /// [`Error::Config`] if it cannot be read; never with a value in it.
     pub fn new(connection_string: &str) -> Result<Config, Error> {
-        // The driver's message names the parameter that is wrong, never its value.
-        let postgres = connection_string
-            .parse()
-            .map_err(|error: tokio_postgres::Error| {
-                Error::Config(format!(
-                    "connection string: {}",
-                    crate::error::reason(&error)
-                ))
-            })?;
-        Ok(Config::from_postgres(postgres))
+        Config::with_defaults(connection_string, [])
+    }
+
+    /// The same, with values for the parameters that the connection string leaves open, by the names they have there:
+    /// `("port", "5433")`. This is how the service adds the `PG*` variables of its environment.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if something cannot be read; never with a value in it.
+    pub fn with_defaults<'a>(
+        connection_string: &str,
+        defaults: impl IntoIterator<Item = (&'a str, String)>,
+    ) -> Result<Config, Error> {
+        let mut parameters = Parameters::parse(connection_string)?;
+        for (name, value) in defaults {
+            parameters.fill_in(name, value)?;
+        }
+        let Parsed {
+            postgres,
+            tls,
+            session,
+            passfile,
+        } = parameters.build()?;
+        let config = Config {
+            tls,
+            session,
+            passfile,
+            ..Config::from_postgres(postgres)
+        };
+        config.tls.check(config.postgres.get_ssl_negotiation())?;
+        target::targets(&config)?;
+        Ok(config)
     }
 
     /// From the driver's own configuration. Where it says nothing, the application name becomes `oddscache`, connecting may
-    /// take 10 s, and a dead peer is noticed within 15 s.
+    /// take 10 s for each address, and a dead peer is noticed within 15 s. The driver knows only three of the modes of TLS:
+    /// [`Config::tls`] sets the others.
     pub fn from_postgres(mut postgres: tokio_postgres::Config) -> Config {
         if postgres.get_application_name().is_none() {
             postgres.application_name("oddscache");
         }
         if postgres.get_connect_timeout().is_none() {
-            postgres.connect_timeout(Duration::from_secs(10));
+            postgres.connect_timeout(CONNECT_TIMEOUT);
         }
         if postgres.get_keepalives_idle() == DRIVER_KEEPALIVE_IDLE {
             postgres
@@ -62,7 +100,16 @@ impl Config {
         if postgres.get_tcp_user_timeout().is_none() {
             postgres.tcp_user_timeout(Duration::from_secs(15));
         }
+        let mode = match postgres.get_ssl_mode() {
+            Negotiate::Disable => SslMode::Disable,
+            Negotiate::Prefer => SslMode::Prefer,
+            // Whatever else the driver may come to know.
+            _ => SslMode::Require,
+        };
         Config {
+            tls: Tls::new(mode),
+            session: Session::of(postgres.get_target_session_attrs()),
+            passfile: None,
             postgres,
             app_schema: "public".to_owned(),
             cache_schema: "oddscache".to_owned(),
@@ -77,6 +124,22 @@ impl Config {
             audit_budget: 0.01,
             bell_from: None,
         }
+    }
+
+    /// Whether and how to encrypt, and whom to trust; replaces what the connection string says of it.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Config {
+        self.tls = tls;
+        self
+    }
+
+    /// A password file as libpq's `.pgpass`, for where no password is set: lines of `host:port:database:user:password`, read
+    /// whenever a connection is opened, for each host. None is looked at unless set; one that others than its owner may
+    /// read is not used, with a warning.
+    #[must_use]
+    pub fn passfile(mut self, path: impl Into<PathBuf>) -> Config {
+        self.passfile = Some(path.into());
+        self
     }
 
     /// The schema of the application's tables; `public` unless set.
@@ -180,28 +243,10 @@ impl Config {
         self.bell_from.is_some()
     }
 
-    /// Hosts and database, for messages.
-    pub(crate) fn target(&self) -> String {
-        let ports = self.postgres.get_ports();
-        let hosts: Vec<String> = self
-            .postgres
-            .get_hosts()
-            .iter()
-            .enumerate()
-            .map(|(index, host)| {
-                let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-                match host {
-                    // What stands before an @ is a piece of a password in which one was not written as %40.
-                    Host::Tcp(host) => {
-                        format!("{}:{port}", host.rsplit('@').next().unwrap_or_default())
-                    }
-                    #[cfg(unix)]
-                    Host::Unix(path) => {
-                        format!("{}/.s.PGSQL.{port}", path.display())
-                    }
-                }
-            })
-            .collect();
+    /// Hosts and database, for messages: never a password.
+    pub fn target(&self) -> String {
+        let targets = target::targets(self).unwrap_or_default();
+        let hosts: Vec<String> = targets.iter().map(target::Target::name).collect();
         let database = self
             .postgres
             .get_dbname()

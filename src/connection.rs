@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, task::JoinHandle};
-use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
+use tokio_postgres::{AsyncMessage, Client};
 
 use crate::{Config, Error, error::reason};
 
@@ -32,39 +32,12 @@ struct Bell {
 
 impl Connection {
     pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
-        // The driver bounds each TCP connect; this bounds the start-up exchange after it as well. A host that cannot be
-        // reached must not use up the time of those after it.
-        let postgres = &config.postgres;
-        let hosts = postgres
-            .get_hosts()
-            .len()
-            .max(postgres.get_hostaddrs().len());
-        let connect = postgres.get_connect_timeout().copied().unwrap_or_default();
-        let bound = connect * u32::try_from(hosts).unwrap_or(1) + config.read_timeout;
-        let connect = tokio::time::timeout(bound, config.postgres.connect(NoTls)).await;
-        let connect = connect.map_err(|_| Error::Unreachable {
-            target: config.target(),
-            reason: format!("no answer within {} s", bound.as_secs()),
-        })?;
-        let (client, mut connection) = connect.map_err(|error| {
-            let (target, reason) = (config.target(), reason(&error));
-            match error.code() {
-                // Worth waiting for: starting up or shutting down, or too many connections.
-                Some(code)
-                    if code.code().starts_with("57P")
-                        || *code == SqlState::TOO_MANY_CONNECTIONS =>
-                {
-                    Error::Unreachable { target, reason }
-                }
-                Some(_) => Error::Refused { target, reason },
-                None => Error::Unreachable { target, reason },
-            }
-        })?;
+        let (client, mut wire) = config.open().await?;
         let bell = Arc::new(Bell::default());
         let ring = Arc::clone(&bell);
         let task = tokio::spawn(async move {
             loop {
-                match poll_fn(|context| connection.poll_message(context)).await {
+                match poll_fn(|context| wire.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notification(_))) => ring.rung.notify_one(),
                     Some(Ok(AsyncMessage::Notice(notice))) => {
                         tracing::debug!(message = notice.message(), "notice from the server")

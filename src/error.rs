@@ -27,6 +27,15 @@ pub enum Error {
         /// What the server said.
         reason: String,
     },
+    /// TLS with the server did not come about, and waiting does not help: no TLS there, a certificate that is not trusted,
+    /// has expired or is for another host, a client certificate that the server does not take.
+    #[error("no TLS connection to the database at {target}: {reason}")]
+    Tls {
+        /// Hosts and database.
+        target: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
     /// A table the cache reads is not there.
     #[error(
         "table {table} does not exist; set the application's schema (app_schema) if it lies in another one"

@@ -219,7 +219,7 @@ pub(crate) async fn read(
     standby: bool,
 ) -> Result<Result<News, Reload>, Error> {
     let (new_rows, seen) = match (&cursor.seen, standby) {
-        (None, false) => (exactly_new(log, &cursor.snapshot), None),
+        (None, false) => (exactly_new(log, &cursor.snapshot, &snapshot), None),
         (Some(before), true) => {
             // Rows below the new xmin come no more, so those from the old one on suffice.
             let seen = ids_since(client, log, cursor.snapshot.xmin).await?;
@@ -270,14 +270,18 @@ pub(crate) async fn read(
 const COLUMNS: &str = "table_name, keys, note";
 
 /// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
-/// the oldest transaction.
-fn exactly_new(log: &str, cursor: &Snapshot) -> String {
+/// the oldest transaction, nor with the log.
+fn exactly_new(log: &str, cursor: &Snapshot, now: &Snapshot) -> String {
     let in_progress: Vec<String> = cursor.in_progress.iter().map(u64::to_string).collect();
-    // ORDER BY and LIMIT also keep the planner on the primary key.
+    // The planner must use the primary key even where the log was never analyzed. It takes a range with one end for a third
+    // of the table, and a long list for all of it: hence the upper end, above which the snapshot shows nothing anyway, and
+    // the look-up of one transaction after the other.
     format!(
-        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 ORDER BY xid LIMIT {limit}) \
-         UNION ALL (SELECT {COLUMNS} FROM {log} WHERE xid = ANY('{{{}}}'::xid8[]) LIMIT {limit})",
+        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT {limit}) \
+         UNION ALL (SELECT l.* FROM unnest('{{{}}}'::xid8[]) AS writer (id), LATERAL \
+         (SELECT {COLUMNS} FROM {log} WHERE xid = writer.id LIMIT {limit}) AS l LIMIT {limit})",
         cursor.xmax,
+        now.xmax,
         in_progress.join(","),
         limit = MOST_ROWS + 1,
     )

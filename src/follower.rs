@@ -107,7 +107,7 @@ impl Follower {
         let feed = within(
             bound,
             CHECKING,
-            preflight::check(&reader.client, &self.config),
+            preflight::check_first(&reader.client, &self.config),
         )
         .await?;
         // Before the first snapshot, so that no change after it goes without a bell.
@@ -447,7 +447,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     within(
         config.read_timeout,
         CHECKING,
-        preflight::check(&reader.client, &config),
+        preflight::check_first(&reader.client, &config),
     )
     .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);

@@ -24,7 +24,8 @@
 //!
 //! Times are UTC, ids 64-bit. Lookups take no lock and do no I/O, and allocate only the maps they return. The library needs
 //! a tokio runtime with time and I/O for the follower, and none for lookups. Feature `service` (on by default) brings the
-//! dependencies of the `oddscache` binary; switch default features off to use the library alone.
+//! dependencies of the `oddscache` binary; switch default features off to use the library alone, and `tls` on where the
+//! database is reached by TLS.
 #![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
@@ -36,23 +37,30 @@ mod cache;
 mod catalog;
 mod change;
 mod config;
+mod connect;
 mod connection;
 mod decode;
 mod draft;
+mod dsn;
 mod error;
 mod feed;
 mod fetch;
 mod follower;
+#[cfg(feature = "tls")]
+mod handshake;
 mod model;
 mod owners;
 mod pace;
 mod pack;
+mod passfile;
 mod preflight;
 mod publish;
 mod read;
 pub mod sql;
 mod stats;
 mod status;
+mod target;
+mod tls;
 mod view;
 mod writer;
 
@@ -62,6 +70,7 @@ pub use tokio_postgres;
 pub use cache::OddsCache;
 pub use change::{Change, Changes, Lagged};
 pub use config::Config;
+pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
 pub use model::{
@@ -70,6 +79,7 @@ pub use model::{
 };
 pub use stats::{Stats, WarmupStats};
 pub use status::{Counters, Status};
+pub use tls::{SslMode, Tls};
 pub use view::{Cut, View};
 pub use writer::Writer;
 

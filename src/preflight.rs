@@ -16,8 +16,8 @@ pub(crate) struct Feed {
     pub(crate) channel: String,
 }
 
-/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only; inside a transaction
-/// or outside. `None` where the feed is not needed.
+/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only, in the
+/// transaction under way, whose search path must be pinned. `None` where the feed is not needed.
 pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
     if !config.need_feed {
@@ -26,6 +26,22 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
     let feed = check_feed(client, config).await?;
     check_triggers(client, config).await?;
     Ok(Some(feed))
+}
+
+/// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
+/// others have created in it has a say in what the names and operators below mean.
+pub(crate) async fn check_first(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
+    let begin = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
+    client
+        .batch_execute(begin)
+        .await
+        .map_err(Error::database(DOING))?;
+    let feed = check(client, config).await?;
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::database(DOING))?;
+    Ok(feed)
 }
 
 fn column<'r, T: tokio_postgres::types::FromSql<'r>>(

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot |
 //! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
-//! | R3 | the window never widens: its start never goes back within an epoch |
+//! | R3 | within an epoch time never goes back: not that of the cut, nor the start of the window |
 
 use std::{sync::Arc, time::Duration};
 
@@ -160,9 +160,10 @@ async fn commit(client: &Client) -> Result<(), Error> {
 
 impl Begun {
     /// R3.
-    fn keep_window(&mut self, window_start: Micros) {
-        self.window_start = self.window_start.max(window_start);
+    fn keep_forward(&mut self, known: &Known) {
+        self.window_start = self.window_start.max(known.window_start);
         self.cut.window_start = self.window_start.to_utc();
+        self.cut.as_of = self.cut.as_of.max(known.cut.as_of);
     }
 }
 
@@ -281,7 +282,7 @@ pub(crate) async fn changes(
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
         return reload(Reload::ClockWentBack, begun);
     }
-    begun.keep_window(known.window_start);
+    begun.keep_forward(known);
     if let Some(reason) = &known.reload {
         return reload(reason.clone(), begun);
     }

@@ -44,7 +44,8 @@ pub(crate) struct State {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
-    /// The database's clock (`now()`) in the transaction that read it. UTC.
+    /// The database's clock (`now()`) in the transaction that read it; where that clock was put back by less than a minute,
+    /// the time it had been at. UTC.
     pub as_of: DateTime<Utc>,
     /// `pg_current_snapshot()` of that transaction, as PostgreSQL prints it: `xmin:xmax:xip,...`
     pub snapshot: String,

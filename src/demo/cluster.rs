@@ -174,6 +174,46 @@ impl Cluster {
         )
     }
 
+    /// Writes a file that belongs to the server's user, readable by it alone, in the cluster's data directory.
+    pub fn put(&self, name: &str, text: &str) -> Result<(), ClusterError> {
+        let path = self.data().join(name);
+        fs::write(&path, text).map_err(step(format!("writing {name}")))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(step("chmod"))?;
+        if let Some((uid, gid)) = self.user {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).map_err(step("chown"))?;
+        }
+        Ok(())
+    }
+
+    /// Serves TLS with this certificate (and its chain) and key, in PEM, from the next [`Cluster::boot`] on; client
+    /// certificates issued by `client_roots` are accepted.
+    pub fn serve_tls(
+        &self,
+        certificate: &str,
+        key: &str,
+        client_roots: &str,
+    ) -> Result<(), ClusterError> {
+        self.put("server.crt", certificate)?;
+        self.put("server.key", key)?;
+        self.put("clients.crt", client_roots)?;
+        let path = self.data().join("postgresql.auto.conf");
+        let mut text = fs::read_to_string(&path).map_err(step("reading postgresql.auto.conf"))?;
+        if !text.contains("ssl = on") {
+            text.push_str("ssl = on\nssl_ca_file = 'clients.crt'\n");
+            fs::write(&path, text).map_err(step("writing postgresql.auto.conf"))?;
+        }
+        Ok(())
+    }
+
+    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser is
+    /// trusted on the socket.
+    pub fn set_hba(&self, lines: &[&str]) -> Result<(), ClusterError> {
+        self.put(
+            "pg_hba.conf",
+            &format!("{}\nlocal all all trust\n", lines.join("\n")),
+        )
+    }
+
     /// Deletes everything if this process dies without dropping: the shell reads a pipe that ends with us, whatever
     /// signal ends us. In a process group of its own, so that Ctrl-C in the terminal does not reach it.
     fn watch(&mut self) -> Result<(), ClusterError> {

@@ -20,6 +20,8 @@ mod dataset;
 mod scraper;
 mod verify;
 
+pub(crate) use verify::{ORACLE, normal};
+
 use std::{
     net::SocketAddr,
     process::ExitCode,
@@ -236,7 +238,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
     sql::apply(
         Script::Install,
         &Variables::new(),
-        &cluster.dsn(DATABASE).parse()?,
+        &Config::new(&cluster.dsn(DATABASE))?,
         sql::Output::Nothing,
     )
     .await?;
@@ -304,11 +306,9 @@ fn line(elapsed: Duration, cache: &OddsCache, before: Counters, now: Counters) {
 }
 
 async fn connect(dsn: &str) -> anyhow::Result<Client> {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls)
-        .await
-        .context("connecting to the private PostgreSQL")?;
+    let (client, wire) = Config::new(dsn)?.open().await?;
     // Ends with the client.
-    tokio::spawn(connection);
+    tokio::spawn(wire);
     Ok(client)
 }
 

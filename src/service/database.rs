@@ -1,38 +1,64 @@
 //! Which database: `DATABASE_URL`, and for what it leaves open the `PG*` variables that libpq knows, and its defaults.
 
-use std::{env, path::Path, time::Duration};
+use std::env;
 
 use clap::Args;
-use oddscache::Error;
-use tokio_postgres::config::SslMode;
+use oddscache::{Config, Error};
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(
     next_help_heading = "Database (what the URL leaves open comes from the other flags, then from libpq's defaults)"
 )]
 pub(crate) struct DatabaseArguments {
-    /// Where the database is: postgres://user@host:port/name, or host=... dbname=... Better given by the environment if it
-    /// holds a password, for arguments can be seen by other users
+    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given by the
+    /// environment if it holds a password, for arguments can be seen by other users
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// Host name or address, or the directory of the server's socket
+    /// Host names or addresses with commas between, tried in this order, or the directory of the server's socket
     #[arg(long, env = "PGHOST")]
     host: Option<String>,
-    /// Port
+    /// IP addresses of the hosts, in place of looking them up
+    #[arg(long, env = "PGHOSTADDR", value_name = "ADDRESS")]
+    hostaddr: Option<String>,
+    /// Port, or one for each host
     #[arg(long, env = "PGPORT")]
-    port: Option<u16>,
-    /// Role to log in as. Its password comes from the URL or from PGPASSWORD
+    port: Option<String>,
+    /// Role to log in as. Its password comes from the URL, from PGPASSWORD, or from the password file
     #[arg(long, env = "PGUSER", value_name = "ROLE")]
     user: Option<String>,
     /// Database name
     #[arg(long, env = "PGDATABASE", value_name = "NAME")]
     dbname: Option<String>,
-    /// disable, prefer or require
+    /// Password file, readable by its owner only: lines of host:port:database:user:password [default: ~/.pgpass]
+    #[arg(long, env = "PGPASSFILE", value_name = "FILE")]
+    passfile: Option<String>,
+    /// disable, allow, prefer, require, verify-ca or verify-full. Only the last two know whom they talk to
     #[arg(long, env = "PGSSLMODE", value_name = "MODE")]
     sslmode: Option<String>,
-    /// Seconds that connecting may take
+    /// Root certificates to trust, in a PEM file, or "system". Files in ~/.postgresql are not looked at
+    #[arg(long, env = "PGSSLROOTCERT", value_name = "FILE")]
+    sslrootcert: Option<String>,
+    /// Client certificate, in a PEM file
+    #[arg(long, env = "PGSSLCERT", value_name = "FILE")]
+    sslcert: Option<String>,
+    /// Its key, in a PEM file that only its owner may read, not encrypted
+    #[arg(long, env = "PGSSLKEY", value_name = "FILE")]
+    sslkey: Option<String>,
+    /// postgres, or direct: TLS without asking first, from PostgreSQL 17 on
+    #[arg(long, env = "PGSSLNEGOTIATION", value_name = "HOW")]
+    sslnegotiation: Option<String>,
+    /// disable, prefer or require: whether the login must prove that nobody sits in between
+    #[arg(long, env = "PGCHANNELBINDING", value_name = "WHETHER")]
+    channel_binding: Option<String>,
+    /// any, read-write, read-only, primary, standby or prefer-standby: which of the hosts will do
+    #[arg(long, env = "PGTARGETSESSIONATTRS", value_name = "WHICH")]
+    target_session_attrs: Option<String>,
+    /// disable or random: whether the hosts are tried in random order
+    #[arg(long, env = "PGLOADBALANCEHOSTS", value_name = "WHETHER")]
+    load_balance_hosts: Option<String>,
+    /// Seconds that connecting may take, for each address of each host [default: 10]
     #[arg(long, env = "PGCONNECT_TIMEOUT", value_name = "SECONDS")]
-    connect_timeout: Option<u64>,
+    connect_timeout: Option<String>,
     /// Settings for the session, such as "-c work_mem=64MB"
     #[arg(long, env = "PGOPTIONS", allow_hyphen_values = true)]
     options: Option<String>,
@@ -46,107 +72,102 @@ pub(crate) struct DatabaseArguments {
     application_name: String,
 }
 
-/// Where Debian's and libpq's server sockets lie.
-const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
-
 impl DatabaseArguments {
     /// # Errors
-    /// [`Error::Config`] if no database is named, or something cannot be read; never with the password in it.
-    pub(crate) fn config(&self) -> Result<tokio_postgres::Config, Error> {
-        let usage = |message: String| Error::Config(message);
-        let mut config = match &self.database_url {
-            // The driver's message names the part that is wrong, not its value.
-            Some(url) => url.parse().map_err(|error: tokio_postgres::Error| {
-                let cause = std::error::Error::source(&error)
-                    .map(|cause| format!(": {cause}"))
-                    .unwrap_or_default();
-                usage(format!("DATABASE_URL: {error}{cause}"))
-            })?,
-            None if self.host.is_none() && self.dbname.is_none() && self.user.is_none() => {
-                return Err(usage(
-                    "no database is named; set DATABASE_URL (postgres://user@host/name) or PGHOST, PGUSER and PGDATABASE"
-                        .to_owned(),
-                ));
+    /// [`Error::Config`] if no database is named, or something cannot be read; never with a value in it.
+    pub(crate) fn config(&self) -> Result<Config, Error> {
+        let usage = |message: &str| Err(Error::Config(message.to_owned()));
+        let url = self.database_url.as_deref().unwrap_or_default();
+        if url.is_empty() {
+            if variable("PGSERVICE").is_some() {
+                return usage(
+                    "PGSERVICE is set, and connection service files are not supported; set DATABASE_URL or PGHOST, PGUSER and \
+                     PGDATABASE",
+                );
             }
-            None => tokio_postgres::Config::new(),
-        };
-        let port = self
-            .port
-            .or_else(|| config.get_ports().first().copied())
-            .unwrap_or(5432);
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            match &self.host {
-                Some(host) => config.host(host),
-                None => config.host(default_host(port)),
-            };
+            if [&self.host, &self.hostaddr, &self.dbname, &self.user]
+                .into_iter()
+                .all(|flag| given(flag).is_none())
+            {
+                return usage(
+                    "no database is named; set DATABASE_URL (postgres://user@host/name) or PGHOST, PGUSER and PGDATABASE",
+                );
+            }
         }
-        if config.get_ports().is_empty() {
-            config.port(port);
-        }
-        if config.get_user().is_none() {
-            let user = self
-                .user
-                .clone()
-                .or_else(|| env::var("USER").ok())
-                .or_else(|| env::var("LOGNAME").ok());
-            config.user(user.ok_or_else(|| usage("no role is named; set PGUSER".to_owned()))?);
-        }
-        if config.get_password().is_none()
-            && let Ok(password) = env::var("PGPASSWORD")
-        {
-            config.password(password);
-        }
-        if config.get_dbname().is_none() {
-            let name = self
-                .dbname
-                .clone()
-                .or_else(|| config.get_user().map(str::to_owned))
-                .unwrap_or_default();
-            config.dbname(name);
-        }
-        if let Some(mode) = &self.sslmode
-            && self
-                .database_url
-                .as_deref()
-                .is_none_or(|url| !url.contains("sslmode"))
-        {
-            config.ssl_mode(match mode.as_str() {
-                "disable" => SslMode::Disable,
-                "allow" | "prefer" => SslMode::Prefer,
-                _ => SslMode::Require,
-            });
-        }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(usage(
-                "sslmode: this version of oddscache cannot do TLS; use a local socket or a tunnel"
-                    .to_owned(),
-            ));
-        }
-        if config.get_connect_timeout().is_none()
-            && let Some(seconds) = self.connect_timeout
-        {
-            config.connect_timeout(Duration::from_secs(seconds));
-        }
-        if config.get_options().is_none()
-            && let Some(options) = &self.options
-        {
-            config.options(options);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name(&self.application_name);
-        }
-        Ok(config)
+        self.at(url, "DATABASE_URL")
+    }
+
+    /// Another database, under the same defaults; `name` is the variable that names it.
+    pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
+        let defaults = [
+            ("host", given(&self.host)),
+            ("hostaddr", given(&self.hostaddr)),
+            ("port", given(&self.port)),
+            (
+                "user",
+                given(&self.user)
+                    .or_else(|| variable("USER"))
+                    .or_else(|| variable("LOGNAME")),
+            ),
+            ("password", variable("PGPASSWORD")),
+            ("dbname", given(&self.dbname)),
+            ("passfile", given(&self.passfile).or_else(home_passfile)),
+            ("sslmode", given(&self.sslmode)),
+            ("sslrootcert", given(&self.sslrootcert)),
+            ("sslcert", given(&self.sslcert)),
+            ("sslkey", given(&self.sslkey)),
+            ("sslnegotiation", given(&self.sslnegotiation)),
+            ("channel_binding", given(&self.channel_binding)),
+            ("target_session_attrs", given(&self.target_session_attrs)),
+            ("load_balance_hosts", given(&self.load_balance_hosts)),
+            ("connect_timeout", given(&self.connect_timeout)),
+            ("options", given(&self.options)),
+            ("application_name", Some(self.application_name.clone())),
+        ];
+        let defaults = defaults
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        Config::with_defaults(url, defaults).map_err(|error| match error {
+            Error::Config(message) => {
+                Error::Config(format!("{name}, or a PG* variable or flag: {message}"))
+            }
+            other => other,
+        })
     }
 }
 
-fn default_host(port: u16) -> &'static str {
-    let has_socket = |directory: &&str| {
-        Path::new(directory)
-            .join(format!(".s.PGSQL.{port}"))
-            .exists()
-    };
-    SOCKET_DIRECTORIES
-        .into_iter()
-        .find(|directory| has_socket(directory))
-        .unwrap_or("localhost")
+/// An empty flag or variable says nothing.
+fn given(flag: &Option<String>) -> Option<String> {
+    flag.clone().filter(|value| !value.is_empty())
+}
+
+fn variable(name: &str) -> Option<String> {
+    given(&env::var(name).ok())
+}
+
+fn home_passfile() -> Option<String> {
+    variable("HOME").map(|home| format!("{home}/.pgpass"))
+}
+
+/// A connection string of its own, which may hold a password.
+#[derive(Clone)]
+pub(crate) struct Url(pub(crate) String);
+
+impl From<String> for Url {
+    fn from(url: String) -> Url {
+        Url(url)
+    }
+}
+
+impl std::fmt::Debug for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Url")
+    }
+}
+
+/// Not the connection string, which may hold a password.
+impl std::fmt::Debug for DatabaseArguments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DatabaseArguments").finish_non_exhaustive()
+    }
 }

@@ -2,55 +2,52 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use oddscache::Config;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{Client, NoTls, types::Type};
+use tokio_postgres::{Client, types::Type};
 
 /// How often.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long one call may take.
+/// How long one call may take, once connected.
 const BOUND: Duration = Duration::from_secs(30);
 
 /// What one call deletes at the most; when it does, there is more.
 const MOST: i64 = 50_000;
 
 /// Prunes until it is dropped. Whatever goes wrong is logged, and tried again.
-pub(crate) async fn run(config: tokio_postgres::Config, cache_schema: String, keep: Duration) {
+pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration) {
     let mut told = false;
     loop {
         // At random, so that many services do not come at once; those that do leave the work to the first.
         sleep(INTERVAL.mul_f64(0.5 + fastrand::f64())).await;
-        match timeout(BOUND, prune(&config, &cache_schema, keep)).await {
-            Ok(Ok(Some(rows))) => tracing::debug!(rows, "pruned the change log"),
-            Ok(Ok(None)) if told => {}
-            Ok(Ok(None)) => {
+        match prune(&config, &cache_schema, keep).await {
+            Ok(Some(rows)) => tracing::debug!(rows, "pruned the change log"),
+            Ok(None) if told => {}
+            Ok(None) => {
                 told = true;
                 tracing::info!(
                     "this role may not prune the change log: run sql/grants.sql with -v prune=on, or let the owner run \
                      `select {cache_schema}.prune()` now and then"
                 );
             }
-            Ok(Err(error)) => tracing::debug!(
+            Err(error) => tracing::debug!(
                 error = format!("{error:#}"),
                 "the change log was not pruned"
             ),
-            Err(_) => tracing::debug!("the change log was not pruned: no answer in time"),
         }
     }
 }
 
 /// How many rows went; `None` if the role has no right to do it.
-async fn prune(
-    config: &tokio_postgres::Config,
-    cache_schema: &str,
-    keep: Duration,
-) -> anyhow::Result<Option<i64>> {
-    let (client, connection) = config.connect(NoTls).await.context("connecting")?;
-    let connection = tokio::spawn(connection);
-    let pruned = prune_on(&client, cache_schema, keep).await;
-    connection.abort();
-    pruned
+async fn prune(config: &Config, cache_schema: &str, keep: Duration) -> anyhow::Result<Option<i64>> {
+    let (client, wire) = config.open().await?;
+    // Ends with this, also where this is cancelled.
+    tokio::select! {
+        pruned = timeout(BOUND, prune_on(&client, cache_schema, keep)) => pruned.context("no answer in time")?,
+        ended = wire => Err(ended.err().map_or_else(|| anyhow!("the connection ended"), Into::into)),
+    }
 }
 
 async fn prune_on(

@@ -8,9 +8,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use oddscache::sql::{Script, Step, Variables};
+use oddscache::{
+    Config,
+    sql::{Script, Step, Variables},
+};
 use tokio_postgres::{
-    AsyncMessage, Client, NoTls, SimpleQueryMessage,
+    AsyncMessage, Client, SimpleQueryMessage,
     error::{DbError, Severity},
 };
 
@@ -74,10 +77,7 @@ impl Args {
 }
 
 /// Prints the script, or with `--apply` runs it. Exit code 1 when `check` finds a FAIL.
-pub(crate) async fn run(
-    args: Args,
-    config: Option<tokio_postgres::Config>,
-) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args, config: Option<Config>) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout();
     if !args.apply {
         let text = args.script.with_variables(&args.variables())?;
@@ -108,7 +108,7 @@ pub(crate) enum Output {
 pub(crate) async fn apply(
     script: Script,
     variables: &Variables,
-    config: &tokio_postgres::Config,
+    config: &Config,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let mut out: Box<dyn Write> = match output {
@@ -116,15 +116,10 @@ pub(crate) async fn apply(
         Output::Nothing => Box::new(io::sink()),
     };
     let steps = script.steps(variables)?;
-    let mut config = config.clone();
-    config.application_name("oddscache");
-    let (client, mut connection) = config
-        .connect(NoTls)
-        .await
-        .context("connecting to the database")?;
+    let (client, mut wire) = config.open().await?;
     // Notices are printed as they arrive: a script may wait long for a lock after the first.
     let messages = tokio::spawn(async move {
-        while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        while let Some(message) = poll_fn(|cx| wire.poll_message(cx)).await {
             match message {
                 Ok(AsyncMessage::Notice(_)) if output == Output::Nothing => {}
                 Ok(AsyncMessage::Notice(notice)) => eprintln!("{}", describe(&notice)),

@@ -1,0 +1,131 @@
+//! The password file of libpq, `.pgpass`: lines of `host:port:database:user:password`, the first that fits counts.
+
+use std::{fs, io, path::Path};
+
+/// Whose password is looked for.
+pub(crate) struct Login<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    pub(crate) database: &'a str,
+    pub(crate) user: &'a str,
+}
+
+/// The password in the file, if it has one. A file that others may read is not used, with a warning; one that does not
+/// exist says nothing. Blocks.
+pub(crate) fn read(path: &Path, login: &Login<'_>) -> Option<Vec<u8>> {
+    match text(path) {
+        Ok(text) => find(&text?, login),
+        Err(problem) => {
+            tracing::warn!(path = %path.display(), problem, "the password file is not used");
+            None
+        }
+    }
+}
+
+/// What is in the file, if there is one; or why it is not used.
+fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    if !metadata.is_file() {
+        return Err("it is no plain file".to_owned());
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        if metadata.permissions().mode() & 0o077 != 0 {
+            return Err("others than its owner may read or change it; chmod 0600 it".to_owned());
+        }
+    }
+    fs::read(path).map(Some).map_err(|error| error.to_string())
+}
+
+/// The password in the text of a password file.
+pub(crate) fn find(text: &[u8], login: &Login<'_>) -> Option<Vec<u8>> {
+    let port = login.port.to_string();
+    let wanted = [login.host, &port, login.database, login.user];
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let found = lines.find_map(|line| {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.starts_with(b"#") {
+            return None;
+        }
+        let mut rest = line;
+        for wanted in wanted {
+            let (field, after) = field(rest)?;
+            if field.raw != b"*" && field.value != wanted.as_bytes() {
+                return None;
+            }
+            rest = after;
+        }
+        // The password ends at an unescaped colon too, as in libpq.
+        Some(unescape(rest).0)
+    });
+    found.filter(|password| !password.is_empty())
+}
+
+struct Field<'a> {
+    raw: &'a [u8],
+    value: Vec<u8>,
+}
+
+/// The field before the next colon, and what comes after that; none without a colon.
+fn field(text: &[u8]) -> Option<(Field<'_>, &[u8])> {
+    let (value, length) = unescape(text);
+    let after = text.get(length + 1..)?;
+    let raw = text.get(..length)?;
+    Some((Field { raw, value }, after))
+}
+
+/// What stands before the next colon that no backslash takes as it is, and its length as written.
+fn unescape(text: &[u8]) -> (Vec<u8>, usize) {
+    let mut value = Vec::with_capacity(text.len());
+    let mut bytes = text.iter().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b':' => return (value, at),
+            b'\\' => value.push(bytes.next().map_or(b'\\', |(_, escaped)| *escaped)),
+            byte => value.push(*byte),
+        }
+    }
+    (value, text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Option<String> {
+        let login = Login {
+            host: "db:1",
+            port: 5433,
+            database: "odds",
+            user: r"o\d",
+        };
+        find(text.as_bytes(), &login).map(|password| String::from_utf8(password).unwrap())
+    }
+
+    #[test]
+    fn the_first_line_that_fits_counts() {
+        for (text, password) in [
+            ("", None),
+            (r"db\:1:5433:odds:o\\d:secret", Some("secret")),
+            ("*:*:*:*:se\\:cr\\\\et\r\n", Some(r"se:cr\et")),
+            ("*:*:*:*:secret:comment", Some("secret")),
+            (
+                "*:5432:*:*:no\n#*:*:*:*:no\n\n*:5433:*:*:yes\n*:*:*:*:late",
+                Some("yes"),
+            ),
+            ("db:1:5433:odds:secret", None),
+            ("*:*:odd:*:no\n*:*:*:o*:no\n\\*:*:*:*:no", None),
+            ("*:*:*:*", None),
+            ("*:*:*:*:", None),
+            ("*:*:*:*:\n*:*:*:*:next", None),
+            ("\\", None),
+        ] {
+            assert_eq!(found(text).as_deref(), password, "{text}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Connecting: TLS, several hosts, password files, and that no secret comes out.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod certificates;
+mod hosts;
+mod modes;
+mod passwords;
+mod secrets;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use certificates::{Authority, Certified};
+use common::cluster::Cluster;
+use oddscache::{Config, Error};
+
+/// A cluster with TLS, its authority, and files for its clients.
+pub struct Secured {
+    pub cluster: Cluster,
+    pub authority: Authority,
+    pub files: tempfile::TempDir,
+}
+
+/// The password of the role `scram`.
+pub const PASSWORD: &str = "open-sesame";
+
+impl Secured {
+    /// With a certificate for localhost, issued by an authority in the file `root.crt`.
+    pub fn start() -> Secured {
+        let authority = Authority::new("root");
+        let server = authority.issue("server", &["localhost", "127.0.0.1"]);
+        let cluster = Cluster::start(&["fsync = off"])
+            .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
+        let secured = Secured {
+            cluster,
+            files: tempfile::tempdir().unwrap(),
+            authority,
+        };
+        secured.put("root.crt", &secured.authority.certificate);
+        secured.psql(&format!(
+            "create role scram login superuser password '{PASSWORD}'; create role certified login; \
+             create role plain login; create role secure login"
+        ));
+        let trust = "127.0.0.1/32 trust";
+        let hba = [
+            "hostssl all scram 127.0.0.1/32 scram-sha-256",
+            "hostssl all certified 127.0.0.1/32 cert",
+            &format!("hostssl all secure {trust}"),
+            &format!("hostnossl all plain {trust}"),
+        ];
+        secured.cluster.set_hba(&hba).unwrap();
+        secured.serve(&server);
+        secured
+    }
+
+    /// Restarts with this certificate.
+    pub fn serve(&self, server: &Certified) {
+        let Certified { certificate, key } = server;
+        let roots = &self.authority.certificate;
+        self.cluster.stop("fast").unwrap();
+        self.cluster.serve_tls(certificate, key, roots).unwrap();
+        self.cluster.boot().unwrap();
+    }
+
+    /// A file that only its owner may read.
+    pub fn put(&self, name: &str, text: &str) -> PathBuf {
+        put(self.files.path(), name, text)
+    }
+
+    pub fn psql(&self, sql: &str) {
+        let output = self.cluster.psql("postgres", &["-qAtc", sql]).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{sql}: {errors}");
+    }
+
+    /// A connection string by TCP, with more parameters.
+    pub fn dsn(&self, user: &str, more: &str) -> String {
+        format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user={user} dbname=postgres {more}",
+            self.cluster.port()
+        )
+    }
+
+    /// What libpq says to the same connection string.
+    pub fn libpq(&self, dsn: &str) -> Result<(), String> {
+        let mut psql = std::process::Command::new(self.cluster.bin().join("psql"));
+        psql.args(["-XqAtd", dsn, "-c", "select 1"])
+            .env("HOME", self.files.path());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PG")) {
+            psql.env_remove(name);
+        }
+        let output = psql.output().expect("psql starts");
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// The cluster that no test changes.
+pub fn secured() -> &'static Secured {
+    static SECURED: OnceLock<Secured> = OnceLock::new();
+    SECURED.get_or_init(Secured::start)
+}
+
+pub fn put(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+/// Connects, and says whether by TLS.
+pub async fn open(config: Config) -> Result<bool, Error> {
+    let (client, wire) = config.open().await?;
+    tokio::spawn(wire);
+    let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    Ok(client.query_one(sql, &[]).await.expect("an answer").get(0))
+}
+
+pub async fn open_dsn(dsn: &str) -> Result<bool, Error> {
+    open(Config::new(dsn)?).await
+}

@@ -1,0 +1,485 @@
+//! `sslmode` and all that belongs to it, beside libpq.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use oddscache::{Config, Error, OddsCache, SslMode, Tls};
+use rcgen::PKCS_ED25519;
+
+use crate::{
+    PASSWORD, Secured,
+    certificates::{Authority, self_signed},
+    common::eventually,
+    open, open_dsn, secured,
+};
+
+const YEARS: (i32, i32) = (2020, 2120);
+const MODES: [&str; 6] = [
+    "disable",
+    "allow",
+    "prefer",
+    "require",
+    "verify-ca",
+    "verify-full",
+];
+
+/// Every certificate that a server may show, under every mode: what libpq accepts is accepted, what it refuses is refused,
+/// with a sentence that names the matter. The role may log in with TLS only.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mode_judges_every_certificate_as_libpq_does() {
+    let secured = Secured::start();
+    let authority = &secured.authority;
+    let below = authority.below("below");
+    let mut chained = below.issue("server", &["localhost"]);
+    chained.certificate.push_str(&below.certificate);
+    let stranger = Authority::new("stranger");
+    let root = authority.certificate.clone();
+    let own =
+        |certified: crate::certificates::Certified| (certified.certificate.clone(), certified);
+    // What it is called; the roots that are trusted; what is shown; what is said where it is refused.
+    let cases = [
+        (
+            "good",
+            root.clone(),
+            authority.issue("server", &["localhost"]),
+            "",
+        ),
+        ("by an authority between", root.clone(), chained, ""),
+        (
+            "of another host",
+            root.clone(),
+            authority.issue("server", &["db.example.com", "10.0.0.1"]),
+            "db.example.com",
+        ),
+        (
+            "expired",
+            root.clone(),
+            authority.issue_within("server", &["localhost"], (2020, 2021)),
+            "expired",
+        ),
+        (
+            "of the future",
+            root.clone(),
+            authority.issue_within("server", &["localhost"], (2119, 2120)),
+            "not valid yet",
+        ),
+        (
+            "by a stranger",
+            root.clone(),
+            stranger.issue("server", &["localhost"]),
+            "sslrootcert",
+        ),
+        (
+            "self-signed, unknown",
+            root,
+            self_signed(&["localhost"], false, YEARS),
+            "sslrootcert",
+        ),
+    ];
+    let (root, certified) = own(self_signed(&["localhost"], false, YEARS));
+    let known = ("self-signed, known", root, certified, "");
+    let (root, certified) = own(self_signed(&["localhost"], true, YEARS));
+    let openssl = ("self-signed as openssl does it, known", root, certified, "");
+    let (root, certified) = own(self_signed(&["localhost"], true, (2020, 2021)));
+    let old = ("self-signed, known, expired", root, certified, "expired");
+    let (root, certified) = own(self_signed(&["elsewhere"], true, YEARS));
+    let elsewhere = (
+        "self-signed, known, of another host",
+        root,
+        certified,
+        "elsewhere",
+    );
+    let mut refused = 0;
+    for (name, roots, server, told) in cases.into_iter().chain([known, openssl, old, elsewhere]) {
+        secured.serve(&server);
+        let file = secured.put("trusted.crt", &roots);
+        for mode in MODES {
+            // The file gives require the meaning of verify-ca.
+            for root in ["", &format!("sslrootcert={}", file.display())] {
+                if mode.starts_with("verify") && root.is_empty()
+                    || !root.is_empty() && ["allow", "prefer"].contains(&mode)
+                {
+                    // Without a file libpq looks in the home directory; and it judges certificates in the weak modes too.
+                    continue;
+                }
+                let dsn = secured.dsn("secure", &format!("sslmode={mode} {root}"));
+                let (libpq, ours) = (secured.libpq(&dsn), open_dsn(&dsn).await);
+                let what = format!("{name}, {mode} {root}: libpq {libpq:?}, ours {ours:?}");
+                assert_eq!(libpq.is_ok(), ours.is_ok(), "{what}");
+                match ours {
+                    Ok(by_tls) => assert!(by_tls, "{what}"),
+                    Err(Error::Refused { .. }) => assert_eq!(mode, "disable", "{what}"),
+                    Err(error @ Error::Tls { .. }) => {
+                        assert!(
+                            !told.is_empty() && error.to_string().contains(told),
+                            "{what}"
+                        );
+                        assert!(!error.is_transient(), "{what}");
+                        refused += 1;
+                    }
+                    Err(_) => panic!("{what}"),
+                }
+            }
+        }
+    }
+    assert!(refused >= 15, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_common_name_alone_is_no_host_name() {
+    let secured = Secured::start();
+    secured.serve(&secured.authority.issue("localhost", &[]));
+    let root = secured.files.path().join("root.crt");
+    let dsn = |mode| {
+        secured.dsn(
+            "secure",
+            &format!("sslmode={mode} sslrootcert={}", root.display()),
+        )
+    };
+    assert!(open_dsn(&dsn("verify-ca")).await.unwrap());
+    let error = open_dsn(&dsn("verify-full")).await.unwrap_err().to_string();
+    assert!(
+        error.contains("common name") && error.contains("subjectAltName"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
+    let cluster = crate::common::cluster();
+    let role = "create role without_tls login superuser password 'p'";
+    crate::common::psql("postgres", &["-qc", role]);
+    let root = secured().files.path().join("root.crt");
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let dsn = format!(
+            "postgres://without_tls:p@127.0.0.1:{}/postgres?sslmode={mode}&sslrootcert={}",
+            cluster.port(),
+            root.display()
+        );
+        let error = open_dsn(&dsn).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Tls { .. }) && !error.is_transient(),
+            "{error:?}"
+        );
+        assert!(
+            error.to_string().contains("does not offer TLS") && error.to_string().contains(mode),
+            "{error}"
+        );
+        // Waiting does not help: the follower ends.
+        let (_cache, follower) = OddsCache::connect(Config::new(&dsn).unwrap());
+        assert!(matches!(follower.run().await, Err(Error::Tls { .. })));
+        // A socket needs no TLS.
+        let dsn = format!(
+            "{} sslmode={mode} sslrootcert={}",
+            cluster.dsn("postgres"),
+            root.display()
+        );
+        assert!(!open_dsn(&dsn).await.unwrap());
+    }
+    for mode in ["disable", "allow", "prefer"] {
+        let dsn = format!(
+            "postgres://without_tls:p@127.0.0.1:{}/postgres?sslmode={mode}",
+            cluster.port()
+        );
+        assert!(!open_dsn(&dsn).await.unwrap(), "{mode}");
+    }
+}
+
+/// The weak modes try both ways; the others never go without.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_weak_modes_take_what_they_get() {
+    let secured = secured();
+    for (user, mode, by_tls) in [
+        ("secure", "disable", None),
+        ("secure", "allow", Some(true)),
+        ("secure", "prefer", Some(true)),
+        ("secure", "require", Some(true)),
+        ("plain", "disable", Some(false)),
+        ("plain", "allow", Some(false)),
+        ("plain", "prefer", Some(false)),
+        ("plain", "require", None),
+    ] {
+        let dsn = secured.dsn(user, &format!("sslmode={mode}"));
+        let opened = open_dsn(&dsn).await;
+        assert_eq!(
+            secured.libpq(&dsn).is_ok(),
+            opened.is_ok(),
+            "{user} {mode}: {opened:?}"
+        );
+        match (opened, by_tls) {
+            (Ok(found), Some(wanted)) => assert_eq!(found, wanted, "{user} {mode}"),
+            (Err(Error::Refused { .. }), None) => {}
+            (other, _) => panic!("{user} {mode}: {other:?}"),
+        }
+    }
+}
+
+/// A login that insists on channel binding works by TLS, whatever has signed the certificate, and nowhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn scram_is_bound_to_the_channel() {
+    let secured = Secured::start();
+    let login = |more: &str| secured.dsn("scram", &format!("password={PASSWORD} {more}"));
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+    ] {
+        let authority = Authority::with("signs", algorithm);
+        secured.serve(&authority.issue("server", &["localhost"]));
+        for binding in ["disable", "prefer", "require"] {
+            assert!(
+                open_dsn(&login(&format!("channel_binding={binding}")))
+                    .await
+                    .unwrap(),
+                "{binding}"
+            );
+        }
+        let wrong = secured.dsn("scram", "password=wrong channel_binding=require");
+        assert!(matches!(open_dsn(&wrong).await, Err(Error::Refused { .. })));
+    }
+    // Signed in a way that no binding is defined for: libpq refuses even `prefer`.
+    let authority = Authority::with("signs", &PKCS_ED25519);
+    secured.serve(&authority.issue("server", &["localhost"]));
+    assert!(open_dsn(&login("channel_binding=prefer")).await.unwrap());
+    let error = open_dsn(&login("channel_binding=require"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Refused { .. }) && error.to_string().contains("channel binding"),
+        "{error}"
+    );
+    // A role that is trusted proves nothing.
+    let trusted = secured.dsn("secure", "channel_binding=require");
+    assert!(matches!(
+        open_dsn(&trusted).await,
+        Err(Error::Refused { .. })
+    ));
+}
+
+fn openssl(arguments: &[&str]) {
+    let output = Command::new("openssl").args(arguments).output();
+    let output = output.expect("openssl starts (Debian: apt-get install openssl)");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// In every form of key there is, and not where others may read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_are_shown() {
+    let secured = secured();
+    let client = secured.authority.issue("certified", &[]);
+    let certificate = secured.put("client.crt", &client.certificate);
+    let key = secured.put("client.key", &client.key);
+    let path = |name: &str| secured.files.path().join(name).display().to_string();
+    openssl(&["ec", "-in", &path("client.key"), "-out", &path("sec1.key")]);
+    openssl(&[
+        "pkcs8",
+        "-topk8",
+        "-in",
+        &path("client.key"),
+        "-out",
+        &path("encrypted.key"),
+        "-passout",
+        "pass:x",
+    ]);
+    openssl(&["genrsa", "-traditional", "-out", &path("pkcs1.key"), "2048"]);
+    for (name, head) in [
+        ("sec1.key", "BEGIN EC PRIVATE KEY"),
+        ("pkcs1.key", "BEGIN RSA PRIVATE KEY"),
+    ] {
+        assert!(
+            fs::read_to_string(path(name)).unwrap().contains(head),
+            "{name}"
+        );
+    }
+    let dsn = |certificate: &str, key: &str| {
+        secured.dsn(
+            "certified",
+            &format!("sslmode=require sslcert={certificate} sslkey={key}"),
+        )
+    };
+    for key in ["client.key", "sec1.key"] {
+        assert!(
+            open_dsn(&dsn(&path("client.crt"), &path(key)))
+                .await
+                .unwrap(),
+            "{key}"
+        );
+    }
+    let rsa = "/CN=certified";
+    let ca = secured.put("ca.crt", &secured.authority.certificate);
+    openssl(&[
+        "req",
+        "-new",
+        "-x509",
+        "-subj",
+        rsa,
+        "-key",
+        &path("pkcs1.key"),
+        "-out",
+        &path("rsa.crt"),
+        "-days",
+        "9",
+    ]);
+    // The server does not know who signed this one, but the key was read.
+    let error = open_dsn(&dsn(&path("rsa.crt"), &path("pkcs1.key")))
+        .await
+        .unwrap_err();
+    assert!(!matches!(error, Error::Config(_)), "{error}");
+    assert!(fs::metadata(ca).is_ok());
+
+    let settings = Tls::new(SslMode::VerifyFull)
+        .root_certificates_pem(secured.authority.certificate.clone())
+        .client_certificate_pem(client.certificate.clone(), client.key.clone());
+    let config = Config::new(&secured.dsn("certified", ""))
+        .unwrap()
+        .tls(settings.clone());
+    assert!(open(config).await.unwrap());
+    let shown = format!("{settings:?}");
+    assert!(
+        !shown.contains("PRIVATE") && !shown.contains(client.key.lines().nth(1).unwrap()),
+        "{shown}"
+    );
+
+    let none = open_dsn(&secured.dsn("certified", "sslmode=require"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&none, Error::Refused { reason, .. } if reason.contains("certificate")),
+        "{none}"
+    );
+    let other = secured.authority.issue("somebody", &[]);
+    secured.put("other.crt", &other.certificate);
+    secured.put("other.key", &other.key);
+    let other = open_dsn(&dsn(&path("other.crt"), &path("other.key")))
+        .await
+        .unwrap_err();
+    assert!(matches!(other, Error::Refused { .. }), "{other}");
+    for (certificate, key, told) in [
+        ("client.crt", "other.key", "sslcert and sslkey"),
+        ("client.crt", "missing.key", "missing.key"),
+        ("client.crt", "client.crt", "no private key"),
+        ("client.crt", "encrypted.key", "encrypted"),
+        ("client.key", "client.key", "no PEM certificates"),
+    ] {
+        let error = open_dsn(&dsn(&path(certificate), &path(key)))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, Error::Config(_)) && error.to_string().contains(told),
+            "{error}"
+        );
+    }
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let dsn = dsn(
+        &certificate.display().to_string(),
+        &key.display().to_string(),
+    );
+    let error = open_dsn(&dsn).await.unwrap_err();
+    assert!(error.to_string().contains("chmod 0600"), "{error}");
+    assert!(secured.libpq(&dsn).is_err());
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A client certificate that the server does not trust is named, and not tried for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_that_is_not_trusted_is_named() {
+    let secured = secured();
+    let stranger = Authority::new("stranger").issue("certified", &[]);
+    let tls = Tls::new(SslMode::Require).client_certificate_pem(stranger.certificate, stranger.key);
+    let config = Config::new(&secured.dsn("certified", "")).unwrap().tls(tls);
+    // The server closes at once, and what it says of the matter may get lost on the way: then trying again is right.
+    eventually("it is named", async || match open(config.clone()).await {
+        Err(Error::Tls { reason, .. }) => {
+            assert!(reason.contains("client certificate"), "{reason}");
+            true
+        }
+        Err(Error::Unreachable { .. }) => false,
+        other => panic!("{other:?}"),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_make_no_sense_are_named() {
+    let secured = secured();
+    let root = secured.files.path().join("root.crt");
+    for (more, told) in [
+        ("sslmode=verify-ca".to_owned(), "sslrootcert"),
+        (
+            "sslmode=require sslrootcert=system".to_owned(),
+            "verify-full",
+        ),
+        ("sslnegotiation=direct".to_owned(), "sslnegotiation=direct"),
+        (
+            "sslmode=verify-ca sslrootcert=/no/such/file".to_owned(),
+            "/no/such/file",
+        ),
+        (
+            "sslmode=require sslrootcert=/dev/null".to_owned(),
+            "no PEM certificates",
+        ),
+        (
+            format!("sslmode=sometimes sslrootcert={}", root.display()),
+            "verify-full",
+        ),
+    ] {
+        let error = open_dsn(&secured.dsn("secure", &more)).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Config(_)) && error.to_string().contains(told),
+            "{more}: {error}"
+        );
+    }
+    // The system does not trust this one's authority.
+    let error = open_dsn(&secured.dsn("secure", "sslrootcert=system"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Tls { .. }), "{error}");
+    // PostgreSQL 15 does not understand TLS that comes unasked.
+    let error = open_dsn(&secured.dsn("secure", "sslmode=require sslnegotiation=direct"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Tls { .. } | Error::Unreachable { .. }),
+        "{error}"
+    );
+}
+
+/// Both connections of a follower, and a view of what is in the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_follows_by_tls() {
+    let secured = secured();
+    for file in ["src/demo/schema.sql", "sql/install.sql"] {
+        let output = secured.cluster.psql("postgres", &["-qf", file]).unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let root = secured.files.path().join("root.crt");
+    let more = format!(
+        "password={PASSWORD} sslmode=verify-full sslrootcert={} channel_binding=require application_name=follows",
+        root.display()
+    );
+    let config = Config::new(&secured.dsn("scram", &more)).unwrap();
+    let (cache, follower) = OddsCache::connect(config);
+    let follower = tokio::spawn(follower.run());
+    cache.ready().await.unwrap();
+    let app = crate::common::connect(&secured.cluster.dsn("postgres")).await;
+    let sql = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where ssl and application_name = 'follows'";
+    eventually("both connections are encrypted", async || {
+        app.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 2
+    })
+    .await;
+    let odds = "insert into bookmakers (id, name, slug) values (1, 'b', 'b');
+        insert into events (id, sportradar_id, name, home_team, away_team, kickoff) values (1, 'x', 'x', 'x', 'x', now() + interval '1 day');
+        insert into odds_snapshots (event_id, bookmaker_id) values (1, 1)";
+    app.batch_execute(odds).await.unwrap();
+    eventually("a change arrives", async || {
+        cache.get_betpawa_snapshot(1).is_some()
+    })
+    .await;
+    follower.abort();
+}

@@ -1,0 +1,84 @@
+//! Password files.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use oddscache::{Config, Error};
+
+use crate::{PASSWORD, common, open, open_dsn, put, secured};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_gives_the_password_of_the_right_host_only() {
+    let (secured, directory) = (secured(), tempfile::tempdir().unwrap());
+    let port = secured.cluster.port();
+    let file = |lines: &str| put(directory.path(), "pgpass", lines);
+    let login = format!("host=localhost port={port} user=scram dbname=postgres");
+    let path = file(&format!(
+        "#localhost:*:*:*:x\nother:{port}:*:*:x\nlocalhost:{port}:postgres:scram:{PASSWORD}\n"
+    ));
+    let dsn = format!("{login} passfile={}", path.display());
+    assert!(open_dsn(&dsn).await.unwrap());
+    secured.libpq(&dsn).unwrap();
+    assert!(
+        open(Config::new(&login).unwrap().passfile(&path))
+            .await
+            .unwrap()
+    );
+    // Not unless told, and not where a password is set.
+    assert!(matches!(open_dsn(&login).await, Err(Error::Refused { .. })));
+    assert!(matches!(
+        open_dsn(&format!("{dsn} password=x")).await,
+        Err(Error::Refused { .. })
+    ));
+    // Each host gets its own: the first refuses its password, or has none.
+    let both = dsn.replace("host=localhost", "host=127.0.0.1,localhost");
+    assert!(open_dsn(&both).await.unwrap());
+    // What the file has wrong is told, but not what it has.
+    file(&format!("*:{port}:*:*:hunter2\n"));
+    let error = open_dsn(&dsn).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Refused { .. }) && error.to_string().contains("password file"),
+        "{error}"
+    );
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    // It is read anew for each connection; a file that others may read is not.
+    file(&format!("*:*:*:*:{PASSWORD}\n"));
+    assert!(open_dsn(&dsn).await.unwrap());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(open_dsn(&dsn).await.is_err());
+    assert!(secured.libpq(&dsn).is_err());
+    fs::remove_file(&path).unwrap();
+    assert!(open_dsn(&dsn).await.is_err());
+}
+
+/// A socket goes by the name of its directory, unless that is the default one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_is_known_by_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = common::cluster::Cluster::start(&["fsync = off"]).unwrap();
+    let sql = format!("create role scram login password '{PASSWORD}'");
+    assert!(
+        cluster
+            .psql("postgres", &["-qc", &sql])
+            .unwrap()
+            .status
+            .success()
+    );
+    cluster.set_hba(&["local all scram scram-sha-256"]).unwrap();
+    cluster.stop("fast").unwrap();
+    cluster.boot().unwrap();
+    let socket = cluster.socket_dir().display().to_string();
+    for (host, opens) in [(socket.as_str(), true), ("*", true), ("localhost", false)] {
+        let path = put(
+            directory.path(),
+            "pgpass",
+            &format!("{host}:*:*:*:{PASSWORD}\n"),
+        );
+        let dsn = format!(
+            "{} passfile={}",
+            cluster.dsn_as("scram", "postgres"),
+            path.display()
+        );
+        assert_eq!(open_dsn(&dsn).await.is_ok(), opens, "{host}");
+        assert_eq!(secured().libpq(&dsn).is_ok(), opens, "{host}");
+    }
+}
