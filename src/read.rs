@@ -75,9 +75,10 @@ const BEGIN: &str = "beginning to read";
 /// The beginning of any read: its locks, then its snapshot.
 pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
     let began = Moment::now();
-    client.batch_execute(&names.begin).await.map_err(|error| {
-        no_transactions(&error).unwrap_or_else(|| Error::database(BEGIN)(error))
-    })?;
+    client
+        .batch_execute(&names.begin)
+        .await
+        .map_err(Error::database(BEGIN))?;
     let rows = client
         .query_typed(&names.cut, &[])
         .await
@@ -109,17 +110,6 @@ pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Re
         },
         snapshot: Snapshot::parse(&snapshot)
             .ok_or_else(|| Error::unexpected(BEGIN, "pg_current_snapshot() is not understood"))?,
-    })
-}
-
-/// PgBouncer says it in words only: its errors all have the same SQLSTATE, that of a broken protocol.
-fn no_transactions(error: &tokio_postgres::Error) -> Option<Error> {
-    let message = error.as_db_error()?.message();
-    message.contains("statement pooling mode").then(|| {
-        Error::Config(format!(
-            "the pooler in between lets no transaction through ({message}); set its pool_mode to transaction or session, \
-             or connect to the server itself"
-        ))
     })
 }
 
@@ -278,6 +268,10 @@ pub(crate) async fn changes(
     let reload = |reason, begun| Ok(Step::Reload(reason, Box::new(begun)));
     if begun.server != known.server {
         return reload(Reload::ServerChanged, begun);
+    }
+    let cursor = known.cursor.as_ref();
+    if cursor.is_some_and(|cursor| cursor.is_after(&begun.snapshot)) {
+        return reload(Reload::WentBack, begun);
     }
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
         return reload(Reload::ClockWentBack, begun);
