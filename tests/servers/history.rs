@@ -48,7 +48,7 @@ async fn lost_commits(kill: bool) {
     let seed = followed.check("the seed").await;
     cluster.stop_writing_ahead();
     let mut lost = Vec::new();
-    for line in 1..4 {
+    for line in 1..10 {
         lost.push(set_line(&followed.app, 112, line).await);
     }
     let read = followed.check("before the crash").await;

@@ -10,6 +10,10 @@ mod history;
 mod pooler;
 mod pooler_history;
 mod standby;
+mod standby_writes;
+#[allow(dead_code)]
+#[path = "../model/writes.rs"]
+mod writes;
 
 use std::time::{Duration, Instant};
 

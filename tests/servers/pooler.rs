@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use oddscache::{Config, Error, OddsCache, Status};
+use tokio_postgres::NoTls;
 
 use crate::{
     common::{
@@ -189,4 +190,28 @@ async fn a_server_that_is_away_behind_a_pooler_is_waited_for() {
         cache.ready().await.expect("warm");
         follower.abort();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_without_room_for_one_more_client_is_waited_for() {
+    let cluster = Cluster::seeded(&[]);
+    let settings = ["pool_mode = transaction", "max_client_conn = 1"];
+    let pooler = PgBouncer::start(&cluster, &settings).await;
+    let mut only = None;
+    // Until the look whether it has started counts no more.
+    eventually("the only client", async || {
+        only = tokio_postgres::connect(&pooler.dsn(), NoTls).await.ok();
+        only.is_some()
+    })
+    .await;
+    let (cache, follower) = OddsCache::connect(Config::new(&pooler.dsn()).expect("dsn"));
+    let follower = tokio::spawn(follower.run());
+    eventually("the reason", async || {
+        assert!(!follower.is_finished(), "{}", cache.status());
+        cache.status().to_string().contains("max_client_conn")
+    })
+    .await;
+    drop(only);
+    cache.ready().await.expect("warm");
+    follower.abort();
 }
