@@ -214,7 +214,7 @@ pub(crate) async fn start(
     standby: bool,
 ) -> Result<Cursor, Error> {
     let seen = if standby {
-        Some(ids_since(client, log, snapshot.xmin).await?)
+        Some(ids_between(client, log, snapshot.xmin, snapshot.xmax).await?)
     } else {
         None
     };
@@ -234,15 +234,15 @@ pub(crate) async fn read(
         (None, false) => (exactly_new(log, &cursor.snapshot, &snapshot), None),
         (Some(before), true) => {
             // Rows below the new xmin come no more, so those from the old one on suffice.
-            let seen = ids_since(client, log, cursor.snapshot.xmin).await?;
+            let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
+            let seen = ids_between(client, log, from, to).await?;
             let new: Vec<String> = seen
                 .difference(before)
                 .take(MOST_ROWS + 1)
                 .map(i64::to_string)
                 .collect();
             let sql = format!(
-                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND id = ANY('{{{}}}'::int8[])",
-                cursor.snapshot.xmin,
+                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[])",
                 new.join(",")
             );
             (sql, Some(seen))
@@ -299,9 +299,16 @@ fn exactly_new(log: &str, cursor: &Snapshot, now: &Snapshot) -> String {
     )
 }
 
-/// On a standby: the ids of all rows from `xmin` on, among which the caller knows those it has read.
-async fn ids_since(client: &Client, log: &str, xmin: u64) -> Result<HashSet<i64>, Error> {
-    let sql = format!("SELECT id FROM {log} WHERE xid >= '{xmin}'::xid8");
+/// On a standby: the ids of all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost
+/// grows with what was logged since the oldest transaction in progress began. The upper end, the snapshot's `xmax`, is there
+/// for the planner as in [`exactly_new`].
+async fn ids_between(
+    client: &Client,
+    log: &str,
+    from: u64,
+    to: u64,
+) -> Result<HashSet<i64>, Error> {
+    let sql = format!("SELECT id FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8");
     let rows = client
         .query_typed(&sql, &[])
         .await

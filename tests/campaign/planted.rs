@@ -43,8 +43,8 @@ const PLANTS: &[Plant] = &[
         name: "begin one transaction too late (xmax)",
         edits: &[(
             "src/feed.rs",
-            "WHERE xid >= '{}'::xid8 ORDER BY",
-            "WHERE xid > '{}'::xid8 ORDER BY",
+            "WHERE xid >= '{}'::xid8 AND xid <",
+            "WHERE xid > '{}'::xid8 AND xid <",
         )],
     },
     Plant {
@@ -63,8 +63,8 @@ const PLANTS: &[Plant] = &[
             ),
             (
                 "src/feed.rs",
-                "WHERE xid >= '{}'::xid8 ORDER BY xid LIMIT",
-                "WHERE '{}' <> '' AND id > {last} ORDER BY xid LIMIT",
+                "WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT",
+                "WHERE '{}' <> '' AND id > {last} AND xid < '{}'::xid8 ORDER BY xid LIMIT",
             ),
             (
                 "src/feed.rs",
@@ -92,8 +92,8 @@ const PLANTS: &[Plant] = &[
             ),
             (
                 "src/publish.rs",
-                "    pub(crate) fn publish(&mut self, state: State) {\n",
-                "    pub(crate) fn publish(&mut self, state: State) {\n        let old = self.shared.load_full();\n        \
+                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n",
+                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n        let old = self.shared.load_full();\n        \
                  let chunks = state.chunks.iter().enumerate().map(|(place, chunk)| {\n            \
                  let before = old.chunks.get(place).unwrap_or(chunk);\n            \
                  Arc::new(std::array::from_fn(|slot| if slot % 2 == 0 { chunk[slot].clone() } else { before[slot].clone() }))\n        \
@@ -107,8 +107,8 @@ const PLANTS: &[Plant] = &[
         name: "wait for the bell without polling",
         edits: &[(
             "src/follower.rs",
-            "let belled = timeout(interval, bell.rung()).await.is_ok();",
-            "let belled = timeout(interval * 100_000, bell.rung()).await.is_ok();",
+            "match timeout(quiet, select(rung, asked)).await {",
+            "match timeout(quiet * 100_000, select(rung, asked)).await {",
         )],
     },
     Plant {
@@ -141,8 +141,9 @@ const PLANTS: &[Plant] = &[
                 "src/follower.rs",
                 "let mut known = self.warm_up(&reader, reason).await?;",
                 "let mut known = match self.kept.take() {\n            Some(known) => {\n                self.epoch += 1;\n                \
+                 let change = self.draft.change(Arc::clone(&known.cut), self.epoch);\n                \
                  let state = self.draft.state(known.cut.clone(), self.epoch, crate::view::Moment::now(), None);\n                \
-                 self.publisher.publish(state);\n                known\n            }\n            \
+                 self.publisher.publish(state, change);\n                known\n            }\n            \
                  None => self.warm_up(&reader, reason).await?,\n        };",
             ),
             (
@@ -203,8 +204,8 @@ const PLANTS: &[Plant] = &[
         name: "measure the age from publishing",
         edits: &[(
             "src/follower.rs",
-            "                done.began,\n                self.last_warmup.clone(),",
-            "                crate::view::Moment::now(),\n                self.last_warmup.clone(),",
+            "let state = self.draft.state(cut, self.epoch, done.began, warmup);",
+            "let state = self.draft.state(cut, self.epoch, crate::view::Moment::now(), warmup);",
         )],
     },
     Plant {
@@ -213,7 +214,7 @@ const PLANTS: &[Plant] = &[
             "src/follower.rs",
             "        add(&self.publisher.counters().failures, 1);\n        let pause = backoff.next();\n        tracing::info!",
             "        add(&self.publisher.counters().failures, 1);\n        \
-             self.publisher.prove((*View(self.publisher.state()).cut()).clone(), crate::view::Moment::now());\n        \
+             self.publisher.prove(View(self.publisher.state()).cut(), crate::view::Moment::now());\n        \
              let pause = backoff.next();\n        tracing::info!",
         ), (
             "src/publish.rs",
@@ -302,8 +303,8 @@ const PLANTS: &[Plant] = &[
         name: "let the window widen",
         edits: &[(
             "src/read.rs",
-            "self.window_start = self.window_start.max(window_start);",
-            "let _ = window_start;",
+            "self.window_start = self.window_start.max(known.window_start);",
+            "",
         )],
     },
     Plant {
