@@ -14,6 +14,7 @@ use crate::{
     followers::{Embedded, Service, kill},
     plan::{Fault, Kind},
     proxy::{Notices, Proxy, Setting, Way, Whose},
+    subscribers::Replica,
     workload::{self, Bias},
     world::{FREE, World},
 };
@@ -25,6 +26,7 @@ pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
     pub(crate) embedded: Embedded,
     pub(crate) service: Service,
+    pub(crate) replica: Replica,
 }
 
 const TABLES: [&str; 6] = [
@@ -37,6 +39,18 @@ const TABLES: [&str; 6] = [
 ];
 
 impl Scene {
+    /// No notification arrives any more.
+    pub(crate) fn silence(&self) {
+        self.world.active.begin(Kind::NoticesDropped);
+        let mut figures = self.world.report.figures();
+        figures
+            .faults
+            .entry(Kind::NoticesDropped)
+            .or_default()
+            .count += 1;
+        self.proxy.set(|setting| setting.notices = Notices::Drop);
+    }
+
     /// One fault after the other.
     pub(crate) async fn lane(self: Arc<Scene>, faults: Vec<Fault>) {
         for fault in faults {
@@ -73,9 +87,13 @@ impl Scene {
                 let table = TABLES[rng.usize(..TABLES.len())];
                 let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
                 let alter = format!("alter table only {table}");
-                self.admin(&format!("{alter} disable trigger oddscache_{operation}")).await;
+                self.admin(&format!("{alter} disable trigger oddscache_{operation}"))
+                    .await;
                 sleep(lasts).await;
-                self.admin(&format!("{alter} enable always trigger oddscache_{operation}")).await;
+                self.admin(&format!(
+                    "{alter} enable always trigger oddscache_{operation}"
+                ))
+                .await;
             }
             Kind::Partitions => self.partitions(&mut rng, lasts).await,
             Kind::PrunedCursor => {
@@ -103,9 +121,13 @@ impl Scene {
                 let ddl = match rng.u8(..3) {
                     0 => "vacuum full oddscache.change_log".to_owned(),
                     1 => "reindex table oddscache.change_log".to_owned(),
-                    _ => format!("alter table oddscache.change_log set (fillfactor = {})", rng.u8(50..100)),
+                    _ => format!(
+                        "alter table oddscache.change_log set (fillfactor = {})",
+                        rng.u8(50..100)
+                    ),
                 };
-                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}")).await;
+                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}"))
+                    .await;
                 sleep(lasts).await;
             }
             Kind::Migration => {
@@ -119,6 +141,10 @@ impl Scene {
                 .await;
             }
             Kind::Cancel => self.cancel(lasts).await,
+            Kind::Resync if rng.bool() => self.embedded.cache.resync(),
+            Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
+            // In the pause.
+            Kind::LostLogRow | Kind::BareLeaf => {}
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
                 self.embedded.block(lasts + Duration::from_millis(600));
@@ -158,7 +184,8 @@ impl Scene {
             | Kind::NoticesDoubled
             | Kind::NoticesDelayed
             | Kind::NoticesForged => {
-                self.proxy.set(|setting| network(fault.kind, &mut rng, setting));
+                self.proxy
+                    .set(|setting| network(fault.kind, &mut rng, setting));
                 sleep(lasts).await;
                 self.proxy.heal();
             }
@@ -172,7 +199,7 @@ impl Scene {
     }
 
     /// Runs statements as the superuser; again if a lock was not to be had. Lines are sent one by one.
-    async fn admin(&self, sql: &str) {
+    pub(crate) async fn admin(&self, sql: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let client = self.world.connect().await;
@@ -186,7 +213,8 @@ impl Scene {
             let code = error.code().map(|code| code.code().to_owned());
             let again = ["55P03", "40P01", "55006"].map(str::to_owned);
             if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
-                self.world.violate("the campaign itself", format!("{sql}: {error:?}"));
+                self.world
+                    .violate("the campaign itself", format!("{sql}: {error:?}"));
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -260,7 +288,10 @@ impl Scene {
         .await;
         sleep(lasts).await;
         if rng.bool() {
-            self.admin(&format!("alter table odds_snapshots detach partition {name}")).await;
+            self.admin(&format!(
+                "alter table odds_snapshots detach partition {name}"
+            ))
+            .await;
             sleep(lasts / 2).await;
         }
         self.admin(&format!("drop table {name}")).await;
@@ -276,7 +307,10 @@ impl Scene {
         let began = Instant::now();
         while began.elapsed() < lasts {
             let channel = ["oddscache", "other"][rng.usize(..2)];
-            let sql = format!("select pg_notify('{channel}', repeat('x', {}))", rng.usize(..7_900));
+            let sql = format!(
+                "select pg_notify('{channel}', repeat('x', {}))",
+                rng.usize(..7_900)
+            );
             if client.batch_execute(&sql).await.is_err() {
                 break;
             }

@@ -18,6 +18,9 @@ use crate::{common::normal, proxy::Proxy, world::World};
 /// Reads that take longer count as a dead connection.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Often enough to find something within a pause.
+const AUDIT_CYCLE: Duration = Duration::from_secs(3);
+
 /// The library's follower, on a thread of its own that can be blocked.
 #[derive(Debug)]
 pub(crate) struct Embedded {
@@ -34,7 +37,9 @@ impl Embedded {
         let config = Config::new(&dsn)
             .expect("dsn")
             .poll_interval(Duration::from_millis(150))
-            .read_timeout(READ_TIMEOUT);
+            .read_timeout(READ_TIMEOUT)
+            .audit_cycle(AUDIT_CYCLE)
+            .audit_budget(0.3);
         let (cache, follower) = OddsCache::connect(config);
         let (block, mut blocks) = tokio::sync::mpsc::unbounded_channel::<Duration>();
         let (begun, beginning) = mpsc::channel();
@@ -114,6 +119,7 @@ impl Service {
         command
             .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
+            .args(["--audit-cycle", "3s", "--audit-budget", "0.3"])
             .env("DATABASE_URL", &self.dsn)
             .env("LD_PRELOAD", &self.library)
             .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
@@ -172,7 +178,9 @@ impl Drop for Service {
 }
 
 pub(crate) fn kill(signal: &str, pid: u32) {
-    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
     assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
 }
 

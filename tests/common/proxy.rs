@@ -479,4 +479,3 @@ fn messages_are_cut_wherever_the_pieces_end() {
         assert_eq!((passed, notices), (all.clone(), 2), "pieces of {size}");
     }
 }
-
