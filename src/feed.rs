@@ -66,6 +66,11 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
+    /// Whether a snapshot is of an earlier state than the last read, which no server comes to by itself.
+    pub(crate) fn is_after(&self, snapshot: &Snapshot) -> bool {
+        self.snapshot.xmax > snapshot.xmax
+    }
+
     /// Whether rows that this cursor has not read may have been pruned.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
@@ -91,6 +96,8 @@ pub(crate) enum Reload {
     /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
     /// looks.
     ServerChanged,
+    /// The server has handed out fewer transaction ids than it had: a machine was put back to an earlier state as it ran.
+    WentBack,
     /// The server's clock went back.
     ClockWentBack,
     NotUnderstood,
@@ -101,7 +108,11 @@ impl Reload {
     pub(crate) fn is_new_epoch(&self) -> bool {
         matches!(
             self,
-            Reload::First | Reload::ConnectionLost | Reload::ServerChanged | Reload::ClockWentBack
+            Reload::First
+                | Reload::ConnectionLost
+                | Reload::ServerChanged
+                | Reload::WentBack
+                | Reload::ClockWentBack
         )
     }
 }
@@ -121,6 +132,7 @@ impl fmt::Display for Reload {
             Reload::ServerChanged => {
                 f.write_str("another server answers, or the same after a restart or a promotion")
             }
+            Reload::WentBack => f.write_str("the server is in an earlier state than before"),
             Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
         }
