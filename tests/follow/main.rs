@@ -9,6 +9,7 @@ mod handles;
 mod holes;
 mod locks;
 mod partitions;
+mod review;
 mod rows;
 mod transactions;
 
