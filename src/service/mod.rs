@@ -3,6 +3,7 @@
 mod args;
 mod database;
 pub(crate) mod http;
+mod ids;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;
