@@ -33,13 +33,15 @@ DECLARE
     app      constant text := current_setting('oddscache.app_schema');
     cache    constant text := current_setting('oddscache.cache_schema');
     role     constant text := current_setting('oddscache.role');
-    expected constant integer := 1;
+    expected constant integer := 2;
     keys     constant json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
         "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
         "competitor_market_odds": "snapshot_id"}';
     tables   constant text[] := ARRAY(SELECT json_object_keys(keys));
     log      constant text := format('%I.change_log', cache);
     func     constant text := format('%I.log_change()', cache);
+    functions constant text[] := ARRAY[format('%I.prune(interval)', cache), format('%I.heartbeat()', cache),
+        format('%I.resync(text)', cache)];
     report   jsonb := '[]';
     part     jsonb;
     version  integer;
@@ -59,7 +61,8 @@ BEGIN
     SELECT jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail))
       INTO part
       FROM (
-        SELECT func AS object, 'function' AS item, 'is missing: run install.sql' AS detail WHERE to_regprocedure(func) IS NULL
+        SELECT f.name AS object, 'function' AS item, 'is missing: run install.sql' AS detail
+          FROM unnest(ARRAY[func] || functions) AS f (name) WHERE to_regprocedure(f.name) IS NULL
          UNION ALL
         SELECT format('%I.%I', cache, t.tab), 'table', 'is missing: run install.sql'
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
@@ -82,7 +85,7 @@ BEGIN
                 OR (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) <> 1)
          UNION ALL
         SELECT p.name, 'EXECUTE', 'granted to PUBLIC: run install.sql'
-          FROM unnest(ARRAY[func, format('%I.prune(interval)', cache)]) AS p (name)
+          FROM unnest(ARRAY[func] || functions) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
         SELECT coalesce(x.rolname, 'all roles'), 'bell', 'runs with oddscache.notify = off: the cache sees its changes when it polls'
@@ -195,6 +198,17 @@ BEGIN
                         ELSE format('%s may not: let a scheduled job call it, or run grants.sql with -v prune=on', role) END
              WHERE to_regprocedure(format('%I.prune(interval)', cache)) IS NOT NULL
              UNION ALL
+            SELECT 'right', h.name, 'EXECUTE', CASE WHEN h.has THEN 'ok' ELSE 'warn' END,
+                   role || CASE WHEN h.has THEN '' ELSE
+                       ' may not: it cannot tell a quiet database from a bell that fell silent; run grants.sql' END
+              FROM (SELECT format('%I.heartbeat()', cache) AS name,
+                           has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache)), 'EXECUTE') AS has) AS h
+             WHERE h.has IS NOT NULL
+             UNION ALL
+            SELECT 'right', format('%I.resync(text)', cache), 'EXECUTE', 'warn', format('%s has it and does not need it', role)
+             WHERE NOT r.rolsuper
+               AND has_function_privilege(role, to_regprocedure(format('%I.resync(text)', cache)), 'EXECUTE')
+             UNION ALL
             SELECT 'right', c.oid::regclass::text, 'row-level security', 'warn',
                    format('%s must see every row: give it a policy for SELECT that is true, or BYPASSRLS', role)
               FROM unnest(tables) AS u (tab)
@@ -220,16 +234,34 @@ BEGIN
                                 ELSE format('pruned below %%s, channel %%s', min(s.pruned_below::text), min(s.channel)) END AS detail
                       FROM %2$s AS s
                      UNION ALL
-                    SELECT 'log', %1$L, 'rows',
-                           CASE WHEN min(l.at) < now() - interval '1 day' THEN 'warn' ELSE 'ok' END,
-                           format('%%s rows', count(*)) || coalesce(format(', the oldest of %%s', min(l.at)), '')
-                           || CASE WHEN min(l.at) < now() - interval '1 day' THEN ': call prune() regularly' ELSE '' END
-                      FROM %1$s AS l
+                    SELECT 'log', %2$L, 'pruned',
+                           CASE WHEN b.late AND b.pruned < now() - interval '7 days' THEN 'FAIL' WHEN b.late THEN 'warn' ELSE 'ok' END,
+                           coalesce('last at ' || b.pruned || format(' (%%s ago)', date_trunc('second', now() - b.pruned)), 'never')
+                           || CASE WHEN b.late THEN ': let the cache call prune() (grants.sql -v prune=on), or a scheduled job' ELSE '' END
+                      FROM (SELECT p.pruned, coalesce(p.pruned < now() - interval '1 day', true)
+                                   AND EXISTS (SELECT FROM %1$s AS l WHERE l.at < now() - interval '1 day' ORDER BY l.xid, l.id LIMIT 1) AS late
+                              FROM (SELECT max((to_jsonb(s) ->> 'pruned_at')::timestamptz) AS pruned FROM %2$s AS s) AS p) AS b
+                     UNION ALL
+                    SELECT 'log', %1$L, 'backlog',
+                           CASE WHEN b.oldest < now() - interval '7 days' OR b.bytes > 10 * 1024 ^ 3 THEN 'FAIL'
+                                WHEN b.oldest < now() - interval '1 day' OR b.bytes > 1024 ^ 3 THEN 'warn' ELSE 'ok' END,
+                           format('%%s rows, %%s', b.rows || CASE WHEN b.rows > 1000000 THEN ' or more' ELSE '' END,
+                                  pg_size_pretty(b.bytes))
+                           || coalesce(', the oldest of ' || b.oldest || format(' (%%s ago)', date_trunc('second', now() - b.oldest)), '')
+                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': see that prune() is called, and that no '
+                                       'transaction stays open for so long'
+                                   WHEN b.bytes > 1024 ^ 3 THEN ': the space of deleted rows is used again once they are '
+                                       'vacuumed; a transaction that stays open keeps them'
+                                   ELSE '' END
+                      FROM (SELECT (SELECT count(*) FROM (SELECT FROM %1$s LIMIT 1000001) AS l) AS rows,
+                                   pg_total_relation_size(%1$L::regclass) AS bytes,
+                                   (SELECT l.at FROM %1$s AS l ORDER BY l.xid, l.id LIMIT 1) AS oldest) AS b
                      UNION ALL
                     SELECT 'log', %1$L, 'transactions', 'FAIL', 'speaks of another cluster''s transactions: run install.sql'
                      WHERE EXISTS (SELECT FROM %1$s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot()))
                      UNION ALL
-                    SELECT 'log', l.table_name, 'RESYNC', 'warn', format('%%s times, last at %%s: %%s', count(*), max(l.at),
+                    SELECT 'log', l.table_name, 'RESYNC', CASE l.table_name WHEN 'resync' THEN 'ok' ELSE 'warn' END,
+                           format('%%s times, last at %%s: %%s', count(*), max(l.at),
                            (array_agg(l.note ORDER BY l.id DESC))[1])
                       FROM %1$s AS l WHERE l.op = 'RESYNC' GROUP BY l.table_name
                 ) AS q$sql$, log, format('%I.log_state', cache), app) INTO part;
@@ -239,6 +271,16 @@ BEGIN
         report := report || jsonb_build_object('kind', 'log', 'object', log, 'item', 'rows', 'status', 'warn',
             'detail', format('not readable by %I: %s', current_user, SQLERRM));
     END;
+
+    -- The cache's sessions
+    SELECT jsonb_agg(jsonb_build_object('kind', 'session', 'object', format('process %s', s.pid), 'item', s.wait_event,
+               'status', 'warn', 'detail', format('of %I takes nothing of its answer since %s and keeps TRUNCATE, ALTER and DETACH '
+                   'waiting, and writers behind them; SELECT pg_terminate_backend(%s)', role, s.query_start, s.pid)))
+      INTO part
+      FROM pg_stat_activity AS s
+     WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active' AND s.wait_event = 'ClientWrite'
+       AND s.query_start < clock_timestamp() - interval '30 s';
+    report := report || coalesce(part, '[]');
 
     -- The bell, and the indexes
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
@@ -271,6 +313,6 @@ END $check$;
 SELECT r.kind, r.object, r.item, r.status, r.detail
   FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
        AS r (kind text, object text, item text, status text, detail text)
- ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'queue', 'index'], r.kind),
+ ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'queue', 'index'], r.kind),
           r.object, r.item;
 COMMIT;

@@ -1,8 +1,12 @@
 -- grants.sql: makes a role for the cache that can do what the cache does, and nothing else.
 --
--- What      LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state. All on
---           whole tables: LOCK TABLE ... IN ACCESS SHARE MODE, which the cache needs, refuses rights on columns. Partitions
---           need none of their own. With `-v prune=on` also EXECUTE on prune(interval), so that the cache keeps the log short.
+-- What      LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state; EXECUTE
+--           on heartbeat(). SELECT is on whole tables: LOCK TABLE ... IN ACCESS SHARE MODE, which the cache needs, refuses
+--           rights on columns. Partitions need none of their own. heartbeat() takes no argument and writes a fixed row of
+--           nothing, at most one a second for each session that calls it, and rings the bell, which any role can by NOTIFY:
+--           whoever calls it all day adds a few thousand log rows an hour, and prune() deletes them. Never granted here is
+--           resync(): it makes every cache read everything. With `-v prune=on` also EXECUTE on prune(interval), so that
+--           the cache keeps the log short.
 -- Who       Someone who may grant on the tables and on the feed: their owner or a superuser; CREATEROLE if the role is new.
 -- Locks     None that a reader or writer would notice.
 -- Again     Grants only what is missing. A role that exists is used as it is.
@@ -54,6 +58,9 @@ BEGIN
                   'competitor_odds_snapshots', 'competitor_market_odds']) AS t (tab)
              UNION ALL VALUES (format('%I.change_log', cache)), (format('%I.log_state', cache))) AS v
      WHERE to_regclass(v.name) IS NULL;
+    IF problem IS NULL AND to_regprocedure(format('%I.heartbeat()', cache)) IS NULL THEN
+        problem := format('%I.heartbeat()', cache);
+    END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'missing: %', problem USING ERRCODE = 'undefined_table',
             HINT = 'Run install.sql first; name other schemas with -v app_schema=... -v cache_schema=...';
@@ -89,7 +96,10 @@ BEGIN
                    has_table_privilege(role, format('%I.%I', cache, t.tab), 'SELECT')
               FROM unnest(ARRAY['change_log', 'log_state']) AS t (tab)
              UNION ALL
-            SELECT 5, 'EXECUTE', format('FUNCTION %I.prune(interval)', cache),
+            SELECT 5, 'EXECUTE', format('FUNCTION %I.heartbeat()', cache),
+                   has_function_privilege(role, format('%I.heartbeat()', cache), 'EXECUTE')
+             UNION ALL
+            SELECT 6, 'EXECUTE', format('FUNCTION %I.prune(interval)', cache),
                    has_function_privilege(role, format('%I.prune(interval)', cache), 'EXECUTE')
              WHERE current_setting('oddscache.prune')::boolean
           ) AS v

@@ -1,6 +1,6 @@
 -- install.sql: installs the change feed that keeps oddscache equal to these tables.
 --
--- What      A schema with the change log, four functions, and AFTER ... FOR EACH STATEMENT triggers on six tables and
+-- What      A schema with the change log, six functions, and AFTER ... FOR EACH STATEMENT triggers on six tables and
 --           on every partition of theirs. Everything is named in README.md; check.sql reports on it.
 -- Who       The owner of the six tables, with CREATE on the database. A superuser can, but then the trigger function
 --           runs as that superuser: prefer the owner.
@@ -8,7 +8,8 @@
 --           COMMIT, readers do not. While it waits for a writer that is already there, new writers queue behind it, for
 --           `lock_timeout` at most; then it fails with 55P03, undoes everything, and can be run again.
 -- Again     Changes nothing and locks nothing where everything is in place; repairs what is not. New partitions get
---           their triggers, an older feed version is upgraded.
+--           their triggers, an older feed version is upgraded (its followers then want their new version, too), a
+--           newer one is left alone.
 -- Undo      uninstall.sql
 --
 -- Run       psql -X -f install.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v channel=oddscache]
@@ -39,6 +40,7 @@ SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
 SET LOCAL oddscache.channel = :'channel';
 SET LOCAL oddscache.done = '0';
+SET LOCAL oddscache.version = '2';
 -- The tables, and the column of each that says what changed.
 SET LOCAL oddscache.keys = '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
     "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
@@ -92,12 +94,43 @@ DECLARE
     app     constant text := current_setting('oddscache.app_schema');
     cache   constant text := current_setting('oddscache.cache_schema');
     channel constant text := current_setting('oddscache.channel');
+    version constant text := current_setting('oddscache.version');
     log     constant text := format('%I.change_log', cache);
     done    integer := 0;
     found   text;
     n       bigint;
     m       bigint;
+    w       record;
 BEGIN
+    -- What is there already runs with our rights from here on: a trigger of log_state, a function. Whoever planted it could
+    -- be anybody with CREATE on the database.
+    SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO found
+      FROM (SELECT 'schema ' || quote_ident(cache) AS name, n.nspowner AS owner
+              FROM pg_namespace AS n WHERE n.nspname = cache
+             UNION ALL
+            SELECT c.oid::regclass::text, c.relowner FROM pg_class AS c
+             WHERE c.relnamespace = to_regnamespace(quote_ident(cache)) AND c.relname IN ('change_log', 'log_state', 'log_horizon')
+             UNION ALL
+            SELECT p.oid::regprocedure::text, p.proowner FROM pg_proc AS p
+             WHERE p.pronamespace = to_regnamespace(quote_ident(cache))
+               AND p.proname IN ('feed_version', 'prune', 'heartbeat', 'resync', 'log_change')) AS o
+     WHERE o.owner NOT IN (SELECT x.oid FROM pg_roles AS x WHERE x.rolsuper OR x.rolname = current_user)
+       AND o.owner NOT IN (SELECT c.relowner FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+                             JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, k.tab)))
+       AND (current_setting('is_superuser')::boolean OR NOT pg_has_role(o.owner, 'MEMBER'));
+    IF found IS NOT NULL THEN
+        RAISE EXCEPTION '%', found USING ERRCODE = 'insufficient_privilege',
+            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose another '
+                'schema: -v cache_schema=...';
+    END IF;
+    IF to_regprocedure(format('%I.feed_version()', cache)) IS NOT NULL THEN
+        EXECUTE format('SELECT %I.feed_version()', cache) INTO found;
+        IF found::integer > version::integer THEN
+            RAISE EXCEPTION 'the feed in schema % has version %, and this script has version %', quote_ident(cache), found, version
+                USING HINT = 'Use the install.sql of that version; to go back, run its uninstall.sql first.';
+        END IF;
+    END IF;
+
     IF to_regnamespace(quote_ident(cache)) IS NULL THEN
         EXECUTE format('CREATE SCHEMA %I', cache);
         EXECUTE format('COMMENT ON SCHEMA %I IS %L', cache,
@@ -125,14 +158,6 @@ BEGIN
             ) WITH (vacuum_truncate = off, toast.vacuum_truncate = off)$sql$, log);
         -- Compressing 8 kB of keys costs three times what writing them does.
         EXECUTE format('ALTER TABLE %s ALTER COLUMN keys SET STORAGE EXTERNAL', log);
-        EXECUTE format('COMMENT ON TABLE %s IS %L', log,
-            'One row per statement that changed an odds table: which table, which keys. Pruned by prune().');
-        EXECUTE format('COMMENT ON COLUMN %s.xid IS %L', log, 'Top-level transaction that made the change.');
-        EXECUTE format('COMMENT ON COLUMN %s.op IS %L', log,
-            'INSERT, UPDATE, DELETE, TRUNCATE, or RESYNC: the trigger met the trouble in note, so read everything again.');
-        EXECUTE format('COMMENT ON COLUMN %s.keys IS %L', log,
-            'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
-            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table.');
         RAISE NOTICE 'created table %', log;
         done := done + 1;
     ELSE
@@ -140,7 +165,7 @@ BEGIN
           INTO found FROM pg_attribute AS a WHERE a.attrelid = log::regclass AND a.attnum > 0 AND NOT a.attisdropped;
         IF found <> 'xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamp with time zone'
         THEN
-            RAISE EXCEPTION '% exists and is not the change log of feed version 1 (it has %)', log, found
+            RAISE EXCEPTION '% exists and is not the change log of feed version % (it has %)', log, version, found
                 USING HINT = 'Run uninstall.sql first, or choose another schema: -v cache_schema=...';
         END IF;
     END IF;
@@ -151,12 +176,16 @@ BEGIN
                 one boolean PRIMARY KEY DEFAULT true CHECK (one),
                 pruned_below xid8 NOT NULL,
                 app_schema text NOT NULL,
-                channel text NOT NULL
+                channel text NOT NULL,
+                pruned_at timestamptz
             )$sql$, cache);
-        EXECUTE format('COMMENT ON TABLE %I.log_state IS %L', cache, 'The state of the feed: exactly one row.');
-        EXECUTE format('COMMENT ON COLUMN %I.log_state.pruned_below IS %L', cache,
-            'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.');
         RAISE NOTICE 'created table %.log_state', quote_ident(cache);
+        done := done + 1;
+    ELSIF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.log_state', cache))
+                         AND a.attname = 'pruned_at' AND NOT a.attisdropped) THEN
+        -- Of version 1.
+        EXECUTE format('ALTER TABLE %I.log_state ADD COLUMN pruned_at timestamptz', cache);
+        RAISE NOTICE 'added column %.log_state.pruned_at', quote_ident(cache);
         done := done + 1;
     END IF;
     EXECUTE format('INSERT INTO %I.log_state (pruned_below, app_schema, channel)
@@ -177,11 +206,37 @@ BEGIN
 
     IF to_regclass(format('%I.log_horizon', cache)) IS NULL THEN
         EXECUTE format('CREATE TABLE %I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL)', cache);
-        EXECUTE format('COMMENT ON TABLE %I.log_horizon IS %L', cache,
-            'Below which transaction all had ended, and when: noted by prune() for its later calls.');
         RAISE NOTICE 'created table %.log_horizon', quote_ident(cache);
         done := done + 1;
     END IF;
+
+    FOR w IN
+        SELECT CASE WHEN v.col IS NULL THEN format('TABLE %I.%I', cache, v.tab)
+                    ELSE format('COLUMN %I.%I.%I', cache, v.tab, v.col) END AS object, v.comment
+          FROM (VALUES
+            ('change_log', NULL,
+             'One row per statement that changed an odds table: which table, which keys. Pruned by prune().'),
+            ('change_log', 'xid', 'Top-level transaction that made the change.'),
+            ('change_log', 'op',
+             'INSERT, UPDATE, DELETE, TRUNCATE; RESYNC: read everything again, for the reason in note (trouble that the '
+             'trigger met, or ASKED by resync()); HEARTBEAT: nothing changed, heartbeat() was called.'),
+            ('change_log', 'keys',
+             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
+             'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: nothing.'),
+            ('log_state', NULL, 'The state of the feed: exactly one row.'),
+            ('log_state', 'pruned_below',
+             'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.'),
+            ('log_state', 'pruned_at', 'When prune() last did its work, even if there was nothing to delete.'),
+            ('log_horizon', NULL,
+             'Below which transaction all had ended, and when: noted by prune() for its later calls.')
+          ) AS v (tab, col, comment)
+         WHERE col_description(format('%I.%I', cache, v.tab)::regclass,
+                   coalesce((SELECT a.attnum FROM pg_attribute AS a WHERE a.attname = v.col
+                                AND a.attrelid = format('%I.%I', cache, v.tab)::regclass), 0)) IS DISTINCT FROM v.comment
+    LOOP
+        EXECUTE format('COMMENT ON %s IS %L', w.object, w.comment);
+        done := done + 1;
+    END LOOP;
 
     -- A log restored from a dump speaks of another cluster's transactions: to this one they lie in the future.
     EXECUTE format('DELETE FROM %s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot())', log);
@@ -244,16 +299,20 @@ BEGIN
           FROM (VALUES
     ('feed_version', '', '', 'integer', 'LANGUAGE sql IMMUTABLE PARALLEL SAFE', NULL::text[], true,
      'Version of the feed: its objects, and the meaning of the change log.',
-     'SELECT 1'),
+     'SELECT ' || current_setting('oddscache.version')),
 
     ('prune', 'keep interval DEFAULT ''1 hour''', 'interval', 'bigint',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp',
-     ARRAY['search_path=pg_catalog, pg_temp'], false,
+     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
+     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
      'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how many.',
      $body$
 DECLARE
+    bound   constant interval := coalesce(nullif(current_setting('oddscache.prune_timeout', true), ''), '60 s');
+    begun   constant timestamptz := clock_timestamp();
+    setting text;
     reached xid8;
-    deleted bigint;
+    n       bigint;
+    deleted bigint := 0;
 BEGIN
     IF keep IS NULL OR keep < interval '0' THEN
         RAISE EXCEPTION 'keep must not be negative or null' USING ERRCODE = 'invalid_parameter_value';
@@ -263,11 +322,19 @@ BEGIN
         RAISE EXCEPTION 'prune must not run in a serializable transaction'
             USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED';
     END IF;
-    -- One at a time: whoever finds the row taken leaves the work to its owner.
+    -- One at a time: whoever finds the row taken leaves the work to its owner. An advisory lock would not do: any role may
+    -- hold any of those, for ever, while locking this row takes rights on it.
     PERFORM FROM {schema}.log_state FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
+    -- Whoever stays in the transaction keeps the row, and nobody prunes: the server ends that session. Both settings go
+    -- back at the end of the transaction, not of this function. The second cannot bound the statement that runs us.
+    FOREACH setting IN ARRAY ARRAY['idle_in_transaction_session_timeout', 'statement_timeout'] LOOP
+        IF current_setting(setting)::interval NOT BETWEEN interval '1 ms' AND bound THEN
+            PERFORM set_config(setting, greatest(1, ceil(1000 * extract(epoch FROM bound)))::text, true);
+        END IF;
+    END LOOP;
     -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows late.
     INSERT INTO {schema}.log_horizon (horizon, at)
     SELECT pg_snapshot_xmin(pg_current_snapshot()), clock_timestamp()
@@ -275,17 +342,62 @@ BEGIN
                         WHERE h.horizon >= pg_snapshot_xmin(pg_current_snapshot()));
     SELECT h.horizon INTO reached
       FROM {schema}.log_horizon AS h WHERE h.at <= clock_timestamp() - keep ORDER BY h.horizon DESC LIMIT 1;
+    -- The mark may claim more than this call deletes, never less.
+    UPDATE {schema}.log_state AS s SET pruned_at = begun, pruned_below = greatest(s.pruned_below, reached);
     IF reached IS NULL THEN
         RETURN 0;
     END IF;
     DELETE FROM {schema}.log_horizon AS h WHERE h.horizon < reached;
-    -- The mark may claim more than this call deletes, never less.
-    UPDATE {schema}.log_state AS s SET pruned_below = reached WHERE s.pruned_below < reached;
-    DELETE FROM {schema}.change_log AS l
-     WHERE l.ctid = ANY (ARRAY(SELECT o.ctid FROM {schema}.change_log AS o
-                                WHERE o.xid < reached ORDER BY o.xid, o.id LIMIT 50000));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
+    FOR portion IN 1 .. 10 LOOP
+        DELETE FROM {schema}.change_log AS l
+         WHERE l.ctid = ANY (ARRAY(SELECT o.ctid FROM {schema}.change_log AS o
+                                    WHERE o.xid < reached ORDER BY o.xid, o.id LIMIT 5000));
+        GET DIAGNOSTICS n = ROW_COUNT;
+        deleted := deleted + n;
+        EXIT WHEN n < 5000 OR clock_timestamp() > begun + bound / 6;
+    END LOOP;
     RETURN deleted;
+END $body$),
+
+    ('heartbeat', '', '', 'void',
+     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
+     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
+     'Tries the way a change takes: a log row that says nothing, unless the newest is younger than a second, and the bell.',
+     $body$
+BEGIN
+    -- A transaction's own rows need not be the newest by xid: without the second look it could write any number. A row
+    -- from the future says that the clock went back.
+    IF NOT EXISTS (
+        SELECT FROM ((SELECT l.at FROM {schema}.change_log AS l ORDER BY l.xid DESC, l.id DESC LIMIT 1)
+                      UNION ALL
+                     (SELECT l.at FROM {schema}.change_log AS l WHERE l.xid = pg_current_xact_id_if_assigned()
+                       ORDER BY l.xid DESC, l.id DESC LIMIT 1)) AS newest
+         WHERE newest.at BETWEEN clock_timestamp() - interval '1 s' AND clock_timestamp())
+    THEN
+        INSERT INTO {schema}.change_log (xid, table_name, op, keys) VALUES (pg_current_xact_id(), 'heartbeat', 'HEARTBEAT', '{}');
+    END IF;
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify({channel}, '');
+    ELSE
+        RAISE WARNING 'no bell: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+            USING HINT = 'Some listener sits in a transaction.';
+    END IF;
+END $body$),
+
+    ('resync', 'reason text DEFAULT NULL', 'text', 'void',
+     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
+     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
+     'Makes every cache read everything again; the reason is for people.',
+     $body$
+BEGIN
+    INSERT INTO {schema}.change_log (xid, table_name, op, note)
+    VALUES (pg_current_xact_id(), 'resync', 'RESYNC', concat_ws(' ', 'ASKED', left(reason, 200)));
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify({channel}, '');
+    ELSE
+        RAISE WARNING 'no bell: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+            USING HINT = 'Some listener sits in a transaction.';
+    END IF;
 END $body$),
 
     ('log_change', '', '', 'trigger',
@@ -498,7 +610,7 @@ BEGIN
 END $triggers$;
 
 SELECT CASE current_setting('oddscache.done') WHEN '0' THEN 'already in place' ELSE 'installed' END AS result,
-       1 AS feed_version, :'app_schema' AS app_schema, :'cache_schema' AS cache_schema, :'channel' AS channel,
+       current_setting('oddscache.version')::integer AS feed_version, :'app_schema' AS app_schema, :'cache_schema' AS cache_schema, :'channel' AS channel,
        (SELECT count(*) FROM pg_trigger AS g WHERE g.tgfoid = format('%I.log_change()', :'cache_schema')::regprocedure)
            AS triggers;
 COMMIT;

@@ -113,8 +113,9 @@ BEGIN
     FOR w IN
         SELECT p.oid::regprocedure::text AS name
           FROM pg_proc AS p
-         WHERE p.oid IN (to_regprocedure(format('%I.log_change()', cache)), to_regprocedure(format('%I.feed_version()', cache)),
-                         to_regprocedure(format('%I.prune(interval)', cache)))
+         WHERE p.oid IN (SELECT to_regprocedure(format('%I.%s', cache, f.name))
+                           FROM unnest(ARRAY['log_change()', 'feed_version()', 'prune(interval)', 'heartbeat()', 'resync(text)'])
+                                AS f (name))
     LOOP
         EXECUTE format('DROP FUNCTION %s', w.name);
         RAISE NOTICE 'dropped function %', w.name;

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
 use crate::{
-    BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Config, Counters, Error, Follower, Stats,
-    Status, View, Writer,
+    BetpawaSnapshots, CachedEvent, Changes, CompetitorSnapshots, Config, Counters, Error, Follower,
+    Stats, Status, View, Writer,
     publish::{Publisher, Shared},
 };
 
@@ -86,6 +86,45 @@ impl OddsCache {
             });
         }
         Ok(view)
+    }
+
+    /// Waits for a view that contains what the transaction `xid` wrote, if it committed: read-your-writes across processes.
+    /// The writer learns `xid` before it commits, and passes it on after:
+    ///
+    /// ```sql
+    /// SELECT pg_current_xact_id();
+    /// ```
+    ///
+    /// Makes the follower read at once rather than at the next bell. See [`Cut::shows`](crate::Cut::shows) for standbys,
+    /// where it may take until the next poll, or as long as older transactions last. Does not block the thread; dropping
+    /// the future is harmless.
+    ///
+    /// # Errors
+    /// [`Error::NotShown`] after `timeout`.
+    pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
+        let shows = |state: &crate::view::State| state.proof.cut().shows(xid);
+        if !shows(&self.shared.load()) {
+            self.shared.wish.read();
+            let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
+            shown.map_err(|_| Error::NotShown {
+                xid,
+                timeout,
+                status: self.status().to_string(),
+            })?;
+        }
+        Ok(self.view())
+    }
+
+    /// What each publication from now on changes. Take a view *after* this call: what was published in between is in the
+    /// view and comes as a change as well. Subscribers cost the follower nothing but a reference each.
+    pub fn changes(&self) -> Changes {
+        self.shared.changes()
+    }
+
+    /// Makes the follower read everything again, beside the readable old view; returns at once. In the database
+    /// `oddscache.resync()` asks the same of all followers. Seldom needed: what could call for it is done without asking.
+    pub fn resync(&self) {
+        self.shared.wish.resync();
     }
 
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.

@@ -43,8 +43,12 @@ pub(crate) struct Names {
     /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
     /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
     /// `deadlock_timeout` (1 s).
+    ///
+    /// TRUNCATE, ALTER and DETACH wait for these locks, and writers behind them. So the server itself ends the transaction
+    /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
+    /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
     pub(crate) begin: String,
-    /// Gives the statements that read everything the time they may take.
+    /// Gives the statements that read everything, and what is done between them, the time they may take.
     pub(crate) patience: String,
     /// Snapshot, clock, recovery, low-water mark, fingerprint, server and tables, in this order.
     pub(crate) cut: String,
@@ -52,6 +56,10 @@ pub(crate) struct Names {
     /// partitioned table takes in a partition attached since the snapshot.
     pub(crate) tables_now: String,
 }
+
+/// For how long the transaction of a read of changes may wait for its next statement. They follow each other within
+/// milliseconds.
+const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 /// Milliseconds as the server takes them; none would mean no bound.
 fn millis(duration: Duration) -> u128 {
@@ -71,15 +79,18 @@ impl Names {
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
-             SET LOCAL idle_in_transaction_session_timeout = {timeout}; SET LOCAL jit = off; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
+             SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
             locked.join(", "),
             timeout = millis(config.read_timeout),
+            idle = millis(config.read_timeout.min(IDLE_BOUND)),
         );
         let patience = format!(
-            "SET LOCAL statement_timeout = {}",
-            millis(config.warmup_timeout)
+            "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            millis(config.warmup_timeout),
+            millis(config.read_timeout),
         );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
@@ -121,8 +132,10 @@ impl Names {
 /// - the fingerprint, which changes whenever rows may have changed, or come to be hidden, without a trigger of ours
 ///   firing: a partition attached, detached, dropped or rewritten, a column altered, a trigger or its function replaced,
 ///   disabled, or disabled and enabled again (`xmin` tells), row security, the log truncated, rebuilt or installed anew;
-/// - the server: another one, or the same after a restart or a crash, which may have taken back what we have read. Seen
-///   as the loss of our connection, unless a pooler hides that.
+/// - the server: another one, or the same after a restart, a crash or a promotion, which may have taken back what we have
+///   read. Seen as the loss of our connection, unless a pooler hides that. A crash that the postmaster survives shows only
+///   in the statistics, all of which it resets; somebody who resets one of the two kinds loses us nothing. On a primary
+///   the control file names the timeline only after a checkpoint, so it is not asked.
 fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
     let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
     format!(
@@ -156,8 +169,10 @@ fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
              FROM log JOIN pg_index i ON i.indrelid = log.oid JOIN pg_class c ON c.oid = i.indexrelid) \
          SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, \
            (SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item), \
-           (SELECT concat_ws(' ', pg_postmaster_start_time(), s.system_identifier, c.timeline_id, b.stats_reset) \
-             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b), \
+           (SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), s.system_identifier, \
+               CASE WHEN pg_is_in_recovery() THEN 'standby ' || c.timeline_id ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
+               extract(epoch FROM least(b.stats_reset, a.stats_reset))) \
+             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b, pg_stat_archiver a), \
            (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node JOIN pg_class c USING (oid) \
              WHERE parent = 0 OR c.relispartition AND NOT leaving)",
         app = literal(app_schema),
@@ -175,6 +190,8 @@ pub(crate) struct Catalog {
     pub(crate) all_kickoffs: String,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: String,
+    /// `(window start, event id)` -> the same for the events after that one, in id order; a LIMIT must follow.
+    pub(crate) next_kickoffs: String,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_betpawa_heads: String,
     /// `(event ids)` -> the same.
@@ -370,6 +387,7 @@ impl Catalog {
             table("events")
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
+        let next_kickoffs = format!("{all_kickoffs} AND e.id > $2 ORDER BY e.id LIMIT ");
 
         let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
         let betpawa = format!(
@@ -422,6 +440,7 @@ impl Catalog {
             kickoff_type,
             all_kickoffs,
             some_kickoffs,
+            next_kickoffs,
             all_betpawa_heads: format!("{betpawa} {} {betpawa_order}", in_window("s.event_id")),
             some_betpawa_heads: format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}"),
             all_competitor_heads: format!(

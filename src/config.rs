@@ -24,6 +24,9 @@ pub struct Config {
     pub(crate) retry_unreachable: bool,
     pub(crate) need_feed: bool,
     pub(crate) allow_row_security: bool,
+    pub(crate) audit_cycle: Duration,
+    pub(crate) audit_budget: f64,
+    bell_from: Option<Box<Config>>,
 }
 
 /// Keeps a dead peer from going unnoticed for hours; the driver's default is two of them.
@@ -117,6 +120,9 @@ impl Config {
             retry_unreachable: true,
             need_feed: true,
             allow_row_security: false,
+            audit_cycle: Duration::from_secs(120),
+            audit_budget: 0.01,
+            bell_from: None,
         }
     }
 
@@ -202,8 +208,43 @@ impl Config {
         self
     }
 
-    /// Hosts and database, for messages.
-    pub(crate) fn target(&self) -> String {
+    /// Within which time the audit should have read every event again and compared it with the view; 120 s unless set.
+    /// It takes longer where its budget does not suffice, and where more than 4,000 events are held.
+    #[must_use]
+    pub fn audit_cycle(mut self, cycle: Duration) -> Config {
+        self.audit_cycle = cycle;
+        self
+    }
+
+    /// Which share of the time the follower may spend reading for the audit, between 0.0001 and 1; 0.01 unless set. The
+    /// load on the server is at most this share of one core.
+    #[must_use]
+    pub fn audit_budget(mut self, budget: f64) -> Config {
+        self.audit_budget = budget;
+        self
+    }
+
+    /// Where to LISTEN, if not where the tables are read: at the primary of a standby that is read, which cannot notify
+    /// anybody, or past a pooler in transaction mode. Of `bell` only how to connect matters. The follower looks again
+    /// for a moment after a bell for which it finds nothing, since the standby has yet to replay the change.
+    #[must_use]
+    pub fn bell_from(mut self, bell: Config) -> Config {
+        self.bell_from = Some(Box::new(bell));
+        self
+    }
+
+    /// How to connect for the bell.
+    pub(crate) fn for_bell(&self) -> &Config {
+        self.bell_from.as_deref().unwrap_or(self)
+    }
+
+    /// Whether the bell may ring for what cannot be read yet.
+    pub(crate) fn bell_is_elsewhere(&self) -> bool {
+        self.bell_from.is_some()
+    }
+
+    /// Hosts and database, for messages: never a password.
+    pub fn target(&self) -> String {
         let targets = target::targets(self).unwrap_or_default();
         let hosts: Vec<String> = targets.iter().map(target::Target::name).collect();
         let database = self

@@ -4,10 +4,18 @@
 //! |---|---|
 //! | D1 | after every change the totals and owners equal what a walk over all events would give |
 //! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
+//! | D3 | an event that differs from the one published last is in `before` with that one |
 
-use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    mem::size_of,
+    ops::RangeBounds,
+    sync::Arc,
+};
 
 use crate::{
+    change::Change,
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
     owners::Owners,
     pack::Packer,
@@ -27,6 +35,8 @@ pub(crate) struct Draft {
     kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
     totals: Stats,
     event_bytes: usize,
+    /// What the events changed since the last [`Draft::change`] were then.
+    before: BTreeMap<i64, Option<Arc<CachedEvent>>>,
     pub(crate) packer: Packer,
 }
 
@@ -49,6 +59,56 @@ impl Draft {
     /// The events that show a snapshot of `competitor_odds_snapshots`.
     pub(crate) fn competitor_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
         self.competitor_owners.get(snapshot_id)
+    }
+
+    /// The ids of the events held in a range, in no order.
+    pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
+        self.index
+            .keys()
+            .copied()
+            .filter(move |id| range.contains(id))
+    }
+
+    /// Takes the place of `old`, whose names it took over: what is equal shares its memory, what differs is a change.
+    pub(crate) fn replace(&mut self, old: &mut Draft) {
+        let mut ids: Vec<i64> = old.index.keys().chain(self.index.keys()).copied().collect();
+        ids.extend(old.before.keys());
+        ids.sort_unstable();
+        ids.dedup();
+        let mut before = std::mem::take(&mut old.before);
+        for event_id in ids {
+            let published = match before.remove(&event_id) {
+                Some(published) => published,
+                None => old.event(event_id).cloned(),
+            };
+            let now = self.event(event_id);
+            match (published, now, self.index.get(&event_id)) {
+                (Some(published), Some(now), Some(slot)) if published.same(now) => {
+                    self.before.remove(&event_id);
+                    self.write(*slot, Some(published));
+                }
+                (None, None, _) => {
+                    self.before.remove(&event_id);
+                }
+                (published, ..) => {
+                    self.before.insert(event_id, published);
+                }
+            }
+        }
+    }
+
+    /// What differs from the state published last, and is now about to be published.
+    pub(crate) fn change(&mut self, cut: Arc<Cut>, epoch: u64) -> Change {
+        let mut change = Change {
+            cut,
+            epoch,
+            ..Change::default()
+        };
+        for (event_id, before) in std::mem::take(&mut self.before) {
+            let now = self.event(event_id).map(|event| &**event);
+            change.note(event_id, before.as_deref(), now);
+        }
+        change
     }
 
     /// An empty draft that takes over the interned names of this one, which keeps all else and can take them back.
@@ -78,9 +138,13 @@ impl Draft {
             competitors,
         });
         let old = self.event(event_id).cloned();
+        if old.as_ref().is_some_and(|old| old.same(&event)) {
+            return;
+        }
         if let Some(old) = &old {
             self.forget(old);
         }
+        self.before.entry(event_id).or_insert_with(|| old.clone());
         self.count(&event);
         if let Some(kickoff) = kickoff
             && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
@@ -100,6 +164,7 @@ impl Draft {
             return false;
         };
         self.forget(&old);
+        self.before.entry(event_id).or_insert(Some(old));
         if let Some(slot) = Arc::make_mut(&mut self.index).remove(&event_id) {
             self.write(slot, None);
             self.free.push(slot);
@@ -206,7 +271,7 @@ impl Draft {
     /// The state to publish. The next change to the draft copies what it touches.
     pub(crate) fn state(
         &mut self,
-        cut: Cut,
+        cut: Arc<Cut>,
         epoch: u64,
         proven: Moment,
         last_warmup: Option<WarmupStats>,
@@ -300,7 +365,7 @@ mod tests {
     type Shown = (i64, Option<Micros>);
 
     fn state(draft: &mut Draft) -> State {
-        draft.state(Cut::default(), 1, Moment::now(), None)
+        draft.state(Arc::default(), 1, Moment::now(), None)
     }
 
     fn held(state: &State) -> Vec<&Arc<CachedEvent>> {

@@ -166,6 +166,22 @@ pub enum Error {
         /// The bound.
         seconds: u64,
     },
+    /// A notification that was sent did not arrive at the connection that listens.
+    #[error(
+        "a notification was sent but did not arrive; is a pooler in between that hands out connections by the transaction? \
+         LISTEN needs a session of its own: connect to the server itself (bell_from)"
+    )]
+    Mute,
+    /// A transaction was waited for, and did not show in time.
+    #[error("transaction {xid} did not show within {} ms; {status}", timeout.as_millis())]
+    NotShown {
+        /// The transaction.
+        xid: u64,
+        /// How long was waited.
+        timeout: Duration,
+        /// What the cache is doing.
+        status: String,
+    },
     /// The view is older than was asked for.
     #[error("the latest view is {} ms old, more than the {} ms allowed; {status}", age.as_millis(), max_age.as_millis())]
     TooStale {

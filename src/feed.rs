@@ -50,6 +50,11 @@ impl Snapshot {
             in_progress: in_progress?,
         })
     }
+
+    /// Whether what a transaction wrote is seen, if it committed.
+    pub(crate) fn shows(&self, xid: u64, standby: bool) -> bool {
+        xid < self.xmin || !standby && xid < self.xmax && !self.in_progress.contains(&xid)
+    }
 }
 
 /// Where the next read begins.
@@ -78,8 +83,13 @@ pub(crate) enum Reload {
     WholeTable(String),
     TooManyRows,
     /// A trigger met trouble, of this SQLSTATE if any, and asks for it.
-    Asked(String),
-    /// Another server answers, or the same after a restart: behind a pooler, that is how a lost connection looks.
+    Trouble(String),
+    /// [`OddsCache::resync`](crate::OddsCache::resync), or `oddscache.resync()` in the database.
+    Asked,
+    /// The audit found a difference.
+    Audit,
+    /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
+    /// looks.
     ServerChanged,
     /// The server's clock went back.
     ClockWentBack,
@@ -105,9 +115,11 @@ impl fmt::Display for Reload {
             Reload::Catalog => f.write_str("tables, partitions or triggers changed"),
             Reload::WholeTable(table) => write!(f, "all of {table} changed"),
             Reload::TooManyRows => f.write_str("too many changes to read them one by one"),
-            Reload::Asked(note) => write!(f, "a trigger met trouble: {note}"),
+            Reload::Trouble(note) => write!(f, "a trigger met trouble: {note}"),
+            Reload::Asked => f.write_str("asked for"),
+            Reload::Audit => f.write_str("the audit found a difference"),
             Reload::ServerChanged => {
-                f.write_str("another server answers, or the same after a restart")
+                f.write_str("another server answers, or the same after a restart or a promotion")
             }
             Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
@@ -132,6 +144,10 @@ pub(crate) struct Dirty {
     pub(crate) competitor_markets: BTreeSet<i64>,
 }
 
+/// In `table_name`, where no table is meant.
+const HEARTBEAT: &str = "heartbeat";
+const RESYNC: &str = "resync";
+
 impl Dirty {
     pub(crate) fn is_empty(&self) -> bool {
         *self == Dirty::default()
@@ -144,10 +160,13 @@ impl Dirty {
         keys: Option<Vec<i64>>,
         note: Option<&str>,
     ) -> Result<(), Reload> {
+        if table_name == RESYNC {
+            return Err(Reload::Asked);
+        }
         if let Some(note) = note {
             // What follows the SQLSTATE may quote data.
             let code = note.split(' ').next().filter(|code| code.len() == 5);
-            return Err(Reload::Asked(code.unwrap_or("no SQLSTATE").to_owned()));
+            return Err(Reload::Trouble(code.unwrap_or("no SQLSTATE").to_owned()));
         }
         let set = match table_name {
             "events" => &mut self.events,
@@ -156,6 +175,7 @@ impl Dirty {
             "competitor_odds_snapshots" => &mut self.competitor_events,
             "market_odds" => &mut self.betpawa_markets,
             "competitor_market_odds" => &mut self.competitor_markets,
+            HEARTBEAT => return Ok(()),
             _ => return Err(Reload::NotUnderstood),
         };
         set.extend(keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?);
@@ -199,7 +219,7 @@ pub(crate) async fn read(
     standby: bool,
 ) -> Result<Result<News, Reload>, Error> {
     let (new_rows, seen) = match (&cursor.seen, standby) {
-        (None, false) => (exactly_new(log, &cursor.snapshot), None),
+        (None, false) => (exactly_new(log, &cursor.snapshot, &snapshot), None),
         (Some(before), true) => {
             // Rows below the new xmin come no more, so those from the old one on suffice.
             let seen = ids_since(client, log, cursor.snapshot.xmin).await?;
@@ -250,14 +270,18 @@ pub(crate) async fn read(
 const COLUMNS: &str = "table_name, keys, note";
 
 /// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
-/// the oldest transaction.
-fn exactly_new(log: &str, cursor: &Snapshot) -> String {
+/// the oldest transaction, nor with the log.
+fn exactly_new(log: &str, cursor: &Snapshot, now: &Snapshot) -> String {
     let in_progress: Vec<String> = cursor.in_progress.iter().map(u64::to_string).collect();
-    // ORDER BY and LIMIT also keep the planner on the primary key.
+    // The planner must use the primary key even where the log was never analyzed. It takes a range with one end for a third
+    // of the table, and a long list for all of it: hence the upper end, above which the snapshot shows nothing anyway, and
+    // the look-up of one transaction after the other.
     format!(
-        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 ORDER BY xid LIMIT {limit}) \
-         UNION ALL (SELECT {COLUMNS} FROM {log} WHERE xid = ANY('{{{}}}'::xid8[]) LIMIT {limit})",
+        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT {limit}) \
+         UNION ALL (SELECT l.* FROM unnest('{{{}}}'::xid8[]) AS writer (id), LATERAL \
+         (SELECT {COLUMNS} FROM {log} WHERE xid = writer.id LIMIT {limit}) AS l LIMIT {limit})",
         cursor.xmax,
+        now.xmax,
         in_progress.join(","),
         limit = MOST_ROWS + 1,
     )
@@ -299,6 +323,15 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_does_not_say_what_was_in_progress() {
+        let primary = Snapshot::parse("10:20:10,14").expect("a snapshot");
+        let shown: Vec<u64> = (8..22).filter(|xid| primary.shows(*xid, false)).collect();
+        assert_eq!(shown, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
+        let standby = Snapshot::parse("10:20:").expect("a snapshot");
+        assert!(standby.shows(9, true) && !standby.shows(10, true));
+    }
+
+    #[test]
     fn what_is_not_understood_becomes_a_reload() {
         let mut dirty = Dirty::default();
         assert_eq!(dirty.add("market_odds", Some(vec![7]), None), Ok(()));
@@ -313,7 +346,12 @@ mod tests {
         );
         assert_eq!(
             dirty.add("events", None, Some("42703")),
-            Err(Reload::Asked("42703".into()))
+            Err(Reload::Trouble("42703".into()))
         );
+        assert_eq!(
+            dirty.add("resync", None, Some("ASKED by hand")),
+            Err(Reload::Asked)
+        );
+        assert_eq!(dirty.add("heartbeat", Some(vec![]), None), Ok(()));
     }
 }

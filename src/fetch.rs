@@ -12,6 +12,7 @@ use tokio_postgres::{
 
 use crate::{
     Error,
+    audit::Slice,
     catalog::Catalog,
     model::{Body, Micros},
     pack::{Bodies, MarketRow, Packer},
@@ -86,6 +87,8 @@ const MOST_NAMED: usize = 20;
 pub(crate) struct Reader<'c> {
     pub(crate) client: &'c Client,
     pub(crate) catalog: &'c Catalog,
+    /// Whether malformed rows are named in the log: where they are read for the first time.
+    pub(crate) names_malformed: bool,
 }
 
 impl Reader<'_> {
@@ -141,6 +144,25 @@ impl Reader<'_> {
                 .rows(EVENTS, &self.catalog.some_kickoffs, &parameters)
                 .await?,
         )
+    }
+
+    /// Of the events after the one given, in id order, so many within the window. The last of them, if there are more.
+    pub(crate) async fn next_kickoffs(
+        &self,
+        window_start: Micros,
+        slice: Slice,
+    ) -> Result<(HashMap<i64, Micros>, Option<i64>), Error> {
+        let window = PostgresTime(window_start);
+        let after = slice.after.unwrap_or(i64::MIN);
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [
+            (&window, self.catalog.kickoff_type.clone()),
+            (&after, Type::INT8),
+        ];
+        let sql = format!("{}{}", self.catalog.next_kickoffs, slice.most);
+        let found = kickoffs(&self.rows(EVENTS, &sql, &parameters).await?)?;
+        let last = found.keys().copied().max();
+        let more = found.len() == slice.most;
+        Ok((found, last.filter(|_| more)))
     }
 
     /// The latest snapshots of the given events in `odds_snapshots`.
@@ -239,7 +261,7 @@ impl Reader<'_> {
                 let (snapshot_id, row) = market(&row).map_err(Error::database(MARKETS))?;
                 if let Some(problem) = bodies.push(snapshot_id, row) {
                     malformed += 1;
-                    if malformed <= MOST_NAMED {
+                    if malformed <= MOST_NAMED && self.names_malformed {
                         let row_id = row.row_id;
                         tracing::warn!(table, row_id, snapshot_id, %problem, "malformed row; what can be read of it is served");
                     }
@@ -247,7 +269,7 @@ impl Reader<'_> {
             }
             found.extend(bodies.finish());
         }
-        if malformed > MOST_NAMED {
+        if malformed > MOST_NAMED && self.names_malformed {
             tracing::warn!(
                 table,
                 rows = malformed,

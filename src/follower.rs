@@ -1,14 +1,18 @@
 use std::{
     convert::Infallible,
     fmt,
+    pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
+use futures_util::future::{Either, select};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     Config, Error, Status, View,
+    audit::{Audit, Audited, Slice},
     backoff::Backoff,
     bell::Bell,
     catalog::Names,
@@ -41,6 +45,7 @@ pub struct Follower {
     bell: Option<Bell>,
     epoch: u64,
     pace: Pace,
+    audit: Audit,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
     ended: bool,
@@ -50,6 +55,7 @@ impl Follower {
     pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
         let names = Names::new(&config);
         let draft = Draft::default();
+        let audit = Audit::new(config.audit_cycle, config.audit_budget, Instant::now());
         Follower {
             config,
             names,
@@ -58,6 +64,7 @@ impl Follower {
             bell: None,
             epoch: 0,
             pace: Pace::default(),
+            audit,
             last_warmup: None,
             troubled_since: None,
             ended: false,
@@ -100,7 +107,7 @@ impl Follower {
         let feed = within(
             bound,
             CHECKING,
-            preflight::check(&reader.client, &self.config),
+            preflight::check_first(&reader.client, &self.config),
         )
         .await?;
         // Before the first snapshot, so that no change after it goes without a bell.
@@ -114,8 +121,8 @@ impl Follower {
         *backoff = Backoff::for_connections();
         let mut locks = Backoff::for_locks();
         loop {
-            let belled = self.wait().await;
-            match self.catch_up(&reader, &mut known, belled).await {
+            let woken = self.wait().await;
+            match self.catch_up(&reader, &mut known, woken).await {
                 Ok(()) => locks = Backoff::for_locks(),
                 Err(error) => self.give_way(&reader, &mut locks, error).await?,
             }
@@ -132,7 +139,7 @@ impl Follower {
             .as_ref()
             .is_none_or(|bell| bell.channel() != feed.channel)
         {
-            self.bell = Some(Bell::spawn(self.config.clone(), feed.channel.clone()));
+            self.bell = Some(Bell::spawn(&self.config, feed.channel.clone()));
         }
         Ok(())
     }
@@ -175,47 +182,125 @@ impl Follower {
         Ok(known)
     }
 
-    /// Waits for the bell, or for the poll interval to pass; says whether it was the bell.
-    async fn wait(&mut self) -> bool {
+    /// Waits for the bell, for somebody who asks, or for the time to look without either.
+    async fn wait(&mut self) -> Woken {
         let interval = self.config.poll_interval;
         sleep(self.pace.rest(interval)).await;
-        let Some(bell) = &self.bell else {
-            sleep(interval).await;
-            return false;
+        let quiet = self
+            .pace
+            .look_again()
+            .unwrap_or(interval)
+            .min(self.audit.until_due(Instant::now()).max(SHORTEST_WAIT));
+        let rung = async {
+            match &self.bell {
+                Some(bell) => bell.rung().await,
+                None => std::future::pending().await,
+            }
         };
-        let belled = timeout(interval, bell.rung()).await.is_ok();
-        add(&self.publisher.counters().bells, usize::from(belled));
-        belled
+        let rung = pin!(rung);
+        let asked = pin!(self.publisher.wish().asked());
+        match timeout(quiet, select(rung, asked)).await {
+            Ok(Either::Left(_)) => Woken::Bell,
+            Ok(Either::Right(_)) => Woken::Asked,
+            Err(_) => Woken::Time,
+        }
     }
 
-    /// One read of what changed since the last one.
+    /// Reads what changed since the last read, and audits a slice if one is due.
     async fn catch_up(
         &mut self,
         reader: &Connection,
         known: &mut Known,
-        belled: bool,
+        woken: Woken,
     ) -> Result<(), Error> {
+        let counters = self.publisher.counters();
+        add(&counters.bells, usize::from(woken == Woken::Bell));
+        if let Some(bell) = &self.bell {
+            add(&counters.heartbeats, bell.take_heartbeats());
+        }
+        if self.publisher.wish().take_resync() {
+            known.reload = Some(Reload::Asked);
+        }
+        // What rang is shown before anything else is looked at.
+        if woken != Woken::Time || self.audit.due(Instant::now(), self.draft.len()).is_none() {
+            self.read(reader, known, Some(woken), None).await?;
+        }
+        if let Some(slice) = self.audit.due(Instant::now(), self.draft.len()) {
+            self.read(reader, known, None, Some(slice)).await?;
+        }
+        // The audit found something.
+        if known.reload.is_some() {
+            let begun_at = Instant::now();
+            self.read(reader, known, None, None).await?;
+            self.audit.rest(begun_at.elapsed(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// One read, for what ended the wait, for the audit, or for a reload that is due.
+    async fn read(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        woken: Option<Woken>,
+        slice: Option<Slice>,
+    ) -> Result<(), Error> {
+        let begun_at = Instant::now();
         let changes = read::changes(
             &reader.client,
             &self.config,
             &self.names,
             &mut self.draft,
             known,
+            slice,
         );
         match within(self.config.read_timeout, READING, changes).await? {
-            Step::Done(done) => {
-                self.pace.read(belled, done.log_rows > 0);
-                self.publish(known, done);
+            Step::Done(mut done) => {
+                if let Some(woken) = woken {
+                    let news = done.log_rows > 0;
+                    self.pace.read(woken != Woken::Time, news);
+                    if self.config.bell_is_elsewhere() {
+                        self.pace.ahead(woken == Woken::Bell, news);
+                    }
+                }
+                let audited = done.audited.take();
+                if let Some(audited) = audited
+                    && !self.audited(&audited, begun_at.elapsed())
+                {
+                    // What the draft holds is no state of the database: it is not shown, nor proven.
+                    known.reload = Some(Reload::Audit);
+                } else {
+                    self.publish(known, done);
+                }
             }
             Step::Reload(reason, begun) => {
                 self.announce(&reason);
-                let begun_at = Instant::now();
                 *known = self.read_everything(reader, reason, *begun).await?;
                 self.pace.reloaded(begun_at.elapsed());
                 self.hang_bell(known.feed.as_ref())?;
             }
         }
         Ok(())
+    }
+
+    /// Says whether a slice equals what is held.
+    fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
+        let counters = self.publisher.counters();
+        add(&counters.audited_events, audited.events);
+        add(&counters.audit_mismatches, audited.mismatches.len());
+        if self.audit.done(audited, took, Instant::now()) {
+            add(&self.publisher.counters().audit_passes, 1);
+        }
+        for mismatch in audited.mismatches.iter().take(MOST_NAMED) {
+            tracing::error!(%mismatch, "the audit found a change that no trigger saw");
+        }
+        if audited.mismatches.len() > MOST_NAMED {
+            tracing::error!(
+                events = audited.mismatches.len(),
+                "changes that no trigger saw; the first {MOST_NAMED} were named"
+            );
+        }
+        audited.mismatches.is_empty()
     }
 
     /// After a failed read: where a lock or a conflict was the matter, ends the transaction, waits a little, and lets the
@@ -270,6 +355,8 @@ impl Follower {
         add(&counters.log_rows, done.log_rows);
         add(&counters.snapshots_read, done.snapshots_read);
         add(&counters.evicted_events, done.evicted);
+        let everything = done.warmup.is_some();
+        let repaired = matches!(done.warmup, Some((Reload::Audit, _)));
         if let Some((reason, warmup)) = done.warmup {
             add(&counters.reloads, 1);
             let WarmupStats {
@@ -282,29 +369,53 @@ impl Follower {
             tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
             self.last_warmup = Some(warmup);
         }
+        if !done.bypasses.is_empty() {
+            let ways = done.bypasses.join("; ");
+            tracing::error!(ways, "what the audit found can have come in these ways");
+        } else if repaired {
+            tracing::error!(
+                "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
+            );
+        }
         if done.evicted > 0 {
             tracing::debug!(events = done.evicted, window_start = %known.cut.window_start, "evicted");
         }
-        if done.changed {
-            let state = self.draft.state(
-                known.cut.clone(),
-                self.epoch,
-                done.began,
-                self.last_warmup.clone(),
-            );
-            self.publisher.publish(state);
+        let cut = Arc::clone(&known.cut);
+        let change = self.draft.change(Arc::clone(&cut), self.epoch);
+        if everything || !change.is_empty() {
+            let warmup = self.last_warmup.clone();
+            let state = self.draft.state(cut, self.epoch, done.began, warmup);
+            self.publisher.publish(state, change);
         } else {
-            self.publisher.prove(known.cut.clone(), done.began);
+            self.publisher.prove(cut, done.began);
         }
         self.troubled_since = None;
-        let listening = self.bell.as_ref().is_some_and(Bell::is_listening);
-        self.publisher.set_status(if listening {
-            Status::Live
-        } else {
-            Status::PollingOnly
+        let bell = self.bell.as_ref().map(Bell::check);
+        self.publisher.set_status(match bell {
+            Some(Ok(())) => Status::Live,
+            Some(Err(reason)) => Status::PollingOnly { reason },
+            None => Status::PollingOnly {
+                reason: "no bell".to_owned(),
+            },
         });
     }
 }
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Bell,
+    /// A handle asked.
+    Asked,
+    Time,
+}
+
+/// However soon the audit is due.
+const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+
+/// More mismatches of one slice are only counted.
+const MOST_NAMED: usize = 10;
 
 const CHECKING: &str = "checking tables, rights and triggers";
 const BEGINNING: &str = "beginning to read";
@@ -336,7 +447,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     within(
         config.read_timeout,
         CHECKING,
-        preflight::check(&reader.client, &config),
+        preflight::check_first(&reader.client, &config),
     )
     .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);

@@ -30,10 +30,12 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;
+mod audit;
 mod backoff;
 mod bell;
 mod cache;
 mod catalog;
+mod change;
 mod config;
 mod connect;
 mod connection;
@@ -69,6 +71,7 @@ pub use hashbrown;
 pub use tokio_postgres;
 
 pub use cache::OddsCache;
+pub use change::{Change, Changes, Lagged};
 pub use config::Config;
 pub use connect::Wire;
 pub use error::Error;

@@ -10,10 +10,15 @@ pub(crate) struct Pace {
     reloads_in_a_row: bool,
     /// Reads for a bell in a row that found no news.
     empty_bells: u32,
+    /// How often to look again for what a bell from elsewhere may have rung for.
+    looks_left: u32,
 }
 
 /// A few bells find what the read before has already seen; that is ordinary.
 const ORDINARY_EMPTY_BELLS: u32 = 3;
+
+/// Looking again after 5, 10, 20, ... ms: for about a third of a second in all.
+const LOOKS: u32 = 6;
 
 /// However long a reload takes, the next may begin after this.
 const LONGEST_REST: Duration = Duration::from_secs(30);
@@ -35,6 +40,21 @@ impl Pace {
         } else {
             0
         };
+    }
+
+    /// A bell from elsewhere rang, ahead of what it rang for: looks again soon, unless there was news by now.
+    pub(crate) fn ahead(&mut self, after_bell: bool, news: bool) {
+        self.looks_left = match (after_bell, news) {
+            (_, true) => 0,
+            (true, false) => LOOKS,
+            (false, false) => self.looks_left.saturating_sub(1),
+        };
+    }
+
+    /// How soon to look again, if at all before the poll interval.
+    pub(crate) fn look_again(&self) -> Option<Duration> {
+        let done = LOOKS - self.looks_left;
+        (self.looks_left > 0).then(|| Duration::from_millis(5 << done))
     }
 
     /// How long to rest before the next read: after the second reload in a row as long as it took, and after empty bells
@@ -72,6 +92,22 @@ mod tests {
         assert_eq!(pace.rest(POLL), LONGEST_REST);
         pace.read(true, true);
         assert_eq!(pace.rest(POLL), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_bell_ahead_of_its_change_is_followed_by_a_few_looks() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.look_again(), None);
+        pace.ahead(true, false);
+        let mut looks = Vec::new();
+        while let Some(look) = pace.look_again() {
+            looks.push(look.as_millis());
+            pace.ahead(false, false);
+        }
+        assert_eq!(looks, [5, 10, 20, 40, 80, 160]);
+        pace.ahead(true, false);
+        pace.ahead(false, true);
+        assert_eq!(pace.look_again(), None);
     }
 
     #[test]

@@ -8,13 +8,14 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::watch;
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
+    change::{Change, Changes, KEPT},
     status::{Counters, Status},
     view::{Cut, Moment, State},
 };
@@ -24,6 +25,41 @@ pub(crate) struct Shared {
     state: ArcSwap<State>,
     status: watch::Sender<Status>,
     pub(crate) counters: Counting,
+    /// The sender is the publisher's, so that the stream ends with it.
+    changes: broadcast::WeakSender<Arc<Change>>,
+    /// Told after each publication and proof.
+    proven: Notify,
+    pub(crate) wish: Wish,
+}
+
+/// What handles ask of the follower.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    asked: Notify,
+    resync: AtomicBool,
+}
+
+impl Wish {
+    /// To read now rather than at the next bell or poll.
+    pub(crate) fn read(&self) {
+        self.asked.notify_one();
+    }
+
+    /// To read everything again.
+    pub(crate) fn resync(&self) {
+        self.resync.store(true, Ordering::Release);
+        self.asked.notify_one();
+    }
+
+    /// Waits for a wish since the last call; at most one is remembered. Cancellation loses none.
+    pub(crate) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Whether everything is to be read again; asks once.
+    pub(crate) fn take_resync(&self) -> bool {
+        self.resync.swap(false, Ordering::AcqRel)
+    }
 }
 
 macro_rules! counting {
@@ -42,7 +78,10 @@ macro_rules! counting {
     };
 }
 
-counting! { reads bells log_rows snapshots_read published evicted_events reloads failures }
+counting! {
+    reads bells heartbeats log_rows snapshots_read published evicted_events reloads failures audited_events audit_passes
+    audit_mismatches
+}
 
 /// Adds to a counter.
 pub(crate) fn add(counter: &AtomicU64, count: usize) {
@@ -61,42 +100,79 @@ impl Shared {
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
+
+    /// From the next publication on; already ended if the publisher is gone.
+    pub(crate) fn changes(&self) -> Changes {
+        let receiver = match self.changes.upgrade() {
+            Some(sender) => sender.subscribe(),
+            None => broadcast::channel(1).1,
+        };
+        Changes::new(receiver)
+    }
+
+    /// Waits for the published state to be one, or to be proven at a cut, of which `enough` is true.
+    pub(crate) async fn wait_until(&self, enough: impl Fn(&State) -> bool) {
+        let mut proven = std::pin::pin!(self.proven.notified());
+        loop {
+            // Before looking, so that no proof falls between looking and waiting.
+            proven.as_mut().enable();
+            if enough(&self.load()) {
+                return;
+            }
+            proven.as_mut().await;
+            proven.set(self.proven.notified());
+        }
+    }
 }
 
 /// The writing half.
 pub(crate) struct Publisher {
     shared: Arc<Shared>,
+    changes: broadcast::Sender<Arc<Change>>,
     /// States that readers may still hold.
     retired: Vec<Arc<State>>,
 }
 
 impl Publisher {
     pub(crate) fn new(status: Status) -> (Arc<Shared>, Publisher) {
+        let changes = broadcast::Sender::new(KEPT);
         let shared = Arc::new(Shared {
             state: ArcSwap::from_pointee(State::empty()),
             status: watch::Sender::new(status),
             counters: Counting::default(),
+            changes: changes.downgrade(),
+            proven: Notify::new(),
+            wish: Wish::default(),
         });
         (
             Arc::clone(&shared),
             Publisher {
                 shared,
+                changes,
                 retired: Vec::new(),
             },
         )
     }
 
-    /// Readers get `state` from now on.
-    pub(crate) fn publish(&mut self, state: State) {
+    /// Readers get `state` from now on, and subscribers what differs.
+    pub(crate) fn publish(&mut self, state: State, change: Change) {
         // The swap settles what readers under way still owe to the old one's reference count, so one is ours alone.
         self.retired.push(self.shared.state.swap(Arc::new(state)));
         self.retired.retain(|state| Arc::strong_count(state) > 1);
         add(&self.shared.counters.published, 1);
+        // After the swap: who takes a view for a change finds it there. Fails where nobody subscribed.
+        let _ = self.changes.send(Arc::new(change));
+        self.shared.proven.notify_waiters();
     }
 
     /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
-    pub(crate) fn prove(&self, cut: Cut, at: Moment) {
+    pub(crate) fn prove(&self, cut: Arc<Cut>, at: Moment) {
         self.shared.load().proof.renew(cut, at);
+        self.shared.proven.notify_waiters();
+    }
+
+    pub(crate) fn wish(&self) -> &Wish {
+        &self.shared.wish
     }
 
     pub(crate) fn set_status(&self, status: Status) {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot |
 //! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
-//! | R3 | the window never widens: its start never goes back within an epoch |
+//! | R3 | within an epoch time never goes back: not that of the cut, nor the start of the window |
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Row};
 use crate::{
     Config, Error,
     apply::{Plan, Scope},
+    audit::{self, Audited, Slice},
     catalog::{Catalog, Names},
     draft::Draft,
     feed::{self, Cursor, Dirty, Reload, Snapshot},
@@ -33,7 +34,9 @@ pub(crate) struct Known {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
     window_start: Micros,
-    pub(crate) cut: Cut,
+    pub(crate) cut: Arc<Cut>,
+    /// Why the next read must read everything, if it must.
+    pub(crate) reload: Option<Reload>,
     /// What the installed feed says of itself, as of the last read of everything.
     pub(crate) feed: Option<Feed>,
 }
@@ -43,13 +46,15 @@ pub(crate) struct Known {
 pub(crate) struct Done {
     /// Before its snapshot was taken.
     pub(crate) began: Moment,
-    /// Whether the draft differs from before.
-    pub(crate) changed: bool,
     pub(crate) log_rows: usize,
     pub(crate) snapshots_read: usize,
     pub(crate) evicted: usize,
     /// If everything was read.
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
+    /// If a slice was to be audited.
+    pub(crate) audited: Option<Audited>,
+    /// If everything was read for the audit's sake: which writes no trigger sees.
+    pub(crate) bypasses: Vec<String>,
 }
 
 /// The first answer within the transaction.
@@ -85,10 +90,11 @@ pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Re
     let snapshot = column(0)?;
     let now = time(row, 1).map_err(Error::database(BEGIN))?;
     let window_start = now.minus(config.lookback);
+    let standby = row.try_get(2).map_err(Error::database(BEGIN))?;
     let pruned_below = column(3)?;
     Ok(Begun {
         began,
-        standby: row.try_get(2).map_err(Error::database(BEGIN))?,
+        standby,
         pruned_below: pruned_below
             .parse()
             .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?,
@@ -100,6 +106,7 @@ pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Re
             as_of: now.to_utc(),
             snapshot: snapshot.clone(),
             window_start: window_start.to_utc(),
+            standby,
         },
         snapshot: Snapshot::parse(&snapshot)
             .ok_or_else(|| Error::unexpected(BEGIN, "pg_current_snapshot() is not understood"))?,
@@ -143,9 +150,10 @@ async fn commit(client: &Client) -> Result<(), Error> {
 
 impl Begun {
     /// R3.
-    fn keep_window(&mut self, window_start: Micros) {
-        self.window_start = self.window_start.max(window_start);
+    fn keep_forward(&mut self, known: &Known) {
+        self.window_start = self.window_start.max(known.window_start);
         self.cut.window_start = self.window_start.to_utc();
+        self.cut.as_of = self.cut.as_of.max(known.cut.as_of);
     }
 }
 
@@ -180,9 +188,14 @@ pub(crate) async fn everything(
         ),
         false => None,
     };
+    let bypasses = match reason {
+        Reload::Audit => preflight::bypasses(client, config).await?,
+        _ => Vec::new(),
+    };
     let reader = Reader {
         client,
         catalog: &catalog,
+        names_malformed: true,
     };
     let plan = Plan::whole(reader.all_heads(begun.window_start).await?);
     let bodies = Bodies::read(reader, &plan, draft).await?;
@@ -192,6 +205,7 @@ pub(crate) async fn everything(
     // From here on nothing can fail or be cancelled (R2).
     let mut next = draft.successor();
     let snapshots_read = bodies.apply(plan, &mut next);
+    next.replace(draft);
     *draft = next;
     let stats = draft.stats();
     let seconds = begun.began.elapsed().as_secs_f64();
@@ -204,11 +218,12 @@ pub(crate) async fn everything(
     };
     let done = Done {
         began: begun.began,
-        changed: true,
         log_rows: 0,
         snapshots_read,
         evicted: 0,
         warmup: Some((reason, warmup)),
+        audited: None,
+        bypasses,
     };
     let Begun {
         fingerprint,
@@ -224,7 +239,8 @@ pub(crate) async fn everything(
             server,
             cursor,
             window_start,
-            cut,
+            cut: Arc::new(cut),
+            reload: None,
             feed,
         },
         done,
@@ -239,13 +255,14 @@ pub(crate) enum Step {
     Reload(Reload, Box<Begun>),
 }
 
-/// Reads what changed since `known`.
+/// Reads what changed since `known`, and a slice for the audit if one is due.
 pub(crate) async fn changes(
     client: &Client,
     config: &Config,
     names: &Names,
     draft: &mut Draft,
     known: &mut Known,
+    slice: Option<Slice>,
 ) -> Result<Step, Error> {
     let mut begun = begin(client, config, names).await?;
     let reload = |reason, begun| Ok(Step::Reload(reason, Box::new(begun)));
@@ -255,7 +272,10 @@ pub(crate) async fn changes(
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
         return reload(Reload::ClockWentBack, begun);
     }
-    begun.keep_window(known.window_start);
+    begun.keep_forward(known);
+    if let Some(reason) = &known.reload {
+        return reload(reason.clone(), begun);
+    }
     let Some(cursor) = &known.cursor else {
         return reload(Reload::First, begun);
     };
@@ -272,37 +292,94 @@ pub(crate) async fn changes(
         Err(reason) => return reload(reason, begun),
     };
     let dirty = news.dirty;
+    let reader = Reader {
+        client,
+        catalog: &known.catalog,
+        names_malformed: true,
+    };
     let mut part = None;
     if !dirty.is_empty() {
-        let reader = Reader {
-            client,
-            catalog: &known.catalog,
-        };
         let plan = plan(reader, draft, &dirty, begun.window_start).await?;
         let bodies = Bodies::read(reader, &plan, draft).await?;
         part = Some((plan, bodies));
     }
-    if part.is_some() {
+    let sample = match slice {
+        Some(slice) => Some(Sample::read(reader, slice, begun.window_start, draft).await?),
+        None => None,
+    };
+    if part.is_some() || sample.is_some() {
         same_tables(client, names, &begun.tables).await?;
     }
     commit(client).await?;
 
     // From here on nothing can fail or be cancelled (R2).
-    let changed = part.is_some();
     let snapshots_read = part.map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
     let evicted = draft.evict(begun.window_start);
     known.cursor = Some(news.next);
     known.window_start = begun.window_start;
-    known.cut = begun.cut;
-    let (began, changed) = (begun.began, changed || evicted > 0);
+    known.cut = Arc::new(begun.cut);
     Ok(Step::Done(Done {
-        began,
-        changed,
+        began: begun.began,
         log_rows: news.rows,
         snapshots_read,
         evicted,
         warmup: None,
+        audited: sample.map(|sample| sample.compare(draft)),
+        bypasses: Vec::new(),
     }))
+}
+
+/// What the database says of a slice of the events, read in full and independently of what is held.
+struct Sample {
+    slice: Slice,
+    last: Option<i64>,
+    plan: Plan,
+    bodies: Bodies,
+    events: usize,
+}
+
+impl Sample {
+    async fn read(
+        reader: Reader<'_>,
+        slice: Slice,
+        window_start: Micros,
+        draft: &mut Draft,
+    ) -> Result<Sample, Error> {
+        // What is malformed was named when it was read first.
+        let reader = Reader {
+            names_malformed: false,
+            ..reader
+        };
+        let (kickoffs, last) = reader.next_kickoffs(window_start, slice).await?;
+        let mut ids: Vec<i64> = kickoffs.keys().copied().collect();
+        ids.sort_unstable();
+        let plan = Plan::whole(Heads {
+            kickoffs,
+            betpawa: reader.betpawa_heads(&ids).await?,
+            competitors: reader.competitor_heads(&ids).await?,
+        });
+        let bodies = Bodies::read(reader, &plan, draft).await?;
+        Ok(Sample {
+            slice,
+            last,
+            plan,
+            bodies,
+            events: ids.len(),
+        })
+    }
+
+    /// With a draft that was brought to the same snapshot.
+    fn compare(self, draft: &mut Draft) -> Audited {
+        let mut read = draft.successor();
+        self.bodies.apply(self.plan, &mut read);
+        let mismatches = audit::compare(draft, &read, self.slice.after, self.last);
+        draft.packer = std::mem::take(&mut read.packer);
+        Audited {
+            events: self.events,
+            last: self.last,
+            mismatches,
+        }
+    }
 }
 
 async fn plan(

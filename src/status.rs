@@ -9,10 +9,13 @@ use crate::Error;
 pub enum Status {
     /// Not warm yet: views are empty.
     Warming,
-    /// Following, woken by notifications.
+    /// Following, woken by notifications, of which one came through within the last 15 s.
     Live,
-    /// Following by polling only, since LISTEN does not work: changes show after the poll interval at the latest.
-    PollingOnly,
+    /// Following by polling only, since notifications do not arrive: changes show after the poll interval at the latest.
+    PollingOnly {
+        /// Why, as far as it is known.
+        reason: String,
+    },
     /// Reading everything again, for the given reason, beside the old view.
     Resyncing {
         /// Why.
@@ -46,7 +49,7 @@ impl std::fmt::Display for Status {
         match self {
             Status::Warming => f.write_str("warming"),
             Status::Live => f.write_str("live"),
-            Status::PollingOnly => f.write_str("polling only"),
+            Status::PollingOnly { reason } => write!(f, "polling only: {reason}"),
             Status::Resyncing { reason } => write!(f, "resyncing: {reason}"),
             Status::Disconnected { since, error } => {
                 write!(
@@ -70,6 +73,8 @@ pub struct Counters {
     pub reads: u64,
     /// Times a notification came (several at once count once).
     pub bells: u64,
+    /// Heartbeats sent to find out whether notifications arrive, for want of others.
+    pub heartbeats: u64,
     /// Rows of the change log that were read.
     pub log_rows: u64,
     /// Snapshots whose markets were read.
@@ -82,4 +87,10 @@ pub struct Counters {
     pub reloads: u64,
     /// Reads and connections that failed and were tried again.
     pub failures: u64,
+    /// Events that the audit read again and compared.
+    pub audited_events: u64,
+    /// Times the audit went through all events.
+    pub audit_passes: u64,
+    /// Events that the audit found to differ from the database: changes that no trigger saw. Should stay 0.
+    pub audit_mismatches: u64,
 }

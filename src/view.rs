@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
 use crate::{
+    feed::Snapshot,
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
     stats::Stats,
 };
@@ -43,12 +44,25 @@ pub(crate) struct State {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
-    /// The database's clock (`now()`) in the transaction that read it. UTC.
+    /// The database's clock (`now()`) in the transaction that read it; where that clock was put back by less than a minute,
+    /// the time it had been at. UTC.
     pub as_of: DateTime<Utc>,
     /// `pg_current_snapshot()` of that transaction, as PostgreSQL prints it: `xmin:xmax:xip,...`
     pub snapshot: String,
     /// Only events with a kickoff after this are held: `as_of` less the lookback, never earlier than before. UTC.
     pub window_start: DateTime<Utc>,
+    /// Whether the server was a standby (`pg_is_in_recovery()`), which may itself be behind its primary.
+    pub standby: bool,
+}
+
+impl Cut {
+    /// Whether this state surely contains what a transaction wrote, if it committed: `xid` is what
+    /// `select pg_current_xact_id()` said in it. A standby does not tell which transactions were in progress, so there a
+    /// transaction counts as contained only once all older ones have ended too. Parses `snapshot`; means nothing for a
+    /// transaction of another server, or before the epoch changed.
+    pub fn shows(&self, xid: u64) -> bool {
+        Snapshot::parse(&self.snapshot).is_some_and(|snapshot| snapshot.shows(xid, self.standby))
+    }
 }
 
 /// Up to which cut a state was found to be the database's. All holders of the view share it: a read that finds nothing new
@@ -86,20 +100,18 @@ impl Moment {
 }
 
 impl Proof {
-    pub(crate) fn new(cut: Cut, at: Option<Moment>) -> Proof {
-        Proof(ArcSwap::from_pointee(Proven {
-            cut: Arc::new(cut),
-            at,
-        }))
+    pub(crate) fn new(cut: Arc<Cut>, at: Option<Moment>) -> Proof {
+        Proof(ArcSwap::from_pointee(Proven { cut, at }))
+    }
+
+    pub(crate) fn cut(&self) -> Arc<Cut> {
+        Arc::clone(&self.0.load().cut)
     }
 
     /// The state is also the database's at this later cut.
-    pub(crate) fn renew(&self, cut: Cut, at: Moment) {
+    pub(crate) fn renew(&self, cut: Arc<Cut>, at: Moment) {
         let at = Some(at);
-        self.0.store(Arc::new(Proven {
-            cut: Arc::new(cut),
-            at,
-        }));
+        self.0.store(Arc::new(Proven { cut, at }));
     }
 }
 
@@ -111,7 +123,7 @@ impl State {
             chunks: Box::default(),
             epoch: 0,
             stats: Stats::default(),
-            proof: Proof::new(Cut::default(), None),
+            proof: Proof::new(Arc::default(), None),
         }
     }
 
@@ -207,7 +219,7 @@ impl View {
 
     /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
     pub fn cut(&self) -> Arc<Cut> {
-        Arc::clone(&self.0.proof.0.load().cut)
+        self.0.proof.cut()
     }
 
     /// How long ago this view was last proven to be the current state of the server it is read from, by the local clocks;

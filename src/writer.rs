@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
 
@@ -98,18 +98,21 @@ impl Writer {
 
     /// Removes all events.
     pub fn clear(&mut self) {
-        self.draft = self.draft.successor();
+        let mut empty = self.draft.successor();
+        empty.replace(&mut self.draft);
+        self.draft = empty;
     }
 
     /// Makes all changes since the last call visible at once.
     pub fn publish(&mut self) {
-        let cut = Cut {
+        let cut = Arc::new(Cut {
             as_of: Utc::now(),
-            snapshot: String::new(),
             window_start: self.window_start,
-        };
+            ..Cut::default()
+        });
+        let change = self.draft.change(Arc::clone(&cut), EPOCH);
         let state = self.draft.state(cut, EPOCH, Moment::now(), None);
-        self.publisher.publish(state);
+        self.publisher.publish(state, change);
     }
 }
 

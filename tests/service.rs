@@ -213,6 +213,10 @@ async fn wrong_requests_get_a_sentence() {
         ("/v1/events/77", 404),
         ("/v1/events?ids=1,x", 400),
         ("/v1/events?id=1", 400),
+        ("/v1/events?wait_for=x", 400),
+        ("/v1/events?max_age=5", 400),
+        ("/v1/events/3?ids=1", 400),
+        ("/v1/dump?wait_for=1&timeout=1h", 400),
         (&many, 400),
         ("/v1", 404),
     ] {

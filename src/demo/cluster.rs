@@ -63,6 +63,15 @@ impl Cluster {
     /// Creates and starts a cluster whose superuser is `postgres`: trusted on the socket (in a directory only its owner
     /// can enter), by password on 127.0.0.1. `settings` are lines of `postgresql.conf`. Blocks for about two seconds.
     pub fn start(settings: &[&str]) -> Result<Cluster, ClusterError> {
+        let mut cluster = Cluster::create()?;
+        cluster.init(&cluster.data())?;
+        cluster.configure(settings)?;
+        cluster.start_on_free_port()?;
+        Ok(cluster)
+    }
+
+    /// A directory for a cluster, whose [`Cluster::data`] the caller fills: by [`Cluster::init`], from a backup.
+    pub fn create() -> Result<Cluster, ClusterError> {
         let bin = find_binaries().ok_or(ClusterError::NotInstalled)?;
         let user = if is_root()? {
             Some(unprivileged_user().ok_or(ClusterError::NoUser)?)
@@ -86,8 +95,13 @@ impl Cluster {
             port: 0,
             watchdog: None,
         };
-        let data = cluster.data();
-        cluster.run(cluster.command("initdb").arg("-D").arg(&data).args([
+        cluster.watch()?;
+        Ok(cluster)
+    }
+
+    /// Makes a new data directory.
+    pub fn init(&self, data: &Path) -> Result<(), ClusterError> {
+        self.run(self.command("initdb").arg("-D").arg(data).args([
             "-U",
             "postgres",
             "-E",
@@ -96,22 +110,25 @@ impl Cluster {
             "-N",
             "--auth-local=trust",
             "--auth-host=scram-sha-256",
-        ]))?;
-        cluster.configure(settings)?;
-        cluster.watch()?;
+        ]))
+    }
+
+    /// Starts the server for the first time.
+    pub fn start_on_free_port(&mut self) -> Result<(), ClusterError> {
         // A port that was free may be taken before the server binds it: try others.
         let mut tries = 0;
         loop {
-            cluster.port = free_port().map_err(step("looking for a free port"))?;
-            match cluster.boot() {
-                Ok(()) => return Ok(cluster),
+            self.port = free_port().map_err(step("looking for a free port"))?;
+            match self.boot() {
+                Ok(()) => return Ok(()),
                 Err(error) if tries == 3 => return Err(error),
                 Err(_) => tries += 1,
             }
         }
     }
 
-    fn configure(&self, settings: &[&str]) -> Result<(), ClusterError> {
+    /// Replaces the settings of `postgresql.auto.conf` by these.
+    pub fn configure(&self, settings: &[&str]) -> Result<(), ClusterError> {
         let path = self.data().join("postgresql.auto.conf");
         let mut text = String::from("listen_addresses = '127.0.0.1'\nlogging_collector = off\n");
         text.push_str(&format!(
@@ -220,7 +237,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A command of the server's `bin` directory, to be run as the server's user.
+    /// A command, of the server's `bin` directory unless its path is absolute, to be run as the server's user.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
         command
@@ -238,7 +255,8 @@ impl Cluster {
         command
     }
 
-    fn run(&self, command: &mut Command) -> Result<(), ClusterError> {
+    /// Runs a command to its end; what it printed becomes the error.
+    pub fn run(&self, command: &mut Command) -> Result<(), ClusterError> {
         let name = command.get_program().to_string_lossy().into_owned();
         // Into a file: a server started by pg_ctl would inherit a pipe and hold it open.
         let path = self.dir.path().join("out");

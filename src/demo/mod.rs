@@ -20,6 +20,8 @@ mod dataset;
 mod scraper;
 mod verify;
 
+pub(crate) use verify::{ORACLE, normal};
+
 use std::{
     net::SocketAddr,
     process::ExitCode,

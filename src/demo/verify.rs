@@ -12,7 +12,8 @@ use serde_json::Value;
 use tokio::time::sleep;
 use tokio_postgres::{Client, types::Type};
 
-const ORACLE: &str = include_str!("oracle.sql");
+/// What the cache must hold, said in SQL; its own words about itself are at its head.
+pub(crate) const ORACLE: &str = include_str!("oracle.sql");
 
 /// How long the cache may take to show what was committed before.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -93,7 +94,7 @@ fn shows_all_of(cut: &str, now: &str) -> Option<bool> {
 }
 
 /// One form for equal values: 2 and 2.0, a time with and without fraction digits.
-fn normal(value: Value) -> Value {
+pub(crate) fn normal(value: Value) -> Value {
     match value {
         Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
         Value::Array(values) => values.into_iter().map(normal).collect(),

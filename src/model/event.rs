@@ -35,6 +35,19 @@ impl CachedEvent {
         &self.competitors
     }
 
+    /// Whether it holds the same as another one whose names the same interner keeps.
+    pub(crate) fn same(&self, other: &CachedEvent) -> bool {
+        self.event_id == other.event_id
+            && self.kickoff == other.kickoff
+            && self.betpawa.same(&other.betpawa)
+            && self.competitors.len() == other.competitors.len()
+            && self.competitors.iter().zip(other.competitors.iter()).all(
+                |((source, a), (other_source, b))| {
+                    source == other_source && a.difference(b).is_none()
+                },
+            )
+    }
+
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
         self.betpawa
             .0
@@ -94,6 +107,15 @@ impl BetpawaSnapshots {
     /// These, with `snapshot` in place of the one of its bookmaker.
     pub(crate) fn with(&self, snapshot: CachedSnapshot) -> BetpawaSnapshots {
         BetpawaSnapshots::new(self.0.iter().cloned().chain([snapshot]).collect())
+    }
+
+    pub(crate) fn same(&self, other: &BetpawaSnapshots) -> bool {
+        self.len() == other.len()
+            && self
+                .0
+                .iter()
+                .zip(&*other.0)
+                .all(|(a, b)| a.difference(b).is_none())
     }
 
     /// The snapshot of one bookmaker.

@@ -76,6 +76,21 @@ impl CachedSnapshot {
         self.body.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
     }
 
+    /// The first thing in which another one, packed with the same interned names, differs from it; `None` if nothing does.
+    pub(crate) fn difference(&self, other: &CachedSnapshot) -> Option<&'static str> {
+        if self.snapshot_id != other.snapshot_id {
+            Some("snapshot_id")
+        } else if self.captured_at != other.captured_at {
+            Some("captured_at")
+        } else if self.last_confirmed_at != other.last_confirmed_at {
+            Some("last_confirmed_at")
+        } else if (self.event_id, self.bookmaker_id) != (other.event_id, other.bookmaker_id) {
+            Some("event_id or bookmaker_id")
+        } else {
+            (!self.body.same(&other.body)).then_some("markets")
+        }
+    }
+
     /// The markets in the order of their row ids. Free: borrows, allocates nothing.
     pub fn markets(&self) -> Markets<'_> {
         Markets {
@@ -106,6 +121,24 @@ impl Body {
     /// How many of the market rows did not read as they should.
     pub(crate) fn malformed_rows(&self) -> usize {
         self.malformed_rows as usize
+    }
+
+    /// Whether another body says the same of the same markets. Both must be of one interner, which gives equal markets
+    /// one template.
+    fn same(&self, other: &Body) -> bool {
+        let unavailable =
+            |body: &Body| body.rare.as_deref().map(|rare| rare.unavailable_at.clone());
+        std::ptr::eq(self, other)
+            || Arc::ptr_eq(&self.template, &other.template)
+                && self.malformed_rows == other.malformed_rows
+                && self.odds.len() == other.odds.len()
+                && unavailable(self).unwrap_or_default() == unavailable(other).unwrap_or_default()
+                && self.odds.iter().zip(&other.odds).all(|(a, b)| {
+                    // Where wide odds stand depends on the order in which the rows came.
+                    let bits =
+                        |(odds, active): (Option<f64>, bool)| (odds.map(f64::to_bits), active);
+                    a == b && a & WIDE == 0 || bits(self.unpack(*a)) == bits(other.unpack(*b))
+                })
     }
 
     /// Bytes asked of the allocator for this body alone; its template is the interner's.

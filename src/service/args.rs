@@ -5,7 +5,12 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oddscache::{Config, Error};
 
-use super::{database::DatabaseArguments, sql};
+use super::{
+    database::{DatabaseArguments, Url},
+    doctor::DoctorArguments,
+    explain::ExplainArguments,
+    sql,
+};
 use crate::demo::DemoArguments;
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -30,7 +35,7 @@ pub(crate) enum Command {
     ///
     /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds; SIGUSR1 makes it read everything again.
     Serve(ServeArguments),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
@@ -44,6 +49,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         script: sql::Args,
     },
+    /// Look at everything that can be wrong with the database, the feed, the rights, the bell and the log
+    ///
+    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that mends it.
+    /// Writes nothing, unless --heartbeat. Run it as the role that the cache logs in as; it says what that role may not look
+    /// at. Ends with code 0 if nothing fails, 1 if something does, 3 with --strict if there are warnings only.
+    Doctor(DoctorArguments),
+    /// Tell where the odds of an event come from, and whether a running service and the database agree about it
+    ///
+    /// Per bookmaker and source the snapshot that won and those it beat; or why the event is not held; and the rows of the
+    /// change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
+    Explain(ExplainArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
@@ -110,19 +126,63 @@ pub(crate) struct FollowArguments {
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     read_timeout: Duration,
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in transaction
+    /// mode
+    #[arg(
+        long,
+        env = "ODDSCACHE_BELL_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    bell_url: Option<Url>,
+    /// Within which time the audit should have compared every event with the database
+    #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
+    audit_cycle: Duration,
+    /// Which share of the time, and at most of one core of the server, the audit may take
+    #[arg(
+        long,
+        env = "ODDSCACHE_AUDIT_BUDGET",
+        default_value = "0.01",
+        value_name = "SHARE"
+    )]
+    audit_budget: f64,
 }
 
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
-        Ok(self
-            .database
-            .config()?
+        let mut config = self.database.config()?;
+        if let Some(bell) = self.bell()? {
+            config = config.bell_from(bell);
+        }
+        Ok(config
             .app_schema(&self.app_schema)
             .cache_schema(&self.cache_schema)
             .lookback(self.lookback)
             .allow_row_security(self.allow_row_security)
             .warmup_timeout(self.warmup_timeout)
-            .read_timeout(self.read_timeout))
+            .read_timeout(self.read_timeout)
+            .audit_cycle(self.audit_cycle)
+            .audit_budget(self.audit_budget))
+    }
+
+    /// Where to LISTEN, if elsewhere.
+    pub(crate) fn bell(&self) -> Result<Option<Config>, Error> {
+        let Some(Url(url)) = &self.bell_url else {
+            return Ok(None);
+        };
+        self.database.at(url, "ODDSCACHE_BELL_URL").map(Some)
+    }
+
+    pub(crate) fn lookback(&self) -> Duration {
+        self.lookback
+    }
+
+    pub(crate) fn warmup_timeout(&self) -> Duration {
+        self.warmup_timeout
+    }
+
+    pub(crate) fn app_schema(&self) -> &str {
+        &self.app_schema
     }
 
     pub(crate) fn cache_schema(&self) -> &str {

@@ -94,6 +94,11 @@ impl DatabaseArguments {
                 );
             }
         }
+        self.at(url, "DATABASE_URL")
+    }
+
+    /// Another database, under the same defaults; `name` is the variable that names it.
+    pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
         let defaults = [
             ("host", given(&self.host)),
             ("hostaddr", given(&self.hostaddr)),
@@ -123,9 +128,9 @@ impl DatabaseArguments {
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)));
         Config::with_defaults(url, defaults).map_err(|error| match error {
-            Error::Config(message) => Error::Config(format!(
-                "DATABASE_URL, or a PG* variable or flag: {message}"
-            )),
+            Error::Config(message) => {
+                Error::Config(format!("{name}, or a PG* variable or flag: {message}"))
+            }
             other => other,
         })
     }
@@ -142,6 +147,22 @@ fn variable(name: &str) -> Option<String> {
 
 fn home_passfile() -> Option<String> {
     variable("HOME").map(|home| format!("{home}/.pgpass"))
+}
+
+/// A connection string of its own, which may hold a password.
+#[derive(Clone)]
+pub(crate) struct Url(pub(crate) String);
+
+impl From<String> for Url {
+    fn from(url: String) -> Url {
+        Url(url)
+    }
+}
+
+impl std::fmt::Debug for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Url")
+    }
 }
 
 /// Not the connection string, which may hold a password.

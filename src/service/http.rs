@@ -1,6 +1,6 @@
 //! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json, Router,
@@ -17,8 +17,8 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
-use oddscache::{CachedEvent, OddsCache, View};
-use serde::Deserialize;
+use oddscache::{CachedEvent, Error, OddsCache, View};
+use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
 use super::ids;
@@ -54,29 +54,80 @@ fn problem(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(json!({ "error": message.into() }))).into_response()
 }
 
-/// The view, once the cache is warm.
-#[expect(clippy::result_large_err, reason = "the error is the answer")]
-fn warm(cache: &OddsCache) -> Result<View, Response> {
-    if cache.is_warm() {
-        return Ok(cache.view());
+/// A wait without `timeout` ends after this, and none may be longer than the other.
+const WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How fresh the view must be that an answer is made from.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Freshness {
+    /// A transaction that the view must contain: read-your-writes.
+    wait_for: Option<u64>,
+    /// For how long to wait for it.
+    #[serde(default, deserialize_with = "duration")]
+    timeout: Option<Duration>,
+    /// How long ago it may have been proven current.
+    #[serde(default, deserialize_with = "duration")]
+    max_age: Option<Duration>,
+}
+
+/// Such as `500ms` or `2s`.
+fn duration<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(text)?;
+    let duration = humantime::parse_duration(&text);
+    duration
+        .map(Some)
+        .map_err(|_| de::Error::custom("a time has a unit: 500ms, 2s"))
+}
+
+impl Freshness {
+    /// The view to answer from.
+    async fn view(&self, cache: &OddsCache) -> Result<View, Response> {
+        let timeout = self.timeout.unwrap_or(WAIT);
+        if timeout > LONGEST_WAIT {
+            let message = format!("timeout is at most {} s", LONGEST_WAIT.as_secs());
+            return Err(problem(StatusCode::BAD_REQUEST, message));
+        }
+        if !cache.is_warm() {
+            return Err(unavailable(
+                format!("not warm yet: {}", cache.status()),
+                age_ms(cache),
+            ));
+        }
+        let stale = |error: Error| unavailable(error.to_string(), age_ms(cache));
+        if let Some(xid) = self.wait_for {
+            cache.wait_for(xid, timeout).await.map_err(stale)?;
+        }
+        match self.max_age {
+            Some(max_age) => cache.view_within(max_age).map_err(stale),
+            None => Ok(cache.view()),
+        }
     }
-    let mut response = problem(
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!("not warm yet: {}", cache.status()),
-    );
+}
+
+fn unavailable(message: String, age_ms: Option<u64>) -> Response {
+    let answer = Json(json!({ "error": message, "age_ms": age_ms }));
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, answer).into_response();
     response
         .headers_mut()
         .insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    Err(response)
+    response
+}
+
+fn bad_query(error: QueryRejection) -> Response {
+    problem(StatusCode::BAD_REQUEST, error.body_text())
 }
 
 async fn event(
     State(cache): State<OddsCache>,
     id: Result<Path<i64>, PathRejection>,
+    query: Result<Query<Freshness>, QueryRejection>,
 ) -> Result<Response, Response> {
     let Path(id) =
         id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
-    let view = warm(&cache)?;
+    let Query(freshness) = query.map_err(bad_query)?;
+    let view = freshness.view(&cache).await?;
     match view.event(id) {
         Some(event) => Ok(Json(event).into_response()),
         None => Err(problem(
@@ -90,6 +141,12 @@ async fn event(
 #[serde(deny_unknown_fields)]
 struct EventsQuery {
     ids: Option<String>,
+    // Those of `Freshness`: serde cannot both flatten and deny unknown fields.
+    wait_for: Option<u64>,
+    #[serde(default, deserialize_with = "duration")]
+    timeout: Option<Duration>,
+    #[serde(default, deserialize_with = "duration")]
+    max_age: Option<Duration>,
 }
 
 /// A list of events in event id order: those asked for that are held, or all.
@@ -97,9 +154,13 @@ async fn events(
     State(cache): State<OddsCache>,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, Response> {
-    let Query(query) =
-        query.map_err(|error| problem(StatusCode::BAD_REQUEST, error.body_text()))?;
-    let view = warm(&cache)?;
+    let Query(query) = query.map_err(bad_query)?;
+    let freshness = Freshness {
+        wait_for: query.wait_for,
+        timeout: query.timeout,
+        max_age: query.max_age,
+    };
+    let view = freshness.view(&cache).await?;
     let ids = match query.ids {
         None => view.event_ids(),
         Some(list) => ids::parse(&list).map_err(|wrong| problem(StatusCode::BAD_REQUEST, wrong))?,
@@ -119,8 +180,12 @@ async fn events(
 }
 
 /// One line an event, in event id order.
-async fn dump(State(cache): State<OddsCache>) -> Result<Response, Response> {
-    let view = warm(&cache)?;
+async fn dump(
+    State(cache): State<OddsCache>,
+    query: Result<Query<Freshness>, QueryRejection>,
+) -> Result<Response, Response> {
+    let Query(freshness) = query.map_err(bad_query)?;
+    let view = freshness.view(&cache).await?;
     let ids = view.event_ids();
     Ok(streamed(
         "application/x-ndjson",

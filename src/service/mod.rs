@@ -2,6 +2,8 @@
 
 mod args;
 mod database;
+mod doctor;
+mod explain;
 pub(crate) mod http;
 mod ids;
 mod prune;
@@ -68,6 +70,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             };
             sql::run(script, config).await
         }
+        Command::Doctor(arguments) => doctor::run(arguments).await,
+        Command::Explain(arguments) => explain::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
     }
 }

@@ -30,9 +30,11 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         arguments.follow.cache_schema().to_owned(),
         arguments.log_keep,
     );
+    let resync = resync_on_signal(cache.clone());
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
         () = pruner => unreachable_end(),
+        error = resync => error,
         signal = end_asked_for() => {
             tracing::info!(signal = signal?, "ending");
             Ok(ExitCode::SUCCESS)
@@ -40,6 +42,16 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     };
     server.stop().await;
     result
+}
+
+/// Ends only with an error.
+async fn resync_on_signal(cache: OddsCache) -> anyhow::Result<ExitCode> {
+    let mut asked = signal(SignalKind::user_defined1()).context("waiting for SIGUSR1")?;
+    while asked.recv().await.is_some() {
+        tracing::info!("SIGUSR1: everything is to be read again");
+        cache.resync();
+    }
+    anyhow::bail!("no more signals come")
 }
 
 fn unreachable_end() -> anyhow::Result<ExitCode> {

@@ -22,6 +22,8 @@ use tokio_postgres::{Client, NoTls};
 #[path = "../../src/demo/cluster.rs"]
 pub mod cluster;
 pub mod followed;
+pub mod pgbouncer;
+pub mod servers;
 
 use cluster::Cluster;
 

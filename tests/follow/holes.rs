@@ -142,7 +142,7 @@ async fn another_server_behind_the_same_connection_is_a_new_epoch() {
 async fn very_many_keys_become_a_reload() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
-    let reloads = followed.cache.counters().reloads;
+    let before = followed.cache.counters();
     followed
         .run(
             "insert into oddscache.change_log (xid, table_name, op, keys) select pg_current_xact_id(), 'market_odds', 'DELETE', \
@@ -150,8 +150,10 @@ async fn very_many_keys_become_a_reload() {
         )
         .await;
     followed.check("after all these keys").await;
-    assert_eq!(followed.cache.counters().reloads, reloads + 1);
-    assert_eq!(followed.cache.counters().log_rows, 0);
+    let now = followed.cache.counters();
+    assert_eq!(now.reloads, before.reloads + 1);
+    // Heartbeats at the most.
+    assert!(now.log_rows < before.log_rows + 10, "{now:?}");
 }
 
 /// Before the first warmup the empty view said that it was fresh.

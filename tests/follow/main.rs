@@ -3,7 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod audit;
 mod faults;
+mod handles;
 mod holes;
 mod locks;
 mod partitions;

@@ -6,12 +6,14 @@
 mod common;
 mod writes;
 
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use common::{
     Database, connect,
     followed::{Followed, run},
+    normal,
 };
+use oddscache::{Changes, View};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -41,7 +43,11 @@ fn the_cache_equals_the_oracle_after_any_writes() {
         }
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
-    let Player { seen, .. } = player;
+    let Player { seen, followed, .. } = player;
+    let counters = followed.cache.counters();
+    // Triggers saw everything, or the audit would have found it.
+    assert_eq!(counters.audit_mismatches, 0);
+    assert!(counters.audit_passes > 10, "{counters:?}");
     println!("{} cases: {seen:?}", config.cases);
     // Mixes in which little happens would prove little.
     assert!(seen.changed * 2 > seen.checks, "{seen:?}");
@@ -65,6 +71,50 @@ struct Player {
     /// For transactions that are open beside those of `followed.app`.
     beside: Client,
     seen: Seen,
+    replica: Replica,
+}
+
+/// What somebody holds who looks only at the events that changes name.
+struct Replica {
+    changes: Changes,
+    events: BTreeMap<i64, Value>,
+}
+
+impl Replica {
+    fn new(followed: &Followed) -> Replica {
+        let changes = followed.cache.changes();
+        let mut replica = Replica {
+            changes,
+            events: BTreeMap::new(),
+        };
+        let view = followed.cache.view();
+        for id in view.event_ids() {
+            replica.take(&view, id);
+        }
+        replica
+    }
+
+    fn take(&mut self, view: &View, id: i64) {
+        match view.event(id) {
+            Some(event) => self
+                .events
+                .insert(id, normal(serde_json::to_value(event).expect("JSON"))),
+            None => self.events.remove(&id),
+        };
+    }
+
+    /// Brings it to `view`, which the cache shows while nothing is written.
+    async fn check(&mut self, view: &View) {
+        // Published before the view was taken, so it is there already.
+        while let Ok(change) = tokio::time::timeout(Duration::ZERO, self.changes.next()).await {
+            let change = change.expect("following").expect("in time");
+            for id in change.event_ids() {
+                self.take(view, id);
+            }
+        }
+        let held: Vec<Value> = self.events.values().cloned().collect();
+        assert!(held == common::dump(view), "changes do not tell everything");
+    }
 }
 
 impl Player {
@@ -72,16 +122,21 @@ impl Player {
         let database = Database::with_feed();
         database.psql(writes::PREPARE);
         let often = Duration::from_millis(20);
-        let followed = Followed::with(&database.dsn(), |config| config.poll_interval(often)).await;
+        let followed = Followed::with(&database.dsn(), |config| {
+            let config = config.poll_interval(often);
+            config.audit_cycle(Duration::from_secs(2)).audit_budget(0.5)
+        })
+        .await;
         let beside = connect(&database.dsn()).await;
         // A statement that waits for the other transaction fails, and its transaction with it.
         run(&beside, "set lock_timeout = '100 ms'").await;
         run(&followed.app, "set lock_timeout = '100 ms'").await;
-        let seen = Seen::default();
+        let replica = Replica::new(&followed);
         Player {
             followed,
             beside,
-            seen,
+            seen: Seen::default(),
+            replica,
         }
     }
 
@@ -137,6 +192,7 @@ impl Player {
 
     async fn check(&mut self, before: Option<Vec<Value>>) -> Vec<Value> {
         let after = self.followed.check("a pause").await;
+        self.replica.check(&self.followed.cache.view()).await;
         if let Some(before) = before {
             self.seen.checks += 1;
             self.seen.changed += usize::from(before != after);

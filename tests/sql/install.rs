@@ -19,7 +19,7 @@ fn versions_are_equal() {
     );
     let report = run(&db, Script::Check, &[]);
     assert!(
-        report.contains("feed|oddscache|feed_version()|ok|1\n"),
+        report.contains("feed|oddscache|feed_version()|ok|2\n"),
         "{report}"
     );
 }
@@ -64,14 +64,14 @@ async fn again_changes_nothing_and_locks_nothing() {
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
     assert!(
-        text.contains("already in place|1|public|oddscache|oddscache|36"),
+        text.contains("already in place|2|public|oddscache|oddscache|36"),
         "{text}"
     );
     assert!(!text.contains("NOTICE"), "{text}");
     let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")])
         .await
         .unwrap();
-    assert_eq!(text, "already in place|1|public|oddscache|oddscache|36\n");
+    assert_eq!(text, "already in place|2|public|oddscache|oddscache|36\n");
     assert_eq!(db.psql(CATALOG), before);
 }
 
@@ -100,11 +100,11 @@ fn concurrent_runs_all_succeed() {
     });
     let first = texts
         .iter()
-        .filter(|text| text.contains("installed|1|"))
+        .filter(|text| text.contains("installed|2|"))
         .count();
     let rest = texts
         .iter()
-        .filter(|text| text.contains("already in place|1|"))
+        .filter(|text| text.contains("already in place|2|"))
         .count();
     assert_eq!((first, rest), (1, 7));
     assert_eq!(
@@ -202,7 +202,7 @@ fn repairs_what_is_wrong() {
         "put 4 triggers on public.odds_snapshots_d4\n",
         "put 4 triggers on public.odds_snapshots_d4_1",
         "created function oddscache.log_change()",
-        "installed|1|",
+        "installed|2|",
     ] {
         assert!(text.contains(said), "{said} is not in {text}");
     }
@@ -231,7 +231,7 @@ fn a_changed_channel_is_taken_up() {
     let db = installed();
     let text = run(&db, Script::Install, &[("channel", "other")]);
     assert!(
-        text.contains("installed|1|public|oddscache|other|36"),
+        text.contains("installed|2|public|oddscache|other|36"),
         "{text}"
     );
     assert_eq!(db.psql("select channel from oddscache.log_state"), "other");
@@ -447,4 +447,95 @@ async fn the_tables_owner_can_install_and_remove() {
         )),
         "0"
     );
+}
+
+/// A feed of version 1 becomes what a new one is, keeps its log and its channel, and the cache that follows version 1 says
+/// what it finds.
+#[tokio::test]
+async fn version_1_is_upgraded() {
+    let (old, new) = (app(), installed());
+    let v1 = |variables: &[&str]| {
+        let args = [variables, &["-f", "tests/sql/install_v1.sql"]].concat();
+        common::psql(&old.name, &args)
+    };
+    v1(&["-v", "channel=bell"]);
+    old.psql(ROWS);
+    let logged = log(&old);
+    let report = run(&old, Script::Check, &[]);
+    for line in [
+        "feed|oddscache|feed_version()|FAIL|1, not 2: run install.sql",
+        "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql",
+        "log|oddscache.log_state|pruned|ok|never",
+    ] {
+        assert!(report.contains(line), "{line} is not in {report}");
+    }
+    // A writer in the middle of a transaction is not waited for.
+    let writer = Session::open(&old.dsn()).await;
+    writer.run(&format!("begin; {ROWS_AGAIN}")).await;
+    let text = run(
+        &old,
+        Script::Install,
+        &[("channel", "bell"), ("lock_timeout", "100ms")],
+    );
+    assert!(text.contains("installed|2|public|oddscache|bell"), "{text}");
+    writer.run("update events set name = 'y'; commit").await;
+    assert_eq!(log(&old)[..logged.len()], logged);
+    assert!(log(&old).len() > logged.len());
+    run(&old, Script::Install, &[]);
+    assert_eq!(dump(&old), dump(&new));
+    assert!(run(&old, Script::Install, &[]).contains("already in place"));
+    run(&old, Script::Uninstall, &[]);
+    assert_eq!(dump(&old), dump(&app()));
+}
+
+#[test]
+fn a_newer_feed_is_left_alone() {
+    let db = installed();
+    db.psql("create or replace function oddscache.feed_version() returns integer language sql as 'select 99'");
+    let before = dump(&db);
+    let text = fails(&db, Script::Install, &[]);
+    assert!(
+        text.contains("has version 99, and this script has version 2"),
+        "{text}"
+    );
+    assert_eq!(dump(&db), before);
+    let db = installed();
+    db.psql("alter table oddscache.change_log add column more int");
+    let text = fails(&db, Script::Install, &[]);
+    assert!(
+        text.contains("is not the change log of feed version 2 (it has xid xid8,"),
+        "{text}"
+    );
+}
+
+/// What somebody else planted in the feed's place would run with the installing role's rights.
+#[tokio::test]
+async fn what_a_stranger_planted_is_refused() {
+    for plant in [
+        "create schema oddscache authorization {mallory}",
+        "create schema oddscache; grant all on schema oddscache to {mallory}; set role {mallory};
+         create function oddscache.feed_version() returns integer language plpgsql as $$
+             begin alter role {mallory} superuser; return 1; end $$",
+        "create schema oddscache; grant all on schema oddscache to {mallory}; set role {mallory};
+         create table oddscache.log_state (one boolean, pruned_below xid8, app_schema text, channel text);
+         create function oddscache.trap() returns trigger language plpgsql as $$
+             begin alter role {mallory} superuser; return new; end $$;
+         create trigger trap before insert on oddscache.log_state for each row execute function oddscache.trap()",
+    ] {
+        let db = app();
+        let mallory = format!("mallory_{}", db.name);
+        db.psql(&format!("create role {mallory} login"));
+        db.psql(&plant.replace("{mallory}", &mallory));
+        let text = fails(&db, Script::Install, &[]);
+        assert!(
+            text.contains(&format!("belongs to {mallory}")),
+            "{plant}: {text}"
+        );
+        assert_eq!(
+            db.psql(&format!(
+                "select rolsuper from pg_roles where rolname = '{mallory}'"
+            )),
+            "f"
+        );
+    }
 }

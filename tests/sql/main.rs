@@ -6,9 +6,12 @@ mod common;
 
 mod check;
 mod grants;
+mod heartbeat;
 mod indexes;
 mod install;
+mod log_care;
 mod prune;
+mod security;
 mod trigger;
 mod trouble;
 mod uninstall;

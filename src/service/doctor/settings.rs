@@ -1,0 +1,277 @@
+//! Settings of the server and of the role that connects, as far as the cache does not set them itself in its transactions.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{
+    Context,
+    finding::{Finding, Findings},
+    server::Server,
+    session::{Session, Trouble, identifier, literal},
+    tables::TABLES,
+};
+
+/// Fewer connections left than this are told: a cache takes two, and one more now and then to prune.
+const CONNECTIONS: i64 = 5;
+
+/// What the cache checks before it begins takes milliseconds, but is bounded by the role's `statement_timeout`.
+const STATEMENT_MILLIS: i64 = 1_000;
+
+/// How long a cache waits for a lock, so that it gives way before the server looks for a deadlock.
+const LOCK_MILLIS: i64 = 300;
+
+pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
+    let session = context.session().await?;
+    let settings = settings(&session).await?;
+    let mut findings = Findings::default();
+    let judged = judge(&settings, server);
+    if judged.is_empty() {
+        findings.push(Finding::ok("setting", "none is in the cache's way"));
+    }
+    findings.0.extend(judged);
+    findings.take("connections", connections(&session, &settings).await);
+    findings.take("locks", locks(context, &session, &settings).await);
+    if server.standby {
+        findings.take("standby", standby(&session).await);
+    }
+    Ok(findings.0)
+}
+
+/// Values by name; times in milliseconds.
+type Settings = BTreeMap<String, String>;
+
+async fn settings(session: &Session) -> Result<Settings, Trouble> {
+    #[derive(Deserialize)]
+    struct Setting {
+        name: String,
+        value: String,
+    }
+    // Reset values: those of our own transaction are not what the cache begins with.
+    let sql = "SELECT s.name, s.reset_val AS value FROM pg_settings AS s WHERE s.reset_val IS NOT NULL AND s.name IN \
+        ('default_transaction_isolation', 'default_transaction_read_only', 'idle_session_timeout', 'transaction_timeout', \
+        'statement_timeout', 'session_replication_role', 'deadlock_timeout', 'max_connections', \
+        'superuser_reserved_connections', 'reserved_connections', 'max_locks_per_transaction', 'max_prepared_transactions', \
+        'hot_standby_feedback', 'max_standby_streaming_delay')";
+    let settings: Vec<Setting> = session.rows(sql).await?;
+    let pair = |setting: Setting| (setting.name, setting.value);
+    Ok(settings.into_iter().map(pair).collect())
+}
+
+/// 0 where the server does not know it.
+fn number(settings: &Settings, name: &str) -> i64 {
+    settings
+        .get(name)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_default()
+}
+
+fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
+    let role = identifier(&server.role);
+    let value = |name: &str| settings.get(name).map(String::as_str).unwrap_or_default();
+    let mut findings = Vec::new();
+    let mut tell = |name: &str, what: String, why: &str, mend: String| {
+        findings.push(
+            Finding::warn("setting", what)
+                .object(name)
+                .why(why)
+                .mend(mend),
+        );
+    };
+    let idle = number(settings, "idle_session_timeout");
+    if idle > 0 {
+        tell(
+            "idle_session_timeout",
+            format!("ends sessions that were idle for {idle} ms"),
+            "the connection that listens for the bell is idle by nature: it is cut, and bells are missed until it is back",
+            format!("ALTER ROLE {role} SET idle_session_timeout = 0"),
+        );
+    }
+    let transaction = number(settings, "transaction_timeout");
+    if transaction > 0 {
+        tell(
+            "transaction_timeout",
+            format!("ends sessions whose transaction takes {transaction} ms"),
+            "reading everything is one transaction; the cache bounds its own (--warmup-timeout, --read-timeout)",
+            format!("ALTER ROLE {role} SET transaction_timeout = 0"),
+        );
+    }
+    let statement = number(settings, "statement_timeout");
+    if statement > 0 && statement < STATEMENT_MILLIS {
+        tell(
+            "statement_timeout",
+            format!("ends statements after {statement} ms"),
+            "the cache sets its own for what it reads, but not for what it checks before",
+            format!("ALTER ROLE {role} SET statement_timeout = 0"),
+        );
+    }
+    if value("default_transaction_isolation") == "serializable" {
+        tell(
+            "default_transaction_isolation",
+            "is serializable".to_owned(),
+            "prune() refuses to run so, for it could make a serializable writer fail",
+            format!("ALTER ROLE {role} SET default_transaction_isolation = 'read committed'"),
+        );
+    }
+    if value("default_transaction_read_only") == "on" && !server.standby {
+        tell(
+            "default_transaction_read_only",
+            "is on".to_owned(),
+            "the cache writes nothing, but prune() and heartbeat() do",
+            format!("ALTER ROLE {role} SET default_transaction_read_only = off"),
+        );
+    }
+    let deadlock = number(settings, "deadlock_timeout");
+    if deadlock > 0 && deadlock <= LOCK_MILLIS {
+        tell(
+            "deadlock_timeout",
+            format!("is {deadlock} ms"),
+            "a cache waits up to 300 ms for a lock and then gives way; the server, if it looks for deadlocks before that, may \
+             cancel a migration instead",
+            "ALTER SYSTEM SET deadlock_timeout = '1s'; SELECT pg_reload_conf()".to_owned(),
+        );
+    }
+    if value("session_replication_role") == "replica" {
+        tell(
+            "session_replication_role",
+            "is replica for the role that connects".to_owned(),
+            "if the application's role has it too, only triggers that are ENABLE ALWAYS fire for it: the feed's are, the \
+             application's own foreign keys are not",
+            format!("ALTER ROLE {role} RESET session_replication_role"),
+        );
+    }
+    let delay = number(settings, "max_standby_streaming_delay");
+    if server.standby && value("hot_standby_feedback") == "off" && (0..60_000).contains(&delay) {
+        tell(
+            "max_standby_streaming_delay",
+            format!("is {delay} ms, and hot_standby_feedback is off"),
+            "replaying a VACUUM cancels what the cache is reading: it reads again, and may be kept from getting through",
+            "on the standby: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf()"
+                .to_owned(),
+        );
+    }
+    findings
+}
+
+#[derive(Deserialize)]
+struct Connections {
+    used: i64,
+    role_limit: i64,
+    role_used: i64,
+    database_limit: i64,
+    database_used: i64,
+}
+
+async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Finding>, Trouble> {
+    let sql = "SELECT (SELECT sum(d.numbackends) FROM pg_stat_database AS d)::int8 AS used, \
+         (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS role_limit, \
+         (SELECT count(*) FROM pg_stat_activity AS a WHERE a.usename = session_user) AS role_used, \
+         (SELECT d.datconnlimit FROM pg_database AS d WHERE d.datname = current_database()) AS database_limit, \
+         (SELECT d.numbackends FROM pg_stat_database AS d WHERE d.datname = current_database())::int8 AS database_used";
+    let found: Connections = session.row(sql).await?;
+    let reserved = ["superuser_reserved_connections", "reserved_connections"];
+    let reserved: i64 = reserved.iter().map(|name| number(settings, name)).sum();
+    let server = number(settings, "max_connections") - reserved;
+    let limits = [
+        (
+            "the server",
+            server,
+            found.used,
+            "ALTER SYSTEM SET max_connections = ... (and a restart), or a pool in session mode",
+        ),
+        (
+            "the role",
+            found.role_limit,
+            found.role_used,
+            "ALTER ROLE ... CONNECTION LIMIT -1",
+        ),
+        (
+            "the database",
+            found.database_limit,
+            found.database_used,
+            "ALTER DATABASE ... CONNECTION LIMIT -1",
+        ),
+    ];
+    let mut findings = Vec::new();
+    for (whose, limit, used, mend) in limits {
+        // -1: none.
+        if limit >= 0 && limit - used < CONNECTIONS {
+            findings.push(
+                Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
+                    .why("a cache takes two connections, a third to prune; without them it cannot start, or come back")
+                    .mend(mend),
+            );
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "connections",
+            format!("{} of {server} are taken", found.used),
+        ));
+    }
+    Ok(findings)
+}
+
+/// A read locks every partition, and while it reads them their indexes.
+async fn locks(
+    context: &Context<'_>,
+    session: &Session,
+    settings: &Settings,
+) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Relations {
+        relations: i64,
+    }
+    let sql = format!(
+        "SELECT count(*) AS relations FROM (WITH RECURSIVE node AS (\
+           SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+            WHERE n.nspname = {} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
+         SELECT node.oid FROM node UNION ALL \
+         SELECT x.indexrelid FROM node JOIN pg_index AS x ON x.indrelid = node.oid) AS relation",
+        literal(context.app_schema)
+    );
+    let Relations { relations } = session.row(&sql).await?;
+    let room = number(settings, "max_locks_per_transaction")
+        * (number(settings, "max_connections") + number(settings, "max_prepared_transactions"));
+    let what = format!("a read of everything takes up to {relations} of the server's {room} locks");
+    Ok(vec![if relations * 2 > room {
+        Finding::warn("locks", what)
+            .why("when they are used up, any transaction of the server fails with \"out of shared memory\"")
+            .mend("ALTER SYSTEM SET max_locks_per_transaction = ... (and a restart), or drop partitions that nobody needs")
+    } else {
+        Finding::ok("locks", what)
+    }])
+}
+
+#[derive(Deserialize)]
+struct Standby {
+    paused: bool,
+    behind_bytes: Option<f64>,
+    behind_seconds: Option<f64>,
+}
+
+async fn standby(session: &Session) -> Result<Vec<Finding>, Trouble> {
+    let sql = "SELECT pg_is_wal_replay_paused() AS paused, \
+         (pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn())::float8 AS behind_bytes, \
+         extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS behind_seconds";
+    let found: Standby = session.row(sql).await?;
+    let behind = found.behind_bytes.unwrap_or_default();
+    let what = format!(
+        "{behind:.0} bytes are received and not replayed; the last commit replayed is {} old",
+        found
+            .behind_seconds
+            .map_or("of unknown age, none".to_owned(), |seconds| format!(
+                "{seconds:.1} s"
+            ))
+    );
+    Ok(vec![if found.paused {
+        Finding::warn("standby", "replay is paused")
+            .why("the cache follows this server: what the primary commits does not show until replay goes on")
+            .mend("SELECT pg_wal_replay_resume()")
+    } else {
+        Finding::info("standby", what).why(
+            "a view's age is measured against this server, which may itself be behind its primary",
+        )
+    }])
+}

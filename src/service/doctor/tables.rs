@@ -1,0 +1,158 @@
+//! What `check.sql` does not see of the tables: plain child tables. And whether a cache could start from them.
+
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Context,
+    finding::Finding,
+    session::{Trouble, identifier, literal},
+};
+
+/// How long reading everything once may take here; a cache that starts has its own bound.
+const WARMUP: Duration = Duration::from_secs(60);
+
+/// The application's tables, as a list of constants.
+pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots', 'market_odds', 'competitor_odds_snapshots', \
+    'competitor_market_odds'";
+
+/// A table that inherits from one of ours without being a partition.
+#[derive(Deserialize)]
+struct Child {
+    name: String,
+    parent: String,
+    foreign: bool,
+    /// How many of the four triggers it has, always enabled.
+    triggers: i64,
+}
+
+/// What is written straight into a child table fires the triggers of the child alone, and `install.sql` gives triggers to
+/// partitions only.
+pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
+    let (app, cache) = (literal(context.app_schema), literal(context.cache_schema));
+    let sql = format!(
+        "WITH RECURSIVE node AS (\
+           SELECT c.oid, c.relname::text AS root FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+            WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid, node.root FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
+         SELECT c.oid::regclass::text AS name, node.root AS parent, c.relkind = 'f' AS foreign, \
+           (SELECT count(DISTINCT g.tgtype) FROM pg_trigger AS g JOIN pg_proc AS p ON p.oid = g.tgfoid \
+              JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE g.tgrelid = c.oid AND n.nspname = {cache} \
+               AND p.proname = 'log_change' AND g.tgenabled = 'A' AND g.tgtype & 1 = 0) AS triggers \
+         FROM node JOIN pg_class AS c ON c.oid = node.oid \
+         WHERE NOT c.relispartition AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid) ORDER BY 1"
+    );
+    let children: Vec<Child> = context.session().await?.rows(&sql).await?;
+    let uncovered = children.into_iter().filter(|child| child.triggers < 4);
+    Ok(uncovered
+        .map(|child| uncovered_child(context, child))
+        .collect())
+}
+
+fn uncovered_child(context: &Context<'_>, child: Child) -> Finding {
+    let Child {
+        name,
+        parent,
+        foreign,
+        triggers,
+    } = child;
+    let mend = if foreign {
+        format!(
+            "ALTER TABLE {name} NO INHERIT {}.{}",
+            identifier(context.app_schema),
+            identifier(&parent)
+        )
+    } else {
+        let function = format!(
+            "{}.log_change({})",
+            identifier(context.cache_schema),
+            literal(&parent)
+        );
+        let kinds = [
+            ("insert", "REFERENCING NEW TABLE AS new_rows "),
+            (
+                "update",
+                "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows ",
+            ),
+            ("delete", "REFERENCING OLD TABLE AS old_rows "),
+            ("truncate", ""),
+        ];
+        let statement = |(kind, rows): (&str, &str)| {
+            let trigger = identifier(&format!("{}_{kind}", context.cache_schema));
+            format!(
+                "DROP TRIGGER IF EXISTS {trigger} ON {name}; CREATE TRIGGER {trigger} AFTER {} ON {name} {rows}\
+                 FOR EACH STATEMENT EXECUTE FUNCTION {function}; ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger};",
+                kind.to_uppercase()
+            )
+        };
+        kinds.map(statement).join("\n")
+    };
+    Finding::warn("trigger.child", format!("inherits from {parent}, and has {triggers} of the four triggers"))
+        .object(name)
+        .why("the cache reads its rows through the parent, but what is written straight into it is not logged")
+        .mend(mend)
+}
+
+/// Reads everything once, by the library itself: whatever would keep a cache from starting is its error, with its way out.
+pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
+    let config = match context.arguments.follow.config() {
+        Ok(config) => config,
+        Err(error) => return Finding::fail("warmup", error.to_string()),
+    };
+    let began = Instant::now();
+    let view = match timeout(WARMUP, oddscache::warm_up(config)).await {
+        Ok(Ok(view)) => view,
+        Ok(Err(error)) if error.is_transient() => {
+            return Finding::warn("warmup", format!("could not be done now: {error}"))
+                .why("a cache tries again by itself; if this stays, something holds a lock on a table, or cancels what it reads")
+                .mend("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            // The library's errors end with the way out.
+            let (what, mend) = match text.split_once("; ") {
+                Some((what, mend)) => (what.to_owned(), Some(mend.to_owned())),
+                None => (text, None),
+            };
+            let mut finding = Finding::fail("warmup", format!("a cache cannot start: {what}"))
+                .why("this is what `oddscache serve` would end with, or try again for ever");
+            finding.mend = mend;
+            return finding;
+        }
+        Err(_) => {
+            return Finding::warn(
+                "warmup",
+                format!("was not done within {} s", WARMUP.as_secs()),
+            )
+            .why("a cache that starts, or comes back, serves nothing or the old state for as long")
+            .mend(
+                "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables",
+            );
+        }
+    };
+    let stats = view.stats();
+    let what = format!(
+        "a cache would start within {:.1} s: {} events, {} snapshots, {} markets, {:.1} MiB",
+        began.elapsed().as_secs_f64(),
+        view.len(),
+        stats.total_snapshots,
+        stats.total_markets,
+        stats.memory_bytes as f64 / f64::from(1 << 20),
+    );
+    if stats.malformed_rows > 0 {
+        return Finding::warn(
+            "warmup",
+            format!("{what}; {} malformed rows", stats.malformed_rows),
+        )
+        .why("a row that does not read as it should is served as far as it goes")
+        .mend("the log of `oddscache serve` names them; mend what writes them");
+    }
+    if view.is_empty() {
+        return Finding::info("warmup", format!("{what}; nothing is within the window")).why(
+            "only events with a kickoff after now less the lookback, and with a snapshot, are held",
+        );
+    }
+    Finding::ok("warmup", what)
+}

@@ -1,0 +1,319 @@
+//! What goes wrong: each fault begins, lasts, and ends by itself.
+
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use tokio::time::sleep;
+use tokio_postgres::NoTls;
+
+use crate::{
+    followers::{Embedded, Service, kill},
+    plan::{Fault, Kind},
+    proxy::{Notices, Proxy, Setting, Way, Whose},
+    workload::{self, Bias},
+    world::{FREE, World},
+};
+
+/// All that faults act upon.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) world: Arc<World>,
+    pub(crate) proxy: Proxy,
+    pub(crate) embedded: Embedded,
+    pub(crate) service: Service,
+}
+
+const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
+
+impl Scene {
+    /// One fault after the other.
+    pub(crate) async fn lane(self: Arc<Scene>, faults: Vec<Fault>) {
+        for fault in faults {
+            if self.world.is_over() {
+                return;
+            }
+            sleep(fault.after).await;
+            self.world.active.begin(fault.kind);
+            {
+                let mut figures = self.world.report.figures();
+                figures.faults.entry(fault.kind).or_default().count += 1;
+            }
+            self.inflict(&fault).await;
+            self.world.active.end(fault.kind);
+        }
+    }
+
+    async fn inflict(self: &Arc<Scene>, fault: &Fault) {
+        let mut rng = Rng::with_seed(fault.seed);
+        let lasts = fault.lasts;
+        match fault.kind {
+            Kind::TerminateReader => self.terminate("not").await,
+            Kind::TerminateListener => self.terminate("").await,
+            Kind::RestartFast => self.restart("fast").await,
+            Kind::RestartImmediate => self.restart("immediate").await,
+            Kind::KillPostmaster => self.crash(lasts).await,
+            Kind::AsyncCrash => {
+                self.world.asynchronous.store(true, Ordering::Relaxed);
+                sleep(lasts + Duration::from_millis(300)).await;
+                self.crash(Duration::ZERO).await;
+                self.world.asynchronous.store(false, Ordering::Relaxed);
+            }
+            Kind::TriggersDisabled => {
+                let table = TABLES[rng.usize(..TABLES.len())];
+                let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
+                let alter = format!("alter table only {table}");
+                self.admin(&format!("{alter} disable trigger oddscache_{operation}")).await;
+                sleep(lasts).await;
+                self.admin(&format!("{alter} enable always trigger oddscache_{operation}")).await;
+            }
+            Kind::Partitions => self.partitions(&mut rng, lasts).await,
+            Kind::PrunedCursor => {
+                self.embedded.block(lasts);
+                for _ in 0..3 {
+                    sleep(lasts / 4).await;
+                    self.admin("select oddscache.prune('0')").await;
+                }
+                sleep(lasts / 4).await;
+            }
+            Kind::RightsRevoked => {
+                let right = [
+                    "select on market_odds",
+                    "select on competitor_events",
+                    "select on oddscache.change_log",
+                    "usage on schema oddscache",
+                ][rng.usize(..4)];
+                self.admin(&format!("revoke {right} from oddscache")).await;
+                sleep(lasts).await;
+                self.admin(&format!("grant {right} to oddscache")).await;
+            }
+            Kind::LogDdl => {
+                // Kept short: a writer gives its log row up after half a second.
+                self.admin("select oddscache.prune('0')").await;
+                let ddl = match rng.u8(..3) {
+                    0 => "vacuum full oddscache.change_log".to_owned(),
+                    1 => "reindex table oddscache.change_log".to_owned(),
+                    _ => format!("alter table oddscache.change_log set (fillfactor = {})", rng.u8(50..100)),
+                };
+                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}")).await;
+                sleep(lasts).await;
+            }
+            Kind::Migration => {
+                let (one, other) = (rng.usize(..TABLES.len()), TABLES[4 + rng.usize(..2)]);
+                self.admin(&format!(
+                    "begin; lock table {}, {other} in access exclusive mode; \
+                     alter table {other} alter column line type float8 using line + 0; select pg_sleep({}); commit",
+                    TABLES[one],
+                    lasts.as_secs_f64()
+                ))
+                .await;
+            }
+            Kind::Cancel => self.cancel(lasts).await,
+            Kind::Spoof => self.spoof(&mut rng, lasts).await,
+            Kind::Stall => {
+                self.embedded.block(lasts + Duration::from_millis(600));
+                sleep(lasts + Duration::from_millis(600)).await;
+            }
+            Kind::Truncates => self.bias(workload::Kind::Truncate, lasts).await,
+            Kind::Late => self.bias(workload::Kind::Late, lasts).await,
+            Kind::Savepoints => self.bias(workload::Kind::Savepoint, lasts).await,
+            Kind::Replica => self.bias(workload::Kind::Replica, lasts).await,
+            Kind::Leaves => self.bias(workload::Kind::Leaf, lasts).await,
+            Kind::BellOff => self.bias(workload::Kind::BellOff, lasts).await,
+            Kind::ManyKeys => self.bias(workload::Kind::ManyKeys, lasts).await,
+            Kind::Links => self.bias(workload::Kind::Relink, lasts).await,
+            Kind::Window => self.bias(workload::Kind::Window, lasts).await,
+            Kind::Stopped => {
+                self.service.signal("-STOP");
+                sleep(lasts).await;
+                self.service.signal("-CONT");
+            }
+            // It stays as it is: the comparison at the pause is made under it.
+            Kind::ClockJump => self.service.jump(rng.i64(-20_000..20_000)),
+            Kind::Killed => {
+                self.service.kill();
+                sleep(lasts / 4).await;
+                self.service.spawn();
+            }
+            Kind::BlackHole
+            | Kind::HalfOpenUp
+            | Kind::HalfOpenDown
+            | Kind::Slow
+            | Kind::Latency
+            | Kind::Cut
+            | Kind::Refuse
+            | Kind::Reset
+            | Kind::Freeze
+            | Kind::NoticesDropped
+            | Kind::NoticesDoubled
+            | Kind::NoticesDelayed
+            | Kind::NoticesForged => {
+                self.proxy.set(|setting| network(fault.kind, &mut rng, setting));
+                sleep(lasts).await;
+                self.proxy.heal();
+            }
+        }
+    }
+
+    async fn bias(&self, kind: workload::Kind, lasts: Duration) {
+        self.world.set_bias(Bias::To(kind));
+        sleep(lasts).await;
+        self.world.set_bias(Bias::None);
+    }
+
+    /// Runs statements as the superuser; again if a lock was not to be had. Lines are sent one by one.
+    async fn admin(&self, sql: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let client = self.world.connect().await;
+            let mut done = client.batch_execute("set lock_timeout = '1s'").await;
+            for line in sql.lines() {
+                if done.is_ok() {
+                    done = client.batch_execute(line).await;
+                }
+            }
+            let Err(error) = done else { return };
+            let code = error.code().map(|code| code.code().to_owned());
+            let again = ["55P03", "40P01", "55006"].map(str::to_owned);
+            if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
+                self.world.violate("the campaign itself", format!("{sql}: {error:?}"));
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn terminate(&self, not: &str) {
+        self.admin(&format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and query {not} like 'LISTEN%'"
+        ))
+        .await;
+    }
+
+    /// Whatever statement a follower is at, again and again.
+    async fn cancel(&self, lasts: Duration) {
+        let client = self.world.connect().await;
+        let began = Instant::now();
+        let sql = "select pg_cancel_backend(pid) from pg_stat_activity where usename = 'oddscache' and state = 'active'";
+        while began.elapsed() < lasts && client.batch_execute(sql).await.is_ok() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn blocking(&self, what: impl FnOnce(&World) + Send + 'static) {
+        let world = Arc::clone(&self.world);
+        let done = tokio::task::spawn_blocking(move || what(&world)).await;
+        done.expect("does not panic");
+    }
+
+    async fn restart(&self, mode: &'static str) {
+        self.blocking(move |world| {
+            let done = world.cluster.stop(mode).and_then(|()| world.cluster.boot());
+            if let Err(error) = done {
+                world.violate("the campaign itself", format!("restart {mode}: {error}"));
+            }
+        })
+        .await;
+    }
+
+    async fn crash(&self, lasts: Duration) {
+        let path = self.world.cluster.data().join("postmaster.pid");
+        let pid = fs::read_to_string(path).ok();
+        let pid: Option<u32> = pid.and_then(|text| text.lines().next()?.parse().ok());
+        kill("-9", pid.expect("the server runs"));
+        sleep(lasts).await;
+        self.blocking(|world| {
+            // Its children have to be gone first.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while let Err(error) = world.cluster.boot() {
+                if Instant::now() > deadline {
+                    world.violate("the campaign itself", format!("after kill -9: {error}"));
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        })
+        .await;
+    }
+
+    /// A partition with the newest snapshots of free events comes and goes.
+    async fn partitions(&self, rng: &mut Rng, lasts: Duration) {
+        let name = "odds_snapshots_2019";
+        self.admin(&format!(
+            "create table {name} (like odds_snapshots including defaults); insert into {name} (event_id, bookmaker_id, captured_at) \
+             select e, 1 + e % 3, timestamp '2019-06-01' from generate_series(1, {FREE}, 2) e"
+        ))
+        .await;
+        self.admin(&format!(
+            "alter table odds_snapshots attach partition {name} for values from ('2019-01-01') to ('2020-01-01')"
+        ))
+        .await;
+        sleep(lasts).await;
+        if rng.bool() {
+            self.admin(&format!("alter table odds_snapshots detach partition {name}")).await;
+            sleep(lasts / 2).await;
+        }
+        self.admin(&format!("drop table {name}")).await;
+    }
+
+    /// A role that may only connect rings the bell, and sends what it likes.
+    async fn spoof(&self, rng: &mut Rng, lasts: Duration) {
+        let dsn = self.world.cluster.dsn_as("stranger", "postgres");
+        let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await else {
+            return;
+        };
+        let connection = tokio::spawn(connection);
+        let began = Instant::now();
+        while began.elapsed() < lasts {
+            let channel = ["oddscache", "other"][rng.usize(..2)];
+            let sql = format!("select pg_notify('{channel}', repeat('x', {}))", rng.usize(..7_900));
+            if client.batch_execute(&sql).await.is_err() {
+                break;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        connection.abort();
+    }
+}
+
+fn network(kind: Kind, rng: &mut Rng, setting: &mut Setting) {
+    let both = |setting: &mut Setting, way| (setting.up, setting.down) = (way, way);
+    setting.whose = [Whose::All, Whose::Others, Whose::Listeners][rng.usize(..3)];
+    match kind {
+        Kind::BlackHole => both(setting, Way::BlackHole),
+        Kind::HalfOpenUp => setting.up = Way::BlackHole,
+        Kind::HalfOpenDown => setting.down = Way::BlackHole,
+        Kind::Slow => setting.down = Way::Slow(rng.usize(16..400), Duration::from_millis(4)),
+        Kind::Latency => {
+            setting.whose = Whose::All;
+            both(setting, Way::Latency(Duration::from_millis(rng.u64(4..40))));
+        }
+        Kind::Cut => setting.down = Way::Cut(rng.usize(1..3_000)),
+        Kind::Refuse => {
+            setting.refuse = true;
+            setting.resets += 1;
+        }
+        Kind::Reset => setting.resets += 1,
+        Kind::Freeze => both(setting, Way::Freeze),
+        Kind::NoticesDropped => setting.notices = Notices::Drop,
+        Kind::NoticesDoubled => setting.notices = Notices::Double,
+        Kind::NoticesDelayed => {
+            setting.notices = Notices::Delay(Duration::from_millis(rng.u64(20..600)));
+        }
+        Kind::NoticesForged => setting.notices = Notices::Forge,
+        _ => {}
+    }
+    if setting.notices != Notices::Pass {
+        setting.whose = Whose::All;
+    }
+}

@@ -1,0 +1,191 @@
+//! The two that follow: the library in this process, behind the proxy, and the service in a process of its own.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use oddscache::{Config, OddsCache};
+use serde_json::Value;
+
+use crate::{common::normal, proxy::Proxy, world::World};
+
+/// Reads that take longer count as a dead connection.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The library's follower, on a thread of its own that can be blocked.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    pub(crate) cache: OddsCache,
+    block: tokio::sync::mpsc::UnboundedSender<Duration>,
+}
+
+impl Embedded {
+    pub(crate) async fn start(proxy: &Proxy) -> Embedded {
+        let dsn = format!(
+            "host=127.0.0.1 port={} user=oddscache dbname=postgres sslmode=disable",
+            proxy.address.port()
+        );
+        let config = Config::new(&dsn)
+            .expect("dsn")
+            .poll_interval(Duration::from_millis(150))
+            .read_timeout(READ_TIMEOUT);
+        let (cache, follower) = OddsCache::connect(config);
+        let (block, mut blocks) = tokio::sync::mpsc::unbounded_channel::<Duration>();
+        let (begun, beginning) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let following = tokio::spawn(follower.run());
+                begun.send(()).expect("somebody waits");
+                while let Some(duration) = blocks.recv().await {
+                    thread::sleep(duration);
+                }
+                following.abort();
+            });
+        });
+        beginning.recv().expect("the thread starts");
+        cache.ready().await.expect("warm");
+        Embedded { cache, block }
+    }
+
+    /// Nothing of it runs for so long.
+    pub(crate) fn block(&self, duration: Duration) {
+        let _ = self.block.send(duration);
+    }
+}
+
+/// `oddscache serve`, whose clock can be set.
+#[derive(Debug)]
+pub(crate) struct Service {
+    dsn: String,
+    base: String,
+    port: u16,
+    library: PathBuf,
+    clock: PathBuf,
+    child: Mutex<Option<Child>>,
+    http: reqwest::Client,
+}
+
+impl Service {
+    pub(crate) fn start(world: &World) -> Service {
+        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        let port = port.expect("a free port").port();
+        let service = Service {
+            dsn: world.cluster.dsn_as("oddscache", "postgres"),
+            base: format!("http://127.0.0.1:{port}"),
+            port,
+            library: faketime(),
+            clock: world.cluster.socket_dir().join("clock"),
+            child: Mutex::default(),
+            http: reqwest::Client::builder()
+                .timeout(Duration::from_secs(5))
+                .build()
+                .expect("an HTTP client"),
+        };
+        service.jump(0);
+        service.spawn();
+        service
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child.lock().expect("not poisoned")
+    }
+
+    pub(crate) fn spawn(&self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oddscache"));
+        for (name, _) in std::env::vars() {
+            if name.starts_with("PG") || name.starts_with("ODDSCACHE") || name == "DATABASE_URL" {
+                command.env_remove(name);
+            }
+        }
+        let log = match std::env::var_os("CAMPAIGN_LOG") {
+            Some(_) => Stdio::inherit(),
+            None => Stdio::null(),
+        };
+        command
+            .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
+            .env("DATABASE_URL", &self.dsn)
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        *self.child() = Some(command.spawn().expect("the binary runs"));
+    }
+
+    /// Sets its clock off by so many seconds.
+    pub(crate) fn jump(&self, seconds: i64) {
+        fs::write(&self.clock, format!("{seconds:+}\n")).expect("the clock's file");
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        if let Some(child) = &*self.child() {
+            kill(signal, child.id());
+        }
+    }
+
+    /// Without a chance to clean up.
+    pub(crate) fn kill(&self) {
+        if let Some(mut child) = self.child().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.child().as_mut()?.try_wait().ok()?
+    }
+
+    /// What it holds, once it answers.
+    pub(crate) async fn dump(&self) -> Result<Vec<Value>, String> {
+        let url = format!("{}/v1/dump", self.base);
+        let answer = self.http.get(url).send().await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        if !answer.status().is_success() {
+            return Err(answer.status().to_string());
+        }
+        let text = answer.text().await.map_err(|error| error.to_string())?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).map(normal))
+            .collect::<Result<_, _>>()
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) fn kill(signal: &str, pid: u32) {
+    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
+}
+
+/// libfaketime for processes of several threads.
+fn faketime() -> PathBuf {
+    let name = Path::new("faketime/libfaketimeMT.so.1");
+    let direct = ["/usr/lib", "/usr/local/lib"].map(PathBuf::from);
+    let by_machine = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let mut places = direct
+        .into_iter()
+        .chain(by_machine.map(|entry| entry.path()))
+        .map(|directory| directory.join(name));
+    places
+        .find(|path| path.is_file())
+        .expect("libfaketime, for the clock that jumps (Debian: apt-get install faketime)")
+}

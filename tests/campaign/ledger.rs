@@ -1,0 +1,203 @@
+//! What the application knows of its own commits: for each group of events the generations that were written, when, and
+//! how that ended. Readers judge views by it, without the database.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// What a view shows of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    Generation(u64),
+    /// All of its events are out of the window.
+    Absent,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    generation: u64,
+    /// Whether its events are within the window afterwards.
+    present: bool,
+    /// COMMIT was sent: from then on it may be visible.
+    sent: bool,
+    /// When the answer to COMMIT came: from then on it must be visible to a read that begins later.
+    returned: Option<Instant>,
+}
+
+/// Entries in the order of the commits, since a transaction holds its group's lock until it ends.
+#[derive(Debug, Default)]
+struct Group {
+    entries: Vec<Entry>,
+    dropped: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    groups: Vec<Mutex<Group>>,
+    next: AtomicU64,
+}
+
+/// So many entries of a group are remembered.
+const KEPT: usize = 8_192;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics with it")
+}
+
+impl Ledger {
+    /// All groups begin with generation 1, committed before anybody looks.
+    pub(crate) fn new(groups: usize) -> Ledger {
+        let first = Entry {
+            generation: 1,
+            present: true,
+            sent: true,
+            returned: Some(Instant::now()),
+        };
+        let group = || {
+            Mutex::new(Group {
+                entries: vec![first],
+                dropped: false,
+            })
+        };
+        Ledger {
+            groups: (0..groups).map(|_| group()).collect(),
+            next: AtomicU64::new(2),
+        }
+    }
+
+    /// A fresh generation for groups whose locks the caller's transaction holds.
+    pub(crate) fn begin(&self, groups: &[usize]) -> u64 {
+        let generation = self.next.fetch_add(1, Ordering::Relaxed);
+        for group in groups {
+            let mut group = locked(&self.groups[*group]);
+            if group.entries.len() > KEPT {
+                group.entries.drain(..KEPT / 2);
+                group.dropped = true;
+            }
+            group.entries.push(Entry {
+                generation,
+                present: true,
+                sent: false,
+                returned: None,
+            });
+        }
+        generation
+    }
+
+    fn change(&self, groups: &[usize], generation: u64, change: impl Fn(&mut Entry)) {
+        for group in groups {
+            let mut group = locked(&self.groups[*group]);
+            if let Some(entry) = group
+                .entries
+                .iter_mut()
+                .rev()
+                .find(|entry| entry.generation == generation)
+            {
+                change(entry);
+            }
+        }
+    }
+
+    /// About to send COMMIT.
+    pub(crate) fn sending(&self, groups: &[usize], generation: u64, present: bool) {
+        self.change(groups, generation, |entry| {
+            entry.sent = true;
+            entry.present = present;
+        });
+    }
+
+    /// COMMIT was answered. Of an asynchronous commit, which a crash may take back, this must not be said.
+    pub(crate) fn returned(&self, groups: &[usize], generation: u64) {
+        let now = Instant::now();
+        self.change(groups, generation, |entry| entry.returned = Some(now));
+    }
+
+    /// Whether what a view shows of a group can be the database's at the moment `proven`, or later; how long the first
+    /// commit that it lacks has been there.
+    pub(crate) fn judge(
+        &self,
+        group: usize,
+        shown: Shown,
+        proven: Option<Instant>,
+    ) -> Result<Option<Duration>, String> {
+        let ledger = locked(&self.groups[group]);
+        let entries = &ledger.entries;
+        let committed_by = |moment: Instant| {
+            entries
+                .iter()
+                .rposition(|entry| entry.returned.is_some_and(|at| at <= moment))
+        };
+        let required = proven.and_then(committed_by);
+        let place = match shown {
+            Shown::Generation(generation) => {
+                match entries.binary_search_by_key(&generation, |entry| entry.generation) {
+                    Ok(place) if entries[place].sent => place,
+                    Ok(_) => {
+                        return Err(format!(
+                            "group {group} shows generation {generation}, whose COMMIT was never sent"
+                        ));
+                    }
+                    // Of a view that is held for long.
+                    Err(0) if ledger.dropped => return Ok(None),
+                    Err(_) => {
+                        return Err(format!(
+                            "group {group} shows generation {generation}, which nobody wrote"
+                        ));
+                    }
+                }
+            }
+            Shown::Absent => {
+                let absent = entries
+                    .iter()
+                    .rposition(|entry| entry.sent && !entry.present);
+                match absent {
+                    Some(place) => place,
+                    None if ledger.dropped => return Ok(None),
+                    None => return Err(format!("group {group} is missing")),
+                }
+            }
+        };
+        if let Some(required) = required
+            && place < required
+        {
+            let lacking = &entries[required];
+            let ago = lacking.returned.map(|at| at.elapsed());
+            return Err(format!(
+                "age understated: group {group} shows {shown:?}, but generation {} was committed {ago:?} ago, before the \
+                 moment as of which the view says it was current ({:?} ago)",
+                lacking.generation,
+                proven.map(|at| at.elapsed())
+            ));
+        }
+        let first_lacking = entries[place + 1..]
+            .iter()
+            .find_map(|entry| entry.returned);
+        Ok(first_lacking.map(|at| at.elapsed()))
+    }
+}
+
+#[test]
+fn a_view_must_show_what_was_committed_before_the_moment_it_was_proven() {
+    let ledger = Ledger::new(1);
+    let before = Instant::now();
+    let second = ledger.begin(&[0]);
+    assert!(ledger.judge(0, Shown::Generation(second), None).is_err());
+    ledger.sending(&[0], second, true);
+    let judge = |shown, proven| ledger.judge(0, shown, proven);
+    assert!(judge(Shown::Generation(second), Some(Instant::now())).is_ok());
+    assert!(judge(Shown::Generation(1), Some(Instant::now())).is_ok());
+    ledger.returned(&[0], second);
+    assert!(judge(Shown::Generation(1), Some(Instant::now())).is_err());
+    assert!(judge(Shown::Generation(1), Some(before)).is_ok_and(|lacks| lacks.is_some()));
+    assert!(judge(Shown::Absent, None).is_err());
+    assert!(judge(Shown::Generation(7), None).is_err());
+    let third = ledger.begin(&[0]);
+    ledger.sending(&[0], third, false);
+    ledger.returned(&[0], third);
+    assert!(judge(Shown::Absent, Some(Instant::now())).is_ok());
+    assert!(judge(Shown::Generation(second), Some(Instant::now())).is_err());
+}

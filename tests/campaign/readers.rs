@@ -1,0 +1,274 @@
+//! Threads that look odds up all the time, and check on the fly what they see, without the database.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use oddscache::{CachedSnapshot, OddsCache, Status, View};
+
+use crate::{
+    common::followed::Shown as Visible,
+    ledger::Shown,
+    world::{GROUPS, SUM, World, members},
+};
+
+/// Without a fault that may stall the follower, what is committed shows within this, and no view is older.
+pub(crate) const BOUND: Duration = Duration::from_secs(8);
+
+/// The line of a snapshot's market; `None` without it.
+fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
+    let mut markets = snapshot?.markets().into_iter();
+    markets
+        .find(|market| market.betpawa_market_id() == market_id)?
+        .line()
+}
+
+/// What a view shows of a group; what is wrong about it, if it is torn.
+pub(crate) fn group(view: &View, group: usize) -> Result<Shown, String> {
+    let (first, last) = members(group);
+    let mut generations = Vec::new();
+    let (mut sum, mut absent) = (0.0, 0);
+    for id in first..=last {
+        let Some(event) = view.event(id) else {
+            absent += 1;
+            continue;
+        };
+        let (own, theirs) = (event.betpawa(), event.competitors());
+        generations.push(line(own.get(1), "gen"));
+        generations.push(line(theirs.get("sportybet"), "gen"));
+        for amount in [
+            line(own.get(2), "amount"),
+            line(theirs.get("bet9ja"), "amount"),
+        ] {
+            sum += amount.ok_or_else(|| format!("event {id} of group {group} lacks an amount"))?;
+        }
+    }
+    let generation = match (generations.first(), absent) {
+        (None, _) => return Ok(Shown::Absent),
+        (Some(Some(generation)), 0) => *generation,
+        _ => {
+            return Err(format!(
+                "group {group}: {absent} events are missing, the others show {generations:?}"
+            ));
+        }
+    };
+    if generations.iter().any(|other| *other != Some(generation)) {
+        return Err(format!("group {group} shows {generations:?}"));
+    }
+    if sum != SUM as f64 {
+        return Err(format!(
+            "the amounts of group {group} sum up to {sum} instead of {SUM}"
+        ));
+    }
+    if generation < 0.0 {
+        return Err(format!("group {group} shows what was never committed"));
+    }
+    Ok(Shown::Generation(generation as u64))
+}
+
+/// Of everything that can be read of a view.
+fn digest(view: &View) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for id in view.event_ids() {
+        let event = view.event(id).map(serde_json::to_string);
+        format!("{event:?}").hash(&mut hasher);
+    }
+    view.epoch().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Looks until the campaign ends.
+pub(crate) fn spawn(world: &Arc<World>, cache: &OddsCache, seed: u64) -> thread::JoinHandle<()> {
+    let mut reader = Reader {
+        world: Arc::clone(world),
+        cache: cache.clone(),
+        rng: Rng::with_seed(seed),
+        last: None,
+        generations: [0; GROUPS],
+        held: Vec::new(),
+        reason: None,
+        looked: Instant::now(),
+    };
+    thread::spawn(move || {
+        while !reader.world.is_over() {
+            if let Err((check, what)) = reader.look() {
+                reader.world.violate(check, what);
+            }
+            thread::sleep(Duration::from_millis(3));
+        }
+    })
+}
+
+struct Reader {
+    world: Arc<World>,
+    cache: OddsCache,
+    rng: Rng,
+    last: Option<Last>,
+    /// The greatest seen of each group within the epoch.
+    generations: [u64; GROUPS],
+    held: Vec<(View, u64)>,
+    reason: Option<String>,
+    looked: Instant,
+}
+
+struct Last {
+    epoch: u64,
+    cut: Arc<oddscache::Cut>,
+}
+
+type Wrong = (&'static str, String);
+
+impl Reader {
+    fn look(&mut self) -> Result<(), Wrong> {
+        // What a thread that was not run sees late is not the cache's fault.
+        let awake = self.looked.elapsed() < Duration::from_millis(500);
+        self.looked = Instant::now();
+        let view = self.cache.view();
+        let asked = Instant::now();
+        let age = view.age();
+        // The view was proven at this moment or later.
+        let proven = asked.checked_sub(age);
+        let fresh = self.forward(&view)?;
+        let mut behind = Duration::ZERO;
+        for number in 0..GROUPS {
+            let shown = group(&view, number).map_err(|what| ("one committed state", what))?;
+            let lacks = self.world.ledger.judge(number, shown, proven);
+            let lacks = lacks.map_err(|what| ("age never understated", what))?;
+            behind = behind.max(lacks.unwrap_or_default());
+            if let Shown::Generation(generation) = shown {
+                if generation < self.generations[number] {
+                    let what = format!(
+                        "group {number} went back from generation {} to {generation} within epoch {}",
+                        self.generations[number],
+                        view.epoch()
+                    );
+                    return Err(("forward only", what));
+                }
+                self.generations[number] = generation;
+            }
+        }
+        if let Some(proven) = proven {
+            for (kind, took) in self.world.active.recover(proven) {
+                self.world.report.recovery(kind, took);
+            }
+        }
+        let faults = self.world.active.now();
+        if awake {
+            self.world.report.staleness(&faults, behind, age);
+            let calm = !faults.iter().any(|kind| kind.may_stall());
+            if calm && behind.max(age) > BOUND {
+                let what = format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
+                return Err(("bounded staleness", what));
+            }
+        }
+        {
+            let mut figures = self.world.report.figures();
+            figures.views += 1;
+            figures.distinct_views += u64::from(fresh);
+        }
+        self.lookups(&view)?;
+        self.hold(view)?;
+        self.announced();
+        Ok(())
+    }
+
+    /// Cuts never go back within an epoch, and epochs never. Says whether the view is another than before.
+    fn forward(&mut self, view: &View) -> Result<bool, Wrong> {
+        let (epoch, cut) = (view.epoch(), view.cut());
+        let wrong = |what: String| Err(("forward only", what));
+        let mut fresh = true;
+        match &self.last {
+            Some(last) if epoch < last.epoch => {
+                return wrong(format!("epoch {epoch} after {}", last.epoch));
+            }
+            Some(last) if epoch == last.epoch => {
+                fresh = cut.snapshot != last.cut.snapshot;
+                let (now, before) = (
+                    Visible::parse(&cut.snapshot),
+                    Visible::parse(&last.cut.snapshot),
+                );
+                let forward = match (now, before) {
+                    (Some(now), Some(before)) => now.includes(&before),
+                    (_, before) => before.is_none(),
+                };
+                if !forward || cut.as_of < last.cut.as_of || cut.window_start < last.cut.window_start
+                {
+                    return wrong(format!("{cut:?} after {:?} within epoch {epoch}", last.cut));
+                }
+            }
+            _ => self.generations = [0; GROUPS],
+        }
+        self.last = Some(Last { epoch, cut });
+        Ok(fresh)
+    }
+
+    /// A lookup through the handle is of a state between the views before and after.
+    fn lookups(&mut self, before: &View) -> Result<(), Wrong> {
+        let number = self.rng.usize(..GROUPS);
+        let (first, last) = members(number);
+        let event = self.rng.i64(first..=last);
+        let found = if self.rng.bool() {
+            let found = self.cache.get_betpawa_snapshot(event);
+            found.map(|found| line(found.get(1), "gen"))
+        } else {
+            let found = self.cache.get_competitor_snapshot(event);
+            found.map(|found| line(found.get("sportybet"), "gen"))
+        };
+        let after = self.cache.view();
+        self.world.report.figures().lookups += 1;
+        let ends = (group(before, number), group(&after, number));
+        let (Ok(Shown::Generation(earliest)), Ok(Shown::Generation(latest))) = ends else {
+            return Ok(());
+        };
+        let Some(Some(found)) = found else {
+            // Away in between, perhaps.
+            return Ok(());
+        };
+        let between = earliest as f64 <= found && found <= latest as f64;
+        if !between && before.epoch() == after.epoch() {
+            let what = format!(
+                "event {event}: generation {found} through the handle, {earliest} in the view before, {latest} after"
+            );
+            return Err(("lookups agree with a view", what));
+        }
+        Ok(())
+    }
+
+    /// Views are kept for a while, and must stay what they were.
+    fn hold(&mut self, view: View) -> Result<(), Wrong> {
+        if self.rng.u8(..25) == 0 {
+            let digest = digest(&view);
+            self.held.push((view, digest));
+            if self.held.len() > 30 {
+                let place = self.rng.usize(..self.held.len());
+                self.held.swap_remove(place);
+            }
+        }
+        if self.rng.u8(..25) == 0 && !self.held.is_empty() {
+            let (view, before) = &self.held[self.rng.usize(..self.held.len())];
+            self.world.report.figures().held_views += 1;
+            if digest(view) != *before {
+                return Err(("views never change", format!("{view:?} is not what it was")));
+            }
+        }
+        Ok(())
+    }
+
+    fn announced(&mut self) {
+        let reason = match self.cache.status() {
+            Status::Resyncing { reason } => Some(reason),
+            _ => None,
+        };
+        if reason != self.reason {
+            if let Some(reason) = &reason {
+                let mut figures = self.world.report.figures();
+                *figures.reasons.entry(reason.clone()).or_default() += 1;
+            }
+            self.reason = reason;
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What a campaign did and saw.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use crate::plan::Kind;
+
+#[derive(Debug, Default)]
+pub(crate) struct Report(Mutex<Figures>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) seeds: Vec<u64>,
+    pub(crate) rounds: u64,
+    /// By kind: committed; refused by the server for a lock, a key or a restart.
+    pub(crate) transactions: BTreeMap<&'static str, (u64, u64)>,
+    pub(crate) rows: u64,
+    pub(crate) faults: BTreeMap<Kind, FaultFigures>,
+    pub(crate) comparisons: u64,
+    pub(crate) service_comparisons: u64,
+    pub(crate) views: u64,
+    pub(crate) distinct_views: u64,
+    pub(crate) lookups: u64,
+    pub(crate) held_views: u64,
+    /// Without a fault that may stall.
+    pub(crate) staleness: Duration,
+    pub(crate) age: Duration,
+    pub(crate) epochs: u64,
+    pub(crate) counters: BTreeMap<String, u64>,
+    pub(crate) reasons: BTreeMap<String, u64>,
+    pub(crate) resident_kb: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FaultFigures {
+    pub(crate) count: u64,
+    /// Beside it, and until it was recovered from.
+    pub(crate) staleness: Duration,
+    pub(crate) recovered: u64,
+    pub(crate) recovery: Duration,
+    pub(crate) longest_recovery: Duration,
+}
+
+impl Report {
+    pub(crate) fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.0.lock().expect("not poisoned")
+    }
+
+    pub(crate) fn transaction(&self, kind: &'static str, committed: bool, rows: u64) {
+        let mut figures = self.figures();
+        let counts = figures.transactions.entry(kind).or_default();
+        if committed {
+            counts.0 += 1;
+        } else {
+            counts.1 += 1;
+        }
+        figures.rows += rows;
+    }
+
+    /// How far a view is behind, beside the given faults.
+    pub(crate) fn staleness(&self, faults: &[Kind], behind: Duration, age: Duration) {
+        let mut figures = self.figures();
+        if !faults.iter().any(|kind| kind.may_stall()) {
+            figures.staleness = figures.staleness.max(behind);
+            figures.age = figures.age.max(age);
+        }
+        for kind in faults {
+            let fault = figures.faults.entry(*kind).or_default();
+            fault.staleness = fault.staleness.max(behind);
+        }
+    }
+
+    pub(crate) fn recovery(&self, kind: Kind, took: Duration) {
+        let mut figures = self.figures();
+        let fault = figures.faults.entry(kind).or_default();
+        fault.recovered += 1;
+        fault.recovery += took;
+        fault.longest_recovery = fault.longest_recovery.max(took);
+    }
+}
+
+impl Figures {
+    pub(crate) fn committed(&self) -> u64 {
+        self.transactions.values().map(|counts| counts.0).sum()
+    }
+
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.values().map(|fault| fault.count).sum()
+    }
+
+    /// Adds another campaign's.
+    pub(crate) fn add(&mut self, other: Figures) {
+        self.seeds.extend(other.seeds);
+        self.rounds += other.rounds;
+        for (kind, (committed, refused)) in other.transactions {
+            let counts = self.transactions.entry(kind).or_default();
+            counts.0 += committed;
+            counts.1 += refused;
+        }
+        self.rows += other.rows;
+        for (kind, fault) in other.faults {
+            let all = self.faults.entry(kind).or_default();
+            all.count += fault.count;
+            all.staleness = all.staleness.max(fault.staleness);
+            all.recovered += fault.recovered;
+            all.recovery += fault.recovery;
+            all.longest_recovery = all.longest_recovery.max(fault.longest_recovery);
+        }
+        self.comparisons += other.comparisons;
+        self.service_comparisons += other.service_comparisons;
+        self.views += other.views;
+        self.distinct_views += other.distinct_views;
+        self.lookups += other.lookups;
+        self.held_views += other.held_views;
+        self.staleness = self.staleness.max(other.staleness);
+        self.age = self.age.max(other.age);
+        self.epochs += other.epochs;
+        for (name, count) in other.counters {
+            *self.counters.entry(name).or_default() += count;
+        }
+        for (reason, count) in other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+        self.resident_kb.extend(other.resident_kb);
+    }
+
+    /// For people.
+    pub(crate) fn text(&self, violations: usize) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| writeln!(text, "{line}").expect("into a string");
+        let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
+        line(format!("violations: {violations}"));
+        line(format!("seeds: {:?}", self.seeds));
+        line(format!("rounds, each ended by a pause: {}", self.rounds));
+        line(format!(
+            "comparisons with the oracle: {} of the embedded cache, {} of the service",
+            self.comparisons, self.service_comparisons
+        ));
+        line(format!(
+            "transactions committed: {}; row operations: {}",
+            self.committed(),
+            self.rows
+        ));
+        line(format!(
+            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}",
+            self.views, self.distinct_views, self.lookups, self.held_views
+        ));
+        line(format!(
+            "without a fault that may stall: greatest staleness {}, greatest age {}",
+            seconds(self.staleness),
+            seconds(self.age)
+        ));
+        line(format!("epochs of the embedded cache: {}", self.epochs));
+        line(format!("counters of the embedded cache: {:?}", self.counters));
+        line(format!("reloads announced, as seen by looking now and then: {:?}", self.reasons));
+        if let (Some(first), Some(last)) = (self.resident_kb.first(), self.resident_kb.last()) {
+            let most = self.resident_kb.iter().max().unwrap_or(last);
+            line(format!(
+                "resident memory of this process: {first} kB after the first round, {last} kB after the last, {most} kB at the most"
+            ));
+        }
+        line(format!("\nfaults: {} of {} kinds", self.faults(), self.faults.len()));
+        line("| fault | times | greatest staleness beside it | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
+        for (kind, fault) in &self.faults {
+            let mean = fault.recovery / u32::try_from(fault.recovered.max(1)).unwrap_or(u32::MAX);
+            line(format!(
+                "| {} | {} | {} | {} | {} |",
+                kind.name(),
+                fault.count,
+                seconds(fault.staleness),
+                seconds(mean),
+                seconds(fault.longest_recovery)
+            ));
+        }
+        line("\n| transactions | committed | refused, rolled back or cut off |\n|---|---|---|".to_owned());
+        for (kind, (committed, refused)) in &self.transactions {
+            line(format!("| {kind} | {committed} | {refused} |"));
+        }
+        text
+    }
+}
+
+/// Resident memory of this process.
+pub(crate) fn resident_kb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}

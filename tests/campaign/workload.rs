@@ -1,0 +1,450 @@
+//! The application: clients whose transactions are drawn by a seed.
+//!
+//! | invariant | kept by every transaction |
+//! |---|---|
+//! | generations | the markets `gen` of all events of a group carry one number, in `market_odds` (bookmaker 1) and in `competitor_market_odds` (sportybet) alike; it is fresh with each transaction, and grows |
+//! | sums | the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum |
+//! | presence | all events of a group are within the window, or none |
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use futures_util::SinkExt;
+use tokio::time::sleep;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::{
+    free,
+    statements::{self as sql, Part},
+    world::{GROUPS, World, members},
+};
+
+/// What clients do more often while a fault wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    None,
+    To(Kind),
+}
+
+impl Bias {
+    pub(crate) const ALL: &[Bias] = &[
+        Bias::None,
+        Bias::To(Kind::Truncate),
+        Bias::To(Kind::Late),
+        Bias::To(Kind::Savepoint),
+        Bias::To(Kind::Replica),
+        Bias::To(Kind::Leaf),
+        Bias::To(Kind::BellOff),
+        Bias::To(Kind::ManyKeys),
+        Bias::To(Kind::Relink),
+        Bias::To(Kind::Window),
+    ];
+}
+
+/// The kinds of transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// New snapshots with all their markets.
+    Batch,
+    /// The same, the markets by COPY.
+    Copy,
+    InPlace,
+    OnConflict,
+    DeleteNewest,
+    Retention,
+    Savepoint,
+    Rollback,
+    TwoPhase,
+    /// Takes its transaction id early and commits late.
+    Late,
+    Leaf,
+    Relink,
+    Window,
+    BellOff,
+    Replica,
+    Truncate,
+    ManyKeys,
+    Transfer,
+    Confirm,
+    Free,
+}
+
+/// With how often, roughly.
+const KINDS: &[(Kind, &str, u32)] = &[
+    (Kind::Batch, "scrape batch", 8),
+    (Kind::Copy, "scrape batch by COPY", 3),
+    (Kind::InPlace, "prices updated in place", 8),
+    (Kind::OnConflict, "ON CONFLICT DO UPDATE", 3),
+    (Kind::DeleteNewest, "newest snapshots deleted", 4),
+    (Kind::Retention, "retention", 3),
+    (Kind::Savepoint, "savepoint rolled back", 4),
+    (Kind::Rollback, "rolled back", 3),
+    (Kind::TwoPhase, "PREPARE, COMMIT PREPARED", 3),
+    (Kind::Late, "late commit", 3),
+    (Kind::Leaf, "straight into a partition", 3),
+    (Kind::Relink, "competitor events relinked", 4),
+    (Kind::Window, "postponed out of the window, or back", 3),
+    (Kind::BellOff, "bell off", 3),
+    (Kind::Replica, "session_replication_role = replica", 2),
+    (Kind::Truncate, "table truncated and rewritten", 1),
+    (Kind::ManyKeys, "more than 20,000 keys", 1),
+    (Kind::Transfer, "transfer of amounts", 14),
+    (Kind::Confirm, "confirmation by id list", 4),
+    (Kind::Free, "anything to free events", 22),
+];
+
+fn name(kind: Kind) -> &'static str {
+    let found = KINDS.iter().find(|(other, ..)| *other == kind);
+    found.map_or("", |(_, name, _)| name)
+}
+
+fn draw(rng: &mut Rng, bias: Bias) -> Kind {
+    if let Bias::To(kind) = bias {
+        // The heaviest less often, or nothing else would get a turn.
+        let often = match kind {
+            Kind::Truncate => 0.15,
+            Kind::ManyKeys => 0.08,
+            _ => 0.5,
+        };
+        if rng.f64() < often {
+            return kind;
+        }
+    }
+    let all: u32 = KINDS.iter().map(|(.., weight)| weight).sum();
+    let mut point = rng.u32(..all);
+    for (kind, _, weight) in KINDS {
+        if point < *weight {
+            return *kind;
+        }
+        point -= weight;
+    }
+    Kind::Free
+}
+
+/// How a transaction ended without success.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// By the server, for a lock, a key, a conflict, or because it is going down.
+    Refused,
+    /// The connection.
+    Lost,
+}
+
+/// What the server may refuse a statement for; anything else is a harm done to the application.
+const EXPECTED: &[&str] = &[
+    "55P03", "40P01", "40001", "57014", "57P01", "57P02", "57P03", "23503", "23505", "23514",
+    "42P01", "42809", "42P16", "25P02", "55006", "25P03",
+];
+
+/// One connection of the application.
+pub(crate) struct Application {
+    world: Arc<World>,
+    number: usize,
+    client: Option<Client>,
+    prepared: u64,
+    ids: free::Ids,
+}
+
+impl Application {
+    pub(crate) fn new(world: &Arc<World>, number: usize) -> Application {
+        Application {
+            world: Arc::clone(world),
+            number,
+            client: None,
+            prepared: 0,
+            ids: free::Ids::new(number),
+        }
+    }
+
+    /// Transactions until the round is over. All it began have ended then.
+    pub(crate) async fn play(&mut self, seed: u64) {
+        let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
+        while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
+            let mut kind = draw(&mut rng, self.world.bias());
+            // What makes the follower read everything also mends whatever it may have missed.
+            if self.world.ordinary.load(Ordering::Relaxed)
+                && matches!(kind, Kind::Truncate | Kind::ManyKeys)
+            {
+                kind = Kind::Batch;
+            }
+            // Drawn apart, so that what follows does not depend on how this one ends.
+            let mut own = rng.fork();
+            let pause = Duration::from_millis(rng.u64(..8));
+            let Some(client) = self.connected().await else {
+                sleep(Duration::from_millis(30)).await;
+                continue;
+            };
+            let ended = self.transaction(&client, kind, &mut own).await;
+            let committed = ended.is_ok() && kind != Kind::Rollback;
+            self.world
+                .report
+                .transaction(name(kind), committed, *ended.as_ref().unwrap_or(&0));
+            match ended {
+                Err(Failed::Lost) => {}
+                Err(Failed::Refused) => {
+                    if client.batch_execute("rollback").await.is_ok() {
+                        self.client = Some(client);
+                    }
+                }
+                Ok(_) => self.client = Some(client),
+            }
+            sleep(pause).await;
+        }
+        // Leaves nothing prepared behind.
+        self.client = self.connected().await;
+    }
+
+    /// A connection without a transaction of its own.
+    async fn connected(&mut self) -> Option<Client> {
+        if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
+            return Some(client);
+        }
+        let (client, connection) = tokio_postgres::connect(&self.world.dsn(), NoTls).await.ok()?;
+        tokio::spawn(connection);
+        let begin = "set lock_timeout = '2s'; set deadlock_timeout = '200ms'; set client_min_messages = error";
+        client.batch_execute(begin).await.ok()?;
+        // What was prepared when the connection was lost still holds its locks.
+        let mine = format!("select gid from pg_prepared_xacts where gid like 'c{}\\_%'", self.number);
+        for row in client.query(&mine, &[]).await.ok()? {
+            let gid: String = row.get(0);
+            client.batch_execute(&format!("rollback prepared '{gid}'")).await.ok()?;
+        }
+        Some(client)
+    }
+
+    async fn run(&self, client: &Client, text: &str) -> Result<u64, Failed> {
+        let answer = client.simple_query(text).await;
+        let answer = answer.map_err(|error| self.failed(text, &error))?;
+        let rows = answer.iter().map(|message| match message {
+            SimpleQueryMessage::CommandComplete(rows) => *rows,
+            _ => 0,
+        });
+        Ok(rows.sum())
+    }
+
+    fn failed(&self, text: &str, error: &tokio_postgres::Error) -> Failed {
+        match error.code() {
+            None => Failed::Lost,
+            Some(code) => {
+                if !EXPECTED.contains(&code.code()) {
+                    let what = format!("{error:?} for {text}");
+                    self.world.violate("writers never suffer", what);
+                }
+                Failed::Refused
+            }
+        }
+    }
+
+    /// Returns how many rows it wrote.
+    async fn transaction(&mut self, client: &Client, kind: Kind, rng: &mut Rng) -> Result<u64, Failed> {
+        let mut begin = String::from("begin");
+        let asynchronous = self.world.asynchronous.load(Ordering::Relaxed);
+        if asynchronous {
+            begin.push_str("; set local synchronous_commit = off");
+        }
+        let two_phase = kind == Kind::TwoPhase || kind == Kind::Free && rng.u8(..10) == 0;
+        if two_phase || kind == Kind::BellOff || rng.u8(..12) == 0 {
+            begin.push_str("; set local oddscache.notify = off");
+        }
+        if kind == Kind::Replica {
+            begin.push_str("; set local session_replication_role = replica");
+        }
+        self.run(client, &begin).await?;
+        if kind == Kind::Late {
+            self.run(client, "select pg_current_xact_id()").await?;
+            sleep(Duration::from_millis(rng.u64(10..400))).await;
+        }
+        match kind {
+            Kind::Transfer => self.transfer(client, two_phase, rng).await,
+            Kind::Confirm | Kind::Free => self.free(client, kind, two_phase, rng).await,
+            _ => self.prices(client, kind, two_phase, asynchronous, rng).await,
+        }
+    }
+
+    /// Gives a group, or all, a fresh generation.
+    async fn prices(
+        &mut self,
+        client: &Client,
+        kind: Kind,
+        two_phase: bool,
+        asynchronous: bool,
+        rng: &mut Rng,
+    ) -> Result<u64, Failed> {
+        let groups: Vec<usize> = match kind {
+            Kind::Truncate => (0..GROUPS).collect(),
+            _ => vec![rng.usize(..GROUPS)],
+        };
+        let list: Vec<String> = groups.iter().map(usize::to_string).collect();
+        let lock = format!(
+            "select from campaign.groups where id in ({}) order by id for update",
+            list.join(", ")
+        );
+        self.run(client, &lock).await?;
+        // Under the lock, so that generations grow in the order of the commits.
+        let generation = self.world.ledger.begin(&groups);
+        let mut rows = 0;
+        let mut all_present = true;
+        for group in &groups {
+            let mut parts = sql::prices(kind, *group, generation, rng);
+            let present = self.window(client, kind, *group, &mut parts, rng).await?;
+            if groups.len() == 1 {
+                all_present = present;
+            }
+            for part in parts {
+                rows += self.part(client, part).await?;
+            }
+        }
+        if kind == Kind::Truncate {
+            // Of several groups, some may be out of the window: they stay there, and are recorded one by one.
+            return self.end_many(client, &groups, generation, asynchronous, rows).await;
+        }
+        if kind == Kind::Rollback {
+            self.run(client, "rollback").await?;
+            return Ok(rows);
+        }
+        self.world.ledger.sending(&groups, generation, all_present);
+        self.end(client, two_phase, rng).await?;
+        if !asynchronous {
+            self.world.ledger.returned(&groups, generation);
+        }
+        Ok(rows)
+    }
+
+    async fn end_many(
+        &mut self,
+        client: &Client,
+        groups: &[usize],
+        generation: u64,
+        asynchronous: bool,
+        rows: u64,
+    ) -> Result<u64, Failed> {
+        for group in groups {
+            let present = self.is_present(client, *group).await?;
+            self.world.ledger.sending(&[*group], generation, present);
+        }
+        self.run(client, "commit").await?;
+        if !asynchronous {
+            self.world.ledger.returned(groups, generation);
+        }
+        Ok(rows)
+    }
+
+    async fn is_present(&self, client: &Client, group: usize) -> Result<bool, Failed> {
+        let text = format!(
+            "select kickoff > now() at time zone 'UTC' - interval '2 hours' from events where id = {}",
+            members(group).0
+        );
+        let row = client.query_one(&text, &[]).await;
+        let row = row.map_err(|error| self.failed(&text, &error))?;
+        Ok(row.get(0))
+    }
+
+    /// Moves a group's events out of the window or back into it, now and then. Says whether they are within afterwards.
+    async fn window(
+        &self,
+        client: &Client,
+        kind: Kind,
+        group: usize,
+        parts: &mut Vec<Part>,
+        rng: &mut Rng,
+    ) -> Result<bool, Failed> {
+        let present = self.is_present(client, group).await?;
+        let moves = match (present, kind) {
+            (_, Kind::Window) => true,
+            (_, Kind::Truncate) | (true, _) => false,
+            (false, _) => rng.u8(..10) < 6,
+        };
+        if moves {
+            // Not in between: there may be a savepoint that is rolled back.
+            let at = if rng.bool() { 0 } else { parts.len() };
+            parts.insert(at, Part::Sql(sql::kickoffs(group, !present)));
+        }
+        Ok(present != moves)
+    }
+
+    async fn part(&self, client: &Client, part: Part) -> Result<u64, Failed> {
+        match part {
+            Part::Sql(text) => self.run(client, &text).await,
+            Part::Sleep(duration) => {
+                sleep(duration).await;
+                Ok(0)
+            }
+            Part::Copy { target, rows } => {
+                let found = client.simple_query(&rows).await;
+                let found = found.map_err(|error| self.failed(&rows, &error))?;
+                let mut lines = String::new();
+                for message in &found {
+                    if let SimpleQueryMessage::Row(row) = message {
+                        lines.push_str(row.get(0).unwrap_or_default());
+                        lines.push('\n');
+                    }
+                }
+                let count = lines.lines().count() as u64;
+                let sink = client.copy_in::<_, bytes::Bytes>(&target).await;
+                let sink = sink.map_err(|error| self.failed(&target, &error))?;
+                let mut sink = std::pin::pin!(sink);
+                let sent = sink.send(bytes::Bytes::from(lines)).await;
+                sent.map_err(|error| self.failed(&target, &error))?;
+                let done = sink.as_mut().finish().await;
+                done.map_err(|error| self.failed(&target, &error))?;
+                Ok(count)
+            }
+        }
+    }
+
+    async fn end(&mut self, client: &Client, two_phase: bool, rng: &mut Rng) -> Result<(), Failed> {
+        if !two_phase {
+            self.run(client, "commit").await?;
+            return Ok(());
+        }
+        self.prepared += 1;
+        let gid = format!("c{}_{}", self.number, self.prepared);
+        self.run(client, &format!("prepare transaction '{gid}'")).await?;
+        sleep(Duration::from_millis(rng.u64(..150))).await;
+        let began = Instant::now();
+        loop {
+            let text = format!("commit prepared '{gid}'");
+            match self.run(client, &text).await {
+                Ok(_) => return Ok(()),
+                // It holds its locks until it is done.
+                Err(Failed::Refused) if began.elapsed() < Duration::from_secs(20) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+    }
+
+    async fn transfer(&mut self, client: &Client, two_phase: bool, rng: &mut Rng) -> Result<u64, Failed> {
+        let group = rng.usize(..GROUPS);
+        let lock = format!("select pg_advisory_xact_lock(5, {group})");
+        self.run(client, &lock).await?;
+        let mut rows = 0;
+        for part in sql::transfer(group, rng) {
+            rows += self.part(client, part).await?;
+        }
+        self.end(client, two_phase, rng).await?;
+        Ok(rows)
+    }
+
+    async fn free(&mut self, client: &Client, kind: Kind, two_phase: bool, rng: &mut Rng) -> Result<u64, Failed> {
+        let statements = match kind {
+            Kind::Confirm => vec![sql::confirm(rng)],
+            _ => {
+                let ordinary = self.world.ordinary.load(Ordering::Relaxed);
+                free::transaction(rng, &mut self.ids, !two_phase && !ordinary)
+            }
+        };
+        let mut rows = 0;
+        for text in statements {
+            rows += self.run(client, &text).await?;
+        }
+        if rng.u8(..10) == 0 {
+            self.run(client, "rollback").await?;
+            return Ok(0);
+        }
+        self.end(client, two_phase, rng).await?;
+        Ok(rows)
+    }
+}

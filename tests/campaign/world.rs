@@ -1,0 +1,274 @@
+//! The database of a campaign: groups of events whose odds keep invariants, and free events to which anything may happen.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio_postgres::{Client, NoTls};
+
+use crate::{
+    common::cluster::Cluster, ledger::Ledger, plan::Kind, report::Report, workload::Bias,
+};
+
+/// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
+pub(crate) const GROUPS: usize = 4;
+
+/// Events of a group.
+pub(crate) const MEMBERS: i64 = 4;
+
+/// Free events have the ids from 1 up to this.
+pub(crate) const FREE: i64 = 12;
+
+/// What the amounts of an event are at first: a group's sum is constant.
+pub(crate) const AMOUNT: i64 = 100;
+
+/// The events of a group: first and last.
+pub(crate) fn members(group: usize) -> (i64, i64) {
+    let first = 1_000 + 10 * group as i64;
+    (first, first + MEMBERS - 1)
+}
+
+/// The sum of a group's amounts over both sides.
+pub(crate) const SUM: i64 = 2 * AMOUNT * MEMBERS;
+
+const SETTINGS: &[&str] = &[
+    "fsync = off",
+    "max_connections = 60",
+    "max_prepared_transactions = 20",
+    "shared_buffers = '64MB'",
+    // So that asynchronous commits are lost in a crash rather than not.
+    "wal_writer_delay = '10s'",
+    "wal_writer_flush_after = '128MB'",
+];
+
+/// Event 99 is long past; the bulk of markets belongs to no snapshot.
+const DATA: &str = r#"
+create schema campaign;
+create table campaign.groups (id int primary key);
+insert into campaign.groups select generate_series(0, {groups} - 1);
+insert into bookmakers (id, name, slug) select b, 'b' || b, 'b' || b from generate_series(1, 3) b;
+insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+select e, 'sr' || e, '', '', '', now() at time zone 'UTC'
+    + case when e < 1000 and e % 6 = 0 then interval '-3 hours' when e = 99 then interval '-30 days' else interval '1 day' end
+from (select generate_series(1, {free}) union select 99
+      union select 1000 + 10 * g + m from generate_series(0, {groups} - 1) g, generate_series(0, {members} - 1) m) as e(e);
+insert into odds_snapshots (event_id, bookmaker_id) select e.id, b from events e, generate_series(1, 2) b where e.id <> 99;
+insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
+select s.id, case bookmaker_id when 1 then 'gen' else 'amount' end, 'Marker', case bookmaker_id when 1 then 1 else {amount} end,
+       '[{"name": "1", "odds": 1.5}]', '["main"]'
+from odds_snapshots s;
+insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
+select k * 10000 + e.id, case k when 2 then 'bet9ja' else 'sportybet' end, case when k < 3 then e.id end, e.kickoff, 'x' || k || e.id, ''
+from events e, generate_series(1, 3) k where e.id <> 99;
+insert into competitor_odds_snapshots (competitor_event_id) select c.id from competitor_events c where c.id < 30000;
+insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes)
+select s.id, case c.source when 'sportybet' then 'gen' else 'amount' end, 'Marker', case c.source when 'sportybet' then 1 else {amount} end,
+       '[{"name": "1", "odds": 1.5}]'
+from competitor_odds_snapshots s join competitor_events c on c.id = s.competitor_event_id;
+insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+select 50000000 + n, 'bulk', '', '[]' from generate_series(1, 20100) n;
+create role stranger login;
+"#;
+
+/// Makes the database of a campaign.
+pub(crate) fn cluster() -> Cluster {
+    let cluster = Cluster::start(SETTINGS)
+        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
+    let data = DATA
+        .replace("{groups}", &GROUPS.to_string())
+        .replace("{members}", &MEMBERS.to_string())
+        .replace("{free}", &FREE.to_string())
+        .replace("{amount}", &AMOUNT.to_string());
+    let old = "create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
+    for args in [
+        ["-qf", "src/demo/schema.sql"].as_slice(),
+        &["-qc", old],
+        &["-qf", "sql/install.sql"],
+        &["-v", "prune=on", "-qf", "sql/grants.sql"],
+        &["-qc", &data],
+    ] {
+        let output = cluster.psql("postgres", args).expect("psql starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "psql {args:?}: {errors}");
+    }
+    cluster
+}
+
+/// What all parts of a campaign share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) cluster: Cluster,
+    pub(crate) ledger: Ledger,
+    pub(crate) report: Report,
+    pub(crate) active: Active,
+    /// What clients do more often for the time being: a [`Bias`].
+    bias: AtomicU8,
+    /// Clients commit asynchronously.
+    pub(crate) asynchronous: AtomicBool,
+    /// Clients write nothing for which everything must be read again.
+    pub(crate) ordinary: AtomicBool,
+    /// The clients' transactions go on until this is set; readers until `ended`.
+    pub(crate) round_over: AtomicBool,
+    pub(crate) ended: AtomicBool,
+    pub(crate) round: AtomicU64,
+    violation: Mutex<Option<String>>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> World {
+        World {
+            seed,
+            cluster: cluster(),
+            ledger: Ledger::new(GROUPS),
+            report: Report::default(),
+            active: Active::default(),
+            bias: AtomicU8::new(0),
+            asynchronous: AtomicBool::new(false),
+            ordinary: AtomicBool::new(false),
+            round_over: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            round: AtomicU64::new(0),
+            violation: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn dsn(&self) -> String {
+        self.cluster.dsn("postgres")
+    }
+
+    pub(crate) fn bias(&self) -> Bias {
+        Bias::ALL[usize::from(self.bias.load(Ordering::Relaxed))]
+    }
+
+    pub(crate) fn set_bias(&self, bias: Bias) {
+        let place = Bias::ALL.iter().position(|other| *other == bias);
+        self.bias
+            .store(place.unwrap_or_default() as u8, Ordering::Relaxed);
+    }
+
+    /// A promise is broken: remembered if it is the first, and the end of the campaign.
+    pub(crate) fn violate(&self, check: &str, what: impl std::fmt::Display) {
+        let mut violation = self.violation.lock().expect("not poisoned");
+        if violation.is_none() {
+            let round = self.round.load(Ordering::Relaxed);
+            let faults = self.active.names();
+            *violation = Some(format!(
+                "check `{check}`: {what}\nround {round}, faults under way or just over: {faults}"
+            ));
+        }
+    }
+
+    pub(crate) fn violation(&self) -> Option<String> {
+        self.violation.lock().expect("not poisoned").clone()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) || self.violation().is_some()
+    }
+
+    /// A connection as the superuser; waits for a server that is starting.
+    pub(crate) async fn connect(&self) -> Client {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match tokio_postgres::connect(&self.dsn(), NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return client;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "no connection: {error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// The faults under way, and those that ended of late.
+#[derive(Debug, Default)]
+pub(crate) struct Active(Mutex<Vec<Span>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    kind: Kind,
+    began: Instant,
+    ended: Option<Instant>,
+    recovered: bool,
+}
+
+/// For so long after its end a fault may still have its effects.
+pub(crate) const AFTERMATH: Duration = Duration::from_secs(20);
+
+impl Active {
+    fn spans(&self) -> std::sync::MutexGuard<'_, Vec<Span>> {
+        self.0.lock().expect("not poisoned")
+    }
+
+    pub(crate) fn begin(&self, kind: Kind) {
+        self.spans().push(Span {
+            kind,
+            began: Instant::now(),
+            ended: None,
+            recovered: false,
+        });
+    }
+
+    pub(crate) fn end(&self, kind: Kind) {
+        let mut spans = self.spans();
+        if let Some(span) = spans
+            .iter_mut()
+            .rev()
+            .find(|span| span.kind == kind && span.ended.is_none())
+        {
+            span.ended = Some(Instant::now());
+        }
+        spans.retain(|span| {
+            span.ended
+                .is_none_or(|ended| ended.elapsed() < 2 * AFTERMATH)
+        });
+    }
+
+    /// Those under way, or whose effects are not over as far as readers have seen.
+    pub(crate) fn now(&self) -> Vec<Kind> {
+        let spans = self.spans();
+        let now = spans.iter().filter(|span| !span.recovered);
+        now.map(|span| span.kind).collect()
+    }
+
+    /// A view is proven as of this moment: the faults that ended before are recovered from. Returns how long that took.
+    pub(crate) fn recover(&self, proven: Instant) -> Vec<(Kind, Duration)> {
+        let mut spans = self.spans();
+        let over = spans
+            .iter_mut()
+            .filter(|span| !span.recovered && span.ended.is_some_and(|ended| ended < proven));
+        over.map(|span| {
+            span.recovered = true;
+            (span.kind, span.ended.unwrap_or(span.began).elapsed())
+        })
+        .collect()
+    }
+
+    fn names(&self) -> String {
+        let spans = self.spans();
+        let recent = spans.iter().filter(|span| {
+            span.ended
+                .is_none_or(|ended| ended.elapsed() < Duration::from_secs(10))
+        });
+        let names: Vec<String> = recent
+            .map(|span| {
+                let ended = span
+                    .ended
+                    .map(|at| format!(", ended {} ms ago", at.elapsed().as_millis()));
+                format!("{}{}", span.kind.name(), ended.unwrap_or_default())
+            })
+            .collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join("; ")
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What no trigger saw is found by the audit, named, counted and mended; what triggers saw never is.
+
+use std::time::Duration;
+
+use crate::common::{Database, eventually, followed::Followed};
+
+/// Audits everything all the time.
+async fn audited(database: &Database) -> Followed {
+    Followed::with(&database.dsn(), |config| {
+        config
+            .poll_interval(Duration::from_millis(20))
+            .audit_cycle(Duration::from_millis(40))
+            .audit_budget(1.0)
+    })
+    .await
+}
+
+/// Commits a change whose log rows are gone when it does.
+async fn unseen(followed: &Followed, sql: &str) {
+    let sql = format!("begin; {sql}; delete from oddscache.change_log; commit");
+    followed.run(&sql).await;
+}
+
+/// Waits until the audit has gone through everything once more.
+async fn passed(followed: &Followed) {
+    let before = followed.cache.counters().audit_passes;
+    let passes = || followed.cache.counters().audit_passes;
+    eventually("two passes", async || passes() >= before + 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_no_trigger_saw_is_found_and_mended() {
+    let database = Database::seeded();
+    let followed = audited(&database).await;
+    let mut before = followed.check("the seed").await;
+    let epoch = followed.cache.view().epoch();
+    let changes = [
+        "update events set kickoff = kickoff + interval '1 hour' where id = 1",
+        "update events set kickoff = now() - interval '3 hours' where id = 2",
+        "update events set kickoff = now() + interval '3 hours' where id = 2",
+        "update odds_snapshots set last_confirmed_at = now() where id = 112",
+        "update odds_snapshots set captured_at = captured_at + interval '1 second' where id = 122",
+        "delete from odds_snapshots where id = 112",
+        "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select 9112, 1, 1, now() at time zone 'utc'",
+        "update market_odds set line = 9 where snapshot_id = 122",
+        "delete from market_odds where snapshot_id = 122",
+        "update market_odds set unavailable_at = now() where snapshot_id = 222",
+        "update competitor_market_odds set outcomes = '[{\"name\": \"1\", \"odds\": 1.2345678}]' where snapshot_id = 12",
+        "update competitor_events set deleted_at = now() where id = 1",
+        "update competitor_events set betpawa_event_id = 1 where id = 21",
+        "delete from competitor_odds_snapshots where id = 112",
+    ];
+    for (number, sql) in changes.into_iter().enumerate() {
+        let mismatches = followed.cache.counters().audit_mismatches;
+        unseen(&followed, sql).await;
+        eventually(sql, async || {
+            followed.cache.counters().audit_mismatches > mismatches
+        })
+        .await;
+        passed(&followed).await;
+        let after = followed.check(sql).await;
+        assert_ne!(
+            before, after,
+            "{number}: {sql}: changes nothing that is held"
+        );
+        assert_eq!(
+            followed.cache.counters().audit_mismatches,
+            mismatches + 1,
+            "{sql}: one event"
+        );
+        before = after;
+    }
+    assert_eq!(followed.cache.view().epoch(), epoch);
+}
+
+/// An audit that finds what is not there would read everything all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_triggers_saw_is_never_found() {
+    let database = Database::seeded();
+    let followed = audited(&database).await;
+    for round in 0..30 {
+        followed
+            .run(&format!(
+                "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
+                 update odds_snapshots set last_confirmed_at = now() where id = 212;
+                 update events set kickoff = kickoff + interval '1 second';
+                 update competitor_events set betpawa_event_id = {} where id = 21;
+                 insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc'",
+                round % 2 + 1,
+                5000 + round
+            ))
+            .await;
+    }
+    passed(&followed).await;
+    followed.check("thirty rounds").await;
+    let counters = followed.cache.counters();
+    assert_eq!((counters.audit_mismatches, counters.reloads), (0, 1));
+    assert!(counters.audited_events > 0);
+}
+
+/// A partition that was made after install.sql, and written by its own name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_straight_into_a_partition_without_triggers_is_found() {
+    let database = Database::seeded();
+    let followed = audited(&database).await;
+    followed
+        .run("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')")
+        .await;
+    let before = followed.check("a new partition").await;
+    let mismatches = followed.cache.counters().audit_mismatches;
+    followed
+        .run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')")
+        .await;
+    eventually("found", async || {
+        followed.cache.counters().audit_mismatches > mismatches
+    })
+    .await;
+    passed(&followed).await;
+    assert_ne!(before, followed.check("written straight into it").await);
+}
+
+/// The default budget, not the tests' one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_is_on_unless_told_otherwise() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    eventually("audited", async || {
+        followed.cache.counters().audited_events > 0
+    })
+    .await;
+    assert_eq!(followed.cache.counters().audit_mismatches, 0);
+}

@@ -1,0 +1,139 @@
+//! A standby takes over: it may never have seen what the cache has shown.
+
+use std::time::Instant;
+
+use oddscache::Status;
+use tokio_postgres::Client;
+
+use crate::{
+    common::{
+        cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
+        servers::replayed,
+    },
+    set_line,
+};
+
+/// A primary and a standby of it, and a connection string that names the standby first.
+struct Pair {
+    primary: Cluster,
+    standby: Cluster,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let primary = Cluster::seeded(&[]);
+        let standby = primary.standby(&[]);
+        Pair { primary, standby }
+    }
+
+    fn dsn(&self, attributes: &str) -> String {
+        format!(
+            "host={},{} port={},{} user=postgres dbname=postgres target_session_attrs={attributes}",
+            self.standby.socket_dir().display(),
+            self.primary.socket_dir().display(),
+            self.standby.port(),
+            self.primary.port(),
+        )
+    }
+
+    /// What is written from here on is the primary's alone.
+    async fn part(&self, primary: &Client) {
+        let standby = connect(&self.standby.dsn("postgres")).await;
+        replayed(primary, &standby).await;
+        let part = "alter system set primary_conninfo = ''";
+        standby.batch_execute(part).await.expect("set");
+        standby
+            .batch_execute("select pg_reload_conf()")
+            .await
+            .expect("set");
+        eventually("parted", async || {
+            let sql = "select not exists (select from pg_stat_wal_receiver)";
+            standby.query_one(sql, &[]).await.expect("a standby").get(0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_lagged_takes_over() {
+    let pair = Pair::new();
+    let mut followed = Followed::beside(
+        &pair.dsn("read-write"),
+        &pair.primary.dsn("postgres"),
+        |c| c,
+    )
+    .await;
+    eventually("live", async || followed.cache.status() == Status::Live).await;
+    let seed = followed.check("the primary, though it is named last").await;
+    pair.part(&followed.app).await;
+    let lost = set_line(&followed.app, 112, 7).await;
+    let before = followed.check("what will be lost").await;
+    assert_ne!(seed, before);
+    pair.primary.kill();
+    // The standby answers, but takes no writes yet.
+    followed.ages(&before, 1, Instant::now()).await;
+    pair.standby.promote();
+    followed.app = connect(&pair.standby.dsn("postgres")).await;
+    assert_eq!(
+        set_line(&followed.app, 222, 8).await,
+        lost,
+        "the lost transaction's id"
+    );
+    let after = followed.check_epoch(2, "promoted").await;
+    assert_ne!(before, after);
+    assert_ne!(seed, after);
+    // The control file learns of the new timeline with the first checkpoint: that is no other history.
+    followed.run("checkpoint").await;
+    set_line(&followed.app, 222, 9).await;
+    followed.check_epoch(2, "after a checkpoint").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_is_sent_to_the_promoted_standby_loses_no_connection() {
+    let pair = Pair::new();
+    let pooler = PgBouncer::start(&pair.primary, &["pool_mode = transaction"]).await;
+    let mut followed = Followed::beside(&pooler.dsn(), &pair.primary.dsn("postgres"), |c| c).await;
+    let seed = followed.check("the seed").await;
+    pair.part(&followed.app).await;
+    let lost = set_line(&followed.app, 112, 7).await;
+    assert_ne!(seed, followed.check("what will be lost").await);
+    let failures = followed.cache.counters().failures;
+    pooler.command("PAUSE").await;
+    pair.primary.kill();
+    pair.standby.promote();
+    followed.app = connect(&pair.standby.dsn("postgres")).await;
+    assert_eq!(set_line(&followed.app, 222, 8).await, lost);
+    pooler.switch_to(&pair.standby).await;
+    pooler.command("RESUME").await;
+    let after = followed.check_epoch(2, "promoted").await;
+    assert_ne!(seed, after);
+    assert_eq!(followed.cache.counters().failures, failures);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_session_attributes_choose_the_server() {
+    let pair = Pair::new();
+    let choices = [
+        ("any", &pair.standby),
+        ("read-only", &pair.standby),
+        ("read-write", &pair.primary),
+    ];
+    for (attributes, server) in choices {
+        let name = attributes.replace('-', "_");
+        let dsn = format!("{} application_name={name}", pair.dsn(attributes));
+        let followed = Followed::beside(&dsn, &pair.primary.dsn("postgres"), |c| c).await;
+        set_line(&followed.app, 112, name.len() as i32).await;
+        followed.check(attributes).await;
+        // The bell has the same connection string.
+        let sql =
+            format!("select count(*) from pg_stat_activity where application_name = '{name}'");
+        for candidate in [&pair.primary, &pair.standby] {
+            let connections: u8 = candidate.sql(&sql).parse().expect("a number");
+            assert_eq!(
+                connections > 0,
+                std::ptr::eq(candidate, server),
+                "{attributes}"
+            );
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The server restarts, crashes, or comes back with another past: the connection is lost, so the state is replaced.
+
+use std::time::Instant;
+
+use oddscache::Status;
+
+use crate::{
+    FORGETFUL,
+    common::{cluster::Cluster, connect, eventually, followed::Followed},
+    set_line,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_restart_is_one_new_epoch_beside_the_old_view() {
+    let cluster = Cluster::seeded(&[]);
+    let dsn = cluster.dsn("postgres");
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    let mut before = followed.check("the seed").await;
+    for (epoch, way) in (1..).zip(["fast", "immediate", "kill", "crash"]) {
+        match way {
+            "kill" => cluster.kill(),
+            // A backend dies, and the server ends all others.
+            "crash" => {
+                let victim = connect(&dsn).await;
+                let row = victim.query_one("select pg_backend_pid()::text", &[]).await;
+                cluster.crash(row.expect("a backend").get(0)).await;
+            }
+            mode => cluster.stop(mode).expect("stops"),
+        }
+        if way != "crash" {
+            followed.ages(&before, epoch, Instant::now()).await;
+            cluster.boot().expect("starts");
+        }
+        followed.app = connect(&dsn).await;
+        set_line(&followed.app, 112, epoch as i32).await;
+        let after = followed.check_epoch(epoch + 1, way).await;
+        assert_ne!(before, after, "{way}");
+        before = after;
+    }
+    eventually("live", async || followed.cache.status() == Status::Live).await;
+}
+
+/// `kill`: all processes; otherwise one, and the server recovers by itself with the same postmaster.
+async fn lost_commits(kill: bool) {
+    let cluster = Cluster::seeded(&FORGETFUL);
+    let dsn = cluster.dsn("postgres");
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    let seed = followed.check("the seed").await;
+    cluster.stop_writing_ahead();
+    let mut lost = Vec::new();
+    for line in 1..4 {
+        lost.push(set_line(&followed.app, 112, line).await);
+    }
+    let read = followed.check("before the crash").await;
+    assert_ne!(seed, read);
+    if kill {
+        cluster.kill();
+        cluster.boot().expect("starts");
+    } else {
+        cluster.crash(&cluster.process("walwriter")).await;
+    }
+    followed.app = connect(&dsn).await;
+    assert_eq!(
+        followed
+            .oracle(followed.cache.view().cut().window_start)
+            .await,
+        seed,
+        "the crash took nothing back"
+    );
+    let again = set_line(&followed.app, 222, 9).await;
+    assert!(lost.contains(&again), "{again} is none of {lost:?}");
+    let after = followed.check_epoch(2, "after the crash").await;
+    assert_ne!(seed, after);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_a_killed_server_takes_back_are_taken_back() {
+    lost_commits(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_a_crashed_server_takes_back_are_taken_back() {
+    lost_commits(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_backup_on_the_same_port_replaces_the_state() {
+    let cluster = Cluster::seeded(&[]);
+    let dsn = cluster.dsn("postgres");
+    cluster.stop("fast").expect("stops");
+    let backup = cluster.backup("backup");
+    cluster.boot().expect("starts");
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    let seed = followed.check("the seed").await;
+    let lost = set_line(&followed.app, 112, 7).await;
+    let later = followed.check("after the backup").await;
+    assert_ne!(seed, later);
+    cluster.stop("fast").expect("stops");
+    followed.ages(&later, 1, Instant::now()).await;
+    cluster.replace_data(&backup);
+    cluster.boot().expect("starts");
+    followed.app = connect(&dsn).await;
+    assert_eq!(followed.check_epoch(2, "restored").await, seed);
+    assert!(set_line(&followed.app, 222, 8).await <= lost);
+    assert_ne!(followed.check("after the restore").await, seed);
+    assert_eq!(followed.cache.view().epoch(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_to_a_point_in_time_replaces_the_state() {
+    let cluster = Cluster::seeded(&[]);
+    let dsn = cluster.dsn("postgres");
+    cluster.stop("fast").expect("stops");
+    let backup = cluster.backup("backup");
+    cluster.boot().expect("starts");
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    followed.check("the seed").await;
+    set_line(&followed.app, 112, 7).await;
+    let kept = followed.check("before the point").await;
+    followed.run("select pg_create_restore_point('here')").await;
+    set_line(&followed.app, 112, 8).await;
+    assert_ne!(followed.check("after the point").await, kept);
+    cluster.stop("fast").expect("stops");
+    // The backup with the log of what came after it, up to the point: a new timeline begins there.
+    std::fs::remove_dir_all(backup.join("pg_wal")).expect("removed");
+    cluster.copy(&cluster.data().join("pg_wal"), &backup.join("pg_wal"));
+    std::fs::write(backup.join("recovery.signal"), "").expect("written");
+    cluster.replace_data(&backup);
+    cluster.add_settings(&[
+        "restore_command = 'false'",
+        "recovery_target_name = 'here'",
+        "recovery_target_action = 'promote'",
+    ]);
+    cluster.boot().expect("starts");
+    eventually("promoted", async || {
+        cluster.sql("select pg_is_in_recovery()") == "f"
+    })
+    .await;
+    followed.app = connect(&dsn).await;
+    assert_eq!(followed.check_epoch(2, "recovered").await, kept);
+    set_line(&followed.app, 222, 9).await;
+    assert_ne!(followed.check("on the new timeline").await, kept);
+    // The control file learns of the timeline only now; that is no other history.
+    followed.run("checkpoint").await;
+    set_line(&followed.app, 222, 10).await;
+    followed.check("after a checkpoint").await;
+    assert_eq!(
+        cluster.sql("select timeline_id from pg_control_checkpoint()"),
+        "2"
+    );
+    assert_eq!(followed.cache.view().epoch(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_server_on_the_same_port_replaces_the_state() {
+    let cluster = Cluster::seeded(&[]);
+    let dsn = cluster.dsn("postgres");
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    let before = followed.check("the seed").await;
+    cluster.stop("fast").expect("stops");
+    let other = cluster.socket_dir().join("other");
+    cluster.init(&other).expect("another cluster");
+    cluster.replace_data(&other);
+    cluster.boot().expect("starts");
+    // While it is empty, the reason has a name.
+    eventually("named", async || {
+        followed
+            .cache
+            .status()
+            .to_string()
+            .contains("does not exist")
+    })
+    .await;
+    followed.ages(&before, 1, Instant::now()).await;
+    cluster.seed();
+    followed.app = connect(&dsn).await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    assert_ne!(followed.check_epoch(2, "the other server").await, before);
+}

@@ -1,0 +1,49 @@
+//! Servers that lose their history, standbys, and poolers between the cache and a server.
+//!
+//! Each test has servers of its own and destroys them; those are copies of one seeded data directory, and start in half a second.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod failover;
+mod history;
+mod pooler_history;
+mod standby;
+
+use std::time::{Duration, Instant};
+
+use common::{dump, eventually, followed::Followed};
+use serde_json::Value;
+use tokio_postgres::Client;
+
+/// A server that loses what was committed last when it crashes.
+const FORGETFUL: [&str; 4] = [
+    "synchronous_commit = off",
+    "wal_writer_delay = 10s",
+    "bgwriter_lru_maxpages = 0",
+    "checkpoint_timeout = 1h",
+];
+
+/// Sets the line of a snapshot's markets; returns the transaction's id.
+async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {
+    let sql = format!(
+        "with done as (update market_odds set line = {line} where snapshot_id = {snapshot})
+         select pg_current_xact_id()::text"
+    );
+    let row = app.query_one(&sql, &[]).await.expect("an update");
+    row.get::<_, &str>(0).parse().expect("a transaction id")
+}
+
+impl Followed {
+    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
+    /// read since `gone`.
+    async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
+        let view = self.cache.view();
+        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
+        let at_least = gone.elapsed();
+        let view = self.cache.view();
+        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
+        assert_eq!(view.epoch(), epoch);
+        assert_eq!(dump(&view), before);
+    }
+}

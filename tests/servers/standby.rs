@@ -1,0 +1,330 @@
+//! Following a hot standby: by polling, with a rule of its own for which log rows are new.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use oddscache::Status;
+use tokio_postgres::Client;
+
+use crate::{
+    common::{
+        assert_same,
+        cluster::Cluster,
+        connect, dump, eventually,
+        followed::{Followed, run},
+        oracle,
+        servers::replayed,
+    },
+    set_line,
+};
+
+/// A primary that is written to, and its standby, which is followed.
+pub(crate) struct Behind {
+    pub(crate) primary: Cluster,
+    pub(crate) standby: Cluster,
+    /// `app` writes to the primary.
+    pub(crate) followed: Followed,
+    /// A connection to the standby.
+    pub(crate) beside: Client,
+}
+
+impl Behind {
+    pub(crate) async fn new(settings: &[&str]) -> Behind {
+        let primary = Cluster::seeded(&[]);
+        let standby = primary.standby(settings);
+        let often = Duration::from_millis(20);
+        let followed = Followed::beside(
+            &standby.dsn("postgres"),
+            &primary.dsn("postgres"),
+            |config| config.poll_interval(often),
+        )
+        .await;
+        let beside = connect(&standby.dsn("postgres")).await;
+        Behind {
+            primary,
+            standby,
+            followed,
+            beside,
+        }
+    }
+
+    pub(crate) async fn replayed(&self) {
+        replayed(&self.followed.app, &self.beside).await;
+    }
+
+    /// Stops the standby wherever it is, and compares the cache with what the standby shows there.
+    pub(crate) async fn check(&self, what: &str) -> Vec<serde_json::Value> {
+        let paused = self.standby.pause_replay(&self.beside).await;
+        eventually(what, async || {
+            self.followed.cache.view().cut().as_of > paused
+        })
+        .await;
+        let view = self.followed.cache.view();
+        let expected = oracle(&self.beside, view.cut().window_start).await;
+        assert_same(&dump(&view), &expected, what);
+        run(&self.beside, "select pg_wal_replay_resume()").await;
+        expected
+    }
+
+    /// The same once all that was written is replayed.
+    pub(crate) async fn check_all(&self, what: &str) -> Vec<serde_json::Value> {
+        self.replayed().await;
+        let expected = self.check(what).await;
+        let now = self
+            .followed
+            .oracle(self.followed.cache.view().cut().window_start)
+            .await;
+        assert_same(&expected, &now, &format!("{what}: the primary"));
+        expected
+    }
+
+    fn reloads(&self) -> u64 {
+        self.followed.cache.counters().reloads
+    }
+}
+
+/// Waits until a read has begun after now, and is published.
+async fn read_again(followed: &Followed) {
+    let reads = followed.cache.counters().reads;
+    eventually("two more reads", async || {
+        followed.cache.counters().reads >= reads + 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_that_commit_late_and_out_of_order_are_read() {
+    let behind = Behind::new(&[]).await;
+    let (late, later) = (
+        connect(&behind.primary.dsn("postgres")).await,
+        connect(&behind.primary.dsn("postgres")).await,
+    );
+    let mut before = behind.check_all("the seed").await;
+    let reloads = behind.reloads();
+    let mut changed = async |what: &str| {
+        let after = behind.check_all(what).await;
+        assert_ne!(before, after, "{what}");
+        before = after;
+        read_again(&behind.followed).await;
+    };
+    run(
+        &late,
+        "begin; update market_odds set line = 1 where snapshot_id = 112",
+    )
+    .await;
+    run(
+        &later,
+        "begin; update market_odds set line = 2 where snapshot_id = 122",
+    )
+    .await;
+    set_line(&behind.followed.app, 222, 3).await;
+    changed("beside two that are in progress").await;
+    run(&later, "commit").await;
+    changed("the younger first").await;
+    set_line(&behind.followed.app, 222, 4).await;
+    changed("one that began after it").await;
+    run(&late, "commit").await;
+    changed("the oldest last").await;
+    // In two subtransactions, one of which is taken back.
+    run(
+        &late,
+        "begin; savepoint a; update market_odds set line = 5 where snapshot_id = 112; rollback to a;
+         savepoint b; update market_odds set line = 6 where snapshot_id = 122; release b",
+    )
+    .await;
+    set_line(&behind.followed.app, 222, 5).await;
+    changed("beside subtransactions").await;
+    run(&late, "commit").await;
+    changed("with a savepoint rolled back").await;
+    // Prepared, which no connection holds.
+    run(
+        &late,
+        "set oddscache.notify = off; begin; update market_odds set line = 7 where snapshot_id = 112; prepare transaction 'p'",
+    )
+    .await;
+    set_line(&behind.followed.app, 222, 6).await;
+    changed("beside a prepared transaction").await;
+    run(&late, "commit prepared 'p'").await;
+    changed("committed in two phases").await;
+    // More subtransactions than the server remembers of one backend.
+    let many: String = (0..100)
+        .map(|line| {
+            format!("savepoint s; update market_odds set line = {line} where snapshot_id = 112;")
+        })
+        .collect();
+    run(&late, &format!("begin; {many}")).await;
+    run(&later, &format!("begin; {}", many.replace("112", "122"))).await;
+    set_line(&behind.followed.app, 222, 7).await;
+    changed("beside two with a hundred subtransactions").await;
+    run(&late, "rollback").await;
+    run(&later, "commit").await;
+    changed("one of them committed").await;
+    // All of it was read by the rule, none by reading everything.
+    assert_eq!(behind.reloads(), reloads);
+    assert_eq!(behind.followed.cache.view().epoch(), 1);
+}
+
+#[tokio::test]
+async fn a_standby_is_polled_and_says_so_once() {
+    let log = Log::default();
+    let writer = {
+        let log = log.clone();
+        move || log.clone()
+    };
+    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+    let other = tracing_subscriber::fmt().with_writer(std::io::sink);
+    let _other = tracing::Dispatch::new(other.finish());
+    // For this thread, which is the only one of this test's runtime.
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let behind = Behind::new(&[]).await;
+    let refused = "cannot execute LISTEN during recovery";
+    eventually("it has tried several times", async || {
+        let log = behind.standby.socket_dir().join("log");
+        let log = std::fs::read_to_string(log).expect("the server's log");
+        log.matches(refused).count() >= 3
+    })
+    .await;
+    let status = behind.followed.cache.status();
+    assert!(
+        matches!(&status, Status::PollingOnly { reason } if reason.contains(refused)),
+        "{status}"
+    );
+    let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+    assert_eq!(text.matches(refused).count(), 1, "{text}");
+    assert_eq!(text.matches("WARN").count(), 1, "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflicts_with_replay_are_survived() {
+    let behind = Behind::new(&[
+        "max_standby_streaming_delay = 0",
+        "hot_standby_feedback = off",
+    ])
+    .await;
+    behind.check_all("the seed").await;
+    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel whoever reads at the time.
+    for round in 0..30 {
+        behind
+            .followed
+            .run(&format!(
+                "update market_odds set line = {round}; update odds_snapshots set last_confirmed_at = now();
+                 alter table market_odds alter line set statistics {round}"
+            ))
+            .await;
+        for vacuum in ["vacuum (freeze) market_odds", "vacuum oddscache.change_log"] {
+            behind.followed.run(vacuum).await;
+        }
+        if round % 10 == 9 {
+            behind.check("amid conflicts").await;
+        }
+    }
+    let mut held = behind.check_all("after conflicts").await;
+    // Held up by a lock that is replayed: the view ages, and is right again.
+    let migration = connect(&behind.primary.dsn("postgres")).await;
+    run(
+        &migration,
+        "begin; lock table events; select pg_switch_wal()",
+    )
+    .await;
+    behind.replayed().await;
+    let view = behind.followed.cache.view();
+    eventually("ages", async || view.age() > Duration::from_millis(600)).await;
+    assert_eq!(dump(&behind.followed.cache.view()), held);
+    run(
+        &migration,
+        "update events set kickoff = kickoff + interval '1 minute'; commit",
+    )
+    .await;
+    let after = behind.check_all("after the migration").await;
+    assert_ne!(held, after);
+    held = after;
+    // TRUNCATE on the primary.
+    run(&migration, "truncate competitor_market_odds").await;
+    assert_ne!(held, behind.check_all("truncated").await);
+    let counters = behind.followed.cache.counters();
+    println!("{counters:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_promoted_while_followed_goes_on() {
+    let mut behind = Behind::new(&[]).await;
+    behind.check_all("the seed").await;
+    // In progress on the primary, known to the standby, and never committed.
+    let lost = connect(&behind.primary.dsn("postgres")).await;
+    run(
+        &lost,
+        "begin; update market_odds set line = 1 where snapshot_id = 112",
+    )
+    .await;
+    set_line(&behind.followed.app, 222, 2).await;
+    behind.check_all("before").await;
+    behind.primary.kill();
+    behind.standby.promote();
+    behind.followed.app = connect(&behind.standby.dsn("postgres")).await;
+    set_line(&behind.followed.app, 222, 3).await;
+    behind.followed.check_epoch(2, "promoted").await;
+    behind.followed.run("checkpoint").await;
+    set_line(&behind.followed.app, 222, 4).await;
+    behind.followed.check_epoch(2, "after a checkpoint").await;
+    eventually("live", async || {
+        behind.followed.cache.status() == Status::Live
+    })
+    .await;
+    assert_eq!(
+        behind.followed.cache.counters().failures,
+        0,
+        "the connection was kept"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_restarts_or_crashes_is_followed_on() {
+    let mut behind = Behind::new(&["hot_standby_feedback = on"]).await;
+    let mut before = behind.check_all("the seed").await;
+    for (epoch, way) in (2..).zip(["fast", "kill", "crash"]) {
+        match way {
+            "kill" => behind.standby.kill(),
+            "crash" => {
+                let pid = "select pg_backend_pid()::text";
+                let row = behind.beside.query_one(pid, &[]).await;
+                let victim: String = row.expect("a backend").get(0);
+                behind.standby.crash(&victim).await;
+            }
+            mode => behind.standby.stop(mode).expect("stops"),
+        }
+        set_line(&behind.followed.app, 112, epoch as i32).await;
+        if way != "crash" {
+            behind
+                .followed
+                .ages(&before, epoch - 1, Instant::now())
+                .await;
+            behind.standby.boot().expect("starts");
+        }
+        behind.beside = connect(&behind.standby.dsn("postgres")).await;
+        eventually(way, async || behind.followed.cache.view().epoch() == epoch).await;
+        let after = behind.check_all(way).await;
+        assert_ne!(before, after, "{way}");
+        assert_eq!(behind.followed.cache.view().epoch(), epoch, "{way}");
+        before = after;
+    }
+}

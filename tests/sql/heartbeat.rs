@@ -1,0 +1,150 @@
+//! heartbeat() and resync(): the two rows that no change of the application's made.
+
+use super::*;
+
+/// Every row, with what tells these two kinds.
+const ROWS_LOGGED: &str = "select string_agg(concat_ws(' ', table_name, op, coalesce(keys::text, '*'), note), '; ' order by id) \
+    from oddscache.change_log";
+
+#[tokio::test]
+async fn a_heartbeat_logs_nothing_and_rings() {
+    let db = installed();
+    let mut session = Session::open(&db.dsn()).await;
+    session.run("listen oddscache").await;
+    session.run("select oddscache.heartbeat()").await;
+    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
+    // The bell rings even where no row is due.
+    session.run("select oddscache.heartbeat()").await;
+    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
+}
+
+/// Young is what the newest row says, whoever wrote it; a row of the future is not young, or a clock that went back would
+/// silence it.
+#[test]
+fn one_row_a_second() {
+    for (newest, due) in [
+        ("clock_timestamp() - interval '2 s'", true),
+        ("clock_timestamp() - interval '0.1 s'", false),
+        ("clock_timestamp() + interval '1 hour'", true),
+    ] {
+        let db = installed();
+        db.psql(&format!(
+            "insert into oddscache.change_log (xid, table_name, op, keys, at) values (pg_current_xact_id(), 'events', 'UPDATE', '{{1}}', {newest});
+             select oddscache.heartbeat(); select oddscache.heartbeat()"
+        ));
+        let rows = "select count(*) from oddscache.change_log where op = 'HEARTBEAT'";
+        assert_eq!(db.psql(rows), if due { "1" } else { "0" }, "{newest}");
+    }
+}
+
+/// In one transaction, whatever others log meanwhile and whichever snapshot it looks through.
+#[tokio::test]
+async fn a_transaction_cannot_flood_the_log() {
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        let db = installed();
+        let session = Session::open(&db.dsn()).await;
+        session
+            .run(&format!(
+                "begin isolation level {isolation}; select pg_current_xact_id()"
+            ))
+            .await;
+        // Of a greater transaction, committed, and old: it stays the newest by the primary key.
+        db.psql(
+            "insert into oddscache.change_log (xid, table_name, op, keys, at)
+             values (pg_current_xact_id(), 'events', 'UPDATE', '{1}', now() - interval '1 minute')",
+        );
+        session
+            .run("select oddscache.heartbeat() from generate_series(1, 500); commit")
+            .await;
+        let rows: u32 = db
+            .psql("select count(*) from oddscache.change_log where op = 'HEARTBEAT'")
+            .parse()
+            .unwrap();
+        // One a second of however long it took.
+        assert!((1..10).contains(&rows), "{isolation}: {rows}");
+    }
+}
+
+#[tokio::test]
+async fn a_resync_names_its_reason() {
+    let db = installed();
+    let mut session = Session::open(&db.dsn()).await;
+    session.run("listen oddscache").await;
+    session.run("select oddscache.resync()").await;
+    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    session
+        .run("select oddscache.resync('restored event 7'); select oddscache.resync(repeat('é', 1000))")
+        .await;
+    assert_eq!(
+        db.psql(ROWS_LOGGED),
+        format!(
+            "resync RESYNC * ASKED; resync RESYNC * ASKED restored event 7; resync RESYNC * ASKED {}",
+            "é".repeat(200)
+        )
+    );
+    // Nothing to warn of.
+    let report = run(&db, Script::Check, &[]);
+    assert!(report.contains("log|resync|RESYNC|ok|3 times"), "{report}");
+}
+
+/// The caller is the cache or an administrator, not a writer: trouble is theirs to hear of, and soon.
+#[tokio::test]
+async fn trouble_is_an_error_within_bounds() {
+    let db = installed();
+    let (admin, session) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    admin
+        .run("begin; lock table oddscache.change_log in access exclusive mode")
+        .await;
+    for call in ["heartbeat()", "resync()", "prune('0')"] {
+        let sql = format!("select oddscache.{call}");
+        assert_eq!(session.code(&sql).await, "55P03", "{call}");
+        // The caller's own setting is as it was.
+        assert_eq!(session.value("show lock_timeout").await, "0");
+    }
+    admin.run("rollback; drop table oddscache.change_log").await;
+    for call in ["heartbeat()", "resync()"] {
+        let sql = format!("select oddscache.{call}");
+        assert_eq!(session.code(&sql).await, "42P01", "{call}");
+    }
+}
+
+#[test]
+fn the_cache_may_try_the_way_and_not_more() {
+    let db = installed();
+    let role = format!("cache_{}", db.name);
+    run(&db, Script::Grants, &[("role", &role)]);
+    let rights = |who: &str| {
+        db.psql(&format!(
+            "select string_agg(f::text || ' ' || has_function_privilege('{who}', f, 'execute'), ', ' order by f::text)
+               from unnest(array['oddscache.heartbeat()', 'oddscache.prune(interval)', 'oddscache.resync(text)']) f"
+        ))
+    };
+    assert_eq!(
+        rights(&role),
+        "oddscache.heartbeat() true, oddscache.prune(interval) false, oddscache.resync(text) false"
+    );
+    db.psql(&format!("create role other_{}", db.name));
+    assert_eq!(
+        rights(&format!("other_{}", db.name)),
+        "oddscache.heartbeat() false, oddscache.prune(interval) false, oddscache.resync(text) false"
+    );
+    db.psql(&format!(
+        "revoke execute on function oddscache.heartbeat() from {role}; grant execute on function oddscache.resync(text) to {role}"
+    ));
+    let report = run(&db, Script::Check, &[("role", &role)]);
+    for line in [
+        format!("right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"),
+        format!("right|oddscache.resync(text)|EXECUTE|warn|{role} has it"),
+    ] {
+        assert!(report.contains(&line), "{line} is not in {report}");
+    }
+    // A feed of version 1 has no heartbeat to grant.
+    db.psql("drop function oddscache.heartbeat()");
+    let text = fails(&db, Script::Grants, &[("role", &role)]);
+    assert!(text.contains("missing: oddscache.heartbeat()"), "{text}");
+}

@@ -1,0 +1,334 @@
+//! The care of the log: what a read costs does not grow with it, and nothing that a pruner does, or fails to do, harms it.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::common::followed::Followed;
+use super::*;
+
+/// A database whose follower's statements the server explains in its log, buffers and all, as they run.
+fn explained(rows: u32, analyzed: bool) -> Database {
+    let db = Database::seeded();
+    // Transactions of the past that the rows can be said to be of. Each is a subtransaction that is rolled back.
+    db.psql(
+        "create temp table t (n int);
+         do $$ begin for i in 1 .. 5000 loop
+             begin insert into t values (i); raise exception 'no'; exception when raise_exception then null; end;
+         end loop; end $$",
+    );
+    db.psql(&format!(
+        "alter table oddscache.change_log set (autovacuum_enabled = off);
+         insert into oddscache.change_log (xid, table_name, op, keys)
+         select (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 - g % 5000)::text::xid8, 'odds_snapshots', 'UPDATE', '{{1,2,3}}'
+           from generate_series(1, {rows}) g"
+    ));
+    if analyzed {
+        db.psql("vacuum analyze oddscache.change_log");
+    }
+    for setting in [
+        "session_preload_libraries = auto_explain",
+        "auto_explain.log_min_duration = 0",
+        "auto_explain.log_analyze = on",
+        "auto_explain.log_buffers = on",
+        "auto_explain.log_timing = off",
+        "auto_explain.log_format = json",
+    ] {
+        db.psql(&format!("alter database {} set {setting}", db.name));
+    }
+    db
+}
+
+fn server_log() -> PathBuf {
+    cluster().socket_dir().join("log")
+}
+
+/// The plans of the statements that read the log, of those that the server has run since its own log had this length.
+fn plans_since(length: u64) -> Vec<Value> {
+    let log = std::fs::read(server_log()).unwrap();
+    let text = String::from_utf8_lossy(&log[usize::try_from(length).unwrap()..]).into_owned();
+    let plan = |text: &str| {
+        let end = text.find("\n\t}\n")? + 3;
+        serde_json::from_str::<Value>(&text[..end]).ok()
+    };
+    text.split("plan:\n")
+        .skip(1)
+        .filter_map(plan)
+        .filter(|plan| {
+            let sql = plan["Query Text"].as_str().unwrap();
+            sql.contains("\"oddscache\".change_log WHERE xid")
+        })
+        .collect()
+}
+
+fn buffers(plan: &Value) -> u64 {
+    let node = &plan["Plan"];
+    ["Shared Hit Blocks", "Shared Read Blocks"]
+        .iter()
+        .map(|name| node[name].as_u64().unwrap())
+        .sum()
+}
+
+/// Follows through changes, many writers that stay open for long, their late commits and a pruner that is stuck; returns the
+/// most buffers that reading the log took.
+async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
+    const WRITERS: usize = 40;
+    let db = explained(rows, analyzed);
+    let followed = Followed::new(&db).await;
+    followed.check("the seed").await;
+    let begun = std::fs::metadata(server_log()).unwrap().len();
+    let change = async |n: usize| {
+        let sql = format!("update market_odds set line = {n} where snapshot_id = 112");
+        followed.run(&sql).await;
+        followed.check(&sql).await;
+    };
+    change(1).await;
+
+    let mut writers = Vec::new();
+    for n in 0..WRITERS {
+        // Not of a database whose statements are explained: of no interest, and there are many.
+        let writer = Session::open(&db.dsn()).await;
+        writer
+            .run(&format!(
+                "begin; insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+                 values (112, 'late {n}', 'late', '[]')"
+            ))
+            .await;
+        writers.push(writer);
+    }
+    let pruner = Session::open(&db.dsn()).await;
+    pruner
+        .run("delete from oddscache.log_horizon; begin; select oddscache.prune('0')")
+        .await;
+    for n in 2..6 {
+        change(n).await;
+    }
+    for writer in writers {
+        writer.run("commit").await;
+    }
+    followed.check("the late commits").await;
+    pruner.run("commit").await;
+    change(7).await;
+    assert_eq!(followed.cache.counters().reloads, 1, "read by keys");
+
+    // With a writer in progress the statement names it: otherwise its cost was not measured here.
+    let plans = plans_since(begun);
+    let late = |plan: &&Value| plan["Query Text"].as_str().unwrap().matches(',').count() > WRITERS;
+    assert!(plans.iter().filter(late).count() >= 2, "{}", plans.len());
+    for plan in &plans {
+        assert!(!plan.to_string().contains("Seq Scan"), "{plan:#}");
+    }
+    plans.iter().map(buffers).max().unwrap()
+}
+
+/// Counted in pages, so that nothing else on the machine has a say. A log that was never analyzed is one that has just been
+/// installed, restored, or emptied.
+#[tokio::test]
+async fn a_read_of_a_million_rows_costs_what_ten_thousand_cost() {
+    for analyzed in [true, false] {
+        let small = most_buffers(10_000, analyzed).await;
+        let large = most_buffers(1_000_000, analyzed).await;
+        println!("analyzed {analyzed}: {small} pages of 10,000 rows, {large} of 1,000,000");
+        // The primary key is a level higher.
+        assert!(
+            large <= small * 2 + 20,
+            "analyzed {analyzed}: {small} and {large}"
+        );
+    }
+}
+
+/// Rows that prune() may delete at once.
+fn with_old_rows(rows: u32) -> Database {
+    let db = installed();
+    db.psql(&format!(
+        "insert into oddscache.change_log (xid, table_name, op) select '10', 'events', 'TRUNCATE' from generate_series(1, {rows});
+         insert into oddscache.log_horizon values ('11', now() - interval '2 hours')"
+    ));
+    db
+}
+
+#[tokio::test]
+async fn a_pruner_that_stays_is_thrown_out() {
+    let db = with_old_rows(10);
+    let (stuck, other) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    stuck
+        .run("set oddscache.prune_timeout = '200ms'; begin; select oddscache.prune()")
+        .await;
+    let pid = "select pid from pg_stat_activity where datname = current_database() and query like '%prune()'";
+    assert_ne!(db.psql(pid), "");
+    until(
+        &db,
+        &format!("select not exists ({pid} and state like 'idle in%')"),
+    )
+    .await;
+    // What it did is undone, and the next one does it.
+    assert_eq!(other.value("select oddscache.prune()").await, "10");
+    assert!(stuck.client.batch_execute("select 1").await.is_err());
+
+    // So is one that runs something else for long.
+    let db = with_old_rows(10);
+    let stuck = Session::open(&db.dsn()).await;
+    stuck
+        .run("set oddscache.prune_timeout = '200ms'; begin; select oddscache.prune()")
+        .await;
+    assert_eq!(stuck.code("select pg_sleep(1000)").await, "57014");
+    stuck.run("rollback").await;
+    assert_eq!(stuck.value("select oddscache.prune()").await, "10");
+}
+
+/// The caller's own settings are tightened for the transaction and no longer, and never loosened.
+#[tokio::test]
+async fn a_pruners_bounds_end_with_its_transaction() {
+    let db = installed();
+    let session = Session::open(&db.dsn()).await;
+    let bounds = "select concat_ws(' ', current_setting('idle_in_transaction_session_timeout'), current_setting('statement_timeout'),
+        current_setting('lock_timeout'))";
+    session.run("set lock_timeout = '7s'").await;
+    for (own, within) in [("0", "1min"), ("10min", "1min"), ("5s", "5s")] {
+        session
+            .run(&format!(
+                "set idle_in_transaction_session_timeout = '{own}'; set statement_timeout = '{own}'"
+            ))
+            .await;
+        for end in ["commit", "rollback"] {
+            session.run("begin; select oddscache.prune()").await;
+            assert_eq!(
+                session.value(bounds).await,
+                format!("{within} {within} 7s"),
+                "{own}"
+            );
+            session.run(end).await;
+            assert_eq!(session.value(bounds).await, format!("{own} {own} 7s"));
+        }
+        session.run("select oddscache.prune()").await;
+        assert_eq!(session.value(bounds).await, format!("{own} {own} 7s"));
+    }
+}
+
+/// Only who may write to log_state can stand in for a pruner: no advisory lock, which any role can take, keeps prune() away.
+#[tokio::test]
+async fn nobody_else_can_hold_the_pruners_place() {
+    let db = with_old_rows(10);
+    let role = format!("cache_{}", db.name);
+    run(&db, Script::Grants, &[("role", &role), ("prune", "on")]);
+    let reader = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    for strength in ["update", "no key update", "share", "key share"] {
+        let sql = format!("select from oddscache.log_state for {strength}");
+        assert_eq!(reader.code(&sql).await, "42501", "{sql}");
+    }
+    let pruner = Session::open(&db.dsn()).await;
+    pruner.run("begin; select oddscache.prune()").await;
+    let advisory =
+        "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
+    assert_eq!(pruner.value(advisory).await, "0");
+    // A second one leaves the work to the first.
+    assert_eq!(reader.value("select oddscache.prune()").await, "0");
+    pruner.run("rollback").await;
+    assert_eq!(reader.value("select oddscache.prune()").await, "10");
+}
+
+/// Killed when it has deleted some and waits for one more: nothing is gone, and the mark says so.
+#[tokio::test]
+async fn a_pruner_killed_in_the_middle_leaves_all_as_it_was() {
+    let db = with_old_rows(12_000);
+    let state = "select count(*), (select concat_ws(' ', s.pruned_below, s.pruned_at) from oddscache.log_state s),
+        (select string_agg(h.horizon::text, ',' order by h.horizon) from oddscache.log_horizon h) from oddscache.change_log";
+    let before = db.psql(state);
+    let (holder, pruner) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    // A row of the third portion.
+    holder
+        .run("begin; select from oddscache.change_log order by xid, id offset 11000 limit 1 for update")
+        .await;
+    let pid = pruner.value("select pg_backend_pid()").await;
+    let pruning = tokio::spawn(async move { pruner.code("select oddscache.prune()").await });
+    until(
+        &db,
+        &format!(
+            "select exists (select from pg_stat_activity where pid = {pid} and wait_event_type = 'Lock')"
+        ),
+    )
+    .await;
+    db.psql(&format!("select pg_terminate_backend({pid})"));
+    assert_eq!(pruning.await.unwrap(), "57P01");
+    holder.run("rollback").await;
+    until(
+        &db,
+        &format!("select not exists (select from pg_stat_activity where pid = {pid})"),
+    )
+    .await;
+    assert_eq!(db.psql(state), before);
+    assert_eq!(db.psql("select oddscache.prune()"), "12000");
+    // It says when.
+    assert_eq!(
+        db.psql("select pruned_below >= '11', pruned_at > now() - interval '1 minute' from oddscache.log_state"),
+        "t|t"
+    );
+}
+
+/// It gives up soon where an administrator holds the log, and says so.
+#[tokio::test]
+async fn a_pruner_does_not_wait_long() {
+    let db = with_old_rows(10);
+    let (admin, pruner) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    admin
+        .run("begin; select from oddscache.change_log for update")
+        .await;
+    assert_eq!(pruner.code("select oddscache.prune()").await, "55P03");
+    admin.run("rollback").await;
+    assert_eq!(pruner.value("select oddscache.prune()").await, "10");
+}
+
+#[test]
+fn the_backlog_is_reported() {
+    for (age, pruned, lines) in [
+        (
+            "2 hours",
+            "2 hours",
+            ["backlog|ok|1 rows, ", "pruned|ok|last at "],
+        ),
+        (
+            "2 days",
+            "null",
+            [
+                "backlog|warn|1 rows, ",
+                "pruned|warn|never: let the cache call prune()",
+            ],
+        ),
+        (
+            "2 days",
+            "2 days",
+            ["backlog|warn|1 rows, ", "pruned|warn|last at "],
+        ),
+        // Called, and yet the row stays: a transaction holds it.
+        (
+            "8 days",
+            "1 minute",
+            ["backlog|FAIL|1 rows, ", "pruned|ok|last at "],
+        ),
+        (
+            "8 days",
+            "8 days",
+            ["backlog|FAIL|1 rows, ", "pruned|FAIL|last at "],
+        ),
+    ] {
+        let db = installed();
+        db.psql(&format!(
+            "insert into oddscache.change_log (xid, table_name, op, at) values ('3', 'events', 'UPDATE', now() - interval '{age}');
+             update oddscache.log_state set pruned_at = now() - nullif('{pruned}', 'null')::interval"
+        ));
+        let report = run(&db, Script::Check, &[]);
+        for (object, line) in ["change_log", "log_state"].iter().zip(lines) {
+            let line = format!("log|oddscache.{object}|{line}");
+            assert!(report.contains(&line), "{line} is not in {report}");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Whoever may write to the application's tables, NOTIFY, or read for the cache can do that and nothing else.
+
+use std::time::Duration;
+
+use super::common::{
+    eventually,
+    followed::{Followed, run as run_on},
+};
+use super::*;
+
+/// A role that may do what an application does with its tables, and nothing else; with `more`, run as the superuser.
+fn writer(db: &Database, more: &str) -> String {
+    let role = format!("writer_{}", db.name);
+    db.psql(&format!(
+        "create role {role} login; grant select, insert, update, delete, truncate on all tables in schema public to {role};
+         grant usage on all sequences in schema public to {role}; {}",
+        more.replace("{writer}", &role)
+    ));
+    role
+}
+
+async fn session_as(db: &Database, role: &str) -> Session {
+    Session::open(&cluster().dsn_as(role, &db.name)).await
+}
+
+/// Statements of every kind, and what they log.
+const WORK: [(&str, &str); 4] = [
+    (
+        "insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (3, 1)",
+        "odds_snapshots INSERT 1,3",
+    ),
+    (
+        "update market_odds set outcomes = '[]' where snapshot_id = 2",
+        "market_odds UPDATE 2",
+    ),
+    (
+        "delete from competitor_market_odds where snapshot_id = 3",
+        "competitor_market_odds DELETE 3",
+    ),
+    (
+        "truncate competitor_market_odds",
+        "competitor_market_odds TRUNCATE *",
+    ),
+];
+
+fn expected() -> Vec<String> {
+    WORK.iter().map(|(_, row)| (*row).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
+    let db = installed();
+    let role = writer(&db, "");
+    let session = session_as(&db, &role).await;
+    for (sql, _) in WORK {
+        session.run(sql).await;
+    }
+    assert_eq!(log(&db), expected());
+    for sql in [
+        "select * from oddscache.change_log",
+        "insert into oddscache.change_log (xid, table_name, op) values ('1', 'events', 'TRUNCATE')",
+        "delete from oddscache.change_log",
+        "truncate oddscache.change_log",
+        "do $$ begin lock table oddscache.change_log in access share mode; end $$",
+        "select * from oddscache.log_state",
+        "update oddscache.log_state set pruned_below = '9999999999'",
+        "insert into oddscache.log_horizon values ('9999999999', now())",
+        "select oddscache.prune('0')",
+        "select oddscache.heartbeat()",
+        "select oddscache.resync('please')",
+        "select oddscache.log_change()",
+        "create table oddscache.mine ()",
+        "create trigger mine after insert on events for each statement execute function oddscache.log_change('odds_snapshots')",
+        "alter table events disable trigger oddscache_insert",
+        "set session_replication_role = replica",
+        "alter function oddscache.log_change() set search_path = public",
+    ] {
+        assert_eq!(session.code(sql).await, "42501", "{sql}");
+    }
+    // With USAGE on the schema, as an administrator may give to read the version, the rest stays shut.
+    db.psql(&format!("grant usage on schema oddscache to {role}"));
+    session.run("select oddscache.feed_version()").await;
+    for sql in [
+        "select * from oddscache.change_log",
+        "select * from oddscache.log_state",
+        "select nextval('oddscache.change_log_id_seq')",
+        "select oddscache.prune('0')",
+        "select oddscache.heartbeat()",
+        "select oddscache.resync()",
+        "create temp table t (id int); create trigger mine after insert on t for each statement execute function oddscache.log_change('events')",
+    ] {
+        assert_eq!(session.code(sql).await, "42501", "{sql}");
+        session.run("drop table if exists t").await;
+    }
+    assert_eq!(log(&db), expected());
+}
+
+/// Schemas before pg_catalog in the search path, with objects of the names that the trigger function uses, each of which
+/// would make its writer a superuser if it ever ran as the function's owner.
+const TRAPS: &str = r#"
+    create schema {writer}_trap authorization {writer};
+    set role {writer};
+    set search_path = {writer}_trap;
+    create function sprung(how text) returns void language plpgsql as $$
+    begin
+        -- As itself it may do as it likes; with another's rights the trap has sprung.
+        if current_user <> '{writer}' then
+            execute 'alter role {writer} superuser';
+            insert into {writer}_trap.caught values (how, current_user);
+        end if;
+    end $$;
+    create table caught (how text, who text);
+    grant all on caught to public; grant usage on schema {writer}_trap to public;
+    create table change_log (xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamptz);
+    create table log_state (one boolean, pruned_below xid8, app_schema text, channel text, pruned_at timestamptz);
+    grant all on change_log, log_state to public;
+    create table pg_class (oid oid, relhastriggers bool, relhasrules bool, relrowsecurity bool, relchecks int, relnatts int);
+    create table pg_index (indrelid oid);
+    grant all on pg_class, pg_index to public;
+    create function current_setting(text, boolean) returns text language plpgsql as $$ begin perform {writer}_trap.sprung('current_setting'); return ''; end $$;
+    create function pg_current_xact_id() returns xid8 language plpgsql as $$ begin perform {writer}_trap.sprung('xact'); return '3'; end $$;
+    create function pg_current_xact_id_if_assigned() returns xid8 language plpgsql as $$ begin perform {writer}_trap.sprung('xact'); return '3'; end $$;
+    create function pg_notify(text, text) returns void language plpgsql as $$ begin perform {writer}_trap.sprung('notify'); end $$;
+    create function pg_notification_queue_usage() returns float8 language plpgsql as $$ begin perform {writer}_trap.sprung('queue'); return 0; end $$;
+    create function set_config(text, text, boolean) returns text language plpgsql as $$ begin perform {writer}_trap.sprung('set_config'); return ''; end $$;
+    create function has_table_privilege(oid, text) returns bool language plpgsql as $$ begin perform {writer}_trap.sprung('privilege'); return true; end $$;
+    create function clock_timestamp() returns timestamptz language plpgsql as $$ begin perform {writer}_trap.sprung('clock'); return pg_catalog.now(); end $$;
+    create function cardinality(bigint[]) returns int language plpgsql as $$ begin perform {writer}_trap.sprung('cardinality'); return 1; end $$;
+    create function lower(text) returns text language plpgsql as $$ begin perform {writer}_trap.sprung('lower'); return $1; end $$;
+    create function text_eq(text, text) returns bool language plpgsql as $$ begin perform {writer}_trap.sprung('text ='); return $1 operator(pg_catalog.=) $2; end $$;
+    create operator = (leftarg = text, rightarg = text, function = text_eq);
+    create function text_cat(text, text) returns text language plpgsql as $$ begin perform {writer}_trap.sprung('text ||'); return $1 operator(pg_catalog.||) $2; end $$;
+    create operator || (leftarg = text, rightarg = text, function = text_cat);
+    create function int_gt(int, int) returns bool language plpgsql as $$ begin perform {writer}_trap.sprung('int >'); return $1 operator(pg_catalog.>) $2; end $$;
+    create operator > (leftarg = int, rightarg = int, function = int_gt);
+    create function float_lt(float8, float8) returns bool language plpgsql as $$ begin perform {writer}_trap.sprung('float <'); return $1 operator(pg_catalog.<) $2; end $$;
+    create operator < (leftarg = float8, rightarg = float8, function = float_lt);
+    create type bigint as (x int); create domain text as pg_catalog.text;
+    create aggregate array_agg(pg_catalog.int8) (sfunc = pg_catalog.array_append, stype = pg_catalog.int8[]);
+    reset role;
+"#;
+
+/// What a session can do to names: its search path, temporary objects (which come first whatever it says, unless pg_temp is
+/// named), and settings of ours.
+const SESSION: &str = "set search_path = {writer}_trap, pg_temp, public, pg_catalog;
+    create temp table new_rows (id int, event_id int, snapshot_id bigint, betpawa_event_id int, competitor_event_id int);
+    create temp table old_rows (like new_rows); insert into new_rows values (666, 666, 666, 666, 666);
+    insert into old_rows select * from new_rows; grant all on new_rows, old_rows to public;
+    create temp table change_log (xid xid8, id bigint, table_name pg_catalog.text, op pg_catalog.text, keys pg_catalog.int8[], note pg_catalog.text, at timestamptz);
+    create temp table log_state (like {writer}_trap.log_state); create temp table pg_class (oid oid);
+    grant all on change_log, log_state, pg_class to public";
+
+/// That the traps work: a function that does not pin its path falls into them.
+#[tokio::test]
+async fn the_traps_catch_a_careless_function() {
+    let db = installed();
+    let role = writer(&db, TRAPS);
+    db.psql(&format!(
+        "create function public.careless() returns pg_catalog.text language plpgsql security definer as
+             $$ begin return pg_catalog.concat(lower('X'), cardinality(array[1, 2]::pg_catalog.int8[])); end $$;
+         grant execute on function public.careless() to {role}"
+    ));
+    let session = session_as(&db, &role).await;
+    session.run(&SESSION.replace("{writer}", &role)).await;
+    session.run("select public.careless()").await;
+    assert_ne!(
+        db.psql(&format!("select count(*) from {role}_trap.caught")),
+        "0"
+    );
+    assert_eq!(
+        db.psql(&format!(
+            "select rolsuper from pg_roles where rolname = '{role}'"
+        )),
+        "t"
+    );
+    db.psql(&format!("alter role {role} nosuperuser"));
+}
+
+#[tokio::test]
+async fn a_search_path_changes_nothing() {
+    let db = installed();
+    let role = writer(&db, TRAPS);
+    let session = session_as(&db, &role).await;
+    session.run(&SESSION.replace("{writer}", &role)).await;
+    // Once alone, and once in one transaction, where the later rows take another way through the function.
+    for (sql, _) in WORK {
+        session.run(sql).await;
+    }
+    let all: Vec<&str> = WORK.iter().map(|(sql, _)| *sql).collect();
+    session.run("begin").await;
+    session.run(&all.join("; ")).await;
+    session.run("commit").await;
+    let mut rows = expected();
+    // The second time the rows to delete are gone.
+    rows.extend(expected().into_iter().filter(|row| !row.contains("DELETE")));
+    assert_eq!(log(&db), rows);
+    // Nor do the functions that are called by name, by whoever may.
+    db.psql(&format!(
+        "grant usage on schema oddscache to {role}; grant execute on all functions in schema oddscache to {role}"
+    ));
+    session
+        .run("select oddscache.heartbeat(); select oddscache.resync('why'); select oddscache.prune('1 hour'); select oddscache.prune('0')")
+        .await;
+    assert_nothing_caught(&db, &role, &session).await;
+}
+
+async fn assert_nothing_caught(db: &Database, role: &str, session: &Session) {
+    let caught = db.psql(&format!(
+        "select count(*), (select rolsuper from pg_roles where rolname = '{role}') from {role}_trap.caught"
+    ));
+    assert_eq!(caught, "0|f");
+    let own = "select (select pg_catalog.count(*) from pg_temp.change_log), (select pg_catalog.count(*) from {writer}_trap.change_log),
+        (select pg_catalog.count(*) from pg_temp.log_state)";
+    let own = session.rows(&own.replace("{writer}", role)).await.unwrap();
+    assert_eq!(own, [["0", "0", "0"]]);
+}
+
+/// In `public`, where whoever may create objects meets everybody whose path is the default.
+#[tokio::test]
+async fn objects_in_public_change_nothing() {
+    let db = installed();
+    let role = writer(
+        &db,
+        "grant create on schema public to {writer}; create table caught (who text); grant all on caught to public;",
+    );
+    let session = session_as(&db, &role).await;
+    // More specific than pg_catalog's own: an untyped search path would prefer them.
+    session
+        .run(&format!(
+            "create function public.trap(int, bigint) returns bool language plpgsql as $$ begin
+                 if current_user <> '{role}' then insert into public.caught values (current_user); end if; return true; end $$;
+             create operator public.= (leftarg = int, rightarg = bigint, function = public.trap);
+             create operator public.> (leftarg = int, rightarg = bigint, function = public.trap);
+             create function public.left(varchar, int) returns text language plpgsql as $$ begin
+                 insert into public.caught values (current_user); return 'x'; end $$;
+             create function public.pg_notify(varchar, varchar) returns void language plpgsql as $$ begin
+                 insert into public.caught values (current_user); end $$;
+             create type public.kind as enum ('one'); create function public.to_kind(text) returns public.kind
+                 language plpgsql as $$ begin insert into public.caught values (current_user); return 'one'; end $$"
+        ))
+        .await;
+    for (sql, _) in WORK {
+        session.run(sql).await;
+    }
+    assert_eq!(log(&db), expected());
+    // The administrator's and the cache's calls, with the default path.
+    let cache = format!("cache_{}", db.name);
+    run(&db, Script::Grants, &[("role", &cache), ("prune", "on")]);
+    let reader = session_as(&db, &cache).await;
+    reader
+        .run("select oddscache.heartbeat(); select oddscache.prune('0'); select oddscache.prune()")
+        .await;
+    db.psql("select oddscache.resync('x')");
+    run(&db, Script::Check, &[]);
+    run(&db, Script::Install, &[]);
+    assert_eq!(db.psql("select count(*) from public.caught"), "0");
+}
+
+/// A cast or an operator of the application's own for the key columns can only be made by their types' owner; on a table
+/// whose owner is somebody else the function still runs with the rights of its own owner, who is no superuser.
+#[tokio::test]
+async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
+    let db = Database::empty();
+    let owner = format!("owner_{}", db.name);
+    db.psql(&format!(
+        "create role {owner} login; grant create on database {} to {owner}; grant create on schema public to {owner};
+         set role {owner}; {APP} {ROWS}",
+        db.name
+    ));
+    let installer = session_as(&db, &owner).await;
+    for step in Script::Install.steps(&Variables::new()).unwrap() {
+        let Step::Statement(sql) = step else { panic!() };
+        installer.run(&sql).await;
+    }
+    assert_eq!(
+        db.psql(
+            "select string_agg(distinct p.proowner::regrole::text || ' ' || r.rolsuper, ',')
+               from pg_proc p join pg_roles r on r.oid = p.proowner where p.pronamespace = 'oddscache'::regnamespace"
+        ),
+        format!("{owner} false")
+    );
+    let role = writer(&db, "");
+    let session = session_as(&db, &role).await;
+    for (sql, _) in WORK {
+        session.run(sql).await;
+    }
+    assert_eq!(log(&db), expected());
+    // SET ROLE, whichever way round, changes neither who logs nor what.
+    db.psql(&format!(
+        "grant {role} to {owner}; alter role {role} set oddscache.notify = off"
+    ));
+    installer
+        .run(&format!("set role {role}; {}", WORK[1].0))
+        .await;
+    assert_eq!(log(&db).last().unwrap(), WORK[1].1);
+    assert_eq!(
+        installer.code("select * from oddscache.change_log").await,
+        "42501"
+    );
+    installer
+        .run(&format!("reset role; {}; set role none", WORK[1].0))
+        .await;
+    assert_eq!(log(&db).len(), WORK.len() + 2);
+}
+
+/// The state that the trigger function keeps in a setting can be forged by the transaction itself: to its own harm alone,
+/// and never so that its statement fails.
+#[tokio::test]
+async fn a_forged_setting_harms_nobody_else() {
+    let db = installed();
+    let role = writer(&db, "");
+    let session = session_as(&db, &role).await;
+    let state = "'oddscache.log_' || left(md5('oddscache'), 8)";
+    for forged in ["plain", "logged", "lost", "", "x"] {
+        session
+            .run(&format!(
+                "begin; select set_config({state}, pg_current_xact_id()::text || ' {forged}', false); {}; {}; commit",
+                WORK[0].0, WORK[1].0
+            ))
+            .await;
+        session.run(WORK[1].0).await;
+    }
+    let rows = log(&db);
+    assert_eq!(rows.len(), 15, "{rows:?}");
+    assert_eq!(
+        rows.iter().filter(|row| row.contains("RESYNC")).count(),
+        1,
+        "{rows:?}"
+    );
+}
+
+/// The cache's own role is a reader like any other; whatever lies in its path, its session reads pg_catalog and the schemas
+/// it names.
+#[tokio::test]
+async fn the_cache_is_not_led_astray_by_its_search_path() {
+    let db = Database::seeded();
+    let role = format!("cache_{}", db.name);
+    db.psql(&format!(
+        "create schema trap; create table trap.caught (how text); create role {role} login in role pg_read_all_stats;
+         grant usage on schema trap to {role}; grant insert on trap.caught to {role};
+         alter role {role} set search_path = trap, public, pg_catalog;
+         create table trap.pg_class as select * from pg_class limit 0; create table trap.pg_inherits as select * from pg_inherits limit 0;
+         create table trap.pg_trigger as select * from pg_trigger limit 0; create table trap.events as select * from events limit 0;
+         create table trap.pg_namespace as select * from pg_namespace limit 0;
+         grant select on all tables in schema trap to {role};
+         create function trap.now() returns timestamptz language sql as $$ select '2001-01-01'::timestamptz $$;
+         create function trap.md5(text) returns text language sql as $$ select 'x' $$;
+         create function trap.format(text, variadic \"any\") returns text language internal as 'text_format';
+         create function trap.pg_is_in_recovery() returns bool language sql as $$ select true $$;
+         create function trap.pg_current_snapshot() returns pg_snapshot language sql as $$ select '3:3:'::pg_snapshot $$;
+         create function trap.eq(oid, oid) returns bool language sql as $$ select false $$;
+         create operator trap.= (leftarg = oid, rightarg = oid, function = trap.eq);
+         create function trap.gt(timestamp, timestamp) returns bool language sql as $$ select false $$;
+         create operator trap.> (leftarg = timestamp, rightarg = timestamp, function = trap.gt);
+         create function trap.eq(int8, int8) returns bool language sql as $$ select false $$;
+         create operator trap.= (leftarg = int8, rightarg = int8, function = trap.eq)"
+    ));
+    run(&db, Script::Grants, &[("role", &role), ("prune", "on")]);
+    let dsn = cluster().dsn_as(&role, &db.name);
+    let mut followed = Followed::with(&dsn, |config| config).await;
+    followed.app = super::common::connect(&db.dsn()).await;
+    let before = followed.check("the seed").await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    assert_ne!(before, followed.check("a change").await);
+    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(db.psql("select count(*) from trap.caught"), "0");
+}
+
+/// Anybody can ring, with any payload, as often as they like. It costs the cache reads that find nothing, at the pace that it
+/// sets itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_can_only_notify_harms_nothing() {
+    let db = Database::seeded();
+    let nobody = format!("nobody_{}", db.name);
+    db.psql(&format!("create role {nobody} login"));
+    let session = session_as(&db, &nobody).await;
+    let followed = Followed::with(&db.dsn(), |config| {
+        config.poll_interval(Duration::from_secs(1))
+    })
+    .await;
+    eventually("the bell", async || {
+        followed.cache.status() == oddscache::Status::Live
+    })
+    .await;
+    let before = followed.check("the seed").await;
+    let counters = followed.cache.counters();
+    let payloads = [
+        "",
+        "events",
+        "{\"table\": \"events\", \"keys\": null}",
+        "events TRUNCATE *",
+        "RESYNC",
+        "1",
+        "\u{1}\u{7f} é 💥",
+    ];
+    for payload in payloads {
+        session
+            .run(&format!("select pg_notify('oddscache', '{payload}')"))
+            .await;
+    }
+    // As long as one may be: a byte more is refused.
+    session
+        .run("select pg_notify('oddscache', repeat('x', 7999))")
+        .await;
+    assert_eq!(
+        session
+            .code("select pg_notify('oddscache', repeat('x', 8000))")
+            .await,
+        "22023"
+    );
+    // Many at once, and one after the other; the application writes meanwhile.
+    let ringing = tokio::spawn(async move {
+        session
+            .run("select pg_notify('oddscache', g || repeat('x', 500)) from generate_series(1, 5000) g")
+            .await;
+        for n in 0..5000 {
+            session.run(&format!("notify oddscache, 'n{n}'")).await;
+        }
+    });
+    for line in 0..20 {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        run_on(&followed.app, &sql).await;
+        followed.check(&sql).await;
+    }
+    ringing.await.unwrap();
+    assert_ne!(before, followed.check("the ringing is over").await);
+    let after = followed.cache.counters();
+    // Nothing but the application's 20 changes was read, and nothing anew.
+    assert_eq!(
+        (
+            after.reloads - counters.reloads,
+            after.log_rows - counters.log_rows,
+            after.failures
+        ),
+        (0, 20, 0),
+        "{after:?}"
+    );
+    assert_eq!(followed.cache.view().epoch(), 1);
+    // Nor does it read once for each.
+    assert!(
+        after.reads - counters.reads < 5000,
+        "{} reads",
+        after.reads - counters.reads
+    );
+}

@@ -1,0 +1,244 @@
+//! Whatever becomes of the cache, no statement of the application fails or waits for it: the process is stopped in the middle
+//! of a read, over TCP and over the Unix socket, or killed. INSERT, UPDATE and DELETE never wait; TRUNCATE, ALTER and DETACH
+//! no longer than sql/README.md says.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod process;
+
+use std::time::Duration;
+
+use common::{Database, cluster, connect, eventually, psql};
+use process::Process;
+use tokio_postgres::Client;
+
+/// How the process is connected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum By {
+    Tcp,
+    Socket,
+}
+
+/// Where in a read it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum At {
+    /// The server waits for its next statement.
+    Between,
+    /// The server waits for it to take the rows that it has asked for.
+    Rows,
+}
+
+/// What sql/README.md promises, and time for a machine that does other work as well.
+const BETWEEN: Duration = Duration::from_secs(5);
+const ROWS_OVER_TCP: Duration = Duration::from_secs(10);
+const SLACK: Duration = Duration::from_secs(15);
+
+/// Statements that want more than a writer's locks. Each on a table of its own, and none changes what the cache holds.
+const HEAVY: [&str; 4] = [
+    "truncate bookmakers, competitor_market_odds",
+    "alter table events add column more int",
+    "alter table odds_snapshots detach partition odds_snapshots_default",
+    "lock table market_odds in access exclusive mode",
+];
+
+/// The follower's reading session, if it holds the locks of a read: its state and what it waits for.
+const READING: &str = "select a.state, coalesce(a.wait_event, '') from pg_stat_activity a
+    where a.datname = current_database() and a.application_name = 'oddscache' and a.query not ilike 'listen%'
+      and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'events'::regclass and l.granted)";
+
+/// An application beside a process that follows it.
+struct Scene {
+    database: Database,
+    app: Client,
+    process: Process,
+}
+
+impl Scene {
+    async fn new(by: By) -> Scene {
+        let database = Database::seeded();
+        // Rows that no socket's buffers hold.
+        database.psql(
+            "insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+             select 1000000 + g, 112, 'big', 'big', jsonb_build_array(jsonb_build_object('name', repeat('x', 16000), 'odds', 2))
+               from generate_series(1, 3000) g",
+        );
+        let role = format!("cache_{}", database.name);
+        let variable = format!("role={role}");
+        psql(
+            &database.name,
+            &["-q", "-v", &variable, "-f", "sql/grants.sql"],
+        );
+        database.psql(&format!("alter role {role} password 'secret'"));
+        let dsn = match by {
+            By::Socket => cluster().dsn_as(&role, &database.name),
+            By::Tcp => format!(
+                "host=127.0.0.1 port={} user={role} password=secret dbname={}",
+                cluster().port(),
+                database.name
+            ),
+        };
+        let process = Process::start(&dsn).await;
+        let app = connect(&database.dsn()).await;
+        Scene {
+            database,
+            app,
+            process,
+        }
+    }
+
+    async fn run(&self, sql: &str) {
+        if let Err(error) = self.app.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    /// State and wait event of the read under way, if any.
+    async fn reading(&self) -> Option<(String, String)> {
+        let row = self.app.query_opt(READING, &[]).await.expect("activity");
+        row.map(|row| (row.get(0), row.get(1)))
+    }
+
+    /// Stops the process in the middle of a read: at whatever moment, until it is the right one.
+    async fn stop(&self, at: At) {
+        let mut tries = 0;
+        eventually("stopped in the middle of a read", async || {
+            tries += 1;
+            // Makes it read the big snapshot again.
+            self.run(&format!(
+                "update market_odds set line = {tries} where id = 1121"
+            ))
+            .await;
+            eventually("reads", async || self.reading().await.is_some()).await;
+            self.process.signal("-STOP");
+            // What the server has begun it brings to an end.
+            let mut found = None;
+            eventually("settled", async || {
+                found = self.reading().await;
+                found
+                    .as_ref()
+                    .is_none_or(|(state, wait)| state != "active" || wait == "ClientWrite")
+            })
+            .await;
+            let found = found.map(|(state, wait)| match (state.as_str(), wait.as_str()) {
+                ("idle in transaction", _) => At::Between,
+                ("active", "ClientWrite") => At::Rows,
+                other => panic!("{other:?}"),
+            });
+            if found == Some(at) {
+                return true;
+            }
+            self.process.signal("-CONT");
+            false
+        })
+        .await;
+    }
+
+    /// Writers of every kind on every table, who would rather fail than wait.
+    async fn writers_pass(&self) {
+        self.run("set lock_timeout = '300ms'").await;
+        for sql in [
+            "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) values (9, 's', 'n', 'h', 'a', now())",
+            "update events set kickoff = kickoff where id = 9",
+            "delete from events where id = 9",
+            "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (9, 1, 1, now())",
+            "update odds_snapshots set last_confirmed_at = now() where event_id = 1",
+            "delete from odds_snapshots where id = 9",
+            "insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (9, 111, 'm', 'm', '[]')",
+            "update market_odds set line = 3 where snapshot_id in (111, 112) and id < 1000000",
+            "delete from market_odds where id = 9",
+            "update competitor_events set deleted_at = now() where id = 21",
+            "insert into competitor_odds_snapshots (id, competitor_event_id) values (9, 21)",
+            "update competitor_odds_snapshots set last_confirmed_at = now() where id = 9",
+            "delete from competitor_odds_snapshots where id = 9",
+            "update competitor_market_odds set line = 3",
+            "delete from competitor_market_odds where snapshot_id = 211",
+        ] {
+            self.run(sql).await;
+        }
+        self.run("reset lock_timeout").await;
+    }
+
+    /// Every statement that wants more gets it within this time, all together: behind the first, nothing is left to wait for.
+    async fn heavy_statements_pass(&self, within: Duration) {
+        self.run(&format!("set lock_timeout = {}", within.as_millis()))
+            .await;
+        for sql in HEAVY {
+            self.run(&format!("begin; {sql}; rollback")).await;
+        }
+        assert_eq!(self.reading().await, None, "the read is over");
+        self.run("reset lock_timeout").await;
+    }
+}
+
+/// Stopped, it loses its transaction within the bound; let go on, it follows again.
+async fn stopped(by: By, at: At, bound: Duration) {
+    let scene = Scene::new(by).await;
+    scene.stop(at).await;
+    scene.writers_pass().await;
+    let before = scene.reading().await;
+    assert!(before.is_some(), "the writers were beside a read");
+    scene.heavy_statements_pass(bound + SLACK).await;
+    scene.process.signal("-CONT");
+    scene
+        .run("update market_odds set line = 77 where id = 1121")
+        .await;
+    eventually("follows again", async || {
+        scene.process.line_of_market_1121().await == Some(77.0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_between_two_statements_over_tcp() {
+    stopped(By::Tcp, At::Between, BETWEEN).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_between_two_statements_over_the_socket() {
+    stopped(By::Socket, At::Between, BETWEEN).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_among_rows_over_tcp() {
+    stopped(By::Tcp, At::Rows, ROWS_OVER_TCP).await;
+}
+
+/// The one case without a bound, for PostgreSQL has none: writers pass all the same, check.sql names the session and the way
+/// out, and that helps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_among_rows_over_the_socket() {
+    let scene = Scene::new(By::Socket).await;
+    scene.stop(At::Rows).await;
+    scene.writers_pass().await;
+    let role = format!("role=cache_{}", scene.database.name);
+    let way_out = "SELECT pg_terminate_backend(";
+    let mut report = String::new();
+    // It is named when it has lasted for half a minute: a slow reader is none that was stopped.
+    eventually("reported", async || {
+        let args = ["-qAt", "-v", &role, "-f", "sql/check.sql"];
+        report = psql(&scene.database.name, &args);
+        report.contains(way_out)
+    })
+    .await;
+    let line = report.lines().find(|line| line.contains(way_out)).unwrap();
+    assert!(line.starts_with("session|process "), "{line}");
+    assert!(line.contains("|ClientWrite|warn|"), "{line}");
+    scene.run(&line[line.find(way_out).unwrap()..]).await;
+    scene.heavy_statements_pass(SLACK).await;
+    scene.process.signal("-CONT");
+}
+
+/// Killed, it is gone at once, and so are its locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_the_middle_of_a_read() {
+    for by in [By::Tcp, By::Socket] {
+        for at in [At::Between, At::Rows] {
+            let scene = Scene::new(by).await;
+            scene.stop(at).await;
+            scene.process.signal("-KILL");
+            scene.heavy_statements_pass(SLACK).await;
+            scene.writers_pass().await;
+        }
+    }
+}
