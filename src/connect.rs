@@ -276,6 +276,16 @@ impl Config {
         {
             return unreachable(target, said);
         }
+        // All that PgBouncer says has this one code. Most of it passes: it is full, or its server is away.
+        let lasts = [
+            "unsupported startup parameter",
+            "authentication failed",
+            "no such",
+        ];
+        if *code == SqlState::PROTOCOL_VIOLATION && !lasts.iter().any(|words| said.contains(words))
+        {
+            return unreachable(target, said);
+        }
         if from_file && *code == SqlState::INVALID_PASSWORD {
             said.push_str("; the password is that of the password file");
         }

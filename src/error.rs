@@ -227,11 +227,22 @@ impl Error {
     }
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
-        move |error| Error::Database {
-            doing,
-            reason: reason(&error),
-            sqlstate: error.code().map(|code| code.code().to_owned()),
-            disconnected: error.is_closed() || causes(&error).any(|cause| cause.is::<io::Error>()),
+        move |error| {
+            let reason = reason(&error);
+            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting will not mend.
+            if reason.contains("statement pooling mode") {
+                return Error::Config(format!(
+                    "the pooler in between lets no transaction through ({reason}); set its pool_mode to transaction or \
+                     session, or connect to the server itself"
+                ));
+            }
+            Error::Database {
+                doing,
+                reason,
+                sqlstate: error.code().map(|code| code.code().to_owned()),
+                disconnected: error.is_closed()
+                    || causes(&error).any(|cause| cause.is::<io::Error>()),
+            }
         }
     }
 

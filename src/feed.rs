@@ -66,6 +66,11 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
+    /// Whether a snapshot is of an earlier state than the last read, which no server comes to by itself.
+    pub(crate) fn is_after(&self, snapshot: &Snapshot) -> bool {
+        self.snapshot.xmax > snapshot.xmax
+    }
+
     /// Whether rows that this cursor has not read may have been pruned.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
@@ -91,6 +96,8 @@ pub(crate) enum Reload {
     /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
     /// looks.
     ServerChanged,
+    /// The server has handed out fewer transaction ids than it had: a machine was put back to an earlier state as it ran.
+    WentBack,
     /// The server's clock went back.
     ClockWentBack,
     NotUnderstood,
@@ -101,7 +108,11 @@ impl Reload {
     pub(crate) fn is_new_epoch(&self) -> bool {
         matches!(
             self,
-            Reload::First | Reload::ConnectionLost | Reload::ServerChanged | Reload::ClockWentBack
+            Reload::First
+                | Reload::ConnectionLost
+                | Reload::ServerChanged
+                | Reload::WentBack
+                | Reload::ClockWentBack
         )
     }
 }
@@ -121,6 +132,7 @@ impl fmt::Display for Reload {
             Reload::ServerChanged => {
                 f.write_str("another server answers, or the same after a restart or a promotion")
             }
+            Reload::WentBack => f.write_str("the server is in an earlier state than before"),
             Reload::ClockWentBack => f.write_str("the server's clock went back"),
             Reload::NotUnderstood => f.write_str("a log row could not be understood"),
         }
@@ -202,7 +214,7 @@ pub(crate) async fn start(
     standby: bool,
 ) -> Result<Cursor, Error> {
     let seen = if standby {
-        Some(ids_since(client, log, snapshot.xmin).await?)
+        Some(ids_between(client, log, snapshot.xmin, snapshot.xmax).await?)
     } else {
         None
     };
@@ -222,15 +234,15 @@ pub(crate) async fn read(
         (None, false) => (exactly_new(log, &cursor.snapshot, &snapshot), None),
         (Some(before), true) => {
             // Rows below the new xmin come no more, so those from the old one on suffice.
-            let seen = ids_since(client, log, cursor.snapshot.xmin).await?;
+            let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
+            let seen = ids_between(client, log, from, to).await?;
             let new: Vec<String> = seen
                 .difference(before)
                 .take(MOST_ROWS + 1)
                 .map(i64::to_string)
                 .collect();
             let sql = format!(
-                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND id = ANY('{{{}}}'::int8[])",
-                cursor.snapshot.xmin,
+                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[])",
                 new.join(",")
             );
             (sql, Some(seen))
@@ -287,9 +299,16 @@ fn exactly_new(log: &str, cursor: &Snapshot, now: &Snapshot) -> String {
     )
 }
 
-/// On a standby: the ids of all rows from `xmin` on, among which the caller knows those it has read.
-async fn ids_since(client: &Client, log: &str, xmin: u64) -> Result<HashSet<i64>, Error> {
-    let sql = format!("SELECT id FROM {log} WHERE xid >= '{xmin}'::xid8");
+/// On a standby: the ids of all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost
+/// grows with what was logged since the oldest transaction in progress began. The upper end, the snapshot's `xmax`, is there
+/// for the planner as in [`exactly_new`].
+async fn ids_between(
+    client: &Client,
+    log: &str,
+    from: u64,
+    to: u64,
+) -> Result<HashSet<i64>, Error> {
+    let sql = format!("SELECT id FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8");
     let rows = client
         .query_typed(&sql, &[])
         .await

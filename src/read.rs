@@ -269,6 +269,10 @@ pub(crate) async fn changes(
     if begun.server != known.server {
         return reload(Reload::ServerChanged, begun);
     }
+    let cursor = known.cursor.as_ref();
+    if cursor.is_some_and(|cursor| cursor.is_after(&begun.snapshot)) {
+        return reload(Reload::WentBack, begun);
+    }
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
         return reload(Reload::ClockWentBack, begun);
     }

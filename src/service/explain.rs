@@ -44,8 +44,8 @@ pub(crate) struct ExplainArguments {
     /// The running service to compare with [default: http://127.0.0.1:7979, if it answers]
     #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
     url: Option<Url>,
-    /// Ask the database alone
-    #[arg(long, conflicts_with = "url")]
+    /// Ask the database alone, even where a service is named
+    #[arg(long)]
     no_service: bool,
     /// How long to wait for the service to show what the database says
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]

@@ -12,9 +12,10 @@ use tokio_postgres::NoTls;
 
 use crate::{
     followers::{Embedded, Service, kill},
+    kinds::{self, Bias},
     plan::{Fault, Kind},
     proxy::{Notices, Proxy, Setting, Way, Whose},
-    workload::{self, Bias},
+    subscribers::Replica,
     world::{FREE, World},
 };
 
@@ -25,6 +26,7 @@ pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
     pub(crate) embedded: Embedded,
     pub(crate) service: Service,
+    pub(crate) replica: Replica,
 }
 
 const TABLES: [&str; 6] = [
@@ -37,6 +39,18 @@ const TABLES: [&str; 6] = [
 ];
 
 impl Scene {
+    /// No notification arrives any more.
+    pub(crate) fn silence(&self) {
+        self.world.active.begin(Kind::NoticesDropped);
+        let mut figures = self.world.report.figures();
+        figures
+            .faults
+            .entry(Kind::NoticesDropped)
+            .or_default()
+            .count += 1;
+        self.proxy.set(|setting| setting.notices = Notices::Drop);
+    }
+
     /// One fault after the other.
     pub(crate) async fn lane(self: Arc<Scene>, faults: Vec<Fault>) {
         for fault in faults {
@@ -73,9 +87,13 @@ impl Scene {
                 let table = TABLES[rng.usize(..TABLES.len())];
                 let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
                 let alter = format!("alter table only {table}");
-                self.admin(&format!("{alter} disable trigger oddscache_{operation}")).await;
+                self.admin(&format!("{alter} disable trigger oddscache_{operation}"))
+                    .await;
                 sleep(lasts).await;
-                self.admin(&format!("{alter} enable always trigger oddscache_{operation}")).await;
+                self.admin(&format!(
+                    "{alter} enable always trigger oddscache_{operation}"
+                ))
+                .await;
             }
             Kind::Partitions => self.partitions(&mut rng, lasts).await,
             Kind::PrunedCursor => {
@@ -103,9 +121,15 @@ impl Scene {
                 let ddl = match rng.u8(..3) {
                     0 => "vacuum full oddscache.change_log".to_owned(),
                     1 => "reindex table oddscache.change_log".to_owned(),
-                    _ => format!("alter table oddscache.change_log set (fillfactor = {})", rng.u8(50..100)),
+                    _ => format!(
+                        "alter table oddscache.change_log set (fillfactor = {})",
+                        rng.u8(50..100)
+                    ),
                 };
-                self.admin(&format!("set lock_timeout = '100ms'\n{ddl}")).await;
+                self.admin(&format!(
+                    "set lock_timeout = '100ms'\nset statement_timeout = '350ms'\n{ddl}"
+                ))
+                .await;
                 sleep(lasts).await;
             }
             Kind::Migration => {
@@ -118,28 +142,32 @@ impl Scene {
                 ))
                 .await;
             }
-            Kind::Cancel => self.cancel(lasts).await,
+            Kind::Cancel => self.cancel(&mut rng, lasts).await,
+            Kind::Resync if rng.bool() => self.embedded.cache.resync(),
+            Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
+            // In the pause.
+            Kind::LostLogRow | Kind::BareLeaf => {}
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
                 self.embedded.block(lasts + Duration::from_millis(600));
                 sleep(lasts + Duration::from_millis(600)).await;
             }
-            Kind::Truncates => self.bias(workload::Kind::Truncate, lasts).await,
-            Kind::Late => self.bias(workload::Kind::Late, lasts).await,
-            Kind::Savepoints => self.bias(workload::Kind::Savepoint, lasts).await,
-            Kind::Replica => self.bias(workload::Kind::Replica, lasts).await,
-            Kind::Leaves => self.bias(workload::Kind::Leaf, lasts).await,
-            Kind::BellOff => self.bias(workload::Kind::BellOff, lasts).await,
-            Kind::ManyKeys => self.bias(workload::Kind::ManyKeys, lasts).await,
-            Kind::Links => self.bias(workload::Kind::Relink, lasts).await,
-            Kind::Window => self.bias(workload::Kind::Window, lasts).await,
+            Kind::Truncates => self.bias(kinds::Kind::Truncate, lasts).await,
+            Kind::Late => self.bias(kinds::Kind::Late, lasts).await,
+            Kind::Savepoints => self.bias(kinds::Kind::Savepoint, lasts).await,
+            Kind::Replica => self.bias(kinds::Kind::Replica, lasts).await,
+            Kind::Leaves => self.bias(kinds::Kind::Leaf, lasts).await,
+            Kind::BellOff => self.bias(kinds::Kind::BellOff, lasts).await,
+            Kind::ManyKeys => self.bias(kinds::Kind::ManyKeys, lasts).await,
+            Kind::Links => self.bias(kinds::Kind::Relink, lasts).await,
+            Kind::Window => self.bias(kinds::Kind::Window, lasts).await,
             Kind::Stopped => {
                 self.service.signal("-STOP");
                 sleep(lasts).await;
                 self.service.signal("-CONT");
             }
             // It stays as it is: the comparison at the pause is made under it.
-            Kind::ClockJump => self.service.jump(rng.i64(-20_000..20_000)),
+            Kind::ClockJump => self.service.jump(rng.i64(-200_000..200_000)),
             Kind::Killed => {
                 self.service.kill();
                 sleep(lasts / 4).await;
@@ -158,21 +186,22 @@ impl Scene {
             | Kind::NoticesDoubled
             | Kind::NoticesDelayed
             | Kind::NoticesForged => {
-                self.proxy.set(|setting| network(fault.kind, &mut rng, setting));
+                self.proxy
+                    .set(|setting| network(fault.kind, &mut rng, setting));
                 sleep(lasts).await;
                 self.proxy.heal();
             }
         }
     }
 
-    async fn bias(&self, kind: workload::Kind, lasts: Duration) {
+    async fn bias(&self, kind: kinds::Kind, lasts: Duration) {
         self.world.set_bias(Bias::To(kind));
         sleep(lasts).await;
         self.world.set_bias(Bias::None);
     }
 
     /// Runs statements as the superuser; again if a lock was not to be had. Lines are sent one by one.
-    async fn admin(&self, sql: &str) {
+    pub(crate) async fn admin(&self, sql: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let client = self.world.connect().await;
@@ -184,9 +213,10 @@ impl Scene {
             }
             let Err(error) = done else { return };
             let code = error.code().map(|code| code.code().to_owned());
-            let again = ["55P03", "40P01", "55006"].map(str::to_owned);
+            let again = ["55P03", "40P01", "55006", "57014"].map(str::to_owned);
             if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
-                self.world.violate("the campaign itself", format!("{sql}: {error:?}"));
+                self.world
+                    .violate("the campaign itself", format!("{sql}: {error:?}"));
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -200,14 +230,19 @@ impl Scene {
         .await;
     }
 
-    /// Whatever statement a follower is at, again and again.
-    async fn cancel(&self, lasts: Duration) {
-        let client = self.world.connect().await;
-        let began = Instant::now();
-        let sql = "select pg_cancel_backend(pid) from pg_stat_activity where usename = 'oddscache' and state = 'active'";
-        while began.elapsed() < lasts && client.batch_execute(sql).await.is_ok() {
-            sleep(Duration::from_millis(2)).await;
-        }
+    /// The statements of the followers, again and again: any, or those that read rows.
+    async fn cancel(&self, rng: &mut Rng, lasts: Duration) {
+        let which = ["", "and query ~ 'DISTINCT ON|snapshot_id = ANY|kickoff >'"][rng.usize(..2)];
+        self.admin(&format!(
+            "do $$ declare stop constant timestamptz := clock_timestamp() + interval '{} ms'; \
+             begin while clock_timestamp() < stop loop \
+                 perform pg_stat_clear_snapshot(), pg_sleep(0.0005); \
+                 perform pg_cancel_backend(pid) from pg_stat_activity \
+                     where usename = 'oddscache' and state = 'active' {which}; \
+             end loop; end $$",
+            lasts.as_millis()
+        ))
+        .await;
     }
 
     async fn blocking(&self, what: impl FnOnce(&World) + Send + 'static) {
@@ -260,7 +295,10 @@ impl Scene {
         .await;
         sleep(lasts).await;
         if rng.bool() {
-            self.admin(&format!("alter table odds_snapshots detach partition {name}")).await;
+            self.admin(&format!(
+                "alter table odds_snapshots detach partition {name}"
+            ))
+            .await;
             sleep(lasts / 2).await;
         }
         self.admin(&format!("drop table {name}")).await;
@@ -276,7 +314,10 @@ impl Scene {
         let began = Instant::now();
         while began.elapsed() < lasts {
             let channel = ["oddscache", "other"][rng.usize(..2)];
-            let sql = format!("select pg_notify('{channel}', repeat('x', {}))", rng.usize(..7_900));
+            let sql = format!(
+                "select pg_notify('{channel}', repeat('x', {}))",
+                rng.usize(..7_900)
+            );
             if client.batch_execute(&sql).await.is_err() {
                 break;
             }

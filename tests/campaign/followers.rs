@@ -5,7 +5,11 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, mpsc},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -17,6 +21,9 @@ use crate::{common::normal, proxy::Proxy, world::World};
 
 /// Reads that take longer count as a dead connection.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Often enough to find something within a pause.
+const AUDIT_CYCLE: Duration = Duration::from_secs(3);
 
 /// The library's follower, on a thread of its own that can be blocked.
 #[derive(Debug)]
@@ -34,7 +41,9 @@ impl Embedded {
         let config = Config::new(&dsn)
             .expect("dsn")
             .poll_interval(Duration::from_millis(150))
-            .read_timeout(READ_TIMEOUT);
+            .read_timeout(READ_TIMEOUT)
+            .audit_cycle(AUDIT_CYCLE)
+            .audit_budget(0.3);
         let (cache, follower) = OddsCache::connect(config);
         let (block, mut blocks) = tokio::sync::mpsc::unbounded_channel::<Duration>();
         let (begun, beginning) = mpsc::channel();
@@ -72,6 +81,8 @@ pub(crate) struct Service {
     library: PathBuf,
     clock: PathBuf,
     child: Mutex<Option<Child>>,
+    /// Differences that its audit has found, and that were put there for it to find.
+    mismatches: AtomicU64,
     http: reqwest::Client,
 }
 
@@ -86,6 +97,7 @@ impl Service {
             library: faketime(),
             clock: world.cluster.socket_dir().join("clock"),
             child: Mutex::default(),
+            mismatches: AtomicU64::new(0),
             http: reqwest::Client::builder()
                 .timeout(Duration::from_secs(5))
                 .build()
@@ -114,6 +126,7 @@ impl Service {
         command
             .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
+            .args(["--audit-cycle", "3s", "--audit-budget", "0.3"])
             .env("DATABASE_URL", &self.dsn)
             .env("LD_PRELOAD", &self.library)
             .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
@@ -122,6 +135,7 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        self.mismatches.store(0, Ordering::Relaxed);
         *self.child() = Some(command.spawn().expect("the binary runs"));
     }
 
@@ -149,6 +163,35 @@ impl Service {
         self.child().as_mut()?.try_wait().ok()?
     }
 
+    async fn audit_mismatches(&self) -> Option<u64> {
+        let answer = self
+            .http
+            .get(format!("{}/v1/stats", self.base))
+            .send()
+            .await;
+        let stats: Value = answer.ok()?.json().await.ok()?;
+        stats["counters"]["audit_mismatches"].as_u64()
+    }
+
+    /// All that its audit has found by now was put there.
+    pub(crate) async fn excuse_audit(&self) {
+        if let Some(found) = self.audit_mismatches().await {
+            self.mismatches.store(found, Ordering::Relaxed);
+        }
+    }
+
+    /// Fails if its audit found what nobody put there.
+    pub(crate) async fn check_audit(&self) -> Result<(), String> {
+        let found = self.audit_mismatches().await.unwrap_or_default();
+        let excused = self.mismatches.load(Ordering::Relaxed);
+        if found > excused {
+            return Err(format!(
+                "the service's audit found {found} events that differ, of which {excused} should"
+            ));
+        }
+        Ok(())
+    }
+
     /// What it holds, once it answers.
     pub(crate) async fn dump(&self) -> Result<Vec<Value>, String> {
         let url = format!("{}/v1/dump", self.base);
@@ -172,7 +215,9 @@ impl Drop for Service {
 }
 
 pub(crate) fn kill(signal: &str, pid: u32) {
-    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
     assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
 }
 

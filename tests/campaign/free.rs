@@ -74,7 +74,10 @@ fn statement(rng: &mut Rng, ids: &mut Ids) -> String {
         )
     };
     let kickoff = match rng.u8(..4) {
-        0 => format!("{NOW} - interval '2 hours' + interval '{} ms'", rng.i64(-300..3_000)),
+        0 => format!(
+            "{NOW} - interval '2 hours' + interval '{} ms'",
+            rng.i64(-300..3_000)
+        ),
         1 => format!("{NOW} - interval '{} hours'", rng.i64(3..50)),
         _ => format!("{NOW} + interval '{} hours'", rng.i64(1..50)),
     };

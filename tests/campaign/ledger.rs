@@ -116,6 +116,18 @@ impl Ledger {
         self.change(groups, generation, |entry| entry.returned = Some(now));
     }
 
+    /// Whether what a view shows of a group contains what a generation's transaction wrote.
+    pub(crate) fn contains(&self, group: usize, shown: Shown, generation: u64) -> bool {
+        let ledger = locked(&self.groups[group]);
+        match shown {
+            Shown::Generation(shown) => shown >= generation,
+            Shown::Absent => ledger
+                .entries
+                .iter()
+                .any(|entry| entry.generation >= generation && entry.sent && !entry.present),
+        }
+    }
+
     /// Whether what a view shows of a group can be the database's at the moment `proven`, or later; how long the first
     /// commit that it lacks has been there.
     pub(crate) fn judge(
@@ -173,9 +185,7 @@ impl Ledger {
                 proven.map(|at| at.elapsed())
             ));
         }
-        let first_lacking = entries[place + 1..]
-            .iter()
-            .find_map(|entry| entry.returned);
+        let first_lacking = entries[place + 1..].iter().find_map(|entry| entry.returned);
         Ok(first_lacking.map(|at| at.elapsed()))
     }
 }

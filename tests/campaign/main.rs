@@ -6,16 +6,19 @@ mod common;
 mod faults;
 mod followers;
 mod free;
+mod kinds;
 mod ledger;
 mod pause;
 mod plan;
 mod planted;
+mod plants;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../common/proxy.rs"]
 mod proxy;
 mod readers;
 mod report;
 mod statements;
+mod subscribers;
 mod workload;
 mod world;
 
@@ -30,6 +33,7 @@ use followers::{Embedded, Service};
 use plan::{Fault, Plan, WHOLE_DECK};
 use proxy::Proxy;
 use report::Figures;
+use subscribers::{Replica, Sleeper};
 use workload::Application;
 use world::World;
 
@@ -75,21 +79,24 @@ async fn play(world: &Arc<World>, until: Until) {
     let socket = server.join(format!(".s.PGSQL.{}", world.cluster.port()));
     let proxy = Proxy::start(socket).await;
     let embedded = Embedded::start(&proxy).await;
+    let cache = embedded.cache.clone();
+    world.cache.set(cache.clone()).expect("set once");
+    let sleeper = Sleeper::new(&cache);
     let scene = Arc::new(Scene {
+        replica: Replica::spawn(&cache, world.seed),
         world: Arc::clone(world),
         service: Service::start(world),
         proxy,
         embedded,
     });
-    let cache = &scene.embedded.cache;
     let readers: Vec<_> = (0..2)
-        .map(|number| readers::spawn(world, cache, world.seed ^ number))
+        .map(|number| readers::spawn(world, &cache, world.seed ^ number))
         .collect();
     let mut applications: Vec<Application> = (0..CLIENTS)
         .map(|number| Application::new(world, number))
         .collect();
     let mut plan = Plan::new(world.seed);
-    pause::pause(&scene, &[]).await;
+    pause::pause(&scene, &[], None).await;
     while world.violation().is_none() {
         let done = match until {
             Until::Rounds(rounds) => world.report.figures().rounds >= rounds as u64,
@@ -120,6 +127,11 @@ async fn play(world: &Arc<World>, until: Until) {
         }
         // Then ordinary writing without a fault, with no reading of everything that would mend what was missed.
         world.ordinary.store(true, Ordering::Relaxed);
+        // Every other time without a bell, up to the end of the pause.
+        let silent = round.number.is_multiple_of(2);
+        if silent {
+            scene.silence();
+        }
         pause::recovered(&scene).await;
         tokio::time::sleep(Duration::from_millis(1_000)).await;
         world.round_over.store(true, Ordering::Relaxed);
@@ -128,18 +140,29 @@ async fn play(world: &Arc<World>, until: Until) {
         }
         world.ordinary.store(false, Ordering::Relaxed);
         if world.violation().is_none() {
-            pause::pause(&scene, &round.kinds()).await;
+            pause::pause(&scene, &round.kinds(), Some(&round.unseen)).await;
+        }
+        if silent {
+            scene.proxy.heal();
+            world.active.end(plan::Kind::NoticesDropped);
         }
         let mut figures = world.report.figures();
         figures.rounds += 1;
         figures.resident_kb.extend(report::resident_kb());
+    }
+    if world.violation().is_none()
+        && let Err(what) = sleeper.wake(world, &cache).await
+    {
+        world.violate("subscribers are told what they missed", what);
     }
     let counters = serde_json::to_value(cache.counters()).expect("JSON");
     {
         let mut figures = world.report.figures();
         figures.epochs = cache.view().epoch();
         for (name, count) in counters.as_object().into_iter().flatten() {
-            figures.counters.insert(name.clone(), count.as_u64().unwrap_or_default());
+            figures
+                .counters
+                .insert(name.clone(), count.as_u64().unwrap_or_default());
         }
     }
     world.ended.store(true, Ordering::Relaxed);
@@ -161,7 +184,11 @@ async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
 
 fn environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
+    )
 }
 
 /// Fails with the way to do it again.
@@ -184,17 +211,23 @@ const FIXED_SEED: u64 = 1;
 fn short() {
     let seeds = match environment("CAMPAIGN_SEED") {
         Some(seed) => vec![(seed, WHOLE_DECK)],
-        None => vec![(FIXED_SEED, WHOLE_DECK), (fastrand::u64(..1_000_000_000), 2)],
+        None => vec![
+            (FIXED_SEED, WHOLE_DECK),
+            (fastrand::u64(..1_000_000_000), 1),
+        ],
     };
     let mut all = Figures::default();
     for (seed, rounds) in seeds {
         all.add(judge(seed, campaign(seed, Until::Rounds(rounds))));
     }
     println!("{}", all.text(0));
+    if environment("CAMPAIGN_SEED").is_some() {
+        return;
+    }
     // One in which little happens would prove little.
     assert_eq!(all.faults.len(), plan::Kind::ALL.len());
     assert!(all.committed() > 300, "{} transactions", all.committed());
-    assert!(all.distinct_views > 300, "{} views", all.distinct_views);
+    assert!(all.distinct_views > 50, "{} views", all.distinct_views);
 }
 
 /// `CAMPAIGN_MINUTES` (60 unless set) of seeds one after the other, ten minutes each; the report goes to
@@ -207,7 +240,8 @@ fn long() {
     let mut all = Figures::default();
     let mut seed = environment("CAMPAIGN_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000_000));
     let each = environment("CAMPAIGN_MINUTES_EACH").unwrap_or(10);
-    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("campaign-report.txt");
+    let path =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("campaign-report.txt");
     while Instant::now() < end {
         let deadline = end.min(Instant::now() + Duration::from_secs(60 * each));
         all.add(judge(seed, campaign(seed, Until::Deadline(deadline))));

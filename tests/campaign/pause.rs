@@ -1,18 +1,24 @@
 //! A pause: nobody writes, no fault is under way, and both followers must equal the oracle.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant, SystemTime},
+};
 
+use oddscache::View;
 use serde_json::Value;
 use tokio::time::sleep;
+use tokio_postgres::Client;
 
 use crate::{
     common::{difference, dump, followed, oracle},
     faults::Scene,
-    plan::Kind,
+    plan::{Fault, Kind},
+    world::UNSEEN,
 };
 
 /// Within this after the last fault everything is as if there had been none.
-const CATCH_UP: Duration = Duration::from_secs(40);
+pub(crate) const CATCH_UP: Duration = Duration::from_secs(40);
 
 /// Waits until a view is proven as of a moment after all faults; returns its epoch.
 pub(crate) async fn recovered(scene: &Scene) -> u64 {
@@ -39,49 +45,119 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
 pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     let now = scene.embedded.cache.view().epoch();
     if now != before && scene.world.violation().is_none() {
-        let what = format!("{now} after {before}, though no connection was lost; {}", scene.embedded.cache.status());
+        let what = format!(
+            "{now} after {before}, though no connection was lost; {}",
+            scene.embedded.cache.status()
+        );
         scene.world.violate("epochs", what);
     }
 }
 
-/// The faults are those since the last pause.
-pub(crate) async fn pause(scene: &Scene, faults: &[Kind]) {
-    let world = &scene.world;
-    if let Err((check, what)) = compare(scene, faults).await {
-        world.violate(check, what);
+/// The faults are those since the last pause; `unseen`: what is then written behind the triggers' back.
+pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>) {
+    let mut result = compare(scene, faults).await;
+    if result.is_ok() {
+        let audit = scene.service.check_audit().await;
+        result = audit.map_err(|what| ("nothing missed", what));
+    }
+    if result.is_ok()
+        && let Some(fault) = unseen
+    {
+        scene.world.active.begin(fault.kind);
+        result = write_unseen(scene, fault.kind).await;
+        scene.world.active.end(fault.kind);
+        let mut figures = scene.world.report.figures();
+        figures.faults.entry(fault.kind).or_default().count += 1;
+    }
+    if let Err((check, what)) = result {
+        scene.world.violate(check, what);
     }
 }
 
-async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, String)> {
+/// What no trigger sees the audit finds, counts and mends.
+async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
+    let (world, cache) = (&scene.world, &scene.embedded.cache);
+    let mismatches = || cache.counters().audit_mismatches;
+    let before = mismatches();
+    world.mismatches.store(u64::MAX, Ordering::Relaxed);
+    let insert = |table: &str, at: &str| {
+        format!(
+            "insert into {table} (id, event_id, bookmaker_id, captured_at) select nextval(pg_get_serial_sequence('odds_snapshots', 'id')), \
+             {UNSEEN}, 1, {at}"
+        )
+    };
+    if kind == Kind::LostLogRow {
+        scene
+            .admin(&format!(
+                "begin; {}; delete from oddscache.change_log where xid = pg_current_xact_id(); commit",
+                insert("odds_snapshots", "now() at time zone 'UTC'")
+            ))
+            .await;
+    } else {
+        scene
+            .admin("create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')")
+            .await;
+        // The partition itself is seen, and everything read.
+        caught_up(scene, &world.connect().await).await?;
+        scene
+            .admin(&insert("odds_snapshots_2018", "'2018-06-01'"))
+            .await;
+    }
+    let began = Instant::now();
+    while mismatches() == before {
+        if began.elapsed() > CATCH_UP {
+            return Err((
+                "the audit finds what no trigger saw",
+                format!("nothing within {CATCH_UP:?}"),
+            ));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    // What was found is not yet mended.
+    let mut result = compare(scene, &[]).await;
+    while result.is_err() && began.elapsed() < CATCH_UP {
+        sleep(Duration::from_millis(20)).await;
+        result = compare(scene, &[]).await;
+    }
+    if kind == Kind::BareLeaf {
+        scene.admin("drop table odds_snapshots_2018").await;
+        caught_up(scene, &world.connect().await).await?;
+    }
+    world.mismatches.store(mismatches(), Ordering::Relaxed);
+    scene.service.excuse_audit().await;
+    result
+}
+
+type Wrong = (&'static str, String);
+
+async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let (world, cache) = (&scene.world, &scene.embedded.cache);
     let client = world.connect().await;
-    let row = client.query_one("select pg_current_snapshot()::text, count(*) from pg_prepared_xacts", &[]);
-    let row = row.await.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
-    if row.get::<_, i64>(1) > 0 {
-        return Err(("the campaign itself", "a prepared transaction was left".to_owned()));
+    let row = client.query_one("select count(*) from pg_prepared_xacts", &[]);
+    let row = row
+        .await
+        .map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    if row.get::<_, i64>(0) > 0 {
+        return Err((
+            "the campaign itself",
+            "a prepared transaction was left".to_owned(),
+        ));
     }
-    let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
     let began = Instant::now();
-    let view = loop {
-        let view = cache.view();
-        if followed::shows(&view, &committed) {
-            break view;
-        }
-        if began.elapsed() > CATCH_UP {
-            let what = format!("{view:?} after {CATCH_UP:?}; {}", cache.status());
-            return Err(("catching up", what));
-        }
-        sleep(Duration::from_millis(5)).await;
-    };
+    let view = caught_up(scene, &client).await?;
     let expected = oracle(&client, view.cut().window_start).await;
     same(&dump(&view), &expected).map_err(|what| ("the embedded cache equals the oracle", what))?;
     world.report.figures().comparisons += 1;
+    let replica = scene.replica.equals(cache).await;
+    replica.map_err(|what| ("a replica fed by changes equals the cache", what))?;
     epochs(scene, faults)?;
 
     // Its window moves on with the database's clock, so it is compared until it is equal.
     loop {
         let found = scene.service.dump().await;
-        let row = client.query_one("select now() - interval '2 hours'", &[]).await;
+        let row = client
+            .query_one("select now() - interval '2 hours'", &[])
+            .await;
         let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
         let expected = oracle(&client, row.get::<_, SystemTime>(0).into()).await;
         let result = found.and_then(|found| same(&found, &expected));
@@ -103,8 +179,32 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, St
     Ok(())
 }
 
+/// Waits for a view that shows all that is committed now.
+async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
+    let row = client
+        .query_one("select pg_current_snapshot()::text", &[])
+        .await;
+    let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
+    let began = Instant::now();
+    loop {
+        let view = scene.embedded.cache.view();
+        if followed::shows(&view, &committed) {
+            return Ok(view);
+        }
+        if began.elapsed() > CATCH_UP {
+            let what = format!(
+                "{view:?} after {CATCH_UP:?}; {}",
+                scene.embedded.cache.status()
+            );
+            return Err(("catching up", what));
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The state is replaced if the server's history may have been lost.
-fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, String)> {
+fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let now = scene.embedded.cache.view().epoch();
     let before = {
         let mut figures = scene.world.report.figures();
@@ -130,7 +230,10 @@ fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), (&'static str, String)> 
 /// Where two lists of events differ first.
 fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
     let ids = |events: &[Value]| -> Vec<String> {
-        events.iter().map(|event| event["event_id"].to_string()).collect()
+        events
+            .iter()
+            .map(|event| event["event_id"].to_string())
+            .collect()
     };
     if ids(cache) != ids(oracle) {
         return Err(format!(
@@ -139,9 +242,10 @@ fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
             ids(oracle)
         ));
     }
-    let differences = cache.iter().zip(oracle).find_map(|(cache, oracle)| {
-        Some((&cache["event_id"], difference("", cache, oracle)?))
-    });
+    let differences = cache
+        .iter()
+        .zip(oracle)
+        .find_map(|(cache, oracle)| Some((&cache["event_id"], difference("", cache, oracle)?)));
     match differences {
         Some((id, what)) => Err(format!("event {id}: {what}")),
         None => Ok(()),

@@ -41,13 +41,19 @@ pub(crate) enum Lane {
     Database,
     Delivery,
     Application,
+    /// One a round, while nothing else happens: what only the audit finds.
+    Unseen,
 }
 
 impl Lane {
     /// Of the rough half and of the other, with how many faults a round.
     const HALVES: [[(Lane, usize); 3]; 2] = [
         [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
-        [(Lane::Database, 2), (Lane::Delivery, 2), (Lane::Application, 3)],
+        [
+            (Lane::Database, 2),
+            (Lane::Delivery, 2),
+            (Lane::Application, 3),
+        ],
     ];
 }
 
@@ -85,6 +91,7 @@ kinds! {
         PrunedCursor "log pruned beyond a stalled cursor",
         LogDdl "DDL on the log",
         Spoof "NOTIFY from a role that may only connect",
+        Resync "reading everything asked for",
     }
     Delivery {
         Latency "latency",
@@ -103,6 +110,10 @@ kinds! {
         ManyKeys "statements of more than 20,000 keys",
         Links "competitor events linked anew",
         Window "events postponed out of the window and back",
+    }
+    Unseen {
+        LostLogRow "log row lost",
+        BareLeaf "rows written straight into a partition without triggers",
     }
 }
 
@@ -129,6 +140,8 @@ impl Kind {
                 | Kind::BellOff
                 | Kind::Links
                 | Kind::Window
+                | Kind::LostLogRow
+                | Kind::BareLeaf
                 | Kind::Stopped
                 | Kind::ClockJump
                 | Kind::Killed
@@ -152,6 +165,8 @@ pub(crate) struct Round {
     pub(crate) number: usize,
     /// The rough half's lanes, and the other's.
     pub(crate) halves: [Vec<Vec<Fault>>; 2],
+    /// In the pause.
+    pub(crate) unseen: Fault,
     /// The seed of each client's transactions is made from this.
     pub(crate) seed: u64,
 }
@@ -159,7 +174,10 @@ pub(crate) struct Round {
 impl Round {
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let faults = self.halves.iter().flatten().flatten();
-        faults.map(|fault| fault.kind).collect()
+        faults
+            .chain([&self.unseen])
+            .map(|fault| fault.kind)
+            .collect()
     }
 }
 
@@ -167,7 +185,7 @@ impl Round {
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: Rng,
-    decks: [Vec<Kind>; 6],
+    decks: [Vec<Kind>; 7],
     next: usize,
 }
 
@@ -210,6 +228,7 @@ impl Plan {
         Round {
             number,
             halves,
+            unseen: self.deal(Lane::Unseen),
             seed: self.rng.u64(..),
         }
     }
@@ -223,10 +242,7 @@ fn the_plan_is_the_seed_s_and_soon_has_every_kind() {
     };
     assert_eq!(format!("{:?}", rounds(7)), format!("{:?}", rounds(7)));
     assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
-    let mut dealt: Vec<Kind> = rounds(7)
-        .iter()
-        .flat_map(Round::kinds)
-        .collect();
+    let mut dealt: Vec<Kind> = rounds(7).iter().flat_map(Round::kinds).collect();
     dealt.sort_unstable();
     dealt.dedup();
     assert_eq!(dealt, Kind::ALL);

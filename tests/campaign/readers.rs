@@ -2,7 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ pub(crate) const BOUND: Duration = Duration::from_secs(8);
 
 /// The line of a snapshot's market; `None` without it.
 fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
-    let mut markets = snapshot?.markets().into_iter();
+    let mut markets = snapshot?.markets();
     markets
         .find(|market| market.betpawa_market_id() == market_id)?
         .line()
@@ -161,7 +161,8 @@ impl Reader {
             self.world.report.staleness(&faults, behind, age);
             let calm = !faults.iter().any(|kind| kind.may_stall());
             if calm && behind.max(age) > BOUND {
-                let what = format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
+                let what =
+                    format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
                 return Err(("bounded staleness", what));
             }
         }
@@ -169,6 +170,11 @@ impl Reader {
             let mut figures = self.world.report.figures();
             figures.views += 1;
             figures.distinct_views += u64::from(fresh);
+        }
+        let mismatches = self.cache.counters().audit_mismatches;
+        if mismatches > self.world.mismatches.load(Ordering::Relaxed) {
+            let what = format!("the audit found {mismatches} events that differ");
+            return Err(("nothing missed", what));
         }
         self.lookups(&view)?;
         self.hold(view)?;
@@ -195,7 +201,9 @@ impl Reader {
                     (Some(now), Some(before)) => now.includes(&before),
                     (_, before) => before.is_none(),
                 };
-                if !forward || cut.as_of < last.cut.as_of || cut.window_start < last.cut.window_start
+                if !forward
+                    || cut.as_of < last.cut.as_of
+                    || cut.window_start < last.cut.window_start
                 {
                     return wrong(format!("{cut:?} after {:?} within epoch {epoch}", last.cut));
                 }

@@ -25,6 +25,7 @@ pub(crate) struct Figures {
     pub(crate) views: u64,
     pub(crate) distinct_views: u64,
     pub(crate) lookups: u64,
+    pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
     /// Without a fault that may stall.
     pub(crate) staleness: Duration,
@@ -115,6 +116,7 @@ impl Figures {
         self.views += other.views;
         self.distinct_views += other.distinct_views;
         self.lookups += other.lookups;
+        self.waited_for += other.waited_for;
         self.held_views += other.held_views;
         self.staleness = self.staleness.max(other.staleness);
         self.age = self.age.max(other.age);
@@ -146,8 +148,9 @@ impl Figures {
             self.rows
         ));
         line(format!(
-            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}",
-            self.views, self.distinct_views, self.lookups, self.held_views
+            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}; \
+             writers who waited for their own write: {}",
+            self.views, self.distinct_views, self.lookups, self.held_views, self.waited_for
         ));
         line(format!(
             "without a fault that may stall: greatest staleness {}, greatest age {}",
@@ -155,15 +158,25 @@ impl Figures {
             seconds(self.age)
         ));
         line(format!("epochs of the embedded cache: {}", self.epochs));
-        line(format!("counters of the embedded cache: {:?}", self.counters));
-        line(format!("reloads announced, as seen by looking now and then: {:?}", self.reasons));
+        line(format!(
+            "counters of the embedded cache: {:?}",
+            self.counters
+        ));
+        line(format!(
+            "reloads announced, as seen by looking now and then: {:?}",
+            self.reasons
+        ));
         if let (Some(first), Some(last)) = (self.resident_kb.first(), self.resident_kb.last()) {
             let most = self.resident_kb.iter().max().unwrap_or(last);
             line(format!(
                 "resident memory of this process: {first} kB after the first round, {last} kB after the last, {most} kB at the most"
             ));
         }
-        line(format!("\nfaults: {} of {} kinds", self.faults(), self.faults.len()));
+        line(format!(
+            "\nfaults: {} of {} kinds",
+            self.faults(),
+            self.faults.len()
+        ));
         line("| fault | times | greatest staleness beside it | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
         for (kind, fault) in &self.faults {
             let mean = fault.recovery / u32::try_from(fault.recovered.max(1)).unwrap_or(u32::MAX);
@@ -176,7 +189,10 @@ impl Figures {
                 seconds(fault.longest_recovery)
             ));
         }
-        line("\n| transactions | committed | refused, rolled back or cut off |\n|---|---|---|".to_owned());
+        line(
+            "\n| transactions | committed | refused, rolled back or cut off |\n|---|---|---|"
+                .to_owned(),
+        );
         for (kind, (committed, refused)) in &self.transactions {
             line(format!("| {kind} | {committed} | {refused} |"));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::{
-    workload::Kind,
+    kinds::Kind,
     world::{FREE, members},
 };
 
@@ -233,8 +233,7 @@ fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     let mut parts = Vec::new();
     if group == 0 {
         let keep = "snapshot_id in (select id from odds_snapshots where event_id >= 1000)";
-        let keep_theirs =
-            "snapshot_id in (select id from competitor_odds_snapshots where competitor_event_id % 10000 >= 1000)";
+        let keep_theirs = "snapshot_id in (select id from competitor_odds_snapshots where competitor_event_id % 10000 >= 1000)";
         let tables: &[(&str, &str)] = match rng.u8(..6) {
             0 => &[("market_odds", keep)],
             1 | 2 => &[("competitor_market_odds", keep_theirs)],
@@ -307,13 +306,19 @@ pub(crate) fn prices(kind: Kind, group: usize, generation: u64, rng: &mut Rng) -
 pub(crate) fn kickoffs(group: usize, present: bool) -> String {
     let (first, last) = members(group);
     let by = if present { "1 day" } else { "-3 hours" };
-    format!("update events set kickoff = {NOW} + interval '{by}' where id between {first} and {last}")
+    format!(
+        "update events set kickoff = {NOW} + interval '{by}' where id between {first} and {last}"
+    )
 }
 
 /// Moves an amount between two events of a group, from one side to the other.
 pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
     let (first, last) = members(group);
-    let (from, to, amount) = (rng.i64(first..=last), rng.i64(first..=last), rng.i64(-9..10));
+    let (from, to, amount) = (
+        rng.i64(first..=last),
+        rng.i64(first..=last),
+        rng.i64(-9..10),
+    );
     let own_newest = format!(
         "(select max(id) from odds_snapshots where event_id = {from} and bookmaker_id = 2)"
     );
@@ -322,7 +327,9 @@ pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
         20_000 + to
     );
     let in_place = |table: &str, newest: &str, amount: i64| {
-        format!("update {table} set line = line + {amount} where betpawa_market_id = 'amount' and snapshot_id = {newest}")
+        format!(
+            "update {table} set line = line + {amount} where betpawa_market_id = 'amount' and snapshot_id = {newest}"
+        )
     };
     // A new snapshot takes over the amount of the one before.
     let anew = |table: &str, newest: &str, earlier: &str, amount: i64| {

@@ -18,111 +18,13 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::{
     free,
+    kinds::{Kind, draw, name},
+    pause::CATCH_UP,
+    plan::Kind as Fault,
+    readers,
     statements::{self as sql, Part},
     world::{GROUPS, World, members},
 };
-
-/// What clients do more often while a fault wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bias {
-    None,
-    To(Kind),
-}
-
-impl Bias {
-    pub(crate) const ALL: &[Bias] = &[
-        Bias::None,
-        Bias::To(Kind::Truncate),
-        Bias::To(Kind::Late),
-        Bias::To(Kind::Savepoint),
-        Bias::To(Kind::Replica),
-        Bias::To(Kind::Leaf),
-        Bias::To(Kind::BellOff),
-        Bias::To(Kind::ManyKeys),
-        Bias::To(Kind::Relink),
-        Bias::To(Kind::Window),
-    ];
-}
-
-/// The kinds of transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// New snapshots with all their markets.
-    Batch,
-    /// The same, the markets by COPY.
-    Copy,
-    InPlace,
-    OnConflict,
-    DeleteNewest,
-    Retention,
-    Savepoint,
-    Rollback,
-    TwoPhase,
-    /// Takes its transaction id early and commits late.
-    Late,
-    Leaf,
-    Relink,
-    Window,
-    BellOff,
-    Replica,
-    Truncate,
-    ManyKeys,
-    Transfer,
-    Confirm,
-    Free,
-}
-
-/// With how often, roughly.
-const KINDS: &[(Kind, &str, u32)] = &[
-    (Kind::Batch, "scrape batch", 8),
-    (Kind::Copy, "scrape batch by COPY", 3),
-    (Kind::InPlace, "prices updated in place", 8),
-    (Kind::OnConflict, "ON CONFLICT DO UPDATE", 3),
-    (Kind::DeleteNewest, "newest snapshots deleted", 4),
-    (Kind::Retention, "retention", 3),
-    (Kind::Savepoint, "savepoint rolled back", 4),
-    (Kind::Rollback, "rolled back", 3),
-    (Kind::TwoPhase, "PREPARE, COMMIT PREPARED", 3),
-    (Kind::Late, "late commit", 3),
-    (Kind::Leaf, "straight into a partition", 3),
-    (Kind::Relink, "competitor events relinked", 4),
-    (Kind::Window, "postponed out of the window, or back", 3),
-    (Kind::BellOff, "bell off", 3),
-    (Kind::Replica, "session_replication_role = replica", 2),
-    (Kind::Truncate, "table truncated and rewritten", 1),
-    (Kind::ManyKeys, "more than 20,000 keys", 1),
-    (Kind::Transfer, "transfer of amounts", 14),
-    (Kind::Confirm, "confirmation by id list", 4),
-    (Kind::Free, "anything to free events", 22),
-];
-
-fn name(kind: Kind) -> &'static str {
-    let found = KINDS.iter().find(|(other, ..)| *other == kind);
-    found.map_or("", |(_, name, _)| name)
-}
-
-fn draw(rng: &mut Rng, bias: Bias) -> Kind {
-    if let Bias::To(kind) = bias {
-        // The heaviest less often, or nothing else would get a turn.
-        let often = match kind {
-            Kind::Truncate => 0.15,
-            Kind::ManyKeys => 0.08,
-            _ => 0.5,
-        };
-        if rng.f64() < often {
-            return kind;
-        }
-    }
-    let all: u32 = KINDS.iter().map(|(.., weight)| weight).sum();
-    let mut point = rng.u32(..all);
-    for (kind, _, weight) in KINDS {
-        if point < *weight {
-            return *kind;
-        }
-        point -= weight;
-    }
-    Kind::Free
-}
 
 /// How a transaction ended without success.
 #[derive(Debug)]
@@ -202,15 +104,23 @@ impl Application {
         if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
             return Some(client);
         }
-        let (client, connection) = tokio_postgres::connect(&self.world.dsn(), NoTls).await.ok()?;
+        let (client, connection) = tokio_postgres::connect(&self.world.dsn(), NoTls)
+            .await
+            .ok()?;
         tokio::spawn(connection);
         let begin = "set lock_timeout = '2s'; set deadlock_timeout = '200ms'; set client_min_messages = error";
         client.batch_execute(begin).await.ok()?;
         // What was prepared when the connection was lost still holds its locks.
-        let mine = format!("select gid from pg_prepared_xacts where gid like 'c{}\\_%'", self.number);
+        let mine = format!(
+            "select gid from pg_prepared_xacts where gid like 'c{}\\_%'",
+            self.number
+        );
         for row in client.query(&mine, &[]).await.ok()? {
             let gid: String = row.get(0);
-            client.batch_execute(&format!("rollback prepared '{gid}'")).await.ok()?;
+            client
+                .batch_execute(&format!("rollback prepared '{gid}'"))
+                .await
+                .ok()?;
         }
         Some(client)
     }
@@ -239,7 +149,12 @@ impl Application {
     }
 
     /// Returns how many rows it wrote.
-    async fn transaction(&mut self, client: &Client, kind: Kind, rng: &mut Rng) -> Result<u64, Failed> {
+    async fn transaction(
+        &mut self,
+        client: &Client,
+        kind: Kind,
+        rng: &mut Rng,
+    ) -> Result<u64, Failed> {
         let mut begin = String::from("begin");
         let asynchronous = self.world.asynchronous.load(Ordering::Relaxed);
         if asynchronous {
@@ -260,7 +175,10 @@ impl Application {
         match kind {
             Kind::Transfer => self.transfer(client, two_phase, rng).await,
             Kind::Confirm | Kind::Free => self.free(client, kind, two_phase, rng).await,
-            _ => self.prices(client, kind, two_phase, asynchronous, rng).await,
+            _ => {
+                self.prices(client, kind, two_phase, asynchronous, rng)
+                    .await
+            }
         }
     }
 
@@ -299,18 +217,57 @@ impl Application {
         }
         if kind == Kind::Truncate {
             // Of several groups, some may be out of the window: they stay there, and are recorded one by one.
-            return self.end_many(client, &groups, generation, asynchronous, rows).await;
+            return self
+                .end_many(client, &groups, generation, asynchronous, rows)
+                .await;
         }
         if kind == Kind::Rollback {
             self.run(client, "rollback").await?;
             return Ok(rows);
         }
+        let xid = match rng.u8(..10) {
+            0 if !asynchronous => Some(self.xid(client).await?),
+            _ => None,
+        };
         self.world.ledger.sending(&groups, generation, all_present);
         self.end(client, two_phase, rng).await?;
         if !asynchronous {
             self.world.ledger.returned(&groups, generation);
         }
+        if let Some(xid) = xid {
+            self.read_own_write(xid, groups[0], generation);
+        }
         Ok(rows)
+    }
+
+    async fn xid(&self, client: &Client) -> Result<u64, Failed> {
+        let text = "select pg_current_xact_id()::text";
+        let row = client.query_one(text, &[]).await;
+        let row = row.map_err(|error| self.failed(text, &error))?;
+        row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
+    }
+
+    /// A view that was waited for shows what was committed. A crash that takes commits back hands their ids out again.
+    fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
+        let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
+        let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
+            return;
+        };
+        let world = Arc::clone(&self.world);
+        tokio::spawn(async move {
+            let view = match cache.wait_for(xid, CATCH_UP).await {
+                Ok(view) => view,
+                Err(error) => return world.violate("read your writes", error),
+            };
+            world.report.figures().waited_for += 1;
+            let shown = readers::group(&view, group);
+            if !shown.is_ok_and(|shown| world.ledger.contains(group, shown, generation)) {
+                let what = format!(
+                    "group {group} lacks generation {generation} in {view:?}, which was waited for"
+                );
+                world.violate("read your writes", what);
+            }
+        });
     }
 
     async fn end_many(
@@ -402,7 +359,8 @@ impl Application {
         }
         self.prepared += 1;
         let gid = format!("c{}_{}", self.number, self.prepared);
-        self.run(client, &format!("prepare transaction '{gid}'")).await?;
+        self.run(client, &format!("prepare transaction '{gid}'"))
+            .await?;
         sleep(Duration::from_millis(rng.u64(..150))).await;
         let began = Instant::now();
         loop {
@@ -416,7 +374,12 @@ impl Application {
         }
     }
 
-    async fn transfer(&mut self, client: &Client, two_phase: bool, rng: &mut Rng) -> Result<u64, Failed> {
+    async fn transfer(
+        &mut self,
+        client: &Client,
+        two_phase: bool,
+        rng: &mut Rng,
+    ) -> Result<u64, Failed> {
         let group = rng.usize(..GROUPS);
         let lock = format!("select pg_advisory_xact_lock(5, {group})");
         self.run(client, &lock).await?;
@@ -428,7 +391,13 @@ impl Application {
         Ok(rows)
     }
 
-    async fn free(&mut self, client: &Client, kind: Kind, two_phase: bool, rng: &mut Rng) -> Result<u64, Failed> {
+    async fn free(
+        &mut self,
+        client: &Client,
+        kind: Kind,
+        two_phase: bool,
+        rng: &mut Rng,
+    ) -> Result<u64, Failed> {
         let statements = match kind {
             Kind::Confirm => vec![sql::confirm(rng)],
             _ => {

@@ -2,17 +2,16 @@
 
 use std::{
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use oddscache::OddsCache;
 use tokio_postgres::{Client, NoTls};
 
-use crate::{
-    common::cluster::Cluster, ledger::Ledger, plan::Kind, report::Report, workload::Bias,
-};
+use crate::{common::cluster::Cluster, kinds::Bias, ledger::Ledger, plan::Kind, report::Report};
 
 /// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
 pub(crate) const GROUPS: usize = 4;
@@ -22,6 +21,9 @@ pub(crate) const MEMBERS: i64 = 4;
 
 /// Free events have the ids from 1 up to this.
 pub(crate) const FREE: i64 = 12;
+
+/// An event that nobody writes to but what only the audit finds.
+pub(crate) const UNSEEN: i64 = 500;
 
 /// What the amounts of an event are at first: a group's sum is constant.
 pub(crate) const AMOUNT: i64 = 100;
@@ -54,7 +56,7 @@ insert into bookmakers (id, name, slug) select b, 'b' || b, 'b' || b from genera
 insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
 select e, 'sr' || e, '', '', '', now() at time zone 'UTC'
     + case when e < 1000 and e % 6 = 0 then interval '-3 hours' when e = 99 then interval '-30 days' else interval '1 day' end
-from (select generate_series(1, {free}) union select 99
+from (select generate_series(1, {free}) union select 99 union select {unseen}
       union select 1000 + 10 * g + m from generate_series(0, {groups} - 1) g, generate_series(0, {members} - 1) m) as e(e);
 insert into odds_snapshots (event_id, bookmaker_id) select e.id, b from events e, generate_series(1, 2) b where e.id <> 99;
 insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
@@ -82,6 +84,7 @@ pub(crate) fn cluster() -> Cluster {
         .replace("{groups}", &GROUPS.to_string())
         .replace("{members}", &MEMBERS.to_string())
         .replace("{free}", &FREE.to_string())
+        .replace("{unseen}", &UNSEEN.to_string())
         .replace("{amount}", &AMOUNT.to_string());
     let old = "create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
     for args in [
@@ -116,6 +119,10 @@ pub(crate) struct World {
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
+    /// The audit may have found this many differences, and no more: all else is a change that was missed.
+    pub(crate) mismatches: AtomicU64,
+    /// The embedded cache, once it is warm.
+    pub(crate) cache: OnceLock<OddsCache>,
     violation: Mutex<Option<String>>,
 }
 
@@ -133,6 +140,8 @@ impl World {
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             round: AtomicU64::new(0),
+            mismatches: AtomicU64::new(0),
+            cache: OnceLock::new(),
             violation: Mutex::new(None),
         }
     }

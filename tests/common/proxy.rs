@@ -3,6 +3,8 @@
 //! It listens on 127.0.0.1 and speaks to the server's socket. What the server sends is cut into the protocol's messages
 //! (type byte and length; no TLS), so that notifications can be lost, doubled, delayed and forged one by one.
 
+mod frames;
+
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -13,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use frames::{Frames, Piece, notification};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixStream},
@@ -368,115 +371,3 @@ impl Pump {
         true
     }
 }
-
-/// A whole NotificationResponse, or any number of other bytes.
-#[derive(Debug, PartialEq)]
-struct Piece {
-    notification: bool,
-    bytes: Vec<u8>,
-}
-
-/// Cuts what the server sends into messages. Only notifications are held back until they are whole.
-#[derive(Debug, Default)]
-struct Frames {
-    /// Of a message's head, or of a notification.
-    held: Vec<u8>,
-    /// Still to come of a message that is no notification.
-    rest: usize,
-}
-
-const HEAD: usize = 5;
-
-impl Frames {
-    fn cut(&mut self, mut bytes: &[u8]) -> Vec<Piece> {
-        let mut pieces: Vec<Piece> = Vec::new();
-        let mut plain = Vec::new();
-        while !bytes.is_empty() {
-            if self.rest > 0 {
-                let (now, later) = bytes.split_at(self.rest.min(bytes.len()));
-                plain.extend_from_slice(now);
-                self.rest -= now.len();
-                bytes = later;
-                continue;
-            }
-            let needed = match self.held.as_slice() {
-                [b'A', a, b, c, d, ..] => 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize,
-                _ => HEAD,
-            };
-            let (now, later) = bytes.split_at((needed - self.held.len()).min(bytes.len()));
-            self.held.extend_from_slice(now);
-            bytes = later;
-            match self.held.as_slice() {
-                [b'A', a, b, c, d, ..] => {
-                    let whole = 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-                    if self.held.len() == whole {
-                        if !plain.is_empty() {
-                            pieces.push(Piece {
-                                notification: false,
-                                bytes: std::mem::take(&mut plain),
-                            });
-                        }
-                        pieces.push(Piece {
-                            notification: true,
-                            bytes: std::mem::take(&mut self.held),
-                        });
-                    }
-                }
-                [_, a, b, c, d] => {
-                    self.rest = (u32::from_be_bytes([*a, *b, *c, *d]) as usize).saturating_sub(4);
-                    plain.append(&mut self.held);
-                }
-                _ => {}
-            }
-        }
-        if !plain.is_empty() {
-            pieces.push(Piece {
-                notification: false,
-                bytes: plain,
-            });
-        }
-        pieces
-    }
-}
-
-/// A NotificationResponse.
-fn notification(channel: &str, payload: &str) -> Vec<u8> {
-    let length = (4 + 4 + channel.len() + 1 + payload.len() + 1) as u32;
-    let mut message = vec![b'A'];
-    message.extend(length.to_be_bytes());
-    message.extend(7u32.to_be_bytes());
-    message.extend(channel.bytes().chain([0]));
-    message.extend(payload.bytes().chain([0]));
-    message
-}
-
-#[test]
-fn messages_are_cut_wherever_the_pieces_end() {
-    let message = |kind: u8, body: &[u8]| {
-        let mut message = vec![kind];
-        message.extend((body.len() as u32 + 4).to_be_bytes());
-        message.extend(body);
-        message
-    };
-    let notice = notification("oddscache", "");
-    let all = [
-        message(b'D', b"row"),
-        notice.clone(),
-        notice.clone(),
-        message(b'Z', b"I"),
-    ]
-    .concat();
-    for size in 1..=all.len() {
-        let mut frames = Frames::default();
-        let (mut passed, mut notices) = (Vec::new(), 0);
-        for bytes in all.chunks(size) {
-            for piece in frames.cut(bytes) {
-                notices += usize::from(piece.notification);
-                assert!(!piece.notification || piece.bytes == notice);
-                passed.extend(piece.bytes);
-            }
-        }
-        assert_eq!((passed, notices), (all.clone(), 2), "pieces of {size}");
-    }
-}
-

@@ -4,11 +4,15 @@
 mod common;
 
 mod audit;
+mod dead_peers;
 mod faults;
 mod handles;
 mod holes;
 mod locks;
 mod partitions;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../common/proxy.rs"]
+mod proxy;
 mod rows;
 mod transactions;
 

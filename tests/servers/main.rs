@@ -7,12 +7,20 @@ mod common;
 
 mod failover;
 mod history;
+mod pooler;
 mod pooler_history;
 mod standby;
+mod standby_writes;
+#[allow(dead_code)]
+#[path = "../model/writes.rs"]
+mod writes;
 
 use std::time::{Duration, Instant};
 
-use common::{dump, eventually, followed::Followed};
+use common::{
+    dump, eventually,
+    followed::{Followed, run},
+};
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -32,6 +40,20 @@ async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {
     );
     let row = app.query_one(&sql, &[]).await.expect("an update");
     row.get::<_, &str>(0).parse().expect("a transaction id")
+}
+
+/// Changes lines until one of the transactions has an id that was given out before.
+async fn use_again(app: &Client, lost: &[u64]) {
+    let mut ids = Vec::new();
+    for line in 1..20 {
+        ids.push(set_line(app, 222, line).await);
+        if lost.contains(ids.last().expect("one")) {
+            return;
+        }
+        // Each change takes two ids, and may keep to those that others had.
+        run(app, "select pg_current_xact_id()").await;
+    }
+    panic!("none of {ids:?} is one of {lost:?}");
 }
 
 impl Followed {

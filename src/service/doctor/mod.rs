@@ -2,7 +2,7 @@
 //!
 //! Each file looks at one group of things. What can be seen in SQL alone stands in `sql/check.sql`, which [`script`] runs;
 //! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing is
-//! written; with `--heartbeat` the feed's own heartbeat writes one row to the log.
+//! written; with `--heartbeat` the feed's own heartbeat may write one row to the log.
 
 mod bell;
 mod feed;
@@ -34,7 +34,7 @@ pub(crate) struct DoctorArguments {
     /// The role whose rights to look at [default: the one that connects]
     #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
     role: Option<String>,
-    /// Ring the bell by the feed's own heartbeat, which writes one row to the change log, instead of by NOTIFY
+    /// Ring the bell by the feed's own heartbeat, which writes a row to the change log unless one is younger than a second, instead of by NOTIFY
     #[arg(long)]
     heartbeat: bool,
     /// Leave out reading everything once, as a starting cache does: seconds of work for a large database
@@ -49,7 +49,7 @@ pub(crate) struct DoctorArguments {
     /// How long a transaction that has written may be open, or be prepared, before it is told
     #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
     long_transaction: Duration,
-    /// How long one question to the server may take
+    /// How long one question to the server may take; connecting six times as long, reading everything twelve times
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     check_timeout: Duration,
 }

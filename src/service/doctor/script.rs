@@ -96,6 +96,10 @@ fn about(kind: &str) -> (&'static str, &'static str) {
             "log",
             "the change log is what the cache reads; it must speak of this server, and stay short",
         ),
+        "session" => (
+            "session",
+            "a cache that was stopped in the middle of a read keeps its locks until the server ends its session",
+        ),
         "queue" => (
             "queue",
             "where the notification queue is half full the bell stays silent; where it is full, writers fail",
@@ -136,6 +140,10 @@ fn finding(line: &Line) -> Finding {
 fn mend(line: &Line, superfluous: bool) -> Option<String> {
     let role = line.detail.split(' ').next().unwrap_or_default();
     let does = |text: &str| line.detail.contains(text);
+    // Some lines end with the statement itself.
+    if let Some((_, statement)) = line.detail.rsplit_once("; SELECT ") {
+        return Some(format!("SELECT {statement}"));
+    }
     Some(if superfluous && line.object.starts_with("role ") {
         format!("ALTER ROLE {role} NO{}", line.item)
     } else if superfluous {
@@ -255,5 +263,16 @@ mod tests {
             Some("REVOKE INSERT ON public.events FROM cache")
         );
         assert_eq!(found[3].what, "public.market_odds; public.odds_snapshots");
+        let stuck = given(
+            "session",
+            "process 7",
+            "ClientWrite",
+            "warn",
+            "takes nothing; SELECT pg_terminate_backend(7)",
+        );
+        assert_eq!(
+            mend(&stuck, false).as_deref(),
+            Some("SELECT pg_terminate_backend(7)")
+        );
     }
 }

@@ -76,7 +76,7 @@ pub(super) async fn reach(
         findings.push(finding);
     }
     findings.push(clock(server.now, seconds(before), seconds(after)));
-    findings.push(encryption(&server));
+    findings.push(encryption(&server, leads_away(&context.config.target())));
     findings.take("server.password", password(&session, &server).await);
     Ok(server)
 }
@@ -111,7 +111,7 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
         )
     } else if text.contains("SQLSTATE 53300") {
         (
-            "the server has no connection left; the cache needs two",
+            "the server has no connection left; the cache needs three",
             "ALTER SYSTEM SET max_connections = ... (and a restart), or end idle sessions",
         )
     } else {
@@ -194,8 +194,17 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
     .mend("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
-fn encryption(server: &Server) -> Finding {
-    match (server.tls, server.remote) {
+/// Whether the names of the hosts lead to another machine: behind a pooler the server sees only the way from there.
+fn leads_away(target: &str) -> bool {
+    let is_here = |host: &str| {
+        let local = ["/", "localhost:", "127.", "::1:", "[::1]:"];
+        local.iter().any(|local| host.starts_with(local))
+    };
+    !target.split(',').all(is_here)
+}
+
+fn encryption(server: &Server, leads_away: bool) -> Finding {
+    match (server.tls, server.remote || leads_away) {
         (Some(true), _) => Finding::ok("server.tls", "the connection is encrypted"),
         (_, false) => Finding::ok("server.tls", "the connection does not leave this machine"),
         _ => Finding::warn("server.tls", "the connection is not encrypted, and goes over a network")
@@ -279,6 +288,35 @@ mod tests {
         assert_eq!(clock(96.5, 99.0, 101.0).level, Level::Warn);
         // A slow answer proves nothing.
         assert_eq!(clock(107.0, 99.0, 109.0).level, Level::Ok);
+    }
+
+    #[test]
+    fn what_stays_on_this_machine_needs_no_encryption() {
+        for here in [
+            "/tmp/x/.s.PGSQL.5432/odds",
+            "localhost:5432/odds",
+            "127.0.0.1:5432,[::1]:5432/odds",
+        ] {
+            assert!(!leads_away(here), "{here}");
+        }
+        for away in ["db1:5432/odds", "localhost:5432,db2:5432/odds"] {
+            assert!(leads_away(away), "{away}");
+        }
+        let server = |tls, remote| Server {
+            version_num: 150_018,
+            version: "15.18".to_owned(),
+            standby: false,
+            role: "cache".to_owned(),
+            superuser: false,
+            sees_all: false,
+            now: 0.0,
+            tls: Some(tls),
+            remote,
+        };
+        assert_eq!(encryption(&server(false, false), false).level, Level::Ok);
+        assert_eq!(encryption(&server(false, true), false).level, Level::Warn);
+        assert_eq!(encryption(&server(false, false), true).level, Level::Warn);
+        assert_eq!(encryption(&server(true, true), true).level, Level::Ok);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
     tables::TABLES,
 };
 
-/// Fewer connections left than this are told: a cache takes two, and one more now and then to prune.
+/// Fewer connections left than this are told: a cache takes three, and one more now and then to prune.
 const CONNECTIONS: i64 = 5;
 
 /// What the cache checks before it begins takes milliseconds, but is bounded by the role's `statement_timeout`.
@@ -198,7 +198,7 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
         if limit >= 0 && limit - used < CONNECTIONS {
             findings.push(
                 Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
-                    .why("a cache takes two connections, a third to prune; without them it cannot start, or come back")
+                    .why("a cache takes three connections, a fourth to prune; without them it cannot start, or come back")
                     .mend(mend),
             );
         }

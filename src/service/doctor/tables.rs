@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{
     Context,
@@ -11,8 +11,9 @@ use super::{
     session::{Trouble, identifier, literal},
 };
 
-/// How long reading everything once may take here; a cache that starts has its own bound.
-const WARMUP: Duration = Duration::from_secs(60);
+/// So many times what one question may take is what reading everything once may take here; a cache that starts has its own
+/// bound.
+const WARMUP: u32 = 12;
 
 /// The application's tables, as a list of constants.
 pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots', 'market_odds', 'competitor_odds_snapshots', \
@@ -101,8 +102,9 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
         Ok(config) => config,
         Err(error) => return Finding::fail("warmup", error.to_string()),
     };
+    let bound = context.arguments.check_timeout * WARMUP;
     let began = Instant::now();
-    let view = match timeout(WARMUP, oddscache::warm_up(config)).await {
+    let view = match timeout(bound, oddscache::warm_up(config)).await {
         Ok(Ok(view)) => view,
         Ok(Err(error)) if error.is_transient() => {
             return Finding::warn("warmup", format!("could not be done now: {error}"))
@@ -122,14 +124,12 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
             return finding;
         }
         Err(_) => {
-            return Finding::warn(
-                "warmup",
-                format!("was not done within {} s", WARMUP.as_secs()),
-            )
-            .why("a cache that starts, or comes back, serves nothing or the old state for as long")
-            .mend(
-                "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables",
-            );
+            return Finding::warn("warmup", format!("was not done within {:.0} s", bound.as_secs_f64().ceil()))
+                .why("a cache that starts, or comes back, serves nothing or the old state for as long")
+                .mend(
+                    "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables; or end what locks them: \
+                     SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'",
+                );
         }
     };
     let stats = view.stats();

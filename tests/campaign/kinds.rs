@@ -1,0 +1,105 @@
+//! The kinds of transaction, and how often each is made.
+
+use fastrand::Rng;
+
+/// What clients do more often while a fault wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    None,
+    To(Kind),
+}
+
+impl Bias {
+    pub(crate) const ALL: &[Bias] = &[
+        Bias::None,
+        Bias::To(Kind::Truncate),
+        Bias::To(Kind::Late),
+        Bias::To(Kind::Savepoint),
+        Bias::To(Kind::Replica),
+        Bias::To(Kind::Leaf),
+        Bias::To(Kind::BellOff),
+        Bias::To(Kind::ManyKeys),
+        Bias::To(Kind::Relink),
+        Bias::To(Kind::Window),
+    ];
+}
+
+/// The kinds of transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// New snapshots with all their markets.
+    Batch,
+    /// The same, the markets by COPY.
+    Copy,
+    InPlace,
+    OnConflict,
+    DeleteNewest,
+    Retention,
+    Savepoint,
+    Rollback,
+    TwoPhase,
+    /// Takes its transaction id early and commits late.
+    Late,
+    Leaf,
+    Relink,
+    Window,
+    BellOff,
+    Replica,
+    Truncate,
+    ManyKeys,
+    Transfer,
+    Confirm,
+    Free,
+}
+
+/// With how often, roughly.
+const KINDS: &[(Kind, &str, u32)] = &[
+    (Kind::Batch, "scrape batch", 8),
+    (Kind::Copy, "scrape batch by COPY", 3),
+    (Kind::InPlace, "prices updated in place", 8),
+    (Kind::OnConflict, "ON CONFLICT DO UPDATE", 3),
+    (Kind::DeleteNewest, "newest snapshots deleted", 4),
+    (Kind::Retention, "retention", 3),
+    (Kind::Savepoint, "savepoint rolled back", 4),
+    (Kind::Rollback, "rolled back", 3),
+    (Kind::TwoPhase, "PREPARE, COMMIT PREPARED", 3),
+    (Kind::Late, "late commit", 3),
+    (Kind::Leaf, "straight into a partition", 3),
+    (Kind::Relink, "competitor events relinked", 4),
+    (Kind::Window, "postponed out of the window, or back", 3),
+    (Kind::BellOff, "bell off", 3),
+    (Kind::Replica, "session_replication_role = replica", 2),
+    (Kind::Truncate, "table truncated and rewritten", 1),
+    (Kind::ManyKeys, "more than 20,000 keys", 1),
+    (Kind::Transfer, "transfer of amounts", 14),
+    (Kind::Confirm, "confirmation by id list", 4),
+    (Kind::Free, "anything to free events", 22),
+];
+
+pub(crate) fn name(kind: Kind) -> &'static str {
+    let found = KINDS.iter().find(|(other, ..)| *other == kind);
+    found.map_or("", |(_, name, _)| name)
+}
+
+pub(crate) fn draw(rng: &mut Rng, bias: Bias) -> Kind {
+    if let Bias::To(kind) = bias {
+        // The heaviest less often, or nothing else would get a turn.
+        let often = match kind {
+            Kind::Truncate => 0.15,
+            Kind::ManyKeys => 0.08,
+            _ => 0.5,
+        };
+        if rng.f64() < often {
+            return kind;
+        }
+    }
+    let all: u32 = KINDS.iter().map(|(.., weight)| weight).sum();
+    let mut point = rng.u32(..all);
+    for (kind, _, weight) in KINDS {
+        if point < *weight {
+            return *kind;
+        }
+        point -= weight;
+    }
+    Kind::Free
+}

@@ -1,0 +1,418 @@
+//! The bugs that the campaign must find.
+
+/// A bug.
+pub(crate) struct Plant {
+    pub(crate) name: &'static str,
+    /// File, text that occurs in it exactly once, and what to put in its place.
+    pub(crate) edits: &'static [(&'static str, &'static str, &'static str)],
+}
+
+pub(crate) const PLANTS: &[Plant] = &[
+    Plant {
+        name: "skip a log row",
+        edits: &[(
+            "src/feed.rs",
+            "        rows += 1;\n",
+            "        rows += 1;\n        if rows % 5 == 4 {\n            continue;\n        }\n",
+        )],
+    },
+    Plant {
+        name: "leave out log rows beyond a limit",
+        edits: &[("src/feed.rs", "limit = MOST_ROWS + 1,", "limit = 2,")],
+    },
+    Plant {
+        name: "forget what was in progress (xip)",
+        edits: &[(
+            "src/feed.rs",
+            "        in_progress.join(\",\"),\n",
+            "        in_progress.join(\",\").get(..0).unwrap_or_default(),\n",
+        )],
+    },
+    Plant {
+        name: "begin one transaction too late (xmax)",
+        edits: &[(
+            "src/feed.rs",
+            "WHERE xid >= '{}'::xid8 AND xid <",
+            "WHERE xid > '{}'::xid8 AND xid <",
+        )],
+    },
+    Plant {
+        name: "cursor over the greatest log id seen",
+        edits: &[
+            (
+                "src/feed.rs",
+                "const COLUMNS: &str = \"table_name, keys, note\";",
+                "const COLUMNS: &str = \"table_name, keys, note, id\";\n\
+                 static LAST: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);",
+            ),
+            (
+                "src/feed.rs",
+                "        rows += 1;\n",
+                "        rows += 1;\n        LAST.fetch_max(row.get(3), std::sync::atomic::Ordering::Relaxed);\n",
+            ),
+            (
+                "src/feed.rs",
+                "WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT",
+                "WHERE '{}' <> '' AND id > {last} AND xid < '{}'::xid8 ORDER BY xid LIMIT",
+            ),
+            (
+                "src/feed.rs",
+                "        in_progress.join(\",\"),\n",
+                "        in_progress.join(\",\").get(..0).unwrap_or_default(),\n        \
+                 last = LAST.load(std::sync::atomic::Ordering::Relaxed),\n",
+            ),
+        ],
+    },
+    Plant {
+        name: "take null keys for none",
+        edits: &[(
+            "src/feed.rs",
+            "set.extend(keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?);",
+            "set.extend(keys.unwrap_or_default());",
+        )],
+    },
+    Plant {
+        name: "publish in two steps",
+        edits: &[
+            (
+                "src/view.rs",
+                "impl Proof {\n",
+                "impl Proof {\n    pub(crate) fn again(&self) -> Proof {\n        Proof(ArcSwap::new(self.0.load_full()))\n    }\n\n",
+            ),
+            (
+                "src/publish.rs",
+                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n",
+                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n        let old = self.shared.load_full();\n        \
+                 let chunks = state.chunks.iter().enumerate().map(|(place, chunk)| {\n            \
+                 let before = old.chunks.get(place).unwrap_or(chunk);\n            \
+                 Arc::new(std::array::from_fn(|slot| if slot % 2 == 0 { chunk[slot].clone() } else { before[slot].clone() }))\n        \
+                 });\n        let half = State {\n            index: Arc::clone(&state.index),\n            chunks: chunks.collect(),\n            \
+                 epoch: state.epoch,\n            stats: state.stats.clone(),\n            proof: state.proof.again(),\n        };\n        \
+                 self.shared.state.store(Arc::new(half));\n        std::thread::sleep(std::time::Duration::from_millis(2));\n",
+            ),
+        ],
+    },
+    Plant {
+        name: "wait for the bell without polling",
+        edits: &[(
+            "src/follower.rs",
+            "match timeout(quiet, select(rung, asked)).await {",
+            "match timeout(quiet * 100_000, select(rung, asked)).await {",
+        )],
+    },
+    Plant {
+        name: "resume from the cursor after a lost connection",
+        edits: &[
+            (
+                "src/follower.rs",
+                "    ended: bool,\n}\n",
+                "    ended: bool,\n    kept: Option<Known>,\n}\n",
+            ),
+            (
+                "src/follower.rs",
+                "            ended: false,\n",
+                "            ended: false,\n            kept: None,\n",
+            ),
+            (
+                "src/follower.rs",
+                "let mut known = self.warm_up(&reader, reason).await?;",
+                "let mut known = match self.kept.take() {\n            Some(known) => known,\n            \
+                 None => self.warm_up(&reader, reason).await?,\n        };",
+            ),
+            (
+                "src/follower.rs",
+                "Err(error) => self.give_way(&reader, &mut locks, error).await?,\n            }\n        }\n    }\n\n    /// Listens",
+                "Err(error) => {\n                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
+                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
+                 }\n        }\n    }\n\n    /// Listens",
+            ),
+            (
+                "src/read.rs",
+                "if begun.server != known.server {",
+                "if false {",
+            ),
+        ],
+    },
+    Plant {
+        name: "resume from the cursor into a new epoch",
+        edits: &[
+            (
+                "src/follower.rs",
+                "    ended: bool,\n}\n",
+                "    ended: bool,\n    kept: Option<Known>,\n}\n",
+            ),
+            (
+                "src/follower.rs",
+                "            ended: false,\n",
+                "            ended: false,\n            kept: None,\n",
+            ),
+            (
+                "src/follower.rs",
+                "let mut known = self.warm_up(&reader, reason).await?;",
+                "let mut known = match self.kept.take() {\n            Some(known) => {\n                self.epoch += 1;\n                \
+                 let change = self.draft.change(Arc::clone(&known.cut), self.epoch);\n                \
+                 let state = self.draft.state(known.cut.clone(), self.epoch, crate::view::Moment::now(), None);\n                \
+                 self.publisher.publish(state, change);\n                known\n            }\n            \
+                 None => self.warm_up(&reader, reason).await?,\n        };",
+            ),
+            (
+                "src/follower.rs",
+                "Err(error) => self.give_way(&reader, &mut locks, error).await?,\n            }\n        }\n    }\n\n    /// Listens",
+                "Err(error) => {\n                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
+                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
+                 }\n        }\n    }\n\n    /// Listens",
+            ),
+            (
+                "src/read.rs",
+                "if begun.server != known.server {",
+                "if false {",
+            ),
+        ],
+    },
+    Plant {
+        name: "READ COMMITTED instead of REPEATABLE READ",
+        edits: &[(
+            "src/catalog.rs",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
+        )],
+    },
+    Plant {
+        name: "take no locks",
+        edits: &[(
+            "src/catalog.rs",
+            "LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL",
+            "/* {} */ SET LOCAL",
+        )],
+    },
+    Plant {
+        name: "ignore the fingerprint of the catalog",
+        edits: &[(
+            "src/read.rs",
+            "if begun.fingerprint != known.fingerprint {",
+            "if false {",
+        )],
+    },
+    Plant {
+        name: "ignore the low-water mark",
+        edits: &[(
+            "src/read.rs",
+            "if cursor.is_pruned(begun.pruned_below) {",
+            "if false {",
+        )],
+    },
+    Plant {
+        name: "move the cursor before the rows are read",
+        edits: &[(
+            "src/read.rs",
+            "    let dirty = news.dirty;\n",
+            "    let dirty = news.dirty;\n    known.cursor = Some(news.next.clone());\n",
+        )],
+    },
+    Plant {
+        name: "measure the age from after the snapshot",
+        edits: &[
+            (
+                "src/read.rs",
+                "    let began = Moment::now();\n    client\n",
+                "    client\n",
+            ),
+            (
+                "src/read.rs",
+                "    let row = rows\n        .first()\n        .ok_or_else(|| Error::unexpected(BEGIN, \"no answer\"))?;\n",
+                "    let began = Moment::now();\n    let row = rows\n        .first()\n        \
+                 .ok_or_else(|| Error::unexpected(BEGIN, \"no answer\"))?;\n",
+            ),
+        ],
+    },
+    Plant {
+        name: "measure the age from publishing",
+        edits: &[(
+            "src/follower.rs",
+            "let state = self.draft.state(cut, self.epoch, done.began, warmup);",
+            "let state = self.draft.state(cut, self.epoch, crate::view::Moment::now(), warmup);",
+        )],
+    },
+    Plant {
+        name: "prove a view current by a read that failed",
+        edits: &[
+            (
+                "src/follower.rs",
+                "        add(&self.publisher.counters().failures, 1);\n        let pause = backoff.next();\n        tracing::info!",
+                "        add(&self.publisher.counters().failures, 1);\n        \
+             self.publisher.prove(View(self.publisher.state()).cut(), crate::view::Moment::now());\n        \
+             let pause = backoff.next();\n        tracing::info!",
+            ),
+            (
+                "src/publish.rs",
+                "    pub(crate) fn counters(&self) -> &Counting {",
+                "    pub(crate) fn state(&self) -> Arc<State> {\n        self.shared.load_full()\n    }\n\n    \
+             pub(crate) fn counters(&self) -> &Counting {",
+            ),
+        ],
+    },
+    Plant {
+        name: "evict by the local clock",
+        edits: &[(
+            "src/read.rs",
+            "let evicted = draft.evict(begun.window_start);",
+            "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
+        )],
+    },
+    Plant {
+        name: "evict nothing",
+        edits: &[(
+            "src/read.rs",
+            "let evicted = draft.evict(begun.window_start);",
+            "let evicted = 0;",
+        )],
+    },
+    Plant {
+        name: "keep a body whose markets changed",
+        edits: &[(
+            "src/apply.rs",
+            "held.filter(|held| held.snapshot_id == snapshot_id && !dirty_markets.contains(&snapshot_id))",
+            "held.filter(|held| held.snapshot_id == snapshot_id && dirty_markets.len() < 1_000_000)",
+        )],
+    },
+    Plant {
+        name: "read an event that enters the window in part",
+        edits: &[(
+            "src/apply.rs",
+            "        self.betpawa.extend(new.clone());\n        self.competitors.extend(new);\n",
+            "        self.betpawa.extend(new);\n",
+        )],
+    },
+    Plant {
+        name: "leave out the events that a competitor event is linked to",
+        edits: &[(
+            "src/apply.rs",
+            "competitors.extend(linked_events);",
+            "let _ = linked_events;",
+        )],
+    },
+    Plant {
+        name: "leave out the events whose competitors' markets changed",
+        edits: &[(
+            "src/apply.rs",
+            ".flat_map(|id| draft.competitor_owners(*id)),",
+            ".flat_map(|id| draft.competitor_owners(*id)).take(0),",
+        )],
+    },
+    Plant {
+        name: "hold on to an event that left the window",
+        edits: &[(
+            "src/apply.rs",
+            "                draft.remove(event_id);\n",
+            "",
+        )],
+    },
+    Plant {
+        name: "latest by captured_at instead of id",
+        edits: &[(
+            "src/catalog.rs",
+            "s.bookmaker_id, s.id DESC, s.captured_at DESC",
+            "s.bookmaker_id, s.captured_at DESC, s.id DESC",
+        )],
+    },
+    Plant {
+        name: "ignore soft deletes",
+        edits: &[(
+            "src/catalog.rs",
+            "Some(_) => \"c.deleted_at IS NULL AND \",",
+            "Some(_) => \"\",",
+        )],
+    },
+    Plant {
+        name: "keep the epoch",
+        edits: &[(
+            "src/follower.rs",
+            "self.epoch + u64::from(reason.is_new_epoch())",
+            "self.epoch.max(u64::from(reason.is_new_epoch()))",
+        )],
+    },
+    Plant {
+        name: "write into a chunk that views share",
+        edits: &[
+            (
+                "Cargo.toml",
+                "unsafe_code = \"forbid\"",
+                "unsafe_code = \"allow\"",
+            ),
+            (
+                "src/draft.rs",
+                "        Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK] = event;",
+                "        let chunk = Arc::as_ptr(&self.chunks[slot / CHUNK]).cast_mut();\n        \
+                 unsafe { (&mut (*chunk))[slot % CHUNK] = event };",
+            ),
+        ],
+    },
+    Plant {
+        name: "mend what the audit finds without counting it",
+        edits: &[(
+            "src/follower.rs",
+            "add(&counters.audit_mismatches, audited.mismatches.len());",
+            "",
+        )],
+    },
+    Plant {
+        name: "audit without comparing",
+        edits: &[(
+            "src/read.rs",
+            "audit::compare(draft, &read, self.slice.after, self.last);",
+            "audit::compare(draft, &read, self.slice.after, self.last).into_iter().take(0).collect();",
+        )],
+    },
+    Plant {
+        name: "drop changes silently when a subscriber lags",
+        edits: &[(
+            "src/change.rs",
+            "Err(RecvError::Lagged(missed)) => Some(Err(Lagged { missed })),",
+            "Err(RecvError::Lagged(_)) => Some(Ok(Arc::default())),",
+        )],
+    },
+    Plant {
+        name: "leave kickoffs out of changes",
+        edits: &[(
+            "src/change.rs",
+            "            self.kickoffs.push(event_id);\n",
+            "",
+        )],
+    },
+    Plant {
+        name: "forget what was in progress when waited for",
+        edits: &[(
+            "src/feed.rs",
+            " && xid < self.xmax && !self.in_progress.contains(&xid)",
+            " && xid < self.xmax",
+        )],
+    },
+    Plant {
+        name: "wait for the transaction before",
+        edits: &[(
+            "src/cache.rs",
+            "|state: &crate::view::State| state.proof.cut().shows(xid);",
+            "|state: &crate::view::State| state.proof.cut().shows(xid - 1);",
+        )],
+    },
+    Plant {
+        name: "drop a snapshot for a malformed row",
+        edits: &[
+            (
+                "src/fetch.rs",
+                "        let mut malformed = 0;\n",
+                "        let mut malformed = 0;\n        let mut dropped = Vec::new();\n",
+            ),
+            (
+                "src/fetch.rs",
+                "                    malformed += 1;\n",
+                "                    malformed += 1;\n                    dropped.push(snapshot_id);\n",
+            ),
+            (
+                "src/fetch.rs",
+                "            found.extend(bodies.finish());\n",
+                "            found.extend(bodies.finish());\n            found.retain(|id, _| !dropped.contains(id));\n",
+            ),
+        ],
+    },
+];

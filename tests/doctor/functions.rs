@@ -1,0 +1,85 @@
+//! The functions of the feed beside those that the binary would install.
+
+use super::*;
+
+/// The expected functions are computed from the script's text; here they are compared with what it really makes, with names
+/// that must be quoted.
+#[test]
+fn the_expected_functions_are_those_that_install_makes() {
+    let database = Database::application();
+    let (cache, channel) = (r#"We"ird \ sch'ema"#, "b'ell \\");
+    let (cache_variable, channel_variable) = (
+        format!("cache_schema={cache}"),
+        format!("channel={channel}"),
+    );
+    psql(
+        &database.name,
+        &[
+            "-q",
+            "-v",
+            &cache_variable,
+            "-v",
+            &channel_variable,
+            "-f",
+            "sql/install.sql",
+        ],
+    );
+    let (_, findings) = doctor(&database.dsn(), &["--quick", "--cache-schema", cache]);
+    let ok = with(&findings, "feed.function", "ok");
+    assert_eq!(ok.len(), 1, "{findings:#?}");
+    let installed = "select count(*) from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname like 'We%'";
+    let installed = database.psql(installed);
+    assert_eq!(
+        ok[0]["what"],
+        format!("all {installed} functions are as this binary installs them")
+    );
+    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+}
+
+#[test]
+fn a_changed_function_is_found() {
+    for (change, what) in [
+        (
+            "do $$ begin execute replace(pg_get_functiondef('oddscache.log_change()'::regprocedure), '20000', '20001'); end $$",
+            "body",
+        ),
+        (
+            "do $$ begin execute replace(pg_get_functiondef('oddscache.prune(interval)'::regprocedure), 'LIMIT 1', 'LIMIT 2'); end $$",
+            "body",
+        ),
+        (
+            "alter function oddscache.log_change() security invoker",
+            "SECURITY DEFINER",
+        ),
+        (
+            "alter function oddscache.log_change() reset search_path",
+            "search_path",
+        ),
+        (
+            "alter function oddscache.prune(interval) set search_path = public",
+            "search_path",
+        ),
+        ("drop function oddscache.prune(interval)", "is missing"),
+    ] {
+        let sound = Sound::new();
+        sound.database.psql(change);
+        let (code, findings) = doctor(&sound.dsn(), &["--quick"]);
+        assert_eq!(code, 1, "{change}");
+        let found = with(&findings, "feed.function", "fail");
+        assert_eq!(found.len(), 1, "{change}: {findings:#?}");
+        assert!(
+            found[0]["what"].as_str().unwrap().contains(what),
+            "{change}: {found:?}"
+        );
+        assert!(
+            found[0]["mend"]
+                .as_str()
+                .unwrap()
+                .contains("sql install --apply")
+        );
+        // What it tells to run mends it.
+        psql(&sound.database.name, &["-qf", "sql/install.sql"]);
+        let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
+        assert_eq!(levels_of(&findings, "feed.function"), ["ok"], "{change}");
+    }
+}

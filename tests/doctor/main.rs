@@ -1,0 +1,219 @@
+//! `oddscache doctor` and `oddscache explain`, run as a DBA runs them, on sound databases and on broken ones.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod explain;
+mod faults;
+mod functions;
+mod reach;
+
+use std::process::{Command, Output, Stdio};
+
+use common::{Database, cluster, psql};
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_oddscache");
+
+/// A command with nothing of our own environment that it reads.
+fn command(arguments: &[&str], dsn: &str) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).stdin(Stdio::null());
+    for (name, _) in std::env::vars() {
+        if name.starts_with("PG") || name.starts_with("ODDSCACHE") || name == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+    command.env("DATABASE_URL", dsn).env("ODDSCACHE_LOG", "off");
+    command
+}
+
+fn run(arguments: &[&str], dsn: &str) -> Output {
+    command(arguments, dsn).output().expect("the binary runs")
+}
+
+/// Exit code and what was printed as JSON.
+fn json_of(arguments: &[&str], dsn: &str) -> (i32, Value) {
+    let output = run(&[arguments, &["--json"]].concat(), dsn);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let code = output.status.code().expect("it ends by itself");
+    let value = serde_json::from_slice(&output.stdout);
+    (
+        code,
+        value.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {errors}")),
+    )
+}
+
+fn doctor(dsn: &str, more: &[&str]) -> (i32, Vec<Value>) {
+    let (code, report) = json_of(&[&["doctor"], more].concat(), dsn);
+    let findings = report["findings"].as_array().expect("findings").clone();
+    // The worst first, and counted.
+    let rank = |finding: &Value| {
+        ["fail", "warn", "info", "ok"]
+            .iter()
+            .position(|level| finding["level"] == *level)
+    };
+    assert!(findings.is_sorted_by_key(|finding| rank(finding).expect("a level")));
+    let fails = findings
+        .iter()
+        .filter(|finding| finding["level"] == "fail")
+        .count();
+    assert_eq!(report["summary"]["fail"], fails);
+    (code, findings)
+}
+
+fn with<'f>(findings: &'f [Value], id: &str, level: &str) -> Vec<&'f Value> {
+    let is = |finding: &&Value| finding["id"] == id && finding["level"] == level;
+    findings.iter().filter(is).collect()
+}
+
+fn levels_of(findings: &[Value], id: &str) -> Vec<String> {
+    let of = findings.iter().filter(|finding| finding["id"] == id);
+    of.map(|finding| finding["level"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Feed, odds, indexes, and the least-privilege role of `grants.sql`, which may prune.
+struct Sound {
+    database: Database,
+    role: String,
+}
+
+impl Sound {
+    fn new() -> Sound {
+        let database = Database::seeded();
+        let role = format!("cache_{}", database.name);
+        psql(
+            &database.name,
+            &[
+                "-q",
+                "-v",
+                &format!("role={role}"),
+                "-v",
+                "prune=on",
+                "-f",
+                "sql/grants.sql",
+            ],
+        );
+        psql(&database.name, &["-qf", "sql/indexes.sql"]);
+        Sound { database, role }
+    }
+
+    fn dsn(&self) -> String {
+        cluster().dsn_as(&self.role, &self.database.name)
+    }
+}
+
+#[test]
+fn a_sound_database_has_no_warning() {
+    let sound = Sound::new();
+    let count =
+        "select count(*), (select count(*) from oddscache.log_horizon) from oddscache.change_log";
+    let before = sound.database.psql(count);
+    let (code, findings) = doctor(&sound.dsn(), &["--strict"]);
+    assert_eq!(code, 0, "{findings:#?}");
+    for finding in &findings {
+        // The cluster's superuser owns what the tests install.
+        let is_known = finding["id"] == "feed.owner" && finding["level"] == "info";
+        assert!(finding["level"] == "ok" || is_known, "{finding:#}");
+        assert_eq!(finding["checked"], true, "{finding:#}");
+    }
+    for id in [
+        "server.reachable",
+        "server.version",
+        "server.clock",
+        "server.tls",
+        "server.password",
+        "feed",
+        "feed.function",
+        "trigger",
+        "right",
+        "log",
+        "queue",
+        "index",
+        "bell",
+        "log.vacuum",
+        "log.transactions",
+        "log.prepared",
+        "setting",
+        "connections",
+        "locks",
+        "warmup",
+    ] {
+        assert_eq!(with(&findings, id, "ok").len(), 1, "{id}: {findings:#?}");
+    }
+    let warmup = with(&findings, "warmup", "ok")[0]["what"].as_str().unwrap();
+    assert!(
+        warmup.contains("3 events, 12 snapshots, 24 markets"),
+        "{warmup}"
+    );
+    assert_eq!(sound.database.psql(count), before, "it wrote");
+
+    let output = run(&["doctor"], &sound.dsn());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last = text.lines().last().unwrap();
+    assert!(last.starts_with("0 fail, 0 warn,"), "{last}");
+}
+
+#[test]
+fn what_the_role_may_not_look_at_is_said() {
+    let sound = Sound::new();
+    let nosy = format!("nosy_{}", sound.database.name);
+    sound.database.psql(&format!("create role {nosy} login"));
+    let (code, findings) = doctor(&cluster().dsn_as(&nosy, &sound.database.name), &[]);
+    assert_eq!(code, 1);
+    let unchecked = findings
+        .iter()
+        .filter(|finding| finding["checked"] == false);
+    let unchecked: Vec<&Value> = unchecked.collect();
+    assert!(
+        unchecked.iter().any(|finding| finding["id"] == "feed"),
+        "{findings:#?}"
+    );
+    for finding in unchecked {
+        assert_eq!(finding["level"], "info", "{finding:#}");
+        assert!(
+            finding["what"]
+                .as_str()
+                .unwrap()
+                .contains("permission denied"),
+            "{finding:#}"
+        );
+    }
+    assert_eq!(with(&findings, "warmup", "fail").len(), 1);
+}
+
+#[test]
+fn no_feed_is_a_report_too() {
+    let database = Database::application();
+    let (code, findings) = doctor(&database.dsn(), &[]);
+    assert_eq!(code, 1);
+    let missing = with(&findings, "feed", "fail");
+    assert!(
+        missing.iter().all(|found| found["mend"]
+            .as_str()
+            .unwrap()
+            .contains("sql install --apply")),
+        "{missing:#?}"
+    );
+    assert!(!missing.is_empty());
+    // LISTEN and NOTIFY work all the same.
+    assert_eq!(levels_of(&findings, "bell"), ["ok"]);
+}
+
+#[test]
+fn a_heartbeat_rings_the_bell_the_feeds_own_way() {
+    let sound = Sound::new();
+    let heartbeats = "select count(*) from oddscache.change_log where op = 'HEARTBEAT'";
+    // While the newest row is young it writes none.
+    sound.database.psql("delete from oddscache.change_log");
+    let (code, findings) = doctor(&sound.dsn(), &["--quick", "--heartbeat"]);
+    assert_eq!(code, 0, "{findings:#?}");
+    let bell = with(&findings, "bell", "ok");
+    assert!(
+        bell[0]["what"].as_str().unwrap().starts_with("heartbeat()"),
+        "{bell:?}"
+    );
+    assert_eq!(sound.database.psql(heartbeats), "1");
+}

@@ -1,0 +1,217 @@
+//! PgBouncer between the cache and its server: in every mode, full, restarted, and with what it does not let through.
+
+use std::time::{Duration, Instant};
+
+use oddscache::{Config, Error, OddsCache, Status};
+use tokio_postgres::NoTls;
+
+use crate::{
+    common::{
+        cluster::Cluster,
+        connect, eventually,
+        followed::{Followed, run},
+        pgbouncer::PgBouncer,
+    },
+    set_line,
+};
+
+/// What other clients may leave behind in a connection that is handed out again.
+const LEFT_BEHIND: &str = "set search_path = nowhere; set default_transaction_isolation = 'serializable';
+    set datestyle = 'German'; set intervalstyle = 'iso_8601'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -15;
+    set bytea_output = 'escape'; set standard_conforming_strings = off; set lock_timeout = '1 ms'; set row_security = off;
+    set xmloption = 'document'; set default_transaction_deferrable = on; set enable_indexscan = off; set jit = on;
+    deallocate all; prepare oracle as select 1; listen elsewhere";
+
+async fn polled(settings: &[&str]) {
+    let cluster = Cluster::seeded(&[]);
+    let settings: Vec<&str> = ["pool_mode = transaction"]
+        .iter()
+        .chain(settings)
+        .copied()
+        .collect();
+    let pooler = PgBouncer::start(&cluster, &settings).await;
+    let followed = Followed::beside(&pooler.dsn(), &cluster.dsn("postgres"), |c| c).await;
+    let mut before = followed.check("the seed").await;
+    let mut others = Vec::new();
+    for line in 1..10 {
+        let other = connect(&pooler.dsn()).await;
+        run(&other, LEFT_BEHIND).await;
+        others.push(other);
+        set_line(&followed.app, 112, line).await;
+        let after = followed.check("behind a pooler").await;
+        assert_ne!(before, after);
+        before = after;
+        let status = followed.cache.status();
+        assert!(matches!(status, Status::PollingOnly { .. }), "{status}");
+    }
+    // LISTEN succeeds, and nothing ever comes of it.
+    eventually("the reason", async || match followed.cache.status() {
+        Status::PollingOnly { reason } => reason == Error::Mute.to_string(),
+        status => panic!("{status}"),
+    })
+    .await;
+    let counters = followed.cache.counters();
+    assert_eq!((counters.failures, counters.reloads), (0, 1));
+    assert_eq!(followed.cache.view().epoch(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transaction_mode_is_polled_and_says_why() {
+    // One connection for all: whatever one client leaves behind the next one finds.
+    polled(&["default_pool_size = 1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transaction_mode_with_a_reset_query_is_polled_too() {
+    polled(&["default_pool_size = 3", "server_reset_query_always = 1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_mode_is_live_until_pooler_or_server_restart() {
+    let cluster = Cluster::seeded(&[]);
+    let mut pooler = PgBouncer::start(&cluster, &["pool_mode = session"]).await;
+    // Without the bell, nothing would be seen in time.
+    let rarely = Duration::from_secs(600);
+    let mut followed = Followed::beside(&pooler.dsn(), &cluster.dsn("postgres"), |config| {
+        config.poll_interval(rarely)
+    })
+    .await;
+    let mut before = followed.check("the seed").await;
+    for epoch in 1..4 {
+        eventually("live", async || followed.cache.status() == Status::Live).await;
+        set_line(&followed.app, 112, epoch as i32).await;
+        let after = followed.check("by the bell").await;
+        assert_ne!(before, after);
+        before = after;
+        assert_eq!(followed.cache.view().epoch(), epoch);
+        match epoch {
+            1 => {
+                pooler.stop();
+                followed.ages(&before, epoch, Instant::now()).await;
+                pooler.boot().await;
+            }
+            2 => {
+                cluster.stop("immediate").expect("stops");
+                followed.ages(&before, epoch, Instant::now()).await;
+                cluster.boot().expect("starts");
+                followed.app = connect(&cluster.dsn("postgres")).await;
+            }
+            _ => return,
+        }
+        set_line(&followed.app, 222, epoch as i32).await;
+        before = followed.check_epoch(epoch + 1, "after a restart").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_is_full_makes_the_view_old_and_no_worse() {
+    let cluster = Cluster::seeded(&[]);
+    let settings = [
+        "pool_mode = transaction",
+        "default_pool_size = 1",
+        "query_wait_timeout = 1",
+    ];
+    let pooler = PgBouncer::start(&cluster, &settings).await;
+    let followed = Followed::beside(&pooler.dsn(), &cluster.dsn("postgres"), |c| c).await;
+    let before = followed.check("the seed").await;
+    let greedy = connect(&pooler.dsn()).await;
+    run(&greedy, "begin; select 1").await;
+    let gone = Instant::now();
+    set_line(&followed.app, 112, 7).await;
+    eventually("the reason", async || match followed.cache.status() {
+        Status::Disconnected { error, .. } => error.to_string().contains("query_wait_timeout"),
+        _ => false,
+    })
+    .await;
+    followed.ages(&before, 1, gone).await;
+    run(&greedy, "commit").await;
+    assert_ne!(followed.check_epoch(2, "room again").await, before);
+}
+
+/// What a follower ends with before it is warm.
+async fn refused(dsn: &str) -> Error {
+    let (cache, follower) = OddsCache::connect(Config::new(dsn).expect("dsn"));
+    let follower = tokio::spawn(follower.run());
+    let ready = tokio::time::timeout(Duration::from_secs(30), cache.ready()).await;
+    let error = match ready {
+        Ok(ready) => ready.expect_err("refused"),
+        Err(_) => panic!("waits for ever: {}", cache.status()),
+    };
+    follower.await.expect("no panic").expect_err("refused");
+    error
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pooler_does_not_let_through_is_named() {
+    let cluster = Cluster::seeded(&[]);
+    let pooler = PgBouncer::start(&cluster, &["pool_mode = statement"]).await;
+    let error = refused(&pooler.dsn()).await.to_string();
+    println!("{error}");
+    assert!(
+        error.contains("statement") && error.contains("pool_mode"),
+        "{error}"
+    );
+    let error = refused(&format!("{} options='-c geqo=off'", pooler.dsn()))
+        .await
+        .to_string();
+    println!("{error}");
+    assert!(
+        error.contains("unsupported startup parameter: options"),
+        "{error}"
+    );
+    let error = refused(&pooler.dsn().replace("user=postgres", "user=nobody"))
+        .await
+        .to_string();
+    println!("{error}");
+    assert!(error.contains("authentication failed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_behind_a_pooler_is_waited_for() {
+    let cluster = Cluster::seeded(&[]);
+    for known in [false, true] {
+        let pooler = PgBouncer::start(&cluster, &["pool_mode = transaction"]).await;
+        if known {
+            // It has talked to the server before, so it lets clients in while that is away.
+            run(&connect(&pooler.dsn()).await, "select 1").await;
+        }
+        cluster.stop("fast").expect("stops");
+        let dsn = format!("{} connect_timeout=1", pooler.dsn());
+        let config = Config::new(&dsn)
+            .expect("dsn")
+            .read_timeout(Duration::from_secs(1));
+        let (cache, follower) = OddsCache::connect(config);
+        let follower = tokio::spawn(follower.run());
+        eventually("tried", async || cache.counters().failures >= 2).await;
+        let status = cache.status();
+        assert!(matches!(status, Status::Disconnected { .. }), "{status}");
+        println!("{status}");
+        cluster.boot().expect("starts");
+        cache.ready().await.expect("warm");
+        follower.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_without_room_for_one_more_client_is_waited_for() {
+    let cluster = Cluster::seeded(&[]);
+    let settings = ["pool_mode = transaction", "max_client_conn = 1"];
+    let pooler = PgBouncer::start(&cluster, &settings).await;
+    let mut only = None;
+    // Until the look whether it has started counts no more.
+    eventually("the only client", async || {
+        only = tokio_postgres::connect(&pooler.dsn(), NoTls).await.ok();
+        only.is_some()
+    })
+    .await;
+    let (cache, follower) = OddsCache::connect(Config::new(&pooler.dsn()).expect("dsn"));
+    let follower = tokio::spawn(follower.run());
+    eventually("the reason", async || {
+        assert!(!follower.is_finished(), "{}", cache.status());
+        cache.status().to_string().contains("max_client_conn")
+    })
+    .await;
+    drop(only);
+    cache.ready().await.expect("warm");
+    follower.abort();
+}

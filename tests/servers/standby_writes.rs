@@ -1,0 +1,92 @@
+//! Random mixes of everything the application does, written to a primary and followed on its standby.
+
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
+use tokio_postgres::Client;
+
+use crate::{
+    common::{connect, followed::run},
+    standby::Behind,
+    writes::{self, Ids, Step, Transaction},
+};
+
+const CASES: usize = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_followed_through_any_writes() {
+    let behind = Behind::new(&["hot_standby_feedback = on"]).await;
+    let app = &behind.followed.app;
+    run(app, writes::PREPARE).await;
+    let late = connect(&behind.primary.dsn("postgres")).await;
+    for client in [app, &late] {
+        run(client, "set lock_timeout = '100 ms'").await;
+    }
+    let (mut runner, mut committed, mut changed) = (TestRunner::default(), 0, 0);
+    for _ in 0..CASES {
+        let case = writes::case()
+            .new_tree(&mut runner)
+            .expect("a case")
+            .current();
+        // Shown if it fails.
+        println!("{}\n", case.script());
+        run(&late, "rollback").await;
+        let reset = writes::RESET;
+        run(
+            app,
+            &format!("rollback; set lock_timeout = 0; {reset}; set lock_timeout = '100 ms'"),
+        )
+        .await;
+        let mut before = behind.check_all("the beginning").await;
+        let mut ids = Ids::default();
+        for (step, pause) in &case.0 {
+            match step {
+                Step::Alone(transaction) => committed += alone(app, transaction, &mut ids).await,
+                Step::Beside(transaction, others) => {
+                    let mut statements = transaction.sql(&mut ids);
+                    let rest = statements.split_off(statements.len() / 2);
+                    let begun = execute(&late, &statements).await;
+                    for other in others {
+                        committed += alone(app, other, &mut ids).await;
+                    }
+                    // Wherever replay has come to, with the first one in progress.
+                    behind.check("beside").await;
+                    let ended = begun && execute(&late, &rest).await;
+                    committed += usize::from(ended && transaction.commits());
+                }
+            }
+            if *pause {
+                let after = behind.check("a pause").await;
+                changed += usize::from(before != after);
+                before = after;
+            }
+        }
+        let after = behind.check_all("the end").await;
+        changed += usize::from(before != after);
+    }
+    let counters = behind.followed.cache.counters();
+    println!("{committed} committed, {changed} changes seen, {counters:?}");
+    assert!(
+        changed > CASES && committed > CASES,
+        "{changed}, {committed}"
+    );
+    // Much of it was read by the rule, not by reading everything.
+    assert!(counters.log_rows > 10 * CASES as u64, "{counters:?}");
+}
+
+async fn alone(client: &Client, transaction: &Transaction, ids: &mut Ids) -> usize {
+    let ended = execute(client, &transaction.sql(ids)).await;
+    usize::from(ended && transaction.commits())
+}
+
+/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+async fn execute(client: &Client, statements: &[String]) -> bool {
+    for sql in statements {
+        if client.batch_execute(sql).await.is_err() {
+            run(client, "rollback").await;
+            return false;
+        }
+    }
+    true
+}
