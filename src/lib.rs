@@ -46,6 +46,9 @@ mod error;
 mod feed;
 mod fetch;
 mod follower;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "tls")]
 mod handshake;
 mod model;

@@ -221,3 +221,47 @@ impl fmt::Debug for Tls {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+
+    /// Run by `.ci/run` with and without the feature: without, nothing that asks for TLS goes without it.
+    #[test]
+    fn a_mode_that_asks_for_tls_needs_it() {
+        for (word, mode) in SslMode::WORDS {
+            let text = format!("host=h sslmode={word} sslrootcert=/root.crt");
+            let refused = Config::new(&text).is_err();
+            assert_eq!(
+                refused,
+                mode.is_mandatory() && cfg!(not(feature = "tls")),
+                "{word}"
+            );
+            let tls = Tls::new(mode).root_certificates_pem("x");
+            assert_eq!(tls.check(SslNegotiation::Postgres).is_err(), refused);
+            assert_eq!(mode.to_string(), word);
+        }
+        let mut driver = tokio_postgres::Config::new();
+        driver.ssl_mode(tokio_postgres::config::SslMode::Require);
+        let mode = Config::from_postgres(driver).tls.mode;
+        assert_eq!(mode, SslMode::Require);
+    }
+
+    /// As the driver's own configuration, which no text was read for, has it.
+    #[cfg(not(feature = "tls"))]
+    #[tokio::test]
+    async fn without_the_feature_no_connection_is_tried() {
+        let mut driver = tokio_postgres::Config::new();
+        driver
+            .host("127.0.0.1")
+            .port(1)
+            .ssl_mode(tokio_postgres::config::SslMode::Require);
+        let error = Config::from_postgres(driver).open().await.map(drop);
+        let error = error.expect_err("refused").to_string();
+        assert!(
+            error.contains("sslmode=require") && error.contains("cargo feature tls"),
+            "{error}"
+        );
+    }
+}

@@ -21,8 +21,7 @@ use oddscache::{CachedEvent, Error, OddsCache, View};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
-/// More ids than this are refused; ask for all instead.
-const MOST_IDS: usize = 5_000;
+use super::ids;
 
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -164,29 +163,7 @@ async fn events(
     let view = freshness.view(&cache).await?;
     let ids = match query.ids {
         None => view.event_ids(),
-        Some(list) => {
-            let ids = list
-                .split(',')
-                .map(str::trim)
-                .filter(|id| !id.is_empty())
-                .map(str::parse);
-            let ids: Result<Vec<i64>, _> = ids.collect();
-            let mut ids = ids.map_err(|_| {
-                problem(
-                    StatusCode::BAD_REQUEST,
-                    "ids is a list of whole numbers: ids=1,2,3",
-                )
-            })?;
-            if ids.len() > MOST_IDS {
-                return Err(problem(
-                    StatusCode::BAD_REQUEST,
-                    format!("more than {MOST_IDS} ids; leave ids out to get all"),
-                ));
-            }
-            ids.sort_unstable();
-            ids.dedup();
-            ids
-        }
+        Some(list) => ids::parse(&list).map_err(|wrong| problem(StatusCode::BAD_REQUEST, wrong))?,
     };
     Ok(streamed(
         "application/json",

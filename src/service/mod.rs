@@ -5,6 +5,7 @@ mod database;
 mod doctor;
 mod explain;
 pub(crate) mod http;
+mod ids;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;

@@ -20,6 +20,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::OnceLock,
+    time::Duration,
 };
 
 use certificates::{Authority, Certified};
@@ -124,7 +125,8 @@ pub fn put(directory: &Path, name: &str, text: &str) -> PathBuf {
 
 /// Connects, and says whether by TLS.
 pub async fn open(config: Config) -> Result<bool, Error> {
-    let (client, wire) = config.open().await?;
+    let opening = tokio::time::timeout(Duration::from_secs(60), config.open()).await;
+    let (client, wire) = opening.expect("connecting ends")?;
     tokio::spawn(wire);
     let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
     Ok(client.query_one(sql, &[]).await.expect("an answer").get(0))

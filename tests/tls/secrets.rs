@@ -97,7 +97,7 @@ fn the_binary_tells_no_secret_however_much_it_logs() {
         format!("host=127.0.0.1 port={port} user=scram dbname=told password={password}")
     };
     let bare = url("scram");
-    let base = vec![
+    let base = [
         ("PGUSER", "scram"),
         ("PGDATABASE", "told"),
         ("PGHOST", "127.0.0.1"),
