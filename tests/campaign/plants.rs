@@ -121,10 +121,9 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/follower.rs",
-                "Err(error) => self.give_way(&reader, &mut locks, error).await?,\n            }\n        }\n    }\n\n    /// Listens",
-                "Err(error) => {\n                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
-                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
-                 }\n        }\n    }\n\n    /// Listens",
+                "                    self.give_way(&reader, &mut locks, error).await?;\n                    put_off",
+                "                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
+                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                    put_off",
             ),
             (
                 "src/read.rs",
@@ -157,10 +156,9 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/follower.rs",
-                "Err(error) => self.give_way(&reader, &mut locks, error).await?,\n            }\n        }\n    }\n\n    /// Listens",
-                "Err(error) => {\n                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
-                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                }\n            \
-                 }\n        }\n    }\n\n    /// Listens",
+                "                    self.give_way(&reader, &mut locks, error).await?;\n                    put_off",
+                "                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
+                 self.kept = Some(known);\n                        return Err(error);\n                    }\n                    put_off",
             ),
             (
                 "src/read.rs",
@@ -199,14 +197,6 @@ pub(crate) const PLANTS: &[Plant] = &[
             "src/read.rs",
             "if cursor.is_pruned(begun.pruned_below) {",
             "if false {",
-        )],
-    },
-    Plant {
-        name: "move the cursor before the rows are read",
-        edits: &[(
-            "src/read.rs",
-            "    let dirty = news.dirty;\n",
-            "    let dirty = news.dirty;\n    known.cursor = Some(news.next.clone());\n",
         )],
     },
     Plant {
@@ -351,7 +341,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "mend what the audit finds without counting it",
         edits: &[(
             "src/follower.rs",
-            "add(&counters.audit_mismatches, audited.mismatches.len());",
+            "add(&counters.audit_mismatches, mismatches.len());",
             "",
         )],
     },
@@ -359,8 +349,8 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "audit without comparing",
         edits: &[(
             "src/read.rs",
-            "audit::compare(draft, &read, self.slice.after, self.last);",
-            "audit::compare(draft, &read, self.slice.after, self.last).into_iter().take(0).collect();",
+            "audit::compare(draft, &read, ids);",
+            "audit::compare(draft, &read, ids).into_iter().take(0).collect();",
         )],
     },
     Plant {
@@ -391,8 +381,8 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "wait for the transaction before",
         edits: &[(
             "src/cache.rs",
-            "|state: &crate::view::State| state.proof.cut().shows(xid);",
-            "|state: &crate::view::State| state.proof.cut().shows(xid - 1);",
+            "|state: &State| state.proof.cut().shows(xid);",
+            "|state: &State| state.proof.cut().shows(xid - 1);",
         )],
     },
     Plant {

@@ -161,3 +161,36 @@ async fn a_deadlock_with_the_reader_never_costs_the_migration() {
     }
     assert_eq!(followed.cache.view().epoch(), 1);
 }
+
+/// Nothing of such a read may stay behind, least of all its cursor.
+#[tokio::test]
+async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
+    let database = Database::seeded();
+    database.psql(&format!(
+        "create role cancelled_{0} login; grant usage on schema oddscache to cancelled_{0};
+         grant select on all tables in schema public, oddscache to cancelled_{0};
+         create sequence reads; grant usage on sequence reads to public; create sequence armed; select nextval('armed');
+         grant select on sequence armed to public;
+         create function once() returns boolean language plpgsql as $$ begin
+           if (select last_value from armed) > 1 and nextval('reads') = 1 then
+             raise exception 'cancelled among the rows' using errcode = 'query_canceled';
+           end if; return true; end $$;
+         alter table market_odds enable row level security; create policy every_row on market_odds using (once())",
+        database.name
+    ));
+    let dsn = crate::common::cluster().dsn_as(&format!("cancelled_{}", database.name), &database.name);
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| {
+        config
+            .allow_row_security(true)
+            .poll_interval(Duration::from_millis(50))
+            .audit_cycle(Duration::from_secs(600_000))
+    })
+    .await;
+    let before = followed.check("the seed").await;
+    let failures = followed.cache.counters().failures;
+    let sql = "select setval('armed', 2); update market_odds set line = 9 where snapshot_id = 112";
+    followed.run(sql).await;
+    assert_ne!(before, followed.check("cancelled once").await);
+    let counters = followed.cache.counters();
+    assert_eq!((counters.failures, counters.reloads), (failures + 1, 1));
+}
