@@ -18,15 +18,26 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::types::Type;
+use tokio_postgres::{Client, types::Type};
 
-use crate::{Config, Error, backoff::Backoff, catalog::quote, connection::Connection};
+use crate::{
+    Config, Error,
+    backoff::Backoff,
+    catalog::{literal, quote},
+    connection::{Connection, within},
+    preflight::{DATABASE, Feed},
+};
 
 /// After so much quiet a heartbeat is sent, give or take a fifth: one of many followers rings for all of them.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Within so much time it must have come.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// After notifications that did not arrive so often in a row, it is not the network: a pooler is not replaced in minutes.
+const MUTE_TRIES: u32 = 3;
+const MUTE_PAUSE: Duration = Duration::from_secs(20);
+const LONGEST_MUTE_PAUSE: Duration = Duration::from_secs(300);
 
 /// A bell that was heard so recently works: it may be quiet, then be given a heartbeat and its time, and some more.
 const PROVEN_FOR: Duration = Duration::from_secs(15);
@@ -35,6 +46,7 @@ const PROVEN_FOR: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(crate) struct Bell {
     channel: String,
+    database: String,
     state: Arc<State>,
     task: JoinHandle<()>,
 }
@@ -52,36 +64,40 @@ struct State {
 struct Health {
     heard: Option<Instant>,
     /// What is the matter while it has not been heard.
-    trouble: String,
+    trouble: Option<String>,
 }
 
 impl Bell {
-    pub(crate) fn spawn(config: &Config, channel: String) -> Bell {
+    pub(crate) fn spawn(config: &Config, feed: &Feed) -> Bell {
         let state = Arc::new(State {
             rung: Notify::new(),
             health: Mutex::new(Health {
                 heard: None,
-                trouble: "notifications have yet to be proven to arrive".to_owned(),
+                trouble: None,
             }),
             heartbeats: AtomicUsize::new(0),
         });
         let listener = Listener {
-            config: config.for_bell().clone(),
+            config: config.for_bell(),
             cache_schema: config.cache_schema.clone(),
-            channel: channel.clone(),
+            channel: feed.channel.clone(),
+            database: feed.database.clone(),
             state: Arc::clone(&state),
             ringer: None,
             backoff: Backoff::for_connections(),
+            mute: 0,
         };
         Bell {
-            channel,
+            channel: feed.channel.clone(),
+            database: feed.database.clone(),
             state,
             task: tokio::spawn(listener.run()),
         }
     }
 
-    pub(crate) fn channel(&self) -> &str {
-        &self.channel
+    /// Whether it rings for this feed.
+    pub(crate) fn is_for(&self, feed: &Feed) -> bool {
+        (&self.channel, &self.database) == (&feed.channel, &feed.database)
     }
 
     /// Waits until it has rung since the last call. Cancellation loses no ring.
@@ -94,7 +110,10 @@ impl Bell {
         let health = self.state.health();
         match health.heard {
             Some(heard) if heard.elapsed() < PROVEN_FOR => Ok(()),
-            _ => Err(health.trouble.clone()),
+            _ => Err(health
+                .trouble
+                .clone()
+                .unwrap_or_else(|| UNPROVEN.to_owned())),
         }
     }
 
@@ -116,31 +135,46 @@ impl State {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn heard(&self) {
-        self.health().heard = Some(Instant::now());
+    /// Says whether that is the end of trouble.
+    fn heard(&self) -> bool {
+        let mut health = self.health();
+        health.heard = Some(Instant::now());
+        let ended = health.trouble.take().is_some();
+        drop(health);
         self.rung.notify_one();
+        ended
     }
 
     /// Says whether that is news.
     fn troubled(&self, trouble: String, deaf: bool) -> bool {
         let mut health = self.health();
-        let news = health.trouble != trouble;
-        health.trouble = trouble;
+        let news = health.trouble.as_ref() != Some(&trouble);
+        health.trouble = Some(trouble);
         if deaf {
             health.heard = None;
+        }
+        drop(health);
+        // So that the follower looks at what became of it.
+        if news {
+            self.rung.notify_one();
         }
         news
     }
 }
+
+const UNPROVEN: &str = "notifications have yet to be proven to arrive";
 
 /// The task behind a bell.
 struct Listener {
     config: Config,
     cache_schema: String,
     channel: String,
+    database: String,
     state: Arc<State>,
     ringer: Option<Ringer>,
     backoff: Backoff,
+    /// How often in a row what was sent did not arrive.
+    mute: u32,
 }
 
 impl Listener {
@@ -152,24 +186,36 @@ impl Listener {
                 let channel = &self.channel;
                 tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
             }
-            sleep(self.backoff.next()).await;
+            let mut pause = self.backoff.next();
+            if matches!(error, Error::Mute) {
+                self.mute += 1;
+                if self.mute > 1 {
+                    let longer = MUTE_PAUSE.saturating_mul(1 << self.mute.min(6));
+                    pause += longer
+                        .min(LONGEST_MUTE_PAUSE)
+                        .mul_f64(0.5 + 0.5 * fastrand::f64());
+                }
+            }
+            sleep(pause).await;
         }
     }
 
     /// Listens until that does not work any more.
     async fn listen(&mut self) -> Result<Infallible, Error> {
         let connection = Connection::open(&self.config).await?;
-        let sql = format!("LISTEN {}", quote(&self.channel));
-        let listen = timeout(
-            self.config.read_timeout,
-            connection.client.batch_execute(&sql),
+        let bound = self.config.read_timeout;
+        within(
+            bound,
+            LISTEN,
+            same_database(&connection.client, &self.database),
         )
-        .await;
-        let listen = listen.map_err(|_| Error::TimedOut {
-            doing: LISTEN,
-            seconds: self.config.read_timeout.as_secs(),
-        })?;
-        listen.map_err(Error::database(LISTEN))?;
+        .await?;
+        let sql = format!("LISTEN {}", quote(&self.channel));
+        let listen = async {
+            let listen = connection.client.batch_execute(&sql).await;
+            listen.map_err(Error::database(LISTEN))
+        };
+        within(bound, LISTEN, listen).await?;
         // What was committed before LISTEN took effect rang no bell of ours.
         self.state.rung.notify_one();
         let mut quiet = Duration::ZERO;
@@ -178,7 +224,12 @@ impl Listener {
                 match self.heartbeat().await {
                     // An answer to a heartbeat of somebody else will do as well.
                     Ok(()) if heard(&connection, ANSWER).await? => {}
-                    Ok(()) => return Err(Error::Mute),
+                    Ok(()) => {
+                        // A pooler would hand the session that listens to its other clients.
+                        let unlisten = connection.client.batch_execute("UNLISTEN *");
+                        let _ = timeout(ANSWER, unlisten).await;
+                        return Err(Error::Mute);
+                    }
                     // The bell itself may be as well as ever; it is only not proven.
                     Err(error) => {
                         self.ringer = None;
@@ -190,8 +241,11 @@ impl Listener {
                     }
                 }
             }
-            self.state.heard();
+            if self.state.heard() {
+                tracing::info!(channel = self.channel, "notifications arrive");
+            }
             self.backoff = Backoff::for_connections();
+            self.mute = 0;
             quiet = QUIET.mul_f64(0.8 + 0.4 * fastrand::f64());
         }
     }
@@ -205,10 +259,7 @@ impl Listener {
             };
             self.ringer.insert(ringer).ring().await
         };
-        timeout(bound, ring).await.unwrap_or(Err(Error::TimedOut {
-            doing: HEARTBEAT,
-            seconds: bound.as_secs(),
-        }))?;
+        within(bound, HEARTBEAT, ring).await?;
         self.state.heartbeats.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -216,6 +267,24 @@ impl Listener {
 
 const LISTEN: &str = "LISTEN";
 const HEARTBEAT: &str = "sending a heartbeat";
+
+/// A bell from elsewhere must be of the database that is read, or of its primary.
+async fn same_database(client: &Client, expected: &str) -> Result<(), Error> {
+    let rows = client.query_typed(DATABASE, &[]).await;
+    let rows = rows.map_err(Error::database(LISTEN))?;
+    let found: Option<String> = rows
+        .first()
+        .map(|row| row.try_get(0))
+        .transpose()
+        .map_err(Error::database(LISTEN))?;
+    if found.as_deref() == Some(expected) {
+        return Ok(());
+    }
+    Err(Error::OtherBell {
+        found: found.unwrap_or_default(),
+        expected: expected.to_owned(),
+    })
+}
 
 /// Waits for a notification; says whether one came in time.
 async fn heard(connection: &Connection, within: Duration) -> Result<bool, Error> {
@@ -238,18 +307,27 @@ impl Ringer {
     async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Ringer, Error> {
         let connection = Connection::open(config).await?;
         // A role without the right can still ring; what is not proven then is that log rows ring.
-        let sql = "SELECT format(CASE WHEN p.oid IS NULL THEN 'SELECT pg_notify(%2$L, '''')' ELSE 'SELECT %1$I.heartbeat()' END, $1, $2) \
-             FROM (SELECT) AS one LEFT JOIN (pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $1 \
-               AND has_schema_privilege(n.oid, 'USAGE')) ON p.proname = 'heartbeat' AND p.pronargs = 0 AND has_function_privilege(p.oid, 'EXECUTE')";
-        let row = connection
-            .client
-            .query_typed(sql, &[(&cache_schema, Type::TEXT), (&channel, Type::TEXT)])
+        let sql = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = $1 AND p.proname = 'heartbeat' AND p.pronargs = 0 \
+               AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')";
+        let client = &connection.client;
+        let execute = async |sql| client.batch_execute(sql).await;
+        // The role's search path has no say in what these names mean.
+        let begin = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
+        execute(begin).await.map_err(Error::database(HEARTBEAT))?;
+        let may = client
+            .query_typed(sql, &[(&cache_schema, Type::TEXT)])
             .await
             .map_err(Error::database(HEARTBEAT))?;
-        let row = row
-            .first()
-            .ok_or_else(|| Error::unexpected(HEARTBEAT, "no answer"))?;
-        let sql = row.try_get(0).map_err(Error::database(HEARTBEAT))?;
+        execute("COMMIT")
+            .await
+            .map_err(Error::database(HEARTBEAT))?;
+        let call = match may.is_empty() {
+            false => format!("{}.heartbeat()", quote(cache_schema)),
+            true => format!("pg_catalog.pg_notify({}, '')", literal(channel)),
+        };
+        // Whatever the role's transactions are by default.
+        let sql = format!("BEGIN READ WRITE; SELECT {call}; COMMIT");
         Ok(Ringer { connection, sql })
     }
 

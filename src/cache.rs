@@ -7,6 +7,7 @@ use crate::{
     BetpawaSnapshots, CachedEvent, Changes, CompetitorSnapshots, Config, Counters, Error, Follower,
     Stats, Status, View, Writer,
     publish::{Publisher, Shared},
+    view::State,
 };
 
 /// The shared handle: clone it into every task and thread that looks odds up.
@@ -100,19 +101,22 @@ impl OddsCache {
     /// the future is harmless.
     ///
     /// # Errors
-    /// [`Error::NotShown`] after `timeout`.
+    /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended.
     pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
-        let shows = |state: &crate::view::State| state.proof.cut().shows(xid);
+        let shows = |state: &State| state.proof.cut().shows(xid);
         if !shows(&self.shared.load()) {
             self.shared.wish.read();
-            let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
-            shown.map_err(|_| Error::NotShown {
+        }
+        let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
+        shown
+            .ok()
+            .flatten()
+            .map(View)
+            .ok_or_else(|| Error::NotShown {
                 xid,
                 timeout,
                 status: self.status().to_string(),
-            })?;
-        }
-        Ok(self.view())
+            })
     }
 
     /// What each publication from now on changes. Take a view *after* this call: what was published in between is in the

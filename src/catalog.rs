@@ -62,7 +62,7 @@ pub(crate) struct Names {
 const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 /// Milliseconds as the server takes them; none would mean no bound.
-fn millis(duration: Duration) -> u128 {
+pub(crate) fn millis(duration: Duration) -> u128 {
     duration.as_millis().clamp(1, i32::MAX as u128)
 }
 
@@ -190,8 +190,6 @@ pub(crate) struct Catalog {
     pub(crate) all_kickoffs: String,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: String,
-    /// `(window start, event id)` -> the same for the events after that one, in id order; a LIMIT must follow.
-    pub(crate) next_kickoffs: String,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_betpawa_heads: String,
     /// `(event ids)` -> the same.
@@ -387,7 +385,6 @@ impl Catalog {
             table("events")
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
-        let next_kickoffs = format!("{all_kickoffs} AND e.id > $2 ORDER BY e.id LIMIT ");
 
         let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
         let betpawa = format!(
@@ -440,7 +437,6 @@ impl Catalog {
             kickoff_type,
             all_kickoffs,
             some_kickoffs,
-            next_kickoffs,
             all_betpawa_heads: format!("{betpawa} {} {betpawa_order}", in_window("s.event_id")),
             some_betpawa_heads: format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}"),
             all_competitor_heads: format!(

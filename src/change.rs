@@ -6,7 +6,7 @@ use futures_util::Stream;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
-    model::{CachedEvent, Source},
+    model::{CachedEvent, CachedSnapshot, Source},
     view::Cut,
 };
 
@@ -36,32 +36,32 @@ impl Change {
         before: Option<&CachedEvent>,
         after: Option<&CachedEvent>,
     ) {
-        let betpawa = |event: Option<&CachedEvent>| event.map(|event| event.betpawa.clone());
-        if !betpawa(before)
-            .unwrap_or_default()
-            .same(&betpawa(after).unwrap_or_default())
-        {
+        let betpawa_same = match (before, after) {
+            (Some(before), Some(after)) => before.betpawa.same(&after.betpawa),
+            (one, other) => one.or(other).is_none_or(|event| event.betpawa.is_empty()),
+        };
+        if !betpawa_same {
             self.betpawa.push(event_id);
         }
-        let get = |event: Option<&'_ CachedEvent>, source: &Source| {
-            event.and_then(|event| event.competitors.get(source.as_str()).cloned())
-        };
-        let sources = |event: Option<&CachedEvent>| -> Vec<Source> {
-            let sources =
-                event.map(|event| event.competitors.iter().map(|(source, _)| source.clone()));
-            sources.into_iter().flatten().collect()
-        };
-        let mut all = sources(before);
-        all.extend(sources(after));
+        let both = || [before, after].into_iter().flatten();
+        let mut all: Vec<&Source> = both()
+            .flat_map(|event| event.competitors.iter().map(|(source, _)| source))
+            .collect();
         all.sort_unstable();
         all.dedup();
         for source in all {
-            let same = match (get(before, &source), get(after, &source)) {
+            let get = |event: Option<&'_ CachedEvent>| -> Option<CachedSnapshot> {
+                event?.competitors.get(source.as_str()).cloned()
+            };
+            let same = match (get(before), get(after)) {
                 (Some(a), Some(b)) => a.difference(&b).is_none(),
                 (a, b) => a.is_none() && b.is_none(),
             };
             if !same {
-                self.competitors.entry(source).or_default().push(event_id);
+                self.competitors
+                    .entry(source.clone())
+                    .or_default()
+                    .push(event_id);
             }
         }
         if let (Some(before), Some(after)) = (before, after)

@@ -33,6 +33,9 @@ pub struct Config {
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
+/// PostgreSQL's times begin in 4713 BC.
+const LONGEST_LOOKBACK: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
+
 /// How long connecting to one address may take, unless set.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -156,10 +159,10 @@ impl Config {
         self
     }
 
-    /// For how long an event is held after its kickoff; 2 h unless set.
+    /// For how long an event is held after its kickoff; 2 h unless set, a thousand years at the most.
     #[must_use]
     pub fn lookback(mut self, lookback: Duration) -> Config {
-        self.lookback = lookback;
+        self.lookback = lookback.min(LONGEST_LOOKBACK);
         self
     }
 
@@ -234,8 +237,11 @@ impl Config {
     }
 
     /// How to connect for the bell.
-    pub(crate) fn for_bell(&self) -> &Config {
-        self.bell_from.as_deref().unwrap_or(self)
+    pub(crate) fn for_bell(&self) -> Config {
+        Config {
+            read_timeout: self.read_timeout,
+            ..self.bell_from.as_deref().unwrap_or(self).clone()
+        }
     }
 
     /// Whether the bell may ring for what cannot be read yet.

@@ -6,9 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::{Config, Error, error::reason};
@@ -18,14 +19,14 @@ use crate::{Config, Error, error::reason};
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    bell: Arc<Bell>,
+    heard: Arc<Heard>,
     task: JoinHandle<()>,
 }
 
 /// All that is kept of any number of notifications: that there was one. The payload is never looked at, for anybody can
 /// notify any channel.
 #[derive(Debug, Default)]
-struct Bell {
+struct Heard {
     rung: Notify,
     closed: AtomicBool,
 }
@@ -33,8 +34,8 @@ struct Bell {
 impl Connection {
     pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
         let (client, mut wire) = config.open().await?;
-        let bell = Arc::new(Bell::default());
-        let ring = Arc::clone(&bell);
+        let heard = Arc::new(Heard::default());
+        let ring = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             loop {
                 match poll_fn(|context| wire.poll_message(context)).await {
@@ -53,18 +54,34 @@ impl Connection {
             ring.closed.store(true, Ordering::Release);
             ring.rung.notify_one();
         });
-        Ok(Connection { client, bell, task })
+        Ok(Connection {
+            client,
+            heard,
+            task,
+        })
     }
 
     /// Waits for a notification or the end of the connection. Notifications that came since the last call count: at most
     /// one is remembered. Cancellation loses none.
     pub(crate) async fn notified(&self) {
-        self.bell.rung.notified().await;
+        self.heard.rung.notified().await;
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.bell.closed.load(Ordering::Acquire)
+        self.heard.closed.load(Ordering::Acquire)
     }
+}
+
+/// Bounds some work with the database.
+pub(crate) async fn within<T>(
+    bound: Duration,
+    doing: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout(bound, work).await.unwrap_or(Err(Error::TimedOut {
+        doing,
+        seconds: bound.as_secs(),
+    }))
 }
 
 impl Drop for Connection {

@@ -490,6 +490,74 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// D3, by what subscribers are told of it: exactly the events that differ from those published last.
+        #[test]
+        fn a_change_names_exactly_what_differs(steps in vec(step(), 1..80)) {
+            let mut draft = Draft::default();
+            let mut published: BTreeMap<i64, Arc<CachedEvent>> = BTreeMap::new();
+            // Ids are told by what is held, so that the same comes back after it went or changed.
+            let told = |event: i64, key: i64, markets: u8| (event * 10 + key) * 10 + i64::from(markets);
+            for step in steps.into_iter().chain([Step::Publish]) {
+                match step {
+                    Step::Set(event, kickoff, betpawa, competitors) => {
+                        let event = event % 6;
+                        let own = betpawa
+                            .into_iter()
+                            .map(|(key, markets)| snapshot(&mut draft, told(event, key, markets), event, key, markets))
+                            .collect();
+                        let others = competitors
+                            .into_iter()
+                            .map(|(key, markets)| {
+                                let source = draft.packer.source(&key.to_string());
+                                (source, snapshot(&mut draft, told(event, 5, markets), event, 0, markets))
+                            })
+                            .collect();
+                        let kickoff = kickoff.map(|kickoff| Micros(kickoff % 3 * 40));
+                        draft.set(event, kickoff, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                    }
+                    Step::Remove(event) => {
+                        draft.remove(event % 6);
+                    }
+                    Step::Evict(start) => {
+                        draft.evict(Micros(start));
+                    }
+                    Step::Successor => {
+                        // As a reload does; of three events one has gone.
+                        let kept: Vec<_> = draft.chunks.iter().flat_map(|chunk| chunk.iter()).flatten().cloned().collect();
+                        let mut next = draft.successor();
+                        for event in kept.iter().filter(|event| event.event_id % 3 != 0) {
+                            next.set(event.event_id, event.kickoff, event.betpawa.clone(), event.competitors.clone());
+                        }
+                        next.replace(&mut draft);
+                        draft = next;
+                    }
+                    Step::Publish => {
+                        let change = draft.change(Arc::default(), 1);
+                        state(&mut draft);
+                        let now: BTreeMap<i64, Arc<CachedEvent>> = draft
+                            .chunks
+                            .iter()
+                            .flat_map(|chunk| chunk.iter())
+                            .flatten()
+                            .map(|event| (event.event_id, Arc::clone(event)))
+                            .collect();
+                        let ids: BTreeSet<i64> = published.keys().chain(now.keys()).copied().collect();
+                        let differ: Vec<i64> = ids
+                            .into_iter()
+                            .filter(|id| match (published.get(id), now.get(id)) {
+                                (Some(a), Some(b)) => !a.same(b),
+                                _ => true,
+                            })
+                            .collect();
+                        prop_assert_eq!(change.event_ids(), differ);
+                        published = now;
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_snapshot_that_moves_to_another_event_is_owned_by_that_one() {
         let mut draft = Draft::default();

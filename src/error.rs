@@ -169,9 +169,21 @@ pub enum Error {
     /// A notification that was sent did not arrive at the connection that listens.
     #[error(
         "a notification was sent but did not arrive; is a pooler in between that hands out connections by the transaction? \
-         LISTEN needs a session of its own: connect to the server itself (bell_from)"
+         LISTEN needs a session of its own: connect to the server itself (bell_from). Or is the notification queue half full \
+         (select pg_notification_queue_usage())?"
     )]
     Mute,
+    /// The connection that should listen is to another database than the one that is read.
+    #[error(
+        "the bell is to be heard in another database (cluster and name: {found}) than the one that is read ({expected}); \
+         check bell_from"
+    )]
+    OtherBell {
+        /// System identifier of the cluster and name of the database.
+        found: String,
+        /// The same of the one that is read.
+        expected: String,
+    },
     /// A transaction was waited for, and did not show in time.
     #[error("transaction {xid} did not show within {} ms; {status}", timeout.as_millis())]
     NotShown {
@@ -183,7 +195,7 @@ pub enum Error {
         status: String,
     },
     /// The view is older than was asked for.
-    #[error("the latest view is {} ms old, more than the {} ms allowed; {status}", age.as_millis(), max_age.as_millis())]
+    #[error("the latest view {}, more than the {} ms allowed; {status}", old(age), max_age.as_millis())]
     TooStale {
         /// How old it is; `Duration::MAX` before the first warmup.
         age: Duration,
@@ -264,6 +276,13 @@ impl Error {
             sqlstate: None,
             disconnected: false,
         }
+    }
+}
+
+fn old(age: &Duration) -> String {
+    match *age {
+        Duration::MAX => "was never proven current".to_owned(),
+        age => format!("is {} ms old", age.as_millis()),
     }
 }
 

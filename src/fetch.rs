@@ -12,7 +12,6 @@ use tokio_postgres::{
 
 use crate::{
     Error,
-    audit::Slice,
     catalog::Catalog,
     model::{Body, Micros},
     pack::{Bodies, MarketRow, Packer},
@@ -110,22 +109,33 @@ impl Reader<'_> {
         let window: [(&(dyn ToSql + Sync), Type); 1] =
             [(&window, self.catalog.kickoff_type.clone())];
         Ok(Heads {
-            kickoffs: kickoffs(
-                &self
-                    .rows(EVENTS, &self.catalog.all_kickoffs, &window)
-                    .await?,
-            )?,
-            betpawa: heads(
+            kickoffs: self.all_kickoffs(window_start).await?,
+            betpawa: self.named(
                 &self
                     .rows(HEADS, &self.catalog.all_betpawa_heads, &window)
                     .await?,
             )?,
-            competitors: heads(
+            competitors: self.named(
                 &self
                     .rows(HEADS, &self.catalog.all_competitor_heads, &window)
                     .await?,
             )?,
         })
+    }
+
+    /// The kickoffs of all events within the window.
+    pub(crate) async fn all_kickoffs(
+        &self,
+        window_start: Micros,
+    ) -> Result<HashMap<i64, Micros>, Error> {
+        let window = PostgresTime(window_start);
+        let window: [(&(dyn ToSql + Sync), Type); 1] =
+            [(&window, self.catalog.kickoff_type.clone())];
+        kickoffs(
+            &self
+                .rows(EVENTS, &self.catalog.all_kickoffs, &window)
+                .await?,
+        )
     }
 
     /// The kickoffs of those of the given events that are within the window.
@@ -144,25 +154,6 @@ impl Reader<'_> {
                 .rows(EVENTS, &self.catalog.some_kickoffs, &parameters)
                 .await?,
         )
-    }
-
-    /// Of the events after the one given, in id order, so many within the window. The last of them, if there are more.
-    pub(crate) async fn next_kickoffs(
-        &self,
-        window_start: Micros,
-        slice: Slice,
-    ) -> Result<(HashMap<i64, Micros>, Option<i64>), Error> {
-        let window = PostgresTime(window_start);
-        let after = slice.after.unwrap_or(i64::MIN);
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [
-            (&window, self.catalog.kickoff_type.clone()),
-            (&after, Type::INT8),
-        ];
-        let sql = format!("{}{}", self.catalog.next_kickoffs, slice.most);
-        let found = kickoffs(&self.rows(EVENTS, &sql, &parameters).await?)?;
-        let last = found.keys().copied().max();
-        let more = found.len() == slice.most;
-        Ok((found, last.filter(|_| more)))
     }
 
     /// The latest snapshots of the given events in `odds_snapshots`.
@@ -188,11 +179,27 @@ impl Reader<'_> {
         if event_ids.is_empty() {
             return Ok(Vec::new());
         }
-        heads(
+        self.named(
             &self
                 .rows(HEADS, sql, &[(&event_ids, Type::INT8_ARRAY)])
                 .await?,
         )
+    }
+
+    /// The heads in rows; names those that are malformed.
+    fn named<K: for<'a> FromSql<'a>>(&self, rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
+        let heads = heads(rows)?;
+        if self.names_malformed {
+            let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
+            for head in heads.iter().filter(unknown).take(MOST_NAMED) {
+                let snapshot_id = head.snapshot_id;
+                tracing::warn!(
+                    snapshot_id,
+                    "malformed row: captured_at is null; it reads as 1970"
+                );
+            }
+        }
+        Ok(heads)
     }
 
     /// The events that the given competitor events are linked to.
@@ -300,19 +307,11 @@ fn heads<K: for<'a> FromSql<'a>>(rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
             )
         };
         let (captured_at, last_confirmed_at) = (time(3)?, time(4)?);
-        let captured_at = captured_at.unwrap_or_else(|| {
-            let snapshot_id: Option<i64> = row.try_get(2).ok();
-            tracing::warn!(
-                snapshot_id,
-                "malformed row: captured_at is null; it reads as 1970"
-            );
-            Micros::UNKNOWN
-        });
         Ok(Head {
             event_id: row.try_get(0)?,
             key: row.try_get(1)?,
             snapshot_id: row.try_get(2)?,
-            captured_at,
+            captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
             last_confirmed_at,
         })
     };

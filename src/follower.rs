@@ -12,17 +12,17 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     Config, Error, Status, View,
-    audit::{Audit, Audited, Slice},
+    audit::{Audit, Audited, Step},
     backoff::Backoff,
     bell::Bell,
     catalog::Names,
-    connection::Connection,
+    connection::{Connection, within},
     draft::Draft,
     feed::Reload,
     pace::Pace,
     preflight::{self, Feed},
     publish::{Publisher, add},
-    read::{self, Begun, Done, Known, Step},
+    read::{self, Begun, Done, Known, Read},
     stats::WarmupStats,
 };
 
@@ -46,6 +46,8 @@ pub struct Follower {
     epoch: u64,
     pace: Pace,
     audit: Audit,
+    /// When changes were last read, for whatever woke it.
+    last_read: Instant,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
     ended: bool,
@@ -65,6 +67,7 @@ impl Follower {
             epoch: 0,
             pace: Pace::default(),
             audit,
+            last_read: Instant::now(),
             last_warmup: None,
             troubled_since: None,
             ended: false,
@@ -118,13 +121,23 @@ impl Follower {
             Reload::ConnectionLost
         };
         let mut known = self.warm_up(&reader, reason).await?;
-        *backoff = Backoff::for_connections();
         let mut locks = Backoff::for_locks();
+        let mut put_off = None;
         loop {
-            let woken = self.wait().await;
+            let woken = match put_off.take() {
+                Some(woken) => woken,
+                None => self.wait().await,
+            };
             match self.catch_up(&reader, &mut known, woken).await {
-                Ok(()) => locks = Backoff::for_locks(),
-                Err(error) => self.give_way(&reader, &mut locks, error).await?,
+                Ok(()) => {
+                    locks = Backoff::for_locks();
+                    // Not after the warmup: what fails after each must not be answered by one after the other.
+                    *backoff = Backoff::for_connections();
+                }
+                Err(error) => {
+                    self.give_way(&reader, &mut locks, error).await?;
+                    put_off = Some(woken);
+                }
             }
         }
     }
@@ -134,12 +147,8 @@ impl Follower {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
-        if self
-            .bell
-            .as_ref()
-            .is_none_or(|bell| bell.channel() != feed.channel)
-        {
-            self.bell = Some(Bell::spawn(&self.config, feed.channel.clone()));
+        if self.bell.as_ref().is_none_or(|bell| !bell.is_for(feed)) {
+            self.bell = Some(Bell::spawn(&self.config, feed));
         }
         Ok(())
     }
@@ -221,12 +230,9 @@ impl Follower {
         if self.publisher.wish().take_resync() {
             known.reload = Some(Reload::Asked);
         }
-        // What rang is shown before anything else is looked at.
-        if woken != Woken::Time || self.audit.due(Instant::now(), self.draft.len()).is_none() {
-            self.read(reader, known, Some(woken), None).await?;
-        }
-        if let Some(slice) = self.audit.due(Instant::now(), self.draft.len()) {
-            self.read(reader, known, None, Some(slice)).await?;
+        self.read(reader, known, Some(woken), None).await?;
+        if let Some(step) = self.audit.due(Instant::now()) {
+            self.audit_step(reader, known, step).await?;
         }
         // The audit found something.
         if known.reload.is_some() {
@@ -237,13 +243,46 @@ impl Follower {
         Ok(())
     }
 
+    /// A step of the audit, after what there was to show is shown. One that is in somebody's way or takes too long is
+    /// given up and made again later, smaller.
+    async fn audit_step(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        step: Step,
+    ) -> Result<(), Error> {
+        let begun_at = Instant::now();
+        let Err(error) = self.read(reader, known, None, Some(step)).await else {
+            return Ok(());
+        };
+        self.audit.failed(begun_at.elapsed(), Instant::now());
+        let said_by_server = matches!(
+            &error,
+            Error::Database {
+                sqlstate: Some(_),
+                disconnected: false,
+                ..
+            }
+        );
+        if !said_by_server || reader.is_closed() {
+            return Err(error);
+        }
+        add(&self.publisher.counters().failures, 1);
+        if error.is_conflict() {
+            tracing::info!(%error, "a step of the audit was given up, to be made again");
+        } else {
+            tracing::warn!(%error, "a step of the audit failed, to be made again");
+        }
+        self.roll_back(reader).await
+    }
+
     /// One read, for what ended the wait, for the audit, or for a reload that is due.
     async fn read(
         &mut self,
         reader: &Connection,
         known: &mut Known,
         woken: Option<Woken>,
-        slice: Option<Slice>,
+        step: Option<Step>,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
         let changes = read::changes(
@@ -252,13 +291,16 @@ impl Follower {
             &self.names,
             &mut self.draft,
             known,
-            slice,
+            step,
         );
         match within(self.config.read_timeout, READING, changes).await? {
-            Step::Done(mut done) => {
+            Read::Done(mut done) => {
                 if let Some(woken) = woken {
                     let news = done.log_rows > 0;
-                    self.pace.read(woken != Woken::Time, news);
+                    // After a rest, a bell for nothing is no flood of them.
+                    let rested = self.last_read.elapsed() > UNHURRIED;
+                    self.pace.read(woken != Woken::Time && !rested, news);
+                    self.last_read = Instant::now();
                     if self.config.bell_is_elsewhere() {
                         self.pace.ahead(woken == Woken::Bell, news);
                     }
@@ -273,7 +315,7 @@ impl Follower {
                     self.publish(known, done);
                 }
             }
-            Step::Reload(reason, begun) => {
+            Read::Reload(reason, begun) => {
                 self.announce(&reason);
                 *known = self.read_everything(reader, reason, *begun).await?;
                 self.pace.reloaded(begun_at.elapsed());
@@ -283,24 +325,26 @@ impl Follower {
         Ok(())
     }
 
-    /// Says whether a slice equals what is held.
+    /// Says whether what was audited equals what is held.
     fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
+        let ended = self.audit.done(audited, took, Instant::now());
+        let Audited::Events { count, mismatches } = audited else {
+            return true;
+        };
         let counters = self.publisher.counters();
-        add(&counters.audited_events, audited.events);
-        add(&counters.audit_mismatches, audited.mismatches.len());
-        if self.audit.done(audited, took, Instant::now()) {
-            add(&self.publisher.counters().audit_passes, 1);
-        }
-        for mismatch in audited.mismatches.iter().take(MOST_NAMED) {
+        add(&counters.audited_events, *count);
+        add(&counters.audit_mismatches, mismatches.len());
+        add(&counters.audit_passes, usize::from(ended));
+        for mismatch in mismatches.iter().take(MOST_NAMED) {
             tracing::error!(%mismatch, "the audit found a change that no trigger saw");
         }
-        if audited.mismatches.len() > MOST_NAMED {
+        if mismatches.len() > MOST_NAMED {
             tracing::error!(
-                events = audited.mismatches.len(),
+                events = mismatches.len(),
                 "changes that no trigger saw; the first {MOST_NAMED} were named"
             );
         }
-        audited.mismatches.is_empty()
+        mismatches.is_empty()
     }
 
     /// After a failed read: where a lock or a conflict was the matter, ends the transaction, waits a little, and lets the
@@ -318,6 +362,13 @@ impl Follower {
         add(&self.publisher.counters().failures, 1);
         let pause = backoff.next();
         tracing::info!(%error, pause_ms = millis(pause), "gave way; reading again after a pause");
+        self.roll_back(reader).await?;
+        self.troubled(error);
+        sleep(pause).await;
+        Ok(())
+    }
+
+    async fn roll_back(&self, reader: &Connection) -> Result<(), Error> {
         let rollback = async {
             reader
                 .client
@@ -325,10 +376,7 @@ impl Follower {
                 .await
                 .map_err(Error::database("ending a read"))
         };
-        within(self.config.read_timeout, READING, rollback).await?;
-        self.troubled(error);
-        sleep(pause).await;
-        Ok(())
+        within(self.config.read_timeout, READING, rollback).await
     }
 
     fn announce(&mut self, reason: &Reload) {
@@ -369,9 +417,14 @@ impl Follower {
             tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
             self.last_warmup = Some(warmup);
         }
-        if !done.bypasses.is_empty() {
-            let ways = done.bypasses.join("; ");
-            tracing::error!(ways, "what the audit found can have come in these ways");
+        let bypasses = known.feed.iter().flat_map(|feed| &feed.bypasses);
+        let ways: Vec<&str> = bypasses.map(String::as_str).collect();
+        if repaired && !ways.is_empty() {
+            let ways = ways.join("; ");
+            tracing::error!(
+                ways,
+                "what the audit found was mended; it can have come in these ways"
+            );
         } else if repaired {
             tracing::error!(
                 "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
@@ -411,6 +464,9 @@ enum Woken {
     Time,
 }
 
+/// Bells that come further apart than this are no flood, whatever they are for.
+const UNHURRIED: Duration = Duration::from_secs(1);
+
 /// However soon the audit is due.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 
@@ -421,17 +477,6 @@ const CHECKING: &str = "checking tables, rights and triggers";
 const BEGINNING: &str = "beginning to read";
 const READING: &str = "reading changes";
 const WARMING_UP: &str = "warming up";
-
-async fn within<T>(
-    bound: Duration,
-    doing: &'static str,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    timeout(bound, work).await.unwrap_or(Err(Error::TimedOut {
-        doing,
-        seconds: bound.as_secs(),
-    }))
-}
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

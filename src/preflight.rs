@@ -14,7 +14,15 @@ const DOING: &str = "checking tables, rights and triggers";
 #[derive(Debug)]
 pub(crate) struct Feed {
     pub(crate) channel: String,
+    /// Which database of which cluster it is in, standbys included.
+    pub(crate) database: String,
+    /// The ways in which rows can be written at present without any trigger seeing it.
+    pub(crate) bypasses: Vec<String>,
 }
+
+/// What [`Feed::database`] is asked by, under whatever search path.
+pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
+     FROM pg_catalog.pg_control_system() s";
 
 /// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only, in the
 /// transaction under way, whose search path must be pinned. `None` where the feed is not needed.
@@ -23,9 +31,12 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
     if !config.need_feed {
         return Ok(None);
     }
-    let feed = check_feed(client, config).await?;
-    check_triggers(client, config).await?;
-    Ok(Some(feed))
+    let (channel, database) = check_feed(client, config).await?;
+    Ok(Some(Feed {
+        channel,
+        database,
+        bypasses: check_triggers(client, config).await?,
+    }))
 }
 
 /// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
@@ -97,7 +108,8 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
+/// Channel and database.
+async fn check_feed(client: &Client, config: &Config) -> Result<(String, String), Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
          s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
@@ -155,7 +167,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
         ));
     }
     let version = format!(
-        "SELECT {0}.feed_version(), app_schema, channel FROM {0}.log_state",
+        "SELECT {0}.feed_version(), app_schema, channel, ({DATABASE}) FROM {0}.log_state",
         quote(schema)
     );
     let rows = client
@@ -180,9 +192,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
             expected,
         });
     }
-    Ok(Feed {
-        channel: column(row, 2)?,
-    })
+    Ok((column(row, 2)?, column(row, 3)?))
 }
 
 /// A table or partition on which some kind of change does not always fire the trigger.
@@ -245,8 +255,8 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
 }
 
 /// Every table has its four triggers and they always fire. A partition without them is only warned of: what is written
-/// through its parent is seen all the same.
-async fn check_triggers(client: &Client, config: &Config) -> Result<(), Error> {
+/// through its parent is seen all the same. Returns what can be written unseen.
+async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
     let gaps = gaps(client, config).await?;
     if let Some(gap) = gaps.iter().find(|gap| gap.root) {
         return Err(Error::Trigger {
@@ -262,28 +272,23 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<(), Error> {
              when the audit finds it; run `oddscache sql install --apply` again"
         );
     }
-    Ok(())
+    let mut bypasses: Vec<String> = Vec::new();
+    for gap in &gaps {
+        let partition = &gap.table;
+        let bypass = match gap.problem {
+            "missing" => format!("writes straight into {partition}, which has no trigger"),
+            "disabled" => format!("writes straight into {partition}, whose trigger is disabled"),
+            _ => format!(
+                "writes straight into {partition} with session_replication_role = replica, since its trigger is not \
+                 ENABLE ALWAYS"
+            ),
+        };
+        if !bypasses.contains(&bypass) && bypasses.len() < MOST_BYPASSES {
+            bypasses.push(bypass);
+        }
+    }
+    Ok(bypasses)
 }
 
 /// More are not named.
 const MOST_BYPASSES: usize = 8;
-
-/// The ways in which rows can be written at present without any trigger seeing it.
-pub(crate) async fn bypasses(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
-    let gaps = gaps(client, config).await?;
-    let mut tables: Vec<String> = Vec::new();
-    for gap in &gaps {
-        let text = match gap.problem {
-            "missing" => format!("writes straight into {}, which has no trigger", gap.table),
-            "disabled" => format!("writes into {}, whose trigger is disabled", gap.table),
-            _ => format!(
-                "writes into {} with session_replication_role = replica, since its trigger is not ENABLE ALWAYS",
-                gap.table
-            ),
-        };
-        if !tables.contains(&text) && tables.len() < MOST_BYPASSES {
-            tables.push(text);
-        }
-    }
-    Ok(tables)
-}

@@ -110,14 +110,19 @@ impl Shared {
         Changes::new(receiver)
     }
 
-    /// Waits for the published state to be one, or to be proven at a cut, of which `enough` is true.
-    pub(crate) async fn wait_until(&self, enough: impl Fn(&State) -> bool) {
+    /// Waits for a published state that is, or is proven at a cut, of which `enough` is true. `None` if there will be none.
+    pub(crate) async fn wait_until(&self, enough: impl Fn(&State) -> bool) -> Option<Arc<State>> {
         let mut proven = std::pin::pin!(self.proven.notified());
         loop {
             // Before looking, so that no proof falls between looking and waiting.
             proven.as_mut().enable();
-            if enough(&self.load()) {
-                return;
+            let ended = self.changes.upgrade().is_none();
+            let state = self.load_full();
+            if enough(&state) {
+                return Some(state);
+            }
+            if ended {
+                return None;
             }
             proven.as_mut().await;
             proven.set(self.proven.notified());
@@ -185,5 +190,13 @@ impl Publisher {
 
     pub(crate) fn counters(&self) -> &Counting {
         &self.shared.counters
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        // Who waits for a state finds that there will be none.
+        self.changes = broadcast::Sender::new(1);
+        self.shared.proven.notify_waiters();
     }
 }

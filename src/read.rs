@@ -14,8 +14,8 @@ use tokio_postgres::{Client, Row};
 use crate::{
     Config, Error,
     apply::{Plan, Scope},
-    audit::{self, Audited, Slice},
-    catalog::{Catalog, Names},
+    audit::{self, Audited, Mismatch},
+    catalog::{Catalog, Names, millis},
     draft::Draft,
     feed::{self, Cursor, Dirty, Reload, Snapshot},
     fetch::{Heads, Reader, time},
@@ -53,8 +53,6 @@ pub(crate) struct Done {
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
     /// If a slice was to be audited.
     pub(crate) audited: Option<Audited>,
-    /// If everything was read for the audit's sake: which writes no trigger sees.
-    pub(crate) bypasses: Vec<String>,
 }
 
 /// The first answer within the transaction.
@@ -188,10 +186,6 @@ pub(crate) async fn everything(
         ),
         false => None,
     };
-    let bypasses = match reason {
-        Reload::Audit => preflight::bypasses(client, config).await?,
-        _ => Vec::new(),
-    };
     let reader = Reader {
         client,
         catalog: &catalog,
@@ -223,7 +217,6 @@ pub(crate) async fn everything(
         evicted: 0,
         warmup: Some((reason, warmup)),
         audited: None,
-        bypasses,
     };
     let Begun {
         fingerprint,
@@ -248,24 +241,24 @@ pub(crate) async fn everything(
 }
 
 /// How far [`changes`] came.
-pub(crate) enum Step {
+pub(crate) enum Read {
     /// The draft is what the database was at the snapshot.
     Done(Done),
     /// What changed cannot be told, so [`everything`] must be read, in the transaction begun.
     Reload(Reload, Box<Begun>),
 }
 
-/// Reads what changed since `known`, and a slice for the audit if one is due.
+/// Reads what changed since `known`, and what the audit asks for.
 pub(crate) async fn changes(
     client: &Client,
     config: &Config,
     names: &Names,
     draft: &mut Draft,
     known: &mut Known,
-    slice: Option<Slice>,
-) -> Result<Step, Error> {
+    step: Option<audit::Step>,
+) -> Result<Read, Error> {
     let mut begun = begin(client, config, names).await?;
-    let reload = |reason, begun| Ok(Step::Reload(reason, Box::new(begun)));
+    let reload = |reason, begun| Ok(Read::Reload(reason, Box::new(begun)));
     if begun.server != known.server {
         return reload(Reload::ServerChanged, begun);
     }
@@ -307,8 +300,11 @@ pub(crate) async fn changes(
         let bodies = Bodies::read(reader, &plan, draft).await?;
         part = Some((plan, bodies));
     }
-    let sample = match slice {
-        Some(slice) => Some(Sample::read(reader, slice, begun.window_start, draft).await?),
+    let sample = match step {
+        Some(step) => {
+            let window_start = begun.window_start;
+            Some(Sample::read(client, config, reader, step, window_start, draft).await?)
+        }
         None => None,
     };
     if part.is_some() || sample.is_some() {
@@ -322,69 +318,85 @@ pub(crate) async fn changes(
     known.cursor = Some(news.next);
     known.window_start = begun.window_start;
     known.cut = Arc::new(begun.cut);
-    Ok(Step::Done(Done {
+    let audited = sample.map(|sample| match sample {
+        Sample::Window(ids) => Audited::Window(ids),
+        Sample::Events(ids, plan, bodies) => Audited::Events {
+            count: ids.len(),
+            mismatches: compare(draft, &ids, plan, bodies),
+        },
+    });
+    Ok(Read::Done(Done {
         began: begun.began,
         log_rows: news.rows,
         snapshots_read,
         evicted,
         warmup: None,
-        audited: sample.map(|sample| sample.compare(draft)),
-        bypasses: Vec::new(),
+        audited,
     }))
 }
 
-/// What the database says of a slice of the events, read in full and independently of what is held.
-struct Sample {
-    slice: Slice,
-    last: Option<i64>,
-    plan: Plan,
-    bodies: Bodies,
-    events: usize,
+/// What the database says for a step of the audit.
+enum Sample {
+    Window(Vec<i64>),
+    /// Events, read in full and independently of what is held.
+    Events(Vec<i64>, Plan, Bodies),
 }
 
 impl Sample {
     async fn read(
+        client: &Client,
+        config: &Config,
         reader: Reader<'_>,
-        slice: Slice,
+        step: audit::Step,
         window_start: Micros,
         draft: &mut Draft,
     ) -> Result<Sample, Error> {
+        // Several statements, which together must not take the time after which a connection counts as dead.
+        let bound = format!(
+            "SET LOCAL statement_timeout = {}",
+            millis(config.read_timeout / 5)
+        );
+        client
+            .batch_execute(&bound)
+            .await
+            .map_err(Error::database(AUDIT))?;
+        let slice = match step {
+            audit::Step::Window => {
+                let window = reader.all_kickoffs(window_start).await?;
+                let mut ids: Vec<i64> = window.into_keys().collect();
+                ids.sort_unstable();
+                return Ok(Sample::Window(ids));
+            }
+            audit::Step::Slice(slice) => slice,
+        };
         // What is malformed was named when it was read first.
         let reader = Reader {
             names_malformed: false,
             ..reader
         };
-        let (kickoffs, last) = reader.next_kickoffs(window_start, slice).await?;
-        let mut ids: Vec<i64> = kickoffs.keys().copied().collect();
+        let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();
+        ids.dedup();
         let plan = Plan::whole(Heads {
-            kickoffs,
+            kickoffs: reader.kickoffs(window_start, &ids).await?,
             betpawa: reader.betpawa_heads(&ids).await?,
             competitors: reader.competitor_heads(&ids).await?,
         });
         let bodies = Bodies::read(reader, &plan, draft).await?;
-        Ok(Sample {
-            slice,
-            last,
-            plan,
-            bodies,
-            events: ids.len(),
-        })
-    }
-
-    /// With a draft that was brought to the same snapshot.
-    fn compare(self, draft: &mut Draft) -> Audited {
-        let mut read = draft.successor();
-        self.bodies.apply(self.plan, &mut read);
-        let mismatches = audit::compare(draft, &read, self.slice.after, self.last);
-        draft.packer = std::mem::take(&mut read.packer);
-        Audited {
-            events: self.events,
-            last: self.last,
-            mismatches,
-        }
+        Ok(Sample::Events(ids, plan, bodies))
     }
 }
+
+/// Compares what was read of some events with a draft that was brought to the same snapshot.
+fn compare(draft: &mut Draft, ids: &[i64], plan: Plan, bodies: Bodies) -> Vec<Mismatch> {
+    let mut read = draft.successor();
+    bodies.apply(plan, &mut read);
+    let mismatches = audit::compare(draft, &read, ids);
+    draft.packer = std::mem::take(&mut read.packer);
+    mismatches
+}
+
+const AUDIT: &str = "auditing";
 
 async fn plan(
     reader: Reader<'_>,

@@ -40,12 +40,7 @@ impl CachedEvent {
         self.event_id == other.event_id
             && self.kickoff == other.kickoff
             && self.betpawa.same(&other.betpawa)
-            && self.competitors.len() == other.competitors.len()
-            && self.competitors.iter().zip(other.competitors.iter()).all(
-                |((source, a), (other_source, b))| {
-                    source == other_source && a.difference(b).is_none()
-                },
-            )
+            && self.competitors.same(&other.competitors)
     }
 
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
@@ -201,6 +196,13 @@ impl CompetitorSnapshots {
     /// These, with `snapshot` in place of the one of `source`.
     pub(crate) fn with(&self, source: Source, snapshot: CachedSnapshot) -> CompetitorSnapshots {
         CompetitorSnapshots::new(self.0.iter().cloned().chain([(source, snapshot)]).collect())
+    }
+
+    pub(crate) fn same(&self, other: &CompetitorSnapshots) -> bool {
+        let pair = |((source, a), (other, b)): (&(Source, CachedSnapshot), &(Source, _))| {
+            source == other && a.difference(b).is_none()
+        };
+        self.len() == other.len() && self.0.iter().zip(&*other.0).all(pair)
     }
 
     /// The snapshot of one source.

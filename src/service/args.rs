@@ -143,9 +143,18 @@ pub(crate) struct FollowArguments {
         long,
         env = "ODDSCACHE_AUDIT_BUDGET",
         default_value = "0.01",
-        value_name = "SHARE"
+        value_name = "SHARE",
+        value_parser = share
     )]
     audit_budget: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (0.0001..=1.0).contains(&share) {
+        true => Ok(share),
+        false => Err("a share between 0.0001 and 1".to_owned()),
+    }
 }
 
 impl FollowArguments {

@@ -50,7 +50,31 @@ async fn prune(config: &Config, cache_schema: &str, keep: Duration) -> anyhow::R
     }
 }
 
+/// Each call is a transaction in which the role's search path has no say in what names mean.
 async fn prune_on(
+    client: &Client,
+    cache_schema: &str,
+    keep: Duration,
+) -> anyhow::Result<Option<i64>> {
+    let mut total = 0;
+    loop {
+        client
+            .batch_execute("BEGIN; SET LOCAL search_path = pg_catalog, pg_temp")
+            .await
+            .context("beginning to prune")?;
+        let pruned = prune_once(client, cache_schema, keep).await?;
+        client.batch_execute("COMMIT").await.context("pruning")?;
+        let Some(rows) = pruned else {
+            return Ok(None);
+        };
+        total += rows;
+        if rows < MOST {
+            return Ok(Some(total));
+        }
+    }
+}
+
+async fn prune_once(
     client: &Client,
     cache_schema: &str,
     keep: Duration,
@@ -71,19 +95,10 @@ async fn prune_on(
         "SELECT {}.prune($1 * interval '1 second')",
         row.try_get::<_, &str>(1).context("looking for the right")?
     );
-    let mut total = 0;
-    loop {
-        let rows = client
-            .query_typed(&sql, &[(&keep.as_secs_f64(), Type::FLOAT8)])
-            .await
-            .context("pruning")?;
-        let rows: i64 = rows
-            .first()
-            .map_or(Ok(0), |row| row.try_get(0))
-            .context("pruning")?;
-        total += rows;
-        if rows < MOST {
-            return Ok(Some(total));
-        }
-    }
+    let rows = client
+        .query_typed(&sql, &[(&keep.as_secs_f64(), Type::FLOAT8)])
+        .await
+        .context("pruning")?;
+    let rows = rows.first().map_or(Ok(0), |row| row.try_get(0));
+    rows.map(Some).context("pruning")
 }

@@ -4,6 +4,7 @@
 mod common;
 
 mod audit;
+mod bounds;
 mod dead_peers;
 mod faults;
 mod handles;

@@ -20,7 +20,7 @@ async fn what_is_rolled_back_never_shows() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
-    let rows = followed.cache.counters().log_rows;
+    let before_it = followed.heard().await;
     let delete = "delete from odds_snapshots; delete from competitor_events; truncate market_odds";
     followed.run(&format!("begin; {delete}; rollback")).await;
     followed
@@ -30,8 +30,10 @@ async fn what_is_rolled_back_never_shows() {
         .await;
     let after = followed.check("rolled back").await;
     assert_eq!(before, after);
-    assert_eq!(followed.cache.counters().log_rows, rows);
-    assert_eq!(followed.cache.counters().reloads, 1);
+    let now = followed.cache.counters();
+    // A heartbeat at the most, on a slow machine.
+    assert!(now.log_rows <= before_it.log_rows + 1, "{now:?}");
+    assert_eq!(now.reloads, 1);
 }
 
 #[tokio::test]
@@ -280,12 +282,12 @@ async fn an_event_leaves_the_window_by_time_alone() {
     })
     .await;
     let kickoff = followed.cache.kickoff(1);
-    let rows = followed.cache.counters().log_rows;
+    let read = followed.cache.counters().snapshots_read;
     let evicted = followed.cache.counters().evicted_events;
     eventually("evicted", async || followed.cache.event(1).is_none()).await;
     assert!(kickoff.is_some_and(|kickoff| kickoff <= followed.cache.view().cut().window_start));
     assert_eq!(followed.cache.counters().evicted_events, evicted + 1);
-    assert_eq!(followed.cache.counters().log_rows, rows);
+    assert_eq!(followed.cache.counters().snapshots_read, read);
     followed.check("evicted").await;
     // What happens to it now is nobody's business, until it is postponed.
     followed
