@@ -108,7 +108,8 @@ async fn changes_name_every_event_that_differs() {
     for id in view.event_ids() {
         replica.insert(id, event(&view, id).expect("listed"));
     }
-    let steps: [(&str, &[i64], &[(&str, i64)], &[i64]); 8] = [
+    type Step<'a> = (&'a str, &'a [i64], &'a [(&'a str, i64)], &'a [i64]);
+    let steps: [Step<'_>; 8] = [
         (
             "update market_odds set line = 9 where snapshot_id = 112",
             &[1],
