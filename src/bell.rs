@@ -32,7 +32,7 @@ use crate::{
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Within so much time it must have come.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(4);
 
 /// After notifications that did not arrive so often in a row, it is not the network: a pooler is not replaced in minutes.
 const MUTE_TRIES: u32 = 3;
@@ -187,10 +187,10 @@ impl Listener {
                 tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
             }
             let mut pause = self.backoff.next();
-            if matches!(error, Error::Mute) {
+            if matches!(error, Error::Mute | Error::Pooled) {
                 self.mute += 1;
-                if self.mute > 1 {
-                    let longer = MUTE_PAUSE.saturating_mul(1 << self.mute.min(6));
+                if let Some(more) = self.mute.checked_sub(MUTE_TRIES) {
+                    let longer = MUTE_PAUSE.saturating_mul(1 << more.min(6));
                     pause += longer
                         .min(LONGEST_MUTE_PAUSE)
                         .mul_f64(0.5 + 0.5 * fastrand::f64());
@@ -210,6 +210,9 @@ impl Listener {
             same_database(&connection.client, &self.database),
         )
         .await?;
+        // A transaction is open meanwhile, in what may be the pooler's only session.
+        let one_session = within(bound.min(ANSWER), LISTEN, self.one_session(&connection)).await;
+        one_session.inspect_err(|_| self.ringer = None)?;
         let sql = format!("LISTEN {}", quote(&self.channel));
         let listen = async {
             let listen = connection.client.batch_execute(&sql).await;
@@ -224,12 +227,7 @@ impl Listener {
                 match self.heartbeat().await {
                     // An answer to a heartbeat of somebody else will do as well.
                     Ok(()) if heard(&connection, ANSWER).await? => {}
-                    Ok(()) => {
-                        // A pooler would hand the session that listens to its other clients.
-                        let unlisten = connection.client.batch_execute("UNLISTEN *");
-                        let _ = timeout(ANSWER, unlisten).await;
-                        return Err(Error::Mute);
-                    }
+                    Ok(()) => return Err(Error::Mute),
                     // The bell itself may be as well as ever; it is only not proven.
                     Err(error) => {
                         self.ringer = None;
@@ -250,15 +248,32 @@ impl Listener {
         }
     }
 
+    /// Whether a connection keeps its session of the server, also while another takes one. A pooler in transaction mode
+    /// would leave LISTEN behind in a session that it hands to others.
+    async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
+        let before = session(&connection.client).await?;
+        let ringer = &self.ringer().await?.connection.client;
+        let execute = async |sql| ringer.batch_execute(sql).await;
+        execute("BEGIN").await.map_err(Error::database(LISTEN))?;
+        let now = session(&connection.client).await?;
+        execute("COMMIT").await.map_err(Error::database(LISTEN))?;
+        match before == now {
+            true => Ok(()),
+            false => Err(Error::Pooled),
+        }
+    }
+
+    async fn ringer(&mut self) -> Result<&Ringer, Error> {
+        let ringer = match self.ringer.take() {
+            Some(ringer) if !ringer.connection.is_closed() => ringer,
+            _ => Ringer::open(&self.config, &self.cache_schema, &self.channel).await?,
+        };
+        Ok(self.ringer.insert(ringer))
+    }
+
     async fn heartbeat(&mut self) -> Result<(), Error> {
         let bound = self.config.read_timeout;
-        let ring = async {
-            let ringer = match self.ringer.take() {
-                Some(ringer) if !ringer.connection.is_closed() => ringer,
-                _ => Ringer::open(&self.config, &self.cache_schema, &self.channel).await?,
-            };
-            self.ringer.insert(ringer).ring().await
-        };
+        let ring = async { self.ringer().await?.ring().await };
         within(bound, HEARTBEAT, ring).await?;
         self.state.heartbeats.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -284,6 +299,16 @@ async fn same_database(client: &Client, expected: &str) -> Result<(), Error> {
         found: found.unwrap_or_default(),
         expected: expected.to_owned(),
     })
+}
+
+/// Which of the server's processes answers.
+async fn session(client: &Client) -> Result<i32, Error> {
+    let rows = client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[]);
+    let rows = rows.await.map_err(Error::database(LISTEN))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Error::unexpected(LISTEN, "no answer"))?;
+    row.try_get(0).map_err(Error::database(LISTEN))
 }
 
 /// Waits for a notification; says whether one came in time.

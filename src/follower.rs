@@ -302,7 +302,7 @@ impl Follower {
                     self.pace.read(woken != Woken::Time && !rested, news);
                     self.last_read = Instant::now();
                     if self.config.bell_is_elsewhere() {
-                        self.pace.ahead(woken == Woken::Bell, news);
+                        self.pace.ahead(woken == Woken::Bell);
                     }
                 }
                 let audited = done.audited.take();

@@ -42,12 +42,13 @@ impl Pace {
         };
     }
 
-    /// A bell from elsewhere rang, ahead of what it rang for: looks again soon, unless there was news by now.
-    pub(crate) fn ahead(&mut self, after_bell: bool, news: bool) {
-        self.looks_left = match (after_bell, news) {
-            (_, true) => 0,
-            (true, false) => LOOKS,
-            (false, false) => self.looks_left.saturating_sub(1),
+    /// A bell from elsewhere rings ahead of what it rings for: looks again soon, also after news, for one ring may be for
+    /// several changes.
+    pub(crate) fn ahead(&mut self, after_bell: bool) {
+        self.looks_left = if after_bell {
+            LOOKS
+        } else {
+            self.looks_left.saturating_sub(1)
         };
     }
 
@@ -98,15 +99,13 @@ mod tests {
     fn a_bell_ahead_of_its_change_is_followed_by_a_few_looks() {
         let mut pace = Pace::default();
         assert_eq!(pace.look_again(), None);
-        pace.ahead(true, false);
+        pace.ahead(true);
         let mut looks = Vec::new();
         while let Some(look) = pace.look_again() {
             looks.push(look.as_millis());
-            pace.ahead(false, false);
+            pace.ahead(false);
         }
         assert_eq!(looks, [5, 10, 20, 40, 80, 160]);
-        pace.ahead(true, false);
-        pace.ahead(false, true);
         assert_eq!(pace.look_again(), None);
     }
 

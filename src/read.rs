@@ -322,7 +322,7 @@ pub(crate) async fn changes(
         Sample::Window(ids) => Audited::Window(ids),
         Sample::Events(ids, plan, bodies) => Audited::Events {
             count: ids.len(),
-            mismatches: compare(draft, &ids, plan, bodies),
+            mismatches: compare(draft, &ids, *plan, bodies),
         },
     });
     Ok(Read::Done(Done {
@@ -339,7 +339,7 @@ pub(crate) async fn changes(
 enum Sample {
     Window(Vec<i64>),
     /// Events, read in full and independently of what is held.
-    Events(Vec<i64>, Plan, Bodies),
+    Events(Vec<i64>, Box<Plan>, Bodies),
 }
 
 impl Sample {
@@ -383,7 +383,7 @@ impl Sample {
             competitors: reader.competitor_heads(&ids).await?,
         });
         let bodies = Bodies::read(reader, &plan, draft).await?;
-        Ok(Sample::Events(ids, plan, bodies))
+        Ok(Sample::Events(ids, Box::new(plan), bodies))
     }
 }
 

@@ -142,7 +142,11 @@ impl Scene {
                 ))
                 .await;
             }
-            Kind::Cancel => self.cancel(&mut rng, lasts).await,
+            Kind::Cancel => self.cancel("true", lasts).await,
+            Kind::CancelReads => {
+                let which = "query ~ 'DISTINCT ON|snapshot_id = ANY|kickoff >'";
+                self.cancel(which, lasts + Duration::from_millis(400)).await;
+            }
             Kind::Resync if rng.bool() => self.embedded.cache.resync(),
             Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
             // In the pause.
@@ -230,15 +234,14 @@ impl Scene {
         .await;
     }
 
-    /// The statements of the followers, again and again: any, or those that read rows.
-    async fn cancel(&self, rng: &mut Rng, lasts: Duration) {
-        let which = ["", "and query ~ 'DISTINCT ON|snapshot_id = ANY|kickoff >'"][rng.usize(..2)];
+    /// The statements of the followers, again and again: all of which a condition is true.
+    async fn cancel(&self, which: &str, lasts: Duration) {
         self.admin(&format!(
             "do $$ declare stop constant timestamptz := clock_timestamp() + interval '{} ms'; \
              begin while clock_timestamp() < stop loop \
-                 perform pg_stat_clear_snapshot(), pg_sleep(0.0005); \
+                 perform pg_stat_clear_snapshot(), pg_sleep(0.0002); \
                  perform pg_cancel_backend(pid) from pg_stat_activity \
-                     where usename = 'oddscache' and state = 'active' {which}; \
+                     where usename = 'oddscache' and state = 'active' and {which}; \
              end loop; end $$",
             lasts.as_millis()
         ))

@@ -121,7 +121,8 @@ async fn play(world: &Arc<World>, until: Until) {
             // Both halves begin with a follower that reads.
             let epoch = pause::recovered(&scene).await;
             inflict(&scene, lanes).await;
-            if lanes.iter().flatten().all(|fault| !fault.kind.is_rough()) {
+            let gentle = |kind: plan::Kind| !kind.is_rough() && kind != plan::Kind::CancelReads;
+            if lanes.iter().flatten().all(|fault| gentle(fault.kind)) {
                 pause::same_epoch(&scene, epoch);
             }
         }

@@ -66,7 +66,7 @@ kinds! {
         AsyncCrash "kill -9 with synchronous_commit = off",
         TriggersDisabled "triggers disabled and enabled",
         RightsRevoked "rights revoked and restored",
-        Cancel "statements of the followers cancelled",
+        Cancel "any statements of the followers cancelled",
         Migration "migration holding ACCESS EXCLUSIVE",
     }
     Network {
@@ -91,6 +91,7 @@ kinds! {
         PrunedCursor "log pruned beyond a stalled cursor",
         LogDdl "DDL on the log",
         Spoof "NOTIFY from a role that may only connect",
+        CancelReads "statements that read rows cancelled",
         Resync "reading everything asked for",
     }
     Delivery {

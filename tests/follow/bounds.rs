@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Config, OddsCache, Status, warm_up};
+use oddscache::{Config, Error, OddsCache, Status, warm_up};
 
 use crate::common::{
     Database, cluster, connect, eventually,
@@ -237,7 +237,7 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
         .replace("dbname=postgres", &format!("dbname={}", database.name));
     let followed = Followed::beside(&dsn, &dsn, |config| config).await;
     eventually("found out", async || {
-        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("did not arrive"))
+        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason == Error::Pooled.to_string())
     })
     .await;
     // At once, so that each has a session of its own.

@@ -93,6 +93,14 @@ async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
     followed.check("both").await;
 }
 
+/// A change, and the events it must name: of our own snapshots, of competitors', and by their kickoff.
+type Expected = (
+    &'static str,
+    &'static [i64],
+    &'static [(&'static str, i64)],
+    &'static [i64],
+);
+
 /// A replica fed by nothing but the changes and the views they name equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
@@ -108,8 +116,7 @@ async fn changes_name_every_event_that_differs() {
     for id in view.event_ids() {
         replica.insert(id, event(&view, id).expect("listed"));
     }
-    type Step<'a> = (&'a str, &'a [i64], &'a [(&'a str, i64)], &'a [i64]);
-    let steps: [Step<'_>; 8] = [
+    let steps: [Expected; 8] = [
         (
             "update market_odds set line = 9 where snapshot_id = 112",
             &[1],

@@ -46,7 +46,7 @@ async fn polled(settings: &[&str]) {
     }
     // LISTEN succeeds, and nothing ever comes of it.
     eventually("the reason", async || match followed.cache.status() {
-        Status::PollingOnly { reason } => reason == Error::Mute.to_string(),
+        Status::PollingOnly { reason } => reason == Error::Pooled.to_string(),
         status => panic!("{status}"),
     })
     .await;

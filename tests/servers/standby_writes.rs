@@ -51,7 +51,7 @@ async fn a_standby_is_followed_through_any_writes() {
                         committed += alone(app, other, &mut ids).await;
                     }
                     // Wherever replay has come to, with the first one in progress.
-                    behind.check("beside").await;
+                    behind.look("beside").await;
                     let ended = begun && execute(&late, &rest).await;
                     committed += usize::from(ended && transaction.commits());
                 }
