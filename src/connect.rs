@@ -123,7 +123,7 @@ impl Config {
         Ok(tokio_postgres::NoTls)
     }
 
-    /// Each address of one server. What it says weighs more than an address that leads nowhere.
+    /// Each address of one server.
     async fn try_target(
         &self,
         target: &Target,
@@ -142,9 +142,7 @@ impl Config {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) | Err(error) => error,
             };
-            if failure.as_ref().is_none_or(Error::is_transient) {
-                failure = Some(error);
-            }
+            failure = Some(weightier(failure, error));
         }
         Err(failure.unwrap_or_else(|| unreachable(target, "the name has no address".to_owned())))
     }
@@ -345,6 +343,14 @@ struct Failed {
     other_way: bool,
 }
 
+/// Of two addresses of one server: what it said itself weighs more than an address where nobody is.
+fn weightier(before: Option<Error>, now: Error) -> Error {
+    match before {
+        Some(before) if !before.is_transient() => before,
+        _ => now,
+    }
+}
+
 fn unreachable(target: &Target, reason: String) -> Error {
     let target = target.name();
     Error::Unreachable { target, reason }
@@ -400,4 +406,25 @@ async fn ask(client: &Client, wire: &mut Wire, question: &str) -> Result<Option<
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_not_hidden_by_a_dead_address() {
+        let target = Target {
+            host: Host::Tcp("h".to_owned()),
+            address: None,
+            port: 1,
+        };
+        let dead = || unreachable(&target, "nobody".to_owned());
+        let login = || refused(&target, "password".to_owned());
+        let is_login = |error: Error| matches!(error, Error::Refused { .. });
+        assert!(is_login(weightier(Some(dead()), login())));
+        assert!(is_login(weightier(Some(login()), dead())));
+        assert!(is_login(weightier(None, login())));
+        assert!(!is_login(weightier(Some(dead()), dead())));
+    }
 }

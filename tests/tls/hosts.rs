@@ -136,15 +136,6 @@ async fn each_host_is_named_with_what_it_said() {
     assert!(matches!(error, Error::Tls { .. }), "{error:?}");
 }
 
-/// A name with several addresses: what the server says weighs more than an address where nobody is.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_not_hidden_by_a_dead_address() {
-    let port = secured().cluster.port();
-    let dsn = format!("host=localhost port={port} user=scram password=wrong dbname=postgres");
-    let error = open_dsn(&dsn).await.unwrap_err();
-    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_stand_in_for_names() {
     let port = secured().cluster.port();
