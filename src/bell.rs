@@ -34,6 +34,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Within so much time it must have come.
 const ANSWER: Duration = Duration::from_secs(4);
 
+/// A session that is one's own answers within this, whatever others do with theirs.
+const SESSION_ANSWER: Duration = Duration::from_millis(500);
+
 /// After notifications that did not arrive so often in a row, it is not the network: a pooler is not replaced in minutes.
 const MUTE_TRIES: u32 = 3;
 const MUTE_PAUSE: Duration = Duration::from_secs(20);
@@ -210,8 +213,7 @@ impl Listener {
             same_database(&connection.client, &self.database),
         )
         .await?;
-        // A transaction is open meanwhile, in what may be the pooler's only session.
-        let one_session = within(bound.min(ANSWER), LISTEN, self.one_session(&connection)).await;
+        let one_session = within(bound, LISTEN, self.one_session(&connection)).await;
         one_session.inspect_err(|_| self.ringer = None)?;
         let sql = format!("LISTEN {}", quote(&self.channel));
         let listen = async {
@@ -255,7 +257,9 @@ impl Listener {
         let ringer = &self.ringer().await?.connection.client;
         let execute = async |sql| ringer.batch_execute(sql).await;
         execute("BEGIN").await.map_err(Error::database(LISTEN))?;
-        let now = session(&connection.client).await?;
+        // Not for long: it may be the pooler's only session that is taken.
+        let now = timeout(SESSION_ANSWER, session(&connection.client)).await;
+        let now = now.map_err(|_| Error::Pooled)??;
         execute("COMMIT").await.map_err(Error::database(LISTEN))?;
         match before == now {
             true => Ok(()),

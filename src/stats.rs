@@ -13,7 +13,7 @@ pub struct Stats {
     /// Markets of all of them.
     pub total_markets: usize,
     /// Bytes asked of the allocator for everything that makes up the cache: events, odds, interned names, indexes.
-    /// Without what only older views still hold, and the allocator's own rounding.
+    /// Without what only older views still hold, the allocator's own rounding, and some 13 kB for the stream of changes.
     pub memory_bytes: usize,
     /// Market rows held that did not read as they should, such as `outcomes` that is no list. They are named in the log.
     pub malformed_rows: usize,

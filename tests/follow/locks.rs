@@ -169,16 +169,14 @@ async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
     database.psql(&format!(
         "create role cancelled_{0} login; grant usage on schema oddscache to cancelled_{0};
          grant select on all tables in schema public, oddscache to cancelled_{0};
-         create sequence reads; grant usage on sequence reads to public; create sequence armed; select nextval('armed');
-         grant select on sequence armed to public;
-         create function once() returns boolean language plpgsql as $$ begin
-           if (select last_value from armed) > 1 and nextval('reads') = 1 then
-             raise exception 'cancelled among the rows' using errcode = 'query_canceled';
-           end if; return true; end $$;
-         alter table market_odds enable row level security; create policy every_row on market_odds using (once())",
+         create sequence armed; select nextval('armed'); grant select on sequence armed to public;
+         create function slow() returns boolean language plpgsql as $$ begin
+           if (select last_value from public.armed) > 1 then perform pg_sleep(30); end if; return true; end $$;
+         alter table market_odds enable row level security; create policy every_row on market_odds using (slow())",
         database.name
     ));
-    let dsn = crate::common::cluster().dsn_as(&format!("cancelled_{}", database.name), &database.name);
+    let dsn =
+        crate::common::cluster().dsn_as(&format!("cancelled_{}", database.name), &database.name);
     let followed = Followed::beside(&dsn, &database.dsn(), |config| {
         config
             .allow_row_security(true)
@@ -188,8 +186,24 @@ async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
     .await;
     let before = followed.check("the seed").await;
     let failures = followed.cache.counters().failures;
-    let sql = "select setval('armed', 2); update market_odds set line = 9 where snapshot_id = 112";
-    followed.run(sql).await;
+    followed
+        .run("select setval('armed', 2); update market_odds set line = 9 where snapshot_id = 112")
+        .await;
+    let cancel = "select count(pg_cancel_backend(pid)) from pg_stat_activity
+        where datname = current_database() and wait_event = 'PgSleep'";
+    eventually("cancelled", async || {
+        let row = followed.app.query_one(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'",
+            &[],
+        );
+        if row.await.expect("counted").get::<_, i64>(0) == 0 {
+            return false;
+        }
+        followed.run("select setval('armed', 1)").await;
+        let row = followed.app.query_one(cancel, &[]).await;
+        row.expect("cancelled").get::<_, i64>(0) == 1
+    })
+    .await;
     assert_ne!(before, followed.check("cancelled once").await);
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (failures + 1, 1));
