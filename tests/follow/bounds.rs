@@ -30,22 +30,24 @@ fn only_the_audit_fails(otherwise: &str) -> String {
     )
 }
 
-async fn for_ten_seconds(dsn: &str) -> Followed {
+/// Follows until five steps of the audit have failed; returns what became of the rest meanwhile.
+async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     let followed = Followed::with(dsn, |config| {
         config
             .allow_row_security(true)
             .read_timeout(Duration::from_millis(500))
-            .audit_cycle(Duration::from_secs(20))
+            .audit_cycle(Duration::from_secs(10))
+            .audit_budget(1.0)
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    println!(
-        "after 10 s: {:?} epoch {} {}",
-        followed.cache.counters(),
+    eventually("five failed steps", async || {
+        followed.cache.counters().failures >= 5
+    })
+    .await;
+    (
+        followed.cache.counters().reloads,
         followed.cache.view().epoch(),
-        followed.cache.status()
-    );
-    followed
+    )
 }
 
 /// A step of the audit that took longer than `read_timeout` cost the connection, a warmup and the epoch, again and again.
@@ -53,22 +55,16 @@ async fn for_ten_seconds(dsn: &str) -> Followed {
 async fn a_slow_step_of_the_audit_does_not_bring_the_follower_down() {
     let database = Database::seeded();
     let dsn = reader(&database, &only_the_audit_fails("perform pg_sleep(5)"));
-    let followed = for_ten_seconds(&dsn).await;
-    let counters = followed.cache.counters();
-    assert!(counters.reloads <= 3, "{counters:?}");
+    assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// What failed right after each warmup was answered by a warmup without a pause: the backoff began anew with each.
+/// An error of the audit was answered by a warmup without a pause, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_always_fails_is_not_answered_by_ceaseless_warmups() {
+async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
     let database = Database::seeded();
-    let dsn = reader(
-        &database,
-        &only_the_audit_fails("raise exception 'trouble' using errcode = '22012'"),
-    );
-    let followed = for_ten_seconds(&dsn).await;
-    let counters = followed.cache.counters();
-    assert!(counters.reloads <= 10, "{counters:?}");
+    let trouble = "raise exception 'trouble' using errcode = '22012'";
+    let dsn = reader(&database, &only_the_audit_fails(trouble));
+    assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
 /// After a lock was in the way, the read that it kept from being done waited for another bell or the poll interval.
@@ -83,7 +79,8 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     .await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
     let other = connect(&database.dsn()).await;
-    let mut worst = Duration::ZERO;
+    // Without the mend a heartbeat brought it, more than 4 s later each time.
+    let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
         let failures = followed.cache.counters().failures;
@@ -103,10 +100,9 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
             crate::common::followed::shows(&followed.cache.view(), &committed)
         })
         .await;
-        worst = worst.max(began.elapsed());
+        best = best.min(began.elapsed());
     }
-    println!("shown {worst:?} after the lock was gone");
-    assert!(worst < Duration::from_secs(3), "{worst:?}");
+    assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
 /// A budget that is no number ended the follower with a panic.
@@ -119,13 +115,11 @@ async fn a_budget_that_is_no_number_does_not_panic() {
             .audit_cycle(Duration::from_secs(1))
     })
     .await;
-    let until = Instant::now() + Duration::from_secs(3);
-    eventually("three seconds", async || Instant::now() > until).await;
-    assert!(
-        !followed.follower.is_finished(),
-        "{:?}",
-        followed.cache.status()
-    );
+    eventually("a pass", async || {
+        assert!(!followed.follower.is_finished());
+        followed.cache.counters().audit_passes > 0
+    })
+    .await;
 }
 
 /// The role's search path had a say in what the heartbeat is, and what it named was run with the cache's rights.
@@ -141,13 +135,10 @@ async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
            $$ select 'insert into trap.caught values (''run by the ringer'')'::text $$",
     );
     let followed = Followed::with(&dsn, |config| config).await;
-    let until = Instant::now() + Duration::from_secs(8);
-    eventually("some heartbeats", async || Instant::now() > until).await;
-    println!(
-        "{} {:?}",
-        followed.cache.status(),
-        followed.cache.counters()
-    );
+    eventually("some heartbeats", async || {
+        followed.cache.counters().heartbeats >= 2
+    })
+    .await;
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
@@ -157,9 +148,11 @@ async fn the_bell_of_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
     let bell = Config::new(&another.dsn()).expect("dsn");
     let followed = Followed::with(&database.dsn(), |config| config.bell_from(bell)).await;
-    let until = Instant::now() + Duration::from_secs(12);
-    eventually("twelve seconds", async || Instant::now() > until).await;
-    assert_ne!(followed.cache.status(), Status::Live);
+    eventually("found out", async || {
+        assert_ne!(followed.cache.status(), Status::Live);
+        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("another database"))
+    })
+    .await;
 }
 
 /// A role that is read-only by default could not send heartbeats, and its bell that rings was said not to.
@@ -171,12 +164,7 @@ async fn a_role_that_is_read_only_has_a_bell() {
         "alter role {role} set default_transaction_read_only = on",
     );
     let followed = Followed::with(&dsn, |config| config).await;
-    let until = Instant::now() + Duration::from_secs(20);
-    eventually("twenty seconds or live", async || {
-        Instant::now() > until || followed.cache.status() == Status::Live
-    })
-    .await;
-    assert_eq!(followed.cache.status(), Status::Live);
+    eventually("live", async || followed.cache.status() == Status::Live).await;
 }
 
 /// "Everything" as a lookback was refused by the server with an error that does not say so.
@@ -207,18 +195,19 @@ async fn a_lost_bell_is_not_live_until_the_next_poll() {
     cache.ready().await.expect("warm");
     eventually("live", async || cache.status() == Status::Live).await;
     // It looks again for a moment after a bell.
-    let until = Instant::now() + Duration::from_secs(2);
-    eventually("two seconds", async || Instant::now() > until).await;
+    let mut quiet = (Instant::now(), 0);
+    eventually("a second without a read", async || {
+        let reads = cache.counters().reads;
+        if reads != quiet.1 {
+            quiet = (Instant::now(), reads);
+        }
+        quiet.0.elapsed() > Duration::from_secs(1)
+    })
+    .await;
     database.psql(&format!(
         "alter role {role} nologin; select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'"
     ));
-    let until = Instant::now() + Duration::from_secs(25);
-    eventually("25 s", async || {
-        Instant::now() > until || cache.status() != Status::Live
-    })
-    .await;
-    println!("{} age {:?}", cache.status(), cache.view().age());
-    assert_ne!(cache.status(), Status::Live);
+    eventually("not live", async || cache.status() != Status::Live).await;
     follower.abort();
 }
 
@@ -253,7 +242,6 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
         let row = client.query_typed(sql, &[]).await.expect("counts");
         listening += row[0].get::<_, i64>(0);
     }
-    println!("{listening} of the pooler's sessions listen");
     assert_eq!(listening, 0);
 }
 
@@ -272,9 +260,8 @@ async fn a_pass_takes_no_longer_for_events_that_nobody_has_odds_for() {
             .audit_budget(1.0)
     })
     .await;
-    let until = Instant::now() + Duration::from_secs(12);
-    eventually("three cycles", async || Instant::now() > until).await;
-    let counters = followed.cache.counters();
-    println!("{counters:?}");
-    assert!(counters.audit_passes >= 1, "{counters:?}");
+    eventually("a pass", async || {
+        followed.cache.counters().audit_passes > 0
+    })
+    .await;
 }
