@@ -14,6 +14,7 @@ mod dataset;
 
 use std::{
     fs,
+    io::{Read, Write},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -58,16 +59,37 @@ impl Drop for Service {
     }
 }
 
+/// What the service says of its audit.
+fn audited(address: &str) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(address)?;
+        write!(
+            stream,
+            "GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().expect("the service answers");
+    let body = answer.split("\r\n\r\n").nth(1).expect("a body");
+    let stats: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let counter = |name: &str| stats["counters"][name].clone();
+    format!(
+        "{} events audited in {} passes, {} mismatches",
+        counter("audited_events"),
+        counter("audit_passes"),
+        counter("audit_mismatches")
+    )
+}
+
 /// Shares of a core: the service's, and the server's for it.
 async fn watch(dsn: &str, client: &Client, audit_cycle: &str, seconds: f64) -> (f64, f64, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    drop(listener);
     let child = Command::new(env!("CARGO_BIN_EXE_oddscache"))
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--audit-cycle",
-            audit_cycle,
-        ])
+        .args(["serve", "--listen", &address, "--audit-cycle", audit_cycle])
         .env("DATABASE_URL", dsn)
         .env("ODDSCACHE_LOG", "warn")
         .stdout(Stdio::null())
@@ -84,10 +106,10 @@ async fn watch(dsn: &str, client: &Client, audit_cycle: &str, seconds: f64) -> (
     let before = (cpu_seconds(service.0.id()), cpu(&pids));
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
     let after = (cpu_seconds(service.0.id()), cpu(&pids));
-    let note = match backends(client).await == pids {
-        true => String::new(),
-        false => " (it reconnected meanwhile: the server's share is too low)".to_owned(),
-    };
+    let mut note = format!("   {}", audited(&address));
+    if backends(client).await != pids {
+        note.push_str("; it reconnected meanwhile: the server's share is too low");
+    }
     (
         (after.0 - before.0) / seconds,
         (after.1 - before.1) / seconds,
