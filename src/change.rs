@@ -6,7 +6,7 @@ use futures_util::Stream;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
-    model::{CachedEvent, CachedSnapshot, Source},
+    model::{CachedEvent, CompetitorSnapshots, Source},
     view::Cut,
 };
 
@@ -50,12 +50,13 @@ impl Change {
         all.sort_unstable();
         all.dedup();
         for source in all {
-            let get = |event: Option<&'_ CachedEvent>| -> Option<CachedSnapshot> {
-                event?.competitors.get(source.as_str()).cloned()
+            let side = |event: Option<_>| event.map(CachedEvent::competitors);
+            let get = |side: Option<_>| {
+                side.and_then(|side| CompetitorSnapshots::get(side, source.as_str()))
             };
-            let same = match (get(before), get(after)) {
-                (Some(a), Some(b)) => a.difference(&b).is_none(),
-                (a, b) => a.is_none() && b.is_none(),
+            let same = match (get(side(before)), get(side(after))) {
+                (Some(before), Some(after)) => before.difference(after).is_none(),
+                (before, after) => before.is_none() && after.is_none(),
             };
             if !same {
                 self.competitors

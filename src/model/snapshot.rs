@@ -126,13 +126,15 @@ impl Body {
     /// Whether another body says the same of the same markets. Both must be of one interner, which gives equal markets
     /// one template.
     fn same(&self, other: &Body) -> bool {
-        let unavailable =
-            |body: &Body| body.rare.as_deref().map(|rare| rare.unavailable_at.clone());
+        fn unavailable(body: &Body) -> &[(u32, Micros)] {
+            let rare = body.rare.as_deref();
+            rare.map_or(&[], |rare| &rare.unavailable_at)
+        }
         std::ptr::eq(self, other)
             || Arc::ptr_eq(&self.template, &other.template)
                 && self.malformed_rows == other.malformed_rows
                 && self.odds.len() == other.odds.len()
-                && unavailable(self).unwrap_or_default() == unavailable(other).unwrap_or_default()
+                && unavailable(self) == unavailable(other)
                 && self.odds.iter().zip(&other.odds).all(|(a, b)| {
                     // Where wide odds stand depends on the order in which the rows came.
                     let bits =
