@@ -51,6 +51,7 @@ mod follower;
 pub mod fuzzing;
 #[cfg(feature = "tls")]
 mod handshake;
+mod list;
 mod model;
 mod owners;
 mod pace;
@@ -76,6 +77,7 @@ pub use config::Config;
 pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
+pub use list::EventList;
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,

@@ -202,6 +202,11 @@ impl View {
             .map(|event| &**event)
     }
 
+    /// Whether it is this very state, not only an equal one.
+    pub(crate) fn is(&self, other: &View) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// How many events it holds.
     pub fn len(&self) -> usize {
         self.0.index.len()

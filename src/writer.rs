@@ -36,7 +36,8 @@ impl Writer {
         }
     }
 
-    /// Puts the latest snapshot of an event and bookmaker in place of the one held. `kickoff`: if `None`, the known one stays.
+    /// Puts the latest snapshot of an event and bookmaker in place of the one held; equal markets are kept where they are.
+    /// `kickoff`: if `None`, the known one stays.
     pub fn put_betpawa_snapshot(
         &mut self,
         snapshot: &SnapshotInput,
@@ -44,7 +45,8 @@ impl Writer {
     ) {
         let packed = self.draft.packer.snapshot(snapshot);
         self.change(snapshot.event_id, kickoff, |betpawa, _| {
-            *betpawa = betpawa.with(packed)
+            let held = betpawa.get(packed.bookmaker_id);
+            *betpawa = betpawa.with(packed.sharing(held));
         });
     }
 
@@ -62,7 +64,8 @@ impl Writer {
         };
         let source = self.draft.packer.source(source);
         self.change(snapshot.event_id, kickoff, |_, competitors| {
-            *competitors = competitors.with(source, packed)
+            let held = competitors.get(source.as_str());
+            *competitors = competitors.with(source, packed.sharing(held));
         });
     }
 

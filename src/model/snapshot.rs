@@ -91,6 +91,19 @@ impl CachedSnapshot {
         }
     }
 
+    /// Whether its markets are another one's, in the same place of memory.
+    pub(crate) fn shares_markets(&self, other: &CachedSnapshot) -> bool {
+        Arc::ptr_eq(&self.body, &other.body)
+    }
+
+    /// This one with the markets of `held`, if they are equal; both packed with the same interned names.
+    pub(crate) fn sharing(mut self, held: Option<&CachedSnapshot>) -> CachedSnapshot {
+        if let Some(held) = held.filter(|held| self.body.same(&held.body)) {
+            self.body = Arc::clone(&held.body);
+        }
+        self
+    }
+
     /// The markets in the order of their row ids. Free: borrows, allocates nothing.
     pub fn markets(&self) -> Markets<'_> {
         Markets {

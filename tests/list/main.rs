@@ -1,0 +1,299 @@
+//! The event list is what serde_json makes of the same view, and writes only what changed.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod plain;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use oddscache::{EventList, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
+use proptest::{collection::vec, prelude::*};
+
+fn time(seconds: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+}
+
+fn outcome(name: &str, odds: Option<f64>) -> OutcomeInput {
+    OutcomeInput {
+        name: name.to_owned(),
+        odds,
+        is_active: true,
+        extra: serde_json::Map::new(),
+    }
+}
+
+fn snapshot(event_id: i64, bookmaker_id: i64, odds: f64) -> SnapshotInput {
+    let market = |id: &str, line, odds| MarketInput {
+        betpawa_market_id: id.to_owned(),
+        betpawa_market_name: format!("Market {id}"),
+        line,
+        outcomes: vec![outcome("1", Some(odds)), outcome("2", Some(1.5))],
+        ..MarketInput::default()
+    };
+    SnapshotInput {
+        snapshot_id: event_id,
+        event_id,
+        bookmaker_id,
+        captured_at: time(1_000_000),
+        last_confirmed_at: None,
+        markets: vec![
+            market("1", None, 9.0),
+            market("3743", None, odds),
+            market("5000", Some(3.5), 9.0),
+            market("5000", Some(2.5), odds),
+        ],
+    }
+}
+
+/// `events` events of three snapshots.
+fn filled(events: i64) -> (OddsCache, Writer) {
+    let (cache, mut writer) = OddsCache::detached();
+    for event in 1..=events {
+        let kickoff = Some(time(event));
+        writer.put_betpawa_snapshot(&snapshot(event, 1, 2.0), kickoff);
+        for source in ["bet9ja", "sportybet"] {
+            writer.put_competitor_snapshot(source, &snapshot(event, 0, 2.0), kickoff);
+        }
+    }
+    writer.publish();
+    (cache, writer)
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Event, bookmaker (or source from 10 on), markets, kickoff.
+    Put(i64, i64, Vec<MarketInput>, Option<i64>),
+    /// The same markets again, seen later.
+    Confirm(usize, i64),
+    Evict(i64),
+    Clear,
+    Publish,
+    /// Of the view so many publications ago.
+    Render(usize),
+    /// Whether renderings are kept from here on, as slow clients keep them.
+    Keep(bool),
+    Forget,
+}
+
+fn odds() -> impl Strategy<Value = Option<f64>> {
+    prop_oneof![
+        6 => (1010..30_000u32).prop_map(|thousandths| Some(f64::from(thousandths) / 1000.0)),
+        2 => any::<f64>().prop_map(Some),
+        1 => prop_oneof![Just(0.0), Just(-0.0), Just(1e-310), Just(f64::INFINITY), Just(1e22), Just(3.0)].prop_map(Some),
+        1 => Just(None),
+    ]
+}
+
+fn market() -> impl Strategy<Value = MarketInput> {
+    let id = prop_oneof![
+        Just("3743"),
+        Just("5000"),
+        Just("3795"),
+        Just("4693"),
+        Just("1")
+    ];
+    let line = prop_oneof![3 => Just(Some(2.5)), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
+    let name = prop_oneof![3 => "[a-z]{0,6}", 1 => any::<String>()];
+    let outcomes = vec((name.clone(), odds(), any::<bool>()), 0..4);
+    let unavailable = proptest::option::weighted(0.2, 0..4_000_000_000_000_000i64);
+    (id, name, line, outcomes, unavailable).prop_map(|(id, name, line, outcomes, unavailable)| {
+        MarketInput {
+            betpawa_market_id: id.to_owned(),
+            betpawa_market_name: name,
+            line,
+            outcomes: outcomes
+                .into_iter()
+                .map(|(name, odds, is_active)| OutcomeInput {
+                    is_active,
+                    ..outcome(&name, odds)
+                })
+                .collect(),
+            unavailable_at: unavailable.and_then(DateTime::from_timestamp_micros),
+            ..MarketInput::default()
+        }
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let put = (
+        1..12i64,
+        8..13i64,
+        vec(market(), 0..5),
+        proptest::option::of(0..9i64),
+    );
+    prop_oneof![
+        10 => put.prop_map(|(event, bookmaker, markets, kickoff)| Step::Put(event, bookmaker, markets, kickoff)),
+        4 => (any::<usize>(), 0..100_000_000i64).prop_map(|(which, at)| Step::Confirm(which, at)),
+        1 => (0..4i64).prop_map(Step::Evict),
+        1 => Just(Step::Clear),
+        8 => Just(Step::Publish),
+        8 => prop_oneof![5 => Just(0), 1 => 0..4usize].prop_map(Step::Render),
+        1 => any::<bool>().prop_map(Step::Keep),
+        1 => Just(Step::Forget),
+    ]
+}
+
+fn put(writer: &mut Writer, snapshot: &SnapshotInput, kickoff: Option<i64>) {
+    let kickoff = kickoff.map(time);
+    match snapshot.bookmaker_id {
+        10.. => writer.put_competitor_snapshot(
+            &format!("source \"{}\"", snapshot.bookmaker_id),
+            snapshot,
+            kickoff,
+        ),
+        _ => writer.put_betpawa_snapshot(snapshot, kickoff),
+    }
+}
+
+fn run(steps: Vec<Step>) {
+    let (cache, mut writer) = OddsCache::detached();
+    let mut list = EventList::new(plain::INLINE);
+    let mut views = vec![cache.view()];
+    let mut puts: Vec<SnapshotInput> = Vec::new();
+    let (mut keep, mut kept) = (false, Vec::new());
+    for step in steps {
+        match step {
+            Step::Put(event_id, bookmaker_id, markets, kickoff) => {
+                let snapshot = SnapshotInput {
+                    snapshot_id: 1,
+                    event_id,
+                    bookmaker_id,
+                    captured_at: time(1_700_000_000),
+                    last_confirmed_at: None,
+                    markets,
+                };
+                put(&mut writer, &snapshot, kickoff);
+                puts.push(snapshot);
+            }
+            Step::Confirm(which, at) => {
+                let count = puts.len();
+                if let Some(snapshot) = puts.get_mut(which % count.max(1)) {
+                    snapshot.last_confirmed_at = DateTime::from_timestamp_micros(at * 16_411);
+                    put(&mut writer, snapshot, None);
+                }
+            }
+            Step::Evict(at) => {
+                writer.evict_expired(time(at));
+            }
+            Step::Clear => writer.clear(),
+            Step::Publish => {
+                writer.publish();
+                views.push(cache.view());
+            }
+            Step::Render(ago) => {
+                let view = &views[views.len().saturating_sub(1 + ago)];
+                let json = list.render(view);
+                assert_eq!(std::str::from_utf8(&json).unwrap(), plain::list(view));
+                if keep {
+                    kept.push((view.clone(), json));
+                }
+            }
+            Step::Keep(from_now) => keep = from_now,
+            Step::Forget => list.clear(),
+        }
+    }
+    for (view, json) in kept {
+        assert_eq!(
+            json,
+            plain::list(&view),
+            "a list that was handed out changed"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn the_list_is_what_serde_makes_of_the_view(steps in vec(step(), 0..80)) {
+        run(steps);
+    }
+}
+
+#[test]
+fn only_what_changed_is_written() {
+    let (cache, mut writer) = filled(100);
+    let mut list = EventList::new(plain::INLINE);
+    assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    assert_eq!(list.fragments_written(), 300);
+
+    // The same state, by whatever view of it.
+    let first = list.render(&cache.view());
+    let again = list.render(&cache.view());
+    assert_eq!(first.as_ptr(), again.as_ptr());
+
+    // Confirmations write times, no odds.
+    for event in 1..=100 {
+        let confirmed = SnapshotInput {
+            last_confirmed_at: Some(time(2_000_000 + event)),
+            ..snapshot(event, 1, 2.0)
+        };
+        writer.put_betpawa_snapshot(&confirmed, None);
+    }
+    writer.publish();
+    assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    assert_eq!(list.fragments_written(), 300);
+
+    // New odds write those of their snapshots.
+    for event in [1, 50, 51, 100] {
+        writer.put_betpawa_snapshot(&snapshot(event, 1, 3.0), None);
+    }
+    writer.publish();
+    assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    assert_eq!(list.fragments_written(), 304);
+
+    // Another kickoff moves an event and writes nothing; a new event is written.
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 3.0), Some(time(70)));
+    writer.put_betpawa_snapshot(&snapshot(101, 1, 3.0), Some(time(0)));
+    writer.publish();
+    assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    assert_eq!(list.fragments_written(), 305);
+
+    // What has gone leaves nothing behind.
+    writer.evict_expired(time(90));
+    writer.publish();
+    assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    assert_eq!(list.fragments_written(), 305);
+}
+
+#[test]
+fn a_list_outlives_what_comes_after() {
+    let (cache, mut writer) = filled(10);
+    let mut list = EventList::new(plain::INLINE);
+    let (view, json) = (cache.view(), list.render(&cache.view()));
+    for round in 0..5 {
+        writer.put_betpawa_snapshot(&snapshot(3, 1, 4.0 + f64::from(round)), None);
+        writer.publish();
+        assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
+    }
+    assert_eq!(json, plain::list(&view));
+}
+
+#[test]
+fn what_it_weighs_is_bounded_by_two_lists() {
+    let (cache, mut writer) = filled(200);
+    let mut list = EventList::new(plain::INLINE);
+    let mut render = |cache: &OddsCache| {
+        let json = list.render(&cache.view()).len();
+        (list.memory_bytes(), json)
+    };
+    for round in 0..50 {
+        for event in 1..=200 {
+            writer.put_betpawa_snapshot(&snapshot(event, 1, 2.0 + f64::from(round)), None);
+        }
+        writer.publish();
+        let (bytes, json) = render(&cache);
+        assert!(bytes < 3 * json, "{bytes} bytes for a list of {json}");
+    }
+    // A few events are left: two lists later, no large one is kept.
+    writer.evict_expired(time(195));
+    writer.publish();
+    render(&cache);
+    for odds in [3.0, 4.0] {
+        writer.put_betpawa_snapshot(&snapshot(200, 1, odds), None);
+        writer.publish();
+        render(&cache);
+    }
+    let (bytes, json) = render(&cache);
+    assert!(
+        bytes < 3 * json + 5000,
+        "{bytes} bytes for a list of {json}"
+    );
+}
