@@ -1,0 +1,355 @@
+//! The cache beside what could be taken in its place: the same data, the same work, one run, one table.
+//!
+//! ```sh
+//! cargo bench --bench peers
+//! ```
+//!
+//! In this process all but the last one hold the cache's own packed snapshots behind an `Arc` per event, so that the
+//! containers are compared; the last row holds plain objects. Redis (`redis-server`) and PostgreSQL are private servers on
+//! Unix sockets; what is not installed is said and left out. Medians of interleaved rounds.
+#![allow(clippy::expect_used, unreachable_pub, missing_docs)]
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/demo/cluster.rs"]
+mod cluster;
+mod data;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/demo/dataset.rs"]
+mod dataset;
+mod lists;
+mod measure;
+#[allow(clippy::unwrap_used)]
+#[path = "../../tests/list/plain.rs"]
+mod plain;
+mod postgres;
+mod redis;
+mod stores;
+
+use std::{
+    alloc::System,
+    sync::{Arc, Mutex, RwLock},
+    time::Duration,
+};
+
+use measure::{median, timed};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use stores::{Handle, Held, Map, Store};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const ROUNDS: usize = 15;
+const SPAN: Duration = Duration::from_millis(700);
+
+/// One line of the table; NaN where there is nothing to say.
+struct Line {
+    name: &'static str,
+    /// Seconds.
+    one: f64,
+    speed_up: f64,
+    /// Nanoseconds.
+    p99: [f64; 2],
+    many: f64,
+    inline: f64,
+    update: f64,
+    bytes_each: f64,
+    torn: Option<(u64, u64)>,
+}
+
+/// A store and the bytes a market that it holds.
+type Made = (&'static str, Box<dyn Store>, f64);
+
+fn made<S: Store + 'static>(name: &'static str, make: impl FnOnce() -> S) -> Made {
+    let region = Region::new(ALLOCATOR);
+    let store = make();
+    let change = region.change();
+    let bytes = change.bytes_allocated - change.bytes_deallocated;
+    (name, Box::new(store), bytes as f64 / data::ALL_MARKETS)
+}
+
+/// The entries of a cache of its own, which is gone afterwards: what they share is theirs alone.
+fn entries() -> impl Iterator<Item = (i64, Arc<data::Entry>)> {
+    let (cache, writer) = data::filled();
+    let view = cache.view();
+    let entries: Vec<_> = view
+        .events()
+        .map(|event| (event.event_id(), Arc::new(data::Entry::new(event))))
+        .collect();
+    drop((view, cache, writer));
+    entries.into_iter()
+}
+
+fn stores() -> Vec<Made> {
+    let objects = || (1..=data::EVENTS).map(|id| (id, stores::ObjectEvent::new(id, 0)));
+    vec![
+        made("plain `hashbrown` map, never written (floor)", || {
+            stores::Plain(entries().collect::<Map>())
+        }),
+        made("**oddscache**, a held view", || {
+            Held(data::filled().0.view())
+        }),
+        made("**oddscache**, the handle", || {
+            let (cache, writer) = data::filled();
+            Handle {
+                cache,
+                writer: Mutex::new(writer),
+            }
+        }),
+        made("`std` RwLock of a map", || {
+            stores::StdLock(RwLock::new(entries().collect()))
+        }),
+        made("`parking_lot` RwLock of a map", || {
+            stores::ParkingLot(parking_lot::RwLock::new(entries().collect()))
+        }),
+        made("`dashmap`", || stores::DashMap(entries().collect())),
+        made("`papaya`", || stores::Papaya(entries().collect())),
+        made("`moka`", || {
+            let builder =
+                moka::sync::Cache::builder().max_capacity(10 * data::EVENTS.unsigned_abs());
+            let cache = builder.build_with_hasher(Default::default());
+            entries().for_each(|(id, entry)| cache.insert(id, entry));
+            cache.run_pending_tasks();
+            stores::Moka(cache)
+        }),
+        made(
+            "objects (`String`, `serde_json::Value`) in an RwLock",
+            || stores::Objects(RwLock::new(objects().collect())),
+        ),
+    ]
+}
+
+fn in_process() -> Vec<Line> {
+    let ids = data::scattered();
+    let fifty = &ids[..50];
+    let stores = stores();
+    let sums: Vec<f64> = stores.iter().map(|(_, store, _)| store.inline()).collect();
+    for (sum, (name, ..)) in sums.iter().zip(&stores) {
+        assert!(
+            (sum / sums[0] - 1.0).abs() < 1e-9,
+            "{name} holds other odds"
+        );
+    }
+    let mut times: Vec<[Vec<f64>; 6]> = stores.iter().map(|_| Default::default()).collect();
+    for _ in 0..ROUNDS {
+        for ((_, store, _), times) in stores.iter().zip(&mut times) {
+            store.pass(&ids);
+            let passes = || {
+                (0..50)
+                    .map(|_| store.pass(std::hint::black_box(&ids)))
+                    .sum::<usize>()
+            };
+            times[0].push(timed(passes) / (50.0 * ids.len() as f64));
+            let batches = || {
+                (0..200)
+                    .map(|_| store.many(std::hint::black_box(fifty)))
+                    .sum::<usize>()
+            };
+            times[1].push(timed(batches) / 200.0);
+            times[2].push(timed(|| store.inline()));
+        }
+    }
+    // Apart from the others: they leave other snapshots behind.
+    for round in 0..5 {
+        for ((_, store, _), times) in stores.iter().zip(&mut times) {
+            times[3].push(measure::p99(&**store, &ids, SPAN / 5));
+            times[4].push(measure::speed_up(&**store, &ids));
+        }
+        for ((_, store, _), times) in stores.iter().zip(&mut times) {
+            for n in 0..8 {
+                let begun = store.update(round * 8 + n + 1);
+                times[5].extend(begun.map(|begun| begun.elapsed().as_secs_f64()));
+            }
+        }
+    }
+    let mut stormy: Vec<Vec<f64>> = stores.iter().map(|_| Vec::new()).collect();
+    for _ in 0..5 {
+        for ((_, store, _), stormy) in stores.iter().zip(&mut stormy) {
+            stormy.push(measure::p99_beside_a_writer(&**store, &ids, SPAN / 5));
+        }
+    }
+    let mut lines = Vec::new();
+    for (((name, store, bytes_each), mut times), mut stormy) in
+        stores.into_iter().zip(times).zip(stormy)
+    {
+        let written = !times[5].is_empty();
+        lines.push(Line {
+            name,
+            one: median(&mut times[0]),
+            many: median(&mut times[1]),
+            inline: median(&mut times[2]),
+            p99: [
+                median(&mut times[3]),
+                if written {
+                    median(&mut stormy)
+                } else {
+                    f64::NAN
+                },
+            ],
+            speed_up: median(&mut times[4]),
+            update: median(&mut times[5]),
+            bytes_each: if name.ends_with("held view") {
+                f64::NAN
+            } else {
+                bytes_each
+            },
+            torn: written.then(|| measure::torn(&*store, SPAN)),
+        });
+    }
+    lines
+}
+
+fn with_redis(expected: f64) -> Result<Line, String> {
+    let server = redis::Server::start()?;
+    let mut client = server.connect();
+    let bytes_each = redis::fill(&mut client);
+    assert!(
+        (redis::inline(&mut client) / expected - 1.0).abs() < 1e-9,
+        "Redis holds other odds"
+    );
+    let ids = data::scattered();
+    let mut times: [Vec<f64>; 4] = Default::default();
+    for round in 0..7 {
+        let pass = |client: &mut redis::Client| {
+            ids[..100]
+                .iter()
+                .map(|id| redis::one(client, *id))
+                .sum::<usize>()
+        };
+        times[0].push(timed(|| pass(&mut client)) / 100.0);
+        times[1].push(timed(|| redis::many(&mut client, &ids[..50])));
+        times[2].push(timed(|| redis::inline(&mut client)));
+        times[3].push(
+            redis::update(&mut client, round + 1)
+                .elapsed()
+                .as_secs_f64(),
+        );
+    }
+    let [one, many, inline, update] = times.each_mut().map(|times| median(times));
+    Ok(Line {
+        name: "Redis, JSON of an event a key, parsed",
+        one,
+        speed_up: f64::NAN,
+        p99: [f64::NAN; 2],
+        many,
+        inline,
+        update,
+        bytes_each,
+        torn: Some(redis::torn(&server, SPAN)),
+    })
+}
+
+fn with_postgres(server: &mut postgres::Server, name: &'static str) -> Line {
+    let ids = postgres::event_ids(data::scattered().into_iter());
+    let all = postgres::event_ids(1..=data::EVENTS);
+    let mut times: [Vec<f64>; 4] = Default::default();
+    for round in 0..5 {
+        let pass = || {
+            ids[..10]
+                .iter()
+                .map(|id| server.read(&[*id], false).0)
+                .sum::<usize>()
+        };
+        times[0].push(timed(pass) / 10.0);
+        times[1].push(timed(|| server.read(&ids[..50], false)));
+        times[2].push(timed(|| server.read(&all, true)));
+        times[3].push(server.update(round + 1).elapsed().as_secs_f64());
+    }
+    let [one, many, inline, update] = times.each_mut().map(|times| median(times));
+    Line {
+        name,
+        one,
+        speed_up: f64::NAN,
+        p99: [f64::NAN; 2],
+        many,
+        inline,
+        update,
+        bytes_each: server.bytes_each,
+        torn: Some(server.torn(Duration::from_secs(3))),
+    }
+}
+
+/// A time in the unit that suits it.
+fn time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds.is_nan() => "-".to_owned(),
+        seconds if seconds < 1e-6 => format!("{:.1} ns", seconds * 1e9),
+        seconds if seconds < 1e-3 => format!("{:.1} us", seconds * 1e6),
+        seconds if seconds < 1.0 => format!("{:.1} ms", seconds * 1e3),
+        seconds => format!("{seconds:.2} s"),
+    }
+}
+
+fn print(lines: &[Line]) {
+    println!(
+        "| | one event | 2 readers | p99 alone, beside a writer | 50 events | inline odds of all | update visible | bytes a market | torn views |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let floor = &lines[0];
+    let cell = |seconds: f64, floor: f64| match seconds / floor {
+        ratio if ratio.is_nan() => "-".to_owned(),
+        ratio if ratio < 100.0 => format!("{}, x{ratio:.1}", time(seconds)),
+        ratio => format!("{}, x{ratio:.0}", time(seconds)),
+    };
+    let or_dash = |number: f64, text: String| {
+        if number.is_nan() {
+            "-".to_owned()
+        } else {
+            text
+        }
+    };
+    for line in lines {
+        let p99 = if line.p99[1].is_nan() {
+            or_dash(line.p99[0], format!("{:.0} ns", line.p99[0]))
+        } else {
+            format!("{:.0}, {:.0} ns", line.p99[0], line.p99[1])
+        };
+        println!(
+            "| {} | {} | {} | {p99} | {} | {} | {} | {} | {} |",
+            line.name,
+            cell(line.one, floor.one),
+            or_dash(line.speed_up, format!("x{:.2}", line.speed_up)),
+            cell(line.many, floor.many),
+            cell(line.inline, floor.inline),
+            time(line.update),
+            or_dash(line.bytes_each, format!("{:.1}", line.bytes_each)),
+            line.torn.map_or_else(
+                || "-".to_owned(),
+                |(torn, views)| format!("{torn} of {views}")
+            ),
+        );
+    }
+}
+
+fn main() {
+    println!("{}\ncargo bench --bench peers\n", measure::cpu());
+    let expected = stores::Plain(entries().collect()).inline();
+    let mut lines = in_process();
+    match with_redis(expected) {
+        Ok(line) => {
+            println!("Redis {}", redis::version());
+            lines.push(line);
+        }
+        Err(reason) => println!("Redis left out: {reason}"),
+    }
+    match postgres::Server::start() {
+        Ok(mut server) => {
+            println!("PostgreSQL {}", server.version);
+            let all = postgres::event_ids(1..=data::EVENTS);
+            let (_, sum) = server.read(&all, true);
+            assert!(
+                (sum / expected - 1.0).abs() < 1e-9,
+                "PostgreSQL holds other odds"
+            );
+            lines.push(with_postgres(&mut server, "PostgreSQL, GROUP BY"));
+            server.make_indexes();
+            lines.push(with_postgres(
+                &mut server,
+                "PostgreSQL, GROUP BY, with `sql/indexes.sql`",
+            ));
+        }
+        Err(reason) => println!("PostgreSQL left out: {reason}"),
+    }
+    println!();
+    print(&lines);
+    lists::measure();
+}

@@ -1,0 +1,133 @@
+//! Clocks, medians and threads.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{data, stores::Store};
+
+/// Seconds.
+pub fn timed<R>(run: impl FnOnce() -> R) -> f64 {
+    let begun = Instant::now();
+    black_box(run());
+    begun.elapsed().as_secs_f64()
+}
+
+pub fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs `read` while a thread calls `write` with 1, 2, 3 and so on.
+pub fn while_another<R>(write: impl Fn(u64) + Send + Sync, read: impl FnOnce() -> R) -> R {
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            (1..)
+                .take_while(|_| !ended.load(Ordering::Relaxed))
+                .for_each(&write);
+        });
+        let result = read();
+        ended.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// Look-ups a second of `threads` together.
+pub fn rate(store: &dyn Store, ids: &[i64], threads: usize, passes: usize) -> f64 {
+    let barrier = Barrier::new(threads + 1);
+    let slowest = thread::scope(|scope| {
+        let reader = || {
+            store.pass(ids);
+            barrier.wait();
+            timed(|| (0..passes).map(|_| store.pass(ids)).sum::<usize>())
+        };
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
+        barrier.wait();
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("a reader"))
+            .fold(0.0, f64::max)
+    });
+    (threads * passes * ids.len()) as f64 / slowest
+}
+
+/// 99th percentile of a look-up in nanoseconds, the clock's own share taken off.
+pub fn p99(store: &dyn Store, ids: &[i64], span: Duration) -> f64 {
+    let mut clock: Vec<f64> = (0..10_000)
+        .map(|_| {
+            let begun = Instant::now();
+            begun.elapsed().as_nanos() as f64
+        })
+        .collect();
+    let clock = median(&mut clock);
+    let mut all = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < span {
+        store.latencies(ids, &mut all);
+    }
+    let index = all.len() * 99 / 100;
+    let (_, p99, _) = all.select_nth_unstable(index);
+    f64::from(*p99) - clock
+}
+
+/// The same while a writer publishes 25 updates of 150 snapshots a second.
+pub fn p99_beside_a_writer(store: &dyn Store, ids: &[i64], span: Duration) -> f64 {
+    let begun = Instant::now();
+    let write = |round: u64| {
+        store.update(round.cast_signed());
+        let next = Duration::from_millis(40) * u32::try_from(round).unwrap_or(u32::MAX);
+        thread::sleep(next.saturating_sub(begun.elapsed()));
+    };
+    while_another(write, || p99(store, ids, span))
+}
+
+/// Views of all events that showed two generations, and views, while a writer touches all events again and again.
+pub fn torn(store: &dyn Store, span: Duration) -> (u64, u64) {
+    store.touch_all(0);
+    while_another(
+        |generation| store.touch_all(generation.cast_signed()),
+        || {
+            let begun = Instant::now();
+            let (mut torn, mut views) = (0, 0);
+            while begun.elapsed() < span {
+                let (least, greatest) = store.span();
+                views += 1;
+                torn += u64::from(least != greatest);
+            }
+            (torn, views)
+        },
+    )
+}
+
+/// How much faster two readers are than one.
+pub fn speed_up(store: &dyn Store, ids: &[i64]) -> f64 {
+    rate(store, ids, 2, 100) / rate(store, ids, 1, 100)
+}
+
+pub fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("");
+    let model = model.trim_start_matches([' ', '\t', ':']).to_owned();
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let version = std::process::Command::new("rustc")
+        .arg("--version")
+        .output();
+    let version = version
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default();
+    format!(
+        "{cores} cores, {model}; {version}; {} events x 3 x {} markets",
+        data::EVENTS,
+        data::MARKETS
+    )
+}
