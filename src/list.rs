@@ -17,7 +17,7 @@ use crate::{
     View,
     model::{CachedEvent, Micros},
 };
-use write::{Before, Inline, write_event};
+use write::{Before, Fragment, Inline, write_event};
 
 /// The event list with inline odds as JSON: all events of a view by kickoff, then id, each with a few markets of every
 /// snapshot.
@@ -60,8 +60,8 @@ pub struct EventList {
 struct Entries {
     /// In the order of the list.
     events: Vec<Entry>,
-    /// Where the markets of each snapshot stand, from the beginning of its event; entry by entry.
-    fragments: Vec<Range<usize>>,
+    /// Of their snapshots, entry by entry.
+    fragments: Vec<Fragment>,
 }
 
 #[derive(Clone, Copy)]
@@ -114,9 +114,8 @@ impl EventList {
             return self.json.bytes.clone();
         }
         let planned = self.plan(view);
-        // A tenth more than last time, so that growth seldom makes it move.
-        let expected = self.json.bytes.len() + self.json.bytes.len() / 10 + 1024;
-        let mut json = std::mem::take(&mut self.spare).reuse(expected);
+        let mut json =
+            std::mem::take(&mut self.spare).reuse(self.json.bytes.len().max(512 * planned.len()));
         let mut entries = Entries {
             events: Vec::with_capacity(planned.len()),
             fragments: Vec::with_capacity(self.entries.fragments.len() + 16),
@@ -168,7 +167,7 @@ impl EventList {
         self.json.capacity
             + self.spare.capacity
             + self.entries.events.capacity() * size_of::<Entry>()
-            + self.entries.fragments.capacity() * size_of::<Range<usize>>()
+            + self.entries.fragments.capacity() * size_of::<Fragment>()
             + size_of_val(&*self.inline)
             + ids
     }
@@ -187,11 +186,13 @@ impl EventList {
         let mut in_order = true;
         for (index, entry) in self.entries.events.iter().enumerate() {
             if let Some(event) = view.event(entry.event_id) {
-                in_order &= event.kickoff == entry.kickoff;
+                let unchanged = entry.address == address(event);
+                // What has not changed is not even looked at.
+                in_order &= unchanged || event.kickoff == entry.kickoff;
                 planned.push(Planned {
                     event,
                     old: Some(index),
-                    unchanged: entry.address == address(event),
+                    unchanged,
                 });
             }
         }
@@ -219,7 +220,6 @@ impl EventList {
         let entry = self.entries.events.get(index)?;
         let start = self.entries.start(index);
         Some(Before {
-            event: self.last.as_ref()?.event(entry.event_id)?,
             json: self.json.bytes.get(start.byte..entry.end.byte)?,
             fragments: self
                 .entries
@@ -309,19 +309,16 @@ impl Buffer {
         }
     }
 
-    /// Room for `expected` bytes: this one's, if nobody reads it, and it is neither too small nor far too large.
-    fn reuse(self, expected: usize) -> Vec<u8> {
-        if !(expected..=2 * expected).contains(&self.capacity) {
-            return Vec::with_capacity(expected + expected / 4);
+    /// Room for somewhat more than the last list: this one's, if nobody reads it and it is not far too large.
+    fn reuse(self, last: usize) -> Vec<u8> {
+        if (last + last / 64..=2 * last).contains(&self.capacity)
+            && let Ok(mut bytes) = self.bytes.try_into_mut()
+        {
+            // Else its contents would be moved to where they are.
+            bytes.clear();
+            return bytes.into();
         }
-        match self.bytes.try_into_mut() {
-            Ok(mut bytes) => {
-                // Else its contents would be moved to where they are.
-                bytes.clear();
-                bytes.into()
-            }
-            Err(_) => Vec::with_capacity(expected + expected / 4),
-        }
+        Vec::with_capacity(last + last / 8 + 256)
     }
 }
 

@@ -19,6 +19,7 @@ pub fn timed<R>(run: impl FnOnce() -> R) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
+/// Sorts them, too.
 pub fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
@@ -39,23 +40,30 @@ pub fn while_another<R>(write: impl Fn(u64) + Send + Sync, read: impl FnOnce() -
     })
 }
 
-/// Look-ups a second of `threads` together.
-pub fn rate(store: &dyn Store, ids: &[i64], threads: usize, passes: usize) -> f64 {
-    let barrier = Barrier::new(threads + 1);
-    let slowest = thread::scope(|scope| {
+/// Look-ups a second of `threads` together, all of them at it for the whole time.
+pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
+    let barrier = Barrier::new(threads);
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
         let reader = || {
             store.pass(ids);
             barrier.wait();
-            timed(|| (0..passes).map(|_| store.pass(ids)).sum::<usize>())
+            let begun = Instant::now();
+            let mut passes = 0;
+            while !ended.load(Ordering::Relaxed) {
+                black_box(store.pass(ids));
+                passes += 1;
+            }
+            (passes * ids.len()) as f64 / begun.elapsed().as_secs_f64()
         };
         let readers: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
-        barrier.wait();
+        thread::sleep(Duration::from_millis(60));
+        ended.store(true, Ordering::Relaxed);
         readers
             .into_iter()
             .map(|reader| reader.join().expect("a reader"))
-            .fold(0.0, f64::max)
-    });
-    (threads * passes * ids.len()) as f64 / slowest
+            .sum()
+    })
 }
 
 /// 99th percentile of a look-up in nanoseconds, the clock's own share taken off.
@@ -108,7 +116,7 @@ pub fn torn(store: &dyn Store, span: Duration) -> (u64, u64) {
 
 /// How much faster two readers are than one.
 pub fn speed_up(store: &dyn Store, ids: &[i64]) -> f64 {
-    rate(store, ids, 2, 100) / rate(store, ids, 1, 100)
+    rate(store, ids, 2) / rate(store, ids, 1)
 }
 
 pub fn cpu() -> String {

@@ -52,6 +52,8 @@ pub trait Store: Send + Sync {
 pub struct Handle {
     pub cache: OddsCache,
     pub writer: Mutex<Writer>,
+    /// How long `publish` alone took, in seconds.
+    pub publishing: Arc<Mutex<Vec<f64>>>,
 }
 
 fn empty(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
@@ -99,7 +101,12 @@ impl Store for Handle {
                 writer.put_competitor_snapshot(source, &snapshot, None);
             }
         }
+        let published = Instant::now();
         writer.publish();
+        self.publishing
+            .lock()
+            .expect("times")
+            .push(published.elapsed().as_secs_f64());
         Some(begun)
     }
     fn touch_all(&self, generation: i64) {

@@ -14,21 +14,28 @@ pub(super) struct Inline {
     pub(super) line: Option<f64>,
 }
 
+/// What stands in the list of a snapshot's markets.
+#[derive(Clone)]
+pub(super) struct Fragment {
+    /// Where the markets lie in memory: they stand for it (L1).
+    markets: usize,
+    /// Where they stand, from the beginning of their event.
+    at: Range<usize>,
+}
+
 /// An event as the last list has it.
 #[derive(Clone, Copy)]
 pub(super) struct Before<'a> {
-    pub(super) event: &'a CachedEvent,
     pub(super) json: &'a [u8],
-    /// Where in `json` the markets of each snapshot stand.
-    pub(super) fragments: &'a [Range<usize>],
+    pub(super) fragments: &'a [Fragment],
 }
 
 impl Before<'_> {
-    /// What was written of the markets of a snapshot that shares them.
-    fn markets(&self, snapshot: &CachedSnapshot) -> Option<&[u8]> {
-        let mut held = self.event.snapshots().zip(self.fragments);
-        let (_, fragment) = held.find(|(held, _)| held.shares_markets(snapshot))?;
-        self.json.get(fragment.clone())
+    /// What was written of these markets.
+    fn written(&self, markets: usize) -> Option<&[u8]> {
+        let mut fragments = self.fragments.iter();
+        let fragment = fragments.find(|fragment| fragment.markets == markets)?;
+        self.json.get(fragment.at.clone())
     }
 }
 
@@ -38,16 +45,19 @@ impl Inline {
     }
 
     fn shows(&self, market: CachedMarket<'_>) -> bool {
-        market.betpawa_market_id() == &*self.betpawa_market_id
+        // Ids are short: a call to compare them takes longer than that.
+        let id = market.betpawa_market_id();
+        id.len() == self.betpawa_market_id.len()
+            && id.bytes().eq(self.betpawa_market_id.bytes())
             && (self.line.is_none() || market.line() == self.line)
     }
 }
 
-/// Appends an event to `out`, and where its markets stand to `fragments`, in the order of [`CachedEvent::snapshots`]. Says of
-/// how many snapshots the markets were not to be had from `before`.
+/// Appends an event to `out`, and what stands there of its snapshots to `fragments`. Says of how many of them the markets
+/// were not to be had from `before`.
 pub(super) fn write_event(
     out: &mut Vec<u8>,
-    fragments: &mut Vec<Range<usize>>,
+    fragments: &mut Vec<Fragment>,
     inline: &[Inline],
     event: &CachedEvent,
     before: Option<Before<'_>>,
@@ -72,21 +82,24 @@ pub(super) fn write_event(
             out.push(b',');
         }
         out.extend_from_slice(b"{\"bookmaker\":");
-        json(out, bookmaker);
+        text(out, bookmaker);
         out.extend_from_slice(b",\"bookmaker_id\":");
         json(out, &snapshot.bookmaker_id());
         out.extend_from_slice(b",\"last_confirmed_at\":");
         write_time(out, Some(snapshot.last_confirmed_at()));
         out.extend_from_slice(b",\"markets\":");
-        let markets = out.len();
-        match before.as_ref().and_then(|before| before.markets(snapshot)) {
+        let (from, markets) = (out.len(), snapshot.markets_address());
+        match before.as_ref().and_then(|before| before.written(markets)) {
             Some(bytes) => out.extend_from_slice(bytes),
             None => {
                 write_markets(out, inline, snapshot);
                 written += 1;
             }
         }
-        fragments.push(markets - start..out.len() - start);
+        fragments.push(Fragment {
+            markets,
+            at: from - start..out.len() - start,
+        });
         out.push(b'}');
     }
     out.extend_from_slice(b"]}");
@@ -107,13 +120,13 @@ fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &CachedSnapshot
 
 fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
     out.extend_from_slice(b"{\"betpawa_market_id\":");
-    json(out, market.betpawa_market_id());
+    text(out, market.betpawa_market_id());
     out.extend_from_slice(b",\"betpawa_market_name\":");
-    json(out, market.betpawa_market_name());
+    text(out, market.betpawa_market_name());
     out.extend_from_slice(b",\"line\":");
-    json(out, &market.line());
+    number(out, market.line());
     out.extend_from_slice(b",\"margin\":");
-    json(out, &margin(market));
+    number(out, margin(market));
     out.extend_from_slice(b",\"outcomes\":[");
     for (index, outcome) in market.outcomes().enumerate() {
         out.extend_from_slice(if index > 0 {
@@ -121,9 +134,9 @@ fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
         } else {
             b"{\"name\":"
         });
-        json(out, outcome.name());
+        text(out, outcome.name());
         out.extend_from_slice(b",\"odds\":");
-        json(out, &outcome.odds());
+        number(out, outcome.odds());
         out.extend_from_slice(if outcome.is_active() {
             b",\"is_active\":true}"
         } else {
@@ -147,6 +160,58 @@ fn margin(market: CachedMarket<'_>) -> Option<f64> {
 fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     // Memory takes all that is written, and numbers and text are always JSON.
     let _ = serde_json::to_writer(out, value);
+}
+
+/// As serde_json writes it. Nearly all text is as short as a word or two, and none of its bytes needs an escape.
+fn text(out: &mut Vec<u8>, text: &str) {
+    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    // Without a way out, so that it is done for many bytes at once.
+    if text.bytes().fold(true, |all, byte| all & plain(byte)) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        json(out, text);
+    }
+}
+
+/// As serde_json writes it: with the fewest digits that stand for these very bits.
+fn number(out: &mut Vec<u8>, number: Option<f64>) {
+    let Some(number) = number else {
+        out.extend_from_slice(b"null");
+        return;
+    };
+    match thousandths(number) {
+        Some(thousandths) => {
+            let mut text = *b"0000000.000";
+            digits(&mut text[..7], thousandths / 1000);
+            digits(&mut text[8..], thousandths % 1000);
+            let first = text[..6].iter().take_while(|digit| **digit == b'0').count();
+            let zeros = text[9..]
+                .iter()
+                .rev()
+                .take_while(|digit| **digit == b'0')
+                .count();
+            out.extend_from_slice(&text[first..text.len() - zeros]);
+        }
+        None => json(out, &number),
+    }
+}
+
+/// Of a number that is exactly so many, from 0.001 to 4,294,967.295. Two decimal numbers of up to 15 digits never round to
+/// the same bits, so there is no shorter way to write it.
+fn thousandths(number: f64) -> Option<u32> {
+    let scaled = (number * 1000.0).round();
+    if !(1.0..=f64::from(u32::MAX)).contains(&scaled) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "in range"
+    )]
+    let whole = scaled as u32;
+    ((f64::from(whole) / 1000.0).to_bits() == number.to_bits()).then_some(whole)
 }
 
 /// As chrono and serde write it, in a fifth of the time.
@@ -218,6 +283,70 @@ mod tests {
         ) {
             let time = DateTime::from_timestamp_micros(micros).unwrap();
             assert_as_serde(time + chrono::TimeDelta::nanoseconds(nanos));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_and_text_are_written_as_serde_writes_them(
+            odds in prop_oneof![
+                any::<f64>(),
+                any::<f32>().prop_map(f64::from),
+                (-2_000_000_000..20_000_000_000i64).prop_map(|number| number as f64 / 1000.0),
+                (-200..20_000i64).prop_map(|number| number as f64 / 100.0),
+                (0..100i64).prop_map(|number| number as f64 / 10.0),
+                // The neighbours of what is written the short way.
+                (1..4_000_000u32, -2..3i64).prop_map(|(number, steps)| {
+                    f64::from_bits((f64::from(number) / 1000.0).to_bits().wrapping_add_signed(steps))
+                }),
+            ],
+            name in any::<String>(),
+            short in "[ -~]{0,20}",
+        ) {
+            let mut out = Vec::new();
+            number(&mut out, Some(odds));
+            prop_assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&odds).unwrap());
+            for name in [name, short] {
+                let mut out = Vec::new();
+                text(&mut out, &name);
+                prop_assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&name).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_numbers_are_written() {
+        for odds in [
+            0.0,
+            -0.0,
+            0.0005,
+            0.001,
+            0.01,
+            0.1,
+            1.0,
+            1.5,
+            10.0,
+            100.05,
+            4_294_967.295,
+            4_294_967.296,
+            9_999_999.999,
+            10_000_000.0,
+            1e15,
+            1e16,
+            1e17,
+            1e-5,
+            1e-7,
+            f64::MAX,
+            f64::MIN_POSITIVE,
+            f64::NAN,
+            f64::INFINITY,
+        ] {
+            let mut out = Vec::new();
+            number(&mut out, Some(odds));
+            assert_eq!(
+                String::from_utf8(out).unwrap(),
+                serde_json::to_string(&odds).unwrap()
+            );
         }
     }
 
