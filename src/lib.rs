@@ -59,9 +59,11 @@ mod passfile;
 mod preflight;
 mod publish;
 mod read;
+mod reader;
 pub mod sql;
 mod stats;
 mod status;
+mod table;
 mod target;
 mod tls;
 mod view;
@@ -80,10 +82,11 @@ pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
+pub use reader::Reader;
 pub use stats::{Stats, WarmupStats};
 pub use status::{Counters, Status};
 pub use tls::{SslMode, Tls};
-pub use view::{Cut, View};
+pub use view::{Cut, State, View};
 pub use writer::Writer;
 
 /// The README's examples, compiled and run.

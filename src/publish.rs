@@ -93,6 +93,10 @@ impl Shared {
         self.state.load()
     }
 
+    pub(crate) fn swap(&self) -> &ArcSwap<State> {
+        &self.state
+    }
+
     pub(crate) fn load_full(&self) -> Arc<State> {
         self.state.load_full()
     }
@@ -163,7 +167,7 @@ impl Publisher {
     pub(crate) fn publish(&mut self, state: State, change: Change) {
         // The swap settles what readers under way still owe to the old one's reference count, so one is ours alone.
         self.retired.push(self.shared.state.swap(Arc::new(state)));
-        self.retired.retain(|state| Arc::strong_count(state) > 1);
+        self.free_retired();
         add(&self.shared.counters.published, 1);
         // After the swap: who takes a view for a change finds it there. Fails where nobody subscribed.
         let _ = self.changes.send(Arc::new(change));
@@ -171,9 +175,14 @@ impl Publisher {
     }
 
     /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
-    pub(crate) fn prove(&self, cut: Arc<Cut>, at: Moment) {
+    pub(crate) fn prove(&mut self, cut: Arc<Cut>, at: Moment) {
+        self.free_retired();
         self.shared.load().proof.renew(cut, at);
         self.shared.proven.notify_waiters();
+    }
+
+    fn free_retired(&mut self) {
+        self.retired.retain(|state| Arc::strong_count(state) > 1);
     }
 
     pub(crate) fn wish(&self) -> &Wish {
