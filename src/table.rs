@@ -1,6 +1,6 @@
 //! Event id -> event: the one structure that look-ups go through.
 //!
-//! Ids are given out in order and events come and go in order, so neighbours in time are neighbours in id: sixteen
+//! Ids are given out in order and events come and go in order, so neighbours in time are neighbours in id: thirty-two
 //! neighbouring ids share a page, and the pages are in a hash table of their own. A look-up is one entry of that table and
 //! one place of a page away from the event, a copy of the table costs a reference a page, a change copies the pages it
 //! touches, and a walk goes through memory much as it was filled. `hashbrown` has neither the sharing nor the order.
@@ -17,7 +17,7 @@ use std::{mem::size_of, sync::Arc};
 use crate::model::CachedEvent;
 
 /// Ids that differ in the lowest bits only share a page.
-const PAGE_BITS: u32 = 4;
+const PAGE_BITS: u32 = 5;
 const PAGE: usize = 1 << PAGE_BITS;
 
 type Events = [Option<Arc<CachedEvent>>; PAGE];
