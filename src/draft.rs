@@ -253,6 +253,7 @@ impl Draft {
         State {
             table: self.table.clone(),
             epoch,
+            version: 0,
             stats: Stats {
                 last_warmup,
                 ..self.stats()

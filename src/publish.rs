@@ -140,6 +140,8 @@ pub(crate) struct Publisher {
     changes: broadcast::Sender<Arc<Change>>,
     /// States that readers may still hold.
     retired: Vec<Arc<State>>,
+    /// Of the state published last.
+    version: u64,
 }
 
 impl Publisher {
@@ -159,12 +161,15 @@ impl Publisher {
                 shared,
                 changes,
                 retired: Vec::new(),
+                version: 0,
             },
         )
     }
 
     /// Readers get `state` from now on, and subscribers what differs.
-    pub(crate) fn publish(&mut self, state: State, change: Change) {
+    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {
+        self.version += 1;
+        (state.version, change.version) = (self.version, self.version);
         // The swap settles what readers under way still owe to the old one's reference count, so one is ours alone.
         self.retired.push(self.shared.state.swap(Arc::new(state)));
         self.free_retired();

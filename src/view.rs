@@ -105,6 +105,8 @@ impl Proof {
 pub struct State {
     pub(crate) table: Table,
     pub(crate) epoch: u64,
+    /// Given when it is published.
+    pub(crate) version: u64,
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
 }
@@ -130,6 +132,7 @@ impl State {
         State {
             table: Table::default(),
             epoch: 0,
+            version: 0,
             stats: Stats::default(),
             proof: Proof::new(Arc::default(), None),
         }
@@ -224,6 +227,12 @@ impl State {
     /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Counts the states that were published since the handle was made: 0 before the first, then 1, 2, ... Two states of one
+    /// handle hold the same exactly if this is the same; nothing changes for as long as it stays.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 }
 

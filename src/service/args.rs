@@ -13,6 +13,9 @@ use super::{
 };
 use crate::demo::DemoArguments;
 
+/// Unless told otherwise.
+pub(crate) const MOST_STREAMS: usize = 256;
+
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
 ///
 /// It reads the application's tables once, then follows the change log that triggers write (install them with
@@ -211,6 +214,9 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
+    /// Streams of /v1/changes that may be open at a time
+    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = MOST_STREAMS, value_name = "COUNT")]
+    pub(crate) most_streams: usize,
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,

@@ -81,11 +81,11 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/publish.rs",
-                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n",
-                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n        let old = self.shared.load_full();\n        \
+                "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n",
+                "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n        let old = self.shared.load_full();\n        \
                  let mut table = state.table.clone();\n        for event in old.table.iter().step_by(2) {\n            \
                  table.insert(Arc::clone(event));\n        }\n        let half = State {\n            table,\n            \
-                 epoch: state.epoch,\n            stats: state.stats.clone(),\n            proof: state.proof.again(),\n        };\n        \
+                 epoch: state.epoch,\n            version: state.version,\n            stats: state.stats.clone(),\n            proof: state.proof.again(),\n        };\n        \
                  self.shared.state.store(Arc::new(half));\n        std::thread::sleep(std::time::Duration::from_millis(2));\n",
             ),
         ],

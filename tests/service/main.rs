@@ -1,6 +1,8 @@
 //! The binary, run as its users run it: `serve`, `dump`, `sql`, `demo`.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod changes;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::{
