@@ -46,6 +46,7 @@ pub(crate) struct Hub {
     /// Version of the newest one kept.
     newest: watch::Receiver<u64>,
     places: Arc<Semaphore>,
+    most: usize,
     keeping: AbortHandle,
 }
 
@@ -76,8 +77,14 @@ impl Hub {
             kept,
             newest,
             places: Arc::new(Semaphore::new(most_streams)),
+            most: most_streams,
             keeping: keeping.abort_handle(),
         }
+    }
+
+    /// How many streams are open.
+    pub(crate) fn open(&self) -> usize {
+        self.most - self.places.available_permits()
     }
 
     /// Ends all streams.

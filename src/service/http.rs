@@ -13,6 +13,7 @@ use axum::{
         HeaderMap, HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -21,19 +22,36 @@ use oddscache::{CachedEvent, Error, OddsCache, View};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
-use super::{changes::Hub, cut::answer, ids};
+use super::{
+    changes::Hub,
+    cut::answer,
+    ids,
+    metrics::{self, Requests},
+};
 
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// All paths there are.
 pub(crate) fn router(cache: OddsCache, hub: Hub) -> Router {
+    let requests = Requests::default();
     let changes = {
-        let cache = cache.clone();
+        let (cache, hub) = (cache.clone(), hub.clone());
         async move |headers: HeaderMap| hub.stream(cache, &headers)
+    };
+    let metrics = {
+        let (cache, requests) = (cache.clone(), requests.clone());
+        async move || {
+            let text = metrics::text(&cache, &requests, hub.open());
+            (
+                [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                text,
+            )
+        }
     };
     Router::new()
         .route("/v1/changes", get(changes))
+        .route("/metrics", get(metrics))
         .route("/v1/events/{id}", get(event))
         .route("/v1/events", get(events))
         .route("/v1/dump", get(dump))
@@ -52,6 +70,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub) -> Router {
                 "read-only: GET and HEAD only",
             )
         })
+        .layer(from_fn_with_state(requests, metrics::count))
         .with_state(cache)
 }
 

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod http;
 mod ids;
+mod metrics;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;
