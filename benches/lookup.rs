@@ -1,146 +1,317 @@
-//! Look-ups at the real scale, beside their floor: a borrowed `get` from a plain hash map.
+//! Look-ups and walks beside their floors, in one run: the same look-up in a plain `hashbrown` map of the same events, and
+//! the same walk over a dense array of them.
 //!
 //! ```sh
 //! cargo bench --bench lookup
 //! ```
-#![allow(clippy::expect_used)]
+//!
+//! `LARGE=110000` (default) is the number of events of the walk; it takes about 400 MB.
+#![allow(clippy::expect_used, missing_docs)]
 
-use std::{collections::BTreeMap, time::Duration};
+mod common;
 
-use chrono::{DateTime, Utc};
-use divan::{Bencher, black_box};
-use hashbrown::HashMap;
-use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
+use std::{
+    hint::black_box,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-const EVENTS: i64 = 1100;
-const MARKETS: i64 = 50;
+use common::{REAL, event_ids, filled, line, put, quantile, shuffled, side_by_side};
+use oddscache::{CachedEvent, OddsCache, Reader, State, hashbrown::HashMap};
 
-fn main() {
-    divan::main();
+type Plain = HashMap<i64, Arc<CachedEvent>>;
+
+fn plain(cache: &OddsCache) -> Plain {
+    let ids = cache.event_ids();
+    ids.iter()
+        .map(|id| (*id, cache.event(*id).expect("held")))
+        .collect()
 }
 
-fn snapshot(event_id: i64, bookmaker_id: i64) -> SnapshotInput {
-    let time = DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    let outcome = |market: i64, n: i64| OutcomeInput {
-        name: format!("outcome {n}"),
-        odds: Some(1.0 + ((event_id * 7 + market * 3 + n) % 900) as f64 / 100.0),
-        is_active: true,
-        extra: serde_json::Map::new(),
-    };
-    let market = |n: i64| MarketInput {
-        betpawa_market_id: (3700 + n).to_string(),
-        betpawa_market_name: format!("market {n}"),
-        line: (n % 5 == 0).then_some(2.5),
-        outcomes: (0..3).map(|outcomes| outcome(n, outcomes)).collect(),
-        ..MarketInput::default()
-    };
-    SnapshotInput {
-        snapshot_id: event_id * 10 + bookmaker_id,
-        event_id,
-        bookmaker_id,
-        captured_at: time,
-        last_confirmed_at: None,
-        markets: (0..MARKETS).map(market).collect(),
+/// What every look-up ends with.
+fn see(event: &CachedEvent) -> u64 {
+    event.betpawa().len() as u64
+}
+
+fn in_state(state: &State, id: i64) -> u64 {
+    state.event(id).map_or(0, see)
+}
+
+fn sum(ids: &[i64], mut look: impl FnMut(i64) -> u64) -> u64 {
+    ids.iter().map(|id| look(black_box(*id))).sum()
+}
+
+fn one_thread(cache: &OddsCache, ids: &[i64]) {
+    let map = plain(cache);
+    let view = cache.view();
+    let mut reader = cache.reader();
+    let fifty: Vec<i64> = ids.iter().take(50).copied().collect();
+    let units = ids.len();
+    let mut candidates: Vec<common::Candidate<'_>> = vec![
+        (
+            "floor: plain map, borrowed",
+            Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| see(event)))),
+        ),
+        (
+            "a held view",
+            Box::new(|| sum(ids, |id| in_state(&view, id))),
+        ),
+        (
+            "the handle: Reader::state",
+            Box::new(|| sum(ids, |id| in_state(reader.state(), id))),
+        ),
+        (
+            "the handle: OddsCache::read",
+            Box::new(|| sum(ids, |id| cache.read(|state| in_state(state, id)))),
+        ),
+        (
+            "the handle: OddsCache::get_betpawa_snapshot, counted",
+            Box::new(|| {
+                sum(ids, |id| {
+                    cache
+                        .get_betpawa_snapshot(id)
+                        .map_or(0, |found| found.len() as u64)
+                })
+            }),
+        ),
+        (
+            "the handle: OddsCache::view().event",
+            Box::new(|| sum(ids, |id| in_state(&cache.view(), id))),
+        ),
+    ];
+    let times = side_by_side(301, units, &mut candidates);
+    let reach = ["", "<= 1.5", "", "<= 4", "", ""];
+    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(reach) {
+        line(name, *time, "ns", time / times[0], reach);
+    }
+    drop(candidates);
+    let mut candidates: Vec<common::Candidate<'_>> = vec![
+        (
+            "floor: 50 events of the plain map",
+            Box::new(|| {
+                (0..20)
+                    .map(|_| sum(&fifty, |id| map.get(&id).map_or(0, |event| see(event))))
+                    .sum()
+            }),
+        ),
+        (
+            "50 events of one view, borrowed",
+            Box::new(|| (0..20).map(|_| sum(&fifty, |id| in_state(&view, id))).sum()),
+        ),
+        (
+            "50 events through the handle: one OddsCache::read",
+            Box::new(|| {
+                (0..20)
+                    .map(|_| cache.read(|state| sum(&fifty, |id| in_state(state, id))))
+                    .sum()
+            }),
+        ),
+    ];
+    let times = side_by_side(301, 20, &mut candidates);
+    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], reach);
     }
 }
 
-fn filled() -> (OddsCache, Writer) {
-    let (cache, mut writer) = OddsCache::detached();
-    for event_id in 1..=EVENTS {
-        writer.put_betpawa_snapshot(&snapshot(event_id, 1), None);
-        for source in ["sportybet", "bet9ja"] {
-            writer.put_competitor_snapshot(source, &snapshot(event_id, 0), None);
+/// Look-ups a second of `threads` together, each with a look-up of its own.
+fn rate(
+    threads: usize,
+    ids: &[i64],
+    look: &(dyn Fn() -> Box<dyn FnMut(i64) -> u64> + Sync),
+) -> f64 {
+    const PASSES: usize = 400;
+    let barrier = Barrier::new(threads + 1);
+    let took = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut look = look();
+                    black_box(sum(ids, &mut look));
+                    barrier.wait();
+                    for _ in 0..PASSES {
+                        black_box(sum(ids, &mut look));
+                    }
+                })
+            })
+            .collect();
+        barrier.wait();
+        let begun = Instant::now();
+        for thread in threads {
+            thread.join().expect("reads");
         }
+        begun.elapsed()
+    });
+    (threads * PASSES * ids.len()) as f64 / took.as_secs_f64()
+}
+
+fn two_threads(cache: &OddsCache, ids: &[i64]) {
+    let map = Arc::new(plain(cache));
+    let floor = || -> Box<dyn FnMut(i64) -> u64> {
+        let map = Arc::clone(&map);
+        Box::new(move |id| map.get(&id).map_or(0, |event| see(event)))
+    };
+    let read = || -> Box<dyn FnMut(i64) -> u64> {
+        let cache = cache.clone();
+        Box::new(move |id| cache.read(|state| in_state(state, id)))
+    };
+    let reader = || -> Box<dyn FnMut(i64) -> u64> {
+        let mut reader: Reader = cache.reader();
+        Box::new(move |id| in_state(reader.state(), id))
+    };
+    let counted = || -> Box<dyn FnMut(i64) -> u64> {
+        let cache = cache.clone();
+        Box::new(move |id| {
+            cache
+                .get_betpawa_snapshot(id)
+                .map_or(0, |found| found.len() as u64)
+        })
+    };
+    type Look<'a> = &'a (dyn Fn() -> Box<dyn FnMut(i64) -> u64> + Sync);
+    let candidates: [(&str, Look<'_>, &str); 4] = [
+        ("2 threads: plain map", &floor, ""),
+        ("2 threads: OddsCache::read", &read, ">= 1.6"),
+        ("2 threads: Reader::state", &reader, ">= 1.6"),
+        ("2 threads: get_betpawa_snapshot, counted", &counted, ""),
+    ];
+    for (name, look, reach) in candidates {
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        for _ in 0..15 {
+            one.push(rate(1, ids, look));
+            two.push(rate(2, ids, look));
+        }
+        let (one, two) = (common::median(&mut one), common::median(&mut two));
+        println!(
+            "{name:<58}{:>10.1} M/s{:>7.2}x   {reach} (speed-up)",
+            two / 1e6,
+            two / one
+        );
     }
-    writer.publish();
-    (cache, writer)
 }
 
-/// Event ids in an order that no cache line likes.
-fn ids() -> impl Iterator<Item = i64> {
-    (0..).map(|n: i64| (n * 769) % EVENTS + 1)
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn floor_plain_map(bencher: Bencher<'_, '_>) {
-    let map: HashMap<i64, Box<i64>> = (1..=EVENTS).map(|id| (id, Box::new(id))).collect();
-    let mut ids = ids();
-    bencher.bench_local(|| {
-        map.get(&black_box(ids.next().unwrap_or(1)))
-            .map(|event| **event)
-    });
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn held_view(bencher: Bencher<'_, '_>) {
-    let view = filled().0.view();
-    let mut ids = ids();
-    bencher.bench_local(|| {
-        view.get_betpawa_snapshot(black_box(ids.next().unwrap_or(1)))
-            .map(|found| found.len())
-    });
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn through_the_handle(bencher: Bencher<'_, '_>) {
-    let (cache, _writer) = filled();
-    let mut ids = ids();
-    bencher.bench_local(|| {
-        cache
-            .get_betpawa_snapshot(black_box(ids.next().unwrap_or(1)))
-            .map(|found| found.len())
-    });
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn taking_a_view(bencher: Bencher<'_, '_>) {
-    let (cache, _writer) = filled();
-    bencher.bench_local(|| black_box(cache.view()).len());
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn fifty_events_floor(bencher: Bencher<'_, '_>) {
-    let map: HashMap<i64, Box<i64>> = (1..=EVENTS).map(|id| (id, Box::new(id))).collect();
-    let wanted: Vec<i64> = ids().take(50).collect();
-    bencher.bench_local(|| {
-        wanted
-            .iter()
-            .filter_map(|id| map.get(id))
-            .map(|event| **event)
-            .sum::<i64>()
-    });
-}
-
-#[divan::bench(sample_count = 200, sample_size = 2000)]
-fn fifty_events_from_a_view(bencher: Bencher<'_, '_>) {
-    let view = filled().0.view();
-    let wanted: Vec<i64> = ids().take(50).collect();
-    bencher.bench_local(|| {
-        wanted
-            .iter()
-            .filter_map(|id| view.event(*id))
-            .map(|event| event.event_id())
-            .sum::<i64>()
-    });
-}
-
-#[divan::bench]
-fn inline_odds_of_all_events(bencher: Bencher<'_, '_>) {
-    let view = filled().0.view();
-    bencher.bench_local(|| {
-        let mut best: BTreeMap<usize, f64> = BTreeMap::new();
-        for event in view.events() {
-            for market in event
-                .betpawa()
-                .iter()
-                .flat_map(|(_, snapshot)| snapshot.markets().take(4))
-            {
-                for (index, outcome) in market.outcomes().enumerate() {
-                    let best = best.entry(index).or_default();
-                    *best = best.max(outcome.odds().unwrap_or_default());
+/// The slowest of a hundred look-ups through the handle, with and without a writer that publishes 25 batches a second.
+fn beside_a_writer(ids: &[i64]) {
+    let (cache, mut writer) = filled(ids, 50);
+    let stop = AtomicBool::new(false);
+    let writing = AtomicBool::new(false);
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut version = 2;
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(40));
+                if writing.load(Ordering::Relaxed) {
+                    let first = version as usize * 50 % (ids.len() - 50);
+                    for id in &ids[first..first + 50] {
+                        put(&mut writer, *id, 50, version);
+                    }
+                    writer.publish();
+                    version += 1;
                 }
             }
+        });
+        // What reading the clock takes is in each, and in the floor alike; it is taken off.
+        let mut clock: Vec<f64> = (0..100_000)
+            .map(|_| Instant::now().elapsed().as_nanos() as f64)
+            .collect();
+        let clock = quantile(&mut clock, 0.5);
+        for round in 0..20 {
+            let beside_it = round % 2 == 1;
+            writing.store(beside_it, Ordering::Relaxed);
+            let until = Instant::now() + Duration::from_millis(400);
+            let mut times = Vec::new();
+            for id in ids.iter().cycle() {
+                let begun = Instant::now();
+                black_box(cache.read(|state| in_state(state, black_box(*id))));
+                times.push(begun.elapsed().as_nanos() as f64 - clock);
+                if times.len() % 1024 == 0 && Instant::now() > until {
+                    break;
+                }
+            }
+            let p99 = quantile(&mut times, 0.99);
+            if beside_it { &mut beside } else { &mut alone }.push(p99);
         }
-        best
+        stop.store(true, Ordering::Relaxed);
     });
+    let (alone, beside) = (common::median(&mut alone), common::median(&mut beside));
+    line(
+        "floor: OddsCache::read, p99, nobody writes",
+        alone,
+        "ns",
+        1.0,
+        "",
+    );
+    line(
+        "the same beside 25 publications a second, p99",
+        beside,
+        "ns",
+        beside / alone,
+        "<= 1.5",
+    );
+}
+
+fn inline(event: &CachedEvent) -> u64 {
+    let own = event.betpawa().iter().map(|(_, snapshot)| snapshot);
+    let others = event.competitors().iter().map(|(_, snapshot)| snapshot);
+    let markets = own
+        .chain(others)
+        .flat_map(|snapshot| snapshot.markets().take(4));
+    markets
+        .flat_map(|market| market.outcomes())
+        .map(|outcome| outcome.odds().map_or(0, |odds| (odds * 1000.0) as u64))
+        .sum()
+}
+
+fn walk(events: usize, rounds: usize) {
+    let (cache, _writer) = filled(&event_ids(events), 20);
+    let view = cache.view();
+    let mut dense: Vec<Arc<CachedEvent>> = plain(&cache).into_values().collect();
+    // As they lie in memory.
+    dense.sort_by_key(|event| Arc::as_ptr(event) as usize);
+    let hashed = plain(&cache);
+    let mut candidates: Vec<common::Candidate<'_>> = vec![
+        (
+            "floor: the inline markets of all, dense array",
+            Box::new(|| dense.iter().map(|event| inline(event)).sum()),
+        ),
+        (
+            "the inline markets of all, State::events",
+            Box::new(|| view.events().map(inline).sum()),
+        ),
+        (
+            "for comparison: a plain map's order",
+            Box::new(|| hashed.values().map(|event| inline(event)).sum()),
+        ),
+    ];
+    let times = side_by_side(rounds, events, &mut candidates);
+    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], reach);
+    }
+}
+
+fn main() {
+    let large = std::env::var("LARGE")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let ids = event_ids(REAL);
+    let order = shuffled(&ids);
+    println!(
+        "{REAL} events x 3 x 50 markets; nanoseconds a look-up (an event of a walk), medians of interleaved rounds"
+    );
+    let (cache, writer) = filled(&ids, 50);
+    one_thread(&cache, &order);
+    two_threads(&cache, &order);
+    drop((cache, writer));
+    beside_a_writer(&order);
+    walk(REAL, 101);
+    let large = large.unwrap_or(110_000);
+    println!("{large} events x 3 x 20 markets");
+    let ids = event_ids(large);
+    let order = shuffled(&ids);
+    let (cache, writer) = filled(&ids, 0);
+    one_thread(&cache, &order);
+    drop((cache, writer));
+    walk(large, 11);
 }

@@ -5,9 +5,9 @@ use hashbrown::HashMap;
 
 use crate::{
     BetpawaSnapshots, CachedEvent, Changes, CompetitorSnapshots, Config, Counters, Error, Follower,
-    Stats, Status, View, Writer,
+    State, Stats, Status, View, Writer,
     publish::{Publisher, Shared},
-    view::State,
+    reader::Reader,
 };
 
 /// The shared handle: clone it into every task and thread that looks odds up.
@@ -72,6 +72,24 @@ impl OddsCache {
         View(self.shared.load_full())
     }
 
+    /// Looks something up in the latest committed state, without counting a reference to it: the cheapest way there is for
+    /// a look-up or a few that agree with each other. While `look` runs, the state stays in memory; it must not wait for
+    /// anything. Takes no lock, allocates nothing.
+    ///
+    /// ```
+    /// # let (cache, _writer) = oddscache::OddsCache::detached();
+    /// let markets = cache.read(|state| state.event(4711).map(|event| event.betpawa().len()));
+    /// # assert_eq!(markets, None);
+    /// ```
+    pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.shared.load())
+    }
+
+    /// A reader for a loop that looks up all the time; see [`Reader`].
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.shared))
+    }
+
     /// The latest committed state, if it was proven current within the last `max_age`.
     ///
     /// # Errors
@@ -134,14 +152,14 @@ impl OddsCache {
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
     pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<BetpawaSnapshots> {
         let state = self.shared.load();
-        let snapshots = &state.event(event_id)?.betpawa;
+        let snapshots = state.event(event_id)?.betpawa();
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
     /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
     pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<CompetitorSnapshots> {
         let state = self.shared.load();
-        let snapshots = &state.event(event_id)?.competitors;
+        let snapshots = state.event(event_id)?.competitors();
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
@@ -167,12 +185,12 @@ impl OddsCache {
 
     /// An event with all its snapshots; `None` if it has none. Counts one reference.
     pub fn event(&self, event_id: i64) -> Option<Arc<CachedEvent>> {
-        self.shared.load().event(event_id).cloned()
+        self.shared.load().table.get(event_id).cloned()
     }
 
     /// When an event begins, UTC; `None` if it is absent or nobody said.
     pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
-        self.shared.load().event(event_id)?.kickoff()
+        self.shared.load().kickoff(event_id)
     }
 
     /// The ids of all events, ascending. Allocates the list and sorts it.

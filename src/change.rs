@@ -20,6 +20,8 @@ pub struct Change {
     /// The epoch of that state. Where it differs from the last change's, history may have been lost: the lists are still
     /// the whole difference between the two states.
     pub epoch: u64,
+    /// The [`State::version`](crate::State::version) of that state.
+    pub version: u64,
     /// Events whose snapshots of `odds_snapshots` are not what they were: new, changed, or gone. Ascending.
     pub betpawa: Vec<i64>,
     /// The same for `competitor_odds_snapshots`, by source. Ascending.

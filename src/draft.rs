@@ -20,15 +20,14 @@ use crate::{
     owners::Owners,
     pack::Packer,
     stats::{Stats, WarmupStats},
-    view::{CHUNK, Chunk, Cut, Index, Moment, Proof, State},
+    table::Table,
+    view::{Cut, Moment, Proof, State},
 };
 
 /// The draft. Everything but `packer` changes only through its methods.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
-    index: Arc<Index>,
-    chunks: Vec<Arc<Chunk>>,
-    free: Vec<u32>,
+    table: Table,
     betpawa_owners: Owners,
     competitor_owners: Owners,
     /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
@@ -42,13 +41,12 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn event(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
-        let slot = *self.index.get(&event_id)? as usize;
-        self.chunks.get(slot / CHUNK)?[slot % CHUNK].as_ref()
+        self.table.get(event_id)
     }
 
     /// How many events are held.
     pub(crate) fn len(&self) -> usize {
-        self.index.len()
+        self.table.len()
     }
 
     /// The events that show a snapshot of `odds_snapshots`.
@@ -63,15 +61,14 @@ impl Draft {
 
     /// The ids of the events held in a range, in no order.
     pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
-        self.index
-            .keys()
-            .copied()
-            .filter(move |id| range.contains(id))
+        let ids = self.table.iter().map(|event| event.event_id);
+        ids.filter(move |id| range.contains(id))
     }
 
     /// Takes the place of `old`, whose names it took over: what is equal shares its memory, what differs is a change.
     pub(crate) fn replace(&mut self, old: &mut Draft) {
-        let mut ids: Vec<i64> = old.index.keys().chain(self.index.keys()).copied().collect();
+        let held = old.table.iter().chain(self.table.iter());
+        let mut ids: Vec<i64> = held.map(|event| event.event_id).collect();
         ids.extend(old.before.keys());
         ids.sort_unstable();
         ids.dedup();
@@ -81,16 +78,15 @@ impl Draft {
                 Some(published) => published,
                 None => old.event(event_id).cloned(),
             };
-            let now = self.event(event_id);
-            match (published, now, self.index.get(&event_id)) {
-                (Some(published), Some(now), Some(slot)) if published.same(now) => {
+            match (published, self.event(event_id)) {
+                (Some(published), Some(now)) if published.same(now) => {
                     self.before.remove(&event_id);
-                    self.write(*slot, Some(published));
+                    self.table.insert(published);
                 }
-                (None, None, _) => {
+                (None, None) => {
                     self.before.remove(&event_id);
                 }
-                (published, ..) => {
+                (published, _) => {
                     self.before.insert(event_id, published);
                 }
             }
@@ -151,24 +147,16 @@ impl Draft {
         {
             self.kickoffs.push(Reverse((kickoff, event_id)));
         }
-        let slot = match self.index.get(&event_id) {
-            Some(slot) => *slot,
-            None => self.claim(event_id),
-        };
-        self.write(slot, Some(event));
+        self.table.insert(event);
     }
 
     /// Removes an event; says whether it was there.
     pub(crate) fn remove(&mut self, event_id: i64) -> bool {
-        let Some(old) = self.event(event_id).cloned() else {
+        let Some(old) = self.table.remove(event_id) else {
             return false;
         };
         self.forget(&old);
         self.before.entry(event_id).or_insert(Some(old));
-        if let Some(slot) = Arc::make_mut(&mut self.index).remove(&event_id) {
-            self.write(slot, None);
-            self.free.push(slot);
-        }
         true
     }
 
@@ -188,25 +176,6 @@ impl Draft {
             }
         }
         evicted
-    }
-
-    fn claim(&mut self, event_id: i64) -> u32 {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            let first = self.chunks.len() * CHUNK;
-            self.chunks.push(Arc::default());
-            // Four thousand million events would not fit into memory.
-            let first = u32::try_from(first).unwrap_or(u32::MAX);
-            self.free.extend((first + 1..first + CHUNK as u32).rev());
-            first
-        });
-        Arc::make_mut(&mut self.index).insert(event_id, slot);
-        slot
-    }
-
-    /// Copies the chunk first if a view shares it (V1).
-    fn write(&mut self, slot: u32, event: Option<Arc<CachedEvent>>) {
-        let slot = slot as usize;
-        Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK] = event;
     }
 
     fn count(&mut self, event: &CachedEvent) {
@@ -258,11 +227,9 @@ impl Draft {
     fn heap_bytes(&self) -> usize {
         self.event_bytes
             + self.packer.heap_bytes()
-            + self.index.allocation_size()
-            + self.chunks.len() * (size_of::<Chunk>() + 2 * size_of::<usize>())
-            // The draft's own list of chunks, and the published view's.
-            + (self.chunks.capacity() + self.chunks.len()) * size_of::<Arc<Chunk>>()
-            + self.free.capacity() * size_of::<u32>()
+            + self.table.page_bytes()
+            // The draft's own list of pages, and the published view's.
+            + 2 * self.table.list_bytes()
             + self.betpawa_owners.heap_bytes()
             + self.competitor_owners.heap_bytes()
             + self.kickoffs.capacity() * size_of::<(Micros, i64)>()
@@ -277,16 +244,16 @@ impl Draft {
         last_warmup: Option<WarmupStats>,
     ) -> State {
         self.packer.sweep();
-        if self.kickoffs.len() > 2 * self.index.len() + 64 {
-            let current = self.chunks.iter().flat_map(|chunk| chunk.iter()).flatten();
+        if self.kickoffs.len() > 2 * self.table.len() + 64 {
+            let current = self.table.iter();
             self.kickoffs = current
                 .filter_map(|event| Some(Reverse((event.kickoff?, event.event_id))))
                 .collect();
         }
         State {
-            index: Arc::clone(&self.index),
-            chunks: self.chunks.as_slice().into(),
+            table: self.table.clone(),
             epoch,
+            version: 0,
             stats: Stats {
                 last_warmup,
                 ..self.stats()
@@ -369,25 +336,14 @@ mod tests {
     }
 
     fn held(state: &State) -> Vec<&Arc<CachedEvent>> {
-        state
-            .chunks
-            .iter()
-            .flat_map(|chunk| chunk.iter())
-            .flatten()
-            .collect()
+        state.table.iter().collect()
     }
 
     /// D1 and D2 by a walk over all events, and V2.
     fn assert_invariants(draft: &mut Draft, model: &BTreeMap<i64, Option<i64>>) {
         let mut walk = Stats::default();
         let (mut bytes, mut betpawa, mut competitors) = (0, BTreeSet::new(), BTreeSet::new());
-        let events: Vec<Arc<CachedEvent>> = draft
-            .chunks
-            .iter()
-            .flat_map(|chunk| chunk.iter())
-            .flatten()
-            .cloned()
-            .collect();
+        let events: Vec<Arc<CachedEvent>> = draft.table.iter().cloned().collect();
         for event in &events {
             walk.betpawa_events += usize::from(!event.betpawa.is_empty());
             walk.competitor_events += usize::from(!event.competitors.is_empty());
@@ -421,8 +377,8 @@ mod tests {
             .collect();
         assert_eq!(&held, model);
         for event in &events {
-            let slot = draft.event(event.event_id).expect("in the index");
-            assert!(Arc::ptr_eq(slot, event));
+            let found = draft.event(event.event_id).expect("in the table");
+            assert!(Arc::ptr_eq(found, event));
             if let Some(kickoff) = event.kickoff {
                 let entry = Reverse((kickoff, event.event_id));
                 assert!(draft.kickoffs.iter().any(|other| *other == entry), "D2");
@@ -482,7 +438,7 @@ mod tests {
             for (state, shown) in &published {
                 let now: Vec<Shown> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
                 prop_assert_eq!(&now, shown);
-                prop_assert_eq!(state.index.len(), shown.len());
+                prop_assert_eq!(state.table.len(), shown.len());
                 for (event, _) in shown {
                     prop_assert_eq!(state.event(*event).map(|event| event.event_id), Some(*event));
                 }
@@ -524,7 +480,7 @@ mod tests {
                     }
                     Step::Successor => {
                         // As a reload does; of three events one has gone.
-                        let kept: Vec<_> = draft.chunks.iter().flat_map(|chunk| chunk.iter()).flatten().cloned().collect();
+                        let kept: Vec<_> = draft.table.iter().cloned().collect();
                         let mut next = draft.successor();
                         for event in kept.iter().filter(|event| event.event_id % 3 != 0) {
                             next.set(event.event_id, event.kickoff, event.betpawa.clone(), event.competitors.clone());
@@ -536,10 +492,8 @@ mod tests {
                         let change = draft.change(Arc::default(), 1);
                         state(&mut draft);
                         let now: BTreeMap<i64, Arc<CachedEvent>> = draft
-                            .chunks
+                            .table
                             .iter()
-                            .flat_map(|chunk| chunk.iter())
-                            .flatten()
                             .map(|event| (event.event_id, Arc::clone(event)))
                             .collect();
                         let ids: BTreeSet<i64> = published.keys().chain(now.keys()).copied().collect();
@@ -588,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_used_again() {
+    fn pages_go_with_their_events() {
         let mut draft = Draft::default();
         for round in 0..50 {
             for event in 0..20 {
@@ -603,7 +557,7 @@ mod tests {
             assert_eq!(draft.evict(Micros(round)), 20);
             state(&mut draft);
         }
-        assert_eq!(draft.chunks.len(), 2);
+        assert_eq!(draft.table.page_bytes(), 0);
         assert!(draft.kickoffs.is_empty());
     }
 

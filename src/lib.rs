@@ -5,6 +5,7 @@
 //!   [age](View::age), its [cut](View::cut) and its [epoch](View::epoch).
 //! - [`CachedEvent`], [`CachedSnapshot`], [`CachedMarket`] and [`Outcome`] are what is looked up: immutable, borrowed, and
 //!   serialisable under the names of the columns they come from.
+//! - [`EventList`] is the event list with inline odds as JSON, of which only what changed is written anew.
 //! - [`Follower`] fills the cache and keeps it equal: spawn [`Follower::run`]. It needs the triggers of [`sql::Script::Install`].
 //! - [`Writer`] takes its place where a process has the odds at hand, and in tests.
 //!
@@ -60,9 +61,11 @@ mod passfile;
 mod preflight;
 mod publish;
 mod read;
+mod reader;
 pub mod sql;
 mod stats;
 mod status;
+mod table;
 mod target;
 mod tls;
 mod view;
@@ -82,10 +85,11 @@ pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
+pub use reader::Reader;
 pub use stats::{Stats, WarmupStats};
 pub use status::{Counters, Status};
 pub use tls::{SslMode, Tls};
-pub use view::{Cut, View};
+pub use view::{Cut, State, View};
 pub use writer::Writer;
 
 /// The README's examples, compiled and run.

@@ -93,6 +93,10 @@ impl Shared {
         self.state.load()
     }
 
+    pub(crate) fn swap(&self) -> &ArcSwap<State> {
+        &self.state
+    }
+
     pub(crate) fn load_full(&self) -> Arc<State> {
         self.state.load_full()
     }
@@ -136,6 +140,8 @@ pub(crate) struct Publisher {
     changes: broadcast::Sender<Arc<Change>>,
     /// States that readers may still hold.
     retired: Vec<Arc<State>>,
+    /// Of the state published last.
+    version: u64,
 }
 
 impl Publisher {
@@ -155,15 +161,18 @@ impl Publisher {
                 shared,
                 changes,
                 retired: Vec::new(),
+                version: 0,
             },
         )
     }
 
     /// Readers get `state` from now on, and subscribers what differs.
-    pub(crate) fn publish(&mut self, state: State, change: Change) {
+    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {
+        self.version += 1;
+        (state.version, change.version) = (self.version, self.version);
         // The swap settles what readers under way still owe to the old one's reference count, so one is ours alone.
         self.retired.push(self.shared.state.swap(Arc::new(state)));
-        self.retired.retain(|state| Arc::strong_count(state) > 1);
+        self.free_retired();
         add(&self.shared.counters.published, 1);
         // After the swap: who takes a view for a change finds it there. Fails where nobody subscribed.
         let _ = self.changes.send(Arc::new(change));
@@ -171,9 +180,14 @@ impl Publisher {
     }
 
     /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
-    pub(crate) fn prove(&self, cut: Arc<Cut>, at: Moment) {
+    pub(crate) fn prove(&mut self, cut: Arc<Cut>, at: Moment) {
+        self.free_retired();
         self.shared.load().proof.renew(cut, at);
         self.shared.proven.notify_waiters();
+    }
+
+    fn free_retired(&mut self) {
+        self.retired.retain(|state| Arc::strong_count(state) > 1);
     }
 
     pub(crate) fn wish(&self) -> &Wish {

@@ -37,6 +37,32 @@ pub enum Status {
     Detached,
 }
 
+impl Status {
+    /// Every [`Status::name`] there is.
+    pub const NAMES: [&'static str; 7] = [
+        "warming",
+        "live",
+        "polling_only",
+        "resyncing",
+        "disconnected",
+        "ended",
+        "detached",
+    ];
+
+    /// The state alone, as one word for machines.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Status::Warming => "warming",
+            Status::Live => "live",
+            Status::PollingOnly { .. } => "polling_only",
+            Status::Resyncing { .. } => "resyncing",
+            Status::Disconnected { .. } => "disconnected",
+            Status::Ended { .. } => "ended",
+            Status::Detached => "detached",
+        }
+    }
+}
+
 /// Same state, and for errors the same text.
 impl PartialEq for Status {
     fn eq(&self, other: &Status) -> bool {

@@ -2,12 +2,13 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | V1 | a view never changes; the draft copies a chunk or the index before it writes to one that a view shares |
-//! | V2 | an event is in the index exactly if its slot holds it, and each slot's event has at least one snapshot |
+//! | V1 | a view never changes; the draft copies a page of the table before it writes to one that a view shares |
+//! | V2 | each event in the table has at least one snapshot |
 //! | V3 | a lookup takes no lock, allocates nothing and does no I/O |
 
 use std::{
     fmt,
+    ops::Deref,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -20,25 +21,8 @@ use crate::{
     feed::Snapshot,
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
     stats::Stats,
+    table::Table,
 };
-
-/// Where an event's slot is.
-pub(crate) type Index = HashMap<i64, u32>;
-
-/// Slots are copied in runs of this many when one of them changes.
-pub(crate) const CHUNK: usize = 16;
-
-/// A run of slots; `None` where an event went and none took its place yet.
-pub(crate) type Chunk = [Option<Arc<CachedEvent>>; CHUNK];
-
-/// Everything a published state consists of.
-pub(crate) struct State {
-    pub(crate) index: Arc<Index>,
-    pub(crate) chunks: Box<[Arc<Chunk>]>,
-    pub(crate) epoch: u64,
-    pub(crate) stats: Stats,
-    pub(crate) proof: Proof,
-}
 
 /// The committed state of the database that a view equals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,36 +99,55 @@ impl Proof {
     }
 }
 
+/// What a [`View`] holds: one committed state of the database, over all events at once, which never changes.
+///
+/// Lookups take no lock, allocate nothing (those of several events: the map they return) and do no I/O.
+pub struct State {
+    pub(crate) table: Table,
+    pub(crate) epoch: u64,
+    /// Given when it is published.
+    pub(crate) version: u64,
+    pub(crate) stats: Stats,
+    pub(crate) proof: Proof,
+}
+
+/// One immutable committed state of the database, over all events at once; its lookups are those of [`State`].
+///
+/// Take one for a request that makes several lookups, so that they agree with each other. Holding it costs nobody anything
+/// but its memory; it may cross threads and awaits.
+#[derive(Clone)]
+pub struct View(pub(crate) Arc<State>);
+
+impl View {
+    /// Whether it is this very state, not only an equal one.
+    pub(crate) fn is(&self, other: &View) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Deref for View {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
 impl State {
     /// The state before the first warmup.
     pub(crate) fn empty() -> State {
         State {
-            index: Arc::default(),
-            chunks: Box::default(),
+            table: Table::default(),
             epoch: 0,
+            version: 0,
             stats: Stats::default(),
             proof: Proof::new(Arc::default(), None),
         }
     }
 
-    pub(crate) fn event(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
-        let slot = *self.index.get(&event_id)? as usize;
-        self.chunks.get(slot / CHUNK)?[slot % CHUNK].as_ref()
-    }
-}
-
-/// One immutable committed state of the database, over all events at once.
-///
-/// Take one for a request that makes several lookups, so that they agree with each other. Holding it costs nobody anything
-/// but its memory; it may cross threads and awaits. Lookups take no lock, allocate nothing (those of several events: the map
-/// they return) and do no I/O.
-#[derive(Clone)]
-pub struct View(pub(crate) Arc<State>);
-
-impl View {
     /// An event with all its snapshots; `None` unless one bookmaker or competitor at least has one.
     pub fn event(&self, event_id: i64) -> Option<&CachedEvent> {
-        self.0.event(event_id).map(|event| &**event)
+        self.table.get(event_id).map(|event| &**event)
     }
 
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
@@ -161,7 +164,7 @@ impl View {
             .filter(|snapshots| !snapshots.is_empty())
     }
 
-    /// [`View::get_betpawa_snapshot`] of several events: event id -> bookmaker id -> snapshot. Events without are absent.
+    /// [`State::get_betpawa_snapshot`] of several events: event id -> bookmaker id -> snapshot. Events without are absent.
     pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, &BetpawaSnapshots> {
         event_ids
             .iter()
@@ -169,7 +172,7 @@ impl View {
             .collect()
     }
 
-    /// [`View::get_competitor_snapshot`] of several events: event id -> source -> snapshot. Events without are absent.
+    /// [`State::get_competitor_snapshot`] of several events: event id -> source -> snapshot. Events without are absent.
     pub fn get_competitor_snapshots(
         &self,
         event_ids: &[i64],
@@ -187,29 +190,19 @@ impl View {
 
     /// The ids of all events, ascending. Allocates the list and sorts it.
     pub fn event_ids(&self) -> Vec<i64> {
-        let mut ids: Vec<i64> = self.0.index.keys().copied().collect();
+        let mut ids: Vec<i64> = self.table.iter().map(|event| event.event_id).collect();
         ids.sort_unstable();
         ids
     }
 
-    /// All events, in no order that means anything.
+    /// All events, in no order that means anything; in memory mostly one after the other.
     pub fn events(&self) -> impl Iterator<Item = &CachedEvent> {
-        self.0
-            .chunks
-            .iter()
-            .flat_map(|chunk| chunk.iter())
-            .flatten()
-            .map(|event| &**event)
-    }
-
-    /// Whether it is this very state, not only an equal one.
-    pub(crate) fn is(&self, other: &View) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.table.iter().map(|event| &**event)
     }
 
     /// How many events it holds.
     pub fn len(&self) -> usize {
-        self.0.index.len()
+        self.table.len()
     }
 
     /// Whether it holds no event; so does the view before the first warmup.
@@ -219,20 +212,19 @@ impl View {
 
     /// What it holds and what that weighs, counted when it was published.
     pub fn stats(&self) -> &Stats {
-        &self.0.stats
+        &self.stats
     }
 
     /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
     pub fn cut(&self) -> Arc<Cut> {
-        self.0.proof.cut()
+        self.proof.cut()
     }
 
     /// How long ago this view was last proven to be the current state of the server it is read from, by the local clocks;
     /// `Duration::MAX` before the first warmup. It runs on from the moment a newer view is published, or the database
     /// cannot be read. A server that is a standby may itself be behind its primary.
     pub fn age(&self) -> Duration {
-        self.0
-            .proof
+        self.proof
             .0
             .load()
             .at
@@ -241,7 +233,13 @@ impl View {
 
     /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...
     pub fn epoch(&self) -> u64 {
-        self.0.epoch
+        self.epoch
+    }
+
+    /// Counts the states that were published since the handle was made: 0 before the first, then 1, 2, ... Two states of one
+    /// handle hold the same exactly if this is the same; nothing changes for as long as it stays.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 }
 

@@ -6,7 +6,8 @@ use std::{alloc::System, hint::black_box};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{
-    BetpawaSnapshots, CompetitorSnapshots, MarketInput, OddsCache, OutcomeInput, SnapshotInput,
+    BetpawaSnapshots, CachedEvent, CompetitorSnapshots, MarketInput, OddsCache, OutcomeInput,
+    SnapshotInput,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -142,7 +143,7 @@ fn check(what: &str, cache: &OddsCache, region: &Region<'_, System>) {
     );
 }
 
-/// On the handle and on a view.
+/// On the handle, on a view, and on what the handle holds at the moment.
 fn look_up(cache: &OddsCache) {
     let read = |betpawa: &BetpawaSnapshots, competitors: &CompetitorSnapshots| {
         let mut sum = 0.0;
@@ -198,13 +199,36 @@ fn look_up(cache: &OddsCache) {
         }
         sum
     };
+    let in_place = || {
+        let mut reader = cache.reader();
+        let mut sum = 0.0;
+        for event in 0..=EVENTS {
+            let by_reader = reader.state().event(event).map(CachedEvent::betpawa);
+            let betpawa = by_reader.map(BetpawaSnapshots::len);
+            cache.read(|state| {
+                assert_eq!(
+                    state.event(event).map(|event| event.betpawa().len()),
+                    betpawa
+                );
+                let held = state
+                    .event(event)
+                    .filter(|event| !event.betpawa().is_empty());
+                if let Some(event) = held.filter(|event| !event.competitors().is_empty()) {
+                    sum += read(event.betpawa(), event.competitors());
+                }
+            });
+        }
+        sum
+    };
     // The first read of a thread registers it with the swap, once.
     let (handle, view) = (on_handle(), on_view());
+    in_place();
     assert!(handle > 1000.0);
     assert_eq!(handle, view);
     let region = Region::new(ALLOCATOR);
-    let (handle, view) = (on_handle(), on_view());
+    let (handle, view, held) = (on_handle(), on_view(), in_place());
     let allocations = region.change().allocations + region.change().reallocations;
     assert_eq!(allocations, 0, "look-ups allocated");
     assert_eq!(handle, view);
+    assert_eq!(held, view);
 }

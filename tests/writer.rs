@@ -178,7 +178,7 @@ fn a_view_does_not_change_after_it_was_taken() {
     let (cache, mut writer) = OddsCache::detached();
     let mut views: Vec<(View, Vec<Value>)> = Vec::new();
     for round in 0..60 {
-        // Across chunks, with events that come, change and go.
+        // Across pages, with events that come, change and go.
         for event in (round % 7)..(round % 7 + 40) {
             writer.put_betpawa_snapshot(
                 &snapshot(round * 100 + event, event, round % 3),
@@ -391,6 +391,25 @@ proptest! {
     ]), 0..30)) {
         prop_assert_eq!(bits(&round_trip(odds.clone())), bits(&odds));
     }
+}
+
+/// The handle's look in place, and a reader, go to the latest state; what they gave before was freed by the writer.
+#[test]
+fn a_reader_follows_each_publication() {
+    let (cache, mut writer) = OddsCache::detached();
+    let mut reader = cache.reader();
+    let mut second = reader.clone();
+    assert_eq!(reader.state().len(), 0);
+    for event in 1..=40 {
+        writer.put_betpawa_snapshot(&snapshot(event, event, 1), None);
+        assert_eq!(reader.state().len() as i64, event - 1);
+        writer.publish();
+        assert_eq!(reader.state().len() as i64, event);
+        assert!(reader.state().event(event).is_some());
+        assert_eq!(cache.read(|state| state.len()) as i64, event);
+    }
+    drop(cache);
+    assert_eq!(second.state().len(), 40);
 }
 
 #[test]

@@ -89,13 +89,13 @@ fn entries() -> impl Iterator<Item = (i64, Arc<data::Entry>)> {
 fn stores(publishing: &Arc<Mutex<Vec<f64>>>) -> Vec<Made> {
     let objects = || (1..=data::EVENTS).map(|id| (id, stores::ObjectEvent::new(id, 0)));
     vec![
-        made("plain `hashbrown` map, never written (floor)", || {
+        made("plain `hashbrown` map, never written (the floor)", || {
             stores::Plain(entries().collect::<Map>())
         }),
         made("**oddscache**, a held view", || {
             Held(data::filled().0.view())
         }),
-        made("**oddscache**, the handle", || {
+        made("**oddscache**, `read` through the handle", || {
             let (cache, writer) = data::filled();
             Handle {
                 cache,

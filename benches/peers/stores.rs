@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use hashbrown::{DefaultHashBuilder, HashMap};
-use oddscache::{OddsCache, SnapshotInput, View, Writer};
+use oddscache::{CachedEvent, OddsCache, SnapshotInput, View, Writer};
 use serde_json::{Value, json};
 
 use crate::data::{self, Entry, inline, is_inline};
@@ -48,12 +48,16 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// The cache; look-ups through the handle, which takes the latest view each time.
+/// The cache; look-ups through the handle, in the latest state each time.
 pub struct Handle {
     pub cache: OddsCache,
     pub writer: Mutex<Writer>,
     /// How long `publish` alone took, in seconds.
     pub publishing: Arc<Mutex<Vec<f64>>>,
+}
+
+fn touch(event: &CachedEvent) -> usize {
+    event.betpawa().len() + event.competitors().len()
 }
 
 fn empty(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
@@ -69,16 +73,13 @@ fn empty(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
 
 impl Store for Handle {
     fn one(&self, event_id: i64) -> usize {
-        let betpawa = self.cache.get_betpawa_snapshot(event_id);
-        betpawa.map_or(0, |found| found.len()) + 2
+        self.cache
+            .read(|state| state.event(event_id).map_or(0, touch))
     }
     fn many(&self, event_ids: &[i64]) -> usize {
         let view = self.cache.view();
-        let touch = |id: &i64| {
-            view.event(*id)
-                .map(|event| event.betpawa().len() + event.competitors().len())
-        };
-        event_ids.iter().filter_map(touch).sum()
+        let found = event_ids.iter().filter_map(|id| view.event(*id));
+        found.map(touch).sum()
     }
     fn inline(&self) -> f64 {
         let view = self.cache.view();
@@ -128,8 +129,6 @@ pub struct Held(pub View);
 
 impl Store for Held {
     fn one(&self, event_id: i64) -> usize {
-        let touch =
-            |event: &oddscache::CachedEvent| event.betpawa().len() + event.competitors().len();
         self.0.event(event_id).map_or(0, touch)
     }
     fn inline(&self) -> f64 {

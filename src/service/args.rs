@@ -13,6 +13,9 @@ use super::{
 };
 use crate::demo::DemoArguments;
 
+/// Unless told otherwise.
+pub(crate) const MOST_STREAMS: usize = 256;
+
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
 ///
 /// It reads the application's tables once, then follows the change log that triggers write (install them with
@@ -211,6 +214,9 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
+    /// Streams of /v1/changes that may be open at a time
+    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = MOST_STREAMS, value_name = "COUNT", value_parser = most_streams)]
+    pub(crate) most_streams: usize,
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
@@ -226,4 +232,12 @@ pub(crate) struct DumpArguments {
     /// Do not insist on the change feed: it takes no part in a single reading
     #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
     pub(crate) without_feed: bool,
+}
+
+fn most_streams(text: &str) -> Result<usize, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=100_000).contains(count));
+    count.ok_or_else(|| "a count from 1 to 100000".to_owned())
 }

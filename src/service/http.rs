@@ -10,9 +10,10 @@ use axum::{
         rejection::{PathRejection, QueryRejection},
     },
     http::{
-        HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -21,14 +22,36 @@ use oddscache::{CachedEvent, Error, OddsCache, View};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
-use super::ids;
+use super::{
+    changes::Hub,
+    cut::answer,
+    ids,
+    metrics::{self, Requests},
+};
 
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// All paths there are.
-pub(crate) fn router(cache: OddsCache) -> Router {
+pub(crate) fn router(cache: OddsCache, hub: Hub) -> Router {
+    let requests = Requests::default();
+    let changes = {
+        let (cache, hub) = (cache.clone(), hub.clone());
+        async move |headers: HeaderMap| hub.stream(cache, &headers)
+    };
+    let metrics = {
+        let (cache, requests) = (cache.clone(), requests.clone());
+        async move || {
+            let text = metrics::text(&cache, &requests, hub.open());
+            (
+                [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                text,
+            )
+        }
+    };
     Router::new()
+        .route("/v1/changes", get(changes))
+        .route("/metrics", get(metrics))
         .route("/v1/events/{id}", get(event))
         .route("/v1/events", get(events))
         .route("/v1/dump", get(dump))
@@ -47,10 +70,11 @@ pub(crate) fn router(cache: OddsCache) -> Router {
                 "read-only: GET and HEAD only",
             )
         })
+        .layer(from_fn_with_state(requests, metrics::count))
         .with_state(cache)
 }
 
-fn problem(status: StatusCode, message: impl Into<String>) -> Response {
+pub(crate) fn problem(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(json!({ "error": message.into() }))).into_response()
 }
 
@@ -123,13 +147,14 @@ async fn event(
     State(cache): State<OddsCache>,
     id: Result<Path<i64>, PathRejection>,
     query: Result<Query<Freshness>, QueryRejection>,
+    headers: HeaderMap,
 ) -> Result<Response, Response> {
     let Path(id) =
         id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
     let Query(freshness) = query.map_err(bad_query)?;
     let view = freshness.view(&cache).await?;
     match view.event(id) {
-        Some(event) => Ok(Json(event).into_response()),
+        Some(event) => Ok(answer(&view, &headers, || Json(event).into_response())),
         None => Err(problem(
             StatusCode::NOT_FOUND,
             format!("event {id} is not held: it has no snapshot, or is not within the window"),
@@ -153,6 +178,7 @@ struct EventsQuery {
 async fn events(
     State(cache): State<OddsCache>,
     query: Result<Query<EventsQuery>, QueryRejection>,
+    headers: HeaderMap,
 ) -> Result<Response, Response> {
     let Query(query) = query.map_err(bad_query)?;
     let freshness = Freshness {
@@ -165,40 +191,33 @@ async fn events(
         None => view.event_ids(),
         Some(list) => ids::parse(&list).map_err(|wrong| problem(StatusCode::BAD_REQUEST, wrong))?,
     };
-    Ok(streamed(
-        "application/json",
-        pieces(
-            view,
-            ids,
-            Form {
-                before: "[",
-                between: ",",
-                after: "]",
-            },
-        ),
-    ))
+    let form = Form {
+        before: "[",
+        between: ",",
+        after: "]",
+    };
+    Ok(answer(&view, &headers, || {
+        streamed("application/json", pieces(view.clone(), ids, form))
+    }))
 }
 
 /// One line an event, in event id order.
 async fn dump(
     State(cache): State<OddsCache>,
     query: Result<Query<Freshness>, QueryRejection>,
+    headers: HeaderMap,
 ) -> Result<Response, Response> {
     let Query(freshness) = query.map_err(bad_query)?;
     let view = freshness.view(&cache).await?;
     let ids = view.event_ids();
-    Ok(streamed(
-        "application/x-ndjson",
-        pieces(
-            view,
-            ids,
-            Form {
-                before: "",
-                between: "\n",
-                after: "\n",
-            },
-        ),
-    ))
+    let form = Form {
+        before: "",
+        between: "\n",
+        after: "\n",
+    };
+    Ok(answer(&view, &headers, || {
+        streamed("application/x-ndjson", pieces(view.clone(), ids, form))
+    }))
 }
 
 /// What stands before, between and after the events of a list.

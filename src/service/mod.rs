@@ -1,11 +1,14 @@
 //! The service and the command line. Stands above the library and uses only its public names.
 
-mod args;
+pub(crate) mod args;
+mod changes;
+mod cut;
 mod database;
 mod doctor;
 mod explain;
-pub(crate) mod http;
+mod http;
 mod ids;
+mod metrics;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;

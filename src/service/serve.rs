@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{args::ServeArguments, http, prune};
+use super::{args::ServeArguments, changes::Hub, http, prune};
 
 /// How long answers under way may take once the end was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         .config()?
         .poll_interval(arguments.poll_interval);
     let (cache, follower) = OddsCache::connect(config.clone());
-    let server = Server::start(arguments.listen, http::router(cache.clone())).await?;
+    let server = Server::start(arguments.listen, &cache, arguments.most_streams).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     let pruner = prune::run(
         config,
@@ -72,27 +72,41 @@ pub(crate) async fn end_asked_for() -> anyhow::Result<&'static str> {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     end: watch::Sender<bool>,
+    hub: Hub,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
 impl Server {
-    pub(crate) async fn start(address: SocketAddr, router: Router) -> anyhow::Result<Server> {
+    pub(crate) async fn start(
+        address: SocketAddr,
+        cache: &OddsCache,
+        most_streams: usize,
+    ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
         })?;
         let address = listener.local_addr().context("listening")?;
+        let hub = Hub::start(cache, most_streams);
+        let router = http::router(cache.clone(), hub.clone());
         let (end, mut ending) = watch::channel(false);
         let ended = async move {
             // Fails when the sender is gone, which is an end as well.
             let _ = ending.wait_for(|end| *end).await;
         };
         let task = tokio::spawn(serve(listener, router, ended));
-        Ok(Server { address, end, task })
+        Ok(Server {
+            address,
+            end,
+            hub,
+            task,
+        })
     }
 
     /// Accepts no more, and lets answers under way finish, but not for long.
     pub(crate) async fn stop(self) {
         self.end.send_replace(true);
+        // Streams of changes would go on for ever.
+        self.hub.stop();
         let abort = self.task.abort_handle();
         if timeout(DRAIN, self.task).await.is_err() {
             tracing::warn!("answers were still under way; cut off");

@@ -81,13 +81,11 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/publish.rs",
-                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n",
-                "    pub(crate) fn publish(&mut self, state: State, change: Change) {\n        let old = self.shared.load_full();\n        \
-                 let chunks = state.chunks.iter().enumerate().map(|(place, chunk)| {\n            \
-                 let before = old.chunks.get(place).unwrap_or(chunk);\n            \
-                 Arc::new(std::array::from_fn(|slot| if slot % 2 == 0 { chunk[slot].clone() } else { before[slot].clone() }))\n        \
-                 });\n        let half = State {\n            index: Arc::clone(&state.index),\n            chunks: chunks.collect(),\n            \
-                 epoch: state.epoch,\n            stats: state.stats.clone(),\n            proof: state.proof.again(),\n        };\n        \
+                "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n",
+                "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n        let old = self.shared.load_full();\n        \
+                 let mut table = state.table.clone();\n        for event in old.table.iter().step_by(2) {\n            \
+                 table.insert(Arc::clone(event));\n        }\n        let half = State {\n            table,\n            \
+                 epoch: state.epoch,\n            version: state.version,\n            stats: state.stats.clone(),\n            proof: state.proof.again(),\n        };\n        \
                  self.shared.state.store(Arc::new(half));\n        std::thread::sleep(std::time::Duration::from_millis(2));\n",
             ),
         ],
@@ -322,7 +320,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         )],
     },
     Plant {
-        name: "write into a chunk that views share",
+        name: "write into a page that views share",
         edits: &[
             (
                 "Cargo.toml",
@@ -330,10 +328,10 @@ pub(crate) const PLANTS: &[Plant] = &[
                 "unsafe_code = \"allow\"",
             ),
             (
-                "src/draft.rs",
-                "        Arc::make_mut(&mut self.chunks[slot / CHUNK])[slot % CHUNK] = event;",
-                "        let chunk = Arc::as_ptr(&self.chunks[slot / CHUNK]).cast_mut();\n        \
-                 unsafe { (&mut (*chunk))[slot % CHUNK] = event };",
+                "src/table.rs",
+                "        std::mem::replace(&mut Arc::make_mut(&mut page.events)[at], event)",
+                "        let events = Arc::as_ptr(&page.events).cast_mut();\n        \
+                 unsafe { std::mem::replace(&mut (&mut (*events))[at], event) }",
             ),
         ],
     },

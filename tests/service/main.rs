@@ -1,7 +1,10 @@
 //! The binary, run as its users run it: `serve`, `dump`, `sql`, `demo`.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod changes;
+#[path = "../common/mod.rs"]
 mod common;
+mod metrics;
 
 use std::{
     path::Path,

@@ -1,0 +1,80 @@
+//! What every answer says of the view it was made from, and when a client need not be told again.
+
+use std::sync::LazyLock;
+
+use axum::{
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH},
+    },
+    response::{IntoResponse, Response},
+};
+use oddscache::View;
+
+pub(crate) const AS_OF: HeaderName = HeaderName::from_static("oddscache-as-of");
+pub(crate) const AGE_MS: HeaderName = HeaderName::from_static("oddscache-age-ms");
+pub(crate) const EPOCH: HeaderName = HeaderName::from_static("oddscache-epoch");
+
+/// Versions are counted anew by each process; this tells the processes apart.
+static PROCESS: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
+
+/// Names a view for as long as clients may remember it: `<process>-<version>`.
+pub(crate) fn id(version: u64) -> String {
+    format!("{:08x}-{version}", *PROCESS)
+}
+
+/// The version in an [`id`] of this process.
+pub(crate) fn version(id: &str) -> Option<u64> {
+    let (process, version) = id.split_once('-')?;
+    let ours = u32::from_str_radix(process, 16).ok()? == *PROCESS;
+    version.parse().ok().filter(|_| ours)
+}
+
+pub(crate) fn age_ms(view: &View) -> u64 {
+    u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The answer that `make` gives of a view, with the view's cut in its headers; 304 if the client has it already.
+pub(crate) fn answer(
+    view: &View,
+    request: &HeaderMap,
+    make: impl FnOnce() -> Response,
+) -> Response {
+    let tag = format!("W/\"{}\"", id(view.version()));
+    let mut response = if has(request, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        make()
+    };
+    let headers = response.headers_mut();
+    let texts = [
+        (ETAG, tag),
+        (
+            AS_OF,
+            view.cut()
+                .as_of
+                .to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+        ),
+        (AGE_MS, age_ms(view).to_string()),
+        (EPOCH, view.epoch().to_string()),
+    ];
+    for (name, text) in texts {
+        // Digits, and a time: always a header's value.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(name, value);
+        }
+    }
+    // To be asked for each time, for what is kept may be old by then.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// Whether the request names `tag` among those that the client has. Ours are all weak, so `W/` is no difference.
+fn has(request: &HeaderMap, tag: &str) -> bool {
+    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let lists = request.get_all(IF_NONE_MATCH).iter();
+    lists
+        .filter_map(|list| list.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .any(|known| known.trim() == "*" || opaque(known) == opaque(tag))
+}

@@ -1,0 +1,177 @@
+//! `GET /v1/changes`, and what answers say of the view they were made from.
+
+use std::time::Duration;
+
+use reqwest::{Client, Response};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{Served, common::connect, with_odds};
+
+/// A stream of server-sent events.
+struct Stream {
+    answer: Response,
+    text: String,
+}
+
+#[derive(Debug)]
+struct Event {
+    name: String,
+    id: String,
+    data: Value,
+}
+
+impl Stream {
+    async fn open(served: &Served, last: Option<&str>) -> Stream {
+        let mut request = Client::new().get(format!("{}/v1/changes", served.base));
+        if let Some(id) = last {
+            request = request.header("Last-Event-ID", id);
+        }
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Stream {
+            answer,
+            text: String::new(),
+        }
+    }
+
+    /// `None` at the stream's end.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let field = |name: &str| {
+                    let mut lines = event.lines().filter_map(|line| line.split_once(": "));
+                    lines
+                        .find(|(key, _)| *key == name)
+                        .map(|(_, value)| value.to_owned())
+                };
+                let parsed = field("event").map(|name| Event {
+                    name,
+                    id: field("id").expect("an id"),
+                    data: serde_json::from_str(&field("data").expect("data")).expect("JSON"),
+                });
+                self.text = rest.to_owned();
+                match parsed {
+                    Some(event) => return Some(event),
+                    // A comment, to keep the connection alive.
+                    None => continue,
+                }
+            }
+            let piece = timeout(Duration::from_secs(30), self.answer.chunk()).await;
+            let piece = piece.expect("in time").ok()??;
+            self.text
+                .push_str(std::str::from_utf8(&piece).expect("UTF-8"));
+        }
+    }
+
+    async fn expect(&mut self, name: &str) -> Event {
+        let event = self.next().await.expect("an event");
+        assert_eq!(event.name, name, "{event:?}");
+        event
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_changes_is_resumed_without_a_gap() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &["--most-streams", "3"]).await;
+    served.warm().await;
+
+    let mut stream = Stream::open(&served, None).await;
+    let start = stream.expect("start").await;
+    assert_eq!(start.data["epoch"], 1);
+    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (3, 1), (5, 1)")
+        .await
+        .unwrap();
+    let first = stream.expect("change").await;
+    assert_eq!(
+        first.data["betpawa"],
+        serde_json::json!([3, 5]),
+        "{first:?}"
+    );
+    assert_eq!(first.data["competitors"], serde_json::json!({}));
+    assert!(first.data["as_of"].is_string() && first.data["epoch"] == 1);
+    drop(stream);
+
+    // What is missed meanwhile comes when the client is back.
+    app.batch_execute("update competitor_events set deleted_at = now() where id = 7")
+        .await
+        .unwrap();
+    let mut back = Stream::open(&served, Some(&first.id)).await;
+    let second = back.expect("change").await;
+    assert_eq!(
+        second.data["competitors"],
+        serde_json::json!({ "sportybet": [7] })
+    );
+    let mut again = Stream::open(&served, Some(&start.id)).await;
+    assert_eq!(again.expect("change").await.id, first.id);
+    assert_eq!(again.expect("change").await.id, second.id);
+
+    // Of another process, from the future, and no id at all.
+    for id in ["00000000-1", &format!("{}9", second.id), "x"] {
+        let mut lost = Stream::open(&served, Some(id)).await;
+        let lagged = lost.expect("lagged").await;
+        assert_eq!(lagged.id, second.id);
+    }
+
+    // Three are open at the most; one that is closed makes room, once the server has seen that.
+    let third = Stream::open(&served, None).await;
+    let (status, sentence) = served.get("/v1/changes").await;
+    assert_eq!(status, 503, "{sentence}");
+    drop(third);
+    super::eventually("there is room again", async || {
+        let answer = reqwest::get(format!("{}/v1/changes", served.base)).await;
+        answer.expect("an answer").status() == 200
+    })
+    .await;
+
+    // The end of the service is the end of its streams, at once.
+    served.signal("-TERM");
+    assert!(back.next().await.is_none());
+}
+
+#[tokio::test]
+async fn answers_name_their_view_and_are_not_sent_twice() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let ask = async |path: &str, tag: Option<&str>| {
+        let mut request = Client::new().get(format!("{}{path}", served.base));
+        if let Some(tag) = tag {
+            request = request.header("If-None-Match", tag);
+        }
+        request.send().await.expect("an answer")
+    };
+    for path in ["/v1/events/3", "/v1/events", "/v1/events?ids=3", "/v1/dump"] {
+        let answer = ask(path, None).await;
+        assert_eq!(answer.status(), 200);
+        let tag = answer.headers()["etag"].to_str().unwrap().to_owned();
+        let header =
+            |answer: &Response, name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header(&answer, "oddscache-epoch"), "1");
+        assert!(header(&answer, "oddscache-age-ms").parse::<u64>().unwrap() < 60_000);
+        assert!(chrono::DateTime::parse_from_rfc3339(&header(&answer, "oddscache-as-of")).is_ok());
+        for known in [
+            tag.as_str(),
+            &format!("\"x\", {tag}"),
+            tag.trim_start_matches("W/"),
+            "*",
+        ] {
+            let answer = ask(path, Some(known)).await;
+            assert_eq!(answer.status(), 304, "{known}");
+            assert_eq!(header(&answer, "etag"), tag);
+            assert!(answer.bytes().await.unwrap().is_empty());
+        }
+        app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (3, 1)")
+            .await
+            .unwrap();
+        super::eventually("another answer", async || {
+            let answer = ask(path, Some(&tag)).await;
+            answer.status() == 200 && header(&answer, "etag") != tag
+        })
+        .await;
+    }
+}

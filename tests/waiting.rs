@@ -1,0 +1,105 @@
+//! Readers never wait: beside a writer that publishes without pause they do not once give up the processor of themselves,
+//! which whoever waits for a lock does. Linux tells of each thread how often it did.
+#![cfg(target_os = "linux")]
+
+use std::{
+    collections::HashMap,
+    fs,
+    hint::black_box,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::DateTime;
+use oddscache::{OddsCache, SnapshotInput};
+
+const EVENTS: i64 = 64;
+
+fn snapshot(event_id: i64, snapshot_id: i64) -> SnapshotInput {
+    SnapshotInput {
+        snapshot_id,
+        event_id,
+        bookmaker_id: 1,
+        captured_at: DateTime::UNIX_EPOCH,
+        last_confirmed_at: None,
+        markets: Vec::new(),
+    }
+}
+
+/// How often this thread went to sleep by itself.
+fn sleeps() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").expect("Linux");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.expect("the count").trim().parse().expect("a number")
+}
+
+/// Times that one of two threads slept over their look-ups while a third one wrote.
+fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                write(round);
+            }
+        });
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    // What a thread does once.
+                    (0..1000).for_each(&look);
+                    let before = sleeps();
+                    (0..100_000).for_each(&look);
+                    sleeps() - before
+                })
+            })
+            .collect();
+        let slept = readers
+            .into_iter()
+            .map(|reader| reader.join().expect("reads"))
+            .sum();
+        stop.store(true, Ordering::Relaxed);
+        slept
+    })
+}
+
+#[test]
+fn no_look_up_waits_for_a_writer() {
+    // A page fault can make a thread sleep, too: of several tries one without any is enough. What takes a lock has none.
+    let (cache, writer) = OddsCache::detached();
+    let writer = Mutex::new(writer);
+    let write = |round: i64| {
+        let mut writer = writer.lock().expect("the only one");
+        writer.put_betpawa_snapshot(&snapshot(round % EVENTS, round), None);
+        writer.publish();
+    };
+    (1..=EVENTS).for_each(write);
+    let look = |round: i64| {
+        black_box(cache.read(|state| state.event(round % EVENTS).is_some()));
+        black_box(cache.get_betpawa_snapshot(round % EVENTS));
+        black_box(cache.kickoff(round % EVENTS));
+        black_box(cache.view().age() < Duration::ZERO);
+    };
+    let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
+    assert!(tries.contains(&0), "look-ups slept: {tries:?}");
+
+    // That this would show: the same behind a lock.
+    let locked = Mutex::new(HashMap::new());
+    let write = |round: i64| {
+        let mut map = locked.lock().expect("not poisoned");
+        map.insert(round % EVENTS, vec![round; 100]);
+    };
+    let look = |round: i64| {
+        let map = locked.lock().expect("not poisoned");
+        black_box(map.get(&(round % EVENTS)).map(Vec::len));
+    };
+    let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
+    assert!(!tries.contains(&0), "look-ups behind a lock: {tries:?}");
+}
