@@ -40,6 +40,7 @@ mod config;
 mod connect;
 mod connection;
 mod decode;
+mod doze;
 mod draft;
 mod dsn;
 mod error;
