@@ -274,15 +274,13 @@ BEGIN
     -- How log_change() finds the keys of one table: static SQL, which plpgsql plans only when it is reached. The busiest
     -- tables come first: passing by a branch costs almost a microsecond.
     SELECT string_agg(format($branch$
-        ELSIF logical = %1$L THEN
+        WHEN %1$L THEN
             IF TG_OP = 'INSERT' THEN
                 changed := ARRAY(SELECT DISTINCT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL LIMIT {max_keys} + 1);
             ELSIF TG_OP = 'UPDATE' THEN
-                SELECT array_agg(d.k) INTO changed FROM (
-                    SELECT n.%2$I::bigint AS k FROM new_rows AS n WHERE n.%2$I IS NOT NULL
-                    UNION SELECT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL
-                    LIMIT {max_keys} + 1) AS d;
-            ELSE
+                changed := ARRAY(SELECT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL
+                           UNION SELECT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
+            ELSIF TG_OP = 'DELETE' THEN
                 changed := ARRAY(SELECT DISTINCT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
             END IF;$branch$, k.tab, k.col), '' ORDER BY k.tab NOT LIKE '%odds%', length(k.tab))
       INTO branches
@@ -290,7 +288,9 @@ BEGIN
 
     FOR f IN
         SELECT v.name, v.args, v.types, v.returns, v.attributes, v.config, v.public, v.comment,
-               replace(replace(replace(replace(replace(replace(replace(v.body, '{branches}', branches),
+               replace(replace(replace(replace(replace(replace(replace(replace(v.body, '{branches}', branches),
+                   '{row}', '(pg_current_xact_id(), coalesce(TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE ''RESYNC'' END,
+                CASE WHEN trouble IS NULL AND cardinality(changed) <= {max_keys} THEN changed END, trouble)'),
                    '{max_keys}', '20000'),
                    '{bell}', format('hashtextextended(%L, 0)', 'oddscache bell ' || cache)),
                    '{state}', quote_literal('oddscache.log_' || left(md5(cache), 8))),
@@ -409,74 +409,63 @@ END $body$),
 -- Must never make the application's statement fail: whatever can go wrong is caught, except the statement's own
 -- cancelling. A block with EXCEPTION is a subtransaction. One that writes gets an xid, and more than 64 xids in one
 -- transaction slow down every snapshot of the server; so only a transaction's first four log rows are written in a block.
+-- Each expression costs about a microsecond in each transaction, hence few of them.
 DECLARE
-    logical  constant text := coalesce(TG_ARGV[0], TG_TABLE_NAME);
-    what     text := TG_OP;
-    changed  bigint[];
-    trouble  text;
-    me       text;      -- this transaction
-    past     text;      -- how its log rows fared: null (there is none), how many are in blocks, 'plain' or 'lost'
-    plain    boolean := false;
+    changed bigint[];
+    trouble text;       -- asks for everything to be read again, and why
+    past    text;       -- how this transaction's log rows fared: null (there is none), how many are in blocks, 'plain' or 'lost'
+    plain   boolean;
 BEGIN
     -- 1. What changed? This block writes nothing, so it has no xid.
     BEGIN
-        me := pg_current_xact_id_if_assigned()::text;
-        past := current_setting({state}, true);
-        past := CASE WHEN split_part(past, ' ', 1) = me THEN split_part(past, ' ', 2) END;
-        IF past = 'plain' THEN
-            plain := true;
-        ELSIF past = '4' THEN
-            -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
-            -- one insert fail and not another stays as we find it now.
-            SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
-                   AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
-              INTO plain
-              FROM pg_class AS c WHERE c.oid = to_regclass({log});
-            IF plain THEN
-                PERFORM set_config({state}, me || ' plain', true);
+        past := CASE WHEN split_part(current_setting({state}, true), ' ', 1) = pg_current_xact_id_if_assigned()::text
+                     THEN split_part(current_setting({state}, true), ' ', 2) END;
+        IF past IN ('4', 'plain') THEN
+            IF past = '4' THEN
+                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
+                -- one insert fail and not another stays as we find it now.
+                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
+                       AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
+                  INTO plain
+                  FROM pg_class AS c WHERE c.oid = to_regclass({log});
+                IF plain THEN
+                    PERFORM set_config({state}, pg_current_xact_id()::text || ' plain', true);
+                END IF;
             END IF;
-        END IF;
-        IF plain THEN
             -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log. All that a row can wait for now is the disk.
-            plain := coalesce(has_table_privilege(to_regclass({log}), 'INSERT'), false);
-            PERFORM set_config('lock_timeout', CASE WHEN plain THEN '0' ELSE '500ms' END, true);
+            plain := coalesce(coalesce(plain, past = 'plain') AND has_table_privilege(to_regclass({log}), 'INSERT'), false);
+            IF plain THEN
+                PERFORM set_config('lock_timeout', '0', true);
+            END IF;
+        ELSIF past = 'lost' THEN
+            -- The transaction has waited once.
+            PERFORM set_config('lock_timeout', '1ms', true);
         END IF;
 
-        IF TG_OP = 'TRUNCATE' THEN
-            NULL;{branches}
+        CASE TG_ARGV[0]{branches}
         ELSE
-            RAISE EXCEPTION 'no keys are known for % on %', TG_OP, logical;
-        END IF;
-        IF cardinality(changed) > {max_keys} THEN
-            changed := NULL;
-        ELSIF coalesce(changed, '{}') = '{}' AND TG_OP <> 'TRUNCATE' THEN
+            RAISE EXCEPTION 'no keys are known for % on %', TG_OP, TG_ARGV[0];
+        END CASE;
+        IF changed = '{}' THEN
             RETURN NULL;
         END IF;
         IF past = 'lost' THEN
-            what := 'RESYNC';
-            changed := NULL;
             trouble := 'an earlier change of this transaction could not be logged';
         END IF;
     EXCEPTION WHEN OTHERS THEN
-        what := 'RESYNC';
-        changed := NULL;
         trouble := left(SQLSTATE || ' ' || SQLERRM, 500);
     END;
 
     -- 2. The log row
     IF plain THEN
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), logical, what, changed, trouble);
+        VALUES {row};
         RETURN NULL;
     END IF;
     BEGIN
-        -- Only DDL on the log can make this wait, for our lock_timeout. Once a row is lost, the transaction's later ones
-        -- do not wait again.
-        IF past = 'lost' THEN
-            PERFORM set_config('lock_timeout', '1ms', true);
-        END IF;
+        -- Only DDL on the log can make this wait, for our lock_timeout.
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), logical, what, changed, trouble);
+        VALUES {row};
         PERFORM set_config({state}, pg_current_xact_id()::text
             || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END, true);
     EXCEPTION WHEN OTHERS THEN
