@@ -291,12 +291,12 @@ BEGIN
                AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
                AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('oddscache bell ' || cache, 0)
         )
-        SELECT 'bell' AS kind, quote_ident(cache) AS object, 'who waits for it' AS item, 'ok' AS status,
+        SELECT 'waiting' AS kind, quote_ident(cache) AS object, 'who waits for the bell' AS item, 'ok' AS status,
                coalesce('writers ring for ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
                         'nobody: writers do not ring') AS detail
           FROM lock AS l WHERE l.waits
          UNION ALL
-        SELECT 'bell', quote_ident(cache), format('process %s', l.pid), 'warn',
+        SELECT 'waiting', quote_ident(cache), format('process %s', l.pid), 'warn',
                format('of %I holds the lock exclusively that says who waits: every writer rings, and caches only poll; '
                    'SELECT pg_terminate_backend(%s)', l.role, l.pid)
           FROM lock AS l WHERE NOT l.waits
@@ -329,6 +329,6 @@ END $check$;
 SELECT r.kind, r.object, r.item, r.status, r.detail
   FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
        AS r (kind text, object text, item text, status text, detail text)
- ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'bell', 'queue', 'index'], r.kind),
+ ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'waiting', 'queue', 'index'], r.kind),
           r.object, r.item;
 COMMIT;

@@ -387,10 +387,16 @@ async fn session(client: &Client) -> Result<i32, Error> {
 }
 
 /// Takes the lock, then a transaction id. Whatever the role's transactions are by default, and whatever its search path.
+///
+/// The id is written ahead before any snapshot shows it: a crash would take it back, and a view that shows it would then
+/// seem to show the writer who is given it next.
 fn wait_sql(cache_schema: &str) -> String {
     format!(
         "BEGIN READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL lock_timeout = {}; \
-         SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); SELECT pg_current_xact_id(); COMMIT",
+         SET LOCAL synchronous_commit = local; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
+         SELECT pg_logical_emit_message(true, 'oddscache', '') \
+         WHERE has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE'); \
+         SELECT pg_current_xact_id(); COMMIT",
         LOCK_PATIENCE.as_millis(),
         literal(&format!("oddscache bell {cache_schema}")),
     )

@@ -146,7 +146,7 @@ async fn who_cannot_look_rings_unless_that_would_fail() {
 fn check_says_who_waits() {
     let db = installed();
     let report = run(&db, Script::Check, &[]);
-    let line = "bell|oddscache|who waits for it|ok|";
+    let line = "waiting|oddscache|who waits for the bell|ok|";
     assert!(
         report.contains(&format!("{line}nobody: writers do not ring")),
         "{report}"
@@ -165,7 +165,7 @@ fn check_says_who_waits() {
     let report = check("pg_advisory_lock");
     let warning = report
         .lines()
-        .find(|line| line.starts_with("bell|oddscache|process "));
+        .find(|line| line.starts_with("waiting|oddscache|process "));
     let warning = warning.unwrap_or_else(|| panic!("{report}"));
     assert!(
         warning.contains("|warn|of postgres holds the lock exclusively"),
