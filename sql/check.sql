@@ -33,7 +33,7 @@ DECLARE
     app      constant text := current_setting('oddscache.app_schema');
     cache    constant text := current_setting('oddscache.cache_schema');
     role     constant text := current_setting('oddscache.role');
-    expected constant integer := 2;
+    expected constant integer := 3;
     keys     constant json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
         "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
         "competitor_market_odds": "snapshot_id"}';
@@ -284,10 +284,26 @@ BEGIN
 
     -- The bell, and the indexes
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
-        SELECT 'queue' AS kind, 'notification queue' AS object, 'usage' AS item,
-               CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END AS status,
+        WITH lock AS (
+            SELECT l.pid, l.mode = 'ShareLock' AS waits, coalesce(s.usename::text, 'an unknown role') AS role
+              FROM pg_locks AS l LEFT JOIN pg_stat_activity AS s ON s.pid = l.pid
+             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+               AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+               AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('oddscache bell ' || cache, 0)
+        )
+        SELECT 'waiting' AS kind, quote_ident(cache) AS object, 'who waits for the bell' AS item, 'ok' AS status,
+               coalesce('writers ring for ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
+                        'nobody: writers do not ring') AS detail
+          FROM lock AS l WHERE l.waits
+         UNION ALL
+        SELECT 'waiting', quote_ident(cache), format('process %s', l.pid), 'warn',
+               format('of %I holds the lock exclusively that says who waits: every writer rings, and caches only poll; '
+                   'SELECT pg_terminate_backend(%s)', l.role, l.pid)
+          FROM lock AS l WHERE NOT l.waits
+         UNION ALL
+        SELECT 'queue', 'notification queue', 'usage', CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END,
                format('%s %%', round((u.usage * 100)::numeric, 1))
-               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': the bell is silent; some listener sits in a transaction' END AS detail
+               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': the bell is silent; some listener sits in a transaction' END
           FROM pg_notification_queue_usage() AS u (usage)
          UNION ALL
         SELECT 'index', t.root::text, w.columns, CASE WHEN bool_or(x.indisvalid) THEN 'ok' ELSE 'warn' END,
@@ -313,6 +329,6 @@ END $check$;
 SELECT r.kind, r.object, r.item, r.status, r.detail
   FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
        AS r (kind text, object text, item text, status text, detail text)
- ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'queue', 'index'], r.kind),
+ ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'waiting', 'queue', 'index'], r.kind),
           r.object, r.item;
 COMMIT;

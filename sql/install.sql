@@ -40,7 +40,7 @@ SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
 SET LOCAL oddscache.channel = :'channel';
 SET LOCAL oddscache.done = '0';
-SET LOCAL oddscache.version = '2';
+SET LOCAL oddscache.version = '3';
 -- The tables, and the column of each that says what changed.
 SET LOCAL oddscache.keys = '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
     "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
@@ -271,27 +271,28 @@ DECLARE
     name     text;
     f        record;
 BEGIN
-    -- How log_change() finds the keys of one table: static SQL, which plpgsql plans only when it is reached.
+    -- How log_change() finds the keys of one table: static SQL, which plpgsql plans only when it is reached. The busiest
+    -- tables come first: passing by a branch costs almost a microsecond.
     SELECT string_agg(format($branch$
-        ELSIF logical = %1$L AND TG_OP = 'INSERT' THEN
-            SELECT array_agg(d.k) INTO changed FROM (
-                SELECT DISTINCT n.%2$I::bigint AS k FROM new_rows AS n WHERE n.%2$I IS NOT NULL
-                LIMIT max_keys + 1) AS d;
-        ELSIF logical = %1$L AND TG_OP = 'UPDATE' THEN
-            SELECT array_agg(d.k) INTO changed FROM (
-                SELECT n.%2$I::bigint AS k FROM new_rows AS n WHERE n.%2$I IS NOT NULL
-                UNION SELECT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL
-                LIMIT max_keys + 1) AS d;
-        ELSIF logical = %1$L AND TG_OP = 'DELETE' THEN
-            SELECT array_agg(d.k) INTO changed FROM (
-                SELECT DISTINCT o.%2$I::bigint AS k FROM old_rows AS o WHERE o.%2$I IS NOT NULL
-                LIMIT max_keys + 1) AS d;$branch$, k.tab, k.col), '' ORDER BY k.tab DESC)
+        WHEN %1$L THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL LIMIT {max_keys} + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL
+                           UNION SELECT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
+            END IF;$branch$, k.tab, k.col), '' ORDER BY k.tab NOT LIKE '%odds%', length(k.tab))
       INTO branches
       FROM json_each_text(current_setting('oddscache.keys')::json) AS k (tab, col);
 
     FOR f IN
         SELECT v.name, v.args, v.types, v.returns, v.attributes, v.config, v.public, v.comment,
-               replace(replace(replace(replace(replace(v.body, '{branches}', branches),
+               replace(replace(replace(replace(replace(replace(replace(replace(v.body, '{branches}', branches),
+                   '{row}', '(pg_current_xact_id(), coalesce(TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE ''RESYNC'' END,
+                CASE WHEN trouble IS NULL AND cardinality(changed) <= {max_keys} THEN changed END, trouble)'),
+                   '{max_keys}', '20000'),
+                   '{bell}', format('hashtextextended(%L, 0)', 'oddscache bell ' || cache)),
                    '{state}', quote_literal('oddscache.log_' || left(md5(cache), 8))),
                    '{channel}', quote_literal(current_setting('oddscache.channel'))),
                    '{log}', quote_literal(format('%I.change_log', cache))),
@@ -401,91 +402,104 @@ BEGIN
 END $body$),
 
     ('log_change', '', '', 'trigger',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=0'], false,
+     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
+     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
      'Trigger: writes one row to the change log for a statement that changed the table named by its argument.',
      $body$
 -- Must never make the application's statement fail: whatever can go wrong is caught, except the statement's own
 -- cancelling. A block with EXCEPTION is a subtransaction. One that writes gets an xid, and more than 64 xids in one
--- transaction slow down every snapshot of the server; so only a transaction's first log row is written in a block.
+-- transaction slow down every snapshot of the server; so only a transaction's first four log rows are written in a block.
+-- Each expression costs about a microsecond in each transaction, hence few of them.
 DECLARE
-    max_keys constant integer := 20000;
-    logical  constant text := coalesce(TG_ARGV[0], TG_TABLE_NAME);
-    what     text := TG_OP;
-    changed  bigint[];
-    trouble  text;
-    me       text;      -- this transaction
-    past     text;      -- how its log rows fared: unknown, '<xid> logged', '<xid> plain' or '<xid> lost'
-    plain    boolean := false;
+    changed bigint[];
+    trouble text;       -- asks for everything to be read again, and why
+    past    text;       -- how this transaction's log rows fared: null (there is none), how many are in blocks, 'plain' or 'lost'
+    plain   boolean;
 BEGIN
     -- 1. What changed? This block writes nothing, so it has no xid.
     BEGIN
-        past := current_setting({state}, true);
-        me := pg_current_xact_id_if_assigned()::text;
-        IF past = me || ' plain' THEN
-            plain := true;
-        ELSIF past = me || ' logged' THEN
-            -- The second row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
-            -- one insert fail and not another stays as we find it now.
-            SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
-                   AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
-              INTO plain
-              FROM pg_class AS c WHERE c.oid = to_regclass({log});
-            IF plain THEN
-                PERFORM set_config({state}, me || ' plain', true);
+        past := CASE WHEN split_part(current_setting({state}, true), ' ', 1) = pg_current_xact_id_if_assigned()::text
+                     THEN split_part(current_setting({state}, true), ' ', 2) END;
+        IF past IN ('4', 'plain') THEN
+            IF past = '4' THEN
+                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
+                -- one insert fail and not another stays as we find it now.
+                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
+                       AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
+                  INTO plain
+                  FROM pg_class AS c WHERE c.oid = to_regclass({log});
+                IF plain THEN
+                    PERFORM set_config({state}, pg_current_xact_id()::text || ' plain', true);
+                END IF;
             END IF;
+            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log. All that a row can wait for now is the disk.
+            plain := coalesce(coalesce(plain, past = 'plain') AND has_table_privilege(to_regclass({log}), 'INSERT'), false);
+            IF plain THEN
+                PERFORM set_config('lock_timeout', '0', true);
+            END IF;
+        ELSIF past = 'lost' THEN
+            -- The transaction has waited once.
+            PERFORM set_config('lock_timeout', '1ms', true);
         END IF;
-        -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log.
-        plain := coalesce(plain AND has_table_privilege(to_regclass({log}), 'INSERT'), false);
 
-        IF TG_OP = 'TRUNCATE' THEN
-            NULL;{branches}
+        CASE TG_ARGV[0]{branches}
         ELSE
-            RAISE EXCEPTION 'no keys are known for % on %', TG_OP, logical;
-        END IF;
-        IF changed IS NULL AND TG_OP <> 'TRUNCATE' THEN
+            RAISE EXCEPTION 'no keys are known for % on %', TG_OP, TG_ARGV[0];
+        END CASE;
+        IF changed = '{}' THEN
             RETURN NULL;
         END IF;
-        IF cardinality(changed) > max_keys THEN
-            changed := NULL;
-        END IF;
-        IF past = me || ' lost' THEN
-            what := 'RESYNC';
-            changed := NULL;
+        IF past = 'lost' THEN
             trouble := 'an earlier change of this transaction could not be logged';
         END IF;
     EXCEPTION WHEN OTHERS THEN
-        what := 'RESYNC';
-        changed := NULL;
         trouble := left(SQLSTATE || ' ' || SQLERRM, 500);
     END;
 
     -- 2. The log row
     IF plain THEN
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), logical, what, changed, trouble);
+        VALUES {row};
         RETURN NULL;
     END IF;
     BEGIN
-        -- Only DDL on the log can make this wait. Once a row is lost, the transaction's later ones do not wait again.
-        PERFORM set_config('lock_timeout', CASE WHEN past = me || ' lost' THEN '1ms' ELSE '500ms' END, true);
+        -- Only DDL on the log can make this wait, for our lock_timeout.
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), logical, what, changed, trouble);
-        PERFORM set_config({state}, pg_current_xact_id()::text || ' logged', true);
+        VALUES {row};
+        PERFORM set_config({state}, pg_current_xact_id()::text
+            || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END, true);
     EXCEPTION WHEN OTHERS THEN
         PERFORM set_config({state}, pg_current_xact_id()::text || ' lost', true);
         RAISE LOG 'oddscache: % on % could not be logged: % %', TG_OP, TG_RELID::regclass, SQLSTATE, SQLERRM;
         RETURN NULL;
     END;
+    IF past <> 'lost' THEN
+        RETURN NULL;
+    END IF;
 
-    -- 3. The bell: constant, so a transaction rings once. A full notification queue would make COMMIT fail.
+    -- 3. The bell: constant, and only at a transaction's first row, so that it rings once. Not where nobody waits: those
+    -- who notify commit one at a time, in the whole cluster. Whoever waits holds the advisory lock in share mode. That we
+    -- look after the log row has given us an xid lets a reader who begins to wait know for whom it was too late
+    -- (src/doze.rs), and makes one look in a transaction enough. Nothing can come between taking the lock and giving it
+    -- back; of two writers who look at the same moment one rings for nothing. A full notification queue would make COMMIT fail.
     BEGIN
         IF lower(coalesce(current_setting('oddscache.notify', true), '')) NOT IN ('off', 'false', 'no', '0')
+           AND (CASE WHEN pg_try_advisory_lock({bell}) THEN NOT pg_advisory_unlock({bell}) ELSE true END)
            AND pg_notification_queue_usage() < 0.5 THEN
             PERFORM pg_notify({channel}, '');
         END IF;
-    EXCEPTION WHEN OTHERS THEN
+    EXCEPTION WHEN insufficient_resources THEN
+        -- No room in the lock table: COMMIT would need it for a bell, and fail.
         RAISE LOG 'oddscache: no bell for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
+    WHEN OTHERS THEN
+        -- Who cannot look otherwise rings.
+        BEGIN
+            IF pg_notification_queue_usage() < 0.5 THEN
+                PERFORM pg_notify({channel}, '');
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE LOG 'oddscache: no bell for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
+        END;
     END;
     RETURN NULL;
 END $body$)

@@ -3,9 +3,15 @@
 //! It makes changes visible sooner, nothing else: whatever becomes of it, the poll finds them. Whether it still rings is
 //! proven, not assumed: when it was quiet for a while a second connection sends a heartbeat the way changes come (a log row,
 //! a notification), and if that does not arrive here, notifications do not work, however well the connection looks.
+//!
+//! Writers ring only while somebody waits for it. While the follower wants to be rung for, the session that LISTENs holds an
+//! advisory lock in share mode, which every role may take and a lost connection gives back; why no change goes unseen for
+//! it, [`crate::doze`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
+//! read.
 
 use std::{
     convert::Infallible,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,12 +19,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::{Either, select};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState, types::Type};
 
 use crate::{
     Config, Error,
@@ -36,6 +43,9 @@ const ANSWER: Duration = Duration::from_secs(4);
 
 /// A session that is one's own answers within this, whatever others do with theirs.
 const SESSION_ANSWER: Duration = Duration::from_millis(500);
+
+/// A writer holds the lock for microseconds; whoever holds it for longer means harm.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// After notifications that did not arrive so often in a row, it is not the network: a pooler is not replaced in minutes.
 const MUTE_TRIES: u32 = 3;
@@ -58,6 +68,8 @@ pub(crate) struct Bell {
 struct State {
     /// Remembers one ring at the most.
     rung: Notify,
+    /// Whether writers should ring.
+    wanted: watch::Sender<bool>,
     /// Held for a moment at a time, never across an await.
     health: Mutex<Health>,
     heartbeats: AtomicUsize,
@@ -68,15 +80,19 @@ struct Health {
     heard: Option<Instant>,
     /// What is the matter while it has not been heard.
     trouble: Option<String>,
+    /// While the lock is held that makes writers ring: a transaction id handed out after it was taken.
+    rings_from: Option<u64>,
 }
 
 impl Bell {
     pub(crate) fn spawn(config: &Config, feed: &Feed) -> Bell {
         let state = Arc::new(State {
             rung: Notify::new(),
+            wanted: watch::Sender::new(true),
             health: Mutex::new(Health {
                 heard: None,
                 trouble: None,
+                rings_from: None,
             }),
             heartbeats: AtomicUsize::new(0),
         });
@@ -120,6 +136,18 @@ impl Bell {
         }
     }
 
+    /// Says whether writers should ring. Once they do again, it rings itself.
+    pub(crate) fn want(&self, wanted: bool) {
+        let change = |before: &mut bool| std::mem::replace(before, wanted) != wanted;
+        self.state.wanted.send_if_modified(change);
+    }
+
+    /// The transaction id from which on all who write ring, if they do. Of those with a smaller one, some may not, and go
+    /// unheard until they are looked for.
+    pub(crate) fn rings_from(&self) -> Option<u64> {
+        self.state.health().rings_from
+    }
+
     /// How many heartbeats were sent since the last call.
     pub(crate) fn take_heartbeats(&self) -> usize {
         self.state.heartbeats.swap(0, Ordering::Relaxed)
@@ -155,6 +183,7 @@ impl State {
         health.trouble = Some(trouble);
         if deaf {
             health.heard = None;
+            health.rings_from = None;
         }
         drop(health);
         // So that the follower looks at what became of it.
@@ -221,11 +250,22 @@ impl Listener {
             listen.map_err(Error::database(LISTEN))
         };
         within(bound, LISTEN, listen).await?;
-        // What was committed before LISTEN took effect rang no bell of ours.
-        self.state.rung.notify_one();
-        let mut quiet = Duration::ZERO;
+        let mut wanted = self.state.wanted.subscribe();
+        let mut waits = false;
+        let mut quiet_until = Instant::now();
         loop {
-            if !heard(&connection, quiet).await? {
+            let wants = *wanted.borrow_and_update();
+            if wants != waits {
+                within(bound, LISTEN, self.wait(&connection.client, wants)).await?;
+                waits = wants;
+            }
+            let quiet = quiet_until.saturating_duration_since(Instant::now());
+            let came = heard(&connection, quiet);
+            let came = match select(pin!(came), pin!(wanted.changed())).await {
+                Either::Left((came, _)) => came?,
+                Either::Right(_) => continue,
+            };
+            if !came {
                 match self.heartbeat().await {
                     // An answer to a heartbeat of somebody else will do as well.
                     Ok(()) if heard(&connection, ANSWER).await? => {}
@@ -236,7 +276,7 @@ impl Listener {
                         if self.state.troubled(error.to_string(), false) {
                             tracing::warn!(channel = self.channel, %error, "cannot tell whether notifications arrive");
                         }
-                        quiet = QUIET;
+                        quiet_until = Instant::now() + QUIET;
                         continue;
                     }
                 }
@@ -246,8 +286,39 @@ impl Listener {
             }
             self.backoff = Backoff::for_connections();
             self.mute = 0;
-            quiet = QUIET.mul_f64(0.8 + 0.4 * fastrand::f64());
+            quiet_until = Instant::now() + QUIET.mul_f64(0.8 + 0.4 * fastrand::f64());
         }
+    }
+
+    /// Begins or ceases to wait for the bell.
+    async fn wait(&self, client: &Client, wants: bool) -> Result<(), Error> {
+        if !wants {
+            // First: a follower that still counted on it would sleep.
+            self.state.health().rings_from = None;
+            // The session has no other.
+            let unlock = "SELECT pg_catalog.pg_advisory_unlock_all()";
+            let unlock = client.batch_execute(unlock).await;
+            return unlock.map_err(Error::database(LISTEN));
+        }
+        let lock = client.simple_query(&wait_sql(&self.cache_schema)).await;
+        let answer = lock.map_err(|error| match error.code() {
+            Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
+                LISTEN,
+                "another session holds the advisory lock exclusively by which writers know that somebody waits for the \
+                 bell; `oddscache sql check` (sql/check.sql) names it",
+            ),
+            _ => Error::database(LISTEN)(error),
+        })?;
+        let xid = answer.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        let xid =
+            xid.ok_or_else(|| Error::unexpected(LISTEN, "pg_current_xact_id() is no xid8"))?;
+        self.state.health().rings_from = Some(xid);
+        // What was committed until now rang no bell of ours.
+        self.state.rung.notify_one();
+        Ok(())
     }
 
     /// Whether a connection keeps its session of the server, also while another takes one. A pooler in transaction mode
@@ -313,6 +384,22 @@ async fn session(client: &Client) -> Result<i32, Error> {
         .first()
         .ok_or_else(|| Error::unexpected(LISTEN, "no answer"))?;
     row.try_get(0).map_err(Error::database(LISTEN))
+}
+
+/// Takes the lock, then a transaction id. Whatever the role's transactions are by default, and whatever its search path.
+///
+/// The id is written ahead before any snapshot shows it: a crash would take it back, and a view that shows it would then
+/// seem to show the writer who is given it next.
+fn wait_sql(cache_schema: &str) -> String {
+    format!(
+        "BEGIN READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL lock_timeout = {}; \
+         SET LOCAL synchronous_commit = local; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
+         SELECT pg_logical_emit_message(true, 'oddscache', '') \
+         WHERE has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE'); \
+         SELECT pg_current_xact_id(); COMMIT",
+        LOCK_PATIENCE.as_millis(),
+        literal(&format!("oddscache bell {cache_schema}")),
+    )
 }
 
 /// Waits for a notification; says whether one came in time.

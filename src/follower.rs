@@ -17,6 +17,7 @@ use crate::{
     bell::Bell,
     catalog::Names,
     connection::{Connection, within},
+    doze::{Doze, Seen},
     draft::Draft,
     feed::Reload,
     pace::Pace,
@@ -45,9 +46,12 @@ pub struct Follower {
     bell: Option<Bell>,
     epoch: u64,
     pace: Pace,
+    doze: Doze,
     audit: Audit,
     /// When changes were last read, for whatever woke it.
     last_read: Instant,
+    /// How long the last wait was.
+    slept: Duration,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
     ended: bool,
@@ -66,8 +70,10 @@ impl Follower {
             bell: None,
             epoch: 0,
             pace: Pace::default(),
+            doze: Doze::default(),
             audit,
             last_read: Instant::now(),
+            slept: Duration::ZERO,
             last_warmup: None,
             troubled_since: None,
             ended: false,
@@ -193,26 +199,28 @@ impl Follower {
 
     /// Waits for the bell, for somebody who asks, or for the time to look without either.
     async fn wait(&mut self) -> Woken {
+        let begun_at = Instant::now();
         let interval = self.config.poll_interval;
         sleep(self.pace.rest(interval)).await;
-        let quiet = self
-            .pace
-            .look_again()
-            .unwrap_or(interval)
+        let look_again = self.pace.look_again().unwrap_or(interval);
+        let quiet = look_again
+            .min(self.doze.look_after().unwrap_or(interval))
             .min(self.audit.until_due(Instant::now()).max(SHORTEST_WAIT));
         let rung = async {
             match &self.bell {
-                Some(bell) => bell.rung().await,
-                None => std::future::pending().await,
+                Some(bell) if self.doze.wants_bell() => bell.rung().await,
+                _ => std::future::pending().await,
             }
         };
         let rung = pin!(rung);
         let asked = pin!(self.publisher.wish().asked());
-        match timeout(quiet, select(rung, asked)).await {
+        let woken = match timeout(quiet, select(rung, asked)).await {
             Ok(Either::Left(_)) => Woken::Bell,
             Ok(Either::Right(_)) => Woken::Asked,
             Err(_) => Woken::Time,
-        }
+        };
+        self.slept = begun_at.elapsed();
+        woken
     }
 
     /// Reads what changed since the last read, and audits a slice if one is due.
@@ -301,6 +309,7 @@ impl Follower {
                     let rested = self.last_read.elapsed() > UNHURRIED;
                     self.pace.read(woken != Woken::Time && !rested, news);
                     self.last_read = Instant::now();
+                    self.doze(known, woken, done.log_rows, begun_at.elapsed());
                     if self.config.bell_is_elsewhere() {
                         self.pace.ahead(woken == Woken::Bell);
                     }
@@ -323,6 +332,23 @@ impl Follower {
             }
         }
         Ok(())
+    }
+
+    /// Decides how to wait for the next change, after a read that took so long.
+    fn doze(&mut self, known: &Known, woken: Woken, rows: usize, took: Duration) {
+        let Some(bell) = &self.bell else {
+            return;
+        };
+        let xmin = known.cut.snapshot.split(':').next();
+        self.doze.read(Seen {
+            now: self.last_read,
+            took,
+            rung_after: (woken == Woken::Bell).then_some(self.slept),
+            rows,
+            xmin: xmin.and_then(|xmin| xmin.parse().ok()).unwrap_or(0),
+            rings_from: bell.rings_from(),
+        });
+        bell.want(self.doze.wants_bell());
     }
 
     /// Says whether what was audited equals what is held.

@@ -41,6 +41,7 @@ mod config;
 mod connect;
 mod connection;
 mod decode;
+mod doze;
 mod draft;
 mod dsn;
 mod error;

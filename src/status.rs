@@ -9,7 +9,8 @@ use crate::Error;
 pub enum Status {
     /// Not warm yet: views are empty.
     Warming,
-    /// Following, woken by notifications, of which one came through within the last 15 s.
+    /// Following, woken by notifications, of which one came through within the last 15 s. Under many small commits it is not
+    /// woken, and reads every 5 to 20 ms instead: notifications would hold up the writers.
     Live,
     /// Following by polling only, since notifications do not arrive: changes show after the poll interval at the latest.
     PollingOnly {

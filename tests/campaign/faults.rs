@@ -229,7 +229,7 @@ impl Scene {
 
     async fn terminate(&self, not: &str) {
         self.admin(&format!(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and query {not} like 'LISTEN%'"
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and {not} (query ~ 'LISTEN|advisory')"
         ))
         .await;
     }

@@ -130,6 +130,7 @@ fn a_sound_database_has_no_warning() {
         "trigger",
         "right",
         "log",
+        "waiting",
         "queue",
         "index",
         "bell",

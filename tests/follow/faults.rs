@@ -16,9 +16,9 @@ impl Followed {
     /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
     async fn terminate(&self, listening: bool) {
         let its = if listening {
-            "query like 'LISTEN%'"
+            "query ~ 'LISTEN|advisory'"
         } else {
-            "query !~ 'LISTEN|heartbeat|notify'"
+            "query !~ 'LISTEN|advisory|heartbeat|notify'"
         };
         let sql = format!(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity

@@ -4,6 +4,7 @@
 mod common;
 
 mod audit;
+mod bell;
 mod bounds;
 mod dead_peers;
 mod faults;

@@ -19,7 +19,7 @@ fn versions_are_equal() {
     );
     let report = run(&db, Script::Check, &[]);
     assert!(
-        report.contains("feed|oddscache|feed_version()|ok|2\n"),
+        report.contains("feed|oddscache|feed_version()|ok|3\n"),
         "{report}"
     );
 }
@@ -64,14 +64,14 @@ async fn again_changes_nothing_and_locks_nothing() {
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
     assert!(
-        text.contains("already in place|2|public|oddscache|oddscache|36"),
+        text.contains("already in place|3|public|oddscache|oddscache|36"),
         "{text}"
     );
     assert!(!text.contains("NOTICE"), "{text}");
     let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")])
         .await
         .unwrap();
-    assert_eq!(text, "already in place|2|public|oddscache|oddscache|36\n");
+    assert_eq!(text, "already in place|3|public|oddscache|oddscache|36\n");
     assert_eq!(db.psql(CATALOG), before);
 }
 
@@ -100,11 +100,11 @@ fn concurrent_runs_all_succeed() {
     });
     let first = texts
         .iter()
-        .filter(|text| text.contains("installed|2|"))
+        .filter(|text| text.contains("installed|3|"))
         .count();
     let rest = texts
         .iter()
-        .filter(|text| text.contains("already in place|2|"))
+        .filter(|text| text.contains("already in place|3|"))
         .count();
     assert_eq!((first, rest), (1, 7));
     assert_eq!(
@@ -156,6 +156,7 @@ async fn odd_names_are_quoted() {
             if script == Script::Install {
                 let mut listener = Session::open(&db.dsn()).await;
                 listener.run("listen \"a 'bell' \\\"").await;
+                listener.wait_for_bell(cache_schema).await;
                 db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
                 assert_eq!(listener.bells.recv().await.unwrap(), format!("{channel}:"));
                 assert_eq!(
@@ -202,7 +203,7 @@ fn repairs_what_is_wrong() {
         "put 4 triggers on public.odds_snapshots_d4\n",
         "put 4 triggers on public.odds_snapshots_d4_1",
         "created function oddscache.log_change()",
-        "installed|2|",
+        "installed|3|",
     ] {
         assert!(text.contains(said), "{said} is not in {text}");
     }
@@ -231,7 +232,7 @@ fn a_changed_channel_is_taken_up() {
     let db = installed();
     let text = run(&db, Script::Install, &[("channel", "other")]);
     assert!(
-        text.contains("installed|2|public|oddscache|other|36"),
+        text.contains("installed|3|public|oddscache|other|36"),
         "{text}"
     );
     assert_eq!(db.psql("select channel from oddscache.log_state"), "other");
@@ -463,7 +464,7 @@ async fn version_1_is_upgraded() {
     let logged = log(&old);
     let report = run(&old, Script::Check, &[]);
     for line in [
-        "feed|oddscache|feed_version()|FAIL|1, not 2: run install.sql",
+        "feed|oddscache|feed_version()|FAIL|1, not 3: run install.sql",
         "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql",
         "log|oddscache.log_state|pruned|ok|never",
     ] {
@@ -477,7 +478,7 @@ async fn version_1_is_upgraded() {
         Script::Install,
         &[("channel", "bell"), ("lock_timeout", "100ms")],
     );
-    assert!(text.contains("installed|2|public|oddscache|bell"), "{text}");
+    assert!(text.contains("installed|3|public|oddscache|bell"), "{text}");
     writer.run("update events set name = 'y'; commit").await;
     assert_eq!(log(&old)[..logged.len()], logged);
     assert!(log(&old).len() > logged.len());
@@ -495,7 +496,7 @@ fn a_newer_feed_is_left_alone() {
     let before = dump(&db);
     let text = fails(&db, Script::Install, &[]);
     assert!(
-        text.contains("has version 99, and this script has version 2"),
+        text.contains("has version 99, and this script has version 3"),
         "{text}"
     );
     assert_eq!(dump(&db), before);
@@ -503,7 +504,7 @@ fn a_newer_feed_is_left_alone() {
     db.psql("alter table oddscache.change_log add column more int");
     let text = fails(&db, Script::Install, &[]);
     assert!(
-        text.contains("is not the change log of feed version 2 (it has xid xid8,"),
+        text.contains("is not the change log of feed version 3 (it has xid xid8,"),
         "{text}"
     );
 }

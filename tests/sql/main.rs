@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bell;
 mod check;
 mod grants;
 mod heartbeat;
@@ -190,6 +191,15 @@ impl Session {
 
     async fn value(&self, sql: &str) -> String {
         self.rows(sql).await.unwrap()[0][0].clone()
+    }
+
+    /// Has writers ring, as a follower does that sleeps.
+    async fn wait_for_bell(&self, cache_schema: &str) {
+        let name = cache_schema.replace('\'', "''");
+        self.run(&format!(
+            "select pg_advisory_lock_shared(hashtextextended('oddscache bell {name}', 0))"
+        ))
+        .await;
     }
 
     /// The SQLSTATE with which this fails.

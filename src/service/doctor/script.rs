@@ -100,6 +100,10 @@ fn about(kind: &str) -> (&'static str, &'static str) {
             "session",
             "a cache that was stopped in the middle of a read keeps its locks until the server ends its session",
         ),
+        "waiting" => (
+            "waiting",
+            "writers ring for those who hold an advisory lock in share mode; held exclusively it keeps caches from waiting for the bell",
+        ),
         "queue" => (
             "queue",
             "where the notification queue is half full the bell stays silent; where it is full, writers fail",

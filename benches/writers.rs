@@ -1,0 +1,440 @@
+//! What a write costs: without triggers, and with each part of the feed in turn.
+//!
+//! Starts a private server (`fsync` on) with one database a row of the table, all alike but for the feed. The clients are
+//! in this process and send what an ORM sends: prepared statements with bind parameters, many rows in one. First one
+//! client, transaction by transaction in turns: medians, and the median of the ratios to the transaction without triggers
+//! of the same turn. Then several clients at once, in turns of `SECONDS` (1) each: rates. `ROUNDS` (60) says how many
+//! turns of the first kind; of the second there are a tenth. `cargo bench --bench writers`; about four minutes.
+#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../src/demo/cluster.rs"]
+mod cluster;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../src/demo/dataset.rs"]
+mod dataset;
+
+use std::{
+    future::poll_fn,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use cluster::Cluster;
+use oddscache::{Config, OddsCache, Status};
+use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
+
+/// A row of the table.
+struct Variant {
+    name: &'static str,
+    database: &'static str,
+    /// What its clients set first.
+    set: &'static str,
+}
+
+const fn variant(name: &'static str, database: &'static str, set: &'static str) -> Variant {
+    Variant {
+        name,
+        database,
+        set,
+    }
+}
+
+const VARIANTS: [Variant; 7] = [
+    variant("no triggers", "plain", ""),
+    variant("triggers with an empty body", "empty", ""),
+    variant("+ keys", "keys", ""),
+    variant("+ log row (bell off)", "feed", "set oddscache.notify = off"),
+    variant("+ bell, nobody follows", "feed", ""),
+    variant("+ bell, rung each time", "rung", ""),
+    variant("+ bell, a cache follows", "followed", ""),
+];
+
+/// Those that differ when there are several clients.
+const TOGETHER: [usize; 5] = [0, 3, 4, 5, 6];
+
+const MARKETS: usize = 50;
+const EVENTS: usize = 50;
+
+fn market_sql(markets: usize) -> String {
+    let row = |row: usize| {
+        let at = |column| row * 5 + column;
+        format!(
+            "(${}, ${}, ${}, ${}, ${}::text::jsonb)",
+            at(1),
+            at(2),
+            at(3),
+            at(4),
+            at(5)
+        )
+    };
+    let rows: Vec<String> = (0..markets).map(row).collect();
+    format!(
+        "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes) values {}",
+        rows.join(", ")
+    )
+}
+
+/// A client of the application, with its statements prepared.
+struct Writer {
+    client: Client,
+    pid: i32,
+    snapshots: Statement,
+    thousand: Statement,
+    half: Statement,
+    snapshot: Statement,
+    markets: Statement,
+    confirm: Statement,
+}
+
+impl Writer {
+    async fn open(cluster: &Cluster, variant: &Variant) -> Writer {
+        let client = connect(&cluster.dsn(variant.database)).await;
+        client.batch_execute("set jit = off").await.expect("set");
+        client.batch_execute(variant.set).await.expect("set");
+        let rows: Vec<String> = (0..EVENTS)
+            .map(|n| format!("(${}, 1, now() at time zone 'UTC')", n + 1))
+            .collect();
+        let into = "insert into odds_snapshots (event_id, bookmaker_id, captured_at) values";
+        let row = client.query_one("select pg_backend_pid()", &[]).await;
+        let prepare = async |sql: &str| client.prepare(sql).await.expect("prepared");
+        Writer {
+            pid: row.expect("a process").get(0),
+            snapshots: prepare(&format!("{into} {} returning id", rows.join(", "))).await,
+            thousand: prepare(&market_sql(1000)).await,
+            half: prepare(&market_sql(500)).await,
+            snapshot: prepare(&format!("{into} {} returning id", rows[0])).await,
+            markets: prepare(&market_sql(MARKETS)).await,
+            confirm: prepare(
+                "update odds_snapshots set last_confirmed_at = now() at time zone 'UTC' where id = any($1)",
+            )
+            .await,
+            client,
+        }
+    }
+
+    /// CPU time of the server's process, exact while that waits for us.
+    fn cpu_ms(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid));
+        let stat = stat.unwrap_or_default();
+        let nanoseconds = stat.split(' ').next().and_then(|text| text.parse().ok());
+        nanoseconds.unwrap_or(f64::NAN) / 1e6
+    }
+
+    async fn begin(&self) {
+        self.client.batch_execute("begin").await.expect("begin");
+    }
+
+    async fn commit(&self) {
+        self.client.batch_execute("commit").await.expect("commit");
+    }
+
+    async fn insert_markets(&self, statement: &Statement, snapshots: &[i64]) {
+        let kinds: Vec<String> = (0..MARKETS).map(|n| (3743 + n).to_string()).collect();
+        let lines: Vec<f64> = (0..MARKETS).map(|n| n as f64 + 0.5).collect();
+        let outcomes = r#"[{"name": "1", "odds": 2.35, "is_active": true}, {"name": "X", "odds": 3.1, "is_active": true},
+            {"name": "2", "odds": 2.9, "is_active": true}]"#;
+        let mut values: Vec<&(dyn ToSql + Sync)> =
+            Vec::with_capacity(snapshots.len() * MARKETS * 5);
+        for id in snapshots {
+            for (kind, line) in kinds.iter().zip(&lines) {
+                values.extend([id as &(dyn ToSql + Sync), kind, kind, line, &outcomes]);
+            }
+        }
+        self.client
+            .execute(statement, &values)
+            .await
+            .expect("markets");
+    }
+
+    /// 50 snapshots and their 2,500 markets.
+    async fn batch(&self, round: usize) {
+        let events: Vec<i32> = (0..EVENTS).map(|n| event(round * EVENTS + n)).collect();
+        let values: Vec<&(dyn ToSql + Sync)> = events.iter().map(|id| id as _).collect();
+        self.begin().await;
+        let rows = self.client.query(&self.snapshots, &values).await;
+        let ids: Vec<i64> = rows.expect("snapshots").iter().map(|r| r.get(0)).collect();
+        let (thousands, rest) = ids.as_chunks::<20>();
+        for ids in thousands {
+            self.insert_markets(&self.thousand, ids).await;
+        }
+        self.insert_markets(&self.half, rest).await;
+        self.commit().await;
+    }
+
+    async fn confirm(&self, ids: &[i64]) {
+        self.begin().await;
+        let updated = self.client.execute(&self.confirm, &[&ids]).await;
+        assert_eq!(updated.expect("confirmed"), 1000);
+        self.commit().await;
+    }
+
+    /// One snapshot with its markets.
+    async fn single(&self, round: usize) {
+        self.begin().await;
+        let row = self
+            .client
+            .query_one(&self.snapshot, &[&event(round)])
+            .await;
+        let id: i64 = row.expect("a snapshot").get(0);
+        self.insert_markets(&self.markets, &[id]).await;
+        self.commit().await;
+    }
+}
+
+fn event(number: usize) -> i32 {
+    i32::try_from(101 + number % 1000).expect("an event")
+}
+
+async fn connect(dsn: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client
+}
+
+/// A session that waits for the bell for ever, and takes what comes.
+async fn wait_for_bells(dsn: &str) {
+    let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
+    tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
+    let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
+    client.batch_execute(wait).await.expect("waits");
+    // Until the process ends.
+    std::mem::forget(client);
+}
+
+async fn prepare(cluster: &Cluster) -> OddsCache {
+    let run = |database: &str, args: &[&str]| {
+        let output = cluster.psql(database, args).expect("psql");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {errors}");
+    };
+    let client = connect(&cluster.dsn("postgres")).await;
+    client
+        .batch_execute("create database plain")
+        .await
+        .expect("created");
+    let plain = connect(&cluster.dsn("plain")).await;
+    dataset::create(&plain).await.expect("tables");
+    let scale = dataset::Scale {
+        history: 4,
+        history_with_markets: 1,
+        ..dataset::Scale::default()
+    };
+    dataset::load(&plain, &scale, |_, _, _| {})
+        .await
+        .expect("data");
+    plain.batch_execute("vacuum").await.expect("vacuum");
+    drop(plain);
+    for database in ["empty", "keys", "feed", "rung", "followed"] {
+        run(
+            "postgres",
+            &["-qc", &format!("create database {database} template plain")],
+        );
+        run(database, &["-qf", "sql/install.sql"]);
+    }
+    // The same triggers, with less behind them.
+    run(
+        "empty",
+        &[
+            "-qc",
+            "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
+        ],
+    );
+    run(
+        "keys",
+        &[
+            "-qc",
+            "do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
+               begin
+                 assert position('-- 2. The log row' in def) > 0;
+                 execute replace(def, '-- 2. The log row', 'RETURN NULL;');
+               end $$",
+        ],
+    );
+    client.batch_execute("checkpoint").await.expect("quiet");
+    wait_for_bells(&cluster.dsn("rung")).await;
+    let config = Config::new(&cluster.dsn("followed")).expect("a dsn");
+    let (cache, follower) = OddsCache::connect(config);
+    tokio::spawn(follower.run());
+    cache.ready().await.expect("warm");
+    while cache.status() != Status::Live {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cache
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Prints what one client's transactions took, in turns.
+async fn alone(
+    what: &str,
+    writers: &[Writer],
+    rounds: usize,
+    mut transaction: impl AsyncFnMut(&Writer, usize),
+) {
+    let mut times = vec![Vec::new(); writers.len()];
+    let mut cpu = times.clone();
+    for round in 0..rounds + 3 {
+        for turn in 0..writers.len() {
+            let index = (round + turn) % writers.len();
+            let writer = &writers[index];
+            let (begun, cpu_before) = (Instant::now(), writer.cpu_ms());
+            transaction(writer, round).await;
+            let took = begun.elapsed().as_secs_f64() * 1e3;
+            // What a cache does about it is not the next one's matter; and now the process waits.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            if round >= 3 {
+                times[index].push(took);
+                cpu[index].push(writer.cpu_ms() - cpu_before);
+            }
+        }
+    }
+    println!("\n{what}, {rounds} turns");
+    println!(
+        "{:<30}{:>10}{:>9}{:>14}{:>15}{:>9}{:>14}",
+        "", "median ms", "ratio", "quartiles", "server CPU ms", "ratio", "quartiles"
+    );
+    for (index, variant) in VARIANTS.iter().enumerate() {
+        println!(
+            "{:<30}{}  {}",
+            variant.name,
+            compared(&times[index], &times[0]),
+            compared(&cpu[index], &cpu[0])
+        );
+    }
+}
+
+/// Median, and the ratio to the transaction without triggers of the same turn.
+fn compared(with: &[f64], without: &[f64]) -> String {
+    let mut ratios: Vec<f64> = with.iter().zip(without).map(|(a, b)| a / b).collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |quarter: usize| ratios[ratios.len() * quarter / 4];
+    let median = median(with.to_vec());
+    let quartiles = format!("{:.2}-{:.2}", at(1), at(3));
+    format!("{median:>10.3}{:>8.3}x{quartiles:>14}", at(2))
+}
+
+async fn rate(writers: &[Writer], seconds: f64) -> f64 {
+    let done = AtomicUsize::new(0);
+    let begun = Instant::now();
+    let client = async |number: usize, writer: &Writer| {
+        let mut round = number * 97;
+        while begun.elapsed().as_secs_f64() < seconds {
+            writer.single(round).await;
+            done.fetch_add(1, Ordering::Relaxed);
+            round += 1;
+        }
+    };
+    let clients = writers.iter().enumerate();
+    futures_util::future::join_all(clients.map(|(number, writer)| client(number, writer))).await;
+    done.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
+}
+
+async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: f64) {
+    let mut writers = Vec::new();
+    for index in TOGETHER {
+        let mut clients = Vec::new();
+        for _ in 0..16 {
+            clients.push(Writer::open(cluster, &VARIANTS[index]).await);
+        }
+        writers.push(clients);
+    }
+    println!("\none snapshot with its 50 markets, clients at once, {rounds} turns of {seconds} s");
+    println!(
+        "{:<30}{:>9}{:>12}{:>10}",
+        "", "clients", "median /s", "ratio"
+    );
+    for clients in [1, 4, 8, 16] {
+        let mut rates = vec![Vec::new(); TOGETHER.len()];
+        let mut reads = Vec::new();
+        for round in 0..rounds {
+            for turn in 0..TOGETHER.len() {
+                let index = (round + turn) % TOGETHER.len();
+                let before = cache.counters();
+                rates[index].push(rate(&writers[index][..clients], seconds).await);
+                if index + 1 == TOGETHER.len() {
+                    let after = cache.counters();
+                    reads.push((
+                        (after.reads - before.reads) as f64 / seconds,
+                        (after.bells - before.bells) as f64 / seconds,
+                    ));
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+        }
+        for (index, rate) in TOGETHER.iter().zip(&rates) {
+            let ratios = rate.iter().zip(&rates[0]).map(|(a, b)| a / b).collect();
+            println!(
+                "{:<30}{clients:>9}{:>12.0}{:>9.2}x",
+                VARIANTS[*index].name,
+                median(rate.clone()),
+                median(ratios)
+            );
+        }
+        println!(
+            "{:<30}{:>9}  the cache: {:.0} reads a second, {:.0} of them for a bell",
+            "",
+            "",
+            median(reads.iter().map(|(reads, _)| *reads).collect()),
+            median(reads.iter().map(|(_, bells)| *bells).collect())
+        );
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let number = |name, default| {
+        let text = std::env::var(name).ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let (seconds, rounds) = (number("SECONDS", 1.0), number("ROUNDS", 60.0) as usize);
+    let cluster = Cluster::start(&[
+        "shared_buffers = 1GB",
+        "max_wal_size = 8GB",
+        "checkpoint_timeout = 1h",
+        "autovacuum = off",
+        "max_connections = 200",
+    ])
+    .expect("a cluster");
+    let cache = prepare(&cluster).await;
+    let mut writers = Vec::new();
+    for variant in &VARIANTS {
+        writers.push(Writer::open(&cluster, variant).await);
+    }
+    let part = std::env::var("PART").unwrap_or_default();
+    if !part.contains("together") {
+        let ids: Vec<i64> = {
+            let sql = "select id from odds_snapshots order by id desc limit 1000";
+            let rows = writers[0].client.query(sql, &[]).await.expect("ids");
+            rows.iter().map(|row| row.get(0)).collect()
+        };
+        alone(
+            "one snapshot with its 50 markets, one client",
+            &writers,
+            rounds * 3,
+            async |writer, round| writer.single(round).await,
+        )
+        .await;
+        alone(
+            "50 snapshots and 2,500 markets",
+            &writers,
+            rounds,
+            async |writer, round| writer.batch(round).await,
+        )
+        .await;
+        alone(
+            "last_confirmed_at of 1,000 snapshots",
+            &writers,
+            rounds,
+            async |writer, _| writer.confirm(&ids).await,
+        )
+        .await;
+    }
+    drop(writers);
+    if !part.contains("alone") {
+        together(&cluster, &cache, (rounds / 10).max(3), seconds).await;
+    }
+}

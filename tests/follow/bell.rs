@@ -1,0 +1,167 @@
+//! When the follower waits for the bell, when it looks by itself, and that nothing goes unseen between the two.
+//!
+//! The poll interval is an hour where only the bell, or reading briskly, can bring a change.
+
+use std::time::Duration;
+
+use oddscache::Status;
+
+use crate::common::{
+    Database, connect, eventually,
+    followed::{Followed, run},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn followed(database: &Database) -> Followed {
+    let followed = Followed::with(&database.dsn(), |config| {
+        config
+            .poll_interval(HOUR)
+            .audit_cycle(Duration::from_secs(600_000))
+    })
+    .await;
+    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed
+}
+
+impl Followed {
+    /// How many sessions make writers ring.
+    async fn waiting(&self) -> i64 {
+        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
+        let row = self.app.query_one(sql, &[]).await.expect("locks");
+        row.get(0)
+    }
+
+    /// Commits small transactions one after the other until nobody waits for the bell any more.
+    async fn until_awake(&self) {
+        let mut line = 0;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            line % 20 != 0 || self.waiting().await == 0
+        })
+        .await;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            self.waiting().await == 0
+        })
+        .await;
+    }
+
+    async fn set_line(&self, line: i32) {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        self.run(&sql).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
+    let database = Database::seeded();
+    let followed = followed(&database).await;
+    assert_eq!(followed.waiting().await, 1);
+    followed.until_awake().await;
+    followed.check("awake").await;
+    // As long as there is news it stays so.
+    let bells = followed.cache.counters().bells;
+    for line in 1..=50 {
+        followed.set_line(-line).await;
+        followed.caught_up("polled").await;
+    }
+    assert!(followed.cache.counters().bells <= bells + 2);
+    followed.check("still awake").await;
+    // Once it is quiet it sleeps, and what then changes rings.
+    eventually("asleep", async || followed.waiting().await == 1).await;
+    eventually("no more reads", async || {
+        let reads = followed.cache.counters().reads;
+        let heartbeats = followed.cache.counters().heartbeats;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = followed.cache.counters();
+        now.reads == reads && now.heartbeats == heartbeats
+    })
+    .await;
+    let before = followed.cache.counters();
+    followed.set_line(1000).await;
+    followed.check("rung for").await;
+    let after = followed.cache.counters();
+    assert!(after.bells > before.bells);
+    assert_eq!((after.reloads, followed.cache.view().epoch()), (1, 1));
+}
+
+/// The writer looks while nobody waits, and commits, silently, after the follower has taken the lock again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_looked_too_early_is_looked_for() {
+    let database = Database::seeded();
+    let followed = followed(&database).await;
+    let late = connect(&database.dsn()).await;
+    let mut briskly = 0;
+    for odds in 1..=5 {
+        followed.until_awake().await;
+        run(
+            &late,
+            &format!(
+                "begin; update events set name = 'late {odds}', kickoff = kickoff + interval '1 minute' where id = 1"
+            ),
+        )
+        .await;
+        assert_eq!(followed.waiting().await, 0, "it was to look too early");
+        // Rung by itself, for it waits again.
+        let bells = followed.cache.counters().bells;
+        eventually("waiting", async || {
+            followed.cache.counters().bells > bells && followed.waiting().await == 1
+        })
+        .await;
+        let bells = followed.cache.counters().bells;
+        run(&late, "commit").await;
+        followed.caught_up("the late commit").await;
+        // A heartbeat may have come first, by chance; without brisk reads it would each time.
+        briskly += u32::from(followed.cache.counters().bells == bells);
+        followed.check("the late commit").await;
+    }
+    assert!(briskly > 0);
+}
+
+/// Whoever holds the lock exclusively makes writers ring for ever and keeps the follower from waiting: it polls, says why,
+/// and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_held_by_others_is_not_waited_for() {
+    let database = Database::seeded();
+    let mallory = connect(&database.dsn()).await;
+    let key = "hashtextextended('oddscache bell oddscache', 0)";
+    run(&mallory, &format!("select pg_advisory_lock({key})")).await;
+    let followed = Followed::new(&database).await;
+    eventually("polling, and why", async || {
+        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("advisory lock"))
+    })
+    .await;
+    let before = followed.check("the seed").await;
+    followed
+        .run("delete from odds_snapshots where id = 112")
+        .await;
+    assert_ne!(before, followed.check("polled").await);
+    run(&mallory, &format!("select pg_advisory_unlock({key})")).await;
+    eventually("live", async || followed.cache.status() == Status::Live).await;
+    // In share mode it keeps writers ringing, which is no harm.
+    run(&mallory, &format!("select pg_advisory_lock_shared({key})")).await;
+    followed
+        .run("delete from odds_snapshots where id = 122")
+        .await;
+    followed.check("rung for").await;
+    assert_eq!(followed.cache.view().epoch(), 1);
+}
+
+/// Each waits for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_followers_each_is_rung_for() {
+    let database = Database::seeded();
+    let (a, b) = (followed(&database).await, followed(&database).await);
+    assert_eq!(a.waiting().await, 2);
+    a.set_line(7).await;
+    a.check("the first").await;
+    b.check("the second").await;
+    drop(a);
+    eventually("one is left", async || b.waiting().await == 1).await;
+    b.set_line(8).await;
+    b.check("the one that is left").await;
+}

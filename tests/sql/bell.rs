@@ -1,0 +1,174 @@
+//! Writers ring if and only if somebody waits for the bell, and no look at that harms them.
+
+use super::*;
+
+/// What a change rings, as the listener hears it; `false` if nothing came before what is sent after it.
+async fn rings(listener: &mut Session, writer: &Session, sql: &str) -> bool {
+    writer.run(sql).await;
+    writer.run("notify oddscache, 'after'").await;
+    let mut rang = false;
+    loop {
+        match listener.bells.recv().await.unwrap().as_str() {
+            "oddscache:after" => return rang,
+            "oddscache:" => rang = true,
+            other => panic!("{other}"),
+        }
+    }
+}
+
+const CHANGE: &str = "update events set name = 'x' where id = 1";
+const WAIT: &str =
+    "select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
+const CEASE: &str =
+    "select pg_advisory_unlock_shared(hashtextextended('oddscache bell oddscache', 0))";
+
+async fn sessions(db: &Database) -> (Session, Session) {
+    let (listener, writer) = (
+        Session::open(&db.dsn()).await,
+        Session::open(&db.dsn()).await,
+    );
+    listener.run("listen oddscache").await;
+    (listener, writer)
+}
+
+#[tokio::test]
+async fn the_bell_is_silent_while_nobody_waits_for_it() {
+    let db = installed();
+    let (mut listener, writer) = sessions(&db).await;
+    assert!(!rings(&mut listener, &writer, CHANGE).await);
+    listener.run(WAIT).await;
+    assert!(rings(&mut listener, &writer, CHANGE).await);
+    // The last of several to cease is who counts, and a connection that is lost has ceased.
+    let other = Session::open(&db.dsn()).await;
+    other.run(WAIT).await;
+    listener.run(CEASE).await;
+    assert!(rings(&mut listener, &writer, CHANGE).await);
+    drop(other);
+    until(
+        &db,
+        "select count(*) = 0 from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+    )
+    .await;
+    assert!(!rings(&mut listener, &writer, CHANGE).await);
+    // Asked by name, it rings for whoever listens.
+    for call in ["heartbeat()", "resync()"] {
+        let sql = format!("select oddscache.{call}");
+        assert!(rings(&mut listener, &writer, &sql).await, "{call}");
+    }
+    // The heartbeat found a row that is young enough.
+    assert_eq!(log(&db).len(), 4 + 1);
+}
+
+/// The look leaves nothing behind: neither for the transaction's time nor for the session's.
+#[tokio::test]
+async fn a_writer_keeps_no_lock() {
+    let db = installed();
+    let (listener, writer) = sessions(&db).await;
+    let held = "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())";
+    writer.run(&format!("begin; {CHANGE}; {CHANGE}")).await;
+    assert_eq!(listener.value(held).await, "0");
+    writer.run("commit").await;
+    listener.run(WAIT).await;
+    writer.run(&format!("begin; {CHANGE}; {CHANGE}")).await;
+    assert_eq!(listener.value(held).await, "1");
+    // Nor does it wait for who holds it in whichever mode.
+    listener
+        .run(&format!(
+            "{CEASE}; select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))"
+        ))
+        .await;
+    writer
+        .run("commit; set statement_timeout = '10s'; begin; update events set name = 'y'; commit")
+        .await;
+}
+
+/// Who begins to wait after the look, and then takes a transaction id, must have a greater one than who looked too early:
+/// the follower relies on it.
+#[tokio::test]
+async fn the_look_comes_after_the_transaction_id() {
+    let db = installed();
+    // Stands for the look: `pg_catalog` is searched first, so it has to be put into the function's text.
+    db.psql(
+        "create table looks (xid xid8);
+         create function public.look() returns boolean language plpgsql as $$
+             begin insert into public.looks values (pg_current_xact_id_if_assigned()); return true; end $$;
+         do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
+         begin
+             assert position('pg_try_advisory_lock(' in def) > 0;
+             execute replace(def, 'pg_try_advisory_lock(', 'public.look() and pg_try_advisory_lock(');
+         end $$",
+    );
+    let writer = Session::open(&db.dsn()).await;
+    writer.run(&format!("begin; {CHANGE}")).await;
+    let xid = writer.value("select pg_current_xact_id()").await;
+    // Later changes of the transaction do not look again.
+    for _ in 0..6 {
+        writer.run(CHANGE).await;
+    }
+    writer.run("commit").await;
+    assert_eq!(
+        db.psql("select coalesce(xid::text, 'none') from looks"),
+        xid
+    );
+}
+
+/// Where the server's lock table has no room for the look, it may have none for what COMMIT locks after a bell: the bell is
+/// silent, or the application's COMMIT would fail. (With so little room that the log row cannot be written either, or the
+/// statement itself fails, there is no look.)
+#[tokio::test]
+async fn who_cannot_look_rings_unless_that_would_fail() {
+    for (fault, rung) in [
+        (
+            "raise 'denied' using errcode = 'insufficient_privilege'",
+            true,
+        ),
+        ("return 1 / 0 = 1", true),
+        (
+            "raise 'out of shared memory' using errcode = 'out_of_memory'",
+            false,
+        ),
+    ] {
+        let db = installed();
+        db.psql(&format!(
+            "create function public.look() returns boolean language plpgsql as $$ begin {fault}; end $$;
+             do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
+             begin execute replace(def, 'pg_try_advisory_lock(', 'public.look() and pg_try_advisory_lock('); end $$"
+        ));
+        let (mut listener, writer) = sessions(&db).await;
+        assert_eq!(rings(&mut listener, &writer, CHANGE).await, rung, "{fault}");
+        assert_eq!(log(&db), ["events UPDATE 1"]);
+        let off = "begin; set local oddscache.notify = off; update events set name = 'y' where id = 1; commit";
+        assert!(!rings(&mut listener, &writer, off).await, "{fault}");
+    }
+}
+
+#[test]
+fn check_says_who_waits() {
+    let db = installed();
+    let report = run(&db, Script::Check, &[]);
+    let line = "waiting|oddscache|who waits for the bell|ok|";
+    assert!(
+        report.contains(&format!("{line}nobody: writers do not ring")),
+        "{report}"
+    );
+    let check = |lock: &str| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/check.sql");
+        let sql = format!("select {lock}(hashtextextended('oddscache bell oddscache', 0))");
+        let args = ["-qAt", "-c", &sql, "-f", file.to_str().unwrap()];
+        text(&cluster().psql(&db.name, &args).unwrap())
+    };
+    let report = check("pg_advisory_lock_shared");
+    assert!(
+        report.contains(&format!("{line}writers ring for process ")),
+        "{report}"
+    );
+    let report = check("pg_advisory_lock");
+    let warning = report
+        .lines()
+        .find(|line| line.starts_with("waiting|oddscache|process "));
+    let warning = warning.unwrap_or_else(|| panic!("{report}"));
+    assert!(
+        warning.contains("|warn|of postgres holds the lock exclusively"),
+        "{warning}"
+    );
+}
