@@ -5,9 +5,10 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::{
-    decode::{self, Malformed, OutcomeRow},
+    decode::{self, Malformed},
     model::{
         Body, BodyBuilder, CachedSnapshot, Interner, MarketKey, Micros, SnapshotInput, Source,
+        StagedRow,
     },
 };
 
@@ -56,33 +57,49 @@ impl Packer {
 
     pub(crate) fn heap_bytes(&self) -> usize {
         self.interner.heap_bytes()
+            + self.builder.heap_bytes()
             + self.sources.allocation_size()
             + self.sources.iter().map(Source::heap_bytes).sum::<usize>()
     }
 }
 
-/// Collects the bodies of many snapshots from market rows that come in any order.
+/// Collects the bodies of many snapshots from market rows that come in any order; fastest where those of a snapshot come
+/// one after the other, in the order of their ids.
 #[derive(Debug)]
 pub(crate) struct Bodies<'p> {
     packer: &'p mut Packer,
-    building: HashMap<i64, BodyBuilder>,
+    builder: BodyBuilder,
+    /// By id, the builder's index of a snapshot.
+    snapshots: HashMap<i64, u32>,
+    /// That of the last row.
+    last: Option<(i64, u32)>,
 }
 
 impl<'p> Bodies<'p> {
     pub(crate) fn new(packer: &'p mut Packer) -> Bodies<'p> {
         Bodies {
             packer,
-            building: HashMap::new(),
+            builder: BodyBuilder::default(),
+            snapshots: HashMap::new(),
+            last: None,
         }
+    }
+
+    fn snapshot(&mut self, id: i64) -> u32 {
+        if let Some((last, index)) = self.last
+            && last == id
+        {
+            return index;
+        }
+        let builder = &mut self.builder;
+        let index = *self.snapshots.entry(id).or_insert_with(|| builder.begin());
+        self.last = Some((id, index));
+        index
     }
 
     /// Adds a row; says what was wrong with it, if anything. What can be read of it is kept in any case.
     pub(crate) fn push(&mut self, snapshot_id: i64, row: MarketRow<'_>) -> Option<Malformed> {
-        let mut outcomes: Vec<OutcomeRow<'_>> = Vec::with_capacity(4);
-        let mut problem = decode::outcomes(row.outcomes, &mut outcomes);
-        if row.betpawa_market_id.is_none() || row.betpawa_market_name.is_none() {
-            problem = problem.or(Some(Malformed::NullMarket));
-        }
+        let snapshot = self.snapshot(snapshot_id);
         let key = MarketKey {
             betpawa_market_id: row.betpawa_market_id.unwrap_or_default(),
             betpawa_market_name: row.betpawa_market_name.unwrap_or_default(),
@@ -92,30 +109,46 @@ impl<'p> Bodies<'p> {
             handicap_away: row.handicap_away,
             market_groups: row.market_groups,
         };
-        let builder = self.building.entry(snapshot_id).or_default();
-        let interner = &mut self.packer.interner;
-        let malformed = builder.push(
-            interner,
-            row.row_id,
-            key,
-            &outcomes,
-            row.unavailable_at,
-            problem.is_some(),
-        );
+        let Bodies {
+            packer: Packer { interner, .. },
+            builder,
+            ..
+        } = self;
+        let previous = builder.last(snapshot);
+        let expected = interner.expected(previous).filter(|(_, shape)| {
+            key.matches(shape.kind()) && decode::expected(row.outcomes, shape, &mut builder.odds)
+        });
+        let (shape, mut problem) = match expected {
+            Some((shape, _)) => (shape, None),
+            None => {
+                let problem = decode::outcomes(row.outcomes, &mut builder.names, &mut builder.odds);
+                let shape = interner.shape(previous, &key, builder.names.text());
+                (shape, problem)
+            }
+        };
+        if row.betpawa_market_id.is_none() || row.betpawa_market_name.is_none() {
+            problem = problem.or(Some(Malformed::NullMarket));
+        }
+        let staged = StagedRow {
+            snapshot,
+            row_id: row.row_id,
+            unavailable_at: row.unavailable_at,
+        };
+        let malformed = builder.stage(interner, staged, shape, problem.is_some());
         problem.or(malformed.then_some(Malformed::MarketGroups))
     }
 
     /// Snapshot id -> body; snapshots without a market row are absent.
-    pub(crate) fn finish(self) -> HashMap<i64, Arc<Body>> {
-        let interner = &mut self.packer.interner;
-        self.building
+    pub(crate) fn finish(mut self) -> HashMap<i64, Arc<Body>> {
+        let bodies = self.builder.finish(&mut self.packer.interner);
+        self.snapshots
             .into_iter()
-            .map(|(id, mut builder)| (id, builder.finish(interner)))
+            .filter_map(|(id, index)| Some((id, Arc::clone(bodies.get(index as usize)?))))
             .collect()
     }
 
     /// The body of a snapshot that has no markets.
     pub(crate) fn empty(packer: &mut Packer) -> Arc<Body> {
-        packer.builder.finish(&mut packer.interner)
+        packer.builder.finish_one(&mut packer.interner)
     }
 }
