@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The rows are those of 1,100 events of three bookmakers with 50 markets each: of real names, one market in four of the
-//! event's own players, 263 bytes a row. Times are per row ("item"); `copy` is the floor.
+//! event's own players, 268 bytes a row. Times are per row ("item"); `copy` is the floor.
 #![allow(clippy::expect_used, dead_code, unreachable_pub, unused_imports)]
 
 // The decoder is none of the library's public names.
@@ -16,48 +16,62 @@ mod model;
 #[path = "../src/pack.rs"]
 mod pack;
 
-use std::hint::black_box;
+use std::{hint::black_box, sync::Arc};
 
 use divan::{Bencher, counter::ItemsCount};
+use model::Body;
 use pack::{Bodies, MarketRow, Packer};
 
 const EVENTS: i64 = 1100;
 const BOOKMAKERS: i64 = 3;
 const MARKETS: i64 = 50;
-/// As many as the cache reads at a time.
-const SNAPSHOTS_AT_A_TIME: usize = 500;
+/// About as many as the cache reads at a time.
+const ROWS_AT_A_TIME: usize = 500 * MARKETS as usize;
 
 fn main() {
     divan::main();
 }
 
-/// A row's bytes, and where its texts begin and end.
+/// Rows whose bytes lie one after the other, as those that come from a socket do.
+struct Rows {
+    bytes: String,
+    rows: Vec<Row>,
+}
+
+/// Where the texts of a row end.
 struct Row {
     snapshot_id: i64,
     row_id: i64,
-    bytes: String,
-    ends: [usize; 4],
+    start: usize,
+    ends: [usize; 5],
     line: Option<f64>,
     groups: bool,
 }
 
 impl Row {
-    fn market(&self) -> MarketRow<'_> {
-        let [id, name, outcomes, groups] = self.ends;
+    fn market<'a>(&self, bytes: &'a str) -> MarketRow<'a> {
+        let [id, name, outcomes, groups, _] = self.ends;
         MarketRow {
             row_id: self.row_id,
-            betpawa_market_id: Some(&self.bytes[..id]),
-            betpawa_market_name: Some(&self.bytes[id..name]),
+            betpawa_market_id: Some(&bytes[self.start..id]),
+            betpawa_market_name: Some(&bytes[id..name]),
             line: self.line,
             handicap_type: None,
             handicap_home: None,
             handicap_away: None,
-            outcomes: Some(&self.bytes[name..outcomes]),
-            market_groups: self.groups.then(|| &self.bytes[outcomes..groups]),
+            outcomes: Some(&bytes[name..outcomes]),
+            market_groups: self.groups.then(|| &bytes[outcomes..groups]),
             unavailable_at: None,
         }
     }
+
+    fn bytes<'a>(&self, bytes: &'a str) -> &'a [u8] {
+        &bytes.as_bytes()[self.start..self.ends[4]]
+    }
 }
+
+/// In place of what a row has beside its texts: ids, line, and the length of each field.
+const NUMBERS: &str = "----------------------------------------------------------------";
 
 /// A number that depends on nothing else; not random, but without a pattern that a predictor would find.
 fn mixed(seed: i64) -> i64 {
@@ -71,7 +85,7 @@ const FAMILY_NAMES: [&str; 12] = [
 ];
 
 /// `round`: of a later scrape the odds differ, and nothing else.
-fn row(event: i64, bookmaker: i64, market: i64, round: i64, lineup: i64) -> Row {
+fn row(bytes: &mut String, event: i64, bookmaker: i64, market: i64, round: i64) -> Row {
     let players = market == 5 || market >= 39;
     let (name, groups) = match (players, market % 3) {
         (true, _) => (
@@ -89,7 +103,7 @@ fn row(event: i64, bookmaker: i64, market: i64, round: i64, lineup: i64) -> Row 
         .map(|n| {
             let seed = ((event * 4 + bookmaker) * 64 + market) * 8 + n;
             let name = if players {
-                let player = mixed((event * 64 + market) * 8 + n + lineup * 1_000_003);
+                let player = mixed((event * 64 + market) * 8 + n);
                 let initial = char::from(b'A' + (player % 26) as u8);
                 let family = FAMILY_NAMES[(player / 26 % 12) as usize];
                 format!("{initial}. {family}")
@@ -110,16 +124,15 @@ fn row(event: i64, bookmaker: i64, market: i64, round: i64, lineup: i64) -> Row 
         .collect();
     let id = (3700 + market * 13).to_string();
     let outcomes = format!("[{}]", outcomes.join(", "));
-    let ends = [
-        id.len(),
-        id.len() + name.len(),
-        id.len() + name.len() + outcomes.len(),
-        id.len() + name.len() + outcomes.len() + groups.len(),
-    ];
+    let start = bytes.len();
+    let ends = [&*id, name, &*outcomes, groups, NUMBERS].map(|text| {
+        bytes.push_str(text);
+        bytes.len()
+    });
     Row {
         snapshot_id: (round * EVENTS + event) * 4 + bookmaker,
         row_id: ((round * EVENTS + event) * 4 + bookmaker) * 64 + market,
-        bytes: id + name + &outcomes + groups,
+        start,
         ends,
         line: (market % 3 == 0).then_some(market as f64 / 2.0),
         // A competitor lists some markets under no group, others of them at each event.
@@ -128,31 +141,34 @@ fn row(event: i64, bookmaker: i64, market: i64, round: i64, lineup: i64) -> Row 
 }
 
 /// All rows of a scrape, each event and bookmaker leaving out a market in fifty.
-fn rows(round: i64, lineup: i64) -> Vec<Row> {
-    let snapshots =
+fn rows(round: i64, interleaved: bool) -> Rows {
+    let events =
         (0..EVENTS).flat_map(|event| (0..BOOKMAKERS).map(move |bookmaker| (event, bookmaker)));
-    let rows: Vec<Row> = snapshots
+    let mut all: Vec<(i64, i64, i64)> = events
         .flat_map(|(event, bookmaker)| (0..MARKETS).map(move |market| (event, bookmaker, market)))
         .filter(|(event, bookmaker, market)| mixed((event * 4 + bookmaker) * 64 + market) % 50 != 0)
-        .map(|(event, bookmaker, market)| row(event, bookmaker, market, round, lineup))
         .collect();
-    rows
+    if interleaved {
+        for some in all.chunks_mut(ROWS_AT_A_TIME) {
+            some.sort_by_key(|(event, bookmaker, market)| (*market, *event, *bookmaker));
+        }
+    }
+    let mut bytes = String::new();
+    let rows = all
+        .into_iter()
+        .map(|(event, bookmaker, market)| row(&mut bytes, event, bookmaker, market, round))
+        .collect();
+    Rows { bytes, rows }
 }
 
-fn bytes(rows: &[Row]) -> usize {
-    rows.iter().map(|row| row.bytes.len() + 32).sum()
-}
-
-fn decode(packer: &mut Packer, rows: &[Row]) -> Vec<std::sync::Arc<model::Body>> {
+fn decode(packer: &mut Packer, rows: &Rows) -> Vec<Arc<Body>> {
     let mut all = Vec::new();
-    for rows in rows.chunks(SNAPSHOTS_AT_A_TIME * MARKETS as usize) {
+    for some in rows.rows.chunks(ROWS_AT_A_TIME) {
         let mut bodies = Bodies::new(packer);
-        for row in rows {
-            assert!(
-                bodies
-                    .push(row.snapshot_id, black_box(row).market())
-                    .is_none()
-            );
+        for row in some {
+            let market = black_box(row).market(&rows.bytes);
+            let problem = bodies.push(row.snapshot_id, market);
+            assert!(problem.is_none(), "a row is malformed");
         }
         all.extend(bodies.finish().into_values());
     }
@@ -162,20 +178,15 @@ fn decode(packer: &mut Packer, rows: &[Row]) -> Vec<std::sync::Arc<model::Body>>
 /// The floor: the rows' bytes once through memory.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn copy(bencher: Bencher<'_, '_>) {
-    let rows = rows(0, 0);
-    let mut to = vec![0u8; bytes(&rows)];
-    println!("{} bytes a row", bytes(&rows) / rows.len());
+    let rows = rows(0, false);
+    let mut to = vec![0u8; rows.bytes.len()];
+    println!("{} bytes a row", rows.bytes.len() / rows.rows.len());
     bencher
-        .counter(ItemsCount::new(rows.len()))
+        .counter(ItemsCount::new(rows.rows.len()))
         .bench_local(|| {
-            let mut at = 0;
-            for row in &rows {
+            for row in &rows.rows {
                 let row = black_box(row);
-                let end = at + row.bytes.len();
-                to[at..end].copy_from_slice(row.bytes.as_bytes());
-                // The numbers: row id, snapshot id, line and the fields' lengths.
-                to[end..end + 32].copy_from_slice(&[7; 32]);
-                at = end + 32;
+                to[row.start..row.ends[4]].copy_from_slice(row.bytes(&rows.bytes));
             }
             black_box(&to);
         });
@@ -184,9 +195,9 @@ fn copy(bencher: Bencher<'_, '_>) {
 /// A warmup: nothing is known of any row.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn fresh(bencher: Bencher<'_, '_>) {
-    let rows = rows(0, 0);
+    let rows = rows(0, false);
     bencher
-        .counter(ItemsCount::new(rows.len()))
+        .counter(ItemsCount::new(rows.rows.len()))
         .with_inputs(Packer::default)
         .bench_local_values(|mut packer| (decode(&mut packer, &rows), packer));
 }
@@ -194,32 +205,21 @@ fn fresh(bencher: Bencher<'_, '_>) {
 /// A scrape: all odds are new, the markets are those of the snapshots before.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn known(bencher: Bencher<'_, '_>) {
-    let mut packer = Packer::default();
-    let mut held = decode(&mut packer, &rows(0, 0));
-    let next = rows(1, 0);
-    bencher
-        .counter(ItemsCount::new(next.len()))
-        .bench_local(|| {
-            let new = decode(&mut packer, &next);
-            std::mem::replace(&mut held, new)
-        });
+    scrape(bencher, false);
 }
 
 /// The same, with the rows of all snapshots in one another's way.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn known_interleaved(bencher: Bencher<'_, '_>) {
+    scrape(bencher, true);
+}
+
+fn scrape(bencher: Bencher<'_, '_>, interleaved: bool) {
     let mut packer = Packer::default();
-    let interleave = |rows: &mut Vec<Row>| {
-        for some in rows.chunks_mut(SNAPSHOTS_AT_A_TIME * MARKETS as usize) {
-            some.sort_by_key(|row| (row.row_id % 64, row.snapshot_id));
-        }
-    };
-    let (mut first, mut next) = (rows(0, 0), rows(1, 0));
-    interleave(&mut first);
-    interleave(&mut next);
-    let mut held = decode(&mut packer, &first);
+    let mut held = decode(&mut packer, &rows(0, interleaved));
+    let next = rows(1, interleaved);
     bencher
-        .counter(ItemsCount::new(next.len()))
+        .counter(ItemsCount::new(next.rows.len()))
         .bench_local(|| {
             let new = decode(&mut packer, &next);
             std::mem::replace(&mut held, new)

@@ -7,8 +7,8 @@ use hashbrown::{HashMap, HashSet};
 use crate::{
     decode::{self, Malformed},
     model::{
-        Body, BodyBuilder, CachedSnapshot, Interner, MarketKey, Micros, SnapshotInput, Source,
-        StagedRow,
+        Body, BodyBuilder, CachedSnapshot, Interner, MarketKey, Micros, OddsBuffer, SnapshotInput,
+        Source, StagedRow,
     },
 };
 
@@ -115,11 +115,9 @@ impl<'p> Bodies<'p> {
             ..
         } = self;
         let previous = builder.last(snapshot);
-        let expected = interner.expected(previous).filter(|(_, shape)| {
-            key.matches(shape.kind()) && decode::expected(row.outcomes, shape, &mut builder.odds)
-        });
+        let expected = expected(interner, previous, &key, row.outcomes, &mut builder.odds);
         let (shape, mut problem) = match expected {
-            Some((shape, _)) => (shape, None),
+            Some(shape) => (shape, None),
             None => {
                 let problem = decode::outcomes(row.outcomes, &mut builder.names, &mut builder.odds);
                 let shape = interner.shape(previous, &key, builder.names.text());
@@ -151,4 +149,34 @@ impl<'p> Bodies<'p> {
     pub(crate) fn empty(packer: &mut Packer) -> Arc<Body> {
         packer.builder.finish_one(&mut packer.interner)
     }
+}
+
+/// The shape of a row that is in some way what was expected after `previous`; its odds are added.
+fn expected(
+    interner: &mut Interner,
+    previous: u32,
+    key: &MarketKey<'_>,
+    outcomes: Option<&str>,
+    odds: &mut OddsBuffer,
+) -> Option<u32> {
+    let places = interner.expected(previous);
+    let [first, second] = places.map(|place| interner.shape_at(place));
+    let first = first?;
+    let mut reads = |shape| decode::expected(outcomes, shape, odds);
+    let first_matches = key.matches(first.kind());
+    if first_matches && reads(first) {
+        return Some(places[0]);
+    }
+    if let Some(second) = second
+        && key.matches(second.kind())
+        && reads(second)
+    {
+        interner.came_again(previous);
+        return Some(places[1]);
+    }
+    // Another line or other groups, but the same outcomes.
+    if !first_matches && reads(first) {
+        return interner.shape_with_names_of(previous, key, places[0]);
+    }
+    None
 }

@@ -174,10 +174,12 @@ fn the_demo_s_names_are_cheap() {
 
     // Further snapshots of the same markets, in events of their own.
     for event in 1..=events {
-        put_all(&mut writer, events + event, |further, bookmaker| SnapshotInput {
-            event_id: further,
-            snapshot_id: further * 10 + bookmaker,
-            ..demo_snapshot(event, bookmaker, 0)
+        put_all(&mut writer, events + event, |further, bookmaker| {
+            SnapshotInput {
+                event_id: further,
+                snapshot_id: further * 10 + bookmaker,
+                ..demo_snapshot(event, bookmaker, 0)
+            }
         });
     }
     writer.publish();
@@ -189,15 +191,15 @@ fn the_demo_s_names_are_cheap() {
     assert!(each <= 20.0, "{each:.1} bytes a market");
 }
 
-/// A tenth of the real scale: each day 55 events come and as many go, and lineups change; some readers keep views.
+/// A small part of the real scale: each day 20 events come and as many go, and lineups change; some readers keep views.
 fn ninety_days_leave_nothing_behind() {
     let region = Region::new(ALLOCATOR);
     let (cache, mut writer) = OddsCache::detached();
     let mut kept = VecDeque::new();
     let mut days = Vec::new();
     for day in 0..=90 {
-        for scrape in 0..3 {
-            for event in (day * 55 - 55).max(0)..day * 55 + 55 {
+        for scrape in 0..2 {
+            for event in (day * 20 - 20).max(0)..day * 20 + 20 {
                 put_all(&mut writer, event, |event, bookmaker| SnapshotInput {
                     snapshot_id: (event * 100 + day % 10) * 100 + scrape * 10 + bookmaker,
                     ..demo_snapshot(event, bookmaker, day % 50)
@@ -208,11 +210,11 @@ fn ninety_days_leave_nothing_behind() {
             }
             // Held until the same scrape of the day after.
             kept.push_back(cache.view());
-            if kept.len() > 3 {
+            if kept.len() > 2 {
                 kept.pop_front();
             }
         }
-        writer.evict_expired(kickoff(day * 55 - 1));
+        writer.evict_expired(kickoff(day * 20 - 1));
         writer.publish();
         days.push((cache.stats().memory_bytes, held(&region)));
     }

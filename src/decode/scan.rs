@@ -7,7 +7,7 @@
 //! | S1 | a text that is accepted is JSON, and means to `lenient` the same names, odds (bit for bit) and `is_active`, and nothing malformed |
 //! | S2 | a text that is not accepted leaves nothing behind |
 
-use crate::model::{MOST_THOUSANDTHS, Names, NamesBuffer, OddsBuffer};
+use crate::model::{MOST_THOUSANDTHS, Names, NamesBuffer, OddsBuffer, same_bytes};
 
 /// Reads a text of exactly these names, written as `jsonb` and Python write it. Without looking for where names end:
 /// for odds that changed, which is most of the work of a cache.
@@ -20,18 +20,21 @@ pub(super) fn expected(text: &str, names: Names<'_>, odds: &mut OddsBuffer) -> b
     accepted
 }
 
-fn read_expected(text: &[u8], names: Names<'_>, odds: &mut OddsBuffer) -> Option<()> {
+fn read_expected(text: &[u8], mut names: Names<'_>, odds: &mut OddsBuffer) -> Option<()> {
     let mut rest = text.strip_prefix(b"[")?;
     let mut first = true;
-    for (name, _) in names {
+    while let Some(name) = names.next_plain() {
         if !first {
             rest = rest.strip_prefix(b", ")?;
         }
         first = false;
         rest = rest.strip_prefix(b"{\"name\": \"")?;
         // As it is: a plain name has neither quotes nor escapes (S1).
-        rest = rest.strip_prefix(name.as_bytes())?;
-        rest = rest.strip_prefix(b"\", \"odds\": ")?;
+        let (found, after) = rest.split_at_checked(name.len())?;
+        if !same_bytes(found, name) {
+            return None;
+        }
+        rest = after.strip_prefix(b"\", \"odds\": ")?;
         let (number, after) = number(rest)?;
         rest = after.strip_prefix(b", \"is_active\": ")?;
         let is_active = match rest.strip_prefix(b"true}") {

@@ -11,7 +11,7 @@ use std::{hash::BuildHasher, mem::size_of, sync::Arc};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
-    shape::{Groups, HeapBytes, Kind, MarketKey, Shape},
+    shape::{Groups, Kind, MarketKey, Shape},
     slots::{NONE, Slots},
     template::Template,
 };
@@ -27,8 +27,8 @@ pub(crate) struct Interner {
     build: DefaultHashBuilder,
     /// Of what `kinds` and `groups` point to.
     pointee_bytes: usize,
-    /// The shape that began a snapshot last.
-    first: u32,
+    /// The shapes that snapshots begin with; see [`Interner::expected`].
+    first: [u32; 2],
     /// Shapes made since the last sweep: some may be in no template, because a read failed between its rows.
     fresh: Vec<u32>,
     /// Templates made since the last sweep.
@@ -46,7 +46,7 @@ impl Default for Interner {
             groups: HashTable::new(),
             build: DefaultHashBuilder::default(),
             pointee_bytes: 0,
-            first: NONE,
+            first: [NONE; 2],
             fresh: Vec::new(),
             added: 0,
             cursor: 0,
@@ -62,45 +62,78 @@ const ROUND: usize = 32;
 const MOST_LOOKS: usize = 1024;
 
 impl Interner {
-    /// What came after the shape `previous` when that was last seen ([`NONE`]: at a snapshot's begin). Snapshots list
-    /// much the same markets in the same order, and comparing with one shape costs less than looking for it.
-    pub(crate) fn expected(&self, previous: u32) -> Option<(u32, &Shape)> {
-        let place = if previous == NONE {
+    /// What came after the shape `previous` ([`NONE`]: at a snapshot's begin): what did so again and again, then what did
+    /// so last. Snapshots list much the same markets in the same order, so that comparing with these finds most shapes
+    /// without looking for them.
+    pub(crate) fn expected(&self, previous: u32) -> [u32; 2] {
+        if previous == NONE {
             self.first
         } else {
             self.shapes.next(previous)
-        };
-        Some((place, self.shapes.get(place)?))
+        }
     }
 
-    /// The shape of a market that was seen after `previous`; `names` is the text of a [`super::NamesBuffer`].
+    fn expect(&mut self, previous: u32, next: [u32; 2]) {
+        if previous == NONE {
+            self.first = next;
+        } else {
+            self.shapes.set_next(previous, next);
+        }
+    }
+
+    /// The second of those expected after `previous` has come.
+    pub(crate) fn came_again(&mut self, previous: u32) {
+        let [first, second] = self.expected(previous);
+        self.expect(previous, [second, first]);
+    }
+
+    /// The shape of a market that came after `previous`; `names` is the text of a [`super::NamesBuffer`].
     pub(crate) fn shape(&mut self, previous: u32, key: &MarketKey<'_>, names: &str) -> u32 {
-        let expected = self.expected(previous);
         let mut kind = None;
-        if let Some((place, shape)) = expected
-            && key.matches(&shape.kind)
-        {
-            if *shape.names == *names {
-                return place;
+        for (index, place) in self.expected(previous).into_iter().enumerate() {
+            if let Some(shape) = self.shapes.get(place)
+                && key.matches(&shape.kind)
+            {
+                if *shape.names == *names {
+                    if index == 1 {
+                        self.came_again(previous);
+                    }
+                    return place;
+                }
+                kind = Some(Arc::clone(&shape.kind));
             }
-            kind = Some(Arc::clone(&shape.kind));
         }
         let kind = kind.unwrap_or_else(|| self.kind(key));
-        let hash = Shape::hash(&kind, names, &self.build);
+        self.shape_of_kind(previous, kind, names)
+    }
+
+    /// The shape of a market that came after `previous` and has the names of the shape at `place`.
+    pub(crate) fn shape_with_names_of(
+        &mut self,
+        previous: u32,
+        key: &MarketKey<'_>,
+        place: u32,
+    ) -> Option<u32> {
+        let named = Arc::clone(self.shapes.get(place)?);
+        let kind = self.kind(key);
+        Some(self.shape_of_kind(previous, kind, &named.names))
+    }
+
+    fn shape_of_kind(&mut self, previous: u32, kind: Arc<Kind>, names: &str) -> u32 {
+        let hash = Shape::hash_of(&kind, names, &self.build);
         let found = self.shapes.find(hash, |shape| {
             Arc::ptr_eq(&shape.kind, &kind) && *shape.names == *names
         });
         let place = found.unwrap_or_else(|| {
             let names = names.into();
-            let place = self.shapes.insert(hash, Shape { kind, names });
+            let shape = Shape { kind, names };
+            let place = self.shapes.insert(hash, shape, &self.build);
             self.fresh.push(place);
             place
         });
-        if previous == NONE {
-            self.first = place;
-        } else {
-            self.shapes.link(previous, place);
-        }
+        let [first, _] = self.expected(previous);
+        let known = self.shapes.get(first).map_or(place, |_| first);
+        self.expect(previous, [known, place]);
         place
     }
 
@@ -133,7 +166,7 @@ impl Interner {
         Arc::clone(entry.get())
     }
 
-    pub(super) fn shape_at(&self, place: u32) -> Option<&Arc<Shape>> {
+    pub(crate) fn shape_at(&self, place: u32) -> Option<&Arc<Shape>> {
         self.shapes.get(place)
     }
 
@@ -144,14 +177,14 @@ impl Interner {
     ) -> Arc<Template> {
         // Whoever made the places holds no sweep between.
         let all = shapes.filter_map(|(place, outcomes)| Some((self.shapes.get(place)?, outcomes)));
-        let hash = Template::hash(all.clone().map(|(shape, _)| shape), &self.build);
+        let hash = Template::hash_of(all.clone().map(|(shape, _)| shape), &self.build);
         let found = self.templates.find(hash, |template| {
             template.lists(all.clone().map(|(shape, _)| shape))
         });
         let place = found.unwrap_or_else(|| {
             self.added += 1;
             let template = Template::new(all);
-            self.templates.insert(hash, template)
+            self.templates.insert(hash, template, &self.build)
         });
         self.templates.get(place).cloned().unwrap_or_default()
     }
@@ -167,7 +200,10 @@ impl Interner {
                 self.cursor = 0;
             }
             // Below the number of places, which has 32 bits.
-            if let Some(template) = self.templates.remove_unheld(self.cursor as u32) {
+            if let Some(template) = self
+                .templates
+                .remove_unheld(self.cursor as u32, &self.build)
+            {
                 template.into_shapes().for_each(|shape| self.let_go(shape));
             }
             self.cursor += 1;
@@ -183,7 +219,7 @@ impl Interner {
         if Arc::strong_count(&shape) > 2 {
             return;
         }
-        let hash = Shape::hash(&shape.kind, &shape.names, &self.build);
+        let hash = Shape::hash_of(&shape.kind, &shape.names, &self.build);
         let place = self.shapes.find(hash, |other| Arc::ptr_eq(other, &shape));
         drop(shape);
         place.map(|place| self.forget(place));
@@ -191,7 +227,7 @@ impl Interner {
 
     /// Forgets a shape that no template holds, and what it alone held.
     fn forget(&mut self, place: u32) {
-        let Some(Shape { kind, .. }) = self.shapes.remove_unheld(place) else {
+        let Some(Shape { kind, .. }) = self.shapes.remove_unheld(place, &self.build) else {
             return;
         };
         if Arc::strong_count(&kind) > 2 {

@@ -30,6 +30,6 @@ pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
 pub(crate) use names::{Names, NamesBuffer};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
-pub(crate) use shape::{MarketKey, Shape};
+pub(crate) use shape::{MarketKey, Shape, same_bytes};
 pub use snapshot::{CachedMarket, CachedSnapshot, Markets, Outcome, Outcomes};
 pub(crate) use time::Micros;

@@ -88,6 +88,18 @@ impl<'a> Names<'a> {
         self.text.ends_with(PLAIN)
     }
 
+    /// The next name, where all are [plain](Names::plain).
+    pub(crate) fn next_plain(&mut self) -> Option<&'a [u8]> {
+        if self.at + 1 >= self.text.len() {
+            return None;
+        }
+        let length = self.length()? >> 1;
+        let name = self.text.as_bytes().get(self.at..self.at + length)?;
+        self.at += length;
+        Some(name)
+    }
+
+    #[inline]
     fn length(&mut self) -> Option<usize> {
         let bytes = self.text.as_bytes();
         let first = usize::from(*bytes.get(self.at)?);
@@ -185,6 +197,13 @@ mod tests {
         #[test]
         fn what_goes_in_comes_out(outcomes in vec((".{0,40}", option::weighted(0.2, ".{0,40}")), 0..6)) {
             let text = packed(&outcomes);
+            if Names::of(&text).plain() {
+                let mut names = Names::of(&text);
+                for (name, _) in &outcomes {
+                    prop_assert_eq!(names.next_plain(), Some(name.as_bytes()));
+                }
+                prop_assert_eq!(names.next_plain(), None);
+            }
             let found: Vec<_> = Names::of(&text)
                 .map(|(name, extra)| (name.to_owned(), extra.map(str::to_owned)))
                 .collect();

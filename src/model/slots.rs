@@ -1,8 +1,6 @@
-use std::sync::Arc;
+use std::{hash::BuildHasher, sync::Arc};
 
 use hashbrown::HashTable;
-
-use super::shape::HeapBytes;
 
 /// Equal values once, each in a numbered place that stays its own until it is removed.
 #[derive(Debug)]
@@ -23,8 +21,16 @@ enum Place<T> {
 #[derive(Debug)]
 struct Held<T> {
     value: Arc<T>,
-    hash: u32,
-    next: u32,
+    next: [u32; 2],
+}
+
+/// What goes into [`Slots`].
+pub(super) trait Slotted {
+    /// The same for equal values. Not kept: places are many, and the table grows seldom.
+    fn hash(&self, build: &impl BuildHasher) -> u64;
+
+    /// Bytes asked of the allocator for one of these in an `Arc`, without what it shares.
+    fn heap_bytes(&self) -> usize;
 }
 
 /// No place: there are never as many.
@@ -41,16 +47,7 @@ impl<T> Default for Slots<T> {
     }
 }
 
-/// Half of a hash is kept with each value; the table wants all bits of one to differ.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
-}
-
-fn half(hash: u64) -> u32 {
-    (hash >> 32) as u32
-}
-
-impl<T: HeapBytes> Slots<T> {
+impl<T: Slotted> Slots<T> {
     fn held(&self, place: u32) -> Option<&Held<T>> {
         match self.places.get(place as usize)? {
             Place::Held(held) => Some(held),
@@ -62,34 +59,29 @@ impl<T: HeapBytes> Slots<T> {
         self.held(place).map(|held| &held.value)
     }
 
-    /// The value that [`Slots::link`] said to come after that of `place`, if it did and both are still held.
-    pub(super) fn next(&self, place: u32) -> u32 {
-        self.held(place).map_or(NONE, |held| held.next)
+    /// What [`Slots::set_next`] said of a place, if it still holds what it did.
+    pub(super) fn next(&self, place: u32) -> [u32; 2] {
+        self.held(place).map_or([NONE; 2], |held| held.next)
     }
 
-    pub(super) fn link(&mut self, place: u32, next: u32) {
+    pub(super) fn set_next(&mut self, place: u32, next: [u32; 2]) {
         if let Some(Place::Held(held)) = self.places.get_mut(place as usize) {
             held.next = next;
         }
     }
 
     pub(super) fn find(&self, hash: u64, mut equal: impl FnMut(&Arc<T>) -> bool) -> Option<u32> {
-        let hash = half(hash);
-        self.by_hash
-            .find(spread(hash), |place| {
-                self.held(*place)
-                    .is_some_and(|held| held.hash == hash && equal(&held.value))
-            })
-            .copied()
+        let found = self.by_hash.find(hash, |place| {
+            self.held(*place).is_some_and(|held| equal(&held.value))
+        });
+        found.copied()
     }
 
-    pub(super) fn insert(&mut self, hash: u64, value: T) -> u32 {
-        let hash = half(hash);
+    pub(super) fn insert(&mut self, hash: u64, value: T, build: &impl BuildHasher) -> u32 {
         self.pointee_bytes += value.heap_bytes();
         let held = Place::Held(Held {
             value: Arc::new(value),
-            hash,
-            next: NONE,
+            next: [NONE; 2],
         });
         let place = match self.places.get_mut(self.free as usize) {
             Some(free) => {
@@ -110,26 +102,23 @@ impl<T: HeapBytes> Slots<T> {
             }
         };
         let places = &self.places;
-        self.by_hash.insert_unique(spread(hash), place, |place| {
-            match places.get(*place as usize) {
-                Some(Place::Held(held)) => spread(held.hash),
+        self.by_hash
+            .insert_unique(hash, place, |place| match places.get(*place as usize) {
+                Some(Place::Held(held)) => held.value.hash(build),
                 _ => 0,
-            }
-        });
+            });
         place
     }
 
     /// Removes the value of a place if nobody else holds it.
-    pub(super) fn remove_unheld(&mut self, place: u32) -> Option<T> {
+    pub(super) fn remove_unheld(&mut self, place: u32, build: &impl BuildHasher) -> Option<T> {
         let held = self.held(place)?;
         // A count of one cannot rise meanwhile, since only we could clone it (M3).
         if Arc::strong_count(&held.value) > 1 {
             return None;
         }
-        if let Ok(found) = self
-            .by_hash
-            .find_entry(spread(held.hash), |other| *other == place)
-        {
+        let hash = held.value.hash(build);
+        if let Ok(found) = self.by_hash.find_entry(hash, |other| *other == place) {
             found.remove();
         }
         let free = Place::Free(std::mem::replace(&mut self.free, place));
@@ -144,11 +133,6 @@ impl<T: HeapBytes> Slots<T> {
     /// How many places there are, free ones included.
     pub(super) fn places(&self) -> usize {
         self.places.len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.by_hash.len()
     }
 
     /// Bytes asked of the allocator, all included.

@@ -4,7 +4,10 @@ use std::{
     sync::Arc,
 };
 
-use super::shape::{ARC_HEADER, HeapBytes, Shape};
+use super::{
+    shape::{ARC_HEADER, Shape},
+    slots::Slotted,
+};
 
 /// The markets of a snapshot, in row id order, and how many outcomes each has; interned.
 ///
@@ -93,7 +96,7 @@ impl Template {
     }
 
     /// Equal shapes are the same allocation, so that their addresses stand for them.
-    pub(super) fn hash<'s>(
+    pub(super) fn hash_of<'s>(
         shapes: impl Iterator<Item = &'s Arc<Shape>>,
         build: &impl BuildHasher,
     ) -> u64 {
@@ -136,7 +139,11 @@ fn tag(betpawa_market_id: &str, line: Option<f64>) -> u8 {
     (hash.wrapping_mul(MULTIPLIER) >> 56) as u8
 }
 
-impl HeapBytes for Template {
+impl Slotted for Template {
+    fn hash(&self, build: &impl BuildHasher) -> u64 {
+        Template::hash_of(self.shapes.iter(), build)
+    }
+
     fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<Template>()
