@@ -255,6 +255,15 @@ impl Interner {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.templates.is_empty()
+            && self.shapes.is_empty()
+            && self.kinds.is_empty()
+            && self.groups.is_empty()
+            && self.pointee_bytes == 0
+    }
+
     /// Bytes asked of the allocator, all included.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.pointee_bytes

@@ -135,6 +135,11 @@ impl<T: Slotted> Slots<T> {
         self.places.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_hash.is_empty() && self.pointee_bytes == 0
+    }
+
     /// Bytes asked of the allocator, all included.
     pub(super) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
