@@ -222,7 +222,9 @@ impl Interner {
         let hash = Shape::hash_of(&shape.kind, &shape.names, &self.build);
         let place = self.shapes.find(hash, |other| Arc::ptr_eq(other, &shape));
         drop(shape);
-        place.map(|place| self.forget(place));
+        if let Some(place) = place {
+            self.forget(place);
+        }
     }
 
     /// Forgets a shape that no template holds, and what it alone held.
