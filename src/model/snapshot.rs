@@ -201,6 +201,7 @@ impl<'a> CachedMarket<'a> {
         Outcomes {
             body: self.body,
             names: self.body.shape(self.index).names(),
+            behind: 0,
             words: self.body.odds.get(words).unwrap_or_default(),
         }
     }
@@ -226,9 +227,14 @@ impl Serialize for CachedMarket<'_> {
 #[derive(Debug, Clone)]
 pub struct Outcomes<'a> {
     body: &'a Body,
+    /// Of the outcomes that are left, after those that were passed without looking at names.
     names: Names<'a>,
+    behind: u8,
     words: &'a [u32],
 }
+
+/// Who wants odds alone does not touch the names, and no name is further away than this.
+const MOST_BEHIND: u8 = 8;
 
 impl<'a> Iterator for Outcomes<'a> {
     type Item = Outcome<'a>;
@@ -236,14 +242,18 @@ impl<'a> Iterator for Outcomes<'a> {
     fn next(&mut self) -> Option<Outcome<'a>> {
         let (word, rest) = self.words.split_first()?;
         self.words = rest;
-        // There are as many.
-        let (name, extra) = self.names.next().unwrap_or_default();
+        let (names, behind) = (self.names, self.behind);
+        self.behind += 1;
+        if self.behind == MOST_BEHIND {
+            self.behind = 0;
+            (0..MOST_BEHIND).for_each(|_| self.names.skip_one());
+        }
         let (odds, is_active) = self.body.unpack(*word);
         Some(Outcome {
-            name,
+            names,
+            behind,
             odds,
             is_active,
-            extra,
         })
     }
 
@@ -265,18 +275,34 @@ impl Serialize for Outcomes<'_> {
 }
 
 /// One outcome of a market. Borrowed from its snapshot; copying it is free.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Outcome<'a> {
-    name: &'a str,
+    /// Its own comes after this many others.
+    names: Names<'a>,
+    behind: u8,
     odds: Option<f64>,
     is_active: bool,
-    extra: Option<&'a str>,
+}
+
+impl PartialEq for Outcome<'_> {
+    fn eq(&self, other: &Outcome<'_>) -> bool {
+        self.odds == other.odds
+            && self.is_active == other.is_active
+            && self.named() == other.named()
+    }
 }
 
 impl<'a> Outcome<'a> {
+    /// Name and extra keys. Of each outcome there are some.
+    fn named(&self) -> (&'a str, Option<&'a str>) {
+        let mut names = self.names;
+        (0..self.behind).for_each(|_| names.skip_one());
+        names.next().unwrap_or_default()
+    }
+
     /// Its name, such as "1", "X" or "Over"; empty where the stored one is no string (the row counts as malformed).
     pub fn name(&self) -> &'a str {
-        self.name
+        self.named().0
     }
 
     /// Decimal odds, bit for bit the number in the column; `None` where that is null, missing or no number.
@@ -292,7 +318,8 @@ impl<'a> Outcome<'a> {
     /// The keys beyond `name`, `odds` and `is_active`. Parses and allocates when there are any.
     pub fn extra(&self) -> Map<String, Value> {
         // Written by ourselves as the text of an object; there is no other way in.
-        self.extra
+        self.named()
+            .1
             .and_then(|text| serde_json::from_str(text).ok())
             .unwrap_or_default()
     }
@@ -302,7 +329,7 @@ impl Serialize for Outcome<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let extra = self.extra();
         let mut map = serializer.serialize_map(Some(3 + extra.len()))?;
-        map.serialize_entry("name", self.name)?;
+        map.serialize_entry("name", self.name())?;
         map.serialize_entry("odds", &self.odds)?;
         map.serialize_entry("is_active", &self.is_active)?;
         for (key, value) in &extra {
