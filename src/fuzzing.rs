@@ -11,36 +11,46 @@ use crate::{
     target,
 };
 
-/// A market row with these columns, as a reader's program serialises the market, and what is said to be wrong with it.
-pub fn market(outcomes: &str, market_groups: &str) -> (String, Option<String>) {
+/// Market rows with these `outcomes` and `market_groups`, each of a snapshot of its own, read one after the other by one
+/// reader: each as a program that embeds the cache serialises the market, and what is said to be wrong with it.
+pub fn markets(rows: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
     let mut packer = Packer::default();
     let mut bodies = Bodies::new(&mut packer);
-    let row = MarketRow {
-        row_id: 1,
-        betpawa_market_id: Some("1"),
-        betpawa_market_name: Some("1"),
-        line: None,
-        handicap_type: None,
-        handicap_home: None,
-        handicap_away: None,
-        outcomes: Some(outcomes),
-        market_groups: Some(market_groups),
-        unavailable_at: None,
-    };
-    let problem = bodies.push(1, row).map(|problem| problem.to_string());
-    let now = Micros::from_utc(chrono::DateTime::UNIX_EPOCH);
-    let snapshots = bodies.finish().into_values().map(|body| CachedSnapshot {
-        snapshot_id: 1,
-        event_id: 1,
-        bookmaker_id: 1,
-        captured_at: now,
-        last_confirmed_at: now,
-        body,
-    });
-    let json: Vec<String> = snapshots
-        .flat_map(|snapshot| serde_json::to_string(&snapshot))
+    let problems: Vec<Option<String>> = (1i64..)
+        .zip(rows)
+        .map(|(id, (outcomes, market_groups))| {
+            let row = MarketRow {
+                row_id: id,
+                betpawa_market_id: Some("1"),
+                betpawa_market_name: Some("1"),
+                line: None,
+                handicap_type: None,
+                handicap_home: None,
+                handicap_away: None,
+                outcomes: Some(outcomes),
+                market_groups: Some(market_groups),
+                unavailable_at: None,
+            };
+            bodies.push(id, row).map(|problem| problem.to_string())
+        })
         .collect();
-    (json.concat(), problem)
+    let now = Micros::from_utc(chrono::DateTime::UNIX_EPOCH);
+    let bodies = bodies.finish();
+    let json = |id: i64| {
+        let snapshot = CachedSnapshot {
+            snapshot_id: 1,
+            event_id: 1,
+            bookmaker_id: 1,
+            captured_at: now,
+            last_confirmed_at: now,
+            body: bodies.get(&id)?.clone(),
+        };
+        serde_json::to_string(&snapshot).ok()
+    };
+    (1i64..)
+        .zip(problems)
+        .map(|(id, problem)| (json(id).unwrap_or_default(), problem))
+        .collect()
 }
 
 /// The driver's configuration, the hosts, and all the rest as `Debug` has it.

@@ -2,12 +2,12 @@
 //!
 //! One test: the allocator's counters are the whole process's.
 
-use std::{alloc::System, hint::black_box};
+use std::{alloc::System, collections::VecDeque, hint::black_box};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{
     BetpawaSnapshots, CachedEvent, CompetitorSnapshots, MarketInput, OddsCache, OutcomeInput,
-    SnapshotInput,
+    SnapshotInput, Writer,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -77,7 +77,168 @@ fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
     }
 }
 
+/// A number that depends on nothing else, in [0, 1).
+fn dealt(key: i64, salt: i64) -> f64 {
+    let mixed = (key * 64 + salt).wrapping_mul(-7_046_029_254_386_353_131);
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(-4_658_895_280_553_007_687);
+    ((mixed ^ mixed >> 32) & 0xffff_ffff) as f64 / 4_294_967_296.0
+}
+
+/// As `src/demo/dataset.rs` deals them: of 50 markets 12 have names of the event's own players, which its bookmakers
+/// share; a competitor lists three in ten under no group, others each time; one in fifty is missing, one unavailable.
+/// With another `lineup` other players play.
+fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
+    const FAMILY_NAMES: [&str; 10] = [
+        "Mensah", "Okafor", "Silva", "Diallo", "Kamara", "Banda", "Otieno", "Traore", "Muller",
+        "O'Brien",
+    ];
+    let markets = (0..MARKETS)
+        .filter(|number| *number < 4 || dealt((event * 4 + bookmaker) * 64 + number, 1) >= 0.02)
+        .map(|number| {
+            let key = (event * 4 + bookmaker) * 64 + number;
+            let players = number == 5 || number >= 39;
+            let count = match number {
+                _ if players => 3,
+                15 => 10,
+                12 => 9,
+                _ => 2 + i64::from(number % 4 == 0),
+            };
+            let outcomes = (0..count).map(|n| {
+                let player = dealt((event * 64 + number) * 16 + n, 2 + lineup);
+                let name = if players {
+                    let family = FAMILY_NAMES[(player * 10.0) as usize];
+                    let initial = char::from(b'A' + (player * 260.0 % 26.0) as u8);
+                    format!("{initial}. {family}")
+                } else {
+                    ["Over", "Under", "X", "1/X", "2-1"][(n % 5) as usize].to_owned()
+                };
+                let mut extra = serde_json::Map::new();
+                if event % 10 == 3 && number % 10 == 7 {
+                    extra.insert("specifier".to_owned(), "live".into());
+                }
+                OutcomeInput {
+                    name,
+                    odds: Some((dealt(key * 16 + n, 60) * 900.0 + 101.0).round() / 100.0),
+                    is_active: dealt(key * 16 + n, 61) > 0.02,
+                    extra,
+                }
+            });
+            let groups = bookmaker == 1 || dealt(key, 62) < 0.7;
+            let groups = groups.then(|| vec!["Players".into(), "Specials".into()]);
+            MarketInput {
+                betpawa_market_id: (28_000_000 + number).to_string(),
+                betpawa_market_name: format!("Player Shots On Target {}", number % 8),
+                line: (number % 3 == 1).then_some(number as f64 / 2.0),
+                outcomes: outcomes.collect(),
+                market_groups: groups.unwrap_or_default(),
+                unavailable_at: (dealt(key, 63) < 0.02).then(|| kickoff(event)),
+                ..MarketInput::default()
+            }
+        });
+    SnapshotInput {
+        markets: markets.collect(),
+        ..snapshot(event, bookmaker)
+    }
+}
+
+/// One test after the other.
 #[test]
+fn memory() {
+    memory_is_counted_and_lookups_allocate_nothing();
+    the_demo_s_names_are_cheap();
+    ninety_days_leave_nothing_behind();
+}
+
+fn put_all(writer: &mut Writer, event: i64, snapshot: impl Fn(i64, i64) -> SnapshotInput) {
+    let kickoff = Some(kickoff(event));
+    writer.put_betpawa_snapshot(&snapshot(event, 1), kickoff);
+    writer.put_competitor_snapshot("sportybet", &snapshot(event, 2), kickoff);
+    writer.put_competitor_snapshot("bet9ja", &snapshot(event, 3), kickoff);
+}
+
+fn the_demo_s_names_are_cheap() {
+    let region = Region::new(ALLOCATOR);
+    let (cache, mut writer) = OddsCache::detached();
+    let events = 1100;
+    for event in 1..=events {
+        put_all(&mut writer, event, |event, bookmaker| {
+            demo_snapshot(event, bookmaker, 0)
+        });
+    }
+    writer.publish();
+    check("demo", &cache, &region);
+    let before = cache.stats();
+    let each = before.memory_bytes as f64 / before.total_markets as f64;
+    println!("{each:.1} bytes a market with the demo's names");
+    assert!(each <= 45.0, "{each:.1} bytes a market");
+
+    // Further snapshots of the same markets, in events of their own.
+    for event in 1..=events {
+        put_all(&mut writer, events + event, |further, bookmaker| {
+            SnapshotInput {
+                event_id: further,
+                snapshot_id: further * 10 + bookmaker,
+                ..demo_snapshot(event, bookmaker, 0)
+            }
+        });
+    }
+    writer.publish();
+    check("further", &cache, &region);
+    let after = cache.stats();
+    let each = (after.memory_bytes - before.memory_bytes) as f64
+        / (after.total_markets - before.total_markets) as f64;
+    println!("{each:.1} bytes a market of a further snapshot");
+    assert!(each <= 20.0, "{each:.1} bytes a market");
+}
+
+/// A small part of the real scale: each day 20 events come and as many go, and lineups change; some readers keep views.
+fn ninety_days_leave_nothing_behind() {
+    let region = Region::new(ALLOCATOR);
+    let (cache, mut writer) = OddsCache::detached();
+    let mut kept = VecDeque::new();
+    let mut days = Vec::new();
+    for day in 0..=90 {
+        for scrape in 0..2 {
+            for event in (day * 20 - 20).max(0)..day * 20 + 20 {
+                put_all(&mut writer, event, |event, bookmaker| SnapshotInput {
+                    snapshot_id: (event * 100 + day % 10) * 100 + scrape * 10 + bookmaker,
+                    ..demo_snapshot(event, bookmaker, day % 50)
+                });
+                if event % 10 == 0 {
+                    writer.publish();
+                }
+            }
+            // Held until the same scrape of the day after.
+            kept.push_back(cache.view());
+            if kept.len() > 2 {
+                kept.pop_front();
+            }
+        }
+        writer.evict_expired(kickoff(day * 20 - 1));
+        writer.publish();
+        days.push((cache.stats().memory_bytes, held(&region)));
+    }
+    let (counted, actual) = days[2];
+    let most = days[3..]
+        .iter()
+        .copied()
+        .fold((0, 0), |(a, b), (c, d)| (a.max(c), b.max(d)));
+    println!(
+        "day 2: {counted} bytes counted, {actual} held with views; at most {most:?} until day 90"
+    );
+    // The views that readers keep are theirs; all else is counted.
+    assert!(
+        most.0 as f64 <= counted as f64 * 1.15,
+        "{counted} bytes grew to {}",
+        most.0
+    );
+    assert!(
+        most.1 as f64 <= actual as f64 * 1.15,
+        "{actual} bytes grew to {}",
+        most.1
+    );
+}
+
 fn memory_is_counted_and_lookups_allocate_nothing() {
     // Whatever the standard library allocates once.
     let (warm, mut writer) = OddsCache::detached();
@@ -93,10 +254,7 @@ fn memory_is_counted_and_lookups_allocate_nothing() {
     assert!(fixed < 20_000, "{fixed} bytes");
     let region = Region::new(ALLOCATOR);
     for event in 1..=EVENTS {
-        let kickoff = Some(kickoff(event));
-        writer.put_betpawa_snapshot(&snapshot(event, 1), kickoff);
-        writer.put_competitor_snapshot("sportybet", &snapshot(event, 2), kickoff);
-        writer.put_competitor_snapshot("bet9ja", &snapshot(event, 3), kickoff);
+        put_all(&mut writer, event, snapshot);
     }
     writer.publish();
     check("full", &cache, &region);
@@ -150,6 +308,10 @@ fn look_up(cache: &OddsCache) {
         let own = betpawa.iter().map(|(_, snapshot)| snapshot);
         for snapshot in own.chain(competitors.iter().map(|(_, snapshot)| snapshot)) {
             black_box((snapshot.captured_at(), snapshot.last_confirmed_at()));
+            black_box((
+                snapshot.market("3743", None),
+                snapshot.market("3750", Some(25.0)),
+            ));
             for market in snapshot.markets() {
                 black_box((
                     market.betpawa_market_id(),

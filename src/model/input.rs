@@ -3,9 +3,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
+    body::{BodyBuilder, StagedRow},
     interner::Interner,
-    shape::{MarketKey, OutcomeKey},
-    snapshot::{BodyBuilder, CachedSnapshot, OutcomeValue},
+    shape::MarketKey,
+    snapshot::CachedSnapshot,
     time::Micros,
 };
 
@@ -76,46 +77,21 @@ fn yes() -> bool {
     true
 }
 
-/// An outcome with its extra keys as text.
-struct Prepared<'a> {
-    outcome: &'a OutcomeInput,
-    extra: Option<String>,
-}
-
-impl OutcomeKey for Prepared<'_> {
-    fn name(&self) -> &str {
-        &self.outcome.name
-    }
-    fn extra(&self) -> Option<&str> {
-        self.extra.as_deref()
-    }
-}
-
-impl OutcomeValue for Prepared<'_> {
-    fn odds(&self) -> Option<f64> {
-        self.outcome.odds
-    }
-    fn is_active(&self) -> bool {
-        self.outcome.is_active
-    }
-}
-
 impl SnapshotInput {
     pub(crate) fn pack(
         &self,
         interner: &mut Interner,
         builder: &mut BodyBuilder,
     ) -> CachedSnapshot {
+        let snapshot = builder.begin();
         for (row_id, market) in (0i64..).zip(&self.markets) {
-            let outcomes: Vec<Prepared<'_>> = market
-                .outcomes
-                .iter()
-                .map(|outcome| {
-                    let extra = (!outcome.extra.is_empty())
-                        .then(|| Value::Object(outcome.extra.clone()).to_string());
-                    Prepared { outcome, extra }
-                })
-                .collect();
+            builder.names.clear();
+            for outcome in &market.outcomes {
+                let extra = (!outcome.extra.is_empty())
+                    .then(|| Value::Object(outcome.extra.clone()).to_string());
+                builder.names.push(&outcome.name, extra.as_deref());
+                builder.odds.push(outcome.odds, outcome.is_active);
+            }
             let groups = (!market.market_groups.is_empty())
                 .then(|| Value::from(market.market_groups.clone()).to_string());
             let key = MarketKey {
@@ -127,8 +103,13 @@ impl SnapshotInput {
                 handicap_away: market.handicap_away,
                 market_groups: groups.as_deref(),
             };
-            let unavailable_at = market.unavailable_at.map(Micros::from_utc);
-            builder.push(interner, row_id, key, &outcomes, unavailable_at, false);
+            let row = StagedRow {
+                snapshot,
+                row_id,
+                unavailable_at: market.unavailable_at.map(Micros::from_utc),
+            };
+            let shape = interner.shape(builder.last(snapshot), &key, builder.names.text());
+            builder.stage(interner, row, shape, false);
         }
         CachedSnapshot {
             snapshot_id: self.snapshot_id,
@@ -136,7 +117,7 @@ impl SnapshotInput {
             bookmaker_id: self.bookmaker_id,
             captured_at: Micros::from_utc(self.captured_at),
             last_confirmed_at: Micros::from_utc(self.last_confirmed_at.unwrap_or(self.captured_at)),
-            body: builder.finish(interner),
+            body: builder.finish_one(interner),
         }
     }
 }

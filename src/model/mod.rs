@@ -1,8 +1,10 @@
 //! Plain data, with no I/O, no clock and no async: what a reader gets, and how it is laid out in memory.
 //!
 //! Odds change every few minutes, everything else about a market hardly ever does. So a snapshot's [`Body`] holds only its
-//! odds, as one 32-bit word an outcome, and shares an interned [`Template`](shape::Template) (the list of its markets' [`Shape`](shape::Shape)s: ids, names,
-//! lines, handicaps, groups, outcome names) with every other snapshot that lists the same markets.
+//! odds, as one 32-bit word an outcome, and an interned [`Template`](template::Template): the list of its markets'
+//! [`Shape`](shape::Shape)s, which are shared with all snapshots that have the same market. A shape is a
+//! [`Kind`](shape::Kind) (ids, name, line, handicap, groups: of the same few hundred everywhere) and the outcomes' names
+//! (of players, most of them an event's own).
 //!
 //! | invariant | |
 //! |---|---|
@@ -10,17 +12,24 @@
 //! | M2 | a word's odds give back the bits they were made from, whatever those are |
 //! | M3 | the interner never frees what a view can still reach (it drops only what it alone owns) |
 
+mod body;
 mod event;
 mod input;
 mod interner;
+mod names;
+mod odds;
 mod shape;
+mod slots;
 mod snapshot;
+mod template;
 mod time;
 
+pub(crate) use body::{Body, BodyBuilder, StagedRow};
 pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
 pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
-pub(crate) use shape::{MarketKey, OutcomeKey};
-pub(crate) use snapshot::{Body, BodyBuilder, OutcomeValue};
+pub(crate) use names::{Names, NamesBuffer};
+pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
+pub(crate) use shape::{MarketKey, Shape, same_bytes};
 pub use snapshot::{CachedMarket, CachedSnapshot, Markets, Outcome, Outcomes};
 pub(crate) use time::Micros;

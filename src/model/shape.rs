@@ -6,30 +6,43 @@ use std::{
 
 use serde_json::Value;
 
+use super::{names::Names, slots::Slotted};
+
 /// Everything of a market but its odds and times; interned, so that equal markets of all snapshots share one.
+///
+/// Names of players make it one event's own; all that most other markets share with it is apart, in its [`Kind`].
 #[derive(Debug)]
 pub(crate) struct Shape {
-    pub(super) betpawa_market_id: Box<str>,
-    pub(super) betpawa_market_name: Box<str>,
+    pub(super) kind: Arc<Kind>,
+    /// As [`Names`] reads it.
+    pub(super) names: Box<str>,
+}
+
+/// What a market is, apart from what one can bet on; interned.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// `betpawa_market_id`, `betpawa_market_name`, `handicap_type` and the text of `market_groups`, one after the other.
+    text: Box<str>,
+    /// Where the first three end.
+    ends: [u32; 3],
+    has_handicap_type: bool,
+    has_groups: bool,
     pub(super) line: Option<f64>,
-    pub(super) handicap_type: Option<Box<str>>,
     pub(super) handicap_home: Option<f64>,
     pub(super) handicap_away: Option<f64>,
-    /// `market_groups` as it came; two spellings of one value make two shapes, which costs memory but is never wrong.
-    groups_text: Option<Box<str>>,
-    pub(super) market_groups: Box<[Value]>,
-    pub(super) groups_malformed: bool,
-    pub(super) outcomes: Box<[OutcomeShape]>,
+    pub(super) groups: Arc<Groups>,
 }
 
+/// A `market_groups`; interned.
 #[derive(Debug)]
-pub(crate) struct OutcomeShape {
-    pub(super) name: Box<str>,
-    /// The keys beyond `name`, `odds` and `is_active`, as the text of a JSON object.
-    pub(super) extra: Option<Box<str>>,
+pub(crate) struct Groups {
+    /// As it came; two spellings of one value are two, which costs memory but is never wrong.
+    pub(super) text: Option<Box<str>>,
+    pub(super) values: Box<[Value]>,
+    pub(super) malformed: bool,
 }
 
-/// What a [`Shape`] is looked up by: the same, borrowed from a row.
+/// What a [`Kind`] is looked up by: the same, borrowed from a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MarketKey<'a> {
     pub(crate) betpawa_market_id: &'a str,
@@ -42,33 +55,14 @@ pub(crate) struct MarketKey<'a> {
     pub(crate) market_groups: Option<&'a str>,
 }
 
-/// The part of an outcome that goes into a [`Shape`].
-pub(crate) trait OutcomeKey {
-    fn name(&self) -> &str;
-    fn extra(&self) -> Option<&str>;
-}
-
-impl OutcomeKey for OutcomeShape {
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn extra(&self) -> Option<&str> {
-        self.extra.as_deref()
-    }
-}
-
 impl MarketKey<'_> {
-    pub(super) fn hash<O: OutcomeKey>(&self, outcomes: &[O], build: &impl BuildHasher) -> u64 {
+    pub(super) fn hash(&self, build: &impl BuildHasher) -> u64 {
         let mut state = build.build_hasher();
         self.betpawa_market_id.hash(&mut state);
         self.betpawa_market_name.hash(&mut state);
         self.bits().hash(&mut state);
         self.handicap_type.hash(&mut state);
         self.market_groups.hash(&mut state);
-        for outcome in outcomes {
-            outcome.name().hash(&mut state);
-            outcome.extra().hash(&mut state);
-        }
         state.finish()
     }
 
@@ -77,82 +71,174 @@ impl MarketKey<'_> {
         [self.line, self.handicap_home, self.handicap_away].map(|number| number.map(f64::to_bits))
     }
 
-    pub(super) fn matches<O: OutcomeKey>(&self, outcomes: &[O], shape: &Shape) -> bool {
-        let other = shape.key();
-        self.betpawa_market_id == other.betpawa_market_id
-            && self.bits() == other.bits()
-            && self.betpawa_market_name == other.betpawa_market_name
-            && self.handicap_type == other.handicap_type
-            && self.market_groups == other.market_groups
-            && outcomes.len() == shape.outcomes.len()
-            && outcomes
-                .iter()
-                .zip(&shape.outcomes)
-                .all(|(a, b)| a.name() == &*b.name && a.extra() == b.extra.as_deref())
+    /// The texts, whether or not they are there.
+    fn texts(&self) -> [&str; 4] {
+        [
+            self.betpawa_market_id,
+            self.betpawa_market_name,
+            self.handicap_type.unwrap_or_default(),
+            self.market_groups.unwrap_or_default(),
+        ]
     }
 
-    pub(super) fn to_shape<O: OutcomeKey>(self, outcomes: &[O]) -> Shape {
-        let groups = match self.market_groups.map(serde_json::from_str::<Value>) {
-            None | Some(Ok(Value::Null)) => Ok(Vec::new()),
-            Some(Ok(Value::Array(groups))) => Ok(groups),
-            Some(_) => Err(()),
-        };
-        Shape {
-            betpawa_market_id: self.betpawa_market_id.into(),
-            betpawa_market_name: self.betpawa_market_name.into(),
+    pub(crate) fn matches(&self, kind: &Kind) -> bool {
+        let [id, name, handicap_type, groups] = self.texts().map(str::as_bytes);
+        let text = kind.text.as_bytes();
+        let [id_end, name_end, type_end] = kind.ends.map(|end| end as usize);
+        // Where one text ends and the next begins, before the texts: what differs, mostly differs in that.
+        id.len() == id_end
+            && id_end + name.len() == name_end
+            && name_end + handicap_type.len() == type_end
+            && type_end + groups.len() == text.len()
+            && self.handicap_type.is_some() == kind.has_handicap_type
+            && self.market_groups.is_some() == kind.has_groups
+            && self.bits() == kind.bits()
+            && same_bytes(&text[..id_end], id)
+            && same_bytes(&text[id_end..name_end], name)
+            && same_bytes(&text[name_end..type_end], handicap_type)
+            && same_bytes(&text[type_end..], groups)
+    }
+
+    pub(super) fn to_kind(self, groups: Arc<Groups>) -> Kind {
+        let texts = self.texts();
+        let mut length = 0;
+        let ends = [0, 1, 2].map(|index: usize| {
+            length += texts[index].len();
+            // Beyond four thousand million bytes lies no row: PostgreSQL's limit is 1 GB.
+            u32::try_from(length).unwrap_or(u32::MAX)
+        });
+        Kind {
+            text: texts.concat().into(),
+            ends,
+            has_handicap_type: self.handicap_type.is_some(),
+            has_groups: self.market_groups.is_some(),
             line: self.line,
-            handicap_type: self.handicap_type.map(Into::into),
             handicap_home: self.handicap_home,
             handicap_away: self.handicap_away,
-            groups_text: self.market_groups.map(Into::into),
-            groups_malformed: groups.is_err(),
-            market_groups: groups.unwrap_or_default().into_boxed_slice(),
-            outcomes: outcomes
-                .iter()
-                .map(|outcome| OutcomeShape {
-                    name: outcome.name().into(),
-                    extra: outcome.extra().map(Into::into),
-                })
-                .collect(),
+            groups,
+        }
+    }
+}
+
+/// What `==` says. Most texts here are so short that calling `memcmp` is most of its cost.
+#[inline]
+pub(crate) fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    // The first and the last few bytes, which overlap.
+    match a.len() {
+        0 => true,
+        1..4 => {
+            a[0] == b[0] && a[a.len() / 2] == b[a.len() / 2] && a[a.len() - 1] == b[a.len() - 1]
+        }
+        4..8 => a.first_chunk::<4>() == b.first_chunk() && a.last_chunk::<4>() == b.last_chunk(),
+        8..=16 => a.first_chunk::<8>() == b.first_chunk() && a.last_chunk::<8>() == b.last_chunk(),
+        17..=32 => {
+            a.first_chunk::<16>() == b.first_chunk() && a.last_chunk::<16>() == b.last_chunk()
+        }
+        _ => a == b,
+    }
+}
+
+impl Kind {
+    fn part(&self, start: u32, end: u32) -> &str {
+        let part = self.text.get(start as usize..end as usize);
+        part.unwrap_or_default()
+    }
+
+    pub(super) fn betpawa_market_id(&self) -> &str {
+        self.part(0, self.ends[0])
+    }
+
+    pub(super) fn betpawa_market_name(&self) -> &str {
+        self.part(self.ends[0], self.ends[1])
+    }
+
+    pub(super) fn handicap_type(&self) -> Option<&str> {
+        let text = self.part(self.ends[1], self.ends[2]);
+        self.has_handicap_type.then_some(text)
+    }
+
+    fn bits(&self) -> [Option<u64>; 3] {
+        [self.line, self.handicap_home, self.handicap_away].map(|number| number.map(f64::to_bits))
+    }
+
+    pub(super) fn key(&self) -> MarketKey<'_> {
+        MarketKey {
+            betpawa_market_id: self.betpawa_market_id(),
+            betpawa_market_name: self.betpawa_market_name(),
+            line: self.line,
+            handicap_type: self.handicap_type(),
+            handicap_home: self.handicap_home,
+            handicap_away: self.handicap_away,
+            market_groups: self.groups.text.as_deref(),
         }
     }
 }
 
 impl Shape {
-    pub(super) fn key(&self) -> MarketKey<'_> {
-        MarketKey {
-            betpawa_market_id: &self.betpawa_market_id,
-            betpawa_market_name: &self.betpawa_market_name,
-            line: self.line,
-            handicap_type: self.handicap_type.as_deref(),
-            handicap_home: self.handicap_home,
-            handicap_away: self.handicap_away,
-            market_groups: self.groups_text.as_deref(),
-        }
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
-    /// Bytes asked of the allocator for this shape and all it owns.
-    pub(super) fn heap_bytes(&self) -> usize {
-        let text = |text: &Option<Box<str>>| text.as_deref().map_or(0, str::len);
-        ARC_HEADER
-            + size_of::<Shape>()
-            + self.betpawa_market_id.len()
-            + self.betpawa_market_name.len()
-            + text(&self.handicap_type)
-            + text(&self.groups_text)
-            + values_heap_bytes(&self.market_groups)
-            + self
-                .outcomes
-                .iter()
-                .map(|outcome| {
-                    size_of::<OutcomeShape>() + outcome.name.len() + text(&outcome.extra)
-                })
-                .sum::<usize>()
+    pub(crate) fn names(&self) -> Names<'_> {
+        Names::of(&self.names)
+    }
+
+    /// By the address of the kind, for equal kinds are one.
+    pub(super) fn hash_of(kind: &Arc<Kind>, names: &str, build: &impl BuildHasher) -> u64 {
+        let mut state = build.build_hasher();
+        (Arc::as_ptr(kind) as usize).hash(&mut state);
+        names.hash(&mut state);
+        state.finish()
+    }
+}
+
+impl Groups {
+    pub(super) fn new(text: Option<&str>) -> Groups {
+        let values = match text.map(serde_json::from_str::<Value>) {
+            None | Some(Ok(Value::Null)) => Ok(Vec::new()),
+            Some(Ok(Value::Array(values))) => Ok(values),
+            Some(_) => Err(()),
+        };
+        Groups {
+            text: text.map(Into::into),
+            malformed: values.is_err(),
+            values: values.unwrap_or_default().into_boxed_slice(),
+        }
     }
 }
 
 /// The two reference counts in front of what an `Arc` points to.
 pub(super) const ARC_HEADER: usize = 2 * size_of::<usize>();
+
+impl Slotted for Shape {
+    fn hash(&self, build: &impl BuildHasher) -> u64 {
+        Shape::hash_of(&self.kind, &self.names, build)
+    }
+
+    fn heap_bytes(&self) -> usize {
+        ARC_HEADER + size_of::<Shape>() + self.names.len()
+    }
+}
+
+impl Kind {
+    /// Bytes asked of the allocator for one of these in an `Arc`, without what it shares.
+    pub(super) fn heap_bytes(&self) -> usize {
+        ARC_HEADER + size_of::<Kind>() + self.text.len()
+    }
+}
+
+impl Groups {
+    /// Bytes asked of the allocator for one of these in an `Arc`, without what it shares.
+    pub(super) fn heap_bytes(&self) -> usize {
+        ARC_HEADER
+            + size_of::<Groups>()
+            + self.text.as_deref().map_or(0, str::len)
+            + values_heap_bytes(&self.values)
+    }
+}
 
 fn values_heap_bytes(values: &[Value]) -> usize {
     size_of_val(values) + values.iter().map(value_heap_bytes).sum::<usize>()
@@ -176,53 +262,21 @@ fn value_heap_bytes(value: &Value) -> usize {
     }
 }
 
-/// The markets of a snapshot, in row id order, and where the odds of each begin; interned.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Template {
-    pub(super) shapes: Box<[ByAddress]>,
-    /// The word where the outcomes of market `i` begin; one more entry than there are markets.
-    pub(super) offsets: Box<[u32]>,
-}
+#[cfg(test)]
+mod tests {
+    use super::same_bytes;
 
-/// Interned shapes are equal exactly if they are the same allocation.
-#[derive(Debug, Clone)]
-pub(crate) struct ByAddress(pub(super) Arc<Shape>);
-
-impl PartialEq for ByAddress {
-    fn eq(&self, other: &ByAddress) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for ByAddress {}
-
-impl Hash for ByAddress {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (Arc::as_ptr(&self.0) as usize).hash(state);
-    }
-}
-
-impl Template {
-    pub(super) fn new(shapes: &[ByAddress]) -> Template {
-        let mut offsets = Vec::with_capacity(shapes.len() + 1);
-        let mut offset = 0u32;
-        offsets.push(offset);
-        for shape in shapes {
-            // Saturates far above what a row's 1 GB limit lets in.
-            offset =
-                offset.saturating_add(u32::try_from(shape.0.outcomes.len()).unwrap_or(u32::MAX));
-            offsets.push(offset);
+    #[test]
+    fn the_same_bytes_are_the_same() {
+        for length in 0..70 {
+            let a = vec![7u8; length];
+            assert!(same_bytes(&a, &a.clone()));
+            assert!(!same_bytes(&a, &[7; 70]));
+            for at in 0..length {
+                let mut b = a.clone();
+                b[at] = 8;
+                assert!(!same_bytes(&a, &b), "{length} {at}");
+            }
         }
-        Template {
-            shapes: shapes.into(),
-            offsets: offsets.into(),
-        }
-    }
-
-    pub(super) fn heap_bytes(&self) -> usize {
-        ARC_HEADER
-            + size_of::<Template>()
-            + size_of_val(&*self.shapes)
-            + size_of_val(&*self.offsets)
     }
 }

@@ -1,5 +1,6 @@
 //! The JSON columns of a market row, `outcomes` and (after a line feed) `market_groups`: what a reader is shown is what
-//! `serde_json` makes of them, odds bit for bit, and whatever is not as it should be is said.
+//! `serde_json` makes of them, odds bit for bit, and whatever is not as it should be is said. And the same whatever was
+//! read before, by which the cache knows what to expect: nothing, the `outcomes` of the third line, the very same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -36,8 +37,14 @@ fn outcome(mut map: Map<String, Value>, wrong: &mut bool) -> Value {
 }
 
 fuzz_target!(|text: &str| {
-    let (outcomes, groups) = text.split_once('\n').unwrap_or((text, "null"));
-    let (shown, problem) = oddscache::fuzzing::market(outcomes, groups);
+    let (outcomes, rest) = text.split_once('\n').unwrap_or((text, "null"));
+    let (groups, other) = rest.split_once('\n').unwrap_or((rest, "[]"));
+    let row = (outcomes, groups);
+    let (shown, problem) = oddscache::fuzzing::markets(&[row]).remove(0);
+    let after_others = oddscache::fuzzing::markets(&[(other, groups), row, row]);
+    for later in &after_others[1..] {
+        assert_eq!(later, &(shown.clone(), problem.clone()));
+    }
     let shown: Value = serde_json::from_str(&shown).expect("what is shown is JSON");
     let market = &shown["markets"][0];
 
