@@ -5,11 +5,11 @@
 #[allow(dead_code, unreachable_pub)]
 #[path = "../src/demo/cluster.rs"]
 mod cluster;
-#[path = "common/figures.rs"]
-mod figures;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../src/demo/dataset.rs"]
 mod dataset;
+#[path = "common/figures.rs"]
+mod figures;
 #[path = "common/server.rs"]
 mod server;
 
@@ -63,7 +63,9 @@ async fn warm_up(config: &Config) -> (Duration, Duration, usize) {
 
 #[tokio::main]
 async fn main() {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds = std::env::var("ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let server = server::start(&[]).await;
     let config = Config::new(&server.dsn).expect("a configuration");
     let (mut ours, mut inner, mut theirs, mut markets) = (vec![], vec![], vec![], 0);
@@ -81,7 +83,11 @@ async fn main() {
     println!("{markets} markets, medians of {} rounds", ours.len());
     let (ours, inner, theirs) = (median(&mut ours), median(&mut inner), median(&mut theirs));
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("warm_up(): {} (its transaction {})", milliseconds(ours), milliseconds(inner));
+    println!(
+        "warm_up(): {} (its transaction {})",
+        milliseconds(ours),
+        milliseconds(inner)
+    );
     println!("psql COPY: {}", milliseconds(theirs));
     println!("ratio: {ratio:.2}");
 }

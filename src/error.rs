@@ -241,7 +241,14 @@ impl Error {
     /// long, a conflict with recovery on a standby.
     pub(crate) fn is_conflict(&self) -> bool {
         let conflicts = ["55P03", "40001", "40P01", "57014"];
-        matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
+        let is = |code: &String| conflicts.contains(&code.as_str());
+        matches!(self, Error::Database { sqlstate: Some(code), .. } if is(code))
+            || self.is_unprepared()
+    }
+
+    /// A statement that was prepared is unknown: the session is another.
+    pub(crate) fn is_unprepared(&self) -> bool {
+        matches!(self, Error::Database { sqlstate: Some(code), .. } if code == "26000")
     }
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {

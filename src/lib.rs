@@ -32,6 +32,7 @@
 mod apply;
 mod audit;
 mod backoff;
+mod begin;
 mod bell;
 mod cache;
 mod catalog;
@@ -49,6 +50,7 @@ mod follower;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gather;
 #[cfg(feature = "tls")]
 mod handshake;
 mod model;
@@ -60,11 +62,13 @@ mod preflight;
 mod publish;
 mod read;
 pub mod sql;
+mod statement;
 mod stats;
 mod status;
 mod target;
 mod tls;
 mod view;
+mod watch;
 mod writer;
 
 pub use hashbrown;

@@ -7,7 +7,10 @@ use std::time::Duration;
 pub(crate) fn quantile(times: &mut [Duration], of: f64) -> Duration {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
-    times.get((last as f64 * of).round() as usize).copied().unwrap_or_default()
+    times
+        .get((last as f64 * of).round() as usize)
+        .copied()
+        .unwrap_or_default()
 }
 
 /// Sorts.
