@@ -44,31 +44,48 @@ const SELECT: &str = "SELECT s.id, s.event_id, s.bookmaker_id, s.captured_at, s.
     FROM (SELECT DISTINCT ON (event_id, bookmaker_id) * FROM odds_snapshots WHERE event_id = ANY($1) \
       ORDER BY event_id, bookmaker_id, id DESC) s LEFT JOIN market_odds m ON m.snapshot_id = s.id";
 
+/// The same of the competitors, for what a batch changed.
+const SELECT_COMPETITORS: &str = "SELECT s.id, s.betpawa_event_id, s.source, s.captured_at, s.last_confirmed_at, m.id, \
+    m.betpawa_market_id, m.betpawa_market_name, m.line, m.handicap_type, m.handicap_home, m.handicap_away, m.outcomes::text, \
+    m.market_groups::text, m.unavailable_at \
+    FROM (SELECT DISTINCT ON (c.betpawa_event_id, c.source) c.betpawa_event_id, c.source, l.* FROM competitor_events c \
+      CROSS JOIN LATERAL (SELECT l.id, l.captured_at, l.last_confirmed_at FROM competitor_odds_snapshots l \
+        WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC LIMIT 1) l \
+      WHERE c.betpawa_event_id = ANY($1) AND c.deleted_at IS NULL ORDER BY c.betpawa_event_id, c.source, l.id DESC) s \
+    LEFT JOIN competitor_market_odds m ON m.snapshot_id = s.id";
+
 /// Tells when an event's snapshot could be read.
 type Seen = mpsc::UnboundedReceiver<(i64, Instant)>;
 
 /// A client that selects what changed, once told that something did. What it must select nobody tells it for free in life.
 struct Selector {
     client: Client,
-    select: Option<Statement>,
+    select: Option<(Statement, Statement)>,
     changed: Changed,
     seen: mpsc::UnboundedSender<(i64, Instant)>,
 }
 
-/// Events changed and not yet selected.
-type Changed = Arc<Mutex<Vec<i32>>>;
+/// Events changed and not yet selected; for some the competitors too.
+type Changed = Arc<Mutex<(Vec<i32>, Vec<i32>)>>;
 
 impl Selector {
     async fn run(&self) {
-        let ids = std::mem::take(&mut *self.changed.lock().unwrap());
-        if ids.is_empty() {
-            return;
+        let (singles, batch) = std::mem::take(&mut *self.changed.lock().unwrap());
+        let ids = [singles, batch.clone()].concat();
+        if !ids.is_empty() {
+            let rows = match &self.select {
+                Some((select, _)) => self.client.query(select, &[&ids]).await,
+                None => self.client.query(SELECT, &[&ids]).await,
+            };
+            assert!(!rows.expect("selects").is_empty());
         }
-        let rows = match &self.select {
-            Some(select) => self.client.query(select, &[&ids]).await,
-            None => self.client.query(SELECT, &[&ids]).await,
-        };
-        assert!(!rows.expect("selects").is_empty());
+        if !batch.is_empty() {
+            let rows = match &self.select {
+                Some((_, select)) => self.client.query(select, &[&batch]).await,
+                None => self.client.query(SELECT_COMPETITORS, &[&batch]).await,
+            };
+            assert!(!rows.expect("selects").is_empty());
+        }
         for id in ids {
             let _ = self.seen.send((i64::from(id), Instant::now()));
         }
@@ -112,6 +129,20 @@ impl Drop for Follower {
     }
 }
 
+/// Waits until the slot is read, or no longer.
+async fn slot_is(server: &Server, active: bool) {
+    let sql = "select from pg_replication_slots where active = $1";
+    while server
+        .client
+        .query(sql, &[&active])
+        .await
+        .expect("slots")
+        .is_empty()
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Threads of their own, whose name tells what they cost.
 fn runtime() -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -129,7 +160,10 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
     let selector = move |prepared: bool| async move {
         let client = server::connect(&dsn).await;
         let select = match prepared {
-            true => Some(client.prepare(SELECT).await.expect("prepares")),
+            true => Some((
+                client.prepare(SELECT).await.expect("prepares"),
+                client.prepare(SELECT_COMPETITORS).await.expect("prepares"),
+            )),
             false => None,
         };
         Selector {
@@ -182,6 +216,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
             });
         }
         Kind::Decoding => {
+            slot_is(server, false).await;
             let mut child = server
                 .cluster
                 .command("pg_recvlogical")
@@ -209,6 +244,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                 }
             });
             decoder = Some(child);
+            slot_is(server, true).await;
             runtime.spawn(async move {
                 let selector = selector(true).await;
                 let _ = ready.send(());
@@ -244,7 +280,7 @@ async fn block(kind: Kind, server: &Server, commits: usize, load: bool) -> Vec<D
                     break;
                 }
                 writer
-                    .batch(batch, |ids| changed.lock().unwrap().extend(ids))
+                    .batch(batch, |ids| changed.lock().unwrap().1.extend(ids))
                     .await;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
@@ -257,7 +293,7 @@ async fn block(kind: Kind, server: &Server, commits: usize, load: bool) -> Vec<D
     for _ in 0..commits {
         let id = writer.begin_event().await;
         while follower.seen.try_recv().is_ok() {}
-        follower.changed.lock().unwrap().push(id);
+        follower.changed.lock().unwrap().0.push(id);
         let sent = Instant::now();
         let committing = writer.commit();
         let wait = async {
@@ -320,6 +356,7 @@ async fn main() {
     server.client.query(slot, &[]).await.expect("a slot");
     freshness(&server, commits, false).await;
     freshness(&server, commits, true).await;
+    slot_is(&server, false).await;
     let drop_slot = "select pg_drop_replication_slot('bench')";
     server.client.query(drop_slot, &[]).await.expect("dropped");
     let runtime = runtime();

@@ -50,6 +50,8 @@ pub(crate) struct Names {
     /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
     /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
     pub(crate) begin: String,
+    /// Begins the transaction of a further connection of a read of everything, in the snapshot put for `{}`.
+    pub(crate) import: String,
     /// Gives the statements that read everything, and what is done between them, the time they may take.
     pub(crate) patience: String,
     /// `begin`, for a read that runs what is prepared: planned once, whatever its parameters. Left to itself the server plans
@@ -99,6 +101,17 @@ impl Names {
             millis(config.warmup_timeout),
             millis(config.read_timeout),
         );
+        let markets: Vec<&str> = locked.iter().skip(4).take(2).map(String::as_str).collect();
+        let import = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {{}}; \
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
+             SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            millis(config.warmup_timeout),
+            markets.join(", "),
+            idle = millis(config.read_timeout),
+        );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
             false => "'0'".to_owned(),
@@ -112,6 +125,7 @@ impl Names {
             locked,
             begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,
+            import,
             patience,
             replan: "SET LOCAL plan_cache_mode = auto",
             cut: Statement::new("cut", cut, []),
@@ -375,10 +389,6 @@ impl Catalog {
             )?,
             table("competitor_events")
         );
-        let all_competitors = format!(
-            "{competitors} JOIN {} s ON s.competitor_event_id = c.id",
-            table("competitor_odds_snapshots")
-        );
         // Of few events: by the index on competitor_event_id, for which the planner must be left no choice. It thinks reading
         // all history no dearer than that of some (40 ms instead of 4), and takes "the greatest id" for a walk down the
         // primary key, which ends only where a snapshot of this event turns up.
@@ -398,21 +408,24 @@ impl Catalog {
         };
         let competitor_order =
             "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
-        let in_window = |event_id: &str| {
-            format!(
-                "JOIN {} e ON e.id = {event_id} WHERE e.kickoff > $1 AND",
-                table("events")
-            )
-        };
-
         let statement =
             |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
         let window = std::slice::from_ref(&kickoff_type);
         let ids = &[Type::INT8_ARRAY];
-        let all_betpawa = format!("{betpawa} {} {betpawa_order}", in_window("s.event_id"));
+        // Of all events: the greatest ids by hashing, then only their rows put in order. To sort all history takes thrice as long.
+        let all_betpawa = format!(
+            "{betpawa} JOIN (SELECT event_id, bookmaker_id, max(id) AS id FROM {} GROUP BY event_id, bookmaker_id) AS l \
+             ON l.event_id = s.event_id AND l.bookmaker_id = s.bookmaker_id AND l.id = s.id JOIN {} e ON e.id = l.event_id \
+             WHERE e.kickoff > $1 AND {betpawa_order}",
+            table("odds_snapshots"),
+            table("events"),
+        );
         let all_competitors = format!(
-            "{all_competitors} {} {live}{competitor_order}",
-            in_window("c.betpawa_event_id")
+            "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
+             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
+             WHERE e.kickoff > $1 AND {live}{competitor_order}",
+            table("events"),
+            snapshots = table("competitor_odds_snapshots"),
         );
         let some_betpawa = format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}");
         let some_competitors = format!(

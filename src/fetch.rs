@@ -1,8 +1,8 @@
 //! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
 
-use std::{pin::pin, sync::Arc};
+use std::sync::Arc;
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
 use hashbrown::HashMap;
 use tokio_postgres::{
     Client, Row, RowStream,
@@ -236,18 +236,24 @@ impl Reader<'_> {
         Ok(bodies.finish())
     }
 
-    /// The markets of snapshots, packed as they come; snapshots without any are absent.
+    /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share.
     pub(crate) async fn markets(
         &self,
+        helpers: &[Reader<'_>],
         side: Side,
         ids: &[i64],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<Body>>, Error> {
         let mut found = HashMap::with_capacity(ids.len());
         let mut packing = Packing::new(side, self.names_malformed);
-        for ids in ids.chunks(SNAPSHOTS_PER_READ) {
+        let readers = helpers.len() + 1;
+        for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
             let mut bodies = Bodies::new(packer);
-            let mut rows = pin!(self.market_stream(side, ids).await?);
+            let shares = ids.chunks(ids.len().div_ceil(readers));
+            let asked = std::iter::once(self).chain(helpers).zip(shares);
+            let streams = asked.map(|(reader, share)| reader.market_stream(side, share));
+            let streams = try_join_all(streams).await?;
+            let mut rows = select_all(streams.into_iter().map(Box::pin));
             while let Some(row) = rows.try_next().await.map_err(Error::database(MARKETS))? {
                 packing.push(&row, &mut bodies)?;
             }

@@ -194,6 +194,35 @@ impl Bodies {
         Bodies::read_on(reader, plan, draft, &Asked::default(), &none).await
     }
 
+    /// The same with the help of further connections, each of which reads a share of it, and without where one fails.
+    pub(crate) async fn read_with(
+        helpers: &[Reader<'_>],
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+    ) -> Result<Bodies, Error> {
+        let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
+        let packer = &mut draft.packer;
+        let shared = async {
+            Ok::<_, Error>(Bodies {
+                snapshots_read: betpawa.len() + competitors.len(),
+                betpawa: reader
+                    .markets(helpers, Side::Betpawa, &betpawa, packer)
+                    .await?,
+                competitors: reader
+                    .markets(helpers, Side::Competitors, &competitors, packer)
+                    .await?,
+            })
+        };
+        match shared.await {
+            Err(error) if !helpers.is_empty() => {
+                tracing::info!(%error, "a further connection was of no help; reading without");
+                Bodies::read(reader, plan, draft).await
+            }
+            read => read,
+        }
+    }
+
     /// The same, where the rows of some are at hand.
     async fn read_on(
         reader: Reader<'_>,
@@ -207,10 +236,14 @@ impl Bodies {
         let packer = &mut draft.packer;
         let missing = without(betpawa, &asked.betpawa_markets);
         let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
-        betpawa.extend(reader.markets(Side::Betpawa, &missing, packer).await?);
+        betpawa.extend(reader.markets(&[], Side::Betpawa, &missing, packer).await?);
         let missing = without(competitors, &asked.competitor_markets);
         let mut competitors = reader.pack(Side::Competitors, &rows.1, packer)?;
-        competitors.extend(reader.markets(Side::Competitors, &missing, packer).await?);
+        competitors.extend(
+            reader
+                .markets(&[], Side::Competitors, &missing, packer)
+                .await?,
+        );
         Ok(Bodies {
             snapshots_read,
             betpawa,

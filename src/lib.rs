@@ -53,6 +53,7 @@ pub mod fuzzing;
 mod gather;
 #[cfg(feature = "tls")]
 mod handshake;
+mod helpers;
 mod model;
 mod owners;
 mod pace;

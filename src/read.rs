@@ -2,7 +2,7 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot |
+//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot, also where others import it |
 //! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
 //! | R3 | within an epoch time never goes back: not that of the cut, nor the start of the window |
 //! | R4 | what is sent before the answers to what came before it is used only if all of these were no errors |
@@ -26,6 +26,7 @@ use crate::{
     feed::{self, Cursor, Reload},
     fetch::{Heads, Reader},
     gather::{self, Bodies, Newest},
+    helpers,
     model::Micros,
     preflight::{self, Feed},
     statement::{Prepared, Statement},
@@ -153,11 +154,23 @@ pub(crate) async fn everything(
         prepared: None,
         names_malformed: true,
     };
-    let heads = reader.all_heads(begun.window_start).await?;
+    let (heads, helpers) = try_join(
+        reader.all_heads(begun.window_start),
+        helpers::open(client, config, names, &begun),
+    )
+    .await?;
     let mut newest = Newest::default();
     newest.note(&heads);
     let plan = Plan::whole(heads);
-    let bodies = Bodies::read(reader, &plan, draft).await?;
+    let helping: Vec<Reader<'_>> = helpers
+        .iter()
+        .map(|helper| Reader {
+            client: &helper.client,
+            ..reader
+        })
+        .collect();
+    let bodies = Bodies::read_with(&helping, reader, &plan, draft).await?;
+    drop(helpers);
     let new_log_rows = feed::exactly_new(&names.log_table());
     if let Some(prepared) = prepared {
         let once = [&names.cut, &watched.fingerprint, &watched.tables_now];

@@ -5,6 +5,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::{cluster::Cluster, dataset};
 
 /// Stops, and takes its files with it, when dropped.
+#[allow(dead_code, reason = "not every benchmark wants all of it")]
 pub(crate) struct Server {
     pub(crate) cluster: Cluster,
     /// Connection string of the superuser.
