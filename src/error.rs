@@ -241,9 +241,7 @@ impl Error {
     /// long, a conflict with recovery on a standby.
     pub(crate) fn is_conflict(&self) -> bool {
         let conflicts = ["55P03", "40001", "40P01", "57014"];
-        let is = |code: &String| conflicts.contains(&code.as_str());
-        matches!(self, Error::Database { sqlstate: Some(code), .. } if is(code))
-            || self.is_unprepared()
+        matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
     }
 
     /// A statement that was prepared is unknown: the session is another.

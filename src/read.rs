@@ -267,13 +267,23 @@ pub(crate) async fn changes(
         Cause::Audit(step) => Some(step),
         Cause::News | Cause::Time => None,
     };
-    let read = read_changes(client, config, names, prepared.as_ref(), draft, known, step).await;
-    if let Err(error) = &read
-        && error.is_unprepared()
-    {
-        *prepared = None;
+    let read = read_changes(
+        client,
+        config,
+        names,
+        prepared.as_ref(),
+        draft,
+        known,
+        step.clone(),
+    );
+    match read.await {
+        // Nothing was applied (R2).
+        Err(error) if error.is_unprepared() => *prepared = None,
+        read => return read,
     }
-    read
+    let rollback = client.batch_execute("ROLLBACK").await;
+    rollback.map_err(Error::database(BEGIN))?;
+    read_changes(client, config, names, None, draft, known, step).await
 }
 
 /// Whether nothing at all was written since the last read: then there is nothing to read.
