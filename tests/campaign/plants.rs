@@ -176,8 +176,8 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "READ COMMITTED instead of REPEATABLE READ",
         edits: &[(
             "src/catalog.rs",
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \\\n",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \\\n",
         )],
     },
     Plant {
