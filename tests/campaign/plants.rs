@@ -197,14 +197,6 @@ pub(crate) const PLANTS: &[Plant] = &[
         )],
     },
     Plant {
-        name: "take an earlier snapshot for nothing new",
-        edits: &[(
-            "src/read.rs",
-            "&& cursor.is_at(&begun.snapshot)",
-            "&& !cursor.is_after(&begun.snapshot)",
-        )],
-    },
-    Plant {
         name: "ignore the low-water mark",
         edits: &[(
             "src/read.rs",
