@@ -187,7 +187,7 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache) {
             for ids in ids.chunks(1_000) {
                 writer.client.batch_execute("begin").await.expect("begins");
                 let sql = format!(
-                    "update {table} set last_confirmed_at = now() at time zone 'UTC' where id = any($1)"
+                    "update {table} set last_confirmed_at = now() at time zone 'UTC' where id = any($1::int8[])"
                 );
                 writer
                     .client
