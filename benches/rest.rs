@@ -11,6 +11,8 @@ mod cluster;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../src/demo/dataset.rs"]
 mod dataset;
+#[path = "common/server.rs"]
+mod server;
 
 use std::{
     fs,
@@ -19,8 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::Cluster;
-use tokio_postgres::{Client, NoTls};
+use server::Server;
+use tokio_postgres::Client;
 
 /// Clock ticks a second in /proc/PID/stat, on every Linux there is.
 const TICKS: f64 = 100.0;
@@ -123,29 +125,11 @@ async fn main() {
         .ok()
         .and_then(|text| text.parse().ok());
     let seconds = seconds.unwrap_or(120.0);
-    let cluster =
-        Cluster::start(&["shared_buffers = 1GB", "max_wal_size = 4GB"]).expect("a cluster");
-    let dsn = cluster.dsn("postgres");
-    let (client, connection) = tokio_postgres::connect(&dsn, NoTls)
-        .await
-        .expect("connects");
-    tokio::spawn(connection);
-    dataset::create(&client).await.expect("tables");
-    dataset::load(&client, &dataset::Scale::default(), |_, _, _| {})
-        .await
-        .expect("data");
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql("postgres", &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    client
-        .batch_execute("vacuum analyze")
-        .await
-        .expect("analyzed");
+    let Server {
+        cluster: _cluster,
+        dsn,
+        client,
+    } = server::start(&[]).await;
     println!(
         "1,100 events x 3 bookmakers x 50 markets, nothing written, {seconds} s each, poll interval 1 s"
     );

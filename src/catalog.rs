@@ -8,7 +8,7 @@ use std::{fmt::Write, time::Duration};
 use hashbrown::HashMap;
 use tokio_postgres::{Client, types::Type};
 
-use crate::{Config, Error};
+use crate::{Config, Error, statement::Statement};
 
 /// The tables that are read, in the order in which they are locked.
 pub(crate) const TABLES: [&str; 6] = [
@@ -37,9 +37,11 @@ pub(crate) fn literal(text: &str) -> String {
 /// The statements that need nothing but the names: what a follower starts from.
 #[derive(Debug)]
 pub(crate) struct Names {
-    app_schema: String,
-    cache_schema: String,
+    pub(crate) app_schema: String,
+    pub(crate) cache_schema: String,
     pub(crate) need_feed: bool,
+    /// What a read locks, qualified and quoted.
+    pub(crate) locked: Vec<String>,
     /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
     /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
     /// `deadlock_timeout` (1 s).
@@ -48,13 +50,19 @@ pub(crate) struct Names {
     /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
     /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
     pub(crate) begin: String,
+    /// Begins the transaction of a further connection of a read of everything, in the snapshot put for `{}`.
+    pub(crate) import: String,
     /// Gives the statements that read everything, and what is done between them, the time they may take.
     pub(crate) patience: String,
-    /// Snapshot, clock, recovery, low-water mark, fingerprint, server and tables, in this order.
-    pub(crate) cut: String,
-    /// The tables and their partitions as they are at the end of a read: unlike all else, what a query reads of a
-    /// partitioned table takes in a partition attached since the snapshot.
-    pub(crate) tables_now: String,
+    /// `begin`, for a read that runs what is prepared: planned once, whatever its parameters. Left to itself the server plans
+    /// a few keys anew each time, which takes five times as long as to read them from two dozen partitions.
+    pub(crate) begin_prepared: String,
+    /// For statements with many keys after `begin_prepared`: planned for these.
+    pub(crate) replan: &'static str,
+    /// Snapshot, clock, recovery, server and low-water mark, in this order.
+    pub(crate) cut: Statement,
+    /// The same without the low-water mark, as it may be asked outside of a transaction, under whatever search path.
+    pub(crate) peek: String,
 }
 
 /// For how long the transaction of a read of changes may wait for its next statement. They follow each other within
@@ -88,34 +96,40 @@ impl Names {
             idle = millis(config.read_timeout.min(IDLE_BOUND)),
         );
         let patience = format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+             SET LOCAL plan_cache_mode = auto",
             millis(config.warmup_timeout),
             millis(config.read_timeout),
+        );
+        let markets: Vec<&str> = locked.iter().skip(4).take(2).map(String::as_str).collect();
+        let import = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {{}}; \
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
+             SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            millis(config.warmup_timeout),
+            markets.join(", "),
+            idle = millis(config.read_timeout),
         );
         let pruned_below = match config.need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
             false => "'0'".to_owned(),
         };
-        let roots: Vec<String> = TABLES
-            .iter()
-            .map(|table| format!("{}::regclass", literal(&format!("{app}.{}", quote(table)))))
-            .collect();
-        let tables_now = format!(
-            "SELECT string_agg(node::oid::text, ',' ORDER BY node::oid) FROM (\
-               SELECT root AS node FROM unnest(ARRAY[{roots}]) AS root UNION \
-               SELECT tree.relid FROM unnest(ARRAY[{roots}]) AS root, pg_partition_tree(root) AS tree) AS nodes",
-            roots = roots.join(", ")
-        );
-        let cut = cut(&config.app_schema, &config.cache_schema, &pruned_below);
+        let cut = format!("SELECT {CUT}, {pruned_below} {SERVER}");
         let (app_schema, cache_schema) = (config.app_schema.clone(), config.cache_schema.clone());
         Names {
             app_schema,
             cache_schema,
             need_feed: config.need_feed,
+            locked,
+            begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,
+            import,
             patience,
-            cut,
-            tables_now,
+            replan: "SET LOCAL plan_cache_mode = auto",
+            cut: Statement::new("cut", cut, []),
+            peek: format!("SELECT {CUT} {SERVER}"),
         }
     }
 
@@ -128,82 +142,39 @@ impl Names {
     }
 }
 
-/// The first query of a read. Besides the snapshot it asks for
-/// - the fingerprint, which changes whenever rows may have changed, or come to be hidden, without a trigger of ours
-///   firing: a partition attached, detached, dropped or rewritten, a column altered, a trigger or its function replaced,
-///   disabled, or disabled and enabled again (`xmin` tells), row security, the log truncated, rebuilt or installed anew;
-/// - the server: another one, or the same after a restart, a crash or a promotion, which may have taken back what we have
-///   read. Seen as the loss of our connection, unless a pooler hides that. A crash that the postmaster survives shows only
-///   in the statistics, all of which it resets; somebody who resets one of the two kinds loses us nothing. On a primary
-///   the control file names the timeline only after a checkpoint, so it is not asked.
-fn cut(app_schema: &str, cache_schema: &str, pruned_below: &str) -> String {
-    let names: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
-    format!(
-        "WITH RECURSIVE node AS (\
-           SELECT c.oid, 0::oid AS parent, 0::text AS link, false AS leaving FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-           WHERE n.nspname = {app} AND c.relname IN ({names}) AND c.relkind IN ('r', 'p') \
-           UNION ALL SELECT i.inhrelid, i.inhparent, i.xmin::text, \
-             node.leaving OR coalesce((to_jsonb(i) ->> 'inhdetachpending')::boolean, false) \
-             FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
-         log AS (\
-           SELECT c.oid, c.relfilenode, c.xmin FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-           WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')), \
-         item AS (\
-           SELECT format('table %s %s %s %s', node.oid, node.parent, node.link, c.relfilenode) AS item \
-             FROM node JOIN pg_class c USING (oid) \
-           UNION ALL SELECT format('rows %s %s', t.oid, row_security_active(t.oid)) \
-             FROM (SELECT oid FROM node WHERE parent = 0 UNION ALL SELECT oid FROM log) AS t \
-           UNION ALL SELECT format('policy %s %s', p.polrelid, p.xmin) FROM pg_policy p \
-             WHERE p.polrelid IN (SELECT oid FROM node UNION ALL SELECT oid FROM log) \
-           UNION ALL SELECT format('column %s %s %s %s', a.attrelid, a.attnum, a.attname, a.atttypid) \
-             FROM node JOIN pg_attribute a ON a.attrelid = node.oid \
-             WHERE node.parent = 0 AND a.attnum > 0 AND NOT a.attisdropped \
-           UNION ALL SELECT format('trigger %s %s %s %s', t.oid, t.xmin, t.tgenabled, t.tgfoid) \
-             FROM node JOIN pg_trigger t ON t.tgrelid = node.oid JOIN pg_proc p ON p.oid = t.tgfoid \
-             JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = {cache} \
-           UNION ALL SELECT format('function %s %s', p.oid, p.xmin) \
-             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-             WHERE n.nspname = {cache} AND p.proname IN ('log_change', 'feed_version') \
-           UNION ALL SELECT format('log %s %s %s', log.oid, log.relfilenode, log.xmin) FROM log \
-           UNION ALL SELECT format('index %s %s', c.oid, c.relfilenode) \
-             FROM log JOIN pg_index i ON i.indrelid = log.oid JOIN pg_class c ON c.oid = i.indexrelid) \
-         SELECT pg_current_snapshot()::text, now(), pg_is_in_recovery(), {pruned_below}, \
-           (SELECT md5(coalesce(string_agg(item, ',' ORDER BY item COLLATE \"C\"), '')) FROM item), \
-           (SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), s.system_identifier, \
-               CASE WHEN pg_is_in_recovery() THEN 'standby ' || c.timeline_id ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END, \
-               extract(epoch FROM least(b.stats_reset, a.stats_reset))) \
-             FROM pg_control_system() s, pg_control_checkpoint() c, pg_stat_bgwriter b, pg_stat_archiver a), \
-           (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM node JOIN pg_class c USING (oid) \
-             WHERE parent = 0 OR c.relispartition AND NOT leaving)",
-        app = literal(app_schema),
-        cache = literal(cache_schema),
-        names = names.join(", "),
-    )
-}
+/// The first query of a read. Besides the snapshot it asks for the server: another one, or the same after a restart, a crash
+/// or a promotion, may have taken back what we have read. Seen as the loss of our connection, unless a pooler hides that. A
+/// crash that the postmaster survives shows only in the statistics, all of which it resets; somebody who resets one of the
+/// two kinds loses us nothing. On a primary the control file names the timeline only after a checkpoint, so it is not asked.
+const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
+     pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
+         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END, \
+       extract(epoch FROM least(b.stats_reset, a.stats_reset)))";
+const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
+     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a";
 
 /// The statements that read rows, in the types this database has.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    /// Type of the parameter `$1` of the statements over the window: the type of `events.kickoff`.
-    pub(crate) kickoff_type: Type,
     /// `(window start)` -> event id, kickoff.
-    pub(crate) all_kickoffs: String,
+    pub(crate) all_kickoffs: Statement,
     /// `(window start, event ids)` -> the same.
-    pub(crate) some_kickoffs: String,
+    pub(crate) some_kickoffs: Statement,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
-    pub(crate) all_betpawa_heads: String,
+    pub(crate) all_betpawa_heads: Statement,
     /// `(event ids)` -> the same.
-    pub(crate) some_betpawa_heads: String,
+    pub(crate) some_betpawa_heads: Statement,
     /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
-    pub(crate) all_competitor_heads: String,
-    /// `(event ids)` -> the same.
-    pub(crate) some_competitor_heads: String,
-    /// `(competitor event ids)` -> ids of the events they are linked to.
-    pub(crate) linked_events: String,
+    pub(crate) all_competitor_heads: Statement,
+    /// `(event ids, ids of competitor events linked to further ones)` -> the same.
+    pub(crate) some_competitor_heads: Statement,
+    /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window.
+    pub(crate) linked_events: Statement,
     /// `(snapshot ids)` -> market rows of `market_odds`.
-    pub(crate) betpawa_markets: String,
+    pub(crate) betpawa_markets: Statement,
     /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
-    pub(crate) competitor_markets: String,
+    pub(crate) competitor_markets: Statement,
 }
 
 /// What a column is read as.
@@ -418,10 +389,6 @@ impl Catalog {
             )?,
             table("competitor_events")
         );
-        let all_competitors = format!(
-            "{competitors} JOIN {} s ON s.competitor_event_id = c.id",
-            table("competitor_odds_snapshots")
-        );
         // Of few events: by the index on competitor_event_id, for which the planner must be left no choice. It thinks reading
         // all history no dearer than that of some (40 ms instead of 4), and takes "the greatest id" for a walk down the
         // primary key, which ends only where a snapshot of this event turns up.
@@ -441,32 +408,66 @@ impl Catalog {
         };
         let competitor_order =
             "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
-        let in_window = |event_id: &str| {
-            format!(
-                "JOIN {} e ON e.id = {event_id} WHERE e.kickoff > $1 AND",
-                table("events")
-            )
-        };
-
+        let statement =
+            |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
+        let window = std::slice::from_ref(&kickoff_type);
+        let ids = &[Type::INT8_ARRAY];
+        // Of all events: the greatest ids by hashing, then only their rows put in order. To sort all history takes thrice as long.
+        let all_betpawa = format!(
+            "{betpawa} JOIN (SELECT event_id, bookmaker_id, max(id) AS id FROM {} GROUP BY event_id, bookmaker_id) AS l \
+             ON l.event_id = s.event_id AND l.bookmaker_id = s.bookmaker_id AND l.id = s.id JOIN {} e ON e.id = l.event_id \
+             WHERE e.kickoff > $1 AND {betpawa_order}",
+            table("odds_snapshots"),
+            table("events"),
+        );
+        let all_competitors = format!(
+            "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
+             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
+             WHERE e.kickoff > $1 AND {live}{competitor_order}",
+            table("events"),
+            snapshots = table("competitor_odds_snapshots"),
+        );
+        let some_betpawa = format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}");
+        let some_competitors = format!(
+            "{some_competitors} WHERE c.betpawa_event_id = ANY(ARRAY(SELECT unnest($1) UNION ALL \
+             SELECT l.betpawa_event_id FROM {} l WHERE l.id = ANY($2))) AND {live}{competitor_order}",
+            table("competitor_events")
+        );
+        let linked_events = format!(
+            "SELECT DISTINCT {linked}, {kickoff} FROM {} c LEFT JOIN {} e ON e.id = c.betpawa_event_id AND e.kickoff > $1 \
+             WHERE c.id = ANY($2) AND c.betpawa_event_id IS NOT NULL",
+            table("competitor_events"),
+            table("events")
+        );
+        let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
+        let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
         Ok(Catalog {
-            kickoff_type,
-            all_kickoffs,
-            some_kickoffs,
-            all_betpawa_heads: format!("{betpawa} {} {betpawa_order}", in_window("s.event_id")),
-            some_betpawa_heads: format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}"),
-            all_competitor_heads: format!(
-                "{all_competitors} {} {live}{competitor_order}",
-                in_window("c.betpawa_event_id")
+            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window),
+            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both),
+            all_betpawa_heads: statement("all_betpawa_heads", all_betpawa, of_window),
+            some_betpawa_heads: statement("betpawa_heads", some_betpawa, ids),
+            all_competitor_heads: statement("all_competitor_heads", all_competitors, of_window),
+            some_competitor_heads: statement("competitor_heads", some_competitors, &two_lists),
+            linked_events: statement("linked_events", linked_events, &of_both),
+            betpawa_markets: statement("betpawa_markets", columns.markets("market_odds")?, ids),
+            competitor_markets: statement(
+                "competitor_markets",
+                columns.markets("competitor_market_odds")?,
+                ids,
             ),
-            some_competitor_heads: format!(
-                "{some_competitors} WHERE c.betpawa_event_id = ANY($1) AND {live}{competitor_order}"
-            ),
-            linked_events: format!(
-                "SELECT DISTINCT {linked} FROM {} c WHERE c.id = ANY($1) AND c.betpawa_event_id IS NOT NULL",
-                table("competitor_events")
-            ),
-            betpawa_markets: columns.markets("market_odds")?,
-            competitor_markets: columns.markets("competitor_market_odds")?,
         })
+    }
+
+    /// What a read of few changes asks.
+    pub(crate) fn prepared(&self) -> impl Iterator<Item = &Statement> {
+        [
+            &self.some_kickoffs,
+            &self.some_betpawa_heads,
+            &self.some_competitor_heads,
+            &self.linked_events,
+            &self.betpawa_markets,
+            &self.competitor_markets,
+        ]
+        .into_iter()
     }
 }

@@ -21,6 +21,7 @@ pub struct Config {
     pub(crate) poll_interval: Duration,
     pub(crate) read_timeout: Duration,
     pub(crate) warmup_timeout: Duration,
+    pub(crate) warmup_connections: usize,
     pub(crate) retry_unreachable: bool,
     pub(crate) need_feed: bool,
     pub(crate) allow_row_security: bool,
@@ -120,6 +121,7 @@ impl Config {
             poll_interval: Duration::from_secs(1),
             read_timeout: Duration::from_secs(10),
             warmup_timeout: Duration::from_secs(300),
+            warmup_connections: 2,
             retry_unreachable: true,
             need_feed: true,
             allow_row_security: false,
@@ -185,6 +187,14 @@ impl Config {
     #[must_use]
     pub fn warmup_timeout(mut self, timeout: Duration) -> Config {
         self.warmup_timeout = timeout;
+        self
+    }
+
+    /// How many connections read everything at a time, between 1 and 8; 2 unless set. Those besides the first are open only
+    /// meanwhile, and where one cannot be had it goes without: each costs the server a session and the share of a core.
+    #[must_use]
+    pub fn warmup_connections(mut self, connections: usize) -> Config {
+        self.warmup_connections = connections.clamp(1, 8);
         self
     }
 

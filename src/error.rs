@@ -244,6 +244,11 @@ impl Error {
         matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
     }
 
+    /// A statement that was prepared is unknown: the session is another.
+    pub(crate) fn is_unprepared(&self) -> bool {
+        matches!(self, Error::Database { sqlstate: Some(code), .. } if code == "26000")
+    }
+
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
         move |error| {
             let reason = reason(&error);

@@ -9,9 +9,12 @@ use std::{collections::BTreeSet, fmt, pin::pin};
 
 use futures_util::TryStreamExt;
 use hashbrown::HashSet;
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{Client, RowStream, types::Type};
 
-use crate::Error;
+use crate::{
+    Error,
+    statement::{Arg, Prepared, Statement},
+};
 
 const DOING: &str = "reading the change log";
 
@@ -51,6 +54,15 @@ impl Snapshot {
         })
     }
 
+    /// `xmax`, and what was in progress, as PostgreSQL reads them.
+    fn bounds(&self) -> (String, String) {
+        let in_progress: Vec<String> = self.in_progress.iter().map(u64::to_string).collect();
+        (
+            self.xmax.to_string(),
+            format!("{{{}}}", in_progress.join(",")),
+        )
+    }
+
     /// Whether what a transaction wrote is seen, if it committed.
     pub(crate) fn shows(&self, xid: u64, standby: bool) -> bool {
         xid < self.xmin || !standby && xid < self.xmax && !self.in_progress.contains(&xid)
@@ -66,6 +78,22 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
+    /// Where the next read begins, once what `snapshot` shows is applied.
+    pub(crate) fn new(snapshot: Snapshot, seen: Option<HashSet<i64>>) -> Cursor {
+        Cursor { snapshot, seen }
+    }
+
+    /// Whether it is of a standby.
+    pub(crate) fn is_of_standby(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Whether `snapshot`, of the same primary, shows nothing but what was read: no transaction has ended since. On a standby
+    /// equal snapshots say nothing.
+    pub(crate) fn is_at(&self, snapshot: &Snapshot) -> bool {
+        !self.is_of_standby() && self.snapshot == *snapshot
+    }
+
     /// Whether a snapshot is of an earlier state than the last read, which no server comes to by itself.
     pub(crate) fn is_after(&self, snapshot: &Snapshot) -> bool {
         self.snapshot.xmax > snapshot.xmax
@@ -197,13 +225,11 @@ impl Dirty {
 
 /// What the log says.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,
     /// What to read again.
     pub(crate) dirty: Dirty,
-    /// Where the next read begins, once this one is applied.
-    pub(crate) next: Cursor,
 }
 
 /// The cursor of a read of everything.
@@ -221,40 +247,50 @@ pub(crate) async fn start(
     Ok(Cursor { snapshot, seen })
 }
 
-/// What the log rows say that `cursor` has not read and the transaction under way, with `snapshot`, can see; or why
-/// everything must be read.
+/// What the log rows say that `cursor` has not read and the transaction under way can see; or why everything must be read.
+/// On a primary, by [`exactly_new`]: nothing of the transaction need be known yet.
 pub(crate) async fn read(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    exactly_new: &Statement,
+    cursor: &Cursor,
+) -> Result<Result<Changed, Reload>, Error> {
+    let (xmax, in_progress) = cursor.snapshot.bounds();
+    let args = [Arg::Text(&xmax), Arg::Text(&in_progress)];
+    let new_rows = exactly_new.stream(client, prepared, &args).await;
+    collect(new_rows.map_err(Error::database(DOING))?).await
+}
+
+/// The same on a standby, with `snapshot`, that of the transaction; and which rows it shows.
+pub(crate) async fn read_on_standby(
     client: &Client,
     log: &str,
     cursor: &Cursor,
-    snapshot: Snapshot,
-    standby: bool,
-) -> Result<Result<News, Reload>, Error> {
-    let (new_rows, seen) = match (&cursor.seen, standby) {
-        (None, false) => (exactly_new(log, &cursor.snapshot, &snapshot), None),
-        (Some(before), true) => {
-            // Rows below the new xmin come no more, so those from the old one on suffice.
-            let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
-            let seen = ids_between(client, log, from, to).await?;
-            let new: Vec<String> = seen
-                .difference(before)
-                .take(MOST_ROWS + 1)
-                .map(i64::to_string)
-                .collect();
-            let sql = format!(
-                "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[])",
-                new.join(",")
-            );
-            (sql, Some(seen))
-        }
-        // Promoted meanwhile, or another server: no rule of reading on holds.
-        _ => return Ok(Err(Reload::ConnectionLost)),
+    snapshot: &Snapshot,
+) -> Result<Result<(Changed, HashSet<i64>), Reload>, Error> {
+    // Promoted meanwhile, or another server: no rule of reading on holds.
+    let Some(before) = &cursor.seen else {
+        return Ok(Err(Reload::ConnectionLost));
     };
+    // Rows below the new xmin come no more, so those from the old one on suffice.
+    let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
+    let seen = ids_between(client, log, from, to).await?;
+    let new: Vec<String> = seen
+        .difference(before)
+        .take(MOST_ROWS + 1)
+        .map(i64::to_string)
+        .collect();
+    let sql = format!(
+        "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[])",
+        new.join(",")
+    );
     let none: [(&str, Type); 0] = [];
-    let new_rows = client
-        .query_typed_raw(&new_rows, none)
-        .await
-        .map_err(Error::database(DOING))?;
+    let new_rows = client.query_typed_raw(&sql, none).await;
+    let changed = collect(new_rows.map_err(Error::database(DOING))?).await?;
+    Ok(changed.map(|changed| (changed, seen)))
+}
+
+async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
     let (mut dirty, mut rows, mut keys) = (Dirty::default(), 0, 0);
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
@@ -272,31 +308,24 @@ pub(crate) async fn read(
             return Ok(Err(reload));
         }
     }
-    Ok(Ok(News {
-        rows,
-        dirty,
-        next: Cursor { snapshot, seen },
-    }))
+    Ok(Ok(Changed { rows, dirty }))
 }
 
 const COLUMNS: &str = "table_name, keys, note";
 
 /// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
 /// the oldest transaction, nor with the log.
-fn exactly_new(log: &str, cursor: &Snapshot, now: &Snapshot) -> String {
-    let in_progress: Vec<String> = cursor.in_progress.iter().map(u64::to_string).collect();
+pub(crate) fn exactly_new(log: &str) -> Statement {
     // The planner must use the primary key even where the log was never analyzed. It takes a range with one end for a third
     // of the table, and a long list for all of it: hence the upper end, above which the snapshot shows nothing anyway, and
     // the look-up of one transaction after the other.
-    format!(
-        "(SELECT {COLUMNS} FROM {log} WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT {limit}) \
-         UNION ALL (SELECT l.* FROM unnest('{{{}}}'::xid8[]) AS writer (id), LATERAL \
+    let sql = format!(
+        "(SELECT {COLUMNS} FROM {log} WHERE xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY xid LIMIT {limit}) \
+         UNION ALL (SELECT l.* FROM unnest($2::xid8[]) AS writer (id), LATERAL \
          (SELECT {COLUMNS} FROM {log} WHERE xid = writer.id LIMIT {limit}) AS l LIMIT {limit})",
-        cursor.xmax,
-        now.xmax,
-        in_progress.join(","),
         limit = MOST_ROWS + 1,
-    )
+    );
+    Statement::new("new_log_rows", sql, [Type::TEXT, Type::TEXT])
 }
 
 /// On a standby: the ids of all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost

@@ -1,13 +1,12 @@
 //! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
 
-use std::{pin::pin, sync::Arc};
+use std::sync::Arc;
 
-use bytes::BytesMut;
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
 use hashbrown::HashMap;
 use tokio_postgres::{
-    Client, Row,
-    types::{FromSql, IsNull, ToSql, Type, to_sql_checked},
+    Client, Row, RowStream,
+    types::{FromSql, Type},
 };
 
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     catalog::Catalog,
     model::{Body, Micros},
     pack::{Bodies, MarketRow, Packer},
+    statement::{Arg, Prepared, Statement},
 };
 
 /// A `timestamp` (naive, in UTC) or `timestamptz`: on the wire both are microseconds since 2000.
@@ -32,22 +32,6 @@ impl<'a> FromSql<'a> for PostgresTime {
     fn accepts(ty: &Type) -> bool {
         matches!(*ty, Type::TIMESTAMP | Type::TIMESTAMPTZ)
     }
-}
-
-impl ToSql for PostgresTime {
-    fn to_sql(
-        &self,
-        ty: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        self.0.to_postgres().to_sql(ty, out)
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        <PostgresTime as FromSql>::accepts(ty)
-    }
-
-    to_sql_checked!();
 }
 
 /// Of one column.
@@ -86,6 +70,8 @@ const MOST_NAMED: usize = 20;
 pub(crate) struct Reader<'c> {
     pub(crate) client: &'c Client,
     pub(crate) catalog: &'c Catalog,
+    /// For a read with few keys: how the session knows the statements for these.
+    pub(crate) prepared: Option<&'c Prepared>,
     /// Whether malformed rows are named in the log: where they are read for the first time.
     pub(crate) names_malformed: bool,
 }
@@ -94,20 +80,18 @@ impl Reader<'_> {
     async fn rows(
         &self,
         doing: &'static str,
-        sql: &str,
-        parameters: &[(&(dyn ToSql + Sync), Type)],
+        statement: &Statement,
+        args: &[Arg<'_>],
     ) -> Result<Vec<Row>, Error> {
-        self.client
-            .query_typed(sql, parameters)
+        statement
+            .rows(self.client, self.prepared, args)
             .await
             .map_err(Error::database(doing))
     }
 
     /// Everything within the window.
     pub(crate) async fn all_heads(&self, window_start: Micros) -> Result<Heads, Error> {
-        let window = PostgresTime(window_start);
-        let window: [(&(dyn ToSql + Sync), Type); 1] =
-            [(&window, self.catalog.kickoff_type.clone())];
+        let window = [Arg::Time(window_start)];
         Ok(Heads {
             kickoffs: self.all_kickoffs(window_start).await?,
             betpawa: self.named(
@@ -128,9 +112,7 @@ impl Reader<'_> {
         &self,
         window_start: Micros,
     ) -> Result<HashMap<i64, Micros>, Error> {
-        let window = PostgresTime(window_start);
-        let window: [(&(dyn ToSql + Sync), Type); 1] =
-            [(&window, self.catalog.kickoff_type.clone())];
+        let window = [Arg::Time(window_start)];
         kickoffs(
             &self
                 .rows(EVENTS, &self.catalog.all_kickoffs, &window)
@@ -144,11 +126,10 @@ impl Reader<'_> {
         window_start: Micros,
         event_ids: &[i64],
     ) -> Result<HashMap<i64, Micros>, Error> {
-        let window = PostgresTime(window_start);
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [
-            (&window, self.catalog.kickoff_type.clone()),
-            (&event_ids, Type::INT8_ARRAY),
-        ];
+        if event_ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let parameters = [Arg::Time(window_start), Arg::Ids(event_ids)];
         kickoffs(
             &self
                 .rows(EVENTS, &self.catalog.some_kickoffs, &parameters)
@@ -158,32 +139,26 @@ impl Reader<'_> {
 
     /// The latest snapshots of the given events in `odds_snapshots`.
     pub(crate) async fn betpawa_heads(&self, event_ids: &[i64]) -> Result<Vec<Head<i64>>, Error> {
-        self.heads(&self.catalog.some_betpawa_heads, event_ids)
-            .await
-    }
-
-    /// The latest snapshots linked to the given events in `competitor_odds_snapshots`.
-    pub(crate) async fn competitor_heads(
-        &self,
-        event_ids: &[i64],
-    ) -> Result<Vec<Head<String>>, Error> {
-        self.heads(&self.catalog.some_competitor_heads, event_ids)
-            .await
-    }
-
-    async fn heads<K: for<'a> FromSql<'a>>(
-        &self,
-        sql: &str,
-        event_ids: &[i64],
-    ) -> Result<Vec<Head<K>>, Error> {
         if event_ids.is_empty() {
             return Ok(Vec::new());
         }
-        self.named(
-            &self
-                .rows(HEADS, sql, &[(&event_ids, Type::INT8_ARRAY)])
-                .await?,
-        )
+        let heads = &self.catalog.some_betpawa_heads;
+        self.named(&self.rows(HEADS, heads, &[Arg::Ids(event_ids)]).await?)
+    }
+
+    /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
+    /// events are linked to.
+    pub(crate) async fn competitor_heads(
+        &self,
+        event_ids: &[i64],
+        competitor_event_ids: &[i64],
+    ) -> Result<Vec<Head<String>>, Error> {
+        if event_ids.is_empty() && competitor_event_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
+        let heads = &self.catalog.some_competitor_heads;
+        self.named(&self.rows(HEADS, heads, &args).await?)
     }
 
     /// The heads in rows; names those that are malformed.
@@ -202,80 +177,138 @@ impl Reader<'_> {
         Ok(heads)
     }
 
-    /// The events that the given competitor events are linked to.
+    /// The events that the given competitor events are linked to; with kickoffs, where these are within the window.
     pub(crate) async fn linked_events(
         &self,
+        window_start: Micros,
         competitor_event_ids: &[i64],
-    ) -> Result<Vec<i64>, Error> {
+    ) -> Result<Vec<(i64, Option<Micros>)>, Error> {
         if competitor_event_ids.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = self
-            .rows(
-                EVENTS,
-                &self.catalog.linked_events,
-                &[(&competitor_event_ids, Type::INT8_ARRAY)],
-            )
-            .await?;
+        let args = [Arg::Time(window_start), Arg::Ids(competitor_event_ids)];
+        let linked = &self.catalog.linked_events;
+        let rows = self.rows(EVENTS, linked, &args).await?;
+        let event = |row: &Row| {
+            let kickoff: Option<PostgresTime> = row.try_get(1)?;
+            Ok((row.try_get(0)?, kickoff.map(|time| time.0)))
+        };
         rows.iter()
-            .map(|row| row.try_get(0).map_err(Error::database(EVENTS)))
-            .collect()
+            .map(event)
+            .collect::<Result<_, _>>()
+            .map_err(Error::database(EVENTS))
     }
 
-    /// The markets of snapshots in `odds_snapshots`; those without any are absent.
-    pub(crate) async fn betpawa_markets(
+    /// The market rows of a few snapshots, to be packed later.
+    pub(crate) async fn market_rows(&self, side: Side, ids: &[i64]) -> Result<Vec<Row>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.market_stream(side, ids).await?;
+        rows.try_collect().await.map_err(Error::database(MARKETS))
+    }
+
+    async fn market_stream(&self, side: Side, ids: &[i64]) -> Result<RowStream, Error> {
+        let statement = match side {
+            Side::Betpawa => &self.catalog.betpawa_markets,
+            Side::Competitors => &self.catalog.competitor_markets,
+        };
+        // The server keeps the whole answer of what is prepared before it sends the first row.
+        let prepared = self.prepared.filter(|_| ids.len() <= MOST_PREPARED);
+        let args = [Arg::Ids(ids)];
+        let rows = statement.stream(self.client, prepared, &args).await;
+        rows.map_err(Error::database(MARKETS))
+    }
+
+    /// The bodies of market rows.
+    pub(crate) fn pack(
         &self,
-        ids: &[i64],
+        side: Side,
+        rows: &[Row],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<Body>>, Error> {
-        self.markets("market_odds", &self.catalog.betpawa_markets, ids, packer)
-            .await
+        let mut packing = Packing::new(side, self.names_malformed);
+        let mut bodies = Bodies::new(packer);
+        for row in rows {
+            packing.push(row, &mut bodies)?;
+        }
+        packing.end();
+        Ok(bodies.finish())
     }
 
-    /// The markets of snapshots in `competitor_odds_snapshots`; those without any are absent.
-    pub(crate) async fn competitor_markets(
+    /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share.
+    pub(crate) async fn markets(
         &self,
-        ids: &[i64],
-        packer: &mut Packer,
-    ) -> Result<HashMap<i64, Arc<Body>>, Error> {
-        self.markets(
-            "competitor_market_odds",
-            &self.catalog.competitor_markets,
-            ids,
-            packer,
-        )
-        .await
-    }
-
-    async fn markets(
-        &self,
-        table: &'static str,
-        sql: &str,
+        helpers: &[Reader<'_>],
+        side: Side,
         ids: &[i64],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<Body>>, Error> {
         let mut found = HashMap::with_capacity(ids.len());
-        let mut malformed = 0;
-        for ids in ids.chunks(SNAPSHOTS_PER_READ) {
+        let mut packing = Packing::new(side, self.names_malformed);
+        let readers = helpers.len() + 1;
+        for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
             let mut bodies = Bodies::new(packer);
-            let rows = self
-                .client
-                .query_typed_raw(sql, [(ids, Type::INT8_ARRAY)])
-                .await
-                .map_err(Error::database(MARKETS))?;
-            let mut rows = pin!(rows);
+            let shares = ids.chunks(ids.len().div_ceil(readers));
+            let asked = std::iter::once(self).chain(helpers).zip(shares);
+            let streams = asked.map(|(reader, share)| reader.market_stream(side, share));
+            let streams = try_join_all(streams).await?;
+            let mut rows = select_all(streams.into_iter().map(Box::pin));
             while let Some(row) = rows.try_next().await.map_err(Error::database(MARKETS))? {
-                let (snapshot_id, row) = market(&row).map_err(Error::database(MARKETS))?;
-                if let Some(problem) = bodies.push(snapshot_id, row) {
-                    malformed += 1;
-                    if malformed <= MOST_NAMED && self.names_malformed {
-                        let row_id = row.row_id;
-                        tracing::warn!(table, row_id, snapshot_id, %problem, "malformed row; what can be read of it is served");
-                    }
-                }
+                packing.push(&row, &mut bodies)?;
             }
             found.extend(bodies.finish());
         }
+        packing.end();
+        Ok(found)
+    }
+}
+
+/// Of more snapshots the markets are not asked for by what is prepared.
+const MOST_PREPARED: usize = 16;
+
+/// Which of the two kinds of snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// `odds_snapshots`, `market_odds`.
+    Betpawa,
+    /// `competitor_odds_snapshots`, `competitor_market_odds`.
+    Competitors,
+}
+
+/// Names malformed rows as they are packed.
+struct Packing {
+    table: &'static str,
+    names_malformed: bool,
+    malformed: usize,
+}
+
+impl Packing {
+    fn new(side: Side, names_malformed: bool) -> Packing {
+        Packing {
+            table: match side {
+                Side::Betpawa => "market_odds",
+                Side::Competitors => "competitor_market_odds",
+            },
+            names_malformed,
+            malformed: 0,
+        }
+    }
+
+    fn push(&mut self, row: &Row, bodies: &mut Bodies<'_>) -> Result<(), Error> {
+        let (snapshot_id, row) = market(row).map_err(Error::database(MARKETS))?;
+        if let Some(problem) = bodies.push(snapshot_id, row) {
+            self.malformed += 1;
+            if self.malformed <= MOST_NAMED && self.names_malformed {
+                let (table, row_id) = (self.table, row.row_id);
+                tracing::warn!(table, row_id, snapshot_id, %problem, "malformed row; what can be read of it is served");
+            }
+        }
+        Ok(())
+    }
+
+    fn end(self) {
+        let (table, malformed) = (self.table, self.malformed);
         if malformed > MOST_NAMED && self.names_malformed {
             tracing::warn!(
                 table,
@@ -283,7 +316,6 @@ impl Reader<'_> {
                 "malformed rows in one read; the first {MOST_NAMED} were named"
             );
         }
-        Ok(found)
     }
 }
 

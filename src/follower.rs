@@ -14,6 +14,7 @@ use crate::{
     Config, Error, Status, View,
     audit::{Audit, Audited, Step},
     backoff::Backoff,
+    begin::{self, Begun},
     bell::Bell,
     catalog::Names,
     connection::{Connection, within},
@@ -23,7 +24,8 @@ use crate::{
     pace::Pace,
     preflight::{self, Feed},
     publish::{Publisher, add},
-    read::{self, Begun, Done, Known, Read},
+    read::{self, Cause, Done, Known, Read},
+    statement::Prepared,
     stats::WarmupStats,
 };
 
@@ -41,6 +43,8 @@ use crate::{
 pub struct Follower {
     config: Config,
     names: Names,
+    /// `None` once sessions are found to be handed out anew: for good.
+    prepared: Option<Prepared>,
     publisher: Publisher,
     draft: Draft,
     bell: Option<Bell>,
@@ -65,6 +69,7 @@ impl Follower {
         Follower {
             config,
             names,
+            prepared: Some(Prepared::new()),
             publisher,
             draft,
             bell: None,
@@ -164,7 +169,7 @@ impl Follower {
         self.announce(&reason);
         let mut backoff = Backoff::for_locks();
         loop {
-            let begin = read::begin(&reader.client, &self.config, &self.names);
+            let begin = begin::begin(&reader.client, &self.config, &self.names, None);
             let warm = match within(self.config.read_timeout, BEGINNING, begin).await {
                 Ok(begun) => self.read_everything(reader, reason.clone(), begun).await,
                 Err(error) => Err(error),
@@ -187,6 +192,7 @@ impl Follower {
             &reader.client,
             &self.config,
             &self.names,
+            self.prepared.as_ref(),
             &mut self.draft,
             reason,
             begun,
@@ -293,13 +299,19 @@ impl Follower {
         step: Option<Step>,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
+        let cause = match (step, woken) {
+            (Some(step), _) => Cause::Audit(step),
+            (None, Some(Woken::Time)) => Cause::Time,
+            (None, _) => Cause::News,
+        };
         let changes = read::changes(
             &reader.client,
             &self.config,
             &self.names,
+            &mut self.prepared,
             &mut self.draft,
             known,
-            step,
+            cause,
         );
         match within(self.config.read_timeout, READING, changes).await? {
             Read::Done(mut done) => {

@@ -33,6 +33,7 @@
 mod apply;
 mod audit;
 mod backoff;
+mod begin;
 mod bell;
 mod cache;
 mod catalog;
@@ -51,8 +52,10 @@ mod follower;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gather;
 #[cfg(feature = "tls")]
 mod handshake;
+mod helpers;
 mod list;
 mod model;
 mod owners;
@@ -64,12 +67,14 @@ mod publish;
 mod read;
 mod reader;
 pub mod sql;
+mod statement;
 mod stats;
 mod status;
 mod table;
 mod target;
 mod tls;
 mod view;
+mod watch;
 mod writer;
 
 pub use hashbrown;

@@ -2,34 +2,47 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot |
+//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot, also where others import it |
 //! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
 //! | R3 | within an epoch time never goes back: not that of the cut, nor the start of the window |
+//! | R4 | what is sent before the answers to what came before it is used only if all of these were no errors |
+//! | R5 | on a primary equal snapshots of the same server show equal rows: no transaction has ended in between |
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use hashbrown::HashMap;
-use tokio_postgres::{Client, Row};
+use futures_util::future::{try_join, try_join3};
+use tokio_postgres::Client;
 
 use crate::{
     Config, Error,
-    apply::{Plan, Scope},
+    apply::Plan,
     audit::{self, Audited, Mismatch},
+    begin::{self, Begun},
     catalog::{Catalog, Names, millis},
     draft::Draft,
-    feed::{self, Cursor, Dirty, Reload, Snapshot},
-    fetch::{Heads, Reader, time},
-    model::{Body, Micros},
+    feed::{self, Cursor, Reload},
+    fetch::{Heads, Reader},
+    gather::{self, Bodies, Newest},
+    helpers,
+    model::Micros,
     preflight::{self, Feed},
+    statement::{Prepared, Statement},
     stats::WarmupStats,
     view::{Cut, Moment},
+    watch::Watched,
 };
 
 /// What the follower knows after a read, and the next one starts from.
 #[derive(Debug)]
 pub(crate) struct Known {
     catalog: Catalog,
+    watched: Watched,
     fingerprint: String,
+    /// What is new in the log, on a primary.
+    new_log_rows: Statement,
     server: String,
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
@@ -39,6 +52,9 @@ pub(crate) struct Known {
     pub(crate) reload: Option<Reload>,
     /// What the installed feed says of itself, as of the last read of everything.
     pub(crate) feed: Option<Feed>,
+    newest: Newest,
+    /// When tables were last locked and looked at.
+    looked: Instant,
 }
 
 /// What a read did.
@@ -55,79 +71,33 @@ pub(crate) struct Done {
     pub(crate) audited: Option<Audited>,
 }
 
-/// The first answer within the transaction.
-pub(crate) struct Begun {
-    began: Moment,
-    cut: Cut,
-    window_start: Micros,
-    snapshot: Snapshot,
-    standby: bool,
-    pruned_below: u64,
-    fingerprint: String,
-    server: String,
-    tables: String,
-}
-
 const BEGIN: &str = "beginning to read";
+const END: &str = "ending a read";
 
-/// The beginning of any read: its locks, then its snapshot.
-pub(crate) async fn begin(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
-    let began = Moment::now();
-    client
-        .batch_execute(&names.begin)
-        .await
-        .map_err(Error::database(BEGIN))?;
-    let rows = client
-        .query_typed(&names.cut, &[])
-        .await
-        .map_err(Error::database(BEGIN))?;
-    let row = rows
-        .first()
-        .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    let column = |index| -> Result<String, Error> { text(row, index) };
-    let snapshot = column(0)?;
-    let now = time(row, 1).map_err(Error::database(BEGIN))?;
-    let window_start = now.minus(config.lookback);
-    let standby = row.try_get(2).map_err(Error::database(BEGIN))?;
-    let pruned_below = column(3)?;
-    Ok(Begun {
-        began,
-        standby,
-        pruned_below: pruned_below
-            .parse()
-            .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?,
-        fingerprint: column(4)?,
-        server: column(5)?,
-        tables: column(6)?,
-        window_start,
-        cut: Cut {
-            as_of: now.to_utc(),
-            snapshot: snapshot.clone(),
-            window_start: window_start.to_utc(),
-            standby,
-        },
-        snapshot: Snapshot::parse(&snapshot)
-            .ok_or_else(|| Error::unexpected(BEGIN, "pg_current_snapshot() is not understood"))?,
-    })
-}
-
-/// `pruned_below` is null where the log state has no row.
-fn text(row: &Row, index: usize) -> Result<String, Error> {
-    row.try_get(index).map_err(Error::database(BEGIN))
-}
-
-/// Whether all that was read was of the snapshot: what a query reads of a partitioned table takes in a partition that was
-/// attached since. Where a default partition is locked, none can be.
-async fn same_tables(client: &Client, names: &Names, tables: &str) -> Result<(), Error> {
-    let now = client
-        .query_typed(&names.tables_now, &[])
+/// Ends a read: whether all of it was of the snapshot, if rows were read, then COMMIT. What a query reads of a partitioned
+/// table takes in a partition that was attached since. Where a default partition is locked, none can be.
+async fn end(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    watched: Option<&Watched>,
+) -> Result<(), Error> {
+    let tables_now = async {
+        match watched {
+            Some(watched) => watched.tables_now.rows(client, prepared, &[]).await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let (now, ()) = try_join(tables_now, client.batch_execute("COMMIT"))
         .await
         .map_err(Error::database(END))?;
+    let Some(watched) = watched else {
+        return Ok(());
+    };
     let now: Option<&str> = now
         .first()
         .map_or(Ok(None), |row| row.try_get(0))
         .map_err(Error::database(END))?;
-    if now == Some(tables) {
+    if now == Some(&watched.tables) {
         Ok(())
     } else {
         Err(Error::conflict(
@@ -137,22 +107,11 @@ async fn same_tables(client: &Client, names: &Names, tables: &str) -> Result<(),
     }
 }
 
-const END: &str = "ending a read";
-
-async fn commit(client: &Client) -> Result<(), Error> {
-    client
-        .batch_execute("COMMIT")
-        .await
-        .map_err(Error::database(END))
-}
-
-impl Begun {
-    /// R3.
-    fn keep_forward(&mut self, known: &Known) {
-        self.window_start = self.window_start.max(known.window_start);
-        self.cut.window_start = self.window_start.to_utc();
-        self.cut.as_of = self.cut.as_of.max(known.cut.as_of);
-    }
+/// R3.
+fn keep_forward(begun: &mut Begun, known: &Known) {
+    begun.window_start = begun.window_start.max(known.window_start);
+    begun.cut.window_start = begun.window_start.to_utc();
+    begun.cut.as_of = begun.cut.as_of.max(known.cut.as_of);
 }
 
 /// A clock that goes back by less is taken for one that is being adjusted.
@@ -163,6 +122,7 @@ pub(crate) async fn everything(
     client: &Client,
     config: &Config,
     names: &Names,
+    prepared: Option<&Prepared>,
     draft: &mut Draft,
     reason: Reload,
     begun: Begun,
@@ -174,13 +134,15 @@ pub(crate) async fn everything(
     // Under this snapshot: the fingerprint that the next reads compare with must be that of a whole feed.
     let feed = preflight::check(client, config).await?;
     let catalog = Catalog::read(client, names).await?;
+    let watched = Watched::find(client, names).await?;
+    let fingerprint = fingerprint(client, None, &watched).await?;
     let cursor = match names.need_feed {
         true => Some(
             feed::start(
                 client,
                 &names.log_table(),
                 begun.snapshot.clone(),
-                begun.standby,
+                begun.cut.standby,
             )
             .await?,
         ),
@@ -189,12 +151,34 @@ pub(crate) async fn everything(
     let reader = Reader {
         client,
         catalog: &catalog,
+        prepared: None,
         names_malformed: true,
     };
-    let plan = Plan::whole(reader.all_heads(begun.window_start).await?);
-    let bodies = Bodies::read(reader, &plan, draft).await?;
-    same_tables(client, names, &begun.tables).await?;
-    commit(client).await?;
+    let (heads, helpers) = try_join(
+        reader.all_heads(begun.window_start),
+        helpers::open(client, config, names, &begun),
+    )
+    .await?;
+    let mut newest = Newest::default();
+    newest.note(&heads);
+    let plan = Plan::whole(heads);
+    let helping: Vec<Reader<'_>> = helpers
+        .iter()
+        .map(|helper| Reader {
+            client: &helper.client,
+            ..reader
+        })
+        .collect();
+    let bodies = Bodies::read_with(&helping, reader, &plan, draft).await?;
+    drop(helpers);
+    let new_log_rows = feed::exactly_new(&names.log_table());
+    if let Some(prepared) = prepared {
+        let once = [&names.cut, &watched.fingerprint, &watched.tables_now];
+        let statements = once.into_iter().chain(catalog.prepared());
+        let of_log = cursor.is_some().then_some(&new_log_rows);
+        prepared.prepare(client, statements.chain(of_log)).await?;
+    }
+    end(client, None, Some(&watched)).await?;
 
     // From here on nothing can fail or be cancelled (R2).
     let mut next = draft.successor();
@@ -219,7 +203,6 @@ pub(crate) async fn everything(
         audited: None,
     };
     let Begun {
-        fingerprint,
         server,
         window_start,
         cut,
@@ -228,13 +211,17 @@ pub(crate) async fn everything(
     Ok((
         Known {
             catalog,
+            watched,
             fingerprint,
+            new_log_rows,
             server,
             cursor,
             window_start,
             cut: Arc::new(cut),
             reload: None,
             feed,
+            newest,
+            looked: Instant::now(),
         },
         done,
     ))
@@ -248,16 +235,133 @@ pub(crate) enum Read {
     Reload(Reload, Box<Begun>),
 }
 
-/// Reads what changed since `known`, and what the audit asks for.
+/// Why a read of changes is made.
+pub(crate) enum Cause {
+    /// There may be news.
+    News,
+    /// It is time to look, though nobody says that there is anything to see.
+    Time,
+    Audit(audit::Step),
+}
+
+/// However quiet it is, tables are looked at so often: what changes them without a transaction is thought of nowhere.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Reads what changed since `known`, and what the audit asks for. What is prepared is `None` afterwards if the session at
+/// hand turns out to know nothing of it.
 pub(crate) async fn changes(
+    client: &Client,
+    config: &Config,
+    names: &Names,
+    prepared: &mut Option<Prepared>,
+    draft: &mut Draft,
+    known: &mut Known,
+    cause: Cause,
+) -> Result<Read, Error> {
+    if matches!(cause, Cause::Time)
+        && let Some(done) = nothing(client, config, names, draft, known).await?
+    {
+        return Ok(Read::Done(done));
+    }
+    let step = match cause {
+        Cause::Audit(step) => Some(step),
+        Cause::News | Cause::Time => None,
+    };
+    let read = read_changes(
+        client,
+        config,
+        names,
+        prepared.as_ref(),
+        draft,
+        known,
+        step.clone(),
+    );
+    match read.await {
+        // Nothing was applied (R2).
+        Err(error) if error.is_unprepared() => *prepared = None,
+        read => return read,
+    }
+    let rollback = client.batch_execute("ROLLBACK").await;
+    rollback.map_err(Error::database(BEGIN))?;
+    read_changes(client, config, names, None, draft, known, step).await
+}
+
+/// Whether nothing at all was written since the last read: then there is nothing to read.
+async fn nothing(
     client: &Client,
     config: &Config,
     names: &Names,
     draft: &mut Draft,
     known: &mut Known,
+) -> Result<Option<Done>, Error> {
+    let Some(cursor) = &known.cursor else {
+        return Ok(None);
+    };
+    if cursor.is_of_standby() || known.reload.is_some() || known.looked.elapsed() > LOOK {
+        return Ok(None);
+    }
+    let mut begun = begin::peek(client, config, names).await?;
+    // R5.
+    let same = begun.server == known.server
+        && !begun.cut.standby
+        && cursor.is_at(&begun.snapshot)
+        && begun.window_start >= known.window_start.minus(CLOCK_TOLERANCE);
+    if !same {
+        return Ok(None);
+    }
+    keep_forward(&mut begun, known);
+    known.window_start = begun.window_start;
+    let evicted = draft.evict(known.window_start);
+    known.cut = Arc::new(begun.cut);
+    Ok(Some(Done {
+        began: begun.began,
+        log_rows: 0,
+        snapshots_read: 0,
+        evicted,
+        warmup: None,
+        audited: None,
+    }))
+}
+
+async fn fingerprint(
+    client: &Client,
+    prepared: Option<&Prepared>,
+    watched: &Watched,
+) -> Result<String, Error> {
+    let rows = watched.fingerprint.rows(client, prepared, &[]).await;
+    let rows = rows.map_err(Error::database(BEGIN))?;
+    rows.first()
+        .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?
+        .try_get(0)
+        .map_err(Error::database(BEGIN))
+}
+
+async fn read_changes(
+    client: &Client,
+    config: &Config,
+    names: &Names,
+    prepared: Option<&Prepared>,
+    draft: &mut Draft,
+    known: &mut Known,
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
-    let mut begun = begin(client, config, names).await?;
+    let looked = Instant::now();
+    let log = async {
+        match &known.cursor {
+            Some(cursor) if !cursor.is_of_standby() => {
+                let log = feed::read(client, prepared, &known.new_log_rows, cursor);
+                log.await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    };
+    // R4.
+    let (mut begun, fingerprint, news) = try_join3(
+        begin::begin(client, config, names, prepared),
+        fingerprint(client, prepared, &known.watched),
+        log,
+    )
+    .await?;
     let reload = |reason, begun| Ok(Read::Reload(reason, Box::new(begun)));
     if begun.server != known.server {
         return reload(Reload::ServerChanged, begun);
@@ -269,36 +373,52 @@ pub(crate) async fn changes(
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
         return reload(Reload::ClockWentBack, begun);
     }
-    begun.keep_forward(known);
+    keep_forward(&mut begun, known);
     if let Some(reason) = &known.reload {
         return reload(reason.clone(), begun);
     }
     let Some(cursor) = &known.cursor else {
         return reload(Reload::First, begun);
     };
-    if begun.fingerprint != known.fingerprint {
+    if fingerprint != known.fingerprint {
         return reload(Reload::Catalog, begun);
     }
     if cursor.is_pruned(begun.pruned_below) {
         return reload(Reload::Pruned, begun);
     }
-    let snapshot = begun.snapshot.clone();
-    let news = match feed::read(client, &names.log_table(), cursor, snapshot, begun.standby).await?
-    {
+    let news = match news {
+        // Promoted meanwhile, or another server: no rule of reading on holds.
+        _ if cursor.is_of_standby() != begun.cut.standby => Err(Reload::ConnectionLost),
+        Some(news) => news.map(|changed| (changed, None)),
+        None => {
+            let log = names.log_table();
+            let news = feed::read_on_standby(client, &log, cursor, &begun.snapshot).await?;
+            news.map(|(changed, seen)| (changed, Some(seen)))
+        }
+    };
+    let (changed, seen) = match news {
         Ok(news) => news,
         Err(reason) => return reload(reason, begun),
     };
-    let dirty = news.dirty;
+    let dirty = changed.dirty;
+    // What is prepared is planned for few keys.
+    let few = gather::are_few(&dirty) && step.is_none();
+    if prepared.is_some() && !few {
+        let replan = client.batch_execute(names.replan).await;
+        replan.map_err(Error::database(BEGIN))?;
+    }
+    let prepared = prepared.filter(|_| few);
     let reader = Reader {
         client,
         catalog: &known.catalog,
+        prepared,
         names_malformed: true,
     };
+    let mut newest = known.newest;
     let mut part = None;
     if !dirty.is_empty() {
-        let plan = plan(reader, draft, &dirty, begun.window_start).await?;
-        let bodies = Bodies::read(reader, &plan, draft).await?;
-        part = Some((plan, bodies));
+        let window_start = begun.window_start;
+        part = Some(gather::changed(reader, draft, &dirty, window_start, &mut newest).await?);
     }
     let sample = match step {
         Some(step) => {
@@ -307,15 +427,15 @@ pub(crate) async fn changes(
         }
         None => None,
     };
-    if part.is_some() || sample.is_some() {
-        same_tables(client, names, &begun.tables).await?;
-    }
-    commit(client).await?;
+    let rows_read = part.is_some() || sample.is_some();
+    end(client, prepared, rows_read.then_some(&known.watched)).await?;
 
     // From here on nothing can fail or be cancelled (R2).
     let snapshots_read = part.map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
     let evicted = draft.evict(begun.window_start);
-    known.cursor = Some(news.next);
+    known.cursor = Some(Cursor::new(begun.snapshot, seen));
+    known.newest = newest;
+    known.looked = looked;
     known.window_start = begun.window_start;
     known.cut = Arc::new(begun.cut);
     let audited = sample.map(|sample| match sample {
@@ -327,7 +447,7 @@ pub(crate) async fn changes(
     });
     Ok(Read::Done(Done {
         began: begun.began,
-        log_rows: news.rows,
+        log_rows: changed.rows,
         snapshots_read,
         evicted,
         warmup: None,
@@ -380,7 +500,7 @@ impl Sample {
         let plan = Plan::whole(Heads {
             kickoffs: reader.kickoffs(window_start, &ids).await?,
             betpawa: reader.betpawa_heads(&ids).await?,
-            competitors: reader.competitor_heads(&ids).await?,
+            competitors: reader.competitor_heads(&ids, &[]).await?,
         });
         let bodies = Bodies::read(reader, &plan, draft).await?;
         Ok(Sample::Events(ids, Box::new(plan), bodies))
@@ -397,55 +517,3 @@ fn compare(draft: &mut Draft, ids: &[i64], plan: Plan, bodies: Bodies) -> Vec<Mi
 }
 
 const AUDIT: &str = "auditing";
-
-async fn plan(
-    reader: Reader<'_>,
-    draft: &Draft,
-    dirty: &Dirty,
-    window_start: Micros,
-) -> Result<Plan, Error> {
-    let competitor_events: Vec<i64> = dirty.competitor_events.iter().copied().collect();
-    let linked_events = reader.linked_events(&competitor_events).await?;
-    let mut scope = Scope::new(draft, dirty, &linked_events);
-    let events: Vec<i64> = scope.events.iter().copied().collect();
-    let kickoffs = match events.as_slice() {
-        [] => HashMap::new(),
-        events => reader.kickoffs(window_start, events).await?,
-    };
-    scope.narrow(draft, &kickoffs);
-    let betpawa: Vec<i64> = scope.betpawa.iter().copied().collect();
-    let competitors: Vec<i64> = scope.competitors.iter().copied().collect();
-    let heads = Heads {
-        kickoffs,
-        betpawa: reader.betpawa_heads(&betpawa).await?,
-        competitors: reader.competitor_heads(&competitors).await?,
-    };
-    Ok(Plan::part(draft, dirty, scope, heads))
-}
-
-/// The bodies that a plan needs.
-struct Bodies {
-    /// How many snapshots' markets were read for them.
-    snapshots_read: usize,
-    betpawa: HashMap<i64, Arc<Body>>,
-    competitors: HashMap<i64, Arc<Body>>,
-}
-
-impl Bodies {
-    async fn read(reader: Reader<'_>, plan: &Plan, draft: &mut Draft) -> Result<Bodies, Error> {
-        let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
-        Ok(Bodies {
-            snapshots_read: betpawa.len() + competitors.len(),
-            betpawa: reader.betpawa_markets(&betpawa, &mut draft.packer).await?,
-            competitors: reader
-                .competitor_markets(&competitors, &mut draft.packer)
-                .await?,
-        })
-    }
-
-    /// Returns `snapshots_read`.
-    fn apply(self, plan: Plan, draft: &mut Draft) -> usize {
-        plan.apply(draft, &self.betpawa, &self.competitors);
-        self.snapshots_read
-    }
-}

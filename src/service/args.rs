@@ -126,6 +126,9 @@ pub(crate) struct FollowArguments {
     /// How long reading everything may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
     warmup_timeout: Duration,
+    /// How many connections read everything at a time, 1 to 8; those besides the first are open only meanwhile
+    #[arg(long, env = "ODDSCACHE_WARMUP_CONNECTIONS", default_value_t = 2)]
+    warmup_connections: usize,
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     read_timeout: Duration,
@@ -172,6 +175,7 @@ impl FollowArguments {
             .lookback(self.lookback)
             .allow_row_security(self.allow_row_security)
             .warmup_timeout(self.warmup_timeout)
+            .warmup_connections(self.warmup_connections)
             .read_timeout(self.read_timeout)
             .audit_cycle(self.audit_cycle)
             .audit_budget(self.audit_budget))

@@ -24,16 +24,16 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "forget what was in progress (xip)",
         edits: &[(
             "src/feed.rs",
-            "        in_progress.join(\",\"),\n",
-            "        in_progress.join(\",\").get(..0).unwrap_or_default(),\n",
+            "            format!(\"{{{}}}\", in_progress.join(\",\")),\n",
+            "            format!(\"{{{}}}\", in_progress.join(\",\").get(..0).unwrap_or_default()),\n",
         )],
     },
     Plant {
         name: "begin one transaction too late (xmax)",
         edits: &[(
             "src/feed.rs",
-            "WHERE xid >= '{}'::xid8 AND xid <",
-            "WHERE xid > '{}'::xid8 AND xid <",
+            "WHERE xid >= $1::xid8 AND xid <",
+            "WHERE xid > $1::xid8 AND xid <",
         )],
     },
     Plant {
@@ -52,14 +52,19 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/feed.rs",
-                "WHERE xid >= '{}'::xid8 AND xid < '{}'::xid8 ORDER BY xid LIMIT",
-                "WHERE '{}' <> '' AND id > {last} AND xid < '{}'::xid8 ORDER BY xid LIMIT",
+                "let args = [Arg::Text(&xmax), Arg::Text(&in_progress)];",
+                "let last = LAST.load(std::sync::atomic::Ordering::Relaxed).to_string();\n    let _ = &xmax;\n    \
+                 let args = [Arg::Text(&last), Arg::Text(&in_progress)];",
             ),
             (
                 "src/feed.rs",
-                "        in_progress.join(\",\"),\n",
-                "        in_progress.join(\",\").get(..0).unwrap_or_default(),\n        \
-                 last = LAST.load(std::sync::atomic::Ordering::Relaxed),\n",
+                "WHERE xid >= $1::xid8 AND xid <",
+                "WHERE id > $1::int8 AND xid <",
+            ),
+            (
+                "src/feed.rs",
+                "            format!(\"{{{}}}\", in_progress.join(\",\")),\n",
+                "            format!(\"{{{}}}\", in_progress.join(\",\").get(..0).unwrap_or_default()),\n",
             ),
         ],
     },
@@ -169,8 +174,8 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "READ COMMITTED instead of REPEATABLE READ",
         edits: &[(
             "src/catalog.rs",
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \\\n",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \\\n",
         )],
     },
     Plant {
@@ -185,7 +190,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "ignore the fingerprint of the catalog",
         edits: &[(
             "src/read.rs",
-            "if begun.fingerprint != known.fingerprint {",
+            "if fingerprint != known.fingerprint {",
             "if false {",
         )],
     },
@@ -201,15 +206,14 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "measure the age from after the snapshot",
         edits: &[
             (
-                "src/read.rs",
-                "    let began = Moment::now();\n    client\n",
-                "    client\n",
+                "src/begin.rs",
+                "    let began = Moment::now();\n    let locks",
+                "    let locks",
             ),
             (
-                "src/read.rs",
-                "    let row = rows\n        .first()\n        .ok_or_else(|| Error::unexpected(BEGIN, \"no answer\"))?;\n",
-                "    let began = Moment::now();\n    let row = rows\n        .first()\n        \
-                 .ok_or_else(|| Error::unexpected(BEGIN, \"no answer\"))?;\n",
+                "src/begin.rs",
+                "    let mut begun = Begun::read(config, row, began)?;\n",
+                "    let began = Moment::now();\n    let mut begun = Begun::read(config, row, began)?;\n",
             ),
         ],
     },
@@ -241,19 +245,33 @@ pub(crate) const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "evict by the local clock",
-        edits: &[(
-            "src/read.rs",
-            "let evicted = draft.evict(begun.window_start);",
-            "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
-        )],
+        edits: &[
+            (
+                "src/read.rs",
+                "let evicted = draft.evict(begun.window_start);",
+                "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
+            ),
+            (
+                "src/read.rs",
+                "let evicted = draft.evict(known.window_start);",
+                "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
+            ),
+        ],
     },
     Plant {
         name: "evict nothing",
-        edits: &[(
-            "src/read.rs",
-            "let evicted = draft.evict(begun.window_start);",
-            "let evicted = 0;",
-        )],
+        edits: &[
+            (
+                "src/read.rs",
+                "let evicted = draft.evict(begun.window_start);",
+                "let evicted = 0;",
+            ),
+            (
+                "src/read.rs",
+                "let evicted = draft.evict(known.window_start);",
+                "let evicted = 0;",
+            ),
+        ],
     },
     Plant {
         name: "keep a body whose markets changed",
@@ -388,18 +406,28 @@ pub(crate) const PLANTS: &[Plant] = &[
         edits: &[
             (
                 "src/fetch.rs",
-                "        let mut malformed = 0;\n",
-                "        let mut malformed = 0;\n        let mut dropped = Vec::new();\n",
+                "    malformed: usize,\n",
+                "    malformed: usize,\n    dropped: Vec<i64>,\n",
             ),
             (
                 "src/fetch.rs",
-                "                    malformed += 1;\n",
-                "                    malformed += 1;\n                    dropped.push(snapshot_id);\n",
+                "            malformed: 0,\n",
+                "            malformed: 0,\n            dropped: Vec::new(),\n",
+            ),
+            (
+                "src/fetch.rs",
+                "            self.malformed += 1;\n",
+                "            self.malformed += 1;\n            self.dropped.push(snapshot_id);\n",
+            ),
+            (
+                "src/fetch.rs",
+                "        packing.end();\n        Ok(bodies.finish())\n",
+                "        let mut found = bodies.finish();\n        found.retain(|id, _| !packing.dropped.contains(id));\n        Ok(found)\n",
             ),
             (
                 "src/fetch.rs",
                 "            found.extend(bodies.finish());\n",
-                "            found.extend(bodies.finish());\n            found.retain(|id, _| !dropped.contains(id));\n",
+                "            found.extend(bodies.finish());\n            found.retain(|id, _| !packing.dropped.contains(id));\n",
             ),
         ],
     },

@@ -182,3 +182,26 @@ async fn another_server_on_the_same_port_replaces_the_state() {
         .await;
     assert_ne!(followed.check_epoch(2, "the other server").await, before);
 }
+
+/// A poll of a database in which nothing is written asks for nothing but the snapshot: it neither waits for locks nor makes
+/// anybody wait. What is written then is read as ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_database_is_proven_current_without_a_lock() {
+    let cluster = Cluster::seeded(&["autovacuum = off"]);
+    let dsn = cluster.dsn("postgres");
+    let poll = std::time::Duration::from_millis(20);
+    let followed = Followed::with(&dsn, |config| config.poll_interval(poll)).await;
+    let before = followed.check("the seed").await;
+    // A lock alone is no transaction that the snapshot knows of, so that only a lock of the reader's would wait for it.
+    let migration = connect(&dsn).await;
+    let lock = "begin; lock table events in access exclusive mode";
+    migration.batch_execute(lock).await.expect("locks");
+    let locked = followed.cache.view().cut().as_of;
+    eventually("proven again", async || {
+        followed.cache.view().cut().as_of > locked + chrono::Duration::milliseconds(100)
+    })
+    .await;
+    migration.batch_execute("commit").await.expect("unlocks");
+    set_line(&followed.app, 112, 77).await;
+    assert_ne!(before, followed.check("written").await);
+}

@@ -1,0 +1,215 @@
+//! What the application writes: single events, and scrape cycles in 22 transactions of 50 events, three snapshots each.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use oddscache::OddsCache;
+use tokio_postgres::Client;
+
+use crate::{
+    figures::{milliseconds, quantile},
+    server::{Server, connect},
+};
+
+/// A connection that writes.
+pub(crate) struct Writer {
+    client: Client,
+    /// Upcoming events with a snapshot of our own; the last few are for single changes.
+    events: Vec<i32>,
+    /// How many single changes were begun.
+    singles: usize,
+}
+
+/// Events for single changes, which no batch touches.
+const SINGLES: usize = 40;
+
+/// Events of a batch.
+const BATCH: usize = 50;
+
+const COLUMNS: &str = "betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, outcomes, market_groups";
+
+impl Writer {
+    pub(crate) async fn new(dsn: &str) -> Writer {
+        let client = connect(dsn).await;
+        for (kind, table) in [
+            ("ours", "market_odds"),
+            ("theirs", "competitor_market_odds"),
+        ] {
+            let sql = format!(
+                "create temp table {kind} as select {COLUMNS} from {table} \
+                 where snapshot_id = (select max(snapshot_id) from {table}) order by id"
+            );
+            client.batch_execute(&sql).await.expect("a template");
+        }
+        let sql = "select id from events e where kickoff > now() at time zone 'UTC' + interval '1 hour' \
+            and exists (select from odds_snapshots where event_id = e.id) order by id";
+        let rows = client.query(sql, &[]).await.expect("events");
+        let events = rows.iter().map(|row| row.get(0)).collect();
+        Writer {
+            client,
+            events,
+            singles: 0,
+        }
+    }
+
+    /// Writes a new snapshot of one event with its markets; returns the event, with the transaction still open.
+    pub(crate) async fn begin_event(&mut self) -> i32 {
+        let single = self.events.len() - 1 - self.singles % SINGLES;
+        self.singles += 1;
+        let id = self.events[single];
+        self.client.batch_execute("begin").await.expect("begins");
+        self.snapshots(&[id]).await;
+        id
+    }
+
+    pub(crate) async fn commit(&self) {
+        self.client.batch_execute("commit").await.expect("commits");
+    }
+
+    async fn snapshots(&self, ids: &[i32]) {
+        let sql = format!(
+            "with s as (insert into odds_snapshots (event_id, bookmaker_id, captured_at) \
+               select id, 1, now() at time zone 'UTC' from unnest($1::int[]) id returning id) \
+             insert into market_odds (snapshot_id, {COLUMNS}) select s.id, {COLUMNS} from s, ours"
+        );
+        self.client.execute(&sql, &[&ids]).await.expect("written");
+    }
+
+    /// One transaction of a cycle; says before COMMIT which events it changes. Returns its id, and when COMMIT was sent.
+    pub(crate) async fn batch(
+        &mut self,
+        number: usize,
+        changes: impl FnOnce(&[i32]),
+    ) -> (u64, Instant) {
+        let from = number * BATCH % (self.events.len() - SINGLES);
+        let to = (from + BATCH).min(self.events.len() - SINGLES);
+        let ids = self.events[from..to].to_vec();
+        self.client.batch_execute("begin").await.expect("begins");
+        self.snapshots(&ids).await;
+        let sql = format!(
+            "with s as (insert into competitor_odds_snapshots (competitor_event_id, captured_at) \
+               select id, now() at time zone 'UTC' from competitor_events where betpawa_event_id = any($1) and deleted_at is null \
+               returning id) \
+             insert into competitor_market_odds (snapshot_id, {COLUMNS}) select s.id, {COLUMNS} from s, theirs"
+        );
+        self.client.execute(&sql, &[&ids]).await.expect("written");
+        let xid = self.transaction().await;
+        changes(&ids);
+        let sent = Instant::now();
+        self.commit().await;
+        (xid, sent)
+    }
+
+    async fn transaction(&self) -> u64 {
+        let sql = "select pg_current_xact_id()::text";
+        let row = self.client.query_one(sql, &[]).await.expect("an id");
+        row.get::<_, String>(0).parse().expect("a number")
+    }
+}
+
+/// Commits a whole cycle as fast as it can, and looks after each commit how many before it cannot be seen yet.
+pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
+    let mut writer = Writer::new(&server.dsn).await;
+    let begun = Instant::now();
+    let (mut behind, mut most, mut times) = (Vec::new(), 0, Vec::new());
+    for number in 0..22 {
+        let (xid, sent) = writer.batch(number, |_| ()).await;
+        behind.retain(|(xid, _)| !cache.view().cut().shows(*xid));
+        // Those before this one, which has only just been committed.
+        most = most.max(behind.len());
+        behind.push((xid, sent));
+        let cache = cache.clone();
+        times.push(tokio::spawn(async move {
+            let seen = cache.wait_for(xid, Duration::from_secs(10)).await;
+            seen.expect("seen");
+            sent.elapsed()
+        }));
+    }
+    let committed = begun.elapsed();
+    let mut seen = Vec::new();
+    for time in times {
+        seen.push(time.await.expect("seen"));
+    }
+    println!(
+        "a scrape cycle in 22 transactions, committed in {}, all visible after {}: at most {most} earlier ones not visible when one \
+         was committed; COMMIT sent -> visible {} median, {} at most",
+        milliseconds(committed),
+        milliseconds(begun.elapsed()),
+        milliseconds(quantile(&mut seen, 0.5)),
+        milliseconds(quantile(&mut seen, 1.0))
+    );
+}
+
+/// CPU time of the threads called "follower" of this process.
+fn follower_cpu() -> Duration {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir("/proc/self/task").expect("tasks").flatten() {
+        let file = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        if file("comm").trim() == "follower" {
+            let spent = file("schedstat");
+            nanoseconds += spent
+                .split(' ')
+                .next()
+                .and_then(|text| text.parse::<u64>().ok())
+                .unwrap_or(0);
+        }
+    }
+    Duration::from_nanos(nanoseconds)
+}
+
+/// Confirms all latest snapshots, in statements of 1,000 ids, ten times.
+pub(crate) async fn confirmations(server: &Server, cache: &OddsCache) {
+    const CYCLES: u32 = 10;
+    let writer = Writer::new(&server.dsn).await;
+    let ids = "array(select max(s.id) from odds_snapshots s join events e on e.id = s.event_id \
+        where e.kickoff > now() at time zone 'UTC' group by s.event_id, s.bookmaker_id)";
+    let competitor_ids = "array(select max(s.id) from competitor_odds_snapshots s join competitor_events c \
+        on c.id = s.competitor_event_id join events e on e.id = c.betpawa_event_id \
+        where e.kickoff > now() at time zone 'UTC' and c.deleted_at is null group by s.competitor_event_id)";
+    let ask = |sql: &str| format!("select {sql}::int8[]");
+    let ours: Vec<i64> = writer
+        .client
+        .query_one(&ask(ids), &[])
+        .await
+        .expect("ids")
+        .get(0);
+    let theirs = writer.client.query_one(&ask(competitor_ids), &[]).await;
+    let theirs: Vec<i64> = theirs.expect("ids").get(0);
+    let before = (follower_cpu(), cache.counters());
+    for _ in 0..CYCLES {
+        let mut xid = 0;
+        for (table, ids) in [
+            ("odds_snapshots", &ours),
+            ("competitor_odds_snapshots", &theirs),
+        ] {
+            for ids in ids.chunks(1_000) {
+                writer.client.batch_execute("begin").await.expect("begins");
+                let sql = format!(
+                    "update {table} set last_confirmed_at = now() at time zone 'UTC' where id = any($1::int8[])"
+                );
+                writer
+                    .client
+                    .execute(&sql, &[&ids])
+                    .await
+                    .expect("confirmed");
+                xid = writer.transaction().await;
+                writer.commit().await;
+            }
+        }
+        cache
+            .wait_for(xid, Duration::from_secs(10))
+            .await
+            .expect("seen");
+    }
+    let spent = (follower_cpu() - before.0) / CYCLES;
+    let counters = cache.counters();
+    println!(
+        "a cycle of {} confirmations: {} of the follower's CPU, {} reads, {} snapshots' markets read",
+        ours.len() + theirs.len(),
+        milliseconds(spent),
+        (counters.reads - before.1.reads) / u64::from(CYCLES),
+        counters.snapshots_read - before.1.snapshots_read
+    );
+}
