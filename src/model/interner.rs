@@ -12,7 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
     shape::{Groups, Kind, MarketKey, Shape},
-    slots::{NONE, Slots},
+    slots::{NONE, Slots, shrink_table},
     template::Template,
 };
 
@@ -211,6 +211,13 @@ impl Interner {
         for place in std::mem::take(&mut self.fresh) {
             self.forget(place);
         }
+        let build = &self.build;
+        self.templates.shrink(build);
+        self.shapes.shrink(build);
+        shrink_table(&mut self.kinds, |kind| kind.key().hash(build));
+        shrink_table(&mut self.groups, |groups| {
+            build.hash_one(groups.text.as_deref())
+        });
     }
 
     /// Drops a template's hold of a shape.

@@ -2,7 +2,7 @@
 //!
 //! Odds change every few minutes, everything else about a market hardly ever does. So a snapshot's [`Body`] holds only its
 //! odds, as one 32-bit word an outcome, and an interned [`Template`](template::Template): the list of its markets'
-//! [`Shape`](shape::Shape)s, which are shared with all snapshots that have the same market. A shape is a
+//! [`Shape`]s, which are shared with all snapshots that have the same market. A shape is a
 //! [`Kind`](shape::Kind) (ids, name, line, handicap, groups: of the same few hundred everywhere) and the outcomes' names
 //! (of players, most of them an event's own).
 //!

@@ -36,6 +36,16 @@ pub(super) trait Slotted {
 /// No place: there are never as many.
 pub(super) const NONE: u32 = u32::MAX;
 
+/// What is not worth giving back.
+const FEW: usize = 64;
+
+/// Gives back most of a table of which little is in use; the room left lasts until twice as much is held.
+pub(super) fn shrink_table<T>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) {
+    if table.capacity() > FEW && table.len() < table.capacity() / 8 {
+        table.shrink_to(2 * table.len(), hash);
+    }
+}
+
 impl<T> Default for Slots<T> {
     fn default() -> Slots<T> {
         Slots {
@@ -128,6 +138,35 @@ impl<T: Slotted> Slots<T> {
         let value = Arc::into_inner(held.value)?;
         self.pointee_bytes -= value.heap_bytes();
         Some(value)
+    }
+
+    /// Gives back memory after most of what was held has gone. Costs a look while there is nothing to do.
+    pub(super) fn shrink(&mut self, build: &impl BuildHasher) {
+        let held = self.by_hash.len();
+        let places = &mut self.places;
+        // Only from the end: a held value keeps its place.
+        if places.len() > FEW
+            && held < places.len() / 4
+            && matches!(places.last(), Some(Place::Free(_)))
+        {
+            while let Some(Place::Free(_)) = places.last() {
+                places.pop();
+            }
+            places.shrink_to_fit();
+            self.free = NONE;
+            for (place, slot) in (0..).zip(places.iter_mut()) {
+                if let Place::Free(next) = slot {
+                    *next = std::mem::replace(&mut self.free, place);
+                }
+            }
+        }
+        let places = &self.places;
+        shrink_table(&mut self.by_hash, |place| {
+            match places.get(*place as usize) {
+                Some(Place::Held(held)) => held.value.hash(build),
+                _ => 0,
+            }
+        });
     }
 
     /// How many places there are, free ones included.

@@ -214,7 +214,6 @@ impl<'a> CachedMarket<'a> {
         Outcomes {
             body: self.body,
             names: self.body.shape(self.index).names(),
-            behind: 0,
             words: self.body.odds.get(words).unwrap_or_default(),
         }
     }
@@ -240,14 +239,9 @@ impl Serialize for CachedMarket<'_> {
 #[derive(Debug, Clone)]
 pub struct Outcomes<'a> {
     body: &'a Body,
-    /// Of the outcomes that are left, after those that were passed without looking at names.
     names: Names<'a>,
-    behind: u8,
     words: &'a [u32],
 }
-
-/// Who wants odds alone does not touch the names, and no name is further away than this.
-const MOST_BEHIND: u8 = 8;
 
 impl<'a> Iterator for Outcomes<'a> {
     type Item = Outcome<'a>;
@@ -255,16 +249,11 @@ impl<'a> Iterator for Outcomes<'a> {
     fn next(&mut self) -> Option<Outcome<'a>> {
         let (word, rest) = self.words.split_first()?;
         self.words = rest;
-        let (names, behind) = (self.names, self.behind);
-        self.behind += 1;
-        if self.behind == MOST_BEHIND {
-            self.behind = 0;
-            (0..MOST_BEHIND).for_each(|_| self.names.skip_one());
-        }
+        let names = self.names;
+        self.names.skip_one();
         let (odds, is_active) = self.body.unpack(*word);
         Some(Outcome {
             names,
-            behind,
             odds,
             is_active,
         })
@@ -290,9 +279,8 @@ impl Serialize for Outcomes<'_> {
 /// One outcome of a market. Borrowed from its snapshot; copying it is free.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome<'a> {
-    /// Its own comes after this many others.
+    /// Those from its own on.
     names: Names<'a>,
-    behind: u8,
     odds: Option<f64>,
     is_active: bool,
 }
@@ -309,7 +297,6 @@ impl<'a> Outcome<'a> {
     /// Name and extra keys. Of each outcome there are some.
     fn named(&self) -> (&'a str, Option<&'a str>) {
         let mut names = self.names;
-        (0..self.behind).for_each(|_| names.skip_one());
         names.next().unwrap_or_default()
     }
 
