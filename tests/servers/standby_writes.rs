@@ -72,7 +72,7 @@ async fn a_standby_is_followed_through_any_writes() {
         "{changed}, {committed}"
     );
     // Much of it was read by the rule, not by reading everything.
-    assert!(counters.log_rows > 10 * CASES as u64, "{counters:?}");
+    assert!(counters.log_rows > 3 * CASES as u64, "{counters:?}");
 }
 
 async fn alone(client: &Client, transaction: &Transaction, ids: &mut Ids) -> usize {
