@@ -205,8 +205,12 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                         }
                     }
                 });
+                // Writers ring only while somebody says that he waits.
                 client
-                    .batch_execute("LISTEN oddscache")
+                    .batch_execute(
+                        "LISTEN oddscache; \
+                         SELECT pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))",
+                    )
                     .await
                     .expect("listens");
                 let _ = ready.send(());

@@ -434,12 +434,6 @@ BEGIN
             END IF;
             -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log. All that a row can wait for now is the disk.
             plain := coalesce(coalesce(plain, past = 'plain') AND has_table_privilege(to_regclass({log}), 'INSERT'), false);
-            IF plain THEN
-                PERFORM set_config('lock_timeout', '0', true);
-            END IF;
-        ELSIF past = 'lost' THEN
-            -- The transaction has waited once.
-            PERFORM set_config('lock_timeout', '1ms', true);
         END IF;
 
         CASE TG_ARGV[0]{branches}
@@ -456,11 +450,15 @@ BEGIN
         trouble := left(SQLSTATE || ' ' || SQLERRM, 500);
     END;
 
-    -- 2. The log row
+    -- 2. The log row. What was set in a block that met trouble would be as before.
     IF plain THEN
+        PERFORM set_config('lock_timeout', '0', true);
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
         VALUES {row};
         RETURN NULL;
+    ELSIF past = 'lost' THEN
+        -- The transaction has waited once.
+        PERFORM set_config('lock_timeout', '1ms', true);
     END IF;
     BEGIN
         -- Only DDL on the log can make this wait, for our lock_timeout.

@@ -238,10 +238,16 @@ impl Error {
     }
 
     /// Whether the same read may succeed on the same connection: a lock that was not to be had, a statement that took too
-    /// long, a conflict with recovery on a standby.
+    /// long, a conflict with recovery on a standby; or what comes after any of these where several statements were sent at
+    /// once (25P02), so that the next try shows what it was.
     pub(crate) fn is_conflict(&self) -> bool {
-        let conflicts = ["55P03", "40001", "40P01", "57014"];
+        let conflicts = ["55P03", "40001", "40P01", "57014", "25P02"];
         matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
+    }
+
+    /// Whether the server refused what is called so.
+    pub(crate) fn is_of(&self, what: &str) -> bool {
+        matches!(self, Error::Database { doing, sqlstate: Some(_), .. } if *doing == what)
     }
 
     /// A statement that was prepared is unknown: the session is another.

@@ -1,6 +1,6 @@
 //! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
 use hashbrown::HashMap;
@@ -12,6 +12,7 @@ use tokio_postgres::{
 use crate::{
     Error,
     catalog::Catalog,
+    connection::within,
     model::{Body, Micros},
     pack::{Bodies, MarketRow, Packer},
     statement::{Arg, Prepared, Statement},
@@ -236,10 +237,12 @@ impl Reader<'_> {
         Ok(bodies.finish())
     }
 
-    /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share.
+    /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share;
+    /// where there are any, an error if nothing comes for longer than `patience`.
     pub(crate) async fn markets(
         &self,
         helpers: &[Reader<'_>],
+        patience: Duration,
         side: Side,
         ids: &[i64],
         packer: &mut Packer,
@@ -252,9 +255,19 @@ impl Reader<'_> {
             let shares = ids.chunks(ids.len().div_ceil(readers));
             let asked = std::iter::once(self).chain(helpers).zip(shares);
             let streams = asked.map(|(reader, share)| reader.market_stream(side, share));
-            let streams = try_join_all(streams).await?;
+            let asked = try_join_all(streams);
+            let streams = match helpers {
+                [] => asked.await?,
+                _ => within(patience, MARKETS, asked).await?,
+            };
             let mut rows = select_all(streams.into_iter().map(Box::pin));
-            while let Some(row) = rows.try_next().await.map_err(Error::database(MARKETS))? {
+            loop {
+                let next = async { rows.try_next().await.map_err(Error::database(MARKETS)) };
+                let row = match helpers {
+                    [] => next.await?,
+                    _ => within(patience, MARKETS, next).await?,
+                };
+                let Some(row) = row else { break };
                 packing.push(&row, &mut bodies)?;
             }
             found.extend(bodies.finish());

@@ -21,6 +21,7 @@ use crate::{
     doze::{Doze, Seen},
     draft::Draft,
     feed::Reload,
+    helpers::EXPORTING,
     pace::Pace,
     preflight::{self, Feed},
     publish::{Publisher, add},
@@ -159,7 +160,9 @@ impl Follower {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
         if self.bell.as_ref().is_none_or(|bell| !bell.is_for(feed)) {
-            self.bell = Some(Bell::spawn(&self.config, feed));
+            let bell = Bell::spawn(&self.config, feed);
+            bell.want(self.doze.wants_bell());
+            self.bell = Some(bell);
         }
         Ok(())
     }
@@ -194,10 +197,20 @@ impl Follower {
             &self.names,
             self.prepared.as_ref(),
             &mut self.draft,
-            reason,
+            reason.clone(),
             begun,
         );
-        let (known, done) = within(self.config.warmup_timeout, WARMING_UP, read).await?;
+        let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
+            Err(error) if error.is_of(EXPORTING) => {
+                tracing::warn!(%error, "reading everything on one connection from now on");
+                self.config.warmup_connections = 1;
+                self.roll_back(reader).await?;
+                let begin = begin::begin(&reader.client, &self.config, &self.names, None);
+                let begun = within(self.config.read_timeout, BEGINNING, begin).await?;
+                return Box::pin(self.read_everything(reader, reason, begun)).await;
+            }
+            read => read?,
+        };
         self.epoch = epoch;
         self.publish(&known, done);
         Ok(known)

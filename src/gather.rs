@@ -7,7 +7,7 @@
 //! |---|---|
 //! | G1 | what is asked for too much is not looked at, what was not asked for is asked for: a plan is the same as if each question had waited for the answers before it |
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::{try_join, try_join3};
 use hashbrown::HashMap;
@@ -194,9 +194,11 @@ impl Bodies {
         Bodies::read_on(reader, plan, draft, &Asked::default(), &none).await
     }
 
-    /// The same with the help of further connections, each of which reads a share of it, and without where one fails.
+    /// The same with the help of further connections, each of which reads a share of it, and without where one fails or is
+    /// silent for longer than `patience`.
     pub(crate) async fn read_with(
         helpers: &[Reader<'_>],
+        patience: Duration,
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
@@ -207,10 +209,10 @@ impl Bodies {
             Ok::<_, Error>(Bodies {
                 snapshots_read: betpawa.len() + competitors.len(),
                 betpawa: reader
-                    .markets(helpers, Side::Betpawa, &betpawa, packer)
+                    .markets(helpers, patience, Side::Betpawa, &betpawa, packer)
                     .await?,
                 competitors: reader
-                    .markets(helpers, Side::Competitors, &competitors, packer)
+                    .markets(helpers, patience, Side::Competitors, &competitors, packer)
                     .await?,
             })
         };
@@ -236,12 +238,16 @@ impl Bodies {
         let packer = &mut draft.packer;
         let missing = without(betpawa, &asked.betpawa_markets);
         let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
-        betpawa.extend(reader.markets(&[], Side::Betpawa, &missing, packer).await?);
+        betpawa.extend(
+            reader
+                .markets(&[], Duration::MAX, Side::Betpawa, &missing, packer)
+                .await?,
+        );
         let missing = without(competitors, &asked.competitor_markets);
         let mut competitors = reader.pack(Side::Competitors, &rows.1, packer)?;
         competitors.extend(
             reader
-                .markets(&[], Side::Competitors, &missing, packer)
+                .markets(&[], Duration::MAX, Side::Competitors, &missing, packer)
                 .await?,
         );
         Ok(Bodies {

@@ -3,7 +3,7 @@
 //! | invariant | |
 //! |---|---|
 //! | H1 | a helper reads the same state: it imports the snapshot of a transaction that holds all locks since before it was taken |
-//! | H2 | nothing depends on a helper: whatever goes wrong with one, the first connection reads all by itself |
+//! | H2 | nothing depends on a helper: whatever goes wrong with one, the first connection reads all by itself. Only a refused [`export`] is the end of its transaction, and it goes without helpers from then on |
 //! | H3 | a helper waits for a lock no longer than any read does: behind a migration that waits for the first connection, which waits for the helper, neither would end |
 
 use std::time::Duration;
@@ -23,37 +23,47 @@ const OPENING: Duration = Duration::from_secs(1);
 
 const DOING: &str = "reading on a further connection";
 
-/// Opens the connections that the configuration allows besides the first, whose transaction has begun. Those that could
-/// not be are left out.
-pub(crate) async fn open(
+/// What a server without room for the snapshot's file refuses, or one that knows no such thing.
+pub(crate) const EXPORTING: &str = "exporting a snapshot";
+
+/// Lets others import the snapshot of the transaction under way; `None` where no helper is wanted.
+pub(crate) async fn export(
     client: &Client,
+    config: &Config,
+    begun: &Begun,
+) -> Result<Option<String>, Error> {
+    // A standby may refuse.
+    if begun.cut.standby || config.warmup_connections < 2 {
+        return Ok(None);
+    }
+    let export = client.query_typed("SELECT pg_export_snapshot()", &[]);
+    let rows = export.await.map_err(Error::database(EXPORTING))?;
+    let row = rows.first();
+    row.map(|row| row.try_get(0))
+        .transpose()
+        .map_err(Error::database(EXPORTING))
+}
+
+/// Opens the connections that the configuration allows besides the first. Those that could not be are left out.
+pub(crate) async fn open(
     config: &Config,
     names: &Names,
     begun: &Begun,
-) -> Result<Vec<Connection>, Error> {
-    // A standby may refuse to export a snapshot, and that would be the end of the transaction.
-    let wanted = match begun.cut.standby {
-        true => 0,
-        false => config.warmup_connections.saturating_sub(1),
+    exported: Option<&str>,
+) -> Vec<Connection> {
+    let Some(exported) = exported else {
+        return Vec::new();
     };
-    if wanted == 0 {
-        return Ok(Vec::new());
-    }
-    let export = client.query_typed("SELECT pg_export_snapshot()", &[]);
-    let rows = export.await.map_err(Error::database(DOING))?;
-    let exported: &str = rows
-        .first()
-        .ok_or_else(|| Error::unexpected(DOING, "no answer"))?
-        .try_get(0)
-        .map_err(Error::database(DOING))?;
+    // The first connection waits in its transaction, and must not be taken for dead.
+    let bound = OPENING.min(config.read_timeout / 2);
     let helper = async || {
-        let opened = within(OPENING, DOING, import(config, names, begun, exported)).await;
+        let opened = within(bound, DOING, import(config, names, begun, exported)).await;
         opened
             .inspect_err(|error| tracing::debug!(%error, "reading with fewer connections"))
             .ok()
     };
-    let opened = join_all((0..wanted).map(|_| helper())).await;
-    Ok(opened.into_iter().flatten().collect())
+    let opened = join_all((1..config.warmup_connections).map(|_| helper())).await;
+    opened.into_iter().flatten().collect()
 }
 
 async fn import(

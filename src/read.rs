@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{try_join, try_join3};
+use futures_util::future::{join, try_join, try_join3};
 use tokio_postgres::Client;
 
 use crate::{
@@ -154,11 +154,13 @@ pub(crate) async fn everything(
         prepared: None,
         names_malformed: true,
     };
-    let (heads, helpers) = try_join(
+    let exported = helpers::export(client, config, &begun).await?;
+    let (heads, helpers) = join(
         reader.all_heads(begun.window_start),
-        helpers::open(client, config, names, &begun),
+        helpers::open(config, names, &begun, exported.as_deref()),
     )
-    .await?;
+    .await;
+    let heads = heads?;
     let mut newest = Newest::default();
     newest.note(&heads);
     let plan = Plan::whole(heads);
@@ -169,7 +171,8 @@ pub(crate) async fn everything(
             ..reader
         })
         .collect();
-    let bodies = Bodies::read_with(&helping, reader, &plan, draft).await?;
+    let patience = config.read_timeout / 2;
+    let bodies = Bodies::read_with(&helping, patience, reader, &plan, draft).await?;
     drop(helpers);
     let new_log_rows = feed::exactly_new(&names.log_table());
     if let Some(prepared) = prepared {

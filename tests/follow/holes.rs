@@ -340,3 +340,15 @@ async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing
         .await;
     followed.check("after it was detached").await;
 }
+
+/// A server that refuses to export a snapshot (no room for its file, no such function) was never warmed up from.
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_exported_stops_no_warmup() {
+    let database = Database::seeded();
+    database.psql("alter function pg_catalog.pg_export_snapshot() rename to gone");
+    let followed = Followed::with(&database.dsn(), |config| config.warmup_connections(2)).await;
+    followed.check("the seed").await;
+    followed.run("truncate market_odds").await;
+    followed.check("after reading everything again").await;
+    assert_eq!(followed.cache.counters().reloads, 2);
+}

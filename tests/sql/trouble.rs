@@ -261,3 +261,22 @@ async fn cancelling_is_the_one_thing_that_ends_the_statement() {
     writer.run("update events set name = 'x'").await;
     assert_eq!(log(&db), ["events UPDATE 1,2,3"]);
 }
+
+/// A row written outside of any block waited for at most half a second if the keys had met trouble, and then failed the
+/// statement.
+#[test]
+fn rows_outside_of_a_block_wait_for_the_disk_also_after_trouble() {
+    let db = installed();
+    db.psql(
+        "do $$ begin execute replace(pg_get_functiondef('oddscache.log_change()'::regprocedure), 'INSERT INTO oddscache.change_log',
+             'perform set_config(''test.seen'', concat_ws('' '', current_setting(''test.seen'', true), current_setting(''lock_timeout''),
+                  left(trouble, 5)), false); INSERT INTO oddscache.change_log'); end $$",
+    );
+    let update = "update events set kickoff = kickoff; ";
+    let seen = db.psql(&format!(
+        "begin; {} alter table market_odds rename column snapshot_id to sid; update market_odds set id = id; {update} commit;
+         select current_setting('test.seen')",
+        update.repeat(5),
+    ));
+    assert_eq!(seen, "500ms 500ms 500ms 500ms 0 0 42703 0");
+}
