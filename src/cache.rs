@@ -35,7 +35,7 @@ impl OddsCache {
     }
 
     /// Returns once the cache is warm. Once it was, it always returns at once, even if the follower has ended since:
-    /// readiness is no proof of life, for which there are [`View::age`] and [`OddsCache::status`].
+    /// readiness is no proof of life, for which there are [`View::age`](State::age) and [`OddsCache::status`].
     ///
     /// # Errors
     /// The error that ended the follower before the cache was warm; [`Error::FollowerStopped`] if it was dropped.

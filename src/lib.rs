@@ -2,7 +2,7 @@
 //!
 //! - [`OddsCache`] is the shared handle: clone it wherever odds are looked up.
 //! - [`View`] is one committed state of the database, over all events at once, that can be held; it knows its
-//!   [age](View::age), its [cut](View::cut) and its [epoch](View::epoch).
+//!   [age](State::age), its [cut](State::cut) and its [epoch](State::epoch).
 //! - [`CachedEvent`], [`CachedSnapshot`], [`CachedMarket`] and [`Outcome`] are what is looked up: immutable, borrowed, and
 //!   serialisable under the names of the columns they come from.
 //! - [`EventList`] is the event list with inline odds as JSON, of which only what changed is written anew.
