@@ -450,7 +450,8 @@ BEGIN
         trouble := left(SQLSTATE || ' ' || SQLERRM, 500);
     END;
 
-    -- 2. The log row. What was set in a block that met trouble would be as before.
+    -- 2. The log row
+    -- Set here, for what was set in a block that met trouble would be as before.
     IF plain THEN
         PERFORM set_config('lock_timeout', '0', true);
         INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
