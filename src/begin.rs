@@ -27,7 +27,7 @@ pub(crate) struct Begun {
 const BEGIN: &str = "beginning to read";
 
 /// The beginning of any read: its locks, then its snapshot. Both are sent at once, and answered in this order: where the
-/// first fails its error is the outcome, whatever became of the second.
+/// first fails the outcome is its error, or that of the second, which the server then refuses (25P02).
 pub(crate) async fn begin(
     client: &Client,
     config: &Config,

@@ -83,6 +83,11 @@ impl Cursor {
         Cursor { snapshot, seen }
     }
 
+    /// All transactions below had ended, and are read.
+    pub(crate) fn xmin(&self) -> u64 {
+        self.snapshot.xmin
+    }
+
     /// Whether it is of a standby.
     pub(crate) fn is_of_standby(&self) -> bool {
         self.seen.is_some()

@@ -364,13 +364,12 @@ impl Follower {
         let Some(bell) = &self.bell else {
             return;
         };
-        let xmin = known.cut.snapshot.split(':').next();
         self.doze.read(Seen {
             now: self.last_read,
             took,
             rung_after: (woken == Woken::Bell).then_some(self.slept),
             rows,
-            xmin: xmin.and_then(|xmin| xmin.parse().ok()).unwrap_or(0),
+            xmin: known.xmin(),
             rings_from: bell.rings_from(),
         });
         bell.want(self.doze.wants_bell());

@@ -57,6 +57,13 @@ pub(crate) struct Known {
     looked: Instant,
 }
 
+impl Known {
+    /// That of the snapshot read last; 0 where no feed is read.
+    pub(crate) fn xmin(&self) -> u64 {
+        self.cursor.as_ref().map_or(0, Cursor::xmin)
+    }
+}
+
 /// What a read did.
 #[derive(Debug)]
 pub(crate) struct Done {

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::{
     changes::Hub,
-    cut::answer,
+    cut::{self, answer},
     ids,
     metrics::{self, Requests},
 };
@@ -294,9 +294,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
 }
 
 fn age_ms(cache: &OddsCache) -> Option<u64> {
-    cache
-        .is_warm()
-        .then(|| u64::try_from(cache.view().age().as_millis()).unwrap_or(u64::MAX))
+    cache.is_warm().then(|| cut::age_ms(&cache.view()))
 }
 
 async fn ready(State(cache): State<OddsCache>) -> Response {
