@@ -6,15 +6,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use oddscache::{Config, Error};
 
 use super::{
+    auth::AccessArguments,
     database::{DatabaseArguments, Url},
     doctor::DoctorArguments,
     explain::ExplainArguments,
+    limits::Limits,
+    probe::ProbeArguments,
     sql,
+    tls::TlsArguments,
 };
 use crate::demo::DemoArguments;
-
-/// Unless told otherwise.
-pub(crate) const MOST_STREAMS: usize = 256;
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
 ///
@@ -38,7 +39,8 @@ pub(crate) enum Command {
     ///
     /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds; SIGUSR1 makes it read everything again.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain; SIGUSR1 makes it read everything again, SIGHUP the tokens
+    /// and the certificate.
     Serve(ServeArguments),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
@@ -63,6 +65,12 @@ pub(crate) enum Command {
     /// Per bookmaker and source the snapshot that won and those it beat; or why the event is not held; and the rows of the
     /// change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
     Explain(ExplainArguments),
+    /// Tell whether a running service lives (/livez): ends with code 0 if so, else with 1
+    ///
+    /// For the health check of a container. A service whose database is away lives; one whose follower is stuck does not.
+    Health(ProbeArguments),
+    /// Tell whether a running service is ready (/readyz): ends with code 0 if so, else with 1
+    Ready(ProbeArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
@@ -197,6 +205,10 @@ impl FollowArguments {
         self.warmup_timeout
     }
 
+    pub(crate) fn read_timeout(&self) -> Duration {
+        self.read_timeout
+    }
+
     pub(crate) fn app_schema(&self) -> &str {
         &self.app_schema
     }
@@ -210,7 +222,8 @@ impl FollowArguments {
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
-    /// Where to serve HTTP. It is read-only, but open to whoever can connect: keep it on loopback or a private network
+    /// Where to serve HTTP. It is read-only, but open to whoever can connect: keep it on loopback or a private network, or ask
+    /// for a token and serve TLS
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -218,15 +231,21 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
-    /// Streams of /v1/changes that may be open at a time
-    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = MOST_STREAMS, value_name = "COUNT", value_parser = most_streams)]
-    pub(crate) most_streams: usize,
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
     /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
     #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) log_keep: Duration,
+    /// A view that was proven current within so long counts as ready though the database is away
+    #[arg(long, env = "ODDSCACHE_READY_MAX_AGE", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) ready_max_age: Duration,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    #[command(flatten)]
+    pub(crate) access: AccessArguments,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
 }
 
 #[derive(Debug, Args)]
@@ -236,12 +255,4 @@ pub(crate) struct DumpArguments {
     /// Do not insist on the change feed: it takes no part in a single reading
     #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
     pub(crate) without_feed: bool,
-}
-
-fn most_streams(text: &str) -> Result<usize, String> {
-    let count = text
-        .parse()
-        .ok()
-        .filter(|count| (1..=100_000).contains(count));
-    count.ok_or_else(|| "a count from 1 to 100000".to_owned())
 }

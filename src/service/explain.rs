@@ -12,6 +12,7 @@ mod print;
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -21,10 +22,10 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::{args::FollowArguments, doctor::session::Session};
+use super::{args::FollowArguments, auth::Secret, client::Url, doctor::session::Session};
 use compare::{Difference, differences};
 use database::{Facts, Reading, Standing};
-use http::{Service, Url};
+use http::Service;
 
 /// Where `oddscache serve` listens unless told otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:7979";
@@ -44,6 +45,17 @@ pub(crate) struct ExplainArguments {
     /// The running service to compare with [default: http://127.0.0.1:7979, if it answers]
     #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
     url: Option<Url>,
+    /// The token that the service asks for, if it does. Better given by the environment
+    #[arg(
+        long,
+        env = "ODDSCACHE_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    token: Option<Secret>,
+    /// Who issues the service's certificate, in a PEM file, if https:// is asked and it is none of the system's
+    #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Ask the database alone, even where a service is named
     #[arg(long)]
     no_service: bool,

@@ -1,9 +1,9 @@
 //! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, Bytes},
     extract::{
         Path, Query, State,
@@ -25,6 +25,7 @@ use serde_json::json;
 use super::{
     changes::Hub,
     cut::{self, answer},
+    health::Health,
     ids,
     metrics::{self, Requests},
 };
@@ -56,7 +57,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/dump", get(dump))
         .route("/v1/stats", get(stats))
-        .route("/livez", get(async || "alive\n"))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .fallback(async || {
             problem(
@@ -297,12 +298,27 @@ fn age_ms(cache: &OddsCache) -> Option<u64> {
     cache.is_warm().then(|| cut::age_ms(&cache.view()))
 }
 
-async fn ready(State(cache): State<OddsCache>) -> Response {
-    let status = if cache.is_warm() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let answer = json!({ "ready": cache.is_warm(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
-    (status, Json(answer)).into_response()
+async fn live(
+    State(cache): State<OddsCache>,
+    Extension(health): Extension<Arc<Health>>,
+) -> Response {
+    match health.alive(&cache) {
+        Ok(()) => "alive\n".into_response(),
+        Err(stuck) => problem(StatusCode::SERVICE_UNAVAILABLE, stuck),
+    }
+}
+
+async fn ready(
+    State(cache): State<OddsCache>,
+    Extension(health): Extension<Arc<Health>>,
+) -> Response {
+    let ready = health.ready(&cache);
+    let mut answer = json!({ "ready": ready.is_ok(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
+    match (ready, answer.as_object_mut()) {
+        (Err(why), Some(fields)) => {
+            fields.insert("error".to_owned(), json!(why));
+            (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
+        }
+        _ => Json(answer).into_response(),
+    }
 }

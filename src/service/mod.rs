@@ -1,17 +1,27 @@
 //! The service and the command line. Stands above the library and uses only its public names.
 
 pub(crate) mod args;
+mod auth;
 mod changes;
+mod client;
 mod cut;
 mod database;
 mod doctor;
 mod explain;
+mod guard;
+mod health;
 mod http;
 mod ids;
+mod limits;
+mod listen;
 mod metrics;
+mod notify;
+mod patient;
+mod probe;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;
+mod tls;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Write},
@@ -75,6 +85,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
+        Command::Health(arguments) => probe::run(arguments, "/livez").await,
+        Command::Ready(arguments) => probe::run(arguments, "/readyz").await,
         Command::Demo(arguments) => demo::run(arguments).await,
     }
 }

@@ -1,44 +1,65 @@
 //! `oddscache serve`: one follower, one HTTP server, and an end to both.
 
-use std::{future::Future, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::Router;
+use axum::{Extension, Router, middleware::from_fn_with_state};
 use oddscache::OddsCache;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::timeout,
+    sync::{Mutex, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
 };
 
-use super::{args::ServeArguments, changes::Hub, http, prune};
-
-/// How long answers under way may take once the end was asked for.
-const DRAIN: Duration = Duration::from_secs(5);
+use super::{
+    args::ServeArguments,
+    auth::Access,
+    changes::Hub,
+    guard::{Guard, guard, turn_away},
+    health::{Health, Patience},
+    http,
+    limits::Limits,
+    listen::{self, Shared},
+    notify::Notifier,
+    patient::Tally,
+    prune,
+    tls::Tls,
+};
 
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
-    let config = arguments
-        .follow
-        .config()?
-        .poll_interval(arguments.poll_interval);
-    let (cache, follower) = OddsCache::connect(config.clone());
-    let server = Server::start(arguments.listen, &cache, arguments.most_streams).await?;
-    tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
-    let pruner = prune::run(
-        config,
-        arguments.follow.cache_schema().to_owned(),
-        arguments.log_keep,
+    let follow = &arguments.follow;
+    let config = follow.config()?.poll_interval(arguments.poll_interval);
+    let patience = Patience::new(
+        arguments.poll_interval,
+        follow.read_timeout(),
+        follow.warmup_timeout(),
     );
-    let resync = resync_on_signal(cache.clone());
+    let serving = Serving {
+        limits: arguments.limits.clone(),
+        access: Access::new(arguments.access.clone())?,
+        tls: Tls::new(&arguments.tls)?,
+        health: Arc::new(Health::new(arguments.ready_max_age, patience)),
+    };
+    let (cache, follower) = OddsCache::connect(config.clone());
+    let server = Server::start(arguments.listen, &cache, serving.clone()).await?;
+    tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
+    serving.warn_of_the_open(server.address);
+    let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = pruner => unreachable_end(),
-        error = resync => error,
-        signal = end_asked_for() => {
-            tracing::info!(signal = signal?, "ending");
-            Ok(ExitCode::SUCCESS)
-        }
+        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep) => unreachable_end("the pruner"),
+        error = resync_on_signal(cache.clone()) => error,
+        error = read_again_on_signal(&serving) => error,
+        never = notifier.run(&cache, &serving.health) => match never {},
+        // The cache is kept equal to the last: answers under way may wait for a change.
+        ended = async {
+            tracing::info!(signal = end_asked_for().await?, "ending");
+            notifier.stopping();
+            server.stop().await;
+            anyhow::Ok(ExitCode::SUCCESS)
+        } => ended,
     };
     server.stop().await;
     result
@@ -51,11 +72,30 @@ async fn resync_on_signal(cache: OddsCache) -> anyhow::Result<ExitCode> {
         tracing::info!("SIGUSR1: everything is to be read again");
         cache.resync();
     }
-    anyhow::bail!("no more signals come")
+    unreachable_end("SIGUSR1")
 }
 
-fn unreachable_end() -> anyhow::Result<ExitCode> {
-    anyhow::bail!("the pruner ended")
+/// Certificates and tokens are renewed while it runs. Ends only with an error.
+async fn read_again_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
+    let mut asked = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    while asked.recv().await.is_some() {
+        let tls = serving.tls.as_ref().map_or(Ok(()), Tls::read_again);
+        match serving.access.read_again().and(tls) {
+            Ok(()) => tracing::info!("SIGHUP: tokens and certificate were read again"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(
+                    error,
+                    "SIGHUP: what could not be read again stays as it was"
+                );
+            }
+        }
+    }
+    unreachable_end("SIGHUP")
+}
+
+fn unreachable_end(what: &str) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("{what} ended, which should not be")
 }
 
 /// Waits for SIGTERM or SIGINT, and names it.
@@ -68,59 +108,109 @@ pub(crate) async fn end_asked_for() -> anyhow::Result<&'static str> {
     })
 }
 
+/// How a server serves, whatever it serves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Serving {
+    pub(crate) limits: Limits,
+    /// Open to all by default.
+    pub(crate) access: Access,
+    /// Plain HTTP by default.
+    pub(crate) tls: Option<Tls>,
+    pub(crate) health: Arc<Health>,
+}
+
+impl Serving {
+    /// Read-only, but whoever can connect can read; and a token that is sent in the clear can be heard.
+    fn warn_of_the_open(&self, address: SocketAddr) {
+        let restricted = self.access.is_restricted();
+        if address.ip().is_loopback() || (restricted && self.tls.is_some()) {
+            return;
+        }
+        let missing = match (restricted, self.tls.is_some()) {
+            (false, false) => {
+                "neither a token is asked for (--token-file) nor is there TLS (--tls-cert)"
+            }
+            (false, true) => "no token is asked for (--token-file)",
+            (true, _) => "there is no TLS (--tls-cert), so that tokens can be heard on the way",
+        };
+        tracing::warn!(%address, "listening beyond this machine, and {missing}; right only on a private network or behind a proxy");
+    }
+}
+
 /// A running HTTP server.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     end: watch::Sender<bool>,
     hub: Hub,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    health: Arc<Health>,
+    drain: Duration,
+    drain_delay: Duration,
+    /// `None` once it was waited for.
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
     pub(crate) async fn start(
         address: SocketAddr,
         cache: &OddsCache,
-        most_streams: usize,
+        serving: Serving,
     ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
         })?;
         let address = listener.local_addr().context("listening")?;
-        let hub = Hub::start(cache, most_streams);
+        let limits = Arc::new(serving.limits);
+        let hub = Hub::start(cache, limits.most_streams);
         let router = http::router(cache.clone(), hub.clone());
-        let (end, mut ending) = watch::channel(false);
-        let ended = async move {
-            // Fails when the sender is gone, which is an end as well.
-            let _ = ending.wait_for(|end| *end).await;
+        let (end, ending) = watch::channel(false);
+        let tally = Arc::new(Tally::default());
+        let checks = Guard {
+            limits: Arc::clone(&limits),
+            access: serving.access,
+            tally: Arc::clone(&tally),
         };
-        let task = tokio::spawn(serve(listener, router, ended));
+        let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
+        let guarded = |router: Router| router.layer(with_health.clone());
+        let shared = Shared {
+            limits: Arc::clone(&limits),
+            tally,
+            tls: serving.tls,
+            router: guarded(
+                router
+                    .clone()
+                    .layer(from_fn_with_state(checks.clone(), guard)),
+            ),
+            turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
+            ending,
+        };
         Ok(Server {
             address,
             end,
             hub,
-            task,
+            health,
+            drain: limits.drain,
+            drain_delay: limits.drain_delay,
+            task: Mutex::new(Some(tokio::spawn(listen::run(listener, shared)))),
         })
     }
 
-    /// Accepts no more, and lets answers under way finish, but not for long.
-    pub(crate) async fn stop(self) {
+    /// Says that it is not ready, accepts no more, ends streams, and lets answers under way finish, but not for long.
+    pub(crate) async fn stop(&self) {
+        // Once: whoever asks again waits for the same end.
+        let mut task = self.task.lock().await;
+        let Some(running) = task.take() else {
+            return;
+        };
+        self.health.end();
+        sleep(self.drain_delay).await;
         self.end.send_replace(true);
         // Streams of changes would go on for ever.
         self.hub.stop();
-        let abort = self.task.abort_handle();
-        if timeout(DRAIN, self.task).await.is_err() {
+        let abort = running.abort_handle();
+        if timeout(self.drain, running).await.is_err() {
             tracing::warn!("answers were still under way; cut off");
+            // The connections end with it.
             abort.abort();
         }
     }
-}
-
-async fn serve(
-    listener: TcpListener,
-    router: Router,
-    ended: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router)
-        .with_graceful_shutdown(ended)
-        .await
 }

@@ -23,11 +23,22 @@ struct Event {
 
 impl Stream {
     async fn open(served: &Served, last: Option<&str>) -> Stream {
-        let mut request = Client::new().get(format!("{}/v1/changes", served.base));
-        if let Some(id) = last {
-            request = request.header("Last-Event-ID", id);
-        }
-        let answer = request.send().await.expect("an answer");
+        let ask = async || {
+            let mut request = Client::new().get(format!("{}/v1/changes", served.base));
+            if let Some(id) = last {
+                request = request.header("Last-Event-ID", id);
+            }
+            request.send().await.expect("an answer")
+        };
+        let mut answer = ask().await;
+        // The place of one that was just closed is free once the server has seen that.
+        super::eventually("a place", async || {
+            if answer.status() == 503 {
+                answer = ask().await;
+            }
+            answer.status() != 503
+        })
+        .await;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         Stream {

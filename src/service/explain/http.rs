@@ -1,62 +1,14 @@
-//! Asks a running service, over plain HTTP/1.1.
-
-use std::{fmt, str::FromStr, time::Duration};
+//! What a running service says of an event.
 
 use anyhow::{Context as _, bail, ensure};
-use axum::{
-    body::{Body, Bytes},
-    http::{HeaderValue, Request, StatusCode, Uri, header::HOST, uri::Scheme},
-};
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{ExplainArguments, PAUSE};
-
-/// No answer about one event is longer.
-const MOST_BYTES: usize = 64 << 20;
-
-/// Where a service listens: scheme, host and port.
-#[derive(Debug, Clone)]
-pub(crate) struct Url {
-    host: String,
-    port: u16,
-}
-
-impl FromStr for Url {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Url, String> {
-        let uri: Uri = text
-            .parse()
-            .map_err(|error| format!("not a URL: {error}"))?;
-        if uri.scheme() != Some(&Scheme::HTTP) {
-            return Err("it must begin with http:// (the service does no TLS)".to_owned());
-        }
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err("only scheme, host and port: http://127.0.0.1:7979".to_owned());
-        }
-        let host = uri.host().filter(|host| !host.is_empty());
-        let host = host.ok_or("it names no host")?;
-        Ok(Url {
-            host: host.to_owned(),
-            port: uri.port_u16().unwrap_or(80),
-        })
-    }
-}
-
-impl fmt::Display for Url {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
-    }
-}
+use crate::service::client::{Asker, Url};
 
 /// What a service says of the event and of itself.
 #[derive(Debug, Serialize)]
@@ -85,8 +37,13 @@ pub(crate) async fn caught_up(
     arguments: &ExplainArguments,
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
+    let asker = Asker::new(
+        arguments.ca.as_deref(),
+        arguments.token.as_ref(),
+        arguments.timeout,
+    )?;
     loop {
-        let service = ask(url, arguments.event, arguments.timeout).await?;
+        let service = ask(url, arguments.event, &asker).await?;
         let is_late = service.stats.as_of.is_none_or(|as_of| as_of < at);
         if !is_late || Instant::now() >= deadline {
             return Ok(service);
@@ -96,11 +53,15 @@ pub(crate) async fn caught_up(
 }
 
 /// The stats first, so that the event is of their cut or of a later one.
-async fn ask(url: &Url, event: i64, bound: Duration) -> anyhow::Result<Service> {
-    let (status, body) = get(url, "/v1/stats", bound).await?;
+async fn ask(url: &Url, event: i64, asker: &Asker) -> anyhow::Result<Service> {
+    let (status, body) = asker.get(url, "/v1/stats").await?;
+    ensure!(
+        status != StatusCode::UNAUTHORIZED,
+        "it asks for a token: --token or ODDSCACHE_TOKEN"
+    );
     ensure!(status == StatusCode::OK, "/v1/stats answers {status}");
     let stats = serde_json::from_slice(&body).context("/v1/stats is not what oddscache answers")?;
-    let (status, body) = get(url, &format!("/v1/events/{event}"), bound).await?;
+    let (status, body) = asker.get(url, &format!("/v1/events/{event}")).await?;
     let event = match status {
         StatusCode::OK => {
             Some(serde_json::from_slice(&body).context("/v1/events/{id} is no JSON")?)
@@ -113,59 +74,4 @@ async fn ask(url: &Url, event: i64, bound: Duration) -> anyhow::Result<Service> 
         stats,
         event,
     })
-}
-
-async fn get(url: &Url, path: &str, bound: Duration) -> anyhow::Result<(StatusCode, Bytes)> {
-    timeout(bound, exchange(url, path))
-        .await
-        .with_context(|| format!("no answer within {} s", bound.as_secs_f32()))?
-}
-
-/// One connection, one request.
-async fn exchange(url: &Url, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let bare = url.host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((bare, url.port)).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let host = HeaderValue::from_str(&format!("{}:{}", url.host, url.port))?;
-    let request = Request::get(path).header(HOST, host).body(Body::empty())?;
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_BYTES)
-            .collect()
-            .await;
-        let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
-        anyhow::Ok((status, body.to_bytes()))
-    };
-    // The connection moves the bytes of the answer; it ends after it.
-    let (answer, _) = tokio::join!(answer, connection);
-    answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_read() {
-        let read = |text: &str| text.parse::<Url>().map(|url| url.to_string());
-        assert_eq!(
-            read("http://127.0.0.1:7979").as_deref(),
-            Ok("http://127.0.0.1:7979")
-        );
-        assert_eq!(read("http://cache/").as_deref(), Ok("http://cache:80"));
-        assert_eq!(
-            read("http://[::1]:7979").as_deref(),
-            Ok("http://[::1]:7979")
-        );
-        for wrong in [
-            "https://cache",
-            "cache:7979",
-            "http://cache/v1",
-            "http://",
-            "x y",
-        ] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -1,0 +1,131 @@
+//! How much one client, and all of them together, may take of the HTTP server.
+
+use std::{str::FromStr, time::Duration};
+
+/// All that is bounded. What a client may ask for in one request (ids, waits) is bounded where it is read.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+#[command(next_help_heading = "Limits of the HTTP server")]
+pub(crate) struct Limits {
+    /// Connections that may be open at a time. One more gets 503, but for /livez and /readyz
+    #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within::<usize, 1, 100_000>)]
+    pub(crate) most_connections: usize,
+    /// Streams of /v1/changes that may be open at a time
+    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = Limits::MOST_STREAMS, value_name = "COUNT", value_parser = within::<usize, 1, 100_000>)]
+    pub(crate) most_streams: usize,
+    /// Bytes of a request's first line and headers; a longer one gets 431
+    #[arg(long, env = "ODDSCACHE_MOST_HEAD_BYTES", default_value_t = Limits::MOST_HEAD_BYTES, value_name = "BYTES", value_parser = within::<usize, 8192, 1_048_576>)]
+    pub(crate) most_head_bytes: usize,
+    /// Bytes of a request's path and query; a longer one gets 414. 5,000 ids of ten digits take 55,000
+    #[arg(long, env = "ODDSCACHE_MOST_TARGET_BYTES", default_value_t = Limits::MOST_TARGET_BYTES, value_name = "BYTES", value_parser = within::<usize, 256, 65_000>)]
+    pub(crate) most_target_bytes: usize,
+    /// How long a client may take to send a request's head, or to shake hands for TLS
+    #[arg(long, env = "ODDSCACHE_HEAD_TIMEOUT", default_value = "10s", value_parser = time)]
+    pub(crate) head_timeout: Duration,
+    /// How long a connection is kept that asks for nothing
+    #[arg(long, env = "ODDSCACHE_IDLE_TIMEOUT", default_value = "75s", value_parser = time)]
+    pub(crate) idle_timeout: Duration,
+    /// Within which time an answer must begin; else it is 503. Longer than the longest `timeout` of a request, 30 s
+    #[arg(long, env = "ODDSCACHE_REQUEST_TIMEOUT", default_value = "40s", value_parser = time)]
+    pub(crate) request_timeout: Duration,
+    /// How long a client may take nothing of an answer that is ready for it, before it is cut off
+    #[arg(long, env = "ODDSCACHE_STALL_TIMEOUT", default_value = "15s", value_parser = time)]
+    pub(crate) stall_timeout: Duration,
+    /// How long a client may take over one answer, other than a stream of changes, before it is cut off
+    #[arg(long, env = "ODDSCACHE_ANSWER_TIMEOUT", default_value = "2m", value_parser = time)]
+    pub(crate) answer_timeout: Duration,
+    /// How long answers under way may take once the end was asked for (SIGTERM, Ctrl-C)
+    #[arg(long, env = "ODDSCACHE_DRAIN", default_value = "5s", value_parser = time)]
+    pub(crate) drain: Duration,
+    /// How long before that connections are still accepted, while /readyz says 503: for a balancer to take notice
+    #[arg(long, env = "ODDSCACHE_DRAIN_DELAY", default_value = "0s", value_parser = time_or_none)]
+    pub(crate) drain_delay: Duration,
+}
+
+impl Limits {
+    const MOST_CONNECTIONS: usize = 1024;
+    const MOST_STREAMS: usize = 256;
+    const MOST_HEAD_BYTES: usize = 64 * 1024;
+    const MOST_TARGET_BYTES: usize = 60_000;
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            most_connections: Limits::MOST_CONNECTIONS,
+            most_streams: Limits::MOST_STREAMS,
+            most_head_bytes: Limits::MOST_HEAD_BYTES,
+            most_target_bytes: Limits::MOST_TARGET_BYTES,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            request_timeout: Duration::from_secs(40),
+            stall_timeout: Duration::from_secs(15),
+            answer_timeout: Duration::from_secs(120),
+            drain: Duration::from_secs(5),
+            drain_delay: Duration::ZERO,
+        }
+    }
+}
+
+fn within<
+    T: FromStr + TryFrom<usize> + Into<usize> + Copy,
+    const LEAST: usize,
+    const MOST: usize,
+>(
+    text: &str,
+) -> Result<T, String> {
+    let count = text.parse::<T>().ok();
+    let count = count.filter(|count| (LEAST..=MOST).contains(&(*count).into()));
+    count.ok_or_else(|| format!("a number from {LEAST} to {MOST}"))
+}
+
+/// A day at the most: whoever wants no bound has mistaken the unit.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+fn time_or_none(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time <= LONGEST {
+        true => Ok(time),
+        false => Err("a day at the most".to_owned()),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match time_or_none(text)? {
+        Duration::ZERO => Err("more than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        limits: Limits,
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_flags() {
+        let parsed = Command::try_parse_from(["x"]).unwrap().limits;
+        assert_eq!(parsed, Limits::default());
+    }
+
+    #[test]
+    fn what_bounds_nothing_is_refused() {
+        for wrong in [
+            "--most-connections=0",
+            "--most-connections=100001",
+            "--most-head-bytes=100",
+            "--idle-timeout=0s",
+            "--drain=25h",
+            "--drain=5",
+        ] {
+            assert!(Command::try_parse_from(["x", wrong]).is_err(), "{wrong}");
+        }
+        assert!(Command::try_parse_from(["x", "--drain-delay=0s"]).is_ok());
+    }
+}
