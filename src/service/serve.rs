@@ -55,7 +55,9 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         never = notifier.run(&cache, &serving.health) => match never {},
         // The cache is kept equal to the last: answers under way may wait for a change.
         ended = async {
-            tracing::info!(signal = end_asked_for().await?, "ending");
+            // Not within the macro, which looks at nothing where the log's level leaves it out.
+            let signal = end_asked_for().await?;
+            tracing::info!(signal, "ending");
             notifier.stopping();
             server.stop().await;
             anyhow::Ok(ExitCode::SUCCESS)

@@ -1,0 +1,154 @@
+//! Requests at a given rate, whatever the service does: each is due at its time, and its latency counts from then on,
+//! so that one slow answer does not hide what it does to those behind it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::client::{Client, Tally};
+
+/// Connections that requests go out on.
+const CONNECTIONS: usize = 64;
+
+/// So many requests that are due and not sent are kept; more are errors.
+const MOST_WAITING: usize = 20_000;
+
+/// What is asked for, how often in 10,000, and which statuses are right.
+const MIX: [(&str, u64, &[u16]); 7] = [
+    // An event may have begun meanwhile, and be gone.
+    ("/v1/events/{id}", 9_079, &[200, 404]),
+    ("/v1/events?ids=", 400, &[200]),
+    ("/readyz", 300, &[200]),
+    ("/v1/stats", 100, &[200]),
+    ("/metrics", 100, &[200]),
+    ("/v1/list", 20, &[200, 304]),
+    ("/v1/dump", 1, &[200]),
+];
+
+/// By kind of request.
+pub(crate) type Tallies = Arc<Mutex<Vec<(&'static str, Tally)>>>;
+
+pub(crate) struct Load {
+    pub(crate) tallies: Tallies,
+    /// Due, but neither sent nor kept.
+    pub(crate) unsent: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    pacer: std::thread::JoinHandle<()>,
+    workers: JoinSet<()>,
+}
+
+impl Load {
+    /// `has_list`: whether the service knows `/v1/list`.
+    pub(crate) fn start(address: SocketAddr, rate: u64, ids: Vec<i64>, has_list: bool) -> Load {
+        let tallies = MIX.iter().map(|(kind, ..)| (*kind, Tally::default()));
+        let tallies = Arc::new(Mutex::new(tallies.collect()));
+        let (send, due) = mpsc::channel(MOST_WAITING);
+        let due = Arc::new(tokio::sync::Mutex::new(due));
+        let (stop, unsent) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let pacer = pace(rate, send, Arc::clone(&stop), Arc::clone(&unsent));
+        let mut workers = JoinSet::new();
+        let ids = Arc::new(ids);
+        for number in 0..CONNECTIONS as u64 {
+            let (due, tallies, ids) = (Arc::clone(&due), Arc::clone(&tallies), Arc::clone(&ids));
+            workers.spawn(async move {
+                let (mut client, mut rng) =
+                    (Client::new(address), fastrand::Rng::with_seed(number));
+                let mut list_tag = None;
+                loop {
+                    let Some(at) = due.lock().await.recv().await else {
+                        return;
+                    };
+                    let kind = choose(&mut rng, has_list);
+                    let path = path(MIX[kind].0, &ids, &mut rng);
+                    let header = list_tag.clone().filter(|_| MIX[kind].0 == "/v1/list");
+                    let header = header.as_deref().map(|tag| ("if-none-match", tag));
+                    let result = client.take(&path, header).await;
+                    if let (Ok((_, tag, _)), "/v1/list") = (&result, MIX[kind].0) {
+                        list_tag = tag.clone();
+                    }
+                    let mut tallies: std::sync::MutexGuard<'_, Vec<(&str, Tally)>> =
+                        tallies.lock().expect("a lock");
+                    tallies[kind]
+                        .1
+                        .add(Instant::now() - at, MIX[kind].2, result);
+                }
+            });
+        }
+        Load {
+            tallies,
+            unsent,
+            stop,
+            pacer,
+            workers,
+        }
+    }
+
+    /// No more requests; waits for the answers to those that were due.
+    pub(crate) async fn stop(mut self) -> Tallies {
+        self.stop.store(true, Ordering::Relaxed);
+        // The pacer looks at least each second.
+        let pacer = self.pacer;
+        tokio::task::spawn_blocking(move || pacer.join())
+            .await
+            .expect("a thread")
+            .expect("the pacer");
+        while self.workers.join_next().await.is_some() {}
+        self.tallies
+    }
+}
+
+/// On a thread of its own: a runtime's timer has milliseconds.
+fn pace(
+    rate: u64,
+    send: mpsc::Sender<Instant>,
+    stop: Arc<AtomicBool>,
+    unsent: Arc<AtomicU64>,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let (begun, mut number) = (Instant::now(), 0);
+        while !stop.load(Ordering::Relaxed) {
+            let due = begun + Duration::from_nanos(1_000_000_000 / rate * number);
+            number += 1;
+            if let Some(wait) = due.checked_duration_since(Instant::now()) {
+                std::thread::sleep(wait);
+            }
+            if send.try_send(due).is_err() {
+                unsent.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    })
+}
+
+fn choose(rng: &mut fastrand::Rng, has_list: bool) -> usize {
+    let mut number = rng.u64(0..10_000);
+    for (kind, (path, share, _)) in MIX.iter().enumerate() {
+        if number < *share {
+            return if *path == "/v1/list" && !has_list {
+                0
+            } else {
+                kind
+            };
+        }
+        number -= share;
+    }
+    0
+}
+
+fn path(kind: &str, ids: &[i64], rng: &mut fastrand::Rng) -> String {
+    let mut id = || ids[rng.usize(0..ids.len())].to_string();
+    match kind {
+        "/v1/events/{id}" => format!("/v1/events/{}", id()),
+        "/v1/events?ids=" => {
+            let list: Vec<String> = (0..10).map(|_| id()).collect();
+            format!("/v1/events?ids={}", list.join(","))
+        }
+        path => path.to_owned(),
+    }
+}
