@@ -1,6 +1,6 @@
-//! The command line. Every flag is also an environment variable.
+//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings file.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oddscache::{Config, Error};
@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
     #[command(flatten)]
     pub(crate) log: LogArguments,
+    /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the environment go
+    /// before it
+    #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,7 +45,11 @@ pub(crate) enum Command {
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
     /// triggers or rights. SIGTERM and Ctrl-C end it within --drain; SIGUSR1 makes it read everything again, SIGHUP the tokens
     /// and the certificate.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
+    /// Print the settings of serve that are in force, and where each comes from: flag, environment, file or default
+    ///
+    /// Takes the flags of serve. What it prints is a file for --config; secrets are hidden. Connects to nothing.
+    Config(Box<ServeArguments>),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
     /// Print one of the SQL scripts for psql, or run it with --apply

@@ -20,6 +20,7 @@ mod patient;
 mod probe;
 mod prune;
 pub(crate) mod serve;
+mod settings;
 pub(crate) mod sql;
 mod tls;
 
@@ -29,16 +30,19 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
 use oddscache::{Error, View, sql::ScriptError};
 
-use args::{Arguments, Command, LogArguments, LogFormat};
+use args::{Command, LogArguments, LogFormat};
+use settings::{Origins, Settings};
 
 use crate::demo;
 
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
+        Ok(settings) => settings,
+        Err(unusable) => return unusable.tell(),
+    };
     if let Err(error) = start_logging(&arguments.log) {
         eprintln!("oddscache: {error:#}");
         return ExitCode::from(2);
@@ -50,7 +54,7 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(run(arguments.command));
+    let result = runtime.block_on(run(arguments.command, &origins));
     // Not waiting for what blocks, such as a write to a pipe that nobody reads.
     runtime.shutdown_background();
     match result {
@@ -65,9 +69,10 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
+async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(arguments) => serve::run(arguments).await,
+        Command::Serve(arguments) => serve::run(*arguments).await,
+        Command::Config(_) => settings::run(origins),
         Command::Dump(arguments) => {
             let mut config = arguments.follow.config()?;
             config = config.need_feed(!arguments.without_feed);
