@@ -17,7 +17,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::latency::Latencies;
+use super::latency::Latencies;
 
 /// Whoever waits longer has given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::client::Client;
+use super::client::Client;
 
 /// What one of them has seen. Read while it goes on.
 #[derive(Debug, Default, Clone)]

@@ -110,8 +110,9 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
+    // Later than our own, which is counted.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(limits.stall_timeout))?;
+    socket.set_tcp_user_timeout(Some(limits.stall_timeout * 2))?;
     Ok(())
 }
 

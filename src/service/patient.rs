@@ -223,6 +223,7 @@ impl<S> Patient<S> {
 }
 
 fn late(what: &'static str) -> io::Error {
+    tracing::debug!(reason = what, "a connection is cut off");
     io::Error::new(io::ErrorKind::TimedOut, what)
 }
 

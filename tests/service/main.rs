@@ -4,6 +4,9 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod config;
+mod lifecycle;
+mod limits;
 mod metrics;
 
 use std::{
@@ -82,11 +85,21 @@ impl Served {
             more,
         ]
         .concat();
-        let mut command = AsyncCommand::from(command(&arguments));
+        Served::start_with(dsn, &arguments, &[]).await
+    }
+
+    /// With all its arguments, and with variables.
+    async fn start_with(dsn: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Served {
+        let mut command = AsyncCommand::from(command(arguments));
         command
             .env("DATABASE_URL", dsn)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        Served::of(command).await
+    }
+
+    async fn of(mut command: AsyncCommand) -> Served {
         let mut child = command.spawn().expect("the binary runs");
         let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
         let address = loop {

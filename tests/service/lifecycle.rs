@@ -1,0 +1,326 @@
+//! From the start to the end: alive, ready, what the service manager hears, and how it drains.
+
+use std::{
+    os::unix::net::UnixDatagram,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::{
+    BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually, text, with_odds,
+};
+
+/// So large that no buffer on the way takes `/v1/dump` whole.
+pub(super) const LARGE: &str = r#"
+    insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+        select n, 'sr' || n, 'Home - Away', 'Home', 'Away', now() at time zone 'UTC' + interval '1 day'
+        from generate_series(1001, 1800) n;
+    insert into odds_snapshots (event_id, bookmaker_id) select n, 1 from generate_series(1001, 1800) n;
+    insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+    select s.id, 'm' || m, 'Market',
+           (select jsonb_agg(jsonb_build_object('name', 'outcome ' || o, 'odds', 1.5 + o, 'is_active', true)) from generate_series(1, 30) o)
+    from odds_snapshots s, generate_series(1, 10) m where s.event_id > 1000
+"#;
+
+pub(super) fn with_large_odds() -> Database {
+    let database = with_odds();
+    database.psql(LARGE);
+    database
+}
+
+/// A client that has asked for `path` and read the head of the answer, and nothing more: the answer is under way.
+pub(super) async fn under_way(served: &Served, path: &str) -> TcpStream {
+    let address = served.base.trim_start_matches("http://").parse().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(
+            timeout(Duration::from_secs(30), stream.read_u8())
+                .await
+                .expect("in time")
+                .unwrap(),
+        );
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", text(&head));
+    stream
+}
+
+/// A cluster of our own with odds, to be stopped.
+fn own_cluster() -> Cluster {
+    let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
+    for arguments in [
+        ["-qf", "src/demo/schema.sql"],
+        ["-qf", "sql/install.sql"],
+        ["-qc", ODDS],
+    ] {
+        assert!(
+            cluster
+                .psql("postgres", &arguments)
+                .unwrap()
+                .status
+                .success()
+        );
+    }
+    cluster
+}
+
+fn probe(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = command(arguments).output().unwrap();
+    (
+        output.status.code(),
+        text(&output.stdout) + &text(&output.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
+    let cluster = own_cluster();
+    cluster.stop("fast").unwrap();
+    let served = Served::start(&cluster.dsn("postgres"), &["--ready-max-age", "1s"]).await;
+    let (health, ready) = (
+        ["health", "--url", &served.base],
+        ["ready", "--url", &served.base],
+    );
+    let (code, said) = probe(&health);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = probe(&ready);
+    assert!(code == Some(1) && said.contains("not warm yet"), "{said}");
+    cluster.boot().unwrap();
+    served.warm().await;
+    let (code, said) = probe(&ready);
+    assert!(code == Some(0) && said.contains("ready"), "{said}");
+
+    // Away: ready for as long as the view is young, then not, and alive.
+    cluster.stop("fast").unwrap();
+    eventually("not ready any more", async || {
+        served.get("/readyz").await.0 == 503
+    })
+    .await;
+    let (_, body) = served.get("/readyz").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert!(
+        body["status"].as_str().unwrap().contains("disconnected"),
+        "{body}"
+    );
+    assert!(
+        body["age_ms"].as_u64() > Some(1000) && body["ready"] == false,
+        "{body}"
+    );
+    assert!(
+        body["error"].as_str().unwrap().contains("--ready-max-age"),
+        "{body}"
+    );
+    let (code, said) = probe(&ready);
+    assert!(code == Some(1) && said.contains("503"), "{said}");
+    assert_eq!(probe(&health).0, Some(0));
+    assert_eq!(served.get("/v1/events/1").await.0, 200);
+    cluster.boot().unwrap();
+    served.warm().await;
+
+    // Where it is, is known from what the service itself is told.
+    let port = served.base.rsplit_once(':').unwrap().1;
+    let listen = format!("0.0.0.0:{port}");
+    let output = command(&["health"])
+        .env("ODDSCACHE_LISTEN", &listen)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    drop(served);
+    let (code, said) = probe(&["health", "--listen", &listen]);
+    assert!(
+        code == Some(1) && said.contains("asking http://127.0.0.1:"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
+    let database = with_large_odds();
+    // A level that leaves out what is said at the end.
+    let more = [
+        "--drain-delay",
+        "3s",
+        "--drain",
+        "60s",
+        "--log",
+        "oddscache::service::serve=info",
+    ];
+    let mut served = Served::start(&database.dsn(), &more).await;
+    served.warm().await;
+    let mut answer = under_way(&served, "/v1/dump").await;
+    let mut idle = TcpStream::connect(served.base.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    served.signal("-TERM");
+    eventually("it says that it ends", async || {
+        let (status, body) = served.get("/readyz").await;
+        status == 503 && body.contains("the service is ending")
+    })
+    .await;
+    // Whoever asks meanwhile is served.
+    assert_eq!(served.get("/v1/events/1").await.0, 200);
+    let address = served.base.trim_start_matches("http://").to_owned();
+    eventually("nobody else is let in", async || {
+        TcpStream::connect(&address).await.is_err()
+    })
+    .await;
+    let mut byte = [0];
+    let end = timeout(Duration::from_secs(30), idle.read(&mut byte))
+        .await
+        .expect("in time");
+    assert_eq!(
+        end.unwrap_or(0),
+        0,
+        "a connection without a request is closed"
+    );
+    assert!(
+        served.child.try_wait().unwrap().is_none(),
+        "it ended in the middle of an answer"
+    );
+
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(60), answer.read_to_end(&mut rest))
+        .await
+        .expect("in time")
+        .unwrap();
+    assert!(
+        rest.ends_with(b"\r\n0\r\n\r\n"),
+        "the answer is whole: {} bytes",
+        rest.len()
+    );
+    assert!(rest.len() > 10_000_000, "{}", rest.len());
+    let status = timeout(Duration::from_secs(20), served.child.wait())
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_ever() {
+    let database = with_large_odds();
+    let mut served = Served::start(&database.dsn(), &["--drain", "300ms"]).await;
+    served.warm().await;
+    let _never_taken = under_way(&served, "/v1/dump").await;
+    let begun = Instant::now();
+    served.signal("-TERM");
+    let status = timeout(Duration::from_secs(14), served.child.wait()).await;
+    assert!(status.expect("before any other bound").unwrap().success());
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    let mut log = String::new();
+    while let Some(line) = served.log.next_line().await.unwrap() {
+        log.push_str(&line);
+    }
+    assert!(log.contains("cut off"), "{log}");
+}
+
+/// The service manager: what it hears, line by line.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    /// Reads until each of `lines` begins one that was heard; returns all that was.
+    fn hear(&self, lines: &[&str]) -> Vec<String> {
+        let (deadline, mut heard) = (
+            Instant::now() + Duration::from_secs(60),
+            Vec::<String>::new(),
+        );
+        let mut buffer = [0; 4096];
+        while Instant::now() < deadline {
+            let length = self.0.recv(&mut buffer).unwrap_or(0);
+            heard.extend(text(&buffer[..length]).lines().map(str::to_owned));
+            let is_heard = |line: &&str| heard.iter().any(|heard| heard.starts_with(*line));
+            if lines.iter().all(is_heard) {
+                return heard;
+            }
+        }
+        heard.dedup();
+        panic!("{lines:?} were not heard: {heard:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_manager_hears_how_it_goes() {
+    let cluster = own_cluster();
+    cluster.stop("fast").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = Manager(UnixDatagram::bind(&path).unwrap());
+    manager
+        .0
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+    let variables = [
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "300000"),
+    ];
+    let mut served = Served::start_with(&cluster.dsn("postgres"), &arguments, &variables).await;
+
+    // A database that is away is no reason to be restarted, nor for the start to fail.
+    let heard = [
+        manager.hear(&["STATUS=disconnected", "EXTEND_TIMEOUT_USEC="]),
+        manager.hear(&["WATCHDOG=1"]),
+        manager.hear(&["WATCHDOG=1"]),
+    ];
+    assert!(!heard.concat().contains(&"READY=1".to_owned()), "{heard:?}");
+    cluster.boot().unwrap();
+    manager.hear(&["READY=1", "STATUS=live; 9 events"]);
+    assert_eq!(served.get("/readyz").await.0, 200);
+    manager.hear(&["WATCHDOG=1"]);
+    cluster.stop("fast").unwrap();
+    manager.hear(&["STATUS=disconnected"]);
+    manager.hear(&["WATCHDOG=1"]);
+    served.signal("-TERM");
+    manager.hear(&["STOPPING=1"]);
+    let status = timeout(Duration::from_secs(20), served.child.wait())
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert!(status.success(), "{status}");
+
+    // Without a watchdog, or with that of another process, there is nothing to feed.
+    cluster.boot().unwrap();
+    while manager.0.set_nonblocking(true).is_ok() && manager.0.recv(&mut [0; 4096]).is_ok() {}
+    manager.0.set_nonblocking(false).unwrap();
+    let variables = [variables[0], variables[1], ("WATCHDOG_PID", "1")];
+    let _served = Served::start_with(&cluster.dsn("postgres"), &arguments, &variables).await;
+    let heard = manager.hear(&["READY=1", "STATUS=live"]);
+    assert!(!heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
+}
+
+#[test]
+fn the_unit_is_understood_by_systemd() {
+    let Ok(output) = Command::new("systemd-analyze").arg("--version").output() else {
+        println!("SKIPPED: systemd-analyze is not installed (Debian: apt-get install systemd)");
+        return;
+    };
+    assert!(output.status.success());
+    let unit = std::fs::read_to_string("examples/deploy/oddscache.service").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("oddscache.service");
+    // It insists that the program is there.
+    std::fs::write(&path, unit.replace("/usr/local/bin/oddscache", BINARY)).unwrap();
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    let ours: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("oddscache.service"))
+        .collect();
+    assert!(output.status.success() && ours.is_empty(), "{said}");
+}
