@@ -87,7 +87,7 @@ fn take(event: &str, seen: &mut Seen, collect: bool) -> Result<(), String> {
         return Ok(());
     };
     let id = field("id").ok_or("an event without an id")?;
-    let number = |id: &str| Some(id.split_once('-')?.1.parse::<u64>().ok()?);
+    let number = |id: &str| id.split_once('-')?.1.parse::<u64>().ok();
     let version = number(id).ok_or_else(|| format!("an id of another form: {id}"))?;
     match name {
         "start" => seen.lost = true,
