@@ -43,6 +43,16 @@ impl CachedEvent {
             && self.competitors.same(&other.competitors)
     }
 
+    /// Whether it has as many snapshots of either kind, and the same ones with the very same bodies: all that is summed up
+    /// over events, and which snapshots they show, is as with the other.
+    pub(crate) fn counts_as(&self, other: &CachedEvent) -> bool {
+        let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
+        let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
+            a.snapshot_id == b.snapshot_id && Arc::ptr_eq(&a.body, &b.body)
+        };
+        sizes(self) == sizes(other) && self.snapshots().zip(other.snapshots()).all(pair)
+    }
+
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
         self.betpawa
             .0
