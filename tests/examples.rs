@@ -271,6 +271,9 @@ async fn follow_changes() {
     odds_move(&database, 2.75);
     let moved = followed.line("  event 1, ").await;
     assert_eq!(moved, "bookmaker 1, 1X2, 1: 2.5 -> 2.75");
+    odds_move(&database, 3.0);
+    let moved = followed.line("  event 1, ").await;
+    assert_eq!(moved, "bookmaker 1, 1X2, 1: 2.75 -> 3");
     database.psql(
         r#"
         update competitor_market_odds
