@@ -115,6 +115,12 @@ fn a_snapshot_goes_from_one_cache_to_another_as_json() {
 
     let (second, mut writer) = OddsCache::detached();
     let read: SnapshotInput = serde_json::from_str(&json).expect("the same shape");
+    // A cache always knows when, at the latest, the odds were confirmed.
+    let expected = SnapshotInput {
+        last_confirmed_at: Some(snapshot.captured_at),
+        ..snapshot
+    };
+    assert_eq!(read, expected);
     writer.put_betpawa_snapshot(&read, None);
     writer.publish();
     let event = |cache: &OddsCache| serde_json::to_value(cache.event(7)).expect("JSON");
