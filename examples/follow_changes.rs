@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use oddscache::{CachedEvent, CachedSnapshot, Config, OddsCache};
+use oddscache::{CachedEvent, CachedMarket, CachedSnapshot, Config, OddsCache};
 
 /// What was acted on last, by event id. Kept by whoever acts: the latest view may be ahead of the change at hand, and
 /// what is ahead comes as a change of its own. An event costs a reference here, no copy.
@@ -86,18 +86,37 @@ fn show(event_id: i64, before: Option<&CachedEvent>, now: Option<&CachedEvent>) 
 /// Prints every outcome whose odds are not what they were. Those of a market that is new are no move.
 fn show_moves(event_id: i64, who: &str, before: Option<&CachedSnapshot>, now: &CachedSnapshot) {
     for market in now.markets() {
-        let Some(old) = before.and_then(|b| b.market(market.betpawa_market_id(), market.line()))
-        else {
+        let mut old = before.iter().flat_map(|before| before.markets());
+        let Some(old) = old.find(|old| key(old) == key(&market)) else {
             continue;
         };
-        for outcome in market.outcomes() {
-            let same_name = old.outcomes().find(|old| old.name() == outcome.name());
-            if let (Some(old), Some(new)) = (same_name.and_then(|old| old.odds()), outcome.odds())
-                && old != new
-            {
-                let (market, outcome) = (market.betpawa_market_name(), outcome.name());
-                println!("  event {event_id}, {who}, {market}, {outcome}: {old} -> {new}");
-            }
+        let moved = market.outcomes().filter_map(|new| {
+            let old = old.outcomes().find(|old| old.name() == new.name())?;
+            let (old, odds) = (old.odds()?, new.odds()?);
+            (old != odds).then_some((new.name(), old, odds))
+        });
+        for (outcome, old, new) in moved {
+            let name = label(&market);
+            println!("  event {event_id}, {who}, {name}, {outcome}: {old} -> {new}");
         }
+    }
+}
+
+/// What tells a market from the others of its snapshot: those with a handicap share their id, and have no line.
+fn key<'a>(market: &CachedMarket<'a>) -> (&'a str, Option<f64>, Option<f64>, Option<f64>) {
+    let handicap = (market.handicap_home(), market.handicap_away());
+    (
+        market.betpawa_market_id(),
+        market.line(),
+        handicap.0,
+        handicap.1,
+    )
+}
+
+fn label(market: &CachedMarket<'_>) -> String {
+    let name = market.betpawa_market_name();
+    match market.line().or(market.handicap_home()) {
+        Some(number) => format!("{name} {number}"),
+        None => name.to_owned(),
     }
 }

@@ -146,6 +146,16 @@ fn odds_move(database: &Database, odds: f64) {
     ));
 }
 
+/// Two markets that only their handicap tells apart.
+const INSERT_HANDICAPS: &str = r#"
+    insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, handicap_type, handicap_home,
+        handicap_away, outcomes)
+    select s.id, '3774', 'Handicap', 'asian', m.handicap, -m.handicap,
+        jsonb_build_array(jsonb_build_object('name', '1', 'odds', m.odds))
+    from odds_snapshots s, (values (-1.5, 3.5), (1.5, 1.9)) m (handicap, odds)
+    where s.event_id = 2
+"#;
+
 #[test]
 fn all_that_there_are_are_run_here_and_named_in_the_readme() {
     let mut files: Vec<String> = std::fs::read_dir("examples")
@@ -282,6 +292,15 @@ async fn follow_changes() {
     );
     let moved = followed.line("  event 2, ").await;
     assert_eq!(moved, "sportybet, 1X2, 1: 2.4 -> 2.3");
+    // Of markets that share an id and have no line, each is compared with itself.
+    database.psql(INSERT_HANDICAPS);
+    database.psql(
+        r#"
+        update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5
+        "#,
+    );
+    let moved = followed.line("  event 2, ").await;
+    assert_eq!(moved, "bookmaker 1, Handicap 1.5, 1: 1.9 -> 1.8");
     database.psql("delete from odds_snapshots where event_id = 1");
     assert_eq!(followed.line("  event 1: ").await, "gone");
 }

@@ -91,7 +91,8 @@ impl CachedSnapshot {
     }
 
     /// The first market with this id and line; a line of `None` is a market without. Faster than going through
-    /// [`markets`](CachedSnapshot::markets), of which it looks at hardly any other. Allocates nothing.
+    /// [`markets`](CachedSnapshot::markets), of which it looks at hardly any other; where markets differ in nothing but
+    /// their handicap, only that tells them apart. Allocates nothing.
     pub fn market(&self, betpawa_market_id: &str, line: Option<f64>) -> Option<CachedMarket<'_>> {
         let index = self.body.template.find(betpawa_market_id, line)?;
         Some(CachedMarket {
