@@ -217,7 +217,13 @@
 //!
 //! The oldest Rust that will do is the `rust-version` of `Cargo.toml`, with which all tests run. Raising it counts as a
 //! breaking change, and is done only for something that is needed.
-#![warn(missing_docs)]
+#![warn(
+    missing_debug_implementations,
+    missing_docs,
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    clippy::return_self_not_must_use
+)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;

@@ -118,6 +118,7 @@ impl Serialize for CachedSnapshot {
 
 /// The markets of a snapshot, in the order of their row ids.
 #[derive(Debug, Clone)]
+#[must_use = "an iterator does nothing until it is asked"]
 pub struct Markets<'a> {
     body: &'a Body,
     next: usize,
@@ -240,6 +241,7 @@ impl Serialize for CachedMarket<'_> {
 
 /// The outcomes of a market, in the order of the column.
 #[derive(Debug, Clone)]
+#[must_use = "an iterator does nothing until it is asked"]
 pub struct Outcomes<'a> {
     body: &'a Body,
     names: Names<'a>,
