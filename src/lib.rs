@@ -113,6 +113,9 @@
 //! what is held and what it weighs, [`OddsCache::counters`] what was done. Let a readiness probe ask `is_warm`, an
 //! alarm the age, and nobody restart a process for either: a restarted cache has nothing.
 //!
+//! `ready` waits for as long as the database is away; the status and the log say what for, and
+//! [`Config::retry_unreachable`] can make it an error.
+//!
 //! ## Errors
 //!
 //! There is one, [`Error`]; each variant names the object and the way out, and none carries a password or data of a
