@@ -20,7 +20,8 @@ impl CachedEvent {
         self.event_id
     }
 
-    /// When it begins, UTC. Always known for what a follower read; `None` only where a [`Writer`](crate::Writer) put none.
+    /// `events.kickoff`: when it begins. UTC, to the microsecond. Always known for what a follower read; `None` only
+    /// where a [`Writer`](crate::Writer) put none.
     pub fn kickoff(&self) -> Option<DateTime<Utc>> {
         self.kickoff.map(Micros::to_utc)
     }
@@ -123,7 +124,7 @@ impl BetpawaSnapshots {
                 .all(|(a, b)| a.difference(b).is_none())
     }
 
-    /// The snapshot of one bookmaker.
+    /// The snapshot of one bookmaker (`odds_snapshots.bookmaker_id`), `None` if it has none. Allocates nothing.
     pub fn get(&self, bookmaker_id: i64) -> Option<&CachedSnapshot> {
         // A handful: a scan beats a search.
         self.0
@@ -215,7 +216,8 @@ impl CompetitorSnapshots {
         self.len() == other.len() && self.0.iter().zip(&*other.0).all(pair)
     }
 
-    /// The snapshot of one source.
+    /// The snapshot of one source (`competitor_events.source`, to the letter), `None` if it has none. Allocates
+    /// nothing.
     pub fn get(&self, source: &str) -> Option<&CachedSnapshot> {
         self.0
             .iter()
