@@ -69,7 +69,7 @@ pub struct OutcomeInput {
     /// Whether one can bet on it; true if absent.
     #[serde(default = "yes")]
     pub is_active: bool,
-    /// All other keys, kept as they are.
+    /// All other keys, kept as they are. `name`, `odds` and `is_active` among them are not kept: they have fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -108,8 +108,9 @@ impl SnapshotInput {
         for (row_id, market) in (0i64..).zip(&self.markets) {
             builder.names.clear();
             for outcome in &market.outcomes {
-                let extra = (!outcome.extra.is_empty())
-                    .then(|| Value::Object(outcome.extra.clone()).to_string());
+                let mut extra = outcome.extra.clone();
+                extra.retain(|key, _| !["name", "odds", "is_active"].contains(&&**key));
+                let extra = (!extra.is_empty()).then(|| Value::Object(extra).to_string());
                 builder.names.push(&outcome.name, extra.as_deref());
                 builder.odds.push(outcome.odds, outcome.is_active);
             }
