@@ -6,6 +6,7 @@ mod changes;
 mod common;
 mod list;
 mod metrics;
+mod openapi;
 
 use std::{
     path::Path,
