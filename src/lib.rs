@@ -5,7 +5,8 @@
 //!   [age](State::age), its [cut](State::cut) and its [epoch](State::epoch).
 //! - [`CachedEvent`], [`CachedSnapshot`], [`CachedMarket`] and [`Outcome`] are what is looked up: immutable, borrowed, and
 //!   serialisable under the names of the columns they come from.
-//! - [`EventList`] is the event list with inline odds as JSON, of which only what changed is written anew.
+//! - [`EventList`] is the event list with inline odds as JSON, of which only what changed is written anew;
+//!   [`InlineMarkets`] writes single events of it.
 //! - [`Follower`] fills the cache and keeps it equal: spawn [`Follower::run`]. It needs the triggers of [`sql::Script::Install`].
 //! - [`Writer`] takes its place where a process has the odds at hand, and in tests.
 //!

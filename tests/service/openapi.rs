@@ -1,4 +1,5 @@
-//! `/openapi.json` beside the answers that the service really gives: all it documents is asked for, and all that comes is in it.
+//! `/openapi.json` beside the answers that the service really gives: all it documents is asked for, and all that comes is
+//! in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
