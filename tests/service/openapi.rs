@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jsonschema::Validator;
+use jsonschema::{Draft, JSONSchema};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -33,16 +33,20 @@ impl Document {
     }
 
     /// Of a schema that may refer to others of the document.
-    fn validator(&self, schema: &Value) -> Validator {
+    fn validator(&self, schema: &Value) -> JSONSchema {
         let mut schema = schema.clone();
         schema["components"] = self.0["components"].clone();
-        let options = jsonschema::draft202012::options().should_validate_formats(true);
-        options.build(&schema).expect("a schema")
+        let mut options = JSONSchema::options();
+        options
+            .with_draft(Draft::Draft202012)
+            .should_validate_formats(true);
+        options.compile(&schema).expect("a schema")
     }
 
     fn assert_is(&self, value: &Value, schema: &Value, what: &str) {
-        if let Err(error) = self.validator(schema).validate(value) {
-            panic!("{what}: {error} at {}", error.instance_path());
+        if let Err(errors) = self.validator(schema).validate(value) {
+            let errors = errors.map(|error| format!("{error} at {}", error.instance_path));
+            panic!("{what}: {}", errors.collect::<Vec<_>>().join("; "));
         }
     }
 
