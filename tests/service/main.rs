@@ -4,7 +4,9 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod list;
 mod metrics;
+mod openapi;
 
 use std::{
     path::Path,
