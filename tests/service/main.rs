@@ -6,6 +6,7 @@ mod changes;
 mod common;
 mod logging;
 mod metrics;
+mod promtool;
 
 use std::{
     path::Path,
