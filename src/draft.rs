@@ -137,11 +137,14 @@ impl Draft {
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
         }
-        if let Some(old) = &old {
-            self.forget(old);
+        // Where only times differ, as in most of all changes, neither what is counted nor who owns what does.
+        if !old.as_ref().is_some_and(|old| old.counts_as(&event)) {
+            if let Some(old) = &old {
+                self.forget(old);
+            }
+            self.count(&event);
         }
         self.before.entry(event_id).or_insert_with(|| old.clone());
-        self.count(&event);
         if let Some(kickoff) = kickoff
             && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
         {

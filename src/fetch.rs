@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{FromSql, Type},
@@ -19,7 +19,7 @@ use crate::{
     Error,
     catalog::Catalog,
     connection::within,
-    model::{Body, Micros},
+    model::{Body, Micros, Source},
     pack::{Bodies, MarketRow, Packer},
     statement::{Arg, Prepared, Statement},
 };
@@ -63,7 +63,7 @@ pub(crate) struct Heads {
     /// Of the events asked for those within the window.
     pub(crate) kickoffs: HashMap<i64, Micros>,
     pub(crate) betpawa: Vec<Head<i64>>,
-    pub(crate) competitors: Vec<Head<String>>,
+    pub(crate) competitors: Vec<Head<Source>>,
 }
 
 /// Market rows of this many snapshots are asked for at a time.
@@ -134,16 +134,12 @@ impl Reader<'_> {
         let window = [Arg::Time(window_start)];
         Ok(Heads {
             kickoffs: self.all_kickoffs(window_start).await?,
-            betpawa: self.named(
-                &self
-                    .rows(HEADS, &self.catalog.all_betpawa_heads, &window)
-                    .await?,
-            )?,
-            competitors: self.named(
-                &self
-                    .rows(HEADS, &self.catalog.all_competitor_heads, &window)
-                    .await?,
-            )?,
+            betpawa: self
+                .heads(&self.catalog.all_betpawa_heads, &window, bookmaker)
+                .await?,
+            competitors: self
+                .heads(&self.catalog.all_competitor_heads, &window, sources())
+                .await?,
         })
     }
 
@@ -183,7 +179,7 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let heads = &self.catalog.some_betpawa_heads;
-        self.named(&self.rows(HEADS, heads, &[Arg::Ids(event_ids)]).await?)
+        self.heads(heads, &[Arg::Ids(event_ids)], bookmaker).await
     }
 
     /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
@@ -192,18 +188,33 @@ impl Reader<'_> {
         &self,
         event_ids: &[i64],
         competitor_event_ids: &[i64],
-    ) -> Result<Vec<Head<String>>, Error> {
+    ) -> Result<Vec<Head<Source>>, Error> {
         if event_ids.is_empty() && competitor_event_ids.is_empty() {
             return Ok(Vec::new());
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
         let heads = &self.catalog.some_competitor_heads;
-        self.named(&self.rows(HEADS, heads, &args).await?)
+        self.heads(heads, &args, sources()).await
     }
 
-    /// The heads in rows; names those that are malformed.
-    fn named<K: for<'a> FromSql<'a>>(&self, rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
-        let heads = heads(rows)?;
+    /// Latest snapshots, decoded as they come: a row kept until all are there costs more than what is in it. Names those that
+    /// are malformed.
+    async fn heads<K>(
+        &self,
+        statement: &Statement,
+        args: &[Arg<'_>],
+        mut key: impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
+    ) -> Result<Vec<Head<K>>, Error> {
+        let read = async {
+            let rows = statement.stream(self.client, self.prepared, args).await?;
+            let mut rows = std::pin::pin!(rows);
+            let mut heads = Vec::new();
+            while let Some(row) = rows.try_next().await? {
+                heads.push(head(&row, &mut key)?);
+            }
+            Ok(heads)
+        };
+        let heads = read.await.map_err(Error::database(HEADS))?;
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
             let malformed = heads.iter().filter(unknown).count();
@@ -400,27 +411,37 @@ fn kickoffs(rows: &[Row]) -> Result<HashMap<i64, Micros>, Error> {
         .map_err(Error::database(EVENTS))
 }
 
-fn heads<K: for<'a> FromSql<'a>>(rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
-    let head = |row: &Row| -> Result<Head<K>, tokio_postgres::Error> {
-        let time = |index| {
-            Ok::<_, tokio_postgres::Error>(
-                row.try_get::<_, Option<PostgresTime>>(index)?
-                    .map(|time| time.0),
-            )
-        };
-        let (captured_at, last_confirmed_at) = (time(3)?, time(4)?);
-        Ok(Head {
-            event_id: row.try_get(0)?,
-            key: row.try_get(1)?,
-            snapshot_id: row.try_get(2)?,
-            captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
-            last_confirmed_at,
-        })
+fn head<K>(
+    row: &Row,
+    key: &mut impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
+) -> Result<Head<K>, tokio_postgres::Error> {
+    let time = |index| {
+        let time = row.try_get::<_, Option<PostgresTime>>(index)?;
+        Ok::<_, tokio_postgres::Error>(time.map(|time| time.0))
     };
-    rows.iter()
-        .map(head)
-        .collect::<Result<_, _>>()
-        .map_err(Error::database(HEADS))
+    let captured_at = time(3)?;
+    Ok(Head {
+        event_id: row.try_get(0)?,
+        key: key(row)?,
+        snapshot_id: row.try_get(2)?,
+        captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
+        last_confirmed_at: time(4)?,
+    })
+}
+
+fn bookmaker(row: &Row) -> Result<i64, tokio_postgres::Error> {
+    row.try_get(1)
+}
+
+/// The source of each row; one allocation for each that there is.
+fn sources() -> impl FnMut(&Row) -> Result<Source, tokio_postgres::Error> {
+    let mut seen: HashSet<Source> = HashSet::new();
+    move |row| {
+        let name: &str = row.try_get(1)?;
+        Ok(seen
+            .get_or_insert_with(name, |name| Source::from(name))
+            .clone())
+    }
 }
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
