@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
 use crate::{
-    BetpawaSnapshots, CachedEvent, Changes, CompetitorSnapshots, Config, Counters, Error, Follower,
-    State, Stats, Status, View, Writer,
+    BetpawaSnapshots, CachedEvent, ChangeLog, Changes, CompetitorSnapshots, Config, Counters,
+    Error, Follower, State, Stats, Status, Timings, View, Writer,
     publish::{Publisher, Shared},
     reader::Reader,
 };
@@ -215,6 +215,17 @@ impl OddsCache {
     /// How much has been done since it was made. Copies a few numbers, each as it is at its own moment.
     pub fn counters(&self) -> Counters {
         self.shared.counters.get()
+    }
+
+    /// How long it took until commits were visible, and where the time went, since it was made. Allocates a short list for
+    /// each of the five.
+    pub fn timings(&self) -> Timings {
+        self.shared.timers.get()
+    }
+
+    /// What the follower last knew of the change log's length; zeros before the first warmup.
+    pub fn change_log(&self) -> ChangeLog {
+        self.shared.change_log()
     }
 }
 

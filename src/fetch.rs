@@ -1,6 +1,12 @@
 //! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
 use hashbrown::{HashMap, HashSet};
@@ -66,6 +72,36 @@ const SNAPSHOTS_PER_READ: usize = 1_000;
 /// Malformed rows are named one by one up to here, per read.
 const MOST_NAMED: usize = 20;
 
+/// What was read, counted: by the statement, not by the row.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    rows: AtomicU64,
+    malformed: AtomicU64,
+    decode_nanos: AtomicU64,
+}
+
+impl Tally {
+    fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Rows of the application's tables.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that did not read as they should.
+    pub(crate) fn malformed(&self) -> u64 {
+        self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// How long market rows that were at hand took to pack, if there were any.
+    pub(crate) fn decode(&self) -> Option<Duration> {
+        let nanos = self.decode_nanos.load(Ordering::Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+}
+
 /// One transaction's eyes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'c> {
@@ -75,6 +111,7 @@ pub(crate) struct Reader<'c> {
     pub(crate) prepared: Option<&'c Prepared>,
     /// Whether malformed rows are named in the log: where they are read for the first time.
     pub(crate) names_malformed: bool,
+    pub(crate) tally: &'c Tally,
 }
 
 impl Reader<'_> {
@@ -84,10 +121,12 @@ impl Reader<'_> {
         statement: &Statement,
         args: &[Arg<'_>],
     ) -> Result<Vec<Row>, Error> {
-        statement
+        let rows = statement
             .rows(self.client, self.prepared, args)
             .await
-            .map_err(Error::database(doing))
+            .map_err(Error::database(doing))?;
+        Tally::add(&self.tally.rows, rows.len());
+        Ok(rows)
     }
 
     /// Everything within the window.
@@ -178,6 +217,8 @@ impl Reader<'_> {
         let heads = read.await.map_err(Error::database(HEADS))?;
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
+            let malformed = heads.iter().filter(unknown).count();
+            Tally::add(&self.tally.malformed, malformed);
             for head in heads.iter().filter(unknown).take(MOST_NAMED) {
                 let snapshot_id = head.snapshot_id;
                 tracing::warn!(
@@ -217,7 +258,9 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let rows = self.market_stream(side, ids).await?;
-        rows.try_collect().await.map_err(Error::database(MARKETS))
+        let rows: Vec<Row> = rows.try_collect().await.map_err(Error::database(MARKETS))?;
+        Tally::add(&self.tally.rows, rows.len());
+        Ok(rows)
     }
 
     async fn market_stream(&self, side: Side, ids: &[i64]) -> Result<RowStream, Error> {
@@ -239,13 +282,20 @@ impl Reader<'_> {
         rows: &[Row],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<Body>>, Error> {
+        if rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let begun_at = Instant::now();
         let mut packing = Packing::new(side, self.names_malformed);
         let mut bodies = Bodies::new(packer);
         for row in rows {
             packing.push(row, &mut bodies)?;
         }
-        packing.end();
-        Ok(bodies.finish())
+        packing.end(self.tally);
+        let bodies = bodies.finish();
+        let nanos = usize::try_from(begun_at.elapsed().as_nanos()).unwrap_or(usize::MAX);
+        Tally::add(&self.tally.decode_nanos, nanos);
+        Ok(bodies)
     }
 
     /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share;
@@ -283,7 +333,8 @@ impl Reader<'_> {
             }
             found.extend(bodies.finish());
         }
-        packing.end();
+        Tally::add(&self.tally.rows, packing.rows);
+        packing.end(self.tally);
         Ok(found)
     }
 }
@@ -305,6 +356,7 @@ struct Packing {
     table: &'static str,
     names_malformed: bool,
     malformed: usize,
+    rows: usize,
 }
 
 impl Packing {
@@ -316,11 +368,13 @@ impl Packing {
             },
             names_malformed,
             malformed: 0,
+            rows: 0,
         }
     }
 
     fn push(&mut self, row: &Row, bodies: &mut Bodies<'_>) -> Result<(), Error> {
         let (snapshot_id, row) = market(row).map_err(Error::database(MARKETS))?;
+        self.rows += 1;
         if let Some(problem) = bodies.push(snapshot_id, row) {
             self.malformed += 1;
             if self.malformed <= MOST_NAMED && self.names_malformed {
@@ -331,8 +385,11 @@ impl Packing {
         Ok(())
     }
 
-    fn end(self) {
+    fn end(self, tally: &Tally) {
         let (table, malformed) = (self.table, self.malformed);
+        if self.names_malformed {
+            Tally::add(&tally.malformed, malformed);
+        }
         if malformed > MOST_NAMED && self.names_malformed {
             tracing::warn!(
                 table,

@@ -256,6 +256,7 @@ mod gather;
 #[cfg(feature = "tls")]
 mod handshake;
 mod helpers;
+mod histogram;
 mod list;
 mod model;
 mod owners;
@@ -272,6 +273,7 @@ mod stats;
 mod status;
 mod table;
 mod target;
+mod timing;
 mod tls;
 mod view;
 mod watch;
@@ -286,14 +288,16 @@ pub use config::Config;
 pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
+pub use histogram::{Histogram, Timing, TimingBucket};
 pub use list::{EventList, InlineMarkets};
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
 pub use reader::Reader;
-pub use stats::{Stats, WarmupStats};
-pub use status::{Counters, Status};
+pub use stats::{MemoryStats, Stats, WarmupStats};
+pub use status::{ChangeLog, Counters, Reloads, Status};
+pub use timing::Timings;
 pub use tls::{SslMode, Tls};
 pub use view::{Cut, State, View};
 pub use writer::Writer;

@@ -63,7 +63,7 @@ struct Proven {
 /// A point in time by both clocks: the monotonic one stands still while the machine is suspended, the other is set at will.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    monotonic: Instant,
+    pub(crate) monotonic: Instant,
     wall: SystemTime,
 }
 
