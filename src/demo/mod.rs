@@ -43,6 +43,7 @@ use tokio::{
 use tokio_postgres::{Client, NoTls};
 
 use crate::service::{
+    http::Options,
     serve::{Server, Serving, end_asked_for},
     sql,
 };
@@ -123,7 +124,13 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     let dsn = cluster.dsn(DATABASE);
 
     let (cache, follower) = OddsCache::connect(Config::new(&dsn)?);
-    let server = Server::start(arguments.listen, &cache, Serving::default()).await?;
+    let server = Server::start(
+        arguments.listen,
+        &cache,
+        Serving::default(),
+        Options::default(),
+    )
+    .await?;
     // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { follower.run().await.context("the follower") });

@@ -43,8 +43,8 @@ pub(crate) enum Command {
     ///
     /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain; SIGUSR1 makes it read everything again, SIGHUP the tokens
-    /// and the certificate.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain; SIGUSR1 makes it read everything again, SIGUSR2
+    /// log in detail, and as before, and SIGHUP read the tokens and the certificate again.
     Serve(Box<ServeArguments>),
     /// Print the settings of serve that are in force, and where each comes from: flag, environment, file or default
     ///
@@ -104,6 +104,15 @@ pub(crate) struct LogArguments {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
+    /// How often the same place may log within 10 s; how many more there were is said after that. 0: any number
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG_REPEATS",
+        default_value_t = 20,
+        value_name = "COUNT"
+    )]
+    pub(crate) log_repeats: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -239,6 +248,16 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
+    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is wanted
+    #[arg(
+        long,
+        env = "ODDSCACHE_INLINE_MARKETS",
+        default_value = "3743,5000:2.5,3795,4693",
+        value_delimiter = ',',
+        value_parser = inline_market,
+        value_name = "ID[:LINE]"
+    )]
+    pub(crate) inline_markets: Vec<(String, Option<f64>)>,
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
@@ -263,4 +282,18 @@ pub(crate) struct DumpArguments {
     /// Do not insist on the change feed: it takes no part in a single reading
     #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
     pub(crate) without_feed: bool,
+}
+
+fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
+    let (id, line) = match text.split_once(':') {
+        None => (text, None),
+        Some((id, line)) => {
+            let line = line.parse().ok().filter(|line: &f64| line.is_finite());
+            (id, Some(line.ok_or("the line is no number")?))
+        }
+    };
+    match id.trim() {
+        "" => Err("a market needs an id: 3743, or 5000:2.5 with a line".to_owned()),
+        id => Ok((id.to_owned(), line)),
+    }
 }

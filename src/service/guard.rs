@@ -31,7 +31,7 @@ impl Guard {
             let sentence = "read-only: GET and HEAD only";
             let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, sentence);
             let headers = response.headers_mut();
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            headers.insert(ALLOW, HeaderValue::from_static("GET,HEAD"));
             return Some(closing(response, request));
         }
         if !request.body().is_end_stream() {

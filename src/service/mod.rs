@@ -10,10 +10,10 @@ mod doctor;
 mod explain;
 mod guard;
 mod health;
-mod http;
-mod ids;
+pub(crate) mod http;
 mod limits;
 mod listen;
+mod logging;
 mod metrics;
 mod notify;
 mod patient;
@@ -25,14 +25,14 @@ pub(crate) mod sql;
 mod tls;
 
 use std::{
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, Write},
     process::ExitCode,
 };
 
 use anyhow::Context;
 use oddscache::{Error, View, sql::ScriptError};
 
-use args::{Command, LogArguments, LogFormat};
+use args::Command;
 use settings::{Origins, Settings};
 
 use crate::demo;
@@ -43,10 +43,13 @@ pub(crate) fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(unusable) => return unusable.tell(),
     };
-    if let Err(error) = start_logging(&arguments.log) {
-        eprintln!("oddscache: {error:#}");
-        return ExitCode::from(2);
-    }
+    let _flush = match logging::start(&arguments.log) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("oddscache: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -114,18 +117,4 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         };
         kind == Some(io::ErrorKind::BrokenPipe)
     })
-}
-
-fn start_logging(arguments: &LogArguments) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
-        .with_context(|| format!("--log {}: not a log filter", arguments.log))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    match arguments.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    Ok(())
 }

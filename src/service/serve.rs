@@ -22,6 +22,7 @@ use super::{
     http,
     limits::Limits,
     listen::{self, Shared},
+    logging,
     notify::Notifier,
     patient::Tally,
     prune,
@@ -29,6 +30,7 @@ use super::{
 };
 
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    logging::change_on_signal()?;
     let follow = &arguments.follow;
     let config = follow.config()?.poll_interval(arguments.poll_interval);
     let patience = Patience::new(
@@ -43,7 +45,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         health: Arc::new(Health::new(arguments.ready_max_age, patience)),
     };
     let (cache, follower) = OddsCache::connect(config.clone());
-    let server = Server::start(arguments.listen, &cache, serving.clone()).await?;
+    let options = http::Options {
+        inline: arguments.inline_markets,
+    };
+    let server = Server::start(arguments.listen, &cache, serving.clone(), options).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     serving.warn_of_the_open(server.address);
     let notifier = Notifier::from_environment();
@@ -156,6 +161,7 @@ impl Server {
         address: SocketAddr,
         cache: &OddsCache,
         serving: Serving,
+        options: http::Options,
     ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
@@ -163,7 +169,7 @@ impl Server {
         let address = listener.local_addr().context("listening")?;
         let limits = Arc::new(serving.limits);
         let hub = Hub::start(cache, limits.most_streams);
-        let router = http::router(cache.clone(), hub.clone());
+        let router = http::router(cache.clone(), hub.clone(), options);
         let (end, ending) = watch::channel(false);
         let tally = Arc::new(Tally::default());
         let checks = Guard {

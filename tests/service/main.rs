@@ -7,7 +7,11 @@ mod common;
 mod config;
 mod lifecycle;
 mod limits;
+mod list;
+mod logging;
 mod metrics;
+mod openapi;
+mod promtool;
 
 use std::{
     path::Path,
