@@ -7,14 +7,21 @@ mod process;
 mod requests;
 mod text;
 
+use std::sync::atomic::Ordering;
+
 use oddscache::{Counters, OddsCache, Reloads, Status, Timings};
 
-use super::logging;
+use super::{logging, patient::Tally};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
 #[expect(clippy::cast_precision_loss)]
-pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> String {
+pub(crate) fn text(
+    cache: &OddsCache,
+    requests: &Requests,
+    streams: usize,
+    tally: &Tally,
+) -> String {
     let mut text = Text::default();
     let (view, status) = (cache.view(), cache.status());
     let (stats, warm) = (view.stats(), cache.is_warm());
@@ -118,6 +125,7 @@ pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> St
         streams,
     );
     requests.write(&mut text);
+    connections(&mut text, tally);
     messages(&mut text);
     process::write(&mut text);
     text.finish()
@@ -258,6 +266,45 @@ fn timings(text: &mut Text, timings: &Timings) {
     for (name, timing, bounds, help) in all {
         text.family(name, "histogram", help);
         text.histogram(name, "", timing, bounds);
+    }
+}
+
+/// What became of HTTP connections, and of requests that were not answered by their path.
+fn connections(text: &mut Text, tally: &Tally) {
+    let all = [
+        (
+            "http_connections_total",
+            &tally.accepted,
+            "HTTP connections accepted, those turned away included.",
+        ),
+        (
+            "http_connections_turned_away_total",
+            &tally.turned_away,
+            "HTTP connections beyond the most that may be open.",
+        ),
+        (
+            "http_silent_total",
+            &tally.silent,
+            "HTTP connections closed since they asked for nothing in time; of idle ones there are always some.",
+        ),
+        (
+            "http_stalled_total",
+            &tally.stalled,
+            "HTTP connections cut off since their answer was not taken in time.",
+        ),
+        (
+            "http_unauthorized_total",
+            &tally.unauthorized,
+            "HTTP requests without a known token.",
+        ),
+        (
+            "http_overdue_total",
+            &tally.overdue,
+            "HTTP requests whose answer did not begin in time.",
+        ),
+    ];
+    for (name, count, help) in all {
+        text.counter(name, help, count.load(Ordering::Relaxed));
     }
 }
 

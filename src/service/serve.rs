@@ -178,7 +178,8 @@ impl Server {
             tally: Arc::clone(&tally),
         };
         let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
-        let guarded = |router: Router| router.layer(with_health.clone());
+        let with_tally = Extension(Arc::clone(&tally));
+        let guarded = |router: Router| router.layer(with_health.clone()).layer(with_tally.clone());
         let shared = Shared {
             limits: Arc::clone(&limits),
             tally,

@@ -1,4 +1,4 @@
-//! What a client may take: sizes, times, connections, access; and the service under load while the application writes.
+//! What a client may take: sizes, times, connections; and the service under load while the application writes.
 
 #[path = "../../benches/load/client.rs"]
 mod client;
@@ -11,7 +11,6 @@ mod subscriber;
 
 use std::{
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -19,12 +18,6 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Client;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Served, command,
+    Served,
     common::connect,
     eventually,
     lifecycle::{under_way, with_large_odds},
@@ -42,12 +35,12 @@ use super::{
 };
 
 impl Served {
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.base.trim_start_matches("http://").parse().unwrap()
     }
 
     /// Reads the log until a line contains all of these.
-    async fn logs(&mut self, words: &[&str]) -> String {
+    pub(super) async fn logs(&mut self, words: &[&str]) -> String {
         loop {
             let line = timeout(Duration::from_secs(60), self.log.next_line()).await;
             let line = line.expect("it logs").unwrap().expect("it runs");
@@ -59,7 +52,7 @@ impl Served {
 }
 
 /// Sends these bytes and reads to the end of the connection.
-async fn say(served: &Served, bytes: &str) -> String {
+pub(super) async fn say(served: &Served, bytes: &str) -> String {
     let mut stream = TcpStream::connect(served.address()).await.unwrap();
     // Who has heard enough hangs up.
     let _ = stream.write_all(bytes.as_bytes()).await;
@@ -279,246 +272,6 @@ async fn an_answer_begins_in_time_or_is_an_error() {
         status == 503 && body.contains("no answer within 0.3 s"),
         "{body}"
     );
-}
-
-#[tokio::test]
-async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
-    let database = with_odds();
-    let (one, two) = ("one-token-0123456789abcdef", "two-token-0123456789abcdef");
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
-    std::fs::write(file.path(), one).unwrap();
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--log-format",
-        "json",
-        "--log",
-        "debug,tokio_postgres=warn",
-    ];
-    let variables = [("ODDSCACHE_TOKEN_FILE", file.path().to_str().unwrap())];
-    let mut served = Served::start_with(&database.dsn(), &arguments, &variables).await;
-    served.warm().await;
-    let ask = async |path: &str, token: Option<&str>| {
-        let mut request = Client::new().get(format!("{}{path}", served.base));
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        request.send().await.expect("an answer")
-    };
-    for path in [
-        "/v1/events",
-        "/v1/changes",
-        "/v1/dump",
-        "/metrics",
-        "/v1/stats",
-        "/nowhere",
-    ] {
-        for token in [None, Some(two), Some("")] {
-            let answer = ask(path, token).await;
-            assert_eq!(answer.status(), 401, "{path}");
-            assert_eq!(
-                answer.headers()["www-authenticate"],
-                "Bearer realm=\"oddscache\""
-            );
-            assert!(
-                answer
-                    .text()
-                    .await
-                    .unwrap()
-                    .contains("Authorization: Bearer")
-            );
-        }
-    }
-    assert_eq!(ask("/v1/events", Some(one)).await.status(), 200);
-    for path in ["/livez", "/readyz"] {
-        assert_eq!(ask(path, None).await.status(), 200, "{path}");
-    }
-
-    // Renewed while it runs; where the file is no good, the old one stays.
-    std::fs::write(file.path(), two).unwrap();
-    served.signal("-HUP");
-    eventually("the new token", async || {
-        let answer = Client::new()
-            .get(format!("{}/v1/stats", served.base))
-            .bearer_auth(two)
-            .send()
-            .await;
-        answer.unwrap().status() == 200
-    })
-    .await;
-    std::fs::write(file.path(), "").unwrap();
-    served.signal("-HUP");
-    served.logs(&["SIGHUP", "no token"]).await;
-    let stats = async |token: &str| {
-        let request = Client::new()
-            .get(format!("{}/v1/stats", served.base))
-            .bearer_auth(token);
-        request.send().await.unwrap().status().as_u16()
-    };
-    assert_eq!((stats(one).await, stats(two).await), (401, 200));
-
-    // The tools send it, and no log has it.
-    let explain = |token: &str| {
-        let mut explain = command(&["explain", "1", "--url", &served.base]);
-        explain
-            .env("DATABASE_URL", database.dsn())
-            .env("ODDSCACHE_TOKEN", token)
-            .output()
-            .unwrap()
-    };
-    assert!(explain(two).status.success());
-    let refused = explain(one);
-    assert!(
-        text(&refused.stderr).contains("asks for a token"),
-        "{}",
-        text(&refused.stderr)
-    );
-    served.signal("-TERM");
-    while let Some(line) = served.log.next_line().await.unwrap() {
-        assert!(!line.contains("token-0123"), "{line}");
-    }
-    let output = command(&["serve", "--token", "short"])
-        .env("DATABASE_URL", database.dsn())
-        .output()
-        .unwrap();
-    let errors = text(&output.stderr);
-    assert!(
-        output.status.code() == Some(2) && errors.contains("16") && !errors.contains("short"),
-        "{errors}"
-    );
-}
-
-/// A certificate for 127.0.0.1, its key, and who issued it, in PEM.
-fn certificate() -> [String; 3] {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
-    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = parameters.self_signed(&key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(parameters, key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let certificate = parameters.signed_by(&key, &issuer).unwrap();
-    [certificate.pem(), key.serialize_pem(), ca]
-}
-
-/// Asks over TLS, trusting `ca` alone.
-async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
-        .unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(address.ip().into(), stream).await;
-    let mut stream = stream.map_err(|error| error.to_string())?;
-    stream
-        .write_all(b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok(text(&answer))
-}
-
-#[tokio::test]
-async fn tls_is_served_and_its_certificate_renewed() {
-    let database = with_odds();
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let put = |[certificate, key, ca]: &[String; 3]| {
-        for (name, text) in [("cert.pem", certificate), ("key.pem", key), ("ca.pem", ca)] {
-            std::fs::write(path(name), text).unwrap();
-            std::fs::set_permissions(path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
-        }
-    };
-    let (first, second) = (certificate(), certificate());
-    put(&first);
-    let (cert, key) = (path("cert.pem"), path("key.pem"));
-    let more = [
-        "--tls-cert",
-        &cert,
-        "--tls-key",
-        &key,
-        "--head-timeout",
-        "500ms",
-    ];
-    let served = Served::start(&database.dsn(), &more).await;
-    let address = served.address();
-    let probe = |arguments: &[&str]| {
-        let mut probe = command(arguments);
-        probe
-            .env("ODDSCACHE_LISTEN", address.to_string())
-            .env("ODDSCACHE_TLS_CERT", &cert);
-        probe.output().unwrap().status.code()
-    };
-    eventually("ready over TLS", async || probe(&["ready"]) == Some(0)).await;
-    let answer = ask_tls(address, &first[2]).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(ask_tls(address, &second[2]).await.is_err());
-    // Whoever speaks plainly, or says nothing, is not waited for.
-    for words in ["GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", ""] {
-        assert!(!say(&served, words).await.contains("HTTP/1.1 200"));
-    }
-    let url = format!("https://{address}");
-    let explain = command(&["explain", "1", "--url", &url, "--ca", &path("ca.pem")])
-        .env("DATABASE_URL", database.dsn())
-        .output()
-        .unwrap();
-    assert!(explain.status.success(), "{}", text(&explain.stderr));
-
-    put(&second);
-    served.signal("-HUP");
-    eventually("the new certificate", async || {
-        ask_tls(address, &second[2]).await.is_ok()
-    })
-    .await;
-    assert_eq!(probe(&["health"]), Some(0));
-
-    for (arguments, word) in [
-        (&["serve", "--tls-cert", &cert][..], "--tls-key"),
-        (
-            &["serve", "--tls-cert", &cert, "--tls-key", "/nowhere"],
-            "/nowhere",
-        ),
-        (
-            &["serve", "--tls-cert", &key, "--tls-key", &key],
-            "--tls-cert",
-        ),
-    ] {
-        let output = command(arguments)
-            .env("DATABASE_URL", database.dsn())
-            .output()
-            .unwrap();
-        let errors = text(&output.stderr);
-        assert!(
-            output.status.code() == Some(1) && errors.contains(word),
-            "{errors}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn who_listens_beyond_this_machine_is_warned() {
-    let database = with_odds();
-    let arguments = ["serve", "--listen", "0.0.0.0:0", "--log-format", "json"];
-    let mut served = Served::start_with(&database.dsn(), &arguments, &[]).await;
-    served
-        .logs(&[
-            "listening beyond this machine",
-            "--token-file",
-            "--tls-cert",
-        ])
-        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The binary, run as its users run it: `serve`, `dump`, `sql`, `demo`.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod access;
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;

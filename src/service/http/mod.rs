@@ -34,6 +34,7 @@ use super::{
     cut,
     health::Health,
     metrics::{self, Requests},
+    patient::Tally,
 };
 
 /// What can be chosen of the answers.
@@ -175,8 +176,8 @@ async fn changes(
     Ok(api.hub.stream(api.cache, inline, &headers))
 }
 
-async fn metrics(State(api): State<Api>) -> Response {
-    let text = metrics::text(&api.cache, &api.requests, api.hub.open());
+async fn metrics(State(api): State<Api>, Extension(tally): Extension<Arc<Tally>>) -> Response {
+    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &tally);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }
