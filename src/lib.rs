@@ -104,7 +104,8 @@
 //!
 //! ## The whole list as JSON
 //!
-//! [`EventList`] is the event list with inline odds and margins as JSON, of which only what changed is written anew.
+//! [`EventList`] is the event list with inline odds and margins as JSON, of which only what changed is written anew;
+//! [`InlineMarkets`] writes single events of it.
 //!
 //! ## Status and readiness
 //!
@@ -291,7 +292,7 @@ pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
 pub use histogram::{Histogram, Timing, TimingBucket};
-pub use list::EventList;
+pub use list::{EventList, InlineMarkets};
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,

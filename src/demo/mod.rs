@@ -44,6 +44,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::service::{
     args::MOST_STREAMS,
+    http::Options,
     serve::{Server, end_asked_for},
     sql,
 };
@@ -124,7 +125,7 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     let dsn = cluster.dsn(DATABASE);
 
     let (cache, follower) = OddsCache::connect(Config::new(&dsn)?);
-    let server = Server::start(arguments.listen, &cache, MOST_STREAMS).await?;
+    let server = Server::start(arguments.listen, &cache, MOST_STREAMS, Options::default()).await?;
     // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { follower.run().await.context("the follower") });
