@@ -161,6 +161,7 @@ fn all_that_there_are_are_run_here_and_named_in_the_readme() {
     let mut files: Vec<String> = std::fs::read_dir("examples")
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     files.sort_unstable();
