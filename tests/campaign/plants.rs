@@ -41,14 +41,14 @@ pub(crate) const PLANTS: &[Plant] = &[
         edits: &[
             (
                 "src/feed.rs",
-                "const COLUMNS: &str = \"table_name, keys, note\";",
-                "const COLUMNS: &str = \"table_name, keys, note, id\";\n\
+                "const COLUMNS: &str = \"table_name, keys, note, xid, at\";",
+                "const COLUMNS: &str = \"table_name, keys, note, xid, at, id\";\n\
                  static LAST: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);",
             ),
             (
                 "src/feed.rs",
                 "        rows += 1;\n",
-                "        rows += 1;\n        LAST.fetch_max(row.get(3), std::sync::atomic::Ordering::Relaxed);\n",
+                "        rows += 1;\n        LAST.fetch_max(row.get(5), std::sync::atomic::Ordering::Relaxed);\n",
             ),
             (
                 "src/feed.rs",
@@ -421,8 +421,8 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/fetch.rs",
-                "        packing.end();\n        Ok(bodies.finish())\n",
-                "        let mut found = bodies.finish();\n        found.retain(|id, _| !packing.dropped.contains(id));\n        Ok(found)\n",
+                "        packing.end(self.tally);\n        let bodies = bodies.finish();\n",
+                "        let mut bodies = bodies.finish();\n        bodies.retain(|id, _| !packing.dropped.contains(id));\n",
             ),
             (
                 "src/fetch.rs",

@@ -5,8 +5,10 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod list;
+mod logging;
 mod metrics;
 mod openapi;
+mod promtool;
 
 use std::{
     path::Path,

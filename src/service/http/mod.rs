@@ -199,6 +199,8 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("age_ms".to_owned(), json!(age_ms(&cache)));
         fields.insert("epoch".to_owned(), json!(view.epoch()));
         fields.insert("counters".to_owned(), json!(cache.counters()));
+        fields.insert("timings".to_owned(), json!(cache.timings()));
+        fields.insert("change_log".to_owned(), json!(cache.change_log()));
     }
     Json(stats).into_response()
 }
