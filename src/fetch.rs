@@ -215,6 +215,7 @@ impl Reader<'_> {
             Ok(heads)
         };
         let heads = read.await.map_err(Error::database(HEADS))?;
+        Tally::add(&self.tally.rows, heads.len());
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
             let malformed = heads.iter().filter(unknown).count();

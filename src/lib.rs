@@ -111,7 +111,8 @@
 //!
 //! [`OddsCache::ready`] and [`OddsCache::is_warm`] say that there is something to serve, and stay true: a view stays
 //! readable whatever happens. [`OddsCache::status`] says what the follower is doing ([`Status`]), [`OddsCache::stats`]
-//! what is held and what it weighs, [`OddsCache::counters`] what was done. Let a readiness probe ask `is_warm`, an
+//! what is held and what it weighs, [`OddsCache::counters`] what was done, [`OddsCache::timings`] how long commits took
+//! to be visible. Let a readiness probe ask `is_warm`, an
 //! alarm the age, and nobody restart a process for either: a restarted cache has nothing.
 //!
 //! `ready` waits for as long as the database is away; the status and the log say what for, and
@@ -164,7 +165,9 @@
 //! | [`OddsCache::read`], [`Reader::state`], [`is_warm`](OddsCache::is_warm), [`kickoff`](OddsCache::kickoff) | no | no | no |
 //! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
 //! | [`OddsCache::view_within`] | no | only its error | no |
-//! | [`OddsCache::stats`], [`counters`](OddsCache::counters) | no | no | no |
+//! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
+//! | [`OddsCache::timings`], [`Histogram::timing`] | no | a short list each | no |
+//! | [`Histogram::record`] | no | no | no |
 //! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
 //! | [`Outcome::extra`] | no | parses, if there is any | no |
 //! | [`Cut::shows`] | no | parses the cut's snapshot | no |

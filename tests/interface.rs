@@ -4,10 +4,11 @@
 use std::{error::Error as StdError, fmt::Debug, time::Duration};
 
 use oddscache::{
-    BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, Changes,
-    CompetitorSnapshots, Config, Counters, Cut, Error, EventList, Follower, Lagged, MarketInput,
-    Markets, OddsCache, Outcome, OutcomeInput, Outcomes, Reader, SnapshotInput, Source, SslMode,
-    State, Stats, Status, Tls, View, WarmupStats, Wire, Writer, sql,
+    BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, ChangeLog, Changes,
+    CompetitorSnapshots, Config, Counters, Cut, Error, EventList, Follower, Histogram, Lagged,
+    MarketInput, Markets, MemoryStats, OddsCache, Outcome, OutcomeInput, Outcomes, Reader, Reloads,
+    SnapshotInput, Source, SslMode, State, Stats, Status, Timing, TimingBucket, Timings, Tls, View,
+    WarmupStats, Wire, Writer, sql,
 };
 
 fn moves<T: Send + Unpin + Debug>() {}
@@ -30,6 +31,12 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     cloned::<Stats>();
     cloned::<WarmupStats>();
     cloned::<Counters>();
+    cloned::<Reloads>();
+    cloned::<ChangeLog>();
+    cloned::<MemoryStats>();
+    cloned::<Timings>();
+    cloned::<Timing>();
+    cloned::<TimingBucket>();
     cloned::<BetpawaSnapshots>();
     cloned::<CompetitorSnapshots>();
     cloned::<CachedSnapshot>();
@@ -46,6 +53,7 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     shared::<CachedEvent>();
     shared::<State>();
     shared::<EventList>();
+    shared::<Histogram>();
     shared::<Changes>();
     moves::<Writer>();
     moves::<Follower>();

@@ -1,7 +1,7 @@
 //! `GET /metrics`: the state of the cache and what it has done, in the text form that Prometheus reads.
 //!
 //! Names follow its conventions: `_total` only grows, seconds and bytes are the units, and no label has a value per event.
-//! A scrape costs some ten microseconds, and takes no lock that the follower or a reader could want.
+//! What is counted is counted without locks, so that a scrape holds up neither the follower nor a reader.
 
 mod process;
 mod requests;

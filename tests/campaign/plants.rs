@@ -277,8 +277,16 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "keep a body whose markets changed",
         edits: &[(
             "src/apply.rs",
-            "held.filter(|held| held.snapshot_id == snapshot_id && !dirty_markets.contains(&snapshot_id))",
-            "held.filter(|held| held.snapshot_id == snapshot_id && dirty_markets.len() < 1_000_000)",
+            "held.snapshot_id == id && !dirty_markets.contains(&id);",
+            "held.snapshot_id == id && dirty_markets.len() < 1_000_000;",
+        )],
+    },
+    Plant {
+        name: "take the kickoff of a changed event for known",
+        edits: &[(
+            "src/gather.rs",
+            "match dirty.events.contains(&event_id) {",
+            "match dirty.events.contains(&event_id) && event_id < 0 {",
         )],
     },
     Plant {
