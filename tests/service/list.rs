@@ -319,6 +319,7 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
                 .read_to_end(&mut out)
                 .expect("gzip");
         }
+        Some("zstd") => out = zstd::decode_all(bytes).expect("zstd"),
         Some(other) => panic!("{other}: nobody asked for that"),
     }
     out
@@ -341,8 +342,8 @@ async fn answers_are_compressed_as_the_client_wants() {
         let plain = plain.bytes().await.expect("a body");
         for (wanted, expected) in [
             ("gzip", Some("gzip")),
-            ("zstd", None),
-            ("gzip;q=0.5, zstd", Some("gzip")),
+            ("zstd", Some("zstd")),
+            ("gzip, zstd;q=0.5", Some("gzip")),
             ("identity", None),
             ("br", None),
         ] {
