@@ -44,8 +44,8 @@ impl Encoding {
         }
     }
 
-    /// Compresses so that it takes half of the room that the layer's level leaves and five times as long (20 ms for the
-    /// list of 1,100 events): it is done once for all.
+    /// Compresses once for all. Gzip so that it takes half of the room that the layer's level leaves, and twice as long
+    /// (20 ms for the 3.6 MB of the list of 1,100 events, which leaves 183 kB; zstd's first level: 7 ms, 187 kB).
     pub(super) fn encode(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Encoding::Gzip => {
