@@ -27,6 +27,7 @@ use super::{
     cut::{self, answer},
     ids,
     metrics::{self, Requests},
+    page,
 };
 
 /// Streamed answers are written in pieces of about this size.
@@ -58,6 +59,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub) -> Router {
         .route("/v1/stats", get(stats))
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
+        .merge(page::router())
         .fallback(async || {
             problem(
                 StatusCode::NOT_FOUND,

@@ -9,6 +9,7 @@ mod explain;
 mod http;
 mod ids;
 mod metrics;
+mod page;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;

@@ -1,0 +1,149 @@
+// The health panel: what /v1/stats says, its rates of change, and what happened while the page was open.
+
+import { make } from "./board.js";
+import { Chart } from "./chart.js";
+import { bytes, clock, count, duration, rate } from "./format.js";
+
+/** Events of the service's life that are kept in the list. */
+const MOST_LINES = 40;
+
+/** One tile: `read(stats, per)` gives what it shows; `per(path)` is how much a counter grew in a second since the last answer. */
+const TILES = [
+  {
+    id: "age",
+    title: "Age of what is served",
+    hint: "since it was last proven to be the database's current state",
+    read: (stats) => ({ value: duration(stats.age_ms), note: `status ${stats.status}`, points: [stats.age_ms] }),
+  },
+  {
+    id: "commit-to-visible",
+    title: "Commit to visible",
+    hint: "from a statement's end on the server to its change being readable here; the line is the mean of each interval",
+    read: (stats, per) => {
+      const times = stats.timings?.commit_to_visible;
+      if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN] };
+      const grown = per("timings.commit_to_visible.count");
+      const mean = grown > 0 ? (1000 * per("timings.commit_to_visible.sum_seconds")) / grown : NaN;
+      const [p50, p99] = [times.p50_seconds, times.p99_seconds].map((seconds) => duration(seconds === null ? NaN : 1000 * seconds));
+      return { value: `p50 ${p50}`, note: `p99 ${p99} · ${count(times.count)} changes`, points: [mean] };
+    },
+  },
+  {
+    id: "updates",
+    title: "Updates per second",
+    hint: "states published; the second figure is snapshots read again for them",
+    read: (stats, per) => ({
+      value: rate(per("counters.published")),
+      note: `${rate(per("counters.snapshots_read"))} snapshots/s · ${count(stats.counters.published)} in all`,
+      points: [per("counters.published")],
+    }),
+  },
+  {
+    id: "log",
+    title: "Change log",
+    hint: "rows of the change log that were read; what waits there is read within the poll interval",
+    read: (stats, per) => {
+      const backlog = stats.log_backlog_rows ?? stats.log_backlog ?? null;
+      const note = backlog === null ? `${rate(per("counters.reads"))} reads/s` : `${count(backlog)} rows wait`;
+      return { value: `${rate(per("counters.log_rows"))} rows/s`, note, points: [per("counters.log_rows")] };
+    },
+  },
+  {
+    id: "memory",
+    title: "Memory of the cache",
+    hint: "bytes of events, odds, names and indexes",
+    read: (stats) => ({
+      value: bytes(stats.memory_bytes),
+      note: `${count(stats.total_snapshots)} snapshots · ${count(stats.total_markets)} markets`,
+      points: [stats.memory_bytes],
+    }),
+  },
+  {
+    id: "audit",
+    title: "Audit",
+    hint: "events read again in full and compared with the database; a mismatch is a change that no trigger saw",
+    read: (stats, per) => {
+      const { audited_events, audit_passes, audit_mismatches } = stats.counters;
+      return {
+        value: audit_mismatches === 0 ? "no mismatch" : `${count(audit_mismatches)} mismatches`,
+        bad: audit_mismatches > 0,
+        note: `${count(audited_events)} events compared · ${count(audit_passes)} passes`,
+        points: [per("counters.audited_events")],
+      };
+    },
+  },
+  {
+    id: "resyncs",
+    title: "Epoch and resyncs",
+    hint: "times everything was read, the first warmup included; and reads and connections that failed and were tried again",
+    read: (stats, per) => ({
+      value: `epoch ${stats.epoch}`,
+      note: `${count(stats.counters.reloads)} full reads · ${count(stats.counters.failures)} failures`,
+      points: [per("counters.reloads")],
+    }),
+  },
+];
+
+function at(stats, path) {
+  return path.split(".").reduce((value, key) => value?.[key], stats);
+}
+
+export class Health {
+  #panel = document.getElementById("health");
+  #toggle = document.getElementById("health-toggle");
+  #tiles = new Map();
+  #lines = make("ol", { id: "happened", "aria-label": "What happened" });
+  #last = null;
+
+  constructor() {
+    const tiles = make("div", { className: "tiles" });
+    for (const { id, title, hint } of TILES) {
+      const chart = new Chart(`${title}, last minutes`);
+      const tile = make("section", { className: "tile", id: `tile-${id}`, title: hint });
+      const [value, note] = [make("p", { className: "value", text: "–" }), make("p", { className: "note" })];
+      tile.append(make("h3", { text: title }), value, note, chart.element);
+      tiles.append(tile);
+      this.#tiles.set(id, { tile, value, note, chart });
+    }
+    const happened = make("section", { className: "tile" });
+    happened.append(make("h3", { text: "What happened" }), this.#lines);
+    this.#panel.append(make("h2", { className: "unseen", text: "Health" }), tiles, happened);
+    this.#toggle.addEventListener("click", () => this.open(this.#panel.hidden));
+    this.open(matchMedia("(min-width: 1100px)").matches);
+  }
+
+  open(open) {
+    this.#panel.hidden = !open;
+    this.#toggle.setAttribute("aria-expanded", String(open));
+    document.body.classList.toggle("with-health", open);
+  }
+
+  /** An answer of /v1/stats, or `null` if there was none: a gap in the charts. */
+  take(stats) {
+    const asked = performance.now();
+    const seconds = this.#last ? (asked - this.#last.asked) / 1000 : NaN;
+    const per = (path) => {
+      const grown = at(stats, path) - at(this.#last?.stats, path);
+      // A counter that went back is another process's.
+      return grown >= 0 ? grown / seconds : NaN;
+    };
+    for (const { id, read } of TILES) {
+      const { tile, value, note, chart } = this.#tiles.get(id);
+      const shown = stats ? read(stats, per) : null;
+      chart.push(...(shown?.points ?? [NaN]));
+      if (!shown) continue;
+      value.textContent = shown.value;
+      note.textContent = shown.note;
+      tile.classList.toggle("bad", shown.bad === true);
+    }
+    this.#last = stats && { stats, asked };
+  }
+
+  /** A line for the list of what happened. */
+  say(text, kind = "") {
+    const line = make("li", { className: kind });
+    line.append(make("time", { text: clock(Date.now()) }), make("span", { text }));
+    this.#lines.prepend(line);
+    while (this.#lines.children.length > MOST_LINES) this.#lines.lastElementChild.remove();
+  }
+}
