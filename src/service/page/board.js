@@ -33,6 +33,7 @@ export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
     cell.dataset.moved = direction;
     cell.classList.toggle("best", best);
     cell.classList.toggle("off", off);
+    cell.classList.toggle("empty", text === "");
     const value = off ? make("s", { text }) : make("span", { text });
     const said = [best && "best", off && "not available", moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`];
     const words = said.filter(Boolean).join(", ");
@@ -177,7 +178,7 @@ export class Board {
       this.#outcomes.forEach((outcome, index) => {
         outcomes.append(make("th", { role: "columnheader", scope: "col", className: index ? "" : "first", text: outcome }));
       });
-      outcomes.append(make("th", { role: "columnheader", scope: "col", className: "meta", text: "margin, age", title: "the bookmaker's margin, and how long ago it was last seen to offer this" }));
+      outcomes.append(make("th", { role: "columnheader", scope: "col", className: "meta", text: "margin age", title: "the bookmaker's margin, and how long ago it was last seen to offer this" }));
     }
     this.#head.replaceChildren(names, outcomes);
     this.#table.style.setProperty("--outcomes", Math.max(1, this.#outcomes.length));

@@ -13,7 +13,7 @@ const TILES = [
     id: "age",
     title: "Age of what is served",
     hint: "since it was last proven to be the database's current state",
-    read: (stats) => ({ value: duration(stats.age_ms), note: `status ${stats.status}`, points: [stats.age_ms] }),
+    read: (stats) => ({ value: duration(stats.age_ms), note: stats.status, points: [stats.age_ms] }),
   },
   {
     id: "commit-to-visible",

@@ -161,11 +161,16 @@ function trouble() {
   const { stats, silent, streamless, proven } = known;
   if (silent !== null) return { name: "no connection", why: `no connection to the service: ${silent}` };
   if (!stats) return { name: "starting", why: null };
-  if (BLIND.includes(word(stats.status))) return { name: word(stats.status), why: `the service does not follow the database: ${stats.status}` };
+  if (BLIND.includes(word(stats.status))) return { name: word(stats.status), why: blind(stats.status) };
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
   if (Date.now() - proven > STALE_AFTER) return { name: "old", why: `the service has not heard from the database: ${stats.status}` };
   if (!known.whole) return { name: "loading", why: null };
   return null;
+}
+
+function blind(status) {
+  const lost = /^disconnected since \S+: (.*)$/s.exec(status);
+  return lost ? `the service has lost the database: ${lost[1]}` : `the service does not follow the database: ${status}`;
 }
 
 let staleSince = null;
