@@ -86,7 +86,7 @@ pub use config::Config;
 pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
-pub use list::EventList;
+pub use list::{EventList, InlineMarkets};
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,

@@ -8,7 +8,7 @@
 
 mod write;
 
-use std::{fmt, mem::size_of, ops::Range};
+use std::{fmt, mem::size_of, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use hashbrown::HashSet;
@@ -17,7 +17,7 @@ use crate::{
     View,
     model::{CachedEvent, Micros},
 };
-use write::{Before, Fragment, Inline, write_event};
+use write::{Before, Fragment, Inline, write_entry, write_event, write_markets};
 
 /// The event list with inline odds as JSON: all events of a view by kickoff, then id, each with a few markets of every
 /// snapshot.
@@ -26,13 +26,13 @@ use write::{Before, Fragment, Inline, write_event};
 /// [{"event_id":7,"kickoff":"2026-01-01T18:00:00Z","odds":[
 ///   {"bookmaker":"betpawa","bookmaker_id":1,"last_confirmed_at":"2026-01-01T12:00:00Z","markets":[
 ///     {"betpawa_market_id":"3743","betpawa_market_name":"1X2","line":null,"margin":4.42,"outcomes":[
-///       {"name":"1","odds":2.1,"is_active":true}],"unavailable_at":null}]}]}]
+///       {"name":"1","odds":2.1,"is_active":true}],"available":true,"unavailable_since":null}]}]}]
 /// ```
 ///
 /// (on one line). `odds` has the snapshots of `odds_snapshots` by bookmaker, then the competitors' by source, with
 /// `bookmaker_id` 0 and the source as `bookmaker`; `markets` keep their order. `margin` is the bookmaker's share in per cent,
-/// `(sum(1 / odds) - 1) * 100` to two digits, null where an outcome has no odds above 0. Numbers are written as serde_json
-/// writes them.
+/// `(sum(1 / odds) - 1) * 100` to two digits, null where an outcome has no odds above 0. `unavailable_since` is the column
+/// `unavailable_at`, and a market is `available` while that is null. Numbers are written as serde_json writes them.
 ///
 /// Only what changed since the last call is written anew; the rest is copied from the list made then, which costs little
 /// more than copying all of it. An unchanged view costs a comparison. Made and owned by whoever serves the list, one for
@@ -46,13 +46,73 @@ use write::{Before, Fragment, Inline, write_event};
 /// assert_eq!(list.render(&cache.view()), "[]");
 /// ```
 pub struct EventList {
-    inline: Box<[Inline]>,
+    inline: InlineMarkets,
     last: Option<View>,
     json: Buffer,
     entries: Entries,
     /// The list before, to be written over once nobody reads it: fresh memory costs as much again as copying into it.
     spare: Buffer,
     fragments_written: u64,
+}
+
+/// Which markets the event list shows of each snapshot: those with one of a few `betpawa_market_id`s, and with its line where
+/// one is given. Cloning counts a reference.
+///
+/// Writes single events as [`EventList`] writes them, for answers that are no whole list.
+///
+/// ```
+/// use chrono::{DateTime, Utc};
+/// use oddscache::{InlineMarkets, OddsCache, SnapshotInput};
+///
+/// let (cache, mut writer) = OddsCache::detached();
+/// let at = DateTime::<Utc>::UNIX_EPOCH;
+/// let snapshot = SnapshotInput {
+///     snapshot_id: 1, event_id: 7, bookmaker_id: 1, captured_at: at, last_confirmed_at: None, markets: vec![],
+/// };
+/// writer.put_betpawa_snapshot(&snapshot, Some(at));
+/// writer.publish();
+/// let (inline, mut out) = (InlineMarkets::new([("3743", None)]), Vec::new());
+/// inline.write_event(cache.view().event(7).expect("published"), &mut out);
+/// assert!(out.starts_with(br#"{"event_id":7,"kickoff":"1970-01-01T00:00:00Z","odds":[{"bookmaker":"betpawa""#));
+/// ```
+#[derive(Debug, Clone)]
+pub struct InlineMarkets(Arc<[Inline]>);
+
+impl InlineMarkets {
+    /// The markets with one of these `betpawa_market_id`s, and this line if there is one.
+    pub fn new<Id: Into<Box<str>>>(
+        inline: impl IntoIterator<Item = (Id, Option<f64>)>,
+    ) -> InlineMarkets {
+        let inline = inline.into_iter().map(|(id, line)| Inline {
+            betpawa_market_id: id.into(),
+            line,
+        });
+        InlineMarkets(inline.collect())
+    }
+
+    /// Appends the entry of an event, as it stands in the list. Costs some 2 us a snapshot.
+    pub fn write_event(&self, event: &CachedEvent, out: &mut Vec<u8>) {
+        self.write_event_where(event, |_, _| true, out);
+    }
+
+    /// The same with only those snapshots of which `wanted` says so, asked with `bookmaker` and `bookmaker_id` as they stand
+    /// in the list.
+    pub fn write_event_where(
+        &self,
+        event: &CachedEvent,
+        wanted: impl Fn(&str, i64) -> bool,
+        out: &mut Vec<u8>,
+    ) {
+        write_event(out, event, wanted, |out, snapshot| {
+            write_markets(out, &self.0, snapshot);
+        });
+    }
+
+    /// Bytes asked of the allocator.
+    fn heap_bytes(&self) -> usize {
+        let ids = self.0.iter().map(Inline::heap_bytes).sum::<usize>();
+        2 * size_of::<usize>() + size_of_val(&*self.0) + ids
+    }
 }
 
 /// What stands where in a list.
@@ -94,12 +154,13 @@ impl EventList {
     pub fn new<Id: Into<Box<str>>>(
         inline: impl IntoIterator<Item = (Id, Option<f64>)>,
     ) -> EventList {
-        let inline = inline.into_iter().map(|(id, line)| Inline {
-            betpawa_market_id: id.into(),
-            line,
-        });
+        EventList::of(InlineMarkets::new(inline))
+    }
+
+    /// A list that shows these markets.
+    pub fn of(inline: InlineMarkets) -> EventList {
         EventList {
-            inline: inline.collect(),
+            inline,
             last: None,
             json: Buffer::default(),
             entries: Entries::default(),
@@ -133,10 +194,10 @@ impl EventList {
                 }
             } else {
                 let before = first.old.and_then(|index| self.before(index));
-                self.fragments_written += write_event(
+                self.fragments_written += write_entry(
                     &mut json,
                     &mut entries.fragments,
-                    &self.inline,
+                    &self.inline.0,
                     first.event,
                     before,
                 );
@@ -163,13 +224,11 @@ impl EventList {
     /// Bytes it asked of the allocator: the last list, the one before, and some hundred an event. Beside them it holds the
     /// view rendered last, which weighs something of its own once the cache has moved on.
     pub fn memory_bytes(&self) -> usize {
-        let ids = self.inline.iter().map(Inline::heap_bytes).sum::<usize>();
         self.json.capacity
             + self.spare.capacity
             + self.entries.events.capacity() * size_of::<Entry>()
             + self.entries.fragments.capacity() * size_of::<Fragment>()
-            + size_of_val(&*self.inline)
-            + ids
+            + self.inline.heap_bytes()
     }
 
     /// Lets go of the view rendered last and of all memory; the next list is written whole.

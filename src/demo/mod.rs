@@ -46,6 +46,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::service::{
     args::MOST_STREAMS,
+    http::Options,
     serve::{Server, end_asked_for},
     sql,
 };
@@ -149,7 +150,7 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     };
     let way = network.as_ref().map(|network| network.dsn(DATABASE));
     let (cache, follower) = OddsCache::connect(Config::new(way.as_ref().unwrap_or(&dsn))?);
-    let server = Server::start(arguments.listen, &cache, MOST_STREAMS).await?;
+    let server = Server::start(arguments.listen, &cache, MOST_STREAMS, Options::default()).await?;
     // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { follower.run().await.context("the follower") });

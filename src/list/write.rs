@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::model::{CachedEvent, CachedMarket, CachedSnapshot};
 
 /// A market that the list shows.
+#[derive(Debug)]
 pub(super) struct Inline {
     pub(super) betpawa_market_id: Box<str>,
     /// Any, if there is none.
@@ -53,17 +54,14 @@ impl Inline {
     }
 }
 
-/// Appends an event to `out`, and what stands there of its snapshots to `fragments`. Says of how many of them the markets
-/// were not to be had from `before`.
+/// Appends an event to `out`, with those of its snapshots whose bookmaker and bookmaker id are `wanted`; `markets` appends the
+/// markets of one.
 pub(super) fn write_event(
     out: &mut Vec<u8>,
-    fragments: &mut Vec<Fragment>,
-    inline: &[Inline],
     event: &CachedEvent,
-    before: Option<Before<'_>>,
-) -> u64 {
-    let start = out.len();
-    let mut written = 0;
+    wanted: impl Fn(&str, i64) -> bool,
+    mut markets: impl FnMut(&mut Vec<u8>, &CachedSnapshot),
+) {
     out.extend_from_slice(b"{\"event_id\":");
     json(out, &event.event_id());
     out.extend_from_slice(b",\"kickoff\":");
@@ -77,7 +75,10 @@ pub(super) fn write_event(
         .competitors()
         .iter()
         .map(|(source, snapshot)| (source.as_str(), snapshot));
-    for (index, (bookmaker, snapshot)) in own.chain(competitors).enumerate() {
+    let wanted = own
+        .chain(competitors)
+        .filter(|(bookmaker, snapshot)| wanted(bookmaker, snapshot.bookmaker_id()));
+    for (index, (bookmaker, snapshot)) in wanted.enumerate() {
         if index > 0 {
             out.push(b',');
         }
@@ -88,25 +89,46 @@ pub(super) fn write_event(
         out.extend_from_slice(b",\"last_confirmed_at\":");
         write_time(out, Some(snapshot.last_confirmed_at()));
         out.extend_from_slice(b",\"markets\":");
-        let (from, markets) = (out.len(), snapshot.markets_address());
-        match before.as_ref().and_then(|before| before.written(markets)) {
-            Some(bytes) => out.extend_from_slice(bytes),
-            None => {
-                write_markets(out, inline, snapshot);
-                written += 1;
-            }
-        }
-        fragments.push(Fragment {
-            markets,
-            at: from - start..out.len() - start,
-        });
+        markets(out, snapshot);
         out.push(b'}');
     }
     out.extend_from_slice(b"]}");
+}
+
+/// [`write_event`] with all snapshots, and what stands there of them to `fragments`. Says of how many of them the markets were
+/// not to be had from `before`.
+pub(super) fn write_entry(
+    out: &mut Vec<u8>,
+    fragments: &mut Vec<Fragment>,
+    inline: &[Inline],
+    event: &CachedEvent,
+    before: Option<Before<'_>>,
+) -> u64 {
+    let start = out.len();
+    let mut written = 0;
+    write_event(
+        out,
+        event,
+        |_, _| true,
+        |out, snapshot| {
+            let (from, markets) = (out.len(), snapshot.markets_address());
+            match before.as_ref().and_then(|before| before.written(markets)) {
+                Some(bytes) => out.extend_from_slice(bytes),
+                None => {
+                    write_markets(out, inline, snapshot);
+                    written += 1;
+                }
+            }
+            fragments.push(Fragment {
+                markets,
+                at: from - start..out.len() - start,
+            });
+        },
+    );
     written
 }
 
-fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &CachedSnapshot) {
+pub(super) fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &CachedSnapshot) {
     out.push(b'[');
     let shown = |market: &CachedMarket<'_>| inline.iter().any(|inline| inline.shows(*market));
     for (index, market) in snapshot.markets().filter(shown).enumerate() {
@@ -143,8 +165,12 @@ fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
             b",\"is_active\":false}"
         });
     }
-    out.extend_from_slice(b"],\"unavailable_at\":");
-    write_time(out, market.unavailable_at());
+    let unavailable_since = market.unavailable_at();
+    out.extend_from_slice(match unavailable_since {
+        None => b"],\"available\":true,\"unavailable_since\":",
+        Some(_) => b"],\"available\":false,\"unavailable_since\":",
+    });
+    write_time(out, unavailable_since);
     out.push(b'}');
 }
 

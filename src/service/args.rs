@@ -221,6 +221,16 @@ pub(crate) struct ServeArguments {
     /// Streams of /v1/changes that may be open at a time
     #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = MOST_STREAMS, value_name = "COUNT", value_parser = most_streams)]
     pub(crate) most_streams: usize,
+    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is wanted
+    #[arg(
+        long,
+        env = "ODDSCACHE_INLINE_MARKETS",
+        default_value = "3743,5000:2.5,3795,4693",
+        value_delimiter = ',',
+        value_parser = inline_market,
+        value_name = "ID[:LINE]"
+    )]
+    pub(crate) inline_markets: Vec<(String, Option<f64>)>,
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
@@ -236,6 +246,20 @@ pub(crate) struct DumpArguments {
     /// Do not insist on the change feed: it takes no part in a single reading
     #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
     pub(crate) without_feed: bool,
+}
+
+fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
+    let (id, line) = match text.split_once(':') {
+        None => (text, None),
+        Some((id, line)) => {
+            let line = line.parse().ok().filter(|line: &f64| line.is_finite());
+            (id, Some(line.ok_or("the line is no number")?))
+        }
+    };
+    match id.trim() {
+        "" => Err("a market needs an id: 3743, or 5000:2.5 with a line".to_owned()),
+        id => Ok((id.to_owned(), line)),
+    }
 }
 
 fn most_streams(text: &str) -> Result<usize, String> {

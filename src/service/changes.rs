@@ -6,6 +6,9 @@
 //! | `change` | of the view that was published | `as_of`, `epoch`, and the ids of the events that differ: `betpawa`, `competitors` by source, `kickoffs` |
 //! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take the events anew |
 //!
+//! With `odds=true` a `change` also has `odds`: of the events that differ and are held, what the event list says of them in the
+//! newest view there is when it is sent, which may be newer than the change. Applied in order they never go back.
+//!
 //! A client that comes back with `Last-Event-ID` gets what it missed, or `lagged` if that is no longer known (of another
 //! process, or too long ago). So does one that takes its events too slowly. No client holds up another one, or the follower.
 
@@ -17,18 +20,20 @@ use std::{
 };
 
 use axum::{
-    http::{HeaderMap, StatusCode},
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
+    body::{Body, Bytes},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
     },
+    response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use oddscache::{Change, OddsCache, View};
+use oddscache::{Change, InlineMarkets, OddsCache, View};
 use serde_json::{Value, json};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::AbortHandle,
+    time::timeout,
 };
 
 use super::cut;
@@ -39,12 +44,19 @@ const KEPT: usize = 1024;
 /// A stream that is quiet says so this often, or proxies would end it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// What is then said: a comment, which clients pass over.
+const STILL_HERE: Bytes = Bytes::from_static(b":\n\n");
+
+/// Events that were written of late are kept up to this weight, for all the streams that send them.
+const WRITTEN_BYTES: usize = 8 << 20;
+
 /// The changes of late, and who waits for the next.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
     kept: Arc<Mutex<VecDeque<Arc<Change>>>>,
     /// Version of the newest one kept.
     newest: watch::Receiver<u64>,
+    written: Arc<Mutex<Written>>,
     places: Arc<Semaphore>,
     most: usize,
     keeping: AbortHandle,
@@ -76,6 +88,7 @@ impl Hub {
         Hub {
             kept,
             newest,
+            written: Arc::default(),
             places: Arc::new(Semaphore::new(most_streams)),
             most: most_streams,
             keeping: keeping.abort_handle(),
@@ -108,7 +121,30 @@ impl Hub {
         (version <= newest && newest <= end && whole).then_some(changes)
     }
 
-    pub(crate) fn stream(&self, cache: OddsCache, request: &HeaderMap) -> Response {
+    /// What is sent of a change; with the odds of the newest view, if they are wanted.
+    fn told(&self, change: &Change, cache: &OddsCache, inline: Option<&InlineMarkets>) -> Bytes {
+        let odds = inline.map(|inline| (inline, cache.view()));
+        let key = Key {
+            change: change.version,
+            odds: odds.as_ref().map(|(_, view)| view.version()),
+        };
+        let written = || self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(event) = written().get(key) {
+            return event;
+        }
+        // Beside the lock: two may write the same, but nobody waits for it.
+        let odds = odds.as_ref().map(|(inline, view)| (*inline, view));
+        let event = told(change, odds);
+        written().put(key, event.clone());
+        event
+    }
+
+    pub(crate) fn stream(
+        &self,
+        cache: OddsCache,
+        inline: Option<InlineMarkets>,
+        request: &HeaderMap,
+    ) -> Response {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let sentence =
                 "too many streams of changes are open; try again later, or raise --most-streams";
@@ -121,16 +157,59 @@ impl Hub {
         let client = Client {
             hub: self.clone(),
             cache,
+            inline,
             last,
             waiting: VecDeque::new(),
             _place: place,
         };
         let events = stream::unfold(client, |mut client| async {
-            let event = client.next().await?;
+            let event = match timeout(KEEP_ALIVE, client.next()).await {
+                Ok(event) => event?,
+                Err(_) => STILL_HERE,
+            };
             Some((Ok::<_, Infallible>(event), client))
         });
-        let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-        Sse::new(events).keep_alive(keep_alive).into_response()
+        let headers = [
+            (CONTENT_TYPE, "text/event-stream"),
+            (CACHE_CONTROL, "no-cache"),
+        ];
+        (headers, Body::from_stream(events)).into_response()
+    }
+}
+
+/// Which event of a stream: of which change, and the odds of which version if they are with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    change: u64,
+    odds: Option<u64>,
+}
+
+/// Events that were written of late: all streams send the same at about the same time.
+#[derive(Debug, Default)]
+struct Written {
+    events: VecDeque<(Key, Bytes)>,
+    bytes: usize,
+}
+
+impl Written {
+    fn get(&self, key: Key) -> Option<Bytes> {
+        // The newest are asked for most.
+        let mut events = self.events.iter().rev();
+        let found = events.find(|(known, _)| *known == key);
+        found.map(|(_, event)| event.clone())
+    }
+
+    fn put(&mut self, key: Key, event: Bytes) {
+        if self.get(key).is_some() {
+            return;
+        }
+        self.bytes += event.len();
+        self.events.push_back((key, event));
+        // Few enough to look through.
+        while self.events.len() > 64 || (self.bytes > WRITTEN_BYTES && self.events.len() > 1) {
+            let oldest = self.events.pop_front();
+            self.bytes -= oldest.map_or(0, |(_, event)| event.len());
+        }
     }
 }
 
@@ -138,6 +217,8 @@ impl Hub {
 struct Client {
     hub: Hub,
     cache: OddsCache,
+    /// The markets to be sent with each change, if any.
+    inline: Option<InlineMarkets>,
     /// The version told last; `None` before the first.
     last: Option<u64>,
     waiting: VecDeque<Arc<Change>>,
@@ -145,15 +226,16 @@ struct Client {
 }
 
 impl Client {
-    /// `None` when no more can come.
-    async fn next(&mut self) -> Option<Event> {
+    /// `None` when no more can come. Dropping the future loses nothing.
+    async fn next(&mut self) -> Option<Bytes> {
         let Some(last) = self.last else {
             return Some(self.here("start"));
         };
         loop {
             if let Some(change) = self.waiting.pop_front() {
                 self.last = Some(change.version);
-                return Some(told(&change));
+                let inline = self.inline.as_ref();
+                return Some(self.hub.told(&change, &self.cache, inline));
             }
             match self.hub.after(last) {
                 None => return Some(self.here("lagged")),
@@ -167,13 +249,13 @@ impl Client {
     }
 
     /// Where a client can start from: the view at this moment.
-    fn here(&mut self, name: &str) -> Event {
+    fn here(&mut self, name: &str) -> Bytes {
         self.waiting.clear();
         let view = self.cache.view();
         // What the hub has not been told yet comes after, and is no gap.
         let version = view.version().min(*self.hub.newest.borrow());
         self.last = Some(version);
-        event(name, version, &state(&view))
+        event(name, version, &state(&view).to_string().into_bytes())
     }
 }
 
@@ -181,7 +263,7 @@ fn state(view: &View) -> Value {
     json!({ "as_of": view.cut().as_of, "epoch": view.epoch() })
 }
 
-fn told(change: &Change) -> Event {
+fn told(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes {
     let competitors = change.competitors.iter();
     let competitors: serde_json::Map<String, Value> = competitors
         .map(|(source, ids)| (source.to_string(), json!(ids)))
@@ -193,12 +275,29 @@ fn told(change: &Change) -> Event {
         "competitors": competitors,
         "kickoffs": change.kickoffs,
     });
+    let mut data = data.to_string().into_bytes();
+    if let Some((inline, view)) = odds {
+        // In place of the last brace.
+        data.pop();
+        data.extend_from_slice(b",\"odds\":[");
+        let ids = change.event_ids().into_iter();
+        for (index, event) in ids.filter_map(|id| view.event(id)).enumerate() {
+            if index > 0 {
+                data.push(b',');
+            }
+            inline.write_event(event, &mut data);
+        }
+        data.extend_from_slice(b"]}");
+    }
     event("change", change.version, &data)
 }
 
-fn event(name: &str, version: u64, data: &Value) -> Event {
-    Event::default()
-        .event(name)
-        .id(cut::id(version))
-        .data(data.to_string())
+/// An event as it stands in a stream. `data` is JSON, so it has no line break.
+fn event(name: &str, version: u64, data: &[u8]) -> Bytes {
+    let head = format!("event: {name}\nid: {}\ndata: ", cut::id(version));
+    let mut event = Vec::with_capacity(head.len() + data.len() + 2);
+    event.extend_from_slice(head.as_bytes());
+    event.extend_from_slice(data);
+    event.extend_from_slice(b"\n\n");
+    event.into()
 }

@@ -40,7 +40,7 @@ pub(crate) fn answer(
     request: &HeaderMap,
     make: impl FnOnce() -> Response,
 ) -> Response {
-    let tag = format!("W/\"{}\"", id(view.version()));
+    let tag = tag(view);
     let mut response = if has(request, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
@@ -67,6 +67,16 @@ pub(crate) fn answer(
     // To be asked for each time, for what is kept may be old by then.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
+}
+
+/// Names what a path says of a view. Weak: it is the same however the answer is compressed.
+fn tag(view: &View) -> String {
+    format!("W/\"{}\"", id(view.version()))
+}
+
+/// Whether the client has what there is to say of a view.
+pub(crate) fn is_known(view: &View, request: &HeaderMap) -> bool {
+    has(request, &tag(view))
 }
 
 /// Whether the request names `tag` among those that the client has. Ours are all weak, so `W/` is no difference.

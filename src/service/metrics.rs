@@ -29,12 +29,14 @@ struct Route {
 }
 
 /// What a label may say; all else is `other`.
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 10] = [
     "/v1/events",
     "/v1/events/{id}",
+    "/v1/list",
     "/v1/dump",
     "/v1/changes",
     "/v1/stats",
+    "/openapi.json",
     "/metrics",
     "/readyz",
     "other",

@@ -54,13 +54,13 @@ const FILES: [File; 12] = [
     File("format.js", SCRIPT, include_str!("page/format.js")),
 ];
 
-/// One for all files: modules of two releases would not fit each other.
+/// One for all files: modules of two releases would not fit each other. Weak, as they may be compressed on the way.
 static TAG: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = DefaultHasher::new();
     for File(name, _, text) in FILES.iter().chain([&INDEX]) {
         (name, text).hash(&mut hasher);
     }
-    format!("\"{:016x}\"", hasher.finish())
+    format!("W/\"{:016x}\"", hasher.finish())
 });
 
 /// `/` and `/page/{file}`: the same answers for everyone, whatever the cache holds.

@@ -23,7 +23,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         .config()?
         .poll_interval(arguments.poll_interval);
     let (cache, follower) = OddsCache::connect(config.clone());
-    let server = Server::start(arguments.listen, &cache, arguments.most_streams).await?;
+    let options = http::Options {
+        inline: arguments.inline_markets,
+    };
+    let server = Server::start(arguments.listen, &cache, arguments.most_streams, options).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     let pruner = prune::run(
         config,
@@ -81,13 +84,14 @@ impl Server {
         address: SocketAddr,
         cache: &OddsCache,
         most_streams: usize,
+        options: http::Options,
     ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
         })?;
         let address = listener.local_addr().context("listening")?;
         let hub = Hub::start(cache, most_streams);
-        let router = http::router(cache.clone(), hub.clone());
+        let router = http::router(cache.clone(), hub.clone(), options);
         let (end, mut ending) = watch::channel(false);
         let ended = async move {
             // Fails when the sender is gone, which is an end as well.

@@ -4,7 +4,9 @@
 mod plain;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use oddscache::{EventList, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
+use oddscache::{
+    EventList, InlineMarkets, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer,
+};
 use proptest::{collection::vec, prelude::*};
 
 fn time(seconds: i64) -> DateTime<Utc> {
@@ -251,6 +253,31 @@ fn only_what_changed_is_written() {
     writer.publish();
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 305);
+}
+
+/// What is written of single events is what stands of them in the list, less the snapshots that are not wanted.
+#[test]
+fn single_events_are_written_as_the_list_has_them() {
+    let (cache, _writer) = filled(20);
+    let (view, inline) = (cache.view(), InlineMarkets::new(plain::INLINE));
+    let mut all = b"[".to_vec();
+    let mut own = Vec::new();
+    for (index, id) in view.event_ids().into_iter().enumerate() {
+        if index > 0 {
+            all.push(b',');
+        }
+        inline.write_event(view.event(id).unwrap(), &mut all);
+        own.clear();
+        let is_wanted = |bookmaker: &str, id: i64| bookmaker == "sportybet" || id == 1;
+        inline.write_event_where(view.event(id).unwrap(), is_wanted, &mut own);
+        let own: serde_json::Value = serde_json::from_slice(&own).unwrap();
+        let whole: serde_json::Value = serde_json::from_str(&plain::list(&view)).unwrap();
+        let whole = &whole[index]["odds"];
+        assert_eq!(own["odds"], serde_json::json!([whole[0], whole[2]]));
+    }
+    all.push(b']');
+    assert_eq!(String::from_utf8(all).unwrap(), plain::list(&view));
+    assert_eq!(EventList::of(inline).render(&view), plain::list(&view));
 }
 
 #[test]

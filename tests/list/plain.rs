@@ -33,7 +33,8 @@ struct Market {
     line: Option<f64>,
     margin: Option<f64>,
     outcomes: Vec<Outcome>,
-    unavailable_at: Option<DateTime<Utc>>,
+    available: bool,
+    unavailable_since: Option<DateTime<Utc>>,
 }
 
 #[derive(Serialize)]
@@ -104,6 +105,7 @@ fn market(market: CachedMarket<'_>) -> Market {
         line: market.line(),
         margin,
         outcomes,
-        unavailable_at: market.unavailable_at(),
+        available: market.unavailable_at().is_none(),
+        unavailable_since: market.unavailable_at(),
     }
 }

@@ -1,6 +1,9 @@
 //! `GET /v1/changes`, and what answers say of the view they were made from.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use reqwest::{Client, Response};
 use serde_json::Value;
@@ -23,11 +26,22 @@ struct Event {
 
 impl Stream {
     async fn open(served: &Served, last: Option<&str>) -> Stream {
-        let mut request = Client::new().get(format!("{}/v1/changes", served.base));
-        if let Some(id) = last {
-            request = request.header("Last-Event-ID", id);
-        }
-        let answer = request.send().await.expect("an answer");
+        Stream::of(served, "/v1/changes", last).await
+    }
+
+    /// Waits for a place: the server learns of streams that were dropped a little later.
+    async fn of(served: &Served, path: &str, last: Option<&str>) -> Stream {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let answer = loop {
+            let mut request = Client::new().get(format!("{}{path}", served.base));
+            if let Some(id) = last {
+                request = request.header("Last-Event-ID", id);
+            }
+            let answer = request.send().await.expect("an answer");
+            if answer.status() != 503 || Instant::now() > deadline {
+                break answer;
+            }
+        };
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         Stream {
@@ -132,6 +146,65 @@ async fn a_stream_of_changes_is_resumed_without_a_gap() {
     assert!(back.next().await.is_none());
 }
 
+/// Whoever takes a list and then the changes with their odds, in order, has the list.
+#[tokio::test]
+async fn changes_come_with_their_odds() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let mut stream = Stream::of(&served, "/v1/changes?odds=true", None).await;
+    let start = stream.expect("start").await;
+    let list = served.json("/v1/list").await;
+    let list = list.as_array().expect("a list").iter();
+    let mut held: BTreeMap<i64, Value> = list
+        .map(|event| (event["event_id"].as_i64().expect("an id"), event.clone()))
+        .collect();
+    for write in [
+        "insert into odds_snapshots (event_id, bookmaker_id) values (3, 1), (5, 1)",
+        "update market_odds set unavailable_at = now() at time zone 'UTC' where betpawa_market_id = '5000'",
+        "update competitor_events set deleted_at = now() where id = 7",
+        "delete from odds_snapshots where event_id in (2, 3)",
+        "update events set kickoff = kickoff + interval '1 hour' where id = 4",
+        "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1)",
+    ] {
+        app.batch_execute(write).await.expect("it writes");
+        // Until the change is there, which may come in two.
+        let mut seen = 0;
+        super::eventually("the list by changes", async || {
+            let change = stream.expect("change").await;
+            seen += 1;
+            let lists = ["betpawa", "kickoffs"].map(|name| &change.data[name]);
+            let sources = change.data["competitors"].as_object().expect("an object");
+            let ids = lists.into_iter().chain(sources.values());
+            let ids = ids.flat_map(|ids| ids.as_array().expect("ids"));
+            for id in ids {
+                held.remove(&id.as_i64().expect("an id"));
+            }
+            for event in change.data["odds"].as_array().expect("odds") {
+                held.insert(event["event_id"].as_i64().expect("an id"), event.clone());
+            }
+            let list = served.json("/v1/list").await;
+            let mut all: Vec<&Value> = held.values().collect();
+            all.sort_by_key(|event| event["kickoff"].as_str());
+            *list.as_array().expect("a list") == all.into_iter().cloned().collect::<Vec<_>>()
+        })
+        .await;
+        assert!(seen > 0, "{write}");
+    }
+    // Nothing is lost by coming back, with odds or without; only what was asked for is sent.
+    let mut back = Stream::of(&served, "/v1/changes?odds=true", Some(&start.id)).await;
+    let change = back.expect("change").await;
+    assert_eq!(change.data["betpawa"], serde_json::json!([3, 5]));
+    // Of the newest view: what event 3 has now is its competitor's alone.
+    assert_eq!(change.data["odds"][0], held[&3]);
+    let mut plain = Stream::of(&served, "/v1/changes?odds=false", Some(&start.id)).await;
+    let plain = plain.expect("change").await;
+    assert_eq!((&plain.id, plain.data.get("odds")), (&change.id, None));
+    let (status, sentence) = served.get("/v1/changes?odds=maybe").await;
+    assert_eq!(status, 400, "{sentence}");
+}
+
 #[tokio::test]
 async fn answers_name_their_view_and_are_not_sent_twice() {
     let database = with_odds();
@@ -145,7 +218,15 @@ async fn answers_name_their_view_and_are_not_sent_twice() {
         }
         request.send().await.expect("an answer")
     };
-    for path in ["/v1/events/3", "/v1/events", "/v1/events?ids=3", "/v1/dump"] {
+    for path in [
+        "/v1/events/3",
+        "/v1/events",
+        "/v1/events?ids=3",
+        "/v1/events?fields=event_id&limit=2",
+        "/v1/list",
+        "/v1/list?from=2026-01-01T00:00:00Z&source=betpawa",
+        "/v1/dump",
+    ] {
         let answer = ask(path, None).await;
         assert_eq!(answer.status(), 200);
         let tag = answer.headers()["etag"].to_str().unwrap().to_owned();

@@ -5,6 +5,7 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod incidents;
+mod list;
 mod metrics;
 
 use std::{

@@ -1,0 +1,212 @@
+//! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
+
+mod encoding;
+mod events;
+mod fields;
+mod ids;
+mod list;
+mod query;
+mod select;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{FromRef, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode, Uri,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    middleware::from_fn_with_state,
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get},
+};
+use oddscache::{Error, InlineMarkets, OddsCache, View};
+use serde_json::json;
+
+use self::{
+    list::Lists,
+    query::{Asked, Freshness},
+    select::Order,
+};
+use super::{
+    changes::Hub,
+    cut,
+    metrics::{self, Requests},
+    page,
+};
+
+/// What can be chosen of the answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// The markets in the event list: `betpawa_market_id`, and the line if there are several.
+    pub(crate) inline: Vec<(String, Option<f64>)>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let inline = [
+            ("3743", None),
+            ("5000", Some(2.5)),
+            ("3795", None),
+            ("4693", None),
+        ];
+        Options {
+            inline: inline.map(|(id, line)| (id.to_owned(), line)).to_vec(),
+        }
+    }
+}
+
+/// What the answers are made from. Clones cheaply.
+#[derive(Debug, Clone)]
+struct Api {
+    cache: OddsCache,
+    hub: Hub,
+    requests: Requests,
+    inline: InlineMarkets,
+    lists: Arc<Lists>,
+    order: Arc<Order>,
+}
+
+impl FromRef<Api> for OddsCache {
+    fn from_ref(api: &Api) -> OddsCache {
+        api.cache.clone()
+    }
+}
+
+/// All paths there are, and what answers there.
+fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![
+        ("/v1/events/{id}", get(events::one)),
+        ("/v1/events", get(events::many)),
+        ("/v1/list", get(list::list)),
+        ("/v1/dump", get(events::dump)),
+        ("/v1/changes", get(changes)),
+        ("/v1/stats", get(stats)),
+        ("/metrics", get(metrics)),
+        ("/livez", get(async || "alive\n")),
+        ("/readyz", get(ready)),
+    ]
+}
+
+/// What answers HTTP.
+pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
+    let requests = Requests::default();
+    let inline = InlineMarkets::new(options.inline);
+    let api = Api {
+        cache,
+        hub,
+        requests: requests.clone(),
+        lists: Arc::new(Lists::new(inline.clone())),
+        inline,
+        order: Arc::default(),
+    };
+    let all = routes().into_iter();
+    all.fold(Router::new(), |router, (path, answers)| {
+        router.route(path, answers)
+    })
+    .merge(page::router())
+    .fallback(async || {
+        problem(
+            StatusCode::NOT_FOUND,
+            "there is no such path; see the README for those there are",
+        )
+    })
+    .method_not_allowed_fallback(async || {
+        problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "read-only: GET and HEAD only",
+        )
+    })
+    .layer(encoding::layer())
+    .layer(from_fn_with_state(requests, metrics::count))
+    .with_state(api)
+}
+
+pub(crate) fn problem(status: StatusCode, message: impl Into<String>) -> Response {
+    (status, Json(json!({ "error": message.into() }))).into_response()
+}
+
+/// A sentence about what is wrong with a request: 400.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl From<Refusal> for Response {
+    fn from(Refusal(sentence): Refusal) -> Response {
+        problem(StatusCode::BAD_REQUEST, sentence)
+    }
+}
+
+/// The view to answer from, or 503.
+async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response> {
+    if !cache.is_warm() {
+        return Err(unavailable(
+            format!("not warm yet: {}", cache.status()),
+            age_ms(cache),
+        ));
+    }
+    let stale = |error: Error| unavailable(error.to_string(), age_ms(cache));
+    if let Some(xid) = freshness.wait_for {
+        let shown = cache.wait_for(xid, freshness.timeout()).await;
+        shown.map_err(stale)?;
+    }
+    match freshness.max_age {
+        Some(max_age) => cache.view_within(max_age).map_err(stale),
+        None => Ok(cache.view()),
+    }
+}
+
+fn unavailable(message: String, age_ms: Option<u64>) -> Response {
+    let answer = Json(json!({ "error": message, "age_ms": age_ms }));
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, answer).into_response();
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+async fn changes(
+    State(api): State<Api>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let asked = Asked::read(&uri, query::CHANGES, &[])?;
+    let inline = asked.odds.then(|| api.inline.clone());
+    Ok(api.hub.stream(api.cache, inline, &headers))
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    let text = metrics::text(&api.cache, &api.requests, api.hub.open());
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], text).into_response()
+}
+
+async fn stats(State(cache): State<OddsCache>) -> Response {
+    let view = cache.view();
+    let mut stats = json!(view.stats());
+    if let Some(fields) = stats.as_object_mut() {
+        fields.insert("status".to_owned(), json!(cache.status().to_string()));
+        fields.insert(
+            "as_of".to_owned(),
+            json!(cache.is_warm().then(|| view.cut().as_of)),
+        );
+        fields.insert("age_ms".to_owned(), json!(age_ms(&cache)));
+        fields.insert("epoch".to_owned(), json!(view.epoch()));
+        fields.insert("counters".to_owned(), json!(cache.counters()));
+    }
+    Json(stats).into_response()
+}
+
+fn age_ms(cache: &OddsCache) -> Option<u64> {
+    cache.is_warm().then(|| cut::age_ms(&cache.view()))
+}
+
+async fn ready(State(cache): State<OddsCache>) -> Response {
+    let status = if cache.is_warm() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let answer = json!({ "ready": cache.is_warm(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
+    (status, Json(answer)).into_response()
+}

@@ -1,0 +1,387 @@
+//! `GET /v1/list`, and what can be asked of it and of `/v1/events`: windows, pages, one bookmaker, some fields, encodings.
+
+use std::io::Read;
+
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+
+use super::{Served, common::Database, common::connect, with_odds};
+
+async fn ask(served: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
+    let mut request = Client::new().get(format!("{}{path}", served.base));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.expect("an answer")
+}
+
+fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
+    let value = answer.headers().get(name)?;
+    Some(value.to_str().expect("text"))
+}
+
+/// The list as the database itself makes it, and each event as it would be alone.
+const LIST: &str = r#"
+    with offers as (
+        select event_id, 'betpawa' as bookmaker, bookmaker_id, coalesce(last_confirmed_at, captured_at) as seen, id, 'own' as side
+        from odds_snapshots s
+        where id = (select max(id) from odds_snapshots l where l.event_id = s.event_id and l.bookmaker_id = s.bookmaker_id)
+        union all
+        select betpawa_event_id, source, 0, coalesce(last_confirmed_at, captured_at), s.id, 'competitor'
+        from competitor_odds_snapshots s join competitor_events c on c.id = s.competitor_event_id
+        where deleted_at is null
+    ), markets as (
+        select 'own' as side, id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, unavailable_at
+        from market_odds
+        union all
+        select 'competitor', id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, unavailable_at
+        from competitor_market_odds
+    )
+    select coalesce(json_agg(event order by kickoff, event_id), '[]') from (
+        select e.id as event_id, e.kickoff, json_build_object(
+            'event_id', e.id,
+            'kickoff', to_char(e.kickoff, 'YYYY-MM-DD"T"HH24:MI:SS.USZ'),
+            'odds', json_agg(json_build_object(
+                'bookmaker', o.bookmaker,
+                'bookmaker_id', o.bookmaker_id,
+                'last_confirmed_at', to_char(o.seen, 'YYYY-MM-DD"T"HH24:MI:SS.USZ'),
+                'markets', (select coalesce(json_agg(json_build_object(
+                    'betpawa_market_id', m.betpawa_market_id,
+                    'betpawa_market_name', m.betpawa_market_name,
+                    'line', m.line,
+                    'margin', (select round(((sum(1 / (x->>'odds')::numeric) - 1) * 100), 2)::float8
+                               from jsonb_array_elements(m.outcomes::jsonb) x),
+                    'outcomes', (select json_agg(json_build_object('name', x->'name', 'odds', x->'odds', 'is_active', x->'is_active'))
+                                 from jsonb_array_elements(m.outcomes::jsonb) x),
+                    'available', m.unavailable_at is null,
+                    'unavailable_since', to_char(m.unavailable_at, 'YYYY-MM-DD"T"HH24:MI:SS.USZ')
+                ) order by m.id), '[]')
+                    from markets m where m.side = o.side and m.snapshot_id = o.id
+                        and (m.betpawa_market_id in ('3743', '3795', '4693') or m.betpawa_market_id = '5000' and m.line = 2.5))
+            ) order by o.side desc, o.bookmaker_id, o.bookmaker)
+        ) as event
+        from events e join offers o on o.event_id = e.id
+        group by e.id, e.kickoff
+    ) all_events"#;
+
+/// Times with six digits, as the database prints them.
+fn normal(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let text = value.as_str().and_then(|text| {
+                    let is_time = ["kickoff", "last_confirmed_at", "unavailable_since"]
+                        .contains(&key.as_str());
+                    is_time.then(|| chrono::DateTime::parse_from_rfc3339(text).expect("a time"))
+                });
+                match text {
+                    Some(time) => {
+                        *value = json!(
+                            time.to_utc()
+                                .to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+                        );
+                    }
+                    None => *value = normal(value.take()),
+                }
+            }
+        }
+        Value::Array(list) => list
+            .iter_mut()
+            .for_each(|value| *value = normal(value.take())),
+        _ => {}
+    }
+    value
+}
+
+fn from_database(database: &Database) -> Value {
+    serde_json::from_str(&database.psql(LIST)).expect("JSON")
+}
+
+#[tokio::test]
+async fn the_list_is_what_the_database_says() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    let write = async |sql: &str| app.batch_execute(sql).await.expect("it writes");
+    write(
+        "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, unavailable_at)
+             select s.id, m.id, m.id, m.line, '[{\"name\": \"X\", \"odds\": 3.5, \"is_active\": true}]', m.gone
+             from odds_snapshots s, (values ('3795', null, now() at time zone 'UTC'), ('5000', 3.5, null), ('1', null, null)) m (id, line, gone)
+             where s.event_id in (2, 3);
+         update events set kickoff = kickoff + interval '1 day' where id = 2;",
+    )
+    .await;
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let expected = from_database(&database);
+    assert_eq!(expected.as_array().expect("a list").len(), 9);
+    assert_eq!(expected[8]["event_id"], 2);
+    assert_eq!(expected[8]["odds"][0]["markets"][2]["available"], false);
+    assert_eq!(normal(served.json("/v1/list").await), expected);
+
+    // Alone each is what it is among the others.
+    for at in 0..9 {
+        let id = &expected[at]["event_id"];
+        let alone = served.json(&format!("/v1/list?ids={id}")).await;
+        assert_eq!(normal(alone), json!([expected[at]]));
+    }
+
+    // And it changes with the database.
+    write("update market_odds set unavailable_at = null; insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)").await;
+    let expected = from_database(&database);
+    super::eventually("the list follows", async || {
+        normal(served.json("/v1/list").await) == expected
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_markets_of_the_list_can_be_chosen() {
+    let database = with_odds();
+    let served = Served::start(&database.dsn(), &["--inline-markets", "5000:2.5, 77"]).await;
+    served.warm().await;
+    for path in ["/v1/list", "/v1/list?ids=1,2"] {
+        let list = served.json(path).await;
+        let markets = list[1]["odds"][0]["markets"].as_array().expect("markets");
+        let ids: Vec<_> = markets
+            .iter()
+            .map(|market| &market["betpawa_market_id"])
+            .collect();
+        assert_eq!(ids, ["5000"], "{path}");
+    }
+    for wrong in ["", "5000:", "5000:x", "5000:NaN", ":2", "1,,2"] {
+        let output = super::run(&["serve", "--inline-markets", wrong], &database.dsn());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn events_come_by_kickoff_and_page_by_page() {
+    let database = with_odds();
+    // The other way round than by id.
+    database.psql("update events set kickoff = date_trunc('hour', now() at time zone 'UTC') + (20 - id / 3) * interval '1 hour'");
+    let app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let ids = |list: &Value| -> Vec<i64> {
+        let events = list.as_array().expect("a list");
+        events
+            .iter()
+            .map(|event| event["event_id"].as_i64().expect("an id"))
+            .collect()
+    };
+    for path in ["/v1/events", "/v1/list"] {
+        let all = served.json(path).await;
+        assert_eq!(ids(&all), [9, 6, 7, 8, 3, 4, 5, 1, 2], "{path}");
+
+        // A window, with its first moment and without its last.
+        let kickoff = |at: usize| all[at]["kickoff"].as_str().expect("a time").to_owned();
+        let window = format!("{path}?from={}&to={}", kickoff(1), kickoff(7));
+        assert_eq!(ids(&served.json(&window).await), [6, 7, 8, 3, 4, 5]);
+        let two = format!("{window}&ids=1,3,8,77");
+        assert_eq!(ids(&served.json(&two).await), [8, 3]);
+
+        // Pages, each by the header of the one before; and they are the list.
+        let (mut next, mut paged) = (Some(format!("{path}?limit=4")), Vec::new());
+        let mut sizes = Vec::new();
+        while let Some(page) = next {
+            let answer = ask(&served, &page, &[]).await;
+            assert_eq!(answer.status(), 200, "{page}");
+            next = header(&answer, "link").map(|link| {
+                let link = link
+                    .strip_prefix('<')
+                    .and_then(|link| link.strip_suffix(">; rel=\"next\""));
+                link.expect("a link to the next").to_owned()
+            });
+            let cursor = header(&answer, "oddscache-next").map(str::to_owned);
+            assert_eq!(next.is_some(), cursor.is_some());
+            if let (Some(next), Some(cursor)) = (&next, cursor) {
+                assert_eq!(*next, format!("{path}?limit=4&after={cursor}"));
+            }
+            let events: Vec<Value> = answer.json().await.expect("JSON");
+            sizes.push(events.len());
+            paged.extend(events);
+        }
+        assert_eq!((Value::from(paged), sizes), (all, vec![4, 4, 1]), "{path}");
+    }
+
+    // A page stays where it is, whatever comes before it.
+    let answer = ask(&served, "/v1/list?limit=2&bookmaker=1", &[]).await;
+    let next = header(&answer, "oddscache-next")
+        .expect("there are more")
+        .to_owned();
+    assert_eq!(ids(&answer.json().await.expect("JSON")), [6, 7]);
+    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1); delete from events where id = 6 and false; update competitor_events set deleted_at = now() where betpawa_event_id = 7; delete from odds_snapshots where event_id = 7")
+        .await
+        .expect("it writes");
+    super::eventually("an event comes and another goes", async || {
+        ids(&served.json("/v1/list?bookmaker=1").await) == [9, 6, 8, 3, 4, 5, 1, 2]
+    })
+    .await;
+    let rest = served
+        .json(&format!("/v1/list?bookmaker=1&after={next}"))
+        .await;
+    assert_eq!(ids(&rest), [8, 3, 4, 5, 1, 2]);
+}
+
+#[tokio::test]
+async fn one_bookmaker_one_source_and_some_fields() {
+    let database = with_odds();
+    database.psql("insert into bookmakers (id, name, slug) values (2, 'Two', 'two'); insert into odds_snapshots (event_id, bookmaker_id) values (1, 2), (9, 2)");
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let all = served.json("/v1/events").await;
+    let keys = |value: &Value| -> Vec<String> {
+        value
+            .as_object()
+            .expect("an object")
+            .keys()
+            .cloned()
+            .collect()
+    };
+
+    let own = served.json("/v1/events?bookmaker=2").await;
+    assert_eq!(own.as_array().map(Vec::len), Some(2));
+    assert_eq!(own[0]["betpawa"], json!({ "2": all[0]["betpawa"]["2"] }));
+    assert_eq!(own[0]["competitors"], json!({}));
+    let competitor = served.json("/v1/events?source=sportybet").await;
+    assert_eq!(competitor.as_array().map(Vec::len), Some(5));
+    assert_eq!(competitor[1]["betpawa"], json!({}));
+    assert_eq!(competitor[1]["competitors"], all[2]["competitors"]);
+    let every_own = served.json("/v1/events?source=betpawa&ids=1,2").await;
+    assert_eq!(keys(&every_own[0]["betpawa"]), ["1", "2"]);
+    assert_eq!(served.json("/v1/events?source=nobody").await, json!([]));
+    let one = served.json("/v1/events/1?source=sportybet").await;
+    assert_eq!(
+        (&one["betpawa"], &one["competitors"]),
+        (&json!({}), &all[0]["competitors"])
+    );
+    let (status, sentence) = served.get("/v1/events/2?source=sportybet").await;
+    assert_eq!(status, 404, "{sentence}");
+
+    let listed = served.json("/v1/list?bookmaker=2").await;
+    assert_eq!(listed.as_array().map(Vec::len), Some(2));
+    assert_eq!(listed[0]["odds"][0]["bookmaker_id"], 2);
+    assert_eq!(listed[0]["odds"].as_array().map(Vec::len), Some(1));
+    let listed = served.json("/v1/list?source=sportybet").await;
+    assert!(
+        listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|event| event["odds"][0]["bookmaker"] == "sportybet")
+    );
+
+    // All fields by their names are the whole, byte for byte.
+    for (path, fields) in [
+        ("/v1/events", "event_id,kickoff,betpawa,competitors"),
+        (
+            "/v1/events/1",
+            "event_id,kickoff,betpawa.snapshot_id,betpawa.event_id,betpawa.bookmaker_id,betpawa.captured_at,\
+             betpawa.last_confirmed_at,betpawa.markets,competitors",
+        ),
+        (
+            "/v1/list",
+            "event_id,kickoff,odds.bookmaker,odds.bookmaker_id,odds.last_confirmed_at,odds.markets.betpawa_market_id,\
+             odds.markets.betpawa_market_name,odds.markets.line,odds.markets.margin,odds.markets.outcomes.name,\
+             odds.markets.outcomes.odds,odds.markets.outcomes.is_active,odds.markets.available,odds.markets.unavailable_since",
+        ),
+    ] {
+        let whole = served.get(path).await;
+        assert_eq!(served.get(&format!("{path}?fields={fields}")).await, whole);
+    }
+    let few = served
+        .json("/v1/events/1?fields=kickoff,betpawa.markets.outcomes.odds,betpawa.bookmaker_id")
+        .await;
+    assert_eq!(
+        few,
+        json!({
+            "kickoff": all[0]["kickoff"],
+            "betpawa": {
+                "1": { "bookmaker_id": 1, "markets": [
+                    { "outcomes": [{ "odds": 2.125 }, { "odds": 1.75 }] },
+                    { "outcomes": [{ "odds": 2.125 }, { "odds": 1.75 }] },
+                ] },
+                "2": { "bookmaker_id": 2, "markets": [] },
+            },
+        })
+    );
+    let ids = served.json("/v1/list?fields=event_id&limit=2").await;
+    assert_eq!(ids, json!([{ "event_id": 1 }, { "event_id": 2 }]));
+}
+
+fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    match encoding {
+        None => out.extend_from_slice(bytes),
+        Some("gzip") => {
+            flate2::read::MultiGzDecoder::new(bytes)
+                .read_to_end(&mut out)
+                .expect("gzip");
+        }
+        Some("zstd") => out = zstd::decode_all(bytes).expect("zstd"),
+        Some(other) => panic!("{other}: nobody asked for that"),
+    }
+    out
+}
+
+#[tokio::test]
+async fn answers_are_compressed_as_the_client_wants() {
+    let database = with_odds();
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    for path in [
+        "/v1/list",
+        "/v1/list?limit=9",
+        "/v1/events",
+        "/v1/dump",
+        "/metrics",
+    ] {
+        let plain = ask(&served, path, &[]).await;
+        assert_eq!(header(&plain, "content-encoding"), None, "{path}");
+        let plain = plain.bytes().await.expect("a body");
+        for (wanted, expected) in [
+            ("gzip", Some("gzip")),
+            ("zstd", Some("zstd")),
+            ("gzip, zstd;q=0.5", Some("gzip")),
+            ("identity", None),
+            ("br", None),
+        ] {
+            let answer = ask(&served, path, &[("accept-encoding", wanted)]).await;
+            assert_eq!(answer.status(), 200);
+            assert_eq!(
+                header(&answer, "content-encoding"),
+                expected,
+                "{path} {wanted}"
+            );
+            assert_eq!(
+                header(&answer, "vary"),
+                Some("accept-encoding"),
+                "{path} {wanted}"
+            );
+            let tag = header(&answer, "etag").map(str::to_owned);
+            let body = answer.bytes().await.expect("a body");
+            assert!(
+                expected.is_none() || body.len() < plain.len() / 2,
+                "{path} {wanted}"
+            );
+            if path != "/metrics" {
+                assert_eq!(decoded(expected, &body), plain, "{path} {wanted}");
+                let tag = tag.expect("a tag");
+                let known = [("accept-encoding", wanted), ("if-none-match", tag.as_str())];
+                let answer = ask(&served, path, &known).await;
+                assert_eq!(answer.status(), 304, "{path} {wanted}");
+                assert_eq!(header(&answer, "content-encoding"), None);
+            }
+        }
+    }
+    // What is small goes as it is, and streams are not held up.
+    for path in [
+        "/readyz",
+        "/v1/events/77",
+        "/v1/changes",
+        "/v1/list?limit=1&fields=event_id",
+    ] {
+        let answer = ask(&served, path, &[("accept-encoding", "gzip, zstd")]).await;
+        assert_eq!(header(&answer, "content-encoding"), None, "{path}");
+    }
+}
