@@ -39,7 +39,7 @@ struct File(&'static str, &'static str, &'static str);
 const INDEX: File = File("index.html", HTML, include_str!("page/index.html"));
 
 /// Served below `/page/`.
-const FILES: [File; 12] = [
+const FILES: [File; 13] = [
     File("base.css", CSS, include_str!("page/base.css")),
     File("board.css", CSS, include_str!("page/board.css")),
     File("health.css", CSS, include_str!("page/health.css")),
@@ -51,6 +51,7 @@ const FILES: [File; 12] = [
     File("detail.js", SCRIPT, include_str!("page/detail.js")),
     File("health.js", SCRIPT, include_str!("page/health.js")),
     File("chart.js", SCRIPT, include_str!("page/chart.js")),
+    File("quantiles.js", SCRIPT, include_str!("page/quantiles.js")),
     File("format.js", SCRIPT, include_str!("page/format.js")),
 ];
 

@@ -4,6 +4,10 @@ import { age, kickoff, price } from "./format.js";
 import { now } from "./service.js";
 import { MOVE_SHOWN, isAvailable } from "./store.js";
 
+/** Heights of a row, px: of the table; and of a card, its event and then each bookmaker. As board.css has them. */
+const [ROW, CARD, CARD_LINE] = [34, 46, 34];
+/** Widths of the columns, px; where there is more room, the prices share it. */
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 42];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
 /** A price that was not confirmed for so long is shown as old, ms. */
@@ -80,6 +84,8 @@ export class Board {
   #market = null;
   #matches = matcher("");
   #listed = [];
+  /** Where each listed row begins, from the top of the first; and where the last one ends. */
+  #tops = [0];
   #asked = false;
   #form = "";
 
@@ -129,21 +135,31 @@ export class Board {
     return this.#store.markets.get(this.#market)?.outcomes ?? [];
   }
 
-  get #height() {
-    return narrow.matches ? 46 + 34 * this.#store.columns.length : 34;
+  /** The listed row at a place, from the top of the first. */
+  #at(y) {
+    let [low, high] = [0, this.#listed.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#tops[middle + 1] <= y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   #drawNow() {
     this.#drawHead();
     this.#listed = this.#store.sorted.filter(this.#matches);
-    const [height, count] = [this.#height, this.#listed.length];
-    this.#table.style.setProperty("--row-height", `${height}px`);
+    const count = this.#listed.length;
+    this.#tops = [0];
+    for (const event of this.#listed) {
+      this.#tops.push(this.#tops.at(-1) + (narrow.matches ? CARD + CARD_LINE * event.sides.size : ROW));
+    }
     this.#table.setAttribute("aria-rowcount", count + this.#head.rows.length);
     const top = Math.max(0, this.#scroller.scrollTop - this.#head.offsetHeight);
-    const from = Math.max(0, Math.floor(top / height) - SPARE);
-    const to = Math.min(count, Math.ceil((top + this.#scroller.clientHeight) / height) + SPARE);
-    this.#above.style.height = `${from * height}px`;
-    this.#below.style.height = `${(count - to) * height}px`;
+    const from = Math.max(0, this.#at(top) - SPARE);
+    const to = Math.min(count, this.#at(top + this.#scroller.clientHeight) + 1 + SPARE);
+    this.#above.style.height = `${this.#tops[from]}px`;
+    this.#below.style.height = `${this.#tops[count] - this.#tops[to]}px`;
     const wanted = this.#listed.slice(from, to);
     const ids = new Set(wanted.map((event) => event.id));
     for (const [id, row] of this.#rows) {
@@ -181,6 +197,19 @@ export class Board {
       outcomes.append(make("th", { role: "columnheader", scope: "col", className: "meta", text: "margin age", title: "the bookmaker's margin, and how long ago it was last seen to offer this" }));
     }
     this.#head.replaceChildren(names, outcomes);
+    // Widths that do not depend on which rows are drawn: else columns would jump while one scrolls.
+    const widths = this.#store.columns.flatMap(() => [...this.#outcomes.map(() => ""), `${META_WIDTH}px`]);
+    const columns = [`${EVENT_WIDTH}px`, ...widths].map((width) => {
+      const column = make("col");
+      column.style.width = width;
+      return column;
+    });
+    const group = make("colgroup");
+    group.append(...columns);
+    this.#table.querySelector("colgroup")?.remove();
+    this.#head.before(group);
+    const side = PRICE_WIDTH * this.#outcomes.length + META_WIDTH;
+    this.#table.style.minWidth = `${EVENT_WIDTH + side * this.#store.columns.length}px`;
     this.#table.style.setProperty("--outcomes", Math.max(1, this.#outcomes.length));
   }
 
@@ -225,7 +254,9 @@ export class Board {
       });
     });
     markets.forEach((market, at) => {
-      const [margin, old] = row.cells_[at].meta.children;
+      const { prices, meta } = row.cells_[at];
+      for (const cell of [...prices, meta]) cell.classList.toggle("absent", !sides[at]);
+      const [margin, old] = meta.children;
       const passed = now() - (sides[at]?.confirmed ?? NaN);
       setText(margin, market?.margin == null ? "" : `${market.margin.toFixed(1)}%`);
       setText(old, sides[at] ? age(passed) : "");
@@ -242,10 +273,10 @@ export class Board {
     const index = this.#listed.findIndex((listed) => listed.id === Number(row.dataset.event)) + step;
     const next = this.#listed[index];
     if (!next) return;
-    const [top, height, head] = [index * this.#height, this.#height, this.#head.offsetHeight];
-    const [from, room] = [this.#scroller.scrollTop, this.#scroller.clientHeight - head];
+    const [top, end] = [this.#tops[index], this.#tops[index + 1]];
+    const [from, room] = [this.#scroller.scrollTop, this.#scroller.clientHeight - this.#head.offsetHeight];
     if (top < from) this.#scroller.scrollTop = top;
-    else if (top + height > from + room) this.#scroller.scrollTop = top + height - room;
+    else if (end > from + room) this.#scroller.scrollTop = end - room;
     this.#drawNow();
     this.#rows.get(next.id)?.querySelector("button").focus({ preventScroll: true });
   }

@@ -3,6 +3,7 @@
 import { make } from "./board.js";
 import { Chart } from "./chart.js";
 import { bytes, clock, count, duration, rate } from "./format.js";
+import { Quantiles } from "./quantiles.js";
 
 /** Events of the service's life that are kept in the list. */
 const MOST_LINES = 40;
@@ -18,14 +19,14 @@ const TILES = [
   {
     id: "commit-to-visible",
     title: "Commit to visible",
-    hint: "from a statement's end on the server to its change being readable here; the line is the mean of each interval",
-    read: (stats, per) => {
+    hint: "from the end of a statement on the server to its change being readable here, over the last minute; the lines are the median and the 99th percentile of each interval",
+    lines: 2,
+    read: (stats, per, visible) => {
       const times = stats.timings?.commit_to_visible;
-      if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN] };
-      const grown = per("timings.commit_to_visible.count");
-      const mean = grown > 0 ? (1000 * per("timings.commit_to_visible.sum_seconds")) / grown : NaN;
-      const [p50, p99] = [times.p50_seconds, times.p99_seconds].map((seconds) => duration(seconds === null ? NaN : 1000 * seconds));
-      return { value: `p50 ${p50}`, note: `p99 ${p99} · ${count(times.count)} changes`, points: [mean] };
+      if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN, NaN] };
+      const points = visible.take(times.buckets ?? []);
+      const [p50, p99] = visible.lately().map(duration);
+      return { value: `p50 ${p50}`, note: `p99 ${p99} in the last minute · ${count(times.count)} changes in all`, points };
     },
   },
   {
@@ -41,10 +42,11 @@ const TILES = [
   {
     id: "log",
     title: "Change log",
-    hint: "rows of the change log that were read; what waits there is read within the poll interval",
+    hint: "rows of the change log that were read; the backlog is of transactions whose rows have not been pruned",
     read: (stats, per) => {
-      const backlog = stats.log_backlog_rows ?? stats.log_backlog ?? null;
-      const note = backlog === null ? `${rate(per("counters.reads"))} reads/s` : `${count(backlog)} rows wait`;
+      const { next_xid, pruned_below } = stats.change_log ?? {};
+      const backlog = Number(next_xid) - Number(pruned_below);
+      const note = `${rate(per("counters.reads"))} reads/s${backlog >= 0 ? ` · backlog ${count(backlog)} transactions` : ""}`;
       return { value: `${rate(per("counters.log_rows"))} rows/s`, note, points: [per("counters.log_rows")] };
     },
   },
@@ -94,11 +96,12 @@ export class Health {
   #tiles = new Map();
   #lines = make("ol", { id: "happened", "aria-label": "What happened" });
   #last = null;
+  #visible = new Quantiles();
 
   constructor() {
     const tiles = make("div", { className: "tiles" });
-    for (const { id, title, hint } of TILES) {
-      const chart = new Chart(`${title}, last minutes`);
+    for (const { id, title, hint, lines } of TILES) {
+      const chart = new Chart(`${title}, last minutes`, lines);
       const tile = make("section", { className: "tile", id: `tile-${id}`, title: hint });
       const [value, note] = [make("p", { className: "value", text: "–" }), make("p", { className: "note" })];
       tile.append(make("h3", { text: title }), value, note, chart.element);
@@ -129,8 +132,8 @@ export class Health {
     };
     for (const { id, read } of TILES) {
       const { tile, value, note, chart } = this.#tiles.get(id);
-      const shown = stats ? read(stats, per) : null;
-      chart.push(...(shown?.points ?? [NaN]));
+      const shown = stats ? read(stats, per, this.#visible) : null;
+      chart.push(...(shown?.points ?? []));
       if (!shown) continue;
       value.textContent = shown.value;
       note.textContent = shown.note;

@@ -147,7 +147,7 @@ const word = (status) => (status ?? "").split(/[ :]/)[0];
 /** Tells of what changed between two answers of /v1/stats. */
 function notice(before, stats) {
   if (!before || word(before.status) !== word(stats.status)) health.say(stats.status, word(stats.status));
-  if (before && before.epoch !== stats.epoch) health.say(`epoch ${stats.epoch}: everything was read again`);
+  if (before && before.epoch !== stats.epoch) health.say(`epoch ${stats.epoch}: everything was replaced`);
   const missed = stats.counters.audit_mismatches - (before?.counters.audit_mismatches ?? 0);
   if (missed > 0) health.say(`the audit found ${count(missed)} events that no trigger had told of`, "bad");
 }
