@@ -92,7 +92,8 @@ async fn carry(
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        if count == 0 || open.wait_for(|open| *open).await.is_err() {
+        // Also an end is told only when the network is whole.
+        if open.wait_for(|open| *open).await.is_err() || count == 0 {
             return Ok(());
         }
         to.write_all(&buffer[..count]).await?;

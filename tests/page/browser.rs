@@ -33,7 +33,7 @@ const PROGRAMS: [&str; 4] = [
 const WITH_PIPES: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
 
 /// One browser with one page.
-pub struct Browser {
+pub(crate) struct Browser {
     _child: Child,
     _profile: tempfile::TempDir,
     to: tokio::sync::Mutex<ChildStdin>,
@@ -50,7 +50,7 @@ struct Heard {
 }
 
 impl Browser {
-    pub async fn start() -> Browser {
+    pub(crate) async fn start() -> Browser {
         let program = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .flat_map(|folder| PROGRAMS.map(|program| folder.join(program)))
             .find(|program| program.is_file())
@@ -106,7 +106,7 @@ impl Browser {
     }
 
     /// A command of the protocol, and its result.
-    pub async fn call(&self, method: &str, params: Value) -> Value {
+    pub(crate) async fn call(&self, method: &str, params: Value) -> Value {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = oneshot::channel();
         self.heard.waiting.lock().unwrap().insert(id, tell);
@@ -130,13 +130,13 @@ impl Browser {
         answer["result"].clone()
     }
 
-    pub async fn open(&self, url: &str) {
+    pub(crate) async fn open(&self, url: &str) {
         let opened = self.call("Page.navigate", json!({ "url": url })).await;
         assert!(opened["errorText"].is_null(), "{url}: {opened}");
     }
 
     /// The value of an expression in the page.
-    pub async fn eval(&self, script: &str) -> Value {
+    pub(crate) async fn eval(&self, script: &str) -> Value {
         let params = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
         let answer = self.call("Runtime.evaluate", params).await;
         let trouble = &answer["exceptionDetails"];
@@ -145,7 +145,7 @@ impl Browser {
     }
 
     /// Waits until an expression is true in the page.
-    pub async fn until(&self, what: &str, script: &str) {
+    pub(crate) async fn until(&self, what: &str, script: &str) {
         let deadline = Instant::now() + PATIENCE;
         // It may meet a page that is just being replaced.
         let script =
@@ -164,7 +164,7 @@ impl Browser {
     }
 
     /// Presses the mouse in the middle of the first element that a selector finds.
-    pub async fn click(&self, selector: &str) {
+    pub(crate) async fn click(&self, selector: &str) {
         let script = format!(
             "(() => {{ const box = document.querySelector({}).getBoundingClientRect();
                       return [box.x + box.width / 2, box.y + box.height / 2]; }})()",
@@ -178,12 +178,12 @@ impl Browser {
     }
 
     /// Types into what has the focus.
-    pub async fn text(&self, text: &str) {
+    pub(crate) async fn text(&self, text: &str) {
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
     /// Presses a key that types nothing, such as `Escape`, or one letter.
-    pub async fn key(&self, key: &str) {
+    pub(crate) async fn key(&self, key: &str) {
         let code = match key {
             "ArrowDown" => 40,
             "ArrowUp" => 38,
@@ -202,7 +202,7 @@ impl Browser {
     }
 
     /// A window of this size; below 500 pixels that of a phone.
-    pub async fn size(&self, width: u32, height: u32) {
+    pub(crate) async fn size(&self, width: u32, height: u32) {
         let mobile = width < 500;
         let scale = if mobile { 2 } else { 1 };
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
@@ -210,13 +210,13 @@ impl Browser {
     }
 
     /// As for a user who wants `dark` or `light`.
-    pub async fn scheme(&self, scheme: &str) {
+    pub(crate) async fn scheme(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.call("Emulation.setEmulatedMedia", features).await;
     }
 
     /// Writes `<name>.png` into the folder for screenshots.
-    pub async fn screenshot(&self, name: &str) {
+    pub(crate) async fn screenshot(&self, name: &str) {
         let shot = self
             .call("Page.captureScreenshot", json!({ "format": "png" }))
             .await;
@@ -235,7 +235,7 @@ impl Browser {
 
     /// What the browser's console shows as wrong, and exceptions that nobody caught; `source` is the console's word for
     /// where it comes from, such as `network`, `security` or `javascript`.
-    pub fn complaints(&self, counts: impl Fn(&str) -> bool) -> Vec<Value> {
+    pub(crate) fn complaints(&self, counts: impl Fn(&str) -> bool) -> Vec<Value> {
         let wrong = |event: &Value| match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
             Some("Runtime.consoleAPICalled") => {
@@ -252,7 +252,7 @@ impl Browser {
     }
 
     /// The addresses of all that the page asked for.
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         let request = |event: &Value| {
             (event["method"] == "Network.requestWillBeSent")
                 .then(|| {

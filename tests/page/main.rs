@@ -5,6 +5,8 @@ mod board;
 mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod served;
+mod show;
 mod stale;
 
 use std::{

@@ -7,7 +7,7 @@ import { MOVE_SHOWN, isAvailable } from "./store.js";
 /** Heights of a row, px: of the table; and of a card, its event and then each bookmaker. As board.css has them. */
 const [ROW, CARD, CARD_LINE] = [34, 46, 34];
 /** Widths of the columns, px; where there is more room, the prices share it. */
-const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 42];
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 46];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
 /** A price that was not confirmed for so long is shown as old, ms. */

@@ -146,7 +146,7 @@ const word = (status) => (status ?? "").split(/[ :]/)[0];
 
 /** Tells of what changed between two answers of /v1/stats. */
 function notice(before, stats) {
-  if (!before || word(before.status) !== word(stats.status)) health.say(stats.status, word(stats.status));
+  if (!before || word(before.status) !== word(stats.status)) health.say(stats.status.replace(/ since \S+:/, ":"), word(stats.status));
   if (before && before.epoch !== stats.epoch) health.say(`epoch ${stats.epoch}: everything was replaced`);
   const missed = stats.counters.audit_mismatches - (before?.counters.audit_mismatches ?? 0);
   if (missed > 0) health.say(`the audit found ${count(missed)} events that no trigger had told of`, "bad");
@@ -163,7 +163,7 @@ function trouble() {
   if (!stats) return { name: "starting", why: null };
   if (BLIND.includes(word(stats.status))) return { name: word(stats.status), why: blind(stats.status) };
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
-  if (Date.now() - proven > STALE_AFTER) return { name: "old", why: `the service has not heard from the database: ${stats.status}` };
+  if (Date.now() - proven > STALE_AFTER) return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
   if (!known.whole) return { name: "loading", why: null };
   return null;
 }
@@ -190,7 +190,8 @@ function judge() {
   if (state === "stale" && stale) {
     if (staleSince === null) {
       staleSince = Number.isFinite(known.proven) ? known.proven : Date.now();
-      health.say(found.why, "bad");
+      // What the service says of itself is in the list already.
+      if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
     const of = Number.isFinite(known.asOf) ? `What you see is the state of ${clock(known.asOf)}.` : "There is nothing to see yet.";
     const text = `Stale since ${clock(staleSince)}: ${found.why}. ${of} Trying again by itself.`;
