@@ -209,6 +209,13 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
+    /// Whether the browser has no network.
+    pub(crate) async fn offline(&self, offline: bool) {
+        let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        self.call("Network.emulateNetworkConditions", conditions)
+            .await;
+    }
+
     /// As for a user who wants `dark` or `light`.
     pub(crate) async fn scheme(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });

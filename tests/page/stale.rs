@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     Served,
     browser::Browser,
-    common::{Database, cluster::Cluster, connect},
+    common::{Database, cluster::Cluster, connect, eventually},
     loaded, odds, with_odds,
 };
 
@@ -78,6 +78,8 @@ async fn a_service_that_is_away_is_told_and_its_return_shown() {
     browser.open(&served.base).await;
     browser.until("the list", &loaded(12)).await;
 
+    // Away for the browser until it is warm again: then what it missed is not told, only that something was.
+    browser.offline(true).await;
     served.child.start_kill().unwrap();
     served.child.wait().await.unwrap();
     browser.until("it says so", STALE).await;
@@ -95,11 +97,46 @@ async fn a_service_that_is_away_is_told_and_its_return_shown() {
 
     let listen = served.base.replace("http://", "");
     let _served = Served::at(&database.dsn(), &listen).await;
+    browser.offline(false).await;
     browser.until("current again", &loaded(12)).await;
     browser
         .until("what was changed since", &format!("{PRICE} === '55.50'"))
         .await;
     assert_eq!(browser.complaints(but_network), Vec::<Value>::new());
+}
+
+/// A browser has six connections to a host, and each tab with the page would take one for good.
+#[tokio::test]
+async fn a_hidden_page_gives_its_stream_back() {
+    let database = with_odds(12);
+    let app = connect(&database.dsn()).await;
+    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
+    browser.open(&served.base).await;
+    browser.until("the list", &loaded(12)).await;
+    let streams = async || {
+        let metrics = reqwest::get(format!("{}/metrics", served.base)).await;
+        let text = metrics.unwrap().text().await.unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("oddscache_change_streams "));
+        line.expect("the metric").ends_with(" 1")
+    };
+    assert!(streams().await);
+    let hide = |hidden: bool| {
+        format!(
+            "Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }});
+             document.dispatchEvent(new Event('visibilitychange'))"
+        )
+    };
+    browser.eval(&hide(true)).await;
+    eventually("no stream is open", async || !streams().await).await;
+    app.batch_execute(UPDATE).await.unwrap();
+    browser.eval(&hide(false)).await;
+    browser.until("current again", &loaded(12)).await;
+    browser
+        .until("what was changed since", &format!("{PRICE} === '55.50'"))
+        .await;
+    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
 }
 
 #[tokio::test]

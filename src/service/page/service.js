@@ -5,6 +5,8 @@ const TOKEN = "oddscache-token";
 const PATIENCE = 10_000;
 /** The stream says something every 15 s; silent for longer, its connection is dead, ms. */
 const SILENCE = 40_000;
+/** A page that nobody has seen for so long gives its stream back, ms: a browser has six connections to a host in all. */
+const UNSEEN = 10_000;
 /** Pauses between attempts grow from the first to the second, ms; each is drawn from half to one and a half of it. */
 const PAUSE = [250, 8_000];
 
@@ -102,14 +104,44 @@ export function pause(tries) {
   });
 }
 
+/** Aborts once the page has been hidden for a while; `end()` when there is nothing to abort any more. */
+function whenUnseen(abort) {
+  let timer;
+  const look = () => {
+    clearTimeout(timer);
+    if (document.hidden) timer = setTimeout(abort, UNSEEN);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+  return () => {
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", look);
+  };
+}
+
+/** Resolves at once if the page is in sight, else when it comes back. */
+function seen() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+}
+
 /**
- * Reads the stream of changes for ever; comes back to where it was after a break. Calls `onEvent(name, id, data)` for each
+ * Reads the stream of changes for ever, while the page is in sight; comes back to where it was after a break. Calls `onEvent(name, id, data)` for each
  * event, `onUp()` when a stream begins, `onDown(problem)` when one ends or none can be had.
  */
 export async function follow({ onEvent, onUp, onDown }) {
   let last = null;
   for (let tries = 0; ; tries += 1) {
+    await seen();
     const stop = new AbortController();
+    const end = whenUnseen(() => stop.abort());
     let alarm = setTimeout(() => stop.abort(), PATIENCE);
     try {
       const response = await request("/v1/changes?odds=true", last ? { "last-event-id": last } : {}, stop.signal);
@@ -131,9 +163,10 @@ export async function follow({ onEvent, onUp, onDown }) {
       onDown(error instanceof Problem ? error : new Problem(0, `the stream of changes broke off (${error.message})`));
     } finally {
       clearTimeout(alarm);
+      end();
       stop.abort();
     }
-    await pause(tries);
+    if (!document.hidden) await pause(tries);
   }
 }
 
