@@ -3,7 +3,7 @@
 //! how far the cache falls behind a scrape cycle, and what a cycle of confirmations costs it.
 //!
 //! In turn, one kind at a time, so that they do not take each other's processor. `cargo bench --bench freshness`; `COMMITS`
-//! sets how many of each (600).
+//! sets how many of each (600), `PART=cycles` runs the cycles alone, `CYCLES` (10) of confirmations.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 #[allow(dead_code, unreachable_pub)]
@@ -356,6 +356,9 @@ async fn main() {
         .and_then(|text| text.parse().ok());
     let commits = commits.unwrap_or(600);
     let server = server::start(&["wal_level = logical"]).await;
+    if std::env::var("PART").is_ok_and(|part| part == "cycles") {
+        return cycles(&server).await;
+    }
     let slot = "select pg_create_logical_replication_slot('bench', 'test_decoding')";
     server.client.query(slot, &[]).await.expect("a slot");
     freshness(&server, commits, false).await;
@@ -363,11 +366,16 @@ async fn main() {
     slot_is(&server, false).await;
     let drop_slot = "select pg_drop_replication_slot('bench')";
     server.client.query(drop_slot, &[]).await.expect("dropped");
+    cycles(&server).await;
+}
+
+/// How far the cache falls behind a cycle, and what one of confirmations costs it.
+async fn cycles(server: &server::Server) {
     let runtime = runtime();
     let (cache, follower) = OddsCache::connect(Config::new(&server.dsn).expect("config"));
     runtime.spawn(follower.run());
     cache.ready().await.expect("warm");
-    cycle::lag(&server, &cache).await;
-    cycle::confirmations(&server, &cache).await;
+    cycle::lag(server, &cache).await;
+    cycle::confirmations(server, &cache).await;
     runtime.shutdown_background();
 }

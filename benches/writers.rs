@@ -40,9 +40,10 @@ const fn variant(name: &'static str, database: &'static str, set: &'static str) 
     }
 }
 
-const VARIANTS: [Variant; 7] = [
+const VARIANTS: [Variant; 8] = [
     variant("no triggers", "plain", ""),
     variant("triggers with an empty body", "empty", ""),
+    variant("+ its rights and settings", "rights", ""),
     variant("+ keys", "keys", ""),
     variant("+ log row (bell off)", "feed", "set oddscache.notify = off"),
     variant("+ bell, nobody follows", "feed", ""),
@@ -51,7 +52,7 @@ const VARIANTS: [Variant; 7] = [
 ];
 
 /// Those that differ when there are several clients.
-const TOGETHER: [usize; 5] = [0, 3, 4, 5, 6];
+const TOGETHER: [usize; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 const MARKETS: usize = 50;
 const EVENTS: usize = 50;
@@ -225,7 +226,7 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
         .expect("data");
     plain.batch_execute("vacuum").await.expect("vacuum");
     drop(plain);
-    for database in ["empty", "keys", "feed", "rung", "followed"] {
+    for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {
         run(
             "postgres",
             &["-qc", &format!("create database {database} template plain")],
@@ -238,6 +239,16 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
         &[
             "-qc",
             "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
+        ],
+    );
+    // What any function must have that writes to a table for roles without rights on it.
+    run(
+        "rights",
+        &[
+            "-qc",
+            "create or replace function oddscache.log_change() returns trigger language plpgsql
+             security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
+             as 'begin return null; end'",
         ],
     );
     run(

@@ -6,7 +6,7 @@
 //! | A2 | a side (betpawa, competitors) of an event is replaced whole, by what one snapshot of the database says of it |
 //! | A3 | an event that was not held is read whole: what it holds now may be older than the cursor |
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, iter::Peekable, sync::Arc, vec};
 
 use hashbrown::HashMap;
 
@@ -87,39 +87,27 @@ struct Planned<K> {
 pub(crate) struct Plan {
     scope: Scope,
     kickoffs: HashMap<i64, Micros>,
-    betpawa: HashMap<i64, Vec<Planned<i64>>>,
-    competitors: HashMap<i64, Vec<Planned<String>>>,
+    /// By event; those of one event as they were read.
+    betpawa: Vec<Planned<i64>>,
+    competitors: Vec<Planned<Source>>,
 }
 
 impl Plan {
     /// The plan for a part of the events, beside what `draft` holds.
     pub(crate) fn part(draft: &Draft, dirty: &Dirty, scope: Scope, heads: Heads) -> Plan {
-        let mut plan = Plan {
+        let betpawa = |head: &Head<i64>| draft.event(head.event_id)?.betpawa.get(head.key);
+        let competitors = |head: &Head<Source>| {
+            let event = draft.event(head.event_id)?;
+            event.competitors.get(head.key.as_str())
+        };
+        let betpawa = planned(heads.betpawa, betpawa, &dirty.betpawa_markets);
+        let competitors = planned(heads.competitors, competitors, &dirty.competitor_markets);
+        Plan {
             scope,
             kickoffs: heads.kickoffs,
-            ..Plan::default()
-        };
-        for head in heads.betpawa {
-            let held = draft
-                .event(head.event_id)
-                .and_then(|event| event.betpawa.get(head.key));
-            let body = keep(held, head.snapshot_id, &dirty.betpawa_markets);
-            plan.betpawa
-                .entry(head.event_id)
-                .or_default()
-                .push(Planned { head, body });
+            betpawa,
+            competitors,
         }
-        for head in heads.competitors {
-            let held = draft
-                .event(head.event_id)
-                .and_then(|event| event.competitors.get(&head.key));
-            let body = keep(held, head.snapshot_id, &dirty.competitor_markets);
-            plan.competitors
-                .entry(head.event_id)
-                .or_default()
-                .push(Planned { head, body });
-        }
-        plan
     }
 
     /// The plan for all events, from nothing.
@@ -150,6 +138,9 @@ impl Plan {
         betpawa_bodies: &HashMap<i64, Arc<Body>>,
         competitor_bodies: &HashMap<i64, Arc<Body>>,
     ) {
+        // Scope and plans are both by event.
+        let mut betpawa_left = std::mem::take(&mut self.betpawa).into_iter().peekable();
+        let mut competitors_left = std::mem::take(&mut self.competitors).into_iter().peekable();
         for event_id in std::mem::take(&mut self.scope.events) {
             let Some(kickoff) = self.kickoffs.get(&event_id).copied() else {
                 draft.remove(event_id);
@@ -157,35 +148,23 @@ impl Plan {
             };
             let held: Option<Arc<CachedEvent>> = draft.event(event_id).cloned();
             let betpawa = if self.scope.betpawa.contains(&event_id) {
-                let planned = self.betpawa.remove(&event_id).unwrap_or_default();
-                BetpawaSnapshots::new(
-                    planned
-                        .into_iter()
-                        .map(|planned| {
-                            let bookmaker_id = planned.head.key;
-                            planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
-                        })
-                        .collect(),
-                )
+                let snapshots = of_event(&mut betpawa_left, event_id).map(|planned| {
+                    let bookmaker_id = planned.head.key;
+                    planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
+                });
+                BetpawaSnapshots::new(snapshots.collect())
             } else {
                 held.as_ref()
                     .map(|event| event.betpawa.clone())
                     .unwrap_or_default()
             };
             let competitors = if self.scope.competitors.contains(&event_id) {
-                let planned = self.competitors.remove(&event_id).unwrap_or_default();
-                CompetitorSnapshots::new(
-                    planned
-                        .into_iter()
-                        .map(|planned| -> (Source, CachedSnapshot) {
-                            let source = draft.packer.source(&planned.head.key);
-                            (
-                                source,
-                                planned.snapshot(0, competitor_bodies, &mut draft.packer),
-                            )
-                        })
-                        .collect(),
-                )
+                let snapshots = of_event(&mut competitors_left, event_id).map(|planned| {
+                    let source = draft.packer.source(planned.head.key.as_str());
+                    let snapshot = planned.snapshot(0, competitor_bodies, &mut draft.packer);
+                    (source, snapshot)
+                });
+                CompetitorSnapshots::new(snapshots.collect())
             } else {
                 held.as_ref()
                     .map(|event| event.competitors.clone())
@@ -196,21 +175,37 @@ impl Plan {
     }
 }
 
-/// A1.
-fn keep(
-    held: Option<&CachedSnapshot>,
-    snapshot_id: i64,
+/// The heads by event, each with its body if A1 lets it keep that.
+fn planned<'d, K>(
+    heads: Vec<Head<K>>,
+    held: impl Fn(&Head<K>) -> Option<&'d CachedSnapshot>,
     dirty_markets: &BTreeSet<i64>,
-) -> Option<Arc<Body>> {
-    held.filter(|held| held.snapshot_id == snapshot_id && !dirty_markets.contains(&snapshot_id))
-        .map(|held| Arc::clone(&held.body))
+) -> Vec<Planned<K>> {
+    let plan = |head: Head<K>| {
+        let id = head.snapshot_id;
+        let keeps = |held: &&CachedSnapshot| held.snapshot_id == id && !dirty_markets.contains(&id);
+        let body = held(&head).filter(keeps).map(|held| Arc::clone(&held.body));
+        Planned { head, body }
+    };
+    let mut planned: Vec<Planned<K>> = heads.into_iter().map(plan).collect();
+    planned.sort_by_key(|planned| planned.head.event_id);
+    planned
 }
 
-fn to_read<K>(planned: &HashMap<i64, Vec<Planned<K>>>) -> Vec<i64> {
-    let missing = planned
-        .values()
-        .flatten()
-        .filter(|planned| planned.body.is_none());
+/// What was planned for an event, where all those before it were asked for.
+fn of_event<K>(
+    planned: &mut Peekable<vec::IntoIter<Planned<K>>>,
+    event_id: i64,
+) -> impl Iterator<Item = Planned<K>> {
+    while planned
+        .next_if(|next| next.head.event_id < event_id)
+        .is_some()
+    {}
+    std::iter::from_fn(move || planned.next_if(|next| next.head.event_id == event_id))
+}
+
+fn to_read<K>(planned: &[Planned<K>]) -> Vec<i64> {
+    let missing = planned.iter().filter(|planned| planned.body.is_none());
     let mut ids: Vec<i64> = missing.map(|planned| planned.head.snapshot_id).collect();
     ids.sort_unstable();
     ids

@@ -19,6 +19,8 @@ pub(crate) struct Begun {
     pub(crate) began: Moment,
     pub(crate) cut: Cut,
     pub(crate) window_start: Micros,
+    /// The server's clock, as it said it: the cut's is kept from going back.
+    pub(crate) server_now: Micros,
     pub(crate) snapshot: Snapshot,
     pub(crate) server: String,
     pub(crate) pruned_below: u64,
@@ -76,6 +78,7 @@ impl Begun {
             pruned_below: 0,
             server: text(row, 3)?,
             window_start,
+            server_now: now,
             cut: Cut {
                 as_of: now.to_utc(),
                 snapshot: snapshot.clone(),

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
 use crate::{
-    BetpawaSnapshots, CachedEvent, Changes, CompetitorSnapshots, Config, Counters, Error, Follower,
-    State, Stats, Status, View, Writer,
+    BetpawaSnapshots, CachedEvent, ChangeLog, Changes, CompetitorSnapshots, Config, Counters,
+    Error, Follower, State, Stats, Status, Timings, View, Writer,
     publish::{Publisher, Shared},
     reader::Reader,
 };
@@ -28,7 +28,9 @@ impl OddsCache {
         (OddsCache { shared }, Follower::new(config, publisher))
     }
 
-    /// A handle, and the writing half for a process that feeds the cache itself, or a test.
+    /// A handle, and the writing half for a process that feeds the cache itself, or a test. It counts as warm for
+    /// [`OddsCache::ready`] at once, for [`OddsCache::is_warm`] with the first [`Writer::publish`].
+    #[must_use]
     pub fn detached() -> (OddsCache, Writer) {
         let (shared, publisher) = Publisher::new(Status::Detached);
         (OddsCache { shared }, Writer::new(publisher))
@@ -57,17 +59,21 @@ impl OddsCache {
         }
     }
 
-    /// Whether the cache has been warm.
+    /// Whether the cache has been warm: there is something to look up, and will be, however old. Costs a look-up.
+    #[must_use]
     pub fn is_warm(&self) -> bool {
         self.shared.load().epoch > 0
     }
 
-    /// What the cache is doing.
+    /// What the cache is doing. Takes a lock that nobody holds for long, and copies texts: for probes, not for every
+    /// look-up.
+    #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status().borrow().clone()
     }
 
-    /// The latest committed state. Counts one reference; hold it as long as you like.
+    /// The latest committed state. Counts one reference; hold it as long as you like: older states share what is equal.
+    #[must_use]
     pub fn view(&self) -> View {
         View(self.shared.load_full())
     }
@@ -85,12 +91,14 @@ impl OddsCache {
         look(&self.shared.load())
     }
 
-    /// A reader for a loop that looks up all the time; see [`Reader`].
+    /// A reader for a loop that looks up all the time; see [`Reader`]. Counts two references.
+    #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.shared))
     }
 
-    /// The latest committed state, if it was proven current within the last `max_age`.
+    /// The latest committed state, if it was proven current within the last `max_age`. Never waits for a younger one.
+    /// Counts one reference; allocates nothing but the error.
     ///
     /// # Errors
     /// [`Error::TooStale`] if it is older, and before the first warmup.
@@ -139,6 +147,7 @@ impl OddsCache {
 
     /// What each publication from now on changes. Take a view *after* this call: what was published in between is in the
     /// view and comes as a change as well. Subscribers cost the follower nothing but a reference each.
+    #[must_use]
     pub fn changes(&self) -> Changes {
         self.shared.changes()
     }
@@ -198,14 +207,25 @@ impl OddsCache {
         self.view().event_ids()
     }
 
-    /// What it holds and what that weighs.
+    /// What the latest state holds and what that weighs. Copies a few numbers.
     pub fn stats(&self) -> Stats {
         self.shared.load().stats.clone()
     }
 
-    /// How much has been done since it was made.
+    /// How much has been done since it was made. Copies a few numbers, each as it is at its own moment.
     pub fn counters(&self) -> Counters {
         self.shared.counters.get()
+    }
+
+    /// How long it took until commits were visible, and where the time went, since it was made. Allocates a short list for
+    /// each of the five.
+    pub fn timings(&self) -> Timings {
+        self.shared.timers.get()
+    }
+
+    /// What the follower last knew of the change log's length; zeros before the first warmup.
+    pub fn change_log(&self) -> ChangeLog {
+        self.shared.change_log()
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::Stream;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
-    model::{CachedEvent, CompetitorSnapshots, Source},
+    model::{CachedEvent, CachedSnapshot, CompetitorSnapshots, Source},
     view::Cut,
 };
 
@@ -45,26 +45,27 @@ impl Change {
         if !betpawa_same {
             self.betpawa.push(event_id);
         }
-        let both = || [before, after].into_iter().flatten();
-        let mut all: Vec<&Source> = both()
-            .flat_map(|event| event.competitors.iter().map(|(source, _)| source))
-            .collect();
-        all.sort_unstable();
-        all.dedup();
-        for source in all {
-            let side = |event: Option<_>| event.map(CachedEvent::competitors);
-            let get = |side: Option<_>| {
-                side.and_then(|side| CompetitorSnapshots::get(side, source.as_str()))
-            };
-            let same = match (get(side(before)), get(side(after))) {
-                (Some(before), Some(after)) => before.difference(after).is_none(),
-                (before, after) => before.is_none() && after.is_none(),
+        let (old, new) = (before.map(competitors), after.map(competitors));
+        let mut differs = |source: &Source| match self.competitors.get_mut(source) {
+            Some(ids) => ids.push(event_id),
+            None => {
+                self.competitors.insert(source.clone(), vec![event_id]);
+            }
+        };
+        // Both are by source.
+        let (mut old, mut new) = (side(old).peekable(), side(new).peekable());
+        while let Some(source) = match (old.peek(), new.peek()) {
+            (Some((old, _)), Some((new, _))) => Some((*old).min(*new)),
+            (old, new) => old.or(new).map(|(source, _)| *source),
+        } {
+            let was = old.next_if(|(old, _)| *old == source);
+            let is = new.next_if(|(new, _)| *new == source);
+            let same = match (was, is) {
+                (Some((_, was)), Some((_, is))) => was.difference(is).is_none(),
+                _ => false,
             };
             if !same {
-                self.competitors
-                    .entry(source.clone())
-                    .or_default()
-                    .push(event_id);
+                differs(source);
             }
         }
         if let (Some(before), Some(after)) = (before, after)
@@ -92,6 +93,14 @@ impl Change {
         ids.dedup();
         ids
     }
+}
+
+fn competitors(event: &CachedEvent) -> &CompetitorSnapshots {
+    &event.competitors
+}
+
+fn side(side: Option<&CompetitorSnapshots>) -> impl Iterator<Item = (&Source, &CachedSnapshot)> {
+    side.into_iter().flat_map(CompetitorSnapshots::iter)
 }
 
 /// This many changes are kept for a subscriber that does not take them.

@@ -19,7 +19,7 @@ use crate::{
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
     owners::Owners,
     pack::Packer,
-    stats::{Stats, WarmupStats},
+    stats::{MemoryStats, Stats, WarmupStats},
     table::Table,
     view::{Cut, Moment, Proof, State},
 };
@@ -137,11 +137,14 @@ impl Draft {
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
         }
-        if let Some(old) = &old {
-            self.forget(old);
+        // Where only times differ, as in most of all changes, neither what is counted nor who owns what does.
+        if !old.as_ref().is_some_and(|old| old.counts_as(&event)) {
+            if let Some(old) = &old {
+                self.forget(old);
+            }
+            self.count(&event);
         }
         self.before.entry(event_id).or_insert_with(|| old.clone());
-        self.count(&event);
         if let Some(kickoff) = kickoff
             && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
         {
@@ -218,21 +221,23 @@ impl Draft {
 
     /// What it holds and weighs now. `last_warmup` is not its to say.
     pub(crate) fn stats(&self) -> Stats {
+        let memory = self.memory();
         Stats {
-            memory_bytes: self.heap_bytes(),
+            memory_bytes: memory.total(),
+            memory,
             ..self.totals.clone()
         }
     }
 
-    fn heap_bytes(&self) -> usize {
-        self.event_bytes
-            + self.packer.heap_bytes()
-            + self.table.page_bytes()
+    fn memory(&self) -> MemoryStats {
+        MemoryStats {
+            events_bytes: self.event_bytes,
+            names_bytes: self.packer.heap_bytes(),
             // The draft's own list of pages, and the published view's.
-            + 2 * self.table.list_bytes()
-            + self.betpawa_owners.heap_bytes()
-            + self.competitor_owners.heap_bytes()
-            + self.kickoffs.capacity() * size_of::<(Micros, i64)>()
+            table_bytes: self.table.page_bytes() + 2 * self.table.list_bytes(),
+            owners_bytes: self.betpawa_owners.heap_bytes() + self.competitor_owners.heap_bytes(),
+            kickoffs_bytes: self.kickoffs.capacity() * size_of::<(Micros, i64)>(),
+        }
     }
 
     /// The state to publish. The next change to the draft copies what it touches.

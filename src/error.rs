@@ -1,6 +1,11 @@
 use std::{error::Error as StdError, io, time::Duration};
 
 /// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
+///
+/// Which one is for programs, its text for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`]
+/// come from the two calls that ask for freshness, all others from connecting and following. It clones, so that
+/// [`Follower::run`](crate::Follower::run) and everybody who awaits [`OddsCache::ready`](crate::OddsCache::ready) get
+/// the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -217,6 +222,7 @@ pub enum Error {
 
 impl Error {
     /// Whether trying again may help without anybody changing anything: the network, a restart, a lock, a conflict.
+    #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { .. } | Error::TimedOut { .. } => true,

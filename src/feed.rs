@@ -5,14 +5,19 @@
 //! | F1 | a log row is read by exactly one read of a cursor's life: the first whose snapshot shows it |
 //! | F2 | what cannot be understood or is too much becomes a reload of everything, never a row left out |
 
-use std::{collections::BTreeSet, fmt, pin::pin};
+use std::{collections::BTreeSet, error::Error as StdError, fmt, pin::pin};
 
 use futures_util::TryStreamExt;
 use hashbrown::HashSet;
-use tokio_postgres::{Client, RowStream, types::Type};
+use tokio_postgres::{
+    Client, Row, RowStream,
+    types::{FromSql, Type},
+};
 
 use crate::{
     Error,
+    fetch::time,
+    model::Micros,
     statement::{Arg, Prepared, Statement},
 };
 
@@ -86,6 +91,11 @@ impl Cursor {
     /// All transactions below had ended, and are read.
     pub(crate) fn xmin(&self) -> u64 {
         self.snapshot.xmin
+    }
+
+    /// The first transaction that it does not show, nor any after it.
+    pub(crate) fn xmax(&self) -> u64 {
+        self.snapshot.xmax
     }
 
     /// Whether it is of a standby.
@@ -235,6 +245,8 @@ pub(crate) struct Changed {
     pub(crate) rows: usize,
     /// What to read again.
     pub(crate) dirty: Dirty,
+    /// When the last statement of each transaction was logged, by its server's clock; heartbeats are left out.
+    pub(crate) logged: Vec<Micros>,
 }
 
 /// The cursor of a read of everything.
@@ -298,12 +310,22 @@ pub(crate) async fn read_on_standby(
 async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
     let (mut dirty, mut rows, mut keys) = (Dirty::default(), 0, 0);
+    let (mut logged, mut last) = (Vec::new(), None);
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
             Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
         };
         let (table_name, named, note): (&str, Option<Vec<i64>>, Option<&str>) =
             column().map_err(Error::database(DOING))?;
+        if table_name != HEARTBEAT {
+            let (xid, at) = written(&row).map_err(Error::database(DOING))?;
+            // Rows of a transaction come one after the other.
+            match logged.last_mut() {
+                Some(logged) if last == Some(xid) => *logged = at.max(*logged),
+                _ => logged.push(at),
+            }
+            last = Some(xid);
+        }
         rows += 1;
         keys += named.as_ref().map_or(0, Vec::len);
         if rows > MOST_ROWS || keys > MOST_KEYS {
@@ -313,10 +335,32 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
             return Ok(Err(reload));
         }
     }
-    Ok(Ok(Changed { rows, dirty }))
+    Ok(Ok(Changed {
+        rows,
+        dirty,
+        logged,
+    }))
 }
 
-const COLUMNS: &str = "table_name, keys, note";
+const COLUMNS: &str = "table_name, keys, note, xid, at";
+
+/// By which transaction, and when.
+fn written(row: &Row) -> Result<(u64, Micros), tokio_postgres::Error> {
+    Ok((row.try_get::<_, Xid>(3)?.0, time(row, 4)?))
+}
+
+/// An `xid8`.
+struct Xid(u64);
+
+impl<'a> FromSql<'a> for Xid {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Xid, Box<dyn StdError + Sync + Send>> {
+        Ok(Xid(u64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::XID8
+    }
+}
 
 /// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
 /// the oldest transaction, nor with the log.

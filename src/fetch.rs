@@ -1,9 +1,15 @@
 //! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{FromSql, Type},
@@ -13,7 +19,7 @@ use crate::{
     Error,
     catalog::Catalog,
     connection::within,
-    model::{Body, Micros},
+    model::{Body, Micros, Source},
     pack::{Bodies, MarketRow, Packer},
     statement::{Arg, Prepared, Statement},
 };
@@ -57,7 +63,7 @@ pub(crate) struct Heads {
     /// Of the events asked for those within the window.
     pub(crate) kickoffs: HashMap<i64, Micros>,
     pub(crate) betpawa: Vec<Head<i64>>,
-    pub(crate) competitors: Vec<Head<String>>,
+    pub(crate) competitors: Vec<Head<Source>>,
 }
 
 /// Market rows of this many snapshots are asked for at a time.
@@ -65,6 +71,36 @@ const SNAPSHOTS_PER_READ: usize = 1_000;
 
 /// Malformed rows are named one by one up to here, per read.
 const MOST_NAMED: usize = 20;
+
+/// What was read, counted: by the statement, not by the row.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    rows: AtomicU64,
+    malformed: AtomicU64,
+    decode_nanos: AtomicU64,
+}
+
+impl Tally {
+    fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Rows of the application's tables.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that did not read as they should.
+    pub(crate) fn malformed(&self) -> u64 {
+        self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// How long market rows that were at hand took to pack, if there were any.
+    pub(crate) fn decode(&self) -> Option<Duration> {
+        let nanos = self.decode_nanos.load(Ordering::Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+}
 
 /// One transaction's eyes.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +111,7 @@ pub(crate) struct Reader<'c> {
     pub(crate) prepared: Option<&'c Prepared>,
     /// Whether malformed rows are named in the log: where they are read for the first time.
     pub(crate) names_malformed: bool,
+    pub(crate) tally: &'c Tally,
 }
 
 impl Reader<'_> {
@@ -84,10 +121,12 @@ impl Reader<'_> {
         statement: &Statement,
         args: &[Arg<'_>],
     ) -> Result<Vec<Row>, Error> {
-        statement
+        let rows = statement
             .rows(self.client, self.prepared, args)
             .await
-            .map_err(Error::database(doing))
+            .map_err(Error::database(doing))?;
+        Tally::add(&self.tally.rows, rows.len());
+        Ok(rows)
     }
 
     /// Everything within the window.
@@ -95,16 +134,12 @@ impl Reader<'_> {
         let window = [Arg::Time(window_start)];
         Ok(Heads {
             kickoffs: self.all_kickoffs(window_start).await?,
-            betpawa: self.named(
-                &self
-                    .rows(HEADS, &self.catalog.all_betpawa_heads, &window)
-                    .await?,
-            )?,
-            competitors: self.named(
-                &self
-                    .rows(HEADS, &self.catalog.all_competitor_heads, &window)
-                    .await?,
-            )?,
+            betpawa: self
+                .heads(&self.catalog.all_betpawa_heads, &window, bookmaker)
+                .await?,
+            competitors: self
+                .heads(&self.catalog.all_competitor_heads, &window, sources())
+                .await?,
         })
     }
 
@@ -144,7 +179,7 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let heads = &self.catalog.some_betpawa_heads;
-        self.named(&self.rows(HEADS, heads, &[Arg::Ids(event_ids)]).await?)
+        self.heads(heads, &[Arg::Ids(event_ids)], bookmaker).await
     }
 
     /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
@@ -153,20 +188,38 @@ impl Reader<'_> {
         &self,
         event_ids: &[i64],
         competitor_event_ids: &[i64],
-    ) -> Result<Vec<Head<String>>, Error> {
+    ) -> Result<Vec<Head<Source>>, Error> {
         if event_ids.is_empty() && competitor_event_ids.is_empty() {
             return Ok(Vec::new());
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
         let heads = &self.catalog.some_competitor_heads;
-        self.named(&self.rows(HEADS, heads, &args).await?)
+        self.heads(heads, &args, sources()).await
     }
 
-    /// The heads in rows; names those that are malformed.
-    fn named<K: for<'a> FromSql<'a>>(&self, rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
-        let heads = heads(rows)?;
+    /// Latest snapshots, decoded as they come: a row kept until all are there costs more than what is in it. Names those that
+    /// are malformed.
+    async fn heads<K>(
+        &self,
+        statement: &Statement,
+        args: &[Arg<'_>],
+        mut key: impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
+    ) -> Result<Vec<Head<K>>, Error> {
+        let read = async {
+            let rows = statement.stream(self.client, self.prepared, args).await?;
+            let mut rows = std::pin::pin!(rows);
+            let mut heads = Vec::new();
+            while let Some(row) = rows.try_next().await? {
+                heads.push(head(&row, &mut key)?);
+            }
+            Ok(heads)
+        };
+        let heads = read.await.map_err(Error::database(HEADS))?;
+        Tally::add(&self.tally.rows, heads.len());
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
+            let malformed = heads.iter().filter(unknown).count();
+            Tally::add(&self.tally.malformed, malformed);
             for head in heads.iter().filter(unknown).take(MOST_NAMED) {
                 let snapshot_id = head.snapshot_id;
                 tracing::warn!(
@@ -206,7 +259,9 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let rows = self.market_stream(side, ids).await?;
-        rows.try_collect().await.map_err(Error::database(MARKETS))
+        let rows: Vec<Row> = rows.try_collect().await.map_err(Error::database(MARKETS))?;
+        Tally::add(&self.tally.rows, rows.len());
+        Ok(rows)
     }
 
     async fn market_stream(&self, side: Side, ids: &[i64]) -> Result<RowStream, Error> {
@@ -228,13 +283,20 @@ impl Reader<'_> {
         rows: &[Row],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<Body>>, Error> {
+        if rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let begun_at = Instant::now();
         let mut packing = Packing::new(side, self.names_malformed);
         let mut bodies = Bodies::new(packer);
         for row in rows {
             packing.push(row, &mut bodies)?;
         }
-        packing.end();
-        Ok(bodies.finish())
+        packing.end(self.tally);
+        let bodies = bodies.finish();
+        let nanos = usize::try_from(begun_at.elapsed().as_nanos()).unwrap_or(usize::MAX);
+        Tally::add(&self.tally.decode_nanos, nanos);
+        Ok(bodies)
     }
 
     /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share;
@@ -272,7 +334,8 @@ impl Reader<'_> {
             }
             found.extend(bodies.finish());
         }
-        packing.end();
+        Tally::add(&self.tally.rows, packing.rows);
+        packing.end(self.tally);
         Ok(found)
     }
 }
@@ -294,6 +357,7 @@ struct Packing {
     table: &'static str,
     names_malformed: bool,
     malformed: usize,
+    rows: usize,
 }
 
 impl Packing {
@@ -305,11 +369,13 @@ impl Packing {
             },
             names_malformed,
             malformed: 0,
+            rows: 0,
         }
     }
 
     fn push(&mut self, row: &Row, bodies: &mut Bodies<'_>) -> Result<(), Error> {
         let (snapshot_id, row) = market(row).map_err(Error::database(MARKETS))?;
+        self.rows += 1;
         if let Some(problem) = bodies.push(snapshot_id, row) {
             self.malformed += 1;
             if self.malformed <= MOST_NAMED && self.names_malformed {
@@ -320,8 +386,11 @@ impl Packing {
         Ok(())
     }
 
-    fn end(self) {
+    fn end(self, tally: &Tally) {
         let (table, malformed) = (self.table, self.malformed);
+        if self.names_malformed {
+            Tally::add(&tally.malformed, malformed);
+        }
         if malformed > MOST_NAMED && self.names_malformed {
             tracing::warn!(
                 table,
@@ -343,27 +412,37 @@ fn kickoffs(rows: &[Row]) -> Result<HashMap<i64, Micros>, Error> {
         .map_err(Error::database(EVENTS))
 }
 
-fn heads<K: for<'a> FromSql<'a>>(rows: &[Row]) -> Result<Vec<Head<K>>, Error> {
-    let head = |row: &Row| -> Result<Head<K>, tokio_postgres::Error> {
-        let time = |index| {
-            Ok::<_, tokio_postgres::Error>(
-                row.try_get::<_, Option<PostgresTime>>(index)?
-                    .map(|time| time.0),
-            )
-        };
-        let (captured_at, last_confirmed_at) = (time(3)?, time(4)?);
-        Ok(Head {
-            event_id: row.try_get(0)?,
-            key: row.try_get(1)?,
-            snapshot_id: row.try_get(2)?,
-            captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
-            last_confirmed_at,
-        })
+fn head<K>(
+    row: &Row,
+    key: &mut impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
+) -> Result<Head<K>, tokio_postgres::Error> {
+    let time = |index| {
+        let time = row.try_get::<_, Option<PostgresTime>>(index)?;
+        Ok::<_, tokio_postgres::Error>(time.map(|time| time.0))
     };
-    rows.iter()
-        .map(head)
-        .collect::<Result<_, _>>()
-        .map_err(Error::database(HEADS))
+    let captured_at = time(3)?;
+    Ok(Head {
+        event_id: row.try_get(0)?,
+        key: key(row)?,
+        snapshot_id: row.try_get(2)?,
+        captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
+        last_confirmed_at: time(4)?,
+    })
+}
+
+fn bookmaker(row: &Row) -> Result<i64, tokio_postgres::Error> {
+    row.try_get(1)
+}
+
+/// The source of each row; one allocation for each that there is.
+fn sources() -> impl FnMut(&Row) -> Result<Source, tokio_postgres::Error> {
+    let mut seen: HashSet<Source> = HashSet::new();
+    move |row| {
+        let name: &str = row.try_get(1)?;
+        Ok(seen
+            .get_or_insert_with(name, |name| Source::from(name))
+            .clone())
+    }
 }
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {

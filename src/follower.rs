@@ -2,7 +2,7 @@ use std::{
     convert::Infallible,
     fmt,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -59,6 +59,7 @@ pub struct Follower {
     slept: Duration,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
+    was_connected: bool,
     ended: bool,
 }
 
@@ -82,6 +83,7 @@ impl Follower {
             slept: Duration::ZERO,
             last_warmup: None,
             troubled_since: None,
+            was_connected: false,
             ended: false,
         }
     }
@@ -118,6 +120,8 @@ impl Follower {
     /// From connecting to the trouble that ends it.
     async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Error> {
         let reader = Connection::open(&self.config).await?;
+        let again = std::mem::replace(&mut self.was_connected, true);
+        add(&self.publisher.counters().reconnects, usize::from(again));
         let bound = self.config.read_timeout;
         let feed = within(
             bound,
@@ -250,7 +254,12 @@ impl Follower {
         woken: Woken,
     ) -> Result<(), Error> {
         let counters = self.publisher.counters();
-        add(&counters.bells, usize::from(woken == Woken::Bell));
+        let woke = match woken {
+            Woken::Bell => &counters.bells,
+            Woken::Asked => &counters.asks,
+            Woken::Time => &counters.polls,
+        };
+        add(woke, 1);
         if let Some(bell) = &self.bell {
             add(&counters.heartbeats, bell.take_heartbeats());
         }
@@ -346,7 +355,7 @@ impl Follower {
                     // What the draft holds is no state of the database: it is not shown, nor proven.
                     known.reload = Some(Reload::Audit);
                 } else {
-                    self.publish(known, done);
+                    self.publish(known, *done);
                 }
             }
             Read::Reload(reason, begun) => {
@@ -452,11 +461,18 @@ impl Follower {
         add(&counters.reads, 1);
         add(&counters.log_rows, done.log_rows);
         add(&counters.snapshots_read, done.snapshots_read);
+        counters
+            .rows_read
+            .fetch_add(done.rows_read, Ordering::Relaxed);
+        counters
+            .malformed_rows_read
+            .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
         add(&counters.evicted_events, done.evicted);
         let everything = done.warmup.is_some();
         let repaired = matches!(done.warmup, Some((Reload::Audit, _)));
         if let Some((reason, warmup)) = done.warmup {
             add(&counters.reloads, 1);
+            add(counters.reloads_by_reason.of(&reason), 1);
             let WarmupStats {
                 events,
                 snapshots,
@@ -484,15 +500,23 @@ impl Follower {
         if done.evicted > 0 {
             tracing::debug!(events = done.evicted, window_start = %known.cut.window_start, "evicted");
         }
+        let begun_at = Instant::now();
         let cut = Arc::clone(&known.cut);
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         if everything || !change.is_empty() {
             let warmup = self.last_warmup.clone();
             let state = self.draft.state(cut, self.epoch, done.began, warmup);
             self.publisher.publish(state, change);
+            if !everything {
+                self.publisher.timers().publish.record(begun_at.elapsed());
+            }
         } else {
             self.publisher.prove(cut, done.began);
         }
+        if let Some(shown) = &done.shown {
+            self.publisher.timers().record(done.took.as_ref(), shown);
+        }
+        self.publisher.set_change_log(known.change_log());
         self.troubled_since = None;
         let bell = self.bell.as_ref().map(Bell::check);
         self.publisher.set_status(match bell {

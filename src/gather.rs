@@ -6,6 +6,7 @@
 //! | invariant | |
 //! |---|---|
 //! | G1 | what is asked for too much is not looked at, what was not asked for is asked for: a plan is the same as if each question had waited for the answers before it |
+//! | G2 | the kickoff of a held event is still the one held, unless a log row names the event, so it is not asked for |
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -101,7 +102,14 @@ pub(crate) async fn changed(
             .filter_map(|(id, kickoff)| Some((id, kickoff?))),
     );
     let mut scope = Scope::new(draft, dirty, &linked_events);
-    let events: Vec<i64> = scope.events.difference(&asked.events).copied().collect();
+    let mut events = Vec::new();
+    for id in scope.events.difference(&asked.events) {
+        match known_kickoff(draft, dirty, *id) {
+            Some(kickoff) if kickoff > window_start => drop(kickoffs.insert(*id, kickoff)),
+            Some(_) => {}
+            None => events.push(*id),
+        }
+    }
     kickoffs.extend(reader.kickoffs(window_start, &events).await?);
     scope.narrow(draft, &kickoffs);
     let betpawa: Vec<i64> = scope.betpawa.difference(&asked.betpawa).copied().collect();
@@ -129,6 +137,14 @@ pub(crate) async fn changed(
     let plan = Plan::part(draft, dirty, scope, heads);
     let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
     Ok((plan, bodies))
+}
+
+/// G2.
+fn known_kickoff(draft: &Draft, dirty: &Dirty, event_id: i64) -> Option<Micros> {
+    match dirty.events.contains(&event_id) {
+        true => None,
+        false => draft.event(event_id)?.kickoff,
+    }
 }
 
 /// What is asked for before it is known to be needed.
@@ -159,8 +175,9 @@ impl Asked {
         competitors.extend(&new);
         let betpawa_markets = dirty.betpawa_markets.iter().copied();
         let competitor_markets = dirty.competitor_markets.iter().copied();
+        let unknown = |id: &i64| known_kickoff(draft, dirty, *id).is_none();
         Asked {
-            events,
+            events: events.into_iter().filter(unknown).collect(),
             betpawa,
             competitors,
             with_linked: true,

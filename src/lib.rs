@@ -1,13 +1,9 @@
 //! The latest betting odds of every upcoming event, held in memory and kept equal to PostgreSQL.
 //!
-//! - [`OddsCache`] is the shared handle: clone it wherever odds are looked up.
-//! - [`View`] is one committed state of the database, over all events at once, that can be held; it knows its
-//!   [age](State::age), its [cut](State::cut) and its [epoch](State::epoch).
-//! - [`CachedEvent`], [`CachedSnapshot`], [`CachedMarket`] and [`Outcome`] are what is looked up: immutable, borrowed, and
-//!   serialisable under the names of the columns they come from.
-//! - [`EventList`] is the event list with inline odds as JSON, of which only what changed is written anew.
-//! - [`Follower`] fills the cache and keeps it equal: spawn [`Follower::run`]. It needs the triggers of [`sql::Script::Install`].
-//! - [`Writer`] takes its place where a process has the odds at hand, and in tests.
+//! An application scrapes bookmakers and writes each snapshot of their odds to PostgreSQL. This crate reads the latest
+//! snapshot of every event and bookmaker once, then follows the changes, and hands them out inside the process. What a
+//! reader sees is always exactly one committed state of the database, and it knows how long ago that was proven
+//! current.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), oddscache::Error> {
@@ -16,18 +12,225 @@
 //! let (cache, follower) = OddsCache::connect(Config::new("postgres://oddscache@localhost/odds")?);
 //! tokio::spawn(follower.run());
 //! cache.ready().await?;
-//! for market in cache.get_betpawa_snapshot(4711).iter().flat_map(|found| found.iter()).flat_map(|(_, s)| s.markets()) {
-//!     println!("{} {:?}", market.betpawa_market_name(), market.outcomes().map(|o| o.odds()).collect::<Vec<_>>());
+//! let view = cache.view();
+//! for (bookmaker_id, snapshot) in view.get_betpawa_snapshot(4711).iter().flat_map(|snapshots| snapshots.iter()) {
+//!     for market in snapshot.markets() {
+//!         let odds: Vec<Option<f64>> = market.outcomes().map(|outcome| outcome.odds()).collect();
+//!         println!("{bookmaker_id}: {} {odds:?}", market.betpawa_market_name());
+//!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Times are UTC, ids 64-bit. Lookups take no lock and do no I/O, and allocate only the maps they return. The library needs
-//! a tokio runtime with time and I/O for the follower, and none for lookups. Feature `service` (on by default) brings the
-//! dependencies of the `oddscache` binary; switch default features off to use the library alone, and `tls` on where the
-//! database is reached by TLS.
-#![warn(missing_docs)]
+//! The database needs the triggers of [`sql::Script::Install`] (`sql/install.sql`), and a role with the rights of
+//! [`sql::Script::Grants`].
+//!
+//! # A tour
+//!
+//! ## The handle and the follower
+//!
+//! [`OddsCache::connect`] gives two halves. [`OddsCache`] is the shared handle: clone it wherever odds are looked up.
+//! [`Follower`] fills it and keeps it equal: spawn [`Follower::run`], once. Dropping that future (aborting its task) is
+//! a clean stop; handles stay readable, and their views grow older. [`Config`] says where the database is and how to
+//! follow it. [`warm_up`] reads once, for a program that wants one view and ends.
+//!
+//! ## Looking up
+//!
+//! Four ways, from the freest to the fastest; all give the latest committed state:
+//!
+//! ```
+//! # let (cache, _writer) = oddscache::OddsCache::detached();
+//! let _ = cache.get_betpawa_snapshot(4711);                // yours to keep: counts a reference to the snapshots
+//! let view = cache.view();                                 // yours to keep, over all events: counts one for all of it
+//! let _ = view.event(4711);                                //   ... and then each look-up is what a plain map's costs
+//! let _ = cache.read(|state| state.event(4711).is_some()); // in place: counts nothing; what you find stays inside
+//! let mut reader = cache.reader();                         // for a hot loop of one thread: keeps its last state
+//! let _ = reader.state().event(4711);
+//! ```
+//!
+//! What is found: a [`CachedEvent`] has [`BetpawaSnapshots`] by bookmaker id and [`CompetitorSnapshots`] by [`Source`];
+//! each [`CachedSnapshot`] has [`Markets`], each [`CachedMarket`] has [`Outcomes`], each [`Outcome`] a name and odds.
+//! All of it is immutable, borrowed, and serialises under the names of the columns it comes from.
+//!
+//! ## Views
+//!
+//! A [`View`] is one committed state of the database, over all events at once: every row of a transaction or none. It
+//! never changes, may be held as long as you like and cross threads and awaits. Take one for a request that looks up
+//! more than once, so that the answers agree; two calls on the handle may see two states. Its look-ups are those of
+//! [`State`].
+//!
+//! ## How fresh
+//!
+//! The reader chooses. [`State::age`] is the time since the view was last *proven* current, not since something
+//! changed: with an idle database it stays below [`Config::poll_interval`] (1 s), with a lost one it grows.
+//! [`State::cut`] says which committed state it is, by the database's clock and by its transactions.
+//!
+//! ```
+//! use std::time::Duration;
+//! use oddscache::Error;
+//!
+//! # let (cache, _writer) = oddscache::OddsCache::detached();
+//! // No older than two seconds, or an error that says how old. Nothing was ever published here:
+//! let stale = cache.view_within(Duration::from_secs(2));
+//! assert!(matches!(stale, Err(Error::TooStale { age: Duration::MAX, .. })));
+//! ```
+//!
+//! [`OddsCache::wait_for`] is read-your-writes across processes: the writer asks `SELECT pg_current_xact_id()` before
+//! it commits, and whoever has that number gets a view with what it wrote. [`State::epoch`] changes where the state was
+//! *replaced*: after a lost connection, a failover, a restore. Only then may a view be of an earlier state than the one
+//! before; within an epoch cuts only move forward. [`State::version`] counts publications: the same version, the same
+//! content.
+//!
+//! ## Following changes
+//!
+//! [`OddsCache::changes`] gives a [`Change`] for each publication: the ids of the events that differ, per source.
+//! Subscribe first, then take a view, and nothing falls between. At most 256 are kept for a subscriber that is slow;
+//! then it gets [`Lagged`], never silence, and starts again from a new view.
+//!
+//! ```no_run
+//! # async fn example(cache: oddscache::OddsCache) {
+//! let mut changes = cache.changes();
+//! let mut view = cache.view();
+//! while let Some(change) = changes.next().await {
+//!     match change {
+//!         Ok(change) => println!("{:?} at {}", change.event_ids(), change.cut.as_of),
+//!         Err(lagged) => println!("{lagged}"),
+//!     }
+//!     view = cache.view();                                 // with that change in it, or newer
+//! }
+//! # }
+//! ```
+//!
+//! ## The whole list as JSON
+//!
+//! [`EventList`] is the event list with inline odds and margins as JSON, of which only what changed is written anew;
+//! [`InlineMarkets`] writes single events of it.
+//!
+//! ## Status and readiness
+//!
+//! [`OddsCache::ready`] and [`OddsCache::is_warm`] say that there is something to serve, and stay true: a view stays
+//! readable whatever happens. [`OddsCache::status`] says what the follower is doing ([`Status`]), [`OddsCache::stats`]
+//! what is held and what it weighs, [`OddsCache::counters`] what was done, [`OddsCache::timings`] how long commits took
+//! to be visible. Let a readiness probe ask `is_warm`, an
+//! alarm the age, and nobody restart a process for either: a restarted cache has nothing.
+//!
+//! `ready` waits for as long as the database is away; the status and the log say what for, and
+//! [`Config::retry_unreachable`] can make it an error.
+//!
+//! ## Errors
+//!
+//! There is one, [`Error`]; each variant names the object and the way out, and none carries a password or data of a
+//! row. What waiting mends ([`Error::is_transient`]) the follower waits for, with growing pauses. What it does not mend
+//! (a refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
+//! [`OddsCache::ready`] returns the same. After the first warmup nothing ends it. Look-ups do not fail.
+//!
+//! ## Without PostgreSQL
+//!
+//! [`OddsCache::detached`] gives the handle and a [`Writer`] in the follower's place: for a process that has the odds
+//! at hand, and for tests of code that reads from a cache. Nothing shows before [`Writer::publish`], and then all of it
+//! at once.
+//!
+//! ```
+//! use chrono::{Duration, Utc};
+//! use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput};
+//!
+//! let (cache, mut writer) = OddsCache::detached();
+//! let market = MarketInput {
+//!     betpawa_market_id: "3743".to_owned(),
+//!     betpawa_market_name: "1X2".to_owned(),
+//!     outcomes: vec![OutcomeInput::new("1", 2.1), OutcomeInput::new("X", 3.4), OutcomeInput::new("2", 3.65)],
+//!     ..MarketInput::default()
+//! };
+//! let snapshot = SnapshotInput {
+//!     snapshot_id: 1, event_id: 7, bookmaker_id: 1, captured_at: Utc::now(), last_confirmed_at: None,
+//!     markets: vec![market],
+//! };
+//! writer.put_betpawa_snapshot(&snapshot, Some(Utc::now() + Duration::hours(1)));
+//! writer.publish();
+//! let odds = cache.read(|state| {
+//!     let snapshot = state.event(7)?.betpawa().get(1)?;
+//!     snapshot.market("3743", None)?.outcomes().next()?.odds()
+//! });
+//! assert_eq!(odds, Some(2.1));
+//! ```
+//!
+//! # What a call costs
+//!
+//! No call blocks a thread on I/O or on the follower. *Waits* means: as a future, which may be dropped at any time.
+//!
+//! | call | locks | allocates | waits |
+//! |---|---|---|---|
+//! | every look-up of a [`View`], [`State`] and of what is found in it, but for those named below | no | no | no |
+//! | [`OddsCache::read`], [`Reader::state`], [`is_warm`](OddsCache::is_warm), [`kickoff`](OddsCache::kickoff) | no | no | no |
+//! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
+//! | [`OddsCache::view_within`] | no | only its error | no |
+//! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
+//! | [`OddsCache::timings`], [`Histogram::timing`] | no | a short list each | no |
+//! | [`Histogram::record`] | no | no | no |
+//! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
+//! | [`Outcome::extra`] | no | parses, if there is any | no |
+//! | [`Cut::shows`] | no | parses the cut's snapshot | no |
+//! | [`OddsCache::status`] | one that nobody holds for long | what it says | no |
+//! | [`OddsCache::changes`], [`resync`](OddsCache::resync) | the same | no | no |
+//! | [`Changes::next`] | the same | no | for the next change |
+//! | [`OddsCache::ready`] | the same | its error | for the first warmup |
+//! | [`OddsCache::wait_for`] | the same | what [`Cut::shows`] does, its error | for the view, or its `timeout` |
+//! | [`EventList::render`] | is `&mut` | the list, less what is used again | no: about 1 ms for 1,100 events |
+//! | [`Writer`]'s calls | are `&mut` | what is put, pages that changed | no |
+//!
+//! A thread's first look-up registers it, which allocates once. States that nobody looks at any more are freed by the
+//! follower or the writer, not by readers. Times and ratios are in the README.
+//!
+//! # What it mirrors
+//!
+//! The same thing has the same name here, in SQL and in JSON. Times are UTC to the microsecond (`timestamp` without
+//! time zone is read as UTC), ids 64-bit, odds the very bits of the number in the column. The application's tables are
+//! never written.
+//!
+//! | here | in SQL |
+//! |---|---|
+//! | [`CachedEvent`] | a row of `events` with a `kickoff` after now less [`Config::lookback`], and at least one snapshot |
+//! | [`CachedEvent::betpawa`] | per `bookmaker_id` the row of `odds_snapshots` with the greatest `id` |
+//! | [`CachedEvent::competitors`] | per `competitor_events.source` the row of `competitor_odds_snapshots` with the greatest `id`, over those whose competitor event is linked to the event and not deleted |
+//! | [`CachedMarket`] | a row of `market_odds` or `competitor_market_odds`, in the order of `id` |
+//! | [`Outcome`] | an element of the column `outcomes` |
+//!
+//! # Runtime
+//!
+//! The follower, [`Config::open`] and [`OddsCache::wait_for`] need a tokio runtime with time (and I/O but for the
+//! last). Everything else needs none; [`Changes`] and [`OddsCache::ready`] run on any. All types are `Send`, and what
+//! is shared is `Sync`; so are the futures. Logging is by [`tracing`](https://docs.rs/tracing), with nothing of a row's
+//! data.
+//!
+//! # Cargo features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `service` | yes | the dependencies of the `oddscache` binary, so that `cargo run -- demo` works as it is; nothing of the library's own, but `tls` |
+//! | `tls` | by `service` | TLS to the database, by rustls with ring. Without: `sslmode=prefer` goes without it, `require` and stricter are refused |
+//!
+//! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.
+//!
+//! # Versions
+//!
+//! [Semantic versioning](https://semver.org/) as cargo reads it: before 1.0 a breaking change raises the minor version,
+//! all else the patch version. Part of the interface are the public names, the JSON that types serialise to, and the
+//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, [`hashbrown`], `serde`, `serde_json`,
+//! [`tokio_postgres`]; the two that are linked are re-exported. What may gain fields or variants is
+//! `#[non_exhaustive]`; the inputs of [`Writer`] are not, so that they can be written down: a new field there is a
+//! breaking change. Texts of errors, statuses and log lines are for people and may change. [`sql::FEED_VERSION`] is
+//! counted apart: a follower works with exactly one.
+//!
+//! The oldest Rust that will do is the `rust-version` of `Cargo.toml`, with which all tests run. Raising it counts as a
+//! breaking change, and is done only for something that is needed.
+#![warn(
+    missing_debug_implementations,
+    missing_docs,
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    clippy::return_self_not_must_use
+)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod apply;
@@ -56,6 +259,7 @@ mod gather;
 #[cfg(feature = "tls")]
 mod handshake;
 mod helpers;
+mod histogram;
 mod list;
 mod model;
 mod owners;
@@ -72,6 +276,7 @@ mod stats;
 mod status;
 mod table;
 mod target;
+mod timing;
 mod tls;
 mod view;
 mod watch;
@@ -86,14 +291,16 @@ pub use config::Config;
 pub use connect::Wire;
 pub use error::Error;
 pub use follower::{Follower, warm_up};
+pub use histogram::{Histogram, Timing, TimingBucket};
 pub use list::{EventList, InlineMarkets};
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
 pub use reader::Reader;
-pub use stats::{Stats, WarmupStats};
-pub use status::{Counters, Status};
+pub use stats::{MemoryStats, Stats, WarmupStats};
+pub use status::{ChangeLog, Counters, Reloads, Status};
+pub use timing::Timings;
 pub use tls::{SslMode, Tls};
 pub use view::{Cut, State, View};
 pub use writer::Writer;

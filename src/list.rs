@@ -150,7 +150,9 @@ struct Planned<'v> {
 }
 
 impl EventList {
-    /// A list that shows the markets with one of these `betpawa_market_id`s, and this line if there is one.
+    /// A list that shows the markets with one of these `betpawa_market_id`s, and this line if there is one. Writes
+    /// nothing yet.
+    #[must_use]
     pub fn new<Id: Into<Box<str>>>(
         inline: impl IntoIterator<Item = (Id, Option<f64>)>,
     ) -> EventList {

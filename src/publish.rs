@@ -16,7 +16,9 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     change::{Change, Changes, KEPT},
-    status::{Counters, Status},
+    feed::Reload,
+    status::{ChangeLog, Counters, Reloads, Status},
+    timing::Timers,
     view::{Cut, Moment, State},
 };
 
@@ -25,6 +27,10 @@ pub(crate) struct Shared {
     state: ArcSwap<State>,
     status: watch::Sender<Status>,
     pub(crate) counters: Counting,
+    pub(crate) timers: Timers,
+    /// Told by the follower; each is what it was at some read.
+    pub(crate) pruned_below: AtomicU64,
+    pub(crate) next_xid: AtomicU64,
     /// The sender is the publisher's, so that the stream ends with it.
     changes: broadcast::WeakSender<Arc<Change>>,
     /// Told after each publication and proof.
@@ -63,24 +69,57 @@ impl Wish {
 }
 
 macro_rules! counting {
-    ($($name:ident)*) => {
-        /// [`Counters`] as they count.
+    ($(#[$doc:meta])* $counting:ident for $counters:ident: $($name:ident)* $(, $part:ident: $of:ident)?) => {
+        $(#[$doc])*
         #[derive(Debug, Default)]
-        pub(crate) struct Counting {
+        pub(crate) struct $counting {
             $(pub(crate) $name: AtomicU64,)*
+            $(pub(crate) $part: $of,)?
         }
 
-        impl Counting {
-            pub(crate) fn get(&self) -> Counters {
-                Counters { $($name: self.$name.load(Ordering::Relaxed),)* }
+        impl $counting {
+            pub(crate) fn get(&self) -> $counters {
+                $counters {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    $($part: self.$part.get(),)?
+                }
             }
         }
     };
 }
 
 counting! {
-    reads bells heartbeats log_rows snapshots_read published evicted_events reloads failures audited_events audit_passes
-    audit_mismatches
+    /// [`Counters`] as they count.
+    Counting for Counters:
+    reads bells polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
+    reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
+}
+
+counting! {
+    /// [`Reloads`] as they count.
+    CountingReloads for Reloads:
+    first connection_lost pruned catalog whole_table too_many_rows trouble asked audit server_changed went_back
+    clock_went_back not_understood
+}
+
+impl CountingReloads {
+    pub(crate) fn of(&self, reason: &Reload) -> &AtomicU64 {
+        match reason {
+            Reload::First => &self.first,
+            Reload::ConnectionLost => &self.connection_lost,
+            Reload::Pruned => &self.pruned,
+            Reload::Catalog => &self.catalog,
+            Reload::WholeTable(_) => &self.whole_table,
+            Reload::TooManyRows => &self.too_many_rows,
+            Reload::Trouble(_) => &self.trouble,
+            Reload::Asked => &self.asked,
+            Reload::Audit => &self.audit,
+            Reload::ServerChanged => &self.server_changed,
+            Reload::WentBack => &self.went_back,
+            Reload::ClockWentBack => &self.clock_went_back,
+            Reload::NotUnderstood => &self.not_understood,
+        }
+    }
 }
 
 /// Adds to a counter.
@@ -103,6 +142,14 @@ impl Shared {
 
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// What the follower last knew of the change log.
+    pub(crate) fn change_log(&self) -> ChangeLog {
+        ChangeLog {
+            pruned_below: self.pruned_below.load(Ordering::Relaxed),
+            next_xid: self.next_xid.load(Ordering::Relaxed),
+        }
     }
 
     /// From the next publication on; already ended if the publisher is gone.
@@ -151,6 +198,9 @@ impl Publisher {
             state: ArcSwap::from_pointee(State::empty()),
             status: watch::Sender::new(status),
             counters: Counting::default(),
+            timers: Timers::default(),
+            pruned_below: AtomicU64::new(0),
+            next_xid: AtomicU64::new(0),
             changes: changes.downgrade(),
             proven: Notify::new(),
             wish: Wish::default(),
@@ -204,6 +254,18 @@ impl Publisher {
 
     pub(crate) fn counters(&self) -> &Counting {
         &self.shared.counters
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.shared.timers
+    }
+
+    pub(crate) fn set_change_log(&self, log: ChangeLog) {
+        let shared = &self.shared;
+        shared
+            .pruned_below
+            .store(log.pruned_below, Ordering::Relaxed);
+        shared.next_xid.store(log.next_xid, Ordering::Relaxed);
     }
 }
 

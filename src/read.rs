@@ -24,13 +24,15 @@ use crate::{
     catalog::{Catalog, Names, millis},
     draft::Draft,
     feed::{self, Cursor, Reload},
-    fetch::{Heads, Reader},
+    fetch::{Heads, Reader, Tally},
     gather::{self, Bodies, Newest},
     helpers,
     model::Micros,
     preflight::{self, Feed},
     statement::{Prepared, Statement},
     stats::WarmupStats,
+    status::ChangeLog,
+    timing::{Shown, Took},
     view::{Cut, Moment},
     watch::Watched,
 };
@@ -55,12 +57,23 @@ pub(crate) struct Known {
     newest: Newest,
     /// When tables were last locked and looked at.
     looked: Instant,
+    /// When the last read began, of whatever kind.
+    began: Instant,
+    pruned_below: u64,
 }
 
 impl Known {
     /// That of the snapshot read last; 0 where no feed is read.
     pub(crate) fn xmin(&self) -> u64 {
         self.cursor.as_ref().map_or(0, Cursor::xmin)
+    }
+
+    /// How far the log reaches.
+    pub(crate) fn change_log(&self) -> ChangeLog {
+        ChangeLog {
+            pruned_below: self.pruned_below,
+            next_xid: self.cursor.as_ref().map_or(0, Cursor::xmax),
+        }
     }
 }
 
@@ -71,7 +84,12 @@ pub(crate) struct Done {
     pub(crate) began: Moment,
     pub(crate) log_rows: usize,
     pub(crate) snapshots_read: usize,
+    pub(crate) rows_read: u64,
+    pub(crate) malformed_rows_read: u64,
     pub(crate) evicted: usize,
+    /// If changes were read; and what that took, unless for the audit.
+    pub(crate) shown: Option<Shown>,
+    pub(crate) took: Option<Took>,
     /// If everything was read.
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
     /// If a slice was to be audited.
@@ -155,11 +173,13 @@ pub(crate) async fn everything(
         ),
         false => None,
     };
+    let tally = Tally::default();
     let reader = Reader {
         client,
         catalog: &catalog,
         prepared: None,
         names_malformed: true,
+        tally: &tally,
     };
     let exported = helpers::export(client, config, &begun).await?;
     let (heads, helpers) = join(
@@ -208,14 +228,20 @@ pub(crate) async fn everything(
         began: begun.began,
         log_rows: 0,
         snapshots_read,
+        rows_read: tally.rows(),
+        malformed_rows_read: tally.malformed(),
         evicted: 0,
+        shown: None,
+        took: None,
         warmup: Some((reason, warmup)),
         audited: None,
     };
     let Begun {
+        began,
         server,
         window_start,
         cut,
+        pruned_below,
         ..
     } = begun;
     Ok((
@@ -232,6 +258,8 @@ pub(crate) async fn everything(
             feed,
             newest,
             looked: Instant::now(),
+            began: began.monotonic,
+            pruned_below,
         },
         done,
     ))
@@ -240,7 +268,7 @@ pub(crate) async fn everything(
 /// How far [`changes`] came.
 pub(crate) enum Read {
     /// The draft is what the database was at the snapshot.
-    Done(Done),
+    Done(Box<Done>),
     /// What changed cannot be told, so [`everything`] must be read, in the transaction begun.
     Reload(Reload, Box<Begun>),
 }
@@ -271,7 +299,7 @@ pub(crate) async fn changes(
     if matches!(cause, Cause::Time)
         && let Some(done) = nothing(client, config, names, draft, known).await?
     {
-        return Ok(Read::Done(done));
+        return Ok(Read::Done(Box::new(done)));
     }
     let step = match cause {
         Cause::Audit(step) => Some(step),
@@ -323,11 +351,16 @@ async fn nothing(
     known.window_start = begun.window_start;
     let evicted = draft.evict(known.window_start);
     known.cut = Arc::new(begun.cut);
+    known.began = begun.began.monotonic;
     Ok(Some(Done {
         began: begun.began,
         log_rows: 0,
         snapshots_read: 0,
+        rows_read: 0,
+        malformed_rows_read: 0,
         evicted,
+        shown: None,
+        took: None,
         warmup: None,
         audited: None,
     }))
@@ -410,7 +443,7 @@ async fn read_changes(
         Ok(news) => news,
         Err(reason) => return reload(reason, begun),
     };
-    let dirty = changed.dirty;
+    let (dirty, for_audit) = (changed.dirty, step.is_some());
     // What is prepared is planned for few keys.
     let few = gather::are_few(&dirty) && step.is_none();
     if prepared.is_some() && !few {
@@ -418,11 +451,13 @@ async fn read_changes(
         replan.map_err(Error::database(BEGIN))?;
     }
     let prepared = prepared.filter(|_| few);
+    let tally = Tally::default();
     let reader = Reader {
         client,
         catalog: &known.catalog,
         prepared,
         names_malformed: true,
+        tally: &tally,
     };
     let mut newest = known.newest;
     let mut part = None;
@@ -441,8 +476,23 @@ async fn read_changes(
     end(client, prepared, rows_read.then_some(&known.watched)).await?;
 
     // From here on nothing can fail or be cancelled (R2).
+    let (read_at, anything) = (Instant::now(), part.is_some());
     let snapshots_read = part.map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
     let evicted = draft.evict(begun.window_start);
+    let began = begun.began.monotonic;
+    let took = Took {
+        read: read_at.saturating_duration_since(began),
+        decode: tally.decode(),
+        apply: anything.then(|| read_at.elapsed()),
+    };
+    let shown = Shown {
+        logged: changed.logged,
+        server_now: begun.server_now,
+        began,
+        unseen: (!begun.cut.standby).then_some(known.began),
+    };
+    known.began = began;
+    known.pruned_below = begun.pruned_below;
     known.cursor = Some(Cursor::new(begun.snapshot, seen));
     known.newest = newest;
     known.looked = looked;
@@ -455,14 +505,18 @@ async fn read_changes(
             mismatches: compare(draft, &ids, *plan, bodies),
         },
     });
-    Ok(Read::Done(Done {
+    Ok(Read::Done(Box::new(Done {
         began: begun.began,
         log_rows: changed.rows,
         snapshots_read,
+        rows_read: tally.rows(),
+        malformed_rows_read: tally.malformed(),
         evicted,
+        shown: Some(shown),
+        took: (!for_audit).then_some(took),
         warmup: None,
         audited,
-    }))
+    })))
 }
 
 /// What the database says for a step of the audit.

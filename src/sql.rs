@@ -80,6 +80,9 @@ impl Script {
     }
 
     /// The script with these variables set in its first lines, to be piped into psql.
+    ///
+    /// # Errors
+    /// [`ScriptError::UnknownVariable`] for one that the script would ignore.
     pub fn with_variables(self, variables: &Variables) -> Result<String, ScriptError> {
         self.check(variables)?;
         let mut text = String::new();
@@ -94,7 +97,10 @@ impl Script {
         Ok(text)
     }
 
-    /// What psql would do with the script and these variables, in order.
+    /// What psql would do with the script and these variables, in order. Runs nothing.
+    ///
+    /// # Errors
+    /// [`ScriptError`] for a variable or a value that the script does not take.
     pub fn steps(self, variables: &Variables) -> Result<Vec<Step>, ScriptError> {
         self.check(variables)?;
         Interpreter::new(self.text(), variables.clone()).run()

@@ -15,10 +15,46 @@ pub struct Stats {
     /// Bytes asked of the allocator for everything that makes up the cache: events, odds, interned names, indexes.
     /// Without what only older views still hold, the allocator's own rounding, and some 13 kB for the stream of changes.
     pub memory_bytes: usize,
+    /// `memory_bytes` by what it is for.
+    pub memory: MemoryStats,
     /// Market rows held that did not read as they should, such as `outcomes` that is no list. They are named in the log.
     pub malformed_rows: usize,
     /// The last warmup; `None` before the first, and in a cache that is fed by a [`Writer`](crate::Writer).
     pub last_warmup: Option<WarmupStats>,
+}
+
+/// What the memory of a cache is for. Together it is [`Stats::memory_bytes`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MemoryStats {
+    /// Events, their snapshots, and the odds of these.
+    pub events_bytes: usize,
+    /// Interned names: of markets, outcomes and sources, and the templates made of them; and the buffers for packing.
+    pub names_bytes: usize,
+    /// The table of events by id: the draft's own list of pages, the published view's, and the pages that they share.
+    pub table_bytes: usize,
+    /// Which event shows which snapshot.
+    pub owners_bytes: usize,
+    /// Events by kickoff, for dropping those whose time is over.
+    pub kickoffs_bytes: usize,
+}
+
+impl MemoryStats {
+    /// All of it.
+    pub(crate) fn total(&self) -> usize {
+        self.parts().into_iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Each part by its name, without `_bytes`.
+    pub fn parts(&self) -> [(&'static str, usize); 5] {
+        [
+            ("events", self.events_bytes),
+            ("names", self.names_bytes),
+            ("table", self.table_bytes),
+            ("owners", self.owners_bytes),
+            ("kickoffs", self.kickoffs_bytes),
+        ]
+    }
 }
 
 /// What a warmup loaded, and how long it took.

@@ -63,7 +63,7 @@ struct Proven {
 /// A point in time by both clocks: the monotonic one stands still while the machine is suspended, the other is set at will.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    monotonic: Instant,
+    pub(crate) monotonic: Instant,
     wall: SystemTime,
 }
 
@@ -200,7 +200,7 @@ impl State {
         self.table.iter().map(|event| &**event)
     }
 
-    /// How many events it holds.
+    /// How many events it holds. Reads a number.
     pub fn len(&self) -> usize {
         self.table.len()
     }
@@ -216,6 +216,7 @@ impl State {
     }
 
     /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
+    /// Counts one reference.
     pub fn cut(&self) -> Arc<Cut> {
         self.proof.cut()
     }
@@ -243,12 +244,26 @@ impl State {
     }
 }
 
-impl fmt::Debug for View {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View")
+impl State {
+    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
             .field("cut", &self.cut())
             .field("epoch", &self.epoch())
             .field("events", &self.len())
             .finish()
+    }
+}
+
+/// Which state it is, not all that it holds.
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.debug("State", f)
+    }
+}
+
+/// Which state it is, not all that it holds.
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.debug("View", f)
     }
 }

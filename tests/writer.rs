@@ -234,7 +234,8 @@ fn markets_and_outcomes_keep_their_order() {
 fn serialises_to_exactly_these_keys() {
     let (cache, mut writer) = OddsCache::detached();
     let mut input = snapshot(12, 1, 3);
-    let extra = json!({"id": 7, "a": {"b": [1, null]}});
+    // A key that has a field of its own must not come twice.
+    let extra = json!({"id": 7, "name": "B", "a": {"b": [1, null]}});
     input.last_confirmed_at = Some(at(60));
     input.markets = vec![
         MarketInput {

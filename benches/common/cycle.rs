@@ -159,9 +159,10 @@ fn follower_cpu() -> Duration {
     Duration::from_nanos(nanoseconds)
 }
 
-/// Confirms all latest snapshots, in statements of 1,000 ids, ten times.
+/// Confirms all latest snapshots, in statements of 1,000 ids, `CYCLES` (10) times.
 pub(crate) async fn confirmations(server: &Server, cache: &OddsCache) {
-    const CYCLES: u32 = 10;
+    let cycles = std::env::var("CYCLES").ok();
+    let cycles: u32 = cycles.and_then(|text| text.parse().ok()).unwrap_or(10);
     let writer = Writer::new(&server.dsn).await;
     let ids = "array(select max(s.id) from odds_snapshots s join events e on e.id = s.event_id \
         where e.kickoff > now() at time zone 'UTC' group by s.event_id, s.bookmaker_id)";
@@ -178,7 +179,7 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache) {
     let theirs = writer.client.query_one(&ask(competitor_ids), &[]).await;
     let theirs: Vec<i64> = theirs.expect("ids").get(0);
     let before = (follower_cpu(), cache.counters());
-    for _ in 0..CYCLES {
+    for _ in 0..cycles {
         let mut xid = 0;
         for (table, ids) in [
             ("odds_snapshots", &ours),
@@ -203,13 +204,13 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache) {
             .await
             .expect("seen");
     }
-    let spent = (follower_cpu() - before.0) / CYCLES;
+    let spent = (follower_cpu() - before.0) / cycles;
     let counters = cache.counters();
     println!(
         "a cycle of {} confirmations: {} of the follower's CPU, {} reads, {} snapshots' markets read",
         ours.len() + theirs.len(),
         milliseconds(spent),
-        (counters.reads - before.1.reads) / u64::from(CYCLES),
+        (counters.reads - before.1.reads) / u64::from(cycles),
         counters.snapshots_read - before.1.snapshots_read
     );
 }

@@ -20,7 +20,8 @@ impl CachedEvent {
         self.event_id
     }
 
-    /// When it begins, UTC. Always known for what a follower read; `None` only where a [`Writer`](crate::Writer) put none.
+    /// `events.kickoff`: when it begins. UTC, to the microsecond. Always known for what a follower read; `None` only
+    /// where a [`Writer`](crate::Writer) put none.
     pub fn kickoff(&self) -> Option<DateTime<Utc>> {
         self.kickoff.map(Micros::to_utc)
     }
@@ -41,6 +42,16 @@ impl CachedEvent {
             && self.kickoff == other.kickoff
             && self.betpawa.same(&other.betpawa)
             && self.competitors.same(&other.competitors)
+    }
+
+    /// Whether it has as many snapshots of either kind, and the same ones with the very same bodies: all that is summed up
+    /// over events, and which snapshots they show, is as with the other.
+    pub(crate) fn counts_as(&self, other: &CachedEvent) -> bool {
+        let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
+        let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
+            a.snapshot_id == b.snapshot_id && Arc::ptr_eq(&a.body, &b.body)
+        };
+        sizes(self) == sizes(other) && self.snapshots().zip(other.snapshots()).all(pair)
     }
 
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = &CachedSnapshot> {
@@ -113,7 +124,7 @@ impl BetpawaSnapshots {
                 .all(|(a, b)| a.difference(b).is_none())
     }
 
-    /// The snapshot of one bookmaker.
+    /// The snapshot of one bookmaker (`odds_snapshots.bookmaker_id`), `None` if it has none. Allocates nothing.
     pub fn get(&self, bookmaker_id: i64) -> Option<&CachedSnapshot> {
         // A handful: a scan beats a search.
         self.0
@@ -205,7 +216,8 @@ impl CompetitorSnapshots {
         self.len() == other.len() && self.0.iter().zip(&*other.0).all(pair)
     }
 
-    /// The snapshot of one source.
+    /// The snapshot of one source (`competitor_events.source`, to the letter), `None` if it has none. Allocates
+    /// nothing.
     pub fn get(&self, source: &str) -> Option<&CachedSnapshot> {
         self.0
             .iter()

@@ -10,7 +10,8 @@ use super::{
     time::Micros,
 };
 
-/// A snapshot to be put into a cache by [`Writer`](crate::Writer); the owned twin of [`CachedSnapshot`].
+/// A snapshot to be put into a cache by [`Writer`](crate::Writer); the owned twin of [`CachedSnapshot`], which
+/// serialises to what this deserialises from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInput {
     /// Id of the row, or of whatever the snapshot came from.
@@ -53,7 +54,7 @@ pub struct MarketInput {
     /// The groups it is listed under.
     #[serde(default)]
     pub market_groups: Vec<Value>,
-    /// Since when it is no longer offered. UTC; kept to the microsecond.
+    /// Since when it is no longer offered; `None` while it is. UTC; kept to the microsecond.
     #[serde(default)]
     pub unavailable_at: Option<DateTime<Utc>>,
 }
@@ -63,14 +64,34 @@ pub struct MarketInput {
 pub struct OutcomeInput {
     /// Its name.
     pub name: String,
-    /// Decimal odds.
+    /// Decimal odds, kept bit for bit; `None` for an outcome without.
     pub odds: Option<f64>,
     /// Whether one can bet on it; true if absent.
     #[serde(default = "yes")]
     pub is_active: bool,
-    /// All other keys, kept as they are.
+    /// All other keys, kept as they are. `name`, `odds` and `is_active` among them are not kept: they have fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+impl OutcomeInput {
+    /// One that is active and has no other keys.
+    ///
+    /// ```
+    /// use oddscache::OutcomeInput;
+    ///
+    /// let outcomes = [OutcomeInput::new("1", 2.1), OutcomeInput::new("2", None)];
+    /// assert!(outcomes.iter().all(|outcome| outcome.is_active));
+    /// ```
+    #[must_use]
+    pub fn new(name: impl Into<String>, odds: impl Into<Option<f64>>) -> OutcomeInput {
+        OutcomeInput {
+            name: name.into(),
+            odds: odds.into(),
+            is_active: true,
+            extra: Map::new(),
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -87,8 +108,9 @@ impl SnapshotInput {
         for (row_id, market) in (0i64..).zip(&self.markets) {
             builder.names.clear();
             for outcome in &market.outcomes {
-                let extra = (!outcome.extra.is_empty())
-                    .then(|| Value::Object(outcome.extra.clone()).to_string());
+                let mut extra = outcome.extra.clone();
+                extra.retain(|key, _| !["name", "odds", "is_active"].contains(&&**key));
+                let extra = (!extra.is_empty()).then(|| Value::Object(extra).to_string());
                 builder.names.push(&outcome.name, extra.as_deref());
                 builder.odds.push(outcome.odds, outcome.is_active);
             }

@@ -38,7 +38,7 @@ impl CachedSnapshot {
         self.bookmaker_id
     }
 
-    /// `captured_at`: when these odds were read from the bookmaker. UTC.
+    /// `captured_at`: when these odds were read from the bookmaker. UTC, to the microsecond.
     pub fn captured_at(&self) -> DateTime<Utc> {
         self.captured_at.to_utc()
     }
@@ -91,7 +91,8 @@ impl CachedSnapshot {
     }
 
     /// The first market with this id and line; a line of `None` is a market without. Faster than going through
-    /// [`markets`](CachedSnapshot::markets), of which it looks at hardly any other. Allocates nothing.
+    /// [`markets`](CachedSnapshot::markets), of which it looks at hardly any other; where markets differ in nothing but
+    /// their handicap, only that tells them apart. Allocates nothing.
     pub fn market(&self, betpawa_market_id: &str, line: Option<f64>) -> Option<CachedMarket<'_>> {
         let index = self.body.template.find(betpawa_market_id, line)?;
         Some(CachedMarket {
@@ -117,6 +118,7 @@ impl Serialize for CachedSnapshot {
 
 /// The markets of a snapshot, in the order of their row ids.
 #[derive(Debug, Clone)]
+#[must_use = "an iterator does nothing until it is asked"]
 pub struct Markets<'a> {
     body: &'a Body,
     next: usize,
@@ -168,47 +170,49 @@ impl<'a> CachedMarket<'a> {
         &self.body.shape(self.index).kind
     }
 
-    /// Which market this is, in the platform's own numbering (of competitors' markets too).
+    /// `betpawa_market_id`: which market this is, in the platform's own numbering (of competitors' markets too).
     pub fn betpawa_market_id(&self) -> &'a str {
         self.kind().betpawa_market_id()
     }
 
-    /// Its name.
+    /// `betpawa_market_name`.
     pub fn betpawa_market_name(&self) -> &'a str {
         self.kind().betpawa_market_name()
     }
 
-    /// The line, such as the 2.5 of "over/under 2.5"; `None` for a market without.
+    /// `line`, such as the 2.5 of "over/under 2.5"; `None` for a market without.
     pub fn line(&self) -> Option<f64> {
         self.kind().line
     }
 
-    /// The kind of handicap; `None` for a market without.
+    /// `handicap_type`; `None` for a market without.
     pub fn handicap_type(&self) -> Option<&'a str> {
         self.kind().handicap_type()
     }
 
-    /// The home side's handicap.
+    /// `handicap_home`: the home side's handicap, in the units of the sport's score; `None` for a market without.
     pub fn handicap_home(&self) -> Option<f64> {
         self.kind().handicap_home
     }
 
-    /// The away side's handicap.
+    /// `handicap_away`: the away side's; `None` for a market without.
     pub fn handicap_away(&self) -> Option<f64> {
         self.kind().handicap_away
     }
 
-    /// The groups it is listed under, as they stand in the column; none where that is null.
+    /// `market_groups`: the groups it is listed under, as they stand in the column; none where that is null, no list or
+    /// missing.
     pub fn market_groups(&self) -> &'a [Value] {
         &self.kind().groups.values
     }
 
-    /// Since when the bookmaker no longer offers it; `None` while it does. UTC.
+    /// `unavailable_at`: since when the bookmaker no longer offers it; `None` while it does, and where there is no such
+    /// column. UTC, to the microsecond.
     pub fn unavailable_at(&self) -> Option<DateTime<Utc>> {
         self.body.unavailable_at(self.index).map(Micros::to_utc)
     }
 
-    /// The outcomes in the order of the column. Free: borrows, allocates nothing.
+    /// `outcomes`, in the order of the column. Free: borrows, allocates nothing.
     pub fn outcomes(&self) -> Outcomes<'a> {
         let words = self.first_word..self.first_word + self.body.template.outcomes(self.index);
         Outcomes {
@@ -237,6 +241,7 @@ impl Serialize for CachedMarket<'_> {
 
 /// The outcomes of a market, in the order of the column.
 #[derive(Debug, Clone)]
+#[must_use = "an iterator does nothing until it is asked"]
 pub struct Outcomes<'a> {
     body: &'a Body,
     names: Names<'a>,

@@ -38,7 +38,8 @@ pub(crate) enum Command {
     ///
     /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
     /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds; SIGUSR1 makes it read everything again.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within five seconds; SIGUSR1 makes it read everything again, SIGUSR2
+    /// log in detail, and as before.
     Serve(ServeArguments),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
@@ -88,6 +89,15 @@ pub(crate) struct LogArguments {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
+    /// How often the same place may log within 10 s; how many more there were is said after that. 0: any number
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG_REPEATS",
+        default_value_t = 20,
+        value_name = "COUNT"
+    )]
+    pub(crate) log_repeats: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -185,6 +185,7 @@ struct Key {
 }
 
 /// Events that were written of late: all streams send the same at about the same time.
+/// No more than fit into [`WRITTEN_BYTES`], or the newest alone.
 #[derive(Debug, Default)]
 struct Written {
     events: VecDeque<(Key, Bytes)>,
@@ -300,4 +301,37 @@ fn event(name: &str, version: u64, data: &[u8]) -> Bytes {
     event.extend_from_slice(data);
     event.extend_from_slice(b"\n\n");
     event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_written_events_is_bounded() {
+        let key = |change| Key { change, odds: None };
+        let mut written = Written::default();
+        let event = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
+        for change in 0..1000 {
+            written.put(key(change), event(10));
+            written.put(key(change), event(10));
+        }
+        assert_eq!((written.events.len(), written.bytes), (64, 640));
+        assert!(written.get(key(999)).is_some() && written.get(key(0)).is_none());
+        let with_odds = Key {
+            change: 999,
+            odds: Some(999),
+        };
+        assert!(written.get(with_odds).is_none());
+        for change in 1000..1100 {
+            written.put(key(change), event(WRITTEN_BYTES / 4));
+        }
+        assert_eq!(written.events.len(), 4);
+        written.put(with_odds, event(2 * WRITTEN_BYTES));
+        assert_eq!(
+            (written.events.len(), written.bytes),
+            (1, 2 * WRITTEN_BYTES)
+        );
+        assert!(written.get(with_odds).is_some());
+    }
 }

@@ -1,103 +1,31 @@
 //! `GET /metrics`: the state of the cache and what it has done, in the text form that Prometheus reads.
 //!
 //! Names follow its conventions: `_total` only grows, seconds and bytes are the units, and no label has a value per event.
+//! What is counted is counted without locks, so that a scrape holds up neither the follower nor a reader.
 
-use std::{
-    fmt::{Display, Write},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+mod process;
+mod requests;
+mod text;
 
-use axum::{
-    extract::{MatchedPath, Request, State},
-    middleware::Next,
-    response::Response,
-};
-use oddscache::{Counters, OddsCache, Status};
+use oddscache::{Counters, OddsCache, Reloads, Status, Timings};
 
-/// How answers fared, by path and kind of answer.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Requests(Arc<[Route; PATHS.len()]>);
-
-#[derive(Debug, Default)]
-struct Route {
-    answers: [AtomicU64; KINDS.len()],
-    nanos: AtomicU64,
-}
-
-/// What a label may say; all else is `other`.
-const PATHS: [&str; 10] = [
-    "/v1/events",
-    "/v1/events/{id}",
-    "/v1/list",
-    "/v1/dump",
-    "/v1/changes",
-    "/v1/stats",
-    "/openapi.json",
-    "/metrics",
-    "/readyz",
-    "other",
-];
-const KINDS: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
-
-/// Counts a request. Its time runs until the answer begins, not until a stream ends.
-pub(crate) async fn count(
-    State(requests): State<Requests>,
-    path: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let begun = Instant::now();
-    let response = next.run(request).await;
-    let path = path.as_ref().map_or("other", MatchedPath::as_str);
-    let index = PATHS.iter().position(|known| *known == path);
-    let route = &requests.0[index.unwrap_or(PATHS.len() - 1)];
-    let kind = usize::from(response.status().as_u16() / 100).clamp(2, 5) - 2;
-    route.answers[kind].fetch_add(1, Ordering::Relaxed);
-    let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    route.nanos.fetch_add(nanos, Ordering::Relaxed);
-    response
-}
-
-/// The text under way.
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing into a String does not fail.
-        let _ = writeln!(
-            self.0,
-            "# HELP oddscache_{name} {help}\n# TYPE oddscache_{name} {kind}"
-        );
-    }
-
-    /// `labels`: as they stand in the text, `a="b"`; all values of ours need no escape.
-    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
-        let _ = match labels {
-            "" => writeln!(self.0, "oddscache_{name} {value}"),
-            labels => writeln!(self.0, "oddscache_{name}{{{labels}}} {value}"),
-        };
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
-        self.family(name, "gauge", help);
-        self.sample(name, "", value);
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.family(name, "counter", help);
-        self.sample(name, "", value);
-    }
-}
+use super::logging;
+pub(crate) use requests::{Requests, count};
+use text::Text;
 
 #[expect(clippy::cast_precision_loss)]
 pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> String {
-    let mut text = Text(String::with_capacity(8 * 1024));
+    let mut text = Text::default();
     let (view, status) = (cache.view(), cache.status());
     let (stats, warm) = (view.stats(), cache.is_warm());
+
+    text.family(
+        "build_info",
+        "gauge",
+        "1; what is running is in its labels.",
+    );
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
+    text.sample("build_info", version, 1);
 
     text.family("status", "gauge", "1 for the state that the cache is in.");
     for name in Status::NAMES {
@@ -112,15 +40,9 @@ pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> St
     );
     text.gauge("warm", "Whether the cache has been warm.", u8::from(warm));
     // Before the first warmup there is none: infinitely old.
-    let age = if warm {
-        view.age().as_secs_f64()
-    } else {
-        f64::INFINITY
-    };
-    let age = if age.is_finite() {
-        age.to_string()
-    } else {
-        "+Inf".to_owned()
+    let age = match warm {
+        true => view.age().as_secs_f64().to_string(),
+        false => "+Inf".to_owned(),
     };
     text.gauge(
         "view_age_seconds",
@@ -154,11 +76,14 @@ pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> St
     text.sample("events", "side=\"competitor\"", stats.competitor_events);
     text.gauge("snapshots", "Snapshots held.", stats.total_snapshots);
     text.gauge("markets", "Markets held.", stats.total_markets);
-    text.gauge(
+    text.family(
         "memory_bytes",
-        "Bytes that the cache asked of the allocator.",
-        stats.memory_bytes,
+        "gauge",
+        "Bytes that the cache asked of the allocator, by what they are for.",
     );
+    for (part, bytes) in stats.memory.parts() {
+        text.sample("memory_bytes", &format!("part=\"{part}\""), bytes);
+    }
     text.gauge(
         "malformed_rows",
         "Rows held that did not read as they should.",
@@ -171,44 +96,31 @@ pub(crate) fn text(cache: &OddsCache, requests: &Requests, streams: usize) -> St
             warmup.seconds,
         );
     }
-    counters(&mut text, &cache.counters());
+    let log = cache.change_log();
+    text.gauge(
+        "change_log_pruned_below",
+        "The transaction id up to which the change log was pruned: stays where it is if nobody prunes.",
+        log.pruned_below,
+    );
+    text.gauge(
+        "change_log_unpruned_transactions",
+        "Transaction ids since then: of how many the change log may hold rows.",
+        log.unpruned_transactions(),
+    );
+    let done = cache.counters();
+    counters(&mut text, &done);
+    reloads(&mut text, &done.reloads_by_reason);
+    timings(&mut text, &cache.timings());
 
     text.gauge(
         "change_streams",
         "Streams of /v1/changes that are open.",
         streams,
     );
-    text.family(
-        "http_requests_total",
-        "counter",
-        "HTTP answers, by path and kind.",
-    );
-    for (path, route) in PATHS.iter().zip(&*requests.0) {
-        for (kind, count) in KINDS.iter().zip(&route.answers) {
-            let labels = format!("path=\"{path}\",code=\"{kind}\"");
-            text.sample(
-                "http_requests_total",
-                &labels,
-                count.load(Ordering::Relaxed),
-            );
-        }
-    }
-    text.family(
-        "http_request_seconds",
-        "summary",
-        "Time until an HTTP answer began.",
-    );
-    for (path, route) in PATHS.iter().zip(&*requests.0) {
-        let labels = format!("path=\"{path}\"");
-        let seconds = route.nanos.load(Ordering::Relaxed) as f64 / 1e9;
-        text.sample("http_request_seconds_sum", &labels, seconds);
-        let counts = route
-            .answers
-            .iter()
-            .map(|count| count.load(Ordering::Relaxed));
-        text.sample("http_request_seconds_count", &labels, counts.sum::<u64>());
-    }
-    text.0
+    requests.write(&mut text);
+    messages(&mut text);
+    process::write(&mut text);
+    text.finish()
 }
 
 fn counters(text: &mut Text, counters: &Counters) {
@@ -222,6 +134,16 @@ fn counters(text: &mut Text, counters: &Counters) {
             "bells",
             counters.bells,
             "Times a notification came; several at once count once.",
+        ),
+        (
+            "polls",
+            counters.polls,
+            "Times it looked without a notification, since it was time to.",
+        ),
+        (
+            "asks",
+            counters.asks,
+            "Times it looked since somebody waits for a transaction, or asked to read everything.",
         ),
         (
             "heartbeats",
@@ -238,6 +160,16 @@ fn counters(text: &mut Text, counters: &Counters) {
             counters.snapshots_read,
             "Snapshots whose markets were read.",
         ),
+        (
+            "rows_read",
+            counters.rows_read,
+            "Rows of the application's tables that were read.",
+        ),
+        (
+            "malformed_rows_read",
+            counters.malformed_rows_read,
+            "Rows that did not read as they should, when they were read.",
+        ),
         ("published", counters.published, "States published."),
         (
             "evicted_events",
@@ -245,9 +177,9 @@ fn counters(text: &mut Text, counters: &Counters) {
             "Events dropped for their kickoff lay too far back.",
         ),
         (
-            "reloads",
-            counters.reloads,
-            "Times everything was read, the first warmup included.",
+            "reconnects",
+            counters.reconnects,
+            "Times the connection that reads was opened anew.",
         ),
         (
             "failures",
@@ -273,4 +205,74 @@ fn counters(text: &mut Text, counters: &Counters) {
     for (name, value, help) in all {
         text.counter(&format!("{name}_total"), help, value);
     }
+}
+
+fn reloads(text: &mut Text, reloads: &Reloads) {
+    text.family(
+        "reloads_total",
+        "counter",
+        "Times everything was read, by reason.",
+    );
+    for (reason, count) in reloads.iter() {
+        text.sample("reloads_total", &format!("reason=\"{reason}\""), count);
+    }
+}
+
+/// Bounds that are shown of those there are: of what the network has a part in, and of what it has not.
+const SLOW: (f64, f64) = (0.000_25, 50.0);
+const FAST: (f64, f64) = (0.000_005, 1.0);
+
+fn timings(text: &mut Text, timings: &Timings) {
+    let all = [
+        (
+            "commit_to_visible_seconds",
+            &timings.commit_to_visible,
+            SLOW,
+            "From a commit until readers see it; an upper bound, for each transaction that changed odds.",
+        ),
+        (
+            "read_seconds",
+            &timings.read,
+            SLOW,
+            "Transactions that read changes, decoding included.",
+        ),
+        (
+            "decode_seconds",
+            &timings.decode,
+            FAST,
+            "Of such a read, packing rows of markets.",
+        ),
+        (
+            "apply_seconds",
+            &timings.apply,
+            FAST,
+            "Of such a read, bringing the next state up to it.",
+        ),
+        (
+            "publish_seconds",
+            &timings.publish,
+            FAST,
+            "Of such a read, making the next state and swapping it in.",
+        ),
+    ];
+    for (name, timing, bounds, help) in all {
+        text.family(name, "histogram", help);
+        text.histogram(name, "", timing, bounds);
+    }
+}
+
+fn messages(text: &mut Text) {
+    text.family(
+        "messages_total",
+        "counter",
+        "Messages logged, by level; those held back included.",
+    );
+    for (level, count) in logging::messages() {
+        text.sample("messages_total", &format!("level=\"{level}\""), count);
+    }
+    text.counter(
+        "messages_held_back_total",
+        "Messages not logged one by one, since they repeat.",
+        logging::held_back(),
+    );
 }

@@ -7,6 +7,7 @@ mod database;
 mod doctor;
 mod explain;
 pub(crate) mod http;
+mod logging;
 mod metrics;
 mod page;
 mod prune;
@@ -14,7 +15,7 @@ pub(crate) mod serve;
 pub(crate) mod sql;
 
 use std::{
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, Write},
     process::ExitCode,
 };
 
@@ -22,17 +23,20 @@ use anyhow::Context;
 use clap::Parser;
 use oddscache::{Error, View, sql::ScriptError};
 
-use args::{Arguments, Command, LogArguments, LogFormat};
+use args::{Arguments, Command};
 
 use crate::demo;
 
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = start_logging(&arguments.log) {
-        eprintln!("oddscache: {error:#}");
-        return ExitCode::from(2);
-    }
+    let _flush = match logging::start(&arguments.log) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("oddscache: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -97,18 +101,4 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         };
         kind == Some(io::ErrorKind::BrokenPipe)
     })
-}
-
-fn start_logging(arguments: &LogArguments) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
-        .with_context(|| format!("--log {}: not a log filter", arguments.log))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    match arguments.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    Ok(())
 }

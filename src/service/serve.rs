@@ -12,12 +12,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{args::ServeArguments, changes::Hub, http, prune};
+use super::{args::ServeArguments, changes::Hub, http, logging, prune};
 
 /// How long answers under way may take once the end was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    logging::change_on_signal()?;
     let config = arguments
         .follow
         .config()?

@@ -41,14 +41,14 @@ pub(crate) const PLANTS: &[Plant] = &[
         edits: &[
             (
                 "src/feed.rs",
-                "const COLUMNS: &str = \"table_name, keys, note\";",
-                "const COLUMNS: &str = \"table_name, keys, note, id\";\n\
+                "const COLUMNS: &str = \"table_name, keys, note, xid, at\";",
+                "const COLUMNS: &str = \"table_name, keys, note, xid, at, id\";\n\
                  static LAST: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);",
             ),
             (
                 "src/feed.rs",
                 "        rows += 1;\n",
-                "        rows += 1;\n        LAST.fetch_max(row.get(3), std::sync::atomic::Ordering::Relaxed);\n",
+                "        rows += 1;\n        LAST.fetch_max(row.get(5), std::sync::atomic::Ordering::Relaxed);\n",
             ),
             (
                 "src/feed.rs",
@@ -277,8 +277,16 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "keep a body whose markets changed",
         edits: &[(
             "src/apply.rs",
-            "held.filter(|held| held.snapshot_id == snapshot_id && !dirty_markets.contains(&snapshot_id))",
-            "held.filter(|held| held.snapshot_id == snapshot_id && dirty_markets.len() < 1_000_000)",
+            "held.snapshot_id == id && !dirty_markets.contains(&id);",
+            "held.snapshot_id == id && dirty_markets.len() < 1_000_000;",
+        )],
+    },
+    Plant {
+        name: "take the kickoff of a changed event for known",
+        edits: &[(
+            "src/gather.rs",
+            "match dirty.events.contains(&event_id) {",
+            "match dirty.events.contains(&event_id) && event_id < 0 {",
         )],
     },
     Plant {
@@ -421,8 +429,8 @@ pub(crate) const PLANTS: &[Plant] = &[
             ),
             (
                 "src/fetch.rs",
-                "        packing.end();\n        Ok(bodies.finish())\n",
-                "        let mut found = bodies.finish();\n        found.retain(|id, _| !packing.dropped.contains(id));\n        Ok(found)\n",
+                "        packing.end(self.tally);\n        let bodies = bodies.finish();\n",
+                "        let mut bodies = bodies.finish();\n        bodies.retain(|id, _| !packing.dropped.contains(id));\n",
             ),
             (
                 "src/fetch.rs",

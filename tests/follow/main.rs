@@ -16,6 +16,7 @@ mod partitions;
 #[path = "../common/proxy.rs"]
 mod proxy;
 mod rows;
+mod timings;
 mod transactions;
 
 use common::{Database, followed::Followed};

@@ -1,4 +1,5 @@
-//! `GET /v1/list`, and what can be asked of it and of `/v1/events`: windows, pages, one bookmaker, some fields, encodings.
+//! `GET /v1/list`, and what can be asked of it and of `/v1/events`: windows, pages, one bookmaker, some fields,
+//! encodings.
 
 use std::io::Read;
 
@@ -210,7 +211,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
         .expect("there are more")
         .to_owned();
     assert_eq!(ids(&answer.json().await.expect("JSON")), [6, 7]);
-    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1); delete from events where id = 6 and false; update competitor_events set deleted_at = now() where betpawa_event_id = 7; delete from odds_snapshots where event_id = 7")
+    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1); update competitor_events set deleted_at = now() where betpawa_event_id = 7; delete from odds_snapshots where event_id = 7")
         .await
         .expect("it writes");
     super::eventually("an event comes and another goes", async || {
@@ -318,7 +319,6 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
                 .read_to_end(&mut out)
                 .expect("gzip");
         }
-        Some("zstd") => out = zstd::decode_all(bytes).expect("zstd"),
         Some(other) => panic!("{other}: nobody asked for that"),
     }
     out
@@ -341,8 +341,8 @@ async fn answers_are_compressed_as_the_client_wants() {
         let plain = plain.bytes().await.expect("a body");
         for (wanted, expected) in [
             ("gzip", Some("gzip")),
-            ("zstd", Some("zstd")),
-            ("gzip, zstd;q=0.5", Some("gzip")),
+            ("zstd", None),
+            ("gzip;q=0.5, zstd", Some("gzip")),
             ("identity", None),
             ("br", None),
         ] {

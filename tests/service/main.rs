@@ -6,7 +6,10 @@ mod changes;
 mod common;
 mod incidents;
 mod list;
+mod logging;
 mod metrics;
+mod openapi;
+mod promtool;
 
 use std::{
     path::Path,

@@ -12,33 +12,30 @@ use super::{
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut kinds = BTreeMap::new();
     let mut samples = BTreeMap::new();
-    let mut helped = String::new();
+    let (mut family, mut kind) = ("", "");
     for line in text.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let (name, sentence) = help.split_once(' ').expect("a sentence");
             assert!(sentence.ends_with('.'), "{line}");
-            helped = name.to_owned();
-        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = kind.split_once(' ').expect("a kind");
-            assert_eq!(name, helped, "HELP and TYPE stand together");
+            family = name;
+        } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+            let (name, its_kind) = typed.split_once(' ').expect("a kind");
+            assert_eq!(name, family, "HELP and TYPE stand together");
+            kind = its_kind;
+            assert!(["gauge", "counter", "histogram"].contains(&kind), "{line}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
-            assert!(
-                kinds.insert(name.to_owned(), kind.to_owned()).is_none(),
-                "{line}: twice"
-            );
+            assert!(kinds.insert(name, kind).is_none(), "{line}: twice");
         } else {
             let (name, value) = line.rsplit_once(' ').expect("a value");
-            let family = name.split('{').next().expect("a name");
-            let known = |family: &str| kinds.contains_key(family);
-            let part_of_summary = ["_sum", "_count"].iter().any(|suffix| {
-                family
-                    .strip_suffix(suffix)
-                    .is_some_and(|family| kinds.get(family).is_some_and(|kind| kind == "summary"))
-            });
-            assert!(
-                family.starts_with("oddscache_") && (known(family) || part_of_summary),
-                "{line}"
-            );
+            let bare = name.split('{').next().expect("a name");
+            let part = bare.strip_prefix(family).expect("beside its HELP");
+            match kind {
+                "histogram" => assert!(["_bucket", "_sum", "_count"].contains(&part), "{line}"),
+                _ => assert_eq!(part, "", "{line}"),
+            }
+            let ours = family.starts_with("oddscache_") || family.starts_with("process_");
+            assert!(ours && name.is_ascii(), "{line}");
+            assert!(!name.contains("event_id"), "{line}: a label per event");
             let value = value.parse().expect("a number");
             assert!(
                 samples.insert(name.to_owned(), value).is_none(),
@@ -46,7 +43,48 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
             );
         }
     }
+    let histograms = kinds.iter().filter(|(_, kind)| **kind == "histogram");
+    for (family, _) in histograms {
+        check_buckets(family, text, &samples);
+    }
     samples
+}
+
+/// The buckets of a histogram only grow, with the bound as with the count, up to all of them.
+fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
+    let mut last: Option<(&str, f64, f64)> = None;
+    for line in text.lines() {
+        let Some(rest) = line.strip_prefix(&format!("{family}_bucket{{")) else {
+            continue;
+        };
+        let (labels, count) = rest.rsplit_once("} ").expect("labels");
+        let (labels, le) = labels.rsplit_once("le=\"").expect("a bound");
+        let le: f64 = le.trim_end_matches('"').parse().expect("a bound");
+        let count: f64 = count.parse().expect("a count");
+        if let Some((before, bound, below)) = last
+            && before == labels
+        {
+            assert!(bound < le && below <= count, "{line}");
+        } else {
+            assert!(
+                last.is_none_or(|(_, bound, _)| bound.is_infinite()),
+                "{line}"
+            );
+        }
+        if le.is_infinite() {
+            let labels = labels.trim_end_matches(',');
+            let name = match labels {
+                "" => format!("{family}_count"),
+                labels => format!("{family}_count{{{labels}}}"),
+            };
+            assert_eq!(samples[&name], count, "{line}");
+        }
+        last = Some((labels, le, count));
+    }
+    assert!(
+        last.is_some_and(|(_, bound, _)| bound.is_infinite()),
+        "{family}"
+    );
 }
 
 #[tokio::test]
@@ -70,7 +108,11 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         ("oddscache_events{side=\"competitor\"}", 5.0),
         ("oddscache_snapshots", 13.0),
         ("oddscache_markets", 16.0),
-        ("oddscache_reloads_total", 1.0),
+        ("oddscache_reloads_total{reason=\"first\"}", 1.0),
+        ("oddscache_reloads_total{reason=\"connection_lost\"}", 0.0),
+        ("oddscache_reconnects_total", 0.0),
+        ("oddscache_commit_to_visible_seconds_count", 0.0),
+        ("oddscache_malformed_rows_read_total", 0.0),
         ("oddscache_audit_mismatches_total", 0.0),
         (
             "oddscache_http_requests_total{path=\"/v1/events\",code=\"2xx\"}",
@@ -81,7 +123,22 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         assert_eq!(first.get(name), Some(&value), "{name}");
     }
     assert!(first["oddscache_view_age_seconds"] < 60.0);
-    assert!(first["oddscache_memory_bytes"] > 1000.0);
+    let memory = first
+        .iter()
+        .filter(|(name, _)| name.starts_with("oddscache_memory_bytes{part="));
+    let stats = served.json("/v1/stats").await;
+    assert_eq!(
+        memory.map(|(_, value)| value).sum::<f64>(),
+        stats["memory_bytes"].as_f64().expect("a number")
+    );
+    assert_eq!(first["oddscache_build_info{version=\"0.1.0\"}"], 1.0);
+    assert!(first["process_resident_memory_bytes"] > 1e6);
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs_f64();
+    let up = now - first["process_start_time_seconds"];
+    assert!((-2.0..300.0).contains(&up), "{up}");
     let states = first
         .iter()
         .filter(|(name, _)| name.starts_with("oddscache_status{"));
@@ -98,7 +155,9 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         .await
         .unwrap();
     eventually("the change is counted", async || {
-        read().await["oddscache_events{side=\"betpawa\"}"] == 9.0
+        let now = read().await;
+        now["oddscache_events{side=\"betpawa\"}"] == 9.0
+            && now["oddscache_commit_to_visible_seconds_count"] > 0.0
     })
     .await;
     let second = read().await;
@@ -116,7 +175,13 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         second["oddscache_http_request_seconds_count{path=\"/v1/events/{id}\"}"],
         2.0
     );
-    for name in ["published", "log_rows", "reads", "snapshots_read"] {
+    assert_eq!(second["oddscache_commit_to_visible_seconds_count"], 1.0);
+    assert_eq!(second["oddscache_publish_seconds_count"], 1.0);
+    assert!(second["oddscache_commit_to_visible_seconds_sum"] > 0.0);
+    let timings = served.json("/v1/stats").await["timings"].clone();
+    assert_eq!(timings["commit_to_visible"]["count"], 1);
+    assert_eq!(timings["commit_to_visible"]["buckets"][0]["count"], 1);
+    for name in ["published", "log_rows", "reads", "rows_read"] {
         let name = format!("oddscache_{name}_total");
         assert!(second[&name] > first[&name], "{name}");
     }
@@ -125,4 +190,12 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         read().await["oddscache_epoch"] == 2.0
     })
     .await;
+    let third = read().await;
+    assert_eq!(
+        third["oddscache_reloads_total{reason=\"connection_lost\"}"],
+        1.0
+    );
+    assert!(third["oddscache_reconnects_total"] >= 1.0);
+    // That counted too. A read of everything is none of the timed ones.
+    assert_eq!(third["oddscache_commit_to_visible_seconds_count"], 1.0);
 }

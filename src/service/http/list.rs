@@ -1,7 +1,8 @@
 //! `GET /v1/list`: the event list with inline odds.
 //!
-//! Most ask for all of it, and of one view it is the same for all of them: it is made once, and once for each encoding, and
-//! they share the bytes. Pages and parts of it are written for who asks.
+//! Most ask for all of it, and of one view it is the same for all of them: it is made once, compressed once by each
+//! encoding that is asked for, and they share the bytes. Pages and parts of it are written for who asks. Held are the list
+//! and its compressed forms, those of the view before until nobody reads them, and that view.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -71,7 +72,6 @@ struct Whole {
     view: View,
     json: Bytes,
     gzip: OnceCell<Bytes>,
-    zstd: OnceCell<Bytes>,
 }
 
 impl Lists {
@@ -110,7 +110,6 @@ impl Lists {
             json: renderer.render(&view),
             view,
             gzip: OnceCell::new(),
-            zstd: OnceCell::new(),
         });
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         *newest = Some(Arc::clone(&whole));
@@ -126,7 +125,6 @@ impl Whole {
         };
         let made = match encoding {
             Encoding::Gzip => &self.gzip,
-            Encoding::Zstd => &self.zstd,
         };
         let make = async || {
             let json = self.json.clone();

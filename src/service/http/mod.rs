@@ -84,6 +84,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/v1/changes", get(changes)),
         ("/v1/stats", get(stats)),
         ("/metrics", get(metrics)),
+        ("/openapi.json", get(openapi)),
         ("/livez", get(async || "alive\n")),
         ("/readyz", get(ready)),
     ]
@@ -109,7 +110,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
     .fallback(async || {
         problem(
             StatusCode::NOT_FOUND,
-            "there is no such path; see the README for those there are",
+            "there is no such path; /openapi.json says which there are",
         )
     })
     .method_not_allowed_fallback(async || {
@@ -181,6 +182,13 @@ async fn metrics(State(api): State<Api>) -> Response {
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }
 
+/// What describes the rest, for programs that make clients.
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
 async fn stats(State(cache): State<OddsCache>) -> Response {
     let view = cache.view();
     let mut stats = json!(view.stats());
@@ -193,6 +201,8 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("age_ms".to_owned(), json!(age_ms(&cache)));
         fields.insert("epoch".to_owned(), json!(view.epoch()));
         fields.insert("counters".to_owned(), json!(cache.counters()));
+        fields.insert("timings".to_owned(), json!(cache.timings()));
+        fields.insert("change_log".to_owned(), json!(cache.change_log()));
     }
     Json(stats).into_response()
 }
@@ -209,4 +219,46 @@ async fn ready(State(cache): State<OddsCache>) -> Response {
     };
     let answer = json!({ "ready": cache.is_warm(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
     (status, Json(answer)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What the answers are is tested on the running service.
+    #[test]
+    fn the_document_has_all_paths_and_parameters() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let paths = document["paths"].as_object().unwrap();
+        let mut documented = BTreeMap::new();
+        for (path, operations) in paths {
+            assert_eq!(operations.as_object().unwrap().len(), 1, "{path}: only GET");
+            let all = operations["get"]["parameters"].as_array();
+            let all = all.into_iter().flatten().map(|parameter| {
+                let reference = parameter["$ref"].as_str();
+                let place = reference.and_then(|reference| reference.strip_prefix('#'));
+                place.map_or(parameter, |place| document.pointer(place).unwrap())
+            });
+            let names = all.filter(|parameter| parameter["in"] == "query");
+            let mut names: Vec<&str> = names.map(|it| it["name"].as_str().unwrap()).collect();
+            names.sort_unstable();
+            documented.insert(path.as_str(), names);
+        }
+        let mut found = BTreeMap::new();
+        for (path, _) in routes() {
+            let mut names = match path {
+                "/v1/events/{id}" => query::EVENT.to_vec(),
+                "/v1/events" | "/v1/list" => query::EVENTS.to_vec(),
+                "/v1/dump" => query::DUMP.to_vec(),
+                "/v1/changes" => query::CHANGES.to_vec(),
+                _ => Vec::new(),
+            };
+            names.sort_unstable();
+            found.insert(path, names);
+        }
+        assert_eq!(documented, found);
+    }
 }

@@ -86,11 +86,14 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use chrono::{DateTime, TimeDelta, Utc};
     use oddscache::{OddsCache, SnapshotInput};
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{Only, Order, Place, View};
+    use crate::service::http::query::Range as Asked;
 
     fn time(hour: i64) -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::hours(hour)
@@ -127,18 +130,27 @@ mod tests {
         ]
     }
 
+    /// Ids, kickoffs and whether the snapshot is of `odds_snapshots`.
+    fn events(
+        ids: Range<i64>,
+        count: Range<usize>,
+    ) -> impl Strategy<Value = Vec<(i64, Option<i64>, bool)>> {
+        let kickoff = proptest::option::weighted(0.9, 0..6i64);
+        proptest::collection::vec((ids, kickoff, any::<bool>()), count)
+    }
+
     proptest! {
-        /// Page by page it is what a filter over all events says, whatever the pages' size, also where events come and go
-        /// between them.
+        /// Page by page it is what a filter over all events says, whatever the pages' size, also where events come and
+        /// go between them.
         #[test]
         fn pages_are_the_list_in_pieces(
-            events in proptest::collection::vec((0..20i64, proptest::option::weighted(0.9, 0..6i64), any::<bool>()), 0..30),
+            events in events(0..20, 0..30),
             ids in proptest::option::weighted(0.3, proptest::collection::btree_set(0..25i64, 0..12)),
             from in proptest::option::of(0..6i64),
             to in proptest::option::of(0..6i64),
             only in only(),
             limit in 1..7usize,
-            other in proptest::collection::vec((20..40i64, proptest::option::weighted(0.9, 0..6i64), any::<bool>()), 0..9),
+            other in events(20..40, 0..9),
         ) {
             let view_before = view(&events);
             let both: Vec<_> = events.iter().chain(&other).copied().collect();
@@ -158,11 +170,11 @@ mod tests {
                 wanted
             };
             let order = Order::default();
-            let mut range = Range {
+            let mut range = Asked {
                 ids: ids.clone().map(|ids| ids.into_iter().collect()),
                 from: from.map(time),
                 to: to.map(time),
-                ..Range::default()
+                ..Asked::default()
             };
             let whole = order.select(&view_before, &range, only.as_ref());
             let expected: Vec<i64> = wanted(&view_before).iter().map(|place| place.1).collect();
@@ -175,10 +187,11 @@ mod tests {
                 let page = order.select(&view_before, &range, only.as_ref());
                 prop_assert!(page.ids.len() <= limit && (page.next.is_none() || page.ids.len() == limit));
                 paged.extend(&page.ids);
-                // What has been there all the time comes exactly once; what has come in between comes if it is further on.
+                // What has been there all the time comes exactly once; what has come in between comes if it is
+                // further on.
                 if let Some(next) = page.next {
                     range.after = Some(next);
-                    let ahead = Range { limit: None, ids: range.ids.clone(), ..range };
+                    let ahead = Asked { limit: None, ids: range.ids.clone(), ..range };
                     let rest = Order::default().select(&view_after, &ahead, only.as_ref());
                     let expected: Vec<i64> =
                         wanted(&view_after).iter().filter(|place| **place > next).map(|place| place.1).collect();

@@ -1,0 +1,109 @@
+//! The text form: families of samples, each with a sentence and a kind.
+
+use std::fmt::{Display, Write};
+
+use oddscache::Timing;
+
+/// The text under way. Writing into a `String` does not fail, so outcomes are not looked at.
+#[derive(Debug)]
+pub(super) struct Text(String);
+
+impl Default for Text {
+    fn default() -> Text {
+        Text(String::with_capacity(32 * 1024))
+    }
+}
+
+impl Text {
+    pub(super) fn finish(self) -> String {
+        self.0
+    }
+
+    /// Begins a family of ours: all names are put behind `oddscache_`.
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(
+            self.0,
+            "# HELP oddscache_{name} {help}\n# TYPE oddscache_{name} {kind}"
+        );
+    }
+
+    /// `labels`: as they stand in the text, `a="b"`; all values of ours need no escape.
+    pub(super) fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = match labels {
+            "" => writeln!(self.0, "oddscache_{name} {value}"),
+            labels => writeln!(self.0, "oddscache_{name}{{{labels}}} {value}"),
+        };
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "gauge", help);
+        self.sample(name, "", value);
+    }
+
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "counter", help);
+        self.sample(name, "", value);
+    }
+
+    /// The samples of a histogram: three bounds to a decade, from the lowest to the highest given.
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        labels: &str,
+        timing: &Timing,
+        (lowest, highest): (f64, f64),
+    ) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let bucket = format!("{name}_bucket");
+        let shown = BOUNDS
+            .iter()
+            .filter(|bound| (lowest..=highest).contains(*bound));
+        for bound in shown {
+            let labels = format!("{labels}{comma}le=\"{bound}\"");
+            self.sample(&bucket, &labels, timing.up_to(*bound));
+        }
+        self.sample(
+            &bucket,
+            &format!("{labels}{comma}le=\"+Inf\""),
+            timing.count,
+        );
+        self.sample(&format!("{name}_sum"), labels, timing.sum_seconds);
+        self.sample(&format!("{name}_count"), labels, timing.count);
+    }
+
+    /// One of the metrics of a process, which have the same name whatever the program.
+    pub(super) fn of_process(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        let _ = writeln!(
+            self.0,
+            "# HELP process_{name} {help}\n# TYPE process_{name} {kind}\nprocess_{name} {value}"
+        );
+    }
+}
+
+/// All of them bounds of [`oddscache::Histogram`].
+const BOUNDS: [f64; 24] = [
+    0.000_001,
+    0.000_002_5,
+    0.000_005,
+    0.000_01,
+    0.000_025,
+    0.000_05,
+    0.000_1,
+    0.000_25,
+    0.000_5,
+    0.001,
+    0.002_5,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+];

@@ -1,0 +1,327 @@
+//! The examples, run as their users run them, on a real database.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use common::{Database, eventually};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command as AsyncCommand},
+    time::timeout,
+};
+
+/// Each with its executable. Cargo builds them for `cargo test`, but not for `cargo test --test examples`, and says
+/// only itself where they are; where they are fresh this takes half a second.
+fn examples() -> &'static HashMap<String, PathBuf> {
+    static EXAMPLES: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
+    EXAMPLES.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--examples", "--message-format=json"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        // What cargo tells the test of its package: build scripts of others would take it for a change.
+        for (name, _) in std::env::vars() {
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                build.env_remove(name);
+            }
+        }
+        let output = build.output().expect("cargo runs");
+        let messages = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        messages
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|message| message["target"]["kind"][0] == "example")
+            .filter_map(|message| {
+                let name = message["target"]["name"].as_str()?.to_owned();
+                Some((name, message["executable"].as_str()?.into()))
+            })
+            .collect()
+    })
+}
+
+/// An example with nothing of our own environment that it could read.
+fn example(name: &str) -> Command {
+    let path = examples().get(name);
+    let path = path.unwrap_or_else(|| panic!("no example {name} was built"));
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null()).env_remove("LISTEN");
+    for (name, _) in std::env::vars() {
+        if name.starts_with("PG") || name == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs one that ends by itself, and returns what it printed.
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("it runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}{errors}");
+    printed
+}
+
+/// One that runs until it is killed.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(command: Command) -> Running {
+        let mut command = AsyncCommand::from(command);
+        command.stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("it runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Running { child, lines }
+    }
+
+    /// What follows `start` on the next line that begins so.
+    async fn line(&mut self, start: &str) -> String {
+        let mut before = String::new();
+        let found = timeout(Duration::from_secs(60), async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                if let Some(rest) = line.strip_prefix(start) {
+                    return rest.to_owned();
+                }
+                before.push_str(&line);
+                before.push('\n');
+            }
+            panic!("it ended");
+        });
+        found
+            .await
+            .unwrap_or_else(|_| panic!("no line begins with {start:?}: {before}"))
+    }
+}
+
+/// Two upcoming events, one with a competitor's odds too.
+fn with_odds() -> Database {
+    let database = Database::with_feed();
+    database.psql(
+        r#"
+        insert into bookmakers (id, name, slug) values (1, 'betPawa', 'betpawa');
+        insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+            select n, 'sr' || n, 'Home - Away', 'Home', 'Away', now() at time zone 'UTC' + n * interval '1 hour'
+            from generate_series(1, 2) n;
+        insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (2, 1);
+        insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+            select id, '3743', '1X2', '[{"name": "1", "odds": 2.5}, {"name": "2", "odds": 1.6}]' from odds_snapshots;
+        insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
+            values (5, 'sportybet', 2, now(), 'x', 'sr2');
+        insert into competitor_odds_snapshots (id, competitor_event_id) values (1, 5);
+        insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+            values (1, '3743', '1X2', '[{"name": "1", "odds": 2.4}, {"name": "2", "odds": 1.7}]');
+        "#,
+    );
+    database
+}
+
+/// A new snapshot of event 1 with its own odds for the outcome "1", as the application would insert it.
+fn odds_move(database: &Database, odds: f64) {
+    database.psql(&format!(
+        r#"
+        begin;
+        with snapshot as (insert into odds_snapshots (event_id, bookmaker_id) values (1, 1) returning id)
+        insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+            select id, '3743', '1X2', '[{{"name": "1", "odds": {odds}}}, {{"name": "2", "odds": 1.6}}]' from snapshot;
+        commit;
+        "#
+    ));
+}
+
+/// Two markets that only their handicap tells apart.
+const INSERT_HANDICAPS: &str = r#"
+    insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, handicap_type, handicap_home,
+        handicap_away, outcomes)
+    select s.id, '3774', 'Handicap', 'asian', m.handicap, -m.handicap,
+        jsonb_build_array(jsonb_build_object('name', '1', 'odds', m.odds))
+    from odds_snapshots s, (values (-1.5, 3.5), (1.5, 1.9)) m (handicap, odds)
+    where s.event_id = 2
+"#;
+
+#[test]
+fn all_that_there_are_are_run_here_and_named_in_the_readme() {
+    let mut files: Vec<String> = std::fs::read_dir("examples")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    files.sort_unstable();
+    let tried = [
+        "embed_in_axum",
+        "follow_changes",
+        "read_your_writes",
+        "without_postgres",
+    ];
+    assert_eq!(files, tried);
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    for name in tried {
+        assert!(readme.contains(&format!("(examples/{name}.rs)")), "{name}");
+        let path = Path::new("examples").join(name).with_extension("rs");
+        let command = format!("--example {name}\n");
+        assert!(
+            std::fs::read_to_string(path).unwrap().contains(&command),
+            "{name} does not say how to run it"
+        );
+    }
+}
+
+#[test]
+fn without_postgres() {
+    let printed = run(&mut example("without_postgres"));
+    let first = r#"[("1", 2.1, 1), ("X", 3.5, 2), ("2", 3.7, 2)]"#;
+    let later = r#"[("1", 2.25, 1), ("X", 3.5, 2), ("2", 3.7, 2)]"#;
+    let expected = format!(
+        "put, but not published: 0 events\n\
+         published: 1 event\n\
+         best: {first}\n\
+         held: {first}\n\
+         latest: {later}\n\
+         evicted: 1 event, 0 left\n"
+    );
+    assert_eq!(printed, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embed_in_axum() {
+    let database = with_odds();
+    let mut command = example("embed_in_axum");
+    command
+        .env("DATABASE_URL", database.dsn())
+        .env("LISTEN", "127.0.0.1:0");
+    let mut api = Running::start(command);
+    let base = api.line("listening on ").await;
+    assert_eq!(api.line("warm: ").await, "2 events");
+    let get = async |path: &str| {
+        let answer = reqwest::get(format!("{base}{path}")).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+
+    assert_eq!(get("/readyz").await, (200, "ready\n".to_owned()));
+    let list: Value = serde_json::from_str(&get("/api/events").await.1).unwrap();
+    assert_eq!(list[0]["event_id"], 1);
+    let of_two = list[1]["odds"].as_array().expect("a list");
+    assert_eq!(of_two[0]["bookmaker"], "betpawa");
+    assert_eq!(of_two[1]["bookmaker"], "sportybet");
+    assert_eq!(of_two[1]["markets"][0]["margin"], 0.49);
+    let (status, event) = get("/api/events/2").await;
+    assert_eq!(status, 200, "{event}");
+    let event: Value = serde_json::from_str(&event).unwrap();
+    assert_eq!(
+        event["competitors"]["sportybet"]["markets"][0]["outcomes"][0]["odds"],
+        2.4
+    );
+    assert_eq!(get("/api/events/3").await, (404, "no event 3\n".to_owned()));
+
+    odds_move(&database, 2.75);
+    eventually("the new odds are in the list", async || {
+        get("/api/events").await.1.contains("2.75")
+    })
+    .await;
+
+    // Nobody logs in any more: what it holds grows old, and it says so.
+    let name = &database.name;
+    for sql in [
+        format!("alter database {name} allow_connections false"),
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"),
+    ] {
+        common::psql("postgres", &["-qAtc", &sql]);
+    }
+    eventually("old events are refused", async || {
+        let (status, text) = get("/api/events/1").await;
+        assert!(status == 200 || text.contains("more than the 2000 ms allowed"));
+        status == 503
+    })
+    .await;
+    assert_eq!(get("/api/events").await.0, 200);
+    assert!(api.child.try_wait().unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embed_in_axum_says_what_keeps_it_from_starting() {
+    let database = Database::application();
+    let mut command = example("embed_in_axum");
+    command
+        .env("DATABASE_URL", database.dsn())
+        .env("LISTEN", "127.0.0.1:0");
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = timeout(Duration::from_secs(60), output).await;
+    let output = output.expect("it ends").unwrap().expect("it runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("FeedMissing"),
+        "{errors}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follow_changes() {
+    let database = with_odds();
+    let mut command = example("follow_changes");
+    command.env("DATABASE_URL", database.dsn());
+    let mut followed = Running::start(command);
+    assert_eq!(followed.line("following ").await, "2 events");
+    odds_move(&database, 2.75);
+    let moved = followed.line("  event 1, ").await;
+    assert_eq!(moved, "bookmaker 1, 1X2, 1: 2.5 -> 2.75");
+    odds_move(&database, 3.0);
+    let moved = followed.line("  event 1, ").await;
+    assert_eq!(moved, "bookmaker 1, 1X2, 1: 2.75 -> 3");
+    database.psql(
+        r#"
+        update competitor_market_odds
+        set outcomes = '[{"name": "1", "odds": 2.3}, {"name": "2", "odds": 1.7}]'
+        "#,
+    );
+    let moved = followed.line("  event 2, ").await;
+    assert_eq!(moved, "sportybet, 1X2, 1: 2.4 -> 2.3");
+    // Of markets that share an id and have no line, each is compared with itself.
+    database.psql(INSERT_HANDICAPS);
+    database.psql(
+        r#"
+        update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5
+        "#,
+    );
+    let moved = followed.line("  event 2, ").await;
+    assert_eq!(moved, "bookmaker 1, Handicap 1.5, 1: 1.9 -> 1.8");
+    database.psql("delete from odds_snapshots where event_id = 1");
+    assert_eq!(followed.line("  event 1: ").await, "gone");
+}
+
+#[test]
+fn read_your_writes() {
+    let database = with_odds();
+    let printed = run(example("read_your_writes").env("DATABASE_URL", database.dsn()));
+    let lines: Vec<&str> = printed.lines().collect();
+    let [before, not_yet, after, shown] = lines[..] else {
+        panic!("other lines: {printed}");
+    };
+    let time = |line: &str| -> chrono::DateTime<chrono::Utc> {
+        let (_, time) = line.split_once("confirmed ").expect("a time");
+        time.parse().expect("a time")
+    };
+    assert_eq!(
+        time(after) - time(before),
+        chrono::TimeDelta::microseconds(1)
+    );
+    assert!(not_yet.contains("did not show within 50 ms"), "{not_yet}");
+    assert!(shown.ends_with("after its commit"), "{shown}");
+}

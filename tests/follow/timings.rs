@@ -1,0 +1,185 @@
+//! What the cache says of how long commits took to be visible, and of what it did for what reason.
+
+use std::time::{Duration, Instant};
+
+use oddscache::{Timing, Timings};
+
+use crate::common::{
+    Database, connect, eventually,
+    followed::{Followed, run},
+};
+
+impl Followed {
+    /// Waits until so many commits were counted.
+    async fn timed(&self, count: u64) -> Timings {
+        let commits = || self.cache.timings().commit_to_visible.count;
+        eventually("commits are counted", async || commits() >= count).await;
+        self.cache.timings()
+    }
+}
+
+fn seconds(timing: &Timing, before: &Timing) -> Duration {
+    Duration::from_secs_f64(timing.sum_seconds - before.sum_seconds)
+}
+
+#[tokio::test]
+async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    // Warmed up, and with heartbeats.
+    let begun = Instant::now();
+    eventually("two heartbeats", async || {
+        followed.cache.counters().heartbeats >= 2 && followed.cache.counters().log_rows >= 1
+    })
+    .await;
+    followed.caught_up("the heartbeats").await;
+    let quiet = followed.cache.timings();
+    assert_eq!(quiet.commit_to_visible, Timing::default());
+    assert_eq!(
+        (quiet.decode.count, quiet.apply.count, quiet.publish.count),
+        (0, 0, 0)
+    );
+    assert!(quiet.read.count > 0, "what rings is looked for");
+
+    let reads = followed.cache.counters();
+    for line in 1..=4 {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        followed.run(&sql).await;
+        // A transaction of three logged statements, among them one that changes nothing that is held.
+        followed
+            .run(&format!(
+                "begin; update market_odds set line = {line} where snapshot_id = 211;
+                 update events set kickoff = kickoff + interval '1 minute' where id = 1;
+                 update competitor_odds_snapshots set last_confirmed_at = now() where id = 12; commit"
+            ))
+            .await;
+        followed.caught_up("both").await;
+    }
+    let busy = followed.timed(8).await;
+    let elapsed = begun.elapsed();
+    let commits = &busy.commit_to_visible;
+    assert_eq!(commits.count, 8);
+    assert_eq!(
+        commits.buckets.iter().map(|found| found.count).sum::<u64>(),
+        8
+    );
+    assert!(commits.sum_seconds > 0.0 && commits.p50_seconds <= commits.p99_seconds);
+    for (name, timing) in [
+        ("read", &busy.read),
+        ("decode", &busy.decode),
+        ("apply", &busy.apply),
+        ("publish", &busy.publish),
+    ] {
+        assert!(timing.count > 0, "{name}");
+        assert!(timing.sum_seconds > 0.0, "{name}");
+        assert!(
+            timing.sum_seconds < elapsed.as_secs_f64(),
+            "{name}: {timing:?}"
+        );
+    }
+    assert!(busy.publish.count <= followed.cache.counters().published - reads.published);
+    let read = followed.cache.counters();
+    assert!(read.rows_read >= reads.rows_read + 8, "{read:?}");
+    assert!(read.polls > 0, "{read:?}");
+
+    // A read of everything is a reload for a reason, and no commit.
+    followed.cache.resync();
+    eventually("read again", async || {
+        followed.cache.counters().reloads == 2
+    })
+    .await;
+    let counters = followed.cache.counters();
+    let reasons: Vec<_> = counters
+        .reloads_by_reason
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    assert_eq!(reasons, [("first", 1), ("asked", 1)]);
+    assert_eq!(counters.reconnects, 0);
+    assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
+}
+
+#[tokio::test]
+async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let writer = connect(&database.dsn()).await;
+    run(
+        &writer,
+        "begin; update market_odds set line = 9 where snapshot_id = 112",
+    )
+    .await;
+    let written = Instant::now();
+    let reads = followed.cache.counters().reads;
+    eventually("a second of reads", async || {
+        followed.cache.counters().reads > reads + 3 && written.elapsed() > Duration::from_secs(1)
+    })
+    .await;
+    let open = written.elapsed();
+    run(&writer, "commit").await;
+    let timing = followed.timed(1).await.commit_to_visible;
+    assert!(seconds(&timing, &Timing::default()) < open, "{timing:?}");
+}
+
+#[tokio::test]
+async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    let migration = connect(&database.dsn()).await;
+    run(
+        &migration,
+        "begin; lock table events in access exclusive mode",
+    )
+    .await;
+    followed
+        .run("update market_odds set line = 9 where snapshot_id = 112")
+        .await;
+    let committed = Instant::now();
+    let failures = followed.cache.counters().failures;
+    eventually("gives way", async || {
+        followed.cache.counters().failures >= failures + 2
+    })
+    .await;
+    let held = committed.elapsed();
+    run(&migration, "rollback").await;
+    let timing = followed.timed(1).await.commit_to_visible;
+    let found = seconds(&timing, &Timing::default());
+    assert!(
+        found >= held && found < committed.elapsed() + Duration::from_secs(1),
+        "{timing:?}, held {held:?}"
+    );
+}
+
+#[tokio::test]
+async fn how_far_the_log_reaches_is_known() {
+    let database = Database::seeded();
+    let followed = Followed::new(&database).await;
+    followed
+        .run("update market_odds set line = 9 where snapshot_id = 112")
+        .await;
+    followed.caught_up("a change").await;
+    let before = followed.cache.change_log();
+    let pruned_below = "select pruned_below::text from oddscache.log_state";
+    let row = followed
+        .app
+        .query_one(pruned_below, &[])
+        .await
+        .expect("a row");
+    assert_eq!(before.pruned_below.to_string(), row.get::<_, String>(0));
+    assert!(before.next_xid > before.pruned_below, "{before:?}");
+    // As a pruner would that keeps nothing.
+    followed
+        .run(
+            "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())",
+        )
+        .await;
+    eventually("it is known", async || {
+        followed.cache.change_log().pruned_below > before.pruned_below
+    })
+    .await;
+    let after = followed.cache.change_log();
+    assert!(
+        after.unpruned_transactions() < after.next_xid - before.pruned_below,
+        "{after:?}"
+    );
+}

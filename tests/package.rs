@@ -1,0 +1,212 @@
+//! What a library user gets: which crates, which files, and that the README says so.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// What cargo says of this package. Nothing is built.
+fn cargo(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments).arg("--locked");
+    let output = command.output().expect("cargo runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn manifest() -> Value {
+    let metadata = cargo(&["metadata", "--no-deps", "--format-version=1"]);
+    let metadata: Value = serde_json::from_str(&metadata).expect("JSON");
+    metadata["packages"][0].clone()
+}
+
+fn readme() -> String {
+    std::fs::read_to_string("README.md").unwrap()
+}
+
+/// The crates that are built with these features, each as `name version`, without this one.
+fn tree(features: &str, more: &[&str]) -> BTreeSet<String> {
+    let fixed = [
+        "tree",
+        "--no-default-features",
+        "-e",
+        "no-dev",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+        "--prefix",
+        "none",
+        "--no-dedupe",
+        "--features",
+        features,
+    ];
+    cargo(&[&fixed, more].concat())
+        .lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            let (name, version) = (words.next().unwrap(), words.next().unwrap_or_default());
+            format!("{name} {version}")
+        })
+        .filter(|name| !name.starts_with("oddscache "))
+        .collect()
+}
+
+fn names(crates: &BTreeSet<String>) -> BTreeSet<&str> {
+    crates
+        .iter()
+        .filter_map(|found| found.split(' ').next())
+        .collect()
+}
+
+/// Which crates each feature switches on, those of the features it contains too.
+fn brought_by(manifest: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let features = manifest["features"].as_object().expect("features");
+    let own = |list: &Value, found: &mut BTreeSet<String>| {
+        let items = list.as_array().expect("a list").iter();
+        let crates = items.filter_map(|item| item.as_str()?.strip_prefix("dep:"));
+        found.extend(crates.map(str::to_owned));
+    };
+    features
+        .iter()
+        .map(|(name, list)| {
+            let mut found = BTreeSet::new();
+            own(list, &mut found);
+            for item in list.as_array().expect("a list") {
+                if let Some(contained) = features.get(item.as_str().expect("a name")) {
+                    own(contained, &mut found);
+                }
+            }
+            (name.clone(), found)
+        })
+        .collect()
+}
+
+#[test]
+fn the_bare_library_brings_nothing_of_the_features() {
+    let manifest = manifest();
+    let brought = brought_by(&manifest);
+    let (bare, tls) = (tree("", &[]), tree("tls", &[]));
+    for name in &brought["service"] {
+        assert!(!names(&bare).contains(name.as_str()), "{name}");
+        let of_tls = brought["tls"].contains(name);
+        assert_eq!(names(&tls).contains(name.as_str()), of_tls, "{name}");
+    }
+    // Where a feature brings nothing, this test says nothing.
+    assert!(brought["service"].len() > brought["tls"].len());
+    assert!(!brought["tls"].is_empty());
+    // Nor does a dependency bring a second runtime, another TLS, or something that is compiled from C.
+    for name in [
+        "async-std",
+        "smol",
+        "openssl-sys",
+        "native-tls",
+        "cc",
+        "cmake",
+    ] {
+        assert!(!names(&bare).contains(name), "{name}");
+    }
+}
+
+#[test]
+fn the_readme_counts_the_crates() {
+    let readme = readme();
+    for (feature, features) in [("none", ""), ("`tls`", "tls")] {
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with(&format!("| {feature} | ")));
+        let row = row.unwrap_or_else(|| panic!("no row for {feature}"));
+        let count = row.trim_end_matches(" |").rsplit(' ').next();
+        let found = tree(features, &[]).len().to_string();
+        assert_eq!(count, Some(found.as_str()), "crates with {feature}: {row}");
+    }
+    let direct = tree("", &["--depth", "1"]);
+    let (_, list) = readme
+        .split_once("depends on twelve crates directly: ")
+        .unwrap();
+    let (list, _) = list.split_once(". ").unwrap();
+    let listed: BTreeSet<&str> = list
+        .split([',', '\n', ' '])
+        .map(|name| name.trim_matches('`'))
+        .filter(|name| !name.is_empty())
+        .collect();
+    assert_eq!(listed, names(&direct));
+    assert_eq!(direct.len(), 12);
+}
+
+#[test]
+fn every_feature_is_explained_where_it_is_looked_for() {
+    let manifest = manifest();
+    let (readme, docs) = (readme(), std::fs::read_to_string("src/lib.rs").unwrap());
+    let features = manifest["features"].as_object().expect("features");
+    for name in features.keys().filter(|name| *name != "default") {
+        assert!(readme.contains(&format!("| `{name}` | ")), "README: {name}");
+        assert!(
+            docs.contains(&format!("//! | `{name}` | ")),
+            "src/lib.rs: {name}"
+        );
+    }
+    assert_eq!(features["default"], serde_json::json!(["service"]));
+}
+
+#[test]
+fn versions_agree() {
+    let manifest = manifest();
+    let rust = manifest["rust_version"].as_str().expect("rust-version");
+    assert!(readme().contains(&format!("It needs Rust {rust} (`rust-version`)")));
+    let version = manifest["version"].as_str().expect("a version");
+    let (minor, _) = version.rsplit_once('.').unwrap();
+    assert!(readme().contains(&format!("oddscache = {{ version = \"{minor}\", ")));
+    let changes = std::fs::read_to_string("CHANGELOG.md").unwrap();
+    assert!(changes.contains("\n## Unreleased\n") || changes.contains(&format!("\n## {version}")));
+}
+
+/// Everything that is needed to build and to judge it, and nothing that is no text or that nobody reads.
+#[test]
+fn the_package_holds_what_is_needed_and_nothing_big() {
+    let list = cargo(&["package", "--list", "--allow-dirty"]);
+    let files: BTreeSet<&str> = list.lines().collect();
+    for file in [
+        "Cargo.lock",
+        "Cargo.toml",
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "src/lib.rs",
+    ] {
+        assert!(files.contains(file), "{file} is missing");
+    }
+    for (folder, extension) in [
+        ("sql", "sql"),
+        ("src", "rs"),
+        ("examples", "rs"),
+        ("tests", "rs"),
+    ] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|found| found == extension) {
+                let name = path.to_str().expect("text");
+                assert!(files.contains(name), "{name} is missing");
+            }
+        }
+    }
+    let mut total = 0;
+    for file in &files {
+        assert!(
+            !file.starts_with('.') || *file == ".cargo_vcs_info.json",
+            "{file}"
+        );
+        // The two that cargo makes.
+        if !Path::new(file).exists() {
+            continue;
+        }
+        let bytes = std::fs::read(file).unwrap();
+        assert!(bytes.len() <= 128 * 1024, "{file}: {} bytes", bytes.len());
+        assert!(std::str::from_utf8(&bytes).is_ok(), "{file} is no text");
+        total += bytes.len();
+    }
+    assert!(total < 4 * 1024 * 1024, "{total} bytes in all");
+}

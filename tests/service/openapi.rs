@@ -1,0 +1,354 @@
+//! `/openapi.json` beside the answers that the service really gives: all it documents is asked for, and all that comes is
+//! in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jsonschema::{Draft, JSONSchema};
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{Served, with_odds};
+
+struct Document(Value);
+
+impl Document {
+    async fn of(served: &Served) -> Document {
+        Document(served.json("/openapi.json").await)
+    }
+
+    fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        match value["$ref"].as_str() {
+            Some(reference) => {
+                let place = reference.trim_start_matches('#');
+                self.0
+                    .pointer(place)
+                    .unwrap_or_else(|| panic!("{reference} leads nowhere"))
+            }
+            None => value,
+        }
+    }
+
+    /// Of a schema that may refer to others of the document.
+    fn validator(&self, schema: &Value) -> JSONSchema {
+        let mut schema = schema.clone();
+        schema["components"] = self.0["components"].clone();
+        let mut options = JSONSchema::options();
+        options
+            .with_draft(Draft::Draft202012)
+            .should_validate_formats(true);
+        options.compile(&schema).expect("a schema")
+    }
+
+    fn assert_is(&self, value: &Value, schema: &Value, what: &str) {
+        if let Err(errors) = self.validator(schema).validate(value) {
+            let errors = errors.map(|error| format!("{error} at {}", error.instance_path));
+            panic!("{what}: {}", errors.collect::<Vec<_>>().join("; "));
+        }
+    }
+
+    fn assert_is_a(&self, value: &Value, schema: &str, what: &str) {
+        let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
+        self.assert_is(value, &schema, what);
+    }
+
+    fn response(&self, path: &str, status: u16) -> &Value {
+        let responses = &self.0["paths"][path]["get"]["responses"];
+        let response = &responses[status.to_string()];
+        assert!(response.is_object(), "{path}: {status} is not documented");
+        self.resolve(response)
+    }
+
+    /// Holds status and headers against the document, and gives the body, which is JSON if the document says so.
+    async fn check(&self, path: &str, asked: &str, answer: Response) -> Value {
+        let documented = self.response(path, answer.status().as_u16());
+        let headers = documented["headers"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
+        for (name, header) in &headers {
+            let header = self.resolve(header);
+            let found = answer
+                .headers()
+                .get(name)
+                .map(|found| found.to_str().expect("text"));
+            match found {
+                None => assert!(header["required"] != true, "{asked}: no {name}"),
+                Some(text) => {
+                    // A header is text; its schema may say that it is that of a number.
+                    let number = text.parse::<u64>().ok().map(Value::from);
+                    let is_number = header["schema"]["type"] == "integer";
+                    let value = number.filter(|_| is_number).unwrap_or_else(|| text.into());
+                    self.assert_is(&value, &header["schema"], &format!("{asked}: {name}"));
+                }
+            }
+        }
+        let common = [
+            "content-type",
+            "content-length",
+            "transfer-encoding",
+            "date",
+            "vary",
+            "cache-control",
+            "connection",
+            "accept-ranges",
+        ];
+        for name in answer.headers().keys() {
+            let known = headers.contains_key(name.as_str()) || common.contains(&name.as_str());
+            assert!(known, "{asked}: the header {name} is not documented");
+        }
+        let content = documented["content"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
+        let found = answer.headers().get("content-type").cloned();
+        let found = found.map(|found| found.to_str().expect("text").to_owned());
+        let found = found.map(|found| found.split(';').next().expect("a part").to_owned());
+        let documented: Vec<&String> = content.keys().collect();
+        assert_eq!(documented, found.iter().collect::<Vec<_>>(), "{asked}");
+        match found.as_deref() {
+            None => Value::Null,
+            Some("text/event-stream") => Value::from(beginning(answer).await),
+            Some("application/json") => {
+                let body = answer.json().await.expect("JSON");
+                let schema = &content["application/json"]["schema"];
+                self.assert_is(&body, schema, asked);
+                body
+            }
+            Some(_) => Value::from(answer.text().await.expect("a body")),
+        }
+    }
+}
+
+/// The first two events of a stream.
+async fn beginning(mut answer: Response) -> String {
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 2 {
+        let piece = timeout(Duration::from_secs(30), answer.chunk()).await;
+        let piece = piece.expect("in time").expect("a piece").expect("no end");
+        text.push_str(std::str::from_utf8(&piece).expect("UTF-8"));
+    }
+    text
+}
+
+async fn ask(served: &Served, asked: &str, headers: &[(&str, &str)]) -> Response {
+    let mut request = Client::new().get(format!("{}{asked}", served.base));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.expect("an answer")
+}
+
+#[tokio::test]
+async fn what_is_answered_is_what_is_documented() {
+    let database = with_odds();
+    // Markets of every kind.
+    database.psql(
+        "update market_odds set unavailable_at = now() at time zone 'UTC' where snapshot_id = 2;
+         update market_odds set outcomes = '[{\"name\": \"1\", \"odds\": null}]', handicap_type = 'european', handicap_home = -1.5
+             where snapshot_id = 3;
+         insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes)
+             select id, '5000', 'Market', 2.5, '[]' from competitor_odds_snapshots",
+    );
+    let served = Served::start(&database.dsn(), &["--most-streams", "1"]).await;
+    served.warm().await;
+    let document = Document::of(&served).await;
+    let mut seen: BTreeSet<(String, u16)> = BTreeSet::new();
+    let mut bodies: BTreeMap<&str, Value> = BTreeMap::new();
+    let some = "from=2026-01-01T00:00:00Z&to=2100-01-01T00:00:00Z&limit=3&after=none.1&max_age=1h";
+    let events =
+        format!("/v1/events?{some}&ids=1,2,3,4,5&bookmaker=1&fields=event_id,betpawa.markets");
+    let listed = format!("/v1/list?{some}&source=betpawa&fields=kickoff,odds.markets.line");
+    for (path, asked, status) in [
+        ("/v1/events/{id}", "/v1/events/3", 200),
+        (
+            "/v1/events/{id}",
+            "/v1/events/3?fields=kickoff,competitors&source=sportybet&timeout=500ms",
+            200,
+        ),
+        ("/v1/events/{id}", "/v1/events/x", 400),
+        ("/v1/events/{id}", "/v1/events/3?ids=3", 400),
+        ("/v1/events/{id}", "/v1/events/77", 404),
+        ("/v1/events/{id}", "/v1/events/3?bookmaker=7", 404),
+        ("/v1/events/{id}", "/v1/events/3?max_age=0s", 503),
+        ("/v1/events", "/v1/events", 200),
+        ("/v1/events", &events, 200),
+        ("/v1/events", "/v1/events?limit=0", 400),
+        (
+            "/v1/events",
+            "/v1/events?wait_for=9223372036854775807&timeout=1ms",
+            503,
+        ),
+        ("/v1/list", "/v1/list", 200),
+        ("/v1/list", "/v1/list?limit=2", 200),
+        ("/v1/list", &listed, 200),
+        ("/v1/list", "/v1/list?fields=betpawa", 400),
+        ("/v1/list", "/v1/list?max_age=0s", 503),
+        ("/v1/dump", "/v1/dump", 200),
+        ("/v1/dump", "/v1/dump?limit=1", 400),
+        ("/v1/dump", "/v1/dump?max_age=0s", 503),
+        ("/v1/changes", "/v1/changes?odds=1", 400),
+        ("/v1/stats", "/v1/stats", 200),
+        ("/metrics", "/metrics", 200),
+        ("/openapi.json", "/openapi.json", 200),
+        ("/livez", "/livez", 200),
+        ("/readyz", "/readyz", 200),
+    ] {
+        let answer = ask(&served, asked, &[]).await;
+        assert_eq!(answer.status(), status, "{asked}");
+        seen.insert((path.to_owned(), status));
+        let tag = answer
+            .headers()
+            .get("etag")
+            .map(|tag| tag.to_str().expect("text").to_owned());
+        let body = document.check(path, asked, answer).await;
+        if asked == path || asked == "/v1/events/3" {
+            bodies.insert(path, body);
+        }
+        if let Some(tag) = tag {
+            let answer = ask(&served, asked, &[("if-none-match", &tag)]).await;
+            assert_eq!(answer.status(), 304, "{asked}");
+            seen.insert((path.to_owned(), 304));
+            document.check(path, asked, answer).await;
+        }
+    }
+    // Without `fields` it is the whole, not any part.
+    document.assert_is_a(&bodies["/v1/events/{id}"], "Event", "/v1/events/3");
+    for (path, schema) in [("/v1/events", "Event"), ("/v1/list", "ListedEvent")] {
+        let all = bodies[path].as_array().expect("a list");
+        assert_eq!(all.len(), 9);
+        for event in all {
+            document.assert_is_a(event, schema, path);
+        }
+    }
+    let dump = bodies["/v1/dump"].as_str().expect("text");
+    for line in dump.lines() {
+        document.assert_is_a(
+            &serde_json::from_str(line).expect("JSON"),
+            "Event",
+            "/v1/dump",
+        );
+    }
+
+    // A stream, and what else may not be open meanwhile.
+    let stream = ask(&served, "/v1/changes?odds=true", &[]).await;
+    let full = ask(&served, "/v1/changes", &[("last-event-id", "x")]).await;
+    seen.insert(("/v1/changes".to_owned(), full.status().as_u16()));
+    document.check("/v1/changes", "/v1/changes", full).await;
+    database.psql("insert into odds_snapshots (event_id, bookmaker_id) values (3, 1), (4, 1)");
+    seen.insert(("/v1/changes".to_owned(), stream.status().as_u16()));
+    let events = document.check("/v1/changes", "/v1/changes", stream).await;
+    let data = |name: &str| -> Value {
+        let events = events.as_str().expect("text").split("\n\n");
+        let mut events = events.filter(|event| event.starts_with(&format!("event: {name}\n")));
+        let event = events.next().expect("the event");
+        let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+        serde_json::from_str(data.expect("data")).expect("JSON")
+    };
+    document.assert_is_a(&data("start"), "StreamState", "start");
+    let change = data("change");
+    document.assert_is_a(&change, "StreamChange", "change");
+    assert_eq!(change["odds"].as_array().map(Vec::len), Some(2));
+
+    // Paths only take GET and HEAD.
+    for (path, asked) in [
+        ("/v1/events/{id}", "/v1/events/3"),
+        ("/v1/list", "/v1/list"),
+        ("/metrics", "/metrics"),
+    ] {
+        let answer = Client::new()
+            .post(format!("{}{asked}", served.base))
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["allow"]),
+            (405, &"GET,HEAD".parse().expect("text"))
+        );
+        document.assert_is_a(&answer.json().await.expect("JSON"), "Problem", path);
+        let head = Client::new().request(Method::HEAD, format!("{}{asked}", served.base));
+        let head = head.send().await.expect("an answer");
+        assert_eq!(head.status(), 200);
+        assert_eq!(head.text().await.expect("no body"), "");
+    }
+    let (status, body) = served.get("/v1/nowhere").await;
+    assert_eq!(status, 404);
+    document.assert_is_a(
+        &serde_json::from_str(&body).expect("JSON"),
+        "Problem",
+        "/v1/nowhere",
+    );
+
+    // Before there is anything to answer with.
+    let cold = Served::start("host=/nowhere user=u dbname=d", &[]).await;
+    for (path, asked, status) in [
+        ("/readyz", "/readyz", 503),
+        ("/v1/stats", "/v1/stats", 200),
+        ("/v1/list", "/v1/list", 503),
+        ("/v1/events", "/v1/events", 503),
+        ("/livez", "/livez", 200),
+    ] {
+        let answer = ask(&cold, asked, &[]).await;
+        assert_eq!(answer.status(), status, "{asked}");
+        seen.insert((path.to_owned(), status));
+        document.check(path, asked, answer).await;
+    }
+
+    // Nothing is documented that was not seen; a token has its own tests.
+    let paths = document.0["paths"].as_object().expect("paths");
+    let documented = paths.iter().flat_map(|(path, operations)| {
+        let responses = operations["get"]["responses"]
+            .as_object()
+            .expect("responses");
+        let codes = responses
+            .keys()
+            .map(|code| code.parse::<u16>().expect("a code"));
+        codes.map(|code| (path.clone(), code))
+    });
+    let documented: BTreeSet<_> = documented.filter(|(_, code)| *code != 401).collect();
+    assert_eq!(documented, seen);
+}
+
+/// What the document says of itself is as OpenAPI 3.1 wants it, as far as clients are made from.
+#[tokio::test]
+async fn the_document_holds_together() {
+    let database = with_odds();
+    let served = Served::start(&database.dsn(), &[]).await;
+    let document = Document::of(&served).await;
+    assert_eq!(document.0["openapi"], "3.1.0");
+    let mut references = Vec::new();
+    let mut waiting = vec![&document.0];
+    while let Some(value) = waiting.pop() {
+        if let Some(reference) = value.get("$ref") {
+            references.push(reference.as_str().expect("text"));
+            document.resolve(value);
+        }
+        match value {
+            Value::Object(object) => waiting.extend(object.values()),
+            Value::Array(list) => waiting.extend(list),
+            _ => {}
+        }
+    }
+    // What nobody refers to would not be held against anything.
+    let components = document.0["components"].as_object().expect("components");
+    for kind in ["parameters", "headers", "responses", "schemas"] {
+        for name in components[kind].as_object().expect("an object").keys() {
+            let reference = format!("#/components/{kind}/{name}");
+            let named_in_text = ["StreamState", "StreamChange"].contains(&name.as_str());
+            assert!(
+                references.contains(&&*reference) || named_in_text,
+                "{reference}"
+            );
+        }
+    }
+    // Examples and defaults of parameters are what their schemas allow.
+    let parameters = components["parameters"].as_object().expect("parameters");
+    for (name, parameter) in parameters {
+        if let Some(example) = parameter.get("example") {
+            document.assert_is(example, &parameter["schema"], name);
+        }
+    }
+}
