@@ -8,6 +8,7 @@ mod common;
 mod served;
 mod show;
 mod stale;
+mod token;
 
 use std::{
     process::{Command, Stdio},

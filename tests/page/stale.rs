@@ -163,6 +163,20 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let drawn = "document.querySelector('#tile-age .line').getAttribute('d').includes('L')";
     browser.until("a line in the chart", drawn).await;
 
+    // The quantiles of what is new in a histogram that grows, and over all intervals; in ms, null where nothing is new.
+    let quantiles = "import('/page/quantiles.js').then(({ Quantiles }) => {
+        const [seen, of] = [new Quantiles(), (small, large) => [{ le_seconds: 0.001, count: small }, { le_seconds: null, count: large }]];
+        return [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately()].map((pair) => pair.map(String)); })";
+    assert_eq!(
+        browser.eval(quantiles).await,
+        serde_json::json!([
+            ["NaN", "NaN"],
+            ["1", "Infinity"],
+            ["NaN", "NaN"],
+            ["1", "Infinity"]
+        ])
+    );
+
     browser.size(390, 844).await;
     let folded = "document.documentElement.scrollWidth <= 390 && getComputedStyle(document.querySelector('#board tr[data-event]')).display === 'grid'";
     browser.click("#health-toggle").await;

@@ -33,6 +33,7 @@ export function age(ms) {
 
 /** A length of time with the unit that fits. */
 export function duration(ms) {
+  if (ms === Infinity) return "off the scale";
   if (!Number.isFinite(ms)) return "–";
   if (ms < 1) return `${Math.max(0, ms * 1000).toFixed(0)} µs`;
   if (ms < 10) return `${ms.toFixed(1)} ms`;
