@@ -1,5 +1,5 @@
-//! What can go wrong, done on purpose: `oddscache demo --incident ...`. Each says what happens, what to watch, and when the
-//! promise held; and ends with a comparison of the whole cache with the database.
+//! What can go wrong, done on purpose: `oddscache demo --incident ...`. Each says what happens, what to watch, and when
+//! the promise held; and ends with a comparison of the whole cache with the database.
 
 use std::{
     collections::BTreeSet,
@@ -126,7 +126,7 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Pauses the application and compares the whole cache with the database; says how it went. Returns the number of events.
+    /// Pauses the application and compares the whole cache with the database. Returns how many events were equal.
     pub(super) async fn compare(&self) -> anyhow::Result<usize> {
         self.control.pause().await;
         let client = connect(&self.dsn).await?;
@@ -299,7 +299,9 @@ impl Stage<'_> {
             ),
             (
                 Kind::CompetitorScrape,
-                "select id::bigint from competitor_events where betpawa_event_id = any($1::bigint[]) and deleted_at is null order by id",
+                "select id::bigint from competitor_events
+                 where betpawa_event_id = any($1::bigint[]) and deleted_at is null
+                 order by id",
             ),
         ];
         let ids: Vec<i64> = before.iter().copied().collect();

@@ -1,7 +1,7 @@
 //! `GET /`: the page. A live odds board and a health panel, whole within the binary: no build step, no other host.
 //!
-//! It is a client of the same paths as every other: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own
-//! files say nothing of the odds, so they need no token; the page sends the one it is given with what it asks for.
+//! It is a client of the same paths as every other: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its
+//! own files say nothing of the odds, so they need no token; the page sends the one it is given with what it asks for.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -25,8 +25,8 @@ use axum::{
 use super::cut;
 
 /// Nothing but what this service serves: no inline script or style, no other host, no frame around it.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";

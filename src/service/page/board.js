@@ -1,4 +1,5 @@
-// The board: a table of which only the rows in sight exist, drawn again when they change and every second for their ages.
+// The board: a table of which only the rows in sight exist. They are drawn again when they change, and every second for
+// their ages.
 
 import { age, kickoff, price } from "./format.js";
 import { now } from "./service.js";
@@ -25,7 +26,10 @@ export function make(tag, { className, role, text, ...attributes } = {}) {
   return element;
 }
 
-/** Shows a price in a cell: its text, its move and whether it is the best or not to be had. Lights up if it moved just now. */
+/**
+ * Shows a price in a cell: its text, its move and whether it is the best or not to be had. Lights up if it moved just
+ * now.
+ */
 export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
   const moved = outcome?.moved && Date.now() - outcome.moved.at < MOVE_SHOWN ? outcome.moved : null;
   const direction = moved ? (moved.up ? "up" : "down") : "";
@@ -39,7 +43,8 @@ export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
     cell.classList.toggle("off", off);
     cell.classList.toggle("empty", text === "");
     const value = off ? make("s", { text }) : make("span", { text });
-    const said = [best && "best", off && "not available", moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`];
+    const move = moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`;
+    const said = [best && "best", off && "not available", move];
     const words = said.filter(Boolean).join(", ");
     cell.replaceChildren(value);
     if (words) cell.append(make("span", { className: "unseen", text: `, ${words}` }));
@@ -48,7 +53,8 @@ export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
   if (moved && cell.lit !== moved.at && Date.now() - moved.at < 1_000 && !calm.matches) {
     cell.lit = moved.at;
     const colour = getComputedStyle(cell).getPropertyValue(moved.up ? "--up-flash" : "--down-flash");
-    cell.animate([{ backgroundColor: colour, offset: 0 }, { backgroundColor: colour, offset: 0.3 }, {}], { duration: 1_800, id: "flash" });
+    const lit = [0, 0.3].map((offset) => ({ backgroundColor: colour, offset }));
+    cell.animate([...lit, {}], { duration: 1_800, id: "flash" });
   }
 }
 
@@ -59,7 +65,10 @@ export function best(outcomes) {
   return odds.length > 1 && most > Math.min(...odds) ? most : NaN;
 }
 
-/** Whether an event is what the words ask for: each the beginning of its id or of a bookmaker's name, or part of its kickoff. */
+/**
+ * Whether an event is what the words ask for: each the beginning of its id or of a bookmaker's name, or part of its
+ * kickoff.
+ */
 export function matcher(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   return (event) =>
@@ -188,13 +197,16 @@ export class Board {
     for (const row of this.#rows.values()) row.remove();
     this.#rows.clear();
     const [names, outcomes] = [make("tr", { role: "row" }), make("tr", { role: "row" })];
-    names.append(make("th", { role: "columnheader", scope: "col", rowspan: 2, className: "event", text: "Event" }));
+    const role = "columnheader";
+    const header = (scope, className, text, more) => make("th", { role, scope, className, text, ...more });
+    names.append(header("col", "event", "Event", { rowspan: 2 }));
+    const meta = "the bookmaker's margin, and how long ago it was last seen to offer this";
     for (const column of this.#store.columns) {
-      names.append(make("th", { role: "columnheader", scope: "colgroup", colspan: this.#outcomes.length + 1, className: "first", text: column }));
+      names.append(header("colgroup", "first", column, { colspan: this.#outcomes.length + 1 }));
       this.#outcomes.forEach((outcome, index) => {
-        outcomes.append(make("th", { role: "columnheader", scope: "col", className: index ? "" : "first", text: outcome }));
+        outcomes.append(header("col", index ? "" : "first", outcome));
       });
-      outcomes.append(make("th", { role: "columnheader", scope: "col", className: "meta", text: "margin age", title: "the bookmaker's margin, and how long ago it was last seen to offer this" }));
+      outcomes.append(header("col", "meta", "margin age", { title: meta }));
     }
     this.#head.replaceChildren(names, outcomes);
     // Widths that do not depend on which rows are drawn: else columns would jump while one scrolls.
@@ -224,7 +236,8 @@ export class Board {
     row.append(header);
     row.cells_ = this.#store.columns.map((column) => {
       const prices = this.#outcomes.map((outcome, index) => {
-        const cell = make("td", { role: "cell", className: index ? "price" : "price first", "data-column": column, "data-outcome": outcome });
+        const cell = make("td", { role: "cell", className: index ? "price" : "price first", "data-column": column });
+        cell.dataset.outcome = outcome;
         // Seen where the table is folded into cards.
         cell.dataset.label = outcome;
         return cell;

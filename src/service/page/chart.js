@@ -19,9 +19,11 @@ export class Chart {
   constructor(label, lines = 1, most = 150) {
     this.#most = most;
     this.#lines = Array.from({ length: lines }, () => []);
-    this.element = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label });
+    const box = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" };
+    this.element = shape("svg", { ...box, role: "img", "aria-label": label });
     this.#area = shape("path", { class: "area" });
-    this.#paths = this.#lines.map((_, index) => shape("path", { class: `line line-${index}`, "vector-effect": "non-scaling-stroke" }));
+    const thin = { "vector-effect": "non-scaling-stroke" };
+    this.#paths = this.#lines.map((_, index) => shape("path", { class: `line line-${index}`, ...thin }));
     this.element.append(this.#area, ...this.#paths);
   }
 
@@ -48,7 +50,8 @@ export class Chart {
         const next = line[at + 1] ?? null;
         if (next === null) return;
         // Piece by piece, so that a gap stays one.
-        area += `M${x(at, line).toFixed(1)} ${HEIGHT}L${point}L${x(at + 1, line).toFixed(1)} ${y(next).toFixed(1)}V${HEIGHT}Z`;
+        const end = `${x(at + 1, line).toFixed(1)} ${y(next).toFixed(1)}`;
+        area += `M${x(at, line).toFixed(1)} ${HEIGHT}L${point}L${end}V${HEIGHT}Z`;
       });
       this.#paths[index].setAttribute("d", drawn);
       if (index === 0) this.#area.setAttribute("d", area);

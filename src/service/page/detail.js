@@ -6,8 +6,8 @@ import { Problem, ask, now } from "./service.js";
 import { byColumn, isAvailable, noteMoves } from "./store.js";
 
 /** Markets of different bookmakers are the same if these agree. */
-const identity = (market) =>
-  JSON.stringify([market.betpawa_market_id, market.line, market.handicap_type, market.handicap_home, market.handicap_away]);
+const identity = ({ betpawa_market_id, line, handicap_type, handicap_home, handicap_away }) =>
+  JSON.stringify([betpawa_market_id, line, handicap_type, handicap_home, handicap_away]);
 
 /** The bookmaker's share in per cent, as the list has it. */
 function margin(market) {
@@ -137,7 +137,8 @@ export class Detail {
         offered.forEach((market, at) => {
           const outcome = find(market);
           const gone = market !== undefined && !isAvailable(market);
-          showPrice(prices[row][at], outcome, { best: !gone && outcome?.is_active === true && outcome.odds === most, gone });
+          const isBest = !gone && outcome?.is_active === true && outcome.odds === most;
+          showPrice(prices[row][at], outcome, { best: isBest, gone });
         });
       });
     }
@@ -148,7 +149,7 @@ export class Detail {
   #build(columns, markets) {
     const table = make("table");
     const head = make("tr");
-    head.append(make("th", { scope: "col", text: "Outcome" }), ...columns.map((column) => make("th", { scope: "col", text: column })));
+    head.append(...["Outcome", ...columns].map((text) => make("th", { scope: "col", text })));
     const thead = make("thead");
     thead.append(head);
     table.append(thead);
@@ -161,7 +162,8 @@ export class Detail {
       group.append(header);
       const prices = market.outcomes.map((name) => {
         const row = make("tr");
-        const cells = columns.map((column) => make("td", { className: "price", "data-column": column, "data-outcome": name }));
+        const cell = (column) => make("td", { className: "price", "data-column": column, "data-outcome": name });
+        const cells = columns.map(cell);
         row.append(make("th", { scope: "row", text: name }), ...cells);
         group.append(row);
         return cells;

@@ -1,7 +1,8 @@
 // Numbers and times as the page writes them. Times are shown in the browser's time zone.
 
-const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const kickoffFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const time = { hour: "2-digit", minute: "2-digit" };
+const clockFormat = new Intl.DateTimeFormat("en-GB", { ...time, second: "2-digit" });
+const kickoffFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", ...time });
 const countFormat = new Intl.NumberFormat("en-GB");
 
 /** Odds: two digits, or three where the third says something. */

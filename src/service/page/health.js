@@ -8,7 +8,10 @@ import { Quantiles } from "./quantiles.js";
 /** Events of the service's life that are kept in the list. */
 const MOST_LINES = 40;
 
-/** One tile: `read(stats, per)` gives what it shows; `per(path)` is how much a counter grew in a second since the last answer. */
+/**
+ * The tiles. `read(stats, per)` gives what one shows; `per(path)` is how much a counter grew in a second since the last
+ * answer.
+ */
 const TILES = [
   {
     id: "age",
@@ -19,14 +22,17 @@ const TILES = [
   {
     id: "commit-to-visible",
     title: "Commit to visible",
-    hint: "from the end of a statement on the server to its change being readable here, over the last minute; the lines are the median and the 99th percentile of each interval",
+    hint:
+      "from the end of a statement on the server to its change being readable here, over the last minute; " +
+      "the lines are the median and the 99th percentile of each interval",
     lines: 2,
     read: (stats, per, visible) => {
       const times = stats.timings?.commit_to_visible;
       if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN, NaN] };
       const points = visible.take(times.buckets ?? []);
       const [p50, p99] = visible.lately().map(duration);
-      return { value: `p50 ${p50}`, note: `p99 ${p99} in the last minute · ${count(times.count)} changes in all`, points };
+      const note = `p99 ${p99} in the last minute · ${count(times.count)} changes in all`;
+      return { value: `p50 ${p50}`, note, points };
     },
   },
   {
@@ -46,7 +52,8 @@ const TILES = [
     read: (stats, per) => {
       const { next_xid, pruned_below } = stats.change_log ?? {};
       const backlog = Number(next_xid) - Number(pruned_below);
-      const note = `${rate(per("counters.reads"))} reads/s${backlog >= 0 ? ` · backlog ${count(backlog)} transactions` : ""}`;
+      const waits = backlog >= 0 ? ` · backlog ${count(backlog)} transactions` : "";
+      const note = `${rate(per("counters.reads"))} reads/s${waits}`;
       return { value: `${rate(per("counters.log_rows"))} rows/s`, note, points: [per("counters.log_rows")] };
     },
   },
@@ -77,7 +84,9 @@ const TILES = [
   {
     id: "resyncs",
     title: "Epoch and resyncs",
-    hint: "times everything was read, the first warmup included; and reads and connections that failed and were tried again",
+    hint:
+      "times everything was read, the first warmup included; " +
+      "and reads and connections that failed and were tried again",
     read: (stats, per) => ({
       value: `epoch ${stats.epoch}`,
       note: `${count(stats.counters.reloads)} full reads · ${count(stats.counters.failures)} failures`,

@@ -132,7 +132,7 @@ async function poll() {
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     health.take(null);
-    known.silent = error.message;
+    known.silent = `${error.status ? "the service refuses" : "no connection to the service"}: ${error.message}`;
     unanswered(error);
   } finally {
     polling = false;
@@ -146,7 +146,8 @@ const word = (status) => (status ?? "").split(/[ :]/)[0];
 
 /** Tells of what changed between two answers of /v1/stats. */
 function notice(before, stats) {
-  if (!before || word(before.status) !== word(stats.status)) health.say(stats.status.replace(/ since \S+:/, ":"), word(stats.status));
+  const status = word(stats.status);
+  if (word(before?.status) !== status) health.say(stats.status.replace(/ since \S+:/, ":"), status);
   if (before && before.epoch !== stats.epoch) health.say(`epoch ${stats.epoch}: everything was replaced`);
   const missed = stats.counters.audit_mismatches - (before?.counters.audit_mismatches ?? 0);
   if (missed > 0) health.say(`the audit found ${count(missed)} events that no trigger had told of`, "bad");
@@ -159,11 +160,13 @@ function unanswered(problem) {
 /** Why what the page shows may be old; `null` if it is current. */
 function trouble() {
   const { stats, silent, streamless, proven } = known;
-  if (silent !== null) return { name: "no connection", why: `no connection to the service: ${silent}` };
+  if (silent !== null) return { name: "no connection", why: silent };
   if (!stats) return { name: "starting", why: null };
   if (BLIND.includes(word(stats.status))) return { name: word(stats.status), why: blind(stats.status) };
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
-  if (Date.now() - proven > STALE_AFTER) return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
+  if (Date.now() - proven > STALE_AFTER) {
+    return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
+  }
   if (!known.whole) return { name: "loading", why: null };
   return null;
 }
@@ -193,8 +196,9 @@ function judge() {
       // What the service says of itself is in the list already.
       if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
-    const of = Number.isFinite(known.asOf) ? `What you see is the state of ${clock(known.asOf)}.` : "There is nothing to see yet.";
-    const text = `Stale since ${clock(staleSince)}: ${found.why}. ${of} Trying again by itself.`;
+    let is = "There is nothing to see yet";
+    if (Number.isFinite(known.asOf)) is = `What you see is the state of ${clock(known.asOf)}`;
+    const text = `Stale since ${clock(staleSince)}: ${found.why}. ${is}. Trying again by itself.`;
     // Not when nothing changed: it is read out each time.
     if (banner.textContent !== text) banner.textContent = text;
     banner.hidden = false;

@@ -5,7 +5,7 @@ const TOKEN = "oddscache-token";
 const PATIENCE = 10_000;
 /** The stream says something every 15 s; silent for longer, its connection is dead, ms. */
 const SILENCE = 40_000;
-/** A page that nobody has seen for so long gives its stream back, ms: a browser has six connections to a host in all. */
+/** A page that nobody has seen for so long gives its stream back, ms: a browser has six connections to a host. */
 const UNSEEN = 10_000;
 /** Pauses between attempts grow from the first to the second, ms; each is drawn from half to one and a half of it. */
 const PAUSE = [250, 8_000];
@@ -133,8 +133,9 @@ function seen() {
 }
 
 /**
- * Reads the stream of changes for ever, while the page is in sight; comes back to where it was after a break. Calls `onEvent(name, id, data)` for each
- * event, `onUp()` when a stream begins, `onDown(problem)` when one ends or none can be had.
+ * Reads the stream of changes for ever, while the page is in sight; comes back to where it was after a break. Calls
+ * `onEvent(name, id, data)` for each event, `onUp()` when a stream begins, `onDown(problem)` when one ends or none can
+ * be had.
  */
 export async function follow({ onEvent, onUp, onDown }) {
   let last = null;

@@ -8,14 +8,17 @@ export function columnKey(odds) {
   return odds.bookmaker_id ? `${odds.bookmaker} ${odds.bookmaker_id}` : odds.bookmaker;
 }
 
+function withLine(text, line) {
+  return line === null || line === undefined ? text : `${text} ${line}`;
+}
+
 export function marketKey(market) {
-  return market.line === null || market.line === undefined ? market.betpawa_market_id : `${market.betpawa_market_id} ${market.line}`;
+  return withLine(market.betpawa_market_id, market.line);
 }
 
 /** "1X2 - Full Time" is "1X2": what is left out is the same for all that stand beside it. */
 export function marketLabel(market) {
-  const name = market.betpawa_market_name.replace(/ - Full Time$/, "");
-  return market.line === null || market.line === undefined ? name : `${name} ${market.line}`;
+  return withLine(market.betpawa_market_name.replace(/ - Full Time$/, ""), market.line);
 }
 
 export function isAvailable(market) {
@@ -55,14 +58,15 @@ export function noteMoves(before, now, at) {
 
 export class Store extends EventTarget {
   events = new Map();
-  /** Keys of all bookmakers seen; markets by key, with the names of their outcomes. Neither shrinks while a page is open. */
+  /** Keys of all bookmakers seen; markets by key, with their outcomes' names. Neither shrinks while a page is open. */
   columns = [];
   markets = new Map();
   #sorted = null;
 
   /** All events by kickoff, then id. */
   get sorted() {
-    this.#sorted ??= [...this.events.values()].sort((a, b) => (a.kickoff === b.kickoff ? a.id - b.id : a.kickoff - b.kickoff));
+    const order = (a, b) => (a.kickoff === b.kickoff ? a.id - b.id : a.kickoff - b.kickoff);
+    this.#sorted ??= [...this.events.values()].sort(order);
     return this.#sorted;
   }
 
