@@ -160,6 +160,8 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let counted =
         "/[1-9]\\d* in all/.test(document.querySelector('#tile-updates .note').textContent)";
     browser.until("updates", counted).await;
+    let timed = "/^p50 [0-9.]+ m?s$/.test(document.querySelector('#tile-commit-to-visible .value').textContent)";
+    browser.until("how long it took", timed).await;
     let drawn = "document.querySelector('#tile-age .line').getAttribute('d').includes('L')";
     browser.until("a line in the chart", drawn).await;
 
