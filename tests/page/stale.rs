@@ -181,7 +181,6 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
 
     browser.size(390, 844).await;
     let folded = "document.documentElement.scrollWidth <= 390 && getComputedStyle(document.querySelector('#board tr[data-event]')).display === 'grid'";
-    browser.click("#health-toggle").await;
     browser.until("cards", folded).await;
     browser.screenshot("phone").await;
     browser.click("#health-toggle").await;

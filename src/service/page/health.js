@@ -48,11 +48,11 @@ const TILES = [
   {
     id: "log",
     title: "Change log",
-    hint: "rows of the change log that were read; the backlog is of transactions whose rows have not been pruned",
+    hint: "rows of the change log that were read; and transactions whose rows it may still hold, since they were not pruned",
     read: (stats, per) => {
       const { next_xid, pruned_below } = stats.change_log ?? {};
-      const backlog = Number(next_xid) - Number(pruned_below);
-      const waits = backlog >= 0 ? ` · backlog ${count(backlog)} transactions` : "";
+      const held = Number(next_xid) - Number(pruned_below);
+      const waits = held >= 0 ? ` · holds up to ${count(held)} transactions` : "";
       const note = `${rate(per("counters.reads"))} reads/s${waits}`;
       return { value: `${rate(per("counters.log_rows"))} rows/s`, note, points: [per("counters.log_rows")] };
     },
@@ -121,7 +121,10 @@ export class Health {
     happened.append(make("h3", { text: "What happened" }), this.#lines);
     this.#panel.append(make("h2", { className: "unseen", text: "Health" }), tiles, happened);
     this.#toggle.addEventListener("click", () => this.open(this.#panel.hidden));
-    this.open(matchMedia("(min-width: 1100px)").matches);
+    // Beside the board where there is room for both, else in its place when asked for. As health.css has it.
+    const wide = matchMedia("(min-width: 1100px)");
+    wide.addEventListener("change", () => this.open(wide.matches));
+    this.open(wide.matches);
   }
 
   open(open) {
