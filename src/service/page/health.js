@@ -48,7 +48,7 @@ const TILES = [
   {
     id: "log",
     title: "Change log",
-    hint: "rows of the change log that were read; and transactions whose rows it may still hold, since they were not pruned",
+    hint: "rows of the change log that were read; and transactions whose rows it may still hold, not yet pruned",
     read: (stats, per) => {
       const { next_xid, pruned_below } = stats.change_log ?? {};
       const held = Number(next_xid) - Number(pruned_below);
