@@ -9,6 +9,7 @@ mod explain;
 pub(crate) mod http;
 mod logging;
 mod metrics;
+mod page;
 mod prune;
 pub(crate) mod serve;
 pub(crate) mod sql;

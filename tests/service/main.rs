@@ -4,6 +4,7 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod incidents;
 mod list;
 mod logging;
 mod metrics;

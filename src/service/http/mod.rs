@@ -33,6 +33,7 @@ use super::{
     changes::Hub,
     cut,
     metrics::{self, Requests},
+    page,
 };
 
 /// What can be chosen of the answers.
@@ -105,6 +106,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
     all.fold(Router::new(), |router, (path, answers)| {
         router.route(path, answers)
     })
+    .merge(page::router())
     .fallback(async || {
         problem(
             StatusCode::NOT_FOUND,
