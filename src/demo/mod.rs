@@ -12,6 +12,9 @@ mod cluster;
     reason = "the tests use all of it, through #[path]"
 )]
 mod dataset;
+mod incident;
+mod network;
+mod observer;
 #[allow(
     dead_code,
     unreachable_pub,
@@ -25,7 +28,6 @@ pub(crate) use verify::{ORACLE, normal};
 use std::{
     net::SocketAddr,
     process::ExitCode,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -49,6 +51,8 @@ use crate::service::{
 };
 use cluster::Cluster;
 use dataset::Scale;
+use incident::{Incident, Stage};
+use network::Network;
 use scraper::{Control, Pace, Scraper};
 
 #[derive(Debug, clap::Args)]
@@ -60,10 +64,10 @@ pub(crate) struct DemoArguments {
     #[arg(long, env = "ODDSCACHE_DEMO_MARKETS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     markets: u32,
     /// Snapshots of each event and bookmaker in the database, most of them history
-    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 52, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     history: u32,
-    /// How many of these, newest first, have markets; all 52 take some GB and some minutes
-    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some minutes
+    #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     history_with_markets: u32,
     /// The time in which the simulated application scrapes every event once
     #[arg(long, env = "ODDSCACHE_DEMO_CYCLE", default_value = "1m", value_parser = humantime::parse_duration)]
@@ -71,9 +75,21 @@ pub(crate) struct DemoArguments {
     /// How often to pause the application and compare the whole cache with the database
     #[arg(long, env = "ODDSCACHE_DEMO_VERIFY_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     verify_every: Duration,
-    /// End after this long, instead of at Ctrl-C
+    /// End after this long, and after the incidents, instead of at Ctrl-C
     #[arg(long = "for", env = "ODDSCACHE_DEMO_FOR", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
+    /// Let something go wrong while one looks; may be given several times
+    #[arg(
+        long = "incident",
+        env = "ODDSCACHE_DEMO_INCIDENT",
+        value_enum,
+        value_name = "KIND",
+        value_delimiter = ','
+    )]
+    incidents: Vec<Incident>,
+    /// The quiet before each incident
+    #[arg(long, env = "ODDSCACHE_DEMO_INCIDENT_AFTER", default_value = "10s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    incident_after: Duration,
     /// Another seed gives other data
     #[arg(long, env = "ODDSCACHE_DEMO_SEED", default_value_t = 1)]
     seed: u64,
@@ -123,7 +139,16 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     let server_version = prepare(arguments, cluster).await?;
     let dsn = cluster.dsn(DATABASE);
 
-    let (cache, follower) = OddsCache::connect(Config::new(&dsn)?);
+    let plan = Incident::plan(&arguments.incidents);
+    let network = match plan.contains(&Incident::Partition) {
+        true => {
+            let socket = format!(".s.PGSQL.{}", cluster.port());
+            Some(Network::start(cluster.socket_dir().join(socket)).await?)
+        }
+        false => None,
+    };
+    let way = network.as_ref().map(|network| network.dsn(DATABASE));
+    let (cache, follower) = OddsCache::connect(Config::new(way.as_ref().unwrap_or(&dsn))?);
     let server = Server::start(
         arguments.listen,
         &cache,
@@ -149,12 +174,13 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
         format!("http://{}", server.address),
         cache.event_ids().first().copied().unwrap_or(1),
     );
-    println!("\nlook at");
+    println!("\nopen the page\n  {base}/\nand look at");
     for path in [
         &format!("/v1/events/{id}"),
         "/v1/events?ids=200,201",
         "/v1/dump",
         "/v1/stats",
+        "/metrics",
         "/readyz",
     ] {
         println!("  {base}{path}");
@@ -165,29 +191,35 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     );
     println!("\nthe simulated application writes; Ctrl-C ends everything\n");
 
-    let control = Control::new();
-    let application = Scraper::new(
-        pool(&dsn)?,
-        arguments.seed,
-        Pace {
-            cycle: arguments.cycle,
-            ..Pace::default()
-        },
-    );
-    let counts = application.counters();
+    let pace = Pace {
+        cycle: arguments.cycle,
+        ..Pace::default()
+    };
+    let pool = pool(&dsn)?;
+    let application = Scraper::new(pool.clone(), arguments.seed, pace);
+    let stage = Stage {
+        cluster,
+        dsn,
+        pool,
+        network,
+        cache,
+        control: Control::new(),
+        counts: application.counters(),
+        seed: arguments.seed,
+    };
     tasks.spawn({
-        let control = control.clone();
+        let control = stage.control.clone();
         async move {
             application.run(control).await;
             Ok(())
         }
     });
     let result = tokio::select! {
-        result = watch(arguments, &dsn, &cache, &control, &counts) => result,
+        result = watch(arguments, &plan, &stage) => result,
         // Neither ends by itself.
         Some(ended) = tasks.join_next() => ended.map_err(Into::into).flatten().and(Err(anyhow!("a task ended"))),
     };
-    control.stop().await;
+    stage.control.stop().await;
     drop(tasks);
     server.stop().await;
     result
@@ -252,44 +284,65 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
     Ok(format!("PostgreSQL {version}"))
 }
 
-/// Prints a line now and then, and verifies now and then.
+/// Prints a line now and then, lets the incidents happen, and then compares now and then.
 async fn watch(
     arguments: &DemoArguments,
-    dsn: &str,
-    cache: &OddsCache,
-    control: &Control,
-    counts: &Arc<scraper::Counters>,
+    plan: &[Incident],
+    stage: &Stage<'_>,
 ) -> anyhow::Result<()> {
-    let client = connect(dsn).await?;
-    let begun = Instant::now();
-    let mut verified = Instant::now();
-    let mut before = cache.counters();
+    let mut lines = Lines::new(&stage.cache);
+    for incident in plan {
+        lines.print(&stage.cache, arguments.incident_after).await;
+        stage.happen(*incident).await?;
+    }
     loop {
-        let left = arguments.duration.map_or(LINE_EVERY, |duration| {
-            duration.saturating_sub(begun.elapsed())
-        });
-        sleep(LINE_EVERY.min(left)).await;
-        let now = cache.counters();
-        line(begun.elapsed(), cache, before, now);
-        before = now;
-        let over = arguments
+        let left = arguments
             .duration
-            .is_some_and(|duration| begun.elapsed() >= duration);
-        if over || verified.elapsed() >= arguments.verify_every {
-            control.pause().await;
-            let events = verify::verify(cache, &client).await?;
-            let written = counts.read();
-            println!(
-                "         the application pauses: all {} events equal the database, after {} transactions of it ({} failed)",
-                HumanCount(events as u64),
-                HumanCount(written.transactions),
-                written.failed
-            );
-            control.resume();
-            verified = Instant::now();
-        }
-        if over {
+            .map(|duration| duration.saturating_sub(lines.begun.elapsed()));
+        let verify_every = arguments.verify_every;
+        lines
+            .print(&stage.cache, left.unwrap_or(verify_every).min(verify_every))
+            .await;
+        let events = stage.compare().await?;
+        let written = stage.counts.read();
+        println!(
+            "         the application pauses: all {} events equal the database, after {} transactions of it ({} failed)",
+            HumanCount(events as u64),
+            HumanCount(written.transactions),
+            written.failed
+        );
+        if left.is_some_and(|left| left <= verify_every) {
             return Ok(());
+        }
+    }
+}
+
+/// The lines that say how it goes.
+struct Lines {
+    begun: Instant,
+    before: Counters,
+}
+
+impl Lines {
+    fn new(cache: &OddsCache) -> Lines {
+        Lines {
+            begun: Instant::now(),
+            before: cache.counters(),
+        }
+    }
+
+    /// One every few seconds and one at the end, for so long.
+    async fn print(&mut self, cache: &OddsCache, time: Duration) {
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            sleep(LINE_EVERY.min(left)).await;
+            let now = cache.counters();
+            line(self.begun.elapsed(), cache, self.before, now);
+            self.before = now;
+            if left <= LINE_EVERY {
+                return;
+            }
         }
     }
 }

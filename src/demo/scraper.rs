@@ -370,9 +370,13 @@ impl Scraper {
 
     fn failed(&self, what: &str, error: &ScraperError) {
         let conflict = error.is_conflict();
+        let away = error.is_connection();
         self.shared.counters.add_failed(conflict);
         let error = error.chain();
-        if conflict {
+        if away {
+            // Each of the workers meets it, once a second; the cache's own words are enough.
+            tracing::debug!(what, error, "scraper: the server is away");
+        } else if conflict {
             tracing::info!(what, error, "scraper: a transaction gave way to another");
         } else {
             tracing::warn!(what, error, "scraper: a transaction failed");

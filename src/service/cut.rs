@@ -80,7 +80,7 @@ pub(crate) fn is_known(view: &View, request: &HeaderMap) -> bool {
 }
 
 /// Whether the request names `tag` among those that the client has. Ours are all weak, so `W/` is no difference.
-fn has(request: &HeaderMap, tag: &str) -> bool {
+pub(crate) fn has(request: &HeaderMap, tag: &str) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let lists = request.get_all(IF_NONE_MATCH).iter();
     lists

@@ -16,6 +16,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod notify;
+mod page;
 mod patient;
 mod probe;
 mod prune;

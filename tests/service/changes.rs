@@ -52,6 +52,12 @@ impl Stream {
 
     /// `None` at the stream's end.
     async fn next(&mut self) -> Option<Event> {
+        // Of an event: a comment now and then is none.
+        let next = timeout(Duration::from_secs(30), self.event()).await;
+        next.expect("in time")
+    }
+
+    async fn event(&mut self) -> Option<Event> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let field = |name: &str| {
@@ -72,8 +78,7 @@ impl Stream {
                     None => continue,
                 }
             }
-            let piece = timeout(Duration::from_secs(30), self.answer.chunk()).await;
-            let piece = piece.expect("in time").ok()??;
+            let piece = self.answer.chunk().await.ok()??;
             self.text
                 .push_str(std::str::from_utf8(&piece).expect("UTF-8"));
         }

@@ -72,6 +72,7 @@ struct Whole {
     view: View,
     json: Bytes,
     gzip: OnceCell<Bytes>,
+    zstd: OnceCell<Bytes>,
 }
 
 impl Lists {
@@ -110,6 +111,7 @@ impl Lists {
             json: renderer.render(&view),
             view,
             gzip: OnceCell::new(),
+            zstd: OnceCell::new(),
         });
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         *newest = Some(Arc::clone(&whole));
@@ -125,6 +127,7 @@ impl Whole {
         };
         let made = match encoding {
             Encoding::Gzip => &self.gzip,
+            Encoding::Zstd => &self.zstd,
         };
         let make = async || {
             let json = self.json.clone();

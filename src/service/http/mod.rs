@@ -34,6 +34,7 @@ use super::{
     cut,
     health::Health,
     metrics::{self, Requests},
+    page,
     patient::Tally,
 };
 
@@ -107,6 +108,7 @@ pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
     all.fold(Router::new(), |router, (path, answers)| {
         router.route(path, answers)
     })
+    .merge(page::router())
     .fallback(async || {
         problem(
             StatusCode::NOT_FOUND,

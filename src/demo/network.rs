@@ -1,0 +1,144 @@
+//! The way between the cache and the server, which can be cut: nothing is lost, nothing moves, and nobody is told.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use anyhow::Context;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+
+/// Listens on 127.0.0.1 and speaks to the server's socket, until dropped.
+#[derive(Debug)]
+pub(super) struct Network {
+    address: SocketAddr,
+    open: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Network {
+    /// A way to the server that listens on `socket`.
+    pub(super) async fn start(socket: PathBuf) -> anyhow::Result<Network> {
+        const DOING: &str = "making a network that can be cut";
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context(DOING)?;
+        let address = listener.local_addr().context(DOING)?;
+        let (open, opened) = watch::channel(true);
+        let task = tokio::spawn(async move {
+            // Ends with the task, and its connections with it.
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(connection(client, socket.clone(), opened.clone()));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Network {
+            address,
+            open,
+            task,
+        })
+    }
+
+    /// How the cache reaches a database of the server through it.
+    pub(super) fn dsn(&self, database: &str) -> String {
+        format!(
+            "host=127.0.0.1 port={} user=postgres dbname={database}",
+            self.address.port()
+        )
+    }
+
+    /// From now on every connection, also a new one, is open and silent.
+    pub(super) fn cut(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// What was held up goes on.
+    pub(super) fn heal(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whichever direction ends first ends both.
+async fn connection(client: TcpStream, socket: PathBuf, mut open: watch::Receiver<bool>) {
+    // Fails when the network is gone, and then there is nobody to connect.
+    if open.wait_for(|open| *open).await.is_err() {
+        return;
+    }
+    let Ok(server) = UnixStream::connect(socket).await else {
+        return;
+    };
+    let _ = client.set_nodelay(true);
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let _ = tokio::select! {
+        ended = carry(from_client, to_server, open.clone()) => ended,
+        ended = carry(from_server, to_client, open) => ended,
+    };
+}
+
+/// Carries bytes as long as the network is open, and waits while it is not.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut open: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        // Also an end is told only when the network is whole.
+        if open.wait_for(|open| *open).await.is_err() || count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{net::UnixListener, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_cut_holds_up_arrives_when_it_is_healed() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("server");
+        let server = UnixListener::bind(&socket).unwrap();
+        let network = Network::start(socket).await.unwrap();
+        let mut client = TcpStream::connect(network.address).await.unwrap();
+        let (mut served, _) = server.accept().await.unwrap();
+        let mut byte = [0];
+        client.write_all(b"a").await.unwrap();
+        served.read_exact(&mut byte).await.unwrap();
+        served.write_all(b"b").await.unwrap();
+        client.read_exact(&mut byte).await.unwrap();
+
+        network.cut();
+        let mut second = TcpStream::connect(network.address).await.unwrap();
+        second.write_all(b"x").await.unwrap();
+        client.write_all(b"c").await.unwrap();
+        served.write_all(b"d").await.unwrap();
+        let silence = Duration::from_millis(100);
+        assert!(timeout(silence, served.read(&mut byte)).await.is_err());
+        assert!(timeout(silence, client.read(&mut byte)).await.is_err());
+        assert!(timeout(silence, server.accept()).await.is_err());
+
+        network.heal();
+        served.read_exact(&mut byte).await.unwrap();
+        assert_eq!(byte, *b"c");
+        client.read_exact(&mut byte).await.unwrap();
+        assert_eq!(byte, *b"d");
+        let (mut served, _) = server.accept().await.unwrap();
+        served.read_exact(&mut byte).await.unwrap();
+        assert_eq!(byte, *b"x");
+    }
+}

@@ -1,0 +1,300 @@
+// The board: a table of which only the rows in sight exist. They are drawn again when they change, and every second for
+// their ages.
+
+import { age, kickoff, price } from "./format.js";
+import { now } from "./service.js";
+import { MOVE_SHOWN, isAvailable } from "./store.js";
+
+/** Heights of a row, px: of the table; and of a card, its event and then each bookmaker. As board.css has them. */
+const [ROW, CARD, CARD_LINE] = [34, 46, 34];
+/** Widths of the columns, px; where there is more room, the prices share it. */
+const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 46];
+/** Rows drawn beyond the visible ones, above and below. */
+const SPARE = 8;
+/** A price that was not confirmed for so long is shown as old, ms. */
+const OLD_PRICE = 15 * 60_000;
+const narrow = matchMedia("(max-width: 720px)");
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** An element with a class, a role and text. */
+export function make(tag, { className, role, text, ...attributes } = {}) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (role) element.setAttribute("role", role);
+  if (text !== undefined) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/**
+ * Shows a price in a cell: its text, its move and whether it is the best or not to be had. Lights up if it moved just
+ * now.
+ */
+export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
+  const moved = outcome?.moved && Date.now() - outcome.moved.at < MOVE_SHOWN ? outcome.moved : null;
+  const direction = moved ? (moved.up ? "up" : "down") : "";
+  const off = outcome !== undefined && (gone || !outcome.is_active);
+  const text = outcome === undefined ? "" : price(outcome.odds);
+  const state = `${text} ${direction} ${best} ${off}`;
+  if (cell.shown !== state) {
+    cell.shown = state;
+    cell.dataset.moved = direction;
+    cell.classList.toggle("best", best);
+    cell.classList.toggle("off", off);
+    cell.classList.toggle("empty", text === "");
+    const value = off ? make("s", { text }) : make("span", { text });
+    const move = moved && `${moved.up ? "up" : "down"} from ${price(moved.from)}`;
+    const said = [best && "best", off && "not available", move];
+    const words = said.filter(Boolean).join(", ");
+    cell.replaceChildren(value);
+    if (words) cell.append(make("span", { className: "unseen", text: `, ${words}` }));
+    cell.title = words;
+  }
+  if (moved && cell.lit !== moved.at && Date.now() - moved.at < 1_000 && !calm.matches) {
+    cell.lit = moved.at;
+    const colour = getComputedStyle(cell).getPropertyValue(moved.up ? "--up-flash" : "--down-flash");
+    const lit = [0, 0.3].map((offset) => ({ backgroundColor: colour, offset }));
+    cell.animate([...lit, {}], { duration: 1_800, id: "flash" });
+  }
+}
+
+/** The greatest odds that can be had, if bookmakers differ. */
+export function best(outcomes) {
+  const odds = outcomes.filter((outcome) => outcome?.is_active && outcome.odds !== null).map((outcome) => outcome.odds);
+  const most = Math.max(...odds);
+  return odds.length > 1 && most > Math.min(...odds) ? most : NaN;
+}
+
+/**
+ * Whether an event is what the words ask for: each the beginning of its id or of a bookmaker's name, or part of its
+ * kickoff.
+ */
+export function matcher(search) {
+  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  return (event) =>
+    words.every((word) =>
+      /^#?\d+$/.test(word)
+        ? String(event.id).startsWith(word.replace("#", ""))
+        : [...event.sides.keys()].some((key) => key.toLowerCase().startsWith(word)) ||
+          kickoff(event.kickoff).toLowerCase().includes(word),
+    );
+}
+
+export class Board {
+  #store;
+  #onOpen;
+  #scroller = document.getElementById("board");
+  #table = this.#scroller.querySelector("table");
+  #head = this.#table.querySelector("thead");
+  #body = this.#table.querySelector("tbody");
+  #above = make("tr", { className: "spacer", "aria-hidden": "true" });
+  #below = make("tr", { className: "spacer", "aria-hidden": "true" });
+  #rows = new Map();
+  #market = null;
+  #matches = matcher("");
+  #listed = [];
+  /** Where each listed row begins, from the top of the first; and where the last one ends. */
+  #tops = [0];
+  #asked = false;
+  #form = "";
+
+  /** `onOpen(id)`: the user wants all of an event. */
+  constructor(store, onOpen) {
+    this.#store = store;
+    this.#onOpen = onOpen;
+    this.#body.append(this.#above, this.#below);
+    store.addEventListener("change", () => this.draw());
+    store.addEventListener("columns", () => this.draw());
+    this.#scroller.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.#body.addEventListener("keydown", (event) => this.#key(event));
+    this.#body.addEventListener("click", (event) => {
+      const row = event.target.closest("tr[data-event]");
+      if (row) this.#onOpen(Number(row.dataset.event));
+    });
+    new ResizeObserver(() => this.draw()).observe(this.#scroller);
+    narrow.addEventListener("change", () => this.draw());
+    setInterval(() => this.draw(), 1_000);
+  }
+
+  show(market) {
+    this.#market = market;
+    this.draw();
+  }
+
+  search(text) {
+    this.#matches = matcher(text);
+    this.#scroller.scrollTop = 0;
+    this.draw();
+  }
+
+  /** At the next frame; however often it is asked for. */
+  draw() {
+    if (this.#asked) return;
+    this.#asked = true;
+    const go = () => {
+      this.#asked = false;
+      this.#drawNow();
+    };
+    // A hidden page gets no frames; its title and its age go on.
+    if (document.hidden) setTimeout(go, 1_000);
+    else requestAnimationFrame(go);
+  }
+
+  get #outcomes() {
+    return this.#store.markets.get(this.#market)?.outcomes ?? [];
+  }
+
+  /** The listed row at a place, from the top of the first. */
+  #at(y) {
+    let [low, high] = [0, this.#listed.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#tops[middle + 1] <= y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  #drawNow() {
+    this.#drawHead();
+    this.#listed = this.#store.sorted.filter(this.#matches);
+    const count = this.#listed.length;
+    this.#tops = [0];
+    for (const event of this.#listed) {
+      this.#tops.push(this.#tops.at(-1) + (narrow.matches ? CARD + CARD_LINE * event.sides.size : ROW));
+    }
+    this.#table.setAttribute("aria-rowcount", count + this.#head.rows.length);
+    const top = Math.max(0, this.#scroller.scrollTop - this.#head.offsetHeight);
+    const from = Math.max(0, this.#at(top) - SPARE);
+    const to = Math.min(count, this.#at(top + this.#scroller.clientHeight) + 1 + SPARE);
+    this.#above.style.height = `${this.#tops[from]}px`;
+    this.#below.style.height = `${this.#tops[count] - this.#tops[to]}px`;
+    const wanted = this.#listed.slice(from, to);
+    const ids = new Set(wanted.map((event) => event.id));
+    for (const [id, row] of this.#rows) {
+      if (ids.has(id)) continue;
+      row.remove();
+      this.#rows.delete(id);
+    }
+    let place = this.#above;
+    wanted.forEach((event, index) => {
+      const row = this.#row(event.id);
+      if (place.nextElementSibling !== row) place.after(row);
+      place = row;
+      row.setAttribute("aria-rowindex", from + index + this.#head.rows.length + 1);
+      row.classList.toggle("odd", (from + index) % 2 === 1);
+      this.#fill(row, event);
+    });
+    document.getElementById("nothing").hidden = count > 0 || this.#store.events.size === 0;
+    this.onDrawn?.(count, this.#store.events.size);
+  }
+
+  /** Anew only when there are other columns: rows of the old form go with it. */
+  #drawHead() {
+    const form = JSON.stringify([this.#market, this.#store.columns, this.#outcomes]);
+    if (form === this.#form) return;
+    this.#form = form;
+    for (const row of this.#rows.values()) row.remove();
+    this.#rows.clear();
+    const [names, outcomes] = [make("tr", { role: "row" }), make("tr", { role: "row" })];
+    const role = "columnheader";
+    const header = (scope, className, text, more) => make("th", { role, scope, className, text, ...more });
+    names.append(header("col", "event", "Event", { rowspan: 2 }));
+    const meta = "the bookmaker's margin, and how long ago it was last seen to offer this";
+    for (const column of this.#store.columns) {
+      names.append(header("colgroup", "first", column, { colspan: this.#outcomes.length + 1 }));
+      this.#outcomes.forEach((outcome, index) => {
+        outcomes.append(header("col", index ? "" : "first", outcome));
+      });
+      outcomes.append(header("col", "meta", "margin age", { title: meta }));
+    }
+    this.#head.replaceChildren(names, outcomes);
+    // Widths that do not depend on which rows are drawn: else columns would jump while one scrolls.
+    const widths = this.#store.columns.flatMap(() => [...this.#outcomes.map(() => ""), `${META_WIDTH}px`]);
+    const columns = [`${EVENT_WIDTH}px`, ...widths].map((width) => {
+      const column = make("col");
+      column.style.width = width;
+      return column;
+    });
+    const group = make("colgroup");
+    group.append(...columns);
+    this.#table.querySelector("colgroup")?.remove();
+    this.#head.before(group);
+    const side = PRICE_WIDTH * this.#outcomes.length + META_WIDTH;
+    this.#table.style.minWidth = `${EVENT_WIDTH + side * this.#store.columns.length}px`;
+    this.#table.style.setProperty("--outcomes", Math.max(1, this.#outcomes.length));
+  }
+
+  #row(id) {
+    let row = this.#rows.get(id);
+    if (row) return row;
+    row = make("tr", { role: "row", "data-event": id });
+    const header = make("th", { role: "rowheader", scope: "row", className: "event" });
+    const button = make("button", { type: "button", title: `All markets of event ${id}` });
+    button.append(make("b", { text: `#${id}` }), make("time"));
+    header.append(button);
+    row.append(header);
+    row.cells_ = this.#store.columns.map((column) => {
+      const prices = this.#outcomes.map((outcome, index) => {
+        const cell = make("td", { role: "cell", className: index ? "price" : "price first", "data-column": column });
+        cell.dataset.outcome = outcome;
+        // Seen where the table is folded into cards.
+        cell.dataset.label = outcome;
+        return cell;
+      });
+      const meta = make("td", { role: "cell", className: "meta", "data-column": column });
+      meta.append(make("span", { className: "margin" }), make("span", { className: "age" }));
+      row.append(...prices, meta);
+      return { prices, meta };
+    });
+    this.#rows.set(id, row);
+    return row;
+  }
+
+  #fill(row, event) {
+    setText(row.querySelector("time"), kickoff(event.kickoff));
+    const sides = this.#store.columns.map((column) => event.sides.get(column));
+    const markets = sides.map((side) => side?.markets.get(this.#market));
+    const offers = markets.map((market) => (market && isAvailable(market) ? market.outcomes : []));
+    const find = (outcomes, name) => outcomes?.find((outcome) => outcome.name === name);
+    this.#outcomes.forEach((name, index) => {
+      const most = best(offers.map((outcomes) => find(outcomes, name)));
+      markets.forEach((market, at) => {
+        const outcome = find(market?.outcomes, name);
+        const gone = market !== undefined && !isAvailable(market);
+        const isBest = !gone && outcome?.is_active === true && outcome.odds === most;
+        showPrice(row.cells_[at].prices[index], outcome, { best: isBest, gone });
+      });
+    });
+    markets.forEach((market, at) => {
+      const { prices, meta } = row.cells_[at];
+      for (const cell of [...prices, meta]) cell.classList.toggle("absent", !sides[at]);
+      const [margin, old] = meta.children;
+      const passed = now() - (sides[at]?.confirmed ?? NaN);
+      setText(margin, market?.margin == null ? "" : `${market.margin.toFixed(1)}%`);
+      setText(old, sides[at] ? age(passed) : "");
+      old.classList.toggle("old", passed > OLD_PRICE);
+    });
+  }
+
+  /** Up and down go from event to event, also to those that are not drawn yet. */
+  #key(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const row = event.target.closest("tr[data-event]");
+    if (!step || !row) return;
+    event.preventDefault();
+    const index = this.#listed.findIndex((listed) => listed.id === Number(row.dataset.event)) + step;
+    const next = this.#listed[index];
+    if (!next) return;
+    const [top, end] = [this.#tops[index], this.#tops[index + 1]];
+    const [from, room] = [this.#scroller.scrollTop, this.#scroller.clientHeight - this.#head.offsetHeight];
+    if (top < from) this.#scroller.scrollTop = top;
+    else if (end > from + room) this.#scroller.scrollTop = end - room;
+    this.#drawNow();
+    this.#rows.get(next.id)?.querySelector("button").focus({ preventScroll: true });
+  }
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}

@@ -1,0 +1,195 @@
+// Talking to the service: the token, requests with a time-out, and the stream of changes.
+
+const TOKEN = "oddscache-token";
+/** A request that takes longer has failed, ms. */
+const PATIENCE = 10_000;
+/** The stream says something every 15 s; silent for longer, its connection is dead, ms. */
+const SILENCE = 40_000;
+/** A page that nobody has seen for so long gives its stream back, ms: a browser has six connections to a host. */
+const UNSEEN = 10_000;
+/** Pauses between attempts grow from the first to the second, ms; each is drawn from half to one and a half of it. */
+const PAUSE = [250, 8_000];
+
+let token = take();
+
+/** A token given in the address goes to where it is neither shown nor sent along in links. */
+function take() {
+  const address = new URL(location.href);
+  const given = address.searchParams.get("token");
+  try {
+    if (given !== null) sessionStorage.setItem(TOKEN, given);
+    return sessionStorage.getItem(TOKEN);
+  } catch {
+    return given; // No storage in this browser's mode: the token lasts as long as the page.
+  } finally {
+    if (given !== null) {
+      address.searchParams.delete("token");
+      history.replaceState(null, "", address);
+    }
+  }
+}
+
+export function useToken(value) {
+  token = value;
+  try {
+    sessionStorage.setItem(TOKEN, value);
+  } catch {
+    // As above.
+  }
+}
+
+/** An answer that is none: `status` is 0 if nobody answered. */
+export class Problem extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** The browser's clock may be wrong; what the service's says now, in ms since 1970. Read from headers, to a second. */
+let skew = 0;
+export function now() {
+  return Date.now() + skew;
+}
+
+async function request(path, headers, signal) {
+  const all = new Headers(headers);
+  if (token) all.set("authorization", `Bearer ${token}`);
+  let response;
+  try {
+    response = await fetch(path, { headers: all, signal, cache: "no-store", credentials: "omit" });
+  } catch (error) {
+    throw new Problem(0, signal.aborted ? "it does not answer in time" : `it cannot be reached (${error.message})`);
+  }
+  const date = Date.parse(response.headers.get("date") ?? "");
+  if (Number.isFinite(date)) {
+    const off = date - Date.now();
+    skew = Math.abs(off) > 3_000 ? off : 0;
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new Problem(response.status, body?.error ?? `it answers ${response.status}`);
+}
+
+/** The JSON of `path`, with the answer's headers. */
+export async function ask(path) {
+  const signal = AbortSignal.timeout(PATIENCE);
+  const response = await request(path, {}, signal);
+  try {
+    return { body: await response.json(), headers: response.headers };
+  } catch (error) {
+    throw new Problem(0, `its answer broke off (${error.message})`);
+  }
+}
+
+/** `<process>-<version>`, as event ids and tags have it. */
+export function version(id) {
+  const found = /([0-9a-f]{8})-(\d+)/.exec(id ?? "");
+  return found && { process: found[1], version: Number(found[2]) };
+}
+
+/** Whoever waits for the next attempt is woken: by the network coming back, or by hand. */
+const impatient = new EventTarget();
+export function hurry() {
+  impatient.dispatchEvent(new Event("now"));
+}
+addEventListener("online", hurry);
+
+/** Waits before attempt number `tries`, longer each time, and never in step with other pages. */
+export function pause(tries) {
+  const mean = Math.min(PAUSE[1], PAUSE[0] * 2 ** Math.min(tries, 10));
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, mean * (0.5 + Math.random()));
+    impatient.addEventListener("now", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
+
+/** Aborts once the page has been hidden for a while; `end()` when there is nothing to abort any more. */
+function whenUnseen(abort) {
+  let timer;
+  const look = () => {
+    clearTimeout(timer);
+    if (document.hidden) timer = setTimeout(abort, UNSEEN);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+  return () => {
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", look);
+  };
+}
+
+/** Resolves at once if the page is in sight, else when it comes back. */
+function seen() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+}
+
+/**
+ * Reads the stream of changes for ever, while the page is in sight; comes back to where it was after a break. Calls
+ * `onEvent(name, id, data)` for each event, `onUp()` when a stream begins, `onDown(problem)` when one ends or none can
+ * be had.
+ */
+export async function follow({ onEvent, onUp, onDown }) {
+  let last = null;
+  for (let tries = 0; ; tries += 1) {
+    await seen();
+    const stop = new AbortController();
+    const end = whenUnseen(() => stop.abort());
+    let alarm = setTimeout(() => stop.abort(), PATIENCE);
+    try {
+      const response = await request("/v1/changes?odds=true", last ? { "last-event-id": last } : {}, stop.signal);
+      onUp();
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      const parser = new Parser();
+      for (;;) {
+        clearTimeout(alarm);
+        alarm = setTimeout(() => stop.abort(), SILENCE);
+        const { done, value } = await reader.read();
+        if (done) throw new Problem(0, "it has ended the stream of changes");
+        for (const event of parser.feed(value)) {
+          tries = 0;
+          onEvent(event.name, event.id, JSON.parse(event.data));
+          last = event.id ?? last;
+        }
+      }
+    } catch (error) {
+      onDown(error instanceof Problem ? error : new Problem(0, `the stream of changes broke off (${error.message})`));
+    } finally {
+      clearTimeout(alarm);
+      end();
+      stop.abort();
+    }
+    if (!document.hidden) await pause(tries);
+  }
+}
+
+/** Server-sent events out of pieces of text. */
+class Parser {
+  #rest = "";
+  #event = {};
+
+  *feed(text) {
+    const lines = (this.#rest + text).split("\n");
+    this.#rest = lines.pop();
+    for (const line of lines) {
+      if (line === "") {
+        const { event: name, id, data } = this.#event;
+        this.#event = {};
+        if (data !== undefined) yield { name: name ?? "message", id, data };
+        continue;
+      }
+      const colon = line.indexOf(":");
+      if (colon <= 0) continue; // A comment keeps the connection alive.
+      const [field, value] = [line.slice(0, colon), line.slice(colon + 1).replace(/^ /, "")];
+      this.#event[field] = field === "data" && this.#event.data !== undefined ? `${this.#event.data}\n${value}` : value;
+    }
+  }
+}

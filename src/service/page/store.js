@@ -1,0 +1,146 @@
+// What the page holds: every event's inline odds, in kickoff order, and which prices moved lately.
+
+/** A move is shown for so long, ms. */
+export const MOVE_SHOWN = 12_000;
+
+/** One bookmaker's column: the platform's own by bookmaker id, a competitor by its source. */
+export function columnKey(odds) {
+  return odds.bookmaker_id ? `${odds.bookmaker} ${odds.bookmaker_id}` : odds.bookmaker;
+}
+
+function withLine(text, line) {
+  return line === null || line === undefined ? text : `${text} ${line}`;
+}
+
+export function marketKey(market) {
+  return withLine(market.betpawa_market_id, market.line);
+}
+
+/** "1X2 - Full Time" is "1X2": what is left out is the same for all that stand beside it. */
+export function marketLabel(market) {
+  return withLine(market.betpawa_market_name.replace(/ - Full Time$/, ""), market.line);
+}
+
+export function isAvailable(market) {
+  return market.available ?? !market.unavailable_at;
+}
+
+/** Own columns first, then the competitors'; by name, numbers as numbers. */
+const own = (key) => (/ \d+$/.test(key) ? 0 : 1);
+export function byColumn(a, b) {
+  return own(a) - own(b) || a.localeCompare(b, "en", { numeric: true });
+}
+
+/** An element of the list in the form that the board reads: kickoff in ms, bookmakers and markets by key. */
+function event(element) {
+  const sides = new Map();
+  for (const odds of element.odds) {
+    const markets = new Map(odds.markets.map((market) => [marketKey(market), market]));
+    sides.set(columnKey(odds), { confirmed: Date.parse(odds.last_confirmed_at), markets });
+  }
+  const kickoff = element.kickoff === null ? Infinity : Date.parse(element.kickoff);
+  return { id: element.event_id, kickoff, sides };
+}
+
+/** Notes in the outcomes of `now` how they moved since `before`. */
+export function noteMoves(before, now, at) {
+  const old = new Map(before.outcomes.map((outcome) => [outcome.name, outcome]));
+  for (const outcome of now.outcomes) {
+    const was = old.get(outcome.name);
+    if (!was) continue;
+    if (was.odds !== null && outcome.odds !== null && was.odds !== outcome.odds) {
+      outcome.moved = { up: outcome.odds > was.odds, from: was.odds, at };
+    } else {
+      outcome.moved = was.moved;
+    }
+  }
+}
+
+export class Store extends EventTarget {
+  events = new Map();
+  /** Keys of all bookmakers seen; markets by key, with their outcomes' names. Neither shrinks while a page is open. */
+  columns = [];
+  markets = new Map();
+  #sorted = null;
+
+  /** All events by kickoff, then id. */
+  get sorted() {
+    const order = (a, b) => (a.kickoff === b.kickoff ? a.id - b.id : a.kickoff - b.kickoff);
+    this.#sorted ??= [...this.events.values()].sort(order);
+    return this.#sorted;
+  }
+
+  /** Puts a whole list in place of what is held. */
+  replace(elements, at) {
+    const gone = new Set(this.events.keys());
+    for (const element of elements) gone.delete(element.event_id);
+    this.apply([...gone, ...elements.map((element) => element.event_id)], elements, at);
+  }
+
+  /** Events with these ids are now as `elements` says, or gone if it does not name them. */
+  apply(ids, elements, at) {
+    const given = new Map(elements.map((element) => [element.event_id, element]));
+    for (const id of ids) {
+      const element = given.get(id);
+      const before = this.events.get(id);
+      if (!element) {
+        this.#sorted = this.events.delete(id) ? null : this.#sorted;
+        continue;
+      }
+      const now = event(element);
+      this.#learn(now);
+      for (const [key, side] of now.sides) {
+        for (const [name, market] of side.markets) {
+          const was = before?.sides.get(key)?.markets.get(name);
+          if (was) noteMoves(was, market, at);
+        }
+      }
+      if (before?.kickoff !== now.kickoff) this.#sorted = null;
+      this.events.set(id, now);
+      // The order holds the events themselves.
+      if (this.#sorted) this.#sorted[this.#place(before)] = now;
+    }
+    this.dispatchEvent(new CustomEvent("change", { detail: new Set(ids) }));
+  }
+
+  /** Where an event stands in the order. */
+  #place(event) {
+    let [low, high] = [0, this.#sorted.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const other = this.#sorted[middle];
+      const before = other.kickoff === event.kickoff ? other.id < event.id : other.kickoff < event.kickoff;
+      if (before) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /** Takes in bookmakers, markets and outcomes that were not seen before. */
+  #learn(event) {
+    let news = false;
+    for (const [key, side] of event.sides) {
+      if (!this.columns.includes(key)) {
+        this.columns = [...this.columns, key].sort(byColumn);
+        news = true;
+      }
+      for (const [name, market] of side.markets) {
+        let known = this.markets.get(name);
+        if (!known) {
+          known = { label: marketLabel(market), outcomes: [] };
+          this.markets.set(name, known);
+          news = true;
+        }
+        for (const outcome of market.outcomes) {
+          if (known.outcomes.includes(outcome.name) || known.outcomes.length >= MOST_OUTCOMES) continue;
+          known.outcomes.push(outcome.name);
+          news = true;
+        }
+      }
+    }
+    if (news) this.dispatchEvent(new Event("columns"));
+  }
+}
+
+/** The board has room for so many outcomes of a market; all of them are in an event's full markets. */
+const MOST_OUTCOMES = 6;

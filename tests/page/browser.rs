@@ -1,0 +1,321 @@
+//! A headless Chromium, driven by the DevTools protocol over a pair of pipes: it ends with them, however the test ends.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+/// For anything that a page does by itself, on a machine that has other work as well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const PROGRAMS: [&str; 4] = [
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+];
+
+/// Pipes 3 and 4 are those of the protocol; the standard ones are what a child is given here.
+const WITH_PIPES: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
+
+/// One browser with one page.
+pub(crate) struct Browser {
+    _child: Child,
+    _profile: tempfile::TempDir,
+    to: tokio::sync::Mutex<ChildStdin>,
+    heard: Arc<Heard>,
+    next: AtomicU64,
+    session: String,
+}
+
+/// What came from the browser.
+#[derive(Default)]
+struct Heard {
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
+    events: Mutex<Vec<Value>>,
+}
+
+impl Browser {
+    pub(crate) async fn start() -> Browser {
+        let program = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .flat_map(|folder| PROGRAMS.map(|program| folder.join(program)))
+            .find(|program| program.is_file())
+            .expect("a browser: these tests need Chromium (Debian: apt-get install chromium)");
+        let profile = tempfile::tempdir().expect("a folder for its profile");
+        let mut child = Command::new("sh")
+            .args(["-c", WITH_PIPES])
+            .arg(program)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--remote-debugging-pipe",
+                "--window-size=1440,900",
+            ])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg("about:blank")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("Chromium starts");
+        let heard = Arc::new(Heard::default());
+        let from = child.stdout.take().expect("piped");
+        tokio::spawn(hear(from, Arc::clone(&heard)));
+        let mut browser = Browser {
+            to: tokio::sync::Mutex::new(child.stdin.take().expect("piped")),
+            _child: child,
+            _profile: profile,
+            heard,
+            next: AtomicU64::new(1),
+            session: String::new(),
+        };
+        let target = browser
+            .call("Target.createTarget", json!({ "url": "about:blank" }))
+            .await;
+        let attach = json!({ "targetId": target["targetId"], "flatten": true });
+        let attached = browser.call("Target.attachToTarget", attach).await;
+        browser.session = attached["sessionId"]
+            .as_str()
+            .expect("a session")
+            .to_owned();
+        for domain in ["Page", "Runtime", "Log", "Network"] {
+            browser.call(&format!("{domain}.enable"), json!({})).await;
+        }
+        browser
+    }
+
+    /// A command of the protocol, and its result.
+    pub(crate) async fn call(&self, method: &str, params: Value) -> Value {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (tell, told) = oneshot::channel();
+        self.heard.waiting.lock().unwrap().insert(id, tell);
+        let mut message = json!({ "id": id, "method": method, "params": params });
+        if !self.session.is_empty() {
+            message["sessionId"] = json!(self.session);
+        }
+        let mut bytes = message.to_string().into_bytes();
+        bytes.push(0);
+        self.to
+            .lock()
+            .await
+            .write_all(&bytes)
+            .await
+            .expect("Chromium runs");
+        let answer = timeout(PATIENCE, told)
+            .await
+            .unwrap_or_else(|_| panic!("Chromium does not answer {method}"))
+            .expect("Chromium runs");
+        assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+        answer["result"].clone()
+    }
+
+    pub(crate) async fn open(&self, url: &str) {
+        let opened = self.call("Page.navigate", json!({ "url": url })).await;
+        assert!(opened["errorText"].is_null(), "{url}: {opened}");
+    }
+
+    /// The value of an expression in the page.
+    pub(crate) async fn eval(&self, script: &str) -> Value {
+        let params = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
+        let answer = self.call("Runtime.evaluate", params).await;
+        let trouble = &answer["exceptionDetails"];
+        assert!(trouble.is_null(), "{script}: {trouble}");
+        answer["result"]["value"].clone()
+    }
+
+    /// Waits until an expression is true in the page.
+    pub(crate) async fn until(&self, what: &str, script: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        // It may meet a page that is just being replaced.
+        let script =
+            format!("(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()");
+        while self.eval(&script).await != json!(true) {
+            if Instant::now() > deadline {
+                self.screenshot("waited-in-vain").await;
+                let text = self.eval("document.body.innerText.slice(0, 1500)").await;
+                panic!(
+                    "waited in vain: {what}\n{text}\n{:#?}",
+                    self.complaints(|_| true)
+                );
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Presses the mouse in the middle of the first element that a selector finds.
+    pub(crate) async fn click(&self, selector: &str) {
+        let script = format!(
+            "(() => {{ const box = document.querySelector({}).getBoundingClientRect();
+                      return [box.x + box.width / 2, box.y + box.height / 2]; }})()",
+            json!(selector)
+        );
+        let middle = self.eval(&script).await;
+        for kind in ["mousePressed", "mouseReleased"] {
+            let press = json!({ "type": kind, "x": middle[0], "y": middle[1], "button": "left", "clickCount": 1 });
+            self.call("Input.dispatchMouseEvent", press).await;
+        }
+    }
+
+    /// Types into what has the focus.
+    pub(crate) async fn text(&self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text })).await;
+    }
+
+    /// Presses a key that types nothing, such as `Escape`, or one letter.
+    pub(crate) async fn key(&self, key: &str) {
+        let code = match key {
+            "ArrowDown" => 40,
+            "ArrowUp" => 38,
+            "Enter" => 13,
+            "Escape" => 27,
+            _ => 0,
+        };
+        for kind in ["keyDown", "keyUp"] {
+            let mut press =
+                json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
+            if kind == "keyDown" && (key.len() == 1 || key == "Enter") {
+                press["text"] = json!(if key == "Enter" { "\r" } else { key });
+            }
+            self.call("Input.dispatchKeyEvent", press).await;
+        }
+    }
+
+    /// A window of this size; below 500 pixels that of a phone.
+    pub(crate) async fn size(&self, width: u32, height: u32) {
+        let mobile = width < 500;
+        let scale = if mobile { 2 } else { 1 };
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// Whether the browser has no network.
+    pub(crate) async fn offline(&self, offline: bool) {
+        let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
+        self.call("Network.emulateNetworkConditions", conditions)
+            .await;
+    }
+
+    /// As for a user who wants `dark` or `light`.
+    pub(crate) async fn scheme(&self, scheme: &str) {
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.call("Emulation.setEmulatedMedia", features).await;
+    }
+
+    /// Writes `<name>.png` into the folder for screenshots.
+    pub(crate) async fn screenshot(&self, name: &str) {
+        let shot = self
+            .call("Page.captureScreenshot", json!({ "format": "png" }))
+            .await;
+        let folder = std::env::var_os("ODDSCACHE_SCREENSHOTS").map_or_else(
+            || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots"),
+            PathBuf::from,
+        );
+        std::fs::create_dir_all(&folder).expect("a folder for screenshots");
+        let png = base64(shot["data"].as_str().expect("a picture"));
+        std::fs::write(folder.join(format!("{name}.png")), png).expect("a screenshot is written");
+    }
+
+    fn events(&self) -> Vec<Value> {
+        self.heard.events.lock().unwrap().clone()
+    }
+
+    /// What the browser's console shows as wrong, and exceptions that nobody caught; `source` is the console's word for
+    /// where it comes from, such as `network`, `security` or `javascript`.
+    pub(crate) fn complaints(&self, counts: impl Fn(&str) -> bool) -> Vec<Value> {
+        let wrong = |event: &Value| match event["method"].as_str() {
+            Some("Runtime.exceptionThrown") => true,
+            Some("Runtime.consoleAPICalled") => {
+                matches!(event["params"]["type"].as_str(), Some("error" | "warning"))
+            }
+            Some("Log.entryAdded") => {
+                let entry = &event["params"]["entry"];
+                matches!(entry["level"].as_str(), Some("error" | "warning"))
+                    && counts(entry["source"].as_str().unwrap_or_default())
+            }
+            _ => false,
+        };
+        self.events().into_iter().filter(wrong).collect()
+    }
+
+    /// The addresses of all that the page asked for.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        let request = |event: &Value| {
+            (event["method"] == "Network.requestWillBeSent")
+                .then(|| {
+                    event["params"]["request"]["url"]
+                        .as_str()
+                        .map(str::to_owned)
+                })
+                .flatten()
+        };
+        self.events().iter().filter_map(request).collect()
+    }
+}
+
+/// Messages end with a zero byte.
+async fn hear(from: ChildStdout, heard: Arc<Heard>) {
+    let mut from = BufReader::new(from);
+    let mut bytes = Vec::new();
+    while from
+        .read_until(0, &mut bytes)
+        .await
+        .is_ok_and(|count| count > 0)
+    {
+        bytes.pop();
+        let message: Value = serde_json::from_slice(&bytes).expect("the protocol speaks JSON");
+        bytes.clear();
+        match message["id"].as_u64() {
+            Some(id) => {
+                let waiting = heard.waiting.lock().unwrap().remove(&id);
+                waiting.map(|tell| tell.send(message));
+            }
+            None => heard.events.lock().unwrap().push(message),
+        }
+    }
+    // Who waits hears that no answer comes.
+    heard.waiting.lock().unwrap().clear();
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let value = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text
+        .bytes()
+        .filter(|byte| *byte != b'=')
+        .map(value)
+        .collect();
+    let mut bytes = Vec::with_capacity(digits.len());
+    for four in digits.chunks(4) {
+        let all = four.iter().enumerate().fold(0u32, |all, (at, digit)| {
+            all | u32::from(*digit) << (18 - 6 * at)
+        });
+        bytes.extend_from_slice(&all.to_be_bytes()[1..four.len()]);
+    }
+    bytes
+}

@@ -1,0 +1,107 @@
+//! A service that wants a token: the page asks for it, and sends it with all it asks for.
+
+use std::{future::IntoFuture, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{StatusCode, header::AUTHORIZATION},
+    response::{IntoResponse, Response},
+};
+use tokio::net::TcpListener;
+
+use super::{Served, browser::Browser, loaded, with_odds};
+
+const TOKEN: &str = "a-token-of-the-tests";
+
+/// Stands before a service and lets nothing but the page's own files through without the token. Returns its address.
+async fn guard(base: &str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let guarded = Router::new()
+        .fallback(pass)
+        .with_state(Arc::<str>::from(base));
+    tokio::spawn(axum::serve(listener, guarded).into_future());
+    address
+}
+
+async fn pass(State(base): State<Arc<str>>, request: Request) -> Response {
+    let (path, headers) = (request.uri().path(), request.headers());
+    let given = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+    let expected = format!("Bearer {TOKEN}");
+    if path != "/" && !path.starts_with("/page/") && given != Some(expected.as_bytes()) {
+        let answer = r#"{"error":"this service wants a token"}"#;
+        return (StatusCode::UNAUTHORIZED, answer).into_response();
+    }
+    let mut asked = reqwest::Client::new().get(format!("{base}{}", request.uri()));
+    for (name, value) in headers {
+        if name != "host" {
+            asked = asked.header(name, value);
+        }
+    }
+    let Ok(answer) = asked.send().await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    let mut response = Response::builder().status(answer.status());
+    for (name, value) in answer.headers() {
+        if name != "transfer-encoding" {
+            response = response.header(name, value);
+        }
+    }
+    response
+        .body(Body::from_stream(answer.bytes_stream()))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_and_kept_out_of_sight() {
+    let database = with_odds(12);
+    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
+    let base = format!("http://{}", guard(&served.base).await);
+    browser.open(&base).await;
+    let asked = "document.getElementById('token').open && document.body.dataset.state === 'stale'";
+    browser.until("it asks for a token", asked).await;
+    browser.screenshot("token").await;
+    browser.click("#token-value").await;
+    browser.text("a wrong one").await;
+    browser.key("Enter").await;
+    browser
+        .until(
+            "it asks again",
+            "document.getElementById('token').open && document.getElementById('token-value').value === ''",
+        )
+        .await;
+    browser.click("#token-value").await;
+    browser.text(TOKEN).await;
+    browser.key("Enter").await;
+    browser.until("the list", &loaded(12)).await;
+    // Lasts for the tab, not longer.
+    let kept = "[localStorage.length, sessionStorage.getItem('oddscache-token')]";
+    assert_eq!(browser.eval(kept).await, serde_json::json!([0, TOKEN]));
+    browser.open(&format!("{base}/?again")).await;
+    browser.until("the list again", &loaded(12)).await;
+
+    // Given in the address, it does not stay there.
+    let other = Browser::start().await;
+    other.open(&format!("{base}/?token={TOKEN}#event=3")).await;
+    other.until("the list", &loaded(12)).await;
+    other
+        .until(
+            "the event",
+            "document.querySelectorAll('#detail tbody').length > 0",
+        )
+        .await;
+    assert_eq!(
+        other.eval("location.href").await,
+        format!("{base}/#event=3")
+    );
+    let sent = other.requests();
+    let leaks: Vec<_> = sent
+        .iter()
+        .skip(1)
+        .filter(|url| url.contains(TOKEN))
+        .collect();
+    assert!(leaks.is_empty(), "{leaks:?}");
+    assert_eq!(other.complaints(|_| true), Vec::<serde_json::Value>::new());
+}
