@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually, text, with_odds,
+    AsyncCommand, BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually, text, with_odds,
 };
 
 /// So large that no buffer on the way takes `/v1/dump` whole.
@@ -297,6 +297,25 @@ async fn the_service_manager_hears_how_it_goes() {
     let _served = Served::start_with(&cluster.dsn("postgres"), &arguments, &variables).await;
     let heard = manager.hear(&["READY=1", "STATUS=live"]);
     assert!(!heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
+}
+
+/// A signal was once waited for within the macro that logs it: with the level off, the service ended at once.
+#[tokio::test]
+async fn what_is_not_logged_is_done_all_the_same() {
+    let database = with_odds();
+    // Its port is not logged either.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let mut service = AsyncCommand::from(command(&["serve", "--listen", &address, "--log=error"]));
+    let service = service.env("DATABASE_URL", database.dsn());
+    let mut service = service.kill_on_drop(true).spawn().unwrap();
+    eventually("it is ready", async || {
+        let answer = reqwest::get(format!("http://{address}/readyz")).await;
+        answer.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    assert_eq!(service.try_wait().unwrap(), None);
 }
 
 #[test]
