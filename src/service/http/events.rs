@@ -11,9 +11,10 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use oddscache::{CachedEvent, CachedSnapshot, InlineMarkets, View};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
+use tokio::task::coop;
 
 use super::{
     Api,
@@ -25,6 +26,9 @@ use crate::service::cut::answer;
 
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
+
+/// And from about so much at the most, where fields are cut out of more.
+const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
 
 /// The cursor of the next page, for those who do not read `Link`.
 const NEXT: HeaderName = HeaderName::from_static("oddscache-next");
@@ -261,10 +265,32 @@ fn streamed(
         // Pulled piece by piece as the client takes them, so a slow one costs the view it holds and two pieces.
         (beginning, second) => {
             let pieces = beginning.into_iter().chain(second).chain(pieces);
-            Body::from_stream(stream::iter(pieces.map(Ok::<_, Infallible>)))
+            let pieces = stream::unfold(pieces, async |mut pieces| {
+                end_turn().await;
+                let piece = pieces.next()?;
+                Some((Ok::<_, Infallible>(piece), pieces))
+            });
+            // What compresses asks again after the end.
+            Body::from_stream(pieces.fuse())
         }
     };
     ([(CONTENT_TYPE, content_type)], body).into_response()
+}
+
+/// Others on this thread first: a client that is quick, or an answer that compresses well, would have all of it made in
+/// one go.
+///
+/// What compresses polls again at once when it has something to pass on, which is when a plain yield is over. A budget that
+/// is spent is given anew only by the scheduler.
+async fn end_turn() {
+    // Without a scheduler it never ends; with one it is 128.
+    for _ in 0..1024 {
+        if !coop::has_budget_remaining() {
+            break;
+        }
+        coop::consume_budget().await;
+    }
+    coop::consume_budget().await;
 }
 
 fn pieces(
@@ -281,7 +307,8 @@ fn pieces(
             return None;
         }
         let mut piece = Vec::with_capacity(PIECE_BYTES + PIECE_BYTES / 2);
-        while piece.len() < PIECE_BYTES {
+        let mut work = 0;
+        while piece.len() < PIECE_BYTES && work < PIECE_WORK_BYTES {
             let Some(id) = ids.next() else {
                 piece.extend_from_slice(if first { frame.before } else { "" }.as_bytes());
                 // An empty dump has no line.
@@ -295,8 +322,10 @@ fn pieces(
                 piece.extend_from_slice(separator.as_bytes());
                 first = false;
                 form.write(event, &mut piece);
+                work += form.whole.len();
             }
         }
+        // Of each event there is at least a brace: no piece is empty before the end.
         (!piece.is_empty()).then(|| Bytes::from(piece))
     })
 }
