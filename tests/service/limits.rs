@@ -5,7 +5,7 @@ mod client;
 #[path = "../../benches/load/latency.rs"]
 mod latency;
 #[path = "../../benches/load/process.rs"]
-mod process;
+pub(super) mod process;
 #[path = "../../benches/load/subscriber.rs"]
 mod subscriber;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::{extract::Query, http::Uri};
 use chrono::{DateTime, Utc};
-use oddscache::CachedEvent;
+use oddscache::{CachedEvent, View};
 
 use super::{
     Refusal,
@@ -82,6 +82,11 @@ impl Freshness {
     /// For how long to wait, at most.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(WAIT)
+    }
+
+    /// Whether a view is young enough.
+    pub(super) fn allows(&self, view: &View) -> bool {
+        self.max_age.is_none_or(|max_age| view.age() <= max_age)
     }
 }
 
