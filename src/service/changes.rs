@@ -10,7 +10,8 @@
 //! newest view there is when it is sent, which may be newer than the change. Applied in order they never go back.
 //!
 //! A client that comes back with `Last-Event-ID` gets what it missed, or `lagged` if that is no longer known (of another
-//! process, or too long ago). So does one that takes its events too slowly. No client holds up another one, or the follower.
+//! process, or too long ago). So does one that takes its events too slowly, and with `odds=true` one that missed more than
+//! the whole list has: that is compressed, and the same for all. No client holds up another one, or the follower.
 
 use std::{
     collections::VecDeque,
@@ -32,7 +33,7 @@ use oddscache::{Change, InlineMarkets, OddsCache, View};
 use serde_json::{Value, json};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::AbortHandle,
+    task::{AbortHandle, JoinError, spawn_blocking},
     time::timeout,
 };
 
@@ -50,6 +51,9 @@ const STILL_HERE: Bytes = Bytes::from_static(b":\n\n");
 /// Events that were written of late are kept up to this weight, for all the streams that send them.
 const WRITTEN_BYTES: usize = 8 << 20;
 
+/// The odds of so many events are little, to write and to send.
+const FEW_EVENTS: usize = 64;
+
 /// The changes of late, and who waits for the next.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
@@ -57,6 +61,8 @@ pub(crate) struct Hub {
     /// Version of the newest one kept.
     newest: watch::Receiver<u64>,
     written: Arc<Mutex<Written>>,
+    /// Locked by who writes the odds of many events.
+    writer: Arc<tokio::sync::Mutex<()>>,
     places: Arc<Semaphore>,
     most: usize,
     keeping: AbortHandle,
@@ -89,6 +95,7 @@ impl Hub {
             kept,
             newest,
             written: Arc::default(),
+            writer: Arc::default(),
             places: Arc::new(Semaphore::new(most_streams)),
             most: most_streams,
             keeping: keeping.abort_handle(),
@@ -121,21 +128,54 @@ impl Hub {
         (version <= newest && newest <= end && whole).then_some(changes)
     }
 
-    /// What is sent of a change; with the odds of the newest view, if they are wanted.
-    fn told(&self, change: &Change, cache: &OddsCache, inline: Option<&InlineMarkets>) -> Bytes {
+    /// What is sent of a change; with the odds of the newest view, if they are wanted. `None` if it could not be made.
+    async fn told(
+        &self,
+        change: &Arc<Change>,
+        cache: &OddsCache,
+        inline: Option<&InlineMarkets>,
+    ) -> Option<Bytes> {
+        // What a client was sent before is of no newer view than this.
+        let least = inline.map(|_| cache.view().version());
+        if let Some(event) = self.written(change.version, least) {
+            return Some(event);
+        }
+        let Some(inline) = inline.filter(|_| change.event_ids().len() > FEW_EVENTS) else {
+            // Beside the lock: two may write the same, but nobody waits for it.
+            return Some(self.write(change, cache, inline));
+        };
+        let turn = Arc::clone(&self.writer).lock_owned().await;
+        if let Some(event) = self.written(change.version, least) {
+            return Some(event);
+        }
+        // Milliseconds, and longer the more events there are.
+        let (hub, change) = (self.clone(), Arc::clone(change));
+        let (cache, inline) = (cache.clone(), inline.clone());
+        let written = spawn_blocking(move || {
+            let _turn = turn;
+            hub.write(&change, &cache, Some(&inline))
+        });
+        let written = written.await;
+        let failed =
+            |error: &JoinError| tracing::error!(%error, "a change could not be written out");
+        written.inspect_err(failed).ok()
+    }
+
+    /// What was written of a change, with the odds of version `least` or a newer one.
+    fn written(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.get(change, least)
+    }
+
+    fn write(&self, change: &Change, cache: &OddsCache, inline: Option<&InlineMarkets>) -> Bytes {
         let odds = inline.map(|inline| (inline, cache.view()));
+        let event = told(change, odds.as_ref().map(|(inline, view)| (*inline, view)));
         let key = Key {
             change: change.version,
-            odds: odds.as_ref().map(|(_, view)| view.version()),
+            odds: odds.map(|(_, view)| view.version()),
         };
-        let written = || self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(event) = written().get(key) {
-            return event;
-        }
-        // Beside the lock: two may write the same, but nobody waits for it.
-        let odds = odds.as_ref().map(|(inline, view)| (*inline, view));
-        let event = told(change, odds);
-        written().put(key, event.clone());
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.put(key, event.clone());
         event
     }
 
@@ -193,15 +233,18 @@ struct Written {
 }
 
 impl Written {
-    fn get(&self, key: Key) -> Option<Bytes> {
+    /// With odds only if `least` is a version, and then of that or a newer one.
+    fn get(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
         // The newest are asked for most.
         let mut events = self.events.iter().rev();
-        let found = events.find(|(known, _)| *known == key);
+        let found = events.find(|(key, _)| {
+            key.change == change && key.odds.is_some() == least.is_some() && key.odds >= least
+        });
         found.map(|(_, event)| event.clone())
     }
 
     fn put(&mut self, key: Key, event: Bytes) {
-        if self.get(key).is_some() {
+        if self.get(key.change, key.odds).is_some() {
             return;
         }
         self.bytes += event.len();
@@ -233,10 +276,12 @@ impl Client {
             return Some(self.here("start"));
         };
         loop {
-            if let Some(change) = self.waiting.pop_front() {
-                self.last = Some(change.version);
+            if let Some(change) = self.waiting.front() {
                 let inline = self.inline.as_ref();
-                return Some(self.hub.told(&change, &self.cache, inline));
+                let told = self.hub.told(change, &self.cache, inline).await?;
+                self.last = Some(change.version);
+                self.waiting.pop_front();
+                return Some(told);
             }
             match self.hub.after(last) {
                 None => return Some(self.here("lagged")),
@@ -244,9 +289,25 @@ impl Client {
                     let mut newest = self.hub.newest.clone();
                     newest.wait_for(|newest| *newest > last).await.ok()?;
                 }
+                Some(changes) if self.are_too_many(&changes) => return Some(self.here("lagged")),
                 Some(changes) => self.waiting.extend(changes),
             }
         }
+    }
+
+    /// Whether the odds of these changes are more than those of all events. Of one change they never are.
+    fn are_too_many(&self, changes: &[Arc<Change>]) -> bool {
+        if self.inline.is_none() || changes.len() == 1 {
+            return false;
+        }
+        let view = self.cache.view();
+        let most = view.len().max(FEW_EVENTS);
+        let mut events = 0;
+        changes.iter().any(|change| {
+            let held = |id: &i64| view.event(*id).is_some();
+            events += change.event_ids().iter().filter(|id| held(id)).count();
+            events > most
+        })
     }
 
     /// Where a client can start from: the view at this moment.
@@ -305,7 +366,60 @@ fn event(name: &str, version: u64, data: &[u8]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use chrono::{DateTime, Utc};
+    use futures_util::{FutureExt, future::join_all};
+    use oddscache::{SnapshotInput, Writer};
+
     use super::*;
+
+    fn put(writer: &mut Writer, event_id: i64, snapshot_id: i64) {
+        let snapshot = SnapshotInput {
+            snapshot_id,
+            event_id,
+            bookmaker_id: 1,
+            captured_at: DateTime::<Utc>::UNIX_EPOCH,
+            last_confirmed_at: None,
+            markets: vec![],
+        };
+        writer.put_betpawa_snapshot(&snapshot, None);
+    }
+
+    /// However quickly views follow each other meanwhile.
+    #[tokio::test]
+    async fn many_odds_are_written_once_for_all() {
+        let (cache, mut writer) = OddsCache::detached();
+        let mut changes = cache.changes();
+        for event_id in 0..100 {
+            put(&mut writer, event_id, 1);
+        }
+        writer.publish();
+        let change = changes.next().await.unwrap().unwrap();
+        let hub = Hub::start(&cache, 1);
+        let inline = InlineMarkets::new([("3743", None)]);
+        let busy = Arc::clone(&hub.writer).lock_owned().await;
+        let mut waiting = Vec::new();
+        for snapshot_id in 2..22 {
+            put(&mut writer, 7, snapshot_id);
+            writer.publish();
+            let mut asking = Box::pin(hub.told(&change, &cache, Some(&inline)));
+            assert!((&mut asking).now_or_never().is_none());
+            waiting.push(asking);
+        }
+        drop(busy);
+        let events: Vec<Bytes> = join_all(waiting).await.into_iter().flatten().collect();
+        assert_eq!(events.len(), 20);
+        let different: BTreeSet<_> = events.iter().map(|event| event.as_ptr()).collect();
+        assert_eq!(different.len(), 1);
+        let text = String::from_utf8(events[0].to_vec()).unwrap();
+        assert_eq!(text.matches("\"event_id\"").count(), 100);
+        // An older one will not do.
+        put(&mut writer, 7, 22);
+        writer.publish();
+        let newer = hub.told(&change, &cache, Some(&inline)).await.unwrap();
+        assert_ne!(newer.as_ptr(), events[0].as_ptr());
+    }
 
     #[test]
     fn what_is_kept_of_written_events_is_bounded() {
@@ -317,12 +431,12 @@ mod tests {
             written.put(key(change), event(10));
         }
         assert_eq!((written.events.len(), written.bytes), (64, 640));
-        assert!(written.get(key(999)).is_some() && written.get(key(0)).is_none());
+        assert!(written.get(999, None).is_some() && written.get(0, None).is_none());
         let with_odds = Key {
             change: 999,
             odds: Some(999),
         };
-        assert!(written.get(with_odds).is_none());
+        assert!(written.get(999, Some(999)).is_none());
         for change in 1000..1100 {
             written.put(key(change), event(WRITTEN_BYTES / 4));
         }
@@ -332,6 +446,8 @@ mod tests {
             (written.events.len(), written.bytes),
             (1, 2 * WRITTEN_BYTES)
         );
-        assert!(written.get(with_odds).is_some());
+        // Newer odds will do, older ones not.
+        assert!(written.get(999, Some(998)).is_some() && written.get(999, Some(1000)).is_none());
+        assert!(written.get(999, None).is_none() && written.get(998, Some(999)).is_none());
     }
 }

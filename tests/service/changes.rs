@@ -210,6 +210,39 @@ async fn changes_come_with_their_odds() {
     assert_eq!(status, 400, "{sentence}");
 }
 
+/// The list is one for all, and compressed; the odds of all that was missed are more, and each client's own.
+#[tokio::test]
+async fn who_missed_more_than_the_list_is_sent_to_it() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &[]).await;
+    served.warm().await;
+    let mut stream = Stream::open(&served, None).await;
+    let mut seen = vec![stream.expect("start").await.id];
+    for _ in 0..12 {
+        app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) select n, 1 from generate_series(1, 9) n")
+            .await
+            .expect("it writes");
+        // One by one, or they would come in one change.
+        seen.push(stream.expect("change").await.id);
+    }
+    let with_odds = "/v1/changes?odds=true";
+    let mut back = Stream::of(&served, with_odds, Some(&seen[0])).await;
+    let lagged = back.expect("lagged").await;
+    assert_ne!(lagged.id, seen[0]);
+    // It goes on from there.
+    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (3, 1)")
+        .await
+        .expect("it writes");
+    let change = back.expect("change").await;
+    assert_eq!(change.data["betpawa"], serde_json::json!([3]));
+    // Fewer are told, and ids are little.
+    let mut near = Stream::of(&served, with_odds, Some(&seen[8])).await;
+    assert_eq!(near.expect("change").await.id, seen[9]);
+    let mut plain = Stream::of(&served, "/v1/changes", Some(&seen[0])).await;
+    assert_eq!(plain.expect("change").await.id, seen[1]);
+}
+
 #[tokio::test]
 async fn answers_name_their_view_and_are_not_sent_twice() {
     let database = with_odds();
