@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::{
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
-        header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH},
+        header::{ACCEPT_ENCODING, CACHE_CONTROL, ETAG, IF_NONE_MATCH, VARY},
     },
     response::{IntoResponse, Response},
 };
@@ -40,15 +40,21 @@ pub(crate) fn answer(
     request: &HeaderMap,
     make: impl FnOnce() -> Response,
 ) -> Response {
-    let tag = tag(view);
-    let mut response = if has(request, &tag) {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        make()
-    };
+    if !is_known(view, request) {
+        return marked(view, make());
+    }
+    let mut response = StatusCode::NOT_MODIFIED.into_response();
+    // What the whole answer would say: its body may differ by encoding.
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from(ACCEPT_ENCODING));
+    marked(view, response)
+}
+
+/// An answer from a view, whatever it says, with the view's cut in its headers.
+pub(crate) fn marked(view: &View, mut response: Response) -> Response {
     let headers = response.headers_mut();
     let texts = [
-        (ETAG, tag),
+        (ETAG, tag(view)),
         (
             AS_OF,
             view.cut()

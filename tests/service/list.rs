@@ -372,6 +372,7 @@ async fn answers_are_compressed_as_the_client_wants() {
                 let answer = ask(&served, path, &known).await;
                 assert_eq!(answer.status(), 304, "{path} {wanted}");
                 assert_eq!(header(&answer, "content-encoding"), None);
+                assert_eq!(header(&answer, "vary"), Some("accept-encoding"));
             }
         }
     }

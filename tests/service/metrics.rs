@@ -148,6 +148,7 @@ async fn metrics_say_what_is_held_and_what_was_done() {
     served.get("/v1/events/1").await;
     served.get("/v1/events/x").await;
     served.get("/nowhere/at/all").await;
+    served.get("/page/board.js").await;
     let _stream = reqwest::get(format!("{}/v1/changes", served.base))
         .await
         .expect("a stream");
@@ -166,6 +167,7 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         ("/v1/events/{id}", "2xx"),
         ("/v1/events/{id}", "4xx"),
         ("other", "4xx"),
+        ("/page/{file}", "2xx"),
     ] {
         let name = format!("oddscache_http_requests_total{{path=\"{path}\",code=\"{code}\"}}");
         assert_eq!(second[&name], 1.0, "{name}");

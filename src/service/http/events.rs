@@ -22,7 +22,7 @@ use super::{
     problem,
     query::{self, Asked, Only},
 };
-use crate::service::cut::answer;
+use crate::service::cut::{answer, marked};
 
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -47,11 +47,11 @@ pub(super) async fn one(
     let Some(event) = view.event(id) else {
         let sentence =
             format!("event {id} is not held: it has no snapshot, or is not within the window");
-        return Err(problem(StatusCode::NOT_FOUND, sentence));
+        return Err(absent(&view, sentence));
     };
     if asked.only.as_ref().is_some_and(|only| !only.is_in(event)) {
         let sentence = format!("event {id} has no snapshot of that bookmaker or source");
-        return Err(problem(StatusCode::NOT_FOUND, sentence));
+        return Err(absent(&view, sentence));
     }
     let mut form = Form::events(&asked);
     Ok(answer(&view, &headers, || {
@@ -59,6 +59,11 @@ pub(super) async fn one(
         form.write(event, &mut json);
         ([(CONTENT_TYPE, "application/json")], json).into_response()
     }))
+}
+
+/// What is not there is not in one view: 404 says which.
+fn absent(view: &View, sentence: String) -> Response {
+    marked(view, problem(StatusCode::NOT_FOUND, sentence))
 }
 
 /// `GET /v1/events`: those asked for that are held, or all.

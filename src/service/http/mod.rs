@@ -126,8 +126,19 @@ pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
     .with_state(api)
 }
 
+/// An answer that says what is wrong; and where it is only wrong now, when to ask again.
 pub(crate) fn problem(status: StatusCode, message: impl Into<String>) -> Response {
-    (status, Json(json!({ "error": message.into() }))).into_response()
+    let response = (status, Json(json!({ "error": message.into() }))).into_response();
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE => for_now(response),
+        _ => response,
+    }
+}
+
+fn for_now(mut response: Response) -> Response {
+    let seconds = HeaderValue::from_static("1");
+    response.headers_mut().insert(RETRY_AFTER, seconds);
+    response
 }
 
 /// A sentence about what is wrong with a request: 400.
@@ -161,11 +172,7 @@ async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response
 
 fn unavailable(message: String, age_ms: Option<u64>) -> Response {
     let answer = Json(json!({ "error": message, "age_ms": age_ms }));
-    let mut response = (StatusCode::SERVICE_UNAVAILABLE, answer).into_response();
-    response
-        .headers_mut()
-        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    response
+    for_now((StatusCode::SERVICE_UNAVAILABLE, answer).into_response())
 }
 
 async fn changes(
@@ -219,7 +226,11 @@ async fn live(
 ) -> Response {
     match health.alive(&cache) {
         Ok(()) => "alive\n".into_response(),
-        Err(stuck) => problem(StatusCode::SERVICE_UNAVAILABLE, stuck),
+        // Asking again will not help.
+        Err(stuck) => {
+            let answer = Json(json!({ "error": stuck }));
+            (StatusCode::SERVICE_UNAVAILABLE, answer).into_response()
+        }
     }
 }
 

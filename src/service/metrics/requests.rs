@@ -28,8 +28,9 @@ struct Route {
 }
 
 /// What a label may say; all else is `other`.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 13] = [
     "/",
+    "/page/{file}",
     "/v1/events",
     "/v1/events/{id}",
     "/v1/list",
