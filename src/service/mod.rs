@@ -4,6 +4,7 @@ pub(crate) mod args;
 mod auth;
 mod changes;
 mod client;
+mod counted;
 mod cut;
 mod database;
 mod doctor;
