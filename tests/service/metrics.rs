@@ -98,6 +98,10 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         assert_eq!(status, 200);
         samples(&text)
     };
+    eventually("it follows", async || {
+        read().await["oddscache_connected"] == 1.0
+    })
+    .await;
     let first = read().await;
     for (name, value) in [
         ("oddscache_warm", 1.0),
