@@ -7,6 +7,7 @@ mod client;
 mod counted;
 mod cut;
 mod database;
+mod descriptors;
 mod doctor;
 mod explain;
 mod guard;

@@ -17,6 +17,7 @@ use super::{
     args::ServeArguments,
     auth::Access,
     changes::Hub,
+    descriptors,
     guard::{Guard, guard, turn_away},
     health::{Health, Patience},
     http,
@@ -32,6 +33,7 @@ use super::{
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::change_on_signal()?;
     let follow = &arguments.follow;
+    let open_files = descriptors::raise();
     let config = follow.config()?.poll_interval(arguments.poll_interval);
     let patience = Patience::new(
         arguments.poll_interval,
@@ -52,6 +54,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     serving.warn_of_the_open(server.address);
     let notifier = Notifier::from_environment();
+    descriptors::warn_if_few(&serving.limits, open_files);
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
         () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep) => unreachable_end("the pruner"),
