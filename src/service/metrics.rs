@@ -3,7 +3,7 @@
 //! Names follow its conventions: `_total` only grows, seconds and bytes are the units, and no label has a value per event.
 //! What is counted is counted without locks, so that a scrape holds up neither the follower nor a reader.
 
-mod process;
+pub(crate) mod process;
 mod requests;
 mod text;
 
@@ -39,7 +39,6 @@ pub(crate) fn text(
         let labels = format!("status=\"{name}\"");
         text.sample("status", &labels, u8::from(status.name() == name));
     }
-    let connected = !matches!(status, Status::Disconnected { .. } | Status::Ended { .. });
     text.gauge(
         "connected",
         "Whether the database is being followed; not while everything is read for the first time or after an outage.",

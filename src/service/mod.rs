@@ -43,6 +43,7 @@ use crate::demo;
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
     let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
+    metrics::process::begin();
         Ok(settings) => settings,
         Err(unusable) => return unusable.tell(),
     };
