@@ -19,6 +19,7 @@ mod logging;
 mod metrics;
 mod notify;
 mod page;
+mod paths;
 mod patient;
 mod probe;
 mod prune;
@@ -42,8 +43,8 @@ use crate::demo;
 
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
-    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
     metrics::process::begin();
+    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
         Err(unusable) => return unusable.tell(),
     };
