@@ -24,6 +24,7 @@ use super::{
     limits::Limits,
     listen::{self, Shared},
     logging,
+    metrics::{self, Requests},
     notify::Notifier,
     patient::Tally,
     prune,
@@ -172,7 +173,8 @@ impl Server {
         let address = listener.local_addr().context("listening")?;
         let limits = Arc::new(serving.limits);
         let hub = Hub::start(cache, limits.most_streams);
-        let router = http::router(cache.clone(), hub.clone(), options);
+        let requests = Requests::default();
+        let router = http::router(cache.clone(), hub.clone(), options, requests.clone());
         let (end, ending) = watch::channel(false);
         let tally = Arc::new(Tally::default());
         let checks = Guard {
@@ -182,7 +184,12 @@ impl Server {
         };
         let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
         let with_tally = Extension(Arc::clone(&tally));
-        let guarded = |router: Router| router.layer(with_health.clone()).layer(with_tally.clone());
+        // Outside the checks, so that what they refuse and cut short is counted too.
+        let counting = from_fn_with_state(requests, metrics::count);
+        let guarded = |router: Router| {
+            let router = router.layer(with_health.clone()).layer(with_tally.clone());
+            router.layer(counting.clone())
+        };
         let shared = Shared {
             limits: Arc::clone(&limits),
             tally,
