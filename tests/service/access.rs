@@ -181,7 +181,7 @@ async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
     Ok(text(&answer))
 }
 
-/// What TLS keeps of an answer must not count as taken, nor as waiting for ever.
+/// Whether it is in the middle of a flush then is for the network to say: that is tested with `Patient`.
 #[tokio::test]
 async fn over_tls_too_silence_after_a_large_answer_is_cut_off() {
     let database = with_large_odds();
