@@ -11,7 +11,8 @@ pub(crate) struct Login<'a> {
 }
 
 /// The password in the file, if it has one. A file that others may read is not used, with a warning; one that does not
-/// exist says nothing. Blocks.
+/// exist says nothing. A file of root's its group may read, which libpq allows for keys only: so come systemd's credentials
+/// and Kubernetes' secrets. Blocks.
 pub(crate) fn read(path: &Path, login: &Login<'_>) -> Option<Vec<u8>> {
     match text(path) {
         Ok(text) => find(&text?, login),
@@ -34,8 +35,9 @@ fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
     }
     #[cfg(unix)]
     {
-        use std::os::unix::fs::PermissionsExt;
-        if metadata.permissions().mode() & 0o077 != 0 {
+        use std::os::unix::fs::MetadataExt;
+        let wider = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+        if metadata.mode() & wider != 0 {
             return Err("others than its owner may read or change it; chmod 0600 it".to_owned());
         }
     }

@@ -11,6 +11,7 @@ use super::{
     doctor::DoctorArguments,
     explain::ExplainArguments,
     limits::Limits,
+    paths,
     probe::ProbeArguments,
     sql,
     tls::TlsArguments,
@@ -33,7 +34,7 @@ pub(crate) struct Arguments {
     pub(crate) log: LogArguments,
     /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the environment go
     /// before it
-    #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE", value_parser = paths::path())]
     config: Option<PathBuf>,
 }
 

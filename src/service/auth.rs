@@ -12,6 +12,8 @@ use axum::http::{HeaderMap, header::AUTHORIZATION};
 use oddscache::Error;
 use subtle::{Choice, ConstantTimeEq};
 
+use super::paths;
+
 /// A token of fewer bytes can be guessed.
 const FEWEST_BYTES: usize = 16;
 /// More is no token, but some other file.
@@ -72,7 +74,7 @@ pub(crate) struct AccessArguments {
     )]
     token: Option<Secret>,
     /// The same from a file that only its owner may read: one token a line, any of which will do. SIGHUP reads it again
-    #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE", value_parser = paths::path())]
     token_file: Option<PathBuf>,
 }
 
@@ -139,7 +141,7 @@ impl Access {
             .as_ref()
             .map_or(Ok(None), Secret::token);
         let mut tokens: Vec<Token> = token?.into_iter().collect();
-        if let Some(path) = &self.arguments.token_file {
+        if let Some(path) = paths::given(&self.arguments.token_file) {
             tokens.extend(read(path).with_context(|| format!("--token-file {}", path.display()))?);
         }
         self.tokens

@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::{args::FollowArguments, auth::Secret, client::Url, doctor::session::Session};
+use super::{args::FollowArguments, auth::Secret, client::Url, doctor::session::Session, paths};
 use compare::{Difference, differences};
 use database::{Facts, Reading, Standing};
 use http::Service;
@@ -54,7 +54,7 @@ pub(crate) struct ExplainArguments {
     )]
     token: Option<Secret>,
     /// Who issues the service's certificate, in a PEM file, if https:// is asked and it is none of the system's
-    #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE")]
+    #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE", value_parser = paths::path())]
     ca: Option<PathBuf>,
     /// Ask the database alone, even where a service is named
     #[arg(long)]

@@ -16,6 +16,19 @@ use std::{
 
 use oddscache::{OddsCache, Status};
 
+/// Why everything is read again after a lost connection, as the status has it.
+const CONNECTION_LOST: &str = "connection lost";
+
+/// Whether changes of the database arrive. While everything is read again they do, on a connection that never broke: the
+/// view was current when that began. After an outage only what was read proves that it is over.
+pub(crate) fn follows(status: &Status) -> bool {
+    match status {
+        Status::Live | Status::PollingOnly { .. } | Status::Detached => true,
+        Status::Resyncing { reason } => reason != CONNECTION_LOST,
+        _ => false,
+    }
+}
+
 /// What a follower does shows in one of these.
 #[derive(Debug, Clone, PartialEq)]
 struct Signs {
@@ -171,8 +184,7 @@ impl Health {
         if age <= self.ready_max_age {
             return Ok(());
         }
-        let follows = !matches!(status, Status::Disconnected { .. } | Status::Ended { .. });
-        if !follows {
+        if !follows(&status) {
             return Err(format!(
                 "the view was last proven current {:.1} s ago, longer than --ready-max-age: {status}",
                 age.as_secs_f64()

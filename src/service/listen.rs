@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    counted::Counted,
     limits::Limits,
     patient::{Activity, Patient, Tally},
     tls::Tls,
@@ -123,12 +127,15 @@ async fn serve(
     router: Router,
     _place: OwnedSemaphorePermit,
 ) {
+    let taken = Arc::<AtomicU64>::default();
     let ended = match &shared.tls {
-        None => converse(stream, &shared, router).await,
+        None => converse(stream, &shared, router, taken).await,
         Some(tls) => {
+            // What TLS takes of an answer, the client has not yet.
+            let stream = Counted::new(stream, Arc::clone(&taken));
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
-                Ok(Ok(stream)) => converse(stream, &shared, router).await,
+                Ok(Ok(stream)) => converse(stream, &shared, router, taken).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "the TLS handshake failed");
                     return;
@@ -152,6 +159,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     shared: &Shared,
     router: Router,
+    taken: Arc<AtomicU64>,
 ) -> hyper::Result<()> {
     let limits = Arc::clone(&shared.limits);
     let activity = Arc::new(Activity::new());
@@ -160,6 +168,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         Arc::clone(&activity),
         Arc::clone(&limits),
         Arc::clone(&shared.tally),
+        taken,
     );
     let inner = TowerToHyperService::new(router);
     let service = service_fn(move |request: Request<Incoming>| {

@@ -3,7 +3,7 @@
 //! Names follow its conventions: `_total` only grows, seconds and bytes are the units, and no label has a value per event.
 //! What is counted is counted without locks, so that a scrape holds up neither the follower nor a reader.
 
-mod process;
+pub(crate) mod process;
 mod requests;
 mod text;
 
@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use oddscache::{Counters, OddsCache, Reloads, Status, Timings};
 
-use super::{logging, patient::Tally};
+use super::{health, logging, patient::Tally};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -39,11 +39,10 @@ pub(crate) fn text(
         let labels = format!("status=\"{name}\"");
         text.sample("status", &labels, u8::from(status.name() == name));
     }
-    let connected = !matches!(status, Status::Disconnected { .. } | Status::Ended { .. });
     text.gauge(
         "connected",
-        "Whether the database is being followed.",
-        u8::from(connected),
+        "Whether the database is being followed; not while everything is read for the first time or after an outage.",
+        u8::from(health::follows(&status)),
     );
     text.gauge("warm", "Whether the cache has been warm.", u8::from(warm));
     // Before the first warmup there is none: infinitely old.

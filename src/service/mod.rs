@@ -4,8 +4,10 @@ pub(crate) mod args;
 mod auth;
 mod changes;
 mod client;
+mod counted;
 mod cut;
 mod database;
+mod descriptors;
 mod doctor;
 mod explain;
 mod guard;
@@ -17,6 +19,7 @@ mod logging;
 mod metrics;
 mod notify;
 mod page;
+mod paths;
 mod patient;
 mod probe;
 mod prune;
@@ -40,6 +43,7 @@ use crate::demo;
 
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
+    metrics::process::begin();
     let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
         Err(unusable) => return unusable.tell(),

@@ -6,7 +6,7 @@
 //! | `READY=1` | once the cache is warm |
 //! | `EXTEND_TIMEOUT_USEC=` | before that, while the follower makes progress: a database that is away is waited for |
 //! | `STATUS=` | what the cache is doing, when that changes |
-//! | `WATCHDOG=1` | thrice in the time that the manager grants, while the follower makes progress (see [`Health::alive`]) |
+//! | `WATCHDOG=1` | thrice in the time that the manager grants, while follower ([`Health::alive`]) and threads make progress |
 //! | `STOPPING=1` | when the end was asked for |
 
 use std::{
@@ -61,12 +61,16 @@ impl Notifier {
         }
     }
 
-    fn tell(&self, lines: &str) {
-        if let Some((socket, address)) = &self.socket
-            && let Err(error) = socket.send_to_addr(lines.as_bytes(), address)
-        {
+    /// Whether it was told, if there is anybody to be told: a manager that is busy for a while has its socket full.
+    fn tell(&self, lines: &str) -> bool {
+        let Some((socket, address)) = &self.socket else {
+            return true;
+        };
+        let sent = socket.send_to_addr(lines.as_bytes(), address);
+        if let Err(error) = &sent {
             tracing::debug!(%error, "the service manager could not be told");
         }
+        sent.is_ok()
     }
 
     /// The end was asked for.
@@ -76,14 +80,13 @@ impl Notifier {
 
     /// Tells until it is dropped.
     pub(crate) async fn run(&self, cache: &OddsCache, health: &Health) -> Infallible {
-        let granted = self.watchdog.map(|granted| granted / 3);
+        let granted = self.granted();
         let mut ticks = interval(granted.map_or(LOOK, |granted| granted.min(LOOK)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut is_ready, mut status, mut told_at) = (false, String::new(), None::<Instant>);
-        let mut was_alive = true;
+        let (mut told, mut was_alive) = (Told::default(), true);
         loop {
+            // By the runtime's threads: where all of them are blocked, it does not tick, and the watchdog hears nothing.
             ticks.tick().await;
-            let mut lines = String::new();
             let alive = health.alive(cache);
             if let (Err(error), true) = (&alive, was_alive) {
                 tracing::error!(
@@ -92,29 +95,54 @@ impl Notifier {
                 );
             }
             was_alive = alive.is_ok();
-            if !is_ready && cache.is_warm() {
-                is_ready = true;
-                lines.push_str("READY=1\n");
-            }
-            if !is_ready && was_alive {
-                lines.push_str(&format!("EXTEND_TIMEOUT_USEC={}\n", EXTENSION.as_micros()));
-            }
-            let now = alive.err().unwrap_or_else(|| describe(cache));
-            if now != status {
-                lines.push_str(&format!("STATUS={}\n", one_line(&now)));
-                status = now;
-            }
-            let due =
-                granted.is_some_and(|granted| told_at.is_none_or(|told| told.elapsed() >= granted));
-            if due && was_alive {
-                lines.push_str("WATCHDOG=1\n");
-                told_at = Some(Instant::now());
-            }
-            if !lines.is_empty() {
-                self.tell(&lines);
-            }
+            self.look(cache, alive, &mut told);
         }
     }
+
+    /// How often the watchdog is fed.
+    fn granted(&self) -> Option<Duration> {
+        self.watchdog.map(|granted| granted / 3)
+    }
+
+    /// Tells what is new, or due. What could not be told is told with the next look.
+    fn look(&self, cache: &OddsCache, alive: Result<(), String>, told: &mut Told) {
+        let mut lines = String::new();
+        let (is_alive, is_ready) = (alive.is_ok(), cache.is_warm());
+        if !told.ready && is_ready {
+            lines.push_str("READY=1\n");
+        }
+        if !is_ready && is_alive {
+            lines.push_str(&format!("EXTEND_TIMEOUT_USEC={}\n", EXTENSION.as_micros()));
+        }
+        let status = alive.err().unwrap_or_else(|| describe(cache));
+        if told.status != status {
+            lines.push_str(&format!("STATUS={}\n", one_line(&status)));
+        }
+        let due = self
+            .granted()
+            .is_some_and(|granted| told.fed_at.is_none_or(|fed| fed.elapsed() >= granted));
+        let feeds = due && is_alive;
+        if feeds {
+            lines.push_str("WATCHDOG=1\n");
+        }
+        if lines.is_empty() || !self.tell(&lines) {
+            return;
+        }
+        told.ready |= is_ready;
+        told.status = status;
+        if feeds {
+            told.fed_at = Some(Instant::now());
+        }
+    }
+}
+
+/// What the manager has heard.
+#[derive(Debug, Default)]
+struct Told {
+    ready: bool,
+    status: String,
+    /// When the watchdog was.
+    fed_at: Option<Instant>,
 }
 
 fn open(path: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
@@ -146,18 +174,96 @@ mod tests {
         assert_eq!(one_line("a\nWATCHDOG=1\r\n"), "a WATCHDOG=1  ");
     }
 
-    #[tokio::test]
-    async fn an_abstract_socket_is_told_too() {
-        let name = format!("oddscache-test-{}", std::process::id());
+    /// A manager's socket, and who tells it.
+    fn manager(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Notifier) {
+        let name = format!("oddscache-{name}-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
-        let notifier = Notifier {
-            socket: Some(open(OsStr::new(&format!("@{name}"))).unwrap()),
-            watchdog: None,
-        };
+        manager
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
+        let socket = Some(open(OsStr::new(&format!("@{name}"))).unwrap());
+        (manager, Notifier { socket, watchdog })
+    }
+
+    /// The next of what it was told; `None` if there is nothing for a second.
+    fn hear(manager: &UnixDatagram) -> Option<String> {
+        let mut buffer = [0; 1000];
+        let length = manager.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    #[test]
+    fn an_abstract_socket_is_told_too() {
+        let (manager, notifier) = manager("abstract", None);
         notifier.stopping();
-        let mut buffer = [0; 100];
-        let length = manager.recv(&mut buffer).unwrap();
-        assert!(buffer[..length].starts_with(b"STOPPING=1\n"));
+        assert!(hear(&manager).unwrap().starts_with("STOPPING=1\n"));
+    }
+
+    #[test]
+    fn what_a_busy_manager_could_not_hear_is_told_again() {
+        let (manager, notifier) = manager("busy", Some(Duration::from_secs(3600)));
+        let mut filling = 0;
+        while notifier.tell("X=1\n") {
+            filling += 1;
+        }
+        let (cache, mut writer) = OddsCache::detached();
+        writer.publish();
+        let mut told = Told::default();
+        notifier.look(&cache, Ok(()), &mut told);
+        for _ in 0..filling {
+            assert_eq!(hear(&manager).as_deref(), Some("X=1\n"));
+        }
+        for expected in [
+            Some("READY=1\nSTATUS=detached; 0 events\nWATCHDOG=1\n"),
+            None,
+        ] {
+            notifier.look(&cache, Ok(()), &mut told);
+            assert_eq!(hear(&manager).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn the_watchdog_hears_nothing_while_all_threads_are_blocked() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (manager, notifier) = manager("blocked", Some(Duration::from_millis(30)));
+        let (begun, begins) = std::sync::mpsc::channel::<()>();
+        let (unblock, blocked) = std::sync::mpsc::channel::<()>();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        std::thread::scope(|scope| {
+            // As the service has it: not on a thread of the workers.
+            scope.spawn(|| {
+                let (cache, mut writer) = OddsCache::detached();
+                writer.publish();
+                let health = Health::default();
+                runtime.block_on(async {
+                    tokio::select! {
+                        never = notifier.run(&cache, &health) => match never {},
+                        _ = ended => {}
+                    }
+                });
+            });
+            assert!(hear(&manager).unwrap().contains("WATCHDOG=1"));
+            runtime.spawn(async move {
+                begun.send(()).unwrap();
+                // Until the sender is gone.
+                let _ = blocked.recv();
+            });
+            begins.recv().unwrap();
+            // What was told before.
+            manager.set_nonblocking(true).unwrap();
+            while hear(&manager).is_some() {}
+            manager.set_nonblocking(false).unwrap();
+            // One more tick may have been due.
+            let late = hear(&manager).and_then(|_| hear(&manager));
+            assert_eq!(late, None);
+            drop(unblock);
+            assert!(hear(&manager).unwrap().contains("WATCHDOG=1"));
+            end.send(()).unwrap();
+        });
     }
 }

@@ -176,6 +176,12 @@ pub(crate) struct Patient<S> {
     writing: Timer,
     /// Since when nothing of what is ready was taken.
     stalled_since: Option<Instant>,
+    /// Whether a write waits; then a flush that has nothing to do says nothing.
+    write_waits: bool,
+    /// What the socket has taken, where there is something between it and us.
+    taken: Arc<AtomicU64>,
+    /// That count when it was looked at last.
+    taken_before: u64,
 }
 
 impl<S> Patient<S> {
@@ -184,6 +190,7 @@ impl<S> Patient<S> {
         activity: Arc<Activity>,
         limits: Arc<Limits>,
         tally: Arc<Tally>,
+        taken: Arc<AtomicU64>,
     ) -> Patient<S> {
         Patient {
             inner,
@@ -193,7 +200,17 @@ impl<S> Patient<S> {
             reading: Timer::new(),
             writing: Timer::new(),
             stalled_since: None,
+            write_waits: false,
+            taken,
+            taken_before: 0,
         }
+    }
+
+    /// Whether the socket has taken more since this was asked last. Below us TLS has data of its own: a flush that is not
+    /// done may have brought the client some.
+    fn has_taken_more(&mut self) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.taken_before, taken) != taken
     }
 
     /// After a write: whether the client's time is over.
@@ -208,6 +225,9 @@ impl<S> Patient<S> {
                 cx.waker().wake_by_ref();
             }
             return result;
+        }
+        if self.has_taken_more() {
+            self.stalled_since = None;
         }
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
         let mut until = since + self.limits.stall_timeout;
@@ -270,6 +290,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.write_waits = result.is_pending();
         self.written(cx, result)
     }
 
@@ -279,6 +300,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.write_waits = result.is_pending();
         self.written(cx, result)
     }
 
@@ -288,15 +310,108 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        // Nothing was waiting to be flushed: that is no progress of a write that waits.
-        match result {
-            Poll::Pending => self.written(cx, result),
-            Poll::Ready(_) => result,
+        // Nothing was waiting to be flushed: that is no progress of a write that waits. All else that waited is taken.
+        match result.is_ready() && self.write_waits {
+            true => result,
+            false => self.written(cx, result),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
         Poll::Ready(ready!(self.written(cx, result)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_util::task::noop_waker;
+
+    use super::*;
+
+    /// As TLS does it: takes every write at once, and flushes as the script says: bytes that the socket took meanwhile, and
+    /// whether that was all.
+    struct Buffering {
+        flushes: VecDeque<(u64, bool)>,
+        taken: Arc<AtomicU64>,
+    }
+
+    impl AsyncRead for Buffering {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Buffering {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let (bytes, done) = self.flushes.pop_front().unwrap();
+            self.taken.fetch_add(bytes, Ordering::Relaxed);
+            match done {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn patient(flushes: &[(u64, bool)], stall_timeout: Duration) -> Patient<Buffering> {
+        let taken = Arc::<AtomicU64>::default();
+        let inner = Buffering {
+            flushes: flushes.iter().copied().collect(),
+            taken: Arc::clone(&taken),
+        };
+        let limits = Limits {
+            stall_timeout,
+            ..Limits::default()
+        };
+        let activity = Arc::new(Activity::new());
+        Patient::new(inner, activity, Arc::new(limits), Arc::default(), taken)
+    }
+
+    #[tokio::test]
+    async fn a_stall_ends_when_all_is_flushed() {
+        let mut patient = patient(
+            &[(0, false), (0, false), (9, true)],
+            Duration::from_secs(60),
+        );
+        let (waker, mut flushed) = (noop_waker(), Vec::new());
+        for _ in 0..3 {
+            let mut cx = Context::from_waker(&waker);
+            let result = Pin::new(&mut patient).poll_flush(&mut cx);
+            flushed.push((result.is_ready(), patient.stalled_since.is_some()));
+        }
+        assert_eq!(flushed, [(false, true), (false, true), (true, false)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_some_of_a_flush_has_not_stalled() {
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let script = [(0, false), (1, false), (1, false), (0, false)];
+        let mut patient = patient(&script, Duration::from_secs(1));
+        for _ in 0..3 {
+            assert!(Pin::new(&mut patient).poll_flush(&mut cx).is_pending());
+            // As if the stall had begun earlier.
+            *patient.stalled_since.as_mut().unwrap() -= Duration::from_secs(5);
+        }
+        let result = Pin::new(&mut patient).poll_flush(&mut cx);
+        assert!(matches!(result, Poll::Ready(Err(_))), "{result:?}");
     }
 }

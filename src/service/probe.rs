@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use super::client::{Asker, Url};
+use super::{
+    client::{Asker, Url},
+    paths,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArguments {
@@ -18,7 +21,7 @@ pub(crate) struct ProbeArguments {
     )]
     listen: SocketAddr,
     /// The service's certificate, as it was told: only whether there is one matters, for nothing secret is said
-    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE")]
+    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
     tls_cert: Option<PathBuf>,
     /// How long it may take to answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
@@ -27,9 +30,12 @@ pub(crate) struct ProbeArguments {
 
 /// Asks for `path`; ends with 0 if that is answered with 200, with 1 if not, and says so in a sentence.
 pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
-    let url = arguments
-        .url
-        .unwrap_or_else(|| Url::of(arguments.listen, arguments.tls_cert.is_some()));
+    let url = arguments.url.unwrap_or_else(|| {
+        Url::of(
+            arguments.listen,
+            paths::given(&arguments.tls_cert).is_some(),
+        )
+    });
     let asker = Asker::of_anybody(arguments.timeout)?;
     let answer = asker.get(&url, path).await;
     let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;

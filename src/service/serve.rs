@@ -10,19 +10,21 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Mutex, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
     args::ServeArguments,
     auth::Access,
     changes::Hub,
+    descriptors,
     guard::{Guard, guard, turn_away},
     health::{Health, Patience},
     http,
     limits::Limits,
     listen::{self, Shared},
     logging,
+    metrics::{self, Requests},
     notify::Notifier,
     patient::Tally,
     prune,
@@ -31,6 +33,7 @@ use super::{
 
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::change_on_signal()?;
+    let open_files = descriptors::raise();
     let follow = &arguments.follow;
     let config = follow.config()?.poll_interval(arguments.poll_interval);
     let patience = Patience::new(
@@ -51,6 +54,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let server = Server::start(arguments.listen, &cache, serving.clone(), options).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     serving.warn_of_the_open(server.address);
+    descriptors::warn_if_few(&serving.limits, open_files);
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
@@ -58,6 +62,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         error = resync_on_signal(cache.clone()) => error,
         error = read_again_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},
+        () = server.broke() => unreachable_end("the HTTP server"),
         // The cache is kept equal to the last: answers under way may wait for a change.
         ended = async {
             // Not within the macro, which looks at nothing where the log's level leaves it out.
@@ -153,7 +158,16 @@ pub(crate) struct Server {
     drain: Duration,
     drain_delay: Duration,
     /// `None` once it was waited for.
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Mutex<Option<Running>>,
+    /// Its sender is gone when the task has ended, however.
+    ended: watch::Receiver<()>,
+}
+
+/// What accepts connections and serves them.
+struct Running {
+    task: JoinHandle<()>,
+    /// When it was first told to end.
+    ending_since: Option<Instant>,
 }
 
 impl Server {
@@ -169,7 +183,8 @@ impl Server {
         let address = listener.local_addr().context("listening")?;
         let limits = Arc::new(serving.limits);
         let hub = Hub::start(cache, limits.most_streams);
-        let router = http::router(cache.clone(), hub.clone(), options);
+        let requests = Requests::default();
+        let router = http::router(cache.clone(), hub.clone(), options, requests.clone());
         let (end, ending) = watch::channel(false);
         let tally = Arc::new(Tally::default());
         let checks = Guard {
@@ -179,7 +194,12 @@ impl Server {
         };
         let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
         let with_tally = Extension(Arc::clone(&tally));
-        let guarded = |router: Router| router.layer(with_health.clone()).layer(with_tally.clone());
+        // Outside the checks, so that what they refuse and cut short is counted too.
+        let counting = from_fn_with_state(requests, metrics::count);
+        let guarded = |router: Router| {
+            let router = router.layer(with_health.clone()).layer(with_tally.clone());
+            router.layer(counting.clone())
+        };
         let shared = Shared {
             limits: Arc::clone(&limits),
             tally,
@@ -192,6 +212,11 @@ impl Server {
             turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
             ending,
         };
+        let (lives, ended) = watch::channel(());
+        let task = tokio::spawn(async move {
+            let _lives = lives;
+            listen::run(listener, shared).await;
+        });
         Ok(Server {
             address,
             end,
@@ -199,27 +224,94 @@ impl Server {
             health,
             drain: limits.drain,
             drain_delay: limits.drain_delay,
-            task: Mutex::new(Some(tokio::spawn(listen::run(listener, shared)))),
+            task: Mutex::new(Some(Running {
+                task,
+                ending_since: None,
+            })),
+            ended,
         })
     }
 
+    /// Returns if it has ended though nobody asked it to: only a restart mends that.
+    pub(crate) async fn broke(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+        if *self.end.borrow() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Says that it is not ready, accepts no more, ends streams, and lets answers under way finish, but not for long.
+    ///
+    /// Whoever asks again, also where the first was dropped, waits for the same end.
     pub(crate) async fn stop(&self) {
-        // Once: whoever asks again waits for the same end.
-        let mut task = self.task.lock().await;
-        let Some(running) = task.take() else {
+        let mut place = self.task.lock().await;
+        let Some(running) = place.as_mut() else {
             return;
         };
         self.health.end();
-        sleep(self.drain_delay).await;
+        let since = *running.ending_since.get_or_insert_with(Instant::now);
+        let closing = since + self.drain_delay;
+        sleep_until(closing).await;
         self.end.send_replace(true);
         // Streams of changes would go on for ever.
         self.hub.stop();
-        let abort = running.abort_handle();
-        if timeout(self.drain, running).await.is_err() {
+        let drained = timeout_at(closing + self.drain, &mut running.task).await;
+        if drained.is_err() {
             tracing::warn!("answers were still under way; cut off");
             // The connections end with it.
-            abort.abort();
+            running.task.abort();
         }
+        *place = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{net::TcpStream, time::timeout};
+
+    use super::*;
+
+    async fn server(drain_delay: Duration) -> Server {
+        let (cache, _) = OddsCache::detached();
+        let serving = Serving {
+            limits: Limits {
+                drain_delay,
+                ..Limits::default()
+            },
+            ..Serving::default()
+        };
+        let address = "127.0.0.1:0".parse().unwrap();
+        Server::start(address, &cache, serving, http::Options::default())
+            .await
+            .unwrap()
+    }
+
+    /// As when the follower ends while the service does.
+    #[tokio::test]
+    async fn whoever_asks_again_for_the_end_waits_for_it() {
+        let server = server(Duration::from_millis(500)).await;
+        let given_up = timeout(Duration::from_millis(1), server.stop()).await;
+        assert!(given_up.is_err());
+        assert!(TcpStream::connect(server.address).await.is_ok());
+        server.stop().await;
+        assert!(TcpStream::connect(server.address).await.is_err());
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_asked_for_is_noticed() {
+        let moment = Duration::from_millis(50);
+        let asked = server(Duration::ZERO).await;
+        assert!(timeout(moment, asked.broke()).await.is_err());
+        asked.stop().await;
+        assert!(timeout(moment, asked.broke()).await.is_err());
+        let broken = server(Duration::ZERO).await;
+        broken.task.lock().await.as_ref().unwrap().task.abort();
+        timeout(Duration::from_secs(60), broken.broke())
+            .await
+            .expect("noticed");
     }
 }

@@ -12,7 +12,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 
-use super::args::Arguments;
+use super::{args::Arguments, paths};
 use file::Entries;
 pub(crate) use print::run;
 
@@ -75,8 +75,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
         .clone()
         .try_get_matches_from(&words)
         .map_err(Unusable::Usage)?;
-    let path = given.get_one::<PathBuf>(CONFIG).cloned();
-    let path = path.filter(|path| !path.as_os_str().is_empty());
+    let path = paths::given(&given.get_one::<PathBuf>(CONFIG).cloned()).cloned();
     let (all, file) = match path {
         None => (given.clone(), None),
         Some(path) => {
@@ -136,7 +135,7 @@ fn with(
         let Some(value) = entries.get(long) else {
             continue;
         };
-        if is_given(given, flag) {
+        if giver(given, flag).is_some() {
             continue;
         }
         match flag.get_action() {
@@ -153,12 +152,18 @@ fn with(
     words
 }
 
-/// Whether the command line or the environment gives it.
-fn is_given(matches: &ArgMatches, flag: &clap::Arg) -> bool {
-    matches!(
-        matches.value_source(flag.get_id().as_str()),
-        Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-    )
+/// The command line or the environment, if either gives it. An empty variable says nothing.
+fn giver(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
+    let id = flag.get_id().as_str();
+    let says = || {
+        let mut values = matches.get_raw(id).into_iter().flatten();
+        values.any(|value| !value.is_empty())
+    };
+    match matches.value_source(id)? {
+        ValueSource::CommandLine => Some(ValueSource::CommandLine),
+        ValueSource::EnvVariable if says() => Some(ValueSource::EnvVariable),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Who may ask, and how: tokens, TLS, and addresses beyond this machine.
 
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use reqwest::Client;
 use rustls::{
@@ -10,10 +10,14 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
+    time::timeout,
 };
+use tokio_rustls::client::TlsStream;
 
-use super::{Served, command, eventually, limits::say, text, with_odds};
+use super::{
+    Served, command, eventually, lifecycle::with_large_odds, limits::say, text, with_odds,
+};
 
 #[tokio::test]
 async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
@@ -143,8 +147,8 @@ fn certificate() -> [String; 3] {
     [certificate.pem(), key.serialize_pem(), ca]
 }
 
-/// Asks over TLS, trusting `ca` alone.
-async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
+/// Shakes hands, trusting `ca` alone. Takes little at a time.
+async fn shake_hands(address: SocketAddr, ca: &str) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
@@ -154,10 +158,17 @@ async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(address).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = connector.connect(address.ip().into(), stream).await;
-    let mut stream = stream.map_err(|error| error.to_string())?;
+    stream.map_err(|error| error.to_string())
+}
+
+/// Asks over TLS, trusting `ca` alone.
+async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
+    let mut stream = shake_hands(address, ca).await?;
     stream
         .write_all(b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .await
@@ -168,6 +179,54 @@ async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
         .await
         .map_err(|error| error.to_string())?;
     Ok(text(&answer))
+}
+
+/// Whether it is in the middle of a flush then is for the network to say: that is tested with `Patient`.
+#[tokio::test]
+async fn over_tls_too_silence_after_a_large_answer_is_cut_off() {
+    let database = with_large_odds();
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, key, ca] = certificate();
+    let put = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (cert, key) = (put("cert.pem", &certificate), put("key.pem", &key));
+    let more = [
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--idle-timeout",
+        "500ms",
+        "--log",
+        "oddscache::service::serve=info,oddscache::service::patient=debug",
+    ];
+    let mut served = Served::start(&database.dsn(), &more).await;
+    let url = served.base.replace("http:", "https:");
+    eventually("ready", async || {
+        let output = command(&["ready", "--url", &url]).output().unwrap();
+        output.status.success()
+    })
+    .await;
+    let mut stream = shake_hands(served.address(), &ca).await.unwrap();
+    stream
+        .write_all(b"GET /v1/dump HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let (mut answer, mut buffer) = (Vec::new(), [0; 16 * 1024]);
+    while !answer.ends_with(b"\r\n0\r\n\r\n") {
+        let count = stream.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "it ended after {} bytes", answer.len());
+        answer.extend_from_slice(&buffer[..count]);
+    }
+    assert!(answer.len() > 10_000_000, "{}", answer.len());
+    let end = timeout(Duration::from_secs(30), stream.read(&mut buffer)).await;
+    assert_eq!(end.expect("it is cut off").unwrap_or(0), 0);
+    served
+        .logs(&["cut off", "the client asks for nothing"])
+        .await;
 }
 
 #[tokio::test]

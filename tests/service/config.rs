@@ -156,3 +156,41 @@ async fn the_service_obeys_its_file() {
         "{errors}"
     );
 }
+
+/// As `${NAME:-}` of a compose file makes them.
+#[tokio::test]
+async fn empty_variables_say_nothing() {
+    let database = with_odds();
+    let names = [
+        "ODDSCACHE_CONFIG",
+        "ODDSCACHE_TOKEN",
+        "ODDSCACHE_TOKEN_FILE",
+        "ODDSCACHE_TLS_CERT",
+        "ODDSCACHE_TLS_KEY",
+        "ODDSCACHE_CA",
+    ];
+    let empty = names.map(|name| (name, ""));
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+    let served = Served::start_with(&database.dsn(), &arguments, &empty).await;
+    served.warm().await;
+    let address = served.address().to_string();
+    for arguments in [
+        &["health", "--listen", &address][..],
+        &["ready", "--listen", &address],
+        &["explain", "1", "--url", &served.base],
+        &["config"],
+    ] {
+        let mut command = command(arguments);
+        let command = command.env("DATABASE_URL", database.dsn()).envs(empty);
+        let output = command.output().unwrap();
+        let errors = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+    }
+    // Nor do they hide what the file says.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "token-file = \"/nowhere/tokens\"\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let printed = printed(command(&["config", "--config", path]).env("ODDSCACHE_TOKEN_FILE", ""));
+    let expected = (Some("\"/nowhere/tokens\"".to_owned()), "file".to_owned());
+    assert_eq!(printed["token-file"], expected);
+}

@@ -14,8 +14,9 @@ use tokio::{
 };
 
 use super::{
-    AsyncCommand, BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually,
-    text, with_odds,
+    AsyncCommand, BINARY, Database, ODDS, Served, command,
+    common::{cluster::Cluster, connect, psql},
+    eventually, text, with_odds,
 };
 
 /// So large that no buffer on the way takes `/v1/dump` whole.
@@ -143,6 +144,62 @@ async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
         code == Some(1) && said.contains("asking http://127.0.0.1:"),
         "{said}"
     );
+}
+
+/// A database that accepts connections, but never finishes the reload after an outage.
+#[tokio::test]
+async fn it_is_not_ready_before_an_outage_is_made_up_for() {
+    let database = with_odds();
+    let mut app = connect(&database.dsn()).await;
+    let served = Served::start(&database.dsn(), &["--ready-max-age", "1s"]).await;
+    served.warm().await;
+    let door = |open: bool| {
+        let sql = format!("alter database {} allow_connections {open}", database.name);
+        psql("postgres", &["-qc", &sql]);
+    };
+    let cut = || {
+        let sql = "select pg_terminate_backend(pid) from pg_stat_activity \
+                   where datname = '{}' and application_name = 'oddscache'";
+        psql("postgres", &["-qc", &sql.replace("{}", &database.name)]);
+    };
+    door(false);
+    cut();
+    eventually("not ready any more", async || {
+        served.get("/readyz").await.0 == 503
+    })
+    .await;
+    let held = app.transaction().await.unwrap();
+    held.batch_execute("lock table events in access exclusive mode")
+        .await
+        .unwrap();
+    door(true);
+    eventually("it tries to read everything", async || {
+        let mut tries = false;
+        // Without a pause, for it gives way to the lock soon; and again, should that have been missed.
+        for _ in 0..200 {
+            let (status, body) = served.get("/readyz").await;
+            assert_eq!(status, 503, "{body}");
+            let (_, metrics) = served.get("/metrics").await;
+            assert!(metrics.contains("\noddscache_connected 0\n"), "{metrics}");
+            tries |= body.contains("resyncing: connection lost");
+        }
+        if !tries {
+            cut();
+        }
+        tries
+    })
+    .await;
+    held.rollback().await.unwrap();
+    served.warm().await;
+    // A reload on a connection that lives takes nothing away.
+    served.signal("-USR1");
+    eventually("it is read again", async || {
+        let (status, body) = served.get("/readyz").await;
+        assert_eq!(status, 200, "{body}");
+        let stats = served.json("/v1/stats").await;
+        stats["counters"]["reloads_by_reason"]["asked"] == 1
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -240,6 +240,10 @@ async fn connections_are_bounded_and_its_health_is_told_all_the_same() {
         let answer = say(&served, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+    let (metrics, _) = held[0].text("/metrics").await.unwrap();
+    let turned_away = "\noddscache_http_requests_total{path=\"/v1/stats\",code=\"5xx\"} ";
+    let (_, count) = metrics.split_once(turned_away).unwrap();
+    assert!(!count.starts_with("0\n"), "{metrics}");
     drop(held.pop());
     eventually("a place again", async || {
         say(
@@ -272,6 +276,20 @@ async fn an_answer_begins_in_time_or_is_an_error() {
         status == 503 && body.contains("no answer within 0.3 s"),
         "{body}"
     );
+    // It counts, and so does what is refused at the door.
+    let posted = say(
+        &served,
+        "POST /v1/list HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert!(posted.await.starts_with("HTTP/1.1 405"));
+    let (_, metrics) = served.get("/metrics").await;
+    for answers in [
+        "{path=\"/v1/events/{id}\",code=\"5xx\"} 1",
+        "{path=\"/v1/list\",code=\"4xx\"} 1",
+    ] {
+        let line = format!("\noddscache_http_requests_total{answers}\n");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

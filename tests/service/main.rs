@@ -6,6 +6,7 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
+mod descriptors;
 mod fair;
 mod incidents;
 mod lifecycle;

@@ -98,6 +98,10 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         assert_eq!(status, 200);
         samples(&text)
     };
+    eventually("it follows", async || {
+        read().await["oddscache_connected"] == 1.0
+    })
+    .await;
     let first = read().await;
     for (name, value) in [
         ("oddscache_warm", 1.0),
@@ -139,6 +143,7 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         .as_secs_f64();
     let up = now - first["process_start_time_seconds"];
     assert!((-2.0..300.0).contains(&up), "{up}");
+    assert!((0.001..300.0).contains(&first["process_cpu_seconds_total"]));
     let states = first
         .iter()
         .filter(|(name, _)| name.starts_with("oddscache_status{"));
@@ -187,7 +192,7 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         let name = format!("oddscache_{name}_total");
         assert!(second[&name] > first[&name], "{name}");
     }
-    database.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'oddscache'");
+    database.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'oddscache' and datname = current_database()");
     eventually("the epoch after a lost connection", async || {
         read().await["oddscache_epoch"] == 2.0
     })

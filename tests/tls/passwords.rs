@@ -1,6 +1,9 @@
 //! Password files.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+};
 
 use oddscache::{Config, Error};
 
@@ -43,9 +46,23 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
     // It is read anew for each connection; a file that others may read is not.
     file(&format!("*:*:*:*:{PASSWORD}\n"));
     assert!(open_dsn(&dsn).await.unwrap());
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let allow = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    allow(0o604);
     assert!(open_dsn(&dsn).await.is_err());
     assert!(secured.libpq(&dsn).is_err());
+    // Its group may read root's, as systemd's credentials are; nobody else's, and not change it.
+    allow(0o440);
+    let is_roots = fs::metadata(&path).unwrap().uid() == 0;
+    assert_eq!(open_dsn(&dsn).await.is_ok(), is_roots);
+    allow(0o660);
+    assert!(open_dsn(&dsn).await.is_err());
+    if is_roots {
+        chown(&path, Some(65534), None).unwrap();
+        allow(0o440);
+        assert!(open_dsn(&dsn).await.is_err());
+        allow(0o400);
+        assert!(open_dsn(&dsn).await.unwrap());
+    }
     fs::remove_file(&path).unwrap();
     assert!(open_dsn(&dsn).await.is_err());
 }

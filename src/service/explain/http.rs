@@ -1,5 +1,7 @@
 //! What a running service says of an event.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, bail, ensure};
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
@@ -8,7 +10,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{ExplainArguments, PAUSE};
-use crate::service::client::{Asker, Url};
+use crate::service::{
+    client::{Asker, Url},
+    paths,
+};
 
 /// What a service says of the event and of itself.
 #[derive(Debug, Serialize)]
@@ -38,7 +43,7 @@ pub(crate) async fn caught_up(
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
     let asker = Asker::new(
-        arguments.ca.as_deref(),
+        paths::given(&arguments.ca).map(PathBuf::as_path),
         arguments.token.as_ref(),
         arguments.timeout,
     )?;

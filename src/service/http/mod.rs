@@ -17,7 +17,6 @@ use axum::{
         HeaderMap, HeaderValue, StatusCode, Uri,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
-    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
@@ -92,14 +91,13 @@ fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     ]
 }
 
-/// What answers HTTP.
-pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
-    let requests = Requests::default();
+/// What answers HTTP. Whoever serves it lays the counting of `requests` around it and its own checks.
+pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options, requests: Requests) -> Router {
     let inline = InlineMarkets::new(options.inline);
     let api = Api {
         cache,
         hub,
-        requests: requests.clone(),
+        requests,
         lists: Arc::new(Lists::new(inline.clone())),
         inline,
         order: Arc::default(),
@@ -122,7 +120,6 @@ pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options) -> Router {
         )
     })
     .layer(encoding::layer())
-    .layer(from_fn_with_state(requests, metrics::count))
     .with_state(api)
 }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, parser::ValueSource};
 
-use super::{KEYED, Origins, hide, settings};
+use super::{KEYED, Origins, giver, hide, settings};
 use crate::service::args::Arguments;
 
 /// Prints it.
@@ -75,7 +75,7 @@ fn text(origins: &Origins) -> anyhow::Result<String> {
 
 fn origin(origins: &Origins, given: &ArgMatches, flag: &Arg) -> String {
     let key = flag.get_long().unwrap_or_default();
-    match given.value_source(flag.get_id().as_str()) {
+    match giver(given, flag) {
         Some(ValueSource::CommandLine) => "flag".to_owned(),
         Some(ValueSource::EnvVariable) => {
             let name = flag.get_env().unwrap_or_default();
