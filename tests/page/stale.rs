@@ -168,16 +168,46 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     // The quantiles of what is new in a histogram that grows, and over all intervals; in ms, null where nothing is new.
     let quantiles = "import('/page/quantiles.js').then(({ Quantiles }) => {
         const [seen, of] = [new Quantiles(), (small, large) => [{ le_seconds: 0.001, count: small }, { le_seconds: null, count: large }]];
-        return [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately()].map((pair) => pair.map(String)); })";
+        const later = new Quantiles();
+        later.take(of(0, 90));
+        later.take(of(7, 93));
+        const all = [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately(), later.lately()];
+        return all.map((pair) => pair.map(String)); })";
     assert_eq!(
         browser.eval(quantiles).await,
         serde_json::json!([
             ["NaN", "NaN"],
             ["1", "Infinity"],
             ["NaN", "NaN"],
+            ["1", "Infinity"],
             ["1", "Infinity"]
         ])
     );
+
+    // A time of day says its day where that is not today.
+    let clocks = "import('/page/format.js').then(({ clock }) => {
+        const days = (count) => clock(new Date().setHours(23, 59, 58, 0) - count * 86_400_000);
+        return [days(0), /^[A-Z][a-z]{2} \\d+ [A-Z][a-z]+ 23:59:58$/.test(days(3)), clock(NaN)]; })";
+    assert_eq!(
+        browser.eval(clocks).await,
+        serde_json::json!(["23:59:58", true, "–"])
+    );
+
+    // Attempts leave nothing behind that waits for the next.
+    let left = "import('/page/service.js').then(async ({ pause }) => {
+        let left = 0;
+        const count = (name, by) => {
+            const original = EventTarget.prototype[name];
+            EventTarget.prototype[name] = function (type, ...rest) {
+                if (type === 'now') left += by;
+                return original.call(this, type, ...rest);
+            };
+        };
+        count('addEventListener', 1);
+        count('removeEventListener', -1);
+        await Promise.all([pause(0), pause(0)]);
+        return left; })";
+    assert_eq!(browser.eval(left).await, 0);
 
     browser.size(390, 844).await;
     let folded = "document.documentElement.scrollWidth <= 390 && getComputedStyle(document.querySelector('#board tr[data-event]')).display === 'grid'";
