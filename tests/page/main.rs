@@ -5,6 +5,8 @@ mod board;
 mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod lacking;
+mod proxy;
 mod served;
 mod show;
 mod stale;
