@@ -33,15 +33,15 @@ const INLINE_MARKETS: [(&str, Option<f64>); 4] = [
     ("4693", None),
 ];
 
-/// How old an event may be that is shown. A healthy cache is a second old at the most.
+/// How old an event may be that is shown. A healthy cache is hardly older than a second.
 const MAX_AGE: Duration = Duration::from_secs(2);
 
 /// What every request gets a clone of.
 #[derive(Clone)]
 struct Api {
     cache: OddsCache,
-    /// Held for as long as it takes to copy a list and to write what changed: less than a millisecond for a thousand
-    /// events. Where nothing changed, the same list goes to all.
+    /// Held for as long as it takes to copy a list and to write what changed: about a millisecond for a thousand
+    /// events, and some for the first list. Where nothing changed, the same list goes to all.
     list: Arc<Mutex<EventList>>,
 }
 

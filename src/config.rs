@@ -169,7 +169,7 @@ impl Config {
     }
 
     /// How long to wait for the bell before reading the change log without it; 1 s unless set. Bounds how late a change
-    /// can become visible when notifications are lost, and how old a view of an idle database is at the most. At least 10 ms.
+    /// can become visible when notifications are lost, and how old a view of an idle database is at the most, but for the read itself. At least 10 ms.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Config {
         self.poll_interval = interval.max(Duration::from_millis(10));

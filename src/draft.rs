@@ -282,6 +282,8 @@ mod tests {
     enum Step {
         /// Kickoff, bookmakers and sources with the number of their markets.
         Set(i64, Option<i64>, Vec<(i64, u8)>, Vec<(u8, u8)>),
+        /// Only the times of what the event shows.
+        Touch(i64, i64),
         Remove(i64),
         Evict(i64),
         Publish,
@@ -298,6 +300,7 @@ mod tests {
         );
         prop_oneof![
             12 => set.prop_map(|(event, kickoff, betpawa, competitors)| Step::Set(event, kickoff, betpawa, competitors)),
+            3 => (event.clone(), 0..3i64).prop_map(|(event, at)| Step::Touch(event, at)),
             3 => event.prop_map(Step::Remove),
             2 => (0..100i64).prop_map(Step::Evict),
             2 => Just(Step::Publish),
@@ -331,6 +334,24 @@ mod tests {
             last_confirmed_at: None,
             markets: (0..markets).map(market).collect(),
         })
+    }
+
+    /// The snapshots that an event shows, of another time.
+    fn touch(draft: &mut Draft, event_id: i64, captured_at: i64) {
+        let Some(held) = draft.event(event_id).cloned() else {
+            return;
+        };
+        let captured_at = Micros(captured_at);
+        let touched = |held: &CachedSnapshot| CachedSnapshot {
+            captured_at,
+            ..held.clone()
+        };
+        let own = held.betpawa.iter().map(|(_, held)| touched(held));
+        let others = held.competitors.iter();
+        let others = others.map(|(source, held)| (source.clone(), touched(held)));
+        let own = BetpawaSnapshots::new(own.collect());
+        let others = CompetitorSnapshots::new(others.collect());
+        draft.set(event_id, held.kickoff, own, others);
     }
 
     /// An event and its kickoff.
@@ -419,6 +440,7 @@ mod tests {
                         }
                         draft.set(event, kickoff.map(Micros), BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
                     }
+                    Step::Touch(event, at) => touch(&mut draft, event, at),
                     Step::Remove(event) => {
                         prop_assert_eq!(draft.remove(event), model.remove(&event).is_some());
                     }
@@ -477,6 +499,7 @@ mod tests {
                         let kickoff = kickoff.map(|kickoff| Micros(kickoff % 3 * 40));
                         draft.set(event, kickoff, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
                     }
+                    Step::Touch(event, at) => touch(&mut draft, event % 6, at),
                     Step::Remove(event) => {
                         draft.remove(event % 6);
                     }

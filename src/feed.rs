@@ -298,7 +298,7 @@ pub(crate) async fn read_on_standby(
         .map(i64::to_string)
         .collect();
     let sql = format!(
-        "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[])",
+        "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[]) ORDER BY xid, id",
         new.join(",")
     );
     let none: [(&str, Type); 0] = [];

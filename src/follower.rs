@@ -22,7 +22,7 @@ use crate::{
     draft::Draft,
     feed::Reload,
     helpers::EXPORTING,
-    pace::Pace,
+    pace::{Driven, Pace},
     preflight::{self, Feed},
     publish::{Publisher, add},
     read::{self, Cause, Done, Known, Read},
@@ -341,7 +341,12 @@ impl Follower {
                     let news = done.log_rows > 0;
                     // After a rest, a bell for nothing is no flood of them.
                     let rested = self.last_read.elapsed() > UNHURRIED;
-                    self.pace.read(woken != Woken::Time && !rested, news);
+                    let by = match woken {
+                        Woken::Bell if !rested => Driven::Bell,
+                        Woken::Asked if !rested => Driven::Asked,
+                        _ => Driven::Time,
+                    };
+                    self.pace.read(by, news);
                     self.last_read = Instant::now();
                     self.doze(known, woken, done.log_rows, begun_at.elapsed());
                     if self.config.bell_is_elsewhere() {

@@ -112,8 +112,8 @@ pub struct Timing {
     pub count: u64,
     /// All of them together, in seconds.
     pub sum_seconds: f64,
-    /// Half of them took no longer, in seconds: the upper bound of the bucket it falls in, up to a quarter too high.
-    /// `None` if there were none.
+    /// Half of them took no longer, in seconds: the upper bound of the bucket it falls in, up to a quarter too high from
+    /// 1 us to 100 s. `None` if there were none.
     pub p50_seconds: Option<f64>,
     /// The same for 99 in 100.
     pub p99_seconds: Option<f64>,

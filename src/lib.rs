@@ -63,7 +63,8 @@
 //! ## How fresh
 //!
 //! The reader chooses. [`State::age`] is the time since the view was last *proven* current, not since something
-//! changed: with an idle database it stays below [`Config::poll_interval`] (1 s), with a lost one it grows.
+//! changed: with an idle database it stays about below [`Config::poll_interval`] (1 s; it counts from before the read), with a lost
+//! one it grows.
 //! [`State::cut`] says which committed state it is, by the database's clock and by its transactions.
 //!
 //! ```
@@ -164,7 +165,7 @@
 //! | every look-up of a [`View`], [`State`] and of what is found in it, but for those named below | no | no | no |
 //! | [`OddsCache::read`], [`Reader::state`], [`is_warm`](OddsCache::is_warm), [`kickoff`](OddsCache::kickoff) | no | no | no |
 //! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
-//! | [`OddsCache::view_within`] | no | only its error | no |
+//! | [`OddsCache::view_within`] | only for its error | only its error | no |
 //! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
 //! | [`OddsCache::timings`], [`Histogram::timing`] | no | a short list each | no |
 //! | [`Histogram::record`] | no | no | no |
@@ -176,6 +177,7 @@
 //! | [`Changes::next`] | the same | no | for the next change |
 //! | [`OddsCache::ready`] | the same | its error | for the first warmup |
 //! | [`OddsCache::wait_for`] | the same | what [`Cut::shows`] does, its error | for the view, or its `timeout` |
+//! | [`InlineMarkets::write_event`] | no | the bytes it adds | no |
 //! | [`EventList::render`] | is `&mut` | the list, less what is used again | no: about 1 ms for 1,100 events |
 //! | [`Writer`]'s calls | are `&mut` | what is put, pages that changed | no |
 //!

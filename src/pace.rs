@@ -10,12 +10,26 @@ pub(crate) struct Pace {
     reloads_in_a_row: bool,
     /// Reads for a bell in a row that found no news.
     empty_bells: u32,
+    /// The same for handles that asked, such as for a transaction that is still under way.
+    empty_asks: u32,
     /// How often to look again for what a bell from elsewhere may have rung for.
     looks_left: u32,
 }
 
-/// A few bells find what the read before has already seen; that is ordinary.
-const ORDINARY_EMPTY_BELLS: u32 = 3;
+/// What a read was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driven {
+    Bell,
+    /// A handle asked.
+    Asked,
+    Time,
+}
+
+/// A few find what the read before has already seen; that is ordinary.
+const ORDINARY_EMPTY: u32 = 3;
+
+/// However many ask for nothing: bells are not heard meanwhile, and who asks must not make others wait.
+const LONGEST_REST_FOR_ASKS: Duration = Duration::from_millis(16);
 
 /// Looking again after 5, 10, 20, ... ms: for about a third of a second in all.
 const LOOKS: u32 = 6;
@@ -28,18 +42,18 @@ impl Pace {
     pub(crate) fn reloaded(&mut self, duration: Duration) {
         self.reloads_in_a_row = self.reload.is_some();
         self.reload = Some(duration);
-        self.empty_bells = 0;
+        (self.empty_bells, self.empty_asks) = (0, 0);
     }
 
     /// Any other read.
-    pub(crate) fn read(&mut self, after_bell: bool, news: bool) {
+    pub(crate) fn read(&mut self, by: Driven, news: bool) {
         self.reload = None;
         self.reloads_in_a_row = false;
-        self.empty_bells = if after_bell && !news {
-            self.empty_bells.saturating_add(1)
-        } else {
-            0
-        };
+        match (by, news) {
+            (Driven::Bell, false) => self.empty_bells = self.empty_bells.saturating_add(1),
+            (Driven::Asked, false) => self.empty_asks = self.empty_asks.saturating_add(1),
+            (Driven::Time, _) | (_, true) => (self.empty_bells, self.empty_asks) = (0, 0),
+        }
     }
 
     /// A bell from elsewhere rings ahead of what it rings for: looks again soon, also after news, for one ring may be for
@@ -59,20 +73,20 @@ impl Pace {
     }
 
     /// How long to rest before the next read: after the second reload in a row as long as it took, and after empty bells
-    /// longer each time, up to the poll interval.
+    /// longer each time, up to the poll interval; after empty asks up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
         let reload = self
             .reload
             .filter(|_| self.reloads_in_a_row)
             .unwrap_or_default()
             .min(LONGEST_REST);
-        let extra = self.empty_bells.saturating_sub(ORDINARY_EMPTY_BELLS);
-        let bell = if extra == 0 {
-            Duration::ZERO
-        } else {
-            Duration::from_millis(1 << extra.min(16)).min(poll_interval)
+        let empty = |count: u32, most: Duration| match count.saturating_sub(ORDINARY_EMPTY) {
+            0 => Duration::ZERO,
+            extra => Duration::from_millis(1 << extra.min(16)).min(most),
         };
-        reload.max(bell)
+        let bells = empty(self.empty_bells, poll_interval);
+        let asks = empty(self.empty_asks, LONGEST_REST_FOR_ASKS.min(poll_interval));
+        reload.max(bells).max(asks)
     }
 }
 
@@ -91,7 +105,7 @@ mod tests {
         assert_eq!(pace.rest(POLL), Duration::from_secs(2));
         pace.reloaded(Duration::from_secs(300));
         assert_eq!(pace.rest(POLL), LONGEST_REST);
-        pace.read(true, true);
+        pace.read(Driven::Bell, true);
         assert_eq!(pace.rest(POLL), Duration::ZERO);
     }
 
@@ -114,12 +128,31 @@ mod tests {
         let mut pace = Pace::default();
         let mut rests = Vec::new();
         for _ in 0..100 {
-            pace.read(true, false);
+            pace.read(Driven::Bell, false);
             rests.push(pace.rest(POLL));
         }
         assert!(rests.is_sorted());
         assert_eq!((rests[2], rests[99]), (Duration::ZERO, POLL));
-        pace.read(true, true);
+        pace.read(Driven::Bell, true);
+        assert_eq!(pace.rest(POLL), Duration::ZERO);
+    }
+
+    /// A client that asked again and again for a transaction to come made bells wait for as long as the poll interval.
+    #[test]
+    fn asking_for_nothing_makes_nobody_wait_for_long() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.read(Driven::Asked, false);
+            assert!(pace.rest(POLL) <= LONGEST_REST_FOR_ASKS);
+        }
+        assert_eq!(pace.rest(POLL), LONGEST_REST_FOR_ASKS);
+        // Nor do they hide a flood of bells.
+        for _ in 0..100 {
+            pace.read(Driven::Bell, false);
+            pace.read(Driven::Asked, false);
+        }
+        assert_eq!(pace.rest(POLL), POLL);
+        pace.read(Driven::Time, false);
         assert_eq!(pace.rest(POLL), Duration::ZERO);
     }
 }

@@ -15,11 +15,13 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// From a transaction's commit until readers saw what it wrote; one for each transaction that wrote to the change log.
+    /// From a transaction's commit until readers saw what it wrote; one for each transaction that wrote to the change log and
+    /// was read from there. What a reload shows (after an outage, say) is not counted, however long it took: for that there
+    /// is the age.
     ///
     /// The log does not know when a transaction committed. It is taken to have done so when its last logged statement
     /// ended, or when the last read that did not see it yet began, whichever was later: never after the commit, so this is
-    /// an upper bound. It contains what else the transaction did after that statement, as far as no read came between. The
+    /// an upper bound, as long as neither clock is put back. It contains what else the transaction did after that statement, as far as no read came between. The
     /// two clocks need not agree, for the time of the statement is compared with the server's own clock in the
     /// transaction that read it. From a standby, it contains how far that was behind its primary, and how far the clocks
     /// of the two differ.
@@ -27,8 +29,8 @@ pub struct Timings {
     /// A read of changes: its transaction, from BEGIN sent to COMMIT answered, with the decoding in between. Neither those
     /// that only asked whether anything was written at all, nor those of the audit.
     pub read: Timing,
-    /// Of such a read, turning rows of markets into what is held. Not counted where there were none; of changes so many that
-    /// the rows were taken as they came, only in `read`.
+    /// Of such a read, turning rows of markets into what is held. Not counted where there were none, or where they were taken as
+    /// they came, which is in `read`: of many changes, and of snapshots that were not known to be needed beforehand.
     pub decode: Timing,
     /// Of such a read, bringing the next state to what was read, and dropping what has left the window. Not counted where
     /// the log named nothing.

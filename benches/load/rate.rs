@@ -20,16 +20,19 @@ const CONNECTIONS: usize = 64;
 /// So many requests that are due and not sent are kept; more are errors.
 const MOST_WAITING: usize = 20_000;
 
-/// What is asked for, how often in 10,000, and which statuses are right.
-const MIX: [(&str, u64, &[u16]); 7] = [
+/// What is asked for, how often in 10,000, and which statuses are right. After a blank: compressed, or a few fields of all.
+const MIX: [(&str, u64, &[u16]); 10] = [
     // An event may have begun meanwhile, and be gone.
-    ("/v1/events/{id}", 9_079, &[200, 404]),
+    ("/v1/events/{id}", 9_027, &[200, 404]),
     ("/v1/events?ids=", 400, &[200]),
     ("/readyz", 300, &[200]),
     ("/v1/stats", 100, &[200]),
     ("/metrics", 100, &[200]),
     ("/v1/list", 20, &[200, 304]),
+    ("/v1/list gzip", 40, &[200]),
+    ("/v1/events fields", 10, &[200]),
     ("/v1/dump", 1, &[200]),
+    ("/v1/dump gzip", 2, &[200]),
 ];
 
 /// By kind of request.
@@ -45,8 +48,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `has_list`: whether the service knows `/v1/list`.
-    pub(crate) fn start(address: SocketAddr, rate: u64, ids: Vec<i64>, has_list: bool) -> Load {
+    pub(crate) fn start(address: SocketAddr, rate: u64, ids: Vec<i64>) -> Load {
         let tallies = MIX.iter().map(|(kind, ..)| (*kind, Tally::default()));
         let tallies = Arc::new(Mutex::new(tallies.collect()));
         let (send, due) = mpsc::channel(MOST_WAITING);
@@ -65,10 +67,13 @@ impl Load {
                     let Some(at) = due.lock().await.recv().await else {
                         return;
                     };
-                    let kind = choose(&mut rng, has_list);
+                    let kind = choose(&mut rng);
                     let path = path(MIX[kind].0, &ids, &mut rng);
                     let header = list_tag.clone().filter(|_| MIX[kind].0 == "/v1/list");
-                    let header = header.as_deref().map(|tag| ("if-none-match", tag));
+                    let header = match MIX[kind].0.ends_with(" gzip") {
+                        true => Some(("accept-encoding", "gzip")),
+                        false => header.as_deref().map(|tag| ("if-none-match", tag)),
+                    };
                     let result = client.take(&path, header).await;
                     if let (Ok((_, tag, _)), "/v1/list") = (&result, MIX[kind].0) {
                         list_tag = tag.clone();
@@ -126,15 +131,11 @@ fn pace(
     })
 }
 
-fn choose(rng: &mut fastrand::Rng, has_list: bool) -> usize {
+fn choose(rng: &mut fastrand::Rng) -> usize {
     let mut number = rng.u64(0..10_000);
-    for (kind, (path, share, _)) in MIX.iter().enumerate() {
+    for (kind, (_, share, _)) in MIX.iter().enumerate() {
         if number < *share {
-            return if *path == "/v1/list" && !has_list {
-                0
-            } else {
-                kind
-            };
+            return kind;
         }
         number -= share;
     }
@@ -149,6 +150,7 @@ fn path(kind: &str, ids: &[i64], rng: &mut fastrand::Rng) -> String {
             let list: Vec<String> = (0..10).map(|_| id()).collect();
             format!("/v1/events?ids={}", list.join(","))
         }
-        path => path.to_owned(),
+        "/v1/events fields" => "/v1/events?fields=betpawa.snapshot_id&limit=1000".to_owned(),
+        path => path.trim_end_matches(" gzip").to_owned(),
     }
 }

@@ -41,8 +41,8 @@ pub struct Seen {
 
 pub type Shared = Arc<Mutex<Seen>>;
 
-/// Reads changes for ever, and comes back with the last id when the stream ends.
-pub async fn run(address: SocketAddr, seen: Shared, collect: bool) {
+/// Reads changes for ever, with the new odds if asked to, and comes back with the last id when the stream ends.
+pub async fn run(address: SocketAddr, seen: Shared, collect: bool, odds: bool) {
     let mut first = true;
     loop {
         if !first {
@@ -50,29 +50,35 @@ pub async fn run(address: SocketAddr, seen: Shared, collect: bool) {
             sleep(Duration::from_millis(200)).await;
         }
         first = false;
-        if let Err(wrong) = read(address, &seen, collect).await {
+        if let Err(wrong) = read(address, &seen, collect, odds).await {
             seen.lock().expect("a lock").wrong = Some(wrong);
         }
     }
 }
 
-async fn read(address: SocketAddr, seen: &Shared, collect: bool) -> Result<(), String> {
+async fn read(address: SocketAddr, seen: &Shared, collect: bool, odds: bool) -> Result<(), String> {
+    let path = match odds {
+        true => "/v1/changes?odds=true",
+        false => "/v1/changes",
+    };
     let last = seen.lock().expect("a lock").last.clone();
     let mut client = Client::new(address);
     let header = (!last.is_empty()).then_some(("last-event-id", last.as_str()));
-    let answer = client.ask("/v1/changes", header).await?;
+    let answer = client.ask(path, header).await?;
     if answer.status() != 200 {
-        return Err(format!("/v1/changes: {}", answer.status()));
+        return Err(format!("{path}: {}", answer.status()));
     }
-    let (mut body, mut text) = (answer.into_body(), Vec::new());
+    let (mut body, mut text, mut looked) = (answer.into_body(), Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("reading changes: {error}"))?;
         text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = text.windows(2).position(|pair| pair == b"\n\n") {
+        while let Some(end) = text[looked..].windows(2).position(|pair| pair == b"\n\n") {
+            let end = std::mem::take(&mut looked) + end;
             let event = String::from_utf8_lossy(&text[..end]).into_owned();
             text.drain(..end + 2);
             take(&event, &mut seen.lock().expect("a lock"), collect)?;
         }
+        looked = text.len().saturating_sub(1);
     }
     Ok(())
 }

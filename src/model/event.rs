@@ -49,7 +49,10 @@ impl CachedEvent {
     pub(crate) fn counts_as(&self, other: &CachedEvent) -> bool {
         let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
         let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
-            a.snapshot_id == b.snapshot_id && Arc::ptr_eq(&a.body, &b.body)
+            a.snapshot_id == b.snapshot_id
+                && Arc::ptr_eq(&a.body, &b.body)
+                // The only time that is counted: a malformed row.
+                && (a.captured_at == Micros::UNKNOWN) == (b.captured_at == Micros::UNKNOWN)
         };
         sizes(self) == sizes(other) && self.snapshots().zip(other.snapshots()).all(pair)
     }

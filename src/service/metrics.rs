@@ -236,7 +236,7 @@ fn timings(text: &mut Text, timings: &Timings) {
             "commit_to_visible_seconds",
             &timings.commit_to_visible,
             SLOW,
-            "From a commit until readers see it; an upper bound, for each transaction that changed odds.",
+            "From a commit until readers see it; an upper bound, for each transaction whose changes were read from the log (not by a reload).",
         ),
         (
             "read_seconds",

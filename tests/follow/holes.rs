@@ -206,6 +206,20 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
         chrono::DateTime::UNIX_EPOCH
     );
     assert_eq!(view.stats().malformed_rows, 1);
+    // Nothing else of it changes, and it must be counted all the same.
+    for (captured_at, malformed_rows) in [("now()", 0), ("null", 1), ("now()", 0), ("null", 1)] {
+        let sql = format!(
+            "update competitor_odds_snapshots set captured_at = {captured_at} where id = 9999"
+        );
+        followed.run(&sql).await;
+        followed.caught_up(captured_at).await;
+        assert_eq!(followed.cache.stats().malformed_rows, malformed_rows);
+    }
+    followed
+        .run("delete from competitor_odds_snapshots where id = 9999")
+        .await;
+    followed.caught_up("the bad row is gone").await;
+    assert_eq!(followed.cache.stats().malformed_rows, 0);
 }
 
 /// The feed was installed again with another channel, and nobody listened to that.

@@ -14,7 +14,8 @@ use tokio::{
 };
 
 use super::{
-    AsyncCommand, BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually, text, with_odds,
+    AsyncCommand, BINARY, Database, ODDS, Served, command, common::cluster::Cluster, eventually,
+    text, with_odds,
 };
 
 /// So large that no buffer on the way takes `/v1/dump` whole.

@@ -286,7 +286,7 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
         (0..20).map(|_| subscriber::Shared::default()).collect();
     let mut following = JoinSet::new();
     for seen in &subscribers {
-        following.spawn(subscriber::run(address, Arc::clone(seen), false));
+        following.spawn(subscriber::run(address, Arc::clone(seen), false, false));
     }
     let ended = Arc::new(AtomicBool::new(false));
     let writing = tokio::spawn({
