@@ -59,6 +59,9 @@ async fn a_list_that_does_not_come_is_told() {
     valve.list.store(true, Ordering::Relaxed);
     let current = format!("{} && {PRICE} === '55.50'", loaded(12));
     browser.until("the list", &current).await;
+    // That, and not that the page was starting.
+    let bad = "[...document.querySelectorAll('#happened .bad')].every((line) => line.textContent.includes('valve'))";
+    assert_eq!(browser.eval(bad).await, true);
     assert_eq!(browser.complaints(but_network), Vec::<Value>::new());
 }
 

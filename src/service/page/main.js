@@ -37,9 +37,9 @@ const known = {
   proven: NaN,
   /** What an answer of /v1/stats will prove once the page has this version: `{ version, proven }`, or `null`. */
   mark: null,
-  /** Why nobody answers, or the stream is down; `null` if all is well. */
+  /** Why nobody answers, or the stream is down; `null` if all is well, or if the page starts: then it lacks the list. */
   silent: null,
-  streamless: "the page is starting",
+  streamless: null,
   /** The state on the page: its version and its cut. */
   version: null,
   asOf: NaN,
