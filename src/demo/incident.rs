@@ -1,19 +1,13 @@
 //! What can go wrong, done on purpose: `oddscache demo --incident ...`. Each says what happens, what to watch, and when
 //! the promise held; and ends with a comparison of the whole cache with the database.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use deadpool_postgres::Pool;
 use indicatif::HumanCount;
-use oddscache::{Change, Changes, OddsCache, Status};
-use tokio::{
-    task::block_in_place,
-    time::{sleep, timeout},
-};
+use oddscache::{Error, OddsCache, Status};
+use tokio::{task::block_in_place, time::sleep};
 use tokio_postgres::Client;
 
 use super::{
@@ -21,10 +15,7 @@ use super::{
     connect,
     network::Network,
     observer::{Observer, say},
-    scraper::{
-        Control, Counters,
-        changes::{self, Kind, Target},
-    },
+    scraper::{Control, Counters},
     verify,
 };
 
@@ -65,7 +56,9 @@ impl Incident {
             Self::TriggerOff => {
                 "a trigger of market_odds is disabled: the application's changes are not logged"
             }
-            Self::Bulk => "one transaction takes new odds for every event of every bookmaker",
+            Self::Bulk => {
+                "one transaction takes new odds for every event of every bookmaker; the application pauses"
+            }
             Self::All => "everything",
         }
     }
@@ -103,13 +96,20 @@ impl Incident {
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long the cache may take to be back, connecting and reading everything.
-const BACK_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const BACK_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long trouble lasts, so that one can look at it.
 const TROUBLE: Duration = Duration::from_secs(3);
 
-/// Between two looks at a condition.
+/// Nothing that the application does, not its locks either, keeps the cache from reading for so long.
+const LONG: Duration = Duration::from_secs(5);
+
+/// A view may be younger than the trouble by the poll interval, for what was under way; and some for a busy machine.
+const UNDER_WAY: Duration = Duration::from_secs(2);
+
+/// Between two looks at a condition; and at the database.
 const PAUSE: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Everything that incidents happen to.
 pub(super) struct Stage<'a> {
@@ -170,14 +170,23 @@ impl Stage<'_> {
         let epoch = self.cache.view().epoch();
         // Blocks for as long as the server takes, while other tasks go on elsewhere.
         block_in_place(|| self.cluster.stop("fast"))?;
+        let stopped = Instant::now();
         say(begun, "the server is stopped");
-        self.until(KNOWN_WITHIN, "the cache to notice", |cache| !follows(cache))
+        self.until(KNOWN_WITHIN, "the cache to notice", is_cut_off)
             .await?;
         sleep(TROUBLE).await;
+        let age = self.age_since(stopped)?;
+        let reloads = self.cache.counters().reloads;
         block_in_place(|| self.cluster.boot())?;
-        say(begun, "the server is started");
+        say(
+            begun,
+            format!(
+                "the server is started; the cache says that it is {:.1} s old",
+                age.as_secs_f64()
+            ),
+        );
         self.until(BACK_WITHIN, "the cache to be back", |cache| {
-            follows(cache) && cache.view().epoch() > epoch
+            follows(cache) && cache.counters().reloads > reloads && cache.view().epoch() > epoch
         })
         .await?;
         let view = self.cache.view();
@@ -197,28 +206,34 @@ impl Stage<'_> {
             .network
             .as_ref()
             .context("there is no network that can be cut")?;
+        self.until(BACK_WITHIN, "the cache to follow", follows)
+            .await?;
         let written = self.counts.read().transactions;
         network.cut();
+        let cut = Instant::now();
         say(begun, "the network is cut; the application writes on");
-        let noticed = self
-            .until(KNOWN_WITHIN, "the cache to notice", |cache| !follows(cache))
-            .await;
-        if noticed.is_ok() {
+        let age = async {
+            self.until(KNOWN_WITHIN, "the cache to notice", |cache| {
+                is_cut_off(cache) && cache.view().age() > LONG
+            })
+            .await?;
             sleep(TROUBLE).await;
+            self.age_since(cut)
         }
+        .await;
+        let reloads = self.cache.counters().reloads;
         // In any case: the application's pause does not wait for the cache, but the end of the demo does.
         network.heal();
-        noticed?;
         let missed = self.counts.read().transactions - written;
         say(
             begun,
             format!(
-                "the network is healed; the cache was {:.1} s old, and {missed} transactions behind",
-                self.cache.view().age().as_secs_f64()
+                "the network is healed; the cache says that it is {:.1} s old, and is {missed} transactions behind",
+                age?.as_secs_f64()
             ),
         );
         self.until(BACK_WITHIN, "the cache to be back", |cache| {
-            follows(cache) && cache.view().age() < TROUBLE
+            follows(cache) && cache.counters().reloads > reloads && cache.view().age() < TROUBLE
         })
         .await?;
         say(
@@ -230,32 +245,24 @@ impl Stage<'_> {
 
     async fn trigger_off(&self, begun: Instant) -> anyhow::Result<()> {
         let client = connect(&self.dsn).await?;
-        let reloads = self.cache.counters().reloads;
+        self.until(BACK_WITHIN, "the cache to follow", follows)
+            .await?;
         self.alter(&client, "DISABLE").await?;
-        let written = self.counts.read().transactions;
+        let disabled = Instant::now();
         say(
             begun,
             "the trigger oddscache_insert of market_odds is disabled",
         );
-        let noticed = self
-            .until(KNOWN_WITHIN, "the cache to notice", |cache| !follows(cache))
-            .await;
-        // Long enough for the application to write what nobody logs.
-        let deadline = Instant::now() + BACK_WITHIN;
-        while noticed.is_ok()
-            && Instant::now() < deadline
-            && (self.counts.read().transactions < written + 3 || begun.elapsed() < TROUBLE)
-        {
-            sleep(PAUSE).await;
-        }
+        let unlogged = self.unlogged(&client, disabled).await;
+        let reloads = self.cache.counters().reloads;
         self.alter(&client, "ENABLE ALWAYS").await?;
-        noticed?;
+        let (markets, age) = unlogged?;
         say(
             begun,
             format!(
-                "the trigger is enabled again, after {} transactions of the application; the cache was {:.1} s old",
-                self.counts.read().transactions - written,
-                self.cache.view().age().as_secs_f64()
+                "the trigger is enabled again, after {} markets nobody logged; the cache says that it is {:.1} s old",
+                HumanCount(markets),
+                age.as_secs_f64()
             ),
         );
         self.until(BACK_WITHIN, "the cache to be back", |cache| {
@@ -267,6 +274,66 @@ impl Stage<'_> {
             "back: everything was read again, so nothing is missed",
         );
         Ok(())
+    }
+
+    /// Waits until the cache knows of the trigger, and the application has written what nobody logs. Returns how many
+    /// markets, and how old the cache says it is.
+    async fn unlogged(
+        &self,
+        client: &Client,
+        disabled: Instant,
+    ) -> anyhow::Result<(u64, Duration)> {
+        const DOING: &str = "counting markets";
+        let row = client
+            .query_one("select coalesce(max(id), 0) from market_odds", &[])
+            .await
+            .context(DOING)?;
+        let newest: i64 = row.try_get(0).context(DOING)?;
+        self.until(KNOWN_WITHIN, "the cache to notice", |cache| {
+            let status = cache.status();
+            matches!(
+                status,
+                Status::Disconnected {
+                    error: Error::Trigger { .. },
+                    ..
+                }
+            )
+        })
+        .await?;
+        loop {
+            let row = client
+                .query_one("select count(*) from market_odds where id > $1", &[&newest])
+                .await
+                .context(DOING)?;
+            let markets: i64 = row.try_get(0).context(DOING)?;
+            if markets > 0 && disabled.elapsed() > TROUBLE {
+                return Ok((markets.unsigned_abs(), self.age_since(disabled)?));
+            }
+            ensure!(
+                disabled.elapsed() < BACK_WITHIN,
+                "the application wrote no market within {} s",
+                BACK_WITHIN.as_secs()
+            );
+            sleep(LOOK).await;
+        }
+    }
+
+    /// How old the cache says it is: no younger than the trouble, since which nothing can have proven it current.
+    fn age_since(&self, trouble: Instant) -> anyhow::Result<Duration> {
+        let least = trouble.elapsed().saturating_sub(UNDER_WAY);
+        let age = self.cache.view().age();
+        ensure!(
+            age >= least,
+            "the cache says that it is {:.1} s old, and cannot be younger than {:.1} s",
+            age.as_secs_f64(),
+            least.as_secs_f64()
+        );
+        ensure!(
+            !follows(&self.cache),
+            "the cache takes itself for current: it is {}",
+            self.cache.status()
+        );
+        Ok(age)
     }
 
     /// Waits for the application, whose transactions would be waited for with the table locked.
@@ -282,77 +349,7 @@ impl Stage<'_> {
         altered
     }
 
-    async fn bulk(&self, begun: Instant) -> anyhow::Result<()> {
-        let before: BTreeSet<i64> = self.cache.event_ids().into_iter().collect();
-        let mut changes = self.cache.changes();
-        let mut client = self.pool.get().await.context("a connection")?;
-        let tx = client.transaction().await?;
-        tx.batch_execute("set local jit = off").await?;
-        let row = tx
-            .query_one("select pg_current_xact_id()::text", &[])
-            .await?;
-        let xid: u64 = row.try_get::<_, String>(0)?.parse()?;
-        let sides = [
-            (
-                Kind::Scrape,
-                "select id::bigint from events where id = any($1::bigint[]) order by id",
-            ),
-            (
-                Kind::CompetitorScrape,
-                "select id::bigint from competitor_events
-                 where betpawa_event_id = any($1::bigint[]) and deleted_at is null
-                 order by id",
-            ),
-        ];
-        let ids: Vec<i64> = before.iter().copied().collect();
-        let (mut snapshots, mut markets) = (0, 0);
-        for (kind, statement) in sides {
-            let rows = tx.query(statement, &[&ids]).await?;
-            let target = Target {
-                ids: rows.iter().map(|row| row.get(0)).collect(),
-                changed: 1.0,
-            };
-            let mut rng = fastrand::Rng::with_seed(self.seed);
-            let done = changes::apply(kind, &tx, target, &mut rng).await?;
-            snapshots += done.snapshots;
-            markets += done.markets;
-        }
-        say(
-            begun,
-            format!(
-                "{} snapshots with {} markets are written, and none is seen: COMMIT",
-                HumanCount(snapshots),
-                HumanCount(markets)
-            ),
-        );
-        tx.commit().await?;
-        let committed = Instant::now();
-        let view = self.cache.wait_for(xid, BACK_WITHIN).await?;
-        let took = committed.elapsed();
-        let change = publication(&mut changes, xid).await?;
-        let changed: BTreeSet<i64> = change.event_ids().into_iter().collect();
-        let missing: Vec<i64> = before
-            .iter()
-            .filter(|id| view.event(**id).is_some() && !changed.contains(id))
-            .copied()
-            .collect();
-        ensure!(
-            missing.is_empty(),
-            "the publication that shows the transaction leaves out {} events: {missing:?}",
-            missing.len()
-        );
-        say(
-            begun,
-            format!(
-                "{} events changed in one publication, {:.0} ms after COMMIT returned",
-                HumanCount(changed.len() as u64),
-                1000.0 * took.as_secs_f64()
-            ),
-        );
-        Ok(())
-    }
-
-    async fn until(
+    pub(super) async fn until(
         &self,
         within: Duration,
         what: &str,
@@ -378,15 +375,7 @@ fn follows(cache: &OddsCache) -> bool {
     matches!(cache.status(), Status::Live | Status::PollingOnly { .. })
 }
 
-/// The first publication that shows a transaction.
-async fn publication(changes: &mut Changes, xid: u64) -> anyhow::Result<std::sync::Arc<Change>> {
-    loop {
-        let next = timeout(BACK_WITHIN, changes.next()).await;
-        let change = next
-            .context("no publication came")?
-            .ok_or_else(|| anyhow!("no more publications come"))??;
-        if change.cut.shows(xid) {
-            return Ok(change);
-        }
-    }
+/// Whether it knows that it cannot read the database.
+fn is_cut_off(cache: &OddsCache) -> bool {
+    matches!(cache.status(), Status::Disconnected { .. })
 }

@@ -1,5 +1,6 @@
 //! `oddscache demo`: the whole on a private PostgreSQL, with an application that keeps writing.
 
+mod bulk;
 #[allow(
     dead_code,
     unreachable_pub,

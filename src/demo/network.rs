@@ -1,6 +1,6 @@
 //! The way between the cache and the server, which can be cut: nothing is lost, nothing moves, and nobody is told.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -8,7 +8,11 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
     task::{JoinHandle, JoinSet},
+    time::sleep,
 };
+
+/// After a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens on 127.0.0.1 and speaks to the server's socket, until dropped.
 #[derive(Debug)]
@@ -28,8 +32,17 @@ impl Network {
         let task = tokio::spawn(async move {
             // Ends with the task, and its connections with it.
             let mut connections = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(connection(client, socket.clone(), opened.clone()));
+            loop {
+                match listener.accept().await {
+                    Ok((client, _)) => {
+                        connections.spawn(connection(client, socket.clone(), opened.clone()));
+                    }
+                    // Of one client, or for want of file descriptors: the next may do better.
+                    Err(error) => {
+                        tracing::warn!(%error, "the demo's network could not accept a connection");
+                        sleep(PAUSE).await;
+                    }
+                }
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -102,8 +115,6 @@ async fn carry(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::{net::UnixListener, time::timeout};
 
     use super::*;

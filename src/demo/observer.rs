@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
-use oddscache::OddsCache;
+use anyhow::{Context, ensure};
+use chrono::{DateTime, Utc};
+use oddscache::{OddsCache, View};
 use tokio::{task::JoinHandle, time::sleep};
 
 /// Between two looks.
@@ -20,8 +21,45 @@ pub(super) struct Seen {
     slowest: Duration,
     oldest: Duration,
     fewest_events: usize,
-    /// Times that a view was of an earlier version than one before.
+    /// Times that a view was of an earlier state of the database than one before.
     steps_back: u64,
+    /// Times that a view's snapshot did not read as one.
+    unread: u64,
+}
+
+/// Where in the database's history a view stands.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    epoch: u64,
+    as_of: DateTime<Utc>,
+    /// The first transaction id that the snapshot knows nothing of.
+    xmax: u64,
+}
+
+impl Position {
+    fn of(view: &View) -> anyhow::Result<Position> {
+        let cut = view.cut();
+        Position::new(view.epoch(), cut.as_of, &cut.snapshot)
+    }
+
+    fn new(epoch: u64, as_of: DateTime<Utc>, snapshot: &str) -> anyhow::Result<Position> {
+        let xmax = snapshot
+            .split(':')
+            .nth(1)
+            .context("a snapshot has three parts")?;
+        Ok(Position {
+            epoch,
+            as_of,
+            xmax: xmax.parse().context("a snapshot's xmax is a number")?,
+        })
+    }
+
+    /// Whether it is earlier. Within an epoch the database's clock and transaction ids only grow; a new epoch may be of
+    /// another server.
+    fn is_before(&self, other: &Position) -> bool {
+        self.epoch < other.epoch
+            || (self.epoch == other.epoch && (self.as_of < other.as_of || self.xmax < other.xmax))
+    }
 }
 
 /// Looks and prints each change of the status, until dropped.
@@ -53,8 +91,13 @@ impl Observer {
             "readers found the cache empty"
         );
         ensure!(
+            seen.unread == 0,
+            "{} views were of no snapshot that could be read",
+            seen.unread
+        );
+        ensure!(
             seen.steps_back == 0,
-            "readers were taken back to an older view {} times",
+            "readers were taken back to an older state {} times",
             seen.steps_back
         );
         Ok(format!(
@@ -74,21 +117,28 @@ impl Drop for Observer {
 
 async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
     let mut status = cache.status();
-    let mut version = 0;
+    let mut before: Option<Position> = None;
     loop {
         let looked = Instant::now();
         let view = cache.view();
         let found = view.events().next().is_some();
         let took = looked.elapsed();
+        let position = Position::of(&view);
         {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.looks += 1;
             seen.slowest = seen.slowest.max(took);
             seen.oldest = seen.oldest.max(view.age());
             seen.fewest_events = seen.fewest_events.min(if found { view.len() } else { 0 });
-            seen.steps_back += u64::from(view.version() < version);
+            match position {
+                Ok(position) => {
+                    let back = before.is_some_and(|before| position.is_before(&before));
+                    seen.steps_back += u64::from(back);
+                    before = Some(position);
+                }
+                Err(_) => seen.unread += 1,
+            }
         }
-        version = view.version();
         let now = cache.status();
         if now.name() != status.name() {
             say(begun, format!("the cache is {now}"));
@@ -101,4 +151,32 @@ async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
 /// A line of an incident.
 pub(super) fn say(begun: Instant, text: impl std::fmt::Display) {
     println!("  {:>6.2} s  {text}", begun.elapsed().as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_back_is_seen_by_epoch_clock_and_transactions() {
+        let at = |epoch, seconds, snapshot: &str| {
+            let as_of = DateTime::from_timestamp(seconds, 0).unwrap();
+            Position::new(epoch, as_of, snapshot).unwrap()
+        };
+        let before = at(2, 100, "740:750:740,745");
+        for (later, is_before) in [
+            (at(2, 100, "740:750:740,745"), false),
+            (at(2, 101, "745:751:"), false),
+            // Of another server.
+            (at(3, 50, "3:3:"), false),
+            (at(1, 101, "745:751:"), true),
+            (at(2, 99, "745:751:"), true),
+            (at(2, 101, "740:749:740"), true),
+        ] {
+            assert_eq!(later.is_before(&before), is_before, "{later:?}");
+        }
+        for snapshot in ["", "740", "740:x:"] {
+            assert!(Position::new(1, DateTime::UNIX_EPOCH, snapshot).is_err());
+        }
+    }
 }

@@ -5,6 +5,9 @@ mod board;
 mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod detail;
+mod lacking;
+mod proxy;
 mod served;
 mod show;
 mod stale;

@@ -9,18 +9,18 @@ use super::{
     loaded, odds, with_odds,
 };
 
-const STALE: &str =
+pub(crate) const STALE: &str =
     "document.body.dataset.state === 'stale' && !document.getElementById('banner').hidden";
-const BANNER: &str = "document.getElementById('banner').textContent";
+pub(crate) const BANNER: &str = "document.getElementById('banner').textContent";
 
 /// The price that event 3 has on the board.
-const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[data-column=\"betpawa 1\"][data-outcome=\"1\"]').firstElementChild.textContent";
+pub(crate) const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[data-column=\"betpawa 1\"][data-outcome=\"1\"]').firstElementChild.textContent";
 
-const UPDATE: &str = "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '55.5') where betpawa_market_id = '3743'
+pub(crate) const UPDATE: &str = "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '55.5') where betpawa_market_id = '3743'
     and snapshot_id = (select max(id) from odds_snapshots where event_id = 3)";
 
 /// What is no fault of the page: the browser itself notes each answer that did not come.
-fn but_network(source: &str) -> bool {
+pub(crate) fn but_network(source: &str) -> bool {
     source != "network"
 }
 
@@ -50,7 +50,7 @@ async fn a_database_that_is_away_is_told_and_its_return_shown() {
     let banner = banner.as_str().unwrap();
     assert!(banner.starts_with("Stale since "), "{banner}");
     assert!(
-        banner.contains("the service has lost the database: "),
+        banner.contains("the service cannot read the database: "),
         "{banner}"
     );
     assert!(banner.contains("What you see is the state of "), "{banner}");
@@ -130,12 +130,17 @@ async fn a_hidden_page_gives_its_stream_back() {
     };
     browser.eval(&hide(true)).await;
     eventually("no stream is open", async || !streams().await).await;
+    // Which the page notices, and does not tell of: nothing is wrong.
+    let resting = "document.body.dataset.state === 'stale'";
+    browser.until("it has no changes", resting).await;
     app.batch_execute(UPDATE).await.unwrap();
     browser.eval(&hide(false)).await;
     browser.until("current again", &loaded(12)).await;
     browser
         .until("what was changed since", &format!("{PRICE} === '55.50'"))
         .await;
+    let bad = "document.querySelectorAll('#happened .bad').length";
+    assert_eq!(browser.eval(bad).await, 0);
     assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
 }
 
@@ -168,16 +173,46 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     // The quantiles of what is new in a histogram that grows, and over all intervals; in ms, null where nothing is new.
     let quantiles = "import('/page/quantiles.js').then(({ Quantiles }) => {
         const [seen, of] = [new Quantiles(), (small, large) => [{ le_seconds: 0.001, count: small }, { le_seconds: null, count: large }]];
-        return [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately()].map((pair) => pair.map(String)); })";
+        const later = new Quantiles();
+        later.take(of(0, 90));
+        later.take(of(7, 93));
+        const all = [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately(), later.lately()];
+        return all.map((pair) => pair.map(String)); })";
     assert_eq!(
         browser.eval(quantiles).await,
         serde_json::json!([
             ["NaN", "NaN"],
             ["1", "Infinity"],
             ["NaN", "NaN"],
+            ["1", "Infinity"],
             ["1", "Infinity"]
         ])
     );
+
+    // A time of day says its day where that is not today.
+    let clocks = "import('/page/format.js').then(({ clock }) => {
+        const days = (count) => clock(new Date().setHours(23, 59, 58, 0) - count * 86_400_000);
+        return [days(0), /^[A-Z][a-z]{2} \\d+ [A-Z][a-z]+ 23:59:58$/.test(days(3)), clock(NaN)]; })";
+    assert_eq!(
+        browser.eval(clocks).await,
+        serde_json::json!(["23:59:58", true, "–"])
+    );
+
+    // Attempts leave nothing behind that waits for the next.
+    let left = "import('/page/service.js').then(async ({ pause }) => {
+        let left = 0;
+        const count = (name, by) => {
+            const original = EventTarget.prototype[name];
+            EventTarget.prototype[name] = function (type, ...rest) {
+                if (type === 'now') left += by;
+                return original.call(this, type, ...rest);
+            };
+        };
+        count('addEventListener', 1);
+        count('removeEventListener', -1);
+        await Promise.all([pause(0), pause(0)]);
+        return left; })";
+    assert_eq!(browser.eval(left).await, 0);
 
     browser.size(390, 844).await;
     let folded = "document.documentElement.scrollWidth <= 390 && getComputedStyle(document.querySelector('#board tr[data-event]')).display === 'grid'";

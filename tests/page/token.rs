@@ -4,14 +4,13 @@ use std::{future::IntoFuture, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    body::Body,
     extract::{Request, State},
     http::{StatusCode, header::AUTHORIZATION},
     response::{IntoResponse, Response},
 };
 use tokio::net::TcpListener;
 
-use super::{Served, browser::Browser, loaded, with_odds};
+use super::{Served, browser::Browser, loaded, proxy::forward, with_odds};
 
 const TOKEN: &str = "a-token-of-the-tests";
 
@@ -34,24 +33,7 @@ async fn pass(State(base): State<Arc<str>>, request: Request) -> Response {
         let answer = r#"{"error":"this service wants a token"}"#;
         return (StatusCode::UNAUTHORIZED, answer).into_response();
     }
-    let mut asked = reqwest::Client::new().get(format!("{base}{}", request.uri()));
-    for (name, value) in headers {
-        if name != "host" {
-            asked = asked.header(name, value);
-        }
-    }
-    let Ok(answer) = asked.send().await else {
-        return StatusCode::BAD_GATEWAY.into_response();
-    };
-    let mut response = Response::builder().status(answer.status());
-    for (name, value) in answer.headers() {
-        if name != "transfer-encoding" {
-            response = response.header(name, value);
-        }
-    }
-    response
-        .body(Body::from_stream(answer.bytes_stream()))
-        .unwrap()
+    forward(&base, request).await
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 import { best, make, showPrice } from "./board.js";
 import { age, kickoff } from "./format.js";
-import { Problem, ask, now } from "./service.js";
+import { Problem, ask, now, pause } from "./service.js";
 import { byColumn, isAvailable, noteMoves } from "./store.js";
 
 /** Markets of different bookmakers are the same if these agree. */
@@ -36,8 +36,11 @@ export class Detail {
   #sides = null;
   #table = null;
   #form = "";
+  /** Why what is shown may be old; `null` if it is current. */
+  #problem = null;
   #busy = false;
   #again = false;
+  #wake = () => {};
 
   constructor(store) {
     store.addEventListener("change", (event) => {
@@ -57,38 +60,72 @@ export class Detail {
 
   open(id) {
     this.#id = id;
-    this.#sides = null;
-    this.#form = "";
+    this.#problem = null;
+    this.#clear();
     this.#search.value = "";
-    this.#body.replaceChildren();
     document.getElementById("detail-title").textContent = `Event ${id}`;
-    this.#note.textContent = "loading";
+    this.#say("loading");
     history.replaceState(null, "", `#event=${id}`);
     if (!this.#dialog.open) this.#dialog.showModal();
+    this.#wake();
     this.refresh();
   }
 
-  /** Asks for the event anew. What comes in between is asked for once more, and no more often. */
+  #clear() {
+    this.#sides = null;
+    this.#form = "";
+    this.#body.replaceChildren();
+  }
+
+  #say(text) {
+    // Not when nothing changed: it is read out each time.
+    if (this.#note.textContent !== text) this.#note.textContent = text;
+  }
+
+  /**
+   * Asks for the event anew, until it is there or known to be gone. What comes in between is asked for once more, and
+   * no more often.
+   */
   async refresh() {
     if (this.#id === null) return;
     if (this.#busy) {
       this.#again = true;
       return;
     }
-    const id = this.#id;
     this.#busy = true;
+    try {
+      let tries = 0;
+      do {
+        this.#again = false;
+        const id = this.#id;
+        const failed = await this.#ask(id);
+        if (failed) {
+          // Another event is not kept waiting.
+          await Promise.race([pause(tries), new Promise((resolve) => (this.#wake = resolve))]);
+        }
+        tries = failed ? tries + 1 : 0;
+        this.#again ||= failed || this.#id !== id;
+      } while (this.#again && this.#id !== null);
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  /** Asks once; returns whether to ask again. */
+  async #ask(id) {
     try {
       const { body } = await ask(`/v1/events/${id}`);
       if (this.#id === id) this.#take(body);
+      return false;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if (this.#id === id) this.#note.textContent = error.message;
-    } finally {
-      this.#busy = false;
-      if (this.#again || (this.#id !== null && this.#id !== id)) {
-        this.#again = false;
-        this.refresh();
-      }
+      if (this.#id !== id) return false;
+      const gone = error.status === 404;
+      if (gone) this.#clear();
+      const old = this.#sides ? "What you see may be old: " : "";
+      this.#problem = gone ? error.message : `${old}${error.message}. Trying again by itself.`;
+      this.#draw();
+      return !gone;
     }
   }
 
@@ -106,12 +143,14 @@ export class Detail {
     for (const [id, snapshot] of Object.entries(event.betpawa)) add(`betpawa ${id}`, snapshot);
     for (const [source, snapshot] of Object.entries(event.competitors)) add(source, snapshot);
     this.#sides = sides;
+    this.#problem = null;
     const at = event.kickoff === null ? NaN : Date.parse(event.kickoff);
     document.getElementById("detail-title").textContent = `Event ${event.event_id} · ${kickoff(at)}`;
     this.#draw();
   }
 
   #draw() {
+    if (this.#problem !== null) this.#say(this.#problem);
     if (!this.#sides) return;
     const columns = [...this.#sides.keys()].sort(byColumn);
     const markets = new Map();
@@ -143,7 +182,7 @@ export class Detail {
       });
     }
     const ages = columns.map((column) => `${column} ${age(now() - this.#sides.get(column).confirmed)}`);
-    this.#note.textContent = `${markets.size} markets · last confirmed ${ages.join(", ")} ago`;
+    if (this.#problem === null) this.#say(`${markets.size} markets · last confirmed ${ages.join(", ")} ago`);
   }
 
   #build(columns, markets) {

@@ -2,6 +2,7 @@
 
 const time = { hour: "2-digit", minute: "2-digit" };
 const clockFormat = new Intl.DateTimeFormat("en-GB", { ...time, second: "2-digit" });
+const dayFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short" });
 const kickoffFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", ...time });
 const countFormat = new Intl.NumberFormat("en-GB");
 
@@ -12,9 +13,12 @@ export function price(odds) {
   return Math.abs(Number(two) - odds) < 0.0005 ? two : odds.toFixed(3);
 }
 
-/** A time of day, from milliseconds since 1970. */
+/** A time of day, from milliseconds since 1970; with its day if that is not today: "Mon 23 Nov 23:59:58". */
 export function clock(at) {
-  return Number.isFinite(at) ? clockFormat.format(at) : "–";
+  if (!Number.isFinite(at)) return "–";
+  const day = dayFormat.format(at);
+  const time = clockFormat.format(at);
+  return day === dayFormat.format(Date.now()) ? time : `${day.replaceAll(",", "")} ${time}`;
 }
 
 /** A kickoff: "Mon 23 Nov 18:30". */

@@ -28,8 +28,9 @@ const TILES = [
     lines: 2,
     read: (stats, per, visible) => {
       const times = stats.timings?.commit_to_visible;
+      // Also when there are none yet: the first to come are news then, no history.
+      const points = visible.take(times?.buckets ?? []);
       if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN, NaN] };
-      const points = visible.take(times.buckets ?? []);
       const [p50, p99] = visible.lately().map(duration);
       const note = `p99 ${p99} in the last minute · ${count(times.count)} changes in all`;
       return { value: `p50 ${p50}`, note, points };
@@ -157,7 +158,10 @@ export class Health {
   /** A line for the list of what happened. */
   say(text, kind = "") {
     const line = make("li", { className: kind });
-    line.append(make("time", { text: clock(Date.now()) }), make("span", { text }));
+    const now = new Date();
+    // A line may stand for days.
+    const time = make("time", { text: clock(now), datetime: now.toISOString(), title: now.toLocaleString("en-GB") });
+    line.append(time, make("span", { text }));
     this.#lines.prepend(line);
     while (this.#lines.children.length > MOST_LINES) this.#lines.lastElementChild.remove();
   }

@@ -11,8 +11,15 @@ import { Store } from "./store.js";
 const STATS_EVERY = 2_000;
 /** Older than this, what the service serves is called stale, ms. A healthy one proves itself every second. */
 const STALE_AFTER = 10_000;
+/** So long the service may be kept from reading, by a lock for one, ms: what an answer of /v1/stats says of that stands
+    until the next one. */
+const BRIEFLY = 5_000;
 /** So many ids are asked for at a time. */
 const IDS_AT_ONCE = 500;
+/** More changes than these do not wait for the list: it is loaded once more. */
+const MOST_WAITING = 1_000;
+/** What ends by itself when the page comes back into sight is told in the list of what happened only after this, ms. */
+const SETTLING = 5_000;
 /** States in which the service does not know the database. */
 const BLIND = ["disconnected", "ended", "warming"];
 
@@ -24,48 +31,114 @@ const board = new Board(store, (id) => detail.open(id));
 
 /** What is known of the service. Times are ms since 1970 by the browser's clock. */
 const known = {
-  /** The last answer of /v1/stats; when its view was last proven current. */
+  /** The last answer of /v1/stats. */
   stats: null,
+  /** When what is on the page was last proven current. What the service itself holds may be younger. */
   proven: NaN,
-  /** Why nobody answers, or the stream is down; `null` if all is well. */
+  /** What an answer of /v1/stats will prove once the page has this version: `{ version, proven }`, or `null`. */
+  mark: null,
+  /** Why nobody answers, or the stream is down; `null` if all is well, or if the page starts: then it lacks the list. */
   silent: null,
-  streamless: "the page is starting",
+  streamless: null,
   /** The state on the page: its version and its cut. */
   version: null,
   asOf: NaN,
-  /** Whether all of the list is here, with all changes since. */
+  /** Whether all of the list is here, with all changes since; if not, since when, and what was wrong last. */
   whole: false,
+  lacking: Date.now(),
+  obstacle: null,
 };
 
 // ---- prices ----
 
-/** Changes wait for those before them, and all wait for the list. */
-let queue = Promise.resolve();
-function inTurn(work) {
-  queue = queue.then(work).catch((error) => {
-    console.warn(error);
-    known.streamless = String(error);
-  });
+/** Changes that are not applied yet, `[id, data]` in the order they came: all wait for the list. */
+let waiting = [];
+let working = false;
+/** How often the list was found to lack something. */
+let losses = 0;
+
+/** The list lacks something: it is loaded anew, and all that waits is in it then. */
+function lose() {
+  losses += 1;
+  if (known.whole) known.lacking = Date.now();
+  known.whole = false;
+  waiting = [];
+}
+
+/** Loads the list if it lacks something, applies the changes that wait, and ends when there is no more to do. */
+async function work() {
+  if (working) return;
+  working = true;
+  try {
+    while (!known.whole || waiting.length) {
+      if (known.whole) {
+        await applyNext();
+      } else {
+        await load();
+        detail.refresh();
+      }
+    }
+  } finally {
+    working = false;
+  }
+}
+
+async function applyNext() {
+  try {
+    await apply(...waiting.shift());
+  } catch (error) {
+    fail(error);
+    lose();
+    // Whatever it was, it may come again with the next change.
+    if (!(error instanceof Problem)) await pause(1);
+  }
+}
+
+function fail(error) {
+  if (error instanceof Problem) unanswered(error);
+  else console.warn(error);
+  known.obstacle = error.message;
 }
 
 /** Loads the whole list, and tries until it is there. */
 async function load() {
-  known.whole = false;
   for (let tries = 0; ; tries += 1) {
+    // What came before the list is asked for is in it.
+    waiting = [];
+    const [before, asked] = [losses, Date.now()];
     try {
       const { body, headers } = await ask("/v1/list");
-      known.version = version(headers.get("etag"));
-      known.asOf = Date.parse(headers.get("oddscache-as-of") ?? "");
       store.replace(body, Date.now());
-      known.whole = true;
-      judge();
-      return;
+      reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
+      // What is asked of an older answer of /v1/stats says less than the list itself.
+      known.mark = null;
+      const age = headers.get("oddscache-age-ms");
+      if (age !== null) known.proven = asked - Number(age);
+      known.whole = losses === before;
+      known.obstacle = null;
+      break;
     } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      unanswered(error);
+      fail(error);
       await pause(tries);
     }
   }
+  judge();
+}
+
+/** The page shows this state from now on. */
+function reach(at, asOf) {
+  // Another process counts its versions from the beginning.
+  if (at?.process !== known.version?.process) known.mark = null;
+  known.version = at;
+  known.asOf = Date.parse(asOf ?? "");
+}
+
+/** Whether the page has all that the service had when it was asked last. */
+function prove() {
+  const { mark } = known;
+  if (!mark || !known.whole || (known.version?.version ?? 0) < mark.version) return;
+  known.proven = mark.proven;
+  known.mark = null;
 }
 
 /** One change: its odds come with it, or are asked for. */
@@ -74,15 +147,8 @@ async function apply(id, change) {
   // The list that was loaded last has it already.
   if (at && known.version?.process === at.process && at.version <= known.version.version) return;
   const ids = [...new Set([change.betpawa, ...Object.values(change.competitors), change.kickoffs].flat())];
-  try {
-    store.apply(ids, change.odds ?? (await elements(ids)), Date.now());
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    // Without it the list is not whole.
-    return load();
-  }
-  known.version = at;
-  known.asOf = Date.parse(change.as_of);
+  store.apply(ids, change.odds ?? (await elements(ids)), Date.now());
+  reach(at, change.as_of);
 }
 
 async function elements(ids) {
@@ -102,11 +168,11 @@ follow({
   onEvent(name, id, data) {
     if (name === "start" || name === "lagged") {
       if (name === "lagged") health.say("changes were missed: the list is loaded anew");
-      known.whole = false;
-      inTurn(load);
-      inTurn(() => detail.refresh());
+      lose();
+      work();
     } else if (name === "change") {
-      inTurn(() => apply(id, data));
+      if (waiting.push([id, data]) > MOST_WAITING) lose();
+      work();
     }
   },
   onDown(problem) {
@@ -122,12 +188,17 @@ let polling = false;
 async function poll() {
   if (polling) return;
   polling = true;
+  const asked = Date.now();
   try {
     const { body } = await ask("/v1/stats");
     notice(known.stats, body);
     known.stats = body;
     known.silent = null;
-    if (body.age_ms !== null) known.proven = Date.now() - body.age_ms;
+    // It speaks of the newest version that was published: what is on the page is proven when it gets there.
+    prove();
+    if (body.age_ms !== null) {
+      known.mark ??= { version: body.counters.published, proven: asked - body.age_ms };
+    }
     health.take(body);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -159,24 +230,43 @@ function unanswered(problem) {
 
 /** Why what the page shows may be old; `null` if it is current. */
 function trouble() {
-  const { stats, silent, streamless, proven } = known;
+  prove();
+  const { stats, silent, streamless, proven, whole } = known;
   if (silent !== null) return { name: "no connection", why: silent };
   if (!stats) return { name: "starting", why: null };
-  if (BLIND.includes(word(stats.status))) return { name: word(stats.status), why: blind(stats.status) };
+  const status = word(stats.status);
+  const age = Date.now() - proven;
+  if (BLIND.includes(status) && !(status === "disconnected" && age <= BRIEFLY)) {
+    return { name: status, why: blind(stats.status) };
+  }
   if (streamless !== null) return { name: "no changes", why: `changes do not arrive: ${streamless}` };
-  if (Date.now() - proven > STALE_AFTER) {
+  if (!whole && Date.now() - known.lacking > STALE_AFTER) {
+    return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
+  }
+  if (age > STALE_AFTER) {
+    if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
+    if (known.mark) return { name: "behind", why: "changes do not arrive, though the service has them" };
     return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
   }
-  if (!known.whole) return { name: "loading", why: null };
+  if (!whole) return { name: "loading", why: null };
   return null;
 }
 
 function blind(status) {
   const lost = /^disconnected since \S+: (.*)$/s.exec(status);
-  return lost ? `the service has lost the database: ${lost[1]}` : `the service does not follow the database: ${status}`;
+  if (lost) return `the service cannot read the database: ${lost[1]}`;
+  return `the service does not follow the database: ${status}`;
 }
 
 let staleSince = null;
+/** Whether that is in the list of what happened. */
+let told = false;
+/** When the page came into sight. */
+let inSight = -Infinity;
+document.addEventListener("visibilitychange", () => {
+  inSight = Date.now();
+  if (!document.hidden) poll();
+});
 
 /** Says in which state the page is. Called whenever something is learnt, and by the clock. */
 function judge() {
@@ -191,8 +281,10 @@ function judge() {
   const state = stale || (found && staleSince !== null) ? "stale" : (found?.name ?? "current");
   document.body.dataset.state = state;
   if (state === "stale" && stale) {
-    if (staleSince === null) {
-      staleSince = Number.isFinite(known.proven) ? known.proven : Date.now();
+    staleSince ??= Number.isFinite(known.proven) ? known.proven : Date.now();
+    // A page out of sight has no stream and hardly a clock, which is no news.
+    if (!told && !document.hidden && Date.now() - inSight > SETTLING) {
+      told = true;
       // What the service says of itself is in the list already.
       if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
@@ -203,10 +295,8 @@ function judge() {
     if (banner.textContent !== text) banner.textContent = text;
     banner.hidden = false;
   } else if (state !== "stale") {
-    if (staleSince !== null) {
-      health.say(`current again, after ${duration(Date.now() - staleSince)}`, "good");
-      staleSince = null;
-    }
+    if (told) health.say(`current again, after ${duration(Date.now() - staleSince)}`, "good");
+    [staleSince, told] = [null, false];
     banner.hidden = true;
   }
   tick();

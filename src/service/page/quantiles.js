@@ -18,9 +18,9 @@ export class Quantiles {
     }
     const first = this.#before === null;
     this.#before = now;
-    this.#intervals.push(grown);
-    if (this.#intervals.length > INTERVALS) this.#intervals.shift();
     // What the process did before the page was opened is no interval.
+    this.#intervals.push(first ? new Map() : grown);
+    if (this.#intervals.length > INTERVALS) this.#intervals.shift();
     return first ? [NaN, NaN] : both(grown);
   }
 

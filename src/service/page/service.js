@@ -99,8 +99,13 @@ addEventListener("online", hurry);
 export function pause(tries) {
   const mean = Math.min(PAUSE[1], PAUSE[0] * 2 ** Math.min(tries, 10));
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, mean * (0.5 + Math.random()));
-    impatient.addEventListener("now", () => (clearTimeout(timer), resolve()), { once: true });
+    const end = () => {
+      clearTimeout(timer);
+      impatient.removeEventListener("now", end);
+      resolve();
+    };
+    const timer = setTimeout(end, mean * (0.5 + Math.random()));
+    impatient.addEventListener("now", end);
   });
 }
 

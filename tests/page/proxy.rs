@@ -1,0 +1,96 @@
+//! What stands between the browser and a service passes requests on by this.
+
+use std::{
+    future::IntoFuture,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use tokio::{net::TcpListener, sync::watch};
+
+use super::Served;
+
+/// What the service at `base` answers.
+pub(crate) async fn forward(base: &str, request: Request) -> Response {
+    let mut asked = reqwest::Client::new().get(format!("{base}{}", request.uri()));
+    for (name, value) in request.headers() {
+        if name != "host" {
+            asked = asked.header(name, value);
+        }
+    }
+    let Ok(answer) = asked.send().await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    let mut response = Response::builder().status(answer.status());
+    for (name, value) in answer.headers() {
+        if name != "transfer-encoding" {
+            response = response.header(name, value);
+        }
+    }
+    response
+        .body(Body::from_stream(answer.bytes_stream()))
+        .unwrap()
+}
+
+/// Stands before a service, and holds up what it is told to.
+pub(crate) struct Valve {
+    pub(crate) base: String,
+    /// Whether streams of changes flow; else they stay open, and silent.
+    pub(crate) changes: watch::Sender<bool>,
+    /// Whether the list is answered, and single events are; else they are refused.
+    pub(crate) list: AtomicBool,
+    pub(crate) event: AtomicBool,
+    service: String,
+}
+
+impl Valve {
+    pub(crate) async fn before(service: &Served) -> Arc<Valve> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let valve = Arc::new(Valve {
+            base: format!("http://{}", listener.local_addr().unwrap()),
+            changes: watch::Sender::new(true),
+            list: AtomicBool::new(true),
+            event: AtomicBool::new(true),
+            service: service.base.clone(),
+        });
+        let router = Router::new().fallback(pass).with_state(Arc::clone(&valve));
+        tokio::spawn(axum::serve(listener, router).into_future());
+        valve
+    }
+}
+
+async fn pass(State(valve): State<Arc<Valve>>, request: Request) -> Response {
+    let path = request.uri().path();
+    let open = match path {
+        "/v1/list" => valve.list.load(Ordering::Relaxed),
+        _ if path.starts_with("/v1/events/") => valve.event.load(Ordering::Relaxed),
+        _ => true,
+    };
+    if !open {
+        let answer = r#"{"error":"the valve is shut"}"#;
+        return (StatusCode::SERVICE_UNAVAILABLE, answer).into_response();
+    }
+    let is_stream = path == "/v1/changes";
+    let (head, body) = forward(&valve.service, request).await.into_parts();
+    let pieces = body.into_data_stream().then(move |piece| {
+        let mut flows = valve.changes.subscribe();
+        async move {
+            if is_stream {
+                // Fails only with the valve gone, when nobody waits any more.
+                let _ = flows.wait_for(|flows| *flows).await.is_ok();
+            }
+            piece
+        }
+    });
+    Response::from_parts(head, Body::from_stream(pieces))
+}
