@@ -33,6 +33,9 @@ use super::{
 /// Connections too many that are told so at a time; those beyond are closed without a word.
 const TURNED_AWAY_AT_ONCE: usize = 64;
 
+/// What the kernel's patience is longer than ours.
+const KERNEL_MARGIN: Duration = Duration::from_secs(30);
+
 /// No request has more.
 const MOST_HEADERS: usize = 64;
 
@@ -114,9 +117,10 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // Later than our own, which is counted.
+    // Clearly later than our own, which is counted: the kernel counts from when the first byte waits, we from when it takes
+    // no more.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(limits.stall_timeout * 2))?;
+    socket.set_tcp_user_timeout(Some(limits.stall_timeout + KERNEL_MARGIN))?;
     Ok(())
 }
 

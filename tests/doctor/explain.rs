@@ -304,7 +304,7 @@ fn explain_says_what_it_may_not_read_and_how_it_is_used() {
     for wrong in [
         &["explain"][..],
         &["explain", "x"],
-        &["explain", "1", "--url", "https://cache"],
+        &["explain", "1", "--url", "ftp://cache"],
         &["doctor", "--bogus"],
     ] {
         assert_eq!(run(wrong, &sound.dsn()).status.code(), Some(2), "{wrong:?}");
