@@ -43,6 +43,37 @@ async fn changes_that_do_not_arrive_make_the_page_stale() {
 }
 
 #[tokio::test]
+async fn another_service_proves_nothing_of_what_is_on_the_page() {
+    let database = with_odds(12);
+    let app = connect(&database.dsn()).await;
+    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
+    let valve = Valve::before(&served).await;
+    browser.open(&valve.base).await;
+    browser.until("the list", &loaded(12)).await;
+    // The page is ahead of what the other counts.
+    for price in ["40.40", "41.41", "42.42"] {
+        let update = UPDATE.replace("55.5", price);
+        app.batch_execute(&update).await.unwrap();
+        let shown = format!("{PRICE} === '{price}'");
+        browser.until("the change", &shown).await;
+    }
+    let other = Served::start(&database.dsn()).await;
+    valve.stats.send_replace(Some(other.base.clone()));
+    valve.changes.send_replace(false);
+    app.batch_execute(UPDATE).await.unwrap();
+    browser.until("it says so", STALE).await;
+    let banner = browser.eval(BANNER).await;
+    let expected = "another service tells its health than the one that sends changes";
+    assert!(banner.as_str().unwrap().contains(expected), "{banner}");
+
+    valve.stats.send_replace(None);
+    valve.changes.send_replace(true);
+    let current = format!("{} && {PRICE} === '55.50'", loaded(12));
+    browser.until("current again", &current).await;
+    assert_eq!(browser.complaints(but_network), Vec::<Value>::new());
+}
+
+#[tokio::test]
 async fn a_list_that_does_not_come_is_told() {
     let database = with_odds(12);
     let app = connect(&database.dsn()).await;

@@ -50,6 +50,8 @@ pub(crate) struct Valve {
     /// Whether the list is answered, and single events are; else they are refused.
     pub(crate) list: AtomicBool,
     pub(crate) event: AtomicBool,
+    /// Who answers `/v1/stats`, if it is another than the service.
+    pub(crate) stats: watch::Sender<Option<String>>,
     service: String,
 }
 
@@ -61,6 +63,7 @@ impl Valve {
             changes: watch::Sender::new(true),
             list: AtomicBool::new(true),
             event: AtomicBool::new(true),
+            stats: watch::Sender::new(None),
             service: service.base.clone(),
         });
         let router = Router::new().fallback(pass).with_state(Arc::clone(&valve));
@@ -81,7 +84,9 @@ async fn pass(State(valve): State<Arc<Valve>>, request: Request) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, answer).into_response();
     }
     let is_stream = path == "/v1/changes";
-    let (head, body) = forward(&valve.service, request).await.into_parts();
+    let stats = valve.stats.borrow().clone().filter(|_| path == "/v1/stats");
+    let service = stats.as_ref().unwrap_or(&valve.service);
+    let (head, body) = forward(service, request).await.into_parts();
     let pieces = body.into_data_stream().then(move |piece| {
         let mut flows = valve.changes.subscribe();
         async move {

@@ -197,14 +197,17 @@ async fn openapi() -> Response {
 
 async fn stats(State(cache): State<OddsCache>) -> Response {
     let view = cache.view();
+    let is_warm = view.epoch() > 0;
     let mut stats = json!(view.stats());
     if let Some(fields) = stats.as_object_mut() {
+        fields.insert("version".to_owned(), json!(cut::id(view.version())));
         fields.insert("status".to_owned(), json!(cache.status().to_string()));
+        fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
+        // Of this view, as all beside it: a client may take it for what its version proves.
         fields.insert(
-            "as_of".to_owned(),
-            json!(cache.is_warm().then(|| view.cut().as_of)),
+            "age_ms".to_owned(),
+            json!(is_warm.then(|| cut::age_ms(&view))),
         );
-        fields.insert("age_ms".to_owned(), json!(age_ms(&cache)));
         fields.insert("epoch".to_owned(), json!(view.epoch()));
         fields.insert("counters".to_owned(), json!(cache.counters()));
         fields.insert("timings".to_owned(), json!(cache.timings()));

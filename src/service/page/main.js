@@ -35,7 +35,7 @@ const known = {
   stats: null,
   /** When what is on the page was last proven current. What the service itself holds may be younger. */
   proven: NaN,
-  /** What an answer of /v1/stats will prove once the page has this version: `{ version, proven }`, or `null`. */
+  /** What an answer of /v1/stats will prove once the page has this version: `{ at, proven }`, or `null`. */
   mark: null,
   /** Why nobody answers, or the stream is down; `null` if all is well, or if the page starts: then it lacks the list. */
   silent: null,
@@ -127,17 +127,18 @@ async function load() {
 
 /** The page shows this state from now on. */
 function reach(at, asOf) {
-  // Another process counts its versions from the beginning.
-  if (at?.process !== known.version?.process) known.mark = null;
   known.version = at;
   known.asOf = Date.parse(asOf ?? "");
 }
 
 /** Whether the page has all that the service had when it was asked last. */
 function prove() {
-  const { mark } = known;
-  if (!mark || !known.whole || (known.version?.version ?? 0) < mark.version) return;
-  known.proven = mark.proven;
+  const { mark, version: here } = known;
+  if (!mark || !known.whole || !here) return;
+  // Each process counts its versions from the beginning: that of another says nothing of what is here.
+  const says = mark.at.process === here.process;
+  if (says && here.version < mark.at.version) return;
+  if (says) known.proven = mark.proven;
   known.mark = null;
 }
 
@@ -196,9 +197,8 @@ async function poll() {
     known.silent = null;
     // It speaks of the newest version that was published: what is on the page is proven when it gets there.
     prove();
-    if (body.age_ms !== null) {
-      known.mark ??= { version: body.counters.published, proven: asked - body.age_ms };
-    }
+    const at = version(body.version);
+    if (at && body.age_ms !== null) known.mark ??= { at, proven: asked - body.age_ms };
     health.take(body);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -245,6 +245,9 @@ function trouble() {
   }
   if (age > STALE_AFTER) {
     if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
+    if (known.version && version(stats.version)?.process !== known.version.process) {
+      return { name: "behind", why: "another service tells its health than the one that sends changes" };
+    }
     if (known.mark) return { name: "behind", why: "changes do not arrive, though the service has them" };
     return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
   }
