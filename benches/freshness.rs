@@ -144,14 +144,14 @@ async fn slot_is(server: &Server, active: bool) {
 }
 
 /// Threads of their own, whose name tells what they cost.
-fn runtime() -> Runtime {
+fn runtime(name: &str) -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let builder = builder.worker_threads(2).thread_name("follower");
+    let builder = builder.worker_threads(2).thread_name(name);
     builder.enable_all().build().expect("a runtime")
 }
 
 async fn follow(kind: Kind, server: &Server) -> Follower {
-    let runtime = runtime();
+    let runtime = runtime("follower");
     let (sender, seen) = mpsc::unbounded_channel();
     let changed = Changed::default();
     let mut decoder = None;
@@ -371,11 +371,12 @@ async fn main() {
 
 /// How far the cache falls behind a cycle, and what one of confirmations costs it.
 async fn cycles(server: &server::Server) {
-    let runtime = runtime();
+    let (runtime, floor) = (runtime("follower"), runtime("floor"));
     let (cache, follower) = OddsCache::connect(Config::new(&server.dsn).expect("config"));
     runtime.spawn(follower.run());
     cache.ready().await.expect("warm");
     cycle::lag(server, &cache).await;
-    cycle::confirmations(server, &cache).await;
+    cycle::confirmations(server, &cache, &floor).await;
+    floor.shutdown_background();
     runtime.shutdown_background();
 }
