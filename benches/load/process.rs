@@ -71,10 +71,14 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         drop(listener);
+        let threshold = std::env::var("MALLOC_MMAP_THRESHOLD_");
+        let threshold = threshold.unwrap_or_else(|_| "131072".to_owned());
         let child = Command::new(binary)
             .args(["serve", "--listen", &address.to_string()])
             .args(more)
             .env("DATABASE_URL", dsn)
+            // As the unit and the container in examples/deploy have it, unless something else is to be tried.
+            .env("MALLOC_MMAP_THRESHOLD_", threshold)
             .env("ODDSCACHE_LOG", "warn")
             .stdout(Stdio::null())
             .spawn()
