@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Command as AsyncCommand,
@@ -18,7 +19,7 @@ async fn an_incident_of_the_demo_is_seen_on_the_page() {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_oddscache"));
     demo.args(["demo", "--events", "40", "--markets", "6", "--history", "2"])
         .args(["--listen", "127.0.0.1:0", "--cycle", "5s"])
-        .args(["--incident", "restart", "--incident-after", "6s"])
+        .args(["--incident", "restart", "--incident-after", "20s"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     for (name, _) in std::env::vars() {
@@ -38,6 +39,16 @@ async fn an_incident_of_the_demo_is_seen_on_the_page() {
             .unwrap()
             .expect("it does not end by itself")
     };
+    // On a slow machine it may be over before the test looks.
+    let source = "window.states = new Set();
+        new MutationObserver(() => window.states.add(document.body.dataset.state))
+            .observe(document, { subtree: true, attributes: true, attributeFilter: ['data-state'] });";
+    browser
+        .call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            json!({ "source": source }),
+        )
+        .await;
     // The address of the page stands below.
     while line().await != "open the page" {}
     browser.open(line().await.trim()).await;
@@ -57,8 +68,12 @@ async fn an_incident_of_the_demo_is_seen_on_the_page() {
     browser.screenshot("demo").await;
 
     let stale = "document.body.dataset.state === 'stale'";
-    browser.until("the server is away", stale).await;
-    browser.screenshot("demo-stale").await;
+    browser
+        .until("the server is away", "window.states.has('stale')")
+        .await;
+    if browser.eval(stale).await == true {
+        browser.screenshot("demo-stale").await;
+    }
     browser
         .until(
             "it is back",
