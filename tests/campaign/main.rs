@@ -156,11 +156,9 @@ async fn play(world: &Arc<World>, until: Until) {
     {
         world.violate("subscribers are told what they missed", what);
     }
-    // In the end nothing but a kickoff moved.
-    if world.violation().is_none()
-        && let Err(what) = scene.replica.equals(&cache).await
-    {
-        world.violate("a replica fed by changes equals the cache", what);
+    if world.violation().is_none() {
+        // Since the last one nothing but a kickoff moved.
+        pause::pause(&scene, &[], None).await;
     }
     let counters = serde_json::to_value(cache.counters()).expect("JSON");
     {
