@@ -32,22 +32,22 @@ impl Scope {
     /// `linked_events`: those that the changed competitor events are linked to now. What they were linked to before is in
     /// `dirty.competitors`, since a change of the link is a change of the competitor event.
     pub(crate) fn new(draft: &Draft, dirty: &Dirty, linked_events: &[i64]) -> Scope {
-        let mut betpawa = dirty.betpawa.clone();
         // A snapshot that nobody shows is read whole if it becomes the latest, for which its own log row sees.
-        betpawa.extend(
-            dirty
-                .betpawa_markets
-                .iter()
-                .flat_map(|id| draft.betpawa_owners(*id)),
-        );
-        let mut competitors = dirty.competitors.clone();
-        competitors.extend(linked_events);
-        competitors.extend(
-            dirty
-                .competitor_markets
-                .iter()
-                .flat_map(|id| draft.competitor_owners(*id)),
-        );
+        let markets = dirty.betpawa_markets.iter();
+        let betpawa: BTreeSet<i64> = dirty
+            .betpawa
+            .iter()
+            .copied()
+            .chain(markets.flat_map(|id| draft.betpawa_owners(*id)))
+            .collect();
+        let markets = dirty.competitor_markets.iter();
+        let competitors: BTreeSet<i64> = dirty
+            .competitors
+            .iter()
+            .chain(linked_events)
+            .copied()
+            .chain(markets.flat_map(|id| draft.competitor_owners(*id)))
+            .collect();
         let events = dirty
             .events
             .iter()
@@ -141,6 +141,8 @@ impl Plan {
         // Scope and plans are both by event.
         let mut betpawa_left = std::mem::take(&mut self.betpawa).into_iter().peekable();
         let mut competitors_left = std::mem::take(&mut self.competitors).into_iter().peekable();
+        // Used again, for what an event shows is allocated in its size.
+        let (mut own, mut others) = (Vec::new(), Vec::new());
         for event_id in std::mem::take(&mut self.scope.events) {
             let Some(kickoff) = self.kickoffs.get(&event_id).copied() else {
                 draft.remove(event_id);
@@ -148,23 +150,23 @@ impl Plan {
             };
             let held: Option<Arc<CachedEvent>> = draft.event(event_id).cloned();
             let betpawa = if self.scope.betpawa.contains(&event_id) {
-                let snapshots = of_event(&mut betpawa_left, event_id).map(|planned| {
+                own.extend(of_event(&mut betpawa_left, event_id).map(|planned| {
                     let bookmaker_id = planned.head.key;
                     planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
-                });
-                BetpawaSnapshots::new(snapshots.collect())
+                }));
+                BetpawaSnapshots::of(&mut own)
             } else {
                 held.as_ref()
                     .map(|event| event.betpawa.clone())
                     .unwrap_or_default()
             };
             let competitors = if self.scope.competitors.contains(&event_id) {
-                let snapshots = of_event(&mut competitors_left, event_id).map(|planned| {
+                others.extend(of_event(&mut competitors_left, event_id).map(|planned| {
                     let source = draft.packer.source(planned.head.key.as_str());
                     let snapshot = planned.snapshot(0, competitor_bodies, &mut draft.packer);
                     (source, snapshot)
-                });
-                CompetitorSnapshots::new(snapshots.collect())
+                }));
+                CompetitorSnapshots::of(&mut others)
             } else {
                 held.as_ref()
                     .map(|event| event.competitors.clone())

@@ -135,10 +135,10 @@ impl Reader<'_> {
         Ok(Heads {
             kickoffs: self.all_kickoffs(window_start).await?,
             betpawa: self
-                .heads(&self.catalog.all_betpawa_heads, &window, bookmaker)
+                .heads(&self.catalog.all_betpawa_heads, &window, bookmakers)
                 .await?,
             competitors: self
-                .heads(&self.catalog.all_competitor_heads, &window, sources())
+                .heads(&self.catalog.all_competitor_heads, &window, sources)
                 .await?,
         })
     }
@@ -179,7 +179,7 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let heads = &self.catalog.some_betpawa_heads;
-        self.heads(heads, &[Arg::Ids(event_ids)], bookmaker).await
+        self.heads(heads, &[Arg::Ids(event_ids)], bookmakers).await
     }
 
     /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
@@ -194,27 +194,22 @@ impl Reader<'_> {
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
         let heads = &self.catalog.some_competitor_heads;
-        self.heads(heads, &args, sources()).await
+        self.heads(heads, &args, sources).await
     }
 
-    /// Latest snapshots, decoded as they come: a row kept until all are there costs more than what is in it. Names those that
-    /// are malformed.
+    /// Latest snapshots. Names those that are malformed.
     async fn heads<K>(
         &self,
         statement: &Statement,
         args: &[Arg<'_>],
-        mut key: impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
+        keys: impl FnOnce(&Row) -> Result<Vec<K>, tokio_postgres::Error>,
     ) -> Result<Vec<Head<K>>, Error> {
-        let read = async {
-            let rows = statement.stream(self.client, self.prepared, args).await?;
-            let mut rows = std::pin::pin!(rows);
-            let mut heads = Vec::new();
-            while let Some(row) = rows.try_next().await? {
-                heads.push(head(&row, &mut key)?);
-            }
-            Ok(heads)
-        };
-        let heads = read.await.map_err(Error::database(HEADS))?;
+        let rows = statement.rows(self.client, self.prepared, args).await;
+        let rows = rows.map_err(Error::database(HEADS))?;
+        let row = rows
+            .first()
+            .ok_or_else(|| Error::unexpected(HEADS, "no answer"))?;
+        let heads = heads(row, keys).map_err(Error::database(HEADS))?;
         Tally::add(&self.tally.rows, heads.len());
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
@@ -242,15 +237,17 @@ impl Reader<'_> {
         }
         let args = [Arg::Time(window_start), Arg::Ids(competitor_event_ids)];
         let linked = &self.catalog.linked_events;
-        let rows = self.rows(EVENTS, linked, &args).await?;
-        let event = |row: &Row| {
-            let kickoff: Option<PostgresTime> = row.try_get(1)?;
-            Ok((row.try_get(0)?, kickoff.map(|time| time.0)))
-        };
-        rows.iter()
-            .map(event)
-            .collect::<Result<_, _>>()
-            .map_err(Error::database(EVENTS))
+        let rows = linked.rows(self.client, self.prepared, &args).await;
+        let rows = rows.map_err(Error::database(EVENTS))?;
+        let row = rows
+            .first()
+            .ok_or_else(|| Error::unexpected(EVENTS, "no answer"))?;
+        let (events, kickoffs): (Vec<i64>, Vec<Option<PostgresTime>>) = column(row, 0)
+            .and_then(|events| Ok((events, column(row, 1)?)))
+            .map_err(Error::database(EVENTS))?;
+        Tally::add(&self.tally.rows, events.len());
+        let kickoffs = kickoffs.into_iter().map(|time| Some(time?.0));
+        Ok(events.into_iter().zip(kickoffs).collect())
     }
 
     /// The market rows of a few snapshots, to be packed later.
@@ -412,37 +409,45 @@ fn kickoffs(rows: &[Row]) -> Result<HashMap<i64, Micros>, Error> {
         .map_err(Error::database(EVENTS))
 }
 
-fn head<K>(
+/// A column of an answer that is one row of arrays; null where there was nothing to put in them.
+fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<Vec<T>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<Vec<T>>>(index)?.unwrap_or_default())
+}
+
+fn heads<K>(
     row: &Row,
-    key: &mut impl FnMut(&Row) -> Result<K, tokio_postgres::Error>,
-) -> Result<Head<K>, tokio_postgres::Error> {
-    let time = |index| {
-        let time = row.try_get::<_, Option<PostgresTime>>(index)?;
-        Ok::<_, tokio_postgres::Error>(time.map(|time| time.0))
-    };
-    let captured_at = time(3)?;
-    Ok(Head {
-        event_id: row.try_get(0)?,
-        key: key(row)?,
-        snapshot_id: row.try_get(2)?,
-        captured_at: captured_at.unwrap_or(Micros::UNKNOWN),
-        last_confirmed_at: time(4)?,
-    })
+    keys: impl FnOnce(&Row) -> Result<Vec<K>, tokio_postgres::Error>,
+) -> Result<Vec<Head<K>>, tokio_postgres::Error> {
+    let times = |index| column::<Option<PostgresTime>>(row, index);
+    let ids = column(row, 0)?.into_iter().zip(column(row, 2)?);
+    let times = times(3)?.into_iter().zip(times(4)?);
+    let heads = ids.zip(keys(row)?).zip(times).map(
+        |(((event_id, snapshot_id), key), (captured_at, last_confirmed_at))| Head {
+            event_id,
+            key,
+            snapshot_id,
+            captured_at: captured_at.map_or(Micros::UNKNOWN, |time| time.0),
+            last_confirmed_at: last_confirmed_at.map(|time| time.0),
+        },
+    );
+    Ok(heads.collect())
 }
 
-fn bookmaker(row: &Row) -> Result<i64, tokio_postgres::Error> {
-    row.try_get(1)
+fn bookmakers(row: &Row) -> Result<Vec<i64>, tokio_postgres::Error> {
+    column(row, 1)
 }
 
-/// The source of each row; one allocation for each that there is.
-fn sources() -> impl FnMut(&Row) -> Result<Source, tokio_postgres::Error> {
+/// One allocation for each source that there is.
+fn sources(row: &Row) -> Result<Vec<Source>, tokio_postgres::Error> {
     let mut seen: HashSet<Source> = HashSet::new();
-    move |row| {
-        let name: &str = row.try_get(1)?;
-        Ok(seen
-            .get_or_insert_with(name, |name| Source::from(name))
-            .clone())
-    }
+    let mut source = |name: &str| {
+        seen.get_or_insert_with(name, |name| Source::from(name))
+            .clone()
+    };
+    Ok(column(row, 1)?
+        .into_iter()
+        .map(|name| source(name))
+        .collect())
 }
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {

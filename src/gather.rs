@@ -75,7 +75,7 @@ pub(crate) async fn changed(
         true => &competitor_events,
         false => &[],
     };
-    let (linked, (mut kickoffs, mut heads), rows) = try_join3(
+    let (linked, (kickoffs, heads), rows) = try_join3(
         reader.linked_events(window_start, &competitor_events),
         try_join(
             reader.kickoffs(window_start, &events),
@@ -91,12 +91,17 @@ pub(crate) async fn changed(
     )
     .await?;
 
+    let mut heads = Heads {
+        kickoffs,
+        betpawa: heads.0,
+        competitors: heads.1,
+    };
     let linked_events: Vec<i64> = linked.iter().map(|(id, _)| *id).collect();
     if asked.with_linked {
         asked.competitors.extend(&linked_events);
     }
     asked.events.extend(&linked_events);
-    kickoffs.extend(
+    heads.kickoffs.extend(
         linked
             .into_iter()
             .filter_map(|(id, kickoff)| Some((id, kickoff?))),
@@ -105,34 +110,34 @@ pub(crate) async fn changed(
     let mut events = Vec::new();
     for id in scope.events.difference(&asked.events) {
         match known_kickoff(draft, dirty, *id) {
-            Some(kickoff) if kickoff > window_start => drop(kickoffs.insert(*id, kickoff)),
+            Some(kickoff) if kickoff > window_start => drop(heads.kickoffs.insert(*id, kickoff)),
             Some(_) => {}
             None => events.push(*id),
         }
     }
-    kickoffs.extend(reader.kickoffs(window_start, &events).await?);
-    scope.narrow(draft, &kickoffs);
+    heads
+        .kickoffs
+        .extend(reader.kickoffs(window_start, &events).await?);
+    scope.narrow(draft, &heads.kickoffs);
     let betpawa: Vec<i64> = scope.betpawa.difference(&asked.betpawa).copied().collect();
     let competitors: Vec<i64> = scope
         .competitors
         .difference(&asked.competitors)
         .copied()
         .collect();
-    heads.0.extend(reader.betpawa_heads(&betpawa).await?);
     heads
-        .1
-        .extend(reader.competitor_heads(&competitors, &[]).await?);
-    heads
-        .0
+        .betpawa
         .retain(|head| scope.betpawa.contains(&head.event_id));
     heads
-        .1
+        .competitors
         .retain(|head| scope.competitors.contains(&head.event_id));
-    let heads = Heads {
-        kickoffs,
-        betpawa: heads.0,
-        competitors: heads.1,
-    };
+    let (own, others) = try_join(
+        reader.betpawa_heads(&betpawa),
+        reader.competitor_heads(&competitors, &[]),
+    )
+    .await?;
+    heads.betpawa.extend(own);
+    heads.competitors.extend(others);
     newest.note(&heads);
     let plan = Plan::part(draft, dirty, scope, heads);
     let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;

@@ -446,10 +446,15 @@ async fn read_changes(
     let (dirty, for_audit) = (changed.dirty, step.is_some());
     // What is prepared is planned for few keys.
     let few = gather::are_few(&dirty) && step.is_none();
-    if prepared.is_some() && !few {
-        let replan = client.batch_execute(names.replan).await;
-        replan.map_err(Error::database(BEGIN))?;
-    }
+    let replan = async {
+        match prepared.is_some() && !few {
+            true => client
+                .batch_execute(names.replan)
+                .await
+                .map_err(Error::database(BEGIN)),
+            false => Ok(()),
+        }
+    };
     let prepared = prepared.filter(|_| few);
     let tally = Tally::default();
     let reader = Reader {
@@ -460,16 +465,19 @@ async fn read_changes(
         tally: &tally,
     };
     let mut newest = known.newest;
-    let mut part = None;
-    if !dirty.is_empty() {
-        let window_start = begun.window_start;
-        part = Some(gather::changed(reader, draft, &dirty, window_start, &mut newest).await?);
-    }
-    let sample = match step {
-        Some(step) => {
-            let window_start = begun.window_start;
-            Some(Sample::read(client, config, reader, step, window_start, draft).await?)
+    let window_start = begun.window_start;
+    let part = async {
+        match dirty.is_empty() {
+            true => Ok(None),
+            false => gather::changed(reader, draft, &dirty, window_start, &mut newest)
+                .await
+                .map(Some),
         }
+    };
+    // In this order, and without waiting in between.
+    let ((), part) = try_join(replan, part).await?;
+    let sample = match step {
+        Some(step) => Some(Sample::read(client, config, reader, step, window_start, draft).await?),
         None => None,
     };
     let rows_read = part.is_some() || sample.is_some();

@@ -107,10 +107,18 @@ pub struct BetpawaSnapshots(Arc<[CachedSnapshot]>);
 impl BetpawaSnapshots {
     /// Sorts by bookmaker; of several of one bookmaker the last one stays.
     pub(crate) fn new(mut snapshots: Vec<CachedSnapshot>) -> BetpawaSnapshots {
+        BetpawaSnapshots::of(&mut snapshots)
+    }
+
+    /// The same of those that it takes out of a buffer.
+    pub(crate) fn of(snapshots: &mut Vec<CachedSnapshot>) -> BetpawaSnapshots {
         snapshots.reverse();
         snapshots.sort_by_key(|snapshot| snapshot.bookmaker_id);
         snapshots.dedup_by_key(|snapshot| snapshot.bookmaker_id);
-        BetpawaSnapshots(snapshots.into())
+        if snapshots.is_empty() {
+            return BetpawaSnapshots::default();
+        }
+        BetpawaSnapshots(snapshots.drain(..).collect())
     }
 
     /// These, with `snapshot` in place of the one of its bookmaker.
@@ -201,10 +209,18 @@ pub struct CompetitorSnapshots(Arc<[(Source, CachedSnapshot)]>);
 impl CompetitorSnapshots {
     /// Sorts by source; of several of one source the last one stays.
     pub(crate) fn new(mut snapshots: Vec<(Source, CachedSnapshot)>) -> CompetitorSnapshots {
+        CompetitorSnapshots::of(&mut snapshots)
+    }
+
+    /// The same of those that it takes out of a buffer.
+    pub(crate) fn of(snapshots: &mut Vec<(Source, CachedSnapshot)>) -> CompetitorSnapshots {
         snapshots.reverse();
         snapshots.sort_by(|(a, _), (b, _)| a.cmp(b));
         snapshots.dedup_by(|(a, _), (b, _)| a == b);
-        CompetitorSnapshots(snapshots.into())
+        if snapshots.is_empty() {
+            return CompetitorSnapshots::default();
+        }
+        CompetitorSnapshots(snapshots.drain(..).collect())
     }
 
     /// These, with `snapshot` in place of the one of `source`.
