@@ -6,13 +6,9 @@
 //! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
 //! | D3 | an event that differs from the one published last is in `before` with that one |
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
-    mem::size_of,
-    ops::RangeBounds,
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, ops::RangeBounds, sync::Arc};
+
+use hashbrown::HashMap;
 
 use crate::{
     change::Change,
@@ -35,7 +31,7 @@ pub(crate) struct Draft {
     totals: Stats,
     event_bytes: usize,
     /// What the events changed since the last [`Draft::change`] were then.
-    before: BTreeMap<i64, Option<Arc<CachedEvent>>>,
+    before: HashMap<i64, Option<Arc<CachedEvent>>>,
     pub(crate) packer: Packer,
 }
 
@@ -100,7 +96,9 @@ impl Draft {
             epoch,
             ..Change::default()
         };
-        for (event_id, before) in std::mem::take(&mut self.before) {
+        let mut differing: Vec<_> = std::mem::take(&mut self.before).into_iter().collect();
+        differing.sort_unstable_by_key(|(event_id, _)| *event_id);
+        for (event_id, before) in differing {
             let now = self.event(event_id).map(|event| &**event);
             change.note(event_id, before.as_deref(), now);
         }
