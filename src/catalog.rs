@@ -161,35 +161,20 @@ pub(crate) struct Catalog {
     pub(crate) all_kickoffs: Statement,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: Statement,
-    /// `(window start)` -> event ids, bookmaker ids, snapshot ids, captured_at, last_confirmed_at, as [`arrays`] has them.
+    /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_betpawa_heads: Statement,
     /// `(event ids)` -> the same.
     pub(crate) some_betpawa_heads: Statement,
-    /// `(window start)` -> event ids, sources, snapshot ids, captured_at, last_confirmed_at, as [`arrays`] has them.
+    /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_competitor_heads: Statement,
     /// `(event ids, ids of competitor events linked to further ones)` -> the same.
     pub(crate) some_competitor_heads: Statement,
-    /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window, as
-    /// [`arrays`] has them.
+    /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window.
     pub(crate) linked_events: Statement,
     /// `(snapshot ids)` -> market rows of `market_odds`.
     pub(crate) betpawa_markets: Statement,
     /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
     pub(crate) competitor_markets: Statement,
-}
-
-/// One row of arrays, one for each column of `sql`, all in the same order; nulls where that has no row. The driver does for
-/// each row what it now does once, and is woken once.
-fn arrays(columns: &[&str], sql: &str) -> String {
-    let arrays: Vec<String> = columns
-        .iter()
-        .map(|name| format!("array_agg({name})"))
-        .collect();
-    format!(
-        "SELECT {} FROM ({sql}) AS r ({})",
-        arrays.join(", "),
-        columns.join(", ")
-    )
 }
 
 /// What a column is read as.
@@ -459,38 +444,18 @@ impl Catalog {
             table("competitor_events"),
             table("events")
         );
-        let heads = |sql: &str| {
-            let columns = [
-                "event_id",
-                "key",
-                "snapshot_id",
-                "captured_at",
-                "last_confirmed_at",
-            ];
-            arrays(&columns, sql)
-        };
         let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
         let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
         Ok(Catalog {
-            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window),
-            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both),
-            all_betpawa_heads: statement("all_betpawa_heads", heads(&all_betpawa), of_window),
-            some_betpawa_heads: statement("betpawa_heads", heads(&some_betpawa), ids),
-            all_competitor_heads: statement(
-                "all_competitor_heads",
-                heads(&all_competitors),
-                of_window,
-            ),
-            some_competitor_heads: statement(
-                "competitor_heads",
-                heads(&some_competitors),
-                &two_lists,
-            ),
-            linked_events: statement(
-                "linked_events",
-                arrays(&["event_id", "kickoff"], &linked_events),
-                &of_both,
-            ),
+            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
+            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
+            all_betpawa_heads: statement("all_betpawa_heads", all_betpawa, of_window).of_columns(5),
+            some_betpawa_heads: statement("betpawa_heads", some_betpawa, ids).of_columns(5),
+            all_competitor_heads: statement("all_competitor_heads", all_competitors, of_window)
+                .of_columns(5),
+            some_competitor_heads: statement("competitor_heads", some_competitors, &two_lists)
+                .of_columns(5),
+            linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
             betpawa_markets: statement("betpawa_markets", columns.markets("market_odds")?, ids),
             competitor_markets: statement(
                 "competitor_markets",

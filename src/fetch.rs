@@ -21,7 +21,7 @@ use crate::{
     connection::within,
     model::{Body, Micros, Source},
     pack::{Bodies, MarketRow, Packer},
-    statement::{Arg, Prepared, Statement},
+    statement::{Arg, Columns, Prepared, Statement},
 };
 
 /// A `timestamp` (naive, in UTC) or `timestamptz`: on the wire both are microseconds since 2000.
@@ -115,15 +115,16 @@ pub(crate) struct Reader<'c> {
 }
 
 impl Reader<'_> {
-    async fn rows(
+    async fn columns<T>(
         &self,
         doing: &'static str,
         statement: &Statement,
         args: &[Arg<'_>],
-    ) -> Result<Vec<Row>, Error> {
-        let rows = statement
-            .rows(self.client, self.prepared, args)
-            .await
+        read: impl FnOnce(&Columns) -> Result<Vec<T>, tokio_postgres::Error>,
+    ) -> Result<Vec<T>, Error> {
+        let columns = statement.columns(self.client, self.prepared, args).await;
+        let rows = columns
+            .and_then(|columns| read(&columns))
             .map_err(Error::database(doing))?;
         Tally::add(&self.tally.rows, rows.len());
         Ok(rows)
@@ -149,11 +150,9 @@ impl Reader<'_> {
         window_start: Micros,
     ) -> Result<HashMap<i64, Micros>, Error> {
         let window = [Arg::Time(window_start)];
-        kickoffs(
-            &self
-                .rows(EVENTS, &self.catalog.all_kickoffs, &window)
-                .await?,
-        )
+        let all = &self.catalog.all_kickoffs;
+        let kickoffs = self.columns(EVENTS, all, &window, kickoffs).await?;
+        Ok(kickoffs.into_iter().collect())
     }
 
     /// The kickoffs of those of the given events that are within the window.
@@ -166,11 +165,9 @@ impl Reader<'_> {
             return Ok(HashMap::new());
         }
         let parameters = [Arg::Time(window_start), Arg::Ids(event_ids)];
-        kickoffs(
-            &self
-                .rows(EVENTS, &self.catalog.some_kickoffs, &parameters)
-                .await?,
-        )
+        let some = &self.catalog.some_kickoffs;
+        let kickoffs = self.columns(EVENTS, some, &parameters, kickoffs).await?;
+        Ok(kickoffs.into_iter().collect())
     }
 
     /// The latest snapshots of the given events in `odds_snapshots`.
@@ -202,15 +199,10 @@ impl Reader<'_> {
         &self,
         statement: &Statement,
         args: &[Arg<'_>],
-        keys: impl FnOnce(&Row) -> Result<Vec<K>, tokio_postgres::Error>,
+        keys: impl FnOnce(&Columns) -> Result<Vec<K>, tokio_postgres::Error>,
     ) -> Result<Vec<Head<K>>, Error> {
-        let rows = statement.rows(self.client, self.prepared, args).await;
-        let rows = rows.map_err(Error::database(HEADS))?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::unexpected(HEADS, "no answer"))?;
-        let heads = heads(row, keys).map_err(Error::database(HEADS))?;
-        Tally::add(&self.tally.rows, heads.len());
+        let read = |columns: &Columns| heads(columns, keys);
+        let heads = self.columns(HEADS, statement, args, read).await?;
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
             let malformed = heads.iter().filter(unknown).count();
@@ -237,17 +229,12 @@ impl Reader<'_> {
         }
         let args = [Arg::Time(window_start), Arg::Ids(competitor_event_ids)];
         let linked = &self.catalog.linked_events;
-        let rows = linked.rows(self.client, self.prepared, &args).await;
-        let rows = rows.map_err(Error::database(EVENTS))?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::unexpected(EVENTS, "no answer"))?;
-        let (events, kickoffs): (Vec<i64>, Vec<Option<PostgresTime>>) = column(row, 0)
-            .and_then(|events| Ok((events, column(row, 1)?)))
-            .map_err(Error::database(EVENTS))?;
-        Tally::add(&self.tally.rows, events.len());
-        let kickoffs = kickoffs.into_iter().map(|time| Some(time?.0));
-        Ok(events.into_iter().zip(kickoffs).collect())
+        let events = |columns: &Columns| {
+            let kickoffs = columns.get::<Option<PostgresTime>>(1)?.into_iter();
+            let kickoffs = kickoffs.map(|time| Some(time?.0));
+            Ok(columns.get(0)?.into_iter().zip(kickoffs).collect())
+        };
+        self.columns(EVENTS, linked, &args, events).await
     }
 
     /// The market rows of a few snapshots, to be packed later.
@@ -402,26 +389,20 @@ const EVENTS: &str = "reading events";
 const HEADS: &str = "reading the latest snapshots";
 const MARKETS: &str = "reading markets";
 
-fn kickoffs(rows: &[Row]) -> Result<HashMap<i64, Micros>, Error> {
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, time(row, 1)?)))
-        .collect::<Result<_, _>>()
-        .map_err(Error::database(EVENTS))
-}
-
-/// A column of an answer that is one row of arrays; null where there was nothing to put in them.
-fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<Vec<T>, tokio_postgres::Error> {
-    Ok(row.try_get::<_, Option<Vec<T>>>(index)?.unwrap_or_default())
+fn kickoffs(columns: &Columns) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
+    let kickoffs = columns.get::<PostgresTime>(1)?.into_iter();
+    let kickoffs = kickoffs.map(|time| time.0);
+    Ok(columns.get(0)?.into_iter().zip(kickoffs).collect())
 }
 
 fn heads<K>(
-    row: &Row,
-    keys: impl FnOnce(&Row) -> Result<Vec<K>, tokio_postgres::Error>,
+    columns: &Columns,
+    keys: impl FnOnce(&Columns) -> Result<Vec<K>, tokio_postgres::Error>,
 ) -> Result<Vec<Head<K>>, tokio_postgres::Error> {
-    let times = |index| column::<Option<PostgresTime>>(row, index);
-    let ids = column(row, 0)?.into_iter().zip(column(row, 2)?);
+    let times = |column| columns.get::<Option<PostgresTime>>(column);
+    let ids = columns.get(0)?.into_iter().zip(columns.get(2)?);
     let times = times(3)?.into_iter().zip(times(4)?);
-    let heads = ids.zip(keys(row)?).zip(times).map(
+    let heads = ids.zip(keys(columns)?).zip(times).map(
         |(((event_id, snapshot_id), key), (captured_at, last_confirmed_at))| Head {
             event_id,
             key,
@@ -433,21 +414,19 @@ fn heads<K>(
     Ok(heads.collect())
 }
 
-fn bookmakers(row: &Row) -> Result<Vec<i64>, tokio_postgres::Error> {
-    column(row, 1)
+fn bookmakers(columns: &Columns) -> Result<Vec<i64>, tokio_postgres::Error> {
+    columns.get(1)
 }
 
 /// One allocation for each source that there is.
-fn sources(row: &Row) -> Result<Vec<Source>, tokio_postgres::Error> {
+fn sources(columns: &Columns) -> Result<Vec<Source>, tokio_postgres::Error> {
     let mut seen: HashSet<Source> = HashSet::new();
-    let mut source = |name: &str| {
+    let source = |name: &str| {
         seen.get_or_insert_with(name, |name| Source::from(name))
             .clone()
     };
-    Ok(column(row, 1)?
-        .into_iter()
-        .map(|name| source(name))
-        .collect())
+    let names = columns.get(1)?.into_iter();
+    Ok(names.map(source).collect())
 }
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {

@@ -7,9 +7,10 @@
 use std::fmt::Write;
 
 use bytes::BytesMut;
+use futures_util::TryStreamExt;
 use tokio_postgres::{
     Client, Row, RowStream,
-    types::{IsNull, ToSql, Type, to_sql_checked},
+    types::{FromSql, IsNull, ToSql, Type, to_sql_checked},
 };
 
 use crate::{Error, model::Micros};
@@ -19,6 +20,8 @@ use crate::{Error, model::Micros};
 pub(crate) struct Statement {
     name: &'static str,
     sql: String,
+    /// The same in one row, with an array for each column.
+    arrays: Option<String>,
     types: Vec<Type>,
 }
 
@@ -108,6 +111,7 @@ impl Prepared {
             name,
             sql: query,
             types,
+            ..
         } in statements
         {
             let types: Vec<&str> = types.iter().map(Type::name).collect();
@@ -131,7 +135,27 @@ impl Statement {
         types: impl IntoIterator<Item = Type>,
     ) -> Statement {
         let types = types.into_iter().collect();
-        Statement { name, sql, types }
+        Statement {
+            name,
+            sql,
+            arrays: None,
+            types,
+        }
+    }
+
+    /// For [`Statement::columns`], with so many.
+    pub(crate) fn of_columns(mut self, columns: usize) -> Statement {
+        let list = |column: &dyn Fn(usize) -> String| {
+            let columns: Vec<String> = (0..columns).map(column).collect();
+            columns.join(", ")
+        };
+        self.arrays = Some(format!(
+            "SELECT {} FROM ({}) AS r ({})",
+            list(&|column| format!("array_agg(c{column})")),
+            self.sql,
+            list(&|column| format!("c{column}"))
+        ));
+        self
     }
 
     /// Asks it: as prepared, if it is.
@@ -142,8 +166,7 @@ impl Statement {
         args: &[Arg<'_>],
     ) -> Result<RowStream, tokio_postgres::Error> {
         let Some(Prepared { prefix }) = prepared else {
-            let args = args.iter().copied().zip(self.types.iter().cloned());
-            return client.query_typed_raw(&self.sql, args).await;
+            return self.ask(client, &self.sql, args).await;
         };
         let mut sql = format!("EXECUTE {prefix}{}", self.name);
         for (index, arg) in args.iter().enumerate() {
@@ -157,6 +180,37 @@ impl Statement {
         client.query_typed_raw(&sql, none).await
     }
 
+    async fn ask(
+        &self,
+        client: &Client,
+        sql: &str,
+        args: &[Arg<'_>],
+    ) -> Result<RowStream, tokio_postgres::Error> {
+        let args = args.iter().copied().zip(self.types.iter().cloned());
+        client.query_typed_raw(sql, args).await
+    }
+
+    /// The answer by columns. What is prepared is asked for little, row by row; else as arrays, for what a driver does for
+    /// each row costs several times what is in it, though asking for arrays takes the server a little longer.
+    pub(crate) async fn columns(
+        &self,
+        client: &Client,
+        prepared: Option<&Prepared>,
+        args: &[Arg<'_>],
+    ) -> Result<Columns, tokio_postgres::Error> {
+        match self.arrays.as_ref().filter(|_| prepared.is_none()) {
+            Some(sql) => {
+                let rows = self.ask(client, sql, args).await?.try_collect().await?;
+                Ok(Columns { rows, arrays: true })
+            }
+            None => {
+                let rows = self.rows(client, prepared, args).await?;
+                let arrays = false;
+                Ok(Columns { rows, arrays })
+            }
+        }
+    }
+
     /// All rows of the answer.
     pub(crate) async fn rows(
         &self,
@@ -164,10 +218,34 @@ impl Statement {
         prepared: Option<&Prepared>,
         args: &[Arg<'_>],
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        use futures_util::TryStreamExt;
         self.stream(client, prepared, args)
             .await?
             .try_collect()
             .await
+    }
+}
+
+/// An answer, to be taken column by column.
+#[derive(Debug)]
+pub(crate) struct Columns {
+    rows: Vec<Row>,
+    arrays: bool,
+}
+
+impl Columns {
+    /// The values of a column; those of all columns are in the same order.
+    pub(crate) fn get<'a, T: FromSql<'a>>(
+        &'a self,
+        column: usize,
+    ) -> Result<Vec<T>, tokio_postgres::Error> {
+        let rows = self.rows.iter();
+        match self.arrays {
+            false => rows.map(|row| row.try_get(column)).collect(),
+            // One row; nulls where there was nothing to put into arrays.
+            true => {
+                let mut arrays = rows.map(|row| row.try_get::<_, Option<Vec<T>>>(column));
+                Ok(arrays.next().transpose()?.flatten().unwrap_or_default())
+            }
+        }
     }
 }

@@ -162,6 +162,19 @@ async fn numbers_of_other_types() {
 }
 
 #[tokio::test]
+async fn times_in_domains() {
+    tolerates(
+        SCHEMA,
+        "create domain moment as timestamp; create domain instant as timestamptz;
+         set timezone = 'UTC';
+         alter table events alter kickoff type instant;
+         alter table odds_snapshots alter last_confirmed_at type moment;
+         alter table competitor_odds_snapshots alter captured_at type instant, alter last_confirmed_at type moment",
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn text_in_other_types() {
     tolerates(
         SCHEMA,
