@@ -234,8 +234,11 @@ impl Dirty {
             _ => return Err(Reload::NotUnderstood),
         };
         let keys = keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?;
-        // Thousands at once are faster than one by one.
-        set.append(&mut keys.into_iter().collect());
+        // At once is faster than one by one, unless it is little: a merge goes through all that are there.
+        match keys.len() * 8 > set.len() {
+            true => set.append(&mut keys.into_iter().collect()),
+            false => set.extend(keys),
+        }
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     connection::within,
     model::{Body, Micros, Source},
     pack::{Bodies, MarketRow, Packer},
-    statement::{Arg, Columns, Prepared, Statement},
+    statement::{Answer, Arg, Prepared, Statement},
 };
 
 /// A `timestamp` (naive, in UTC) or `timestamptz`: on the wire both are microseconds since 2000.
@@ -115,17 +115,15 @@ pub(crate) struct Reader<'c> {
 }
 
 impl Reader<'_> {
-    async fn columns<T>(
+    async fn ask<T>(
         &self,
         doing: &'static str,
         statement: &Statement,
         args: &[Arg<'_>],
-        read: impl FnOnce(&Columns) -> Result<Vec<T>, tokio_postgres::Error>,
+        read: impl FnOnce(&Answer) -> Result<Vec<T>, tokio_postgres::Error>,
     ) -> Result<Vec<T>, Error> {
-        let columns = statement.columns(self.client, self.prepared, args).await;
-        let rows = columns
-            .and_then(|columns| read(&columns))
-            .map_err(Error::database(doing))?;
+        let answer = statement.answer(doing, self.client, self.prepared, args);
+        let rows = read(&answer.await?).map_err(Error::database(doing))?;
         Tally::add(&self.tally.rows, rows.len());
         Ok(rows)
     }
@@ -151,7 +149,7 @@ impl Reader<'_> {
     ) -> Result<HashMap<i64, Micros>, Error> {
         let window = [Arg::Time(window_start)];
         let all = &self.catalog.all_kickoffs;
-        let kickoffs = self.columns(EVENTS, all, &window, kickoffs).await?;
+        let kickoffs = self.ask(EVENTS, all, &window, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
@@ -166,7 +164,7 @@ impl Reader<'_> {
         }
         let parameters = [Arg::Time(window_start), Arg::Ids(event_ids)];
         let some = &self.catalog.some_kickoffs;
-        let kickoffs = self.columns(EVENTS, some, &parameters, kickoffs).await?;
+        let kickoffs = self.ask(EVENTS, some, &parameters, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
@@ -199,10 +197,10 @@ impl Reader<'_> {
         &self,
         statement: &Statement,
         args: &[Arg<'_>],
-        keys: impl FnOnce(&Columns) -> Result<Vec<K>, tokio_postgres::Error>,
+        keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
     ) -> Result<Vec<Head<K>>, Error> {
-        let read = |columns: &Columns| heads(columns, keys);
-        let heads = self.columns(HEADS, statement, args, read).await?;
+        let read = |answer: &Answer| heads(answer, keys);
+        let heads = self.ask(HEADS, statement, args, read).await?;
         if self.names_malformed {
             let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
             let malformed = heads.iter().filter(unknown).count();
@@ -229,12 +227,12 @@ impl Reader<'_> {
         }
         let args = [Arg::Time(window_start), Arg::Ids(competitor_event_ids)];
         let linked = &self.catalog.linked_events;
-        let events = |columns: &Columns| {
-            let kickoffs = columns.get::<Option<PostgresTime>>(1)?.into_iter();
+        let events = |answer: &Answer| {
+            let kickoffs = answer.column::<Option<PostgresTime>>(1)?.into_iter();
             let kickoffs = kickoffs.map(|time| Some(time?.0));
-            Ok(columns.get(0)?.into_iter().zip(kickoffs).collect())
+            Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
         };
-        self.columns(EVENTS, linked, &args, events).await
+        self.ask(EVENTS, linked, &args, events).await
     }
 
     /// The market rows of a few snapshots, to be packed later.
@@ -389,20 +387,20 @@ const EVENTS: &str = "reading events";
 const HEADS: &str = "reading the latest snapshots";
 const MARKETS: &str = "reading markets";
 
-fn kickoffs(columns: &Columns) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
-    let kickoffs = columns.get::<PostgresTime>(1)?.into_iter();
+fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
+    let kickoffs = answer.column::<PostgresTime>(1)?.into_iter();
     let kickoffs = kickoffs.map(|time| time.0);
-    Ok(columns.get(0)?.into_iter().zip(kickoffs).collect())
+    Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
 }
 
 fn heads<K>(
-    columns: &Columns,
-    keys: impl FnOnce(&Columns) -> Result<Vec<K>, tokio_postgres::Error>,
+    answer: &Answer,
+    keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
 ) -> Result<Vec<Head<K>>, tokio_postgres::Error> {
-    let times = |column| columns.get::<Option<PostgresTime>>(column);
-    let ids = columns.get(0)?.into_iter().zip(columns.get(2)?);
+    let times = |index| answer.column::<Option<PostgresTime>>(index);
+    let ids = answer.column(0)?.into_iter().zip(answer.column(2)?);
     let times = times(3)?.into_iter().zip(times(4)?);
-    let heads = ids.zip(keys(columns)?).zip(times).map(
+    let heads = ids.zip(keys(answer)?).zip(times).map(
         |(((event_id, snapshot_id), key), (captured_at, last_confirmed_at))| Head {
             event_id,
             key,
@@ -414,18 +412,18 @@ fn heads<K>(
     Ok(heads.collect())
 }
 
-fn bookmakers(columns: &Columns) -> Result<Vec<i64>, tokio_postgres::Error> {
-    columns.get(1)
+fn bookmakers(answer: &Answer) -> Result<Vec<i64>, tokio_postgres::Error> {
+    answer.column(1)
 }
 
 /// One allocation for each source that there is.
-fn sources(columns: &Columns) -> Result<Vec<Source>, tokio_postgres::Error> {
+fn sources(answer: &Answer) -> Result<Vec<Source>, tokio_postgres::Error> {
     let mut seen: HashSet<Source> = HashSet::new();
     let source = |name: &str| {
         seen.get_or_insert_with(name, |name| Source::from(name))
             .clone()
     };
-    let names = columns.get(1)?.into_iter();
+    let names = answer.column(1)?.into_iter();
     Ok(names.map(source).collect())
 }
 

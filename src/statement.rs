@@ -2,7 +2,7 @@
 //!
 //! They are prepared in SQL, under names that nobody else has, not in the protocol: a driver counts its names, so that behind
 //! a pooler in transaction mode one client would run the statement of another. Where the session turns out to be another
-//! (SQLSTATE 26000) the read is made again without.
+//! (SQLSTATE 26000) the read is made again without. What is not prepared may be asked for as arrays: [`Answer`].
 
 use std::fmt::Write;
 
@@ -143,7 +143,7 @@ impl Statement {
         }
     }
 
-    /// For [`Statement::columns`], with so many.
+    /// For [`Statement::answer`] by so many columns.
     pub(crate) fn of_columns(mut self, columns: usize) -> Statement {
         let list = |column: &dyn Fn(usize) -> String| {
             let columns: Vec<String> = (0..columns).map(column).collect();
@@ -192,22 +192,26 @@ impl Statement {
 
     /// The answer by columns. What is prepared is asked for little, row by row; else as arrays, for what a driver does for
     /// each row costs several times what is in it, though asking for arrays takes the server a little longer.
-    pub(crate) async fn columns(
+    pub(crate) async fn answer(
         &self,
+        doing: &'static str,
         client: &Client,
         prepared: Option<&Prepared>,
         args: &[Arg<'_>],
-    ) -> Result<Columns, tokio_postgres::Error> {
-        match self.arrays.as_ref().filter(|_| prepared.is_none()) {
-            Some(sql) => {
-                let rows = self.ask(client, sql, args).await?.try_collect().await?;
-                Ok(Columns { rows, arrays: true })
-            }
-            None => {
-                let rows = self.rows(client, prepared, args).await?;
-                let arrays = false;
-                Ok(Columns { rows, arrays })
-            }
+    ) -> Result<Answer, Error> {
+        let Some(sql) = self.arrays.as_ref().filter(|_| prepared.is_none()) else {
+            let rows = self.rows(client, prepared, args).await;
+            return Ok(Answer::Rows(rows.map_err(Error::database(doing))?));
+        };
+        let arrays = async { self.ask(client, sql, args).await?.try_collect().await };
+        let rows: Vec<Row> = arrays.await.map_err(Error::database(doing))?;
+        match <[Row; 1]>::try_from(rows) {
+            Ok([row]) => Ok(Answer::Arrays(row)),
+            // Not to be taken for nothing.
+            Err(rows) => Err(Error::unexpected(
+                doing,
+                format!("{} rows of arrays", rows.len()),
+            )),
         }
     }
 
@@ -227,24 +231,23 @@ impl Statement {
 
 /// An answer, to be taken column by column.
 #[derive(Debug)]
-pub(crate) struct Columns {
-    rows: Vec<Row>,
-    arrays: bool,
+pub(crate) enum Answer {
+    Rows(Vec<Row>),
+    /// One row of arrays; of nulls where there was nothing to put into them.
+    Arrays(Row),
 }
 
-impl Columns {
+impl Answer {
     /// The values of a column; those of all columns are in the same order.
-    pub(crate) fn get<'a, T: FromSql<'a>>(
+    pub(crate) fn column<'a, T: FromSql<'a>>(
         &'a self,
-        column: usize,
+        index: usize,
     ) -> Result<Vec<T>, tokio_postgres::Error> {
-        let rows = self.rows.iter();
-        match self.arrays {
-            false => rows.map(|row| row.try_get(column)).collect(),
-            // One row; nulls where there was nothing to put into arrays.
-            true => {
-                let mut arrays = rows.map(|row| row.try_get::<_, Option<Vec<T>>>(column));
-                Ok(arrays.next().transpose()?.flatten().unwrap_or_default())
+        match self {
+            Answer::Rows(rows) => rows.iter().map(|row| row.try_get(index)).collect(),
+            Answer::Arrays(row) => {
+                let array = row.try_get::<_, Option<Vec<T>>>(index)?;
+                Ok(array.unwrap_or_default())
             }
         }
     }

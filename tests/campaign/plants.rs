@@ -72,8 +72,8 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "take null keys for none",
         edits: &[(
             "src/feed.rs",
-            "set.extend(keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?);",
-            "set.extend(keys.unwrap_or_default());",
+            "keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?;",
+            "keys.unwrap_or_default();",
         )],
     },
     Plant {
@@ -301,16 +301,16 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "leave out the events that a competitor event is linked to",
         edits: &[(
             "src/apply.rs",
-            "competitors.extend(linked_events);",
-            "let _ = linked_events;",
+            ".chain(linked_events)",
+            ".chain(&linked_events[..0])",
         )],
     },
     Plant {
         name: "leave out the events whose competitors' markets changed",
         edits: &[(
             "src/apply.rs",
-            ".flat_map(|id| draft.competitor_owners(*id)),",
-            ".flat_map(|id| draft.competitor_owners(*id)).take(0),",
+            ".chain(markets.flat_map(|id| draft.competitor_owners(*id)))",
+            ".chain(markets.flat_map(|id| draft.competitor_owners(*id)).take(0))",
         )],
     },
     Plant {

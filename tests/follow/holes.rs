@@ -5,7 +5,7 @@ use std::time::Duration;
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
 
 use crate::common::{
-    Database, connect, eventually,
+    Database, connect, dump, eventually,
     followed::{Followed, run},
     psql,
 };
@@ -220,6 +220,18 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
         .await;
     followed.caught_up("the bad row is gone").await;
     assert_eq!(followed.cache.stats().malformed_rows, 0);
+
+    // Many are asked for by other statements, and everything too.
+    let many = "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
+        select n, 's' || n, 1, now(), n, '' from generate_series(10000, 10499) n;
+        insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) select n, n, null from generate_series(10000, 10499) n";
+    followed.run(many).await;
+    followed.caught_up("many bad rows").await;
+    assert_eq!(followed.cache.stats().malformed_rows, 500);
+    let anew = Followed::new(&database).await;
+    assert_eq!(anew.cache.stats().malformed_rows, 500);
+    let shown = |followed: &Followed| dump(&followed.cache.view());
+    assert_eq!(shown(&followed), shown(&anew));
 }
 
 /// The feed was installed again with another channel, and nobody listened to that.
