@@ -7,7 +7,7 @@ use oddscache::Status;
 use crate::{
     FORGETFUL,
     common::{cluster::Cluster, connect, eventually, followed::Followed},
-    set_line, use_again,
+    set_line, use_again, without_bell,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,6 +43,7 @@ async fn every_restart_is_one_new_epoch_beside_the_old_view() {
 /// `kill`: all processes; otherwise one, and the server recovers by itself with the same postmaster.
 async fn lost_commits(kill: bool) {
     let cluster = Cluster::seeded(&FORGETFUL);
+    let _silent = without_bell(&cluster).await;
     let dsn = cluster.dsn("postgres");
     let mut followed = Followed::with(&dsn, |config| config).await;
     let seed = followed.check("the seed").await;

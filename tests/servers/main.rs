@@ -18,7 +18,8 @@ mod writes;
 use std::time::{Duration, Instant};
 
 use common::{
-    dump, eventually,
+    cluster::Cluster,
+    connect, dump, eventually,
     followed::{Followed, run},
 };
 use serde_json::Value;
@@ -31,6 +32,15 @@ const FORGETFUL: [&str; 4] = [
     "bgwriter_lru_maxpages = 0",
     "checkpoint_timeout = 1h",
 ];
+
+/// Keeps followers that come later from waiting for the bell, for as long as this session lives: to begin, they commit a
+/// transaction that is written ahead, and with it all before.
+async fn without_bell(cluster: &Cluster) -> Client {
+    let client = connect(&cluster.dsn("postgres")).await;
+    let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
+    run(&client, lock).await;
+    client
+}
 
 /// Sets the line of a snapshot's markets; returns the transaction's id.
 async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use crate::{
     FORGETFUL,
     common::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer},
-    set_line, use_again,
+    set_line, use_again, without_bell,
 };
 
 /// The follower behind a pooler in transaction mode, the application beside it.
@@ -67,6 +67,7 @@ async fn a_restart_behind_a_pooler_is_one_new_epoch() {
 async fn commits_that_a_server_behind_a_pooler_takes_back_are_taken_back() {
     for kill in [true, false] {
         let cluster = Cluster::seeded(&FORGETFUL);
+        let _silent = without_bell(&cluster).await;
         let mut pooled = Pooled::new(&cluster).await;
         let seed = pooled.followed.check("the seed").await;
         cluster.stop_writing_ahead();
