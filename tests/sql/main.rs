@@ -12,6 +12,8 @@ mod indexes;
 mod install;
 mod log_care;
 mod prune;
+mod publication;
+mod refusals;
 mod security;
 mod trigger;
 mod trouble;
