@@ -223,7 +223,8 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
             slot_is(server, false).await;
             let mut child = server
                 .cluster
-                .command("pg_recvlogical")
+                .client("pg_recvlogical")
+                .expect("pg_recvlogical")
                 .args([
                     "-d",
                     &server.dsn,

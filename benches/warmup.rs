@@ -38,7 +38,8 @@ fn copy(server: &Server) -> Duration {
     let begun = Instant::now();
     let status = server
         .cluster
-        .command("psql")
+        .client("psql")
+        .expect("psql")
         .args(["-Xq", "-d", &server.dsn, "-c", "SET jit = off"])
         .args(["-c", COPY_BETPAWA, "-c", COPY_COMPETITORS])
         .stdout(Stdio::null())

@@ -5,6 +5,7 @@
 //! this must work offline, and as root without `sudo`.
 
 use std::{
+    ffi::OsString,
     fs, io,
     net::TcpListener,
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -20,9 +21,32 @@ pub enum ClusterError {
     #[error(
         "PostgreSQL's server binaries (initdb, postgres, pg_ctl) were not found in PATH, `pg_config --bindir` or \
          /usr/lib/postgresql/*/bin; install them (Debian, Ubuntu: `apt-get install postgresql`; Fedora: \
-         `dnf install postgresql-server`; macOS: `brew install postgresql`)"
+         `dnf install postgresql-server`; macOS: `brew install postgresql`), or name their folder in ODDSCACHE_PG_BIN"
     )]
     NotInstalled,
+    /// The directory that the environment names is not that of a server.
+    #[error(
+        "ODDSCACHE_PG_BIN is `{}`, where there is no {missing}; it must name the folder that holds a PostgreSQL \
+         server's initdb, postgres and pg_ctl; unset it to use the installed server", .folder.display()
+    )]
+    Incomplete {
+        /// What the variable says.
+        folder: PathBuf,
+        /// The programs that are not there.
+        missing: String,
+    },
+    /// A program of PostgreSQL's clients is missing. The demo needs none.
+    #[error(
+        "PostgreSQL's {program} was not found in {}, PATH or /usr/lib/postgresql/*/bin; install it (Debian, Ubuntu: \
+         `apt-get install postgresql-client`), and for a server of another version take `.ci/postgres VERSION`, \
+         which brings it along", .server.display()
+    )]
+    NoClient {
+        /// The program.
+        program: String,
+        /// The directory of the server's programs.
+        server: PathBuf,
+    },
     /// Run as root, and there is no unprivileged user to start the server as.
     #[error(
         "the PostgreSQL server refuses to run as root, and neither the user `postgres` nor `nobody` exists to run it as; \
@@ -51,6 +75,7 @@ fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
 /// however it dies, because a watchdog process waits for the end of a pipe that only this process holds.
 #[derive(Debug)]
 pub struct Cluster {
+    binaries: Binaries,
     bin: PathBuf,
     /// `None` when the server runs as ourselves.
     user: Option<(u32, u32)>,
@@ -72,7 +97,8 @@ impl Cluster {
 
     /// A directory for a cluster, whose [`Cluster::data`] the caller fills: by [`Cluster::init`], from a backup.
     pub fn create() -> Result<Cluster, ClusterError> {
-        let bin = find_binaries().ok_or(ClusterError::NotInstalled)?;
+        let binaries = Binaries::of_the_environment();
+        let bin = binaries.server()?;
         let user = if is_root()? {
             Some(unprivileged_user().ok_or(ClusterError::NoUser)?)
         } else {
@@ -89,6 +115,7 @@ impl Cluster {
             std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).map_err(step("chown"))?;
         }
         let mut cluster = Cluster {
+            binaries,
             bin,
             user,
             dir,
@@ -239,7 +266,18 @@ impl Cluster {
 
     /// A command, of the server's `bin` directory unless its path is absolute, to be run as the server's user.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
+        self.command_of(self.bin.join(program))
+    }
+
+    /// A program of PostgreSQL's clients, such as `psql`, to be run as the server's user. The server's `bin` directory
+    /// may lack it.
+    pub fn client(&self, program: &str) -> Result<Command, ClusterError> {
+        let path = self.binaries.client(program, &self.bin)?;
+        Ok(self.command_of(path))
+    }
+
+    fn command_of(&self, path: PathBuf) -> Command {
+        let mut command = Command::new(path);
         command
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
@@ -281,7 +319,7 @@ impl Cluster {
 
     /// Runs `psql` as the superuser on `database` with `args`, and returns what it printed.
     pub fn psql(&self, database: &str, args: &[&str]) -> Result<Output, ClusterError> {
-        let mut command = self.command("psql");
+        let mut command = self.client("psql")?;
         command
             .args(["-X", "-v", "ON_ERROR_STOP=1", "-d"])
             .arg(self.dsn(database))
@@ -303,11 +341,6 @@ impl Cluster {
     /// Where the cluster's data lies.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
-    }
-
-    /// The directory of PostgreSQL's programs.
-    pub fn bin(&self) -> &Path {
-        &self.bin
     }
 
     /// The port on 127.0.0.1, and the number in the socket's name.
@@ -374,34 +407,93 @@ fn unprivileged_user() -> Option<(u32, u32)> {
     find("postgres").or_else(|| find("nobody"))
 }
 
-/// The directory that holds the server's programs; the newest version where several are installed.
-fn find_binaries() -> Option<PathBuf> {
-    let complete = |dir: &Path| {
-        ["initdb", "postgres", "pg_ctl", "psql"]
-            .iter()
-            .all(|name| dir.join(name).is_file())
-    };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(dir) = std::env::split_paths(&path).find(|dir| complete(dir)) {
-        return Some(dir);
-    }
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-        let dir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if complete(&dir) {
-            return Some(dir);
+/// What a server needs. The demo runs no client program, so that psql may be missing.
+const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
+
+/// Where PostgreSQL's programs are looked for.
+#[derive(Debug)]
+pub struct Binaries {
+    /// `ODDSCACHE_PG_BIN`: the directory of the server's programs, and no other.
+    pub named: Option<OsString>,
+    /// The directories of `PATH`.
+    pub path: Vec<PathBuf>,
+    /// `pg_config --bindir`.
+    pub configured: fn() -> Option<PathBuf>,
+    /// Has a directory for each version, each with a directory `bin`.
+    pub versions: PathBuf,
+}
+
+impl Binaries {
+    fn of_the_environment() -> Binaries {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Binaries {
+            named: std::env::var_os("ODDSCACHE_PG_BIN"),
+            path: std::env::split_paths(&path).collect(),
+            configured: || {
+                let output = Command::new("pg_config").arg("--bindir").output().ok()?;
+                Some(String::from_utf8_lossy(&output.stdout).trim().into())
+            },
+            versions: PathBuf::from("/usr/lib/postgresql"),
         }
     }
-    let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
-        .ok()?
-        .flatten()
-        .filter_map(|entry| {
-            Some((
-                entry.file_name().to_str()?.parse().ok()?,
-                entry.path().join("bin"),
-            ))
-        })
-        .filter(|(_, dir)| complete(dir))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, dir)| dir)
+
+    /// The directory that holds the server's programs; the newest version where several are installed.
+    pub fn server(&self) -> Result<PathBuf, ClusterError> {
+        // Commands run in other directories than this process.
+        let absolute = |dir: &Path| std::path::absolute(dir).map_err(step("finding the programs"));
+        let missing = |dir: &Path| -> Vec<&str> {
+            let there = |name: &&str| is_program(&dir.join(name));
+            SERVER.into_iter().filter(|name| !there(name)).collect()
+        };
+        // Whoever names a folder tests that server. Another one in its place would go unnoticed, and so would the
+        // empty value which a failed `$(...)` leaves.
+        if let Some(named) = &self.named {
+            let folder = PathBuf::from(named);
+            let missing = missing(&folder);
+            if !named.is_empty() && missing.is_empty() {
+                return absolute(&folder);
+            }
+            let missing = missing.join(", ");
+            return Err(ClusterError::Incomplete { folder, missing });
+        }
+        let complete = |dir: &PathBuf| !dir.as_os_str().is_empty() && missing(dir).is_empty();
+        let in_path = self.path.iter().find(|dir| complete(dir)).cloned();
+        let found = in_path
+            .or_else(|| (self.configured)().filter(complete))
+            .or_else(|| self.installed().into_iter().find(complete));
+        absolute(&found.ok_or(ClusterError::NotInstalled)?)
+    }
+
+    /// A client program: the server's own, else another version's.
+    pub fn client(&self, program: &str, server: &Path) -> Result<PathBuf, ClusterError> {
+        let directories = [server.to_owned()].into_iter();
+        let mut files = directories
+            .chain(self.path.iter().cloned())
+            .chain(self.installed())
+            .map(|dir| dir.join(program));
+        let found = files.find(|file| is_program(file));
+        let found = found.ok_or_else(|| ClusterError::NoClient {
+            program: program.to_owned(),
+            server: server.to_owned(),
+        })?;
+        std::path::absolute(found).map_err(step("finding the programs"))
+    }
+
+    /// The directories of the installed versions, the newest first.
+    fn installed(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.versions).into_iter().flatten().flatten();
+        let mut found: Vec<(u32, PathBuf)> = entries
+            .filter_map(|entry| {
+                let version = entry.file_name().to_str()?.parse().ok()?;
+                Some((version, entry.path().join("bin")))
+            })
+            .collect();
+        found.sort();
+        found.into_iter().rev().map(|(_, dir)| dir).collect()
+    }
+}
+
+fn is_program(file: &Path) -> bool {
+    let executable = |file: fs::Metadata| file.is_file() && file.permissions().mode() & 0o111 != 0;
+    fs::metadata(file).is_ok_and(executable)
 }

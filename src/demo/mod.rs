@@ -7,6 +7,8 @@ mod bulk;
     reason = "the tests use all of it, through #[path]"
 )]
 mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 #[allow(
     dead_code,
     unreachable_pub,

@@ -68,7 +68,7 @@ impl Cluster {
             .chain(settings.iter().copied())
             .collect();
         Cluster::filled(&settings, |cluster| {
-            let mut backup = cluster.command("pg_basebackup");
+            let mut backup = cluster.client("pg_basebackup").expect("pg_basebackup");
             backup.arg("-D").arg(cluster.data()).arg("-d");
             backup.arg(self.conninfo()).args(["-R", "-c", "fast"]);
             cluster.run(&mut backup).expect("a base backup");

@@ -570,6 +570,25 @@ async fn demo_shows_itself_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_demo_takes_the_named_server_or_none() {
+    let empty = tempfile::tempdir().unwrap();
+    let output = demo(&["--for", "1s"])
+        .env("ODDSCACHE_PG_BIN", empty.path())
+        .output()
+        .await;
+    let output = output.unwrap();
+    let told = format!(
+        "ODDSCACHE_PG_BIN is `{}`, where there is no initdb, postgres, pg_ctl; ",
+        empty.path().display()
+    );
+    let errors = text(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains(&told),
+        "{errors}"
+    );
+}
+
+#[tokio::test]
 async fn the_end_of_a_demo_leaves_nothing_however_it_comes() {
     for signal in ["-INT", "-TERM", "-KILL"] {
         let mut child = demo(&[]).spawn().unwrap();

@@ -282,7 +282,8 @@ fn logs(db: &Database, sql: &str) -> Vec<String> {
 /// The whole schema as SQL, without what differs from run to run.
 fn dump(db: &Database) -> String {
     let output = cluster()
-        .command("pg_dump")
+        .client("pg_dump")
+        .unwrap()
         .args(["--schema-only", "-d", &db.dsn()])
         .output()
         .unwrap();

@@ -96,7 +96,8 @@ impl Secured {
 
     /// What libpq says to the same connection string.
     pub fn libpq(&self, dsn: &str) -> Result<(), String> {
-        let mut psql = std::process::Command::new(self.cluster.bin().join("psql"));
+        let psql = self.cluster.client("psql").unwrap();
+        let mut psql = std::process::Command::new(psql.get_program());
         psql.args(["-XqAtd", dsn, "-c", "select 1"])
             .env("HOME", self.files.path());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PG")) {
