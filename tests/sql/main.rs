@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Database, cluster};
+use common::{Database, cluster, server_has};
 use oddscache::sql::{Script, Step, Variables};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
