@@ -483,7 +483,10 @@ async fn version_1_is_upgraded() {
     assert_eq!(log(&old)[..logged.len()], logged);
     assert!(log(&old).len() > logged.len());
     let text = run(&old, Script::Install, &[]);
-    assert!(text.contains("took the sequence from oddscache.change_log"), "{text}");
+    assert!(
+        text.contains("took the sequence from oddscache.change_log"),
+        "{text}"
+    );
     same_dumps(&old, &new);
     assert!(run(&old, Script::Install, &[]).contains("already in place"));
     run(&old, Script::Uninstall, &[]);
