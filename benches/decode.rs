@@ -13,14 +13,12 @@
 mod decode;
 #[path = "../src/model/mod.rs"]
 mod model;
-#[path = "../src/pack.rs"]
-mod pack;
 
 use std::{hint::black_box, sync::Arc};
 
+use decode::packer::{Bodies, MarketRow, Packer};
 use divan::{Bencher, counter::ItemsCount};
 use model::Body;
-use pack::{Bodies, MarketRow, Packer};
 
 const EVENTS: i64 = 1100;
 const BOOKMAKERS: i64 = 3;

@@ -4,10 +4,22 @@ use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
 
 use crate::{
-    BetpawaSnapshots, CachedEvent, ChangeLog, Changes, CompetitorSnapshots, Config, Counters,
-    Error, Follower, State, Stats, Status, Timings, View, Writer,
-    publish::{Publisher, Shared},
+    config::Config,
+    error::Error,
+    follow::Follower,
+    metrics::{
+        stats::Stats,
+        status::{ChangeLog, Counters, Status},
+        timing::Timings,
+    },
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
     reader::Reader,
+    store::{
+        changes::Changes,
+        publish::{Publisher, Shared},
+        state::{State, View},
+    },
+    writer::Writer,
 };
 
 /// The shared handle: clone it into every task and thread that looks odds up.
@@ -122,7 +134,7 @@ impl OddsCache {
     /// SELECT pg_current_xact_id();
     /// ```
     ///
-    /// Makes the follower read at once rather than at the next bell. See [`Cut::shows`](crate::Cut::shows) for standbys,
+    /// Makes the follower read at once rather than at the next bell. See [`Cut::shows`](crate::store::state::Cut::shows) for standbys,
     /// where it may take until the next poll, or as long as older transactions last. Does not block the thread; dropping
     /// the future is harmless.
     ///

@@ -3,9 +3,12 @@ use std::{path::PathBuf, time::Duration};
 use tokio_postgres::config::SslMode as Negotiate;
 
 use crate::{
-    Error, SslMode, Tls,
-    dsn::{Parameters, Parsed},
-    target::{self, Session},
+    error::Error,
+    postgres::{
+        conninfo::{Parameters, Parsed},
+        hosts::{self, Session},
+        tls::{SslMode, Tls},
+    },
 };
 
 /// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password and keys.
@@ -81,7 +84,7 @@ impl Config {
             ..Config::from_postgres(postgres)
         };
         config.tls.check(config.postgres.get_ssl_negotiation())?;
-        target::targets(&config)?;
+        hosts::targets(&config)?;
         Ok(config)
     }
 
@@ -206,7 +209,7 @@ impl Config {
         self
     }
 
-    /// Whether the change feed must be installed; it must unless set. Without it only [`warm_up`](crate::warm_up) works.
+    /// Whether the change feed must be installed; it must unless set. Without it only [`warm_up`](crate::follow::warm_up) works.
     #[must_use]
     pub fn need_feed(mut self, need: bool) -> Config {
         self.need_feed = need;
@@ -261,8 +264,8 @@ impl Config {
 
     /// Hosts and database, for messages: never a password.
     pub fn target(&self) -> String {
-        let targets = target::targets(self).unwrap_or_default();
-        let hosts: Vec<String> = targets.iter().map(target::Target::name).collect();
+        let targets = hosts::targets(self).unwrap_or_default();
+        let hosts: Vec<String> = targets.iter().map(hosts::Target::name).collect();
         let database = self
             .postgres
             .get_dbname()

@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 ///
 /// Which one is for programs, its text for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`]
 /// come from the two calls that ask for freshness, all others from connecting and following. It clones, so that
-/// [`Follower::run`](crate::Follower::run) and everybody who awaits [`OddsCache::ready`](crate::OddsCache::ready) get
+/// [`Follower::run`](crate::follow::Follower::run) and everybody who awaits [`OddsCache::ready`](crate::cache::OddsCache::ready) get
 /// the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

@@ -235,78 +235,48 @@
 )]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
-mod apply;
-mod audit;
-mod backoff;
-mod begin;
-mod bell;
 mod cache;
-mod catalog;
-mod change;
 mod config;
-mod connect;
-mod connection;
 mod decode;
-mod doze;
-mod draft;
-mod dsn;
 mod error;
-mod feed;
-mod fetch;
-mod follower;
-#[cfg(fuzzing)]
-#[doc(hidden)]
-pub mod fuzzing;
-mod gather;
-#[cfg(feature = "tls")]
-mod handshake;
-mod helpers;
-mod histogram;
-mod list;
+mod event_list;
+mod follow;
+mod metrics;
 mod model;
-mod owners;
-mod pace;
-mod pack;
-mod passfile;
-mod preflight;
-mod publish;
+mod postgres;
 mod read;
 mod reader;
-mod server_version;
 pub mod sql;
-mod statement;
-mod stats;
-mod status;
-mod table;
-mod target;
-mod timing;
-mod tls;
-mod view;
-mod watch;
+mod store;
 mod writer;
 
 pub use hashbrown;
 pub use tokio_postgres;
 
-pub use bell::check_notifications;
 pub use cache::OddsCache;
-pub use change::{Change, Changes, Lagged};
 pub use config::Config;
-pub use connect::Wire;
 pub use error::Error;
-pub use follower::{Follower, warm_up};
-pub use histogram::{Histogram, Timing, TimingBucket};
-pub use list::{EventList, InlineMarkets};
+pub use event_list::{EventList, InlineMarkets};
+pub use follow::{Follower, listener::check_notifications, warm_up};
+pub use metrics::{
+    histogram::{Histogram, Timing, TimingBucket},
+    stats::{MemoryStats, Stats, WarmupStats},
+    status::{ChangeLog, Counters, Reloads, Status},
+    timing::Timings,
+};
 pub use model::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
+pub use postgres::{
+    connect::Wire,
+    tls::{SslMode, Tls},
+};
 pub use reader::Reader;
-pub use stats::{MemoryStats, Stats, WarmupStats};
-pub use status::{ChangeLog, Counters, Reloads, Status};
-pub use timing::Timings;
-pub use tls::{SslMode, Tls};
-pub use view::{Cut, State, View};
+pub use store::{
+    changes::{Change, Changes, Lagged},
+    state::{Cut, State, View},
+};
 pub use writer::Writer;
 
 /// The README's examples, compiled and run.

@@ -2,14 +2,14 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 
-use crate::{State, publish::Shared};
+use crate::store::{publish::Shared, state::State};
 
 /// One thread's or task's own reader, for a loop that looks up all the time: made by
-/// [`OddsCache::reader`](crate::OddsCache::reader).
+/// [`OddsCache::reader`](crate::cache::OddsCache::reader).
 ///
 /// Remembers the state it gave last and compares one pointer to see whether there is a newer one. So it keeps that state in
 /// memory until it is asked again or dropped: no reader for what rests for long, for which there is
-/// [`OddsCache::read`](crate::OddsCache::read).
+/// [`OddsCache::read`](crate::cache::OddsCache::read).
 #[derive(Clone)]
 pub struct Reader {
     latest: Cache<Source, Arc<State>>,

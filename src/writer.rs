@@ -3,11 +3,12 @@ use std::{fmt, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    SnapshotInput,
-    draft::Draft,
-    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros},
-    publish::Publisher,
-    view::{Cut, Moment},
+    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros, SnapshotInput},
+    store::{
+        draft::Draft,
+        publish::Publisher,
+        state::{Cut, Moment},
+    },
 };
 
 /// The writing half of a cache that no follower feeds: for tests, and for processes that have the odds at hand.

@@ -11,8 +11,9 @@
 //! expect. Else [`outcomes`] tries the form that nearly all rows have, and leaves the others to `serde_json`, which
 //! decides what everything means: the two before it may only agree or give up.
 
-mod lenient;
-mod scan;
+mod fast;
+mod full;
+pub(crate) mod packer;
 
 use crate::model::{NamesBuffer, OddsBuffer, Shape};
 
@@ -41,7 +42,7 @@ pub(crate) enum Malformed {
 
 /// Adds the odds of `text` if it has just the outcomes of `shape` and nothing unusual; otherwise does nothing.
 pub(crate) fn expected(text: Option<&str>, shape: &Shape, odds: &mut OddsBuffer) -> bool {
-    text.is_some_and(|text| scan::expected(text, shape.names(), odds))
+    text.is_some_and(|text| fast::expected(text, shape.names(), odds))
 }
 
 /// Adds the odds of `text` to those in `odds`, and puts the names into `names`. Says what was wrong with them first, if
@@ -55,10 +56,10 @@ pub(crate) fn outcomes(
     let Some(text) = text else {
         return Some(Malformed::Null);
     };
-    if scan::usual(text, names, odds) {
+    if fast::usual(text, names, odds) {
         return None;
     }
-    lenient::outcomes(text, names, odds)
+    full::outcomes(text, names, odds)
 }
 
 #[cfg(test)]

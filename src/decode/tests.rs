@@ -368,7 +368,7 @@ proptest! {
 /// What `lenient` reads.
 fn by_serde(text: &str) -> (Vec<Plain>, Option<Malformed>) {
     let mut buffers = Buffers::default();
-    let problem = lenient::outcomes(text, &mut buffers.names, &mut buffers.odds);
+    let problem = full::outcomes(text, &mut buffers.names, &mut buffers.odds);
     (buffers.plain(), problem)
 }
 
@@ -383,7 +383,7 @@ fn agree(text: &str, other: &str) -> (bool, bool) {
     };
 
     let mut buffers = begun();
-    let usual = scan::usual(text, &mut buffers.names, &mut buffers.odds);
+    let usual = fast::usual(text, &mut buffers.names, &mut buffers.odds);
     if usual {
         assert_eq!(problem, None, "{text}");
         let mut all = buffers.odds.all();
@@ -408,7 +408,7 @@ fn agree(text: &str, other: &str) -> (bool, bool) {
     let mut accepted = false;
     for names in [own, other] {
         let mut buffers = begun();
-        let expected = scan::expected(text, Names::of(names), &mut buffers.odds);
+        let expected = fast::expected(text, Names::of(names), &mut buffers.odds);
         if expected {
             assert_eq!((names, problem), (own, None), "{text}");
             let odds: Vec<_> = found

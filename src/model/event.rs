@@ -3,7 +3,7 @@ use std::{borrow::Borrow, fmt, mem::size_of, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{shape::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
+use super::{market::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
 
 /// An event with the latest snapshot of each bookmaker and each competitor. Immutable; at least one snapshot.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl CachedEvent {
     }
 
     /// `events.kickoff`: when it begins. UTC, to the microsecond. Always known for what a follower read; `None` only
-    /// where a [`Writer`](crate::Writer) put none.
+    /// where a [`Writer`](crate::writer::Writer) put none.
     pub fn kickoff(&self) -> Option<DateTime<Utc>> {
         self.kickoff.map(Micros::to_utc)
     }

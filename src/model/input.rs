@@ -3,14 +3,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    body::{BodyBuilder, StagedRow},
     interner::Interner,
-    shape::MarketKey,
+    market::MarketKey,
+    packed::{BodyBuilder, StagedRow},
     snapshot::CachedSnapshot,
     time::Micros,
 };
 
-/// A snapshot to be put into a cache by [`Writer`](crate::Writer); the owned twin of [`CachedSnapshot`], which
+/// A snapshot to be put into a cache by [`Writer`](crate::writer::Writer); the owned twin of [`CachedSnapshot`], which
 /// serialises to what this deserialises from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInput {
@@ -29,7 +29,7 @@ pub struct SnapshotInput {
     pub markets: Vec<MarketInput>,
 }
 
-/// A market to be put; the owned twin of [`CachedMarket`](crate::CachedMarket).
+/// A market to be put; the owned twin of [`CachedMarket`](crate::model::CachedMarket).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MarketInput {
     /// Which market this is.
@@ -59,7 +59,7 @@ pub struct MarketInput {
     pub unavailable_at: Option<DateTime<Utc>>,
 }
 
-/// An outcome to be put; the owned twin of [`Outcome`](crate::Outcome).
+/// An outcome to be put; the owned twin of [`Outcome`](crate::model::Outcome).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutcomeInput {
     /// Its name.

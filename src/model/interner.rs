@@ -11,8 +11,8 @@ use std::{hash::BuildHasher, mem::size_of, sync::Arc};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
-    shape::{Groups, Kind, MarketKey, Shape},
-    slots::{NONE, Slots, shrink_table},
+    market::{Groups, Kind, MarketKey, Shape},
+    slab::{NONE, Slots, shrink_table},
     template::Template,
 };
 

@@ -3,7 +3,7 @@
 //! Odds change every few minutes, everything else about a market hardly ever does. So a snapshot's [`Body`] holds only its
 //! odds, as one 32-bit word an outcome, and an interned [`Template`](template::Template): the list of its markets'
 //! [`Shape`]s, which are shared with all snapshots that have the same market. A shape is a
-//! [`Kind`](shape::Kind) (ids, name, line, handicap, groups: of the same few hundred everywhere) and the outcomes' names
+//! [`Kind`](market::Kind) (ids, name, line, handicap, groups: of the same few hundred everywhere) and the outcomes' names
 //! (of players, most of them an event's own).
 //!
 //! | invariant | |
@@ -12,24 +12,24 @@
 //! | M2 | a word's odds give back the bits they were made from, whatever those are |
 //! | M3 | the interner never frees what a view can still reach (it drops only what it alone owns) |
 
-mod body;
 mod event;
 mod input;
 mod interner;
-mod names;
+mod market;
 mod odds;
-mod shape;
-mod slots;
+mod outcome_names;
+mod packed;
+mod slab;
 mod snapshot;
 mod template;
 mod time;
 
-pub(crate) use body::{Body, BodyBuilder, StagedRow};
 pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
 pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
-pub(crate) use names::{Names, NamesBuffer};
+pub(crate) use market::{MarketKey, Shape, same_bytes};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
-pub(crate) use shape::{MarketKey, Shape, same_bytes};
+pub(crate) use outcome_names::{Names, NamesBuffer};
+pub(crate) use packed::{Body, BodyBuilder, StagedRow};
 pub use snapshot::{CachedMarket, CachedSnapshot, Markets, Outcome, Outcomes};
 pub(crate) use time::Micros;

@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::{body::Body, names::Names, shape::Kind, time::Micros};
+use super::{market::Kind, outcome_names::Names, packed::Body, time::Micros};
 
 /// One row of `odds_snapshots` or `competitor_odds_snapshots` with its markets: the latest of its event and bookmaker.
 ///

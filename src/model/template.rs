@@ -5,8 +5,8 @@ use std::{
 };
 
 use super::{
-    shape::{ARC_HEADER, Shape},
-    slots::Slotted,
+    market::{ARC_HEADER, Shape},
+    slab::Slotted,
 };
 
 /// The markets of a snapshot, in row id order, and how many outcomes each has; interned.

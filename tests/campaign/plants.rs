@@ -11,19 +11,23 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "skip a log row",
         edits: &[(
-            "src/feed.rs",
+            "src/read/change_log.rs",
             "        rows += 1;\n",
             "        rows += 1;\n        if rows % 5 == 4 {\n            continue;\n        }\n",
         )],
     },
     Plant {
         name: "leave out log rows beyond a limit",
-        edits: &[("src/feed.rs", "limit = MOST_ROWS + 1,", "limit = 2,")],
+        edits: &[(
+            "src/read/change_log.rs",
+            "limit = MOST_ROWS + 1,",
+            "limit = 2,",
+        )],
     },
     Plant {
         name: "forget what was in progress (xip)",
         edits: &[(
-            "src/feed.rs",
+            "src/read/change_log.rs",
             "            format!(\"{{{}}}\", in_progress.join(\",\")),\n",
             "            format!(\"{{{}}}\", in_progress.join(\",\").get(..0).unwrap_or_default()),\n",
         )],
@@ -31,7 +35,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "begin one transaction too late (xmax)",
         edits: &[(
-            "src/feed.rs",
+            "src/read/change_log.rs",
             "WHERE xid >= $1::xid8 AND xid <",
             "WHERE xid > $1::xid8 AND xid <",
         )],
@@ -40,29 +44,29 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "cursor over the greatest log id seen",
         edits: &[
             (
-                "src/feed.rs",
+                "src/read/change_log.rs",
                 "const COLUMNS: &str = \"table_name, keys, note, xid, at\";",
                 "const COLUMNS: &str = \"table_name, keys, note, xid, at, id\";\n\
                  static LAST: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);",
             ),
             (
-                "src/feed.rs",
+                "src/read/change_log.rs",
                 "        rows += 1;\n",
                 "        rows += 1;\n        LAST.fetch_max(row.get(5), std::sync::atomic::Ordering::Relaxed);\n",
             ),
             (
-                "src/feed.rs",
+                "src/read/change_log.rs",
                 "let args = [Arg::Text(&xmax), Arg::Text(&in_progress)];",
                 "let last = LAST.load(std::sync::atomic::Ordering::Relaxed).to_string();\n    let _ = &xmax;\n    \
                  let args = [Arg::Text(&last), Arg::Text(&in_progress)];",
             ),
             (
-                "src/feed.rs",
+                "src/read/change_log.rs",
                 "WHERE xid >= $1::xid8 AND xid <",
                 "WHERE id > $1::int8 AND xid <",
             ),
             (
-                "src/feed.rs",
+                "src/read/change_log.rs",
                 "            format!(\"{{{}}}\", in_progress.join(\",\")),\n",
                 "            format!(\"{{{}}}\", in_progress.join(\",\").get(..0).unwrap_or_default()),\n",
             ),
@@ -71,7 +75,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "take null keys for none",
         edits: &[(
-            "src/feed.rs",
+            "src/read/change_log.rs",
             "keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?;",
             "keys.unwrap_or_default();",
         )],
@@ -80,12 +84,12 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "publish in two steps",
         edits: &[
             (
-                "src/view.rs",
+                "src/store/state.rs",
                 "impl Proof {\n",
                 "impl Proof {\n    pub(crate) fn again(&self) -> Proof {\n        Proof(ArcSwap::new(self.0.load_full()))\n    }\n\n",
             ),
             (
-                "src/publish.rs",
+                "src/store/publish.rs",
                 "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n",
                 "    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {\n        let old = self.shared.load_full();\n        \
                  let mut table = state.table.clone();\n        for event in old.table.iter().step_by(2) {\n            \
@@ -98,7 +102,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "wait for the bell without polling",
         edits: &[(
-            "src/follower.rs",
+            "src/follow/mod.rs",
             "match timeout(quiet, select(rung, asked)).await {",
             "match timeout(quiet * 100_000, select(rung, asked)).await {",
         )],
@@ -107,29 +111,29 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "resume from the cursor after a lost connection",
         edits: &[
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "    ended: bool,\n}\n",
                 "    ended: bool,\n    kept: Option<Known>,\n}\n",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "            ended: false,\n",
                 "            ended: false,\n            kept: None,\n",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "let mut known = self.warm_up(&reader, reason).await?;",
                 "let mut known = match self.kept.take() {\n            Some(known) => known,\n            \
                  None => self.warm_up(&reader, reason).await?,\n        };",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "                    self.give_way(&reader, &mut locks, error).await?;\n                    put_off",
                 "                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
                  self.kept = Some(known);\n                        return Err(error);\n                    }\n                    put_off",
             ),
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "if begun.server != known.server {",
                 "if false {",
             ),
@@ -139,17 +143,17 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "resume from the cursor into a new epoch",
         edits: &[
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "    ended: bool,\n}\n",
                 "    ended: bool,\n    kept: Option<Known>,\n}\n",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "            ended: false,\n",
                 "            ended: false,\n            kept: None,\n",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "let mut known = self.warm_up(&reader, reason).await?;",
                 "let mut known = match self.kept.take() {\n            Some(known) => {\n                self.epoch += 1;\n                \
                  let change = self.draft.change(Arc::clone(&known.cut), self.epoch);\n                \
@@ -158,13 +162,13 @@ pub(crate) const PLANTS: &[Plant] = &[
                  None => self.warm_up(&reader, reason).await?,\n        };",
             ),
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "                    self.give_way(&reader, &mut locks, error).await?;\n                    put_off",
                 "                    if let Err(error) = self.give_way(&reader, &mut locks, error).await {\n                        \
                  self.kept = Some(known);\n                        return Err(error);\n                    }\n                    put_off",
             ),
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "if begun.server != known.server {",
                 "if false {",
             ),
@@ -173,7 +177,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "READ COMMITTED instead of REPEATABLE READ",
         edits: &[(
-            "src/catalog.rs",
+            "src/read/schema.rs",
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \\\n",
             "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \\\n",
         )],
@@ -181,7 +185,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "take no locks",
         edits: &[(
-            "src/catalog.rs",
+            "src/read/schema.rs",
             "LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL",
             "/* {} */ SET LOCAL",
         )],
@@ -189,7 +193,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "ignore the fingerprint of the catalog",
         edits: &[(
-            "src/read.rs",
+            "src/read/mod.rs",
             "if fingerprint != known.fingerprint {",
             "if false {",
         )],
@@ -197,7 +201,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "ignore the low-water mark",
         edits: &[(
-            "src/read.rs",
+            "src/read/mod.rs",
             "if cursor.is_pruned(begun.pruned_below) {",
             "if false {",
         )],
@@ -206,12 +210,12 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "measure the age from after the snapshot",
         edits: &[
             (
-                "src/begin.rs",
+                "src/read/transaction.rs",
                 "    let began = Moment::now();\n    let locks",
                 "    let locks",
             ),
             (
-                "src/begin.rs",
+                "src/read/transaction.rs",
                 "    let mut begun = Begun::read(config, row, began)?;\n",
                 "    let began = Moment::now();\n    let mut begun = Begun::read(config, row, began)?;\n",
             ),
@@ -220,7 +224,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "measure the age from publishing",
         edits: &[(
-            "src/follower.rs",
+            "src/follow/mod.rs",
             "let state = self.draft.state(cut, self.epoch, done.began, warmup);",
             "let state = self.draft.state(cut, self.epoch, crate::view::Moment::now(), warmup);",
         )],
@@ -229,14 +233,14 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "prove a view current by a read that failed",
         edits: &[
             (
-                "src/follower.rs",
+                "src/follow/mod.rs",
                 "        add(&self.publisher.counters().failures, 1);\n        let pause = backoff.next();\n        tracing::info!",
                 "        add(&self.publisher.counters().failures, 1);\n        \
              self.publisher.prove(View(self.publisher.state()).cut(), crate::view::Moment::now());\n        \
              let pause = backoff.next();\n        tracing::info!",
             ),
             (
-                "src/publish.rs",
+                "src/store/publish.rs",
                 "    pub(crate) fn counters(&self) -> &Counting {",
                 "    pub(crate) fn state(&self) -> Arc<State> {\n        self.shared.load_full()\n    }\n\n    \
              pub(crate) fn counters(&self) -> &Counting {",
@@ -247,12 +251,12 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "evict by the local clock",
         edits: &[
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "let evicted = draft.evict(begun.window_start);",
                 "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
             ),
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "let evicted = draft.evict(known.window_start);",
                 "let evicted = draft.evict(Micros(chrono::Utc::now().timestamp_micros()).minus(config.lookback));",
             ),
@@ -262,12 +266,12 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "evict nothing",
         edits: &[
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "let evicted = draft.evict(begun.window_start);",
                 "let evicted = 0;",
             ),
             (
-                "src/read.rs",
+                "src/read/mod.rs",
                 "let evicted = draft.evict(known.window_start);",
                 "let evicted = 0;",
             ),
@@ -276,7 +280,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "keep a body whose markets changed",
         edits: &[(
-            "src/apply.rs",
+            "src/read/plan.rs",
             "held.snapshot_id == id && !dirty_markets.contains(&id);",
             "held.snapshot_id == id && dirty_markets.len() < 1_000_000;",
         )],
@@ -284,7 +288,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "take the kickoff of a changed event for known",
         edits: &[(
-            "src/gather.rs",
+            "src/read/changed.rs",
             "match dirty.events.contains(&event_id) {",
             "match dirty.events.contains(&event_id) && event_id < 0 {",
         )],
@@ -292,7 +296,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "read an event that enters the window in part",
         edits: &[(
-            "src/apply.rs",
+            "src/read/plan.rs",
             "        self.betpawa.extend(new.clone());\n        self.competitors.extend(new);\n",
             "        self.betpawa.extend(new);\n",
         )],
@@ -300,7 +304,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "leave out the events that a competitor event is linked to",
         edits: &[(
-            "src/apply.rs",
+            "src/read/plan.rs",
             ".chain(linked_events)",
             ".chain(&linked_events[..0])",
         )],
@@ -308,7 +312,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "leave out the events whose competitors' markets changed",
         edits: &[(
-            "src/apply.rs",
+            "src/read/plan.rs",
             ".chain(markets.flat_map(|id| draft.competitor_owners(*id)))",
             ".chain(markets.flat_map(|id| draft.competitor_owners(*id)).take(0))",
         )],
@@ -316,7 +320,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "hold on to an event that left the window",
         edits: &[(
-            "src/apply.rs",
+            "src/read/plan.rs",
             "                draft.remove(event_id);\n",
             "",
         )],
@@ -324,7 +328,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "latest by captured_at instead of id",
         edits: &[(
-            "src/catalog.rs",
+            "src/read/schema.rs",
             "s.bookmaker_id, s.id DESC, s.captured_at DESC",
             "s.bookmaker_id, s.captured_at DESC, s.id DESC",
         )],
@@ -332,7 +336,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "ignore soft deletes",
         edits: &[(
-            "src/catalog.rs",
+            "src/read/schema.rs",
             "Some(_) => \"c.deleted_at IS NULL AND \",",
             "Some(_) => \"\",",
         )],
@@ -340,7 +344,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "keep the epoch",
         edits: &[(
-            "src/follower.rs",
+            "src/follow/mod.rs",
             "self.epoch + u64::from(reason.is_new_epoch())",
             "self.epoch.max(u64::from(reason.is_new_epoch()))",
         )],
@@ -354,7 +358,7 @@ pub(crate) const PLANTS: &[Plant] = &[
                 "unsafe_code = \"allow\"",
             ),
             (
-                "src/table.rs",
+                "src/store/table.rs",
                 "        std::mem::replace(&mut Arc::make_mut(&mut page.events)[at], event)",
                 "        let events = Arc::as_ptr(&page.events).cast_mut();\n        \
                  unsafe { std::mem::replace(&mut (&mut (*events))[at], event) }",
@@ -364,7 +368,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "mend what the audit finds without counting it",
         edits: &[(
-            "src/follower.rs",
+            "src/follow/mod.rs",
             "add(&counters.audit_mismatches, mismatches.len());",
             "",
         )],
@@ -372,7 +376,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "audit without comparing",
         edits: &[(
-            "src/read.rs",
+            "src/read/mod.rs",
             "audit::compare(draft, &read, ids);",
             "audit::compare(draft, &read, ids).into_iter().take(0).collect();",
         )],
@@ -380,7 +384,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "drop changes silently when a subscriber lags",
         edits: &[(
-            "src/change.rs",
+            "src/store/changes.rs",
             "Err(RecvError::Lagged(missed)) => Some(Err(Lagged { missed })),",
             "Err(RecvError::Lagged(_)) => Some(Ok(Arc::default())),",
         )],
@@ -388,7 +392,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "leave kickoffs out of changes",
         edits: &[(
-            "src/change.rs",
+            "src/store/changes.rs",
             "            self.kickoffs.push(event_id);\n",
             "",
         )],
@@ -396,7 +400,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "forget what was in progress when waited for",
         edits: &[(
-            "src/feed.rs",
+            "src/read/change_log.rs",
             " && xid < self.xmax && !self.in_progress.contains(&xid)",
             " && xid < self.xmax",
         )],
@@ -413,27 +417,27 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "drop a snapshot for a malformed row",
         edits: &[
             (
-                "src/fetch.rs",
+                "src/read/rows.rs",
                 "    malformed: usize,\n",
                 "    malformed: usize,\n    dropped: Vec<i64>,\n",
             ),
             (
-                "src/fetch.rs",
+                "src/read/rows.rs",
                 "            malformed: 0,\n",
                 "            malformed: 0,\n            dropped: Vec::new(),\n",
             ),
             (
-                "src/fetch.rs",
+                "src/read/rows.rs",
                 "            self.malformed += 1;\n",
                 "            self.malformed += 1;\n            self.dropped.push(snapshot_id);\n",
             ),
             (
-                "src/fetch.rs",
+                "src/read/rows.rs",
                 "        packing.end(self.tally);\n        let bodies = bodies.finish();\n",
                 "        let mut bodies = bodies.finish();\n        bodies.retain(|id, _| !packing.dropped.contains(id));\n",
             ),
             (
-                "src/fetch.rs",
+                "src/read/rows.rs",
                 "            found.extend(bodies.finish());\n",
                 "            found.extend(bodies.finish());\n            found.retain(|id, _| !packing.dropped.contains(id));\n",
             ),

@@ -1,0 +1,637 @@
+pub(crate) mod backoff;
+pub(crate) mod doze;
+pub(crate) mod listener;
+pub(crate) mod pace;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use futures_util::future::{Either, select};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    config::Config,
+    error::Error,
+    follow::{
+        backoff::Backoff,
+        doze::{Doze, Seen},
+        listener::Bell,
+        pace::{Driven, Pace},
+    },
+    metrics::{stats::WarmupStats, status::Status},
+    postgres::{
+        connection::{Connection, within},
+        statement::Prepared,
+    },
+    read::{
+        self, Cause, Done, Known, Read,
+        audit::{Audit, Audited, Step},
+        change_log::Reload,
+        parallel::EXPORTING,
+        preflight::{self, Feed},
+        schema::Names,
+        transaction::{self, Begun},
+    },
+    store::{
+        draft::Draft,
+        publish::{Publisher, add},
+        state::View,
+    },
+};
+
+/// Keeps a cache equal to the database: warms it up, then reads what changed whenever the bell rings or the poll interval
+/// has passed, and publishes it. The loop is [`Follower::run`].
+///
+/// It is in one of four states, each of which names the state that trouble leads to:
+///
+/// | state | does | trouble leads to |
+/// |---|---|---|
+/// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | pause |
+/// | warming up | reads everything in one transaction; the old view stays readable | pause |
+/// | following | waits, reads what changed, publishes | a lock, a conflict: reads again from the same cursor; all else: pause |
+/// | pause | waits, longer each time, with jitter | connecting |
+pub struct Follower {
+    config: Config,
+    names: Names,
+    /// `None` once sessions are found to be handed out anew: for good.
+    prepared: Option<Prepared>,
+    publisher: Publisher,
+    draft: Draft,
+    bell: Option<Bell>,
+    epoch: u64,
+    pace: Pace,
+    doze: Doze,
+    audit: Audit,
+    /// When changes were last read, for whatever woke it.
+    last_read: Instant,
+    /// How long the last wait was.
+    slept: Duration,
+    last_warmup: Option<WarmupStats>,
+    troubled_since: Option<DateTime<Utc>>,
+    was_connected: bool,
+    ended: bool,
+}
+
+impl Follower {
+    pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
+        let names = Names::new(&config, "");
+        let draft = Draft::default();
+        let audit = Audit::new(config.audit_cycle, config.audit_budget, Instant::now());
+        Follower {
+            config,
+            names,
+            prepared: Some(Prepared::new()),
+            publisher,
+            draft,
+            bell: None,
+            epoch: 0,
+            pace: Pace::default(),
+            doze: Doze::default(),
+            audit,
+            last_read: Instant::now(),
+            slept: Duration::ZERO,
+            last_warmup: None,
+            troubled_since: None,
+            was_connected: false,
+            ended: false,
+        }
+    }
+
+    /// Follows until it is dropped, or until an error *before the first warmup* that waiting will not mend: a refused
+    /// login, a missing table, trigger or right, another feed version; also an unreachable database, if
+    /// [`Config::retry_unreachable`] is off. After the first warmup it survives everything: the view ages meanwhile.
+    ///
+    /// Needs a tokio runtime with time and I/O enabled. Dropping the future is a clean stop at any point: it closes the
+    /// connections, and published views stay readable.
+    ///
+    /// # Errors
+    /// The error that ended it; [`OddsCache::ready`](crate::cache::OddsCache::ready) returns the same.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::for_connections();
+        loop {
+            let Err(error) = self.follow(&mut backoff).await;
+            add(&self.publisher.counters().failures, 1);
+            if self.epoch == 0 && !(error.is_transient() && self.config.retry_unreachable) {
+                tracing::error!(%error, "the cache cannot be warmed up");
+                self.ended = true;
+                self.publisher.set_status(Status::Ended {
+                    error: Some(error.clone()),
+                });
+                return Err(error);
+            }
+            let pause = backoff.next();
+            tracing::warn!(%error, pause_ms = millis(pause), "not following; trying again after a pause");
+            self.troubled(error);
+            sleep(pause).await;
+        }
+    }
+
+    /// From connecting to the trouble that ends it.
+    async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Error> {
+        let reader = Connection::open(&self.config).await?;
+        self.names = Names::new(&self.config, reader.without_transaction_timeout());
+        let again = std::mem::replace(&mut self.was_connected, true);
+        add(&self.publisher.counters().reconnects, usize::from(again));
+        let bound = self.config.read_timeout;
+        let feed = within(
+            bound,
+            CHECKING,
+            preflight::check_first(&reader, &self.config),
+        )
+        .await?;
+        // Before the first snapshot, so that no change after it goes without a bell.
+        self.hang_bell(feed.as_ref())?;
+        let reason = if self.epoch == 0 {
+            Reload::First
+        } else {
+            Reload::ConnectionLost
+        };
+        let mut known = self.warm_up(&reader, reason).await?;
+        let mut locks = Backoff::for_locks();
+        let mut put_off = None;
+        let mut bounded = false;
+        loop {
+            if !bounded {
+                bounded = self.bound_session(&reader).await?;
+            }
+            let woken = match put_off.take() {
+                Some(woken) => woken,
+                None => self.wait().await,
+            };
+            match self.catch_up(&reader, &mut known, woken).await {
+                Ok(()) => {
+                    locks = Backoff::for_locks();
+                    // Not after the warmup: what fails after each must not be answered by one after the other.
+                    *backoff = Backoff::for_connections();
+                }
+                Err(error) => {
+                    self.give_way(&reader, &mut locks, error).await?;
+                    put_off = Some(woken);
+                }
+            }
+        }
+    }
+
+    /// Keeps the time-outs of the role, the database and the server away from the session of the reading connection. Only
+    /// once the listener has proven that sessions are not handed to others: they would inherit what is set here. Says
+    /// whether that is done.
+    async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
+        let is_ours = self.bell.as_ref().is_some_and(Bell::has_own_session);
+        if !is_ours || self.config.bell_is_elsewhere() {
+            return Ok(false);
+        }
+        let bound = self.config.read_timeout;
+        let set = reader.session_bounds(bound);
+        let set = async {
+            let set = reader.client.batch_execute(&set).await;
+            set.map_err(Error::database(CHECKING))
+        };
+        within(bound, CHECKING, set).await?;
+        Ok(true)
+    }
+
+    /// Listens to the channel that the feed names.
+    fn hang_bell(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
+        let feed = feed.ok_or_else(|| {
+            Error::Config("a follower needs the change feed (need_feed)".to_owned())
+        })?;
+        if self.bell.as_ref().is_none_or(|bell| !bell.is_for(feed)) {
+            let bell = Bell::spawn(&self.config, feed);
+            bell.want(self.doze.wants_bell());
+            self.bell = Some(bell);
+        }
+        Ok(())
+    }
+
+    /// Reads everything into the next epoch.
+    async fn warm_up(&mut self, reader: &Connection, reason: Reload) -> Result<Known, Error> {
+        self.announce(&reason);
+        let mut backoff = Backoff::for_locks();
+        loop {
+            let begin = transaction::begin(&reader.client, &self.config, &self.names, None);
+            let warm = match within(self.config.read_timeout, BEGINNING, begin).await {
+                Ok(begun) => self.read_everything(reader, reason.clone(), begun).await,
+                Err(error) => Err(error),
+            };
+            match warm {
+                Ok(known) => return Ok(known),
+                Err(error) => self.give_way(reader, &mut backoff, error).await?,
+            }
+        }
+    }
+
+    async fn read_everything(
+        &mut self,
+        reader: &Connection,
+        reason: Reload,
+        begun: Begun,
+    ) -> Result<Known, Error> {
+        let epoch = self.epoch + u64::from(reason.is_new_epoch());
+        let read = read::everything(
+            &reader.client,
+            &self.config,
+            &self.names,
+            self.prepared.as_ref(),
+            &mut self.draft,
+            reason.clone(),
+            begun,
+        );
+        let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
+            Err(error) if error.is_of(EXPORTING) => {
+                tracing::warn!(%error, "reading everything on one connection from now on");
+                self.config.warmup_connections = 1;
+                self.roll_back(reader).await?;
+                let begin = transaction::begin(&reader.client, &self.config, &self.names, None);
+                let begun = within(self.config.read_timeout, BEGINNING, begin).await?;
+                return Box::pin(self.read_everything(reader, reason, begun)).await;
+            }
+            read => read?,
+        };
+        self.epoch = epoch;
+        self.publish(&known, done);
+        Ok(known)
+    }
+
+    /// Waits for the bell, for somebody who asks, or for the time to look without either.
+    async fn wait(&mut self) -> Woken {
+        let begun_at = Instant::now();
+        let interval = self.config.poll_interval;
+        sleep(self.pace.rest(interval)).await;
+        let look_again = self.pace.look_again().unwrap_or(interval);
+        let quiet = look_again
+            .min(self.doze.look_after().unwrap_or(interval))
+            .min(self.audit.until_due(Instant::now()).max(SHORTEST_WAIT));
+        let rung = async {
+            match &self.bell {
+                Some(bell) if self.doze.wants_bell() => bell.rung().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let rung = pin!(rung);
+        let asked = pin!(self.publisher.wish().asked());
+        let woken = match timeout(quiet, select(rung, asked)).await {
+            Ok(Either::Left(_)) => Woken::Bell,
+            Ok(Either::Right(_)) => Woken::Asked,
+            Err(_) => Woken::Time,
+        };
+        self.slept = begun_at.elapsed();
+        woken
+    }
+
+    /// Reads what changed since the last read, and audits a slice if one is due.
+    async fn catch_up(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        woken: Woken,
+    ) -> Result<(), Error> {
+        let counters = self.publisher.counters();
+        let woke = match woken {
+            Woken::Bell => &counters.bells,
+            Woken::Asked => &counters.asks,
+            Woken::Time => &counters.polls,
+        };
+        add(woke, 1);
+        if let Some(bell) = &self.bell {
+            add(&counters.heartbeats, bell.take_heartbeats());
+        }
+        if self.publisher.wish().take_resync() {
+            known.reload = Some(Reload::Asked);
+        }
+        self.read(reader, known, Some(woken), None).await?;
+        if let Some(step) = self.audit.due(Instant::now()) {
+            self.audit_step(reader, known, step).await?;
+        }
+        // The audit found something.
+        if known.reload.is_some() {
+            let begun_at = Instant::now();
+            self.read(reader, known, None, None).await?;
+            self.audit.rest(begun_at.elapsed(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A step of the audit, after what there was to show is shown. One that is in somebody's way or takes too long is
+    /// given up and made again later, smaller.
+    async fn audit_step(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        step: Step,
+    ) -> Result<(), Error> {
+        let begun_at = Instant::now();
+        let Err(error) = self.read(reader, known, None, Some(step)).await else {
+            return Ok(());
+        };
+        self.audit.failed(begun_at.elapsed(), Instant::now());
+        let said_by_server = matches!(
+            &error,
+            Error::Database {
+                sqlstate: Some(_),
+                disconnected: false,
+                ..
+            }
+        );
+        if !said_by_server || reader.is_closed() {
+            return Err(error);
+        }
+        add(&self.publisher.counters().failures, 1);
+        if error.is_conflict() {
+            tracing::info!(%error, "a step of the audit was given up, to be made again");
+        } else {
+            tracing::warn!(%error, "a step of the audit failed, to be made again");
+        }
+        self.roll_back(reader).await
+    }
+
+    /// One read, for what ended the wait, for the audit, or for a reload that is due.
+    async fn read(
+        &mut self,
+        reader: &Connection,
+        known: &mut Known,
+        woken: Option<Woken>,
+        step: Option<Step>,
+    ) -> Result<(), Error> {
+        let begun_at = Instant::now();
+        let cause = match (step, woken) {
+            (Some(step), _) => Cause::Audit(step),
+            (None, Some(Woken::Time)) => Cause::Time,
+            (None, _) => Cause::News,
+        };
+        let changes = read::changes(
+            &reader.client,
+            &self.config,
+            &self.names,
+            &mut self.prepared,
+            &mut self.draft,
+            known,
+            cause,
+        );
+        match within(self.config.read_timeout, READING, changes).await? {
+            Read::Done(mut done) => {
+                if let Some(woken) = woken {
+                    let news = done.log_rows > 0;
+                    // After a rest, a bell for nothing is no flood of them.
+                    let rested = self.last_read.elapsed() > UNHURRIED;
+                    let by = match woken {
+                        Woken::Bell if !rested => Driven::Bell,
+                        Woken::Asked if !rested => Driven::Asked,
+                        _ => Driven::Time,
+                    };
+                    self.pace.read(by, news);
+                    self.last_read = Instant::now();
+                    self.doze(known, woken, done.log_rows, begun_at.elapsed());
+                    if self.config.bell_is_elsewhere() {
+                        self.pace.ahead(woken == Woken::Bell);
+                    }
+                }
+                let audited = done.audited.take();
+                if let Some(audited) = audited
+                    && !self.audited(&audited, begun_at.elapsed())
+                {
+                    // What the draft holds is no state of the database: it is not shown, nor proven.
+                    known.reload = Some(Reload::Audit);
+                } else {
+                    self.publish(known, *done);
+                }
+            }
+            Read::Reload(reason, begun) => {
+                self.announce(&reason);
+                *known = self.read_everything(reader, reason, *begun).await?;
+                self.pace.reloaded(begun_at.elapsed());
+                self.hang_bell(known.feed.as_ref())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides how to wait for the next change, after a read that took so long.
+    fn doze(&mut self, known: &Known, woken: Woken, rows: usize, took: Duration) {
+        let Some(bell) = &self.bell else {
+            return;
+        };
+        self.doze.read(Seen {
+            now: self.last_read,
+            took,
+            rung_after: (woken == Woken::Bell).then_some(self.slept),
+            rows,
+            xmin: known.xmin(),
+            rings_from: bell.rings_from(),
+        });
+        bell.want(self.doze.wants_bell());
+    }
+
+    /// Says whether what was audited equals what is held.
+    fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
+        let ended = self.audit.done(audited, took, Instant::now());
+        let Audited::Events { count, mismatches } = audited else {
+            return true;
+        };
+        let counters = self.publisher.counters();
+        add(&counters.audited_events, *count);
+        add(&counters.audit_mismatches, mismatches.len());
+        add(&counters.audit_passes, usize::from(ended));
+        for mismatch in mismatches.iter().take(MOST_NAMED) {
+            tracing::error!(%mismatch, "the audit found a change that no trigger saw");
+        }
+        if mismatches.len() > MOST_NAMED {
+            tracing::error!(
+                events = mismatches.len(),
+                "changes that no trigger saw; the first {MOST_NAMED} were named"
+            );
+        }
+        mismatches.is_empty()
+    }
+
+    /// After a failed read: where a lock or a conflict was the matter, ends the transaction, waits a little, and lets the
+    /// caller read again from the same cursor, for nothing was applied. All else is the end of this connection.
+    async fn give_way(
+        &mut self,
+        reader: &Connection,
+        backoff: &mut Backoff,
+        error: Error,
+    ) -> Result<(), Error> {
+        let again = error.is_conflict() && !reader.is_closed();
+        if !again {
+            return Err(error);
+        }
+        add(&self.publisher.counters().failures, 1);
+        let pause = backoff.next();
+        tracing::info!(%error, pause_ms = millis(pause), "gave way; reading again after a pause");
+        self.roll_back(reader).await?;
+        self.troubled(error);
+        sleep(pause).await;
+        Ok(())
+    }
+
+    async fn roll_back(&self, reader: &Connection) -> Result<(), Error> {
+        let rollback = async {
+            reader
+                .client
+                .batch_execute("ROLLBACK")
+                .await
+                .map_err(Error::database("ending a read"))
+        };
+        within(self.config.read_timeout, READING, rollback).await
+    }
+
+    fn announce(&mut self, reason: &Reload) {
+        if self.epoch == 0 {
+            tracing::info!("warming up");
+            self.publisher.set_status(Status::Warming);
+        } else {
+            tracing::info!(%reason, "reading everything; the old view stays readable");
+            self.publisher.set_status(Status::Resyncing {
+                reason: reason.to_string(),
+            });
+        }
+    }
+
+    fn troubled(&mut self, error: Error) {
+        let since = *self.troubled_since.get_or_insert_with(Utc::now);
+        self.publisher
+            .set_status(Status::Disconnected { since, error });
+    }
+
+    fn publish(&mut self, known: &Known, done: Done) {
+        let counters = self.publisher.counters();
+        add(&counters.reads, 1);
+        add(&counters.log_rows, done.log_rows);
+        add(&counters.snapshots_read, done.snapshots_read);
+        counters
+            .rows_read
+            .fetch_add(done.rows_read, Ordering::Relaxed);
+        counters
+            .malformed_rows_read
+            .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
+        add(&counters.evicted_events, done.evicted);
+        let everything = done.warmup.is_some();
+        let repaired = matches!(done.warmup, Some((Reload::Audit, _)));
+        if let Some((reason, warmup)) = done.warmup {
+            add(&counters.reloads, 1);
+            add(counters.reloads_by_reason.of(&reason), 1);
+            let WarmupStats {
+                events,
+                snapshots,
+                markets,
+                memory_bytes,
+                seconds,
+            } = warmup;
+            tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
+            self.last_warmup = Some(warmup);
+        }
+        let bypasses = known.feed.iter().flat_map(|feed| &feed.bypasses);
+        let ways: Vec<&str> = bypasses.map(String::as_str).collect();
+        if repaired && !ways.is_empty() {
+            let ways = ways.join("; ");
+            tracing::error!(
+                ways,
+                "what the audit found was mended; it can have come in these ways"
+            );
+        } else if repaired {
+            tracing::error!(
+                "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
+            );
+        }
+        if done.evicted > 0 {
+            tracing::debug!(events = done.evicted, window_start = %known.cut.window_start, "evicted");
+        }
+        let begun_at = Instant::now();
+        let cut = Arc::clone(&known.cut);
+        let change = self.draft.change(Arc::clone(&cut), self.epoch);
+        if everything || !change.is_empty() {
+            let warmup = self.last_warmup.clone();
+            let state = self.draft.state(cut, self.epoch, done.began, warmup);
+            self.publisher.publish(state, change);
+            if !everything {
+                self.publisher.timers().publish.record(begun_at.elapsed());
+            }
+        } else {
+            self.publisher.prove(cut, done.began);
+        }
+        if let Some(shown) = &done.shown {
+            self.publisher.timers().record(done.took.as_ref(), shown);
+        }
+        self.publisher.set_change_log(known.change_log());
+        self.troubled_since = None;
+        let bell = self.bell.as_ref().map(Bell::check);
+        self.publisher.set_status(match bell {
+            Some(Ok(())) => Status::Live,
+            Some(Err(reason)) => Status::PollingOnly { reason },
+            None => Status::PollingOnly {
+                reason: "no bell".to_owned(),
+            },
+        });
+    }
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Bell,
+    /// A handle asked.
+    Asked,
+    Time,
+}
+
+/// Bells that come further apart than this are no flood, whatever they are for.
+const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// However soon the audit is due.
+const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+
+/// More mismatches of one slice are only counted.
+const MOST_NAMED: usize = 10;
+
+const CHECKING: &str = "checking tables, rights and triggers";
+const BEGINNING: &str = "beginning to read";
+const READING: &str = "reading changes";
+const WARMING_UP: &str = "warming up";
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Reads the database once, without following it, and returns the view. Needs no change feed if
+/// [`Config::need_feed`](crate::config::Config::need_feed) is off.
+///
+/// # Errors
+/// Whatever [`Follower::run`] would end with; an unreachable database is not waited for.
+pub async fn warm_up(config: Config) -> Result<View, Error> {
+    let reader = Connection::open(&config).await?;
+    within(
+        config.read_timeout,
+        CHECKING,
+        preflight::check_first(&reader, &config),
+    )
+    .await?;
+    let (shared, publisher) = Publisher::new(Status::Warming);
+    let mut follower = Follower::new(config, publisher);
+    follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
+    follower.warm_up(&reader, Reload::First).await?;
+    Ok(View(shared.load_full()))
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.publisher.set_status(Status::Ended { error: None });
+        }
+    }
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower")
+            .field("config", &self.config)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,6 @@
+//! What was done, and how long it took.
+
+pub(crate) mod histogram;
+pub(crate) mod stats;
+pub(crate) mod status;
+pub(crate) mod timing;

@@ -1,0 +1,445 @@
+//! Opening a connection: every server of the configuration in turn, each within its own time.
+//!
+//! | invariant | |
+//! |---|---|
+//! | O1 | no server uses up the time of another: each of its addresses has `connect_timeout` for everything up to the login |
+//! | O2 | where `sslmode` asks for TLS, not a byte of the login goes without |
+//! | O3 | an error counts as worth waiting for only if some server's is |
+
+use std::{
+    future::{Future, poll_fn},
+    net::IpAddr,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tokio_postgres::{
+    AsyncMessage, Client, SimpleQueryMessage, Socket,
+    config::{Host, SslMode as Negotiate},
+    error::SqlState,
+};
+
+use crate::{
+    config::Config,
+    error::{Error, reason},
+    postgres::{
+        hosts::{self, Session, Target},
+        passfile::{self, Login},
+        server_version::Major,
+        tls::SslMode,
+    },
+};
+
+#[cfg(feature = "tls")]
+use crate::postgres::rustls::Stream;
+#[cfg(not(feature = "tls"))]
+use tokio_postgres::tls::NoTlsStream as Stream;
+
+#[cfg(feature = "tls")]
+type Connector = tokio_postgres_rustls::MakeRustlsConnect;
+#[cfg(not(feature = "tls"))]
+type Connector = tokio_postgres::NoTls;
+
+/// What moves the bytes of a [`Client`], with or without TLS. It must be polled, as the driver's own connection must, and
+/// ends with its client: `tokio::spawn(wire)` is enough where notices and notifications are of no interest, else
+/// [`Wire::poll_message`].
+#[must_use = "the client does nothing until this is polled"]
+pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
+
+impl Wire {
+    /// What a transaction sets first, so that no `transaction_timeout` of the role, the database or the server ends its
+    /// session; to be put right after `BEGIN;`. Empty before PostgreSQL 17, which brought that setting.
+    #[must_use]
+    pub fn without_transaction_timeout(&self) -> &'static str {
+        let version = self.0.parameter("server_version");
+        match version.and_then(Major::parse) {
+            Some(Major(major)) if major >= 17 => "SET LOCAL transaction_timeout = 0; ",
+            _ => "",
+        }
+    }
+
+    /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile.
+    pub fn poll_message(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> {
+        self.0.poll_message(context)
+    }
+}
+
+impl Future for Wire {
+    type Output = Result<(), tokio_postgres::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
+impl Config {
+    /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do
+    /// (in random order with `load_balance_hosts=random`), each of its addresses with its own `connect_timeout` (10 s
+    /// unless set) for everything up to the login. The [`Wire`] must be polled. Cancellation leaves nothing behind.
+    ///
+    /// A host that refuses the login does not keep the next one from being tried.
+    ///
+    /// # Errors
+    /// [`Error::Config`], or what the hosts said: [`Error::Unreachable`] if waiting may help with one of them, else
+    /// [`Error::Tls`] or [`Error::Refused`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = oddscache::Config::new("postgres://oddscache@db1,db2/odds?sslmode=verify-full")?;
+    /// let (client, wire) = config.open().await?;
+    /// tokio::spawn(wire);
+    /// let rows = client.query("SELECT current_database()", &[]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn open(&self) -> Result<(Client, Wire), Error> {
+        self.tls.check(self.postgres.get_ssl_negotiation())?;
+        let targets = hosts::targets(self)?;
+        let connector = self.connector(&targets).await?;
+        let mut failures = Vec::new();
+        for session in self.session.rounds() {
+            for target in &targets {
+                match self.try_target(target, &connector, *session).await {
+                    Ok(opened) => return Ok(opened),
+                    Err(failure) => failures.push(failure),
+                }
+            }
+        }
+        Err(self.sum_up(failures))
+    }
+
+    #[cfg(feature = "tls")]
+    async fn connector(&self, targets: &[Target]) -> Result<Connector, Error> {
+        let needed =
+            self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket());
+        let tls = if needed {
+            self.tls.clone()
+        } else {
+            crate::postgres::tls::Tls::new(SslMode::Disable)
+        };
+        let connector =
+            tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
+        connector.map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn connector(&self, _: &[Target]) -> Result<Connector, Error> {
+        Ok(tokio_postgres::NoTls)
+    }
+
+    /// Each address of one server.
+    async fn try_target(
+        &self,
+        target: &Target,
+        connector: &Connector,
+        session: Session,
+    ) -> Result<(Client, Wire), Error> {
+        let bound = self.connect_bound();
+        let late = || unreachable(target, format!("no answer within {} s", bound.as_secs()));
+        let addresses = timeout(bound, look_up(target))
+            .await
+            .map_err(|_| late())??;
+        let mut failure: Option<Error> = None;
+        for address in addresses {
+            let attempt = self.try_address(target, address, connector, session);
+            let error = match timeout(bound, attempt).await.map_err(|_| late()) {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) | Err(error) => error,
+            };
+            failure = Some(weightier(failure, error));
+        }
+        Err(failure.unwrap_or_else(|| unreachable(target, "the name has no address".to_owned())))
+    }
+
+    /// One address, with and without TLS as the mode has it.
+    async fn try_address(
+        &self,
+        target: &Target,
+        address: Option<IpAddr>,
+        connector: &Connector,
+        session: Session,
+    ) -> Result<(Client, Wire), Error> {
+        let (first, second) = match self.tls.mode {
+            _ if target.is_socket() => (Negotiate::Disable, None),
+            SslMode::Disable => (Negotiate::Disable, None),
+            _ if cfg!(not(feature = "tls")) => (Negotiate::Disable, None),
+            SslMode::Allow => (Negotiate::Disable, Some(Negotiate::Require)),
+            SslMode::Prefer => (Negotiate::Prefer, Some(Negotiate::Disable)),
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+                (Negotiate::Require, None)
+            }
+        };
+        let login = self.log_in(target, address, connector, first).await;
+        let login = match (login, second) {
+            // No handshake, or no line in pg_hba.conf for connections of this kind.
+            (
+                Err(Failed {
+                    other_way: true, ..
+                }),
+                Some(second),
+            ) => self.log_in(target, address, connector, second).await,
+            (login, _) => login,
+        };
+        let (client, mut wire) = login.map_err(|failed| failed.error)?;
+        let Some((question, wanted, problem)) = session.question() else {
+            return Ok((client, wire));
+        };
+        match ask(&client, &mut wire, question).await {
+            Ok(Some(answer)) if answer == wanted => Ok((client, wire)),
+            Ok(_) => Err(unreachable(
+                target,
+                format!("{problem}, which target_session_attrs does not allow"),
+            )),
+            Err(reason) => Err(unreachable(target, reason)),
+        }
+    }
+
+    #[cfg_attr(not(feature = "tls"), allow(clippy::clone_on_copy))]
+    async fn log_in(
+        &self,
+        target: &Target,
+        address: Option<IpAddr>,
+        connector: &Connector,
+        negotiate: Negotiate,
+    ) -> Result<(Client, Wire), Failed> {
+        let mut postgres = target.postgres(&self.postgres, negotiate);
+        address.map(|address| postgres.hostaddr(address));
+        let from_file = self.password_from_file(target).await;
+        let from_file = from_file
+            .map(|password| postgres.password(password))
+            .is_some();
+        let connect = postgres.connect(connector.clone()).await;
+        let (client, connection) = connect.map_err(|error| Failed {
+            other_way: is_about_tls(&error)
+                || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
+            error: self.judge(target, &error, from_file),
+        })?;
+        Ok((client, Wire(connection)))
+    }
+
+    /// The password for this server, if none is configured and the password file has one.
+    async fn password_from_file(&self, target: &Target) -> Option<Vec<u8>> {
+        let path = self.passfile.clone()?;
+        if self.postgres.get_password().is_some() {
+            return None;
+        }
+        let user = hosts::user(&self.postgres)?;
+        let database = self.postgres.get_dbname().unwrap_or(&user).to_owned();
+        let (host, port) = (target.password_host(), target.port);
+        let reading = tokio::task::spawn_blocking(move || {
+            let login = Login {
+                host: &host,
+                port,
+                database: &database,
+                user: &user,
+            };
+            passfile::read(&path, &login)
+        });
+        reading.await.ok().flatten()
+    }
+
+    /// What became of a login, in our terms.
+    fn judge(&self, target: &Target, error: &tokio_postgres::Error, from_file: bool) -> Error {
+        #[cfg(feature = "tls")]
+        if let Some(cause) = crate::postgres::rustls::cause(error) {
+            return match crate::postgres::rustls::explain(cause) {
+                Some(reason) => tls(target, reason),
+                None => unreachable(target, format!("TLS: {cause}")),
+            };
+        }
+        let mut said = reason(error);
+        let Some(code) = error.code() else {
+            // The driver has no other way to tell its kinds of errors.
+            return match error.to_string().as_str() {
+                "error performing TLS handshake"
+                    if said.ends_with("server does not support TLS") =>
+                {
+                    tls(
+                        target,
+                        format!(
+                            "the server does not offer TLS, which sslmode={} asks for; switch it on there (ssl = on)",
+                            self.tls.mode
+                        ),
+                    )
+                }
+                "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
+                    target,
+                    "the host has no name that a certificate could bear".to_owned(),
+                ),
+                // The password is missing; the server does not know it; channel binding is not to be had.
+                "invalid configuration" | "authentication error" => refused(target, said),
+                _ => unreachable(target, said),
+            };
+        };
+        // Worth waiting for: starting up or shutting down, too many connections or too little memory, trouble with a disk.
+        if ["57P", "53", "58"]
+            .iter()
+            .any(|class| code.code().starts_with(class))
+        {
+            return unreachable(target, said);
+        }
+        // All that PgBouncer says has this one code. Most of it passes: it is full, or its server is away.
+        let lasts = [
+            "unsupported startup parameter",
+            "authentication failed",
+            "no such",
+        ];
+        if *code == SqlState::PROTOCOL_VIOLATION && !lasts.iter().any(|words| said.contains(words))
+        {
+            return unreachable(target, said);
+        }
+        if from_file && *code == SqlState::INVALID_PASSWORD {
+            said.push_str("; the password is that of the password file");
+        }
+        refused(target, said)
+    }
+
+    /// One error for all servers.
+    fn sum_up(&self, mut failures: Vec<Error>) -> Error {
+        let told = |error: &Error| match error {
+            Error::Unreachable { target, reason }
+            | Error::Refused { target, reason }
+            | Error::Tls { target, reason } => (target.clone(), reason.clone()),
+            other => (String::new(), other.to_string()),
+        };
+        let database = self
+            .postgres
+            .get_dbname()
+            .or(self.postgres.get_user())
+            .unwrap_or_default();
+        let mut said: Vec<(String, String)> = Vec::new();
+        for told in failures.iter().map(told) {
+            if !said.contains(&told) {
+                said.push(told);
+            }
+        }
+        let (target, reason) = match said.as_slice() {
+            [(target, reason)] => (format!("{target}/{database}"), reason.clone()),
+            several => {
+                let all: Vec<String> = several
+                    .iter()
+                    .map(|(target, reason)| format!("{target}: {reason}"))
+                    .collect();
+                (self.target(), all.join("; "))
+            }
+        };
+        let transient = failures.iter().any(Error::is_transient);
+        let refused = failures
+            .iter()
+            .any(|error| matches!(error, Error::Refused { .. }));
+        match failures.pop() {
+            Some(Error::Config(problem)) => Error::Config(problem),
+            _ if transient => Error::Unreachable { target, reason },
+            _ if refused => Error::Refused { target, reason },
+            _ => Error::Tls { target, reason },
+        }
+    }
+
+    fn connect_bound(&self) -> Duration {
+        let bound = self.postgres.get_connect_timeout().copied();
+        bound.unwrap_or(crate::config::CONNECT_TIMEOUT)
+    }
+}
+
+/// A login that failed, and whether it may do with TLS where this was without, or the other way round.
+struct Failed {
+    error: Error,
+    other_way: bool,
+}
+
+/// Of two addresses of one server: what it said itself weighs more than an address where nobody is.
+fn weightier(before: Option<Error>, now: Error) -> Error {
+    match before {
+        Some(before) if !before.is_transient() => before,
+        _ => now,
+    }
+}
+
+fn unreachable(target: &Target, reason: String) -> Error {
+    let target = target.name();
+    Error::Unreachable { target, reason }
+}
+
+fn refused(target: &Target, reason: String) -> Error {
+    let target = target.name();
+    Error::Refused { target, reason }
+}
+
+fn tls(target: &Target, reason: String) -> Error {
+    let target = target.name();
+    Error::Tls { target, reason }
+}
+
+fn is_about_tls(error: &tokio_postgres::Error) -> bool {
+    error.to_string() == "error performing TLS handshake"
+}
+
+/// Where the server is; `None` where that is known already, or it is a socket.
+async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
+    let name = match (&target.host, target.address) {
+        (_, Some(address)) => return Ok(vec![Some(address)]),
+        (Host::Tcp(name), None) => name,
+        #[cfg(unix)]
+        (Host::Unix(_), None) => return Ok(vec![None]),
+    };
+    let found = tokio::net::lookup_host((name.as_str(), target.port)).await;
+    let found = found.map_err(|error| unreachable(target, error.to_string()))?;
+    let mut addresses: Vec<Option<IpAddr>> = found.map(|address| Some(address.ip())).collect();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The first cell of the answer to a question; the reason if there is none.
+async fn ask(client: &Client, wire: &mut Wire, question: &str) -> Result<Option<String>, String> {
+    let mut answer = pin!(client.simple_query(question));
+    let messages = poll_fn(|context| {
+        loop {
+            match wire.poll_message(context) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
+                Poll::Ready(None) => return Poll::Ready(Err(None)),
+                Poll::Pending => return answer.as_mut().poll(context).map_err(Some),
+            }
+        }
+    })
+    .await
+    .map_err(|error: Option<tokio_postgres::Error>| {
+        error.map_or("connection closed".to_owned(), |error| reason(&error))
+    })?;
+    Ok(messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_not_hidden_by_a_dead_address() {
+        let target = Target {
+            host: Host::Tcp("h".to_owned()),
+            address: None,
+            port: 1,
+        };
+        let dead = || unreachable(&target, "nobody".to_owned());
+        let login = || refused(&target, "password".to_owned());
+        let is_login = |error: Error| matches!(error, Error::Refused { .. });
+        assert!(is_login(weightier(Some(dead()), login())));
+        assert!(is_login(weightier(Some(login()), dead())));
+        assert!(is_login(weightier(None, login())));
+        assert!(!is_login(weightier(Some(dead()), dead())));
+    }
+}

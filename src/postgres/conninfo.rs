@@ -1,0 +1,629 @@
+//! Connection strings as libpq reads them, a URL or `name=value` pairs, taken apart into parameters.
+//!
+//! The driver has a parser too, but it knows no `sslmode=verify-full`, `sslrootcert` or `passfile`, and names what it does
+//! not know in its errors, which may be a piece of a password with a space in it. No error of this module holds a value.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use tokio_postgres::config::{ChannelBinding, LoadBalanceHosts, SslNegotiation};
+
+use crate::{
+    error::Error,
+    postgres::{
+        hosts::Session,
+        tls::{SslMode, Tls},
+    },
+};
+
+/// What is understood.
+const KNOWN: [&str; 27] = [
+    "application_name",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "dbname",
+    "fallback_application_name",
+    "gssencmode",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "load_balance_hosts",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslnegotiation",
+    "sslrootcert",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// What libpq understands and this does not: these names may be told.
+const REFUSED: [&str; 19] = [
+    "gssdelegation",
+    "gsslib",
+    "krbsrvname",
+    "max_protocol_version",
+    "min_protocol_version",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "servicefile",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslpassword",
+];
+
+/// Parameters under their libpq names.
+#[derive(Default)]
+pub(crate) struct Parameters(BTreeMap<&'static str, Vec<u8>>);
+
+/// What the parameters say.
+pub(crate) struct Parsed {
+    pub(crate) postgres: tokio_postgres::Config,
+    pub(crate) tls: Tls,
+    pub(crate) session: Session,
+    pub(crate) passfile: Option<PathBuf>,
+}
+
+fn wrong(what: &str) -> Error {
+    Error::Config(format!("connection string: {what}"))
+}
+
+fn wrong_value(name: &str, expected: &str) -> Error {
+    wrong(&format!("{name} must be {expected}"))
+}
+
+impl Parameters {
+    /// Reads either form; an empty string says nothing.
+    pub(crate) fn parse(text: &str) -> Result<Parameters, Error> {
+        if text.contains('\0') {
+            return Err(wrong("it contains a zero byte"));
+        }
+        let mut parameters = Parameters::default();
+        let url = ["postgres://", "postgresql://"]
+            .into_iter()
+            .find_map(|prefix| text.strip_prefix(prefix));
+        match url {
+            Some(rest) => parameters.read_url(rest)?,
+            None => parameters.read_pairs(text)?,
+        }
+        Ok(parameters)
+    }
+
+    /// Says what is not said yet.
+    pub(crate) fn fill_in(&mut self, name: &str, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let name = known(name)?;
+        self.0.entry(name).or_insert_with(|| value.into());
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Error> {
+        self.0.insert(known(name)?, value);
+        Ok(())
+    }
+
+    fn read_pairs(&mut self, text: &str) -> Result<(), Error> {
+        let mut rest = text.trim_start();
+        while !rest.is_empty() {
+            let Some((name, value)) = rest.split_once('=') else {
+                return Err(wrong(
+                    "neither a URL (postgres://user@host/name) nor name=value pairs; a value with spaces must stand in \
+                     single quotes",
+                ));
+            };
+            let (value, after) = unquote(value.trim_start())?;
+            self.set(name.trim_end(), value.into_bytes())?;
+            rest = after.trim_start();
+        }
+        Ok(())
+    }
+
+    fn read_url(&mut self, text: &str) -> Result<(), Error> {
+        // As libpq has it: what stands before an @ that comes before any / is user and password.
+        let rest = match text.split_once('@') {
+            Some((credentials, rest)) if !credentials.contains('/') => {
+                let (user, password) = match credentials.split_once(':') {
+                    Some((user, password)) => (user, Some(password)),
+                    None => (credentials, None),
+                };
+                if !user.is_empty() {
+                    self.set("user", decode(user)?)?;
+                }
+                if let Some(password) = password.filter(|password| !password.is_empty()) {
+                    self.set("password", decode(password)?)?;
+                }
+                rest
+            }
+            _ => text,
+        };
+        let (before, query) = split_at_any(rest, &['?']);
+        let (hosts, path) = split_at_any(before, &['/']);
+        let name = path.strip_prefix('/').unwrap_or_default();
+        if hosts.contains('@') || name.contains('@') {
+            return Err(wrong(
+                "an @ or / within user or password must be written as %40 or %2F",
+            ));
+        }
+        self.read_hosts(hosts)?;
+        if !name.is_empty() {
+            self.set("dbname", decode(name)?)?;
+        }
+        let query = query.strip_prefix('?').unwrap_or_default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let Some((name, value)) = pair.split_once('=') else {
+                return Err(wrong(
+                    "a parameter of the URL has no value; a ? or & within a password must be written as %3F or %26",
+                ));
+            };
+            let name = decode(name)?;
+            match (name.as_slice(), value) {
+                // As JDBC writes it.
+                (b"ssl", "true") => self.set("sslmode", b"require".to_vec())?,
+                (name, value) => self.set(
+                    std::str::from_utf8(name).unwrap_or_default(),
+                    decode(value)?,
+                )?,
+            }
+        }
+        Ok(())
+    }
+
+    /// `host:port,[address]:port,...`
+    fn read_hosts(&mut self, hosts: &str) -> Result<(), Error> {
+        let (mut names, mut ports) = (Vec::new(), Vec::new());
+        for (number, host) in hosts.split(',').enumerate() {
+            let (name, port) = match host.strip_prefix('[') {
+                Some(rest) => {
+                    let (address, port) = rest
+                        .split_once(']')
+                        .ok_or_else(|| wrong("a [ before an address has no ]"))?;
+                    (address, port)
+                }
+                None => split_at_any(host, &[':']),
+            };
+            let port = match port.strip_prefix(':') {
+                Some(port) => port,
+                None if port.is_empty() => "",
+                None => return Err(wrong("after the ] of an address comes a : and the port")),
+            };
+            if number > 0 {
+                names.push(b',');
+                ports.push(b',');
+            }
+            names.extend(decode(name)?);
+            ports.extend(decode(port)?);
+        }
+        if !names.is_empty() {
+            self.set("host", names)?;
+        }
+        if !ports.is_empty() {
+            self.set("port", ports)?;
+        }
+        Ok(())
+    }
+
+    /// The value, unless it is empty, which says nothing, as in libpq.
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.0
+            .get(name)
+            .map(Vec::as_slice)
+            .filter(|value| !value.is_empty())
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&str>, Error> {
+        let utf8 = |value| std::str::from_utf8(value).map_err(|_| wrong_value(name, "UTF-8"));
+        self.bytes(name).map(utf8).transpose()
+    }
+
+    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Error> {
+        let number = |text: &str| {
+            let number = text.trim().parse();
+            number.map_err(|_| wrong_value(name, "a whole number within its range"))
+        };
+        self.text(name)?.map(number).transpose()
+    }
+
+    fn one_of<T: Clone>(&self, name: &str, words: &[(&str, T)]) -> Result<Option<T>, Error> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        let found = words.iter().find(|(word, _)| *word == text);
+        let words = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>();
+        found
+            .map(|(_, value)| Some(value.clone()))
+            .ok_or_else(|| wrong_value(name, &words().join(", ")))
+    }
+
+    /// A positive number of `unit`s; zero and less say nothing.
+    fn time(&self, name: &str, unit: Duration) -> Result<Option<Duration>, Error> {
+        let number: Option<i32> = self.number(name)?;
+        let units = number.and_then(|number| u32::try_from(number).ok());
+        Ok(units
+            .filter(|units| *units > 0)
+            .map(|units| unit.saturating_mul(units)))
+    }
+
+    /// All of it, in the driver's configuration and beside it.
+    pub(crate) fn build(&self) -> Result<Parsed, Error> {
+        let mut postgres = tokio_postgres::Config::new();
+        self.set_hosts(&mut postgres)?;
+        let application_name = match self.text("application_name")? {
+            Some(name) => Some(name),
+            None => self.text("fallback_application_name")?,
+        };
+        application_name.map(|name| postgres.application_name(name));
+        self.text("user")?.map(|user| postgres.user(user));
+        self.text("dbname")?.map(|name| postgres.dbname(name));
+        self.text("options")?
+            .map(|options| postgres.options(options));
+        self.bytes("password")
+            .map(|password| postgres.password(password));
+        self.set_times(&mut postgres)?;
+        let bindings = [
+            ("disable", ChannelBinding::Disable),
+            ("prefer", ChannelBinding::Prefer),
+            ("require", ChannelBinding::Require),
+        ];
+        self.one_of("channel_binding", &bindings)?
+            .map(|binding| postgres.channel_binding(binding));
+        let negotiations = [
+            ("postgres", SslNegotiation::Postgres),
+            ("direct", SslNegotiation::Direct),
+        ];
+        self.one_of("sslnegotiation", &negotiations)?
+            .map(|negotiation| postgres.ssl_negotiation(negotiation));
+        let balances = [
+            ("disable", LoadBalanceHosts::Disable),
+            ("random", LoadBalanceHosts::Random),
+        ];
+        self.one_of("load_balance_hosts", &balances)?
+            .map(|balance| postgres.load_balance_hosts(balance));
+        // The only ones that the driver speaks; named so that strings made for libpq can be used.
+        let encodings = [
+            ("UTF8", ()),
+            ("utf8", ()),
+            ("UTF-8", ()),
+            ("utf-8", ()),
+            ("auto", ()),
+        ];
+        self.one_of("client_encoding", &encodings)?;
+        self.one_of("gssencmode", &[("disable", ()), ("prefer", ())])?;
+        Ok(Parsed {
+            tls: self.tls()?,
+            session: self
+                .one_of("target_session_attrs", &Session::WORDS)?
+                .unwrap_or_default(),
+            passfile: self.text("passfile")?.map(PathBuf::from),
+            postgres,
+        })
+    }
+
+    fn set_hosts(&self, postgres: &mut tokio_postgres::Config) -> Result<(), Error> {
+        for host in self
+            .text("host")?
+            .into_iter()
+            .flat_map(|hosts| hosts.split(','))
+        {
+            if host.starts_with('@') {
+                return Err(wrong_value("host", "a name, an address or a directory"));
+            }
+            postgres.host(if host.is_empty() { "localhost" } else { host });
+        }
+        for address in self
+            .text("hostaddr")?
+            .into_iter()
+            .flat_map(|list| list.split(','))
+        {
+            let address: Result<IpAddr, _> = address.parse();
+            postgres.hostaddr(address.map_err(|_| {
+                wrong_value(
+                    "hostaddr",
+                    "an IP address, or one for each host, with commas between",
+                )
+            })?);
+        }
+        for port in self
+            .text("port")?
+            .into_iter()
+            .flat_map(|ports| ports.split(','))
+        {
+            let port: Result<u16, _> = if port.is_empty() {
+                Ok(5432)
+            } else {
+                port.trim().parse()
+            };
+            match port {
+                Ok(port) if port > 0 => postgres.port(port),
+                _ => return Err(wrong_value("port", "a number from 1 to 65535")),
+            };
+        }
+        Ok(())
+    }
+
+    fn set_times(&self, postgres: &mut tokio_postgres::Config) -> Result<(), Error> {
+        let (second, millisecond) = (Duration::from_secs(1), Duration::from_millis(1));
+        self.time("connect_timeout", second)?
+            .map(|time| postgres.connect_timeout(time));
+        self.time("tcp_user_timeout", millisecond)?
+            .map(|time| postgres.tcp_user_timeout(time));
+        self.number::<i32>("keepalives")?
+            .map(|keepalives| postgres.keepalives(keepalives != 0));
+        self.time("keepalives_idle", second)?
+            .map(|time| postgres.keepalives_idle(time));
+        self.time("keepalives_interval", second)?
+            .map(|time| postgres.keepalives_interval(time));
+        // The driver's name for it, and libpq's.
+        for name in ["keepalives_retries", "keepalives_count"] {
+            self.number::<u32>(name)?
+                .filter(|count| *count > 0)
+                .map(|count| postgres.keepalives_retries(count));
+        }
+        Ok(())
+    }
+
+    fn tls(&self) -> Result<Tls, Error> {
+        let roots = self.text("sslrootcert")?;
+        let default = match roots {
+            Some("system") => SslMode::VerifyFull,
+            _ => SslMode::default(),
+        };
+        let mode = self.one_of("sslmode", &SslMode::WORDS)?.unwrap_or(default);
+        let tls = Tls::new(mode);
+        let tls = match roots {
+            Some("system") => tls.system_roots(),
+            Some(path) => tls.root_certificates_file(path),
+            None => tls,
+        };
+        match (self.text("sslcert")?, self.text("sslkey")?) {
+            (Some(certificate), Some(key)) => Ok(tls.client_certificate_files(certificate, key)),
+            (None, None) => Ok(tls),
+            _ => Err(wrong("sslcert and sslkey go together")),
+        }
+    }
+}
+
+/// The name as it is kept. A name that nobody knows may be a piece of a value, and is not told.
+fn known(name: &str) -> Result<&'static str, Error> {
+    if let Some(name) = KNOWN.iter().find(|known| **known == name) {
+        return Ok(name);
+    }
+    Err(match REFUSED.iter().find(|refused| **refused == name) {
+        Some(name) => wrong(&format!("oddscache does not support the parameter {name}")),
+        None => wrong(
+            "an unknown parameter; a value with spaces must stand in single quotes, a & within a URL's password must be \
+             written as %26",
+        ),
+    })
+}
+
+/// Splits before the first of `characters`, or at the end.
+fn split_at_any<'a>(text: &'a str, characters: &[char]) -> (&'a str, &'a str) {
+    text.split_at(text.find(characters).unwrap_or(text.len()))
+}
+
+/// The value at the beginning, in quotes or up to white space, and what comes after it. A backslash takes the next character
+/// as it is.
+fn unquote(text: &str) -> Result<(String, &str), Error> {
+    let (quoted, mut value) = (text.starts_with('\''), String::new());
+    let mut characters = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\'' if quoted => return Ok((value, text.get(at + 1..).unwrap_or_default())),
+            '\\' => value.extend(characters.next().map(|(_, character)| character)),
+            character if !quoted && character.is_whitespace() => {
+                return Ok((value, text.get(at..).unwrap_or_default()));
+            }
+            character => value.push(character),
+        }
+    }
+    if quoted {
+        return Err(wrong("a quoted value does not end"));
+    }
+    Ok((value, ""))
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, Error> {
+    let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+    let (mut bytes, mut value) = (text.bytes(), Vec::with_capacity(text.len()));
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            value.push(byte);
+            continue;
+        }
+        match (digit(bytes.next()), digit(bytes.next())) {
+            // A zero byte has no place in any parameter.
+            (Some(high), Some(low)) if high + low > 0 => {
+                value.push(u8::try_from(high * 16 + low).unwrap_or_default());
+            }
+            _ => {
+                return Err(wrong(
+                    "a % is not followed by two hexadecimal digits other than 00; itself it is written as %25",
+                ));
+            }
+        }
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_postgres::config::Host;
+
+    use super::*;
+
+    fn parsed(text: &str) -> Parsed {
+        let parameters = Parameters::parse(text).and_then(|parameters| parameters.build());
+        parameters.unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn hosts(text: &str) -> (Vec<String>, Vec<u16>) {
+        let config = parsed(text).postgres;
+        let host = |host: &Host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        };
+        let hosts = config.get_hosts().iter().map(host).collect();
+        (hosts, config.get_ports().to_vec())
+    }
+
+    #[test]
+    fn both_forms_say_the_same() {
+        let url = "postgresql://j%40ne:p%3Dw@h1:1,[::1],h3:3/o%20dds?sslmode=verify-full&sslrootcert=/r%20t&connect_timeout=7\
+                   &target_session_attrs=prefer-standby&passfile=/p&keepalives_count=4&tcp_user_timeout=1500";
+        let pairs = " host = h1,::1,h3 port='1,,3' user=j@ne password=p=w dbname='o dds' sslmode=verify-full sslrootcert=/r\\ t\n\
+                     connect_timeout=7 target_session_attrs=prefer-standby passfile=/p keepalives_count=4 tcp_user_timeout=1500 ";
+        for text in [url, pairs] {
+            let Parsed {
+                postgres,
+                tls,
+                session,
+                passfile,
+            } = parsed(text);
+            assert_eq!(
+                hosts(text),
+                (
+                    vec!["h1".into(), "::1".into(), "h3".into()],
+                    vec![1, 5432, 3]
+                ),
+                "{text}"
+            );
+            assert_eq!(postgres.get_user(), Some("j@ne"));
+            assert_eq!(postgres.get_password(), Some(b"p=w".as_slice()));
+            assert_eq!(postgres.get_dbname(), Some("o dds"));
+            assert_eq!(
+                postgres.get_connect_timeout(),
+                Some(&Duration::from_secs(7))
+            );
+            assert_eq!(
+                postgres.get_tcp_user_timeout(),
+                Some(&Duration::from_millis(1500))
+            );
+            assert_eq!(postgres.get_keepalives_retries(), Some(4));
+            assert_eq!(
+                (tls.mode, session),
+                (SslMode::VerifyFull, Session::PreferStandby)
+            );
+            assert_eq!(passfile, Some("/p".into()));
+            assert!(format!("{tls:?}").contains("/r t"), "{tls:?}");
+        }
+    }
+
+    #[test]
+    fn forms_seen_in_the_wild() {
+        assert_eq!(hosts(""), (vec![], vec![]));
+        assert_eq!(hosts("postgres://"), (vec![], vec![]));
+        assert_eq!(
+            hosts("postgres:///odds?host=/tmp&port=5433"),
+            (vec!["/tmp".into()], vec![5433])
+        );
+        assert_eq!(
+            hosts("postgres://%2Ftmp/odds"),
+            (vec!["/tmp".into()], vec![])
+        );
+        assert_eq!(hosts("postgres://u@h"), (vec!["h".into()], vec![]));
+        assert_eq!(
+            hosts("host=a,b port=6000"),
+            (vec!["a".into(), "b".into()], vec![6000])
+        );
+        assert_eq!(parsed("postgres://h/?ssl=true").tls.mode, SslMode::Require);
+        assert_eq!(parsed("sslrootcert=system").tls.mode, SslMode::VerifyFull);
+        assert_eq!(
+            parsed("password='it'").postgres.get_password(),
+            Some(b"it".as_slice())
+        );
+        assert_eq!(
+            parsed(r"password='it\'s'").postgres.get_password(),
+            Some(b"it's".as_slice())
+        );
+        assert_eq!(
+            parsed("postgres://u:pa?s&s=@h/d").postgres.get_password(),
+            Some(b"pa?s&s=".as_slice())
+        );
+        assert_eq!(
+            parsed("postgres://u:%FF@h/d").postgres.get_password(),
+            Some(b"\xff".as_slice())
+        );
+        assert_eq!(
+            parsed("client_encoding=UTF8 gssencmode=disable")
+                .postgres
+                .get_hosts(),
+            []
+        );
+    }
+
+    #[test]
+    fn what_is_left_open_is_filled_in() {
+        let mut parameters = Parameters::parse("postgres://u@h/d?sslmode=require").unwrap();
+        for (name, value) in [
+            ("port", "5433"),
+            ("user", "other"),
+            ("sslmode", "disable"),
+            ("password", "p"),
+        ] {
+            parameters.fill_in(name, value).unwrap();
+        }
+        let Parsed { postgres, tls, .. } = parameters.build().unwrap();
+        assert_eq!(
+            (postgres.get_ports(), postgres.get_user(), tls.mode),
+            ([5433].as_slice(), Some("u"), SslMode::Require)
+        );
+        assert_eq!(postgres.get_password(), Some(b"p".as_slice()));
+    }
+
+    /// Whatever is wrong with a string, what stands in it is not told: it may be a password that was not quoted.
+    #[test]
+    fn errors_hold_no_value() {
+        for (text, told) in [
+            ("password=hunter2 hunter3 host=x", "single quotes"),
+            ("password=hunter2 hunter3=x", "unknown parameter"),
+            ("password='hunter2", "does not end"),
+            ("mysql://u:hunter2@h/d", "neither a URL"),
+            ("postgres://u:hunter2/x@h/d", "%40"),
+            ("postgres://u:hunter2/x/@h/d", "%40"),
+            ("postgres://u:hunter2@x@h/d", "%40"),
+            ("postgres://u:hunter2%@h/d", "%25"),
+            ("postgres://u:hunter2%zz@h/d", "%25"),
+            ("postgres://u:hunter2%00@h/d", "%25"),
+            ("postgres://u:hunter2", "port must be"),
+            ("postgres://h/d?hunter2", "no value"),
+            ("postgres://h/d?password=x&hunter2=y", "unknown parameter"),
+            ("postgres://[hunter2", "["),
+            ("postgres://[::1]hunter2", "]"),
+            ("host=h port=hunter2", "port must be"),
+            ("host=h port=0", "port must be"),
+            ("host=h port=70000", "port must be"),
+            ("hostaddr=hunter2", "hostaddr must be"),
+            ("sslmode=hunter2", "sslmode must be disable, allow"),
+            ("target_session_attrs=hunter2", "prefer-standby"),
+            ("connect_timeout=hunter2", "connect_timeout must be"),
+            ("sslcert=hunter2", "go together"),
+            ("sslpassword=hunter2", "support the parameter sslpassword"),
+            ("host=@hunter2", "host must be"),
+            ("host=\0hunter2", "zero byte"),
+            ("client_encoding=hunter2", "client_encoding must be"),
+        ] {
+            let error = Parameters::parse(text).and_then(|parameters| parameters.build().map(drop));
+            let error = error.expect_err(text).to_string();
+            assert!(
+                error.contains(told) && !error.contains("hunter"),
+                "{text}: {error}"
+            );
+        }
+    }
+}

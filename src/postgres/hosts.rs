@@ -1,0 +1,228 @@
+//! Which servers a configuration names, in the order to try them, and what is asked of them.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode as Negotiate, TargetSessionAttrs};
+
+use crate::{config::Config, error::Error};
+
+/// Where servers put their sockets: Debian's build of libpq looks in the first, others in the second.
+pub(crate) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// `target_session_attrs`: which servers will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Session {
+    #[default]
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
+
+impl Session {
+    pub(crate) const WORDS: [(&'static str, Session); 6] = [
+        ("any", Session::Any),
+        ("read-write", Session::ReadWrite),
+        ("read-only", Session::ReadOnly),
+        ("primary", Session::Primary),
+        ("standby", Session::Standby),
+        ("prefer-standby", Session::PreferStandby),
+    ];
+
+    pub(crate) fn of(attributes: TargetSessionAttrs) -> Session {
+        match attributes {
+            TargetSessionAttrs::ReadWrite => Session::ReadWrite,
+            TargetSessionAttrs::ReadOnly => Session::ReadOnly,
+            _ => Session::Any,
+        }
+    }
+
+    /// What to look for in each round through the servers.
+    pub(crate) fn rounds(self) -> &'static [Session] {
+        match self {
+            Session::Any => &[Session::Any],
+            Session::ReadWrite => &[Session::ReadWrite],
+            Session::ReadOnly => &[Session::ReadOnly],
+            Session::Primary => &[Session::Primary],
+            Session::Standby => &[Session::Standby],
+            Session::PreferStandby => &[Session::Standby, Session::Any],
+        }
+    }
+
+    /// The question to the server, the answer that will do, and what is wrong with another.
+    pub(crate) fn question(self) -> Option<(&'static str, &'static str, &'static str)> {
+        let (read_only, recovery) = (
+            "SHOW transaction_read_only",
+            "SELECT pg_catalog.pg_is_in_recovery()",
+        );
+        match self {
+            Session::Any | Session::PreferStandby => None,
+            Session::ReadWrite => Some((read_only, "off", "sessions there are read-only")),
+            Session::ReadOnly => Some((read_only, "on", "sessions there are not read-only")),
+            Session::Primary => Some((recovery, "f", "it is a standby")),
+            Session::Standby => Some((recovery, "t", "it is no standby")),
+        }
+    }
+}
+
+/// One server of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Its name for TLS and the password file.
+    pub(crate) host: Host,
+    /// Where it is, if that need not be looked up.
+    pub(crate) address: Option<std::net::IpAddr>,
+    pub(crate) port: u16,
+}
+
+impl Target {
+    /// Where, for messages.
+    pub(crate) fn name(&self) -> String {
+        match &self.host {
+            // What stands before an @ is a piece of a password in which one was not written as %40.
+            Host::Tcp(host) => format!(
+                "{}:{}",
+                host.rsplit('@').next().unwrap_or_default(),
+                self.port
+            ),
+            #[cfg(unix)]
+            Host::Unix(path) => format!("{}/.s.PGSQL.{}", path.display(), self.port),
+        }
+    }
+
+    pub(crate) fn is_socket(&self) -> bool {
+        !matches!(self.host, Host::Tcp(_))
+    }
+
+    /// Its name in a password file: that of the default socket directories is `localhost`.
+    pub(crate) fn password_host(&self) -> String {
+        match &self.host {
+            Host::Tcp(host) => host.clone(),
+            #[cfg(unix)]
+            Host::Unix(path)
+                if SOCKET_DIRECTORIES
+                    .iter()
+                    .any(|known| path == Path::new(known)) =>
+            {
+                "localhost".to_owned()
+            }
+            #[cfg(unix)]
+            Host::Unix(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// The driver's configuration for this server alone.
+    pub(crate) fn postgres(
+        &self,
+        all: &tokio_postgres::Config,
+        negotiate: Negotiate,
+    ) -> tokio_postgres::Config {
+        // The driver's setters only add to a list of hosts: everything else is copied.
+        let mut one = tokio_postgres::Config::new();
+        all.get_user().map(|user| one.user(user));
+        all.get_password().map(|password| one.password(password));
+        all.get_dbname().map(|name| one.dbname(name));
+        all.get_options().map(|options| one.options(options));
+        all.get_application_name()
+            .map(|name| one.application_name(name));
+        all.get_connect_timeout()
+            .map(|time| one.connect_timeout(*time));
+        all.get_tcp_user_timeout()
+            .map(|time| one.tcp_user_timeout(*time));
+        one.keepalives(all.get_keepalives())
+            .keepalives_idle(all.get_keepalives_idle())
+            .channel_binding(all.get_channel_binding())
+            .ssl_negotiation(all.get_ssl_negotiation())
+            .ssl_mode(negotiate)
+            .port(self.port);
+        all.get_keepalives_interval()
+            .map(|time| one.keepalives_interval(time));
+        all.get_keepalives_retries()
+            .map(|count| one.keepalives_retries(count));
+        match &self.host {
+            Host::Tcp(name) => one.host(name),
+            #[cfg(unix)]
+            Host::Unix(path) => one.host_path(path),
+        };
+        one
+    }
+}
+
+/// The servers of a configuration; in random order where it says so.
+pub(crate) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
+    let postgres = &config.postgres;
+    let (hosts, addresses, ports) = (
+        postgres.get_hosts(),
+        postgres.get_hostaddrs(),
+        postgres.get_ports(),
+    );
+    let count = hosts.len().max(addresses.len());
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(Error::Config(format!(
+            "{} hosts, but {} addresses in hostaddr; give one for each host",
+            hosts.len(),
+            addresses.len()
+        )));
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err(Error::Config(format!(
+            "{count} hosts, but {} ports; give one for all or one for each",
+            ports.len()
+        )));
+    }
+    let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
+    let mut targets: Vec<Target> = (0..count)
+        .filter_map(|at| {
+            let address = addresses.get(at).copied();
+            let host = match (hosts.get(at), address) {
+                (Some(host), _) => host.clone(),
+                (None, address) => Host::Tcp(address?.to_string()),
+            };
+            Some(Target {
+                host,
+                address,
+                port: port(at),
+            })
+        })
+        .collect();
+    if targets.is_empty() {
+        let port = port(0);
+        targets.push(Target {
+            host: default_host(port),
+            address: None,
+            port,
+        });
+    }
+    if postgres.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        fastrand::shuffle(&mut targets);
+    }
+    Ok(targets)
+}
+
+/// The directory of the server's socket if there is one, else `localhost`.
+fn default_host(port: u16) -> Host {
+    let has_socket = |directory: &&str| {
+        Path::new(directory)
+            .join(format!(".s.PGSQL.{port}"))
+            .exists()
+    };
+    match SOCKET_DIRECTORIES.into_iter().find(has_socket) {
+        #[cfg(unix)]
+        Some(directory) => Host::Unix(PathBuf::from(directory)),
+        _ => Host::Tcp("localhost".to_owned()),
+    }
+}
+
+/// The role to log in as: the driver asks the operating system where none is named.
+pub(crate) fn user(postgres: &tokio_postgres::Config) -> Option<String> {
+    let from_environment = || env::var("USER").or_else(|_| env::var("LOGNAME")).ok();
+    postgres
+        .get_user()
+        .map(str::to_owned)
+        .or_else(from_environment)
+}

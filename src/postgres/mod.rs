@@ -1,0 +1,12 @@
+//! How to reach a server and talk to it. Knows nothing of odds.
+
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod conninfo;
+pub(crate) mod hosts;
+pub(crate) mod passfile;
+#[cfg(feature = "tls")]
+pub(crate) mod rustls;
+pub(crate) mod server_version;
+pub(crate) mod statement;
+pub(crate) mod tls;

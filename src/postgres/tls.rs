@@ -1,0 +1,267 @@
+//! What a connection asks of TLS, with libpq's meaning.
+
+use std::{fmt, path::PathBuf};
+
+use tokio_postgres::config::SslNegotiation;
+
+use crate::error::Error;
+
+/// libpq's `sslmode`: whether to encrypt, and what to ask of the server's certificate.
+///
+/// Connections over a Unix socket are never encrypted, whatever the mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum SslMode {
+    /// Never.
+    Disable,
+    /// Only if the server refuses a connection without. Protects from nobody who is on the way: he may refuse.
+    Allow,
+    /// If the server offers it; without, if it does not, or if the handshake fails, or `pg_hba.conf` has no line for it.
+    /// Protects from nobody who is on the way. Without the cargo feature `tls`: never.
+    #[default]
+    Prefer,
+    /// Always; the certificate is not looked at, unless root certificates are given: then as [`SslMode::VerifyCa`].
+    Require,
+    /// Always, and the certificate must be issued by one of the root certificates, for whatever host.
+    VerifyCa,
+    /// Always, and the certificate must be issued by one of the root certificates for the host that was asked for. Those
+    /// of the system if none are given.
+    VerifyFull,
+}
+
+impl SslMode {
+    pub(crate) const WORDS: [(&'static str, SslMode); 6] = [
+        ("disable", SslMode::Disable),
+        ("allow", SslMode::Allow),
+        ("prefer", SslMode::Prefer),
+        ("require", SslMode::Require),
+        ("verify-ca", SslMode::VerifyCa),
+        ("verify-full", SslMode::VerifyFull),
+    ];
+
+    /// Whether a connection without is refused.
+    pub(crate) fn is_mandatory(self) -> bool {
+        matches!(
+            self,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull
+        )
+    }
+}
+
+/// Its name in a connection string.
+impl fmt::Display for SslMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = SslMode::WORDS.iter().find(|(_, mode)| mode == self);
+        f.write_str(word.map_or("", |(word, _)| word))
+    }
+}
+
+/// Settings of TLS, for [`Config::tls`](crate::config::Config::tls). Files are read whenever a connection is opened, so that renewed
+/// certificates need no restart. Its `Debug` shows no key.
+///
+/// ```
+/// use oddscache::{Config, SslMode, Tls};
+///
+/// # fn example() -> Result<(), oddscache::Error> {
+/// let tls = Tls::new(SslMode::VerifyFull).root_certificates_file("/etc/odds/root.crt");
+/// let config = Config::new("postgres://oddscache@db.example.com/odds")?.tls(tls);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Tls {
+    pub(crate) mode: SslMode,
+    pub(crate) roots: Option<Roots>,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// Whose certificates are trusted.
+#[derive(Clone)]
+pub(crate) enum Roots {
+    System,
+    Given(Pem),
+}
+
+/// Who we are.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) certificate: Pem,
+    pub(crate) key: Pem,
+}
+
+/// PEM text, or where it is.
+#[derive(Clone)]
+#[cfg_attr(not(feature = "tls"), allow(dead_code))]
+pub(crate) enum Pem {
+    File(PathBuf),
+    Text(Vec<u8>),
+}
+
+/// What the server's certificate must stand up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verify {
+    Nothing,
+    Chain,
+    ChainAndHost,
+}
+
+impl Tls {
+    /// With this mode, without root certificates of its own, and without a client certificate.
+    #[must_use]
+    pub fn new(mode: SslMode) -> Tls {
+        Tls {
+            mode,
+            ..Tls::default()
+        }
+    }
+
+    /// The mode.
+    pub fn mode(&self) -> SslMode {
+        self.mode
+    }
+
+    /// `sslrootcert`: the certificates in this PEM file are trusted, and no others. A certificate there that is the
+    /// server's own is trusted too, as libpq does with self-signed ones.
+    #[must_use]
+    pub fn root_certificates_file(mut self, path: impl Into<PathBuf>) -> Tls {
+        self.roots = Some(Roots::Given(Pem::File(path.into())));
+        self
+    }
+
+    /// The same from PEM text.
+    #[must_use]
+    pub fn root_certificates_pem(mut self, pem: impl Into<Vec<u8>>) -> Tls {
+        self.roots = Some(Roots::Given(Pem::Text(pem.into())));
+        self
+    }
+
+    /// `sslrootcert=system`: what the operating system trusts (or `SSL_CERT_FILE`, `SSL_CERT_DIR`). Needs
+    /// [`SslMode::VerifyFull`], because anybody gets a certificate for some host from one of them.
+    #[must_use]
+    pub fn system_roots(mut self) -> Tls {
+        self.roots = Some(Roots::System);
+        self
+    }
+
+    /// `sslcert` and `sslkey`: the certificate (with its chain, if it has one) and the key that are shown to a server that
+    /// asks. PEM files; the key PKCS#8, PKCS#1 or SEC1, not encrypted, readable by nobody but its owner.
+    #[must_use]
+    pub fn client_certificate_files(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Tls {
+        self.identity = Some(Identity {
+            certificate: Pem::File(certificate.into()),
+            key: Pem::File(key.into()),
+        });
+        self
+    }
+
+    /// The same from PEM text.
+    #[must_use]
+    pub fn client_certificate_pem(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Tls {
+        self.identity = Some(Identity {
+            certificate: Pem::Text(certificate.into()),
+            key: Pem::Text(key.into()),
+        });
+        self
+    }
+
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    pub(crate) fn verify(&self) -> Verify {
+        match self.mode {
+            SslMode::VerifyFull => Verify::ChainAndHost,
+            SslMode::VerifyCa => Verify::Chain,
+            SslMode::Require if self.roots.is_some() => Verify::Chain,
+            _ => Verify::Nothing,
+        }
+    }
+
+    /// Whether the settings make sense together.
+    pub(crate) fn check(&self, negotiation: SslNegotiation) -> Result<(), Error> {
+        let mode = self.mode;
+        let problem = if cfg!(not(feature = "tls")) && mode.is_mandatory() {
+            "this program was built without TLS; build it with oddscache's cargo feature tls, or use a Unix socket"
+        } else if matches!(self.roots, Some(Roots::System)) && mode != SslMode::VerifyFull {
+            "the system's root certificates (sslrootcert=system) need sslmode=verify-full"
+        } else if mode == SslMode::VerifyCa && self.roots.is_none() {
+            "verify-ca needs root certificates (sslrootcert)"
+        } else if negotiation == SslNegotiation::Direct && !mode.is_mandatory() {
+            "sslnegotiation=direct needs sslmode=require or stricter"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(format!("sslmode={mode}: {problem}")))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = |pem: &Pem| match pem {
+            Pem::File(path) => path.display().to_string(),
+            Pem::Text(_) => "given".to_owned(),
+        };
+        let roots = self.roots.as_ref().map(|roots| match roots {
+            Roots::System => "system".to_owned(),
+            Roots::Given(pem) => file(pem),
+        });
+        let identity = self.identity.as_ref();
+        f.debug_struct("Tls")
+            .field("mode", &self.mode)
+            .field("roots", &roots)
+            .field(
+                "certificate",
+                &identity.map(|identity| file(&identity.certificate)),
+            )
+            .field("key", &identity.map(|identity| file(&identity.key)))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// Run by `.ci/run` with and without the feature: without, nothing that asks for TLS goes without it.
+    #[test]
+    fn a_mode_that_asks_for_tls_needs_it() {
+        for (word, mode) in SslMode::WORDS {
+            let text = format!("host=h sslmode={word} sslrootcert=/root.crt");
+            let refused = Config::new(&text).is_err();
+            assert_eq!(
+                refused,
+                mode.is_mandatory() && cfg!(not(feature = "tls")),
+                "{word}"
+            );
+            let tls = Tls::new(mode).root_certificates_pem("x");
+            assert_eq!(tls.check(SslNegotiation::Postgres).is_err(), refused);
+            assert_eq!(mode.to_string(), word);
+        }
+        let mut driver = tokio_postgres::Config::new();
+        driver.ssl_mode(tokio_postgres::config::SslMode::Require);
+        let mode = Config::from_postgres(driver).tls.mode;
+        assert_eq!(mode, SslMode::Require);
+    }
+
+    /// As the driver's own configuration, which no text was read for, has it.
+    #[cfg(not(feature = "tls"))]
+    #[tokio::test]
+    async fn without_the_feature_no_connection_is_tried() {
+        let mut driver = tokio_postgres::Config::new();
+        driver
+            .host("127.0.0.1")
+            .port(1)
+            .ssl_mode(tokio_postgres::config::SslMode::Require);
+        let error = Config::from_postgres(driver).open().await.map(drop);
+        let error = error.expect_err("refused").to_string();
+        assert!(
+            error.contains("sslmode=require") && error.contains("cargo feature tls"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! The rows that a read of changes needs, within its transaction.
+//!
+//! What few changes need is asked for all at once, as far as the log tells: one round trip instead of six. What the answers
+//! show to be missing is asked for after them.
+//!
+//! | invariant | |
+//! |---|---|
+//! | G1 | what is asked for too much is not looked at, what was not asked for is asked for: a plan is the same as if each question had waited for the answers before it |
+//! | G2 | the kickoff of a held event is still the one held, unless a log row names the event, so it is not asked for |
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::future::{try_join, try_join3};
+use hashbrown::HashMap;
+use tokio_postgres::Row;
+
+use crate::{
+    error::Error,
+    model::{Body, Micros},
+    read::{
+        change_log::Dirty,
+        plan::{Plan, Scope},
+        rows::{Heads, Reader, Side},
+    },
+    store::draft::Draft,
+};
+
+/// Changes of more keys than this are read step by step, by statements that are planned for them.
+const FEW: usize = 400;
+
+/// The greatest ids of snapshots seen: the markets of newer ones belong to snapshots that are about to be held.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Newest {
+    pub(crate) betpawa: i64,
+    pub(crate) competitors: i64,
+}
+
+impl Newest {
+    pub(crate) fn note(&mut self, heads: &Heads) {
+        let betpawa = heads.betpawa.iter().map(|head| head.snapshot_id);
+        self.betpawa = betpawa.fold(self.betpawa, i64::max);
+        let competitors = heads.competitors.iter().map(|head| head.snapshot_id);
+        self.competitors = competitors.fold(self.competitors, i64::max);
+    }
+}
+
+/// Whether it is worth asking for all at once.
+pub(crate) fn are_few(dirty: &Dirty) -> bool {
+    let sets = [
+        &dirty.events,
+        &dirty.betpawa,
+        &dirty.competitors,
+        &dirty.competitor_events,
+        &dirty.betpawa_markets,
+        &dirty.competitor_markets,
+    ];
+    sets.iter().map(|set| set.len()).sum::<usize>() <= FEW
+}
+
+/// Reads what `dirty` asks for, all at once where it is little.
+pub(crate) async fn changed(
+    reader: Reader<'_>,
+    draft: &mut Draft,
+    dirty: &Dirty,
+    window_start: Micros,
+    newest: &mut Newest,
+) -> Result<(Plan, Bodies), Error> {
+    let mut asked = match are_few(dirty) {
+        true => Asked::at_once(draft, dirty, *newest),
+        false => Asked::default(),
+    };
+    let competitor_events: Vec<i64> = dirty.competitor_events.iter().copied().collect();
+    let events: Vec<i64> = asked.events.iter().copied().collect();
+    let betpawa: Vec<i64> = asked.betpawa.iter().copied().collect();
+    let competitors: Vec<i64> = asked.competitors.iter().copied().collect();
+    let linked_too: &[i64] = match asked.with_linked {
+        true => &competitor_events,
+        false => &[],
+    };
+    let (linked, (kickoffs, heads), rows) = try_join3(
+        reader.linked_events(window_start, &competitor_events),
+        try_join(
+            reader.kickoffs(window_start, &events),
+            try_join(
+                reader.betpawa_heads(&betpawa),
+                reader.competitor_heads(&competitors, linked_too),
+            ),
+        ),
+        try_join(
+            reader.market_rows(Side::Betpawa, &asked.betpawa_markets),
+            reader.market_rows(Side::Competitors, &asked.competitor_markets),
+        ),
+    )
+    .await?;
+
+    let mut heads = Heads {
+        kickoffs,
+        betpawa: heads.0,
+        competitors: heads.1,
+    };
+    let linked_events: Vec<i64> = linked.iter().map(|(id, _)| *id).collect();
+    if asked.with_linked {
+        asked.competitors.extend(&linked_events);
+    }
+    asked.events.extend(&linked_events);
+    heads.kickoffs.extend(
+        linked
+            .into_iter()
+            .filter_map(|(id, kickoff)| Some((id, kickoff?))),
+    );
+    let mut scope = Scope::new(draft, dirty, &linked_events);
+    let mut events = Vec::new();
+    for id in scope.events.difference(&asked.events) {
+        match known_kickoff(draft, dirty, *id) {
+            Some(kickoff) if kickoff > window_start => drop(heads.kickoffs.insert(*id, kickoff)),
+            Some(_) => {}
+            None => events.push(*id),
+        }
+    }
+    heads
+        .kickoffs
+        .extend(reader.kickoffs(window_start, &events).await?);
+    scope.narrow(draft, &heads.kickoffs);
+    let betpawa: Vec<i64> = scope.betpawa.difference(&asked.betpawa).copied().collect();
+    let competitors: Vec<i64> = scope
+        .competitors
+        .difference(&asked.competitors)
+        .copied()
+        .collect();
+    heads
+        .betpawa
+        .retain(|head| scope.betpawa.contains(&head.event_id));
+    heads
+        .competitors
+        .retain(|head| scope.competitors.contains(&head.event_id));
+    let (own, others) = try_join(
+        reader.betpawa_heads(&betpawa),
+        reader.competitor_heads(&competitors, &[]),
+    )
+    .await?;
+    heads.betpawa.extend(own);
+    heads.competitors.extend(others);
+    newest.note(&heads);
+    let plan = Plan::part(draft, dirty, scope, heads);
+    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
+    Ok((plan, bodies))
+}
+
+/// G2.
+fn known_kickoff(draft: &Draft, dirty: &Dirty, event_id: i64) -> Option<Micros> {
+    match dirty.events.contains(&event_id) {
+        true => None,
+        false => draft.event(event_id)?.kickoff,
+    }
+}
+
+/// What is asked for before it is known to be needed.
+#[derive(Debug, Default)]
+struct Asked {
+    events: BTreeSet<i64>,
+    betpawa: BTreeSet<i64>,
+    competitors: BTreeSet<i64>,
+    /// Whether `competitors` stands also for the events that changed competitor events are linked to.
+    with_linked: bool,
+    betpawa_markets: Vec<i64>,
+    competitor_markets: Vec<i64>,
+}
+
+impl Asked {
+    fn at_once(draft: &Draft, dirty: &Dirty, newest: Newest) -> Asked {
+        let Scope {
+            events,
+            mut betpawa,
+            mut competitors,
+        } = Scope::new(draft, dirty, &[]);
+        let new: Vec<i64> = events
+            .iter()
+            .copied()
+            .filter(|id| draft.event(*id).is_none())
+            .collect();
+        betpawa.extend(&new);
+        competitors.extend(&new);
+        let betpawa_markets = dirty.betpawa_markets.iter().copied();
+        let competitor_markets = dirty.competitor_markets.iter().copied();
+        let unknown = |id: &i64| known_kickoff(draft, dirty, *id).is_none();
+        Asked {
+            events: events.into_iter().filter(unknown).collect(),
+            betpawa,
+            competitors,
+            with_linked: true,
+            betpawa_markets: betpawa_markets
+                .filter(|id| *id > newest.betpawa || draft.betpawa_owners(*id).next().is_some())
+                .collect(),
+            competitor_markets: competitor_markets
+                .filter(|id| {
+                    *id > newest.competitors || draft.competitor_owners(*id).next().is_some()
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The bodies that a plan needs.
+pub(crate) struct Bodies {
+    /// How many snapshots' markets were read for them.
+    snapshots_read: usize,
+    betpawa: HashMap<i64, Arc<Body>>,
+    competitors: HashMap<i64, Arc<Body>>,
+}
+
+impl Bodies {
+    pub(crate) async fn read(
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+    ) -> Result<Bodies, Error> {
+        let none = (Vec::new(), Vec::new());
+        Bodies::read_on(reader, plan, draft, &Asked::default(), &none).await
+    }
+
+    /// The same with the help of further connections, each of which reads a share of it, and without where one fails or is
+    /// silent for longer than `patience`.
+    pub(crate) async fn read_with(
+        helpers: &[Reader<'_>],
+        patience: Duration,
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+    ) -> Result<Bodies, Error> {
+        let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
+        let packer = &mut draft.packer;
+        let shared = async {
+            Ok::<_, Error>(Bodies {
+                snapshots_read: betpawa.len() + competitors.len(),
+                betpawa: reader
+                    .markets(helpers, patience, Side::Betpawa, &betpawa, packer)
+                    .await?,
+                competitors: reader
+                    .markets(helpers, patience, Side::Competitors, &competitors, packer)
+                    .await?,
+            })
+        };
+        match shared.await {
+            Err(error) if !helpers.is_empty() => {
+                tracing::info!(%error, "a further connection was of no help; reading without");
+                Bodies::read(reader, plan, draft).await
+            }
+            read => read,
+        }
+    }
+
+    /// The same, where the rows of some are at hand.
+    async fn read_on(
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+        asked: &Asked,
+        rows: &(Vec<Row>, Vec<Row>),
+    ) -> Result<Bodies, Error> {
+        let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
+        let snapshots_read = betpawa.len() + competitors.len();
+        let packer = &mut draft.packer;
+        let missing = without(betpawa, &asked.betpawa_markets);
+        let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
+        betpawa.extend(
+            reader
+                .markets(&[], Duration::MAX, Side::Betpawa, &missing, packer)
+                .await?,
+        );
+        let missing = without(competitors, &asked.competitor_markets);
+        let mut competitors = reader.pack(Side::Competitors, &rows.1, packer)?;
+        competitors.extend(
+            reader
+                .markets(&[], Duration::MAX, Side::Competitors, &missing, packer)
+                .await?,
+        );
+        Ok(Bodies {
+            snapshots_read,
+            betpawa,
+            competitors,
+        })
+    }
+
+    /// Returns `snapshots_read`.
+    pub(crate) fn apply(self, plan: Plan, draft: &mut Draft) -> usize {
+        plan.apply(draft, &self.betpawa, &self.competitors);
+        self.snapshots_read
+    }
+}
+
+/// Those of `ids` that are not in `sorted`.
+fn without(mut ids: Vec<i64>, sorted: &[i64]) -> Vec<i64> {
+    ids.retain(|id| sorted.binary_search(id).is_err());
+    ids
+}

@@ -1,0 +1,315 @@
+//! Looks whether everything the follower relies on is there, so that what is missing gets its name and its way out.
+
+use tokio_postgres::{Client, Row, types::Type};
+
+use crate::{
+    config::Config,
+    error::Error,
+    postgres::{
+        connection::{Access, Connection},
+        server_version::Major,
+    },
+    read::schema::{TABLES, quote},
+    sql::FEED_VERSION,
+};
+
+const DOING: &str = "checking tables, rights and triggers";
+
+/// What the installed feed says of itself.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) channel: String,
+    /// Which database of which cluster it is in, standbys included.
+    pub(crate) database: String,
+    /// The ways in which rows can be written at present without any trigger seeing it.
+    pub(crate) bypasses: Vec<String>,
+}
+
+/// What [`Feed::database`] is asked by, under whatever search path.
+pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
+     FROM pg_catalog.pg_control_system() s";
+
+/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only, in the
+/// transaction under way, whose search path must be pinned. `None` where the feed is not needed.
+pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
+    check_tables(client, config).await?;
+    if !config.need_feed {
+        return Ok(None);
+    }
+    let (channel, database) = check_feed(client, config).await?;
+    Ok(Some(Feed {
+        channel,
+        database,
+        bypasses: check_triggers(client, config).await?,
+    }))
+}
+
+/// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
+/// others have created in it has a say in what the names and operators below mean.
+pub(crate) async fn check_first(
+    connection: &Connection,
+    config: &Config,
+) -> Result<Option<Feed>, Error> {
+    let client = &connection.client;
+    client
+        .batch_execute(&connection.begin(Access::Read, config.read_timeout))
+        .await
+        .map_err(Error::database(DOING))?;
+    check_version(client).await?;
+    let feed = check(client, config).await?;
+    client
+        .batch_execute("COMMIT")
+        .await
+        .map_err(Error::database(DOING))?;
+    Ok(feed)
+}
+
+async fn check_version(client: &Client) -> Result<(), Error> {
+    let sql = "SELECT current_setting('server_version_num')::int";
+    let rows = client.query_typed(sql, &[]).await;
+    let rows = rows.map_err(Error::database(DOING))?;
+    let number = rows.first().map(|row| column::<i32>(row, 0)).transpose()?;
+    let number = number.and_then(|number| u32::try_from(number).ok());
+    Major::of_number(
+        number.ok_or_else(|| Error::unexpected(DOING, "server_version_num is no number"))?,
+    )
+    .check()
+}
+
+fn column<'r, T: tokio_postgres::types::FromSql<'r>>(
+    row: &'r Row,
+    index: usize,
+) -> Result<T, Error> {
+    row.try_get(index).map_err(Error::database(DOING))
+}
+
+async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
+    let sql = "SELECT t.name, c.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+         coalesce(has_table_privilege(c.oid, 'SELECT'), false), coalesce(row_security_active(c.oid), false), current_user::text \
+         FROM unnest($2) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = $1 \
+         LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name AND c.relkind IN ('r', 'p') \
+         ORDER BY t.position";
+    let tables: Vec<&str> = TABLES.to_vec();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
+        (&config.app_schema, Type::TEXT),
+        (&tables, Type::TEXT_ARRAY),
+    ];
+    let rows = client
+        .query_typed(sql, &parameters)
+        .await
+        .map_err(Error::database(DOING))?;
+    for row in &rows {
+        let table = format!("{}.{}", quote(&config.app_schema), quote(column(row, 0)?));
+        if !column::<bool>(row, 1)? {
+            return Err(Error::MissingTable { table });
+        }
+        let role = || column::<String>(row, 5);
+        if !column::<bool>(row, 2)? {
+            let object = format!("schema {}", quote(&config.app_schema));
+            return Err(Error::MissingRight {
+                role: role()?,
+                privilege: "USAGE",
+                object,
+            });
+        }
+        if !column::<bool>(row, 3)? {
+            return Err(Error::MissingRight {
+                role: role()?,
+                privilege: "SELECT",
+                object: format!("table {table}"),
+            });
+        }
+        if column::<bool>(row, 4)? && !config.allow_row_security {
+            return Err(Error::RowSecurity {
+                table,
+                role: role()?,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Channel and database.
+async fn check_feed(client: &Client, config: &Config) -> Result<(String, String), Error> {
+    let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
+         l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
+         s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
+         f.oid IS NOT NULL, coalesce(has_function_privilege(f.oid, 'EXECUTE'), false), current_user::text, \
+         coalesce(row_security_active(l.oid), false), coalesce(row_security_active(s.oid), false) \
+         FROM pg_namespace n \
+         LEFT JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'change_log' \
+         LEFT JOIN pg_class s ON s.relnamespace = n.oid AND s.relname = 'log_state' \
+         LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'feed_version' AND f.pronargs = 0 \
+         WHERE n.nspname = $1";
+    let schema = &config.cache_schema;
+    let missing = |object| Error::FeedMissing {
+        schema: schema.clone(),
+        object,
+    };
+    let row = client
+        .query_typed(sql, &[(schema, Type::TEXT)])
+        .await
+        .map_err(Error::database(DOING))?;
+    let row = row
+        .first()
+        .ok_or_else(|| missing("objects, for it does not exist itself"))?;
+    let role: String = column(row, 7)?;
+    let right = |privilege, object: String| Error::MissingRight {
+        role: role.clone(),
+        privilege,
+        object,
+    };
+    if !column::<bool>(row, 0)? {
+        return Err(right("USAGE", format!("schema {}", quote(schema))));
+    }
+    for (index, row_security, name) in [(1, 8, "change_log"), (3, 9, "log_state")] {
+        if !column::<bool>(row, index)? {
+            return Err(missing(name));
+        }
+        let table = format!("{}.{name}", quote(schema));
+        if !column::<bool>(row, index + 1)? {
+            return Err(right("SELECT", format!("table {table}")));
+        }
+        // No policy has any business here.
+        if column::<bool>(row, row_security)? {
+            return Err(Error::RowSecurity {
+                table,
+                role: role.clone(),
+            });
+        }
+    }
+    if !column::<bool>(row, 5)? {
+        return Err(missing("feed_version()"));
+    }
+    if !column::<bool>(row, 6)? {
+        return Err(right(
+            "EXECUTE",
+            format!("function {}.feed_version()", quote(schema)),
+        ));
+    }
+    let version = format!(
+        "SELECT {0}.feed_version(), app_schema, channel, ({DATABASE}) FROM {0}.log_state",
+        quote(schema)
+    );
+    let rows = client
+        .query_typed(&version, &[])
+        .await
+        .map_err(Error::database(DOING))?;
+    let row = rows.first().ok_or_else(|| missing("row in log_state"))?;
+    let found: i32 = column(row, 0)?;
+    if found != FEED_VERSION {
+        return Err(Error::FeedVersion {
+            schema: schema.clone(),
+            found,
+            expected: FEED_VERSION,
+        });
+    }
+    let app_schema: String = column(row, 1)?;
+    if app_schema != config.app_schema {
+        let expected = config.app_schema.clone();
+        return Err(Error::FeedElsewhere {
+            schema: schema.clone(),
+            found: app_schema,
+            expected,
+        });
+    }
+    Ok((column(row, 2)?, column(row, 3)?))
+}
+
+/// A table or partition on which some kind of change does not always fire the trigger.
+struct Gap {
+    table: String,
+    /// A table rather than a partition.
+    root: bool,
+    op: String,
+    problem: &'static str,
+}
+
+async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
+    let sql = "WITH RECURSIVE node AS (\
+           SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
+           UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent) \
+         SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
+           EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
+         FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
+         CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
+         LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
+           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $2) \
+           ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
+         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name";
+    let tables: Vec<&str> = TABLES.to_vec();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+        (&config.app_schema, Type::TEXT),
+        (&config.cache_schema, Type::TEXT),
+        (&tables, Type::TEXT_ARRAY),
+    ];
+    let rows = client
+        .query_typed(sql, &parameters)
+        .await
+        .map_err(Error::database(DOING))?;
+    let mut gaps = Vec::new();
+    for row in &rows {
+        if column::<bool>(row, 5)? {
+            return Err(Error::Subscribed {
+                table: column(row, 0)?,
+            });
+        }
+        let (always, enabled) = (
+            column::<Option<bool>>(row, 3)?,
+            column::<Option<bool>>(row, 4)?,
+        );
+        let problem = match (always, enabled) {
+            (Some(true), _) => continue,
+            (None, _) => "missing",
+            (_, Some(true)) => "not ENABLE ALWAYS",
+            _ => "disabled",
+        };
+        gaps.push(Gap {
+            table: column(row, 0)?,
+            root: column(row, 1)?,
+            op: column(row, 2)?,
+            problem,
+        });
+    }
+    Ok(gaps)
+}
+
+/// Every table has its four triggers and they always fire. A partition without them is only warned of: what is written
+/// through its parent is seen all the same. Returns what can be written unseen.
+async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
+    let gaps = gaps(client, config).await?;
+    if let Some(gap) = gaps.iter().find(|gap| gap.root) {
+        return Err(Error::Trigger {
+            table: gap.table.clone(),
+            trigger: format!("{}_{}", config.cache_schema, gap.op),
+            problem: gap.problem,
+        });
+    }
+    if !gaps.is_empty() {
+        tracing::warn!(
+            triggers = gaps.len(),
+            "triggers are missing on partitions: what is written straight into those, not through the parent, shows only \
+             when the audit finds it; run `oddscache sql install --apply` again"
+        );
+    }
+    let mut bypasses: Vec<String> = Vec::new();
+    for gap in &gaps {
+        let partition = &gap.table;
+        let bypass = match gap.problem {
+            "missing" => format!("writes straight into {partition}, which has no trigger"),
+            "disabled" => format!("writes straight into {partition}, whose trigger is disabled"),
+            _ => format!(
+                "writes straight into {partition} with session_replication_role = replica, since its trigger is not \
+                 ENABLE ALWAYS"
+            ),
+        };
+        if !bypasses.contains(&bypass) && bypasses.len() < MOST_BYPASSES {
+            bypasses.push(bypass);
+        }
+    }
+    Ok(bypasses)
+}
+
+/// More are not named.
+const MOST_BYPASSES: usize = 8;

@@ -1,0 +1,481 @@
+//! What the application's tables look like in this database, and the statements that read them.
+//!
+//! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later migration
+//! brings, another schema. All of that is settled here, once per catalog, so that the readers see one form.
+
+use std::{fmt::Write, time::Duration};
+
+use hashbrown::HashMap;
+use tokio_postgres::{Client, types::Type};
+
+use crate::{
+    config::Config,
+    error::Error,
+    postgres::{connection::millis, statement::Statement},
+};
+
+/// The tables that are read, in the order in which they are locked.
+pub(crate) const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
+
+/// Quotes an identifier.
+pub(crate) fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// Quotes a string constant.
+pub(crate) fn literal(text: &str) -> String {
+    if text.contains('\\') {
+        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+/// The statements that need nothing but the names: what a follower starts from.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) app_schema: String,
+    pub(crate) cache_schema: String,
+    pub(crate) need_feed: bool,
+    /// What a read locks, qualified and quoted.
+    pub(crate) locked: Vec<String>,
+    /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
+    /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
+    /// `deadlock_timeout` (1 s).
+    ///
+    /// TRUNCATE, ALTER and DETACH wait for these locks, and writers behind them. So the server itself ends the transaction
+    /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
+    /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
+    pub(crate) begin: String,
+    /// Begins the transaction of a further connection of a read of everything, in the snapshot put for `{}`.
+    pub(crate) import: String,
+    /// Gives the statements that read everything, and what is done between them, the time they may take.
+    pub(crate) patience: String,
+    /// `begin`, for a read that runs what is prepared: planned once, whatever its parameters. Left to itself the server plans
+    /// a few keys anew each time, which takes five times as long as to read them from two dozen partitions.
+    pub(crate) begin_prepared: String,
+    /// For statements with many keys after `begin_prepared`: planned for these.
+    pub(crate) replan: &'static str,
+    /// Snapshot, clock, recovery, server and low-water mark, in this order.
+    pub(crate) cut: Statement,
+    /// The same without the low-water mark, as it may be asked outside of a transaction, under whatever search path.
+    pub(crate) peek: String,
+}
+
+/// For how long the transaction of a read of changes may wait for its next statement. They follow each other within
+/// milliseconds.
+const IDLE_BOUND: Duration = Duration::from_secs(5);
+
+impl Names {
+    /// `right_after_begin`: what the server wants to be told first in any transaction
+    /// ([`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout)).
+    pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
+        let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
+        let mut locked: Vec<String> = TABLES
+            .iter()
+            .map(|table| format!("{app}.{}", quote(table)))
+            .collect();
+        if config.need_feed {
+            locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
+        }
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}\
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
+             SET LOCAL jit = off; \
+             SET LOCAL search_path = pg_catalog, pg_temp; \
+             LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
+            locked.join(", "),
+            timeout = millis(config.read_timeout),
+            idle = millis(config.read_timeout.min(IDLE_BOUND)),
+        );
+        let patience = format!(
+            "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+             SET LOCAL plan_cache_mode = auto",
+            millis(config.warmup_timeout),
+            millis(config.read_timeout),
+        );
+        let markets: Vec<&str> = locked.iter().skip(4).take(2).map(String::as_str).collect();
+        let import = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
+             SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
+             SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            millis(config.warmup_timeout),
+            markets.join(", "),
+            idle = millis(config.read_timeout),
+        );
+        let pruned_below = match config.need_feed {
+            true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
+            false => "'0'".to_owned(),
+        };
+        let cut = format!("SELECT {CUT}, {pruned_below} {SERVER}");
+        let (app_schema, cache_schema) = (config.app_schema.clone(), config.cache_schema.clone());
+        Names {
+            app_schema,
+            cache_schema,
+            need_feed: config.need_feed,
+            locked,
+            begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
+            begin,
+            import,
+            patience,
+            replan: "SET LOCAL plan_cache_mode = auto",
+            cut: Statement::new("cut", cut, []),
+            peek: format!("SELECT {CUT} {SERVER}"),
+        }
+    }
+
+    fn table(&self, table: &str) -> String {
+        format!("{}.{}", quote(&self.app_schema), quote(table))
+    }
+
+    pub(crate) fn log_table(&self) -> String {
+        format!("{}.change_log", quote(&self.cache_schema))
+    }
+}
+
+/// The first query of a read. Besides the snapshot it asks for the server: another one, or the same after a restart, a crash
+/// or a promotion, may have taken back what we have read. Seen as the loss of our connection, unless a pooler hides that. A
+/// crash that the postmaster survives shows only in the statistics, all of which it resets; somebody who resets one of the
+/// two kinds loses us nothing. On a primary the control file names the timeline only after a checkpoint, so it is not asked.
+const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
+     pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
+         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END, \
+       extract(epoch FROM least(b.stats_reset, a.stats_reset)))";
+const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
+     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a";
+
+/// The statements that read rows, in the types this database has.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    /// `(window start)` -> event id, kickoff.
+    pub(crate) all_kickoffs: Statement,
+    /// `(window start, event ids)` -> the same.
+    pub(crate) some_kickoffs: Statement,
+    /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
+    pub(crate) all_betpawa_heads: Statement,
+    /// `(event ids)` -> the same.
+    pub(crate) some_betpawa_heads: Statement,
+    /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
+    pub(crate) all_competitor_heads: Statement,
+    /// `(event ids, ids of competitor events linked to further ones)` -> the same.
+    pub(crate) some_competitor_heads: Statement,
+    /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window.
+    pub(crate) linked_events: Statement,
+    /// `(snapshot ids)` -> market rows of `market_odds`.
+    pub(crate) betpawa_markets: Statement,
+    /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
+    pub(crate) competitor_markets: Statement,
+}
+
+/// What a column is read as.
+#[derive(Clone, Copy)]
+enum Kind {
+    Id,
+    Time,
+    Number,
+    Text,
+    Json,
+}
+
+impl Kind {
+    fn cast(self) -> &'static str {
+        match self {
+            Kind::Id => "::int8",
+            Kind::Time => "",
+            Kind::Number => "::float8",
+            Kind::Text | Kind::Json => "::text",
+        }
+    }
+
+    fn null(self) -> &'static str {
+        match self {
+            Kind::Id => "NULL::int8",
+            Kind::Time => "NULL::timestamp",
+            Kind::Number => "NULL::float8",
+            Kind::Text | Kind::Json => "NULL::text",
+        }
+    }
+
+    fn accepts(self, type_name: &str) -> bool {
+        match self {
+            Kind::Id => matches!(type_name, "int2" | "int4" | "int8"),
+            Kind::Time => matches!(type_name, "timestamp" | "timestamptz"),
+            Kind::Number => matches!(
+                type_name,
+                "float4" | "float8" | "numeric" | "int2" | "int4" | "int8"
+            ),
+            // Anything has a text form.
+            Kind::Text => true,
+            Kind::Json => matches!(type_name, "json" | "jsonb" | "text" | "varchar"),
+        }
+    }
+
+    fn expected(self) -> &'static str {
+        match self {
+            Kind::Id => "smallint, integer or bigint",
+            Kind::Time => "timestamp (in UTC) or timestamptz",
+            Kind::Number => "a number",
+            Kind::Text => "text",
+            Kind::Json => "json or jsonb",
+        }
+    }
+}
+
+/// Column types by table and column.
+struct Columns<'n> {
+    names: &'n Names,
+    types: HashMap<(String, String), String>,
+}
+
+impl Columns<'_> {
+    fn get(&self, table: &str, column: &str) -> Option<&str> {
+        self.types
+            .get(&(table.to_owned(), column.to_owned()))
+            .map(String::as_str)
+    }
+
+    /// The expression that reads a column of the table called `alias`.
+    fn required(
+        &self,
+        alias: &str,
+        table: &str,
+        column: &str,
+        kind: Kind,
+    ) -> Result<String, Error> {
+        let table_name = || self.names.table(table);
+        let found = self.get(table, column);
+        let found = found.ok_or_else(|| Error::MissingColumn {
+            table: table_name(),
+            column: column.to_owned(),
+        })?;
+        if !kind.accepts(found) {
+            let (table, column, expected) = (table_name(), column.to_owned(), kind.expected());
+            return Err(Error::WrongType {
+                table,
+                column,
+                found: found.to_owned(),
+                expected,
+            });
+        }
+        let cast = match kind {
+            // Which of the two it is matters; a domain of it hides that in an array.
+            Kind::Time => format!("::{found}"),
+            kind => kind.cast().to_owned(),
+        };
+        Ok(format!("{alias}.{}{cast}", quote(column)))
+    }
+
+    /// The same for a column that older deployments do not have.
+    fn optional(
+        &self,
+        alias: &str,
+        table: &str,
+        column: &str,
+        kind: Kind,
+    ) -> Result<String, Error> {
+        match self.get(table, column) {
+            Some(_) => self.required(alias, table, column, kind),
+            None => Ok(kind.null().to_owned()),
+        }
+    }
+
+    fn markets(&self, table: &str) -> Result<String, Error> {
+        let mut sql = String::from("SELECT ");
+        let columns = [
+            ("id", Kind::Id, true),
+            ("snapshot_id", Kind::Id, true),
+            ("betpawa_market_id", Kind::Text, true),
+            ("betpawa_market_name", Kind::Text, true),
+            ("line", Kind::Number, false),
+            ("handicap_type", Kind::Text, false),
+            ("handicap_home", Kind::Number, false),
+            ("handicap_away", Kind::Number, false),
+            ("outcomes", Kind::Json, true),
+            ("market_groups", Kind::Json, false),
+            ("unavailable_at", Kind::Time, false),
+        ];
+        for (index, (column, kind, required)) in columns.into_iter().enumerate() {
+            let expression = match required {
+                true => self.required("m", table, column, kind)?,
+                false => self.optional("m", table, column, kind)?,
+            };
+            let comma = if index == 0 { "" } else { ", " };
+            // Infallible into a String.
+            let _ = write!(sql, "{comma}{expression}");
+        }
+        let _ = write!(
+            sql,
+            " FROM {} m WHERE m.snapshot_id = ANY($1)",
+            self.names.table(table)
+        );
+        Ok(sql)
+    }
+}
+
+impl Catalog {
+    /// Reads the catalog in the transaction under way.
+    pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
+        let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+             JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
+             WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
+        let tables: Vec<&str> = TABLES.to_vec();
+        let rows = client
+            .query_typed(
+                sql,
+                &[(&names.app_schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
+            )
+            .await
+            .map_err(Error::database("reading the catalog"))?;
+        let mut types = HashMap::new();
+        for row in rows {
+            let get = |index| {
+                row.try_get::<_, String>(index)
+                    .map_err(Error::database("reading the catalog"))
+            };
+            types.insert((get(0)?, get(1)?), get(2)?);
+        }
+        Catalog::build(&Columns { names, types })
+    }
+
+    fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
+        let table = |name| columns.names.table(name);
+        let event_id = columns.required("e", "events", "id", Kind::Id)?;
+        let kickoff = columns.required("e", "events", "kickoff", Kind::Time)?;
+        let kickoff_type = match columns.get("events", "kickoff") {
+            Some("timestamptz") => Type::TIMESTAMPTZ,
+            _ => Type::TIMESTAMP,
+        };
+        let all_kickoffs = format!(
+            "SELECT {event_id}, {kickoff} FROM {} e WHERE e.kickoff > $1",
+            table("events")
+        );
+        let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
+
+        let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
+        let betpawa = format!(
+            "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
+            required("event_id", Kind::Id)?,
+            required("bookmaker_id", Kind::Id)?,
+            required("id", Kind::Id)?,
+            required("captured_at", Kind::Time)?,
+            columns.optional("s", "odds_snapshots", "last_confirmed_at", Kind::Time)?,
+            table("odds_snapshots")
+        );
+        let betpawa_order = "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, s.captured_at DESC";
+
+        let required =
+            |column, kind| columns.required("s", "competitor_odds_snapshots", column, kind);
+        let competitor_event =
+            |column, kind| columns.required("c", "competitor_events", column, kind);
+        competitor_event("id", Kind::Id)?;
+        let linked = competitor_event("betpawa_event_id", Kind::Id)?;
+        required("competitor_event_id", Kind::Id)?;
+        let competitors = format!(
+            "SELECT DISTINCT ON (c.betpawa_event_id, c.source) {linked}, {}, {}, {}, {} FROM {} c",
+            competitor_event("source", Kind::Text)?,
+            required("id", Kind::Id)?,
+            required("captured_at", Kind::Time)?,
+            columns.optional(
+                "s",
+                "competitor_odds_snapshots",
+                "last_confirmed_at",
+                Kind::Time
+            )?,
+            table("competitor_events")
+        );
+        // Of few events: by the index on competitor_event_id, for which the planner must be left no choice. It thinks reading
+        // all history no dearer than that of some (40 ms instead of 4), and takes "the greatest id" for a walk down the
+        // primary key, which ends only where a snapshot of this event turns up.
+        let last_confirmed_at = match columns.get("competitor_odds_snapshots", "last_confirmed_at")
+        {
+            Some(_) => ", l.last_confirmed_at",
+            None => "",
+        };
+        let some_competitors = format!(
+            "{competitors} CROSS JOIN LATERAL (SELECT l.id, l.captured_at{last_confirmed_at} FROM {} l \
+             WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC LIMIT 1) s",
+            table("competitor_odds_snapshots")
+        );
+        let live = match columns.get("competitor_events", "deleted_at") {
+            Some(_) => "c.deleted_at IS NULL AND ",
+            None => "",
+        };
+        let competitor_order =
+            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
+        let statement =
+            |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
+        let window = std::slice::from_ref(&kickoff_type);
+        let ids = &[Type::INT8_ARRAY];
+        // Of all events: the greatest ids by hashing, then only their rows put in order. To sort all history takes thrice as long.
+        let all_betpawa = format!(
+            "{betpawa} JOIN (SELECT event_id, bookmaker_id, max(id) AS id FROM {} GROUP BY event_id, bookmaker_id) AS l \
+             ON l.event_id = s.event_id AND l.bookmaker_id = s.bookmaker_id AND l.id = s.id JOIN {} e ON e.id = l.event_id \
+             WHERE e.kickoff > $1 AND {betpawa_order}",
+            table("odds_snapshots"),
+            table("events"),
+        );
+        let all_competitors = format!(
+            "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
+             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
+             WHERE e.kickoff > $1 AND {live}{competitor_order}",
+            table("events"),
+            snapshots = table("competitor_odds_snapshots"),
+        );
+        let some_betpawa = format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}");
+        let some_competitors = format!(
+            "{some_competitors} WHERE c.betpawa_event_id = ANY(ARRAY(SELECT unnest($1) UNION ALL \
+             SELECT l.betpawa_event_id FROM {} l WHERE l.id = ANY($2))) AND {live}{competitor_order}",
+            table("competitor_events")
+        );
+        let linked_events = format!(
+            "SELECT DISTINCT {linked}, {kickoff} FROM {} c LEFT JOIN {} e ON e.id = c.betpawa_event_id AND e.kickoff > $1 \
+             WHERE c.id = ANY($2) AND c.betpawa_event_id IS NOT NULL",
+            table("competitor_events"),
+            table("events")
+        );
+        let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
+        let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
+        Ok(Catalog {
+            all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
+            some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
+            all_betpawa_heads: statement("all_betpawa_heads", all_betpawa, of_window).of_columns(5),
+            some_betpawa_heads: statement("betpawa_heads", some_betpawa, ids).of_columns(5),
+            all_competitor_heads: statement("all_competitor_heads", all_competitors, of_window)
+                .of_columns(5),
+            some_competitor_heads: statement("competitor_heads", some_competitors, &two_lists)
+                .of_columns(5),
+            linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
+            betpawa_markets: statement("betpawa_markets", columns.markets("market_odds")?, ids),
+            competitor_markets: statement(
+                "competitor_markets",
+                columns.markets("competitor_market_odds")?,
+                ids,
+            ),
+        })
+    }
+
+    /// What a read of few changes asks.
+    pub(crate) fn prepared(&self) -> impl Iterator<Item = &Statement> {
+        [
+            &self.some_kickoffs,
+            &self.some_betpawa_heads,
+            &self.some_competitor_heads,
+            &self.linked_events,
+            &self.betpawa_markets,
+            &self.competitor_markets,
+        ]
+        .into_iter()
+    }
+}

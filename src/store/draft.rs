@@ -1,0 +1,608 @@
+//! The next state, private to the one writer: changes are applied here, then published whole.
+//!
+//! | invariant | |
+//! |---|---|
+//! | D1 | after every change the totals and owners equal what a walk over all events would give |
+//! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
+//! | D3 | an event that differs from the one published last is in `before` with that one |
+
+use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, ops::RangeBounds, sync::Arc};
+
+use hashbrown::HashMap;
+
+use crate::{
+    decode::packer::Packer,
+    metrics::stats::{MemoryStats, Stats, WarmupStats},
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
+    store::{
+        changes::Change,
+        snapshot_index::Owners,
+        state::{Cut, Moment, Proof, State},
+        table::Table,
+    },
+};
+
+/// The draft. Everything but `packer` changes only through its methods.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    table: Table,
+    betpawa_owners: Owners,
+    competitor_owners: Owners,
+    /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
+    kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
+    totals: Stats,
+    event_bytes: usize,
+    /// What the events changed since the last [`Draft::change`] were then.
+    before: HashMap<i64, Option<Arc<CachedEvent>>>,
+    pub(crate) packer: Packer,
+}
+
+impl Draft {
+    pub(crate) fn event(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
+        self.table.get(event_id)
+    }
+
+    /// How many events are held.
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The events that show a snapshot of `odds_snapshots`.
+    pub(crate) fn betpawa_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+        self.betpawa_owners.get(snapshot_id)
+    }
+
+    /// The events that show a snapshot of `competitor_odds_snapshots`.
+    pub(crate) fn competitor_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+        self.competitor_owners.get(snapshot_id)
+    }
+
+    /// The ids of the events held in a range, in no order.
+    pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
+        let ids = self.table.iter().map(|event| event.event_id);
+        ids.filter(move |id| range.contains(id))
+    }
+
+    /// Takes the place of `old`, whose names it took over: what is equal shares its memory, what differs is a change.
+    pub(crate) fn replace(&mut self, old: &mut Draft) {
+        let held = old.table.iter().chain(self.table.iter());
+        let mut ids: Vec<i64> = held.map(|event| event.event_id).collect();
+        ids.extend(old.before.keys());
+        ids.sort_unstable();
+        ids.dedup();
+        let mut before = std::mem::take(&mut old.before);
+        for event_id in ids {
+            let published = match before.remove(&event_id) {
+                Some(published) => published,
+                None => old.event(event_id).cloned(),
+            };
+            match (published, self.event(event_id)) {
+                (Some(published), Some(now)) if published.same(now) => {
+                    self.before.remove(&event_id);
+                    self.table.insert(published);
+                }
+                (None, None) => {
+                    self.before.remove(&event_id);
+                }
+                (published, _) => {
+                    self.before.insert(event_id, published);
+                }
+            }
+        }
+    }
+
+    /// What differs from the state published last, and is now about to be published.
+    pub(crate) fn change(&mut self, cut: Arc<Cut>, epoch: u64) -> Change {
+        let mut change = Change {
+            cut,
+            epoch,
+            ..Change::default()
+        };
+        let mut differing: Vec<_> = std::mem::take(&mut self.before).into_iter().collect();
+        differing.sort_unstable_by_key(|(event_id, _)| *event_id);
+        for (event_id, before) in differing {
+            let now = self.event(event_id).map(|event| &**event);
+            change.note(event_id, before.as_deref(), now);
+        }
+        change
+    }
+
+    /// An empty draft that takes over the interned names of this one, which keeps all else and can take them back.
+    pub(crate) fn successor(&mut self) -> Draft {
+        Draft {
+            packer: std::mem::take(&mut self.packer),
+            ..Draft::default()
+        }
+    }
+
+    /// Sets what an event holds from now on; without any snapshot it is absent.
+    pub(crate) fn set(
+        &mut self,
+        event_id: i64,
+        kickoff: Option<Micros>,
+        betpawa: BetpawaSnapshots,
+        competitors: CompetitorSnapshots,
+    ) {
+        if betpawa.is_empty() && competitors.is_empty() {
+            self.remove(event_id);
+            return;
+        }
+        let event = Arc::new(CachedEvent {
+            event_id,
+            kickoff,
+            betpawa,
+            competitors,
+        });
+        let old = self.event(event_id).cloned();
+        if old.as_ref().is_some_and(|old| old.same(&event)) {
+            return;
+        }
+        // Where only times differ, as in most of all changes, neither what is counted nor who owns what does.
+        if !old.as_ref().is_some_and(|old| old.counts_as(&event)) {
+            if let Some(old) = &old {
+                self.forget(old);
+            }
+            self.count(&event);
+        }
+        self.before.entry(event_id).or_insert_with(|| old.clone());
+        if let Some(kickoff) = kickoff
+            && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
+        {
+            self.kickoffs.push(Reverse((kickoff, event_id)));
+        }
+        self.table.insert(event);
+    }
+
+    /// Removes an event; says whether it was there.
+    pub(crate) fn remove(&mut self, event_id: i64) -> bool {
+        let Some(old) = self.table.remove(event_id) else {
+            return false;
+        };
+        self.forget(&old);
+        self.before.entry(event_id).or_insert(Some(old));
+        true
+    }
+
+    /// Removes all events with a kickoff at or before `window_start`; says how many.
+    pub(crate) fn evict(&mut self, window_start: Micros) -> usize {
+        let mut evicted = 0;
+        while let Some(Reverse((kickoff, event_id))) = self.kickoffs.peek().copied() {
+            if kickoff > window_start {
+                break;
+            }
+            self.kickoffs.pop();
+            if self
+                .event(event_id)
+                .is_some_and(|event| event.kickoff == Some(kickoff))
+            {
+                evicted += usize::from(self.remove(event_id));
+            }
+        }
+        evicted
+    }
+
+    fn count(&mut self, event: &CachedEvent) {
+        self.totals.betpawa_events += usize::from(!event.betpawa.is_empty());
+        self.totals.competitor_events += usize::from(!event.competitors.is_empty());
+        for snapshot in event.snapshots() {
+            self.totals.total_snapshots += 1;
+            self.totals.total_markets += snapshot.body.market_count();
+            self.totals.malformed_rows += snapshot.malformed_rows();
+        }
+        self.event_bytes += event.heap_bytes();
+        for (_, snapshot) in event.betpawa.iter() {
+            self.betpawa_owners
+                .insert(snapshot.snapshot_id, event.event_id);
+        }
+        for (_, snapshot) in event.competitors.iter() {
+            self.competitor_owners
+                .insert(snapshot.snapshot_id, event.event_id);
+        }
+    }
+
+    fn forget(&mut self, event: &CachedEvent) {
+        self.totals.betpawa_events -= usize::from(!event.betpawa.is_empty());
+        self.totals.competitor_events -= usize::from(!event.competitors.is_empty());
+        for snapshot in event.snapshots() {
+            self.totals.total_snapshots -= 1;
+            self.totals.total_markets -= snapshot.body.market_count();
+            self.totals.malformed_rows -= snapshot.malformed_rows();
+        }
+        self.event_bytes -= event.heap_bytes();
+        for (_, snapshot) in event.betpawa.iter() {
+            self.betpawa_owners
+                .remove(snapshot.snapshot_id, event.event_id);
+        }
+        for (_, snapshot) in event.competitors.iter() {
+            self.competitor_owners
+                .remove(snapshot.snapshot_id, event.event_id);
+        }
+    }
+
+    /// What it holds and weighs now. `last_warmup` is not its to say.
+    pub(crate) fn stats(&self) -> Stats {
+        let memory = self.memory();
+        Stats {
+            memory_bytes: memory.total(),
+            memory,
+            ..self.totals.clone()
+        }
+    }
+
+    fn memory(&self) -> MemoryStats {
+        MemoryStats {
+            events_bytes: self.event_bytes,
+            names_bytes: self.packer.heap_bytes(),
+            // The draft's own list of pages, and the published view's.
+            table_bytes: self.table.page_bytes() + 2 * self.table.list_bytes(),
+            owners_bytes: self.betpawa_owners.heap_bytes() + self.competitor_owners.heap_bytes(),
+            kickoffs_bytes: self.kickoffs.capacity() * size_of::<(Micros, i64)>(),
+        }
+    }
+
+    /// The state to publish. The next change to the draft copies what it touches.
+    pub(crate) fn state(
+        &mut self,
+        cut: Arc<Cut>,
+        epoch: u64,
+        proven: Moment,
+        last_warmup: Option<WarmupStats>,
+    ) -> State {
+        self.packer.sweep();
+        if self.kickoffs.len() > 2 * self.table.len() + 64 {
+            let current = self.table.iter();
+            self.kickoffs = current
+                .filter_map(|event| Some(Reverse((event.kickoff?, event.event_id))))
+                .collect();
+        }
+        State {
+            table: self.table.clone(),
+            epoch,
+            version: 0,
+            stats: Stats {
+                last_warmup,
+                ..self.stats()
+            },
+            proof: Proof::new(cut, Some(proven)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use chrono::DateTime;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::model::{CachedSnapshot, MarketInput, OutcomeInput, SnapshotInput};
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// Kickoff, bookmakers and sources with the number of their markets.
+        Set(i64, Option<i64>, Vec<(i64, u8)>, Vec<(u8, u8)>),
+        /// Only the times of what the event shows.
+        Touch(i64, i64),
+        Remove(i64),
+        Evict(i64),
+        Publish,
+        Successor,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let event = 0..40i64;
+        let set = (
+            event.clone(),
+            proptest::option::weighted(0.8, 0..100i64),
+            vec((1..4i64, 0..3u8), 0..4),
+            vec((0..3u8, 0..3u8), 0..3),
+        );
+        prop_oneof![
+            12 => set.prop_map(|(event, kickoff, betpawa, competitors)| Step::Set(event, kickoff, betpawa, competitors)),
+            3 => (event.clone(), 0..3i64).prop_map(|(event, at)| Step::Touch(event, at)),
+            3 => event.prop_map(Step::Remove),
+            2 => (0..100i64).prop_map(Step::Evict),
+            2 => Just(Step::Publish),
+            1 => Just(Step::Successor),
+        ]
+    }
+
+    fn snapshot(
+        draft: &mut Draft,
+        snapshot_id: i64,
+        event_id: i64,
+        bookmaker_id: i64,
+        markets: u8,
+    ) -> CachedSnapshot {
+        let outcome = |name: &str| OutcomeInput {
+            name: name.to_owned(),
+            odds: Some(1.5),
+            is_active: true,
+            extra: serde_json::Map::new(),
+        };
+        let market = |number: u8| MarketInput {
+            betpawa_market_id: number.to_string(),
+            outcomes: vec![outcome("1"), outcome("2")],
+            ..MarketInput::default()
+        };
+        draft.packer.snapshot(&SnapshotInput {
+            snapshot_id,
+            event_id,
+            bookmaker_id,
+            captured_at: DateTime::UNIX_EPOCH,
+            last_confirmed_at: None,
+            markets: (0..markets).map(market).collect(),
+        })
+    }
+
+    /// The snapshots that an event shows, of another time.
+    fn touch(draft: &mut Draft, event_id: i64, captured_at: i64) {
+        let Some(held) = draft.event(event_id).cloned() else {
+            return;
+        };
+        let captured_at = Micros(captured_at);
+        let touched = |held: &CachedSnapshot| CachedSnapshot {
+            captured_at,
+            ..held.clone()
+        };
+        let own = held.betpawa.iter().map(|(_, held)| touched(held));
+        let others = held.competitors.iter();
+        let others = others.map(|(source, held)| (source.clone(), touched(held)));
+        let own = BetpawaSnapshots::new(own.collect());
+        let others = CompetitorSnapshots::new(others.collect());
+        draft.set(event_id, held.kickoff, own, others);
+    }
+
+    /// An event and its kickoff.
+    type Shown = (i64, Option<Micros>);
+
+    fn state(draft: &mut Draft) -> State {
+        draft.state(Arc::default(), 1, Moment::now(), None)
+    }
+
+    fn held(state: &State) -> Vec<&Arc<CachedEvent>> {
+        state.table.iter().collect()
+    }
+
+    /// D1 and D2 by a walk over all events, and V2.
+    fn assert_invariants(draft: &mut Draft, model: &BTreeMap<i64, Option<i64>>) {
+        let mut walk = Stats::default();
+        let (mut bytes, mut betpawa, mut competitors) = (0, BTreeSet::new(), BTreeSet::new());
+        let events: Vec<Arc<CachedEvent>> = draft.table.iter().cloned().collect();
+        for event in &events {
+            walk.betpawa_events += usize::from(!event.betpawa.is_empty());
+            walk.competitor_events += usize::from(!event.competitors.is_empty());
+            for snapshot in event.snapshots() {
+                walk.total_snapshots += 1;
+                walk.total_markets += snapshot.body.market_count();
+                walk.malformed_rows += snapshot.malformed_rows();
+            }
+            bytes += event.heap_bytes();
+            betpawa.extend(
+                event
+                    .betpawa
+                    .iter()
+                    .map(|(_, held)| (held.snapshot_id, event.event_id)),
+            );
+            competitors.extend(
+                event
+                    .competitors
+                    .iter()
+                    .map(|(_, held)| (held.snapshot_id, event.event_id)),
+            );
+        }
+        assert_eq!(draft.totals, walk);
+        assert_eq!(draft.event_bytes, bytes);
+        assert_eq!(draft.betpawa_owners.pairs(), betpawa);
+        assert_eq!(draft.competitor_owners.pairs(), competitors);
+        assert_eq!(draft.len(), events.len());
+        let held: BTreeMap<i64, Option<i64>> = events
+            .iter()
+            .map(|event| (event.event_id, event.kickoff.map(|kickoff| kickoff.0)))
+            .collect();
+        assert_eq!(&held, model);
+        for event in &events {
+            let found = draft.event(event.event_id).expect("in the table");
+            assert!(Arc::ptr_eq(found, event));
+            if let Some(kickoff) = event.kickoff {
+                let entry = Reverse((kickoff, event.event_id));
+                assert!(draft.kickoffs.iter().any(|other| *other == entry), "D2");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn totals_owners_and_kickoffs_equal_a_fresh_walk(steps in vec(step(), 1..80)) {
+            let mut draft = Draft::default();
+            let mut model = BTreeMap::new();
+            let mut published: Vec<(State, Vec<Shown>)> = Vec::new();
+            let mut next_id = 0;
+            for step in steps {
+                match step {
+                    Step::Set(event, kickoff, betpawa, competitors) => {
+                        let mut own = Vec::new();
+                        for (bookmaker, markets) in betpawa {
+                            next_id += 1;
+                            own.push(snapshot(&mut draft, next_id, event, bookmaker, markets));
+                        }
+                        let mut others = Vec::new();
+                        for (source, markets) in competitors {
+                            next_id += 1;
+                            let source = draft.packer.source(&source.to_string());
+                            others.push((source, snapshot(&mut draft, next_id, event, 0, markets)));
+                        }
+                        if own.is_empty() && others.is_empty() {
+                            model.remove(&event);
+                        } else {
+                            model.insert(event, kickoff);
+                        }
+                        draft.set(event, kickoff.map(Micros), BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                    }
+                    Step::Touch(event, at) => touch(&mut draft, event, at),
+                    Step::Remove(event) => {
+                        prop_assert_eq!(draft.remove(event), model.remove(&event).is_some());
+                    }
+                    Step::Evict(start) => {
+                        let before = model.len();
+                        model.retain(|_, kickoff| kickoff.is_none_or(|kickoff| kickoff > start));
+                        prop_assert_eq!(draft.evict(Micros(start)), before - model.len());
+                    }
+                    Step::Publish => {
+                        let state = state(&mut draft);
+                        let shown = held(&state).iter().map(|event| (event.event_id, event.kickoff)).collect();
+                        published.push((state, shown));
+                    }
+                    Step::Successor => {
+                        draft = draft.successor();
+                        model.clear();
+                    }
+                }
+                assert_invariants(&mut draft, &model);
+            }
+            // V1: what was published is as it was.
+            for (state, shown) in &published {
+                let now: Vec<Shown> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
+                prop_assert_eq!(&now, shown);
+                prop_assert_eq!(state.table.len(), shown.len());
+                for (event, _) in shown {
+                    prop_assert_eq!(state.event(*event).map(|event| event.event_id), Some(*event));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// D3, by what subscribers are told of it: exactly the events that differ from those published last.
+        #[test]
+        fn a_change_names_exactly_what_differs(steps in vec(step(), 1..80)) {
+            let mut draft = Draft::default();
+            let mut published: BTreeMap<i64, Arc<CachedEvent>> = BTreeMap::new();
+            // Ids are told by what is held, so that the same comes back after it went or changed.
+            let told = |event: i64, key: i64, markets: u8| (event * 10 + key) * 10 + i64::from(markets);
+            for step in steps.into_iter().chain([Step::Publish]) {
+                match step {
+                    Step::Set(event, kickoff, betpawa, competitors) => {
+                        let event = event % 6;
+                        let own = betpawa
+                            .into_iter()
+                            .map(|(key, markets)| snapshot(&mut draft, told(event, key, markets), event, key, markets))
+                            .collect();
+                        let others = competitors
+                            .into_iter()
+                            .map(|(key, markets)| {
+                                let source = draft.packer.source(&key.to_string());
+                                (source, snapshot(&mut draft, told(event, 5, markets), event, 0, markets))
+                            })
+                            .collect();
+                        let kickoff = kickoff.map(|kickoff| Micros(kickoff % 3 * 40));
+                        draft.set(event, kickoff, BetpawaSnapshots::new(own), CompetitorSnapshots::new(others));
+                    }
+                    Step::Touch(event, at) => touch(&mut draft, event % 6, at),
+                    Step::Remove(event) => {
+                        draft.remove(event % 6);
+                    }
+                    Step::Evict(start) => {
+                        draft.evict(Micros(start));
+                    }
+                    Step::Successor => {
+                        // As a reload does; of three events one has gone.
+                        let kept: Vec<_> = draft.table.iter().cloned().collect();
+                        let mut next = draft.successor();
+                        for event in kept.iter().filter(|event| event.event_id % 3 != 0) {
+                            next.set(event.event_id, event.kickoff, event.betpawa.clone(), event.competitors.clone());
+                        }
+                        next.replace(&mut draft);
+                        draft = next;
+                    }
+                    Step::Publish => {
+                        let change = draft.change(Arc::default(), 1);
+                        state(&mut draft);
+                        let now: BTreeMap<i64, Arc<CachedEvent>> = draft
+                            .table
+                            .iter()
+                            .map(|event| (event.event_id, Arc::clone(event)))
+                            .collect();
+                        let ids: BTreeSet<i64> = published.keys().chain(now.keys()).copied().collect();
+                        let differ: Vec<i64> = ids
+                            .into_iter()
+                            .filter(|id| match (published.get(id), now.get(id)) {
+                                (Some(a), Some(b)) => !a.same(b),
+                                _ => true,
+                            })
+                            .collect();
+                        prop_assert_eq!(change.event_ids(), differ);
+                        published = now;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_moves_to_another_event_is_owned_by_that_one() {
+        let mut draft = Draft::default();
+        let put = |draft: &mut Draft, event: i64, ids: &[i64]| {
+            let snapshots = ids
+                .iter()
+                .map(|id| snapshot(draft, *id, event, *id, 1))
+                .collect();
+            draft.set(
+                event,
+                None,
+                BetpawaSnapshots::new(snapshots),
+                CompetitorSnapshots::default(),
+            );
+        };
+        put(&mut draft, 1, &[7, 8]);
+        put(&mut draft, 2, &[9]);
+        // In either order of the two events.
+        put(&mut draft, 2, &[9, 7]);
+        put(&mut draft, 1, &[8]);
+        assert!(draft.betpawa_owners(7).eq([2]));
+        put(&mut draft, 2, &[9]);
+        put(&mut draft, 1, &[7, 8]);
+        assert!(draft.betpawa_owners(7).eq([1]));
+        draft.remove(1);
+        assert_eq!(draft.betpawa_owners(7).count(), 0);
+        assert!(draft.betpawa_owners(9).eq([2]));
+    }
+
+    #[test]
+    fn pages_go_with_their_events() {
+        let mut draft = Draft::default();
+        for round in 0..50 {
+            for event in 0..20 {
+                let snapshot = snapshot(&mut draft, round * 20 + event, event + round * 100, 1, 0);
+                draft.set(
+                    event + round * 100,
+                    Some(Micros(round)),
+                    BetpawaSnapshots::new(vec![snapshot]),
+                    CompetitorSnapshots::default(),
+                );
+            }
+            assert_eq!(draft.evict(Micros(round)), 20);
+            state(&mut draft);
+        }
+        assert_eq!(draft.table.page_bytes(), 0);
+        assert!(draft.kickoffs.is_empty());
+    }
+
+    /// Each postponement leaves a stale entry behind; they must not pile up.
+    #[test]
+    fn stale_kickoffs_do_not_pile_up() {
+        let mut draft = Draft::default();
+        for kickoff in 0..10_000 {
+            let snapshot = snapshot(&mut draft, 1, 1, 1, 0);
+            draft.set(
+                1,
+                Some(Micros(kickoff)),
+                BetpawaSnapshots::new(vec![snapshot]),
+                CompetitorSnapshots::default(),
+            );
+            state(&mut draft);
+        }
+        assert!(draft.kickoffs.len() < 100, "{}", draft.kickoffs.len());
+    }
+}
