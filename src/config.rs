@@ -1,12 +1,13 @@
 use std::{path::PathBuf, time::Duration};
 
-use tokio_postgres::config::SslMode as Negotiate;
+use tokio_postgres::{Client, config::SslMode as Negotiate};
 
 use crate::{
     error::Error,
     postgres::{
-        conninfo::{Parameters, Parsed},
-        hosts::{self, Session},
+        connect::{CONNECT_TIMEOUT, ConnectOptions, Wire},
+        conninfo::Parameters,
+        hosts::Session,
         tls::{SslMode, Tls},
     },
 };
@@ -14,10 +15,7 @@ use crate::{
 /// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password and keys.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub(crate) postgres: tokio_postgres::Config,
-    pub(crate) tls: Tls,
-    pub(crate) session: Session,
-    pub(crate) passfile: Option<PathBuf>,
+    pub(crate) connect: ConnectOptions,
     pub(crate) app_schema: String,
     pub(crate) cache_schema: String,
     pub(crate) lookback: Duration,
@@ -39,9 +37,6 @@ const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// PostgreSQL's times begin in 4713 BC.
 const LONGEST_LOOKBACK: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
-
-/// How long connecting to one address may take, unless set.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Config {
     /// From a connection string as libpq reads it: a URL (`postgres://user@host/database`) or `host=... dbname=...`.
@@ -71,20 +66,12 @@ impl Config {
         for (name, value) in defaults {
             parameters.fill_in(name, value)?;
         }
-        let Parsed {
-            postgres,
-            tls,
-            session,
-            passfile,
-        } = parameters.build()?;
-        let config = Config {
-            tls,
-            session,
-            passfile,
-            ..Config::from_postgres(postgres)
-        };
-        config.tls.check(config.postgres.get_ssl_negotiation())?;
-        hosts::targets(&config)?;
+        let parsed = parameters.build()?;
+        let mut config = Config::from_postgres(parsed.postgres);
+        config.connect.tls = parsed.tls;
+        config.connect.session = parsed.session;
+        config.connect.passfile = parsed.passfile;
+        config.connect.check()?;
         Ok(config)
     }
 
@@ -114,10 +101,12 @@ impl Config {
             _ => SslMode::Require,
         };
         Config {
-            tls: Tls::new(mode),
-            session: Session::of(postgres.get_target_session_attrs()),
-            passfile: None,
-            postgres,
+            connect: ConnectOptions {
+                tls: Tls::new(mode),
+                session: Session::of(postgres.get_target_session_attrs()),
+                passfile: None,
+                postgres,
+            },
             app_schema: "public".to_owned(),
             cache_schema: "oddscache".to_owned(),
             lookback: Duration::from_secs(2 * 60 * 60),
@@ -137,7 +126,7 @@ impl Config {
     /// Whether and how to encrypt, and whom to trust; replaces what the connection string says of it.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Config {
-        self.tls = tls;
+        self.connect.tls = tls;
         self
     }
 
@@ -146,7 +135,7 @@ impl Config {
     /// read is not used, with a warning.
     #[must_use]
     pub fn passfile(mut self, path: impl Into<PathBuf>) -> Config {
-        self.passfile = Some(path.into());
+        self.connect.passfile = Some(path.into());
         self
     }
 
@@ -262,15 +251,31 @@ impl Config {
         self.bell_from.is_some()
     }
 
+    /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do
+    /// (in random order with `load_balance_hosts=random`), each of its addresses with its own `connect_timeout` (10 s
+    /// unless set) for everything up to the login. The [`Wire`] must be polled. Cancellation leaves nothing behind.
+    ///
+    /// A host that refuses the login does not keep the next one from being tried.
+    ///
+    /// # Errors
+    /// [`Error::Config`], or what the hosts said: [`Error::Unreachable`] if waiting may help with one of them, else
+    /// [`Error::Tls`] or [`Error::Refused`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = oddscache::Config::new("postgres://oddscache@db1,db2/odds?sslmode=verify-full")?;
+    /// let (client, wire) = config.open().await?;
+    /// tokio::spawn(wire);
+    /// let rows = client.query("SELECT current_database()", &[]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn open(&self) -> Result<(Client, Wire), Error> {
+        self.connect.open().await
+    }
+
     /// Hosts and database, for messages: never a password.
     pub fn target(&self) -> String {
-        let targets = hosts::targets(self).unwrap_or_default();
-        let hosts: Vec<String> = targets.iter().map(hosts::Target::name).collect();
-        let database = self
-            .postgres
-            .get_dbname()
-            .or(self.postgres.get_user())
-            .unwrap_or_default();
-        format!("{}/{database}", hosts.join(","))
+        self.connect.target()
     }
 }

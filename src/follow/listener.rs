@@ -251,7 +251,7 @@ impl Listener {
 
     /// Opens the connection that listens, in a session of its own.
     async fn open(&mut self) -> Result<Connection, Error> {
-        let connection = Connection::open(&self.config).await?;
+        let connection = Connection::open(&self.config.connect).await?;
         let bound = self.config.read_timeout;
         within(
             bound,
@@ -401,7 +401,7 @@ impl Listener {
 /// What keeps notifications from arriving: [`Error::Pooled`], [`Error::Mute`], [`Error::OtherBell`], an error of the server;
 /// or what keeps a follower from starting.
 pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
-    let reader = Connection::open(config).await?;
+    let reader = Connection::open(&config.connect).await?;
     let bound = config.read_timeout;
     let feed = within(bound, LISTEN, preflight::check_first(&reader, config)).await?;
     let feed = feed.ok_or_else(|| {
@@ -498,7 +498,7 @@ struct Ringer {
 
 impl Ringer {
     async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Ringer, Error> {
-        let connection = Connection::open(config).await?;
+        let connection = Connection::open(&config.connect).await?;
         // A role without the right can still ring; what is not proven then is that log rows ring.
         let sql = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
              WHERE n.nspname = $1 AND p.proname = 'heartbeat' AND p.pronargs = 0 \

@@ -134,7 +134,7 @@ impl Follower {
 
     /// From connecting to the trouble that ends it.
     async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Error> {
-        let reader = Connection::open(&self.config).await?;
+        let reader = Connection::open(&self.config.connect).await?;
         self.names = Names::new(&self.config, reader.without_transaction_timeout());
         let again = std::mem::replace(&mut self.was_connected, true);
         add(&self.publisher.counters().reconnects, usize::from(again));
@@ -605,7 +605,7 @@ fn millis(duration: Duration) -> u64 {
 /// # Errors
 /// Whatever [`Follower::run`] would end with; an unreachable database is not waited for.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
-    let reader = Connection::open(&config).await?;
+    let reader = Connection::open(&config.connect).await?;
     within(
         config.read_timeout,
         CHECKING,

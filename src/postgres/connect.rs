@@ -11,6 +11,7 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     task::{Context, Poll},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -22,13 +23,12 @@ use tokio_postgres::{
 };
 
 use crate::{
-    config::Config,
     error::{Error, reason},
     postgres::{
         hosts::{self, Session, Target},
         passfile::{self, Login},
         server_version::Major,
-        tls::SslMode,
+        tls::{SslMode, Tls},
     },
 };
 
@@ -83,29 +83,41 @@ impl std::fmt::Debug for Wire {
     }
 }
 
-impl Config {
-    /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do
-    /// (in random order with `load_balance_hosts=random`), each of its addresses with its own `connect_timeout` (10 s
-    /// unless set) for everything up to the login. The [`Wire`] must be polled. Cancellation leaves nothing behind.
-    ///
-    /// A host that refuses the login does not keep the next one from being tried.
-    ///
-    /// # Errors
-    /// [`Error::Config`], or what the hosts said: [`Error::Unreachable`] if waiting may help with one of them, else
-    /// [`Error::Tls`] or [`Error::Refused`].
-    ///
-    /// ```no_run
-    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-    /// let config = oddscache::Config::new("postgres://oddscache@db1,db2/odds?sslmode=verify-full")?;
-    /// let (client, wire) = config.open().await?;
-    /// tokio::spawn(wire);
-    /// let rows = client.query("SELECT current_database()", &[]).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn open(&self) -> Result<(Client, Wire), Error> {
+/// How long connecting to one address may take, unless set.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to reach the server: what a connection string says.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectOptions {
+    pub(crate) postgres: tokio_postgres::Config,
+    pub(crate) tls: Tls,
+    pub(crate) session: Session,
+    pub(crate) passfile: Option<PathBuf>,
+}
+
+impl ConnectOptions {
+    /// Whether it makes sense.
+    pub(crate) fn check(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
-        let targets = hosts::targets(self)?;
+        hosts::targets(&self.postgres).map(drop)
+    }
+
+    /// Hosts and database, for messages: never a password.
+    pub(crate) fn target(&self) -> String {
+        let targets = hosts::targets(&self.postgres).unwrap_or_default();
+        let hosts: Vec<String> = targets.iter().map(Target::name).collect();
+        let database = self
+            .postgres
+            .get_dbname()
+            .or(self.postgres.get_user())
+            .unwrap_or_default();
+        format!("{}/{database}", hosts.join(","))
+    }
+
+    /// See [`Config::open`](crate::config::Config::open).
+    pub(crate) async fn open(&self) -> Result<(Client, Wire), Error> {
+        self.tls.check(self.postgres.get_ssl_negotiation())?;
+        let targets = hosts::targets(&self.postgres)?;
         let connector = self.connector(&targets).await?;
         let mut failures = Vec::new();
         for session in self.session.rounds() {
@@ -348,7 +360,7 @@ impl Config {
 
     fn connect_bound(&self) -> Duration {
         let bound = self.postgres.get_connect_timeout().copied();
-        bound.unwrap_or(crate::config::CONNECT_TIMEOUT)
+        bound.unwrap_or(CONNECT_TIMEOUT)
     }
 }
 

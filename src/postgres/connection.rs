@@ -13,8 +13,8 @@ use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::{
-    config::Config,
     error::{Error, reason},
+    postgres::connect::ConnectOptions,
 };
 
 /// A client together with the task that moves its bytes. Dropping it closes the connection at once, which makes the server
@@ -36,8 +36,8 @@ struct Heard {
 }
 
 impl Connection {
-    pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
-        let (client, mut wire) = config.open().await?;
+    pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
+        let (client, mut wire) = options.open().await?;
         let without_transaction_timeout = wire.without_transaction_timeout();
         let heard = Arc::new(Heard::default());
         let ring = Arc::clone(&heard);

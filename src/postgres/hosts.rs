@@ -7,7 +7,7 @@ use std::{
 
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode as Negotiate, TargetSessionAttrs};
 
-use crate::{config::Config, error::Error};
+use crate::error::Error;
 
 /// Where servers put their sockets: Debian's build of libpq looks in the first, others in the second.
 pub(crate) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -154,8 +154,7 @@ impl Target {
 }
 
 /// The servers of a configuration; in random order where it says so.
-pub(crate) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
-    let postgres = &config.postgres;
+pub(crate) fn targets(postgres: &tokio_postgres::Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses, ports) = (
         postgres.get_hosts(),
         postgres.get_hostaddrs(),

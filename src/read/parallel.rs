@@ -75,7 +75,7 @@ async fn import(
     begun: &Begun,
     exported: &str,
 ) -> Result<Connection, Error> {
-    let connection = Connection::open(config).await?;
+    let connection = Connection::open(&config.connect).await?;
     let import = names.import.replace("{}", &literal(exported));
     let client = &connection.client;
     let begin = client.batch_execute(&import).await;
