@@ -45,6 +45,11 @@ type Connector = tokio_postgres::NoTls;
 pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
 
 impl Wire {
+    /// What the server called its version at the login, such as `15.18`; a pooler passes that on.
+    pub(crate) fn server_version(&self) -> Option<&str> {
+        self.0.parameter("server_version")
+    }
+
     /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile.
     pub fn poll_message(
         &mut self,

@@ -41,6 +41,16 @@ pub enum Error {
         /// What is wrong, and the way out.
         reason: String,
     },
+    /// The server is older than any that the change feed can be installed on.
+    #[error(
+        "the server is PostgreSQL {found}; oddscache needs PostgreSQL {oldest} or newer, so upgrade the server"
+    )]
+    ServerVersion {
+        /// Its major version.
+        found: u32,
+        /// The oldest that will do.
+        oldest: u32,
+    },
     /// A table the cache reads is not there.
     #[error(
         "table {table} does not exist; set the application's schema (app_schema) if it lies in another one"

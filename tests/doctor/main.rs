@@ -199,22 +199,49 @@ fn no_feed_is_a_report_too() {
         "{missing:#?}"
     );
     assert!(!missing.is_empty());
-    // LISTEN and NOTIFY work all the same.
-    assert_eq!(levels_of(&findings, "bell"), ["ok"]);
+    // A follower ends before it listens.
+    assert_eq!(levels_of(&findings, "bell"), ["info"]);
 }
 
+/// Doctor was green while the follower polled, since it tried another statement than the follower's.
 #[test]
-fn a_heartbeat_rings_the_bell_the_feeds_own_way() {
+fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
     let sound = Sound::new();
-    let heartbeats = "select count(*) from oddscache.change_log where op = 'HEARTBEAT'";
-    // While the newest row is young it writes none.
+    let count = "select count(*) from oddscache.change_log";
     sound.database.psql("delete from oddscache.change_log");
-    let (code, findings) = doctor(&sound.dsn(), &["--quick", "--heartbeat"]);
+    let (code, findings) = doctor(&sound.dsn(), &["--quick"]);
     assert_eq!(code, 0, "{findings:#?}");
-    let bell = with(&findings, "bell", "ok");
+    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(sound.database.psql(count), "0");
+
+    // A heartbeat that fails keeps a follower from knowing whether notifications arrive.
+    sound.database.psql(
+        "create or replace function oddscache.heartbeat() returns void language plpgsql security definer as
+         $$ begin raise exception 'no heartbeat today'; end $$",
+    );
+    let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
+    let bell = with(&findings, "bell", "warn");
+    assert_eq!(bell.len(), 1, "{findings:#?}");
     assert!(
-        bell[0]["what"].as_str().unwrap().starts_with("heartbeat()"),
+        bell[0]["what"]
+            .as_str()
+            .unwrap()
+            .contains("no heartbeat today")
+    );
+}
+
+/// The lock by which writers know that somebody waits is one of the things a follower needs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
+    let sound = Sound::new();
+    let mallory = common::connect(&sound.database.dsn()).await;
+    let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
+    mallory.batch_execute(lock).await.unwrap();
+    let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
+    let bell = with(&findings, "bell", "warn");
+    assert_eq!(bell.len(), 1, "{findings:#?}");
+    assert!(
+        bell[0]["what"].as_str().unwrap().contains("advisory lock"),
         "{bell:?}"
     );
-    assert_eq!(sound.database.psql(heartbeats), "1");
 }
