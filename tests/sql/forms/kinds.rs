@@ -460,12 +460,12 @@ impl Kind {
              create trigger i instead of insert or update or delete on triggered_view for each row execute function instead();
              create procedure commits() language plpgsql as $$ begin
                  for i in 1 .. 7 loop update events set name = 'p' || i where id = 1; if i % 3 = 0 then commit; end if; end loop; end $$;
-             create function counts() returns text language plpgsql as $$ declare n int; said text := ''; r record; begin
+             create function counts() returns text language plpgsql as $$ declare n int; said text := ''; sum int := 0; r record; begin
                  insert into events (id) values (4); get diagnostics n = row_count; said := said || n || found;
                  update events set name = 'f' where id < 0; get diagnostics n = row_count; said := said || n || found;
                  delete from market_odds where id < 3; get diagnostics n = row_count; said := said || n || found;
-                 for r in delete from competitor_market_odds returning snapshot_id loop said := said || r.snapshot_id; end loop;
-                 return said || found; end $$;
+                 for r in delete from competitor_market_odds returning snapshot_id loop sum := sum + r.snapshot_id; end loop;
+                 return said || sum || found; end $$;
              grant select, insert, update, delete, truncate on all tables in schema public to {WRITER};
              grant usage on all sequences in schema public to {WRITER}; grant usage on schema public to {WRITER};",
             far.map(far_server).unwrap_or_default(),

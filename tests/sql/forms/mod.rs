@@ -5,6 +5,7 @@
 
 mod habits;
 mod kinds;
+mod limits;
 mod settings;
 mod statements;
 
@@ -198,23 +199,23 @@ impl Side {
         })
     }
 
+    /// The numbers of rows, and the rows themselves in an order of ours: the server's depends on where it found room.
     async fn ask(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
-        let mut text = String::new();
+        let (mut counts, mut rows) = (String::new(), Vec::new());
         for message in self.client.simple_query(sql).await? {
             match message {
-                SimpleQueryMessage::CommandComplete(rows) => {
-                    text.push_str(&format!("{rows} rows; "))
-                }
+                SimpleQueryMessage::CommandComplete(n) => counts.push_str(&format!("{n} rows; ")),
                 SimpleQueryMessage::Row(row) => {
                     let fields: Vec<&str> = (0..row.len())
                         .map(|at| row.get(at).unwrap_or("null"))
                         .collect();
-                    text.push_str(&format!("({}) ", fields.join(", ")));
+                    rows.push(format!("({}) ", fields.join(", ")));
                 }
                 _ => {}
             }
         }
-        Ok(text)
+        rows.sort();
+        Ok(rows.concat() + &counts)
     }
 
     async fn copy(&self, sql: &str, data: &'static str) -> Result<String, tokio_postgres::Error> {

@@ -86,8 +86,8 @@ pub(super) const FORMS: &[Form] = &[
         Sql("insert into competitor_market_odds (snapshot_id) values (3)"),
     ]),
     form("INSERT ... SELECT", &[
-        Sql("insert into odds_snapshots (event_id) select id from events"),
-        Sql("insert into market_odds ({s}) select id from odds_snapshots"),
+        Sql("insert into odds_snapshots (event_id) select id from events order by id"),
+        Sql("insert into market_odds ({s}) select id from odds_snapshots order by id"),
     ]),
     form("INSERT ... RETURNING", &[
         Sql("insert into market_odds ({s}) values (2), (3) returning id, snapshot_id, outcomes"),
@@ -142,7 +142,7 @@ pub(super) const FORMS: &[Form] = &[
         Sql("delete from odds_snapshots o using events e where e.id = o.event_id and e.id = 1 returning o.id, e.name"),
     ]),
     form("WHERE CURRENT OF", &[Sql(
-        "begin; declare c cursor for select * from events where id < 3 for update; fetch c; update events set name = 'c' where current of c;
+        "begin; declare c cursor for select * from events where id < 3 order by id for update; fetch c; update events set name = 'c' where current of c;
          fetch c; delete from events where current of c; commit",
     )]),
     since(15, form("MERGE", &[
