@@ -68,6 +68,17 @@ fn with<'f>(findings: &'f [Value], id: &str, level: &str) -> Vec<&'f Value> {
     findings.iter().filter(is).collect()
 }
 
+/// A version that nobody mends any more is tested too. Its age is the one thing that is wrong with it.
+fn is_of_age(finding: &Value) -> bool {
+    let what = finding["what"].as_str().expect("a sentence");
+    finding["id"] == "server.version" && what.contains("is supported no more since")
+}
+
+/// The exit code of `doctor --strict` where nothing else is found.
+fn strict_code(findings: &[Value]) -> i32 {
+    if findings.iter().any(is_of_age) { 3 } else { 0 }
+}
+
 fn levels_of(findings: &[Value], id: &str) -> Vec<String> {
     let of = findings.iter().filter(|finding| finding["id"] == id);
     of.map(|finding| finding["level"].as_str().unwrap().to_owned())
@@ -112,8 +123,12 @@ fn a_sound_database_has_no_warning() {
         "select count(*), (select count(*) from oddscache.log_horizon) from oddscache.change_log";
     let before = sound.database.psql(count);
     let (code, findings) = doctor(&sound.dsn(), &["--strict"]);
-    assert_eq!(code, 0, "{findings:#?}");
+    assert_eq!(code, strict_code(&findings), "{findings:#?}");
     for finding in &findings {
+        if is_of_age(finding) {
+            assert_eq!(finding["level"], "warn");
+            continue;
+        }
         // The cluster's superuser owns what the tests install.
         let is_known = finding["id"] == "feed.owner" && finding["level"] == "info";
         assert!(finding["level"] == "ok" || is_known, "{finding:#}");
