@@ -1,7 +1,8 @@
 -- check.sql: reports on the feed. Changes nothing.
 --
 -- What      Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot
---           work. warn: something is not as the scripts leave it; detail says what follows from it and what to run.
+--           work. warn: something is not as the scripts leave it; detail says what follows from it and what to run. info: a
+--           default of the server, or something of others, that is good to know.
 -- Who       Anyone who may SELECT from change_log; what the caller may not read is reported as such.
 -- Locks     ACCESS SHARE, as any SELECT. Works on a standby, and where nothing is installed.
 --
@@ -23,6 +24,8 @@
 
 BEGIN READ ONLY;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
 SET LOCAL oddscache.role = :'role';
@@ -44,6 +47,7 @@ DECLARE
         format('%I.resync(text)', cache)];
     report   jsonb := '[]';
     part     jsonb;
+    server   constant integer := current_setting('server_version_num');
     version  integer;
     prefix   text;
     r        record;
@@ -100,34 +104,48 @@ BEGIN
     -- The triggers
     SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
      WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
-    WITH trigger AS (
-        SELECT t.node, t.root, t.tab, o.op,
+    WITH RECURSIVE node AS (
+        SELECT u.tab, to_regclass(format('%I.%I', app, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
+         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+    ), above_foreign AS (
+        SELECT i.inhparent AS oid
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
+         UNION SELECT i.inhparent FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
+    ), below AS (
+        SELECT n.tab, c.oid::regclass AS node, max(n.level) = 0 AS root, c.relkind,
+               c.oid IN (SELECT a.oid FROM above_foreign AS a) AS above_foreign
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid GROUP BY n.tab, c.oid, c.relkind
+    ), trigger AS (
+        SELECT t.node, t.root, t.tab, t.above_foreign, o.op,
                CASE WHEN g.oid IS NULL THEN 'missing'
-                    WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype
-                         OR g.tgargs <> convert_to(t.tab, 'UTF8') || '\x00' OR g.tgqual IS NOT NULL OR g.tgattr <> ''
-                         OR g.tgoldtable IS DISTINCT FROM o.old_table OR g.tgnewtable IS DISTINCT FROM o.new_table
+                    WHEN t.above_foreign AND (g.tgoldtable IS NOT NULL OR g.tgnewtable IS NOT NULL) THEN 'refused'
+                    WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype OR g.tgqual IS NOT NULL OR g.tgattr <> ''
+                         OR g.tgargs <> CASE WHEN t.above_foreign THEN '*'::bytea || '\x00' ELSE '' END
+                             || convert_to(t.tab, 'UTF8') || '\x00'
+                         OR g.tgoldtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.old_table END
+                         OR g.tgnewtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.new_table END
                          THEN 'foreign definition'
                     WHEN g.tgenabled IN ('D', 'R') THEN 'disabled'
                     WHEN g.tgenabled = 'O' THEN 'not always'
                     ELSE 'ok' END AS state
-          FROM (SELECT a.tab, c.oid::regclass AS node, c.oid = a.root AS root
-                  FROM (SELECT u.tab, to_regclass(format('%I.%I', app, u.tab)) AS root FROM unnest(tables) AS u (tab)) AS a
-                 CROSS JOIN LATERAL (SELECT a.root AS relid UNION SELECT p.relid FROM pg_partition_tree(a.root) AS p) AS n
-                  JOIN pg_class AS c ON c.oid = n.relid AND c.relkind IN ('r', 'p')) AS t
+          FROM below AS t
          CROSS JOIN (VALUES ('INSERT', 4, NULL, 'new_rows'), ('UPDATE', 16, 'old_rows', 'new_rows'),
                             ('DELETE', 8, 'old_rows', NULL), ('TRUNCATE', 32, NULL, NULL)) AS o (op, tgtype, old_table, new_table)
           LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
+         WHERE t.relkind IN ('r', 'p')
     )
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
         SELECT 'trigger' AS kind, t.node::text AS object, 'INSERT, UPDATE, DELETE, TRUNCATE' AS item, 'ok' AS status,
                'always enabled' AS detail
           FROM trigger AS t GROUP BY t.node HAVING bool_and(t.state = 'ok')
          UNION ALL
-        SELECT 'trigger', t.node::text, t.op, CASE WHEN t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
-               t.state || CASE
-                    WHEN t.state = 'not always' THEN ': silent under session_replication_role = replica'
-                    WHEN t.root THEN ': changes are missed'
-                    ELSE format(': statements that name this partition, not %s, are missed', t.tab) END || '; run install.sql'
+        SELECT 'trigger', t.node::text, t.op,
+               CASE WHEN t.state = 'refused' OR t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
+               CASE WHEN t.state = 'refused' THEN 'collects the changed rows, and a foreign table is below: statements that '
+                        'reach it fail'
+                    WHEN t.state = 'not always' THEN 'not always: silent under session_replication_role = replica'
+                    WHEN t.root THEN t.state || ': changes are missed'
+                    ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END || '; run install.sql'
           FROM trigger AS t WHERE t.state <> 'ok'
          UNION ALL
         SELECT 'trigger', format('%I.%I', app, u.tab), 'table', 'FAIL', 'does not exist'
@@ -140,10 +158,17 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', app, k.tab))
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
-        SELECT 'trigger', c.oid::regclass::text, 'partition', 'warn',
-               format('is a foreign table: only its changes through %s are logged, others are missed', u.tab)
-          FROM unnest(tables) AS u (tab), pg_partition_tree(to_regclass(format('%I.%I', app, u.tab))) AS p, pg_class AS c
-         WHERE c.oid = p.relid AND c.relkind = 'f'
+        SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
+               'is a virtual generated column, which triggers cannot see: every statement on this table makes the cache read '
+               'everything again; make it a stored one'
+          FROM json_each_text(keys) AS k (tab, col)
+          JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col
+         WHERE a.attgenerated = 'v'
+         UNION ALL
+        SELECT 'trigger', t.node::text, 'foreign table', 'warn',
+               format('each statement that names a table above it, such as %s, makes the cache read everything again; changes that '
+                   'name it, or are made on its own server, are missed', t.tab)
+          FROM below AS t WHERE t.relkind = 'f'
          UNION ALL
         SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
                'is filled by a subscription: its apply worker fires no statement triggers; follow the publisher instead'
@@ -152,7 +177,18 @@ BEGIN
     ) AS q;
     report := report || coalesce(part, '[]');
 
-    -- The cache's role: what it needs, what it has besides
+    -- Key columns that the triggers cannot see
+    SELECT jsonb_agg(jsonb_build_object('kind', 'trigger', 'object', format('%I.%I', app, k.tab), 'item', 'column ' || quote_ident(k.col),
+               'status', 'FAIL', 'detail', format('is a virtual generated column: triggers see null in it, so that no change of this '
+                   'table is logged; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
+                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))))
+      INTO part
+      FROM json_each_text(keys) AS k (tab, col)
+      JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col AND a.attgenerated = 'v'
+      LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum;
+    report := report || coalesce(part, '[]');
+
+    -- The cache's role: what it needs
     SELECT x.* INTO r FROM pg_roles AS x WHERE x.rolname = role;
     IF NOT FOUND THEN
         report := report || jsonb_build_object('kind', 'right', 'object', quote_ident(role), 'item', 'role', 'status', 'warn',
@@ -174,24 +210,6 @@ BEGIN
                          UNION ALL VALUES (cache, 'change_log'), (cache, 'log_state')) AS s
               ) AS n WHERE n.has IS NOT NULL
              UNION ALL
-            SELECT 'right', b.object, b.item, 'warn', format('%s has it and does not need it', role)
-              FROM (
-                SELECT 'role ' || quote_ident(role) AS object, a.item
-                  FROM (VALUES ('SUPERUSER', r.rolsuper), ('CREATEROLE', r.rolcreaterole), ('CREATEDB', r.rolcreatedb),
-                               ('REPLICATION', r.rolreplication)) AS a (item, has)
-                 WHERE a.has
-                 UNION ALL
-                SELECT format('%I.%I', s.schema, s.tab), p.item
-                  FROM (SELECT app AS schema, u.tab FROM unnest(tables) AS u (tab)
-                         UNION ALL VALUES (cache, 'change_log'), (cache, 'log_state'), (cache, 'log_horizon')) AS s,
-                       unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p (item)
-                 WHERE NOT r.rolsuper AND has_table_privilege(role, to_regclass(format('%I.%I', s.schema, s.tab)), p.item)
-                 UNION ALL
-                SELECT format('schema %I', s.name), 'CREATE'
-                  FROM (VALUES (app), (cache)) AS s (name)
-                 WHERE NOT r.rolsuper AND has_schema_privilege(role, to_regnamespace(quote_ident(s.name)), 'CREATE')
-              ) AS b
-             UNION ALL
             SELECT 'right', format('%I.prune(interval)', cache), 'EXECUTE', 'ok',
                    CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache)), 'EXECUTE')
                         THEN format('%s may prune the log', role)
@@ -205,10 +223,6 @@ BEGIN
                            has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache)), 'EXECUTE') AS has) AS h
              WHERE h.has IS NOT NULL
              UNION ALL
-            SELECT 'right', format('%I.resync(text)', cache), 'EXECUTE', 'warn', format('%s has it and does not need it', role)
-             WHERE NOT r.rolsuper
-               AND has_function_privilege(role, to_regprocedure(format('%I.resync(text)', cache)), 'EXECUTE')
-             UNION ALL
             SELECT 'right', c.oid::regclass::text, 'row-level security', 'warn',
                    format('%s must see every row: give it a policy for SELECT that is true, or BYPASSRLS', role)
               FROM unnest(tables) AS u (tab)
@@ -216,7 +230,141 @@ BEGIN
              WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
         ) AS q;
         report := report || coalesce(part, '[]');
+
+        -- What it has besides, and from whom: a right goes only if it is taken from the one who was granted it.
+        WITH thing AS (
+            SELECT 'TABLE' AS kind, c.oid, s.name, s.name AS target, c.relowner AS owner,
+                   coalesce(c.relacl, acldefault('r', c.relowner)) AS acl,
+                   ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+                   || CASE WHEN server >= 170000 THEN ARRAY['MAINTAIN'] ELSE '{}' END AS items
+              FROM (SELECT format('%I.%I', app, u.tab) AS name FROM unnest(tables) AS u (tab)
+                     UNION ALL SELECT format('%I.%I', cache, u.tab) FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS u (tab)) AS s
+              JOIN pg_class AS c ON c.oid = to_regclass(s.name)
+             UNION ALL
+            SELECT 'SCHEMA', n.oid, format('schema %I', n.nspname), format('SCHEMA %I', n.nspname), n.nspowner,
+                   coalesce(n.nspacl, acldefault('n', n.nspowner)), ARRAY['CREATE']
+              FROM pg_namespace AS n WHERE n.nspname IN (app, cache)
+             UNION ALL
+            SELECT 'DATABASE', d.oid, format('database %I', d.datname), format('DATABASE %I', d.datname), d.datdba,
+                   coalesce(d.datacl, acldefault('d', d.datdba)), ARRAY['CREATE', 'TEMPORARY']
+              FROM pg_database AS d WHERE d.datname = current_database()
+             UNION ALL
+            SELECT 'FUNCTION', p.oid, format('%I.resync(text)', cache), format('FUNCTION %I.resync(text)', cache), p.proowner,
+                   coalesce(p.proacl, acldefault('f', p.proowner)), ARRAY['EXECUTE']
+              FROM pg_proc AS p WHERE p.oid = to_regprocedure(format('%I.resync(text)', cache))
+        ), superfluous AS (
+            SELECT t.kind, t.oid, t.name, t.target, t.owner, t.acl, i.item, i.n
+              FROM thing AS t CROSS JOIN unnest(t.items) WITH ORDINALITY AS i (item, n)
+             WHERE NOT r.rolsuper
+               AND CASE t.kind WHEN 'TABLE' THEN has_table_privilege(r.oid, t.oid, i.item)
+                               WHEN 'SCHEMA' THEN has_schema_privilege(r.oid, t.oid, i.item)
+                               WHEN 'DATABASE' THEN has_database_privilege(r.oid, t.oid, i.item)
+                               ELSE has_function_privilege(r.oid, t.oid, i.item) END
+        ), source AS (
+            SELECT s.*, x.grantee, x.grantor
+              FROM superfluous AS s CROSS JOIN aclexplode(s.acl) AS x
+             WHERE x.privilege_type = s.item AND (x.grantee IN (0, r.oid) OR pg_has_role(r.oid, x.grantee, 'USAGE'))
+             UNION ALL
+            -- The server's own roles have rights that no list shows.
+            SELECT s.*, g.oid, s.owner
+              FROM superfluous AS s
+              JOIN pg_roles AS g ON (g.rolname = 'pg_write_all_data' AND s.item IN ('INSERT', 'UPDATE', 'DELETE'))
+                                 OR (g.rolname = 'pg_maintain' AND s.item = 'MAINTAIN')
+             WHERE s.kind = 'TABLE' AND pg_has_role(r.oid, g.oid, 'USAGE')
+        ), membership AS (
+            -- The bootstrap superuser (oid 10) grants for all superusers. Since 16 others may have granted the same membership.
+            SELECT m.roleid, format('REVOKE %I FROM %I', g.rolname, role)
+                   || CASE WHEN server >= 160000 AND m.grantor <> 10 THEN format(' GRANTED BY %s', m.grantor::regrole) ELSE '' END AS sql,
+                   g.rolname, coalesce((to_jsonb(m) ->> 'inherit_option')::boolean, true) AS inherits
+              FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
+             WHERE m.member = r.oid
+        )
+        SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+            SELECT 'right' AS kind, s.name AS object, s.items AS item,
+                   s.status,
+                   format('%s has it and does not need it', role)
+                   || CASE WHEN s.grantee = 0 THEN ': PUBLIC was granted it, so every role has it. Before it is taken from PUBLIC, '
+                                'grant it by name to those who need it'
+                           WHEN s.grantee = r.oid THEN CASE WHEN s.owner = r.oid THEN ': it is the owner' ELSE '' END
+                           WHEN s.roleid IS NULL THEN ': it owns the database'
+                           WHEN s.roleid = s.grantee THEN format(': it is a member of %I', s.rolname)
+                           ELSE format(': it is a member of %I, and so of %s', s.rolname, s.grantee::regrole) END
+                   || '; '
+                   || CASE WHEN s.grantee = r.oid AND s.owner = r.oid THEN format('ALTER %s OWNER TO another role',
+                                concat_ws(' ', nullif(s.kind, split_part(s.target, ' ', 1)), s.target))
+                           WHEN s.grantee IN (0, r.oid) THEN
+                                CASE WHEN s.grantor = s.owner THEN '' ELSE format('SET ROLE %s; ', s.grantor::regrole) END
+                                || format('REVOKE %s ON %s FROM %s', s.items, s.target,
+                                          CASE s.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(role) END)
+                           WHEN s.roleid IS NULL THEN format('ALTER DATABASE %I OWNER TO another role', current_database())
+                           ELSE s.sql END AS detail
+              FROM (SELECT s.kind, s.name, s.target, s.owner, s.grantee, s.grantor, m.roleid, m.rolname, m.sql,
+                           string_agg(s.item, ', ' ORDER BY s.n) AS items, d.status
+                      FROM source AS s
+                     -- What PUBLIC has where nobody changed it is no fault.
+                     CROSS JOIN LATERAL (SELECT CASE WHEN s.grantee <> 0 THEN 'warn'
+                                                     WHEN s.item = 'TEMPORARY' THEN 'ok'
+                                                     WHEN s.name = 'schema public' AND server < 150000 THEN 'info'
+                                                     ELSE 'warn' END AS status) AS d
+                      LEFT JOIN membership AS m ON s.grantee NOT IN (0, r.oid) AND m.inherits
+                           AND (m.roleid = s.grantee OR pg_has_role(m.roleid, s.grantee, 'USAGE'))
+                     GROUP BY s.kind, s.name, s.target, s.owner, s.grantee, s.grantor, m.roleid, m.rolname, m.sql, d.status) AS s
+             UNION ALL
+            SELECT 'right', 'role ' || quote_ident(role), a.item, 'warn',
+                   format('%s has it and does not need it; ALTER ROLE %I NO%s', role, role, a.item)
+              FROM (VALUES ('SUPERUSER', r.rolsuper), ('CREATEROLE', r.rolcreaterole), ('CREATEDB', r.rolcreatedb),
+                           ('REPLICATION', r.rolreplication)) AS a (item, has)
+             WHERE a.has
+             UNION ALL
+            -- Attributes are not inherited, but SET ROLE gives them.
+            SELECT 'right', 'role ' || quote_ident(role), a.item, 'warn',
+                   format('%s has it by SET ROLE %I and does not need it: it is a member of %I; %s', role, x.rolname, m.rolname, m.sql)
+              FROM pg_roles AS x
+             CROSS JOIN LATERAL (VALUES ('SUPERUSER', x.rolsuper), ('CREATEROLE', x.rolcreaterole), ('CREATEDB', x.rolcreatedb),
+                           ('REPLICATION', x.rolreplication)) AS a (item, has)
+              JOIN membership AS m ON m.roleid = x.oid
+                   OR pg_has_role(m.roleid, x.oid, CASE WHEN server < 160000 THEN 'MEMBER' ELSE 'SET' END)
+             WHERE a.has AND NOT r.rolsuper AND x.oid <> r.oid
+               AND pg_has_role(r.oid, x.oid, CASE WHEN server < 160000 THEN 'MEMBER' ELSE 'SET' END)
+        ) AS q;
+        report := report || coalesce(part, '[]');
     END IF;
+
+    -- Publications that send the feed's own tables away
+    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+        SELECT 'publication' AS kind, quote_ident(p.pubname) AS object, 'publishes the feed' AS item,
+               CASE WHEN s.names IS NULL THEN 'info' ELSE 'warn' END AS status,
+               format('%s: a subscription of PostgreSQL''s own stops for good at the first change of a table that is missing there '
+                   '("logical replication target relation ... does not exist"). %s', t.names,
+                   coalesce('Replication slots that may serve one: ' || s.names, 'No replication slot serves one now'))
+               || format('; on the subscriber, before anything else: CREATE SCHEMA IF NOT EXISTS %1$I; '
+                   'CREATE TABLE IF NOT EXISTS %1$I.change_log (xid xid8 NOT NULL, id bigint NOT NULL, table_name text NOT NULL, '
+                   'op text NOT NULL, keys bigint[], note text, at timestamptz NOT NULL, PRIMARY KEY (xid, id)); '
+                   'CREATE TABLE IF NOT EXISTS %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8 NOT NULL, '
+                   'app_schema text NOT NULL, channel text NOT NULL, pruned_at timestamptz); '
+                   'CREATE TABLE IF NOT EXISTS %1$I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);', cache)
+               || ' or here: '
+               || CASE WHEN p.puballtables THEN 'CREATE PUBLICATION of the tables that are needed (FOR TABLE ...'
+                            || CASE WHEN server < 150000 THEN '' ELSE ', FOR TABLES IN SCHEMA ...' END
+                            || format('), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION, instead of %I', p.pubname)
+                       WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname, cache)
+                       ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS detail
+          FROM pg_publication AS p
+          JOIN LATERAL (SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname) AS names,
+                               coalesce(string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname) FILTER (WHERE EXISTS (
+                                   SELECT FROM pg_publication_rel AS n WHERE n.prpubid = p.oid AND n.prrelid = c.oid)), '') AS named
+                          FROM pg_publication_tables AS l
+                          JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', l.schemaname, l.tablename))
+                         WHERE l.pubname = p.pubname AND l.schemaname = cache
+                           AND l.tablename IN ('change_log', 'log_state', 'log_horizon')) AS t ON t.names IS NOT NULL
+         CROSS JOIN (SELECT string_agg(format('%I (%s)', s.slot_name, CASE
+                                WHEN a.pid IS NOT NULL THEN 'a subscription of PostgreSQL''s own'
+                                WHEN s.active THEN 'active' ELSE 'not active' END), ', ' ORDER BY s.slot_name) AS names
+                       FROM pg_replication_slots AS s
+                       LEFT JOIN pg_stat_replication AS a ON a.pid = s.active_pid AND a.application_name = s.slot_name
+                      WHERE s.plugin = 'pgoutput' AND s.database = current_database()) AS s
+    ) AS q;
+    report := report || coalesce(part, '[]');
 
     -- The log
     BEGIN
@@ -329,6 +477,7 @@ END $check$;
 SELECT r.kind, r.object, r.item, r.status, r.detail
   FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
        AS r (kind text, object text, item text, status text, detail text)
- ORDER BY r.status = 'ok', r.status, array_position(ARRAY['feed', 'trigger', 'right', 'log', 'session', 'waiting', 'queue', 'index'], r.kind),
+ ORDER BY array_position(ARRAY['FAIL', 'warn', 'info', 'ok'], r.status),
+          array_position(ARRAY['feed', 'trigger', 'right', 'publication', 'log', 'session', 'waiting', 'queue', 'index'], r.kind),
           r.object, r.item;
 COMMIT;

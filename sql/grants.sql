@@ -1,4 +1,4 @@
--- grants.sql: makes a role for the cache that can do what the cache does, and nothing else.
+-- grants.sql: makes a role for the cache, and grants it what the cache does and nothing else.
 --
 -- What      LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state; EXECUTE
 --           on heartbeat(). SELECT is on whole tables: LOCK TABLE ... IN ACCESS SHARE MODE, which the cache needs, refuses
@@ -6,7 +6,8 @@
 --           nothing, at most one a second for each session that calls it, and rings the bell, which any role can by NOTIFY:
 --           whoever calls it all day adds a few thousand log rows an hour, and prune() deletes them. Never granted here is
 --           resync(): it makes every cache read everything. With `-v prune=on` also EXECUTE on prune(interval), so that
---           the cache keeps the log short.
+--           the cache keeps the log short. What PUBLIC was granted, the role can do as every role can: use temporary tables,
+--           and before PostgreSQL 15 make tables in schema public. check.sql names it, with the statement that takes it.
 -- Who       Someone who may grant on the tables and on the feed: their owner or a superuser; CREATEROLE if the role is new.
 -- Locks     None that a reader or writer would notice.
 -- Again     Grants only what is missing. A role that exists is used as it is.
@@ -34,6 +35,8 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL client_min_messages = notice;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL oddscache.app_schema = :'app_schema';

@@ -1,11 +1,13 @@
 -- uninstall.sql: removes everything that install.sql, grants.sql and indexes.sql made. Works on half an installation too.
 --
--- Who       The owner of the tables and of the feed, or a superuser. Dropping the cache's role wants CREATEROLE.
+-- Who       The owner of the tables and of the feed, or a superuser. To drop the cache's role takes a superuser, the role that
+--           made it (PostgreSQL 16 and later), or CREATEROLE (before): others keep it, and read who can drop it how.
 -- Locks     ACCESS EXCLUSIVE on the tables, until COMMIT a few milliseconds later: readers and writers wait. While it
 --           waits itself, others queue behind it, for `lock_timeout` at most; then it fails with 55P03 and has changed
 --           nothing.
 -- Keeps     The application's tables and data. Anything in the feed's schema that is not the feed's, with the schema. A
---           role that grants.sql did not make, with its rights. What is kept is said.
+--           role that grants.sql did not make, with its rights. An index of the server's naming on a partition that was
+--           made after indexes.sql and is detached now: nothing tells it from one of yours. What else is kept is said.
 -- Undo      install.sql
 --
 -- Run       psql -X -f uninstall.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v role=oddscache]
@@ -35,6 +37,8 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL client_min_messages = notice;
 SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
@@ -56,6 +60,7 @@ DECLARE
     held     timestamptz;
     done     integer := 0;
     indexes  regclass[] := '{}';
+    kept     regclass[] := '{}';
     nodes    regclass[];
     node     regclass;
     rest     text;
@@ -71,6 +76,28 @@ BEGIN
                  UNION SELECT p.relid
                   FROM pg_partition_tree(to_regclass(format('%I.odds_snapshots', app))) AS p) AS t ON t.oid = x.indrelid
          WHERE i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$';
+        -- A partition that was detached keeps its index, whatever it is called or wherever it lies now. Name and columns say
+        -- that it is ours. Not in another schema that has such tables itself: its indexes belong to another feed.
+        SELECT coalesce(array_agg(q.index) FILTER (WHERE q.may), '{}'), coalesce(array_agg(q.index) FILTER (WHERE NOT q.may), '{}')
+          INTO nodes, kept
+          FROM (SELECT x.indexrelid::regclass AS index, pg_has_role(c.relowner, 'USAGE') AS may
+                  FROM pg_index AS x
+                  JOIN pg_class AS i ON i.oid = x.indexrelid AND NOT i.relispartition
+                       AND i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$'
+                  JOIN pg_am AS m ON m.oid = i.relam AND m.amname = 'btree'
+                  JOIN pg_class AS c ON c.oid = x.indrelid AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+                  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                 WHERE x.indpred IS NULL AND x.indexprs IS NULL AND NOT x.indisunique AND x.indnatts = x.indnkeyatts
+                   AND (ARRAY(SELECT a.attname::text FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, n)
+                                JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = k.attnum ORDER BY k.n),
+                        x.indoption::text)
+                       IN ((ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'), (ARRAY['competitor_event_id', 'id'], '0 3'))
+                   AND x.indexrelid <> ALL (indexes)
+                   AND (n.nspname = app
+                        OR pg_has_role(c.relowner, 'USAGE')
+                           AND NOT EXISTS (SELECT FROM pg_class AS o WHERE o.relnamespace = n.oid
+                                              AND o.relname IN ('odds_snapshots', 'competitor_odds_snapshots')))) AS q;
+        indexes := indexes || nodes;
     END IF;
     SELECT array_agg(DISTINCT u.node) INTO nodes
       FROM (SELECT g.tgrelid::regclass AS node FROM pg_trigger AS g
@@ -141,6 +168,13 @@ BEGIN
         done := done + 1;
     END LOOP;
 
+    FOREACH node IN ARRAY kept LOOP
+        SELECT c.relowner::regrole::text AS owner, c.oid::regclass::text AS tab INTO w
+          FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indrelid WHERE x.indexrelid = node;
+        RAISE NOTICE 'kept index %: % belongs to %', node, w.tab, w.owner
+            USING HINT = format('As %s or a superuser: DROP INDEX %s;', w.owner, node);
+    END LOOP;
+
     IF obj_description(to_regnamespace(quote_ident(cache)), 'pg_namespace') LIKE 'oddscache: %' THEN
         SELECT string_agg(pg_describe_object(d.classid, d.objid, 0), ', ') INTO rest
           FROM pg_depend AS d
@@ -169,6 +203,11 @@ DECLARE
     ours  boolean;
     w     record;
     revokes text;
+    makers  text;
+    others  text;
+    owned   boolean;
+    state   text;
+    message text;
 BEGIN
     IF to_regrole(quote_ident(role)) IS NULL THEN
         RETURN;
@@ -193,8 +232,12 @@ BEGIN
                         WHERE x.grantee = to_regrole(quote_ident(role)) AND x.privilege_type = r.rights)
     LOOP
         IF ours THEN
-            EXECUTE w.sql;
-            done := done + 1;
+            BEGIN
+                EXECUTE w.sql;
+                done := done + 1;
+            EXCEPTION WHEN insufficient_privilege THEN
+                NULL;  -- The role stays, and what is said below takes this right, too.
+            END;
         ELSE
             revokes := concat_ws('; ', revokes, w.sql);
         END IF;
@@ -205,8 +248,31 @@ BEGIN
             RAISE NOTICE 'dropped role %', quote_ident(role);
             done := done + 1;
         EXCEPTION WHEN OTHERS THEN
-            RAISE NOTICE 'kept role %, without the rights grants.sql gave it here: %', quote_ident(role), SQLERRM
-                USING HINT = format('Uninstall in its other databases too, or: DROP OWNED BY %1$I; DROP ROLE %1$I;', role);
+            GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+            -- Who can drop it: the members with ADMIN on it, of which the role that made it is one since 16.
+            IF current_setting('server_version_num')::integer < 160000 THEN
+                makers := 'a role with CREATEROLE';
+            ELSE
+                SELECT string_agg(quote_ident(a.rolname), ', ' ORDER BY a.rolname) INTO makers
+                  FROM pg_auth_members AS m JOIN pg_roles AS a ON a.oid = m.member AND a.rolcreaterole
+                 WHERE m.roleid = to_regrole(quote_ident(role)) AND m.admin_option;
+            END IF;
+            SELECT string_agg(quote_ident(d.datname), ', ' ORDER BY d.datname) INTO others
+              FROM pg_database AS d
+             WHERE d.datname <> current_database()
+               AND EXISTS (SELECT FROM pg_shdepend AS p WHERE p.refclassid = 'pg_authid'::regclass
+                              AND p.refobjid = to_regrole(quote_ident(role))
+                              AND (p.dbid = d.oid OR (p.dbid = 0 AND p.classid = 'pg_database'::regclass AND p.objid = d.oid)));
+            SELECT count(*) > 0 INTO owned
+              FROM pg_shdepend AS p JOIN pg_database AS d ON d.datname = current_database()
+             WHERE p.refclassid = 'pg_authid'::regclass AND p.refobjid = to_regrole(quote_ident(role))
+               AND (p.dbid = d.oid OR (p.dbid = 0 AND p.classid = 'pg_database'::regclass AND p.objid = d.oid));
+            RAISE NOTICE 'kept role %, without the rights that % could take from it here: %', quote_ident(role),
+                    quote_ident(current_user), message
+                USING HINT = CASE WHEN others IS NULL THEN '' ELSE format('First in database %s: run uninstall.sql there, or as a '
+                        'superuser DROP OWNED BY %I; ', others, role) END
+                    || CASE WHEN owned THEN format('As a superuser, in this database: DROP OWNED BY %1$I; DROP ROLE %1$I;', role)
+                            ELSE format('As a superuser%s: DROP ROLE %I;', coalesce(' or ' || makers, ''), role) END;
         END;
     ELSIF revokes IS NOT NULL THEN
         RAISE NOTICE 'kept role % with its rights: grants.sql did not make it', quote_ident(role)

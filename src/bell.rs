@@ -262,7 +262,7 @@ impl Listener {
         self.state.own_session.store(own_session, Ordering::Relaxed);
         one_session?;
         let sql = format!(
-            "{}; LISTEN {}",
+            "{}LISTEN {}",
             connection.session_bounds(bound),
             quote(&self.channel)
         );

@@ -12,15 +12,14 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::{Config, Error, error::reason, server_version::Major};
+use crate::{Config, Error, error::reason};
 
 /// A client together with the task that moves its bytes. Dropping it closes the connection at once, which makes the server
 /// roll back whatever was under way.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    /// What the server said at the login.
-    major: Option<Major>,
+    without_transaction_timeout: &'static str,
     heard: Arc<Heard>,
     task: JoinHandle<()>,
 }
@@ -36,7 +35,7 @@ struct Heard {
 impl Connection {
     pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
         let (client, mut wire) = config.open().await?;
-        let major = wire.server_version().and_then(Major::parse);
+        let without_transaction_timeout = wire.without_transaction_timeout();
         let heard = Arc::new(Heard::default());
         let ring = Arc::clone(&heard);
         let task = tokio::spawn(async move {
@@ -59,7 +58,7 @@ impl Connection {
         });
         Ok(Connection {
             client,
-            major,
+            without_transaction_timeout,
             heard,
             task,
         })
@@ -80,12 +79,9 @@ impl Connection {
         )
     }
 
-    /// What comes right after any BEGIN of ours. The setting exists since PostgreSQL 17, and ends the session.
+    /// See [`Wire::without_transaction_timeout`](crate::Wire::without_transaction_timeout).
     pub(crate) fn without_transaction_timeout(&self) -> &'static str {
-        match self.has_transaction_timeout() {
-            true => "SET LOCAL transaction_timeout = 0; ",
-            false => "",
-        }
+        self.without_transaction_timeout
     }
 
     /// For a session that nobody else is handed: whatever runs outside of a transaction block gets the same time, and the
@@ -94,15 +90,8 @@ impl Connection {
         format!(
             "SET idle_session_timeout = 0; SET statement_timeout = {}; {}",
             millis(bound),
-            match self.has_transaction_timeout() {
-                true => "SET transaction_timeout = 0",
-                false => "",
-            }
+            self.without_transaction_timeout.replace("SET LOCAL", "SET"),
         )
-    }
-
-    fn has_transaction_timeout(&self) -> bool {
-        self.major.is_some_and(|Major(major)| major >= 17)
     }
 
     /// Waits for a notification or the end of the connection. Notifications that came since the last call count: at most

@@ -69,7 +69,13 @@ impl Script {
     /// The psql variables it understands; all are optional.
     pub fn variables(self) -> &'static [&'static str] {
         match self {
-            Script::Install => &["app_schema", "cache_schema", "channel", "lock_timeout"],
+            Script::Install => &[
+                "app_schema",
+                "cache_schema",
+                "channel",
+                "lock_timeout",
+                "subscribers",
+            ],
             Script::Uninstall => &[
                 "app_schema",
                 "cache_schema",

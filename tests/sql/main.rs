@@ -12,6 +12,8 @@ mod indexes;
 mod install;
 mod log_care;
 mod prune;
+mod publication;
+mod refusals;
 mod security;
 mod trigger;
 mod trouble;
@@ -101,6 +103,18 @@ fn fails(db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
 }
 
 fn psql_file(db: &Database, script: Script, variables: &[(&str, &str)]) -> Output {
+    psql_file_as("postgres", db, script, variables)
+}
+
+/// Runs a script with psql as another role, and returns its output; fails the test if it fails.
+fn run_as(role: &str, db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
+    let output = psql_file_as(role, db, script, variables);
+    let text = text(&output);
+    assert!(output.status.success(), "{script} as {role}: {text}");
+    text
+}
+
+fn psql_file_as(role: &str, db: &Database, script: Script, variables: &[(&str, &str)]) -> Output {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("sql")
         .join(script.file_name());
@@ -112,7 +126,9 @@ fn psql_file(db: &Database, script: Script, variables: &[(&str, &str)]) -> Outpu
     for setting in &settings {
         args.extend(["-v", setting]);
     }
-    args.extend(["-f", path.to_str().unwrap()]);
+    // The last `-d` counts.
+    let dsn = cluster().dsn_as(role, &db.name);
+    args.extend(["-d", &dsn, "-f", path.to_str().unwrap()]);
     cluster().psql(&db.name, &args).unwrap()
 }
 
@@ -126,11 +142,20 @@ async fn apply(
     script: Script,
     variables: &[(&str, &str)],
 ) -> Result<String, tokio_postgres::Error> {
+    apply_as("postgres", db, script, variables).await
+}
+
+async fn apply_as(
+    role: &str,
+    db: &Database,
+    script: Script,
+    variables: &[(&str, &str)],
+) -> Result<String, tokio_postgres::Error> {
     let variables: Variables = variables
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
-    let session = Session::open(&db.dsn()).await;
+    let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
     let mut text = String::new();
     for step in script.steps(&variables).unwrap() {
         match step {
@@ -207,6 +232,25 @@ impl Session {
         let error = self.client.batch_execute(sql).await.unwrap_err();
         error.code().unwrap().code().to_owned()
     }
+}
+
+/// The server's major version.
+fn server_version(db: &Database) -> u32 {
+    let number: u32 = db.psql("show server_version_num").parse().unwrap();
+    number / 10_000
+}
+
+/// A role that owns the application's tables and may make schemas, and is no superuser.
+fn owner(db: &Database) -> String {
+    let role = format!("owner_{}", db.name);
+    db.psql(&format!(
+        "create role {role} login; grant create on database {name} to {role}; grant all on schema public to {role};
+         do $$ declare t text; begin for t in select oid::regclass from pg_class
+           where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') loop
+           execute format('alter table %s owner to {role}', t); end loop; end $$",
+        name = db.name
+    ));
+    role
 }
 
 /// Waits until the query returns `t`; fails the test after a minute: other tests on this server may hold things up.

@@ -178,3 +178,112 @@ async fn writers_pass_through_install_and_uninstall() {
         assert!(writer.await.unwrap() > 0);
     }
 }
+
+/// Row 11: the hint must name somebody who can do it.
+#[tokio::test]
+async fn an_owner_who_did_not_make_the_role_reads_who_can_drop_it() {
+    for interpreter in [false, true] {
+        let db = app();
+        let owner = owner(&db);
+        run_as(&owner, &db, Script::Install, &[]);
+        let (role, maker) = (format!("cache_{}", db.name), format!("maker_{}", db.name));
+        // Whoever makes the role may not grant on the tables: the owner does.
+        db.psql(&format!(
+            "create role {maker} login createrole; set role {maker}; create role {role} login; reset role;
+             comment on role {role} is 'oddscache: made by grants.sql'"
+        ));
+        run_as(&owner, &db, Script::Grants, &[("role", &role)]);
+        let asked = [("role", &*role)];
+        let text = match interpreter {
+            true => apply_as(&owner, &db, Script::Uninstall, &asked)
+                .await
+                .unwrap(),
+            false => run_as(&owner, &db, Script::Uninstall, &asked),
+        };
+        assert!(text.contains("uninstalled|public|oddscache"), "{text}");
+        if !interpreter {
+            let who = match server_version(&db) {
+                ..16 => "a role with CREATEROLE",
+                _ => &maker,
+            };
+            let hint = format!("HINT:  As a superuser or {who}: DROP ROLE {role};");
+            assert!(text.contains(&hint), "{hint} is not in {text}");
+        }
+        // What the hint says, by whom it says.
+        let maker = Session::open(&cluster().dsn_as(&maker, &db.name)).await;
+        maker.run(&format!("drop role {role}")).await;
+    }
+}
+
+#[test]
+fn a_right_of_another_grantor_stays_and_a_superuser_reads_how_to_take_it() {
+    let db = app();
+    let owner = owner(&db);
+    run_as(&owner, &db, Script::Install, &[]);
+    let role = format!("cache_{}", db.name);
+    db.psql("revoke usage on schema public from public");
+    // By the superuser, who owns the schema.
+    run(&db, Script::Grants, &[("role", &role)]);
+    let text = run_as(&owner, &db, Script::Uninstall, &[("role", &role)]);
+    let way = format!("As a superuser, in this database: DROP OWNED BY {role}; DROP ROLE {role};");
+    assert!(text.contains(&way), "{way} is not in {text}");
+    db.psql(&format!("drop owned by {role}; drop role {role}"));
+}
+
+/// Row 11, for the indexes.
+#[tokio::test]
+async fn indexes_of_detached_partitions_go_wherever_those_are() {
+    for interpreter in [false, true] {
+        let db = app();
+        let owner = owner(&db);
+        run_as(&owner, &db, Script::Install, &[]);
+        run_as(&owner, &db, Script::Indexes, &[]);
+        db.psql(&format!(
+            "create schema archive authorization {owner}; create schema other; grant all on schema other to {owner}; set role {owner};
+             alter table odds_snapshots detach partition odds_snapshots_d1; alter table odds_snapshots_d1 rename to old_d1;
+             alter table odds_snapshots detach partition odds_snapshots_d2; alter table odds_snapshots_d2 set schema archive;
+             -- Of another feed, and of others.
+             create table other.odds_snapshots (id int, event_id int, bookmaker_id int);
+             create index odds_snapshots_oddscache_latest on other.odds_snapshots (event_id, bookmaker_id, id desc);
+             create table other.detached (id int, event_id int, bookmaker_id int);
+             create index detached_oddscache_latest on other.detached (event_id, bookmaker_id, id desc);
+             create table archive.mine (id int, event_id int, bookmaker_id int);
+             create index mine_latest on archive.mine (event_id, bookmaker_id, id desc);
+             create index mine_oddscache_latest on archive.mine (event_id, id)"
+        ));
+        // Somebody else's table in the application's schema.
+        db.psql(
+            "create table theirs (id int, event_id int, bookmaker_id int);
+             create index theirs_oddscache_latest on theirs (event_id, bookmaker_id, id desc)",
+        );
+        let text = match interpreter {
+            true => apply_as(&owner, &db, Script::Uninstall, &[]).await.unwrap(),
+            false => run_as(&owner, &db, Script::Uninstall, &[]),
+        };
+        assert!(text.contains("uninstalled|public|oddscache"), "{text}");
+        assert_eq!(
+            db.psql("select string_agg(oid::regclass::text, ' ' order by oid::regclass::text) from pg_class where relkind in ('i', 'I') and relname ~ 'latest'"),
+            "archive.mine_latest archive.mine_oddscache_latest other.detached_oddscache_latest other.odds_snapshots_oddscache_latest theirs_oddscache_latest"
+        );
+        if !interpreter {
+            let kept =
+                "kept index public.theirs_oddscache_latest: public.theirs belongs to postgres";
+            let way = "As postgres or a superuser: DROP INDEX public.theirs_oddscache_latest;";
+            assert!(text.contains(kept) && text.contains(way), "{text}");
+        }
+        assert!(run_as(&owner, &db, Script::Uninstall, &[]).contains("nothing to remove|"));
+    }
+}
+
+/// Where the indexes are to stay, those of detached partitions do.
+#[test]
+fn indexes_of_detached_partitions_are_kept_on_demand() {
+    let db = installed();
+    run(&db, Script::Indexes, &[]);
+    db.psql("alter table odds_snapshots detach partition odds_snapshots_d1");
+    run(&db, Script::Uninstall, &[("keep_indexes", "on")]);
+    assert_eq!(
+        db.psql("select count(*) from pg_class where relname like '%oddscache_latest'"),
+        "5"
+    );
+}
