@@ -136,7 +136,6 @@ fn a_sound_database_has_no_warning() {
     }
     for id in [
         "server.reachable",
-        "server.version",
         "server.clock",
         "server.tls",
         "server.password",
