@@ -90,7 +90,12 @@ BEGIN
           FROM unnest(ARRAY[func] || functions) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
-        SELECT coalesce(x.rolname, 'all roles'), 'bell', 'runs with oddscache.notify = off: the cache sees its changes when it polls'
+        SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'bell',
+               'runs with oddscache.notify = off: the cache sees its changes when it polls. Unless that is meant so; ALTER '
+               || CASE WHEN s.setrole = 0 AND s.setdatabase <> 0 THEN format('DATABASE %I', d.datname)
+                       ELSE 'ROLE ' || coalesce(quote_ident(x.rolname), 'ALL')
+                            || CASE s.setdatabase WHEN 0 THEN '' ELSE format(' IN DATABASE %I', d.datname) END END
+               || ' RESET oddscache.notify'
           FROM pg_db_role_setting AS s
           JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
           LEFT JOIN pg_roles AS x ON x.oid = s.setrole

@@ -74,6 +74,15 @@ fn levels_of(findings: &[Value], id: &str) -> Vec<String> {
         .collect()
 }
 
+/// The calendar says of a server that nobody mends it any more.
+fn is_over(finding: &&Value) -> bool {
+    finding["id"] == "server.version"
+        && finding["what"]
+            .as_str()
+            .unwrap()
+            .contains("is supported no more")
+}
+
 /// Feed, odds, indexes, and the least-privilege role of `grants.sql`, which may prune.
 struct Sound {
     database: Database,
@@ -112,10 +121,23 @@ fn a_sound_database_has_no_warning() {
         "select count(*), (select count(*) from oddscache.log_horizon) from oddscache.change_log";
     let before = sound.database.psql(count);
     let (code, findings) = doctor(&sound.dsn(), &["--strict"]);
-    assert_eq!(code, 0, "{findings:#?}");
+    let over = findings.iter().filter(is_over).count();
+    assert_eq!(code, if over > 0 { 3 } else { 0 }, "{findings:#?}");
     for finding in &findings {
-        // The cluster's superuser owns what the tests install.
-        let is_known = finding["id"] == "feed.owner" && finding["level"] == "info";
+        if is_over(&finding) {
+            continue;
+        }
+        // The cluster's superuser owns what the tests install, and its transactions may be prepared. Before 15 PUBLIC may
+        // make tables in schema public.
+        let known = [
+            ("feed.owner", "schema oddscache"),
+            ("setting", "max_prepared_transactions"),
+            ("right", "schema public"),
+        ];
+        let is_known = finding["level"] == "info"
+            && known
+                .iter()
+                .any(|(id, object)| finding["id"] == *id && finding["object"] == *object);
         assert!(finding["level"] == "ok" || is_known, "{finding:#}");
         assert_eq!(finding["checked"], true, "{finding:#}");
     }
@@ -137,12 +159,19 @@ fn a_sound_database_has_no_warning() {
         "log.vacuum",
         "log.transactions",
         "log.prepared",
+        "log.prune",
         "setting",
         "connections",
         "locks",
         "warmup",
     ] {
-        assert_eq!(with(&findings, id, "ok").len(), 1, "{id}: {findings:#?}");
+        let is_over = over > 0 && id == "server.version";
+        let expected = usize::from(!is_over);
+        assert_eq!(
+            with(&findings, id, "ok").len(),
+            expected,
+            "{id}: {findings:#?}"
+        );
     }
     let warmup = with(&findings, "warmup", "ok")[0]["what"].as_str().unwrap();
     assert!(
@@ -154,7 +183,7 @@ fn a_sound_database_has_no_warning() {
     let output = run(&["doctor"], &sound.dsn());
     let text = String::from_utf8(output.stdout).unwrap();
     let last = text.lines().last().unwrap();
-    assert!(last.starts_with("0 fail, 0 warn,"), "{last}");
+    assert!(last.starts_with(&format!("0 fail, {over} warn,")), "{last}");
 }
 
 #[test]
