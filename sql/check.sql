@@ -24,6 +24,8 @@
 
 BEGIN READ ONLY;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
 SET LOCAL oddscache.role = :'role';
@@ -107,34 +109,48 @@ BEGIN
     -- The triggers
     SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
      WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
-    WITH trigger AS (
-        SELECT t.node, t.root, t.tab, o.op,
+    WITH RECURSIVE node AS (
+        SELECT u.tab, to_regclass(format('%I.%I', app, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
+         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+    ), above_foreign AS (
+        SELECT i.inhparent AS oid
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
+         UNION SELECT i.inhparent FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
+    ), below AS (
+        SELECT n.tab, c.oid::regclass AS node, max(n.level) = 0 AS root, c.relkind,
+               c.oid IN (SELECT a.oid FROM above_foreign AS a) AS above_foreign
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid GROUP BY n.tab, c.oid, c.relkind
+    ), trigger AS (
+        SELECT t.node, t.root, t.tab, t.above_foreign, o.op,
                CASE WHEN g.oid IS NULL THEN 'missing'
-                    WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype
-                         OR g.tgargs <> convert_to(t.tab, 'UTF8') || '\x00' OR g.tgqual IS NOT NULL OR g.tgattr <> ''
-                         OR g.tgoldtable IS DISTINCT FROM o.old_table OR g.tgnewtable IS DISTINCT FROM o.new_table
+                    WHEN t.above_foreign AND (g.tgoldtable IS NOT NULL OR g.tgnewtable IS NOT NULL) THEN 'refused'
+                    WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype OR g.tgqual IS NOT NULL OR g.tgattr <> ''
+                         OR g.tgargs <> CASE WHEN t.above_foreign THEN '*'::bytea || '\x00' ELSE '' END
+                             || convert_to(t.tab, 'UTF8') || '\x00'
+                         OR g.tgoldtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.old_table END
+                         OR g.tgnewtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.new_table END
                          THEN 'foreign definition'
                     WHEN g.tgenabled IN ('D', 'R') THEN 'disabled'
                     WHEN g.tgenabled = 'O' THEN 'not always'
                     ELSE 'ok' END AS state
-          FROM (SELECT a.tab, c.oid::regclass AS node, c.oid = a.root AS root
-                  FROM (SELECT u.tab, to_regclass(format('%I.%I', app, u.tab)) AS root FROM unnest(tables) AS u (tab)) AS a
-                 CROSS JOIN LATERAL (SELECT a.root AS relid UNION SELECT p.relid FROM pg_partition_tree(a.root) AS p) AS n
-                  JOIN pg_class AS c ON c.oid = n.relid AND c.relkind IN ('r', 'p')) AS t
+          FROM below AS t
          CROSS JOIN (VALUES ('INSERT', 4, NULL, 'new_rows'), ('UPDATE', 16, 'old_rows', 'new_rows'),
                             ('DELETE', 8, 'old_rows', NULL), ('TRUNCATE', 32, NULL, NULL)) AS o (op, tgtype, old_table, new_table)
           LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
+         WHERE t.relkind IN ('r', 'p')
     )
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
         SELECT 'trigger' AS kind, t.node::text AS object, 'INSERT, UPDATE, DELETE, TRUNCATE' AS item, 'ok' AS status,
                'always enabled' AS detail
           FROM trigger AS t GROUP BY t.node HAVING bool_and(t.state = 'ok')
          UNION ALL
-        SELECT 'trigger', t.node::text, t.op, CASE WHEN t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
-               t.state || CASE
-                    WHEN t.state = 'not always' THEN ': silent under session_replication_role = replica'
-                    WHEN t.root THEN ': changes are missed'
-                    ELSE format(': statements that name this partition, not %s, are missed', t.tab) END || '; run install.sql'
+        SELECT 'trigger', t.node::text, t.op,
+               CASE WHEN t.state = 'refused' OR t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
+               CASE WHEN t.state = 'refused' THEN 'collects the changed rows, and a foreign table is below: statements that '
+                        'reach it fail'
+                    WHEN t.state = 'not always' THEN 'not always: silent under session_replication_role = replica'
+                    WHEN t.root THEN t.state || ': changes are missed'
+                    ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END || '; run install.sql'
           FROM trigger AS t WHERE t.state <> 'ok'
          UNION ALL
         SELECT 'trigger', format('%I.%I', app, u.tab), 'table', 'FAIL', 'does not exist'
@@ -147,27 +163,25 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', app, k.tab))
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
-        SELECT 'trigger', c.oid::regclass::text, 'partition', 'warn',
-               format('is a foreign table: only its changes through %s are logged, others are missed', u.tab)
-          FROM unnest(tables) AS u (tab), pg_partition_tree(to_regclass(format('%I.%I', app, u.tab))) AS p, pg_class AS c
-         WHERE c.oid = p.relid AND c.relkind = 'f'
+        SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
+               format('is a virtual generated column, which triggers cannot see: every statement on this table makes the cache read '
+                   'everything again; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
+                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
+          FROM json_each_text(keys) AS k (tab, col)
+          JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col
+          LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attgenerated = 'v'
+         UNION ALL
+        SELECT 'trigger', t.node::text, 'foreign table', 'warn',
+               format('each statement that names a table above it, such as %s, makes the cache read everything again; changes that '
+                   'name it, or are made on its own server, are missed', t.tab)
+          FROM below AS t WHERE t.relkind = 'f'
          UNION ALL
         SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
                'is filled by a subscription: its apply worker fires no statement triggers; follow the publisher instead'
           FROM pg_subscription_rel AS s
          WHERE s.srrelid IN (SELECT t.node FROM trigger AS t)
     ) AS q;
-    report := report || coalesce(part, '[]');
-
-    -- Key columns that the triggers cannot see
-    SELECT jsonb_agg(jsonb_build_object('kind', 'trigger', 'object', format('%I.%I', app, k.tab), 'item', 'column ' || quote_ident(k.col),
-               'status', 'FAIL', 'detail', format('is a virtual generated column: triggers see null in it, so that no change of this '
-                   'table is logged; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
-                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))))
-      INTO part
-      FROM json_each_text(keys) AS k (tab, col)
-      JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col AND a.attgenerated = 'v'
-      LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum;
     report := report || coalesce(part, '[]');
 
     -- The cache's role: what it needs

@@ -35,6 +35,8 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL client_min_messages = notice;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL oddscache.app_schema = :'app_schema';

@@ -24,6 +24,8 @@
 \endif
 
 SET search_path = pg_catalog, pg_temp;
+SET standard_conforming_strings = on;
+SET quote_all_identifiers = off;
 SET client_min_messages = notice;
 SET oddscache.app_schema = :'app_schema';
 
@@ -105,4 +107,6 @@ SELECT v.root AS "table", v.columns, v.index, CASE WHEN v.valid THEN 'valid' ELS
 DROP VIEW pg_temp.oddscache_indexes;
 DO $$ BEGIN PERFORM pg_advisory_unlock(hashtextextended('oddscache indexes', 0)); END $$;
 RESET client_min_messages;
+RESET quote_all_identifiers;
+RESET standard_conforming_strings;
 RESET search_path;

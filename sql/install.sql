@@ -1,19 +1,23 @@
 -- install.sql: installs the change feed that keeps oddscache equal to these tables.
 --
--- What      A schema with the change log, six functions, and AFTER ... FOR EACH STATEMENT triggers on six tables and
---           on every partition of theirs. Everything is named in README.md; check.sql reports on it.
+-- What      A schema with the change log, six functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on
+--           every partition of theirs and on every table that inherits from them. README.md names everything; check.sql
+--           reports on it.
 -- Who       The owner of the six tables, with CREATE on the database. A superuser can, but then the trigger function
 --           runs as that superuser: prefer the owner.
 -- Locks     SHARE ROW EXCLUSIVE on the tables that lack a trigger: their writers wait for the few milliseconds until
 --           COMMIT, readers do not. While it waits for a writer that is already there, new writers queue behind it, for
 --           `lock_timeout` at most; then it fails with 55P03, undoes everything, and can be run again.
--- Again     Changes nothing and locks nothing where everything is in place; repairs what is not. New partitions get
---           their triggers, an older feed version is upgraded (its followers then want their new version, too), a
+-- Again     Changes nothing and locks nothing where everything is in place; repairs what is not. New partitions and
+--           children get their triggers, an older feed version is upgraded (its followers then want their new version, too), a
 --           newer one is left alone.
 -- Undo      uninstall.sql
 --
+-- Refuses   PostgreSQL 13 and older; tables without the columns it needs; a database whose logical replication subscriber
+--           would stop at the feed's tables, unless -v subscribers=ready says that it has them.
+--
 -- Run       psql -X -f install.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v channel=oddscache]
---                                  [-v lock_timeout=2s]
+--                                  [-v lock_timeout=2s] [-v subscribers=ready]
 \set ON_ERROR_STOP on
 \set QUIET on
 \if :{?app_schema}
@@ -32,13 +36,20 @@
 \else
   \set lock_timeout 2s
 \endif
+\if :{?subscribers}
+\else
+  \set subscribers unknown
+\endif
 
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL quote_all_identifiers = off;
 SET LOCAL client_min_messages = notice;
 SET LOCAL oddscache.app_schema = :'app_schema';
 SET LOCAL oddscache.cache_schema = :'cache_schema';
 SET LOCAL oddscache.channel = :'channel';
+SET LOCAL oddscache.subscribers = :'subscribers';
 SET LOCAL oddscache.done = '0';
 SET LOCAL oddscache.version = '3';
 -- The tables, and the column of each that says what changed.
@@ -50,14 +61,23 @@ SET LOCAL oddscache.keys = '{"events": "id", "competitor_events": "betpawa_event
 DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0)); END $$;
 SET LOCAL lock_timeout = :'lock_timeout';
 
--- 1. Are the tables what the feed needs?
+-- 1. Are the server and the tables what the feed needs?
 DO $check$
 DECLARE
     app     constant text := current_setting('oddscache.app_schema');
     cache   constant text := current_setting('oddscache.cache_schema');
     channel constant text := current_setting('oddscache.channel');
+    server  constant integer := current_setting('server_version_num');
     problem text;
+    hint    text;
 BEGIN
+    IF server < 140000 THEN
+        RAISE EXCEPTION 'the server is PostgreSQL %; the feed needs PostgreSQL 14 or newer', current_setting('server_version')
+            USING ERRCODE = 'feature_not_supported', HINT = 'Upgrade the server.';
+    ELSIF server >= 190000 THEN
+        RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18', current_setting('server_version')
+            USING HINT = 'Look for a newer oddscache. Run check.sql after this script.';
+    END IF;
     IF octet_length(cache) NOT BETWEEN 1 AND 63 OR cache LIKE 'pg\_%' OR cache = app THEN
         RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache)
             USING HINT = 'It must be a schema of the feed''s own: 1 to 63 bytes, not the application''s, not pg_....';
@@ -74,17 +94,66 @@ BEGIN
                CASE WHEN c.oid IS NULL THEN 'is missing'
                     WHEN c.relkind NOT IN ('r', 'p') THEN 'is not a table'
                     WHEN a.attname IS NULL THEN format('has no column %I', k.col)
+                    WHEN a.attgenerated = 'v' THEN format('has the virtual generated column %I, which triggers cannot see: '
+                        'make it a stored one', k.col)
                     ELSE format('has column %I of type %s, not an integer', k.col, format_type(a.atttypid, a.atttypmod))
                END), '; ')
       INTO problem
       FROM json_each_text(current_setting('oddscache.keys')::json) AS k (tab, col)
       LEFT JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, k.tab))
       LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped
-     WHERE c.oid IS NULL OR c.relkind NOT IN ('r', 'p') OR a.attname IS NULL
+     WHERE c.oid IS NULL OR c.relkind NOT IN ('r', 'p') OR a.attname IS NULL OR a.attgenerated = 'v'
         OR a.atttypid NOT IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype);
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem
             USING ERRCODE = 'undefined_object', HINT = 'If the tables are in another schema, name it: -v app_schema=...';
+    END IF;
+    SELECT string_agg(format('%s inherits from %s', q.node, q.tabs), '; ') INTO problem
+      FROM (WITH RECURSIVE node AS (
+                SELECT k.tab, to_regclass(format('%I.%I', app, k.tab))::oid AS oid
+                  FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+                 UNION SELECT n.tab, i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
+            SELECT n.oid::regclass AS node, string_agg(n.tab, ' and ' ORDER BY n.tab) AS tabs
+              FROM node AS n GROUP BY n.oid HAVING count(*) > 1) AS q;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'feature_not_supported',
+            HINT = 'A trigger can say for one table only what has changed. Let each table inherit from one of them.';
+    END IF;
+
+    -- The tables of the feed are published with all others. A subscriber that lacks them stops at the first change.
+    SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO problem
+      FROM pg_publication AS p
+     WHERE p.puballtables AND to_regclass(format('%I.change_log', cache)) IS NULL;
+    IF problem IS NOT NULL AND current_setting('oddscache.subscribers') <> 'ready' THEN
+        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log (xid xid8, id bigint, '
+            'table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY (xid, id)); CREATE TABLE '
+            '%1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, channel text, pruned_at timestamptz); '
+            'then this script with -v subscribers=ready. Or replace the publication by one of named tables or, since PostgreSQL 15, '
+            'of schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more tables.', cache);
+        -- The walsender of a native subscriber bears the name of its slot.
+        IF EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_activity AS a ON a.pid = s.active_pid
+                    WHERE s.database = current_database() AND s.plugin = 'pgoutput' AND a.application_name = s.slot_name) THEN
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and a subscriber follows this database: it would stop for good at '
+                'the feed''s tables, which it lacks', problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
+        END IF;
+        RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native subscriber that '
+            'lacks them stops at the first change', problem USING HINT = hint;
+    END IF;
+
+    SELECT string_agg(q.text, ', ') INTO problem
+      FROM (SELECT format('%s for this session', current_setting('temp_file_limit')) AS text
+             WHERE current_setting('temp_file_limit') <> '-1'
+             UNION ALL
+            SELECT format('%s for %s', split_part(c.setting, '=', 2),
+                          CASE s.setrole WHEN 0 THEN 'all roles' ELSE s.setrole::regrole::text END)
+              FROM pg_db_role_setting AS s
+             CROSS JOIN LATERAL unnest(s.setconfig) AS c (setting)
+             WHERE c.setting LIKE 'temp\_file\_limit=%' AND c.setting <> 'temp_file_limit=-1'
+               AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()))) AS q;
+    IF problem IS NOT NULL THEN
+        RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)', problem
+            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What exceeds work_mem '
+                'lies in temporary files, which the limit counts. Raise the limit or work_mem for those who change many rows at once.';
     END IF;
 END $check$;
 
@@ -95,6 +164,7 @@ DECLARE
     cache   constant text := current_setting('oddscache.cache_schema');
     channel constant text := current_setting('oddscache.channel');
     version constant text := current_setting('oddscache.version');
+    patience constant text := current_setting('lock_timeout');
     log     constant text := format('%I.change_log', cache);
     done    integer := 0;
     found   text;
@@ -144,11 +214,13 @@ BEGIN
     END IF;
 
     IF to_regclass(log) IS NULL THEN
-        -- No vacuum_truncate: cutting off the log's empty end would lock it exclusively, against every writer.
+        -- No vacuum_truncate: cutting off the log's empty end would lock it exclusively, against every writer. The id is no
+        -- sequence's, for that would change lastval() in the application's session; no two rows of one transaction have the
+        -- same place in the write-ahead log.
         EXECUTE format($sql$
             CREATE TABLE %s (
                 xid xid8 NOT NULL,
-                id bigint GENERATED ALWAYS AS IDENTITY,
+                id bigint NOT NULL DEFAULT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn),
                 table_name text NOT NULL,
                 op text NOT NULL,
                 keys bigint[],
@@ -168,6 +240,21 @@ BEGIN
             RAISE EXCEPTION '% exists and is not the change log of feed version % (it has %)', log, version, found
                 USING HINT = 'Run uninstall.sql first, or choose another schema: -v cache_schema=...';
         END IF;
+    END IF;
+
+    IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = log::regclass AND a.attname = 'id' AND a.attidentity <> '') THEN
+        -- Of an earlier script. A writer that waits for the log for half a second gives its row up.
+        BEGIN
+            PERFORM set_config('lock_timeout', '200ms', true);
+            EXECUTE format('ALTER TABLE %s ALTER id DROP IDENTITY, ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)',
+                log, '0/0');
+            RAISE NOTICE 'took the sequence from %', log;
+            done := done + 1;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE WARNING '% still takes its ids from a sequence, which changes lastval() for those who write', log
+                USING HINT = 'An open transaction has written to it. Run this script again when there is none.';
+        END;
+        PERFORM set_config('lock_timeout', patience, true);
     END IF;
 
     IF to_regclass(format('%I.log_state', cache)) IS NULL THEN
@@ -204,8 +291,13 @@ BEGIN
         done := done + 1;
     END IF;
 
+    -- UNLOGGED, for a publication FOR ALL TABLES leaves such tables out: without a key, DELETE would be refused. After a
+    -- crash it is empty, and prune() learns anew.
+    IF (SELECT c.relpersistence <> 'u' FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.log_horizon', cache))) THEN
+        EXECUTE format('DROP TABLE %I.log_horizon', cache);
+    END IF;
     IF to_regclass(format('%I.log_horizon', cache)) IS NULL THEN
-        EXECUTE format('CREATE TABLE %I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL)', cache);
+        EXECUTE format('CREATE UNLOGGED TABLE %I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL)', cache);
         RAISE NOTICE 'created table %.log_horizon', quote_ident(cache);
         done := done + 1;
     END IF;
@@ -289,7 +381,7 @@ BEGIN
     FOR f IN
         SELECT v.name, v.args, v.types, v.returns, v.attributes, v.config, v.public, v.comment,
                replace(replace(replace(replace(replace(replace(replace(replace(v.body, '{branches}', branches),
-                   '{row}', '(pg_current_xact_id(), coalesce(TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE ''RESYNC'' END,
+                   '{row}', '(pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE ''RESYNC'' END,
                 CASE WHEN trouble IS NULL AND cardinality(changed) <= {max_keys} THEN changed END, trouble)'),
                    '{max_keys}', '20000'),
                    '{bell}', format('hashtextextended(%L, 0)', 'oddscache bell ' || cache)),
@@ -437,6 +529,9 @@ BEGIN
         END IF;
 
         CASE TG_ARGV[0]{branches}
+        WHEN '*' THEN
+            -- A foreign table is below this one. The server refuses to collect rows for triggers there.
+            NULL;
         ELSE
             RAISE EXCEPTION 'no keys are known for % on %', TG_OP, TG_ARGV[0];
         END CASE;
@@ -468,7 +563,12 @@ BEGIN
         PERFORM set_config({state}, pg_current_xact_id()::text
             || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END, true);
     EXCEPTION WHEN OTHERS THEN
-        PERFORM set_config({state}, pg_current_xact_id()::text || ' lost', true);
+        -- What was taken from PUBLIC may be what failed above.
+        BEGIN
+            PERFORM set_config({state}, pg_current_xact_id()::text || ' lost', true);
+        EXCEPTION WHEN OTHERS THEN
+            NULL;
+        END;
         RAISE LOG 'oddscache: % on % could not be logged: % %', TG_OP, TG_RELID::regclass, SQLSTATE, SQLERRM;
         RETURN NULL;
     END;
@@ -534,6 +634,7 @@ DECLARE
     done     integer := current_setting('oddscache.done');
     prefix   text;
     work     jsonb;
+    outside  jsonb;
     nodes    regclass[];
     node     regclass;
     w        record;
@@ -542,41 +643,51 @@ BEGIN
     SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
      WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
 
-    FOR w IN
-        SELECT k.tab, c.oid::regclass AS node
-          FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab),
-               pg_partition_tree(format('%I.%I', app, k.tab)::regclass) AS t, pg_class AS c
-         WHERE c.oid = t.relid AND c.relkind = 'f'
-    LOOP
-        RAISE WARNING 'partition % is a foreign table: it gets no triggers', w.node
-            USING HINT = format('Writes that name it, or made on its own server, are missed. Try a write to it through %s: '
-                'some servers refuse that while %1$s has transition tables.', w.tab);
-    END LOOP;
-
-    -- What is missing or not as it should be. A partition needs triggers of its own for statements that name it.
-    SELECT jsonb_agg(to_jsonb(q) ORDER BY q.tab, q.level, q.node::text, q.op), array_agg(DISTINCT q.node)
-      INTO work, nodes
-      FROM (
-        SELECT k.tab, t.level, c.oid::regclass AS node, o.op, o.transition, g.oid IS NOT NULL AS there,
-               coalesce(g.tgenabled = 'A', false) AS always,
-               coalesce(g.tgfoid = format('%I.log_change()', cache)::regprocedure AND g.tgtype = o.tgtype
-                        AND g.tgargs = convert_to(k.tab, 'UTF8') || '\x00' AND g.tgqual IS NULL AND g.tgattr = ''
-                        AND g.tgoldtable IS NOT DISTINCT FROM o.old_table
-                        AND g.tgnewtable IS NOT DISTINCT FROM o.new_table, false) AS same,
-               left(prefix || '_' || lower(o.op), 63) AS name
+    -- What is missing or not as it should be. A partition or child needs triggers of its own for statements that name it.
+    WITH RECURSIVE node AS (
+        SELECT k.tab, format('%I.%I', app, k.tab)::regclass::oid AS oid, 0 AS level
           FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
-         CROSS JOIN LATERAL (
-                SELECT format('%I.%I', app, k.tab)::regclass AS relid, 0 AS level
-                 UNION SELECT p.relid, p.level FROM pg_partition_tree(format('%I.%I', app, k.tab)::regclass) AS p) AS t
-          JOIN pg_class AS c ON c.oid = t.relid AND c.relkind IN ('r', 'p')
+         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+    ), above_foreign AS (
+        SELECT i.inhparent AS oid, c.oid AS below
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
+         UNION SELECT i.inhparent, a.below FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
+    ), wanted AS (
+        SELECT n.tab, max(n.level) AS level, c.oid::regclass AS node,
+               (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a WHERE a.oid = c.oid) AS "foreign"
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') GROUP BY n.tab, c.oid
+    ), compared AS (
+        SELECT t.tab, t.level, t.node, t.foreign, o.op, g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
+               CASE WHEN t.foreign IS NULL THEN o.transition ELSE '' END AS transition,
+               CASE WHEN t.foreign IS NULL THEN quote_literal(t.tab) ELSE format('%L, %L', '*', t.tab) END AS arguments,
+               coalesce(g.tgfoid = format('%I.log_change()', cache)::regprocedure AND g.tgtype = o.tgtype
+                        AND g.tgargs = CASE WHEN t.foreign IS NULL THEN '' ELSE '*'::bytea || '\x00' END
+                            || convert_to(t.tab, 'UTF8') || '\x00'
+                        AND g.tgqual IS NULL AND g.tgattr = ''
+                        AND g.tgoldtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.old_table END
+                        AND g.tgnewtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.new_table END, false) AS same,
+               left(prefix || '_' || lower(o.op), 63) AS name
+          FROM wanted AS t
          CROSS JOIN (VALUES
                 ('INSERT', 4, NULL, 'new_rows', 'REFERENCING NEW TABLE AS new_rows'),
                 ('UPDATE', 16, 'old_rows', 'new_rows', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
                 ('DELETE', 8, 'old_rows', NULL, 'REFERENCING OLD TABLE AS old_rows'),
                 ('TRUNCATE', 32, NULL, NULL, '')) AS o (op, tgtype, old_table, new_table, transition)
-          LEFT JOIN pg_trigger AS g ON g.tgrelid = c.oid AND g.tgname = prefix || '_' || lower(o.op)
-      ) AS q
-     WHERE NOT (q.same AND q.always);
+          LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
+    )
+    SELECT jsonb_agg(to_jsonb(q) ORDER BY q.tab, q.level, q.node::text, q.op) FILTER (WHERE NOT (q.same AND q.always)),
+           array_agg(DISTINCT q.node) FILTER (WHERE NOT (q.same AND q.always)),
+           jsonb_object_agg(q.node::text, q.foreign) FILTER (WHERE q.foreign IS NOT NULL)
+      INTO work, nodes, outside
+      FROM compared AS q;
+
+    FOR w IN SELECT e.key AS node, e.value AS tables FROM jsonb_each_text(outside) AS e ORDER BY e.key
+    LOOP
+        RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read everything again',
+            w.node, w.tables, w.node
+            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables out, or let '
+                'statements name the partitions. What names a foreign table, or is written on its own server, is not logged.';
+    END LOOP;
 
     -- All locks before the first change. The first may take its time; while some are held the others get 0.7 s together,
     -- and then all are given back: a writer that wants them in another order is let through before the server, after
@@ -601,15 +712,15 @@ BEGIN
         END;
     END LOOP;
 
-    FOR w IN SELECT * FROM jsonb_to_recordset(work) AS q (tab text, node text, op text, transition text, there boolean,
-                                                          same boolean, name text)
+    FOR w IN SELECT * FROM jsonb_to_recordset(work) AS q (tab text, node text, op text, transition text, arguments text,
+                                                          there boolean, same boolean, name text)
     LOOP
         IF NOT w.same THEN
             IF w.there THEN
                 EXECUTE format('DROP TRIGGER %I ON %s', w.name, w.node);
             END IF;
-            EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.log_change(%L)',
-                w.name, w.op, w.node, w.transition, cache, w.tab);
+            EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.log_change(%s)',
+                w.name, w.op, w.node, w.transition, cache, w.arguments);
             EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', w.name, w.node, 'oddscache: writes to the change log.');
         END IF;
         EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', w.node, w.name);

@@ -14,7 +14,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,8 +31,8 @@ use crate::{
     Config, Error,
     backoff::Backoff,
     catalog::{literal, quote},
-    connection::{Connection, within},
-    preflight::{DATABASE, Feed},
+    connection::{Access, Connection, within},
+    preflight::{self, DATABASE, Feed},
 };
 
 /// After so much quiet a heartbeat is sent, give or take a fifth: one of many followers rings for all of them.
@@ -73,6 +73,8 @@ struct State {
     /// Held for a moment at a time, never across an await.
     health: Mutex<Health>,
     heartbeats: AtomicUsize,
+    /// The server's sessions were found to stay with their connections.
+    own_session: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -80,32 +82,15 @@ struct Health {
     heard: Option<Instant>,
     /// What is the matter while it has not been heard.
     trouble: Option<String>,
-    /// While the lock is held that makes writers ring: a transaction id handed out after it was taken.
+    /// While the lock is held that makes writers ring: the id of the first transaction that began after it was taken, or of
+    /// a later one.
     rings_from: Option<u64>,
 }
 
 impl Bell {
     pub(crate) fn spawn(config: &Config, feed: &Feed) -> Bell {
-        let state = Arc::new(State {
-            rung: Notify::new(),
-            wanted: watch::Sender::new(true),
-            health: Mutex::new(Health {
-                heard: None,
-                trouble: None,
-                rings_from: None,
-            }),
-            heartbeats: AtomicUsize::new(0),
-        });
-        let listener = Listener {
-            config: config.for_bell(),
-            cache_schema: config.cache_schema.clone(),
-            channel: feed.channel.clone(),
-            database: feed.database.clone(),
-            state: Arc::clone(&state),
-            ringer: None,
-            backoff: Backoff::for_connections(),
-            mute: 0,
-        };
+        let listener = Listener::new(config, feed);
+        let state = Arc::clone(&listener.state);
         Bell {
             channel: feed.channel.clone(),
             database: feed.database.clone(),
@@ -146,6 +131,11 @@ impl Bell {
     /// unheard until they are looked for.
     pub(crate) fn rings_from(&self) -> Option<u64> {
         self.state.health().rings_from
+    }
+
+    /// Whether the server's sessions stay with their connections on the way that the listener takes.
+    pub(crate) fn has_own_session(&self) -> bool {
+        self.state.own_session.load(Ordering::Relaxed)
     }
 
     /// How many heartbeats were sent since the last call.
@@ -210,6 +200,30 @@ struct Listener {
 }
 
 impl Listener {
+    fn new(config: &Config, feed: &Feed) -> Listener {
+        let state = Arc::new(State {
+            rung: Notify::new(),
+            wanted: watch::Sender::new(true),
+            health: Mutex::new(Health {
+                heard: None,
+                trouble: None,
+                rings_from: None,
+            }),
+            heartbeats: AtomicUsize::new(0),
+            own_session: AtomicBool::new(false),
+        });
+        Listener {
+            config: config.for_bell(),
+            cache_schema: config.cache_schema.clone(),
+            channel: feed.channel.clone(),
+            database: feed.database.clone(),
+            state,
+            ringer: None,
+            backoff: Backoff::for_connections(),
+            mute: 0,
+        }
+    }
+
     async fn run(mut self) {
         loop {
             let Err(error) = self.listen().await;
@@ -232,31 +246,45 @@ impl Listener {
         }
     }
 
-    /// Listens until that does not work any more.
-    async fn listen(&mut self) -> Result<Infallible, Error> {
+    /// Opens the connection that listens, in a session of its own.
+    async fn open(&mut self) -> Result<Connection, Error> {
         let connection = Connection::open(&self.config).await?;
         let bound = self.config.read_timeout;
         within(
             bound,
             LISTEN,
-            same_database(&connection.client, &self.database),
+            same_database(&connection, &self.database, bound),
         )
         .await?;
         let one_session = within(bound, LISTEN, self.one_session(&connection)).await;
-        one_session.inspect_err(|_| self.ringer = None)?;
-        let sql = format!("LISTEN {}", quote(&self.channel));
+        let one_session = one_session.inspect_err(|_| self.ringer = None);
+        let own_session = one_session.is_ok();
+        self.state.own_session.store(own_session, Ordering::Relaxed);
+        one_session?;
+        let sql = format!(
+            "{}LISTEN {}",
+            connection.session_bounds(bound),
+            quote(&self.channel)
+        );
         let listen = async {
             let listen = connection.client.batch_execute(&sql).await;
             listen.map_err(Error::database(LISTEN))
         };
         within(bound, LISTEN, listen).await?;
+        Ok(connection)
+    }
+
+    /// Listens until that does not work any more.
+    async fn listen(&mut self) -> Result<Infallible, Error> {
+        let bound = self.config.read_timeout;
+        let connection = self.open().await?;
         let mut wanted = self.state.wanted.subscribe();
         let mut waits = false;
         let mut quiet_until = Instant::now();
         loop {
             let wants = *wanted.borrow_and_update();
             if wants != waits {
-                within(bound, LISTEN, self.wait(&connection.client, wants)).await?;
+                within(bound, LISTEN, self.wait(&connection, wants)).await?;
                 waits = wants;
             }
             let quiet = quiet_until.saturating_duration_since(Instant::now());
@@ -291,7 +319,8 @@ impl Listener {
     }
 
     /// Begins or ceases to wait for the bell.
-    async fn wait(&self, client: &Client, wants: bool) -> Result<(), Error> {
+    async fn wait(&self, connection: &Connection, wants: bool) -> Result<(), Error> {
+        let client = &connection.client;
         if !wants {
             // First: a follower that still counted on it would sleep.
             self.state.health().rings_from = None;
@@ -300,7 +329,9 @@ impl Listener {
             let unlock = client.batch_execute(unlock).await;
             return unlock.map_err(Error::database(LISTEN));
         }
-        let lock = client.simple_query(&wait_sql(&self.cache_schema)).await;
+        let begin = connection.begin(Access::Read, self.config.read_timeout);
+        let lock = wait_sql(&begin, &self.cache_schema);
+        let lock = client.simple_query(&lock).await;
         let answer = lock.map_err(|error| match error.code() {
             Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
                 LISTEN,
@@ -314,7 +345,7 @@ impl Listener {
             _ => None,
         });
         let xid =
-            xid.ok_or_else(|| Error::unexpected(LISTEN, "pg_current_xact_id() is no xid8"))?;
+            xid.ok_or_else(|| Error::unexpected(LISTEN, "the next transaction id is no number"))?;
         self.state.health().rings_from = Some(xid);
         // What was committed until now rang no bell of ours.
         self.state.rung.notify_one();
@@ -325,9 +356,11 @@ impl Listener {
     /// would leave LISTEN behind in a session that it hands to others.
     async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
         let before = session(&connection.client).await?;
-        let ringer = &self.ringer().await?.connection.client;
-        let execute = async |sql| ringer.batch_execute(sql).await;
-        execute("BEGIN").await.map_err(Error::database(LISTEN))?;
+        let bound = self.config.read_timeout;
+        let ringer = &self.ringer().await?.connection;
+        let begin = ringer.begin(Access::Read, bound);
+        let execute = async |sql: &str| ringer.client.batch_execute(sql).await;
+        execute(&begin).await.map_err(Error::database(LISTEN))?;
         // Not for long: it may be the pooler's only session that is taken.
         let now = timeout(SESSION_ANSWER, session(&connection.client)).await;
         let now = now.map_err(|_| Error::Pooled)??;
@@ -355,13 +388,55 @@ impl Listener {
     }
 }
 
+/// Does once what a follower does to be notified of changes, by the same statements, and says how long a notification took
+/// to arrive. Where a follower would poll instead, the error says why.
+///
+/// Opens three connections. Takes for a moment the advisory lock by which writers know that somebody waits. Writes nothing:
+/// the heartbeat is rolled back, and a notification is sent beside it, for which other caches look once more.
+///
+/// # Errors
+/// What keeps notifications from arriving: [`Error::Pooled`], [`Error::Mute`], [`Error::OtherBell`], an error of the server;
+/// or what keeps a follower from starting.
+pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
+    let reader = Connection::open(config).await?;
+    let bound = config.read_timeout;
+    let feed = within(bound, LISTEN, preflight::check_first(&reader, config)).await?;
+    let feed = feed.ok_or_else(|| {
+        Error::Config("notifications come from the change feed (need_feed)".to_owned())
+    })?;
+    let mut listener = Listener::new(config, &feed);
+    let connection = listener.open().await?;
+    within(bound, LISTEN, listener.wait(&connection, true)).await?;
+    let sent_at = Instant::now();
+    let channel = listener.channel.clone();
+    let ring = async { listener.ringer().await?.try_ring(&channel).await };
+    within(bound, HEARTBEAT, ring).await?;
+    match heard(&connection, ANSWER).await? {
+        true => Ok(sent_at.elapsed()),
+        false => Err(Error::Mute),
+    }
+}
+
 const LISTEN: &str = "LISTEN";
 const HEARTBEAT: &str = "sending a heartbeat";
 
 /// A bell from elsewhere must be of the database that is read, or of its primary.
-async fn same_database(client: &Client, expected: &str) -> Result<(), Error> {
+async fn same_database(
+    connection: &Connection,
+    expected: &str,
+    bound: Duration,
+) -> Result<(), Error> {
+    let client = &connection.client;
+    let execute = async |sql: &str| {
+        client
+            .batch_execute(sql)
+            .await
+            .map_err(Error::database(LISTEN))
+    };
+    execute(&connection.begin(Access::Read, bound)).await?;
     let rows = client.query_typed(DATABASE, &[]).await;
     let rows = rows.map_err(Error::database(LISTEN))?;
+    execute("COMMIT").await?;
     let found: Option<String> = rows
         .first()
         .map(|row| row.try_get(0))
@@ -386,17 +461,16 @@ async fn session(client: &Client) -> Result<i32, Error> {
     row.try_get(0).map_err(Error::database(LISTEN))
 }
 
-/// Takes the lock, then a transaction id. Whatever the role's transactions are by default, and whatever its search path.
+/// Takes the lock, then asks which transaction id the server hands out next. Every transaction that looked for the lock
+/// too early has a smaller one: it had its id before it looked (W1 of [`crate::doze`]).
 ///
-/// The id is written ahead before any snapshot shows it: a crash would take it back, and a view that shows it would then
-/// seem to show the writer who is given it next.
-fn wait_sql(cache_schema: &str) -> String {
+/// `age()` compares with that next id as long as the transaction has none of its own, and does so anew in each
+/// transaction. Asking assigns no id. An id of our own would have to reach the disk before a snapshot shows it, since a
+/// crash could hand it out again.
+fn wait_sql(begin: &str, cache_schema: &str) -> String {
     format!(
-        "BEGIN READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL lock_timeout = {}; \
-         SET LOCAL synchronous_commit = local; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
-         SELECT pg_logical_emit_message(true, 'oddscache', '') \
-         WHERE has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE'); \
-         SELECT pg_current_xact_id(); COMMIT",
+        "{begin}; SET LOCAL lock_timeout = {}; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
+         SELECT x::text::numeric + age(x::xid) FROM pg_snapshot_xmax(pg_current_snapshot()) AS x; COMMIT",
         LOCK_PATIENCE.as_millis(),
         literal(&format!("oddscache bell {cache_schema}")),
     )
@@ -427,10 +501,11 @@ impl Ringer {
              WHERE n.nspname = $1 AND p.proname = 'heartbeat' AND p.pronargs = 0 \
                AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')";
         let client = &connection.client;
-        let execute = async |sql| client.batch_execute(sql).await;
+        let execute = async |sql: &str| client.batch_execute(sql).await;
+        let bound = config.read_timeout;
         // The role's search path has no say in what these names mean.
-        let begin = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
-        execute(begin).await.map_err(Error::database(HEARTBEAT))?;
+        let begin = connection.begin(Access::Read, bound);
+        execute(&begin).await.map_err(Error::database(HEARTBEAT))?;
         let may = client
             .query_typed(sql, &[(&cache_schema, Type::TEXT)])
             .await
@@ -442,13 +517,24 @@ impl Ringer {
             false => format!("{}.heartbeat()", quote(cache_schema)),
             true => format!("pg_catalog.pg_notify({}, '')", literal(channel)),
         };
-        // Whatever the role's transactions are by default.
-        let sql = format!("BEGIN READ WRITE; SELECT {call}; COMMIT");
+        let begin = connection.begin(Access::Write, bound);
+        let sql = format!("{begin}; SELECT {call}");
         Ok(Ringer { connection, sql })
     }
 
     async fn ring(&self) -> Result<(), Error> {
-        let ring = self.connection.client.batch_execute(&self.sql).await;
-        ring.map_err(Error::database(HEARTBEAT))
+        self.run(&format!("{}; COMMIT", self.sql)).await
+    }
+
+    /// The same, with nothing written and nobody notified; then a notification alone.
+    async fn try_ring(&self, channel: &str) -> Result<(), Error> {
+        self.run(&format!("{}; ROLLBACK", self.sql)).await?;
+        let notify = format!("SELECT pg_catalog.pg_notify({}, '')", literal(channel));
+        self.run(&notify).await
+    }
+
+    async fn run(&self, sql: &str) -> Result<(), Error> {
+        let run = self.connection.client.batch_execute(sql).await;
+        run.map_err(Error::database(HEARTBEAT))
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt::Write, time::Duration};
 use hashbrown::HashMap;
 use tokio_postgres::{Client, types::Type};
 
-use crate::{Config, Error, statement::Statement};
+use crate::{Config, Error, connection::millis, statement::Statement};
 
 /// The tables that are read, in the order in which they are locked.
 pub(crate) const TABLES: [&str; 6] = [
@@ -69,13 +69,10 @@ pub(crate) struct Names {
 /// milliseconds.
 const IDLE_BOUND: Duration = Duration::from_secs(5);
 
-/// Milliseconds as the server takes them; none would mean no bound.
-pub(crate) fn millis(duration: Duration) -> u128 {
-    duration.as_millis().clamp(1, i32::MAX as u128)
-}
-
 impl Names {
-    pub(crate) fn new(config: &Config) -> Names {
+    /// `right_after_begin`: what the server wants to be told first in any transaction
+    /// ([`Connection::without_transaction_timeout`](crate::connection::Connection::without_transaction_timeout)).
+    pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let mut locked: Vec<String> = TABLES
             .iter()
@@ -85,7 +82,7 @@ impl Names {
             locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
         }
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}\
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
              SET LOCAL jit = off; \
@@ -103,7 +100,7 @@ impl Names {
         );
         let markets: Vec<&str> = locked.iter().skip(4).take(2).map(String::as_str).collect();
         let import = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {{}}; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
              SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \

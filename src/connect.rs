@@ -25,6 +25,7 @@ use crate::{
     Config, Error, SslMode,
     error::reason,
     passfile::{self, Login},
+    server_version::Major,
     target::{self, Session, Target},
 };
 
@@ -45,6 +46,17 @@ type Connector = tokio_postgres::NoTls;
 pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
 
 impl Wire {
+    /// What a transaction sets first, so that no `transaction_timeout` of the role, the database or the server ends its
+    /// session; to be put right after `BEGIN;`. Empty before PostgreSQL 17, which brought that setting.
+    #[must_use]
+    pub fn without_transaction_timeout(&self) -> &'static str {
+        let version = self.0.parameter("server_version");
+        match version.and_then(Major::parse) {
+            Some(Major(major)) if major >= 17 => "SET LOCAL transaction_timeout = 0; ",
+            _ => "",
+        }
+    }
+
     /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile.
     pub fn poll_message(
         &mut self,

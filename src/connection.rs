@@ -19,6 +19,7 @@ use crate::{Config, Error, error::reason};
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
+    without_transaction_timeout: &'static str,
     heard: Arc<Heard>,
     task: JoinHandle<()>,
 }
@@ -34,6 +35,7 @@ struct Heard {
 impl Connection {
     pub(crate) async fn open(config: &Config) -> Result<Connection, Error> {
         let (client, mut wire) = config.open().await?;
+        let without_transaction_timeout = wire.without_transaction_timeout();
         let heard = Arc::new(Heard::default());
         let ring = Arc::clone(&heard);
         let task = tokio::spawn(async move {
@@ -56,9 +58,40 @@ impl Connection {
         });
         Ok(Connection {
             client,
+            without_transaction_timeout,
             heard,
             task,
         })
+    }
+
+    /// Begins a transaction in which no time-out of the role, the database or the server has a say, nor a search path:
+    /// each of its statements may take `bound`, and it may wait as long for the next one.
+    pub(crate) fn begin(&self, access: Access, bound: Duration) -> String {
+        format!(
+            "BEGIN ISOLATION LEVEL {}; {}SET LOCAL statement_timeout = {bound}; SET LOCAL lock_timeout = {bound}; \
+             SET LOCAL idle_in_transaction_session_timeout = {bound}; SET LOCAL search_path = pg_catalog, pg_temp",
+            match access {
+                Access::Read => "READ COMMITTED READ ONLY",
+                Access::Write => "READ COMMITTED READ WRITE",
+            },
+            self.without_transaction_timeout(),
+            bound = millis(bound),
+        )
+    }
+
+    /// See [`Wire::without_transaction_timeout`](crate::Wire::without_transaction_timeout).
+    pub(crate) fn without_transaction_timeout(&self) -> &'static str {
+        self.without_transaction_timeout
+    }
+
+    /// For a session that nobody else is handed: whatever runs outside of a transaction block gets the same time, and the
+    /// server does not end the session for being idle. A listener is idle most of the time.
+    pub(crate) fn session_bounds(&self, bound: Duration) -> String {
+        format!(
+            "SET idle_session_timeout = 0; SET statement_timeout = {}; {}",
+            millis(bound),
+            self.without_transaction_timeout.replace("SET LOCAL", "SET"),
+        )
     }
 
     /// Waits for a notification or the end of the connection. Notifications that came since the last call count: at most
@@ -70,6 +103,18 @@ impl Connection {
     pub(crate) fn is_closed(&self) -> bool {
         self.heard.closed.load(Ordering::Acquire)
     }
+}
+
+/// Whether a transaction may write, whatever the role's transactions may by default.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// Milliseconds as the server takes them; none would mean no bound.
+pub(crate) fn millis(duration: Duration) -> u128 {
+    duration.as_millis().clamp(1, i32::MAX as u128)
 }
 
 /// Bounds some work with the database.

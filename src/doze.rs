@@ -8,7 +8,7 @@
 //! | invariant | |
 //! |---|---|
 //! | W1 | a writer has its transaction id before it looks whether somebody holds W (`log_change()`: log row, then look) |
-//! | W2 | X is a transaction id handed out after W was taken: who looked too early has a smaller one, who has a greater one rings |
+//! | W2 | X is the id that the server was to hand out next, asked for after W was taken: a transaction that looked too early has a smaller one; each with X or a greater one notifies |
 //! | W3 | the follower looks again briskly until a snapshot's `xmin` has reached X: then all who looked too early have ended, and that snapshot shows them. Only then is silence of the bell taken for quiet |
 //!
 //! W3 has an end ([`BRISK_FOR`]), lest a transaction that stays open for hours keeps us awake: what it commits shows after

@@ -1,5 +1,7 @@
 use std::{error::Error as StdError, io, time::Duration};
 
+use tokio_postgres::error::SqlState;
+
 /// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
 ///
 /// Which one is for programs, its text for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`]
@@ -40,6 +42,16 @@ pub enum Error {
         target: String,
         /// What is wrong, and the way out.
         reason: String,
+    },
+    /// The server is older than any that the change feed can be installed on.
+    #[error(
+        "the server is PostgreSQL {found}; oddscache needs PostgreSQL {oldest} or newer, so upgrade the server"
+    )]
+    ServerVersion {
+        /// Its major version.
+        found: u32,
+        /// The oldest that will do.
+        oldest: u32,
     },
     /// A table the cache reads is not there.
     #[error(
@@ -263,7 +275,10 @@ impl Error {
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
         move |error| {
-            let reason = reason(&error);
+            let mut reason = reason(&error);
+            if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+                reason.push_str("; an administrator can GRANT that right to the role");
+            }
             // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting will not mend.
             if reason.contains("statement pooling mode") {
                 return Error::Config(format!(

@@ -79,12 +79,12 @@ impl Snapshot {
 pub(crate) struct Cursor {
     snapshot: Snapshot,
     /// On a standby, whose snapshots do not list what was in progress: ids of the log rows from `xmin` on that were read.
-    seen: Option<HashSet<i64>>,
+    seen: Option<HashSet<LogRow>>,
 }
 
 impl Cursor {
     /// Where the next read begins, once what `snapshot` shows is applied.
-    pub(crate) fn new(snapshot: Snapshot, seen: Option<HashSet<i64>>) -> Cursor {
+    pub(crate) fn new(snapshot: Snapshot, seen: Option<HashSet<LogRow>>) -> Cursor {
         Cursor { snapshot, seen }
     }
 
@@ -283,13 +283,16 @@ pub(crate) async fn read(
     collect(new_rows.map_err(Error::database(DOING))?).await
 }
 
+/// A log row: the transaction, and the id, which is unique within it.
+type LogRow = (u64, i64);
+
 /// The same on a standby, with `snapshot`, that of the transaction; and which rows it shows.
 pub(crate) async fn read_on_standby(
     client: &Client,
     log: &str,
     cursor: &Cursor,
     snapshot: &Snapshot,
-) -> Result<Result<(Changed, HashSet<i64>), Reload>, Error> {
+) -> Result<Result<(Changed, HashSet<LogRow>), Reload>, Error> {
     // Promoted meanwhile, or another server: no rule of reading on holds.
     let Some(before) = &cursor.seen else {
         return Ok(Err(Reload::ConnectionLost));
@@ -297,14 +300,14 @@ pub(crate) async fn read_on_standby(
     // Rows below the new xmin come no more, so those from the old one on suffice.
     let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
     let seen = ids_between(client, log, from, to).await?;
-    let new: Vec<String> = seen
-        .difference(before)
-        .take(MOST_ROWS + 1)
-        .map(i64::to_string)
-        .collect();
+    let new = || seen.difference(before).take(MOST_ROWS + 1);
+    let xids: Vec<String> = new().map(|(xid, _)| xid.to_string()).collect();
+    let ids: Vec<String> = new().map(|(_, id)| id.to_string()).collect();
     let sql = format!(
-        "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 AND id = ANY('{{{}}}'::int8[]) ORDER BY xid, id",
-        new.join(",")
+        "SELECT {COLUMNS} FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8 \
+         AND (xid, id) IN (SELECT n.xid, n.id FROM unnest('{{{}}}'::xid8[], '{{{}}}'::int8[]) AS n (xid, id)) ORDER BY xid, id",
+        xids.join(","),
+        ids.join(",")
     );
     let none: [(&str, Type); 0] = [];
     let new_rows = client.query_typed_raw(&sql, none).await;
@@ -382,7 +385,7 @@ pub(crate) fn exactly_new(log: &str) -> Statement {
     Statement::new("new_log_rows", sql, [Type::TEXT, Type::TEXT])
 }
 
-/// On a standby: the ids of all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost
+/// On a standby: all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost
 /// grows with what was logged since the oldest transaction in progress began. The upper end, the snapshot's `xmax`, is there
 /// for the planner as in [`exactly_new`].
 async fn ids_between(
@@ -390,14 +393,18 @@ async fn ids_between(
     log: &str,
     from: u64,
     to: u64,
-) -> Result<HashSet<i64>, Error> {
-    let sql = format!("SELECT id FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8");
+) -> Result<HashSet<LogRow>, Error> {
+    let sql =
+        format!("SELECT xid, id FROM {log} WHERE xid >= '{from}'::xid8 AND xid < '{to}'::xid8");
     let rows = client
         .query_typed(&sql, &[])
         .await
         .map_err(Error::database(DOING))?;
     rows.iter()
-        .map(|row| row.try_get(0).map_err(Error::database(DOING)))
+        .map(|row| {
+            let row = || Ok((row.try_get::<_, Xid>(0)?.0, row.try_get(1)?));
+            row().map_err(Error::database(DOING))
+        })
         .collect()
 }
 

@@ -65,7 +65,7 @@ pub struct Follower {
 
 impl Follower {
     pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
-        let names = Names::new(&config);
+        let names = Names::new(&config, "");
         let draft = Draft::default();
         let audit = Audit::new(config.audit_cycle, config.audit_budget, Instant::now());
         Follower {
@@ -120,13 +120,14 @@ impl Follower {
     /// From connecting to the trouble that ends it.
     async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Error> {
         let reader = Connection::open(&self.config).await?;
+        self.names = Names::new(&self.config, reader.without_transaction_timeout());
         let again = std::mem::replace(&mut self.was_connected, true);
         add(&self.publisher.counters().reconnects, usize::from(again));
         let bound = self.config.read_timeout;
         let feed = within(
             bound,
             CHECKING,
-            preflight::check_first(&reader.client, &self.config),
+            preflight::check_first(&reader, &self.config),
         )
         .await?;
         // Before the first snapshot, so that no change after it goes without a bell.
@@ -139,7 +140,11 @@ impl Follower {
         let mut known = self.warm_up(&reader, reason).await?;
         let mut locks = Backoff::for_locks();
         let mut put_off = None;
+        let mut bounded = false;
         loop {
+            if !bounded {
+                bounded = self.bound_session(&reader).await?;
+            }
             let woken = match put_off.take() {
                 Some(woken) => woken,
                 None => self.wait().await,
@@ -156,6 +161,24 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Keeps the time-outs of the role, the database and the server away from the session of the reading connection. Only
+    /// once the listener has proven that sessions are not handed to others: they would inherit what is set here. Says
+    /// whether that is done.
+    async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
+        let is_ours = self.bell.as_ref().is_some_and(Bell::has_own_session);
+        if !is_ours || self.config.bell_is_elsewhere() {
+            return Ok(false);
+        }
+        let bound = self.config.read_timeout;
+        let set = reader.session_bounds(bound);
+        let set = async {
+            let set = reader.client.batch_execute(&set).await;
+            set.map_err(Error::database(CHECKING))
+        };
+        within(bound, CHECKING, set).await?;
+        Ok(true)
     }
 
     /// Listens to the channel that the feed names.
@@ -571,11 +594,12 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     within(
         config.read_timeout,
         CHECKING,
-        preflight::check_first(&reader.client, &config),
+        preflight::check_first(&reader, &config),
     )
     .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
+    follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
     follower.warm_up(&reader, Reload::First).await?;
     Ok(View(shared.load_full()))
 }

@@ -272,6 +272,7 @@ mod preflight;
 mod publish;
 mod read;
 mod reader;
+mod server_version;
 pub mod sql;
 mod statement;
 mod stats;
@@ -287,6 +288,7 @@ mod writer;
 pub use hashbrown;
 pub use tokio_postgres;
 
+pub use bell::check_notifications;
 pub use cache::OddsCache;
 pub use change::{Change, Changes, Lagged};
 pub use config::Config;

@@ -5,6 +5,8 @@ use tokio_postgres::{Client, Row, types::Type};
 use crate::{
     Config, Error,
     catalog::{TABLES, quote},
+    connection::{Access, Connection},
+    server_version::Major,
     sql::FEED_VERSION,
 };
 
@@ -41,18 +43,34 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
 
 /// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
 /// others have created in it has a say in what the names and operators below mean.
-pub(crate) async fn check_first(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
-    let begin = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
+pub(crate) async fn check_first(
+    connection: &Connection,
+    config: &Config,
+) -> Result<Option<Feed>, Error> {
+    let client = &connection.client;
     client
-        .batch_execute(begin)
+        .batch_execute(&connection.begin(Access::Read, config.read_timeout))
         .await
         .map_err(Error::database(DOING))?;
+    check_version(client).await?;
     let feed = check(client, config).await?;
     client
         .batch_execute("COMMIT")
         .await
         .map_err(Error::database(DOING))?;
     Ok(feed)
+}
+
+async fn check_version(client: &Client) -> Result<(), Error> {
+    let sql = "SELECT current_setting('server_version_num')::int";
+    let rows = client.query_typed(sql, &[]).await;
+    let rows = rows.map_err(Error::database(DOING))?;
+    let number = rows.first().map(|row| column::<i32>(row, 0)).transpose()?;
+    let number = number.and_then(|number| u32::try_from(number).ok());
+    Major::of_number(
+        number.ok_or_else(|| Error::unexpected(DOING, "server_version_num is no number"))?,
+    )
+    .check()
 }
 
 fn column<'r, T: tokio_postgres::types::FromSql<'r>>(

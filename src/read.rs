@@ -21,7 +21,8 @@ use crate::{
     apply::Plan,
     audit::{self, Audited, Mismatch},
     begin::{self, Begun},
-    catalog::{Catalog, Names, millis},
+    catalog::{Catalog, Names},
+    connection::millis,
     draft::Draft,
     feed::{self, Cursor, Reload},
     fetch::{Heads, Reader, Tally},
@@ -338,7 +339,12 @@ async fn nothing(
     if cursor.is_of_standby() || known.reload.is_some() || known.looked.elapsed() > LOOK {
         return Ok(None);
     }
-    let mut begun = begin::peek(client, config, names).await?;
+    let mut begun = match begin::peek(client, config, names).await {
+        Ok(begun) => begun,
+        // In a pooler's session the role's own time-outs hold outside of a transaction block. A read sets its own.
+        Err(error) if error.is_conflict() => return Ok(None),
+        Err(error) => return Err(error),
+    };
     // R5.
     let same = begun.server == known.server
         && !begun.cut.standby

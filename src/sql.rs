@@ -12,6 +12,10 @@ mod interpreter;
 /// What `feed_version()` must return for this crate to follow the feed.
 pub const FEED_VERSION: i32 = 3;
 
+/// The major versions of PostgreSQL that the scripts and the follower are tested with. An older server is refused, a newer
+/// one is warned of.
+pub const SERVER_VERSIONS: std::ops::RangeInclusive<u32> = 14..=18;
+
 /// Values for a script's psql variables, as `psql -v name=value` gives them.
 pub type Variables = BTreeMap<String, String>;
 
@@ -65,7 +69,13 @@ impl Script {
     /// The psql variables it understands; all are optional.
     pub fn variables(self) -> &'static [&'static str] {
         match self {
-            Script::Install => &["app_schema", "cache_schema", "channel", "lock_timeout"],
+            Script::Install => &[
+                "app_schema",
+                "cache_schema",
+                "channel",
+                "lock_timeout",
+                "subscribers",
+            ],
             Script::Uninstall => &[
                 "app_schema",
                 "cache_schema",

@@ -66,7 +66,7 @@ pub(crate) enum Command {
     /// Look at everything that can be wrong with the database, the feed, the rights, the bell and the log
     ///
     /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that mends it.
-    /// Writes nothing, unless --heartbeat. Run it as the role that the cache logs in as; it says what that role may not look
+    /// Writes nothing. Run it as the role that the cache logs in as; it says what that role may not look
     /// at. Ends with code 0 if nothing fails, 1 if something does, 3 with --strict if there are warnings only.
     Doctor(DoctorArguments),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it

@@ -31,12 +31,17 @@ use cluster::Cluster;
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        Cluster::start(&[
+        let cluster = Cluster::start(&[
             "fsync = off",
             "max_connections = 200",
             "max_prepared_transactions = 10",
         ])
-        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)")
+        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
+        // From 15 on this is so by itself. On 14 every role has a right that none of the tests expects.
+        let sql = "revoke create on schema public from public";
+        let output = cluster.psql("template1", &["-qc", sql]);
+        assert!(output.expect("psql starts").status.success());
+        cluster
     })
 }
 
@@ -97,6 +102,25 @@ pub fn psql(database: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout)
         .trim_end()
         .to_owned()
+}
+
+/// The server's major version.
+pub fn server_version() -> u32 {
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let number = psql("postgres", &["-qAtc", "show server_version_num"]);
+        number.parse::<u32>().expect("a version") / 10_000
+    })
+}
+
+/// Whether the server has something that came with this version. Says so where it does not, and the test then leaves it out.
+pub fn server_has(what: &str, since: u32) -> bool {
+    let has = server_version() >= since;
+    if !has {
+        let version = server_version();
+        println!("LEFT OUT: {what} needs PostgreSQL {since}; this is {version}");
+    }
+    has
 }
 
 /// A client whose connection runs in the background until the client is dropped.

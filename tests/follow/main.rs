@@ -16,6 +16,7 @@ mod partitions;
 #[path = "../common/proxy.rs"]
 mod proxy;
 mod rows;
+mod settings;
 mod timings;
 mod transactions;
 

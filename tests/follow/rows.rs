@@ -2,7 +2,8 @@
 
 use crate::{
     By, changes,
-    common::{Database, followed::Followed},
+    common::{Database, followed::Followed, server_has},
+    steps,
 };
 
 changes! { By::Keys;
@@ -164,12 +165,6 @@ changes! { By::Keys;
               three as (update competitor_market_odds set line = 7 where snapshot_id = 112 returning id)
          update odds_snapshots set last_confirmed_at = '2031-01-01' where id = 122",
     ];
-    merge_inserts_updates_and_deletes: [
-        "merge into odds_snapshots s using (values (112, 1), (900, 2), (222, 0)) v (id, what) on s.id = v.id
-         when matched and what = 0 then delete
-         when matched then update set bookmaker_id = 5
-         when not matched then insert (id, event_id, bookmaker_id) values (v.id, 3, 1)",
-    ];
     foreign_keys_cascade: [
         // Sets betpawa_event_id of two competitor events null.
         "delete from events where id = 1; insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
@@ -265,4 +260,16 @@ async fn a_confirmation_reads_no_markets() {
     let counters = followed.cache.counters();
     assert_eq!(counters.snapshots_read, read, "markets were read");
     assert_eq!(counters.reloads, 1);
+}
+
+#[tokio::test]
+async fn merge_inserts_updates_and_deletes() {
+    if !server_has("MERGE", 15) {
+        return;
+    }
+    let merge = "merge into odds_snapshots s using (values (112, 1), (900, 2), (222, 0)) v (id, what) on s.id = v.id
+         when matched and what = 0 then delete
+         when matched then update set bookmaker_id = 5
+         when not matched then insert (id, event_id, bookmaker_id) values (v.id, 3, 1)";
+    steps(By::Keys, &[merge]).await;
 }

@@ -135,3 +135,31 @@ async fn a_server_that_goes_back_and_does_not_say_so_is_one_new_epoch() {
     pooled.meanwhile("put back", &cluster, went_back).await;
     assert_ne!(pooled.followed.check("put back").await, before);
 }
+
+/// What names the server was printed by the session's settings, so two sessions of one pooler seemed to be two servers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_print_values_otherwise_are_of_the_same_server() {
+    let cluster = Cluster::seeded(&[]);
+    let pooled = Pooled::new(&cluster).await;
+    pooled.followed.check("the seed").await;
+    for settings in [
+        ["extra_float_digits = -15", "DateStyle = 'SQL, DMY'"],
+        ["TimeZone = 'Asia/Kathmandu'", "IntervalStyle = 'iso_8601'"],
+        [
+            "quote_all_identifiers = on",
+            "standard_conforming_strings = off",
+        ],
+        ["bytea_output = 'escape'", "extra_float_digits = 3"],
+    ] {
+        for setting in settings {
+            cluster.sql(&format!("alter database postgres set {setting}"));
+        }
+        // The pooler replaces its sessions as soon as nobody uses them.
+        pooled.pooler.command("RECONNECT").await;
+        pooled.pooler.command("WAIT_CLOSE").await;
+        set_line(&pooled.followed.app, 222, settings[0].len() as i32).await;
+        pooled.followed.check(settings[0]).await;
+    }
+    let reloads = pooled.followed.cache.counters().reloads;
+    assert_eq!((reloads, pooled.followed.cache.view().epoch()), (1, 1));
+}

@@ -543,6 +543,10 @@ fn demo(more: &[&str]) -> AsyncCommand {
     ];
     let mut command = AsyncCommand::from(command(&[&small, more].concat()));
     command.stdout(Stdio::piped()).kill_on_drop(true);
+    // The same server as that of the tests.
+    if let Some(folder) = std::env::var_os("ODDSCACHE_PG_BIN") {
+        command.env("ODDSCACHE_PG_BIN", folder);
+    }
     command
 }
 

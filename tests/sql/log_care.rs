@@ -126,7 +126,7 @@ async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
     let late = |plan: &&Value| {
         let mut nodes = nodes(&plan["Plan"]).into_iter();
         nodes.any(|node| {
-            node["Alias"] == "writer" && node["Actual Rows"].as_u64() >= Some(WRITERS as u64)
+            node["Alias"] == "writer" && node["Actual Rows"].as_f64() >= Some(WRITERS as f64)
         })
     };
     assert!(plans.iter().filter(late).count() >= 2, "{}", plans.len());

@@ -8,7 +8,7 @@ use rcgen::PKCS_ED25519;
 use crate::{
     PASSWORD, Secured,
     certificates::{Authority, self_signed},
-    common::eventually,
+    common::{eventually, server_version},
     open, open_dsn, secured,
 };
 
@@ -436,14 +436,33 @@ async fn settings_that_make_no_sense_are_named() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Tls { .. }), "{error}");
-    // PostgreSQL 15 does not understand TLS that comes unasked.
-    let error = open_dsn(&secured.dsn("secure", "sslmode=require sslnegotiation=direct"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::Tls { .. } | Error::Unreachable { .. }),
-        "{error}"
-    );
+}
+
+/// TLS that comes unasked. PostgreSQL 17 is the first to understand it; an older server closes the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_tls_is_for_servers_that_understand_it() {
+    let secured = secured();
+    let root = secured.files.path().join("root.crt");
+    for more in [
+        "sslmode=require".to_owned(),
+        format!("sslmode=verify-full sslrootcert={}", root.display()),
+        format!(
+            "sslmode=verify-full sslrootcert={} user=scram password={PASSWORD} channel_binding=require",
+            root.display()
+        ),
+    ] {
+        let dsn = secured.dsn("secure", &format!("{more} sslnegotiation=direct"));
+        let opened = open_dsn(&dsn).await;
+        if server_version() >= 17 {
+            opened.unwrap_or_else(|error| panic!("{more}: {error}"));
+        } else {
+            let error = opened.unwrap_err();
+            assert!(
+                matches!(error, Error::Tls { .. } | Error::Unreachable { .. }),
+                "{more}: {error}"
+            );
+        }
+    }
 }
 
 /// Both connections of a follower, and a view of what is in the database.

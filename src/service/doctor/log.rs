@@ -35,6 +35,8 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
 /// What comes and goes by itself, such as locks and bounds, says nothing of the next time.
 const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 
+const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
+
 /// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
 const PRUNE: &str =
     "BEGIN; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL oddscache.prune_timeout = '1 s'";
@@ -94,9 +96,16 @@ fn unblock(trouble: &Trouble, schema: &str, server: &Server) -> String {
     let role = identifier(&server.role);
     match trouble.sqlstate.as_deref() {
         // A publication of deletes wants to know which row went.
-        Some("55000") if trouble.text.contains("replica identity") => format!(
-            "ALTER TABLE {schema}.log_horizon REPLICA IDENTITY FULL, or leave the feed's tables out of the publication"
-        ),
+        Some("55000") if trouble.text.contains("replica identity") => {
+            // install.sql makes log_horizon a table that no publication has.
+            let tables = ["change_log", "log_state"];
+            match tables.iter().find(|table| trouble.text.contains(**table)) {
+                Some(table) => format!(
+                    "ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, or leave the feed's tables out of the publication"
+                ),
+                None => INSTALL.to_owned(),
+            }
+        }
         Some("25000") => {
             format!("ALTER ROLE {role} SET default_transaction_isolation = 'read committed'")
         }
@@ -104,9 +113,9 @@ fn unblock(trouble: &Trouble, schema: &str, server: &Server) -> String {
         Some("53100") => "make room on the server's disk".to_owned(),
         // Something of the feed's is missing, or its owner lacks a right.
         Some(state) if ["42501", "42P01", "42703", "42883"].contains(&state) => {
-            "oddscache sql install --apply (sql/install.sql), as the owner of the tables; the owner of prune() needs SELECT, INSERT, \
-             UPDATE and DELETE on change_log, log_state and log_horizon"
-                .to_owned()
+            format!(
+                "{INSTALL}; the owner of prune() needs SELECT, INSERT, UPDATE and DELETE on change_log, log_state and log_horizon"
+            )
         }
         _ => format!(
             "take away what raises this: a trigger, rule, constraint or policy that somebody added to {schema}.change_log, log_state \

@@ -2,8 +2,7 @@
 //!
 //! Each file looks at one group of things. What can be seen in SQL alone stands in `sql/check.sql`, which [`script`] runs;
 //! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing that is
-//! written stays: `prune()` is tried in a transaction that is taken back. With `--heartbeat` the feed's own heartbeat may write
-//! one row to the log.
+//! written stays: what writes is tried in a transaction that is rolled back.
 
 mod bell;
 mod feed;
@@ -35,9 +34,6 @@ pub(crate) struct DoctorArguments {
     /// The role whose rights to look at [default: the one that connects]
     #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
     role: Option<String>,
-    /// Ring the bell by the feed's own heartbeat, which writes a row to the change log unless one is younger than a second, instead of by NOTIFY
-    #[arg(long)]
-    heartbeat: bool,
     /// Leave out reading everything once, as a starting cache does: seconds of work for a large database
     #[arg(long)]
     quick: bool,
@@ -112,7 +108,7 @@ async fn look(context: &Context<'_>) -> Findings {
     findings.take("script", script::check(context, role).await);
     findings.take("feed", feed::check(context).await);
     findings.take("tables", tables::check(context).await);
-    findings.take("bell", bell::check(context, &server).await);
+    findings.push(bell::check(context, &server).await);
     findings.take("log", log::check(context, &server).await);
     findings.take("settings", settings::check(context, &server).await);
     if context.arguments.quick {

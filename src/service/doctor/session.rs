@@ -14,14 +14,10 @@ use std::{
 use oddscache::{Config, sql::Step};
 use serde::de::DeserializeOwned;
 use tokio::{
-    sync::mpsc,
     task::JoinHandle,
     time::{error::Elapsed, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
-
-/// More notifications than this are not kept: a look at the bell needs one.
-const MOST_NOTIFICATIONS: usize = 256;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// So many times what one question may take is what connecting may take.
 const CONNECT: u32 = 6;
@@ -98,7 +94,6 @@ pub(crate) struct Session {
     dead: AtomicBool,
     /// The last error of the connection, which says more than "connection closed".
     lost: Arc<Mutex<Option<Trouble>>>,
-    notifications: tokio::sync::Mutex<mpsc::Receiver<String>>,
     task: JoinHandle<()>,
 }
 
@@ -119,20 +114,12 @@ impl Session {
             .map_err(|error| Trouble::new(error.to_string()))?;
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
-        let (ring, notifications) = mpsc::channel(MOST_NOTIFICATIONS);
         let task = tokio::spawn(async move {
             while let Some(message) = poll_fn(|cx| wire.poll_message(cx)).await {
-                match message {
-                    Ok(AsyncMessage::Notification(notification)) => {
-                        // Those that find no room say nothing that those before them do not.
-                        let _ = ring.try_send(notification.payload().to_owned());
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
-                        *why = Some(Trouble::from(error));
-                        return;
-                    }
+                if let Err(error) = message {
+                    let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
+                    *why = Some(Trouble::from(error));
+                    return;
                 }
             }
         });
@@ -141,7 +128,6 @@ impl Session {
             bound,
             dead: AtomicBool::new(false),
             lost,
-            notifications: tokio::sync::Mutex::new(notifications),
             task,
         })
     }
@@ -244,10 +230,5 @@ impl Session {
     pub(crate) async fn row<T: DeserializeOwned>(&self, sql: &str) -> Result<T, Trouble> {
         let row = self.rows(sql).await?.into_iter().next();
         row.ok_or_else(|| Trouble::new("the server gave no row"))
-    }
-
-    /// Waits for the next notification, and returns its payload; `None` once the connection is lost.
-    pub(crate) async fn notified(&self) -> Option<String> {
-        self.notifications.lock().await.recv().await
     }
 }

@@ -1,0 +1,104 @@
+//! What a role, a database or an administrator can set against the follower's sessions.
+
+use std::time::Duration;
+
+use oddscache::Status;
+
+use crate::common::{Database, cluster, eventually, followed::Followed, psql};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A role with the rights of `grants.sql` in a database of its own.
+fn role(database: &Database) -> String {
+    let role = format!("follower_{}", database.name);
+    let named = format!("role={role}");
+    psql(
+        &database.name,
+        &["-q", "-v", &named, "-f", "sql/grants.sql"],
+    );
+    role
+}
+
+impl Followed {
+    /// Follows as this role, with notifications only: the poll interval is an hour.
+    async fn by_notifications(database: &Database, role: &str) -> Followed {
+        let dsn = cluster().dsn_as(role, &database.name);
+        let mut followed = Followed::with(&dsn, |config| {
+            config
+                .poll_interval(HOUR)
+                .audit_cycle(Duration::from_secs(600_000))
+        })
+        .await;
+        followed.app = crate::common::connect(&database.dsn()).await;
+        eventually("live", async || followed.cache.status() == Status::Live).await;
+        followed
+    }
+
+    async fn is_live(&self) {
+        self.run("update market_odds set line = 7 where snapshot_id = 112")
+            .await;
+        self.check("by notification").await;
+        let counters = self.cache.counters();
+        assert_eq!(counters.reconnects, 0);
+        assert_eq!(self.cache.status(), Status::Live);
+        assert_eq!(self.cache.view().epoch(), 1);
+    }
+}
+
+/// The listener asked for a message in the write-ahead log by a function whose arguments differ between versions (17 gave it
+/// a fourth), and which an administrator can take away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notifications_need_no_right_that_an_administrator_took_away() {
+    let database = Database::seeded();
+    let role = role(&database);
+    database.psql(
+        "do $$ declare f record; begin
+           for f in select p.oid::regprocedure as name from pg_proc p where p.proname = 'pg_logical_emit_message' loop
+             execute format('revoke execute on function %s from public', f.name);
+           end loop; end $$",
+    );
+    let followed = Followed::by_notifications(&database, &role).await;
+    followed.is_live().await;
+}
+
+/// Waiting for notifications must neither assign a transaction id nor write: a crash would hand the id out again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_waits_for_notifications_writes_nothing() {
+    let database = Database::seeded();
+    let role = role(&database);
+    database.psql(&format!(
+        "alter role {role} set default_transaction_read_only = on"
+    ));
+    let followed = Followed::by_notifications(&database, &role).await;
+    followed.is_live().await;
+}
+
+/// A role with `transaction_timeout = '15ms'` was never warm: the server ended every session (25P04).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_time_out_of_the_role_ends_a_session() {
+    let database = Database::seeded();
+    let role = role(&database);
+    let version: u32 = database.psql("show server_version_num").parse().unwrap();
+    let mut settings = vec![
+        "idle_session_timeout = '200ms'",
+        "statement_timeout = '15ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '15ms'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+    ];
+    if version >= 170_000 {
+        settings.push("transaction_timeout = '15ms'");
+    }
+    for setting in settings {
+        database.psql(&format!("alter role {role} set {setting}"));
+    }
+    let followed = Followed::by_notifications(&database, &role).await;
+    // Longer than the sessions might be idle.
+    let reads = followed.cache.counters().heartbeats;
+    eventually("a heartbeat after five quiet seconds", async || {
+        followed.cache.counters().heartbeats > reads
+    })
+    .await;
+    followed.is_live().await;
+}

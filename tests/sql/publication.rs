@@ -1,0 +1,160 @@
+//! Publications of all tables, and those who subscribe to them.
+
+use super::{common::cluster::Cluster, *};
+
+const ALL_TABLES: &str = "create publication everything for all tables";
+
+/// Debezium makes such a publication by default. A table without a key then refuses UPDATE and DELETE, and install, upgrade
+/// and prune() failed.
+#[test]
+fn a_publication_of_all_tables_hinders_neither_install_nor_prune() {
+    let prune = "select oddscache.prune('0')";
+    let before = app();
+    before.psql(ALL_TABLES);
+    let said = run(&before, Script::Install, &[]);
+    assert!(
+        said.contains("WARNING") && said.contains("publication everything"),
+        "{said}"
+    );
+    assert!(said.contains("CREATE TABLE oddscache.change_log"), "{said}");
+
+    let after = installed();
+    after.psql(ALL_TABLES);
+    assert!(run(&after, Script::Install, &[]).contains("already in place"));
+    for db in [before, after] {
+        db.psql(
+            ROWS.split_once(';')
+                .unwrap()
+                .0
+                .replace("(1, 3)", "(101, 103)")
+                .as_str(),
+        );
+        // Transactions of other tests may keep the rows for a while.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !log(&db).is_empty() {
+            assert!(Instant::now() < deadline, "prune deletes nothing");
+            db.psql(prune);
+        }
+        assert!(run(&db, Script::Install, &[]).contains("already in place"));
+        run(&db, Script::Uninstall, &[]);
+    }
+}
+
+/// The feed of an earlier script had a table that such a publication makes unusable.
+#[test]
+fn a_log_horizon_that_a_publication_makes_unusable_is_replaced() {
+    let db = installed();
+    db.psql(
+        "drop table oddscache.log_horizon; create table oddscache.log_horizon (horizon xid8 not null, at timestamptz not null)",
+    );
+    db.psql(ALL_TABLES);
+    run(&db, Script::Install, &[]);
+    db.psql("select oddscache.prune('0')");
+}
+
+fn ok(cluster: &Cluster, database: &str, args: &[&str]) -> String {
+    let output = cluster.psql(database, args).unwrap();
+    let text = text(&output);
+    assert!(output.status.success(), "{args:?}: {text}");
+    text
+}
+
+/// A native subscriber that lacks the feed's tables stops for good at the first change, and the disk of the publisher fills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn install_does_not_stop_a_subscriber() {
+    let cluster = Cluster::start(&["fsync = off", "wal_level = logical"]).unwrap();
+    for database in ["publisher", "subscriber"] {
+        ok(
+            &cluster,
+            "postgres",
+            &["-qc", &format!("create database {database}")],
+        );
+        ok(&cluster, database, &["-qc", APP]);
+    }
+    ok(&cluster, "publisher", &["-qc", ALL_TABLES]);
+    // Within one cluster the slot must be made first.
+    ok(
+        &cluster,
+        "publisher",
+        &[
+            "-qc",
+            "select pg_create_logical_replication_slot('follows', 'pgoutput')",
+        ],
+    );
+    let subscribe = format!(
+        "create subscription follows connection '{}' publication everything with (create_slot = false)",
+        cluster.dsn("publisher")
+    );
+    ok(&cluster, "subscriber", &["-qc", &subscribe]);
+    let client = common::connect(&cluster.dsn("publisher")).await;
+    let active = "select count(*) = 1 from pg_replication_slots s join pg_stat_activity a on a.pid = s.active_pid
+        where s.slot_name = 'follows' and a.application_name = 'follows'";
+    common::eventually("the subscriber follows", async || {
+        client.query_one(active, &[]).await.unwrap().get(0)
+    })
+    .await;
+
+    let install = ["-v", "ON_ERROR_STOP=1", "-f", "sql/install.sql"];
+    let refused = cluster.psql("publisher", &install).unwrap();
+    let said = text(&refused);
+    assert!(!refused.status.success(), "{said}");
+    assert!(
+        said.contains("publication everything is FOR ALL TABLES"),
+        "{said}"
+    );
+    assert_eq!(
+        ok(
+            &cluster,
+            "publisher",
+            &["-qAtc", "select to_regnamespace('oddscache') is null"]
+        ),
+        "t\n"
+    );
+
+    // The way out that it names.
+    let (_, ddl) = said.split_once("run on each subscriber: ").unwrap();
+    let (ddl, _) = ddl.split_once("; then this script").unwrap();
+    ok(&cluster, "subscriber", &["-qc", ddl]);
+    ok(
+        &cluster,
+        "publisher",
+        &[&install[..], &["-v", "subscribers=ready"]].concat(),
+    );
+    ok(
+        &cluster,
+        "subscriber",
+        &[
+            "-qc",
+            "alter subscription follows refresh publication with (copy_data = false)",
+        ],
+    );
+    ok(
+        &cluster,
+        "publisher",
+        &["-qc", "insert into events select generate_series(1, 3)"],
+    );
+    ok(
+        &cluster,
+        "publisher",
+        &["-qc", "select oddscache.prune('0')"],
+    );
+    ok(
+        &cluster,
+        "publisher",
+        &["-qc", "insert into events values (4)"],
+    );
+    let client = common::connect(&cluster.dsn("subscriber")).await;
+    common::eventually("the subscriber goes on", async || {
+        let sql = "select (select count(*) from events) = 4 and (select count(*) from oddscache.change_log) > 0";
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    })
+    .await;
+    ok(
+        &cluster,
+        "subscriber",
+        &[
+            "-qc",
+            "alter subscription follows disable; alter subscription follows set (slot_name = none); drop subscription follows",
+        ],
+    );
+}

@@ -1,0 +1,132 @@
+//! What install.sql does not accept, and what it warns of.
+
+use super::*;
+
+/// As psql runs it, with a part of its text replaced: what cannot be had otherwise is a server of another version.
+fn with_text(db: &Database, from: &str, to: &str) -> Output {
+    let script = Script::Install.text();
+    assert!(script.contains(from), "{from}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("install.sql");
+    std::fs::write(&file, script.replace(from, to)).unwrap();
+    let args = ["-v", "VERBOSITY=verbose", "-f", file.to_str().unwrap()];
+    cluster().psql(&db.name, &args).unwrap()
+}
+
+#[test]
+fn a_server_that_is_too_old_is_refused() {
+    let db = app();
+    let output = with_text(&db, "server < 140000", "server < 990000");
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(
+        said.contains("the feed needs PostgreSQL 14 or newer"),
+        "{said}"
+    );
+    assert_eq!(db.psql("select to_regnamespace('oddscache') is null"), "t");
+}
+
+#[test]
+fn a_server_newer_than_any_tested_is_warned_of() {
+    let db = app();
+    let output = with_text(&db, "server >= 190000", "server >= 140000");
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("WARNING").count(), 1, "{said}");
+}
+
+/// A trigger cannot see such a column: each statement logged that everything must be read.
+#[test]
+fn a_virtual_generated_key_is_refused() {
+    let db = app();
+    if db.psql("select current_setting('server_version_num')::int >= 180000") == "f" {
+        return; // PostgreSQL 18 brought them.
+    }
+    db.psql(
+        "alter table market_odds rename column snapshot_id to snapshot;
+         alter table market_odds add column snapshot_id bigint generated always as (snapshot) virtual",
+    );
+    let said = fails(&db, Script::Install, &[]);
+    assert!(
+        said.contains("market_odds has the virtual generated column snapshot_id"),
+        "{said}"
+    );
+    db.psql(
+        "alter table market_odds drop column snapshot_id;
+         alter table market_odds add column snapshot_id bigint generated always as (snapshot) stored",
+    );
+    run(&db, Script::Install, &[]);
+    assert_eq!(
+        logs(&db, "insert into market_odds (snapshot) values (7)"),
+        ["market_odds INSERT 7"]
+    );
+}
+
+#[test]
+fn a_table_that_inherits_from_two_of_them_is_refused() {
+    let db = app();
+    db.psql("create table both_kinds () inherits (events, competitor_events)");
+    let said = fails(&db, Script::Install, &[]);
+    assert!(
+        said.contains("both_kinds inherits from competitor_events and events"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_limit_of_temporary_files_is_warned_of() {
+    let db = app();
+    let role = format!("limited_{}", db.name);
+    db.psql(&format!(
+        "create role {role}; alter role {role} in database {} set temp_file_limit = '8MB'",
+        db.name
+    ));
+    let said = run(&db, Script::Install, &[]);
+    assert!(
+        said.contains(&format!("temp_file_limit is 8MB for {role}")),
+        "{said}"
+    );
+    db.psql(&format!(
+        "alter role {role} in database {} reset temp_file_limit",
+        db.name
+    ));
+    assert!(!run(&db, Script::Install, &[]).contains("temp_file_limit"));
+}
+
+/// Settings of the role change how text is read and names are printed.
+#[test]
+fn settings_of_whoever_installs_change_nothing() {
+    let db = app();
+    db.psql(&format!(
+        "alter database {0} set standard_conforming_strings = off; alter database {0} set quote_all_identifiers = on",
+        db.name
+    ));
+    for script in [
+        Script::Install,
+        Script::Grants,
+        Script::Indexes,
+        Script::Check,
+    ] {
+        let variables = [("role", format!("odd_{}", db.name))];
+        let variables: Vec<(&str, &str)> = variables
+            .iter()
+            .filter(|(name, _)| script.variables().contains(name))
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let said = run(&db, script, &variables);
+        assert!(!said.contains("FAIL"), "{script}: {said}");
+        if script == Script::Install {
+            assert!(run(&db, script, &variables).contains("already in place"));
+        }
+    }
+    assert_eq!(
+        logs(&db, "insert into events values (1)"),
+        ["events INSERT 1"]
+    );
+    let said = run(
+        &db,
+        Script::Uninstall,
+        &[("role", &format!("odd_{}", db.name))],
+    );
+    assert!(said.contains("uninstalled"), "{said}");
+}
