@@ -129,8 +129,15 @@ fn a_sound_database_has_no_warning() {
             assert_eq!(finding["level"], "warn");
             continue;
         }
-        // The cluster's superuser owns what the tests install.
-        let is_known = finding["id"] == "feed.owner" && finding["level"] == "info";
+        // The cluster's superuser owns what the tests install, and its transactions may be prepared.
+        let known = [
+            ("feed.owner", "schema oddscache"),
+            ("setting", "max_prepared_transactions"),
+        ];
+        let is_known = finding["level"] == "info"
+            && known
+                .iter()
+                .any(|(id, object)| finding["id"] == *id && finding["object"] == *object);
         assert!(finding["level"] == "ok" || is_known, "{finding:#}");
         assert_eq!(finding["checked"], true, "{finding:#}");
     }
@@ -151,12 +158,18 @@ fn a_sound_database_has_no_warning() {
         "log.vacuum",
         "log.transactions",
         "log.prepared",
+        "log.prune",
         "setting",
         "connections",
         "locks",
         "warmup",
     ] {
-        assert_eq!(with(&findings, id, "ok").len(), 1, "{id}: {findings:#?}");
+        let expected = usize::from(id != "server.version" || !findings.iter().any(is_of_age));
+        assert_eq!(
+            with(&findings, id, "ok").len(),
+            expected,
+            "{id}: {findings:#?}"
+        );
     }
     let warmup = with(&findings, "warmup", "ok")[0]["what"].as_str().unwrap();
     assert!(
@@ -168,7 +181,8 @@ fn a_sound_database_has_no_warning() {
     let output = run(&["doctor"], &sound.dsn());
     let text = String::from_utf8(output.stdout).unwrap();
     let last = text.lines().last().unwrap();
-    assert!(last.starts_with("0 fail, 0 warn,"), "{last}");
+    let over = findings.iter().filter(|finding| is_of_age(finding)).count();
+    assert!(last.starts_with(&format!("0 fail, {over} warn,")), "{last}");
 }
 
 #[test]
