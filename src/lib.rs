@@ -260,8 +260,9 @@ pub use event_list::{EventList, InlineMarkets};
 pub use follow::{Follower, listener::check_notifications, warm_up};
 pub use metrics::{
     histogram::{Histogram, Timing, TimingBucket},
+    reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
-    status::{ChangeLog, Counters, Reloads, Status},
+    status::{ChangeLog, Counters, Status},
     timing::Timings,
 };
 pub use model::{
@@ -270,6 +271,7 @@ pub use model::{
 };
 pub use postgres::{
     connect::Wire,
+    server_version::SERVER_VERSIONS,
     tls::{SslMode, Tls},
 };
 pub use reader::Reader;

@@ -31,11 +31,11 @@ use crate::{
     config::Config,
     error::Error,
     follow::backoff::Backoff,
-    postgres::connection::{Access, Connection, within},
-    read::{
-        preflight::{self, DATABASE, Feed},
-        schema::{literal, quote},
+    postgres::{
+        connection::{Access, Connection, within},
+        quote::{literal, quote},
     },
+    read::preflight::{self, DATABASE, Feed},
 };
 
 /// After so much quiet a heartbeat is sent, give or take a fifth: one of many followers rings for all of them.

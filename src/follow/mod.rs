@@ -24,7 +24,11 @@ use crate::{
         listener::Bell,
         pace::{Driven, Pace},
     },
-    metrics::{stats::WarmupStats, status::Status},
+    metrics::{
+        reload::{Reload, ReloadReason},
+        stats::WarmupStats,
+        status::Status,
+    },
     postgres::{
         connection::{Connection, within},
         statement::Prepared,
@@ -32,7 +36,6 @@ use crate::{
     read::{
         self, Cause, Done, Known, Read,
         audit::{Audit, Audited, Step},
-        change_log::Reload,
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
@@ -148,9 +151,9 @@ impl Follower {
         // Before the first snapshot, so that no change after it goes without a bell.
         self.hang_bell(feed.as_ref())?;
         let reason = if self.epoch == 0 {
-            Reload::First
+            ReloadReason::First.into()
         } else {
-            Reload::ConnectionLost
+            ReloadReason::ConnectionLost.into()
         };
         let mut known = self.warm_up(&reader, reason).await?;
         let mut locks = Backoff::for_locks();
@@ -232,7 +235,7 @@ impl Follower {
         reason: Reload,
         begun: Begun,
     ) -> Result<Known, Error> {
-        let epoch = self.epoch + u64::from(reason.is_new_epoch());
+        let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
         let read = read::everything(
             &reader.client,
             &self.config,
@@ -302,7 +305,7 @@ impl Follower {
             add(&counters.heartbeats, bell.take_heartbeats());
         }
         if self.publisher.wish().take_resync() {
-            known.reload = Some(Reload::Asked);
+            known.reload = Some(ReloadReason::Asked.into());
         }
         self.read(reader, known, Some(woken), None).await?;
         if let Some(step) = self.audit.due(Instant::now()) {
@@ -396,7 +399,7 @@ impl Follower {
                     && !self.audited(&audited, begun_at.elapsed())
                 {
                     // What the draft holds is no state of the database: it is not shown, nor proven.
-                    known.reload = Some(Reload::Audit);
+                    known.reload = Some(ReloadReason::Audit.into());
                 } else {
                     self.publish(known, *done);
                 }
@@ -512,10 +515,11 @@ impl Follower {
             .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
         add(&counters.evicted_events, done.evicted);
         let everything = done.warmup.is_some();
-        let repaired = matches!(done.warmup, Some((Reload::Audit, _)));
+        let repaired =
+            matches!(&done.warmup, Some((reload, _)) if reload.reason == ReloadReason::Audit);
         if let Some((reason, warmup)) = done.warmup {
             add(&counters.reloads, 1);
-            add(counters.reloads_by_reason.of(&reason), 1);
+            add(counters.reloads_by_reason.of(reason.reason), 1);
             let WarmupStats {
                 events,
                 snapshots,
@@ -615,7 +619,9 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
     follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
-    follower.warm_up(&reader, Reload::First).await?;
+    follower
+        .warm_up(&reader, ReloadReason::First.into())
+        .await?;
     Ok(View(shared.load_full()))
 }
 

@@ -1,6 +1,7 @@
 //! What was done, and how long it took.
 
 pub(crate) mod histogram;
+pub(crate) mod reload;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod timing;

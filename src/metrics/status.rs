@@ -1,7 +1,7 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::{error::Error, metrics::reload::Reloads};
 
 /// What the cache is doing. The view stays readable in every state; its age tells how old it is.
 #[derive(Debug, Clone)]
@@ -132,60 +132,6 @@ pub struct Counters {
     pub audit_passes: u64,
     /// Events that the audit found to differ from the database: changes that no trigger saw. Should stay 0.
     pub audit_mismatches: u64,
-}
-
-/// Times everything was read, by reason. All only grow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Reloads {
-    /// The first warmup.
-    pub first: u64,
-    /// The connection was lost: what had been read may have been taken back.
-    pub connection_lost: u64,
-    /// Rows of the change log were pruned that had not been read.
-    pub pruned: u64,
-    /// Tables, partitions or triggers are others than before.
-    pub catalog: u64,
-    /// All of a table changed: TRUNCATE, or a statement of too many rows to list.
-    pub whole_table: u64,
-    /// Too many changes to read them one by one.
-    pub too_many_rows: u64,
-    /// A trigger met trouble, and asked for it.
-    pub trouble: u64,
-    /// [`OddsCache::resync`](crate::cache::OddsCache::resync), or `oddscache.resync()` in the database.
-    pub asked: u64,
-    /// The audit found a difference, which this mended.
-    pub audit: u64,
-    /// Another server answered, or the same after a restart or a promotion.
-    pub server_changed: u64,
-    /// The server was in an earlier state than before.
-    pub went_back: u64,
-    /// The server's clock went back.
-    pub clock_went_back: u64,
-    /// A row of the change log could not be understood.
-    pub not_understood: u64,
-}
-
-impl Reloads {
-    /// Each by the name of its reason.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let all = [
-            ("first", self.first),
-            ("connection_lost", self.connection_lost),
-            ("pruned", self.pruned),
-            ("catalog", self.catalog),
-            ("whole_table", self.whole_table),
-            ("too_many_rows", self.too_many_rows),
-            ("trouble", self.trouble),
-            ("asked", self.asked),
-            ("audit", self.audit),
-            ("server_changed", self.server_changed),
-            ("went_back", self.went_back),
-            ("clock_went_back", self.clock_went_back),
-            ("not_understood", self.not_understood),
-        ];
-        all.into_iter()
-    }
 }
 
 /// How much of the server's history the change log holds: all that was logged by transactions from `pruned_below` on. As of

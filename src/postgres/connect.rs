@@ -9,9 +9,9 @@
 use std::{
     future::{Future, poll_fn},
     net::IpAddr,
+    path::PathBuf,
     pin::{Pin, pin},
     task::{Context, Poll},
-    path::PathBuf,
     time::Duration,
 };
 

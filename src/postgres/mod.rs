@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod conninfo;
 pub(crate) mod hosts;
 pub(crate) mod passfile;
+pub(crate) mod quote;
 #[cfg(feature = "tls")]
 pub(crate) mod rustls;
 pub(crate) mod server_version;

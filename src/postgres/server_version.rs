@@ -2,7 +2,11 @@
 
 use std::sync::Once;
 
-use crate::{error::Error, sql::SERVER_VERSIONS};
+use crate::error::Error;
+
+/// The major versions of PostgreSQL that the scripts and the follower are tested with. An older server is refused, a newer
+/// one is warned of.
+pub const SERVER_VERSIONS: std::ops::RangeInclusive<u32> = 14..=18;
 
 /// A major version of PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -72,7 +72,7 @@ impl Arg<'_> {
                 "'{}+00'",
                 time.to_utc().format("%Y-%m-%d %H:%M:%S%.6f")
             ),
-            Arg::Text(text) => write!(sql, "{}", crate::read::schema::literal(text)),
+            Arg::Text(text) => write!(sql, "{}", crate::postgres::quote::literal(text)),
         };
     }
 }

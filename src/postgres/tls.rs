@@ -244,7 +244,7 @@ mod tests {
         }
         let mut driver = tokio_postgres::Config::new();
         driver.ssl_mode(tokio_postgres::config::SslMode::Require);
-        let mode = Config::from_postgres(driver).tls.mode;
+        let mode = Config::from_postgres(driver).connect.tls.mode;
         assert_eq!(mode, SslMode::Require);
     }
 

@@ -5,7 +5,7 @@
 //! | F1 | a log row is read by exactly one read of a cursor's life: the first whose snapshot shows it |
 //! | F2 | what cannot be understood or is too much becomes a reload of everything, never a row left out |
 
-use std::{collections::BTreeSet, error::Error as StdError, fmt, pin::pin};
+use std::{collections::BTreeSet, error::Error as StdError, pin::pin};
 
 use futures_util::TryStreamExt;
 use hashbrown::HashSet;
@@ -16,7 +16,8 @@ use tokio_postgres::{
 
 use crate::{
     error::Error,
-    model::Micros,
+    metrics::reload::{Reload, ReloadReason},
+    model::{Micros, PgSnapshot},
     postgres::statement::{Arg, Prepared, Statement},
     read::rows::time,
 };
@@ -27,64 +28,17 @@ const DOING: &str = "reading the change log";
 const MOST_ROWS: usize = 20_000;
 const MOST_KEYS: usize = 100_000;
 
-/// A `pg_snapshot`: which transactions a read could see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    /// All below are visible, or rolled back.
-    xmin: u64,
-    /// All from here on are not.
-    xmax: u64,
-    /// Those between that were in progress. Always empty on a standby.
-    in_progress: Vec<u64>,
-}
-
-impl Snapshot {
-    /// Reads `xmin:xmax:xip,...`
-    pub(crate) fn parse(text: &str) -> Option<Snapshot> {
-        let mut parts = text.split(':');
-        let (xmin, xmax, list) = (
-            parts.next()?.parse().ok()?,
-            parts.next()?.parse().ok()?,
-            parts.next()?,
-        );
-        let in_progress: Option<Vec<u64>> = list
-            .split(',')
-            .filter(|xid| !xid.is_empty())
-            .map(|xid| xid.parse().ok())
-            .collect();
-        parts.next().is_none().then_some(Snapshot {
-            xmin,
-            xmax,
-            in_progress: in_progress?,
-        })
-    }
-
-    /// `xmax`, and what was in progress, as PostgreSQL reads them.
-    fn bounds(&self) -> (String, String) {
-        let in_progress: Vec<String> = self.in_progress.iter().map(u64::to_string).collect();
-        (
-            self.xmax.to_string(),
-            format!("{{{}}}", in_progress.join(",")),
-        )
-    }
-
-    /// Whether what a transaction wrote is seen, if it committed.
-    pub(crate) fn shows(&self, xid: u64, standby: bool) -> bool {
-        xid < self.xmin || !standby && xid < self.xmax && !self.in_progress.contains(&xid)
-    }
-}
-
 /// Where the next read begins.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {
-    snapshot: Snapshot,
+    snapshot: PgSnapshot,
     /// On a standby, whose snapshots do not list what was in progress: ids of the log rows from `xmin` on that were read.
     seen: Option<HashSet<LogRow>>,
 }
 
 impl Cursor {
     /// Where the next read begins, once what `snapshot` shows is applied.
-    pub(crate) fn new(snapshot: Snapshot, seen: Option<HashSet<LogRow>>) -> Cursor {
+    pub(crate) fn new(snapshot: PgSnapshot, seen: Option<HashSet<LogRow>>) -> Cursor {
         Cursor { snapshot, seen }
     }
 
@@ -105,80 +59,18 @@ impl Cursor {
 
     /// Whether `snapshot`, of the same primary, shows nothing but what was read: no transaction has ended since. On a standby
     /// equal snapshots say nothing.
-    pub(crate) fn is_at(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn is_at(&self, snapshot: &PgSnapshot) -> bool {
         !self.is_of_standby() && self.snapshot == *snapshot
     }
 
     /// Whether a snapshot is of an earlier state than the last read, which no server comes to by itself.
-    pub(crate) fn is_after(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn is_after(&self, snapshot: &PgSnapshot) -> bool {
         self.snapshot.xmax > snapshot.xmax
     }
 
     /// Whether rows that this cursor has not read may have been pruned.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
-    }
-}
-
-/// Why everything is read again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reload {
-    First,
-    ConnectionLost,
-    Pruned,
-    Catalog,
-    /// TRUNCATE, or a statement that changed more than the log lists.
-    WholeTable(String),
-    TooManyRows,
-    /// A trigger met trouble, of this SQLSTATE if any, and asks for it.
-    Trouble(String),
-    /// [`OddsCache::resync`](crate::cache::OddsCache::resync), or `oddscache.resync()` in the database.
-    Asked,
-    /// The audit found a difference.
-    Audit,
-    /// Another server answers, or the same after a restart or a promotion: behind a pooler, that is how a lost connection
-    /// looks.
-    ServerChanged,
-    /// The server has handed out fewer transaction ids than it had: a machine was put back to an earlier state as it ran.
-    WentBack,
-    /// The server's clock went back.
-    ClockWentBack,
-    NotUnderstood,
-}
-
-impl Reload {
-    /// Whether what was read before may have been taken back, so that the state is replaced rather than moved forward.
-    pub(crate) fn is_new_epoch(&self) -> bool {
-        matches!(
-            self,
-            Reload::First
-                | Reload::ConnectionLost
-                | Reload::ServerChanged
-                | Reload::WentBack
-                | Reload::ClockWentBack
-        )
-    }
-}
-
-impl fmt::Display for Reload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reload::First => f.write_str("first warmup"),
-            Reload::ConnectionLost => f.write_str("connection lost"),
-            Reload::Pruned => f.write_str("change log pruned beyond the cursor"),
-            Reload::Catalog => f.write_str("tables, partitions or triggers changed"),
-            Reload::WholeTable(table) => write!(f, "all of {table} changed"),
-            Reload::TooManyRows => f.write_str("too many changes to read them one by one"),
-            Reload::Trouble(note) => write!(f, "a trigger met trouble: {note}"),
-            Reload::Asked => f.write_str("asked for"),
-            Reload::Audit => f.write_str("the audit found a difference"),
-            Reload::ServerChanged => {
-                f.write_str("another server answers, or the same after a restart or a promotion")
-            }
-            Reload::WentBack => f.write_str("the server is in an earlier state than before"),
-            Reload::ClockWentBack => f.write_str("the server's clock went back"),
-            Reload::NotUnderstood => f.write_str("a log row could not be understood"),
-        }
     }
 }
 
@@ -216,12 +108,15 @@ impl Dirty {
         note: Option<&str>,
     ) -> Result<(), Reload> {
         if table_name == RESYNC {
-            return Err(Reload::Asked);
+            return Err(ReloadReason::Asked.into());
         }
         if let Some(note) = note {
             // What follows the SQLSTATE may quote data.
             let code = note.split(' ').next().filter(|code| code.len() == 5);
-            return Err(Reload::Trouble(code.unwrap_or("no SQLSTATE").to_owned()));
+            return Err(Reload::about(
+                ReloadReason::Trouble,
+                code.unwrap_or("no SQLSTATE"),
+            ));
         }
         let set = match table_name {
             "events" => &mut self.events,
@@ -231,9 +126,9 @@ impl Dirty {
             "market_odds" => &mut self.betpawa_markets,
             "competitor_market_odds" => &mut self.competitor_markets,
             HEARTBEAT => return Ok(()),
-            _ => return Err(Reload::NotUnderstood),
+            _ => return Err(ReloadReason::NotUnderstood.into()),
         };
-        let keys = keys.ok_or_else(|| Reload::WholeTable(table_name.to_owned()))?;
+        let keys = keys.ok_or_else(|| Reload::about(ReloadReason::WholeTable, table_name))?;
         // At once is faster than one by one, unless it is little: a merge goes through all that are there.
         match keys.len() * 8 > set.len() {
             true => set.append(&mut keys.into_iter().collect()),
@@ -258,7 +153,7 @@ pub(crate) struct Changed {
 pub(crate) async fn start(
     client: &Client,
     log: &str,
-    snapshot: Snapshot,
+    snapshot: PgSnapshot,
     standby: bool,
 ) -> Result<Cursor, Error> {
     let seen = if standby {
@@ -291,11 +186,11 @@ pub(crate) async fn read_on_standby(
     client: &Client,
     log: &str,
     cursor: &Cursor,
-    snapshot: &Snapshot,
+    snapshot: &PgSnapshot,
 ) -> Result<Result<(Changed, HashSet<LogRow>), Reload>, Error> {
     // Promoted meanwhile, or another server: no rule of reading on holds.
     let Some(before) = &cursor.seen else {
-        return Ok(Err(Reload::ConnectionLost));
+        return Ok(Err(ReloadReason::ConnectionLost.into()));
     };
     // Rows below the new xmin come no more, so those from the old one on suffice.
     let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
@@ -337,7 +232,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
         rows += 1;
         keys += named.as_ref().map_or(0, Vec::len);
         if rows > MOST_ROWS || keys > MOST_KEYS {
-            return Ok(Err(Reload::TooManyRows));
+            return Ok(Err(ReloadReason::TooManyRows.into()));
         }
         if let Err(reload) = dirty.add(table_name, named, note) {
             return Ok(Err(reload));
@@ -413,30 +308,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_are_read_as_postgres_prints_them() {
-        let snapshot = |xmin, xmax, in_progress: &[u64]| {
-            Some(Snapshot {
-                xmin,
-                xmax,
-                in_progress: in_progress.to_vec(),
-            })
-        };
-        assert_eq!(
-            Snapshot::parse("10:20:10,14,15"),
-            snapshot(10, 20, &[10, 14, 15])
-        );
-        assert_eq!(Snapshot::parse("20:20:"), snapshot(20, 20, &[]));
-        for wrong in ["", "10", "10:20", "10:20:x", "10:20:10:", "-1:2:"] {
-            assert_eq!(Snapshot::parse(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_standby_does_not_say_what_was_in_progress() {
-        let primary = Snapshot::parse("10:20:10,14").expect("a snapshot");
+        let primary = PgSnapshot::parse("10:20:10,14").expect("a snapshot");
         let shown: Vec<u64> = (8..22).filter(|xid| primary.shows(*xid, false)).collect();
         assert_eq!(shown, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
-        let standby = Snapshot::parse("10:20:").expect("a snapshot");
+        let standby = PgSnapshot::parse("10:20:").expect("a snapshot");
         assert!(standby.shows(9, true) && !standby.shows(10, true));
     }
 
@@ -447,19 +323,19 @@ mod tests {
         assert_eq!(dirty.betpawa_markets, BTreeSet::from([7]));
         assert_eq!(
             dirty.add("market_odds", None, None),
-            Err(Reload::WholeTable("market_odds".into()))
+            Err(Reload::about(ReloadReason::WholeTable, "market_odds"))
         );
         assert_eq!(
             dirty.add("players", Some(vec![7]), None),
-            Err(Reload::NotUnderstood)
+            Err(ReloadReason::NotUnderstood.into())
         );
         assert_eq!(
             dirty.add("events", None, Some("42703")),
-            Err(Reload::Trouble("42703".into()))
+            Err(Reload::about(ReloadReason::Trouble, "42703"))
         );
         assert_eq!(
             dirty.add("resync", None, Some("ASKED by hand")),
-            Err(Reload::Asked)
+            Err(ReloadReason::Asked.into())
         );
         assert_eq!(dirty.add("heartbeat", Some(vec![]), None), Ok(()));
     }

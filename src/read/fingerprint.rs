@@ -13,8 +13,8 @@ use tokio_postgres::Client;
 
 use crate::{
     error::Error,
-    postgres::statement::Statement,
-    read::schema::{Names, TABLES, literal},
+    postgres::{quote::literal, statement::Statement},
+    read::schema::{Names, TABLES},
 };
 
 /// The objects found, and the statements that look at them.

@@ -31,6 +31,7 @@ use crate::{
     config::Config,
     error::Error,
     metrics::{
+        reload::{Reload, ReloadReason},
         stats::WarmupStats,
         status::ChangeLog,
         timing::{Shown, Took},
@@ -42,7 +43,7 @@ use crate::{
     },
     read::{
         audit::{Audited, Mismatch},
-        change_log::{Cursor, Reload},
+        change_log::Cursor,
         changed::{Bodies, Newest},
         fingerprint::Watched,
         plan::Plan,
@@ -432,31 +433,33 @@ async fn read_changes(
     .await?;
     let reload = |reason, begun| Ok(Read::Reload(reason, Box::new(begun)));
     if begun.server != known.server {
-        return reload(Reload::ServerChanged, begun);
+        return reload(ReloadReason::ServerChanged.into(), begun);
     }
     let cursor = known.cursor.as_ref();
     if cursor.is_some_and(|cursor| cursor.is_after(&begun.snapshot)) {
-        return reload(Reload::WentBack, begun);
+        return reload(ReloadReason::WentBack.into(), begun);
     }
     if begun.window_start < known.window_start.minus(CLOCK_TOLERANCE) {
-        return reload(Reload::ClockWentBack, begun);
+        return reload(ReloadReason::ClockWentBack.into(), begun);
     }
     keep_forward(&mut begun, known);
     if let Some(reason) = &known.reload {
         return reload(reason.clone(), begun);
     }
     let Some(cursor) = &known.cursor else {
-        return reload(Reload::First, begun);
+        return reload(ReloadReason::First.into(), begun);
     };
     if fingerprint != known.fingerprint {
-        return reload(Reload::Catalog, begun);
+        return reload(ReloadReason::Catalog.into(), begun);
     }
     if cursor.is_pruned(begun.pruned_below) {
-        return reload(Reload::Pruned, begun);
+        return reload(ReloadReason::Pruned.into(), begun);
     }
     let news = match news {
         // Promoted meanwhile, or another server: no rule of reading on holds.
-        _ if cursor.is_of_standby() != begun.cut.standby => Err(Reload::ConnectionLost),
+        _ if cursor.is_of_standby() != begun.cut.standby => {
+            Err(ReloadReason::ConnectionLost.into())
+        }
         Some(news) => news.map(|changed| (changed, None)),
         None => {
             let log = names.log_table();

@@ -14,11 +14,11 @@ use tokio_postgres::Client;
 use crate::{
     config::Config,
     error::Error,
-    postgres::connection::{Connection, within},
-    read::{
-        schema::{Names, literal},
-        transaction::Begun,
+    postgres::{
+        connection::{Connection, within},
+        quote::literal,
     },
+    read::{schema::Names, transaction::Begun},
 };
 
 /// Opening one takes no longer than reading alone would.

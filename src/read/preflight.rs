@@ -7,9 +7,10 @@ use crate::{
     error::Error,
     postgres::{
         connection::{Access, Connection},
+        quote::quote,
         server_version::Major,
     },
-    read::schema::{TABLES, quote},
+    read::schema::TABLES,
     sql::FEED_VERSION,
 };
 

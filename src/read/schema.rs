@@ -11,7 +11,7 @@ use tokio_postgres::{Client, types::Type};
 use crate::{
     config::Config,
     error::Error,
-    postgres::{connection::millis, statement::Statement},
+    postgres::{connection::millis, quote::quote, statement::Statement},
 };
 
 /// The tables that are read, in the order in which they are locked.
@@ -23,20 +23,6 @@ pub(crate) const TABLES: [&str; 6] = [
     "market_odds",
     "competitor_market_odds",
 ];
-
-/// Quotes an identifier.
-pub(crate) fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-/// Quotes a string constant.
-pub(crate) fn literal(text: &str) -> String {
-    if text.contains('\\') {
-        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-    } else {
-        format!("'{}'", text.replace('\'', "''"))
-    }
-}
 
 /// The statements that need nothing but the names: what a follower starts from.
 #[derive(Debug)]

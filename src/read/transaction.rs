@@ -6,9 +6,9 @@ use tokio_postgres::{Client, Row};
 use crate::{
     config::Config,
     error::Error,
-    model::Micros,
+    model::{Micros, PgSnapshot},
     postgres::statement::Prepared,
-    read::{change_log::Snapshot, rows::time, schema::Names},
+    read::{rows::time, schema::Names},
     store::state::{Cut, Moment},
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Begun {
     pub(crate) window_start: Micros,
     /// The server's clock, as it said it: the cut's is kept from going back.
     pub(crate) server_now: Micros,
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: PgSnapshot,
     pub(crate) server: String,
     pub(crate) pruned_below: u64,
 }
@@ -84,7 +84,7 @@ impl Begun {
                 window_start: window_start.to_utc(),
                 standby: row.try_get(2).map_err(Error::database(BEGIN))?,
             },
-            snapshot: Snapshot::parse(&snapshot).ok_or_else(|| {
+            snapshot: PgSnapshot::parse(&snapshot).ok_or_else(|| {
                 Error::unexpected(BEGIN, "pg_current_snapshot() is not understood")
             })?,
         })

@@ -232,7 +232,11 @@ fn reloads(text: &mut Text, reloads: &Reloads) {
         "Times everything was read, by reason.",
     );
     for (reason, count) in reloads.iter() {
-        text.sample("reloads_total", &format!("reason=\"{reason}\""), count);
+        text.sample(
+            "reloads_total",
+            &format!("reason=\"{}\"", reason.name()),
+            count,
+        );
     }
 }
 

@@ -12,10 +12,6 @@ mod interpreter;
 /// What `feed_version()` must return for this crate to follow the feed.
 pub const FEED_VERSION: i32 = 3;
 
-/// The major versions of PostgreSQL that the scripts and the follower are tested with. An older server is refused, a newer
-/// one is warned of.
-pub const SERVER_VERSIONS: std::ops::RangeInclusive<u32> = 14..=18;
-
 /// Values for a script's psql variables, as `psql -v name=value` gives them.
 pub type Variables = BTreeMap<String, String>;
 

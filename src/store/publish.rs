@@ -16,10 +16,10 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     metrics::{
-        status::{ChangeLog, Counters, Reloads, Status},
+        reload::CountingReloads,
+        status::{ChangeLog, Counters, Status},
         timing::Timers,
     },
-    read::change_log::Reload,
     store::{
         changes::{Change, Changes, KEPT},
         state::{Cut, Moment, State},
@@ -97,33 +97,6 @@ counting! {
     Counting for Counters:
     reads bells polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
     reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
-}
-
-counting! {
-    /// [`Reloads`] as they count.
-    CountingReloads for Reloads:
-    first connection_lost pruned catalog whole_table too_many_rows trouble asked audit server_changed went_back
-    clock_went_back not_understood
-}
-
-impl CountingReloads {
-    pub(crate) fn of(&self, reason: &Reload) -> &AtomicU64 {
-        match reason {
-            Reload::First => &self.first,
-            Reload::ConnectionLost => &self.connection_lost,
-            Reload::Pruned => &self.pruned,
-            Reload::Catalog => &self.catalog,
-            Reload::WholeTable(_) => &self.whole_table,
-            Reload::TooManyRows => &self.too_many_rows,
-            Reload::Trouble(_) => &self.trouble,
-            Reload::Asked => &self.asked,
-            Reload::Audit => &self.audit,
-            Reload::ServerChanged => &self.server_changed,
-            Reload::WentBack => &self.went_back,
-            Reload::ClockWentBack => &self.clock_went_back,
-            Reload::NotUnderstood => &self.not_understood,
-        }
-    }
 }
 
 /// Adds to a counter.

@@ -19,8 +19,7 @@ use hashbrown::HashMap;
 
 use crate::{
     metrics::stats::Stats,
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
-    read::change_log::Snapshot,
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, PgSnapshot},
     store::table::Table,
 };
 
@@ -45,7 +44,7 @@ impl Cut {
     /// transaction counts as contained only once all older ones have ended too. Parses `snapshot`; means nothing for a
     /// transaction of another server, or before the epoch changed.
     pub fn shows(&self, xid: u64) -> bool {
-        Snapshot::parse(&self.snapshot).is_some_and(|snapshot| snapshot.shows(xid, self.standby))
+        PgSnapshot::parse(&self.snapshot).is_some_and(|snapshot| snapshot.shows(xid, self.standby))
     }
 }
 

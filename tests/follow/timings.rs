@@ -93,6 +93,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
         .reloads_by_reason
         .iter()
         .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.name(), count))
         .collect();
     assert_eq!(reasons, [("first", 1), ("asked", 1)]);
     assert_eq!(counters.reconnects, 0);

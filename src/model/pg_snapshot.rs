@@ -1,0 +1,72 @@
+//! Which transactions a snapshot of PostgreSQL shows.
+
+/// A `pg_snapshot`: which transactions a read could see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PgSnapshot {
+    /// All below are visible, or rolled back.
+    pub(crate) xmin: u64,
+    /// All from here on are not.
+    pub(crate) xmax: u64,
+    /// Those between that were in progress. Always empty on a standby.
+    in_progress: Vec<u64>,
+}
+
+impl PgSnapshot {
+    /// Reads `xmin:xmax:xip,...`
+    pub(crate) fn parse(text: &str) -> Option<PgSnapshot> {
+        let mut parts = text.split(':');
+        let (xmin, xmax, list) = (
+            parts.next()?.parse().ok()?,
+            parts.next()?.parse().ok()?,
+            parts.next()?,
+        );
+        let in_progress: Option<Vec<u64>> = list
+            .split(',')
+            .filter(|xid| !xid.is_empty())
+            .map(|xid| xid.parse().ok())
+            .collect();
+        parts.next().is_none().then_some(PgSnapshot {
+            xmin,
+            xmax,
+            in_progress: in_progress?,
+        })
+    }
+
+    /// `xmax`, and what was in progress, as PostgreSQL reads them.
+    pub(crate) fn bounds(&self) -> (String, String) {
+        let in_progress: Vec<String> = self.in_progress.iter().map(u64::to_string).collect();
+        (
+            self.xmax.to_string(),
+            format!("{{{}}}", in_progress.join(",")),
+        )
+    }
+
+    /// Whether what a transaction wrote is seen, if it committed.
+    pub(crate) fn shows(&self, xid: u64, standby: bool) -> bool {
+        xid < self.xmin || !standby && xid < self.xmax && !self.in_progress.contains(&xid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_read_as_postgres_prints_them() {
+        let snapshot = |xmin, xmax, in_progress: &[u64]| {
+            Some(PgSnapshot {
+                xmin,
+                xmax,
+                in_progress: in_progress.to_vec(),
+            })
+        };
+        assert_eq!(
+            PgSnapshot::parse("10:20:10,14,15"),
+            snapshot(10, 20, &[10, 14, 15])
+        );
+        assert_eq!(PgSnapshot::parse("20:20:"), snapshot(20, 20, &[]));
+        for wrong in ["", "10", "10:20", "10:20:x", "10:20:10:", "-1:2:"] {
+            assert_eq!(PgSnapshot::parse(wrong), None, "{wrong}");
+        }
+    }
+}
