@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::Malformed;
+use super::malformed::Malformed;
 use crate::model::{NamesBuffer, OddsBuffer};
 
 /// Adds the outcomes of a text, and says what was wrong with them first, if anything.

@@ -13,32 +13,12 @@
 
 mod fast;
 mod full;
+mod malformed;
 pub(crate) mod packer;
 
 use crate::model::{NamesBuffer, OddsBuffer, Shape};
 
-/// What is wrong with a market row's outcomes. Never the data itself: it goes into logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Malformed {
-    #[error("outcomes is null")]
-    Null,
-    #[error("outcomes is no JSON that can be read")]
-    Unreadable,
-    #[error("outcomes is not a list")]
-    NotAList,
-    #[error("an outcome is not an object")]
-    NotAnObject,
-    #[error("an outcome has no name, or one that is no string")]
-    Name,
-    #[error("an outcome's odds are no number")]
-    Odds,
-    #[error("an outcome's is_active is no boolean")]
-    IsActive,
-    #[error("market_groups is not a list")]
-    MarketGroups,
-    #[error("betpawa_market_id or betpawa_market_name is null")]
-    NullMarket,
-}
+pub(crate) use malformed::Malformed;
 
 /// Adds the odds of `text` if it has just the outcomes of `shape` and nothing unusual; otherwise does nothing.
 pub(crate) fn expected(text: Option<&str>, shape: &Shape, odds: &mut OddsBuffer) -> bool {

@@ -1,6 +1,6 @@
 //! Reads the part of psql's language that the scripts use.
 
-use super::{ScriptError, Step, Variables};
+use super::step::{ScriptError, Step, Variables};
 
 /// A branch of `\if`.
 struct Branch {

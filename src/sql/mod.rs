@@ -3,17 +3,18 @@
 //! The scripts are for `psql -f`: a DBA reads and runs them without this crate. [`Script::steps`] understands exactly
 //! what they use of psql, so that a program without psql can run the same text.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use interpreter::Interpreter;
 
 mod interpreter;
+mod step;
+
+pub use crate::postgres::quote::{literal, quote};
+pub use step::{ScriptError, Step, Variables};
 
 /// What `feed_version()` must return for this crate to follow the feed.
 pub const FEED_VERSION: i32 = 3;
-
-/// Values for a script's psql variables, as `psql -v name=value` gives them.
-pub type Variables = BTreeMap<String, String>;
 
 /// One of the scripts in `sql/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,7 +120,7 @@ impl Script {
         {
             Some(name) => Err(ScriptError::UnknownVariable {
                 name: name.clone(),
-                script: self,
+                script: self.to_string(),
                 known: self.variables().join(", "),
             }),
             None => Ok(()),
@@ -144,63 +145,6 @@ impl FromStr for Script {
                 name: name.to_owned(),
             })
     }
-}
-
-/// One thing to do on a connection. Stop at the first that fails, as `ON_ERROR_STOP` does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Run this statement, alone: some refuse to share a message with others.
-    Statement(String),
-    /// Run this query, then each value of its result as a statement, row by row (`\gexec`).
-    ForEach(String),
-    /// Print this line.
-    Echo(String),
-}
-
-/// Why a script cannot be used as asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScriptError {
-    /// No such script.
-    #[error("there is no script {name:?}: install, uninstall, check, grants, indexes")]
-    UnknownScript {
-        /// As given.
-        name: String,
-    },
-    /// The script would ignore this variable.
-    #[error("{script} has no variable {name:?}; it has {known}")]
-    UnknownVariable {
-        /// As given.
-        name: String,
-        /// The script it was given for.
-        script: Script,
-        /// What it has.
-        known: String,
-    },
-    /// A value that psql would not take for a boolean.
-    #[error("{value:?} is neither on nor off (line {line})")]
-    NotBoolean {
-        /// As given.
-        value: String,
-        /// Line of the `\if`.
-        line: usize,
-    },
-    /// A backslash command that the scripts do not use.
-    #[error("line {line}: {command} is not understood; run the script with psql")]
-    UnknownCommand {
-        /// With its arguments.
-        command: String,
-        /// Line in the script.
-        line: usize,
-    },
-    /// The script ends, or a branch does, within something.
-    #[error("line {line}: {what}")]
-    Unbalanced {
-        /// What is open, or closed without having been opened.
-        what: &'static str,
-        /// Line in the script.
-        line: usize,
-    },
 }
 
 #[cfg(test)]

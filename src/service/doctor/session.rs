@@ -74,18 +74,7 @@ impl From<tokio_postgres::Error> for Trouble {
     }
 }
 
-/// As a string constant.
-pub(crate) fn literal(text: &str) -> String {
-    match text.contains('\\') {
-        true => format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''")),
-        false => format!("'{}'", text.replace('\'', "''")),
-    }
-}
-
-/// As a name.
-pub(crate) fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
+pub(crate) use oddscache::sql::{literal, quote as identifier};
 
 /// Ends its connection when dropped. Every call is bounded; after one that was not answered the others fail at once.
 pub(crate) struct Session {

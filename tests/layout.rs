@@ -1,0 +1,333 @@
+//! The rooms of `src`: each may know only those before it, and no file imports in a circle. `src/README.md` draws them.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use syn::{
+    ItemMod, ItemUse, UseTree, Visibility,
+    visit::{Visit, visit_item_mod, visit_path},
+};
+
+/// In this order: a room may import from those before it. What stands at the root of `src` is a room of its own.
+const LIBRARY: [&str; 15] = [
+    "error",
+    "model",
+    "decode",
+    "metrics",
+    "postgres",
+    "sql",
+    "store",
+    "event_list",
+    "config",
+    "read",
+    "reader",
+    "writer",
+    "follow",
+    "cache",
+    "lib",
+];
+const BINARY: [&str; 5] = ["service", "server", "demo", "cli", "main"];
+
+/// A module under its path from the crate's root, such as `read::rows`; the root itself is `lib` or `main`.
+type Module = String;
+
+/// What a file imports, and what it hands on from elsewhere under a name of its own.
+#[derive(Default)]
+struct Imports {
+    paths: BTreeSet<Vec<String>>,
+    /// Name -> where it is from.
+    exports: BTreeMap<String, Vec<String>>,
+}
+
+/// The paths of a file, all from the crate's root.
+struct Finder<'a> {
+    module: Vec<String>,
+    children: &'a BTreeSet<String>,
+    found: Imports,
+}
+
+impl Finder<'_> {
+    /// A path of the file as one from the root; `None` if it is of another crate.
+    fn absolute(&self, path: &[String]) -> Option<Vec<String>> {
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "crate" => Some(rest.to_vec()),
+            "self" => Some([&self.module, rest].concat()),
+            "super" => {
+                let parent = &self.module[..self.module.len().checked_sub(1)?];
+                let finder = Finder {
+                    module: parent.to_vec(),
+                    children: self.children,
+                    found: Imports::default(),
+                };
+                match rest.first().map(String::as_str) {
+                    Some("super") => finder.absolute(rest),
+                    _ => Some([parent, rest].concat()),
+                }
+            }
+            name if self.children.contains(name) => Some([&self.module[..], path].concat()),
+            _ => None,
+        }
+    }
+
+    fn leaves(tree: &UseTree, before: &[String], all: &mut Vec<(Vec<String>, String)>) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => Finder::leaves(&path.tree, &with(&path.ident), all),
+            UseTree::Name(name) if name.ident == "self" => {
+                all.push((before.to_vec(), before.last().cloned().unwrap_or_default()));
+            }
+            UseTree::Name(name) => all.push((with(&name.ident), name.ident.to_string())),
+            UseTree::Rename(name) => all.push((with(&name.ident), name.rename.to_string())),
+            UseTree::Glob(_) => all.push((before.to_vec(), "*".to_owned())),
+            UseTree::Group(group) => {
+                for tree in &group.items {
+                    Finder::leaves(tree, before, all);
+                }
+            }
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Finder<'_> {
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        let mut leaves = Vec::new();
+        Finder::leaves(&item.tree, &[], &mut leaves);
+        for (path, name) in leaves {
+            let Some(path) = self.absolute(&path) else {
+                continue;
+            };
+            match item.vis {
+                Visibility::Inherited => {
+                    self.found.paths.insert(path);
+                }
+                _ => {
+                    self.found.exports.insert(name, path);
+                }
+            }
+        }
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<String> = path
+            .segments
+            .iter()
+            .map(|segment| segment.ident.to_string())
+            .collect();
+        if names.len() > 1
+            && let Some(path) = self.absolute(&names)
+        {
+            self.found.paths.insert(path);
+        }
+        visit_path(self, path);
+    }
+
+    /// What tests import is their own affair.
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        if item.ident != "tests" {
+            visit_item_mod(self, item);
+        }
+    }
+}
+
+/// The files of one crate by module, with what they import.
+struct Crate {
+    root: &'static str,
+    files: BTreeMap<Module, Imports>,
+}
+
+impl Crate {
+    /// From sources by path below `src`, without `.rs`.
+    fn of(root: &'static str, sources: &BTreeMap<String, String>) -> Crate {
+        let path_of = |file: &str| -> Vec<String> {
+            let file = file.strip_suffix("/mod").unwrap_or(file);
+            match file == root {
+                true => Vec::new(),
+                false => file.split('/').map(str::to_owned).collect(),
+            }
+        };
+        let modules: BTreeSet<Vec<String>> = sources.keys().map(|file| path_of(file)).collect();
+        let files = sources.iter().map(|(file, text)| {
+            let module = path_of(file);
+            let children = modules
+                .iter()
+                .filter(|other| other.len() == module.len() + 1 && other.starts_with(&module))
+                .filter_map(|other| other.last().cloned())
+                .collect();
+            let mut finder = Finder {
+                module: module.clone(),
+                children: &children,
+                found: Imports::default(),
+            };
+            finder.visit_file(
+                &syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}")),
+            );
+            let name = match module.is_empty() {
+                true => root.to_owned(),
+                false => module.join("::"),
+            };
+            (name, finder.found)
+        });
+        let files = files.collect();
+        Crate { root, files }
+    }
+
+    /// The file that a path is about: where it is defined, not where it is handed on.
+    fn file_of(&self, path: &[String]) -> Option<Module> {
+        for length in (0..=path.len()).rev() {
+            let module = match length {
+                0 => self.root.to_owned(),
+                length => path[..length].join("::"),
+            };
+            let Some(file) = self.files.get(&module) else {
+                continue;
+            };
+            let exported = path.get(length).and_then(|name| file.exports.get(name));
+            return match exported {
+                Some(from) if from.as_slice() != path => self.file_of(from),
+                _ => Some(module),
+            };
+        }
+        None
+    }
+
+    fn imports(&self) -> BTreeMap<&str, BTreeSet<Module>> {
+        let of = |(module, imports): (&'_ Module, &Imports)| -> BTreeSet<Module> {
+            let files = imports.paths.iter().filter_map(|path| self.file_of(path));
+            files.filter(|file| file != module).collect()
+        };
+        let all = self.files.iter();
+        all.map(|entry| (entry.0.as_str(), of(entry))).collect()
+    }
+
+    /// Arrows between rooms that lead forward in the order, or to a room that it does not know.
+    fn wrong_arrows(&self, order: &[&str]) -> Vec<String> {
+        let place = |module: &str| {
+            let room = module.split("::").next().unwrap_or(module);
+            order.iter().position(|known| *known == room)
+        };
+        let mut wrong = Vec::new();
+        for (module, imports) in self.imports() {
+            for import in imports {
+                let (from, to) = (place(module), place(&import));
+                if from.is_none() || to.is_none() || to > from {
+                    wrong.push(format!("{module} imports {import}"));
+                }
+            }
+        }
+        wrong
+    }
+
+    /// Files that import each other, directly or through others.
+    fn circles(&self) -> Vec<String> {
+        let imports = self.imports();
+        let reach = |start: &str| {
+            let mut seen = BTreeSet::new();
+            let mut next = vec![start.to_owned()];
+            while let Some(module) = next.pop() {
+                for import in imports.get(module.as_str()).into_iter().flatten() {
+                    if seen.insert(import.clone()) {
+                        next.push(import.clone());
+                    }
+                }
+            }
+            seen
+        };
+        let reached: BTreeMap<&str, BTreeSet<String>> = imports
+            .keys()
+            .map(|module| (*module, reach(module)))
+            .collect();
+        let mut circles = Vec::new();
+        for (module, imports) in &imports {
+            let back = imports
+                .iter()
+                .filter(|import| reached[import.as_str()].contains(*module));
+            circles.extend(back.map(|import| format!("{module} and {import} import each other")));
+        }
+        circles
+    }
+}
+
+/// All sources, of the library (`false`) or of the binary.
+fn sources(binary: bool) -> BTreeMap<String, String> {
+    fn walk(folder: &Path, root: &Path, all: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, root, all);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).unwrap().with_extension("");
+                let text = fs::read_to_string(&path).expect("a source");
+                all.insert(name.to_str().unwrap().to_owned(), text);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = BTreeMap::new();
+    walk(&root, &root, &mut all);
+    all.retain(|file, _| {
+        let room = file.split('/').next().unwrap_or(file);
+        !file.ends_with("tests") && BINARY.contains(&room) == binary
+    });
+    all
+}
+
+#[test]
+fn arrows_between_the_librarys_rooms_lead_one_way() {
+    let library = Crate::of("lib", &sources(false));
+    assert_eq!(library.wrong_arrows(&LIBRARY), [""; 0]);
+}
+
+#[test]
+fn no_file_of_the_library_imports_in_a_circle() {
+    let library = Crate::of("lib", &sources(false));
+    assert_eq!(library.circles(), [""; 0]);
+}
+
+#[test]
+fn arrows_between_the_binarys_rooms_lead_one_way() {
+    let binary = Crate::of("main", &sources(true));
+    assert_eq!(binary.wrong_arrows(&BINARY), [""; 0]);
+}
+
+#[test]
+fn no_file_of_the_binary_imports_in_a_circle() {
+    let binary = Crate::of("main", &sources(true));
+    assert_eq!(binary.circles(), [""; 0]);
+}
+
+/// The planted faults that the tests above must find.
+#[test]
+fn a_wrong_arrow_and_a_circle_are_found() {
+    let plant = |file: &str, line: &str| {
+        let mut planted = sources(false);
+        let text = planted.get_mut(file).expect("a file");
+        text.push_str(line);
+        Crate::of("lib", &planted)
+    };
+    let wrong = plant("model/time", "\nuse crate::read::rows::Reader;\n");
+    assert_eq!(
+        wrong.wrong_arrows(&LIBRARY),
+        ["model::time imports read::rows"]
+    );
+    assert!(!wrong.circles().is_empty());
+    // Through a name that another file hands on, and by a path within the code.
+    let wrong = plant("decode/fast", "\nfn f() { crate::follow::warm_up; }\n");
+    assert_eq!(
+        wrong.wrong_arrows(&LIBRARY),
+        ["decode::fast imports follow"]
+    );
+    let wrong = plant("model/slab", "\nuse super::CachedEvent;\n");
+    assert!(
+        wrong
+            .circles()
+            .iter()
+            .any(|circle| circle.contains("model::slab")),
+        "{:?}",
+        wrong.circles()
+    );
+}
