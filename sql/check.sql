@@ -72,6 +72,10 @@ BEGIN
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
          WHERE to_regclass(format('%I.%I', cache, t.tab)) IS NULL
          UNION ALL
+        SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and rows of one transaction are refused; '
+               'ALTER TABLE %s SET LOGGED', log)
+          FROM pg_class AS c WHERE c.oid = to_regclass(log) AND c.relpersistence = 'u'
+         UNION ALL
         SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
           FROM pg_proc AS p WHERE p.oid = to_regprocedure(func) AND to_regclass(log) IS NOT NULL
            AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
@@ -92,7 +96,12 @@ BEGIN
           FROM unnest(ARRAY[func] || functions) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
-        SELECT coalesce(x.rolname, 'all roles'), 'bell', 'runs with oddscache.notify = off: the cache sees its changes when it polls'
+        SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'bell',
+               'runs with oddscache.notify = off: the cache sees its changes when it polls. Unless that is meant so; ALTER '
+               || CASE WHEN s.setrole = 0 AND s.setdatabase <> 0 THEN format('DATABASE %I', d.datname)
+                       ELSE 'ROLE ' || coalesce(quote_ident(x.rolname), 'ALL')
+                            || CASE s.setdatabase WHEN 0 THEN '' ELSE format(' IN DATABASE %I', d.datname) END END
+               || ' RESET oddscache.notify'
           FROM pg_db_role_setting AS s
           JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
           LEFT JOIN pg_roles AS x ON x.oid = s.setrole
@@ -106,7 +115,9 @@ BEGIN
      WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
     WITH RECURSIVE node AS (
         SELECT u.tab, to_regclass(format('%I.%I', app, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
-         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+         UNION SELECT n.tab, i.inhrelid, n.level + 1
+          FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid
           FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
@@ -159,10 +170,12 @@ BEGIN
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
         SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
-               'is a virtual generated column, which triggers cannot see: every statement on this table makes the cache read '
-               'everything again; make it a stored one'
+               format('is a virtual generated column, which triggers cannot see: every statement on this table makes the cache read '
+                   'everything again; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
+                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
           FROM json_each_text(keys) AS k (tab, col)
           JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col
+          LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attgenerated = 'v'
          UNION ALL
         SELECT 'trigger', t.node::text, 'foreign table', 'warn',
@@ -175,17 +188,6 @@ BEGIN
           FROM pg_subscription_rel AS s
          WHERE s.srrelid IN (SELECT t.node FROM trigger AS t)
     ) AS q;
-    report := report || coalesce(part, '[]');
-
-    -- Key columns that the triggers cannot see
-    SELECT jsonb_agg(jsonb_build_object('kind', 'trigger', 'object', format('%I.%I', app, k.tab), 'item', 'column ' || quote_ident(k.col),
-               'status', 'FAIL', 'detail', format('is a virtual generated column: triggers see null in it, so that no change of this '
-                   'table is logged; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
-                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))))
-      INTO part
-      FROM json_each_text(keys) AS k (tab, col)
-      JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col AND a.attgenerated = 'v'
-      LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum;
     report := report || coalesce(part, '[]');
 
     -- The cache's role: what it needs

@@ -265,6 +265,9 @@ pub(crate) struct ServeArguments {
     /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
     #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) log_keep: Duration,
+    /// How often to prune the change log, on average
+    #[arg(long, env = "ODDSCACHE_PRUNE_INTERVAL", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub(crate) prune_interval: Duration,
     /// A view that was proven current within so long counts as ready though the database is away
     #[arg(long, env = "ODDSCACHE_READY_MAX_AGE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) ready_max_age: Duration,

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use oddscache::{Counters, OddsCache, Reloads, Status, Timings};
 
-use super::{health, logging, patient::Tally};
+use super::{health, logging, patient::Tally, prune};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -112,6 +112,17 @@ pub(crate) fn text(
         "change_log_unpruned_transactions",
         "Transaction ids since then: of how many the change log may hold rows.",
         log.unpruned_transactions(),
+    );
+    let pruning = prune::pruning();
+    text.counter(
+        "prunes_total",
+        "Times this service pruned the change log.",
+        pruning.done,
+    );
+    text.counter(
+        "prune_failures_total",
+        "Times this service tried to prune the change log, and failed: the log grows until it is pruned.",
+        pruning.failed,
     );
     let done = cache.counters();
     counters(&mut text, &done);

@@ -58,7 +58,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep) => unreachable_end("the pruner"),
+        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
         error = resync_on_signal(cache.clone()) => error,
         error = read_again_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},

@@ -192,5 +192,5 @@ async fn a_lock_is_not_waited_for_without_end() {
     assert_eq!(levels_of(&findings, "server.reachable"), ["ok"]);
     app.batch_execute("rollback").await.unwrap();
     let (code, findings) = doctor(&sound.dsn(), &["--strict"]);
-    assert_eq!(code, strict_code(&findings));
+    assert_eq!(code, strict_code(&findings), "{findings:#?}");
 }

@@ -176,3 +176,44 @@ fn text_is_for_people_and_a_filter_that_is_none_is_refused() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("--log oddscache=loud: not a log filter"));
 }
+
+/// Row 5: a log that nobody prunes grows without end, so it must be said.
+#[tokio::test]
+async fn a_failing_prune_is_told_once_and_counted() {
+    let database = with_odds();
+    let app = connect(&database.dsn()).await;
+    app.batch_execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no pruning today'; end $$;
+         create trigger refuse before update on oddscache.log_state execute function refuse()",
+    )
+    .await
+    .unwrap();
+    let mut served = Served::start(&database.dsn(), &["--prune-interval", "100ms"]).await;
+    let told = |message: &Value| says(message, "the change log was not pruned");
+    let messages = served.messages_until(told).await;
+    let last = messages.last().expect("one");
+    assert_eq!(last["level"], "WARN", "{last}");
+    let error = last["fields"]["error"].as_str().expect("an error");
+    assert!(
+        error.contains("no pruning today (SQLSTATE P0001)"),
+        "{error}"
+    );
+    assert!(
+        says(last, "oddscache.change_log grows") && says(last, "oddscache doctor"),
+        "{last}"
+    );
+    eventually("it fails again", async || {
+        served.metric("oddscache_prune_failures_total").await >= 3.0
+    })
+    .await;
+    app.batch_execute("drop trigger refuse on oddscache.log_state")
+        .await
+        .unwrap();
+    let messages = served
+        .messages_until(|message| says(message, "is pruned again"))
+        .await;
+    assert!(!messages.iter().any(told), "{messages:#?}");
+    let pruning = &served.json("/v1/stats").await["pruning"];
+    assert!(pruning["failed"].as_u64() >= Some(3), "{pruning}");
+    assert!(pruning["done"].as_u64() >= Some(1), "{pruning}");
+}

@@ -123,6 +123,8 @@ async fn metrics_say_what_is_held_and_what_was_done() {
             0.0,
         ),
         ("oddscache_change_streams", 0.0),
+        ("oddscache_prunes_total", 0.0),
+        ("oddscache_prune_failures_total", 0.0),
     ] {
         assert_eq!(first.get(name), Some(&value), "{name}");
     }

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Database, cluster, server_has};
+use common::{Database, cluster, server_has, server_version};
 use oddscache::sql::{Script, Step, Variables};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
@@ -233,12 +233,6 @@ impl Session {
         let error = self.client.batch_execute(sql).await.unwrap_err();
         error.code().unwrap().code().to_owned()
     }
-}
-
-/// The server's major version.
-fn server_version(db: &Database) -> u32 {
-    let number: u32 = db.psql("show server_version_num").parse().unwrap();
-    number / 10_000
 }
 
 /// A role that owns the application's tables and may make schemas, and is no superuser.

@@ -202,7 +202,7 @@ async fn an_owner_who_did_not_make_the_role_reads_who_can_drop_it() {
         };
         assert!(text.contains("uninstalled|public|oddscache"), "{text}");
         if !interpreter {
-            let who = match server_version(&db) {
+            let who = match server_version() {
                 ..16 => "a role with CREATEROLE",
                 _ => &maker,
             };

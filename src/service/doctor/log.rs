@@ -1,4 +1,5 @@
-//! What keeps the change log from being pruned and vacuumed. How long it is, and who prunes it, `check.sql` reports.
+//! What keeps the change log from being pruned and vacuumed. How long it is, and who prunes it, `check.sql` reports; whether
+//! pruning works is tried here.
 
 use std::time::Duration;
 
@@ -27,7 +28,100 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
         transactions(context, server, &session).await,
     );
     findings.take("log.prepared", prepared(context, &session).await);
+    findings.take("log.prune", prune(context, server, &session).await);
     Ok(findings.0)
+}
+
+/// What comes and goes by itself, such as locks and bounds, says nothing of the next time.
+const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
+
+const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
+
+/// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
+const PRUNE: &str =
+    "BEGIN; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL oddscache.prune_timeout = '1 s'";
+
+async fn prune(
+    context: &Context<'_>,
+    server: &Server,
+    session: &Session,
+) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Right {
+        may: bool,
+    }
+    #[derive(Deserialize)]
+    struct Pruned {
+        rows: i64,
+    }
+    let schema = identifier(context.cache_schema);
+    let sql = format!(
+        "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') AS may \
+         FROM pg_namespace AS n JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'prune' \
+           AND p.proargtypes = '1186' WHERE n.nspname = {}",
+        literal(context.cache_schema)
+    );
+    // Where there is none, the feed's findings say so.
+    let Some(Right { may }) = session.rows(&sql).await?.into_iter().next() else {
+        return Ok(Vec::new());
+    };
+    let object = format!("{schema}.prune(interval)");
+    if !may {
+        return Ok(vec![
+            Finding::info(
+                "log.prune",
+                format!("not tried: {} may not call it", server.role),
+            )
+            .object(object)
+            .why("somebody must: the change log grows with every write")
+            .mend("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
+        ]);
+    }
+    let call = format!("SELECT {schema}.prune() AS rows");
+    let finding = match session.rows_after(PRUNE, &call).await {
+        Ok(pruned) => {
+            let rows: i64 = pruned.iter().map(|Pruned { rows }| rows).sum();
+            Finding::ok("log.prune", format!("works: {rows} rows would go within 0.2 s; taken back"))
+        }
+        Err(trouble) if PASSING.iter().any(|state| trouble.is(state)) => return Err(trouble),
+        Err(trouble) => Finding::fail("log.prune", format!("fails: {trouble}"))
+            .why(format!("{schema}.change_log grows with every write until it works: disk, and the time that VACUUM takes"))
+            .mend(unblock(&trouble, &schema, server)),
+    };
+    Ok(vec![finding.object(object)])
+}
+
+/// What lets `prune()` work again.
+fn unblock(trouble: &Trouble, schema: &str, server: &Server) -> String {
+    let role = identifier(&server.role);
+    match trouble.sqlstate.as_deref() {
+        // A publication of deletes wants to know which row went.
+        Some("55000") if trouble.text.contains("replica identity") => {
+            // install.sql makes log_horizon a table that no publication has.
+            let tables = ["change_log", "log_state"];
+            match tables.iter().find(|table| trouble.text.contains(**table)) {
+                Some(table) => format!(
+                    "ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, or leave the feed's tables out of the publication"
+                ),
+                None => INSTALL.to_owned(),
+            }
+        }
+        Some("25000") => {
+            format!("ALTER ROLE {role} SET default_transaction_isolation = 'read committed'")
+        }
+        Some("25006") => format!("ALTER ROLE {role} SET default_transaction_read_only = off"),
+        Some("53100") => "make room on the server's disk".to_owned(),
+        // Something of the feed's is missing, or its owner lacks a right.
+        Some(state) if ["42501", "42P01", "42703", "42883"].contains(&state) => {
+            format!(
+                "{INSTALL}; the owner of prune() needs SELECT, INSERT, UPDATE and DELETE on change_log, log_state and log_horizon"
+            )
+        }
+        _ => format!(
+            "take away what raises this: a trigger, rule, constraint or policy that somebody added to {schema}.change_log, log_state \
+             or log_horizon; then SELECT {schema}.prune()"
+        ),
+    }
 }
 
 fn ago(seconds: f64) -> String {

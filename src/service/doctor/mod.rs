@@ -1,8 +1,8 @@
 //! `oddscache doctor`: looks at everything that a DBA or an operator can have got wrong, and says what mends it.
 //!
 //! Each file looks at one group of things. What can be seen in SQL alone stands in `sql/check.sql`, which [`script`] runs;
-//! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing is
-//! written.
+//! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing that is
+//! written stays: what writes is tried in a transaction that is rolled back.
 
 mod bell;
 mod feed;

@@ -48,7 +48,11 @@ fn line(row: Vec<Option<String>>) -> Option<Line> {
 
 /// One for each line that is not well, one for all the others of a kind.
 fn findings(lines: &[Line]) -> Vec<Finding> {
-    let bad = lines.iter().filter(|line| line.status != "ok");
+    // `tables.rs` tells more of foreign tables.
+    let told_there = |line: &&Line| line.kind == "trigger" && line.item == "foreign table";
+    let bad = lines
+        .iter()
+        .filter(|line| line.status != "ok" && !told_there(line));
     let mut findings: Vec<Finding> = bad.map(finding).collect();
     let mut kinds: Vec<&str> = Vec::new();
     for line in lines {
@@ -72,6 +76,9 @@ fn told(kind: &str, line: &Line) -> String {
     match kind {
         // What it says is the same of each.
         "trigger" => line.object.clone(),
+        "right" if is_superfluous(line) => {
+            format!("{} on {}, as every role has", line.item, line.object)
+        }
         "right" => format!("{} on {}", line.item, line.object),
         _ => format!("{} {} {}", line.object, line.item, line.detail),
     }
@@ -91,6 +98,10 @@ fn about(kind: &str) -> (&'static str, &'static str) {
         "right" => (
             "right",
             "the cache's role needs these rights, and is safest with no others",
+        ),
+        "publication" => (
+            "publication",
+            "what stops a subscription makes the server keep its WAL for it; and the feed's tables are of no use elsewhere",
         ),
         "log" => (
             "log",
@@ -116,17 +127,33 @@ fn about(kind: &str) -> (&'static str, &'static str) {
     }
 }
 
+fn is_superfluous(line: &Line) -> bool {
+    line.detail.contains("and does not need it")
+}
+
+/// Where the text ends and the statement that is the way out begins.
+fn statement_at(line: &Line) -> Option<usize> {
+    let keywords = ["; SELECT ", "; REVOKE ", "; ALTER ", "; SET ROLE "];
+    let begins = keywords
+        .iter()
+        .filter_map(|keyword| line.detail.find(keyword));
+    begins.min()
+}
+
 fn finding(line: &Line) -> Finding {
     let (id, why) = about(&line.kind);
-    let superfluous = line.detail.ends_with("has it and does not need it");
+    let superfluous = is_superfluous(line);
     let unreadable = line.detail.starts_with("not readable by");
     let level = match line.status.as_str() {
         "FAIL" => Level::Fail,
         // The lack of a right to look is no fault.
+        "info" => Level::Info,
         _ if superfluous || unreadable => Level::Info,
         _ => Level::Warn,
     };
-    let what = format!("{}: {}", line.item, line.detail);
+    let way = line.detail.find(ON_THE_SUBSCRIBER);
+    let said = &line.detail[..way.or(statement_at(line)).unwrap_or(line.detail.len())];
+    let what = format!("{}: {said}", line.item);
     let mut finding = match level {
         Level::Fail => Finding::fail(id, what),
         Level::Warn => Finding::warn(id, what),
@@ -134,33 +161,30 @@ fn finding(line: &Line) -> Finding {
     };
     finding.checked = !unreadable;
     let finding = finding.object(line.object.clone()).why(why);
-    match mend(line, superfluous) {
+    match mend(line) {
         Some(mend) => finding.mend(mend),
         None => finding,
     }
 }
 
+/// What begins the ways out of a publication, of which there are two.
+const ON_THE_SUBSCRIBER: &str = "; on the subscriber, ";
+
 /// The command for what the line tells to run.
-fn mend(line: &Line, superfluous: bool) -> Option<String> {
+fn mend(line: &Line) -> Option<String> {
     let role = line.detail.split(' ').next().unwrap_or_default();
     let does = |text: &str| line.detail.contains(text);
-    // Some lines end with the statement itself.
-    if let Some((_, statement)) = line.detail.rsplit_once("; SELECT ") {
-        return Some(format!("SELECT {statement}"));
+    if let Some((_, ways)) = line.detail.split_once(ON_THE_SUBSCRIBER) {
+        return Some(format!(
+            "on the subscriber, {}",
+            ways.replace(" or here: ", "\nor here: ")
+        ));
     }
-    Some(if superfluous && line.object.starts_with("role ") {
-        format!("ALTER ROLE {role} NO{}", line.item)
-    } else if superfluous {
-        let function = if line.object.ends_with(')') {
-            "FUNCTION "
-        } else {
-            ""
-        };
-        format!(
-            "REVOKE {} ON {function}{} FROM {role}",
-            line.item, line.object
-        )
-    } else if does("install.sql") {
+    // Some lines end with the statement itself.
+    if let Some(at) = statement_at(line) {
+        return Some(line.detail[at + 2..].to_owned());
+    }
+    Some(if does("install.sql") {
         "oddscache sql install --apply (sql/install.sql), as the owner of the tables".to_owned()
     } else if does("prune") {
         "oddscache sql grants --apply -v prune=on, or a scheduled job for the owner: SELECT oddscache.prune()".to_owned()
@@ -170,21 +194,11 @@ fn mend(line: &Line, superfluous: bool) -> Option<String> {
         "oddscache sql indexes --apply (sql/indexes.sql), as the owner of the tables".to_owned()
     } else if does("subscription") {
         "set DATABASE_URL to the publisher".to_owned()
-    } else if does("oddscache.notify") {
-        format!(
-            "ALTER ROLE {} RESET oddscache.notify, unless it is meant so",
-            line.object
-        )
     } else if does("BYPASSRLS") {
         format!("ALTER ROLE {role} BYPASSRLS")
     } else if line.kind == "queue" {
         "SELECT pid, usename, xact_start FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start"
             .to_owned()
-    } else if does("foreign table") {
-        format!(
-            "detach {} and keep its rows in a local partition, or write to it through its parent alone",
-            line.object
-        )
     } else {
         return None;
     })
@@ -221,7 +235,7 @@ mod tests {
                 "public.events",
                 "INSERT",
                 "warn",
-                "cache has it and does not need it",
+                "cache has it and does not need it; REVOKE INSERT ON public.events FROM cache",
             ),
             given(
                 "log",
@@ -266,6 +280,7 @@ mod tests {
             found[1].mend.as_deref(),
             Some("REVOKE INSERT ON public.events FROM cache")
         );
+        assert_eq!(found[1].what, "INSERT: cache has it and does not need it");
         assert_eq!(found[3].what, "public.market_odds; public.odds_snapshots");
         let stuck = given(
             "session",
@@ -275,8 +290,24 @@ mod tests {
             "takes nothing; SELECT pg_terminate_backend(7)",
         );
         assert_eq!(
-            mend(&stuck, false).as_deref(),
+            mend(&stuck).as_deref(),
             Some("SELECT pg_terminate_backend(7)")
+        );
+        let published = given(
+            "publication",
+            "p",
+            "publishes the feed",
+            "info",
+            "log: stops. No slot; on the subscriber, before: CREATE SCHEMA s; or here: ALTER PUBLICATION p DROP TABLE log",
+        );
+        let published = finding(&published);
+        assert_eq!(published.level, Level::Info);
+        assert_eq!(published.what, "publishes the feed: log: stops. No slot");
+        assert_eq!(
+            published.mend.as_deref(),
+            Some(
+                "on the subscriber, before: CREATE SCHEMA s;\nor here: ALTER PUBLICATION p DROP TABLE log"
+            )
         );
     }
 }

@@ -11,12 +11,14 @@ use super::{
     session::Trouble,
 };
 
-/// The oldest that has what the feed needs (`xid8`, `pg_current_snapshot`).
-const OLDEST: i32 = 13;
+/// The oldest that the library follows; 13 had its last release.
+const OLDEST: i32 = 14;
+
+/// The newest that the tests run on.
+const NEWEST: i32 = 18;
 
 /// Major versions, and the day from which nobody mends them any more.
-const END_OF_LIFE: [(i32, (i32, u32, u32)); 6] = [
-    (13, (2025, 11, 13)),
+const END_OF_LIFE: [(i32, (i32, u32, u32)); 5] = [
     (14, (2026, 11, 12)),
     (15, (2027, 11, 11)),
     (16, (2028, 11, 9)),
@@ -26,7 +28,7 @@ const END_OF_LIFE: [(i32, (i32, u32, u32)); 6] = [
 
 /// The minor releases of 12 February 2026, the first in which VACUUM keeps the part of the commit log that unread
 /// notifications need. Committed on 12 November 2025, the day before the releases of that month, which were already made
-/// and do not have it; 13 had its last release then.
+/// and do not have it.
 const QUEUE_FIX: [(i32, i32); 5] = [(14, 21), (15, 16), (16, 12), (17, 8), (18, 2)];
 
 /// More than this between the server's clock and ours is told.
@@ -132,24 +134,29 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
     if major < OLDEST {
         return vec![
             Finding::fail("server.version", format!("PostgreSQL {name} is too old"))
-                .why(format!("the change feed needs PostgreSQL {OLDEST}"))
-                .mend("upgrade the server (pg_upgrade)"),
+                .why(format!(
+                    "the cache follows PostgreSQL {OLDEST} or later, and refuses this server"
+                ))
+                .mend("upgrade to a supported version (pg_upgrade)"),
+        ];
+    }
+    if major > NEWEST {
+        return vec![
+            Finding::warn("server.version", format!("PostgreSQL {name} is newer than any that this version was tested with"))
+                .why(format!("its tests run on PostgreSQL {OLDEST} to {NEWEST}; what a newer one does otherwise is not known here"))
+                .mend("see whether there is a newer version of oddscache"),
         ];
     }
     let mut findings = Vec::new();
     let fixed = QUEUE_FIX.iter().find(|(fixed, _)| *fixed == major);
-    if fixed.map_or(major == OLDEST, |(_, fixed)| minor < *fixed) {
-        let upgrade = match fixed {
-            Some((_, fixed)) => format!("install the minor release {major}.{fixed} or a later one"),
-            None => "upgrade to a supported version (pg_upgrade)".to_owned(),
-        };
+    if let Some((_, fixed)) = fixed.filter(|(_, fixed)| minor < *fixed) {
         findings.push(
             Finding::warn("server.version", format!("PostgreSQL {name} has a known bug in LISTEN/NOTIFY"))
                 .why(
                     "VACUUM can remove what the server needs to read old notifications; listeners then fail with \"could \
                      not access status of transaction\". The cache polls on and misses nothing, but the bell is silent",
                 )
-                .mend(upgrade),
+                .mend(format!("install the minor release {major}.{fixed} or a later one")),
         );
     }
     let end = END_OF_LIFE.iter().find(|(known, _)| *known == major);
@@ -264,8 +271,7 @@ mod tests {
     fn versions_are_told_apart() {
         let day = (2026, 3, 1);
         assert_eq!(levels(120_022, day), [Level::Fail]);
-        // Never mended, and out of support.
-        assert_eq!(levels(130_023, day), [Level::Warn, Level::Warn]);
+        assert_eq!(levels(130_023, day), [Level::Fail]);
         // The releases of November 2025 do not have the mend, those of February 2026 do.
         for (broken, mended) in [
             (140_020, 140_021),
@@ -278,7 +284,7 @@ mod tests {
             assert_eq!(levels(mended, day), [Level::Ok], "{mended}");
         }
         assert_eq!(levels(140_021, (2026, 11, 13)), [Level::Warn]);
-        assert_eq!(levels(190_000, day), [Level::Ok]);
+        assert_eq!(levels(190_000, day), [Level::Warn]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Context,
-    finding::{Finding, Findings},
+    finding::{Finding, Findings, Level},
     server::Server,
     session::{Session, Trouble, identifier, literal},
     tables::TABLES,
@@ -25,8 +25,12 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
     let session = context.session().await?;
     let settings = settings(&session).await?;
     let mut findings = Findings::default();
-    let judged = judge(&settings, server);
-    if judged.is_empty() {
+    let mut judged = judge(&settings, server);
+    match temporary_files(&session).await {
+        Ok(limited) => judged.extend(limited),
+        Err(trouble) => judged.push(Finding::unchecked("setting", &trouble)),
+    }
+    if judged.iter().all(|finding| finding.level == Level::Info) {
         findings.push(Finding::ok("setting", "none is in the cache's way"));
     }
     findings.0.extend(judged);
@@ -52,7 +56,7 @@ async fn settings(session: &Session) -> Result<Settings, Trouble> {
         ('default_transaction_isolation', 'default_transaction_read_only', 'idle_session_timeout', 'transaction_timeout', \
         'statement_timeout', 'session_replication_role', 'deadlock_timeout', 'max_connections', \
         'superuser_reserved_connections', 'reserved_connections', 'max_locks_per_transaction', 'max_prepared_transactions', \
-        'hot_standby_feedback', 'max_standby_streaming_delay')";
+        'hot_standby_feedback', 'max_standby_streaming_delay', 'old_snapshot_threshold')";
     let settings: Vec<Setting> = session.rows(sql).await?;
     let pair = |setting: Setting| (setting.name, setting.value);
     Ok(settings.into_iter().map(pair).collect())
@@ -78,22 +82,14 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
                 .mend(mend),
         );
     };
-    let idle = number(settings, "idle_session_timeout");
-    if idle > 0 {
+    // Of 16 and older.
+    let snapshots = value("old_snapshot_threshold");
+    if !snapshots.is_empty() && snapshots != "-1" {
         tell(
-            "idle_session_timeout",
-            format!("ends sessions that were idle for {idle} ms"),
-            "the connection that listens for the bell is idle by nature: it is cut, and bells are missed until it is back",
-            format!("ALTER ROLE {role} SET idle_session_timeout = 0"),
-        );
-    }
-    let transaction = number(settings, "transaction_timeout");
-    if transaction > 0 {
-        tell(
-            "transaction_timeout",
-            format!("ends sessions whose transaction takes {transaction} ms"),
-            "reading everything is one transaction; the cache bounds its own (--warmup-timeout, --read-timeout)",
-            format!("ALTER ROLE {role} SET transaction_timeout = 0"),
+            "old_snapshot_threshold",
+            format!("lets VACUUM remove what a snapshot older than {snapshots} min still needs"),
+            "a read of the cache that takes so long fails with \"snapshot too old\", and is begun anew; PostgreSQL 17 has it no more",
+            "ALTER SYSTEM SET old_snapshot_threshold = -1 (and a restart)".to_owned(),
         );
     }
     let statement = number(settings, "statement_timeout");
@@ -150,7 +146,75 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
                 .to_owned(),
         );
     }
+    findings.extend(known(settings));
     findings
+}
+
+/// What is in nobody's way, but good to know.
+fn known(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let idle = number(settings, "idle_session_timeout");
+    if idle > 0 {
+        findings.push(
+            Finding::info("setting", format!("ends sessions that were idle for {idle} ms"))
+                .object("idle_session_timeout")
+                .why("the cache's connections are idle by nature; the cache sets its own for them, so that this ends none of them"),
+        );
+    }
+    let transaction = number(settings, "transaction_timeout");
+    if transaction > 0 {
+        findings.push(
+            Finding::info("setting", format!("ends sessions whose transaction takes {transaction} ms"))
+                .object("transaction_timeout")
+                .why("the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them"),
+        );
+    }
+    let prepared = number(settings, "max_prepared_transactions");
+    if prepared > 0 {
+        findings.push(
+            Finding::info("setting", format!("is {prepared}: transactions may end with PREPARE TRANSACTION"))
+                .object("max_prepared_transactions")
+                .why("PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify")
+                .mend("in each such transaction, before its first change: SET LOCAL oddscache.notify = off"),
+        );
+    }
+    findings
+}
+
+/// Limits of temporary files, of the server or of any role or database: writers may be other roles than ours.
+async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Limited {
+        whose: String,
+        value: String,
+        mend: String,
+    }
+    let sql = "SELECT 'the server' AS whose, s.reset_val || 'kB' AS value, \
+           'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS mend FROM pg_settings AS s \
+         WHERE s.name = 'temp_file_limit' AND s.reset_val <> '-1' AND s.source NOT IN ('database', 'user', 'database user') \
+         UNION ALL \
+         SELECT concat_ws(' in ', CASE WHEN r.oid IS NOT NULL THEN format('role %I', r.rolname) WHEN d.oid IS NULL THEN 'all roles' END, \
+             CASE WHEN d.oid IS NOT NULL THEN format('database %I', d.datname) END), \
+           split_part(o.option, '=', 2), \
+           'ALTER ' || CASE WHEN r.oid IS NULL AND d.oid IS NOT NULL THEN format('DATABASE %I', d.datname) \
+             ELSE 'ROLE ' || coalesce(quote_ident(r.rolname), 'ALL') || coalesce(' IN DATABASE ' || quote_ident(d.datname), '') END \
+           || ' SET temp_file_limit = -1' \
+         FROM pg_db_role_setting AS s CROSS JOIN unnest(s.setconfig) AS o (option) \
+         LEFT JOIN pg_database AS d ON d.oid = s.setdatabase LEFT JOIN pg_roles AS r ON r.oid = s.setrole \
+         WHERE o.option LIKE 'temp\\_file\\_limit=%' AND o.option <> 'temp_file_limit=-1' \
+           AND (s.setdatabase = 0 OR d.datname = current_database()) ORDER BY 1";
+    let limited: Vec<Limited> = session.rows(sql).await?;
+    let told = |limited: Limited| {
+        Finding::warn("setting", format!("is {} for {}", limited.value, limited.whose))
+            .object("temp_file_limit")
+            .why(
+                "the server keeps the rows that a statement changes for the feed's triggers: about as many bytes as the row has in \
+                 the table, twice for UPDATE. What is beyond work_mem goes into temporary files, which count: a statement that \
+                 changes more than the limit fails",
+            )
+            .mend(limited.mend)
+    };
+    Ok(limited.into_iter().map(told).collect())
 }
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! What `check.sql` does not see of the tables: plain child tables. And whether a cache could start from them.
+//! How foreign tables get out from below the application's. And whether a cache could start from these.
 
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::{
     Context,
     finding::Finding,
-    session::{Trouble, identifier, literal},
+    session::{Trouble, literal},
 };
 
 /// So many times what one question may take is what reading everything once may take here; a cache that starts has its own
@@ -19,80 +19,50 @@ const WARMUP: u32 = 12;
 pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots', 'market_odds', 'competitor_odds_snapshots', \
     'competitor_market_odds'";
 
-/// A table that inherits from one of ours without being a partition.
+/// A foreign table below one of ours.
 #[derive(Deserialize)]
-struct Child {
+struct Foreign {
     name: String,
+    /// The one of ours that it is below of.
+    root: String,
+    /// What it is directly below of, as SQL names it.
     parent: String,
-    foreign: bool,
-    /// How many of the four triggers it has, always enabled.
-    triggers: i64,
+    partition: bool,
 }
 
-/// What is written straight into a child table fires the triggers of the child alone, and `install.sql` gives triggers to
-/// partitions only.
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
-    let (app, cache) = (literal(context.app_schema), literal(context.cache_schema));
+    let app = literal(context.app_schema);
     let sql = format!(
         "WITH RECURSIVE node AS (\
            SELECT c.oid, c.relname::text AS root FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
             WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
            UNION SELECT i.inhrelid, node.root FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
-         SELECT c.oid::regclass::text AS name, node.root AS parent, c.relkind = 'f' AS foreign, \
-           (SELECT count(DISTINCT g.tgtype) FROM pg_trigger AS g JOIN pg_proc AS p ON p.oid = g.tgfoid \
-              JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE g.tgrelid = c.oid AND n.nspname = {cache} \
-               AND p.proname = 'log_change' AND g.tgenabled = 'A' AND g.tgtype & 1 = 0) AS triggers \
-         FROM node JOIN pg_class AS c ON c.oid = node.oid \
-         WHERE NOT c.relispartition AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid) ORDER BY 1"
+         SELECT c.oid::regclass::text AS name, node.root, i.inhparent::regclass::text AS parent, c.relispartition AS partition \
+         FROM node JOIN pg_class AS c ON c.oid = node.oid JOIN pg_inherits AS i ON i.inhrelid = c.oid \
+         WHERE c.relkind = 'f' ORDER BY 1"
     );
-    let children: Vec<Child> = context.session().await?.rows(&sql).await?;
-    let uncovered = children.into_iter().filter(|child| child.triggers < 4);
-    Ok(uncovered
-        .map(|child| uncovered_child(context, child))
-        .collect())
+    let foreign: Vec<Foreign> = context.session().await?.rows(&sql).await?;
+    Ok(foreign.into_iter().map(told).collect())
 }
 
-fn uncovered_child(context: &Context<'_>, child: Child) -> Finding {
-    let Child {
+/// PostgreSQL keeps no changed rows for triggers above a foreign table, so these cannot know the keys.
+fn told(foreign: Foreign) -> Finding {
+    let Foreign {
         name,
+        root,
         parent,
-        foreign,
-        triggers,
-    } = child;
-    let mend = if foreign {
-        format!(
-            "ALTER TABLE {name} NO INHERIT {}.{}",
-            identifier(context.app_schema),
-            identifier(&parent)
-        )
-    } else {
-        let function = format!(
-            "{}.log_change({})",
-            identifier(context.cache_schema),
-            literal(&parent)
-        );
-        let kinds = [
-            ("insert", "REFERENCING NEW TABLE AS new_rows "),
-            (
-                "update",
-                "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows ",
-            ),
-            ("delete", "REFERENCING OLD TABLE AS old_rows "),
-            ("truncate", ""),
-        ];
-        let statement = |(kind, rows): (&str, &str)| {
-            let trigger = identifier(&format!("{}_{kind}", context.cache_schema));
-            format!(
-                "DROP TRIGGER IF EXISTS {trigger} ON {name}; CREATE TRIGGER {trigger} AFTER {} ON {name} {rows}\
-                 FOR EACH STATEMENT EXECUTE FUNCTION {function}; ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger};",
-                kind.to_uppercase()
-            )
-        };
-        kinds.map(statement).join("\n")
+        partition,
+    } = foreign;
+    let mend = match partition {
+        true => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
+        false => format!("ALTER TABLE {name} NO INHERIT {parent}"),
     };
-    Finding::warn("trigger.child", format!("inherits from {parent}, and has {triggers} of the four triggers"))
+    Finding::warn("trigger.foreign", format!("is a foreign table below {root}"))
         .object(name)
-        .why("the cache reads its rows through the parent, but what is written straight into it is not logged")
+        .why(
+            "the triggers of what is above it log the whole table for each statement, and the cache then reads everything; what \
+             is written to it by name, or on its own server, is not logged at all. Keep its rows in a local table instead",
+        )
         .mend(mend)
 }
 

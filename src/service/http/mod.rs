@@ -35,6 +35,7 @@ use super::{
     metrics::{self, Requests},
     page,
     patient::Tally,
+    prune,
 };
 
 /// What can be chosen of the answers.
@@ -212,6 +213,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("counters".to_owned(), json!(cache.counters()));
         fields.insert("timings".to_owned(), json!(cache.timings()));
         fields.insert("change_log".to_owned(), json!(cache.change_log()));
+        fields.insert("pruning".to_owned(), json!(prune::pruning()));
     }
     Json(stats).into_response()
 }
