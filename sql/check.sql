@@ -72,6 +72,10 @@ BEGIN
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
          WHERE to_regclass(format('%I.%I', cache, t.tab)) IS NULL
          UNION ALL
+        SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and rows of one transaction are refused; '
+               'ALTER TABLE %s SET LOGGED', log)
+          FROM pg_class AS c WHERE c.oid = to_regclass(log) AND c.relpersistence = 'u'
+         UNION ALL
         SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
           FROM pg_proc AS p WHERE p.oid = to_regprocedure(func) AND to_regclass(log) IS NOT NULL
            AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
@@ -111,7 +115,9 @@ BEGIN
      WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
     WITH RECURSIVE node AS (
         SELECT u.tab, to_regclass(format('%I.%I', app, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
-         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+         UNION SELECT n.tab, i.inhrelid, n.level + 1
+          FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid
           FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid

@@ -120,6 +120,20 @@ BEGIN
             HINT = 'A trigger can say for one table only what has changed. Let each table inherit from one of them.';
     END IF;
 
+    SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname) INTO problem
+      FROM (WITH RECURSIVE node AS (
+                SELECT to_regclass(format('%I.%I', app, k.tab))::oid AS oid
+                  FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+                 UNION SELECT i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
+            SELECT n.oid FROM node AS n) AS n
+      JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+     WHERE NOT pg_has_role(c.relowner, 'USAGE');
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as a superuser, or '
+                'give the table to the owner of the others: ALTER TABLE ... OWNER TO ...';
+    END IF;
+
     -- The tables of the feed are published with all others. A subscriber that lacks them stops at the first change.
     SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO problem
       FROM pg_publication AS p
@@ -494,8 +508,8 @@ BEGIN
 END $body$),
 
     ('log_change', '', '', 'trigger',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
+     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms'' SET exit_on_error = off',
+     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms', 'exit_on_error=off'], false,
      'Trigger: writes one row to the change log for a statement that changed the table named by its argument.',
      $body$
 -- Must never make the application's statement fail: whatever can go wrong is caught, except the statement's own
@@ -517,7 +531,7 @@ BEGIN
                 -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
                 -- one insert fail and not another stays as we find it now.
                 SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
-                       AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
+                       AND c.relpersistence = 'p' AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
                   INTO plain
                   FROM pg_class AS c WHERE c.oid = to_regclass({log});
                 IF plain THEN
@@ -647,7 +661,11 @@ BEGIN
     WITH RECURSIVE node AS (
         SELECT k.tab, format('%I.%I', app, k.tab)::regclass::oid AS oid, 0 AS level
           FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
-         UNION SELECT n.tab, i.inhrelid, n.level + 1 FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid
+         UNION
+        -- A temporary child is its session's own: nobody else reads its rows.
+        SELECT n.tab, i.inhrelid, n.level + 1
+          FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid, c.oid AS below
           FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid

@@ -226,7 +226,8 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     let sql = "WITH RECURSIVE node AS (\
            SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
-           UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent) \
+           UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
+           JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
          SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
            EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \

@@ -137,23 +137,31 @@ fn describe(error: &anyhow::Error) -> String {
 /// How many rows went; `None` if the role has no right to do it.
 async fn prune(config: &Config, cache_schema: &str, keep: Duration) -> anyhow::Result<Option<i64>> {
     let (client, wire) = config.open().await?;
+    // Neither the role's search path nor its time-outs have a say: what bounds a call is `prune()` itself, and BOUND.
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}SET LOCAL search_path = pg_catalog, pg_temp; \
+         SET LOCAL statement_timeout = {bound}; SET LOCAL idle_in_transaction_session_timeout = {bound}",
+        wire.without_transaction_timeout(),
+        bound = BOUND.as_millis(),
+    );
     // Ends with this, also where this is cancelled.
     tokio::select! {
-        pruned = timeout(BOUND, prune_on(&client, cache_schema, keep)) => pruned.context("no answer in time")?,
+        pruned = timeout(BOUND, prune_on(&client, &begin, cache_schema, keep)) => pruned.context("no answer in time")?,
         ended = wire => Err(ended.err().map_or_else(|| anyhow!("the connection ended"), Into::into)),
     }
 }
 
-/// Each call is a transaction in which the role's search path has no say in what names mean.
+/// Each call is a transaction.
 async fn prune_on(
     client: &Client,
+    begin: &str,
     cache_schema: &str,
     keep: Duration,
 ) -> anyhow::Result<Option<i64>> {
     let mut total = 0;
     loop {
         client
-            .batch_execute("BEGIN; SET LOCAL search_path = pg_catalog, pg_temp")
+            .batch_execute(begin)
             .await
             .context("beginning to prune")?;
         let pruned = prune_once(client, cache_schema, keep).await?;

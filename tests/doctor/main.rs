@@ -143,7 +143,6 @@ fn a_sound_database_has_no_warning() {
     }
     for id in [
         "server.reachable",
-        "server.version",
         "server.clock",
         "server.tls",
         "server.password",
@@ -273,4 +272,38 @@ async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
         bell[0]["what"].as_str().unwrap().contains("advisory lock"),
         "{bell:?}"
     );
+}
+
+/// A role's own time-outs ended doctor's sessions as they did the follower's.
+#[test]
+fn time_outs_of_the_role_keep_doctor_from_nothing() {
+    let sound = Sound::new();
+    let mut settings = vec![
+        "statement_timeout = '15ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '15ms'",
+    ];
+    if sound.database.psql("show server_version_num") >= "170000".to_owned() {
+        settings.push("transaction_timeout = '15ms'");
+    }
+    for setting in settings {
+        let role = &sound.role;
+        sound
+            .database
+            .psql(&format!("alter role {role} set {setting}"));
+    }
+    let (code, findings) = doctor(&sound.dsn(), &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert!(
+        findings.iter().all(|finding| finding["checked"] == true),
+        "{findings:#?}"
+    );
+    for id in ["bell", "warmup", "log.prune"] {
+        assert!(
+            !levels_of(&findings, id).contains(&"fail".to_owned()),
+            "{findings:#?}"
+        );
+    }
+    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(levels_of(&findings, "warmup"), ["ok"], "{findings:#?}");
 }

@@ -6,6 +6,7 @@ mod common;
 
 mod bell;
 mod check;
+mod forms;
 mod grants;
 mod heartbeat;
 mod indexes;

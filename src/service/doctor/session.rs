@@ -91,6 +91,7 @@ pub(crate) fn identifier(name: &str) -> String {
 pub(crate) struct Session {
     client: Client,
     bound: Duration,
+    without_transaction_timeout: &'static str,
     dead: AtomicBool,
     /// The last error of the connection, which says more than "connection closed".
     lost: Arc<Mutex<Option<Trouble>>>,
@@ -112,6 +113,7 @@ impl Session {
             .await
             .map_err(Trouble::late("connecting", patience))?
             .map_err(|error| Trouble::new(error.to_string()))?;
+        let without_transaction_timeout = wire.without_transaction_timeout();
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
         let task = tokio::spawn(async move {
@@ -126,6 +128,7 @@ impl Session {
         Ok(Session {
             client,
             bound,
+            without_transaction_timeout,
             dead: AtomicBool::new(false),
             lost,
             task,
@@ -185,7 +188,11 @@ impl Session {
 
     fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
-        format!("SET LOCAL statement_timeout = {millis}; SET LOCAL lock_timeout = {millis}")
+        format!(
+            "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL lock_timeout = {millis}",
+            self.without_transaction_timeout
+        )
     }
 
     async fn roll_back(&self) {

@@ -1,0 +1,473 @@
+//! No writer is harmed: what worked before the install works after it, and the log has the keys.
+//!
+//! Each form of statement meets each kind of table twice: in a database without the feed and in one with it. Both must
+//! answer the same and then hold the same rows. What changed is computed from the rows, and the log must have its keys.
+
+mod habits;
+mod kinds;
+mod limits;
+mod settings;
+mod statements;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    sync::Once,
+};
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use kinds::Kind;
+use statements::{FORMS, Form, Log, Step};
+
+use super::*;
+
+/// Owns the tables and installs the feed.
+const OWNER: &str = "forms_owner";
+/// Has SELECT, INSERT, UPDATE, DELETE and TRUNCATE on the tables, and no right on the feed.
+const WRITER: &str = "forms_writer";
+
+/// What a key is, for each table.
+const KEYS: [&str; 6] = [
+    "id",
+    "betpawa_event_id",
+    "event_id",
+    "competitor_event_id",
+    "snapshot_id",
+    "snapshot_id",
+];
+
+/// The rows of the six tables, with how many there are of each: the table, its key, the row as text.
+type Rows = BTreeMap<(String, Option<i64>, String), u32>;
+
+/// A session of the superuser, which takes the roles of others.
+struct Side {
+    client: Client,
+    said: tokio::sync::mpsc::UnboundedReceiver<String>,
+    feed: bool,
+    db: Database,
+    /// The database behind the foreign tables.
+    far: Option<Client>,
+}
+
+/// What the application sees of a form: the answer to each step, the notices, and then the rows.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    answers: Vec<String>,
+    notices: Vec<String>,
+    rows: Rows,
+}
+
+/// What the log has of a form: the keys of each table, or none for the whole table; and the notes.
+#[derive(Debug, Default)]
+struct Logged {
+    keys: BTreeMap<String, BTreeSet<i64>>,
+    whole: BTreeSet<String>,
+    notes: Vec<String>,
+}
+
+impl Side {
+    async fn open(kind: &Kind, feed: bool) -> Side {
+        static ROLES: Once = Once::new();
+        ROLES.call_once(|| {
+            common::psql(
+                "postgres",
+                &["-qc", &format!("create role {OWNER}; create role {WRITER}")],
+            );
+        });
+        let far = match &kind.far {
+            Some(tables) => {
+                let far = Database::empty();
+                far.psql(tables);
+                Some(far)
+            }
+            None => None,
+        };
+        let db = Database::empty();
+        db.psql(&kind.setup(&db.name, far.as_ref().map(|far| far.name.as_str())));
+        if feed {
+            install(&db);
+        }
+        let (client, said) = connect(&db).await;
+        let far = match far {
+            Some(far) => Some(common::connect(&far.dsn()).await),
+            None => None,
+        };
+        Side {
+            client,
+            said,
+            feed,
+            db,
+            far,
+        }
+    }
+
+    fn install(&self) {
+        install(&self.db);
+    }
+
+    async fn run(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    async fn query(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        let messages = match self.client.simple_query(sql).await {
+            Ok(messages) => messages,
+            Err(error) => panic!("{sql}: {error:?}"),
+        };
+        messages
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(
+                    (0..row.len())
+                        .map(|at| row.get(at).map(str::to_owned))
+                        .collect(),
+                ),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Rows 1 to 3, and an empty log.
+    async fn reset(&mut self, kind: &Kind) {
+        if let Some(far) = &self.far {
+            let delete: String = TABLES.map(|table| format!("delete from {table};")).concat();
+            far.batch_execute(&delete).await.unwrap();
+        }
+        self.run(&kind.rows()).await;
+        if self.feed {
+            self.run("delete from oddscache.change_log").await;
+        }
+        while self.said.try_recv().is_ok() {}
+    }
+
+    async fn rows(&self) -> Rows {
+        let tables = TABLES.iter().zip(KEYS).map(|(table, key)| {
+            format!("select '{table}', {key}::bigint, t::text from public.{table} as t")
+        });
+        let mut rows = Rows::new();
+        for row in self
+            .query(&tables.collect::<Vec<_>>().join(" union all "))
+            .await
+        {
+            let key = row[1].as_ref().map(|key| key.parse().unwrap());
+            *rows
+                .entry((row[0].clone().unwrap(), key, row[2].clone().unwrap()))
+                .or_default() += 1;
+        }
+        rows
+    }
+
+    async fn logged(&self) -> Logged {
+        let mut logged = Logged::default();
+        if !self.feed {
+            return logged;
+        }
+        for row in self
+            .query("select table_name, array_to_string(keys, ','), note from oddscache.change_log")
+            .await
+        {
+            let table = row[0].clone().unwrap();
+            match &row[1] {
+                Some(keys) => logged
+                    .keys
+                    .entry(table)
+                    .or_default()
+                    .extend(keys.split(',').map(|key| key.parse::<i64>().unwrap())),
+                None => {
+                    logged.whole.insert(table);
+                }
+            }
+            logged.notes.extend(row[2].clone());
+        }
+        logged
+    }
+
+    /// Takes one step; the answer as text, or the SQLSTATE.
+    async fn step(&self, step: Step, kind: &Kind) -> Result<String, String> {
+        let fill = |sql: &str| kind.fill(sql).replace("{transaction}", &self.db.name);
+        let answer = match step {
+            Step::Sql(sql) => self.ask(&fill(sql)).await,
+            Step::Load(sql, data) => self.copy(&fill(sql), data).await,
+            Step::Prepared(sql) => self.seven_times(&fill(sql)).await,
+        };
+        answer.map_err(|error| match error.code() {
+            Some(code) => code.code().to_owned(),
+            None => panic!("{}, {}: {error:?}", kind.name, self.db.name),
+        })
+    }
+
+    /// The numbers of rows, and the rows themselves in an order of ours: the server's depends on where it found room.
+    async fn ask(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
+        let (mut counts, mut rows) = (String::new(), Vec::new());
+        for message in self.client.simple_query(sql).await? {
+            match message {
+                SimpleQueryMessage::CommandComplete(n) => counts.push_str(&format!("{n} rows; ")),
+                SimpleQueryMessage::Row(row) => {
+                    let fields: Vec<&str> = (0..row.len())
+                        .map(|at| row.get(at).unwrap_or("null"))
+                        .collect();
+                    rows.push(format!("({}) ", fields.join(", ")));
+                }
+                _ => {}
+            }
+        }
+        rows.sort();
+        Ok(rows.concat() + &counts)
+    }
+
+    async fn copy(&self, sql: &str, data: &'static str) -> Result<String, tokio_postgres::Error> {
+        let mut sink = std::pin::pin!(self.client.copy_in(sql).await?);
+        sink.send(Bytes::from_static(data.as_bytes())).await?;
+        Ok(format!("{} rows", sink.finish().await?))
+    }
+
+    async fn seven_times(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
+        let statement = self.client.prepare(sql).await?;
+        let mut text = String::new();
+        for _ in 0..7 {
+            text.push_str(&format!(
+                "{} rows; ",
+                self.client.execute(&statement, &[]).await?
+            ));
+        }
+        Ok(text)
+    }
+
+    async fn begin(&self, role: &str, around: &Around<'_>) {
+        for setting in around.before {
+            self.run(setting).await;
+        }
+        self.run(&format!("set session authorization {role}")).await;
+    }
+
+    /// Runs a form as a role.
+    async fn try_form(
+        &mut self,
+        kind: &Kind,
+        form: &Form,
+        role: &str,
+        around: &Around<'_>,
+    ) -> (Seen, Logged) {
+        self.begin(role, around).await;
+        if form.undo {
+            self.run("begin").await;
+        }
+        self.run(around.begin).await;
+        let whole = form.undo || !around.begin.is_empty();
+        let mut answers = Vec::new();
+        let mut failed = false;
+        for step in form.steps {
+            match self.step(*step, kind).await {
+                Ok(answer) => answers.push(answer),
+                Err(code) => {
+                    answers.push(code);
+                    if matches!(step, Step::Load(..)) {
+                        // The client cannot go on after a COPY that the server refused.
+                        (self.client, self.said) = connect(&self.db).await;
+                        self.begin(role, around).await;
+                    }
+                    self.run("rollback").await;
+                    failed = whole;
+                }
+            }
+            if failed {
+                break;
+            }
+        }
+        if !around.begin.is_empty() && !form.undo && !failed {
+            answers.push(match self.client.simple_query("commit").await {
+                Ok(_) => "committed".to_owned(),
+                Err(error) => error.code().unwrap().code().to_owned(),
+            });
+        }
+        self.run("reset session authorization; reset client_min_messages")
+            .await;
+        for before in around.before {
+            if let Some(name) = before
+                .strip_prefix("set ")
+                .and_then(|rest| rest.split(' ').next())
+            {
+                self.run(&format!("reset {name}")).await;
+            }
+        }
+        let (rows, logged) = (self.rows().await, self.logged().await);
+        if form.undo {
+            self.run("rollback; reset session authorization").await;
+        }
+        let mut notices = Vec::new();
+        while let Ok(notice) = self.said.try_recv() {
+            // What ROLLBACK says where there is no transaction.
+            if !notice.contains("there is no transaction in progress") {
+                notices.push(notice);
+            }
+        }
+        (
+            Seen {
+                answers,
+                notices,
+                rows,
+            },
+            logged,
+        )
+    }
+}
+
+/// Installs the feed, as the owner of the tables.
+fn install(db: &Database) {
+    let args = [
+        "-qAt",
+        "-c",
+        &format!("set role {OWNER}"),
+        "-f",
+        "sql/install.sql",
+    ];
+    let output = cluster().psql(&db.name, &args).unwrap();
+    assert!(output.status.success(), "{}: {}", db.name, text(&output));
+}
+
+/// A connection that keeps the server's notices.
+async fn connect(db: &Database) -> (Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let (client, mut connection) = tokio_postgres::connect(&db.dsn(), NoTls).await.unwrap();
+    let (send, said) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                let _ = send.send(format!("{}: {}", notice.severity(), notice.message()));
+            }
+        }
+    });
+    (client, said)
+}
+
+/// What stands around a form: settings of the superuser, and how the transaction begins.
+struct Around<'a> {
+    before: &'a [&'a str],
+    begin: &'a str,
+}
+
+const NOTHING: Around<'_> = Around {
+    before: &[],
+    begin: "",
+};
+
+/// The keys of all rows that came, went or are different now.
+fn changed(before: &Rows, after: &Rows) -> BTreeMap<String, BTreeSet<i64>> {
+    let mut changed: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
+    for (row, n) in before.iter().chain(after) {
+        if before.get(row) == Some(n) && after.get(row) == Some(n) {
+            continue;
+        }
+        if let (table, Some(key), _) = row {
+            changed.entry(table.clone()).or_default().insert(*key);
+        }
+    }
+    changed
+}
+
+/// What is wrong with a form on a kind of table, if anything is.
+fn judge(
+    kind: &Kind,
+    form: &Form,
+    before: &Rows,
+    without: &Seen,
+    with: &Seen,
+    logged: &Logged,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if without != with {
+        wrong.push(format!(
+            "the install changes what the application sees:\nwithout {without:?}\nwith {with:?}"
+        ));
+    }
+    if form.log == Log::Catalog {
+        return wrong;
+    }
+    for (table, keys) in changed(before, &with.rows) {
+        let known = logged.keys.get(&table).cloned().unwrap_or_default();
+        let missing: Vec<&i64> = keys
+            .difference(&known)
+            .filter(|key| !(form.direct && kind.is_far(**key)))
+            .collect();
+        if !logged.whole.contains(&table) && !missing.is_empty() {
+            wrong.push(format!("the log lacks {missing:?} of {table}: {logged:?}"));
+        }
+    }
+    if form.log == Log::Keys && !kind.whole && !logged.whole.is_empty() {
+        wrong.push(format!("the log has the whole table: {logged:?}"));
+    }
+    wrong
+}
+
+async fn version(side: &Side) -> u32 {
+    let version: u32 = side.query("show server_version_num").await[0][0]
+        .as_ref()
+        .unwrap()
+        .parse()
+        .unwrap();
+    version / 10000
+}
+
+/// Tries all forms on a kind of table, as both roles.
+async fn no_form_is_harmed(kind: Kind) {
+    let mut without = Side::open(&kind, false).await;
+    let mut with = Side::open(&kind, true).await;
+    let version = version(&with).await;
+    let mut wrong = Vec::new();
+    for role in [OWNER, WRITER] {
+        for form in FORMS.iter().filter(|form| form.since <= version) {
+            if form.undo && role != OWNER {
+                // Only the owner may.
+                continue;
+            }
+            without.reset(&kind).await;
+            with.reset(&kind).await;
+            let before = without.rows().await;
+            assert_eq!(before, with.rows().await, "{}", kind.name);
+            let (seen_without, _) = without.try_form(&kind, form, role, &NOTHING).await;
+            let (seen_with, logged) = with.try_form(&kind, form, role, &NOTHING).await;
+            println!(
+                "{} | {} | {role} | {:?} | {logged:?}",
+                form.name, kind.name, seen_with.answers
+            );
+            for fault in judge(&kind, form, &before, &seen_without, &seen_with, &logged) {
+                wrong.push(format!("{} | {} | {role}: {fault}", form.name, kind.name));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} faults:\n{}",
+        wrong.len(),
+        wrong.join("\n\n")
+    );
+}
+
+macro_rules! kinds {
+    ($($name:ident: $kind:ident,)*) => { $(
+        #[tokio::test]
+        async fn $name() {
+            no_form_is_harmed(Kind::$kind()).await;
+        }
+    )* };
+}
+
+kinds! {
+    plain_tables: plain,
+    unlogged_tables: unlogged,
+    partitions_by_range: range,
+    partitions_by_list: list,
+    partitions_by_hash: hash,
+    partitions_of_partitions: nested,
+    partitions_with_their_columns_in_another_order: shuffled,
+    foreign_partitions: foreign_partitions,
+    children: inherited,
+    foreign_children: foreign_children,
+    row_security: row_security,
+    a_generated_key: generated,
+    keys_of_two_bytes: small_ids,
+    keys_of_eight_bytes: large_ids,
+    triggers_of_the_applications_own: own_triggers,
+}
