@@ -6,7 +6,7 @@
 //!
 //! Writers ring only while somebody waits for it. While the follower wants to be rung for, the session that LISTENs holds an
 //! advisory lock in share mode, which every role may take and a lost connection gives back; why no change goes unseen for
-//! it, [`crate::follow::doze`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
+//! it, [`crate::follow::schedule::polling`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
 //! read.
 
 use std::{
@@ -465,7 +465,7 @@ async fn session(client: &Client) -> Result<i32, Error> {
 }
 
 /// Takes the lock, then asks which transaction id the server hands out next. Every transaction that looked for the lock
-/// too early has a smaller one: it had its id before it looked (W1 of [`crate::follow::doze`]).
+/// too early has a smaller one: it had its id before it looked (W1 of [`crate::follow::schedule::polling`]).
 ///
 /// `age()` compares with that next id as long as the transaction has none of its own, and does so anew in each
 /// transaction. Asking assigns no id. An id of our own would have to reach the disk before a snapshot shows it, since a

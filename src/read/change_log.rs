@@ -179,7 +179,7 @@ pub(crate) async fn read(
 }
 
 /// A log row: the transaction, and the id, which is unique within it.
-type LogRow = (u64, i64);
+pub(crate) type LogRow = (u64, i64);
 
 /// The same on a standby, with `snapshot`, that of the transaction; and which rows it shows.
 pub(crate) async fn read_on_standby(

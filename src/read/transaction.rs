@@ -1,14 +1,14 @@
 //! How a read begins, and how it sees without reading that there is nothing to read.
 
 use futures_util::future::try_join;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use crate::{
     config::Config,
     error::Error,
     model::{Micros, PgSnapshot},
     postgres::statement::Prepared,
-    read::{rows::time, schema::Names},
+    read::{rows::time, source::Source},
     store::state::{Cut, Moment},
 };
 
@@ -29,12 +29,12 @@ const BEGIN: &str = "beginning to read";
 
 /// The beginning of any read: its locks, then its snapshot. Both are sent at once, and answered in this order: where the
 /// first fails the outcome is its error, or that of the second, which the server then refuses (25P02).
-pub(crate) async fn begin(
-    client: &Client,
-    config: &Config,
-    names: &Names,
-    prepared: Option<&Prepared>,
-) -> Result<Begun, Error> {
+pub(crate) async fn begin(source: Source<'_>, prepared: Option<&Prepared>) -> Result<Begun, Error> {
+    let Source {
+        client,
+        config,
+        names,
+    } = source;
     let began = Moment::now();
     let locks = match prepared {
         Some(_) => &names.begin_prepared,
@@ -57,14 +57,14 @@ pub(crate) async fn begin(
 
 /// The same answer outside of a transaction, without locks or anything read of a table. It says what is needed to see that
 /// nothing has been written since a read.
-pub(crate) async fn peek(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
+pub(crate) async fn peek(source: Source<'_>) -> Result<Begun, Error> {
     let began = Moment::now();
-    let rows = client.query_typed(&names.peek, &[]).await;
+    let rows = source.client.query_typed(&source.names.peek, &[]).await;
     let rows = rows.map_err(Error::database(BEGIN))?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    Begun::read(config, row, began)
+    Begun::read(source.config, row, began)
 }
 
 impl Begun {

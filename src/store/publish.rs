@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
+    error::Error,
     metrics::{
         reload::CountingReloads,
         status::{ChangeLog, Counters, Status},
@@ -226,6 +227,17 @@ impl Publisher {
             let changed = *current != status;
             *current = status;
             changed
+        });
+    }
+
+    /// Says that nobody follows any more. The first who says it says why.
+    pub(crate) fn end(&self, error: Option<Error>) {
+        self.shared.status.send_if_modified(|current| {
+            let is_news = !matches!(current, Status::Ended { .. });
+            if is_news {
+                *current = Status::Ended { error };
+            }
+            is_news
         });
     }
 

@@ -72,16 +72,16 @@ pub(crate) struct Seen {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Doze {
+pub(crate) struct Polling {
     mode: Mode,
     took: Duration,
     /// The X for which W3 was kept, or given up.
     settled: Option<u64>,
 }
 
-impl Default for Doze {
-    fn default() -> Doze {
-        Doze {
+impl Default for Polling {
+    fn default() -> Polling {
+        Polling {
             mode: Mode::Asleep { apart: SELDOM },
             took: Duration::ZERO,
             settled: None,
@@ -89,7 +89,7 @@ impl Default for Doze {
     }
 }
 
-impl Doze {
+impl Polling {
     /// After each read.
     pub(crate) fn read(&mut self, seen: Seen) {
         let has_news = seen.rows > 0;
@@ -131,7 +131,7 @@ impl Doze {
     }
 
     /// Whether writers should ring.
-    pub(crate) fn wants_bell(&self) -> bool {
+    pub(crate) fn wants_notifications(&self) -> bool {
         !matches!(self.mode, Mode::Awake { .. })
     }
 
@@ -152,7 +152,7 @@ mod tests {
 
     /// A follower whose clock goes by what is said to have happened.
     struct Follower {
-        doze: Doze,
+        polling: Polling,
         now: Instant,
         held: Option<u64>,
         xmin: u64,
@@ -161,7 +161,7 @@ mod tests {
     impl Follower {
         fn new() -> Follower {
             let mut follower = Follower {
-                doze: Doze::default(),
+                polling: Polling::default(),
                 now: Instant::now(),
                 held: Some(100),
                 xmin: 100,
@@ -173,7 +173,7 @@ mod tests {
 
         fn read(&mut self, rung_after: Option<Duration>, took: Duration, rows: usize) {
             self.now += took;
-            self.doze.read(Seen {
+            self.polling.read(Seen {
                 now: self.now,
                 took,
                 rung_after,
@@ -194,7 +194,7 @@ mod tests {
         }
 
         fn sleeps(&self) -> bool {
-            self.doze.wants_bell() && self.doze.look_after().is_none()
+            self.polling.wants_notifications() && self.polling.look_after().is_none()
         }
     }
 
@@ -212,12 +212,12 @@ mod tests {
         ] {
             let mut follower = Follower::new();
             for _ in 0..100 {
-                if follower.doze.wants_bell() {
+                if follower.polling.wants_notifications() {
                     follower.rung(after, took, rows);
                 }
             }
             assert_eq!(
-                follower.doze.wants_bell(),
+                follower.polling.wants_notifications(),
                 !often,
                 "{after:?} {took:?} {rows}"
             );
@@ -244,7 +244,7 @@ mod tests {
 
     fn awake() -> Follower {
         let mut follower = Follower::new();
-        while follower.doze.wants_bell() {
+        while follower.polling.wants_notifications() {
             follower.rung(MS, MS, 1);
         }
         follower.held = None;
@@ -256,18 +256,18 @@ mod tests {
         let mut follower = awake();
         for (took, pause) in [(MS, 5 * MS), (8 * MS, 8 * MS), (200 * MS, 20 * MS)] {
             follower.read(None, took, 1);
-            assert_eq!(follower.doze.look_after(), Some(pause));
+            assert_eq!(follower.polling.look_after(), Some(pause));
         }
         for _ in 0..100 {
             follower.polls(30 * MS, false);
             follower.polls(30 * MS, false);
             follower.polls(30 * MS, true);
         }
-        assert!(!follower.doze.wants_bell());
+        assert!(!follower.polling.wants_notifications());
         for _ in 0..4 {
             follower.polls(30 * MS, false);
         }
-        assert!(follower.doze.wants_bell());
+        assert!(follower.polling.wants_notifications());
         assert!(!follower.sleeps());
     }
 

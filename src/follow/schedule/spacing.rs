@@ -3,13 +3,13 @@ use std::time::Duration;
 /// Spaces reads where something drives them on for nothing: everything read again and again, or a bell that anybody may
 /// ring. Ordinary work is not spaced.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct Spacing {
     /// How long the last read took, if it read everything.
     reload: Option<Duration>,
     /// Whether the one before did, too.
     reloads_in_a_row: bool,
     /// Reads for a bell in a row that found no news.
-    empty_bells: u32,
+    empty_notifications: u32,
     /// The same for handles that asked, such as for a transaction that is still under way.
     empty_asks: u32,
     /// How often to look again for what a bell from elsewhere may have rung for.
@@ -19,7 +19,7 @@ pub(crate) struct Pace {
 /// What a read was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driven {
-    Bell,
+    Notification,
     /// A handle asked.
     Asked,
     Time,
@@ -37,12 +37,12 @@ const LOOKS: u32 = 6;
 /// However long a reload takes, the next may begin after this.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 
-impl Pace {
+impl Spacing {
     /// A read for which everything was read, within `duration`.
     pub(crate) fn reloaded(&mut self, duration: Duration) {
         self.reloads_in_a_row = self.reload.is_some();
         self.reload = Some(duration);
-        (self.empty_bells, self.empty_asks) = (0, 0);
+        (self.empty_notifications, self.empty_asks) = (0, 0);
     }
 
     /// Any other read.
@@ -50,9 +50,11 @@ impl Pace {
         self.reload = None;
         self.reloads_in_a_row = false;
         match (by, news) {
-            (Driven::Bell, false) => self.empty_bells = self.empty_bells.saturating_add(1),
+            (Driven::Notification, false) => {
+                self.empty_notifications = self.empty_notifications.saturating_add(1)
+            }
             (Driven::Asked, false) => self.empty_asks = self.empty_asks.saturating_add(1),
-            (Driven::Time, _) | (_, true) => (self.empty_bells, self.empty_asks) = (0, 0),
+            (Driven::Time, _) | (_, true) => (self.empty_notifications, self.empty_asks) = (0, 0),
         }
     }
 
@@ -84,7 +86,7 @@ impl Pace {
             0 => Duration::ZERO,
             extra => Duration::from_millis(1 << extra.min(16)).min(most),
         };
-        let bells = empty(self.empty_bells, poll_interval);
+        let bells = empty(self.empty_notifications, poll_interval);
         let asks = empty(self.empty_asks, LONGEST_REST_FOR_ASKS.min(poll_interval));
         reload.max(bells).max(asks)
     }
@@ -98,61 +100,61 @@ mod tests {
 
     #[test]
     fn one_reload_is_not_spaced_from_what_follows_but_a_row_of_them_is() {
-        let mut pace = Pace::default();
-        pace.reloaded(Duration::from_secs(2));
-        assert_eq!(pace.rest(POLL), Duration::ZERO);
-        pace.reloaded(Duration::from_secs(2));
-        assert_eq!(pace.rest(POLL), Duration::from_secs(2));
-        pace.reloaded(Duration::from_secs(300));
-        assert_eq!(pace.rest(POLL), LONGEST_REST);
-        pace.read(Driven::Bell, true);
-        assert_eq!(pace.rest(POLL), Duration::ZERO);
+        let mut spacing = Spacing::default();
+        spacing.reloaded(Duration::from_secs(2));
+        assert_eq!(spacing.rest(POLL), Duration::ZERO);
+        spacing.reloaded(Duration::from_secs(2));
+        assert_eq!(spacing.rest(POLL), Duration::from_secs(2));
+        spacing.reloaded(Duration::from_secs(300));
+        assert_eq!(spacing.rest(POLL), LONGEST_REST);
+        spacing.read(Driven::Notification, true);
+        assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 
     #[test]
     fn a_bell_ahead_of_its_change_is_followed_by_a_few_looks() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.look_again(), None);
-        pace.ahead(true);
+        let mut spacing = Spacing::default();
+        assert_eq!(spacing.look_again(), None);
+        spacing.ahead(true);
         let mut looks = Vec::new();
-        while let Some(look) = pace.look_again() {
+        while let Some(look) = spacing.look_again() {
             looks.push(look.as_millis());
-            pace.ahead(false);
+            spacing.ahead(false);
         }
         assert_eq!(looks, [5, 10, 20, 40, 80, 160]);
-        assert_eq!(pace.look_again(), None);
+        assert_eq!(spacing.look_again(), None);
     }
 
     #[test]
     fn bells_for_nothing_are_answered_ever_more_slowly_up_to_the_poll_interval() {
-        let mut pace = Pace::default();
+        let mut spacing = Spacing::default();
         let mut rests = Vec::new();
         for _ in 0..100 {
-            pace.read(Driven::Bell, false);
-            rests.push(pace.rest(POLL));
+            spacing.read(Driven::Notification, false);
+            rests.push(spacing.rest(POLL));
         }
         assert!(rests.is_sorted());
         assert_eq!((rests[2], rests[99]), (Duration::ZERO, POLL));
-        pace.read(Driven::Bell, true);
-        assert_eq!(pace.rest(POLL), Duration::ZERO);
+        spacing.read(Driven::Notification, true);
+        assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 
     /// A client that asked again and again for a transaction to come made bells wait for as long as the poll interval.
     #[test]
     fn asking_for_nothing_makes_nobody_wait_for_long() {
-        let mut pace = Pace::default();
+        let mut spacing = Spacing::default();
         for _ in 0..100 {
-            pace.read(Driven::Asked, false);
-            assert!(pace.rest(POLL) <= LONGEST_REST_FOR_ASKS);
+            spacing.read(Driven::Asked, false);
+            assert!(spacing.rest(POLL) <= LONGEST_REST_FOR_ASKS);
         }
-        assert_eq!(pace.rest(POLL), LONGEST_REST_FOR_ASKS);
+        assert_eq!(spacing.rest(POLL), LONGEST_REST_FOR_ASKS);
         // Nor do they hide a flood of bells.
         for _ in 0..100 {
-            pace.read(Driven::Bell, false);
-            pace.read(Driven::Asked, false);
+            spacing.read(Driven::Notification, false);
+            spacing.read(Driven::Asked, false);
         }
-        assert_eq!(pace.rest(POLL), POLL);
-        pace.read(Driven::Time, false);
-        assert_eq!(pace.rest(POLL), Duration::ZERO);
+        assert_eq!(spacing.rest(POLL), POLL);
+        spacing.read(Driven::Time, false);
+        assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 }
