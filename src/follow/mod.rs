@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     follow::{
         backoff::Backoff,
-        listener::Bell,
+        listener::Listener,
         schedule::{Schedule, Seen, Woken},
     },
     metrics::{
@@ -37,7 +37,7 @@ use crate::{
         preflight::{self, Feed},
         schema::Names,
         source::Source,
-        transaction::{self, Begun},
+        transaction::{self, ReadStart},
     },
     store::{
         draft::Draft,
@@ -66,7 +66,7 @@ pub struct Follower {
     prepared: Option<Prepared>,
     publisher: Publisher,
     draft: Draft,
-    bell: Option<Bell>,
+    listener: Option<Listener>,
     epoch: u64,
     schedule: Schedule,
     audit: Audit,
@@ -112,7 +112,7 @@ impl Follower {
             prepared: Some(Prepared::new()),
             publisher,
             draft: Draft::default(),
-            bell: None,
+            listener: None,
             epoch: 0,
             schedule: Schedule::new(config.poll_interval, config.bell_is_elsewhere(), now),
             audit: Audit::new(config.audit_cycle, config.audit_budget, now),
@@ -181,7 +181,7 @@ impl Follower {
         let check = preflight::check_first(&reader, &self.config);
         let feed = within(self.config.read_timeout, CHECKING, check).await?;
         // Before the first snapshot, so that a notification comes for each change after it.
-        self.hang_bell(feed.as_ref())?;
+        self.listen(feed.as_ref())?;
         Ok(Session {
             reader,
             locks: Backoff::for_locks(),
@@ -216,8 +216,8 @@ impl Follower {
         reason: ReloadReason,
     ) -> Result<ReadState, Error> {
         let begin = transaction::begin(self.source(&session.reader), None);
-        let begun = within(self.config.read_timeout, BEGINNING, begin).await?;
-        self.read_everything(&session.reader, reason.into(), begun)
+        let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+        self.read_everything(&session.reader, reason.into(), start)
             .await
     }
 
@@ -256,7 +256,10 @@ impl Follower {
     /// once the listener has proven that sessions are not handed to others: they would inherit what is set here. Says
     /// whether that is done.
     async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
-        let is_ours = self.bell.as_ref().is_some_and(Bell::has_own_session);
+        let is_ours = self
+            .listener
+            .as_ref()
+            .is_some_and(Listener::has_own_session);
         if !is_ours || self.config.bell_is_elsewhere() {
             return Ok(false);
         }
@@ -271,14 +274,18 @@ impl Follower {
     }
 
     /// Listens to the channel that the feed names.
-    fn hang_bell(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
+    fn listen(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
-        if self.bell.as_ref().is_none_or(|bell| !bell.is_for(feed)) {
-            let bell = Bell::spawn(&self.config, feed);
-            bell.want(self.schedule.wants_notifications());
-            self.bell = Some(bell);
+        if self
+            .listener
+            .as_ref()
+            .is_none_or(|listener| !listener.is_for(feed))
+        {
+            let listener = Listener::spawn(&self.config, feed);
+            listener.want(self.schedule.wants_notifications());
+            self.listener = Some(listener);
         }
         Ok(())
     }
@@ -287,7 +294,7 @@ impl Follower {
         &mut self,
         reader: &Connection,
         reason: Reload,
-        begun: Begun,
+        start: ReadStart,
     ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
         let source = Source {
@@ -296,15 +303,15 @@ impl Follower {
             names: &self.names,
         };
         let prepared = self.prepared.as_ref();
-        let read = read::everything(source, prepared, &mut self.draft, reason.clone(), begun);
+        let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
         let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
                 self.config.warmup_connections = 1;
                 self.roll_back(reader).await?;
                 let begin = transaction::begin(self.source(reader), None);
-                let begun = within(self.config.read_timeout, BEGINNING, begin).await?;
-                return Box::pin(self.read_everything(reader, reason, begun)).await;
+                let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+                return Box::pin(self.read_everything(reader, reason, start)).await;
             }
             read => read?,
         };
@@ -318,15 +325,15 @@ impl Follower {
         let begun_at = Instant::now();
         let wake = self.schedule.next(self.audit.until_due(begun_at));
         sleep(wake.rest).await;
-        let rung = async {
-            match &self.bell {
-                Some(bell) if wake.by_notification => bell.rung().await,
+        let notified = async {
+            match &self.listener {
+                Some(listener) if wake.by_notification => listener.notified().await,
                 _ => std::future::pending().await,
             }
         };
-        let rung = pin!(rung);
-        let asked = pin!(self.publisher.wish().asked());
-        let woken = match timeout(wake.within, select(rung, asked)).await {
+        let notified = pin!(notified);
+        let asked = pin!(self.publisher.request().asked());
+        let woken = match timeout(wake.within, select(notified, asked)).await {
             Ok(Either::Left(_)) => Woken::Notification,
             Ok(Either::Right(_)) => Woken::Asked,
             Err(_) => Woken::Time,
@@ -349,10 +356,10 @@ impl Follower {
             Woken::Time => &counters.polls,
         };
         add(woke, 1);
-        if let Some(bell) = &self.bell {
-            add(&counters.heartbeats, bell.take_heartbeats());
+        if let Some(listener) = &self.listener {
+            add(&counters.heartbeats, listener.take_heartbeats());
         }
-        if self.publisher.wish().take_resync() {
+        if self.publisher.request().take_resync() {
             known.reload = Some(ReloadReason::Asked.into());
         }
         self.read(reader, known, Some(woken), None).await?;
@@ -437,11 +444,11 @@ impl Follower {
                     self.publish(known, *done);
                 }
             }
-            Read::Reload(reason, begun) => {
+            Read::Reload(reason, start) => {
                 self.announce(&reason);
-                *known = self.read_everything(reader, reason, *begun).await?;
+                *known = self.read_everything(reader, reason, *start).await?;
                 self.schedule.reloaded(begun_at.elapsed());
-                self.hang_bell(known.feed())?;
+                self.listen(known.feed())?;
             }
         }
         Ok(())
@@ -449,7 +456,7 @@ impl Follower {
 
     /// Decides how to wait for the next change, after a read that took so long.
     fn plan_next(&mut self, known: &ReadState, woken: Woken, rows: usize, took: Duration) {
-        let rings_from = self.bell.as_ref().map(Bell::rings_from);
+        let rings_from = self.listener.as_ref().map(Listener::rings_from);
         self.schedule.read(Seen {
             now: Instant::now(),
             took,
@@ -458,8 +465,8 @@ impl Follower {
             xmin: known.xmin(),
             rings_from: rings_from.flatten(),
         });
-        if let Some(bell) = &self.bell {
-            bell.want(self.schedule.wants_notifications());
+        if let Some(listener) = &self.listener {
+            listener.want(self.schedule.wants_notifications());
         }
     }
 
@@ -594,8 +601,8 @@ impl Follower {
         }
         self.publisher.set_change_log(known.change_log());
         self.troubled_since = None;
-        let bell = self.bell.as_ref().map(Bell::check);
-        self.publisher.set_status(match bell {
+        let listener = self.listener.as_ref().map(Listener::check);
+        self.publisher.set_status(match listener {
             Some(Ok(())) => Status::Live,
             Some(Err(reason)) => Status::PollingOnly { reason },
             None => Status::PollingOnly {

@@ -44,15 +44,15 @@ use crate::{
     },
     read::{
         audit::Audited,
-        change_log::{Changed, Cursor, Dirty, LogRow},
+        change_log::{ChangeSet, Changed, Cursor, LogRow},
         changed::{Bodies, Newest},
         fingerprint::Watched,
         plan::Plan,
         preflight::Feed,
-        rows::{Heads, Reader, Tally},
+        rows::{Reader, RowCounters, SnapshotHeaders},
         schema::Catalog,
         source::Source,
-        transaction::Begun,
+        transaction::ReadStart,
     },
     store::{
         draft::Draft,
@@ -196,10 +196,10 @@ async fn end(
 }
 
 /// R3.
-fn keep_forward(begun: &mut Begun, at: &Position) {
-    begun.window_start = begun.window_start.max(at.window_start);
-    begun.cut.window_start = begun.window_start.to_utc();
-    begun.cut.as_of = begun.cut.as_of.max(at.cut.as_of);
+fn keep_forward(start: &mut ReadStart, at: &Position) {
+    start.window_start = start.window_start.max(at.window_start);
+    start.cut.window_start = start.window_start.to_utc();
+    start.cut.as_of = start.cut.as_of.max(at.cut.as_of);
 }
 
 /// A clock that goes back by less is taken for one that is being adjusted.
@@ -211,11 +211,12 @@ pub(crate) async fn everything(
     prepared: Option<&Prepared>,
     draft: &mut Draft,
     reason: Reload,
-    begun: Begun,
+    start: ReadStart,
 ) -> Result<(ReadState, Done), Error> {
-    let tally = Tally::default();
-    let (found, cursor) = Found::look(source, &begun).await?;
-    let (plan, bodies, newest) = whole(source, &found.catalog, &begun, draft, &tally).await?;
+    let row_counters = RowCounters::default();
+    let (found, cursor) = Found::look(source, &start).await?;
+    let (plan, bodies, newest) =
+        whole(source, &found.catalog, &start, draft, &row_counters).await?;
     if let Some(prepared) = prepared {
         found.prepare(source, prepared, cursor.is_some()).await?;
     }
@@ -228,19 +229,19 @@ pub(crate) async fn everything(
     *draft = next;
     let done = Done {
         snapshots_read,
-        rows_read: tally.rows(),
-        malformed_rows_read: tally.malformed(),
-        warmup: Some((reason, warmup_stats(draft, &begun))),
-        ..Done::at(begun.began)
+        rows_read: row_counters.rows(),
+        malformed_rows_read: row_counters.malformed(),
+        warmup: Some((reason, warmup_stats(draft, &start))),
+        ..Done::at(start.began)
     };
     let at = Position {
         cursor,
-        server: begun.server,
-        window_start: begun.window_start,
-        cut: Arc::new(begun.cut),
-        began: begun.began.monotonic,
+        server: start.server,
+        window_start: start.window_start,
+        cut: Arc::new(start.cut),
+        began: start.began.monotonic,
         looked: Instant::now(),
-        pruned_below: begun.pruned_below,
+        pruned_below: start.pruned_below,
     };
     let state = ReadState {
         found,
@@ -254,7 +255,7 @@ pub(crate) async fn everything(
 impl Found {
     /// Looks at the catalog, in the transaction begun: the fingerprint that the next reads compare with must be that of a
     /// whole feed. Also where reading the log begins.
-    async fn look(source: Source<'_>, begun: &Begun) -> Result<(Found, Option<Cursor>), Error> {
+    async fn look(source: Source<'_>, start: &ReadStart) -> Result<(Found, Option<Cursor>), Error> {
         let Source {
             client,
             config,
@@ -272,7 +273,7 @@ impl Found {
         let cursor = match names.need_feed {
             true => {
                 let start =
-                    change_log::start(client, &log, begun.snapshot.clone(), begun.cut.standby);
+                    change_log::start(client, &log, start.snapshot.clone(), start.cut.standby);
                 Some(start.await?)
             }
             false => None,
@@ -308,9 +309,9 @@ impl Found {
 async fn whole(
     source: Source<'_>,
     catalog: &Catalog,
-    begun: &Begun,
+    start: &ReadStart,
     draft: &mut Draft,
-    tally: &Tally,
+    row_counters: &RowCounters,
 ) -> Result<(Plan, Bodies, Newest), Error> {
     let Source {
         client,
@@ -322,18 +323,18 @@ async fn whole(
         catalog,
         prepared: None,
         names_malformed: true,
-        tally,
+        row_counters,
     };
-    let exported = parallel::export(client, config, begun).await?;
-    let (heads, helpers) = join(
-        reader.all_heads(begun.window_start),
-        parallel::open(config, names, begun, exported.as_deref()),
+    let exported = parallel::export(client, config, start).await?;
+    let (headers, helpers) = join(
+        reader.all_headers(start.window_start),
+        parallel::open(config, names, start, exported.as_deref()),
     )
     .await;
-    let heads = heads?;
+    let headers = headers?;
     let mut newest = Newest::default();
-    newest.note(&heads);
-    let plan = Plan::whole(heads);
+    newest.note(&headers);
+    let plan = Plan::whole(headers);
     let helping: Vec<Reader<'_>> = helpers
         .iter()
         .map(|helper| Reader {
@@ -346,14 +347,14 @@ async fn whole(
     Ok((plan, bodies, newest))
 }
 
-fn warmup_stats(draft: &Draft, begun: &Begun) -> WarmupStats {
+fn warmup_stats(draft: &Draft, start: &ReadStart) -> WarmupStats {
     let stats = draft.stats();
     WarmupStats {
         events: draft.len(),
         snapshots: stats.total_snapshots,
         markets: stats.total_markets,
         memory_bytes: stats.memory_bytes,
-        seconds: begun.began.elapsed().as_secs_f64(),
+        seconds: start.began.elapsed().as_secs_f64(),
     }
 }
 
@@ -362,7 +363,7 @@ pub(crate) enum Read {
     /// The draft is what the database was at the snapshot.
     Done(Box<Done>),
     /// What changed cannot be told, so [`everything`] must be read, in the transaction begun.
-    Reload(Reload, Box<Begun>),
+    Reload(Reload, Box<ReadStart>),
 }
 
 /// Why a read of changes is made.
@@ -418,28 +419,28 @@ async fn nothing(
     if cursor.is_of_standby() || state.reload.is_some() || at.looked.elapsed() > LOOK {
         return Ok(None);
     }
-    let mut begun = match transaction::peek(source).await {
-        Ok(begun) => begun,
+    let mut start = match transaction::peek(source).await {
+        Ok(start) => start,
         // In a pooler's session the role's own time-outs hold outside of a transaction block. A read sets its own.
         Err(error) if error.is_conflict() => return Ok(None),
         Err(error) => return Err(error),
     };
     // R5.
-    let same = begun.server == at.server
-        && !begun.cut.standby
-        && cursor.is_at(&begun.snapshot)
-        && begun.window_start >= at.window_start.minus(CLOCK_TOLERANCE);
+    let same = start.server == at.server
+        && !start.cut.standby
+        && cursor.is_at(&start.snapshot)
+        && start.window_start >= at.window_start.minus(CLOCK_TOLERANCE);
     if !same {
         return Ok(None);
     }
-    keep_forward(&mut begun, at);
-    at.window_start = begun.window_start;
+    keep_forward(&mut start, at);
+    at.window_start = start.window_start;
     let evicted = draft.evict(at.window_start);
-    at.cut = Arc::new(begun.cut);
-    at.began = begun.began.monotonic;
+    at.cut = Arc::new(start.cut);
+    at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
-        ..Done::at(begun.began)
+        ..Done::at(start.began)
     }))
 }
 
@@ -466,21 +467,21 @@ async fn read_changes(
 ) -> Result<Read, Error> {
     let looked = Instant::now();
     let opened = open(source, prepared, state).await?;
-    let (begun, changed, seen) = match opened.news(source, state).await? {
+    let (start, changed, seen) = match opened.news(source, state).await? {
         Ok(news) => news,
-        Err((reason, begun)) => return Ok(Read::Reload(reason, begun)),
+        Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
-    let tally = Tally::default();
+    let row_counters = RowCounters::default();
     let for_audit = step.is_some();
     let rows = Rows::read(
         source,
         prepared,
         draft,
         state,
-        &begun,
-        &changed.dirty,
+        &start,
+        &changed.change_set,
         step,
-        &tally,
+        &row_counters,
     );
     let rows = rows.await?;
     let watched = rows.any().then_some(&state.found.watched);
@@ -492,46 +493,46 @@ async fn read_changes(
     let snapshots_read = rows
         .part
         .map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
-    let evicted = draft.evict(begun.window_start);
-    let began = begun.began.monotonic;
+    let evicted = draft.evict(start.window_start);
+    let began = start.began.monotonic;
     let took = Took {
         read: read_at.saturating_duration_since(began),
-        decode: tally.decode(),
+        decode: row_counters.decode(),
         apply: anything.then(|| read_at.elapsed()),
     };
     let shown = Shown {
         logged: changed.logged,
-        server_now: begun.server_now,
+        server_now: start.server_now,
         began,
-        unseen: (!begun.cut.standby).then_some(state.at.began),
+        unseen: (!start.cut.standby).then_some(state.at.began),
     };
     let done = Done {
         log_rows: changed.rows,
         snapshots_read,
-        rows_read: tally.rows(),
-        malformed_rows_read: tally.malformed(),
+        rows_read: row_counters.rows(),
+        malformed_rows_read: row_counters.malformed(),
         evicted,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
         audited: rows.sample.map(|sample| sample.compare(draft)),
-        ..Done::at(begun.began)
+        ..Done::at(start.began)
     };
     state.newest = rows.newest;
     state.at = Position {
-        cursor: Some(Cursor::new(begun.snapshot, seen)),
-        server: begun.server,
-        window_start: begun.window_start,
-        cut: Arc::new(begun.cut),
+        cursor: Some(Cursor::new(start.snapshot, seen)),
+        server: start.server,
+        window_start: start.window_start,
+        cut: Arc::new(start.cut),
         began,
         looked,
-        pruned_below: begun.pruned_below,
+        pruned_below: start.pruned_below,
     };
     Ok(Read::Done(Box::new(done)))
 }
 
 /// What is asked at once at the beginning of a read (R4).
 struct Opened {
-    begun: Begun,
+    start: ReadStart,
     fingerprint: String,
     /// On a primary.
     log: Option<Result<Changed, Reload>>,
@@ -552,71 +553,71 @@ async fn open(
             _ => Ok(None),
         }
     };
-    let (begun, fingerprint, log) = try_join3(
+    let (start, fingerprint, log) = try_join3(
         transaction::begin(source, prepared),
         fingerprint(source.client, prepared, &state.found.watched),
         log,
     )
     .await?;
     Ok(Opened {
-        begun,
+        start,
         fingerprint,
         log,
     })
 }
 
 /// The start of a read, what changed, and on a standby the log rows that it shows; or why everything must be read.
-type News = Result<(Begun, Changed, Option<HashSet<LogRow>>), (Reload, Box<Begun>)>;
+type News = Result<(ReadStart, Changed, Option<HashSet<LogRow>>), (Reload, Box<ReadStart>)>;
 
 impl Opened {
     /// Whether the cursor can be gone on from, and what is new.
     async fn news(self, source: Source<'_>, state: &ReadState) -> Result<News, Error> {
         let Opened {
-            mut begun,
+            mut start,
             fingerprint,
             log,
         } = self;
         let at = &state.at;
-        let reload = |reason: Reload, begun| Ok(Err((reason, Box::new(begun))));
-        if begun.server != at.server {
-            return reload(ReloadReason::ServerChanged.into(), begun);
+        let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
+        if start.server != at.server {
+            return reload(ReloadReason::ServerChanged.into(), start);
         }
         let cursor = at.cursor.as_ref();
-        if cursor.is_some_and(|cursor| cursor.is_after(&begun.snapshot)) {
-            return reload(ReloadReason::WentBack.into(), begun);
+        if cursor.is_some_and(|cursor| cursor.is_after(&start.snapshot)) {
+            return reload(ReloadReason::WentBack.into(), start);
         }
-        if begun.window_start < at.window_start.minus(CLOCK_TOLERANCE) {
-            return reload(ReloadReason::ClockWentBack.into(), begun);
+        if start.window_start < at.window_start.minus(CLOCK_TOLERANCE) {
+            return reload(ReloadReason::ClockWentBack.into(), start);
         }
-        keep_forward(&mut begun, at);
+        keep_forward(&mut start, at);
         if let Some(reason) = &state.reload {
-            return reload(reason.clone(), begun);
+            return reload(reason.clone(), start);
         }
         let Some(cursor) = cursor else {
-            return reload(ReloadReason::First.into(), begun);
+            return reload(ReloadReason::First.into(), start);
         };
         if fingerprint != state.found.fingerprint {
-            return reload(ReloadReason::Catalog.into(), begun);
+            return reload(ReloadReason::Catalog.into(), start);
         }
-        if cursor.is_pruned(begun.pruned_below) {
-            return reload(ReloadReason::Pruned.into(), begun);
+        if cursor.is_pruned(start.pruned_below) {
+            return reload(ReloadReason::Pruned.into(), start);
         }
         let news = match log {
             // The server was promoted or replaced, so the cursor cannot be trusted.
-            _ if cursor.is_of_standby() != begun.cut.standby => {
+            _ if cursor.is_of_standby() != start.cut.standby => {
                 Err(ReloadReason::ConnectionLost.into())
             }
             Some(log) => log.map(|changed| (changed, None)),
             None => {
                 let table = source.names.log_table();
                 let log =
-                    change_log::read_on_standby(source.client, &table, cursor, &begun.snapshot);
+                    change_log::read_on_standby(source.client, &table, cursor, &start.snapshot);
                 log.await?.map(|(changed, seen)| (changed, Some(seen)))
             }
         };
         match news {
-            Ok((changed, seen)) => Ok(Ok((begun, changed, seen))),
-            Err(reason) => reload(reason, begun),
+            Ok((changed, seen)) => Ok(Ok((start, changed, seen))),
+            Err(reason) => reload(reason, start),
         }
     }
 }
@@ -640,12 +641,12 @@ impl<'p> Rows<'p> {
         prepared: Option<&'p Prepared>,
         draft: &mut Draft,
         state: &ReadState,
-        begun: &Begun,
-        dirty: &Dirty,
+        start: &ReadStart,
+        change_set: &ChangeSet,
         step: Option<audit::Step>,
-        tally: &Tally,
+        row_counters: &RowCounters,
     ) -> Result<Rows<'p>, Error> {
-        let few = changed::are_few(dirty) && step.is_none();
+        let few = changed::are_few(change_set) && step.is_none();
         let replan = async {
             match prepared.is_some() && !few {
                 true => source
@@ -662,14 +663,14 @@ impl<'p> Rows<'p> {
             catalog: &state.found.catalog,
             prepared,
             names_malformed: true,
-            tally,
+            row_counters,
         };
         let mut newest = state.newest;
-        let window_start = begun.window_start;
+        let window_start = start.window_start;
         let part = async {
-            match dirty.is_empty() {
+            match change_set.is_empty() {
                 true => Ok(None),
-                false => changed::changed(reader, draft, dirty, window_start, &mut newest)
+                false => changed::changed(reader, draft, change_set, window_start, &mut newest)
                     .await
                     .map(Some),
             }
@@ -735,10 +736,10 @@ impl Sample {
         let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();
         ids.dedup();
-        let plan = Plan::whole(Heads {
+        let plan = Plan::whole(SnapshotHeaders {
             kickoffs: reader.kickoffs(window_start, &ids).await?,
-            betpawa: reader.betpawa_heads(&ids).await?,
-            competitors: reader.competitor_heads(&ids, &[]).await?,
+            betpawa: reader.betpawa_headers(&ids).await?,
+            competitors: reader.competitor_headers(&ids, &[]).await?,
         });
         let bodies = Bodies::read(reader, &plan, draft).await?;
         Ok(Sample::Events(ids, Box::new(plan), bodies))

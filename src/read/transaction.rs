@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The first answer within the transaction.
-pub(crate) struct Begun {
+pub(crate) struct ReadStart {
     /// Before its snapshot was taken.
     pub(crate) began: Moment,
     pub(crate) cut: Cut,
@@ -29,7 +29,10 @@ const BEGIN: &str = "beginning to read";
 
 /// The beginning of any read: its locks, then its snapshot. Both are sent at once, and answered in this order: where the
 /// first fails the outcome is its error, or that of the second, which the server then refuses (25P02).
-pub(crate) async fn begin(source: Source<'_>, prepared: Option<&Prepared>) -> Result<Begun, Error> {
+pub(crate) async fn begin(
+    source: Source<'_>,
+    prepared: Option<&Prepared>,
+) -> Result<ReadStart, Error> {
     let Source {
         client,
         config,
@@ -47,32 +50,32 @@ pub(crate) async fn begin(source: Source<'_>, prepared: Option<&Prepared>) -> Re
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    let mut begun = Begun::read(config, row, began)?;
+    let mut start = ReadStart::read(config, row, began)?;
     // Null where the log state has no row.
-    begun.pruned_below = text(row, 4)?
+    start.pruned_below = text(row, 4)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;
-    Ok(begun)
+    Ok(start)
 }
 
 /// The same answer outside of a transaction, without locks or anything read of a table. It says what is needed to see that
 /// nothing has been written since a read.
-pub(crate) async fn peek(source: Source<'_>) -> Result<Begun, Error> {
+pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
     let rows = source.client.query_typed(&source.names.peek, &[]).await;
     let rows = rows.map_err(Error::database(BEGIN))?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    Begun::read(source.config, row, began)
+    ReadStart::read(source.config, row, began)
 }
 
-impl Begun {
-    fn read(config: &Config, row: &Row, began: Moment) -> Result<Begun, Error> {
+impl ReadStart {
+    fn read(config: &Config, row: &Row, began: Moment) -> Result<ReadStart, Error> {
         let snapshot = text(row, 0)?;
         let now = time(row, 1).map_err(Error::database(BEGIN))?;
         let window_start = now.minus(config.lookback);
-        Ok(Begun {
+        Ok(ReadStart {
             began,
             pruned_below: 0,
             server: text(row, 3)?,

@@ -183,7 +183,7 @@ mod tests {
             });
         }
 
-        fn rung(&mut self, after: Duration, took: Duration, rows: usize) {
+        fn notified(&mut self, after: Duration, took: Duration, rows: usize) {
             self.now += after;
             self.read(Some(after), took, rows);
         }
@@ -213,7 +213,7 @@ mod tests {
             let mut follower = Follower::new();
             for _ in 0..100 {
                 if follower.polling.wants_notifications() {
-                    follower.rung(after, took, rows);
+                    follower.notified(after, took, rows);
                 }
             }
             assert_eq!(
@@ -228,7 +228,7 @@ mod tests {
     fn a_burst_of_a_few_is_no_flood() {
         let mut follower = Follower::new();
         for _ in 0..10 {
-            follower.rung(MS, MS, 1);
+            follower.notified(MS, MS, 1);
         }
         assert!(follower.sleeps());
     }
@@ -245,7 +245,7 @@ mod tests {
     fn awake() -> Follower {
         let mut follower = Follower::new();
         while follower.polling.wants_notifications() {
-            follower.rung(MS, MS, 1);
+            follower.notified(MS, MS, 1);
         }
         follower.held = None;
         follower
