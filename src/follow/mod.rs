@@ -538,7 +538,7 @@ impl Follower {
             .set_status(Status::Disconnected { since, error });
     }
 
-    fn publish(&mut self, known: &ReadState, done: Done) {
+    fn count(&self, done: &Done) {
         let counters = self.publisher.counters();
         add(&counters.reads, 1);
         add(&counters.log_rows, done.log_rows);
@@ -550,12 +550,29 @@ impl Follower {
             .malformed_rows_read
             .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
         add(&counters.evicted_events, done.evicted);
+        if let Some((reload, _)) = &done.warmup {
+            add(&counters.reloads, 1);
+            add(counters.reloads_by_reason.of(reload.reason), 1);
+        }
+    }
+
+    fn following_status(&self) -> Status {
+        let listener = self.listener.as_ref().map(Listener::check);
+        match listener {
+            Some(Ok(())) => Status::Live,
+            Some(Err(reason)) => Status::PollingOnly { reason },
+            None => Status::PollingOnly {
+                reason: "no bell".to_owned(),
+            },
+        }
+    }
+
+    fn publish(&mut self, known: &ReadState, done: Done) {
+        self.count(&done);
         let everything = done.warmup.is_some();
         let repaired =
             matches!(&done.warmup, Some((reload, _)) if reload.reason == ReloadReason::Audit);
         if let Some((reason, warmup)) = done.warmup {
-            add(&counters.reloads, 1);
-            add(counters.reloads_by_reason.of(reason.reason), 1);
             let WarmupStats {
                 events,
                 snapshots,
@@ -566,19 +583,8 @@ impl Follower {
             tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
             self.last_warmup = Some(warmup);
         }
-        let bypasses = known.feed().into_iter().flat_map(|feed| &feed.bypasses);
-        let ways: Vec<&str> = bypasses.map(String::as_str).collect();
-        if repaired && !ways.is_empty() {
-            let ways = ways.join("; ");
-            tracing::error!(
-                ways,
-                "what the audit found was mended; it can have come in these ways"
-            );
-        } else if repaired {
-            tracing::error!(
-                "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
-                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
-            );
+        if repaired {
+            explain_repair(known.feed());
         }
         if done.evicted > 0 {
             tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
@@ -601,14 +607,25 @@ impl Follower {
         }
         self.publisher.set_change_log(known.change_log());
         self.troubled_since = None;
-        let listener = self.listener.as_ref().map(Listener::check);
-        self.publisher.set_status(match listener {
-            Some(Ok(())) => Status::Live,
-            Some(Err(reason)) => Status::PollingOnly { reason },
-            None => Status::PollingOnly {
-                reason: "no bell".to_owned(),
-            },
-        });
+        self.publisher.set_status(self.following_status());
+    }
+}
+
+/// Says how what the audit found can have come.
+fn explain_repair(feed: Option<&Feed>) {
+    let bypasses = feed.into_iter().flat_map(|feed| &feed.bypasses);
+    let ways: Vec<&str> = bypasses.map(String::as_str).collect();
+    if !ways.is_empty() {
+        let ways = ways.join("; ");
+        tracing::error!(
+            ways,
+            "what the audit found was mended; it can have come in these ways"
+        );
+    } else {
+        tracing::error!(
+            "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
+        );
     }
 }
 

@@ -69,35 +69,7 @@ pub(crate) async fn changed(
         true => Asked::at_once(draft, change_set, *newest),
         false => Asked::default(),
     };
-    let competitor_events: Vec<i64> = change_set.competitor_events.iter().copied().collect();
-    let events: Vec<i64> = asked.events.iter().copied().collect();
-    let betpawa: Vec<i64> = asked.betpawa.iter().copied().collect();
-    let competitors: Vec<i64> = asked.competitors.iter().copied().collect();
-    let linked_too: &[i64] = match asked.with_linked {
-        true => &competitor_events,
-        false => &[],
-    };
-    let (linked, (kickoffs, headers), rows) = try_join3(
-        reader.linked_events(window_start, &competitor_events),
-        try_join(
-            reader.kickoffs(window_start, &events),
-            try_join(
-                reader.betpawa_headers(&betpawa),
-                reader.competitor_headers(&competitors, linked_too),
-            ),
-        ),
-        try_join(
-            reader.market_rows(Side::Betpawa, &asked.betpawa_markets),
-            reader.market_rows(Side::Competitors, &asked.competitor_markets),
-        ),
-    )
-    .await?;
-
-    let mut headers = SnapshotHeaders {
-        kickoffs,
-        betpawa: headers.0,
-        competitors: headers.1,
-    };
+    let (linked, mut headers, rows) = asked.ask(reader, change_set, window_start).await?;
     let linked_events: Vec<i64> = linked.iter().map(|(id, _)| *id).collect();
     if asked.with_linked {
         asked.competitors.extend(&linked_events);
@@ -108,7 +80,33 @@ pub(crate) async fn changed(
             .into_iter()
             .filter_map(|(id, kickoff)| Some((id, kickoff?))),
     );
-    let mut scope = Scope::new(draft, change_set, &linked_events);
+    let scope = complete(
+        reader,
+        draft,
+        change_set,
+        window_start,
+        &asked,
+        &linked_events,
+        &mut headers,
+    );
+    let scope = scope.await?;
+    newest.note(&headers);
+    let plan = Plan::part(draft, change_set, scope, headers);
+    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
+    Ok((plan, bodies))
+}
+
+/// What the answers show to be missing: kickoffs, then headers of the events that turn out to be within the window (G1).
+async fn complete(
+    reader: Reader<'_>,
+    draft: &Draft,
+    change_set: &ChangeSet,
+    window_start: Micros,
+    asked: &Asked,
+    linked_events: &[i64],
+    headers: &mut SnapshotHeaders,
+) -> Result<Scope, Error> {
+    let mut scope = Scope::new(draft, change_set, linked_events);
     let mut events = Vec::new();
     for id in scope.events.difference(&asked.events) {
         match known_kickoff(draft, change_set, *id) {
@@ -140,10 +138,7 @@ pub(crate) async fn changed(
     .await?;
     headers.betpawa.extend(own);
     headers.competitors.extend(others);
-    newest.note(&headers);
-    let plan = Plan::part(draft, change_set, scope, headers);
-    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
-    Ok((plan, bodies))
+    Ok(scope)
 }
 
 /// G2.
@@ -166,7 +161,49 @@ struct Asked {
     competitor_markets: Vec<i64>,
 }
 
+/// Ids of the events that competitor events are linked to, with the kickoffs of those in the window.
+type Linked = Vec<(i64, Option<Micros>)>;
+
 impl Asked {
+    /// Asks, in one round trip. Also for the market rows of snapshots that are or are about to be held.
+    async fn ask(
+        &self,
+        reader: Reader<'_>,
+        change_set: &ChangeSet,
+        window_start: Micros,
+    ) -> Result<(Linked, SnapshotHeaders, (Vec<Row>, Vec<Row>)), Error> {
+        let competitor_events: Vec<i64> = change_set.competitor_events.iter().copied().collect();
+        let events: Vec<i64> = self.events.iter().copied().collect();
+        let betpawa: Vec<i64> = self.betpawa.iter().copied().collect();
+        let competitors: Vec<i64> = self.competitors.iter().copied().collect();
+        let linked_too: &[i64] = match self.with_linked {
+            true => &competitor_events,
+            false => &[],
+        };
+        let (linked, (kickoffs, headers), rows) = try_join3(
+            reader.linked_events(window_start, &competitor_events),
+            try_join(
+                reader.kickoffs(window_start, &events),
+                try_join(
+                    reader.betpawa_headers(&betpawa),
+                    reader.competitor_headers(&competitors, linked_too),
+                ),
+            ),
+            try_join(
+                reader.market_rows(Side::Betpawa, &self.betpawa_markets),
+                reader.market_rows(Side::Competitors, &self.competitor_markets),
+            ),
+        )
+        .await?;
+        let (betpawa, competitors) = headers;
+        let headers = SnapshotHeaders {
+            kickoffs,
+            betpawa,
+            competitors,
+        };
+        Ok((linked, headers, rows))
+    }
+
     fn at_once(draft: &Draft, change_set: &ChangeSet, newest: Newest) -> Asked {
         let Scope {
             events,

@@ -97,6 +97,20 @@ struct Position {
     pruned_below: u64,
 }
 
+impl Position {
+    fn of(start: ReadStart, cursor: Option<Cursor>, looked: Instant) -> Position {
+        Position {
+            cursor,
+            server: start.server,
+            window_start: start.window_start,
+            cut: Arc::new(start.cut),
+            began: start.began.monotonic,
+            looked,
+            pruned_below: start.pruned_below,
+        }
+    }
+}
+
 impl ReadState {
     /// The transaction id below which all had ended at the last read; 0 where no feed is read.
     pub(crate) fn xmin(&self) -> u64 {
@@ -234,15 +248,7 @@ pub(crate) async fn everything(
         warmup: Some((reason, warmup_stats(draft, &start))),
         ..Done::at(start.began)
     };
-    let at = Position {
-        cursor,
-        server: start.server,
-        window_start: start.window_start,
-        cut: Arc::new(start.cut),
-        began: start.began.monotonic,
-        looked: Instant::now(),
-        pruned_below: start.pruned_below,
-    };
+    let at = Position::of(start, cursor, Instant::now());
     let state = ReadState {
         found,
         at,
@@ -518,15 +524,8 @@ async fn read_changes(
         ..Done::at(start.began)
     };
     state.newest = rows.newest;
-    state.at = Position {
-        cursor: Some(Cursor::new(start.snapshot, seen)),
-        server: start.server,
-        window_start: start.window_start,
-        cut: Arc::new(start.cut),
-        began,
-        looked,
-        pruned_below: start.pruned_below,
-    };
+    let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
+    state.at = Position::of(start, cursor, looked);
     Ok(Read::Done(Box::new(done)))
 }
 

@@ -335,6 +335,7 @@ impl Catalog {
         Catalog::build(&Columns { names, types })
     }
 
+    /// Long, for it is a list: every statement that reads rows stands here, so that they can be compared.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
         let event_id = columns.required("e", "events", "id", Kind::Id)?;
