@@ -38,8 +38,8 @@ const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
 
 /// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
-const PRUNE: &str =
-    "BEGIN; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL oddscache.prune_timeout = '1 s'";
+const PRUNE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; \
+    SET LOCAL oddscache.prune_timeout = '1 s'";
 
 async fn prune(
     context: &Context<'_>,
@@ -86,14 +86,13 @@ async fn prune(
         Err(trouble) if PASSING.iter().any(|state| trouble.is(state)) => return Err(trouble),
         Err(trouble) => Finding::fail("log.prune", format!("fails: {trouble}"))
             .why(format!("{schema}.change_log grows with every write until it works: disk, and the time that VACUUM takes"))
-            .mend(unblock(&trouble, &schema, server)),
+            .mend(unblock(&trouble, &schema)),
     };
     Ok(vec![finding.object(object)])
 }
 
 /// What lets `prune()` work again.
-fn unblock(trouble: &Trouble, schema: &str, server: &Server) -> String {
-    let role = identifier(&server.role);
+fn unblock(trouble: &Trouble, schema: &str) -> String {
     match trouble.sqlstate.as_deref() {
         // A publication of deletes wants to know which row went.
         Some("55000") if trouble.text.contains("replica identity") => {
@@ -106,10 +105,6 @@ fn unblock(trouble: &Trouble, schema: &str, server: &Server) -> String {
                 None => INSTALL.to_owned(),
             }
         }
-        Some("25000") => {
-            format!("ALTER ROLE {role} SET default_transaction_isolation = 'read committed'")
-        }
-        Some("25006") => format!("ALTER ROLE {role} SET default_transaction_read_only = off"),
         Some("53100") => "make room on the server's disk".to_owned(),
         // Something of the feed's is missing, or its owner lacks a right.
         Some(state) if ["42501", "42P01", "42703", "42883"].contains(&state) => {

@@ -101,22 +101,6 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
             format!("ALTER ROLE {role} SET statement_timeout = 0"),
         );
     }
-    if value("default_transaction_isolation") == "serializable" {
-        tell(
-            "default_transaction_isolation",
-            "is serializable".to_owned(),
-            "prune() refuses to run so, for it could make a serializable writer fail",
-            format!("ALTER ROLE {role} SET default_transaction_isolation = 'read committed'"),
-        );
-    }
-    if value("default_transaction_read_only") == "on" && !server.standby {
-        tell(
-            "default_transaction_read_only",
-            "is on".to_owned(),
-            "the cache writes nothing, but prune() and heartbeat() do",
-            format!("ALTER ROLE {role} SET default_transaction_read_only = off"),
-        );
-    }
     let deadlock = number(settings, "deadlock_timeout");
     if deadlock > 0 && deadlock <= LOCK_MILLIS {
         tell(
@@ -167,6 +151,24 @@ fn known(settings: &Settings) -> Vec<Finding> {
             Finding::info("setting", format!("ends sessions whose transaction takes {transaction} ms"))
                 .object("transaction_timeout")
                 .why("the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them"),
+        );
+    }
+    // The cache names both for each transaction of its own.
+    let is = |name: &str, value: &str| settings.get(name).is_some_and(|is| is == value);
+    if is("default_transaction_isolation", "serializable") {
+        findings.push(
+            Finding::info("setting", "is serializable")
+                .object("default_transaction_isolation")
+                .why("prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise")
+                .mend("if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED"),
+        );
+    }
+    if is("default_transaction_read_only", "on") {
+        findings.push(
+            Finding::info("setting", "is on")
+                .object("default_transaction_read_only")
+                .why("prune() and heartbeat() write. The cache begins the transactions for these otherwise")
+                .mend("if something else calls prune() as this role: BEGIN READ WRITE"),
         );
     }
     let prepared = number(settings, "max_prepared_transactions");
