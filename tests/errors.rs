@@ -13,7 +13,7 @@ use common::{
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED, run},
-    psql,
+    psql, server_version,
 };
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
 
@@ -422,6 +422,10 @@ async fn the_granted_rights_suffice() {
         "select * from bookmakers",
         "create table t ()",
     ] {
+        // Before PostgreSQL 15 every role may make tables in schema public.
+        if server_version() < 15 && sql == "create table t ()" {
+            continue;
+        }
         let error = own.batch_execute(sql).await.expect_err(sql);
         assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{sql}");
     }

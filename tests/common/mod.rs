@@ -31,17 +31,12 @@ use cluster::Cluster;
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let cluster = Cluster::start(&[
+        Cluster::start(&[
             "fsync = off",
             "max_connections = 200",
             "max_prepared_transactions = 10",
         ])
-        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
-        // From 15 on this is so by itself. On 14 every role has a right that none of the tests expects.
-        let sql = "revoke create on schema public from public";
-        let output = cluster.psql("template1", &["-qc", sql]);
-        assert!(output.expect("psql starts").status.success());
-        cluster
+        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)")
     })
 }
 
