@@ -45,11 +45,12 @@ use tokio::{
 };
 
 use crate::server::{
-    commands::{
-        serve::{Server, Serving, end_asked_for},
-        sql,
+    commands::sql,
+    http::{
+        router::Options,
+        server::{Server, Serving},
     },
-    http::router::Options,
+    signals::end_asked_for,
 };
 use cluster::Cluster;
 use connection::{connect, pool};

@@ -15,4 +15,5 @@ pub(crate) mod options;
 pub(crate) mod paths;
 mod prune;
 mod session;
+pub(crate) mod signals;
 mod systemd;

@@ -3,15 +3,14 @@
 mod api;
 pub(crate) mod auth;
 mod cut;
-pub(crate) mod guard;
+mod guard;
 pub(crate) mod health;
-pub(crate) mod io_timeout;
+mod io_timeout;
 pub(crate) mod limits;
-pub(crate) mod listener;
+mod listener;
 pub(crate) mod metrics;
 mod page;
 mod problem;
 pub(crate) mod router;
+pub(crate) mod server;
 pub(crate) mod tls;
-
-pub(crate) use api::changes::Hub;
