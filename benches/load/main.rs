@@ -24,7 +24,7 @@ mod mirror;
 mod process;
 mod rate;
 #[allow(dead_code)]
-#[path = "../../src/demo/scraper.rs"]
+#[path = "../../src/demo/scraper/mod.rs"]
 mod scraper;
 mod subscriber;
 

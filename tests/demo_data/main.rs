@@ -6,7 +6,7 @@ mod common;
 #[path = "../../src/demo/dataset.rs"]
 #[allow(dead_code)]
 mod dataset;
-#[path = "../../src/demo/scraper.rs"]
+#[path = "../../src/demo/scraper/mod.rs"]
 #[allow(dead_code)]
 mod scraper;
 

@@ -212,7 +212,7 @@ async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
         "--drain",
         "60s",
         "--log",
-        "oddscache::service::serve=info",
+        "oddscache::server::commands::serve=info",
     ];
     let mut served = Served::start(&database.dsn(), &more).await;
     served.warm().await;

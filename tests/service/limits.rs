@@ -65,7 +65,7 @@ pub(super) async fn say(served: &Served, bytes: &str) -> String {
 /// For what cuts connections off.
 const CUTS: [&str; 2] = [
     "--log",
-    "oddscache::service::serve=info,oddscache::service::patient=debug",
+    "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
 ];
 
 #[tokio::test]

@@ -166,7 +166,7 @@ fn text_is_for_people_and_a_filter_that_is_none_is_refused() {
     let log = text(&output.stderr);
     let line = log.lines().next().expect("a line");
     assert!(
-        line.contains(" INFO oddscache::follower: warming up"),
+        line.contains(" INFO oddscache::follow: warming up"),
         "{log}"
     );
     let output = run(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../../src/service/ids.rs"]
+#[path = "../../../src/server/http/api/ids.rs"]
 mod ids;
 
 fuzz_target!(|text: &str| {
