@@ -83,7 +83,7 @@ pub struct Follower {
 enum State {
     Connecting,
     WarmingUp(Session),
-    Following(Following),
+    Following(Box<Following>),
     Paused(Duration),
 }
 
@@ -142,10 +142,11 @@ impl Follower {
 
     /// From one state to the next. An error drops the connection that the state held.
     async fn step(&mut self, state: State) -> Result<State, Error> {
+        let warm = |following| State::Following(Box::new(following));
         let next = match state {
             State::Connecting => self.connect().await.map(State::WarmingUp),
-            State::WarmingUp(session) => self.warm_up(session).await.map(State::Following),
-            State::Following(following) => self.follow(following).await.map(State::Following),
+            State::WarmingUp(session) => self.warm_up(session).await.map(warm),
+            State::Following(following) => self.follow(*following).await.map(warm),
             State::Paused(pause) => {
                 sleep(pause).await;
                 Ok(State::Connecting)
@@ -157,7 +158,8 @@ impl Follower {
     /// How long to pause after an error, or that it ends the follower.
     fn pause(&mut self, error: Error) -> Result<Duration, Error> {
         add(&self.publisher.counters().failures, 1);
-        if !self.is_warm() && !(error.is_transient() && self.config.retry_unreachable) {
+        let is_waited_for = error.is_transient() && self.config.retry_unreachable;
+        if !(self.is_warm() || is_waited_for) {
             tracing::error!(%error, "the cache cannot be warmed up");
             self.publisher.end(Some(error.clone()));
             return Err(error);
