@@ -1,10 +1,10 @@
-//! The service: what the commands do. Stands above the library and uses only its public names.
+//! The service and its tools. Uses only the library's public names.
 //!
 //! | folder | |
 //! |---|---|
 //! | `options` | flags that several commands share |
 //! | `http` | the HTTP side of `serve` |
-//! | `commands` | one file or folder for each command |
+//! | `commands` | one file or folder for each command of the command line, except the demo |
 
 mod client;
 pub(crate) mod commands;

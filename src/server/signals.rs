@@ -1,4 +1,4 @@
-//! Signals that more than one command heeds.
+//! The signals that end `serve` and the demo.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};

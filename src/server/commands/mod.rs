@@ -1,4 +1,4 @@
-//! What the command line can ask for, but for the demo.
+//! The commands, except the demo.
 
 pub(crate) mod doctor;
 pub(crate) mod dump;

@@ -1,4 +1,4 @@
-//! The HTTP server: how it starts, what it serves with, and how it ends.
+//! The HTTP server: starts it, and ends it without cutting answers off.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What is told of an event.
+//! What `explain` says about an event.
 
 use serde::Serialize;
 

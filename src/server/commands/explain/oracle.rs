@@ -1,4 +1,5 @@
-//! What the cache must hold, in words that have nothing in common with how it reads: `explain` and the demo compare with it.
+//! The oracle: a query for what the cache must hold, which shares nothing with how the cache reads. `explain` and the demo
+//! compare with its answer.
 
 use chrono::DateTime;
 use serde_json::Value;

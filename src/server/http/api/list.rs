@@ -1,5 +1,5 @@
-//! `GET /v1/list`: the event list with inline odds. All of it is shared, see `lists`; pages and parts of it are written for
-//! who asks.
+//! `GET /v1/list`: the event list with inline odds. All who ask for the whole list share one, see `lists`. Pages and parts of
+//! it are written for each request.
 
 use std::sync::Arc;
 
@@ -72,28 +72,17 @@ mod tests {
     use std::time::Duration;
 
     use axum::http::StatusCode;
-    use chrono::{DateTime, TimeDelta, Utc};
     use futures_util::{FutureExt, future::join_all};
-    use oddscache::{InlineMarkets, OddsCache, SnapshotInput, Writer};
+    use oddscache::{InlineMarkets, OddsCache};
 
     use super::*;
     use crate::server::http::{
-        api::{changes::Hub, lists::Lists},
+        api::{
+            changes::Hub,
+            lists::{Lists, tests::publish},
+        },
         metrics::Requests,
     };
-
-    fn publish(writer: &mut Writer, number: i64) {
-        let snapshot = SnapshotInput {
-            snapshot_id: number,
-            event_id: 7,
-            bookmaker_id: 1,
-            captured_at: DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(number),
-            last_confirmed_at: None,
-            markets: vec![],
-        };
-        writer.put_betpawa_snapshot(&snapshot, None);
-        writer.publish();
-    }
 
     #[tokio::test]
     async fn what_gets_too_old_while_it_is_waited_for_is_not_given() {

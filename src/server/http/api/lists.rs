@@ -1,9 +1,8 @@
-//! The event list as a whole, made once for all who ask.
+//! The whole event list with inline odds, made once for all who ask.
 //!
 //! Most ask for all of it, and of one view it is the same for all of them: it is made once, compressed once by each
 //! encoding that is asked for, and they share the bytes. One at a time makes a form of it, from the newest view there is:
-//! whoever waits meanwhile is served by that one, however quickly views follow each other. Pages and parts of it are written
-//! for who asks.
+//! whoever waits meanwhile is served by that one, however quickly views follow each other.
 //!
 //! Held are the newest list that was asked for and its compressed forms, with their views, and older ones until nobody
 //! reads them. Where those weigh too much, since many take theirs slowly, the list too goes out piece by piece from the view.
@@ -207,7 +206,7 @@ fn failed(error: &dyn std::error::Error) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use chrono::{DateTime, TimeDelta, Utc};
@@ -216,7 +215,8 @@ mod tests {
 
     use super::*;
 
-    fn publish(writer: &mut Writer, number: i64) {
+    /// Publishes a view that is newer than those with smaller numbers.
+    pub(crate) fn publish(writer: &mut Writer, number: i64) {
         let snapshot = SnapshotInput {
             snapshot_id: number,
             event_id: 7,

@@ -1,4 +1,4 @@
-//! What all paths share.
+//! What the handlers of all paths share.
 
 use std::sync::Arc;
 
