@@ -283,7 +283,7 @@ fn time_outs_of_the_role_keep_doctor_from_nothing() {
         "lock_timeout = '1ms'",
         "idle_in_transaction_session_timeout = '15ms'",
     ];
-    if sound.database.psql("show server_version_num") >= "170000".to_owned() {
+    if sound.database.psql("show server_version_num").as_str() >= "170000" {
         settings.push("transaction_timeout = '15ms'");
     }
     for setting in settings {
