@@ -185,8 +185,13 @@ fn expected(
 mod tests {
     use proptest::{collection::vec, option, prelude::*, sample::select};
 
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::model::CachedMarket;
+    use crate::{
+        decode::tests::{any_text, any_value, reference},
+        model::CachedMarket,
+    };
 
     /// The columns of a row that is not of nowhere.
     #[derive(Debug, Clone)]
@@ -391,6 +396,108 @@ mod tests {
                 packer.sweep();
             }
             prop_assert!(packer.interner.is_empty(), "{:?}", packer.interner);
+        }
+    }
+
+    /// What a reader is shown of a market with these `outcomes` and `market_groups` is what `serde_json` makes of them, odds
+    /// bit for bit, and whatever is not as it should be is said. The same whatever was read before, by which the cache knows
+    /// what to expect: nothing, `other` outcomes, the very same.
+    fn shows_what_is_written(outcomes: &str, groups: &str, other: &str) {
+        let json = |text: &str| serde_json::from_str::<Value>(text);
+        // Under its feature arbitrary_precision serde_json keeps a number that is too great, where no reader would.
+        let numbers = |text: &str| -> Vec<f64> {
+            let parts = text.split(|c: char| !c.is_ascii_digit() && !".eE+-".contains(c));
+            parts.flat_map(str::parse).collect()
+        };
+        let too_great = |text: &str| numbers(text).into_iter().any(f64::is_infinite);
+        if json("1e999").is_ok() && [outcomes, groups].into_iter().any(too_great) {
+            return;
+        }
+        let (expected, problem) = match json(outcomes) {
+            Ok(value) => reference(&value),
+            Err(_) => (vec![], Some(Malformed::Unreadable)),
+        };
+        let expected: Vec<Value> = expected
+            .into_iter()
+            .map(|(name, bits, is_active, extra)| {
+                let odds = bits.map(f64::from_bits);
+                let mut shown = json!({"name": name, "odds": odds, "is_active": is_active});
+                if let Some(Value::Object(extra)) = extra {
+                    shown.as_object_mut().unwrap().extend(extra);
+                }
+                shown
+            })
+            .collect();
+        let (groups_shown, groups_wrong) = match json(groups) {
+            Ok(Value::Null) => (json!([]), false),
+            Ok(list @ Value::Array(_)) => (list, false),
+            _ => (json!([]), true),
+        };
+        let wrong = problem.is_some() || groups_wrong;
+
+        let mut packer = Packer::default();
+        let mut bodies = Bodies::new(&mut packer);
+        let rows: Vec<i64> = vec![1, 2, 3, 4];
+        for (id, outcomes) in rows.iter().zip([outcomes, other, outcomes, outcomes]) {
+            let row = Owned {
+                snapshot: *id,
+                row_id: *id,
+                id: "1",
+                name: "1",
+                line: None,
+                handicap_type: None,
+                groups: None,
+                outcomes: Some(outcomes.to_owned()),
+                unavailable_at: None,
+            };
+            let row = MarketRow {
+                market_groups: Some(groups),
+                ..row.row()
+            };
+            let said = bodies.push(*id, row);
+            assert!(
+                *id == 2 || said.is_some() == wrong,
+                "{outcomes} {groups}: {said:?}"
+            );
+        }
+        let bodies = bodies.finish();
+        for id in [1, 3, 4] {
+            let snapshot = snapshot(Arc::clone(&bodies[&id]));
+            let text = serde_json::to_string(&snapshot).expect("JSON");
+            let shown = json(&text).expect("what is shown is JSON");
+            let market = &shown["markets"][0];
+            assert_eq!(market["market_groups"], groups_shown, "{groups}");
+            let list = market["outcomes"].as_array().expect("a list");
+            // By their text, in which minus zero is not zero.
+            let texts =
+                |list: &[Value]| -> Vec<String> { list.iter().map(Value::to_string).collect() };
+            assert_eq!(texts(list), texts(&expected), "{outcomes}");
+        }
+    }
+
+    #[test]
+    fn good_bad_and_expected_rows_are_shown_as_they_are_written() {
+        let good = r#"[{"name": "1", "odds": 2.125, "is_active": true}, {"name": "\u00e9", "odds": null, "id": {"a": [1e3]}}]"#;
+        let bad = r#"[{"name": 1, "odds": "2", "is_active": 0}, 7, [], {}]"#;
+        let usual = r#"[{"name": "1", "odds": 1.85, "is_active": true}, {"name": "X", "odds": 3.4, "is_active": false}]"#;
+        let expected = r#"[{"name": "1", "odds": 12, "is_active": true}]"#;
+        shows_what_is_written(good, r#"["main", {"x": 1}]"#, "[]");
+        shows_what_is_written(bad, "{}", "[]");
+        shows_what_is_written(usual, r#"["main"]"#, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn a_reader_is_shown_what_is_written(
+            outcomes in prop_oneof![9 => any_text(), 1 => "\\PC{0,20}"],
+            groups in prop_oneof![
+                4 => select(vec!["null", "[]", "[\"main\"]", "{}", ""]).prop_map(str::to_owned),
+                4 => any_value().prop_map(|value| value.to_string()),
+                1 => "\\PC{0,12}",
+            ],
+            other in any_text(),
+        ) {
+            shows_what_is_written(&outcomes, &groups, &other);
         }
     }
 }

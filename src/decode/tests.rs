@@ -6,7 +6,7 @@ use super::*;
 use crate::model::Names;
 
 /// Name, odds' bits, is_active, extra.
-type Plain = (String, Option<u64>, bool, Option<Value>);
+pub(super) type Plain = (String, Option<u64>, bool, Option<Value>);
 
 #[derive(Default)]
 struct Buffers {
@@ -264,7 +264,7 @@ fn deeply_nested_junk_is_no_danger() {
 }
 
 /// What this module promises, said over `serde_json::Value`.
-fn reference(value: &Value) -> (Vec<Plain>, Option<Malformed>) {
+pub(super) fn reference(value: &Value) -> (Vec<Plain>, Option<Malformed>) {
     let Value::Array(list) = value else {
         return (vec![], Some(Malformed::NotAList));
     };
@@ -304,7 +304,7 @@ fn reference(value: &Value) -> (Vec<Plain>, Option<Malformed>) {
     (found, problems.first().copied())
 }
 
-fn any_value() -> impl Strategy<Value = Value> {
+pub(super) fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -510,7 +510,7 @@ fn anything_else_is_left_alone() {
 }
 
 /// Texts that are JSON lists of outcomes, or nearly: what matters is how they are written.
-fn any_text() -> impl Strategy<Value = String> {
+pub(super) fn any_text() -> impl Strategy<Value = String> {
     let space = || select(vec!["", " ", " ", "\n\t", "\r"]);
     let number = prop_oneof![
         4 => (0..100_000u32).prop_map(|hundredths| format!("{}.{:02}", hundredths / 100, hundredths % 100)),

@@ -49,6 +49,8 @@ impl PgSnapshot {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -67,6 +69,43 @@ mod tests {
         assert_eq!(PgSnapshot::parse("20:20:"), snapshot(20, 20, &[]));
         for wrong in ["", "10", "10:20", "10:20:x", "10:20:10:", "-1:2:"] {
             assert_eq!(PgSnapshot::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    /// What is read are the text's numbers, all of them, and PostgreSQL's form of them is read the same.
+    fn says_what_it_read(text: &str) -> bool {
+        let Some(snapshot) = PgSnapshot::parse(text) else {
+            return false;
+        };
+        let PgSnapshot {
+            xmin,
+            xmax,
+            in_progress,
+        } = &snapshot;
+        let plain: Vec<u64> = text
+            .split([':', ','])
+            .filter(|number| !number.is_empty())
+            .map(|number| number.parse().unwrap())
+            .collect();
+        assert_eq!([&[*xmin, *xmax], in_progress.as_slice()].concat(), plain);
+        let list: Vec<String> = in_progress.iter().map(u64::to_string).collect();
+        let printed = format!("{xmin}:{xmax}:{}", list.join(","));
+        assert_eq!(PgSnapshot::parse(&printed), Some(snapshot));
+        true
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_as_it_says_or_not_at_all(text in "\\PC{0,20}", near in "[0-9]{0,3}:[0-9]{1,20}:[0-9,:+ -]{0,12}") {
+            says_what_it_read(&text);
+            says_what_it_read(&near);
+        }
+
+        #[test]
+        fn whatever_postgres_prints_is_read(xmin in any::<u64>(), xmax in any::<u64>(), list in "([0-9]{1,9}(,[0-9]{1,9}){0,4})?") {
+            prop_assert!(says_what_it_read("10:20:10,14,15"));
+            let text = format!("{xmin}:{xmax}:{list}");
+            prop_assert!(says_what_it_read(&text));
         }
     }
 }

@@ -463,9 +463,11 @@ fn decode(text: &str) -> Result<Vec<u8>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
     use tokio_postgres::config::Host;
 
     use super::*;
+    use crate::postgres::hosts;
 
     fn parsed(text: &str) -> Parsed {
         let parameters = Parameters::parse(text).and_then(|parameters| parameters.build());
@@ -624,6 +626,170 @@ mod tests {
                 error.contains(told) && !error.contains("hunter"),
                 "{text}: {error}"
             );
+        }
+    }
+
+    /// All that is made of a connection string, up to the servers to try.
+    fn understood(text: &str) -> Result<(Parsed, Vec<String>), Error> {
+        let parsed = Parameters::parse(text)?.build()?;
+        let targets = hosts::targets(&parsed.postgres)?;
+        Ok((parsed, targets.iter().map(hosts::Target::name).collect()))
+    }
+
+    /// No message of ours has it.
+    const SECRET: &str = "\u{1F511}";
+
+    /// An error tells nothing of the text, and what the driver understands too means the same to it. Says whether both
+    /// understood it.
+    fn means_what_it_says(text: &str) -> bool {
+        let (ours, theirs) = (understood(text), text.parse::<tokio_postgres::Config>());
+        let secret = text.replace(|character: char| character.is_ascii_uppercase(), SECRET);
+        if let Err(error) = understood(&secret) {
+            assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+        }
+        // The driver takes an @ anywhere in a URL for the end of the password, libpq only one before the first /.
+        let at_ease = match text.split_once("://") {
+            Some((_, rest)) => rest
+                .split_once('/')
+                .is_none_or(|(_, path)| !path.contains('@')),
+            None => true,
+        };
+        let (Ok((ours, _)), Ok(theirs), true) = (ours, theirs, at_ease) else {
+            return false;
+        };
+        let told = |config: &tokio_postgres::Config| {
+            let set = |value: Option<&[u8]>| value.filter(|it| !it.is_empty()).map(<[u8]>::to_vec);
+            [
+                set(config.get_user().map(str::as_bytes)),
+                set(config.get_password()),
+                set(config.get_dbname().map(str::as_bytes)),
+                set(config.get_options().map(str::as_bytes)),
+            ]
+        };
+        assert_eq!(told(&ours.postgres), told(&theirs), "{text}");
+        true
+    }
+
+    /// Values written as they should be come back, in either form.
+    fn come_back([user, password, name]: [&str; 3]) {
+        let quoted = |value: &str| format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"));
+        let escaped =
+            |value: &str| -> String { value.bytes().map(|byte| format!("%{byte:02X}")).collect() };
+        let pairs = format!(
+            "user={} password = {} dbname={} host=h",
+            quoted(user),
+            quoted(password),
+            quoted(name)
+        );
+        let url = format!(
+            "postgres://{}:{}@h/{}",
+            escaped(user),
+            escaped(password),
+            escaped(name)
+        );
+        for text in [pairs, url] {
+            let (parsed, hosts) = understood(&text).expect("what is written well is read");
+            let config = parsed.postgres;
+            assert_eq!(config.get_user(), Some(user), "{text}");
+            assert_eq!(config.get_password(), Some(password.as_bytes()), "{text}");
+            assert_eq!(config.get_dbname(), Some(name), "{text}");
+            assert_eq!(hosts, ["h:5432"], "{text}");
+            assert_eq!(parsed.tls.mode, SslMode::Prefer, "{text}");
+        }
+    }
+
+    #[test]
+    fn strings_with_everything_in_them_mean_what_they_say() {
+        // The driver knows neither verify-full nor sslcert.
+        assert!(!means_what_it_says(
+            "postgresql://u:p%40@h1:1,[::1]:2,h3/d?sslmode=verify-full&sslrootcert=system&options=-c%20x&hostaddr=1.2.3.4"
+        ));
+        assert!(!means_what_it_says(
+            r"host=/tmp port='5,6' user = u password='it\'s' dbname=d sslcert=a sslkey=b target_session_attrs=prefer-standby channel_binding=require"
+        ));
+        assert!(means_what_it_says(
+            "postgresql://u:p%40@h1:1,[::1]:2,h3:3/d?sslmode=require&options=-c%20x"
+        ));
+        assert!(means_what_it_says(
+            r"host=/tmp port=5 user = u password='it\'s' dbname=d options='-c x' channel_binding=require"
+        ));
+        come_back(["user", "pass word", "name"]);
+    }
+
+    /// A value, often with what has a meaning of its own.
+    fn any_value() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            4 => "[a-zA-Z0-9]{1,4}",
+            4 => select(vec!["@", "/", ":", "?", "&", "=", "%", "%40", "%00", "%4", "%FF", "'", r"\", r"\'", " ", ",", "[", "]", "é"])
+                .prop_map(str::to_owned),
+            1 => "\\PC{0,2}",
+        ];
+        vec(piece, 0..4).prop_map(|pieces| pieces.concat())
+    }
+
+    fn any_text() -> impl Strategy<Value = String> {
+        let name = || {
+            prop_oneof![
+                6 => select(vec!["user", "password", "dbname", "options", "host", "port"]).prop_map(str::to_owned),
+                2 => select(KNOWN.to_vec()).prop_map(str::to_owned),
+                1 => select(REFUSED.to_vec()).prop_map(str::to_owned),
+                1 => any_value(),
+            ]
+        };
+        let pair = (
+            name(),
+            select(vec!["=", "=", " = ", ""]),
+            any_value(),
+            any::<bool>(),
+        )
+            .prop_map(|(name, equals, value, quoted)| match quoted {
+                true => format!("{name}{equals}'{value}'"),
+                false => format!("{name}{equals}{value}"),
+            });
+        let pairs = vec(pair, 0..4).prop_map(|pairs| pairs.join(" "));
+        let plain = || prop_oneof![2 => "[a-zA-Z]{0,4}", 1 => any_value()];
+        let query = vec((name(), select(vec!["=", "=", "="]), plain()), 0..3).prop_map(|pairs| {
+            let pairs: Vec<String> = pairs
+                .into_iter()
+                .map(|(name, equals, value)| name + equals + &value)
+                .collect();
+            pairs.join("&")
+        });
+        let host = prop_oneof![
+            4 => select(vec!["", "h", "h:1", "[::1]", "[::1]:2", "h1:1,h2:2", "h1,h2"]).prop_map(str::to_owned),
+            1 => any_value(),
+        ];
+        let url = (
+            select(vec!["postgres://", "postgresql://"]),
+            (
+                plain(),
+                select(vec!["", ":"]),
+                plain(),
+                select(vec!["", "@"]),
+            ),
+            host,
+            (select(vec!["", "/"]), plain()),
+            (select(vec!["", "?"]), query),
+        )
+            .prop_map(
+                |(scheme, (user, colon, password, at), host, (slash, name), (mark, query))| {
+                    format!("{scheme}{user}{colon}{password}{at}{host}{slash}{name}{mark}{query}")
+                },
+            );
+        prop_oneof![4 => pairs, 4 => url, 1 => ".{0,20}"]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn any_string_means_what_it_says(text in any_text()) {
+            means_what_it_says(&text);
+        }
+
+        #[test]
+        fn any_values_come_back(values in prop::array::uniform3(prop_oneof!["[a-z '\\\\@:/%]{1,8}", "[^\\x00]{1,8}"])) {
+            come_back([&values[0], &values[1], &values[2]]);
         }
     }
 }

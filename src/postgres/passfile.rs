@@ -97,6 +97,8 @@ fn unescape(text: &[u8]) -> (Vec<u8>, usize) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
     use super::*;
 
     fn found(text: &str) -> Option<String> {
@@ -128,6 +130,74 @@ mod tests {
             ("\\", None),
         ] {
             assert_eq!(found(text).as_deref(), password, "{text}");
+        }
+    }
+
+    fn escaped(value: &str) -> String {
+        value
+            .chars()
+            .flat_map(|character| ['\\', character])
+            .collect()
+    }
+
+    /// A line written as it should be gives its password to whom it is for, whatever lines stand before it, unless one of
+    /// those fits; and to nobody else.
+    fn gives_its_password(before: &str, [host, database, user, secret]: [&str; 4]) {
+        let find = |text: &str, port, user: &str| {
+            let login = Login {
+                host,
+                port,
+                database,
+                user,
+            };
+            find(text.as_bytes(), &login)
+        };
+        let line = format!(
+            "{}:5433:{}:{}:{}",
+            escaped(host),
+            escaped(database),
+            escaped(user),
+            escaped(secret)
+        );
+        let expected = (!secret.is_empty()).then(|| secret.as_bytes().to_vec());
+        assert_eq!(find(&line, 5433, user), expected, "{line}");
+        assert_eq!(find(&line, 5433, &format!("{user}x")), None, "{line}");
+        assert_eq!(find(&format!("#{line}"), 5433, user), None, "{line}");
+        assert_eq!(find(&line, 5434, user), None, "{line}");
+        // Only a line that begins with the host's name or a star can come first.
+        let fits =
+            |line: &str| line.starts_with('*') || line.starts_with('\\') || line.starts_with(host);
+        if !before.lines().chain([before]).any(fits) {
+            let text = format!("{before}\n{line}\n*:*:*:*:late");
+            assert_eq!(find(&text, 5433, user), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_after_others_gives_its_password() {
+        let before = "#x\nother:*:a\\:b:*:p";
+        gives_its_password(before, ["host", "odds", "user", r"se:cr\et"]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_gives_its_password_to_whom_it_is_for(
+            before in vec(prop_oneof![
+                "[a-z:*#\\\\\r]{0,12}",
+                ".{0,12}",
+                select(vec!["other:*:*:*:p", "other", "#host:*:*:*:p", ":5433:::", ""]).prop_map(str::to_owned),
+            ], 0..4),
+            [host, database, user] in prop::array::uniform3(prop_oneof!["[*]", "[a-z0-9.:*#\\\\]{1,8}", "[^\n]{0,8}"]),
+            // The end of a line in some files: as in libpq, no password can end in a carriage return.
+            secret in prop_oneof!["[a-z:*#\\\\]{0,8}", "([^\n]{0,8}[^\n\r])?"],
+        ) {
+            gives_its_password(&before.join("\n"), [&host, &database, &user, &secret]);
+        }
+
+        #[test]
+        fn any_file_is_read(text in vec(any::<u8>(), 0..60)) {
+            let login = Login { host: "localhost", port: 5432, database: "odds", user: "oddscache" };
+            find(&text, &login);
         }
     }
 }

@@ -11,7 +11,6 @@ mod ledger;
 mod pause;
 mod plan;
 mod planted;
-mod plants;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../common/proxy.rs"]
 mod proxy;

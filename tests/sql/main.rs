@@ -248,6 +248,29 @@ fn owner(db: &Database) -> String {
     role
 }
 
+/// A database whose tables a role owns that is no superuser and has installed the feed; the role, and its session.
+async fn owned() -> (Database, String, Session) {
+    let db = Database::empty();
+    let owner = format!("owner_{}", db.name);
+    db.psql(&format!(
+        "create role {owner} login; grant create on database {} to {owner}; grant create on schema public to {owner};
+         set role {owner}; {APP} {ROWS}",
+        db.name
+    ));
+    let session = install_as(&db, &owner).await;
+    (db, owner, session)
+}
+
+/// Installs the feed as this role, and returns the session that did it.
+async fn install_as(db: &Database, role: &str) -> Session {
+    let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
+    for step in Script::Install.steps(&Variables::new()).unwrap() {
+        let Step::Statement(sql) = step else { panic!() };
+        session.run(&sql).await;
+    }
+    session
+}
+
 /// Waits until the query returns `t`; fails the test after a minute: other tests on this server may hold things up.
 async fn until(db: &Database, sql: &str) {
     let session = Session::open(&db.dsn()).await;

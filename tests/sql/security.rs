@@ -259,18 +259,7 @@ async fn objects_in_public_change_nothing() {
 /// whose owner is somebody else the function still runs with the rights of its own owner, who is no superuser.
 #[tokio::test]
 async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
-    let db = Database::empty();
-    let owner = format!("owner_{}", db.name);
-    db.psql(&format!(
-        "create role {owner} login; grant create on database {} to {owner}; grant create on schema public to {owner};
-         set role {owner}; {APP} {ROWS}",
-        db.name
-    ));
-    let installer = session_as(&db, &owner).await;
-    for step in Script::Install.steps(&Variables::new()).unwrap() {
-        let Step::Statement(sql) = step else { panic!() };
-        installer.run(&sql).await;
-    }
+    let (db, owner, installer) = owned().await;
     assert_eq!(
         db.psql(
             "select string_agg(distinct p.proowner::regrole::text || ' ' || r.rolsuper, ',')

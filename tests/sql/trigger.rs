@@ -491,22 +491,7 @@ async fn lastval_stays_the_applications() {
 #[tokio::test]
 async fn no_function_taken_from_public_makes_a_statement_fail() {
     let db = app();
-    let owner = format!("owner_{}", db.name);
-    db.psql(&format!(
-        "create role {owner} login; grant create on database {} to {owner};
-         do $$ declare t record; begin
-           for t in select c.oid::regclass as name from pg_class c where c.relnamespace = 'public'::regnamespace
-                     and c.relkind in ('r', 'p') loop
-             execute format('alter table %s owner to {owner}', t.name);
-           end loop; end $$",
-        db.name
-    ));
-    let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
-    for step in Script::Install.steps(&Variables::new()).unwrap() {
-        if let Step::Statement(sql) = step {
-            session.run(&sql).await;
-        }
-    }
+    let session = install_as(&db, &owner(&db)).await;
     let named = "select distinct p.oid::regprocedure::text from pg_proc p,
           (select prosrc from pg_proc where oid = 'oddscache.log_change()'::regprocedure) f
         where p.pronamespace = 'pg_catalog'::regnamespace and f.prosrc ~ ('\\m' || p.proname || '\\(') and p.prokind = 'f'";

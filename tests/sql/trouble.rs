@@ -93,18 +93,7 @@ async fn a_log_that_cannot_be_written_harms_nobody() {
         ("create rule r as on insert to oddscache.change_log do also select 1 / 0", "22012"),
         ("create unique index on oddscache.change_log ((1 / (id - id)))", "22012"),
     ] {
-        let db = Database::empty();
-        let owner = format!("owner_{}", db.name);
-        db.psql(&format!(
-            "create role {owner} login; grant create on database {} to {owner}; grant create on schema public to {owner};
-             set role {owner}; {APP} {ROWS}",
-            db.name
-        ));
-        let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
-        for step in Script::Install.steps(&Variables::new()).unwrap() {
-            let Step::Statement(sql) = step else { panic!() };
-            session.run(&sql).await;
-        }
+        let (db, owner, session) = owned().await;
         let trouble = trouble.replace("{owner}", &owner);
         // Before any row was written by this session, and after.
         db.psql(&trouble);
@@ -159,14 +148,7 @@ async fn rights_lost_in_the_middle_of_a_transaction() {
             "alter schema elsewhere rename to oddscache",
         ),
     ] {
-        let db = Database::empty();
-        let owner = format!("owner_{}", db.name);
-        db.psql(&format!("create role {owner} login; grant create on database {} to {owner}; grant create on schema public to {owner}; set role {owner}; {APP} {ROWS}", db.name));
-        let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
-        for step in Script::Install.steps(&Variables::new()).unwrap() {
-            let Step::Statement(sql) = step else { panic!() };
-            session.run(&sql).await;
-        }
+        let (db, owner, session) = owned().await;
         session.run("begin; update events set name = 'a'; update events set name = 'b'; update events set name = 'c'").await;
         db.psql(&take.replace("{owner}", &owner));
         session

@@ -21,3 +21,55 @@ pub(crate) fn parse(list: &str) -> Result<Vec<i64>, String> {
     ids.dedup();
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    /// In order, each once, none that was not asked for, none left out, and never more than the bound. Says whether the
+    /// list was read.
+    fn gives_what_is_asked_for(list: &str) -> bool {
+        let asked = || list.split(',').map(str::trim).filter(|id| !id.is_empty());
+        let found = parse(list);
+        match &found {
+            Ok(found) => {
+                let expected: BTreeSet<i64> = asked().map(|id| id.parse().unwrap()).collect();
+                assert!(found.iter().eq(&expected), "{list}");
+                assert!(asked().count() <= MOST_IDS);
+            }
+            Err(problem) => {
+                let refused =
+                    asked().count() > MOST_IDS || asked().any(|id| id.parse::<i64>().is_err());
+                assert!(refused, "{list}");
+                assert!(problem.contains("ids"), "{problem}");
+            }
+        }
+        found.is_ok()
+    }
+
+    #[test]
+    fn lists_are_read_up_to_the_bound() {
+        assert!(gives_what_is_asked_for("1,2, 3,,-4,9223372036854775807"));
+        assert!(gives_what_is_asked_for(&"7,".repeat(MOST_IDS)));
+        assert!(!gives_what_is_asked_for(&"7,".repeat(MOST_IDS + 1)));
+        assert!(!gives_what_is_asked_for("1,9223372036854775808"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_gives_what_is_asked_for(ids in vec("[ +-]?[0-9]{1,3}[ ]?|[0-9]{18,20}|[a-z ]?", 0..8), text in "\\PC{0,20}") {
+            gives_what_is_asked_for(&ids.join(","));
+            gives_what_is_asked_for(&text);
+        }
+
+        #[test]
+        fn every_list_of_numbers_is_read(ids in vec(prop_oneof![-20..20i64, any::<i64>()], 0..30)) {
+            let list: Vec<String> = ids.iter().map(i64::to_string).collect();
+            prop_assert!(gives_what_is_asked_for(&list.join(", ")));
+        }
+    }
+}
