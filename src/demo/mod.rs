@@ -4,7 +4,7 @@ mod bulk;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod cluster;
 #[cfg(test)]
@@ -12,7 +12,7 @@ mod cluster_tests;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod dataset;
 mod incident;
@@ -21,7 +21,7 @@ mod observer;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod scraper;
 mod verify;

@@ -1,8 +1,6 @@
 //! The fault campaign: an application that writes at random, everything that can go wrong, and readers that check every
 //! promise while it does. README.md beside this file says how to run it and what it proves.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod faults;
 mod followers;
 mod free;
@@ -12,9 +10,6 @@ mod pause;
 mod plan;
 mod planted;
 mod plants;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../common/proxy.rs"]
-mod proxy;
 mod readers;
 mod report;
 mod statements;
@@ -30,8 +25,8 @@ use std::{
 
 use faults::Scene;
 use followers::{Embedded, Service};
+use oddscache_testkit::proxy::Proxy;
 use plan::{Fault, Plan, WHOLE_DECK};
-use proxy::Proxy;
 use report::Figures;
 use subscribers::{Replica, Sleeper};
 use workload::Application;
