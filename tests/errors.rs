@@ -1,21 +1,19 @@
 //! What is missing or wrong gets its name and the way out; bad rows cost nobody but themselves.
 
-mod common;
-
 use std::{
     io::Write,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use common::{
+use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache_testkit::{
     Database, cluster,
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED, run},
     psql, server_version,
 };
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
 
 fn config(dsn: &str) -> Config {
     let config = Config::new(dsn).expect("dsn");

@@ -4,7 +4,7 @@ mod bulk;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod cluster;
 #[cfg(test)]
@@ -13,7 +13,7 @@ mod connection;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod dataset;
 mod incident;
@@ -22,7 +22,7 @@ mod observer;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod scraper;
 mod verify;

@@ -1,9 +1,6 @@
 //! `oddscache doctor` and `oddscache explain`, run as a DBA runs them, on sound databases and on broken ones.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod explain;
 mod faults;
 mod functions;
@@ -11,7 +8,7 @@ mod reach;
 
 use std::process::{Command, Output, Stdio};
 
-use common::{Database, cluster, psql, server_version};
+use oddscache_testkit::{Database, cluster, psql, server_version};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_oddscache");
@@ -267,7 +264,7 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
     let sound = Sound::new();
-    let mallory = common::connect(&sound.database.dsn()).await;
+    let mallory = oddscache_testkit::connect(&sound.database.dsn()).await;
     let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
     mallory.batch_execute(lock).await.unwrap();
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);

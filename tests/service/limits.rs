@@ -1,14 +1,5 @@
 //! What a client may take: sizes, times, connections; and the service under load while the application writes.
 
-#[path = "../../benches/load/client.rs"]
-mod client;
-#[path = "../../benches/load/latency.rs"]
-mod latency;
-#[path = "../../benches/load/process.rs"]
-pub(super) mod process;
-#[path = "../../benches/load/subscriber.rs"]
-mod subscriber;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -18,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use oddscache_testkit::{
+    connect,
+    load::{client, process, subscriber},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,9 +22,7 @@ use tokio::{
 };
 
 use super::{
-    Served,
-    common::connect,
-    eventually,
+    Served, eventually,
     lifecycle::{under_way, with_large_odds},
     text, with_odds,
 };

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
+use oddscache_testkit::{connect, eventually};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{
-    Database, Served,
-    common::{connect, eventually},
-    run, text, with_odds,
-};
+use super::{Database, Served, run, text, with_odds};
 
 impl Served {
     /// The next message; `None` at the end.

@@ -1,11 +1,6 @@
-//! What all test binaries share: one private cluster a process, one database a test.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    clippy::expect_used,
-    clippy::unwrap_used
-)]
+//! What the tests and the benchmarks of oddscache share: one private cluster a process, one database a test.
+//!
+//! Scripts such as `sql/install.sql` are named as seen from the package's root, which is where cargo runs its tests.
 
 use std::{
     sync::{
@@ -19,11 +14,17 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
-#[path = "../../src/demo/cluster.rs"]
+pub mod bench;
+#[path = "../../../src/demo/cluster.rs"]
 pub mod cluster;
+pub mod demo;
 pub mod followed;
+pub mod load;
 pub mod pgbouncer;
+pub mod plain;
+pub mod proxy;
 pub mod servers;
+pub mod writes;
 
 use cluster::Cluster;
 
@@ -130,7 +131,7 @@ pub async fn oracle(client: &Client, window_start: DateTime<Utc>) -> Vec<Value> 
     let window_start = window_start.to_rfc3339();
     let sql = format!(
         "PREPARE oracle(timestamptz) AS {}",
-        include_str!("../../src/demo/oracle.sql")
+        include_str!("../../../src/demo/oracle.sql")
     );
     client
         .batch_execute("DEALLOCATE ALL")

@@ -6,18 +6,7 @@
 //! sets how many of each (600), `PART=cycles` runs the cycles alone, `CYCLES` (10) of confirmations.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/cluster.rs"]
-mod cluster;
-#[path = "common/cycle.rs"]
 mod cycle;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/dataset.rs"]
-mod dataset;
-#[path = "common/figures.rs"]
-mod figures;
-#[path = "common/server.rs"]
-mod server;
 
 use std::{
     future::poll_fn,
@@ -31,9 +20,11 @@ use std::{
 };
 
 use cycle::Writer;
-use figures::{milliseconds, quantile};
 use oddscache::{Config, OddsCache};
-use server::Server;
+use oddscache_testkit::bench::{
+    figures::{milliseconds, quantile},
+    server::{self, Server},
+};
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Statement};
 
@@ -371,7 +362,7 @@ async fn main() {
 }
 
 /// How far the cache falls behind a cycle, and what one of confirmations costs it.
-async fn cycles(server: &server::Server) {
+async fn cycles(server: &Server) {
     let (runtime, floor) = (runtime("follower"), runtime("floor"));
     let (cache, follower) = OddsCache::connect(Config::new(&server.dsn).expect("config"));
     runtime.spawn(follower.run());

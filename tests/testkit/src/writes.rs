@@ -5,7 +5,7 @@ use std::fmt::Write;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 /// A second partition, and its triggers: what `install.sql` would do.
-pub(crate) const PREPARE: &str = "
+pub const PREPARE: &str = "
 create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01');
 do $$ begin
     execute (select string_agg(replace(pg_get_triggerdef(oid), 'odds_snapshots_default', 'odds_snapshots_old'), ';')
@@ -15,7 +15,7 @@ do $$ begin
 end $$";
 
 /// The world at the beginning of a case.
-pub(crate) const RESET: &str = "
+pub const RESET: &str = "
 truncate events, competitor_events, odds_snapshots, odds_snapshots_old, competitor_odds_snapshots, market_odds,
     competitor_market_odds;
 do $$ begin if not exists (select from pg_inherits where inhrelid = 'odds_snapshots_old'::regclass) then
@@ -36,17 +36,17 @@ select id, '1', 'one', '[{\"name\": \"1\", \"odds\": 1.5}]' from competitor_odds
 
 /// A sequence of steps; after some of them the cache is compared with the oracle, and always at the end.
 #[derive(Debug, Clone)]
-pub(crate) struct Case(pub Vec<(Step, bool)>);
+pub struct Case(pub Vec<(Step, bool)>);
 
 #[derive(Debug, Clone)]
-pub(crate) enum Step {
+pub enum Step {
     Alone(Transaction),
     /// The first is open, half done, while the others run from begin to end.
     Beside(Transaction, Vec<Transaction>),
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Transaction {
+pub struct Transaction {
     parts: Vec<Part>,
     end: End,
     bell: bool,
@@ -198,7 +198,7 @@ enum Change {
 
 /// New ids, for a case.
 #[derive(Debug)]
-pub(crate) struct Ids {
+pub struct Ids {
     next: u32,
 }
 
@@ -430,12 +430,12 @@ impl Change {
 }
 
 impl Transaction {
-    pub(crate) fn commits(&self) -> bool {
+    pub fn commits(&self) -> bool {
         self.end == End::Commit
     }
 
     /// Its statements, from begin to end.
-    pub(crate) fn sql(&self, ids: &mut Ids) -> Vec<String> {
+    pub fn sql(&self, ids: &mut Ids) -> Vec<String> {
         let mut statements = vec!["begin".to_owned()];
         if !self.bell {
             statements.push("set local oddscache.notify = off".to_owned());
@@ -463,7 +463,7 @@ impl Transaction {
 
 impl Case {
     /// As SQL, for people.
-    pub(crate) fn script(&self) -> String {
+    pub fn script(&self) -> String {
         let mut ids = Ids::default();
         let mut script = String::new();
         let mut lines = |prefix: &str, statements: &[String]| {
@@ -598,7 +598,7 @@ fn transaction() -> impl Strategy<Value = Transaction> {
     })
 }
 
-pub(crate) fn case() -> impl Strategy<Value = Case> {
+pub fn case() -> impl Strategy<Value = Case> {
     let step = prop_oneof![
         3 => transaction().prop_map(Step::Alone),
         1 => (transaction(), vec(transaction(), 1..3)).prop_map(|(late, others)| Step::Beside(late, others)),

@@ -1,14 +1,14 @@
 //! A followed cache beside a connection that plays the application.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use oddscache::{Config, OddsCache, View};
+use oddscache::{Config, Counters, Error, OddsCache, Status, Timings, View};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use super::{Database, assert_same, connect, dump, eventually, oracle};
+use super::{Database, assert_same, cluster, connect, dump, eventually, oracle};
 
 /// Which transactions a `pg_snapshot` shows.
 #[derive(Debug, PartialEq)]
@@ -44,7 +44,7 @@ impl Shown {
 pub struct Followed {
     pub cache: OddsCache,
     pub app: Client,
-    pub follower: JoinHandle<Result<(), oddscache::Error>>,
+    pub follower: JoinHandle<Result<(), Error>>,
 }
 
 impl Drop for Followed {
@@ -191,5 +191,159 @@ impl Database {
             database
         });
         Database::copy(&template.name)
+    }
+}
+
+impl Followed {
+    /// How many sessions make writers ring.
+    pub async fn waiting(&self) -> i64 {
+        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
+        let row = self.app.query_one(sql, &[]).await.expect("locks");
+        row.get(0)
+    }
+
+    /// Commits small transactions one after the other until nobody waits for the bell any more.
+    pub async fn until_awake(&self) {
+        let mut line = 0;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            line % 20 != 0 || self.waiting().await == 0
+        })
+        .await;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            self.waiting().await == 0
+        })
+        .await;
+    }
+
+    pub async fn set_line(&self, line: i32) {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        self.run(&sql).await;
+    }
+}
+
+impl Followed {
+    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
+    pub async fn terminate(&self, listening: bool) {
+        let its = if listening {
+            "query ~ 'LISTEN|advisory'"
+        } else {
+            "query !~ 'LISTEN|advisory|heartbeat|notify'"
+        };
+        let sql = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name = 'oddscache' and {its}"
+        );
+        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
+        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
+    }
+
+    pub async fn live(&self) {
+        eventually("live", async || self.cache.status() == Status::Live).await;
+    }
+
+    /// Waits until the follower gave up its connection; returns why.
+    pub async fn disconnected(&self) -> Error {
+        let mut found = None;
+        eventually("disconnected", async || {
+            if let Status::Disconnected { error, .. } = self.cache.status() {
+                found = Some(error);
+            }
+            found.is_some()
+        })
+        .await;
+        found.expect("just seen")
+    }
+}
+
+const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
+    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
+
+impl Followed {
+    pub async fn reader_waits(&self) {
+        eventually("the reader waits", async || {
+            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
+            row.get(0)
+        })
+        .await;
+    }
+}
+
+impl Followed {
+    pub async fn step(&self, sql: &str) -> Vec<Value> {
+        self.run(sql).await;
+        self.check(sql).await
+    }
+}
+
+impl Followed {
+    /// Follows as this role, with notifications only: the poll interval is an hour.
+    pub async fn by_notifications(database: &Database, role: &str) -> Followed {
+        let dsn = cluster().dsn_as(role, &database.name);
+        let mut followed = Followed::with(&dsn, |config| {
+            config
+                .poll_interval(Duration::from_secs(3600))
+                .audit_cycle(Duration::from_secs(600_000))
+        })
+        .await;
+        followed.app = connect(&database.dsn()).await;
+        eventually("live", async || followed.cache.status() == Status::Live).await;
+        followed
+    }
+
+    pub async fn is_live(&self) {
+        self.run("update market_odds set line = 7 where snapshot_id = 112")
+            .await;
+        self.check("by notification").await;
+        let counters = self.cache.counters();
+        assert_eq!(counters.reconnects, 0);
+        assert_eq!(self.cache.status(), Status::Live);
+        assert_eq!(self.cache.view().epoch(), 1);
+    }
+}
+
+impl Followed {
+    /// Waits until so many commits were counted.
+    pub async fn timed(&self, count: u64) -> Timings {
+        let commits = || self.cache.timings().commit_to_visible.count;
+        eventually("commits are counted", async || commits() >= count).await;
+        self.cache.timings()
+    }
+}
+
+impl Followed {
+    /// Waits until a heartbeat was just heard, after which there is none for 4 s.
+    pub async fn heard(&self) -> Counters {
+        let before = self.cache.counters().heartbeats;
+        eventually("a heartbeat", async || {
+            let live = self.cache.status() == Status::Live;
+            live && self.cache.counters().heartbeats > before
+        })
+        .await;
+        // What it rang for is read.
+        let reads = self.cache.counters().reads;
+        eventually("two reads", async || {
+            self.cache.counters().reads > reads + 1
+        })
+        .await;
+        self.cache.counters()
+    }
+}
+
+impl Followed {
+    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
+    /// read since `gone`.
+    pub async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
+        let view = self.cache.view();
+        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
+        let at_least = gone.elapsed();
+        let view = self.cache.view();
+        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
+        assert_eq!(view.epoch(), epoch);
+        assert_eq!(dump(&view), before);
     }
 }

@@ -1,10 +1,4 @@
 //! An HTTP client of one connection, and what came of its requests.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::expect_used,
-    reason = "shared with a test, which wants less"
-)]
 
 use std::{collections::BTreeMap, error::Error as StdError, net::SocketAddr, time::Duration};
 

@@ -1,24 +1,26 @@
 //! What the benches share: data of the real shape, and timing side by side.
-#![allow(dead_code, clippy::expect_used, missing_docs)]
+
+pub mod figures;
+pub mod server;
 
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
 
-pub(crate) const REAL: usize = 1_100;
-pub(crate) const SOURCES: [&str; 2] = ["sportybet", "bet9ja"];
+pub const REAL: usize = 1_100;
+pub const SOURCES: [&str; 2] = ["sportybet", "bet9ja"];
 /// The markets of the event list, which the first four of each snapshot are.
-pub(crate) const INLINE: [&str; 4] = ["3743", "5000", "3795", "4693"];
+pub const INLINE: [&str; 4] = ["3743", "5000", "3795", "4693"];
 
 /// Ids as a sequence leaves them: of each five three are of upcoming events.
-pub(crate) fn event_ids(events: usize) -> Vec<i64> {
+pub fn event_ids(events: usize) -> Vec<i64> {
     let all = (0..).filter(|n: &u64| mix(*n) % 5 < 3);
     all.map(|n| n as i64 + 20_000).take(events).collect()
 }
 
 /// A number that looks random (splitmix64).
-pub(crate) fn mix(n: u64) -> u64 {
+pub fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -26,17 +28,17 @@ pub(crate) fn mix(n: u64) -> u64 {
 }
 
 /// `ids` in an order that looks random, over and over.
-pub(crate) fn shuffled(ids: &[i64]) -> Vec<i64> {
+pub fn shuffled(ids: &[i64]) -> Vec<i64> {
     let mut order: Vec<(u64, i64)> = ids.iter().map(|id| (mix(*id as u64), *id)).collect();
     order.sort_unstable();
     order.into_iter().map(|(_, id)| id).collect()
 }
 
-pub(crate) fn time() -> DateTime<Utc> {
+pub fn time() -> DateTime<Utc> {
     DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
 }
 
-pub(crate) fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
+pub fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
     let outcome = |of: i64| OutcomeInput {
         name: ["1", "X", "2"][of as usize].to_owned(),
         odds: Some(
@@ -59,7 +61,7 @@ pub(crate) fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
 }
 
 /// `version`: a later one has another id.
-pub(crate) fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64) -> SnapshotInput {
+pub fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64) -> SnapshotInput {
     SnapshotInput {
         snapshot_id: (version * 10_000_000 + event_id) * 3 + bookmaker,
         event_id,
@@ -73,7 +75,7 @@ pub(crate) fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64
 }
 
 /// Puts an event's three snapshots.
-pub(crate) fn put(writer: &mut Writer, event_id: i64, markets: i64, version: i64) {
+pub fn put(writer: &mut Writer, event_id: i64, markets: i64, version: i64) {
     writer.put_betpawa_snapshot(&snapshot(event_id, 0, markets, version), Some(time()));
     for (bookmaker, source) in (1..).zip(SOURCES) {
         writer.put_competitor_snapshot(
@@ -84,7 +86,7 @@ pub(crate) fn put(writer: &mut Writer, event_id: i64, markets: i64, version: i64
     }
 }
 
-pub(crate) fn filled(ids: &[i64], markets: i64) -> (OddsCache, Writer) {
+pub fn filled(ids: &[i64], markets: i64) -> (OddsCache, Writer) {
     let (cache, mut writer) = OddsCache::detached();
     for event_id in ids {
         put(&mut writer, *event_id, markets, 1);
@@ -93,11 +95,11 @@ pub(crate) fn filled(ids: &[i64], markets: i64) -> (OddsCache, Writer) {
     (cache, writer)
 }
 
-pub(crate) fn median(values: &mut [f64]) -> f64 {
+pub fn median(values: &mut [f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-pub(crate) fn quantile(values: &mut [f64], at: f64) -> f64 {
+pub fn quantile(values: &mut [f64], at: f64) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
     values
@@ -106,15 +108,11 @@ pub(crate) fn quantile(values: &mut [f64], at: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-pub(crate) type Candidate<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
+pub type Candidate<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
 
 /// Nanoseconds a unit of each candidate: one after the other, round by round, so that what else the machine does meets all
 /// alike. Medians of the rounds. A candidate returns a number that depends on its work.
-pub(crate) fn side_by_side(
-    rounds: usize,
-    units: usize,
-    candidates: &mut [Candidate<'_>],
-) -> Vec<f64> {
+pub fn side_by_side(rounds: usize, units: usize, candidates: &mut [Candidate<'_>]) -> Vec<f64> {
     let mut times = vec![Vec::with_capacity(rounds); candidates.len()];
     for round in 0..=rounds {
         for ((_, candidate), times) in candidates.iter_mut().zip(&mut times) {
@@ -130,6 +128,6 @@ pub(crate) fn side_by_side(
     times.iter_mut().map(|times| median(times)).collect()
 }
 
-pub(crate) fn line(what: &str, value: f64, unit: &str, ratio: f64, reach: &str) {
+pub fn line(what: &str, value: f64, unit: &str, ratio: f64, reach: &str) {
     println!("{what:<58}{value:>10.1} {unit:<3}{ratio:>8.2}x   {reach}");
 }

@@ -2,34 +2,33 @@
 
 use tokio_postgres::{Client, NoTls};
 
-use crate::{cluster::Cluster, dataset};
+use crate::{
+    cluster::Cluster,
+    demo::{self, Size},
+};
 
 /// Stops, and takes its files with it, when dropped.
-#[allow(dead_code, reason = "not every benchmark wants all of it")]
-pub(crate) struct Server {
-    pub(crate) cluster: Cluster,
+pub struct Server {
+    pub cluster: Cluster,
     /// Connection string of the superuser.
-    pub(crate) dsn: String,
+    pub dsn: String,
     /// One connection to it.
-    pub(crate) client: Client,
+    pub client: Client,
 }
 
-pub(crate) async fn connect(dsn: &str) -> Client {
+pub async fn connect(dsn: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(connection);
     client
 }
 
 /// 1,100 upcoming events x 3 bookmakers x 50 markets, vacuumed and analyzed. Takes half a minute.
-pub(crate) async fn start(settings: &[&str]) -> Server {
+pub async fn start(settings: &[&str]) -> Server {
     let settings = [&["shared_buffers = 1GB", "max_wal_size = 4GB"], settings].concat();
     let cluster = Cluster::start(&settings).expect("a cluster");
     let dsn = cluster.dsn("postgres");
     let client = connect(&dsn).await;
-    dataset::create(&client).await.expect("tables");
-    dataset::load(&client, &dataset::Scale::default(), |_, _, _| {})
-        .await
-        .expect("data");
+    demo::fill(&client, &Size::default()).await;
     for script in ["sql/install.sql", "sql/indexes.sql"] {
         let output = cluster.psql("postgres", &["-qf", script]).expect("psql");
         assert!(

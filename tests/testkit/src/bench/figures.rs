@@ -1,10 +1,9 @@
 //! Medians and the like.
-#![allow(dead_code, reason = "not every benchmark wants all of it")]
 
 use std::time::Duration;
 
 /// Sorts.
-pub(crate) fn quantile(times: &mut [Duration], of: f64) -> Duration {
+pub fn quantile(times: &mut [Duration], of: f64) -> Duration {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
     times
@@ -14,10 +13,10 @@ pub(crate) fn quantile(times: &mut [Duration], of: f64) -> Duration {
 }
 
 /// Sorts.
-pub(crate) fn median(times: &mut [Duration]) -> Duration {
+pub fn median(times: &mut [Duration]) -> Duration {
     quantile(times, 0.5)
 }
 
-pub(crate) fn milliseconds(time: Duration) -> String {
+pub fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }

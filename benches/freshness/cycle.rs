@@ -10,13 +10,12 @@ use std::{
 
 use futures_util::StreamExt;
 use oddscache::OddsCache;
-use tokio::runtime::Runtime;
-use tokio_postgres::{Client, Statement};
-
-use crate::{
+use oddscache_testkit::bench::{
     figures::{milliseconds, quantile},
     server::{Server, connect},
 };
+use tokio::runtime::Runtime;
+use tokio_postgres::{Client, Statement};
 
 /// A connection that writes.
 pub(crate) struct Writer {

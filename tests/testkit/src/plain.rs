@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use oddscache::{CachedEvent, CachedMarket, CachedSnapshot, View};
 use serde::Serialize;
 
-pub(crate) const INLINE: [(&str, Option<f64>); 4] = [
+pub const INLINE: [(&str, Option<f64>); 4] = [
     ("3743", None),
     ("5000", Some(2.5)),
     ("3795", None),
@@ -44,7 +44,7 @@ struct Outcome {
     is_active: bool,
 }
 
-pub(crate) fn list(view: &View) -> String {
+pub fn list(view: &View) -> String {
     let mut events: Vec<Event> = view.events().map(event).collect();
     events.sort_by_key(|event| (event.kickoff, event.event_id));
     serde_json::to_string(&events).unwrap()

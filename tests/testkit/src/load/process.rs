@@ -1,10 +1,4 @@
 //! The service as a process of its own, seen from outside.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::expect_used,
-    reason = "shared with a test, which wants less"
-)]
 
 use std::{
     fmt, fs,

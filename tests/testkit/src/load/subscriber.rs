@@ -1,10 +1,4 @@
 //! A client of `/v1/changes` that trusts nothing: it counts what comes, and finds gaps by itself.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::expect_used,
-    reason = "shared with a test, which wants less"
-)]
 
 use std::{
     collections::BTreeSet,

@@ -1,9 +1,4 @@
 //! Times counted in classes a sixteenth apart, so that any number of them takes the same room.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "shared with a test, which wants less"
-)]
 
 use std::time::Duration;
 
