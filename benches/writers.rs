@@ -363,7 +363,7 @@ async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: 
                     let after = cache.counters();
                     reads.push((
                         (after.reads - before.reads) as f64 / seconds,
-                        (after.bells - before.bells) as f64 / seconds,
+                        (after.notifications - before.notifications) as f64 / seconds,
                     ));
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
@@ -383,7 +383,12 @@ async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: 
             "",
             "",
             median(reads.iter().map(|(reads, _)| *reads).collect()),
-            median(reads.iter().map(|(_, bells)| *bells).collect())
+            median(
+                reads
+                    .iter()
+                    .map(|(_, notifications)| *notifications)
+                    .collect()
+            )
         );
     }
 }

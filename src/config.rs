@@ -28,7 +28,7 @@ pub struct Config {
     pub(crate) allow_row_security: bool,
     pub(crate) audit_cycle: Duration,
     pub(crate) audit_budget: f64,
-    bell_from: Option<Box<Config>>,
+    listen_from: Option<Box<Config>>,
 }
 
 /// Keeps a dead peer from going unnoticed for hours; the driver's default is two of them.
@@ -119,7 +119,7 @@ impl Config {
             allow_row_security: false,
             audit_cycle: Duration::from_secs(120),
             audit_budget: 0.01,
-            bell_from: None,
+            listen_from: None,
         }
     }
 
@@ -233,22 +233,22 @@ impl Config {
     /// anybody, or past a pooler in transaction mode. Of `bell` only how to connect matters. The follower looks again
     /// for a moment after a bell for which it finds nothing, since the standby has yet to replay the change.
     #[must_use]
-    pub fn bell_from(mut self, bell: Config) -> Config {
-        self.bell_from = Some(Box::new(bell));
+    pub fn listen_from(mut self, bell: Config) -> Config {
+        self.listen_from = Some(Box::new(bell));
         self
     }
 
     /// How to connect for the bell.
-    pub(crate) fn for_bell(&self) -> Config {
+    pub(crate) fn for_listener(&self) -> Config {
         Config {
             read_timeout: self.read_timeout,
-            ..self.bell_from.as_deref().unwrap_or(self).clone()
+            ..self.listen_from.as_deref().unwrap_or(self).clone()
         }
     }
 
     /// Whether the bell may ring for what cannot be read yet.
-    pub(crate) fn bell_is_elsewhere(&self) -> bool {
-        self.bell_from.is_some()
+    pub(crate) fn listens_elsewhere(&self) -> bool {
+        self.listen_from.is_some()
     }
 
     /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do

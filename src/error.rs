@@ -186,22 +186,22 @@ pub enum Error {
     /// A notification that was sent did not arrive at the connection that listens.
     #[error(
         "a notification was sent but did not arrive; is a pooler in between that hands out connections by the transaction? \
-         LISTEN needs a session of its own: connect to the server itself for it (bell_from, --bell-url). Or is the notification queue half full \
+         LISTEN needs a session of its own: connect to the server itself for it (listen_from, --listen-url). Or is the notification queue half full \
          (select pg_notification_queue_usage())?"
     )]
-    Mute,
+    NotificationLost,
     /// A pooler hands out the server's sessions by the transaction, so that nobody can listen in one.
     #[error(
         "a pooler in between hands out connections by the transaction, so notifications do not arrive; LISTEN needs a session \
-         of its own: connect to the server itself for it (bell_from, --bell-url)"
+         of its own: connect to the server itself for it (listen_from, --listen-url)"
     )]
     Pooled,
     /// The connection that should listen is to another database than the one that is read.
     #[error(
         "the bell is to be heard in another database (cluster and name: {found}) than the one that is read ({expected}); \
-         check bell_from"
+         check listen_from"
     )]
-    OtherBell {
+    OtherListenDatabase {
         /// System identifier of the cluster and name of the database.
         found: String,
         /// The same of the one that is read.

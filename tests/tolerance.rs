@@ -308,7 +308,10 @@ async fn other_schemas_and_another_channel() {
     run(&followed.app, &path).await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
     // The one at the start may come after the status, which the first reading of everything can set.
-    eventually("a bell", async || followed.cache.counters().bells > 0).await;
+    eventually("a bell", async || {
+        followed.cache.counters().notifications > 0
+    })
+    .await;
     follows(&database, followed).await;
 
     // And the bell rings on that channel: with an hour between polls nothing else brings a change.
@@ -330,7 +333,7 @@ async fn other_schemas_and_another_channel() {
             && view.cut().snapshot != String::new()
     })
     .await;
-    assert!(followed.cache.counters().bells > 0);
+    assert!(followed.cache.counters().notifications > 0);
 }
 
 #[tokio::test]

@@ -216,7 +216,7 @@ impl ListenerTask {
             own_session: AtomicBool::new(false),
         });
         ListenerTask {
-            config: config.for_bell(),
+            config: config.for_listener(),
             cache_schema: config.cache_schema.clone(),
             channel: feed.channel.clone(),
             database: feed.database.clone(),
@@ -236,7 +236,7 @@ impl ListenerTask {
                 tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
             }
             let mut pause = self.backoff.next();
-            if matches!(error, Error::Mute | Error::Pooled) {
+            if matches!(error, Error::NotificationLost | Error::Pooled) {
                 self.mute += 1;
                 if let Some(more) = self.mute.checked_sub(MUTE_TRIES) {
                     let longer = MUTE_PAUSE.saturating_mul(1 << more.min(6));
@@ -300,7 +300,7 @@ impl ListenerTask {
                 match self.heartbeat().await {
                     // An answer to a heartbeat of somebody else will do as well.
                     Ok(()) if heard(&connection, ANSWER).await? => {}
-                    Ok(()) => return Err(Error::Mute),
+                    Ok(()) => return Err(Error::NotificationLost),
                     // The bell itself may be as well as ever; it is only not proven.
                     Err(error) => {
                         self.notifier = None;
@@ -398,7 +398,7 @@ impl ListenerTask {
 /// the heartbeat is rolled back, and a notification is sent beside it, for which other caches look once more.
 ///
 /// # Errors
-/// What keeps notifications from arriving: [`Error::Pooled`], [`Error::Mute`], [`Error::OtherBell`], an error of the server;
+/// What keeps notifications from arriving: [`Error::Pooled`], [`Error::NotificationLost`], [`Error::OtherListenDatabase`], an error of the server;
 /// or what keeps a follower from starting.
 pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     let reader = Connection::open(&config.connect).await?;
@@ -416,7 +416,7 @@ pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     within(bound, HEARTBEAT, ring).await?;
     match heard(&connection, ANSWER).await? {
         true => Ok(sent_at.elapsed()),
-        false => Err(Error::Mute),
+        false => Err(Error::NotificationLost),
     }
 }
 
@@ -448,7 +448,7 @@ async fn same_database(
     if found.as_deref() == Some(expected) {
         return Ok(());
     }
-    Err(Error::OtherBell {
+    Err(Error::OtherListenDatabase {
         found: found.unwrap_or_default(),
         expected: expected.to_owned(),
     })

@@ -114,7 +114,7 @@ impl Follower {
             draft: Draft::default(),
             listener: None,
             epoch: 0,
-            schedule: Schedule::new(config.poll_interval, config.bell_is_elsewhere(), now),
+            schedule: Schedule::new(config.poll_interval, config.listens_elsewhere(), now),
             audit: Audit::new(config.audit_cycle, config.audit_budget, now),
             backoff: Backoff::for_connections(),
             connections: 0,
@@ -262,7 +262,7 @@ impl Follower {
             .listener
             .as_ref()
             .is_some_and(Listener::has_own_session);
-        if !is_ours || self.config.bell_is_elsewhere() {
+        if !is_ours || self.config.listens_elsewhere() {
             return Ok(false);
         }
         let bound = self.config.read_timeout;
@@ -353,7 +353,7 @@ impl Follower {
     ) -> Result<(), Error> {
         let counters = self.publisher.counters();
         let woke = match woken {
-            Woken::Notification => &counters.bells,
+            Woken::Notification => &counters.notifications,
             Woken::Asked => &counters.asks,
             Woken::Time => &counters.polls,
         };

@@ -99,7 +99,7 @@ pub struct Counters {
     /// Transactions that read the change log, or everything.
     pub reads: u64,
     /// Times a notification came (several at once count once).
-    pub bells: u64,
+    pub notifications: u64,
     /// Times it looked without one, since it was time to: the poll interval, the audit, or a pace set by many small commits.
     pub polls: u64,
     /// Times it looked since a handle asked: to wait for a transaction, or to read everything again.

@@ -96,7 +96,7 @@ macro_rules! counting {
 counting! {
     /// [`Counters`] as they count.
     Counting for Counters:
-    reads bells polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
+    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
     reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
 }
 

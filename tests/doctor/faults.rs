@@ -191,7 +191,7 @@ fn each_fault_is_found_with_its_reason_and_its_way_out() {
             panic!("{fault}: no {level} of {id} says {what}: {findings:#?}")
         };
         assert!(
-            found["why"].is_string() && found["mend"].is_string(),
+            found["why"].is_string() && found["fix"].is_string(),
             "{fault}: {found:#}"
         );
         if level == "fail" {
@@ -262,14 +262,14 @@ fn what_it_tells_to_run_mends_it() {
         };
         let found = findings.iter().find(is_fault);
         let found = found.unwrap_or_else(|| panic!("{fault}: {findings:#?}"));
-        let mend = found["mend"].as_str().unwrap();
-        let statement = mend.split(", unless").next().unwrap();
+        let fix = found["fix"].as_str().unwrap();
+        let statement = fix.split(", unless").next().unwrap();
         let statement = statement.split(", or leave").next().unwrap();
         sound.database.psql(statement);
         let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
         assert!(
             !findings.iter().any(|finding| is_fault(&finding)),
-            "{fault}: {mend}: {findings:#?}"
+            "{fault}: {fix}: {findings:#?}"
         );
     }
 }
@@ -301,7 +301,7 @@ async fn transactions_that_hold_the_log_back_are_named() {
                 .cloned()
                 .collect();
             seen.iter().any(|found| {
-                found["mend"] == format!("SELECT pg_terminate_backend({pid}), if it was forgotten")
+                found["fix"] == format!("SELECT pg_terminate_backend({pid}), if it was forgotten")
             })
         })
         .await;
@@ -322,10 +322,7 @@ async fn transactions_that_hold_the_log_back_are_named() {
         .iter()
         .find(|found| found["object"].as_str().unwrap().starts_with(&gid));
     assert!(
-        named.is_some_and(|found| found["mend"]
-            .as_str()
-            .unwrap()
-            .contains("ROLLBACK PREPARED")),
+        named.is_some_and(|found| found["fix"].as_str().unwrap().contains("ROLLBACK PREPARED")),
         "{findings:#?}"
     );
     app.batch_execute(&format!("rollback prepared '{gid}'"))
@@ -344,12 +341,12 @@ fn a_right_of_publics_goes_by_the_statement_that_is_told() {
         let of = with(findings, "right", "info");
         let mut of = of.iter().filter(|found| found["object"] == "schema public");
         of.next()
-            .map(|found| found["mend"].as_str().unwrap().to_owned())
+            .map(|found| found["fix"].as_str().unwrap().to_owned())
     };
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-    let mend = public(&findings).expect("told");
-    assert_eq!(mend, "REVOKE CREATE ON SCHEMA public FROM PUBLIC");
-    sound.database.psql(&mend);
+    let fix = public(&findings).expect("told");
+    assert_eq!(fix, "REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+    sound.database.psql(&fix);
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
     assert_eq!(public(&findings), None, "{findings:#?}");
 }
@@ -408,8 +405,8 @@ fn timeouts_that_the_cache_sets_itself_are_good_to_know_only() {
     let prepared = prepared
         .iter()
         .find(|found| found["object"] == "max_prepared_transactions");
-    let mend = prepared.expect("told")["mend"].as_str().unwrap();
-    assert!(mend.contains("SET LOCAL oddscache.notify = off"), "{mend}");
+    let fix = prepared.expect("told")["fix"].as_str().unwrap();
+    assert!(fix.contains("SET LOCAL oddscache.notify = off"), "{fix}");
 }
 
 #[test]
@@ -466,7 +463,7 @@ fn settings_of_the_whole_server_are_told() {
         let output = server.psql("postgres", &["-qc", sql]).unwrap();
         assert!(output.status.success(), "{sql}: {output:?}");
     };
-    for (set, what, mend) in [
+    for (set, what, fix) in [
         (
             "alter system set temp_file_limit = '1GB'",
             "is 1048576kB for the server",
@@ -494,8 +491,8 @@ fn settings_of_the_whole_server_are_told() {
                 found.cloned()
             });
         let found = found.unwrap_or_else(|| panic!("{set}: {what} was not told"));
-        assert!(found["mend"].as_str().unwrap().starts_with(mend), "{found}");
-        run(mend);
+        assert!(found["fix"].as_str().unwrap().starts_with(fix), "{found}");
+        run(fix);
     }
     // PostgreSQL 17 has no such setting.
     if version >= 170_000 {

@@ -33,7 +33,11 @@ fn the_expected_functions_are_those_that_install_makes() {
         ok[0]["what"],
         format!("all {installed} functions are as this binary installs them")
     );
-    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(
+        levels_of(&findings, "notifications"),
+        ["ok"],
+        "{findings:#?}"
+    );
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn a_changed_function_is_found() {
             "{change}: {found:?}"
         );
         assert!(
-            found[0]["mend"]
+            found[0]["fix"]
                 .as_str()
                 .unwrap()
                 .contains("sql install --apply")

@@ -156,7 +156,7 @@ fn a_sound_database_has_no_warning() {
         "waiting",
         "queue",
         "index",
-        "bell",
+        "notifications",
         "log.vacuum",
         "log.transactions",
         "log.prepared",
@@ -222,7 +222,7 @@ fn no_feed_is_a_report_too() {
     assert_eq!(code, 1);
     let missing = with(&findings, "feed", "fail");
     assert!(
-        missing.iter().all(|found| found["mend"]
+        missing.iter().all(|found| found["fix"]
             .as_str()
             .unwrap()
             .contains("sql install --apply")),
@@ -230,7 +230,7 @@ fn no_feed_is_a_report_too() {
     );
     assert!(!missing.is_empty());
     // A follower ends before it listens.
-    assert_eq!(levels_of(&findings, "bell"), ["info"]);
+    assert_eq!(levels_of(&findings, "notifications"), ["info"]);
 }
 
 /// Doctor was green while the follower polled, since it tried another statement than the follower's.
@@ -241,7 +241,11 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
     sound.database.psql("delete from oddscache.change_log");
     let (code, findings) = doctor(&sound.dsn(), &["--quick"]);
     assert_eq!(code, 0, "{findings:#?}");
-    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(
+        levels_of(&findings, "notifications"),
+        ["ok"],
+        "{findings:#?}"
+    );
     assert_eq!(sound.database.psql(count), "0");
 
     // A heartbeat that fails keeps a follower from knowing whether notifications arrive.
@@ -250,7 +254,7 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
          $$ begin raise exception 'no heartbeat today'; end $$",
     );
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-    let bell = with(&findings, "bell", "warn");
+    let bell = with(&findings, "notifications", "warn");
     assert_eq!(bell.len(), 1, "{findings:#?}");
     assert!(
         bell[0]["what"]
@@ -268,7 +272,7 @@ async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
     let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
     mallory.batch_execute(lock).await.unwrap();
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-    let bell = with(&findings, "bell", "warn");
+    let bell = with(&findings, "notifications", "warn");
     assert_eq!(bell.len(), 1, "{findings:#?}");
     assert!(
         bell[0]["what"].as_str().unwrap().contains("advisory lock"),
@@ -300,12 +304,16 @@ fn time_outs_of_the_role_keep_doctor_from_nothing() {
         findings.iter().all(|finding| finding["checked"] == true),
         "{findings:#?}"
     );
-    for id in ["bell", "warmup", "log.prune"] {
+    for id in ["notifications", "warmup", "log.prune"] {
         assert!(
             !levels_of(&findings, id).contains(&"fail".to_owned()),
             "{findings:#?}"
         );
     }
-    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(
+        levels_of(&findings, "notifications"),
+        ["ok"],
+        "{findings:#?}"
+    );
     assert_eq!(levels_of(&findings, "warmup"), ["ok"], "{findings:#?}");
 }

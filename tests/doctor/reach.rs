@@ -31,10 +31,7 @@ fn a_server_that_is_not_there_is_said_in_its_own_words() {
     let (code, findings) = doctor(&dsn, &[]);
     assert_eq!((code, findings.len()), (1, 1));
     assert!(
-        findings[0]["mend"]
-            .as_str()
-            .unwrap()
-            .contains("pg_hba.conf"),
+        findings[0]["fix"].as_str().unwrap().contains("pg_hba.conf"),
         "{findings:?}"
     );
     assert!(!format!("{findings:?}").contains("sesame"));
@@ -78,9 +75,9 @@ async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
         let pooler = pooled("transaction", size).await;
         let dsn = through(&pooler, &database);
         let (code, findings) = doctor(&dsn, &[]);
-        let found = with(&findings, "bell.pooler", "warn");
+        let found = with(&findings, "notifications.pooler", "warn");
         assert_eq!((code, found.len()), (0, 1), "pool of {size}: {findings:#?}");
-        assert!(found[0]["mend"].as_str().unwrap().contains("--bell-url"));
+        assert!(found[0]["fix"].as_str().unwrap().contains("--listen-url"));
         assert_eq!(with(&findings, "warmup", "ok").len(), 1, "{findings:#?}");
         // Neither a LISTEN stays behind in the pooler's sessions, nor a setting.
         let sql = "select (select count(*) from pg_listening_channels()), current_setting('statement_timeout'), \
@@ -95,23 +92,30 @@ async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
         assert_eq!(left.unwrap(), ["0", "0", "\"$user\", public"]);
 
         // Past it the bell rings.
-        let (code, findings) = doctor(&dsn, &["--bell-url", &database.dsn()]);
+        let (code, findings) = doctor(&dsn, &["--listen-url", &database.dsn()]);
         assert_eq!(
-            (code, levels_of(&findings, "bell")),
+            (code, levels_of(&findings, "notifications")),
             (0, vec!["ok".to_owned()]),
             "{findings:#?}"
         );
     }
     let pooler = pooled("session", 20).await;
     let (_, findings) = doctor(&through(&pooler, &database), &[]);
-    assert_eq!(levels_of(&findings, "bell.pooler"), Vec::<String>::new());
-    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    assert_eq!(
+        levels_of(&findings, "notifications.pooler"),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        levels_of(&findings, "notifications"),
+        ["ok"],
+        "{findings:#?}"
+    );
 
     let pooler = pooled("statement", 20).await;
     let (code, findings) = doctor(&through(&pooler, &database), &[]);
     assert_eq!((code, findings.len()), (1, 1), "{findings:#?}");
     assert!(
-        findings[0]["mend"].as_str().unwrap().contains("pool_mode"),
+        findings[0]["fix"].as_str().unwrap().contains("pool_mode"),
         "{findings:#?}"
     );
 }
@@ -128,7 +132,7 @@ async fn a_standby_is_looked_at_as_one() {
     let dsn = standby.dsn("postgres");
     let (code, findings) = doctor(&dsn, &[]);
     assert_eq!(code, 0, "{findings:#?}");
-    assert_eq!(levels_of(&findings, "bell"), ["info"]);
+    assert_eq!(levels_of(&findings, "notifications"), ["info"]);
     assert_eq!(levels_of(&findings, "standby"), ["info"]);
     for id in ["feed", "feed.function", "trigger", "log", "warmup"] {
         assert_eq!(levels_of(&findings, id), ["ok"], "{id}: {findings:#?}");
@@ -142,15 +146,19 @@ async fn a_standby_is_looked_at_as_one() {
         "{findings:#?}"
     );
 
-    let (_, findings) = doctor(&dsn, &["--quick", "--bell-url", &primary.dsn("postgres")]);
-    assert_eq!(levels_of(&findings, "bell"), ["ok"], "{findings:#?}");
+    let (_, findings) = doctor(&dsn, &["--quick", "--listen-url", &primary.dsn("postgres")]);
+    assert_eq!(
+        levels_of(&findings, "notifications"),
+        ["ok"],
+        "{findings:#?}"
+    );
     on_standby
         .batch_execute("select pg_wal_replay_pause()")
         .await
         .unwrap();
     let (_, findings) = doctor(&dsn, &["--quick"]);
     assert_eq!(
-        with(&findings, "standby", "warn")[0]["mend"],
+        with(&findings, "standby", "warn")[0]["fix"],
         "SELECT pg_wal_replay_resume()"
     );
 

@@ -31,12 +31,12 @@ async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
     followed.until_awake().await;
     followed.check("awake").await;
     // As long as there is news it stays so.
-    let bells = followed.cache.counters().bells;
+    let notifications = followed.cache.counters().notifications;
     for line in 1..=50 {
         followed.set_line(-line).await;
         followed.caught_up("polled").await;
     }
-    assert!(followed.cache.counters().bells <= bells + 2);
+    assert!(followed.cache.counters().notifications <= notifications + 2);
     followed.check("still awake").await;
     // Once it is quiet it sleeps, and what then changes rings.
     eventually("asleep", async || followed.waiting().await == 1).await;
@@ -52,7 +52,7 @@ async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
     followed.set_line(1000).await;
     followed.check("rung for").await;
     let after = followed.cache.counters();
-    assert!(after.bells > before.bells);
+    assert!(after.notifications > before.notifications);
     assert_eq!((after.reloads, followed.cache.view().epoch()), (1, 1));
 }
 
@@ -74,16 +74,16 @@ async fn who_looked_too_early_is_looked_for() {
         .await;
         assert_eq!(followed.waiting().await, 0, "it was to look too early");
         // Rung by itself, for it waits again.
-        let bells = followed.cache.counters().bells;
+        let notifications = followed.cache.counters().notifications;
         eventually("waiting", async || {
-            followed.cache.counters().bells > bells && followed.waiting().await == 1
+            followed.cache.counters().notifications > notifications && followed.waiting().await == 1
         })
         .await;
-        let bells = followed.cache.counters().bells;
+        let notifications = followed.cache.counters().notifications;
         run(&late, "commit").await;
         followed.caught_up("the late commit").await;
         // A heartbeat may have come first, by chance; without brisk reads it would each time.
-        briskly += u32::from(followed.cache.counters().bells == bells);
+        briskly += u32::from(followed.cache.counters().notifications == notifications);
         followed.check("the late commit").await;
     }
     assert!(briskly > 0);

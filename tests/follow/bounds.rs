@@ -146,7 +146,7 @@ async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
 async fn the_bell_of_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
     let bell = Config::new(&another.dsn()).expect("dsn");
-    let followed = Followed::with(&database.dsn(), |config| config.bell_from(bell)).await;
+    let followed = Followed::with(&database.dsn(), |config| config.listen_from(bell)).await;
     eventually("found out", async || {
         assert_ne!(followed.cache.status(), Status::Live);
         matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("another database"))
@@ -188,7 +188,7 @@ async fn a_lost_bell_is_not_live_until_the_next_poll() {
         .expect("dsn")
         .poll_interval(Duration::from_secs(600))
         .audit_cycle(Duration::from_secs(600_000))
-        .bell_from(bell);
+        .listen_from(bell);
     let (cache, follower) = OddsCache::connect(config);
     let follower = tokio::spawn(follower.run());
     cache.ready().await.expect("warm");

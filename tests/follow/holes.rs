@@ -246,7 +246,7 @@ async fn the_bell_moves_with_the_channel() {
         &["-qf", "sql/install.sql", "-v", "channel=elsewhere"],
     );
     followed.check("installed again").await;
-    let bells = followed.cache.counters().bells;
+    let notifications = followed.cache.counters().notifications;
     let mut line = 0;
     eventually("a bell on the new channel", async || {
         line += 1;
@@ -256,7 +256,7 @@ async fn the_bell_moves_with_the_channel() {
             ))
             .await;
         followed.caught_up("the change").await;
-        followed.cache.counters().bells >= bells + 3
+        followed.cache.counters().notifications >= notifications + 3
     })
     .await;
 }

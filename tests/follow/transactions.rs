@@ -139,13 +139,16 @@ async fn the_bell_alone_brings_changes() {
     })
     .await;
     for line in 1..=5 {
-        let bells = followed.cache.counters().bells;
+        let notifications = followed.cache.counters().notifications;
         followed
             .run(&format!(
                 "update market_odds set line = {line} where snapshot_id = 112"
             ))
             .await;
-        eventually("the bell", async || followed.cache.counters().bells > bells).await;
+        eventually("the bell", async || {
+            followed.cache.counters().notifications > notifications
+        })
+        .await;
         eventually("the change", async || {
             equal(&followed, &followed.cache.view()).await
         })
@@ -169,7 +172,7 @@ async fn without_a_bell_the_poll_brings_changes() {
         assert_ne!(before, after);
         let now = followed.cache.counters();
         assert!(
-            now.bells == counters.bells || now.heartbeats > counters.heartbeats,
+            now.notifications == counters.notifications || now.heartbeats > counters.heartbeats,
             "{sql}: rang"
         );
     }
@@ -183,7 +186,7 @@ async fn anybody_may_ring_the_bell_and_nothing_follows() {
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
     eventually("the bell", async || {
-        followed.cache.counters().bells > counters.bells
+        followed.cache.counters().notifications > counters.notifications
     })
     .await;
     assert_eq!(before, followed.check("a false bell").await);

@@ -353,20 +353,23 @@ async fn the_bell_of_the_primary_rings_for_what_the_standby_has_yet_to_replay() 
     let followed = Followed::beside(
         &standby.dsn("postgres"),
         &primary.dsn("postgres"),
-        |config| config.poll_interval(rarely).bell_from(bell),
+        |config| config.poll_interval(rarely).listen_from(bell),
     )
     .await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
     for line in 1..10 {
         set_line(&followed.app, 112, line).await;
-        let bells = followed.cache.counters().bells;
+        let notifications = followed.cache.counters().notifications;
         eventually("seen", async || {
             let view = followed.cache.view();
             let event = serde_json::to_value(view.event(1)).expect("JSON");
             event["betpawa"]["1"]["markets"][0]["line"] == f64::from(line)
         })
         .await;
-        println!("{} bells", followed.cache.counters().bells - bells);
+        println!(
+            "{} bells",
+            followed.cache.counters().notifications - notifications
+        );
     }
     let beside = connect(&standby.dsn("postgres")).await;
     let view = followed.cache.view();

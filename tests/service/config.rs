@@ -101,7 +101,7 @@ fn what_is_printed_is_a_file_and_tells_no_secret() {
     config
         .env("DATABASE_URL", format!("postgres://u:{secret}@h/d"))
         .env(
-            "ODDSCACHE_BELL_URL",
+            "ODDSCACHE_LISTEN_URL",
             format!("host=b password='{secret}' user=u"),
         )
         .env("ODDSCACHE_TOKEN", secret)

@@ -8,7 +8,7 @@ async fn rings(listener: &mut Session, writer: &Session, sql: &str) -> bool {
     writer.run("notify oddscache, 'after'").await;
     let mut rang = false;
     loop {
-        match listener.bells.recv().await.unwrap().as_str() {
+        match listener.notifications.recv().await.unwrap().as_str() {
             "oddscache:after" => return rang,
             "oddscache:" => rang = true,
             other => panic!("{other}"),

@@ -12,11 +12,11 @@ async fn a_heartbeat_logs_nothing_and_rings() {
     let mut session = Session::open(&db.dsn()).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.heartbeat()").await;
-    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
     // The bell rings even where no row is due.
     session.run("select oddscache.heartbeat()").await;
-    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
 }
 
@@ -73,7 +73,7 @@ async fn a_resync_names_its_reason() {
     let mut session = Session::open(&db.dsn()).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.resync()").await;
-    assert_eq!(session.bells.recv().await.unwrap(), "oddscache:");
+    assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     session
         .run("select oddscache.resync('restored event 7'); select oddscache.resync(repeat('é', 1000))")
         .await;

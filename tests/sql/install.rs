@@ -158,7 +158,10 @@ async fn odd_names_are_quoted() {
                 listener.run("listen \"a 'bell' \\\"").await;
                 listener.wait_for_bell(cache_schema).await;
                 db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
-                assert_eq!(listener.bells.recv().await.unwrap(), format!("{channel}:"));
+                assert_eq!(
+                    listener.notifications.recv().await.unwrap(),
+                    format!("{channel}:")
+                );
                 assert_eq!(
                     db.psql(&format!(
                         "select table_name, keys from \"{}\".change_log",

@@ -176,13 +176,13 @@ async fn apply_as(
 /// A connection that keeps what the server says by itself.
 struct Session {
     client: Client,
-    bells: tokio::sync::mpsc::UnboundedReceiver<String>,
+    notifications: tokio::sync::mpsc::UnboundedReceiver<String>,
 }
 
 impl Session {
     async fn open(dsn: &str) -> Session {
         let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
-        let (send, bells) = tokio::sync::mpsc::unbounded_channel();
+        let (send, notifications) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                 if let AsyncMessage::Notification(notice) = message {
@@ -190,7 +190,10 @@ impl Session {
                 }
             }
         });
-        Session { client, bells }
+        Session {
+            client,
+            notifications,
+        }
     }
 
     async fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {

@@ -355,7 +355,7 @@ async fn the_bell_rings_once_a_transaction_and_can_be_switched_off() {
         .await;
     let mut heard = Vec::new();
     while heard.last().is_none_or(|bell| bell != "oddscache:last") {
-        heard.push(listener.bells.recv().await.unwrap());
+        heard.push(listener.notifications.recv().await.unwrap());
     }
     assert_eq!(
         heard,

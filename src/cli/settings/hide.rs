@@ -153,7 +153,7 @@ mod tests {
             "host=/run/postgresql  user=u dbname='a b'",
             "",
         ] {
-            assert_eq!(hidden("bell-url", plain), None, "{plain}");
+            assert_eq!(hidden("listen-url", plain), None, "{plain}");
         }
         assert_eq!(hidden("token", "x").as_deref(), Some("***"));
         assert_eq!(hidden("listen", "password=x"), None);

@@ -244,7 +244,7 @@ mod tests {
         };
         for secret in [
             "database-url = \"postgres://u:hunter22@h/d\"",
-            "bell-url = \"host=h password=hunter22\"",
+            "listen-url = \"host=h password=hunter22\"",
             "token = \"hunter22hunter22\"",
         ] {
             let Err(Unusable::File(error)) = try_read(secret, 0o644) else {

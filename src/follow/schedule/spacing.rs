@@ -86,9 +86,9 @@ impl Spacing {
             0 => Duration::ZERO,
             extra => Duration::from_millis(1 << extra.min(16)).min(most),
         };
-        let bells = empty(self.empty_notifications, poll_interval);
+        let notifications = empty(self.empty_notifications, poll_interval);
         let asks = empty(self.empty_asks, LONGEST_REST_FOR_ASKS.min(poll_interval));
-        reload.max(bells).max(asks)
+        reload.max(notifications).max(asks)
     }
 }
 

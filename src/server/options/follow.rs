@@ -47,11 +47,11 @@ pub(crate) struct FollowArguments {
     /// mode
     #[arg(
         long,
-        env = "ODDSCACHE_BELL_URL",
+        env = "ODDSCACHE_LISTEN_URL",
         hide_env_values = true,
         value_name = "URL"
     )]
-    bell_url: Option<Url>,
+    listen_url: Option<Url>,
     /// Within which time the audit should have compared every event with the database
     #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
     audit_cycle: Duration,
@@ -78,7 +78,7 @@ impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let mut config = self.database.config()?;
         if let Some(bell) = self.bell()? {
-            config = config.bell_from(bell);
+            config = config.listen_from(bell);
         }
         Ok(config
             .app_schema(&self.app_schema)
@@ -94,10 +94,10 @@ impl FollowArguments {
 
     /// Where to LISTEN, if elsewhere.
     pub(crate) fn bell(&self) -> Result<Option<Config>, Error> {
-        let Some(Url(url)) = &self.bell_url else {
+        let Some(Url(url)) = &self.listen_url else {
             return Ok(None);
         };
-        self.database.at(url, "ODDSCACHE_BELL_URL").map(Some)
+        self.database.at(url, "ODDSCACHE_LISTEN_URL").map(Some)
     }
 
     pub(crate) fn lookback(&self) -> Duration {

@@ -19,7 +19,7 @@ pub(crate) struct DoctorArguments {
     /// Leave out reading everything once, as a starting cache does: seconds of work for a large database
     #[arg(long)]
     pub(super) quick: bool,
-    /// Print one JSON object: oddscache, database, findings (id, level, checked, object, what, why, mend), summary
+    /// Print one JSON object: oddscache, database, findings (id, level, checked, object, what, why, fix), summary
     #[arg(long)]
     pub(super) json: bool,
     /// End with code 3 where nothing fails but there are warnings

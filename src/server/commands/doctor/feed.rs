@@ -134,7 +134,7 @@ fn judge(function: &Function, cache_schema: &str) -> Vec<Finding> {
     let name = format!("{}.{}", cache_schema, function.name);
     let fault = |what: &str| {
         let finding = Finding::fail("feed.function", what).object(&*name);
-        finding.why(WHY).mend(INSTALL)
+        finding.why(WHY).fix(INSTALL)
     };
     if !function.there {
         return vec![fault("is missing, or has other arguments")];
@@ -180,7 +180,7 @@ fn owners(functions: &[Function], cache_schema: &str) -> Vec<Finding> {
                 Finding::info("feed.owner", what)
                     .object(format!("schema {cache_schema}"))
                     .why("log_change() casts columns whose types the tables' owner chooses: let it run as that owner rather")
-                    .mend("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for all that is in the schema"),
+                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for all that is in the schema"),
             );
         } else if function.owns_a_table == Some(false) {
             let what = format!("{owner}, who owns none of the tables, owns {names}");
@@ -188,7 +188,7 @@ fn owners(functions: &[Function], cache_schema: &str) -> Vec<Finding> {
                 Finding::warn("feed.owner", what)
                     .object(format!("schema {cache_schema}"))
                     .why("whoever owns them can put anything in their place, and they run within the application's transactions")
-                    .mend("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, unless this one is to be trusted"),
+                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, unless this one is to be trusted"),
             );
         }
     }
@@ -217,7 +217,7 @@ async fn strangers(
     let told = |stranger: Stranger| {
         Finding::warn("feed.stranger", "is no function of the feed's")
             .why("the schema is meant for the feed alone; a name found there may be taken for one of its own")
-            .mend(format!("DROP FUNCTION {}, unless somebody needs it", stranger.name))
+            .fix(format!("DROP FUNCTION {}, unless somebody needs it", stranger.name))
             .object(stranger.name)
     };
     Ok(strangers.into_iter().map(told).collect())

@@ -45,7 +45,7 @@ pub(crate) struct Finding {
     /// Why it matters.
     pub(crate) why: Option<String>,
     /// The statement or command that mends it.
-    pub(crate) mend: Option<String>,
+    pub(crate) fix: Option<String>,
 }
 
 impl Finding {
@@ -57,7 +57,7 @@ impl Finding {
             object: None,
             what: what.into(),
             why: None,
-            mend: None,
+            fix: None,
         }
     }
 
@@ -99,8 +99,8 @@ impl Finding {
         self
     }
 
-    pub(crate) fn mend(mut self, mend: impl Into<String>) -> Finding {
-        self.mend = Some(mend.into());
+    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Finding {
+        self.fix = Some(fix.into());
         self
     }
 }
@@ -177,7 +177,7 @@ impl Report {
                 object.unwrap_or_default(),
                 finding.what
             )?;
-            for (name, text) in [("why", &finding.why), ("mend", &finding.mend)] {
+            for (name, text) in [("why", &finding.why), ("fix", &finding.fix)] {
                 for (line, text) in text.iter().flat_map(|text| text.lines().enumerate()) {
                     let name = if line == 0 { name } else { "" };
                     writeln!(out, "      {name:4}  {text}")?;

@@ -74,7 +74,7 @@ async fn prune(
             )
             .object(object)
             .why("somebody must: the change log grows with every write")
-            .mend("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
+            .fix("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
         ]);
     }
     let call = format!("SELECT {schema}.prune() AS rows");
@@ -86,7 +86,7 @@ async fn prune(
         Err(trouble) if PASSING.iter().any(|state| trouble.is(state)) => return Err(trouble),
         Err(trouble) => Finding::fail("log.prune", format!("fails: {trouble}"))
             .why(format!("{schema}.change_log grows with every write until it works: disk, and the time that VACUUM takes"))
-            .mend(unblock(&trouble, &schema)),
+            .fix(unblock(&trouble, &schema)),
     };
     Ok(vec![finding.object(object)])
 }
@@ -148,7 +148,7 @@ async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>
         findings.push(
             Finding::warn("log.vacuum", "autovacuum is off for it")
                 .why("what prune() deletes stays in the table, which grows for ever")
-                .mend(format!(
+                .fix(format!(
                     "ALTER TABLE {log} RESET (autovacuum_enabled); autovacuum = on for the server"
                 )),
         );
@@ -157,7 +157,7 @@ async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>
         findings.push(
             Finding::warn("log.vacuum", format!("{} dead rows, {} living", vacuum.dead, vacuum.live))
                 .why("reading the log's end passes over them; something keeps VACUUM from removing them, or it does not run")
-                .mend(format!("VACUUM {log}; look for old transactions and abandoned replication slots")),
+                .fix(format!("VACUUM {log}; look for old transactions and abandoned replication slots")),
         );
     }
     if findings.is_empty() {
@@ -221,7 +221,7 @@ async fn transactions(
                     state.unwrap_or_default()
                 ))
                 .why("no log row of a later transaction can be pruned while it is open, and VACUUM removes nothing newer")
-                .mend(format!("SELECT pg_terminate_backend({}), if it was forgotten", open.pid))
+                .fix(format!("SELECT pg_terminate_backend({}), if it was forgotten", open.pid))
         })
         .collect();
     if findings.is_empty() {
@@ -258,7 +258,7 @@ async fn prepared(context: &Context<'_>, session: &Session) -> Result<Vec<Findin
             Finding::warn("log.prepared", format!("prepared {} ago, and not ended", ago(old.seconds)))
                 .object(format!("{} of {} in database {}", old.gid, old.owner, old.database))
                 .why("no log row of a later transaction can be pruned; what it wrote is not committed, and its locks stay")
-                .mend(format!(
+                .fix(format!(
                     "in database {}: ROLLBACK PREPARED {id}, or COMMIT PREPARED {id}",
                     old.database,
                     id = literal(&old.gid).trim_start()

@@ -161,8 +161,8 @@ fn finding(line: &Line) -> Finding {
     };
     finding.checked = !unreadable;
     let finding = finding.object(line.object.clone()).why(why);
-    match mend(line) {
-        Some(mend) => finding.mend(mend),
+    match fix(line) {
+        Some(fix) => finding.fix(fix),
         None => finding,
     }
 }
@@ -171,7 +171,7 @@ fn finding(line: &Line) -> Finding {
 const ON_THE_SUBSCRIBER: &str = "; on the subscriber, ";
 
 /// The command for what the line tells to run.
-fn mend(line: &Line) -> Option<String> {
+fn fix(line: &Line) -> Option<String> {
     let role = line.detail.split(' ').next().unwrap_or_default();
     let does = |text: &str| line.detail.contains(text);
     if let Some((_, ways)) = line.detail.split_once(ON_THE_SUBSCRIBER) {
@@ -271,13 +271,13 @@ mod tests {
         );
         assert!(
             found[0]
-                .mend
+                .fix
                 .as_deref()
                 .unwrap()
                 .contains("sql install --apply")
         );
         assert_eq!(
-            found[1].mend.as_deref(),
+            found[1].fix.as_deref(),
             Some("REVOKE INSERT ON public.events FROM cache")
         );
         assert_eq!(found[1].what, "INSERT: cache has it and does not need it");
@@ -290,7 +290,7 @@ mod tests {
             "takes nothing; SELECT pg_terminate_backend(7)",
         );
         assert_eq!(
-            mend(&stuck).as_deref(),
+            fix(&stuck).as_deref(),
             Some("SELECT pg_terminate_backend(7)")
         );
         let published = given(
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(published.level, Level::Info);
         assert_eq!(published.what, "publishes the feed: log: stops. No slot");
         assert_eq!(
-            published.mend.as_deref(),
+            published.fix.as_deref(),
             Some(
                 "on the subscriber, before: CREATE SCHEMA s;\nor here: ALTER PUBLICATION p DROP TABLE log"
             )

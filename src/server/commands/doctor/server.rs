@@ -89,7 +89,7 @@ fn seconds(time: SystemTime) -> f64 {
 
 pub(super) fn unreachable(trouble: &Trouble) -> Finding {
     let text = &trouble.text;
-    let (why, mend) = if text.contains("unsupported startup parameter") {
+    let (why, fix) = if text.contains("unsupported startup parameter") {
         (
             "a PgBouncer is between, and refuses a setting of the session",
             "in pgbouncer.ini: ignore_startup_parameters = extra_float_digits, options; or leave PGOPTIONS empty",
@@ -118,15 +118,15 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
         )
     } else {
         // The library's errors end with the way out.
-        let (what, mend) = text
+        let (what, fix) = text
             .rsplit_once("; ")
             .unwrap_or((text, "see whether psql \"$DATABASE_URL\" gets through"));
         let finding = Finding::fail("server.reachable", what);
-        return finding.why("nothing else can be checked").mend(mend);
+        return finding.why("nothing else can be checked").fix(fix);
     };
     Finding::fail("server.reachable", text.clone())
         .why(why)
-        .mend(mend)
+        .fix(fix)
 }
 
 fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
@@ -137,14 +137,14 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
                 .why(format!(
                     "the cache follows PostgreSQL {OLDEST} or later, and refuses this server"
                 ))
-                .mend("upgrade to a supported version (pg_upgrade)"),
+                .fix("upgrade to a supported version (pg_upgrade)"),
         ];
     }
     if major > NEWEST {
         return vec![
             Finding::warn("server.version", format!("PostgreSQL {name} is newer than any that this version was tested with"))
                 .why(format!("its tests run on PostgreSQL {OLDEST} to {NEWEST}; what a newer one does otherwise is not known here"))
-                .mend("see whether there is a newer version of oddscache"),
+                .fix("see whether there is a newer version of oddscache"),
         ];
     }
     let mut findings = Vec::new();
@@ -156,7 +156,7 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
                     "VACUUM can remove what the server needs to read old notifications; listeners then fail with \"could \
                      not access status of transaction\". The cache polls on and misses nothing, but the bell is silent",
                 )
-                .mend(format!("install the minor release {major}.{fixed} or a later one")),
+                .fix(format!("install the minor release {major}.{fixed} or a later one")),
         );
     }
     let end = END_OF_LIFE.iter().find(|(known, _)| *known == major);
@@ -168,7 +168,7 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
                 format!("PostgreSQL {major} is supported no more since {end}"),
             )
             .why("bugs found since then are not mended")
-            .mend("upgrade to a supported version (pg_upgrade)"),
+            .fix("upgrade to a supported version (pg_upgrade)"),
         );
     }
     if findings.is_empty() {
@@ -198,7 +198,7 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
         format!("is {:.1} s {} ours", off.abs(), if off > 0.0 { "ahead of" } else { "behind" }),
     )
     .why("which events are held depends on the server's clock, what readers make of kickoffs and times on theirs")
-    .mend("run a time service (chrony, systemd-timesyncd) on both machines")
+    .fix("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
 /// Whether the names of the hosts lead to another machine: behind a pooler the server sees only the way from there.
@@ -216,7 +216,7 @@ fn encryption(server: &Server, leads_away: bool) -> Finding {
         (_, false) => Finding::ok("server.tls", "the connection does not leave this machine"),
         _ => Finding::warn("server.tls", "the connection is not encrypted, and goes over a network")
             .why("whoever is on the way can read the odds, and change them")
-            .mend("sslmode=verify-full with sslrootcert, or a tunnel; on the server: ssl = on, and hostssl in pg_hba.conf"),
+            .fix("sslmode=verify-full with sslrootcert, or a tunnel; on the server: ssl = on, and hostssl in pg_hba.conf"),
     }
 }
 
@@ -245,7 +245,7 @@ async fn password(session: &Session, server: &Server) -> Result<Vec<Finding>, Tr
             vec![
             Finding::warn("server.password", what)
                 .why("md5 is weak, a stolen hash is as good as the password, and PostgreSQL will drop it")
-                .mend("SET password_encryption = 'scram-sha-256', then \\password in psql; scram-sha-256 in pg_hba.conf"),
+                .fix("SET password_encryption = 'scram-sha-256', then \\password in psql; scram-sha-256 in pg_hba.conf"),
         ]
         } else {
             vec![Finding::ok(
@@ -272,7 +272,7 @@ mod tests {
         let day = (2026, 3, 1);
         assert_eq!(levels(120_022, day), [Level::Fail]);
         assert_eq!(levels(130_023, day), [Level::Fail]);
-        // The releases of November 2025 do not have the mend, those of February 2026 do.
+        // The releases of November 2025 do not have the fix, those of February 2026 do.
         for (broken, mended) in [
             (140_020, 140_021),
             (150_015, 150_016),
@@ -336,7 +336,7 @@ mod tests {
             assert!(said(text).contains("PgBouncer"), "{text}");
         }
         let other = unreachable(&Trouble::new("cannot reach it: refused; check the port"));
-        assert_eq!(other.mend.as_deref(), Some("check the port"));
+        assert_eq!(other.fix.as_deref(), Some("check the port"));
         assert_eq!(other.what, "cannot reach it: refused");
     }
 }

@@ -74,12 +74,12 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
     let role = identifier(&server.role);
     let value = |name: &str| settings.get(name).map(String::as_str).unwrap_or_default();
     let mut findings = Vec::new();
-    let mut tell = |name: &str, what: String, why: &str, mend: String| {
+    let mut tell = |name: &str, what: String, why: &str, fix: String| {
         findings.push(
             Finding::warn("setting", what)
                 .object(name)
                 .why(why)
-                .mend(mend),
+                .fix(fix),
         );
     };
     // Of 16 and older.
@@ -160,7 +160,7 @@ fn known(settings: &Settings) -> Vec<Finding> {
             Finding::info("setting", "is serializable")
                 .object("default_transaction_isolation")
                 .why("prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise")
-                .mend("if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED"),
+                .fix("if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED"),
         );
     }
     if is("default_transaction_read_only", "on") {
@@ -168,7 +168,7 @@ fn known(settings: &Settings) -> Vec<Finding> {
             Finding::info("setting", "is on")
                 .object("default_transaction_read_only")
                 .why("prune() and heartbeat() write. The cache begins the transactions for these otherwise")
-                .mend("if something else calls prune() as this role: BEGIN READ WRITE"),
+                .fix("if something else calls prune() as this role: BEGIN READ WRITE"),
         );
     }
     let prepared = number(settings, "max_prepared_transactions");
@@ -177,7 +177,7 @@ fn known(settings: &Settings) -> Vec<Finding> {
             Finding::info("setting", format!("is {prepared}: transactions may end with PREPARE TRANSACTION"))
                 .object("max_prepared_transactions")
                 .why("PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify")
-                .mend("in each such transaction, before its first change: SET LOCAL oddscache.notify = off"),
+                .fix("in each such transaction, before its first change: SET LOCAL oddscache.notify = off"),
         );
     }
     findings
@@ -189,7 +189,7 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
     struct Limited {
         whose: String,
         value: String,
-        mend: String,
+        fix: String,
     }
     let sql = "SELECT 'the server' AS whose, s.reset_val || 'kB' AS value, \
            'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS mend FROM pg_settings AS s \
@@ -214,7 +214,7 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
                  the table, twice for UPDATE. What is beyond work_mem goes into temporary files, which count: a statement that \
                  changes more than the limit fails",
             )
-            .mend(limited.mend)
+            .fix(limited.fix)
     };
     Ok(limited.into_iter().map(told).collect())
 }
@@ -259,13 +259,13 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
         ),
     ];
     let mut findings = Vec::new();
-    for (whose, limit, used, mend) in limits {
+    for (whose, limit, used, fix) in limits {
         // -1: none.
         if limit >= 0 && limit - used < CONNECTIONS {
             findings.push(
                 Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
                     .why("a cache takes three connections, a fourth to prune; without them it cannot start, or come back")
-                    .mend(mend),
+                    .fix(fix),
             );
         }
     }
@@ -304,7 +304,7 @@ async fn locks(
     Ok(vec![if relations * 2 > room {
         Finding::warn("locks", what)
             .why("when they are used up, any transaction of the server fails with \"out of shared memory\"")
-            .mend("ALTER SYSTEM SET max_locks_per_transaction = ... (and a restart), or drop partitions that nobody needs")
+            .fix("ALTER SYSTEM SET max_locks_per_transaction = ... (and a restart), or drop partitions that nobody needs")
     } else {
         Finding::ok("locks", what)
     }])
@@ -334,7 +334,7 @@ async fn standby(session: &Session) -> Result<Vec<Finding>, Trouble> {
     Ok(vec![if found.paused {
         Finding::warn("standby", "replay is paused")
             .why("the cache follows this server: what the primary commits does not show until replay goes on")
-            .mend("SELECT pg_wal_replay_resume()")
+            .fix("SELECT pg_wal_replay_resume()")
     } else {
         Finding::info("standby", what).why(
             "a view's age is measured against this server, which may itself be behind its primary",

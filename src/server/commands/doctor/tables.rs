@@ -50,7 +50,7 @@ fn told(foreign: Foreign) -> Finding {
         parent,
         partition,
     } = foreign;
-    let mend = match partition {
+    let fix = match partition {
         true => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
         false => format!("ALTER TABLE {name} NO INHERIT {parent}"),
     };
@@ -60,7 +60,7 @@ fn told(foreign: Foreign) -> Finding {
             "the triggers of what is above it log the whole table for each statement, and the cache then reads everything; what \
              is written to it by name, or on its own server, is not logged at all. Keep its rows in a local table instead",
         )
-        .mend(mend)
+        .fix(fix)
 }
 
 /// Reads everything once, by the library itself: whatever would keep a cache from starting is its error, with its way out.
@@ -76,24 +76,24 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
         Ok(Err(error)) if error.is_transient() => {
             return Finding::warn("warmup", format!("could not be done now: {error}"))
                 .why("a cache tries again by itself; if this stays, something holds a lock on a table, or cancels what it reads")
-                .mend("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
+                .fix("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
         }
         Ok(Err(error)) => {
             let text = error.to_string();
             // The library's errors end with the way out.
-            let (what, mend) = match text.split_once("; ") {
-                Some((what, mend)) => (what.to_owned(), Some(mend.to_owned())),
+            let (what, fix) = match text.split_once("; ") {
+                Some((what, fix)) => (what.to_owned(), Some(fix.to_owned())),
                 None => (text, None),
             };
             let mut finding = Finding::fail("warmup", format!("a cache cannot start: {what}"))
                 .why("this is what `oddscache serve` would end with, or try again for ever");
-            finding.mend = mend;
+            finding.fix = fix;
             return finding;
         }
         Err(_) => {
             return Finding::warn("warmup", format!("was not done within {:.0} s", bound.as_secs_f64().ceil()))
                 .why("a cache that starts, or comes back, serves nothing or the old state for as long")
-                .mend(
+                .fix(
                     "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables; or end what locks them: \
                      SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'",
                 );
@@ -114,7 +114,7 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
             format!("{what}; {} malformed rows", stats.malformed_rows),
         )
         .why("a row that does not read as it should is served as far as it goes")
-        .mend("the log of `oddscache serve` names them; mend what writes them");
+        .fix("the log of `oddscache serve` names them; mend what writes them");
     }
     if view.is_empty() {
         return Finding::info("warmup", format!("{what}; nothing is within the window")).why(

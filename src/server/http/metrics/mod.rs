@@ -150,8 +150,8 @@ fn counters(text: &mut Text, counters: &Counters) {
             "Transactions that read the change log, or everything.",
         ),
         (
-            "bells",
-            counters.bells,
+            "notifications",
+            counters.notifications,
             "Times a notification came; several at once count once.",
         ),
         (
