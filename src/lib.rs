@@ -210,6 +210,7 @@
 //! | feature | default | brings |
 //! |---|---|---|
 //! | `service` | yes | the dependencies of the `oddscache` binary, so that `cargo run -- demo` works as it is; nothing of the library's own, but `tls` |
+//! | `zstd` | no | answers of the `oddscache` binary compressed by zstd too, beside gzip; needs a C compiler |
 //! | `tls` | by `service` | TLS to the database, by rustls with ring. Without: `sslmode=prefer` goes without it, `require` and stricter are refused |
 //!
 //! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.

@@ -32,6 +32,7 @@ pub(crate) fn layer() -> CompressionLayer<And<SizeAbove, NotForContentType>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Gzip,
+    #[cfg(feature = "zstd")]
     Zstd,
 }
 
@@ -40,6 +41,7 @@ impl Encoding {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Encoding::Gzip => "gzip",
+            #[cfg(feature = "zstd")]
             Encoding::Zstd => "zstd",
         }
     }
@@ -53,6 +55,7 @@ impl Encoding {
                 encoder.write_all(bytes)?;
                 encoder.finish()
             }
+            #[cfg(feature = "zstd")]
             Encoding::Zstd => zstd::bulk::compress(bytes, 1),
         }
     }
@@ -65,7 +68,7 @@ pub(crate) fn wanted(request: &HeaderMap) -> Option<Encoding> {
         .filter_map(|list| list.to_str().ok())
         .flat_map(|list| list.split(','))
         .filter_map(offer);
-    let best = offers.max_by_key(|(encoding, quality)| (*quality, *encoding == Encoding::Zstd));
+    let best = offers.max_by_key(|(encoding, quality)| (*quality, *encoding != Encoding::Gzip));
     best.filter(|(_, quality)| *quality > 0)
         .map(|(encoding, _)| encoding)
 }
@@ -75,6 +78,7 @@ fn offer(offer: &str) -> Option<(Encoding, u16)> {
     let (name, parameters) = offer.split_once(';').unwrap_or((offer, ""));
     let encoding = match name.trim().to_ascii_lowercase().as_str() {
         "gzip" | "x-gzip" => Encoding::Gzip,
+        #[cfg(feature = "zstd")]
         "zstd" => Encoding::Zstd,
         _ => return None,
     };
@@ -103,10 +107,16 @@ mod tests {
             ("br, *", None),
             ("gzip", Some(Encoding::Gzip)),
             ("GZIP , br", Some(Encoding::Gzip)),
-            ("gzip, deflate, br, zstd", Some(Encoding::Zstd)),
             ("zstd;q=0.5, gzip;q=0.8", Some(Encoding::Gzip)),
             ("zstd;q=0, gzip;q=0", None),
+            #[cfg(feature = "zstd")]
+            ("gzip, deflate, br, zstd", Some(Encoding::Zstd)),
+            #[cfg(feature = "zstd")]
             ("zstd; q=0.001", Some(Encoding::Zstd)),
+            #[cfg(not(feature = "zstd"))]
+            ("gzip, deflate, br, zstd", Some(Encoding::Gzip)),
+            #[cfg(not(feature = "zstd"))]
+            ("zstd", None),
             ("gzip;q=x", None),
         ] {
             let mut headers = HeaderMap::new();

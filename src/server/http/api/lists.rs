@@ -27,6 +27,7 @@ const OLD_BYTES: usize = 32 << 20;
 pub(crate) struct Lists {
     plain: Newest<EventList>,
     gzip: Newest<()>,
+    #[cfg(feature = "zstd")]
     zstd: Newest<()>,
     /// Bytes of all lists that somebody holds.
     held: Arc<AtomicUsize>,
@@ -111,6 +112,7 @@ impl Lists {
         Lists {
             plain: Newest::new(EventList::of(inline)),
             gzip: Newest::new(()),
+            #[cfg(feature = "zstd")]
             zstd: Newest::new(()),
             held: Arc::default(),
             most_old: OLD_BYTES,
@@ -176,6 +178,7 @@ impl Lists {
     fn compressed(&self, encoding: Encoding) -> &Newest<()> {
         match encoding {
             Encoding::Gzip => &self.gzip,
+            #[cfg(feature = "zstd")]
             Encoding::Zstd => &self.zstd,
         }
     }
@@ -191,7 +194,9 @@ impl Lists {
 
     /// Whether the old ones that are being read weigh too much for another to become old.
     fn is_crowded(&self) -> bool {
-        let newest = self.plain.bytes() + self.gzip.bytes() + self.zstd.bytes();
+        let newest = self.plain.bytes() + self.gzip.bytes();
+        #[cfg(feature = "zstd")]
+        let newest = newest + self.zstd.bytes();
         let held = self.held.load(Ordering::Relaxed);
         held.saturating_sub(newest) > self.most_old
     }
@@ -239,7 +244,12 @@ pub(super) mod tests {
         let (cache, mut writer) = OddsCache::detached();
         let lists = Arc::new(lists());
         let mut number = 0;
-        for encoding in [None, Some(Encoding::Gzip), Some(Encoding::Zstd)] {
+        for encoding in [
+            None,
+            Some(Encoding::Gzip),
+            #[cfg(feature = "zstd")]
+            Some(Encoding::Zstd),
+        ] {
             let busy = lists.hold_up().await;
             let mut waiting = Vec::new();
             for _ in 0..50 {
