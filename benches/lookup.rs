@@ -8,8 +8,6 @@
 //! `LARGE=110000` (default) is the number of events of the walk; it takes about 400 MB.
 #![allow(clippy::expect_used, missing_docs)]
 
-mod common;
-
 use std::{
     hint::black_box,
     sync::{
@@ -19,8 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{REAL, event_ids, filled, line, put, quantile, shuffled, side_by_side};
 use oddscache::{CachedEvent, OddsCache, Reader, State, hashbrown::HashMap};
+use oddscache_testkit::bench::{
+    Candidate, REAL, event_ids, filled, line, median, put, quantile, shuffled, side_by_side,
+};
 
 type Plain = HashMap<i64, Arc<CachedEvent>>;
 
@@ -50,7 +50,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
     let mut reader = cache.reader();
     let fifty: Vec<i64> = ids.iter().take(50).copied().collect();
     let units = ids.len();
-    let mut candidates: Vec<common::Candidate<'_>> = vec![
+    let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "floor: plain map, borrowed",
             Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| see(event)))),
@@ -88,7 +88,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
         line(name, *time, "ns", time / times[0], reach);
     }
     drop(candidates);
-    let mut candidates: Vec<common::Candidate<'_>> = vec![
+    let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "floor: 50 events of the plain map",
             Box::new(|| {
@@ -186,7 +186,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
         }
     }
     for ((name, _, reach), (one, two)) in candidates.iter().zip(&mut rates) {
-        let (one, two) = (common::median(one), common::median(two));
+        let (one, two) = (median(one), median(two));
         let (rate, speed_up) = (two / 1e6, two / one);
         println!("{name:<58}{rate:>10.1} M/s{speed_up:>7.2}x   {reach} (speed-up)");
     }
@@ -236,7 +236,7 @@ fn beside_a_writer(ids: &[i64]) {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let (alone, beside) = (common::median(&mut alone), common::median(&mut beside));
+    let (alone, beside) = (median(&mut alone), median(&mut beside));
     line(
         "floor: OddsCache::read, p99, nobody writes",
         alone,
@@ -272,7 +272,7 @@ fn walk(events: usize, rounds: usize) {
     // As they lie in memory.
     dense.sort_by_key(|event| Arc::as_ptr(event) as usize);
     let hashed = plain(&cache);
-    let mut candidates: Vec<common::Candidate<'_>> = vec![
+    let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "floor: the inline markets of all, dense array",
             Box::new(|| dense.iter().map(|event| inline(event)).sum()),

@@ -8,11 +8,9 @@
 //! twenty. A `Writer` sets an event anew for each of its three snapshots, where a follower sets it once.
 #![allow(clippy::expect_used, missing_docs)]
 
-mod common;
-
 use std::{collections::VecDeque, time::Instant};
 
-use common::{SOURCES, event_ids, filled, mix, quantile, snapshot};
+use oddscache_testkit::bench::{SOURCES, event_ids, filled, mix, quantile, snapshot};
 
 const EVENTS: usize = 50;
 const ROUNDS: usize = 400;

@@ -5,15 +5,6 @@
 //! sets how long each is watched (120, a whole pass of the audit).
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/dataset.rs"]
-mod dataset;
-#[path = "common/server.rs"]
-mod server;
-
 use std::{
     fs,
     io::{Read, Write},
@@ -21,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use server::Server;
+use oddscache_testkit::bench::server::{self, Server};
 use tokio_postgres::Client;
 
 /// Clock ticks a second in /proc/PID/stat, on every Linux there is.

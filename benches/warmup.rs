@@ -2,25 +2,16 @@
 //! and publishing. Interleaved; `cargo bench --bench warmup`, `ROUNDS` sets how often (15).
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/dataset.rs"]
-mod dataset;
-#[path = "common/figures.rs"]
-mod figures;
-#[path = "common/server.rs"]
-mod server;
-
 use std::{
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use figures::{median, milliseconds};
 use oddscache::Config;
-use server::Server;
+use oddscache_testkit::bench::{
+    figures::{median, milliseconds},
+    server::{self, Server},
+};
 
 /// The fastest way known to write it: 20 % before a join, and before LATERAL for the latest.
 const COPY_BETPAWA: &str = "COPY (SELECT m.id, m.snapshot_id, m.betpawa_market_id, m.betpawa_market_name, m.line, m.handicap_type, \

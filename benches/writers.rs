@@ -7,21 +7,17 @@
 //! turns of the first kind; of the second there are a tenth. `cargo bench --bench writers`; about four minutes.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/demo/dataset.rs"]
-mod dataset;
-
 use std::{
     future::poll_fn,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use cluster::Cluster;
 use oddscache::{Config, OddsCache, Status};
+use oddscache_testkit::{
+    cluster::Cluster,
+    demo::{self, Size},
+};
 use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
 
 /// A row of the table.
@@ -215,15 +211,12 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
         .await
         .expect("created");
     let plain = connect(&cluster.dsn("plain")).await;
-    dataset::create(&plain).await.expect("tables");
-    let scale = dataset::Scale {
+    let size = Size {
         history: 4,
         history_with_markets: 1,
-        ..dataset::Scale::default()
+        ..Size::default()
     };
-    dataset::load(&plain, &scale, |_, _, _| {})
-        .await
-        .expect("data");
+    demo::fill(&plain, &size).await;
     plain.batch_execute("vacuum").await.expect("vacuum");
     drop(plain);
     for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {

@@ -593,7 +593,7 @@ BEGIN
     -- 3. The bell: constant, and only at a transaction's first row, so that it rings once. Not where nobody waits: those
     -- who notify commit one at a time, in the whole cluster. Whoever waits holds the advisory lock in share mode. That we
     -- look after the log row has given us an xid lets a reader who begins to wait know for whom it was too late
-    -- (src/follow/doze.rs), and makes one look in a transaction enough. Nothing can come between taking the lock and giving it
+    -- (src/follow/schedule/polling.rs), and makes one look in a transaction enough. Nothing can come between taking the lock and giving it
     -- back; of two writers who look at the same moment one rings for nothing. A full notification queue would make COMMIT fail.
     BEGIN
         IF lower(coalesce(current_setting('oddscache.notify', true), '')) NOT IN ('off', 'false', 'no', '0')

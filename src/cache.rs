@@ -143,7 +143,7 @@ impl OddsCache {
     pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
         let shows = |state: &State| state.proof.cut().shows(xid);
         if !shows(&self.shared.load()) {
-            self.shared.wish.read();
+            self.shared.request.read();
         }
         let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
         shown
@@ -167,7 +167,7 @@ impl OddsCache {
     /// Makes the follower read everything again, beside the readable old view; returns at once. In the database
     /// `oddscache.resync()` asks the same of all followers. Seldom needed: what could call for it is done without asking.
     pub fn resync(&self) {
-        self.shared.wish.resync();
+        self.shared.request.resync();
     }
 
     /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.

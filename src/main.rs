@@ -2,11 +2,12 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+mod cli;
 mod demo;
-mod service;
+mod server;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    service::main()
+    cli::main()
 }

@@ -1,21 +1,19 @@
 //! What is missing or wrong gets its name and the way out; bad rows cost nobody but themselves.
 
-mod common;
-
 use std::{
     io::Write,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use common::{
+use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache_testkit::{
     Database, cluster,
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED, run},
-    psql,
+    psql, server_version,
 };
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
 
 fn config(dsn: &str) -> Config {
     let config = Config::new(dsn).expect("dsn");
@@ -422,6 +420,10 @@ async fn the_granted_rights_suffice() {
         "select * from bookmakers",
         "create table t ()",
     ] {
+        // Before PostgreSQL 15 every role may make tables in schema public.
+        if server_version() < 15 && sql == "create table t ()" {
+            continue;
+        }
         let error = own.batch_execute(sql).await.expect_err(sql);
         assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{sql}");
     }

@@ -1,8 +1,6 @@
 //! The examples, run as their users run them, on a real database.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-mod common;
-
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -11,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Database, eventually};
+use oddscache_testkit::{Database, eventually};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -243,7 +241,7 @@ async fn embed_in_axum() {
         format!("alter database {name} allow_connections false"),
         format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"),
     ] {
-        common::psql("postgres", &["-qAtc", &sql]);
+        oddscache_testkit::psql("postgres", &["-qAtc", &sql]);
     }
     eventually("old events are refused", async || {
         let (status, text) = get("/api/events/1").await;

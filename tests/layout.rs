@@ -30,7 +30,7 @@ const LIBRARY: [&str; 15] = [
     "cache",
     "lib",
 ];
-const BINARY: [&str; 5] = ["service", "server", "demo", "cli", "main"];
+const BINARY: [&str; 4] = ["server", "demo", "cli", "main"];
 
 /// A module under its path from the crate's root, such as `read::rows`; the root itself is `lib` or `main`.
 type Module = String;

@@ -1,13 +1,11 @@
 //! Deployments differ: types, missing columns, schemas. The cache equals the oracle in all of them.
 
-mod common;
-
-use common::{
+use oddscache::{Config, Error, OddsCache, Status};
+use oddscache_testkit::{
     Database, dump, eventually,
     followed::{Followed, SEED, run},
     psql,
 };
-use oddscache::{Config, Error, OddsCache, Status};
 
 const SCHEMA: &str = include_str!("../src/demo/schema.sql");
 

@@ -1,15 +1,13 @@
 //! The writing half, and what a reader may rely on whoever writes.
 
-mod common;
-
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use common::dump;
 use oddscache::{
     CachedEvent, CachedSnapshot, Config, Error, Follower, MarketInput, OddsCache, OutcomeInput,
     SnapshotInput, Status, View, Writer,
 };
+use oddscache_testkit::dump;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -12,21 +12,8 @@
 //! code 1 if there was an error, a gap that was not told, or a copy that differs.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-mod client;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/demo/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/demo/dataset.rs"]
-mod dataset;
-mod latency;
 mod mirror;
-mod process;
 mod rate;
-#[allow(dead_code)]
-#[path = "../../src/demo/scraper.rs"]
-mod scraper;
-mod subscriber;
 
 use std::{
     collections::BTreeMap,
@@ -36,13 +23,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::{Client, Tally, view_of};
-use cluster::Cluster;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
-use process::Service;
+use oddscache_testkit::{
+    cluster::Cluster,
+    demo::{self, Application, Size},
+    load::{
+        client::{Client, Tally, view_of},
+        process::Service,
+        subscriber::{self, Shared},
+    },
+};
 use rate::{Load, Tallies};
-use scraper::{Control, Pace, Scraper};
-use subscriber::Shared;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_postgres::NoTls;
 
@@ -68,14 +58,11 @@ async fn prepare(events: u32) -> Cluster {
         .await
         .expect("connects");
     tokio::spawn(connection);
-    dataset::create(&client).await.expect("tables");
-    let scale = dataset::Scale {
+    let size = Size {
         events,
-        ..dataset::Scale::default()
+        ..Size::default()
     };
-    dataset::load(&client, &scale, |_, _, _| {})
-        .await
-        .expect("data");
+    demo::fill(&client, &size).await;
     for script in ["sql/install.sql", "sql/indexes.sql"] {
         let output = cluster.psql(DATABASE, &["-qf", script]).expect("psql");
         assert!(
@@ -89,21 +76,6 @@ async fn prepare(events: u32) -> Cluster {
         .await
         .expect("analyzed");
     cluster
-}
-
-fn application(dsn: &str, cycle: Duration) -> Scraper {
-    let recycling_method = RecyclingMethod::Fast;
-    let manager = Manager::from_config(
-        dsn.parse().expect("a dsn"),
-        NoTls,
-        ManagerConfig { recycling_method },
-    );
-    let pool = Pool::builder(manager).max_size(8).build().expect("a pool");
-    let pace = Pace {
-        cycle,
-        ..Pace::default()
-    };
-    Scraper::new(pool, 1, pace)
 }
 
 /// All requests together.
@@ -241,12 +213,7 @@ async fn main() -> ExitCode {
         Arc::clone(&subscribers[0]),
         Arc::clone(&copy),
     ));
-    let (control, scraper) = (Control::new(), application(&dsn, cycle));
-    let written = scraper.counters();
-    let writing = tokio::spawn({
-        let control = control.clone();
-        async move { scraper.run(control).await }
-    });
+    let application = Application::start(&dsn, cycle);
     // Until everything that is made once is made.
     sleep(Duration::from_secs(3)).await;
     let at_start = service.memory();
@@ -271,16 +238,15 @@ async fn main() -> ExitCode {
             now.latencies.quantile(0.99).as_secs_f64() * 1e3,
             summary(&subscribers),
             (spent - cpu) / from.elapsed().as_secs_f64() * 100.0,
-            written.read().transactions,
-            written.read().failed,
+            application.transactions(),
+            application.failed(),
         );
         (before, cpu) = (now, spent);
     }
     let took = begun.elapsed();
     let unsent = Arc::clone(&load.unsent);
     let tallies = load.stop().await;
-    control.stop().await;
-    writing.await.expect("the application");
+    application.stop().await;
     let (behind, served) = settled(&mut client, &subscribers, ids[0]).await;
     // Not in the middle of a round, which has taken what changed already.
     let mut copy = copy.lock().await;

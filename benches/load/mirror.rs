@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+use oddscache_testkit::load::{client::Client, subscriber::Shared};
 use serde_json::Value;
 use tokio::time::sleep;
-
-use crate::{client::Client, subscriber::Shared};
 
 /// By event id, as it is served.
 pub(crate) type Copy = BTreeMap<i64, Value>;

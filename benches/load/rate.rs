@@ -10,9 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache_testkit::load::client::{Client, Tally};
 use tokio::{sync::mpsc, task::JoinSet};
-
-use crate::client::{Client, Tally};
 
 /// Connections that requests go out on.
 const CONNECTIONS: usize = 64;

@@ -9,18 +9,9 @@
 //! Unix sockets; what is not installed is said and left out. Medians of interleaved rounds.
 #![allow(clippy::expect_used, unreachable_pub, missing_docs)]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/demo/cluster.rs"]
-mod cluster;
 mod data;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/demo/dataset.rs"]
-mod dataset;
 mod lists;
 mod measure;
-#[allow(clippy::unwrap_used)]
-#[path = "../../tests/list/plain.rs"]
-mod plain;
 mod postgres;
 mod redis;
 mod stores;

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
+use oddscache_testkit::{cluster::Cluster, demo};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
 use crate::{
-    cluster::Cluster,
     data::{self, EVENTS},
-    dataset, measure,
+    measure,
     redis::Outcome,
 };
 
@@ -257,7 +257,7 @@ impl Server {
         let (session, version, bytes_each) = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.expect("connects");
             tokio::spawn(connection);
-            dataset::create(&client).await.expect("tables");
+            demo::create(&client).await;
             client.batch_execute(&format!(
                 "insert into bookmakers (name, slug) values ('betPawa', 'betpawa');
                  insert into events (sportradar_id, name, home_team, away_team, kickoff)

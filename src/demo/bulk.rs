@@ -11,7 +11,10 @@ use tokio_postgres::Transaction;
 use super::{
     incident::{BACK_WITHIN, Stage},
     observer::say,
-    scraper::changes::{self, Effect, Kind, Target},
+    scraper::{
+        changes::{self, Kind},
+        effect::{Effect, Target},
+    },
 };
 
 impl Stage<'_> {

@@ -1,6 +1,6 @@
 //! A private, throw-away PostgreSQL cluster: started on free ports, stopped and deleted with its owner.
 //!
-//! Used by `oddscache demo`, and by the tests and benchmarks through `#[path]`.
+//! Used by `oddscache demo`. The package `tests/testkit` includes this file for the tests and the benchmarks.
 //! The crates that do this either download server binaries or call `sudo` when run as root;
 //! this must work offline, and as root without `sudo`.
 

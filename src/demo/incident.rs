@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use super::{
     cluster::Cluster,
-    connect,
+    connection::connect,
     network::Network,
     observer::{Observer, say},
     scraper::{Control, Counters},

@@ -4,15 +4,16 @@ mod bulk;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod cluster;
 #[cfg(test)]
 mod cluster_tests;
+mod connection;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod dataset;
 mod incident;
@@ -21,12 +22,10 @@ mod observer;
 #[allow(
     dead_code,
     unreachable_pub,
-    reason = "the tests use all of it, through #[path]"
+    reason = "the tests use all of it, through tests/testkit"
 )]
 mod scraper;
 mod verify;
-
-pub(crate) use verify::{ORACLE, normal};
 
 use std::{
     net::SocketAddr,
@@ -35,7 +34,6 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use oddscache::{
     Config, Counters, OddsCache,
@@ -45,14 +43,17 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::sleep,
 };
-use tokio_postgres::{Client, NoTls};
 
-use crate::service::{
-    http::Options,
-    serve::{Server, Serving, end_asked_for},
-    sql,
+use crate::server::{
+    commands::sql,
+    http::{
+        router::Options,
+        server::{Server, Serving},
+    },
+    signals::end_asked_for,
 };
 use cluster::Cluster;
+use connection::{connect, pool};
 use dataset::Scale;
 use incident::{Incident, Stage};
 use network::Network;
@@ -365,22 +366,4 @@ fn line(elapsed: Duration, cache: &OddsCache, before: Counters, now: Counters) {
         now.snapshots_read - before.snapshots_read,
         now.reloads,
     );
-}
-
-async fn connect(dsn: &str) -> anyhow::Result<Client> {
-    let (client, wire) = Config::new(dsn)?.open().await?;
-    // Ends with the client.
-    tokio::spawn(wire);
-    Ok(client)
-}
-
-fn pool(dsn: &str) -> anyhow::Result<Pool> {
-    let manager = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    let manager = Manager::from_config(dsn.parse()?, NoTls, manager);
-    Pool::builder(manager)
-        .max_size(8)
-        .build()
-        .context("making the application's connections")
 }

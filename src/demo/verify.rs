@@ -6,14 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use chrono::DateTime;
 use oddscache::{OddsCache, View};
 use serde_json::Value;
 use tokio::time::sleep;
 use tokio_postgres::{Client, types::Type};
 
-/// What the cache must hold, said in SQL; its own words about itself are at its head.
-pub(crate) const ORACLE: &str = include_str!("oracle.sql");
+use crate::server::commands::explain::oracle::{ORACLE, normal};
 
 /// How long the cache may take to show what was committed before.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -91,28 +89,6 @@ fn shows_all_of(cut: &str, now: &str) -> Option<bool> {
     // The same xmax is not enough: what was in progress at the cut may have been committed since.
     let still_open = |xid: &u64| *xid >= now_xmax || now_in_progress.contains(xid);
     Some(cut_xmax >= now_xmax && cut_in_progress.iter().all(still_open))
-}
-
-/// One form for equal values: 2 and 2.0, a time with and without fraction digits.
-pub(crate) fn normal(value: Value) -> Value {
-    match value {
-        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
-        Value::Array(values) => values.into_iter().map(normal).collect(),
-        Value::Object(map) => {
-            let entry = |(key, value): (String, Value)| {
-                let is_time = key.ends_with("_at") || key == "kickoff";
-                let time = value
-                    .as_str()
-                    .filter(|_| is_time)
-                    .and_then(|text| DateTime::parse_from_rfc3339(text).ok());
-                let value =
-                    time.map_or_else(|| normal(value), |time| time.timestamp_micros().into());
-                (key, value)
-            };
-            Value::Object(map.into_iter().map(entry).collect())
-        }
-        other => other,
-    }
 }
 
 /// Where two values differ first, and how.

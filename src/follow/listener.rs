@@ -6,7 +6,7 @@
 //!
 //! Writers ring only while somebody waits for it. While the follower wants to be rung for, the session that LISTENs holds an
 //! advisory lock in share mode, which every role may take and a lost connection gives back; why no change goes unseen for
-//! it, [`crate::follow::doze`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
+//! it, [`crate::follow::schedule::polling`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
 //! read.
 
 use std::{
@@ -60,7 +60,7 @@ const PROVEN_FOR: Duration = Duration::from_secs(15);
 
 /// Ends its task, and with it the connections, when dropped.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Listener {
     channel: String,
     database: String,
     state: Arc<State>,
@@ -70,7 +70,7 @@ pub(crate) struct Bell {
 #[derive(Debug)]
 struct State {
     /// Remembers one ring at the most.
-    rung: Notify,
+    notified: Notify,
     /// Whether writers should ring.
     wanted: watch::Sender<bool>,
     /// Held for a moment at a time, never across an await.
@@ -90,11 +90,11 @@ struct Health {
     rings_from: Option<u64>,
 }
 
-impl Bell {
-    pub(crate) fn spawn(config: &Config, feed: &Feed) -> Bell {
-        let listener = Listener::new(config, feed);
+impl Listener {
+    pub(crate) fn spawn(config: &Config, feed: &Feed) -> Listener {
+        let listener = ListenerTask::new(config, feed);
         let state = Arc::clone(&listener.state);
-        Bell {
+        Listener {
             channel: feed.channel.clone(),
             database: feed.database.clone(),
             state,
@@ -108,8 +108,8 @@ impl Bell {
     }
 
     /// Waits until it has rung since the last call. Cancellation loses no ring.
-    pub(crate) async fn rung(&self) {
-        self.state.rung.notified().await;
+    pub(crate) async fn notified(&self) {
+        self.state.notified.notified().await;
     }
 
     /// Whether it was heard lately; if not, why.
@@ -147,7 +147,7 @@ impl Bell {
     }
 }
 
-impl Drop for Bell {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -165,7 +165,7 @@ impl State {
         health.heard = Some(Instant::now());
         let ended = health.trouble.take().is_some();
         drop(health);
-        self.rung.notify_one();
+        self.notified.notify_one();
         ended
     }
 
@@ -181,7 +181,7 @@ impl State {
         drop(health);
         // So that the follower looks at what became of it.
         if news {
-            self.rung.notify_one();
+            self.notified.notify_one();
         }
         news
     }
@@ -190,22 +190,22 @@ impl State {
 const UNPROVEN: &str = "notifications have yet to be proven to arrive";
 
 /// The task behind a bell.
-struct Listener {
+struct ListenerTask {
     config: Config,
     cache_schema: String,
     channel: String,
     database: String,
     state: Arc<State>,
-    ringer: Option<Ringer>,
+    notifier: Option<Notifier>,
     backoff: Backoff,
     /// How often in a row what was sent did not arrive.
     mute: u32,
 }
 
-impl Listener {
-    fn new(config: &Config, feed: &Feed) -> Listener {
+impl ListenerTask {
+    fn new(config: &Config, feed: &Feed) -> ListenerTask {
         let state = Arc::new(State {
-            rung: Notify::new(),
+            notified: Notify::new(),
             wanted: watch::Sender::new(true),
             health: Mutex::new(Health {
                 heard: None,
@@ -215,13 +215,13 @@ impl Listener {
             heartbeats: AtomicUsize::new(0),
             own_session: AtomicBool::new(false),
         });
-        Listener {
+        ListenerTask {
             config: config.for_bell(),
             cache_schema: config.cache_schema.clone(),
             channel: feed.channel.clone(),
             database: feed.database.clone(),
             state,
-            ringer: None,
+            notifier: None,
             backoff: Backoff::for_connections(),
             mute: 0,
         }
@@ -230,7 +230,7 @@ impl Listener {
     async fn run(mut self) {
         loop {
             let Err(error) = self.listen().await;
-            self.ringer = None;
+            self.notifier = None;
             if self.state.troubled(error.to_string(), true) {
                 let channel = &self.channel;
                 tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
@@ -260,7 +260,7 @@ impl Listener {
         )
         .await?;
         let one_session = within(bound, LISTEN, self.one_session(&connection)).await;
-        let one_session = one_session.inspect_err(|_| self.ringer = None);
+        let one_session = one_session.inspect_err(|_| self.notifier = None);
         let own_session = one_session.is_ok();
         self.state.own_session.store(own_session, Ordering::Relaxed);
         one_session?;
@@ -303,7 +303,7 @@ impl Listener {
                     Ok(()) => return Err(Error::Mute),
                     // The bell itself may be as well as ever; it is only not proven.
                     Err(error) => {
-                        self.ringer = None;
+                        self.notifier = None;
                         if self.state.troubled(error.to_string(), false) {
                             tracing::warn!(channel = self.channel, %error, "cannot tell whether notifications arrive");
                         }
@@ -339,7 +339,7 @@ impl Listener {
             Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
                 LISTEN,
                 "another session holds the advisory lock exclusively by which writers know that somebody waits for the \
-                 bell; `oddscache sql check` (sql/check.sql) names it",
+                 listener; `oddscache sql check` (sql/check.sql) names it",
             ),
             _ => Error::database(LISTEN)(error),
         })?;
@@ -351,7 +351,7 @@ impl Listener {
             xid.ok_or_else(|| Error::unexpected(LISTEN, "the next transaction id is no number"))?;
         self.state.health().rings_from = Some(xid);
         // What was committed until now rang no bell of ours.
-        self.state.rung.notify_one();
+        self.state.notified.notify_one();
         Ok(())
     }
 
@@ -360,9 +360,9 @@ impl Listener {
     async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
         let before = session(&connection.client).await?;
         let bound = self.config.read_timeout;
-        let ringer = &self.ringer().await?.connection;
-        let begin = ringer.begin(Access::Read, bound);
-        let execute = async |sql: &str| ringer.client.batch_execute(sql).await;
+        let notifier = &self.notifier().await?.connection;
+        let begin = notifier.begin(Access::Read, bound);
+        let execute = async |sql: &str| notifier.client.batch_execute(sql).await;
         execute(&begin).await.map_err(Error::database(LISTEN))?;
         // Not for long: it may be the pooler's only session that is taken.
         let now = timeout(SESSION_ANSWER, session(&connection.client)).await;
@@ -374,17 +374,17 @@ impl Listener {
         }
     }
 
-    async fn ringer(&mut self) -> Result<&Ringer, Error> {
-        let ringer = match self.ringer.take() {
-            Some(ringer) if !ringer.connection.is_closed() => ringer,
-            _ => Ringer::open(&self.config, &self.cache_schema, &self.channel).await?,
+    async fn notifier(&mut self) -> Result<&Notifier, Error> {
+        let notifier = match self.notifier.take() {
+            Some(notifier) if !notifier.connection.is_closed() => notifier,
+            _ => Notifier::open(&self.config, &self.cache_schema, &self.channel).await?,
         };
-        Ok(self.ringer.insert(ringer))
+        Ok(self.notifier.insert(notifier))
     }
 
     async fn heartbeat(&mut self) -> Result<(), Error> {
         let bound = self.config.read_timeout;
-        let ring = async { self.ringer().await?.ring().await };
+        let ring = async { self.notifier().await?.ring().await };
         within(bound, HEARTBEAT, ring).await?;
         self.state.heartbeats.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -407,12 +407,12 @@ pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     let feed = feed.ok_or_else(|| {
         Error::Config("notifications come from the change feed (need_feed)".to_owned())
     })?;
-    let mut listener = Listener::new(config, &feed);
+    let mut listener = ListenerTask::new(config, &feed);
     let connection = listener.open().await?;
     within(bound, LISTEN, listener.wait(&connection, true)).await?;
     let sent_at = Instant::now();
     let channel = listener.channel.clone();
-    let ring = async { listener.ringer().await?.try_ring(&channel).await };
+    let ring = async { listener.notifier().await?.try_notify(&channel).await };
     within(bound, HEARTBEAT, ring).await?;
     match heard(&connection, ANSWER).await? {
         true => Ok(sent_at.elapsed()),
@@ -465,7 +465,7 @@ async fn session(client: &Client) -> Result<i32, Error> {
 }
 
 /// Takes the lock, then asks which transaction id the server hands out next. Every transaction that looked for the lock
-/// too early has a smaller one: it had its id before it looked (W1 of [`crate::follow::doze`]).
+/// too early has a smaller one: it had its id before it looked (W1 of [`crate::follow::schedule::polling`]).
 ///
 /// `age()` compares with that next id as long as the transaction has none of its own, and does so anew in each
 /// transaction. Asking assigns no id. An id of our own would have to reach the disk before a snapshot shows it, since a
@@ -491,13 +491,13 @@ async fn heard(connection: &Connection, within: Duration) -> Result<bool, Error>
 /// Sends heartbeats, from a connection other than the one that listens: a pooler that hands out connections by the
 /// transaction would pass a client's own notifications back to it, and nobody else's.
 #[derive(Debug)]
-struct Ringer {
+struct Notifier {
     connection: Connection,
     sql: String,
 }
 
-impl Ringer {
-    async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Ringer, Error> {
+impl Notifier {
+    async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Notifier, Error> {
         let connection = Connection::open(&config.connect).await?;
         // A role without the right can still ring; what is not proven then is that log rows ring.
         let sql = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
@@ -522,7 +522,7 @@ impl Ringer {
         };
         let begin = connection.begin(Access::Write, bound);
         let sql = format!("{begin}; SELECT {call}");
-        Ok(Ringer { connection, sql })
+        Ok(Notifier { connection, sql })
     }
 
     async fn ring(&self) -> Result<(), Error> {
@@ -530,7 +530,7 @@ impl Ringer {
     }
 
     /// The same, with nothing written and nobody notified; then a notification alone.
-    async fn try_ring(&self, channel: &str) -> Result<(), Error> {
+    async fn try_notify(&self, channel: &str) -> Result<(), Error> {
         self.run(&format!("{}; ROLLBACK", self.sql)).await?;
         let notify = format!("SELECT pg_catalog.pg_notify({}, '')", literal(channel));
         self.run(&notify).await

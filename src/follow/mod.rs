@@ -1,10 +1,8 @@
 pub(crate) mod backoff;
-pub(crate) mod doze;
 pub(crate) mod listener;
-pub(crate) mod pace;
+pub(crate) mod schedule;
 
 use std::{
-    convert::Infallible,
     fmt,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -20,9 +18,8 @@ use crate::{
     error::Error,
     follow::{
         backoff::Backoff,
-        doze::{Doze, Seen},
-        listener::Bell,
-        pace::{Driven, Pace},
+        listener::Listener,
+        schedule::{Schedule, Seen, Woken},
     },
     metrics::{
         reload::{Reload, ReloadReason},
@@ -34,12 +31,13 @@ use crate::{
         statement::Prepared,
     },
     read::{
-        self, Cause, Done, Known, Read,
+        self, Cause, Done, Read, ReadState,
         audit::{Audit, Audited, Step},
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
-        transaction::{self, Begun},
+        source::Source,
+        transaction::{self, ReadStart},
     },
     store::{
         draft::Draft,
@@ -48,17 +46,19 @@ use crate::{
     },
 };
 
-/// Keeps a cache equal to the database: warms it up, then reads what changed whenever the bell rings or the poll interval
-/// has passed, and publishes it. The loop is [`Follower::run`].
+/// Keeps a cache equal to the database: warms it up, then reads what changed whenever a notification comes or the poll
+/// interval has passed, and publishes it. The loop is [`Follower::run`].
 ///
-/// It is in one of four states, each of which names the state that trouble leads to:
+/// It is in one of four states. The table says where trouble leads from each:
 ///
 /// | state | does | trouble leads to |
 /// |---|---|---|
-/// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | pause |
-/// | warming up | reads everything in one transaction; the old view stays readable | pause |
-/// | following | waits, reads what changed, publishes | a lock, a conflict: reads again from the same cursor; all else: pause |
-/// | pause | waits, longer each time, with jitter | connecting |
+/// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | paused |
+/// | warming up | reads everything in one transaction; the old view stays readable | a lock, a conflict: reads again after a while; all else: paused |
+/// | following | waits, reads what changed, publishes | a lock, a conflict: reads again from the same cursor; all else: paused |
+/// | paused | waits, longer each time, with jitter | connecting |
+///
+/// Before the first warmup an error that waiting does not resolve ends the follower.
 pub struct Follower {
     config: Config,
     names: Names,
@@ -66,47 +66,65 @@ pub struct Follower {
     prepared: Option<Prepared>,
     publisher: Publisher,
     draft: Draft,
-    bell: Option<Bell>,
+    listener: Option<Listener>,
     epoch: u64,
-    pace: Pace,
-    doze: Doze,
+    schedule: Schedule,
     audit: Audit,
-    /// When changes were last read, for whatever woke it.
-    last_read: Instant,
-    /// How long the last wait was.
-    slept: Duration,
+    /// Pauses between connections. It starts again after each read of changes, not after a warmup: a failure that follows
+    /// each warmup must not be answered by one warmup after the other.
+    backoff: Backoff,
+    /// How many connections were opened to read.
+    connections: u64,
     last_warmup: Option<WarmupStats>,
     troubled_since: Option<DateTime<Utc>>,
-    was_connected: bool,
-    ended: bool,
+}
+
+/// Where the loop is. [`Follower::step`] alone moves it.
+enum State {
+    Connecting,
+    WarmingUp(Session),
+    Following(Box<Following>),
+    Paused(Duration),
+}
+
+/// The connection that reads.
+struct Session {
+    reader: Connection,
+    /// Pauses after locks that were not to be had, and conflicts.
+    locks: Backoff,
+}
+
+/// A cache that is warm.
+struct Following {
+    session: Session,
+    known: ReadState,
+    /// Whether the session's time-outs are ours.
+    is_bounded: bool,
+    /// The read to make without waiting, since a lock or a conflict put it off.
+    put_off: Option<Woken>,
 }
 
 impl Follower {
     pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
-        let names = Names::new(&config, "");
-        let draft = Draft::default();
-        let audit = Audit::new(config.audit_cycle, config.audit_budget, Instant::now());
+        let now = Instant::now();
         Follower {
-            config,
-            names,
+            names: Names::new(&config, ""),
             prepared: Some(Prepared::new()),
             publisher,
-            draft,
-            bell: None,
+            draft: Draft::default(),
+            listener: None,
             epoch: 0,
-            pace: Pace::default(),
-            doze: Doze::default(),
-            audit,
-            last_read: Instant::now(),
-            slept: Duration::ZERO,
+            schedule: Schedule::new(config.poll_interval, config.bell_is_elsewhere(), now),
+            audit: Audit::new(config.audit_cycle, config.audit_budget, now),
+            backoff: Backoff::for_connections(),
+            connections: 0,
             last_warmup: None,
             troubled_since: None,
-            was_connected: false,
-            ended: false,
+            config,
         }
     }
 
-    /// Follows until it is dropped, or until an error *before the first warmup* that waiting will not mend: a refused
+    /// Follows until it is dropped, or until an error *before the first warmup* that waiting will not resolve: a refused
     /// login, a missing table, trigger or right, another feed version; also an unreachable database, if
     /// [`Config::retry_unreachable`] is off. After the first warmup it survives everything: the view ages meanwhile.
     ///
@@ -116,68 +134,123 @@ impl Follower {
     /// # Errors
     /// The error that ended it; [`OddsCache::ready`](crate::cache::OddsCache::ready) returns the same.
     pub async fn run(mut self) -> Result<(), Error> {
-        let mut backoff = Backoff::for_connections();
+        let mut state = State::Connecting;
         loop {
-            let Err(error) = self.follow(&mut backoff).await;
-            add(&self.publisher.counters().failures, 1);
-            if self.epoch == 0 && !(error.is_transient() && self.config.retry_unreachable) {
-                tracing::error!(%error, "the cache cannot be warmed up");
-                self.ended = true;
-                self.publisher.set_status(Status::Ended {
-                    error: Some(error.clone()),
-                });
-                return Err(error);
-            }
-            let pause = backoff.next();
-            tracing::warn!(%error, pause_ms = millis(pause), "not following; trying again after a pause");
-            self.troubled(error);
-            sleep(pause).await;
+            state = self.step(state).await?;
         }
     }
 
-    /// From connecting to the trouble that ends it.
-    async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Error> {
-        let reader = Connection::open(&self.config.connect).await?;
-        self.names = Names::new(&self.config, reader.without_transaction_timeout());
-        let again = std::mem::replace(&mut self.was_connected, true);
-        add(&self.publisher.counters().reconnects, usize::from(again));
-        let bound = self.config.read_timeout;
-        let feed = within(
-            bound,
-            CHECKING,
-            preflight::check_first(&reader, &self.config),
-        )
-        .await?;
-        // Before the first snapshot, so that no change after it goes without a bell.
-        self.hang_bell(feed.as_ref())?;
-        let reason = if self.epoch == 0 {
-            ReloadReason::First.into()
-        } else {
-            ReloadReason::ConnectionLost.into()
+    /// From one state to the next. An error drops the connection that the state held.
+    async fn step(&mut self, state: State) -> Result<State, Error> {
+        let warm = |following| State::Following(Box::new(following));
+        let next = match state {
+            State::Connecting => self.connect().await.map(State::WarmingUp),
+            State::WarmingUp(session) => self.warm_up(session).await.map(warm),
+            State::Following(following) => self.follow(*following).await.map(warm),
+            State::Paused(pause) => {
+                sleep(pause).await;
+                Ok(State::Connecting)
+            }
         };
-        let mut known = self.warm_up(&reader, reason).await?;
-        let mut locks = Backoff::for_locks();
-        let mut put_off = None;
-        let mut bounded = false;
+        next.or_else(|error| self.pause(error).map(State::Paused))
+    }
+
+    /// How long to pause after an error, or that it ends the follower.
+    fn pause(&mut self, error: Error) -> Result<Duration, Error> {
+        add(&self.publisher.counters().failures, 1);
+        let is_waited_for = error.is_transient() && self.config.retry_unreachable;
+        if !(self.is_warm() || is_waited_for) {
+            tracing::error!(%error, "the cache cannot be warmed up");
+            self.publisher.end(Some(error.clone()));
+            return Err(error);
+        }
+        let pause = self.backoff.next();
+        tracing::warn!(%error, pause_ms = millis(pause), "not following; trying again after a pause");
+        self.troubled(error);
+        Ok(pause)
+    }
+
+    fn is_warm(&self) -> bool {
+        self.last_warmup.is_some()
+    }
+
+    async fn connect(&mut self) -> Result<Session, Error> {
+        let reader = Connection::open(&self.config.connect).await?;
+        self.connections += 1;
+        self.names = Names::new(&self.config, reader.without_transaction_timeout());
+        let again = self.connections > 1;
+        add(&self.publisher.counters().reconnects, usize::from(again));
+        let check = preflight::check_first(&reader, &self.config);
+        let feed = within(self.config.read_timeout, CHECKING, check).await?;
+        // Before the first snapshot, so that a notification comes for each change after it.
+        self.listen(feed.as_ref())?;
+        Ok(Session {
+            reader,
+            locks: Backoff::for_locks(),
+        })
+    }
+
+    /// Reads everything into the next epoch.
+    async fn warm_up(&mut self, mut session: Session) -> Result<Following, Error> {
+        let reason = match self.is_warm() {
+            false => ReloadReason::First,
+            true => ReloadReason::ConnectionLost,
+        };
+        self.announce(&reason.into());
         loop {
-            if !bounded {
-                bounded = self.bound_session(&reader).await?;
-            }
-            let woken = match put_off.take() {
-                Some(woken) => woken,
-                None => self.wait().await,
-            };
-            match self.catch_up(&reader, &mut known, woken).await {
-                Ok(()) => {
-                    locks = Backoff::for_locks();
-                    // Not after the warmup: what fails after each must not be answered by one after the other.
-                    *backoff = Backoff::for_connections();
+            match self.try_warm_up(&session, reason).await {
+                Ok(known) => {
+                    return Ok(Following {
+                        session,
+                        known,
+                        is_bounded: false,
+                        put_off: None,
+                    });
                 }
-                Err(error) => {
-                    self.give_way(&reader, &mut locks, error).await?;
-                    put_off = Some(woken);
-                }
+                Err(error) => self.give_way(&mut session, error).await?,
             }
+        }
+    }
+
+    async fn try_warm_up(
+        &mut self,
+        session: &Session,
+        reason: ReloadReason,
+    ) -> Result<ReadState, Error> {
+        let begin = transaction::begin(self.source(&session.reader), None);
+        let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+        self.read_everything(&session.reader, reason.into(), start)
+            .await
+    }
+
+    /// Waits, then reads what changed.
+    async fn follow(&mut self, mut following: Following) -> Result<Following, Error> {
+        if !following.is_bounded {
+            following.is_bounded = self.bound_session(&following.session.reader).await?;
+        }
+        let woken = match following.put_off.take() {
+            Some(woken) => woken,
+            None => self.wait().await,
+        };
+        let Following { session, known, .. } = &mut following;
+        match self.catch_up(&session.reader, known, woken).await {
+            Ok(()) => {
+                session.locks = Backoff::for_locks();
+                self.backoff = Backoff::for_connections();
+            }
+            Err(error) => {
+                self.give_way(session, error).await?;
+                following.put_off = Some(woken);
+            }
+        }
+        Ok(following)
+    }
+
+    fn source<'a>(&'a self, reader: &'a Connection) -> Source<'a> {
+        Source {
+            client: &reader.client,
+            config: &self.config,
+            names: &self.names,
         }
     }
 
@@ -185,7 +258,10 @@ impl Follower {
     /// once the listener has proven that sessions are not handed to others: they would inherit what is set here. Says
     /// whether that is done.
     async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
-        let is_ours = self.bell.as_ref().is_some_and(Bell::has_own_session);
+        let is_ours = self
+            .listener
+            .as_ref()
+            .is_some_and(Listener::has_own_session);
         if !is_ours || self.config.bell_is_elsewhere() {
             return Ok(false);
         }
@@ -200,59 +276,44 @@ impl Follower {
     }
 
     /// Listens to the channel that the feed names.
-    fn hang_bell(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
+    fn listen(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
-        if self.bell.as_ref().is_none_or(|bell| !bell.is_for(feed)) {
-            let bell = Bell::spawn(&self.config, feed);
-            bell.want(self.doze.wants_bell());
-            self.bell = Some(bell);
+        if self
+            .listener
+            .as_ref()
+            .is_none_or(|listener| !listener.is_for(feed))
+        {
+            let listener = Listener::spawn(&self.config, feed);
+            listener.want(self.schedule.wants_notifications());
+            self.listener = Some(listener);
         }
         Ok(())
-    }
-
-    /// Reads everything into the next epoch.
-    async fn warm_up(&mut self, reader: &Connection, reason: Reload) -> Result<Known, Error> {
-        self.announce(&reason);
-        let mut backoff = Backoff::for_locks();
-        loop {
-            let begin = transaction::begin(&reader.client, &self.config, &self.names, None);
-            let warm = match within(self.config.read_timeout, BEGINNING, begin).await {
-                Ok(begun) => self.read_everything(reader, reason.clone(), begun).await,
-                Err(error) => Err(error),
-            };
-            match warm {
-                Ok(known) => return Ok(known),
-                Err(error) => self.give_way(reader, &mut backoff, error).await?,
-            }
-        }
     }
 
     async fn read_everything(
         &mut self,
         reader: &Connection,
         reason: Reload,
-        begun: Begun,
-    ) -> Result<Known, Error> {
+        start: ReadStart,
+    ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
-        let read = read::everything(
-            &reader.client,
-            &self.config,
-            &self.names,
-            self.prepared.as_ref(),
-            &mut self.draft,
-            reason.clone(),
-            begun,
-        );
+        let source = Source {
+            client: &reader.client,
+            config: &self.config,
+            names: &self.names,
+        };
+        let prepared = self.prepared.as_ref();
+        let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
         let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
                 self.config.warmup_connections = 1;
                 self.roll_back(reader).await?;
-                let begin = transaction::begin(&reader.client, &self.config, &self.names, None);
-                let begun = within(self.config.read_timeout, BEGINNING, begin).await?;
-                return Box::pin(self.read_everything(reader, reason, begun)).await;
+                let begin = transaction::begin(self.source(reader), None);
+                let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+                return Box::pin(self.read_everything(reader, reason, start)).await;
             }
             read => read?,
         };
@@ -261,29 +322,25 @@ impl Follower {
         Ok(known)
     }
 
-    /// Waits for the bell, for somebody who asks, or for the time to look without either.
+    /// Waits for a notification, for a handle that asks, or for the time to look without either.
     async fn wait(&mut self) -> Woken {
         let begun_at = Instant::now();
-        let interval = self.config.poll_interval;
-        sleep(self.pace.rest(interval)).await;
-        let look_again = self.pace.look_again().unwrap_or(interval);
-        let quiet = look_again
-            .min(self.doze.look_after().unwrap_or(interval))
-            .min(self.audit.until_due(Instant::now()).max(SHORTEST_WAIT));
-        let rung = async {
-            match &self.bell {
-                Some(bell) if self.doze.wants_bell() => bell.rung().await,
+        let wake = self.schedule.next(self.audit.until_due(begun_at));
+        sleep(wake.rest).await;
+        let notified = async {
+            match &self.listener {
+                Some(listener) if wake.by_notification => listener.notified().await,
                 _ => std::future::pending().await,
             }
         };
-        let rung = pin!(rung);
-        let asked = pin!(self.publisher.wish().asked());
-        let woken = match timeout(quiet, select(rung, asked)).await {
-            Ok(Either::Left(_)) => Woken::Bell,
+        let notified = pin!(notified);
+        let asked = pin!(self.publisher.request().asked());
+        let woken = match timeout(wake.within, select(notified, asked)).await {
+            Ok(Either::Left(_)) => Woken::Notification,
             Ok(Either::Right(_)) => Woken::Asked,
             Err(_) => Woken::Time,
         };
-        self.slept = begun_at.elapsed();
+        self.schedule.slept(begun_at.elapsed());
         woken
     }
 
@@ -291,20 +348,20 @@ impl Follower {
     async fn catch_up(
         &mut self,
         reader: &Connection,
-        known: &mut Known,
+        known: &mut ReadState,
         woken: Woken,
     ) -> Result<(), Error> {
         let counters = self.publisher.counters();
         let woke = match woken {
-            Woken::Bell => &counters.bells,
+            Woken::Notification => &counters.bells,
             Woken::Asked => &counters.asks,
             Woken::Time => &counters.polls,
         };
         add(woke, 1);
-        if let Some(bell) = &self.bell {
-            add(&counters.heartbeats, bell.take_heartbeats());
+        if let Some(listener) = &self.listener {
+            add(&counters.heartbeats, listener.take_heartbeats());
         }
-        if self.publisher.wish().take_resync() {
+        if self.publisher.request().take_resync() {
             known.reload = Some(ReloadReason::Asked.into());
         }
         self.read(reader, known, Some(woken), None).await?;
@@ -325,7 +382,7 @@ impl Follower {
     async fn audit_step(
         &mut self,
         reader: &Connection,
-        known: &mut Known,
+        known: &mut ReadState,
         step: Step,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
@@ -357,7 +414,7 @@ impl Follower {
     async fn read(
         &mut self,
         reader: &Connection,
-        known: &mut Known,
+        known: &mut ReadState,
         woken: Option<Woken>,
         step: Option<Step>,
     ) -> Result<(), Error> {
@@ -367,32 +424,17 @@ impl Follower {
             (None, Some(Woken::Time)) => Cause::Time,
             (None, _) => Cause::News,
         };
-        let changes = read::changes(
-            &reader.client,
-            &self.config,
-            &self.names,
-            &mut self.prepared,
-            &mut self.draft,
-            known,
-            cause,
-        );
+        let source = Source {
+            client: &reader.client,
+            config: &self.config,
+            names: &self.names,
+        };
+        let changes = read::changes(source, &mut self.prepared, &mut self.draft, known, cause);
         match within(self.config.read_timeout, READING, changes).await? {
             Read::Done(mut done) => {
                 if let Some(woken) = woken {
-                    let news = done.log_rows > 0;
-                    // After a rest, a bell for nothing is no flood of them.
-                    let rested = self.last_read.elapsed() > UNHURRIED;
-                    let by = match woken {
-                        Woken::Bell if !rested => Driven::Bell,
-                        Woken::Asked if !rested => Driven::Asked,
-                        _ => Driven::Time,
-                    };
-                    self.pace.read(by, news);
-                    self.last_read = Instant::now();
-                    self.doze(known, woken, done.log_rows, begun_at.elapsed());
-                    if self.config.bell_is_elsewhere() {
-                        self.pace.ahead(woken == Woken::Bell);
-                    }
+                    let rows = done.log_rows;
+                    self.plan_next(known, woken, rows, begun_at.elapsed());
                 }
                 let audited = done.audited.take();
                 if let Some(audited) = audited
@@ -404,30 +446,30 @@ impl Follower {
                     self.publish(known, *done);
                 }
             }
-            Read::Reload(reason, begun) => {
+            Read::Reload(reason, start) => {
                 self.announce(&reason);
-                *known = self.read_everything(reader, reason, *begun).await?;
-                self.pace.reloaded(begun_at.elapsed());
-                self.hang_bell(known.feed.as_ref())?;
+                *known = self.read_everything(reader, reason, *start).await?;
+                self.schedule.reloaded(begun_at.elapsed());
+                self.listen(known.feed())?;
             }
         }
         Ok(())
     }
 
     /// Decides how to wait for the next change, after a read that took so long.
-    fn doze(&mut self, known: &Known, woken: Woken, rows: usize, took: Duration) {
-        let Some(bell) = &self.bell else {
-            return;
-        };
-        self.doze.read(Seen {
-            now: self.last_read,
+    fn plan_next(&mut self, known: &ReadState, woken: Woken, rows: usize, took: Duration) {
+        let rings_from = self.listener.as_ref().map(Listener::rings_from);
+        self.schedule.read(Seen {
+            now: Instant::now(),
             took,
-            rung_after: (woken == Woken::Bell).then_some(self.slept),
+            woken,
             rows,
             xmin: known.xmin(),
-            rings_from: bell.rings_from(),
+            rings_from: rings_from.flatten(),
         });
-        bell.want(self.doze.wants_bell());
+        if let Some(listener) = &self.listener {
+            listener.want(self.schedule.wants_notifications());
+        }
     }
 
     /// Says whether what was audited equals what is held.
@@ -454,18 +496,14 @@ impl Follower {
 
     /// After a failed read: where a lock or a conflict was the matter, ends the transaction, waits a little, and lets the
     /// caller read again from the same cursor, for nothing was applied. All else is the end of this connection.
-    async fn give_way(
-        &mut self,
-        reader: &Connection,
-        backoff: &mut Backoff,
-        error: Error,
-    ) -> Result<(), Error> {
+    async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
+        let reader = &session.reader;
         let again = error.is_conflict() && !reader.is_closed();
         if !again {
             return Err(error);
         }
         add(&self.publisher.counters().failures, 1);
-        let pause = backoff.next();
+        let pause = session.locks.next();
         tracing::info!(%error, pause_ms = millis(pause), "gave way; reading again after a pause");
         self.roll_back(reader).await?;
         self.troubled(error);
@@ -485,7 +523,7 @@ impl Follower {
     }
 
     fn announce(&mut self, reason: &Reload) {
-        if self.epoch == 0 {
+        if !self.is_warm() {
             tracing::info!("warming up");
             self.publisher.set_status(Status::Warming);
         } else {
@@ -502,7 +540,7 @@ impl Follower {
             .set_status(Status::Disconnected { since, error });
     }
 
-    fn publish(&mut self, known: &Known, done: Done) {
+    fn count(&self, done: &Done) {
         let counters = self.publisher.counters();
         add(&counters.reads, 1);
         add(&counters.log_rows, done.log_rows);
@@ -514,12 +552,29 @@ impl Follower {
             .malformed_rows_read
             .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
         add(&counters.evicted_events, done.evicted);
+        if let Some((reload, _)) = &done.warmup {
+            add(&counters.reloads, 1);
+            add(counters.reloads_by_reason.of(reload.reason), 1);
+        }
+    }
+
+    fn following_status(&self) -> Status {
+        let listener = self.listener.as_ref().map(Listener::check);
+        match listener {
+            Some(Ok(())) => Status::Live,
+            Some(Err(reason)) => Status::PollingOnly { reason },
+            None => Status::PollingOnly {
+                reason: "no bell".to_owned(),
+            },
+        }
+    }
+
+    fn publish(&mut self, known: &ReadState, done: Done) {
+        self.count(&done);
         let everything = done.warmup.is_some();
         let repaired =
             matches!(&done.warmup, Some((reload, _)) if reload.reason == ReloadReason::Audit);
         if let Some((reason, warmup)) = done.warmup {
-            add(&counters.reloads, 1);
-            add(counters.reloads_by_reason.of(reason.reason), 1);
             let WarmupStats {
                 events,
                 snapshots,
@@ -530,25 +585,14 @@ impl Follower {
             tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
             self.last_warmup = Some(warmup);
         }
-        let bypasses = known.feed.iter().flat_map(|feed| &feed.bypasses);
-        let ways: Vec<&str> = bypasses.map(String::as_str).collect();
-        if repaired && !ways.is_empty() {
-            let ways = ways.join("; ");
-            tracing::error!(
-                ways,
-                "what the audit found was mended; it can have come in these ways"
-            );
-        } else if repaired {
-            tracing::error!(
-                "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
-                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
-            );
+        if repaired {
+            explain_repair(known.feed());
         }
         if done.evicted > 0 {
-            tracing::debug!(events = done.evicted, window_start = %known.cut.window_start, "evicted");
+            tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
         }
         let begun_at = Instant::now();
-        let cut = Arc::clone(&known.cut);
+        let cut = Arc::clone(known.cut());
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         if everything || !change.is_empty() {
             let warmup = self.last_warmup.clone();
@@ -565,31 +609,27 @@ impl Follower {
         }
         self.publisher.set_change_log(known.change_log());
         self.troubled_since = None;
-        let bell = self.bell.as_ref().map(Bell::check);
-        self.publisher.set_status(match bell {
-            Some(Ok(())) => Status::Live,
-            Some(Err(reason)) => Status::PollingOnly { reason },
-            None => Status::PollingOnly {
-                reason: "no bell".to_owned(),
-            },
-        });
+        self.publisher.set_status(self.following_status());
     }
 }
 
-/// What ended a wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Woken {
-    Bell,
-    /// A handle asked.
-    Asked,
-    Time,
+/// Says how what the audit found can have come.
+fn explain_repair(feed: Option<&Feed>) {
+    let bypasses = feed.into_iter().flat_map(|feed| &feed.bypasses);
+    let ways: Vec<&str> = bypasses.map(String::as_str).collect();
+    if !ways.is_empty() {
+        let ways = ways.join("; ");
+        tracing::error!(
+            ways,
+            "what the audit found was mended; it can have come in these ways"
+        );
+    } else {
+        tracing::error!(
+            "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
+        );
+    }
 }
-
-/// Bells that come further apart than this are no flood, whatever they are for.
-const UNHURRIED: Duration = Duration::from_secs(1);
-
-/// However soon the audit is due.
-const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 
 /// More mismatches of one slice are only counted.
 const MOST_NAMED: usize = 10;
@@ -619,17 +659,15 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
     follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
-    follower
-        .warm_up(&reader, ReloadReason::First.into())
-        .await?;
+    let locks = Backoff::for_locks();
+    follower.warm_up(Session { reader, locks }).await?;
     Ok(View(shared.load_full()))
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if !self.ended {
-            self.publisher.set_status(Status::Ended { error: None });
-        }
+        // Unless an error ended it.
+        self.publisher.end(None);
     }
 }
 

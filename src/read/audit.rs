@@ -228,7 +228,7 @@ mod tests {
     /// Makes all steps of a pass over a window; returns how long it took, and the slices.
     fn pass(audit: &mut Audit, window: &[i64], took: Duration) -> (Duration, Vec<Slice>) {
         let mut now = Instant::now();
-        let (begun, mut slices) = (now, Vec::new());
+        let (start, mut slices) = (now, Vec::new());
         loop {
             now += audit.until_due(now);
             let audited = match audit.due(now).expect("due") {
@@ -239,7 +239,7 @@ mod tests {
                 }
             };
             if audit.done(&audited, took, now) {
-                return (now - begun, slices);
+                return (now - start, slices);
             }
             assert_eq!(audit.due(now), None);
         }

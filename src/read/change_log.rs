@@ -76,7 +76,7 @@ impl Cursor {
 
 /// The keys that must be read again.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Dirty {
+pub(crate) struct ChangeSet {
     /// Ids of events whose row changed.
     pub(crate) events: BTreeSet<i64>,
     /// Ids of events whose rows in `odds_snapshots` changed.
@@ -95,9 +95,9 @@ pub(crate) struct Dirty {
 const HEARTBEAT: &str = "heartbeat";
 const RESYNC: &str = "resync";
 
-impl Dirty {
+impl ChangeSet {
     pub(crate) fn is_empty(&self) -> bool {
-        *self == Dirty::default()
+        *self == ChangeSet::default()
     }
 
     /// Adds what a log row names.
@@ -144,7 +144,7 @@ pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,
     /// What to read again.
-    pub(crate) dirty: Dirty,
+    pub(crate) change_set: ChangeSet,
     /// When the last statement of each transaction was logged, by its server's clock; heartbeats are left out.
     pub(crate) logged: Vec<Micros>,
 }
@@ -179,7 +179,7 @@ pub(crate) async fn read(
 }
 
 /// A log row: the transaction, and the id, which is unique within it.
-type LogRow = (u64, i64);
+pub(crate) type LogRow = (u64, i64);
 
 /// The same on a standby, with `snapshot`, that of the transaction; and which rows it shows.
 pub(crate) async fn read_on_standby(
@@ -212,7 +212,7 @@ pub(crate) async fn read_on_standby(
 
 async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
-    let (mut dirty, mut rows, mut keys) = (Dirty::default(), 0, 0);
+    let (mut change_set, mut rows, mut keys) = (ChangeSet::default(), 0, 0);
     let (mut logged, mut last) = (Vec::new(), None);
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
@@ -234,13 +234,13 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
         if rows > MOST_ROWS || keys > MOST_KEYS {
             return Ok(Err(ReloadReason::TooManyRows.into()));
         }
-        if let Err(reload) = dirty.add(table_name, named, note) {
+        if let Err(reload) = change_set.add(table_name, named, note) {
             return Ok(Err(reload));
         }
     }
     Ok(Ok(Changed {
         rows,
-        dirty,
+        change_set,
         logged,
     }))
 }
@@ -318,25 +318,25 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_becomes_a_reload() {
-        let mut dirty = Dirty::default();
-        assert_eq!(dirty.add("market_odds", Some(vec![7]), None), Ok(()));
-        assert_eq!(dirty.betpawa_markets, BTreeSet::from([7]));
+        let mut change_set = ChangeSet::default();
+        assert_eq!(change_set.add("market_odds", Some(vec![7]), None), Ok(()));
+        assert_eq!(change_set.betpawa_markets, BTreeSet::from([7]));
         assert_eq!(
-            dirty.add("market_odds", None, None),
+            change_set.add("market_odds", None, None),
             Err(Reload::about(ReloadReason::WholeTable, "market_odds"))
         );
         assert_eq!(
-            dirty.add("players", Some(vec![7]), None),
+            change_set.add("players", Some(vec![7]), None),
             Err(ReloadReason::NotUnderstood.into())
         );
         assert_eq!(
-            dirty.add("events", None, Some("42703")),
+            change_set.add("events", None, Some("42703")),
             Err(Reload::about(ReloadReason::Trouble, "42703"))
         );
         assert_eq!(
-            dirty.add("resync", None, Some("ASKED by hand")),
+            change_set.add("resync", None, Some("ASKED by hand")),
             Err(ReloadReason::Asked.into())
         );
-        assert_eq!(dirty.add("heartbeat", Some(vec![]), None), Ok(()));
+        assert_eq!(change_set.add("heartbeat", Some(vec![]), None), Ok(()));
     }
 }

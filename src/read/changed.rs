@@ -18,9 +18,9 @@ use crate::{
     error::Error,
     model::{Body, Micros},
     read::{
-        change_log::Dirty,
+        change_log::ChangeSet,
         plan::{Plan, Scope},
-        rows::{Heads, Reader, Side},
+        rows::{Reader, Side, SnapshotHeaders},
     },
     store::draft::Draft,
 };
@@ -36,23 +36,23 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    pub(crate) fn note(&mut self, heads: &Heads) {
-        let betpawa = heads.betpawa.iter().map(|head| head.snapshot_id);
+    pub(crate) fn note(&mut self, headers: &SnapshotHeaders) {
+        let betpawa = headers.betpawa.iter().map(|header| header.snapshot_id);
         self.betpawa = betpawa.fold(self.betpawa, i64::max);
-        let competitors = heads.competitors.iter().map(|head| head.snapshot_id);
+        let competitors = headers.competitors.iter().map(|header| header.snapshot_id);
         self.competitors = competitors.fold(self.competitors, i64::max);
     }
 }
 
 /// Whether it is worth asking for all at once.
-pub(crate) fn are_few(dirty: &Dirty) -> bool {
+pub(crate) fn are_few(change_set: &ChangeSet) -> bool {
     let sets = [
-        &dirty.events,
-        &dirty.betpawa,
-        &dirty.competitors,
-        &dirty.competitor_events,
-        &dirty.betpawa_markets,
-        &dirty.competitor_markets,
+        &change_set.events,
+        &change_set.betpawa,
+        &change_set.competitors,
+        &change_set.competitor_events,
+        &change_set.betpawa_markets,
+        &change_set.competitor_markets,
     ];
     sets.iter().map(|set| set.len()).sum::<usize>() <= FEW
 }
@@ -61,94 +61,89 @@ pub(crate) fn are_few(dirty: &Dirty) -> bool {
 pub(crate) async fn changed(
     reader: Reader<'_>,
     draft: &mut Draft,
-    dirty: &Dirty,
+    change_set: &ChangeSet,
     window_start: Micros,
     newest: &mut Newest,
 ) -> Result<(Plan, Bodies), Error> {
-    let mut asked = match are_few(dirty) {
-        true => Asked::at_once(draft, dirty, *newest),
+    let mut asked = match are_few(change_set) {
+        true => Asked::at_once(draft, change_set, *newest),
         false => Asked::default(),
     };
-    let competitor_events: Vec<i64> = dirty.competitor_events.iter().copied().collect();
-    let events: Vec<i64> = asked.events.iter().copied().collect();
-    let betpawa: Vec<i64> = asked.betpawa.iter().copied().collect();
-    let competitors: Vec<i64> = asked.competitors.iter().copied().collect();
-    let linked_too: &[i64] = match asked.with_linked {
-        true => &competitor_events,
-        false => &[],
-    };
-    let (linked, (kickoffs, heads), rows) = try_join3(
-        reader.linked_events(window_start, &competitor_events),
-        try_join(
-            reader.kickoffs(window_start, &events),
-            try_join(
-                reader.betpawa_heads(&betpawa),
-                reader.competitor_heads(&competitors, linked_too),
-            ),
-        ),
-        try_join(
-            reader.market_rows(Side::Betpawa, &asked.betpawa_markets),
-            reader.market_rows(Side::Competitors, &asked.competitor_markets),
-        ),
-    )
-    .await?;
-
-    let mut heads = Heads {
-        kickoffs,
-        betpawa: heads.0,
-        competitors: heads.1,
-    };
+    let (linked, mut headers, rows) = asked.ask(reader, change_set, window_start).await?;
     let linked_events: Vec<i64> = linked.iter().map(|(id, _)| *id).collect();
     if asked.with_linked {
         asked.competitors.extend(&linked_events);
     }
     asked.events.extend(&linked_events);
-    heads.kickoffs.extend(
+    headers.kickoffs.extend(
         linked
             .into_iter()
             .filter_map(|(id, kickoff)| Some((id, kickoff?))),
     );
-    let mut scope = Scope::new(draft, dirty, &linked_events);
+    let scope = complete(
+        reader,
+        draft,
+        change_set,
+        window_start,
+        &asked,
+        &linked_events,
+        &mut headers,
+    );
+    let scope = scope.await?;
+    newest.note(&headers);
+    let plan = Plan::part(draft, change_set, scope, headers);
+    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
+    Ok((plan, bodies))
+}
+
+/// What the answers show to be missing: kickoffs, then headers of the events that turn out to be within the window (G1).
+async fn complete(
+    reader: Reader<'_>,
+    draft: &Draft,
+    change_set: &ChangeSet,
+    window_start: Micros,
+    asked: &Asked,
+    linked_events: &[i64],
+    headers: &mut SnapshotHeaders,
+) -> Result<Scope, Error> {
+    let mut scope = Scope::new(draft, change_set, linked_events);
     let mut events = Vec::new();
     for id in scope.events.difference(&asked.events) {
-        match known_kickoff(draft, dirty, *id) {
-            Some(kickoff) if kickoff > window_start => drop(heads.kickoffs.insert(*id, kickoff)),
+        match known_kickoff(draft, change_set, *id) {
+            Some(kickoff) if kickoff > window_start => drop(headers.kickoffs.insert(*id, kickoff)),
             Some(_) => {}
             None => events.push(*id),
         }
     }
-    heads
+    headers
         .kickoffs
         .extend(reader.kickoffs(window_start, &events).await?);
-    scope.narrow(draft, &heads.kickoffs);
+    scope.narrow(draft, &headers.kickoffs);
     let betpawa: Vec<i64> = scope.betpawa.difference(&asked.betpawa).copied().collect();
     let competitors: Vec<i64> = scope
         .competitors
         .difference(&asked.competitors)
         .copied()
         .collect();
-    heads
+    headers
         .betpawa
-        .retain(|head| scope.betpawa.contains(&head.event_id));
-    heads
+        .retain(|header| scope.betpawa.contains(&header.event_id));
+    headers
         .competitors
-        .retain(|head| scope.competitors.contains(&head.event_id));
+        .retain(|header| scope.competitors.contains(&header.event_id));
     let (own, others) = try_join(
-        reader.betpawa_heads(&betpawa),
-        reader.competitor_heads(&competitors, &[]),
+        reader.betpawa_headers(&betpawa),
+        reader.competitor_headers(&competitors, &[]),
     )
     .await?;
-    heads.betpawa.extend(own);
-    heads.competitors.extend(others);
-    newest.note(&heads);
-    let plan = Plan::part(draft, dirty, scope, heads);
-    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
-    Ok((plan, bodies))
+    headers.betpawa.extend(own);
+    headers.competitors.extend(others);
+    Ok(scope)
 }
 
 /// G2.
-fn known_kickoff(draft: &Draft, dirty: &Dirty, event_id: i64) -> Option<Micros> {
-    match dirty.events.contains(&event_id) {
+fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option<Micros> {
+    match change_set.events.contains(&event_id) {
         true => None,
         false => draft.event(event_id)?.kickoff,
     }
@@ -166,13 +161,55 @@ struct Asked {
     competitor_markets: Vec<i64>,
 }
 
+/// Ids of the events that competitor events are linked to, with the kickoffs of those in the window.
+type Linked = Vec<(i64, Option<Micros>)>;
+
 impl Asked {
-    fn at_once(draft: &Draft, dirty: &Dirty, newest: Newest) -> Asked {
+    /// Asks, in one round trip. Also for the market rows of snapshots that are or are about to be held.
+    async fn ask(
+        &self,
+        reader: Reader<'_>,
+        change_set: &ChangeSet,
+        window_start: Micros,
+    ) -> Result<(Linked, SnapshotHeaders, (Vec<Row>, Vec<Row>)), Error> {
+        let competitor_events: Vec<i64> = change_set.competitor_events.iter().copied().collect();
+        let events: Vec<i64> = self.events.iter().copied().collect();
+        let betpawa: Vec<i64> = self.betpawa.iter().copied().collect();
+        let competitors: Vec<i64> = self.competitors.iter().copied().collect();
+        let linked_too: &[i64] = match self.with_linked {
+            true => &competitor_events,
+            false => &[],
+        };
+        let (linked, (kickoffs, headers), rows) = try_join3(
+            reader.linked_events(window_start, &competitor_events),
+            try_join(
+                reader.kickoffs(window_start, &events),
+                try_join(
+                    reader.betpawa_headers(&betpawa),
+                    reader.competitor_headers(&competitors, linked_too),
+                ),
+            ),
+            try_join(
+                reader.market_rows(Side::Betpawa, &self.betpawa_markets),
+                reader.market_rows(Side::Competitors, &self.competitor_markets),
+            ),
+        )
+        .await?;
+        let (betpawa, competitors) = headers;
+        let headers = SnapshotHeaders {
+            kickoffs,
+            betpawa,
+            competitors,
+        };
+        Ok((linked, headers, rows))
+    }
+
+    fn at_once(draft: &Draft, change_set: &ChangeSet, newest: Newest) -> Asked {
         let Scope {
             events,
             mut betpawa,
             mut competitors,
-        } = Scope::new(draft, dirty, &[]);
+        } = Scope::new(draft, change_set, &[]);
         let new: Vec<i64> = events
             .iter()
             .copied()
@@ -180,9 +217,9 @@ impl Asked {
             .collect();
         betpawa.extend(&new);
         competitors.extend(&new);
-        let betpawa_markets = dirty.betpawa_markets.iter().copied();
-        let competitor_markets = dirty.competitor_markets.iter().copied();
-        let unknown = |id: &i64| known_kickoff(draft, dirty, *id).is_none();
+        let betpawa_markets = change_set.betpawa_markets.iter().copied();
+        let competitor_markets = change_set.competitor_markets.iter().copied();
+        let unknown = |id: &i64| known_kickoff(draft, change_set, *id).is_none();
         Asked {
             events: events.into_iter().filter(unknown).collect(),
             betpawa,

@@ -18,7 +18,7 @@ use crate::{
         connection::{Connection, within},
         quote::literal,
     },
-    read::{schema::Names, transaction::Begun},
+    read::{schema::Names, transaction::ReadStart},
 };
 
 /// Opening one takes no longer than reading alone would.
@@ -33,10 +33,10 @@ pub(crate) const EXPORTING: &str = "exporting a snapshot";
 pub(crate) async fn export(
     client: &Client,
     config: &Config,
-    begun: &Begun,
+    start: &ReadStart,
 ) -> Result<Option<String>, Error> {
     // A standby may refuse.
-    if begun.cut.standby || config.warmup_connections < 2 {
+    if start.cut.standby || config.warmup_connections < 2 {
         return Ok(None);
     }
     let export = client.query_typed("SELECT pg_export_snapshot()", &[]);
@@ -51,7 +51,7 @@ pub(crate) async fn export(
 pub(crate) async fn open(
     config: &Config,
     names: &Names,
-    begun: &Begun,
+    start: &ReadStart,
     exported: Option<&str>,
 ) -> Vec<Connection> {
     let Some(exported) = exported else {
@@ -60,7 +60,7 @@ pub(crate) async fn open(
     // The first connection waits in its transaction, and must not be taken for dead.
     let bound = OPENING.min(config.read_timeout / 2);
     let helper = async || {
-        let opened = within(bound, DOING, import(config, names, begun, exported)).await;
+        let opened = within(bound, DOING, import(config, names, start, exported)).await;
         opened
             .inspect_err(|error| tracing::debug!(%error, "reading with fewer connections"))
             .ok()
@@ -72,7 +72,7 @@ pub(crate) async fn open(
 async fn import(
     config: &Config,
     names: &Names,
-    begun: &Begun,
+    start: &ReadStart,
     exported: &str,
 ) -> Result<Connection, Error> {
     let connection = Connection::open(&config.connect).await?;
@@ -85,7 +85,7 @@ async fn import(
     let rows = rows.map_err(Error::database(DOING))?;
     let column = |index| rows.first().and_then(|row| row.try_get(index).ok());
     let same =
-        column(0) == Some(begun.cut.snapshot.as_str()) && column(3) == Some(begun.server.as_str());
+        column(0) == Some(start.cut.snapshot.as_str()) && column(3) == Some(start.server.as_str());
     match same {
         true => Ok(connection),
         false => Err(Error::unexpected(DOING, "another server answers")),

@@ -16,8 +16,8 @@ use crate::{
         BetpawaSnapshots, Body, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros, Source,
     },
     read::{
-        change_log::Dirty,
-        rows::{Head, Heads},
+        change_log::ChangeSet,
+        rows::{SnapshotHeader, SnapshotHeaders},
     },
     store::draft::Draft,
 };
@@ -33,24 +33,24 @@ pub(crate) struct Scope {
 impl Scope {
     /// `linked_events`: those that the changed competitor events are linked to now. What they were linked to before is in
     /// `dirty.competitors`, since a change of the link is a change of the competitor event.
-    pub(crate) fn new(draft: &Draft, dirty: &Dirty, linked_events: &[i64]) -> Scope {
+    pub(crate) fn new(draft: &Draft, change_set: &ChangeSet, linked_events: &[i64]) -> Scope {
         // A snapshot that nobody shows is read whole if it becomes the latest, for which its own log row sees.
-        let markets = dirty.betpawa_markets.iter();
-        let betpawa: BTreeSet<i64> = dirty
+        let markets = change_set.betpawa_markets.iter();
+        let betpawa: BTreeSet<i64> = change_set
             .betpawa
             .iter()
             .copied()
             .chain(markets.flat_map(|id| draft.betpawa_owners(*id)))
             .collect();
-        let markets = dirty.competitor_markets.iter();
-        let competitors: BTreeSet<i64> = dirty
+        let markets = change_set.competitor_markets.iter();
+        let competitors: BTreeSet<i64> = change_set
             .competitors
             .iter()
             .chain(linked_events)
             .copied()
             .chain(markets.flat_map(|id| draft.competitor_owners(*id)))
             .collect();
-        let events = dirty
+        let events = change_set
             .events
             .iter()
             .chain(&betpawa)
@@ -80,7 +80,7 @@ impl Scope {
 /// A snapshot to be held; its body, if that can be kept.
 #[derive(Debug)]
 struct Planned<K> {
-    head: Head<K>,
+    header: SnapshotHeader<K>,
     body: Option<Arc<Body>>,
 }
 
@@ -96,31 +96,41 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The plan for a part of the events, beside what `draft` holds.
-    pub(crate) fn part(draft: &Draft, dirty: &Dirty, scope: Scope, heads: Heads) -> Plan {
-        let betpawa = |head: &Head<i64>| draft.event(head.event_id)?.betpawa.get(head.key);
-        let competitors = |head: &Head<Source>| {
-            let event = draft.event(head.event_id)?;
-            event.competitors.get(head.key.as_str())
+    pub(crate) fn part(
+        draft: &Draft,
+        change_set: &ChangeSet,
+        scope: Scope,
+        headers: SnapshotHeaders,
+    ) -> Plan {
+        let betpawa =
+            |header: &SnapshotHeader<i64>| draft.event(header.event_id)?.betpawa.get(header.key);
+        let competitors = |header: &SnapshotHeader<Source>| {
+            let event = draft.event(header.event_id)?;
+            event.competitors.get(header.key.as_str())
         };
-        let betpawa = planned(heads.betpawa, betpawa, &dirty.betpawa_markets);
-        let competitors = planned(heads.competitors, competitors, &dirty.competitor_markets);
+        let betpawa = planned(headers.betpawa, betpawa, &change_set.betpawa_markets);
+        let competitors = planned(
+            headers.competitors,
+            competitors,
+            &change_set.competitor_markets,
+        );
         Plan {
             scope,
-            kickoffs: heads.kickoffs,
+            kickoffs: headers.kickoffs,
             betpawa,
             competitors,
         }
     }
 
     /// The plan for all events, from nothing.
-    pub(crate) fn whole(heads: Heads) -> Plan {
-        let all: BTreeSet<i64> = heads.kickoffs.keys().copied().collect();
+    pub(crate) fn whole(headers: SnapshotHeaders) -> Plan {
+        let all: BTreeSet<i64> = headers.kickoffs.keys().copied().collect();
         let scope = Scope {
             events: all.clone(),
             betpawa: all.clone(),
             competitors: all,
         };
-        Plan::part(&Draft::default(), &Dirty::default(), scope, heads)
+        Plan::part(&Draft::default(), &ChangeSet::default(), scope, headers)
     }
 
     /// The snapshots of `odds_snapshots` whose markets must be read.
@@ -153,7 +163,7 @@ impl Plan {
             let held: Option<Arc<CachedEvent>> = draft.event(event_id).cloned();
             let betpawa = if self.scope.betpawa.contains(&event_id) {
                 own.extend(of_event(&mut betpawa_left, event_id).map(|planned| {
-                    let bookmaker_id = planned.head.key;
+                    let bookmaker_id = planned.header.key;
                     planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
                 }));
                 BetpawaSnapshots::of(&mut own)
@@ -164,7 +174,7 @@ impl Plan {
             };
             let competitors = if self.scope.competitors.contains(&event_id) {
                 others.extend(of_event(&mut competitors_left, event_id).map(|planned| {
-                    let source = draft.packer.source(planned.head.key.as_str());
+                    let source = draft.packer.source(planned.header.key.as_str());
                     let snapshot = planned.snapshot(0, competitor_bodies, &mut draft.packer);
                     (source, snapshot)
                 }));
@@ -181,18 +191,20 @@ impl Plan {
 
 /// The heads by event, each with its body if A1 lets it keep that.
 fn planned<'d, K>(
-    heads: Vec<Head<K>>,
-    held: impl Fn(&Head<K>) -> Option<&'d CachedSnapshot>,
+    headers: Vec<SnapshotHeader<K>>,
+    held: impl Fn(&SnapshotHeader<K>) -> Option<&'d CachedSnapshot>,
     dirty_markets: &BTreeSet<i64>,
 ) -> Vec<Planned<K>> {
-    let plan = |head: Head<K>| {
-        let id = head.snapshot_id;
+    let plan = |header: SnapshotHeader<K>| {
+        let id = header.snapshot_id;
         let keeps = |held: &&CachedSnapshot| held.snapshot_id == id && !dirty_markets.contains(&id);
-        let body = held(&head).filter(keeps).map(|held| Arc::clone(&held.body));
-        Planned { head, body }
+        let body = held(&header)
+            .filter(keeps)
+            .map(|held| Arc::clone(&held.body));
+        Planned { header, body }
     };
-    let mut planned: Vec<Planned<K>> = heads.into_iter().map(plan).collect();
-    planned.sort_by_key(|planned| planned.head.event_id);
+    let mut planned: Vec<Planned<K>> = headers.into_iter().map(plan).collect();
+    planned.sort_by_key(|planned| planned.header.event_id);
     planned
 }
 
@@ -202,15 +214,15 @@ fn of_event<K>(
     event_id: i64,
 ) -> impl Iterator<Item = Planned<K>> {
     while planned
-        .next_if(|next| next.head.event_id < event_id)
+        .next_if(|next| next.header.event_id < event_id)
         .is_some()
     {}
-    std::iter::from_fn(move || planned.next_if(|next| next.head.event_id == event_id))
+    std::iter::from_fn(move || planned.next_if(|next| next.header.event_id == event_id))
 }
 
 fn to_read<K>(planned: &[Planned<K>]) -> Vec<i64> {
     let missing = planned.iter().filter(|planned| planned.body.is_none());
-    let mut ids: Vec<i64> = missing.map(|planned| planned.head.snapshot_id).collect();
+    let mut ids: Vec<i64> = missing.map(|planned| planned.header.snapshot_id).collect();
     ids.sort_unstable();
     ids
 }
@@ -222,13 +234,13 @@ impl<K> Planned<K> {
         bodies: &HashMap<i64, Arc<Body>>,
         packer: &mut Packer,
     ) -> CachedSnapshot {
-        let Head {
+        let SnapshotHeader {
             event_id,
             snapshot_id,
             captured_at,
             last_confirmed_at,
             ..
-        } = self.head;
+        } = self.header;
         let body = self
             .body
             .or_else(|| bodies.get(&snapshot_id).cloned())

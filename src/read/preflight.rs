@@ -188,6 +188,12 @@ async fn check_feed(client: &Client, config: &Config) -> Result<(String, String)
             format!("function {}.feed_version()", quote(schema)),
         ));
     }
+    feed_state(client, config).await
+}
+
+/// What the feed says of itself: channel and database, if it is for this library and these tables.
+async fn feed_state(client: &Client, config: &Config) -> Result<(String, String), Error> {
+    let schema = &config.cache_schema;
     let version = format!(
         "SELECT {0}.feed_version(), app_schema, channel, ({DATABASE}) FROM {0}.log_state",
         quote(schema)
@@ -196,7 +202,10 @@ async fn check_feed(client: &Client, config: &Config) -> Result<(String, String)
         .query_typed(&version, &[])
         .await
         .map_err(Error::database(DOING))?;
-    let row = rows.first().ok_or_else(|| missing("row in log_state"))?;
+    let row = rows.first().ok_or_else(|| Error::FeedMissing {
+        schema: schema.clone(),
+        object: "row in log_state",
+    })?;
     let found: i32 = column(row, 0)?;
     if found != FEED_VERSION {
         return Err(Error::FeedVersion {

@@ -50,7 +50,7 @@ pub(crate) fn time(row: &Row, index: usize) -> Result<Micros, tokio_postgres::Er
 
 /// The latest snapshot of an event and bookmaker, without its markets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Head<K> {
+pub(crate) struct SnapshotHeader<K> {
     pub(crate) event_id: i64,
     /// Bookmaker id, or source.
     pub(crate) key: K,
@@ -61,11 +61,11 @@ pub(crate) struct Head<K> {
 
 /// What a read found of events and their latest snapshots.
 #[derive(Debug, Default)]
-pub(crate) struct Heads {
+pub(crate) struct SnapshotHeaders {
     /// Of the events asked for those within the window.
     pub(crate) kickoffs: HashMap<i64, Micros>,
-    pub(crate) betpawa: Vec<Head<i64>>,
-    pub(crate) competitors: Vec<Head<Source>>,
+    pub(crate) betpawa: Vec<SnapshotHeader<i64>>,
+    pub(crate) competitors: Vec<SnapshotHeader<Source>>,
 }
 
 /// Market rows of this many snapshots are asked for at a time.
@@ -76,13 +76,13 @@ const MOST_NAMED: usize = 20;
 
 /// What was read, counted: by the statement, not by the row.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct RowCounters {
     rows: AtomicU64,
     malformed: AtomicU64,
     decode_nanos: AtomicU64,
 }
 
-impl Tally {
+impl RowCounters {
     fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -113,7 +113,7 @@ pub(crate) struct Reader<'c> {
     pub(crate) prepared: Option<&'c Prepared>,
     /// Whether malformed rows are named in the log: where they are read for the first time.
     pub(crate) names_malformed: bool,
-    pub(crate) tally: &'c Tally,
+    pub(crate) row_counters: &'c RowCounters,
 }
 
 impl Reader<'_> {
@@ -126,20 +126,20 @@ impl Reader<'_> {
     ) -> Result<Vec<T>, Error> {
         let answer = statement.answer(doing, self.client, self.prepared, args);
         let rows = read(&answer.await?).map_err(Error::database(doing))?;
-        Tally::add(&self.tally.rows, rows.len());
+        RowCounters::add(&self.row_counters.rows, rows.len());
         Ok(rows)
     }
 
     /// Everything within the window.
-    pub(crate) async fn all_heads(&self, window_start: Micros) -> Result<Heads, Error> {
+    pub(crate) async fn all_headers(&self, window_start: Micros) -> Result<SnapshotHeaders, Error> {
         let window = [Arg::Time(window_start)];
-        Ok(Heads {
+        Ok(SnapshotHeaders {
             kickoffs: self.all_kickoffs(window_start).await?,
             betpawa: self
-                .heads(&self.catalog.all_betpawa_heads, &window, bookmakers)
+                .headers(&self.catalog.all_betpawa_headers, &window, bookmakers)
                 .await?,
             competitors: self
-                .heads(&self.catalog.all_competitor_heads, &window, sources)
+                .headers(&self.catalog.all_competitor_headers, &window, sources)
                 .await?,
         })
     }
@@ -171,51 +171,55 @@ impl Reader<'_> {
     }
 
     /// The latest snapshots of the given events in `odds_snapshots`.
-    pub(crate) async fn betpawa_heads(&self, event_ids: &[i64]) -> Result<Vec<Head<i64>>, Error> {
+    pub(crate) async fn betpawa_headers(
+        &self,
+        event_ids: &[i64],
+    ) -> Result<Vec<SnapshotHeader<i64>>, Error> {
         if event_ids.is_empty() {
             return Ok(Vec::new());
         }
-        let heads = &self.catalog.some_betpawa_heads;
-        self.heads(heads, &[Arg::Ids(event_ids)], bookmakers).await
+        let headers = &self.catalog.some_betpawa_headers;
+        self.headers(headers, &[Arg::Ids(event_ids)], bookmakers)
+            .await
     }
 
     /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
     /// events are linked to.
-    pub(crate) async fn competitor_heads(
+    pub(crate) async fn competitor_headers(
         &self,
         event_ids: &[i64],
         competitor_event_ids: &[i64],
-    ) -> Result<Vec<Head<Source>>, Error> {
+    ) -> Result<Vec<SnapshotHeader<Source>>, Error> {
         if event_ids.is_empty() && competitor_event_ids.is_empty() {
             return Ok(Vec::new());
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
-        let heads = &self.catalog.some_competitor_heads;
-        self.heads(heads, &args, sources).await
+        let headers = &self.catalog.some_competitor_headers;
+        self.headers(headers, &args, sources).await
     }
 
     /// Latest snapshots. Names those that are malformed.
-    async fn heads<K>(
+    async fn headers<K>(
         &self,
         statement: &Statement,
         args: &[Arg<'_>],
         keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
-    ) -> Result<Vec<Head<K>>, Error> {
-        let read = |answer: &Answer| heads(answer, keys);
-        let heads = self.ask(HEADS, statement, args, read).await?;
+    ) -> Result<Vec<SnapshotHeader<K>>, Error> {
+        let read = |answer: &Answer| headers(answer, keys);
+        let headers = self.ask(HEADS, statement, args, read).await?;
         if self.names_malformed {
-            let unknown = |head: &&Head<K>| head.captured_at == Micros::UNKNOWN;
-            let malformed = heads.iter().filter(unknown).count();
-            Tally::add(&self.tally.malformed, malformed);
-            for head in heads.iter().filter(unknown).take(MOST_NAMED) {
-                let snapshot_id = head.snapshot_id;
+            let unknown = |header: &&SnapshotHeader<K>| header.captured_at == Micros::UNKNOWN;
+            let malformed = headers.iter().filter(unknown).count();
+            RowCounters::add(&self.row_counters.malformed, malformed);
+            for header in headers.iter().filter(unknown).take(MOST_NAMED) {
+                let snapshot_id = header.snapshot_id;
                 tracing::warn!(
                     snapshot_id,
                     "malformed row: captured_at is null; it reads as 1970"
                 );
             }
         }
-        Ok(heads)
+        Ok(headers)
     }
 
     /// The events that the given competitor events are linked to; with kickoffs, where these are within the window.
@@ -244,7 +248,7 @@ impl Reader<'_> {
         }
         let rows = self.market_stream(side, ids).await?;
         let rows: Vec<Row> = rows.try_collect().await.map_err(Error::database(MARKETS))?;
-        Tally::add(&self.tally.rows, rows.len());
+        RowCounters::add(&self.row_counters.rows, rows.len());
         Ok(rows)
     }
 
@@ -276,10 +280,10 @@ impl Reader<'_> {
         for row in rows {
             packing.push(row, &mut bodies)?;
         }
-        packing.end(self.tally);
+        packing.end(self.row_counters);
         let bodies = bodies.finish();
         let nanos = usize::try_from(begun_at.elapsed().as_nanos()).unwrap_or(usize::MAX);
-        Tally::add(&self.tally.decode_nanos, nanos);
+        RowCounters::add(&self.row_counters.decode_nanos, nanos);
         Ok(bodies)
     }
 
@@ -318,8 +322,8 @@ impl Reader<'_> {
             }
             found.extend(bodies.finish());
         }
-        Tally::add(&self.tally.rows, packing.rows);
-        packing.end(self.tally);
+        RowCounters::add(&self.row_counters.rows, packing.rows);
+        packing.end(self.row_counters);
         Ok(found)
     }
 }
@@ -370,10 +374,10 @@ impl Packing {
         Ok(())
     }
 
-    fn end(self, tally: &Tally) {
+    fn end(self, row_counters: &RowCounters) {
         let (table, malformed) = (self.table, self.malformed);
         if self.names_malformed {
-            Tally::add(&tally.malformed, malformed);
+            RowCounters::add(&row_counters.malformed, malformed);
         }
         if malformed > MOST_NAMED && self.names_malformed {
             tracing::warn!(
@@ -395,15 +399,15 @@ fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error
     Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
 }
 
-fn heads<K>(
+fn headers<K>(
     answer: &Answer,
     keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
-) -> Result<Vec<Head<K>>, tokio_postgres::Error> {
+) -> Result<Vec<SnapshotHeader<K>>, tokio_postgres::Error> {
     let times = |index| answer.column::<Option<PostgresTime>>(index);
     let ids = answer.column(0)?.into_iter().zip(answer.column(2)?);
     let times = times(3)?.into_iter().zip(times(4)?);
-    let heads = ids.zip(keys(answer)?).zip(times).map(
-        |(((event_id, snapshot_id), key), (captured_at, last_confirmed_at))| Head {
+    let headers = ids.zip(keys(answer)?).zip(times).map(
+        |(((event_id, snapshot_id), key), (captured_at, last_confirmed_at))| SnapshotHeader {
             event_id,
             key,
             snapshot_id,
@@ -411,7 +415,7 @@ fn heads<K>(
             last_confirmed_at: last_confirmed_at.map(|time| time.0),
         },
     );
-    Ok(heads.collect())
+    Ok(headers.collect())
 }
 
 fn bookmakers(answer: &Answer) -> Result<Vec<i64>, tokio_postgres::Error> {

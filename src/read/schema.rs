@@ -149,13 +149,13 @@ pub(crate) struct Catalog {
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: Statement,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
-    pub(crate) all_betpawa_heads: Statement,
+    pub(crate) all_betpawa_headers: Statement,
     /// `(event ids)` -> the same.
-    pub(crate) some_betpawa_heads: Statement,
+    pub(crate) some_betpawa_headers: Statement,
     /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
-    pub(crate) all_competitor_heads: Statement,
+    pub(crate) all_competitor_headers: Statement,
     /// `(event ids, ids of competitor events linked to further ones)` -> the same.
-    pub(crate) some_competitor_heads: Statement,
+    pub(crate) some_competitor_headers: Statement,
     /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window.
     pub(crate) linked_events: Statement,
     /// `(snapshot ids)` -> market rows of `market_odds`.
@@ -335,6 +335,7 @@ impl Catalog {
         Catalog::build(&Columns { names, types })
     }
 
+    /// Long, for it is a list: every statement that reads rows stands here, so that they can be compared.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
         let event_id = columns.required("e", "events", "id", Kind::Id)?;
@@ -436,11 +437,12 @@ impl Catalog {
         Ok(Catalog {
             all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
             some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
-            all_betpawa_heads: statement("all_betpawa_heads", all_betpawa, of_window).of_columns(5),
-            some_betpawa_heads: statement("betpawa_heads", some_betpawa, ids).of_columns(5),
-            all_competitor_heads: statement("all_competitor_heads", all_competitors, of_window)
+            all_betpawa_headers: statement("all_betpawa_heads", all_betpawa, of_window)
                 .of_columns(5),
-            some_competitor_heads: statement("competitor_heads", some_competitors, &two_lists)
+            some_betpawa_headers: statement("betpawa_heads", some_betpawa, ids).of_columns(5),
+            all_competitor_headers: statement("all_competitor_heads", all_competitors, of_window)
+                .of_columns(5),
+            some_competitor_headers: statement("competitor_heads", some_competitors, &two_lists)
                 .of_columns(5),
             linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
             betpawa_markets: statement("betpawa_markets", columns.markets("market_odds")?, ids),
@@ -456,8 +458,8 @@ impl Catalog {
     pub(crate) fn prepared(&self) -> impl Iterator<Item = &Statement> {
         [
             &self.some_kickoffs,
-            &self.some_betpawa_heads,
-            &self.some_competitor_heads,
+            &self.some_betpawa_headers,
+            &self.some_competitor_headers,
             &self.linked_events,
             &self.betpawa_markets,
             &self.competitor_markets,

@@ -1,19 +1,19 @@
 //! How a read begins, and how it sees without reading that there is nothing to read.
 
 use futures_util::future::try_join;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use crate::{
     config::Config,
     error::Error,
     model::{Micros, PgSnapshot},
     postgres::statement::Prepared,
-    read::{rows::time, schema::Names},
+    read::{rows::time, source::Source},
     store::state::{Cut, Moment},
 };
 
 /// The first answer within the transaction.
-pub(crate) struct Begun {
+pub(crate) struct ReadStart {
     /// Before its snapshot was taken.
     pub(crate) began: Moment,
     pub(crate) cut: Cut,
@@ -30,11 +30,14 @@ const BEGIN: &str = "beginning to read";
 /// The beginning of any read: its locks, then its snapshot. Both are sent at once, and answered in this order: where the
 /// first fails the outcome is its error, or that of the second, which the server then refuses (25P02).
 pub(crate) async fn begin(
-    client: &Client,
-    config: &Config,
-    names: &Names,
+    source: Source<'_>,
     prepared: Option<&Prepared>,
-) -> Result<Begun, Error> {
+) -> Result<ReadStart, Error> {
+    let Source {
+        client,
+        config,
+        names,
+    } = source;
     let began = Moment::now();
     let locks = match prepared {
         Some(_) => &names.begin_prepared,
@@ -47,32 +50,32 @@ pub(crate) async fn begin(
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    let mut begun = Begun::read(config, row, began)?;
+    let mut start = ReadStart::read(config, row, began)?;
     // Null where the log state has no row.
-    begun.pruned_below = text(row, 4)?
+    start.pruned_below = text(row, 4)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;
-    Ok(begun)
+    Ok(start)
 }
 
 /// The same answer outside of a transaction, without locks or anything read of a table. It says what is needed to see that
 /// nothing has been written since a read.
-pub(crate) async fn peek(client: &Client, config: &Config, names: &Names) -> Result<Begun, Error> {
+pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
-    let rows = client.query_typed(&names.peek, &[]).await;
+    let rows = source.client.query_typed(&source.names.peek, &[]).await;
     let rows = rows.map_err(Error::database(BEGIN))?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
-    Begun::read(config, row, began)
+    ReadStart::read(source.config, row, began)
 }
 
-impl Begun {
-    fn read(config: &Config, row: &Row, began: Moment) -> Result<Begun, Error> {
+impl ReadStart {
+    fn read(config: &Config, row: &Row, began: Moment) -> Result<ReadStart, Error> {
         let snapshot = text(row, 0)?;
         let now = time(row, 1).map_err(Error::database(BEGIN))?;
         let window_start = now.minus(config.lookback);
-        Ok(Begun {
+        Ok(ReadStart {
             began,
             pruned_below: 0,
             server: text(row, 3)?,

@@ -16,7 +16,7 @@ use crate::{
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
     store::{
         changes::Change,
-        snapshot_index::Owners,
+        snapshot_index::SnapshotIndex,
         state::{Cut, Moment, Proof, State},
         table::Table,
     },
@@ -26,8 +26,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     table: Table,
-    betpawa_owners: Owners,
-    competitor_owners: Owners,
+    betpawa_owners: SnapshotIndex,
+    competitor_owners: SnapshotIndex,
     /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
     kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
     totals: Stats,

@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
+    error::Error,
     metrics::{
         reload::CountingReloads,
         status::{ChangeLog, Counters, Status},
@@ -39,17 +40,17 @@ pub(crate) struct Shared {
     changes: broadcast::WeakSender<Arc<Change>>,
     /// Told after each publication and proof.
     proven: Notify,
-    pub(crate) wish: Wish,
+    pub(crate) request: Request,
 }
 
 /// What handles ask of the follower.
 #[derive(Debug, Default)]
-pub(crate) struct Wish {
+pub(crate) struct Request {
     asked: Notify,
     resync: AtomicBool,
 }
 
-impl Wish {
+impl Request {
     /// To read now rather than at the next bell or poll.
     pub(crate) fn read(&self) {
         self.asked.notify_one();
@@ -180,7 +181,7 @@ impl Publisher {
             next_xid: AtomicU64::new(0),
             changes: changes.downgrade(),
             proven: Notify::new(),
-            wish: Wish::default(),
+            request: Request::default(),
         });
         (
             Arc::clone(&shared),
@@ -217,8 +218,8 @@ impl Publisher {
         self.retired.retain(|state| Arc::strong_count(state) > 1);
     }
 
-    pub(crate) fn wish(&self) -> &Wish {
-        &self.shared.wish
+    pub(crate) fn request(&self) -> &Request {
+        &self.shared.request
     }
 
     pub(crate) fn set_status(&self, status: Status) {
@@ -226,6 +227,17 @@ impl Publisher {
             let changed = *current != status;
             *current = status;
             changed
+        });
+    }
+
+    /// Says that nobody follows any more. The first who says it says why.
+    pub(crate) fn end(&self, error: Option<Error>) {
+        self.shared.status.send_if_modified(|current| {
+            let is_news = !matches!(current, Status::Ended { .. });
+            if is_news {
+                *current = Status::Ended { error };
+            }
+            is_news
         });
     }
 

@@ -7,14 +7,14 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 /// Pairs of snapshot and event. Mostly one to one, but nothing in the database forbids two snapshots of one id: the key
 /// of `odds_snapshots` is id and `captured_at`.
 #[derive(Debug, Default)]
-pub(crate) struct Owners {
+pub(crate) struct SnapshotIndex {
     pairs: HashTable<(i64, i64)>,
     build: DefaultHashBuilder,
 }
 
-impl Owners {
+impl SnapshotIndex {
     pub(crate) fn insert(&mut self, snapshot_id: i64, event_id: i64) {
-        let Owners { pairs, build } = self;
+        let SnapshotIndex { pairs, build } = self;
         let pair = (snapshot_id, event_id);
         let entry = pairs.entry(
             build.hash_one(snapshot_id),
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_may_be_shown_by_two_events() {
-        let mut owners = Owners::default();
+        let mut owners = SnapshotIndex::default();
         for (snapshot_id, event_id) in [(1, 10), (1, 11), (1, 10), (2, 10)] {
             owners.insert(snapshot_id, event_id);
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use oddscache_testkit::proxy::{Notices, Proxy, Setting, Way, Whose};
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
@@ -14,7 +15,6 @@ use crate::{
     followers::{Embedded, Service, kill},
     kinds::{self, Bias},
     plan::{Fault, Kind},
-    proxy::{Notices, Proxy, Setting, Way, Whose},
     subscribers::Replica,
     world::{FREE, World},
 };

@@ -15,9 +15,10 @@ use std::{
 };
 
 use oddscache::{Config, OddsCache};
+use oddscache_testkit::{normal, proxy::Proxy};
 use serde_json::Value;
 
-use crate::{common::normal, proxy::Proxy, world::World};
+use crate::world::World;
 
 /// Reads that take longer count as a dead connection.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,8 +1,6 @@
 //! The fault campaign: an application that writes at random, everything that can go wrong, and readers that check every
 //! promise while it does. README.md beside this file says how to run it and what it proves.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod faults;
 mod followers;
 mod free;
@@ -11,9 +9,6 @@ mod ledger;
 mod pause;
 mod plan;
 mod planted;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../common/proxy.rs"]
-mod proxy;
 mod readers;
 mod report;
 mod statements;
@@ -29,8 +24,8 @@ use std::{
 
 use faults::Scene;
 use followers::{Embedded, Service};
+use oddscache_testkit::proxy::Proxy;
 use plan::{Fault, Plan, WHOLE_DECK};
-use proxy::Proxy;
 use report::Figures;
 use subscribers::{Replica, Sleeper};
 use workload::Application;

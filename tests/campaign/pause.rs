@@ -6,12 +6,12 @@ use std::{
 };
 
 use oddscache::View;
+use oddscache_testkit::{difference, dump, followed, oracle};
 use serde_json::Value;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
-    common::{difference, dump, followed, oracle},
     faults::Scene,
     plan::{Fault, Kind},
     world::UNSEEN,

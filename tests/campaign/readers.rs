@@ -9,9 +9,9 @@ use std::{
 
 use fastrand::Rng;
 use oddscache::{CachedSnapshot, OddsCache, Status, View};
+use oddscache_testkit::followed::Shown as Visible;
 
 use crate::{
-    common::followed::Shown as Visible,
     ledger::Shown,
     world::{GROUPS, SUM, World, members},
 };

@@ -9,11 +9,11 @@ use std::{
 
 use fastrand::Rng;
 use oddscache::{Changes, OddsCache, View};
+use oddscache_testkit::{dump, normal};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    common::{dump, normal},
     pause::CATCH_UP,
     world::{UNSEEN, World},
 };

@@ -9,9 +9,10 @@ use std::{
 };
 
 use oddscache::OddsCache;
+use oddscache_testkit::cluster::Cluster;
 use tokio_postgres::{Client, NoTls};
 
-use crate::{common::cluster::Cluster, kinds::Bias, ledger::Ledger, plan::Kind, report::Report};
+use crate::{kinds::Bias, ledger::Ledger, plan::Kind, report::Report};
 
 /// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
 pub(crate) const GROUPS: usize = 4;

@@ -1,11 +1,11 @@
 //! The data set.
 
+use oddscache_testkit::Database;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    common::Database,
     connect, count,
     dataset::{self, Scale},
     loaded, oracle, small, window_start,

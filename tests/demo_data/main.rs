@@ -1,12 +1,10 @@
 //! The demo's data, its simulated scraper, and the oracle that all other tests trust.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 #[path = "../../src/demo/dataset.rs"]
 #[allow(dead_code)]
 mod dataset;
-#[path = "../../src/demo/scraper.rs"]
+#[path = "../../src/demo/scraper/mod.rs"]
 #[allow(dead_code)]
 mod scraper;
 
@@ -16,8 +14,8 @@ mod scraping;
 
 use std::time::{Duration, SystemTime};
 
-use common::Database;
 use dataset::Scale;
+use oddscache_testkit::Database;
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use oddscache_testkit::Database;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use crate::{common::Database, connect, dataset, oracle};
+use crate::{connect, dataset, oracle};
 
 const NOON: &str = "2026-01-01T12:00:00Z";
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use oddscache_testkit::Database;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    common::{self, Database},
     count,
     dataset::Scale,
     loaded, oracle,
@@ -226,7 +226,7 @@ async fn a_lost_server_is_survived() {
         async move { scraper.run(control).await }
     });
     wait_until("transactions", || counters.read().transactions > 10).await;
-    let admin = |sql: &str| common::psql("postgres", &["-qAtc", sql]);
+    let admin = |sql: &str| oddscache_testkit::psql("postgres", &["-qAtc", sql]);
     admin(&format!(
         "alter database {} allow_connections false",
         db.name

@@ -8,9 +8,10 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use oddscache_testkit::eventually;
 use serde_json::json;
 
-use super::{common::eventually, *};
+use super::*;
 
 fn explain(dsn: &str, event: &str, more: &[&str]) -> (i32, Value) {
     json_of(&[&["explain", event], more].concat(), dsn)

@@ -1,9 +1,8 @@
 //! What a DBA can get wrong: each is found, with its reason and its way out.
 
-use super::{
-    common::{connect, eventually},
-    *,
-};
+use oddscache_testkit::{connect, eventually};
+
+use super::*;
 
 /// A fault, the id and level it is found under, and a part of what is said of it.
 const FAULTS: [(&str, &str, &str, &str); 27] = [
@@ -453,7 +452,7 @@ async fn pruning_is_tried_and_taken_back() {
 /// On a server of its own, since others would see these.
 #[test]
 fn settings_of_the_whole_server_are_told() {
-    let server = super::common::cluster::Cluster::seeded(&[]);
+    let server = oddscache_testkit::cluster::Cluster::seeded(&[]);
     let dsn = server.dsn("postgres");
     let version = server
         .psql("postgres", &["-qAtc", "show server_version_num"])

@@ -2,10 +2,9 @@
 
 use std::net::TcpListener;
 
-use super::{
-    common::{cluster::Cluster, connect, pgbouncer::PgBouncer, servers::replayed},
-    *,
-};
+use oddscache_testkit::{cluster::Cluster, connect, pgbouncer::PgBouncer, servers::replayed};
+
+use super::*;
 
 #[test]
 fn a_server_that_is_not_there_is_said_in_its_own_words() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{Database, eventually, followed::Followed};
+use oddscache_testkit::{Database, eventually, followed::Followed};
 
 /// Audits everything all the time.
 async fn audited(database: &Database) -> Followed {

@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use oddscache::Status;
-
-use crate::common::{
+use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, run},
 };
@@ -22,38 +21,6 @@ async fn followed(database: &Database) -> Followed {
     .await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
     followed
-}
-
-impl Followed {
-    /// How many sessions make writers ring.
-    async fn waiting(&self) -> i64 {
-        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
-            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
-        let row = self.app.query_one(sql, &[]).await.expect("locks");
-        row.get(0)
-    }
-
-    /// Commits small transactions one after the other until nobody waits for the bell any more.
-    async fn until_awake(&self) {
-        let mut line = 0;
-        eventually("nobody waits for the bell", async || {
-            line += 1;
-            self.set_line(line).await;
-            line % 20 != 0 || self.waiting().await == 0
-        })
-        .await;
-        eventually("nobody waits for the bell", async || {
-            line += 1;
-            self.set_line(line).await;
-            self.waiting().await == 0
-        })
-        .await;
-    }
-
-    async fn set_line(&self, line: i32) {
-        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
-        self.run(&sql).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
-
-use crate::common::{
+use oddscache_testkit::{
     Database, cluster, connect, eventually,
     followed::{Followed, run},
     psql,
@@ -97,7 +96,7 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
         run(&other, "commit").await;
         let began = Instant::now();
         eventually("shown", async || {
-            crate::common::followed::shows(&followed.cache.view(), &committed)
+            oddscache_testkit::followed::shows(&followed.cache.view(), &committed)
         })
         .await;
         best = best.min(began.elapsed());
@@ -214,7 +213,7 @@ async fn a_lost_bell_is_not_live_until_the_next_poll() {
 /// Behind a pooler in transaction mode the server's sessions were left listening, for whoever gets them next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_s_sessions_are_not_left_listening() {
-    use crate::common::pgbouncer::PgBouncer;
+    use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let pooler = PgBouncer::start(
         cluster(),

@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use oddscache::{Config, Error, OddsCache, Status};
-use tokio::task::JoinHandle;
-
-use crate::common::{
+use oddscache_testkit::{
     Database, cluster, connect, dump, eventually,
     followed::{Followed, run},
+    proxy::{Notices, Proxy, Way, Whose},
 };
-use crate::proxy::{Notices, Proxy, Way, Whose};
+use tokio::task::JoinHandle;
 
 /// What is promised, and what a busy machine may take more.
 const PROMISE: Duration = Duration::from_secs(15);

@@ -3,48 +3,13 @@
 use std::time::{Duration, Instant};
 
 use oddscache::{Error, Status};
-
-use crate::common::{
+use oddscache_testkit::{
     Database,
     cluster::Cluster,
     connect, dump, eventually,
     followed::{Followed, SEED, run},
     psql,
 };
-
-impl Followed {
-    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
-    async fn terminate(&self, listening: bool) {
-        let its = if listening {
-            "query ~ 'LISTEN|advisory'"
-        } else {
-            "query !~ 'LISTEN|advisory|heartbeat|notify'"
-        };
-        let sql = format!(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity
-             where datname = current_database() and application_name = 'oddscache' and {its}"
-        );
-        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
-        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
-    }
-
-    async fn live(&self) {
-        eventually("live", async || self.cache.status() == Status::Live).await;
-    }
-
-    /// Waits until the follower gave up its connection; returns why.
-    async fn disconnected(&self) -> Error {
-        let mut found = None;
-        eventually("disconnected", async || {
-            if let Status::Disconnected { error, .. } = self.cache.status() {
-                found = Some(error);
-            }
-            found.is_some()
-        })
-        .await;
-        found.expect("just seen")
-    }
-}
 
 /// Lets nobody into the database any more, or again; who is in stays.
 fn allow_connections(database: &Database, allow: bool) {
@@ -257,7 +222,7 @@ async fn the_server_stops_and_starts() {
         followed.disconnected().await;
         assert_eq!(dump(&followed.cache.view()), before);
         cluster.boot().expect("starts");
-        followed.app = crate::common::connect(&dsn).await;
+        followed.app = oddscache_testkit::connect(&dsn).await;
         let sql = format!("update market_odds set line = {epoch} where snapshot_id = 112");
         let after = followed.step(&sql).await;
         assert_ne!(before, after);

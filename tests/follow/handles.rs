@@ -3,13 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use oddscache::{Error, Status};
-use serde_json::Value;
-
-use crate::common::{
+use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, run},
     normal, psql,
 };
+use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -187,7 +186,7 @@ async fn changes_name_every_event_that_differs() {
             };
         }
         let held: Vec<Value> = replica.values().cloned().collect();
-        assert_eq!(held, crate::common::dump(&view), "{sql}");
+        assert_eq!(held, oddscache_testkit::dump(&view), "{sql}");
     }
 }
 

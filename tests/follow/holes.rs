@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
-
-use crate::common::{
+use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, run},
     psql,
@@ -110,7 +109,7 @@ async fn a_change_that_met_a_reindex_of_the_log_arrives() {
 /// A pooler hides that the server crashed or is another one, so that a lost commit stayed in the view.
 #[tokio::test]
 async fn another_server_behind_the_same_connection_is_a_new_epoch() {
-    let cluster = crate::common::cluster::Cluster::start(&["fsync = off"]).expect("a cluster");
+    let cluster = oddscache_testkit::cluster::Cluster::start(&["fsync = off"]).expect("a cluster");
     for arguments in [["-qf", "src/demo/schema.sql"], ["-qf", "sql/install.sql"]] {
         assert!(
             cluster

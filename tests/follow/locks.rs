@@ -9,8 +9,7 @@ use std::{
 };
 
 use oddscache::View;
-
-use crate::common::{
+use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, Shown, run},
 };
@@ -62,19 +61,6 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     // It lost no connection, so there was no second warmup.
     assert_eq!(followed.cache.view().epoch(), 1);
     assert_eq!(followed.cache.counters().reloads, 1);
-}
-
-const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
-    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
-
-impl Followed {
-    async fn reader_waits(&self) {
-        eventually("the reader waits", async || {
-            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
-            row.get(0)
-        })
-        .await;
-    }
 }
 
 /// TRUNCATE is not MVCC-safe: a read whose snapshot is older than the TRUNCATE finds the table empty all the same.
@@ -175,8 +161,8 @@ async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
          alter table market_odds enable row level security; create policy every_row on market_odds using (slow())",
         database.name
     ));
-    let dsn =
-        crate::common::cluster().dsn_as(&format!("cancelled_{}", database.name), &database.name);
+    let dsn = oddscache_testkit::cluster()
+        .dsn_as(&format!("cancelled_{}", database.name), &database.name);
     let followed = Followed::beside(&dsn, &database.dsn(), |config| {
         config
             .allow_row_security(true)

@@ -1,8 +1,5 @@
 //! The followed cache equals the oracle after warmup and after every kind of change.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod audit;
 mod bell;
 mod bounds;
@@ -12,16 +9,12 @@ mod handles;
 mod holes;
 mod locks;
 mod partitions;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../common/proxy.rs"]
-mod proxy;
 mod rows;
 mod settings;
 mod timings;
 mod transactions;
 
-use common::{Database, followed::Followed};
-use serde_json::Value;
+use oddscache_testkit::{Database, followed::Followed};
 
 /// How a change comes to the cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,13 +39,6 @@ async fn steps(by: By, steps: &[&str]) {
         let reloaded = followed.cache.counters().reloads > reloads;
         assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
         before = after;
-    }
-}
-
-impl Followed {
-    async fn step(&self, sql: &str) -> Vec<Value> {
-        self.run(sql).await;
-        self.check(sql).await
     }
 }
 

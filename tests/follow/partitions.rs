@@ -1,9 +1,8 @@
 //! `odds_snapshots` is partitioned: what is written past the parent, and partitions that come and go.
 
-use crate::{
-    By, changes,
-    common::{Database, followed::Followed, psql},
-};
+use oddscache_testkit::{Database, followed::Followed, psql};
+
+use crate::{By, changes};
 
 changes! { By::Keys;
     rows_straight_into_a_leaf: [

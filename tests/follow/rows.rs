@@ -1,10 +1,8 @@
 //! Rows change, one kind of change after the other.
 
-use crate::{
-    By, changes,
-    common::{Database, followed::Followed, server_has},
-    steps,
-};
+use oddscache_testkit::{Database, followed::Followed, server_has};
+
+use crate::{By, changes, steps};
 
 changes! { By::Keys;
     kickoff_moves: [

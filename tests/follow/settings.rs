@@ -1,12 +1,6 @@
 //! What a role, a database or an administrator can set against the follower's sessions.
 
-use std::time::Duration;
-
-use oddscache::Status;
-
-use crate::common::{Database, cluster, eventually, followed::Followed, psql};
-
-const HOUR: Duration = Duration::from_secs(3600);
+use oddscache_testkit::{Database, eventually, followed::Followed, psql};
 
 /// A role with the rights of `grants.sql` in a database of its own.
 fn role(database: &Database) -> String {
@@ -17,32 +11,6 @@ fn role(database: &Database) -> String {
         &["-q", "-v", &named, "-f", "sql/grants.sql"],
     );
     role
-}
-
-impl Followed {
-    /// Follows as this role, with notifications only: the poll interval is an hour.
-    async fn by_notifications(database: &Database, role: &str) -> Followed {
-        let dsn = cluster().dsn_as(role, &database.name);
-        let mut followed = Followed::with(&dsn, |config| {
-            config
-                .poll_interval(HOUR)
-                .audit_cycle(Duration::from_secs(600_000))
-        })
-        .await;
-        followed.app = crate::common::connect(&database.dsn()).await;
-        eventually("live", async || followed.cache.status() == Status::Live).await;
-        followed
-    }
-
-    async fn is_live(&self) {
-        self.run("update market_odds set line = 7 where snapshot_id = 112")
-            .await;
-        self.check("by notification").await;
-        let counters = self.cache.counters();
-        assert_eq!(counters.reconnects, 0);
-        assert_eq!(self.cache.status(), Status::Live);
-        assert_eq!(self.cache.view().epoch(), 1);
-    }
 }
 
 /// The listener asked for a message in the write-ahead log by a function whose arguments differ between versions (17 gave it

@@ -2,21 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Timing, Timings};
-
-use crate::common::{
+use oddscache::Timing;
+use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, run},
 };
-
-impl Followed {
-    /// Waits until so many commits were counted.
-    async fn timed(&self, count: u64) -> Timings {
-        let commits = || self.cache.timings().commit_to_visible.count;
-        eventually("commits are counted", async || commits() >= count).await;
-        self.cache.timings()
-    }
-}
 
 fn seconds(timing: &Timing, before: &Timing) -> Duration {
     Duration::from_secs_f64(timing.sum_seconds - before.sum_seconds)

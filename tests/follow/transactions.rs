@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Counters, Status, View};
-
-use crate::common::{
+use oddscache::{Status, View};
+use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, run},
 };
@@ -173,25 +172,6 @@ async fn without_a_bell_the_poll_brings_changes() {
             now.bells == counters.bells || now.heartbeats > counters.heartbeats,
             "{sql}: rang"
         );
-    }
-}
-
-impl Followed {
-    /// Waits until a heartbeat was just heard, after which there is none for 4 s.
-    async fn heard(&self) -> Counters {
-        let before = self.cache.counters().heartbeats;
-        eventually("a heartbeat", async || {
-            let live = self.cache.status() == Status::Live;
-            live && self.cache.counters().heartbeats > before
-        })
-        .await;
-        // What it rang for is read.
-        let reads = self.cache.counters().reads;
-        eventually("two reads", async || {
-            self.cache.counters().reads > reads + 1
-        })
-        .await;
-        self.cache.counters()
     }
 }
 

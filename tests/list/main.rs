@@ -1,12 +1,11 @@
 //! The event list is what serde_json makes of the same view, and writes only what changed.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod plain;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{
     EventList, InlineMarkets, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer,
 };
+use oddscache_testkit::plain;
 use proptest::{collection::vec, prelude::*};
 
 fn time(seconds: i64) -> DateTime<Utc> {

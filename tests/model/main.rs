@@ -2,22 +2,18 @@
 //!
 //! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
 
-#[path = "../common/mod.rs"]
-mod common;
-mod writes;
-
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
-use common::{
+use oddscache::{Changes, View};
+use oddscache_testkit::{
     Database, connect,
     followed::{Followed, run},
     normal,
+    writes::{self, Case, Ids, Step, Transaction},
 };
-use oddscache::{Changes, View};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
 use tokio_postgres::Client;
-use writes::{Case, Ids, Step, Transaction};
 
 #[test]
 fn the_cache_equals_the_oracle_after_any_writes() {
@@ -113,7 +109,10 @@ impl Replica {
             }
         }
         let held: Vec<Value> = self.events.values().cloned().collect();
-        assert!(held == common::dump(view), "changes do not tell everything");
+        assert!(
+            held == oddscache_testkit::dump(view),
+            "changes do not tell everything"
+        );
     }
 }
 

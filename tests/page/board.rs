@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use oddscache_testkit::connect;
 use serde_json::Value;
 
-use super::{Served, browser::Browser, common::connect, loaded, with_odds};
+use super::{Served, browser::Browser, loaded, with_odds};
 
 /// `event/bookmaker/outcome` -> odds of a market, by the database's own words.
 async fn asked(client: &tokio_postgres::Client, market: &str) -> BTreeMap<String, String> {

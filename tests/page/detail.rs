@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use oddscache_testkit::connect;
 use serde_json::Value;
 
 use super::{
     Served,
     browser::Browser,
-    common::connect,
     loaded,
     proxy::Valve,
     stale::{UPDATE, but_network},

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use oddscache_testkit::connect;
 use serde_json::{Value, json};
 
 use super::{
     Served,
     browser::Browser,
-    common::connect,
     loaded,
     proxy::Valve,
     stale::{BANNER, PRICE, STALE, UPDATE, but_network},

@@ -3,8 +3,6 @@
 
 mod board;
 mod browser;
-#[path = "../common/mod.rs"]
-mod common;
 mod detail;
 mod lacking;
 mod proxy;
@@ -18,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use common::Database;
+use oddscache_testkit::Database;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -107,7 +105,7 @@ impl Served {
             child,
             base: format!("http://{address}"),
         };
-        common::eventually("warm", async || {
+        oddscache_testkit::eventually("warm", async || {
             let ready = reqwest::get(format!("{}/readyz", served.base)).await;
             ready.is_ok_and(|answer| answer.status() == 200)
         })

@@ -1,13 +1,9 @@
 //! What the page says when it cannot know: never old prices as if they were current.
 
+use oddscache_testkit::{Database, cluster::Cluster, connect, eventually};
 use serde_json::Value;
 
-use super::{
-    Served,
-    browser::Browser,
-    common::{Database, cluster::Cluster, connect, eventually},
-    loaded, odds, with_odds,
-};
+use super::{Served, browser::Browser, loaded, odds, with_odds};
 
 pub(crate) const STALE: &str =
     "document.body.dataset.state === 'stale' && !document.getElementById('banner').hidden";

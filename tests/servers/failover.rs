@@ -3,15 +3,13 @@
 use std::time::Instant;
 
 use oddscache::Status;
+use oddscache_testkit::{
+    cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
+    servers::replayed,
+};
 use tokio_postgres::Client;
 
-use crate::{
-    common::{
-        cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
-        servers::replayed,
-    },
-    set_line, use_again,
-};
+use crate::{set_line, use_again};
 
 /// A primary and a standby of it, and a connection string that names the standby first.
 struct Pair {

@@ -3,12 +3,9 @@
 use std::time::Instant;
 
 use oddscache::Status;
+use oddscache_testkit::{cluster::Cluster, connect, eventually, followed::Followed};
 
-use crate::{
-    FORGETFUL,
-    common::{cluster::Cluster, connect, eventually, followed::Followed},
-    set_line, use_again, without_bell,
-};
+use crate::{FORGETFUL, set_line, use_again, without_bell};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_restart_is_one_new_epoch_beside_the_old_view() {

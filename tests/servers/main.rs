@@ -2,27 +2,14 @@
 //!
 //! Each test has servers of its own and destroys them; those are copies of one seeded data directory, and start in half a second.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod failover;
 mod history;
 mod pooler;
 mod pooler_history;
 mod standby;
 mod standby_writes;
-#[allow(dead_code)]
-#[path = "../model/writes.rs"]
-mod writes;
 
-use std::time::{Duration, Instant};
-
-use common::{
-    cluster::Cluster,
-    connect, dump, eventually,
-    followed::{Followed, run},
-};
-use serde_json::Value;
+use oddscache_testkit::{cluster::Cluster, connect, followed::run};
 use tokio_postgres::Client;
 
 /// A server that loses what was committed last when it crashes.
@@ -64,18 +51,4 @@ async fn use_again(app: &Client, lost: &[u64]) {
         run(app, "select pg_current_xact_id()").await;
     }
     panic!("none of {ids:?} is one of {lost:?}");
-}
-
-impl Followed {
-    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
-    /// read since `gone`.
-    async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
-        let view = self.cache.view();
-        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
-        let at_least = gone.elapsed();
-        let view = self.cache.view();
-        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
-        assert_eq!(view.epoch(), epoch);
-        assert_eq!(dump(&view), before);
-    }
 }

@@ -3,17 +3,15 @@
 use std::time::{Duration, Instant};
 
 use oddscache::{Config, Error, OddsCache, Status};
+use oddscache_testkit::{
+    cluster::Cluster,
+    connect, eventually,
+    followed::{Followed, run},
+    pgbouncer::PgBouncer,
+};
 use tokio_postgres::NoTls;
 
-use crate::{
-    common::{
-        cluster::Cluster,
-        connect, eventually,
-        followed::{Followed, run},
-        pgbouncer::PgBouncer,
-    },
-    set_line,
-};
+use crate::set_line;
 
 /// What other clients may leave behind in a connection that is handed out again.
 const LEFT_BEHIND: &str = "set search_path = nowhere; set default_transaction_isolation = 'serializable';

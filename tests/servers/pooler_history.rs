@@ -1,13 +1,10 @@
 //! The same where a pooler keeps the follower's connection while the server behind it changes: nothing but what the server
 //! says of itself tells.
 
+use oddscache_testkit::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer};
 use tokio_postgres::Client;
 
-use crate::{
-    FORGETFUL,
-    common::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer},
-    set_line, use_again, without_bell,
-};
+use crate::{FORGETFUL, set_line, use_again, without_bell};
 
 /// The follower behind a pooler in transaction mode, the application beside it.
 struct Pooled {

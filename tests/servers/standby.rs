@@ -6,19 +6,17 @@ use std::{
 };
 
 use oddscache::Status;
+use oddscache_testkit::{
+    assert_same,
+    cluster::Cluster,
+    connect, dump, eventually,
+    followed::{Followed, run},
+    oracle,
+    servers::replayed,
+};
 use tokio_postgres::Client;
 
-use crate::{
-    common::{
-        assert_same,
-        cluster::Cluster,
-        connect, dump, eventually,
-        followed::{Followed, run},
-        oracle,
-        servers::replayed,
-    },
-    set_line,
-};
+use crate::set_line;
 
 /// A primary that is written to, and its standby, which is followed.
 pub(crate) struct Behind {

@@ -1,16 +1,17 @@
 //! Random mixes of everything the application does, written to a primary and followed on its standby.
 
+use oddscache_testkit::{
+    connect,
+    followed::run,
+    writes::{self, Ids, Step, Transaction},
+};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::TestRunner,
 };
 use tokio_postgres::Client;
 
-use crate::{
-    common::{connect, followed::run},
-    standby::Behind,
-    writes::{self, Ids, Step, Transaction},
-};
+use crate::standby::Behind;
 
 const CASES: usize = 10;
 

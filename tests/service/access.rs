@@ -201,7 +201,7 @@ async fn over_tls_too_silence_after_a_large_answer_is_cut_off() {
         "--idle-timeout",
         "500ms",
         "--log",
-        "oddscache::service::serve=info,oddscache::service::patient=debug",
+        "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
     ];
     let mut served = Served::start(&database.dsn(), &more).await;
     let url = served.base.replace("http:", "https:");

@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache_testkit::connect;
 use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Served, common::connect, with_odds};
+use super::{Served, with_odds};
 
 /// A stream of server-sent events.
 struct Stream {

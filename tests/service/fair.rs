@@ -1,12 +1,11 @@
 //! One client's large answer beside what all others ask for.
 
+use oddscache_testkit::{connect, load::process};
 use reqwest::{Client, header::ACCEPT_ENCODING};
 
 use super::{
     Served,
-    common::connect,
     lifecycle::{under_way, with_large_odds},
-    limits::process,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

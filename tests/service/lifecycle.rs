@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache_testkit::{cluster::Cluster, connect, psql};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,11 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    AsyncCommand, BINARY, Database, ODDS, Served, command,
-    common::{cluster::Cluster, connect, psql},
-    eventually, text, with_odds,
-};
+use super::{AsyncCommand, BINARY, Database, ODDS, Served, command, eventually, text, with_odds};
 
 /// So large that no buffer on the way takes `/v1/dump` whole.
 pub(super) const LARGE: &str = r#"
@@ -212,7 +209,7 @@ async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
         "--drain",
         "60s",
         "--log",
-        "oddscache::service::serve=info",
+        "oddscache::server::commands::serve=info",
     ];
     let mut served = Served::start(&database.dsn(), &more).await;
     served.warm().await;

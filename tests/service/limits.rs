@@ -1,14 +1,5 @@
 //! What a client may take: sizes, times, connections; and the service under load while the application writes.
 
-#[path = "../../benches/load/client.rs"]
-mod client;
-#[path = "../../benches/load/latency.rs"]
-mod latency;
-#[path = "../../benches/load/process.rs"]
-pub(super) mod process;
-#[path = "../../benches/load/subscriber.rs"]
-mod subscriber;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -18,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use oddscache_testkit::{
+    connect,
+    load::{client, process, subscriber},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,9 +22,7 @@ use tokio::{
 };
 
 use super::{
-    Served,
-    common::connect,
-    eventually,
+    Served, eventually,
     lifecycle::{under_way, with_large_odds},
     text, with_odds,
 };
@@ -65,7 +58,7 @@ pub(super) async fn say(served: &Served, bytes: &str) -> String {
 /// For what cuts connections off.
 const CUTS: [&str; 2] = [
     "--log",
-    "oddscache::service::serve=info,oddscache::service::patient=debug",
+    "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
 ];
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 
 use std::io::Read;
 
+use oddscache_testkit::{Database, connect};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
-use super::{Served, common::Database, common::connect, with_odds};
+use super::{Served, with_odds};
 
 async fn ask(served: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
     let mut request = Client::new().get(format!("{}{path}", served.base));

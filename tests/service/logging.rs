@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
+use oddscache_testkit::{connect, eventually};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{
-    Database, Served,
-    common::{connect, eventually},
-    run, text, with_odds,
-};
+use super::{Database, Served, run, text, with_odds};
 
 impl Served {
     /// The next message; `None` at the end.
@@ -166,7 +163,7 @@ fn text_is_for_people_and_a_filter_that_is_none_is_refused() {
     let log = text(&output.stderr);
     let line = log.lines().next().expect("a line");
     assert!(
-        line.contains(" INFO oddscache::follower: warming up"),
+        line.contains(" INFO oddscache::follow: warming up"),
         "{log}"
     );
     let output = run(

@@ -3,8 +3,6 @@
 
 mod access;
 mod changes;
-#[path = "../common/mod.rs"]
-mod common;
 mod config;
 mod descriptors;
 mod fair;
@@ -23,7 +21,9 @@ use std::{
     time::Duration,
 };
 
-use common::{Database, assert_same, cluster::Cluster, connect, eventually, normal, oracle};
+use oddscache_testkit::{
+    Database, assert_same, cluster::Cluster, connect, eventually, normal, oracle,
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -377,7 +377,7 @@ async fn dump_prints_what_the_database_says() {
 #[test]
 fn failures_name_the_thing_and_the_way_out() {
     let empty = Database::empty().dsn();
-    let (cluster, secret) = (common::cluster(), "hunter2-the-secret");
+    let (cluster, secret) = (oddscache_testkit::cluster(), "hunter2-the-secret");
     let wrong_password = format!(
         "postgres://postgres:{secret}@127.0.0.1:{}/postgres",
         cluster.port()
@@ -442,7 +442,7 @@ fn failures_name_the_thing_and_the_way_out() {
 #[test]
 fn the_variables_of_libpq_are_understood() {
     let database = with_odds();
-    let cluster = common::cluster();
+    let cluster = oddscache_testkit::cluster();
     let variables = |command: &mut Command| {
         command
             .env("PGHOST", cluster.socket_dir())
@@ -486,7 +486,7 @@ fn sql_prints_scripts_and_runs_them() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("install.sql");
     std::fs::write(&file, &printed.stdout).unwrap();
-    common::psql(&database.name, &["-qf", file.to_str().unwrap()]);
+    oddscache_testkit::psql(&database.name, &["-qf", file.to_str().unwrap()]);
     assert_eq!(
         database.psql("select channel from oddscache.log_state"),
         "odds"

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Served,
-    common::{connect, eventually},
-    with_odds,
-};
+use oddscache_testkit::{connect, eventually};
+
+use super::{Served, with_odds};
 
 /// Samples by name and labels; panics where the text breaks the format or its conventions.
 fn samples(text: &str) -> BTreeMap<String, f64> {

@@ -161,8 +161,8 @@ async fn publications_of_the_feed_are_named_with_a_way_out() {
 /// Only a server whose WAL is logical can have such a slot.
 #[tokio::test]
 async fn a_slot_makes_a_publication_of_the_feed_a_warning() {
-    let server = common::cluster::Cluster::seeded(&["wal_level = logical"]);
-    let client = common::connect(&server.dsn("postgres")).await;
+    let server = oddscache_testkit::cluster::Cluster::seeded(&["wal_level = logical"]);
+    let client = oddscache_testkit::connect(&server.dsn("postgres")).await;
     client
         .batch_execute("create publication p for all tables")
         .await

@@ -457,7 +457,7 @@ async fn version_1_is_upgraded() {
     let (old, new) = (app(), installed());
     let v1 = |variables: &[&str]| {
         let args = [variables, &["-f", "tests/sql/install_v1.sql"]].concat();
-        common::psql(&old.name, &args)
+        oddscache_testkit::psql(&old.name, &args)
     };
     v1(&["-v", "channel=bell"]);
     old.psql(ROWS);

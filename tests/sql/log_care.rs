@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use oddscache_testkit::followed::Followed;
 use serde_json::Value;
 
-use super::common::followed::Followed;
 use super::*;
 
 /// A database whose follower's statements the server explains in its log, buffers and all, as they run.

@@ -1,9 +1,6 @@
 //! The SQL scripts on a real server, run by psql and by the crate's own interpreter.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod bell;
 mod check;
 mod forms;
@@ -27,8 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Database, cluster, server_has, server_version};
 use oddscache::sql::{Script, Step, Variables};
+use oddscache_testkit::{Database, cluster, server_has, server_version};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 /// The application's tables with the columns the feed knows, and one of each kind of relation between them.

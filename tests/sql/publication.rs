@@ -1,6 +1,8 @@
 //! Publications of all tables, and those who subscribe to them.
 
-use super::{common::cluster::Cluster, *};
+use oddscache_testkit::cluster::Cluster;
+
+use super::*;
 
 const ALL_TABLES: &str = "create publication everything for all tables";
 
@@ -86,10 +88,10 @@ async fn install_does_not_stop_a_subscriber() {
         cluster.dsn("publisher")
     );
     ok(&cluster, "subscriber", &["-qc", &subscribe]);
-    let client = common::connect(&cluster.dsn("publisher")).await;
+    let client = oddscache_testkit::connect(&cluster.dsn("publisher")).await;
     let active = "select count(*) = 1 from pg_replication_slots s join pg_stat_activity a on a.pid = s.active_pid
         where s.slot_name = 'follows' and a.application_name = 'follows'";
-    common::eventually("the subscriber follows", async || {
+    oddscache_testkit::eventually("the subscriber follows", async || {
         client.query_one(active, &[]).await.unwrap().get(0)
     })
     .await;
@@ -143,8 +145,8 @@ async fn install_does_not_stop_a_subscriber() {
         "publisher",
         &["-qc", "insert into events values (4)"],
     );
-    let client = common::connect(&cluster.dsn("subscriber")).await;
-    common::eventually("the subscriber goes on", async || {
+    let client = oddscache_testkit::connect(&cluster.dsn("subscriber")).await;
+    oddscache_testkit::eventually("the subscriber goes on", async || {
         let sql = "select (select count(*) from events) = 4 and (select count(*) from oddscache.change_log) > 0";
         client.query_one(sql, &[]).await.unwrap().get(0)
     })

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::common::{
+use oddscache_testkit::{
     eventually,
     followed::{Followed, run as run_on},
 };
+
 use super::*;
 
 /// A role that may do what an application does with its tables, and nothing else; with `more`, run as the superuser.
@@ -346,7 +347,7 @@ async fn the_cache_is_not_led_astray_by_its_search_path() {
     run(&db, Script::Grants, &[("role", &role), ("prune", "on")]);
     let dsn = cluster().dsn_as(&role, &db.name);
     let mut followed = Followed::with(&dsn, |config| config).await;
-    followed.app = super::common::connect(&db.dsn()).await;
+    followed.app = oddscache_testkit::connect(&db.dsn()).await;
     let before = followed.check("the seed").await;
     followed
         .run("delete from odds_snapshots where id = 112")

@@ -7,8 +7,9 @@ use std::{
 };
 
 use oddscache::{Config, Error, tokio_postgres::config::Host};
+use oddscache_testkit::cluster::Cluster;
 
-use crate::{common, open_dsn, secured};
+use crate::{open_dsn, secured};
 
 /// A listener on its own port, whose connections `serve` gets one after the other. Ends with the process.
 fn listener(mut serve: impl FnMut(TcpStream) + Send + 'static) -> u16 {
@@ -179,13 +180,9 @@ async fn addresses_stand_in_for_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_server_of_the_wanted_kind_will_do() {
-    let read_only = crate::common::cluster::Cluster::start(&[
-        "fsync = off",
-        "default_transaction_read_only = on",
-    ])
-    .unwrap();
-    let writable = common::cluster();
-    let socket = |cluster: &common::cluster::Cluster| cluster.socket_dir().display().to_string();
+    let read_only = Cluster::start(&["fsync = off", "default_transaction_read_only = on"]).unwrap();
+    let writable = oddscache_testkit::cluster();
+    let socket = |cluster: &Cluster| cluster.socket_dir().display().to_string();
     let dsn = |wanted: &str| {
         format!(
             "host={},{} port={},{} user=postgres dbname=postgres target_session_attrs={wanted}",
@@ -232,10 +229,9 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn load_is_spread_if_asked_for() {
-    let (one, other) = (common::cluster(), &secured().cluster);
+    let (one, other) = (oddscache_testkit::cluster(), &secured().cluster);
     let dsn = |balance: &str| {
-        let socket =
-            |cluster: &common::cluster::Cluster| cluster.socket_dir().display().to_string();
+        let socket = |cluster: &Cluster| cluster.socket_dir().display().to_string();
         let (hosts, ports) = (
             socket(one) + "," + &socket(other),
             format!("{},{}", one.port(), other.port()),

@@ -6,9 +6,6 @@
     unreachable_pub
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod certificates;
 mod hosts;
 mod modes;
@@ -24,8 +21,8 @@ use std::{
 };
 
 use certificates::{Authority, Certified};
-use common::cluster::Cluster;
 use oddscache::{Config, Error};
+use oddscache_testkit::cluster::Cluster;
 
 /// A cluster with TLS, its authority, and files for its clients.
 pub struct Secured {

@@ -3,12 +3,12 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use oddscache::{Config, Error, OddsCache, SslMode, Tls};
+use oddscache_testkit::{eventually, server_version};
 use rcgen::PKCS_ED25519;
 
 use crate::{
     PASSWORD, Secured,
     certificates::{Authority, self_signed},
-    common::{eventually, server_version},
     open, open_dsn, secured,
 };
 
@@ -145,9 +145,9 @@ async fn a_common_name_alone_is_no_host_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
-    let cluster = crate::common::cluster();
+    let cluster = oddscache_testkit::cluster();
     let role = "create role without_tls login superuser password 'p'";
-    crate::common::psql("postgres", &["-qc", role]);
+    oddscache_testkit::psql("postgres", &["-qc", role]);
     let root = secured().files.path().join("root.crt");
     for mode in ["require", "verify-ca", "verify-full"] {
         let dsn = format!(
@@ -486,7 +486,7 @@ async fn a_follower_follows_by_tls() {
     let (cache, follower) = OddsCache::connect(config);
     let follower = tokio::spawn(follower.run());
     cache.ready().await.unwrap();
-    let app = crate::common::connect(&secured.cluster.dsn("postgres")).await;
+    let app = oddscache_testkit::connect(&secured.cluster.dsn("postgres")).await;
     let sql = "select count(*), bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) \
                where application_name = 'follows'";
     eventually("it reads and listens, encrypted", async || {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use oddscache::{Config, Error};
+use oddscache_testkit::cluster::Cluster;
 
-use crate::{PASSWORD, common, open, open_dsn, put, secured};
+use crate::{PASSWORD, open, open_dsn, put, secured};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_gives_the_password_of_the_right_host_only() {
@@ -71,7 +72,7 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_is_known_by_its_directory() {
     let directory = tempfile::tempdir().unwrap();
-    let cluster = common::cluster::Cluster::start(&["fsync = off"]).unwrap();
+    let cluster = Cluster::start(&["fsync = off"]).unwrap();
     let sql = format!("create role scram login password '{PASSWORD}'");
     assert!(
         cluster

@@ -3,13 +3,11 @@
 //! no longer than sql/README.md says.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod process;
 
 use std::time::Duration;
 
-use common::{Database, cluster, connect, eventually, psql};
+use oddscache_testkit::{Database, cluster, connect, eventually, psql};
 use process::Process;
 use tokio_postgres::Client;
 

@@ -5,14 +5,13 @@ use std::{
     time::Duration,
 };
 
+use oddscache_testkit::eventually;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command as AsyncCommand},
     time::timeout,
 };
-
-use crate::common::eventually;
 
 /// `oddscache serve` on a free port. Dropping it kills it.
 pub(crate) struct Process {

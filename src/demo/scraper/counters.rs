@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::changes::{Effect, Kind};
+use super::{changes::Kind, effect::Effect};
 
 /// What was done so far. Only what was committed counts, but for `transactions`, `failed` and `conflicts`.
 #[derive(Debug, Default)]

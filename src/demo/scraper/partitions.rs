@@ -6,7 +6,7 @@
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};
 
-use super::changes::Effect;
+use super::effect::Effect;
 
 /// The daily partitions, named `odds_snapshots_YYYYMMDD`, with their days.
 const LEAVES: &str = "

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};
 
-use super::changes::{Effect, Target};
+use super::effect::{Effect, Target};
 
 /// Whose odds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

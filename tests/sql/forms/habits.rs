@@ -52,7 +52,7 @@ async fn lastval_stays_the_applications() {
 async fn harmful(before: usize) -> Vec<String> {
     let (side, admin) = {
         let side = owned().await;
-        let admin = common::connect(&side.db.dsn()).await;
+        let admin = oddscache_testkit::connect(&side.db.dsn()).await;
         (side, admin)
     };
     let update = |n: usize| "update events set name = 'x' where id = 1;".repeat(n);

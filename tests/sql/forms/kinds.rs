@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use oddscache_testkit::cluster;
+
 use super::{OWNER, TABLES, WRITER};
-use crate::common::cluster;
 
 /// How a kind lays out the six tables. The owner of the tables runs `tables`.
 pub(super) struct Kind {

@@ -70,7 +70,7 @@ impl Side {
     async fn open(kind: &Kind, feed: bool) -> Side {
         static ROLES: Once = Once::new();
         ROLES.call_once(|| {
-            common::psql(
+            oddscache_testkit::psql(
                 "postgres",
                 &["-qc", &format!("create role {OWNER}; create role {WRITER}")],
             );
@@ -90,7 +90,7 @@ impl Side {
         }
         let (client, said) = connect(&db).await;
         let far = match far {
-            Some(far) => Some(common::connect(&far.dsn()).await),
+            Some(far) => Some(oddscache_testkit::connect(&far.dsn()).await),
             None => None,
         };
         Side {

@@ -1,0 +1,87 @@
+//! The command line: reads it with the settings, and runs the command that it names.
+
+mod args;
+mod settings;
+
+use std::{io, process::ExitCode};
+
+use oddscache::{Error, sql::ScriptError};
+
+use crate::{
+    demo,
+    server::{
+        commands::{doctor, dump, explain, probe, serve, sql},
+        http::metrics,
+        logging,
+    },
+};
+use args::Command;
+use settings::{Origins, Settings};
+
+/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
+pub(crate) fn main() -> ExitCode {
+    metrics::process::begin();
+    let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
+        Ok(settings) => settings,
+        Err(unusable) => return unusable.tell(),
+    };
+    let _flush = match logging::start(&arguments.log) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("oddscache: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("oddscache: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(arguments.command, &origins));
+    // Not waiting for what blocks, such as a write to a pipe that nobody reads.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("oddscache: {error:#}");
+            let usage =
+                matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(arguments) => serve::run(*arguments).await,
+        Command::Config(_) => settings::run(origins),
+        Command::Dump(arguments) => dump::run(arguments).await,
+        Command::Sql { database, script } => {
+            let config = if script.needs_database() {
+                Some(database.config()?)
+            } else {
+                None
+            };
+            sql::run(script, config).await
+        }
+        Command::Doctor(arguments) => doctor::run(arguments).await,
+        Command::Explain(arguments) => explain::run(arguments).await,
+        Command::Health(arguments) => probe::run(arguments, "/livez").await,
+        Command::Ready(arguments) => probe::run(arguments, "/readyz").await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+    }
+}
+
+/// Whoever read our output has seen enough, as `head` has.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<serde_json::Error>() {
+            Some(error) => error.io_error_kind(),
+            None => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
+}

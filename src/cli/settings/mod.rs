@@ -1,0 +1,261 @@
+//! Where settings come from: a flag, else the environment, else a TOML file, else the default.
+//!
+//! The keys of the file are the long names of `oddscache serve`'s flags, its values what one would write after them. What the
+//! file says is put behind the command line's own words, for flags that neither the command line nor the environment gives:
+//! one parser, one set of errors, and the file serves every command that has the flag.
+
+mod file;
+mod hide;
+mod print;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
+
+use crate::{cli::args::Arguments, server::paths};
+use file::Entries;
+pub(crate) use print::run;
+
+/// The parsed command line, and where it all came from.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) arguments: Arguments,
+    pub(crate) origins: Origins,
+}
+
+/// Where the values came from.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    /// Without what the file says: tells what the flags and the environment give.
+    given: ArgMatches,
+    /// With it.
+    all: ArgMatches,
+    /// What the file says, and its path.
+    file: Option<(PathBuf, Entries)>,
+}
+
+/// Why there are no settings.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// Wrong usage, or a call for help.
+    Usage(clap::Error),
+    /// The file, or something in it, in a sentence.
+    File(String),
+}
+
+impl Unusable {
+    /// Prints it; the code to end with.
+    pub(crate) fn tell(&self) -> ExitCode {
+        match self {
+            Unusable::Usage(error) => {
+                // To a terminal that is gone nobody need be told.
+                let _ = error.print();
+                ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            }
+            Unusable::File(error) => {
+                eprintln!("oddscache: {error}");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+/// The command whose flags are the keys of the file.
+const KEYED: &str = "serve";
+
+/// The flag that names the file, which cannot stand in it.
+const CONFIG: &str = "config";
+
+/// Reads the command line, the environment and the file that they name, if they name one.
+pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
+    let mut command = Arguments::command();
+    // So that flags of all levels are known to each.
+    command.build();
+    let given = command
+        .clone()
+        .try_get_matches_from(&words)
+        .map_err(Unusable::Usage)?;
+    let path = paths::given(&given.get_one::<PathBuf>(CONFIG).cloned()).cloned();
+    let (all, file) = match path {
+        None => (given.clone(), None),
+        Some(path) => {
+            let entries = file::read(&path, &keys(&command)).map_err(Unusable::File)?;
+            let words = with(words, &command, &given, &entries);
+            let all = command.try_get_matches_from(words);
+            let all = all.map_err(|error| {
+                // Without the file it could be read.
+                let error = error.render().to_string();
+                let error = error.trim_start_matches("error: ").trim();
+                Unusable::File(format!("in {}: {error}", path.display()))
+            })?;
+            (all, Some((path, entries)))
+        }
+    };
+    let arguments = Arguments::from_arg_matches(&all).map_err(Unusable::Usage)?;
+    let origins = Origins { given, all, file };
+    Ok(Settings { arguments, origins })
+}
+
+/// What may stand in a file.
+fn keys(command: &clap::Command) -> Vec<String> {
+    let Some(command) = command.find_subcommand(KEYED) else {
+        return Vec::new();
+    };
+    settings(command)
+        .filter_map(|flag| flag.get_long())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The flags of a command that are settings.
+fn settings(command: &clap::Command) -> impl Iterator<Item = &clap::Arg> {
+    let no_setting = [CONFIG, "help", "version"];
+    command.get_arguments().filter(move |flag| {
+        flag.get_long()
+            .is_some_and(|long| !no_setting.contains(&long))
+    })
+}
+
+/// The command line with what the file says of flags that the command has and nobody else gave.
+fn with(
+    mut words: Vec<OsString>,
+    command: &clap::Command,
+    given: &ArgMatches,
+    entries: &Entries,
+) -> Vec<OsString> {
+    let Some((name, given)) = given.subcommand() else {
+        return words;
+    };
+    let Some(command) = command.find_subcommand(name) else {
+        return words;
+    };
+    let mut more = Vec::new();
+    for flag in settings(command) {
+        let long = flag.get_long().unwrap_or_default();
+        let Some(value) = entries.get(long) else {
+            continue;
+        };
+        if giver(given, flag).is_some() {
+            continue;
+        }
+        match flag.get_action() {
+            ArgAction::SetTrue if value == "true" => more.push(format!("--{long}").into()),
+            // As it is without; what is neither is no value of such a flag.
+            ArgAction::SetTrue if value == "false" => {}
+            _ => more.push(format!("--{long}={value}").into()),
+        }
+    }
+    // What follows two dashes is no flag.
+    let end = words.iter().position(|word| word == "--");
+    let end = end.unwrap_or(words.len());
+    words.splice(end..end, more);
+    words
+}
+
+/// The command line or the environment, if either gives it. An empty variable says nothing.
+fn giver(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
+    let id = flag.get_id().as_str();
+    let says = || {
+        let mut values = matches.get_raw(id).into_iter().flatten();
+        values.any(|value| !value.is_empty())
+    };
+    match matches.value_source(id)? {
+        ValueSource::CommandLine => Some(ValueSource::CommandLine),
+        ValueSource::EnvVariable if says() => Some(ValueSource::EnvVariable),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Command;
+
+    fn read_with(text: &str, words: &[&str]) -> Result<Settings, Unusable> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let path = file.path().to_str().unwrap();
+        let words = [&["oddscache", "--config", path], words].concat();
+        read(words.into_iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn the_file_serves_every_command_that_has_the_flag() {
+        let text = "listen = \"127.0.0.1:1\"\nmost-streams = 7\nallow-row-security = true\naudit-budget = 0.5\n\
+                    log = \"warn\"\ndatabase-url = \"host=h user=u\"\n";
+        let settings = read_with(text, &["serve"]).unwrap();
+        assert_eq!(settings.arguments.log.log, "warn");
+        let Command::Serve(serve) = settings.arguments.command else {
+            panic!("another command");
+        };
+        assert_eq!(serve.listen.port(), 1);
+        assert_eq!(serve.limits.most_streams, 7);
+        // The command line goes before it.
+        let settings = read_with(text, &["serve", "--listen", "127.0.0.1:2"]).unwrap();
+        let Command::Serve(serve) = settings.arguments.command else {
+            panic!("another command");
+        };
+        assert_eq!((serve.listen.port(), serve.limits.most_streams), (2, 7));
+        for words in [
+            &["explain", "4711"][..],
+            &["sql", "check"],
+            &["dump"],
+            &["health"],
+            &["explain", "--", "4711"],
+        ] {
+            assert!(read_with(text, words).is_ok(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_said_with_its_name() {
+        for (text, word) in [
+            ("lisen = \"127.0.0.1:1\"", "listen"),
+            ("most_streams = 7", "most-streams"),
+            ("most-streams = 0", "--most-streams"),
+            ("listen = [1979-05-27]", "listen"),
+            ("[serve]\nlisten = \"127.0.0.1:1\"", "serve"),
+            ("listen = ", "line 1"),
+            ("config = \"x\"", "config"),
+            ("allow-row-security = \"perhaps\"", "allow-row-security"),
+        ] {
+            match read_with(text, &["serve"]) {
+                Err(Unusable::File(error)) => {
+                    assert!(
+                        error.contains(word) && error.contains("/"),
+                        "{text}: {error}"
+                    );
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_file_for_all_to_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path();
+        let try_read = |text: &str, mode: u32| {
+            std::fs::write(path, text).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let words = ["oddscache", "serve", "--config", path.to_str().unwrap()];
+            read(words.into_iter().map(OsString::from).collect())
+        };
+        for secret in [
+            "database-url = \"postgres://u:hunter22@h/d\"",
+            "bell-url = \"host=h password=hunter22\"",
+            "token = \"hunter22hunter22\"",
+        ] {
+            let Err(Unusable::File(error)) = try_read(secret, 0o644) else {
+                panic!("{secret} was read");
+            };
+            assert!(
+                error.contains("chmod") && !error.contains("hunter22"),
+                "{error}"
+            );
+            assert!(try_read(secret, 0o640).is_ok(), "{secret}");
+        }
+        assert!(try_read("database-url = \"postgres://u@h/d\"", 0o644).is_ok());
+    }
+}

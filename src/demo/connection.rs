@@ -1,0 +1,25 @@
+//! Connections of the demo's own: to look at the database, and for the simulated application.
+
+use anyhow::Context;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use oddscache::Config;
+use tokio_postgres::{Client, NoTls};
+
+pub(super) async fn connect(dsn: &str) -> anyhow::Result<Client> {
+    let (client, wire) = Config::new(dsn)?.open().await?;
+    // Ends with the client.
+    tokio::spawn(wire);
+    Ok(client)
+}
+
+/// As many as the simulated application needs.
+pub(super) fn pool(dsn: &str) -> anyhow::Result<Pool> {
+    let manager = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    let manager = Manager::from_config(dsn.parse()?, NoTls, manager);
+    Pool::builder(manager)
+        .max_size(8)
+        .build()
+        .context("making the application's connections")
+}

@@ -1,0 +1,45 @@
+//! What a change is done to, and what it did.
+
+/// What a change did. `rows` is zero when there was nothing it could be done to.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Effect {
+    /// All rows changed, and partitions.
+    pub(crate) rows: u64,
+    /// Snapshots inserted.
+    pub(crate) snapshots: u64,
+    /// Markets inserted.
+    pub(crate) markets: u64,
+    /// Snapshots confirmed.
+    pub(crate) confirmations: u64,
+    /// Snapshots that a scrape found unchanged: to be confirmed.
+    pub(crate) unchanged: Vec<i64>,
+}
+
+impl Effect {
+    /// Rows changed, of whatever table.
+    pub(crate) fn rows(rows: u64) -> Effect {
+        Effect {
+            rows,
+            ..Effect::default()
+        }
+    }
+
+    /// Both.
+    pub(crate) fn and(mut self, other: Effect) -> Effect {
+        self.rows += other.rows;
+        self.snapshots += other.snapshots;
+        self.markets += other.markets;
+        self.confirmations += other.confirmations;
+        self.unchanged.extend(other.unchanged);
+        self
+    }
+}
+
+/// What a change is done to, where the caller chose.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Target {
+    /// Event ids, competitor event ids or snapshot ids; none: chosen at random.
+    pub(crate) ids: Vec<i64>,
+    /// The share of a scrape's events whose odds moved.
+    pub(crate) changed: f64,
+}

@@ -1,0 +1,54 @@
+//! What all groups of the doctor need to know.
+
+use std::time::Duration;
+
+use oddscache::Config;
+
+use crate::server::{
+    options::follow::FollowArguments,
+    session::{Session, Trouble},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArguments {
+    #[command(flatten)]
+    pub(super) follow: FollowArguments,
+    /// The role whose rights to look at [default: the one that connects]
+    #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
+    pub(super) role: Option<String>,
+    /// Leave out reading everything once, as a starting cache does: seconds of work for a large database
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// Print one JSON object: oddscache, database, findings (id, level, checked, object, what, why, mend), summary
+    #[arg(long)]
+    pub(super) json: bool,
+    /// End with code 3 where nothing fails but there are warnings
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// How long a transaction that has written may be open, or be prepared, before it is told
+    #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(super) long_transaction: Duration,
+    /// How long one question to the server may take; connecting six times as long, reading everything twelve times
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(super) check_timeout: Duration,
+}
+
+/// What all groups need to know.
+pub(super) struct Context<'a> {
+    pub(super) arguments: &'a DoctorArguments,
+    pub(super) config: Config,
+    /// Where the cache would LISTEN, if elsewhere.
+    pub(super) bell: Option<Config>,
+    pub(super) app_schema: &'a str,
+    pub(super) cache_schema: &'a str,
+}
+
+impl Context<'_> {
+    pub(super) async fn session(&self) -> Result<Session, Trouble> {
+        self.session_at(&self.config).await
+    }
+
+    pub(super) async fn session_at(&self, config: &Config) -> Result<Session, Trouble> {
+        Session::open(config, self.arguments.check_timeout).await
+    }
+}

@@ -1,0 +1,275 @@
+//! What keeps the change log from being pruned and vacuumed. How long it is, and who prunes it, `check.sql` reports; whether
+//! pruning works is tried here.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{
+    context::Context,
+    finding::{Finding, Findings},
+    server::Server,
+};
+use crate::server::session::{Session, Trouble, identifier, literal};
+
+/// Dead rows from which on VACUUM is missed, if they are also ten times the living.
+const DEAD_ROWS: i64 = 100_000;
+
+pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
+    let session = context.session().await?;
+    let mut findings = Findings::default();
+    findings.take("log.vacuum", vacuum(context, &session).await);
+    if server.standby {
+        // Whoever holds the log back does so on the primary.
+        return Ok(findings.0);
+    }
+    findings.take(
+        "log.transactions",
+        transactions(context, server, &session).await,
+    );
+    findings.take("log.prepared", prepared(context, &session).await);
+    findings.take("log.prune", prune(context, server, &session).await);
+    Ok(findings.0)
+}
+
+/// What comes and goes by itself, such as locks and bounds, says nothing of the next time.
+const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
+
+const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
+
+/// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
+const PRUNE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; \
+    SET LOCAL oddscache.prune_timeout = '1 s'";
+
+async fn prune(
+    context: &Context<'_>,
+    server: &Server,
+    session: &Session,
+) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Right {
+        may: bool,
+    }
+    #[derive(Deserialize)]
+    struct Pruned {
+        rows: i64,
+    }
+    let schema = identifier(context.cache_schema);
+    let sql = format!(
+        "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') AS may \
+         FROM pg_namespace AS n JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'prune' \
+           AND p.proargtypes = '1186' WHERE n.nspname = {}",
+        literal(context.cache_schema)
+    );
+    // Where there is none, the feed's findings say so.
+    let Some(Right { may }) = session.rows(&sql).await?.into_iter().next() else {
+        return Ok(Vec::new());
+    };
+    let object = format!("{schema}.prune(interval)");
+    if !may {
+        return Ok(vec![
+            Finding::info(
+                "log.prune",
+                format!("not tried: {} may not call it", server.role),
+            )
+            .object(object)
+            .why("somebody must: the change log grows with every write")
+            .mend("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
+        ]);
+    }
+    let call = format!("SELECT {schema}.prune() AS rows");
+    let finding = match session.rows_after(PRUNE, &call).await {
+        Ok(pruned) => {
+            let rows: i64 = pruned.iter().map(|Pruned { rows }| rows).sum();
+            Finding::ok("log.prune", format!("works: {rows} rows would go within 0.2 s; taken back"))
+        }
+        Err(trouble) if PASSING.iter().any(|state| trouble.is(state)) => return Err(trouble),
+        Err(trouble) => Finding::fail("log.prune", format!("fails: {trouble}"))
+            .why(format!("{schema}.change_log grows with every write until it works: disk, and the time that VACUUM takes"))
+            .mend(unblock(&trouble, &schema)),
+    };
+    Ok(vec![finding.object(object)])
+}
+
+/// What lets `prune()` work again.
+fn unblock(trouble: &Trouble, schema: &str) -> String {
+    match trouble.sqlstate.as_deref() {
+        // A publication of deletes wants to know which row went.
+        Some("55000") if trouble.text.contains("replica identity") => {
+            // install.sql makes log_horizon a table that no publication has.
+            let tables = ["change_log", "log_state"];
+            match tables.iter().find(|table| trouble.text.contains(**table)) {
+                Some(table) => format!(
+                    "ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, or leave the feed's tables out of the publication"
+                ),
+                None => INSTALL.to_owned(),
+            }
+        }
+        Some("53100") => "make room on the server's disk".to_owned(),
+        // Something of the feed's is missing, or its owner lacks a right.
+        Some(state) if ["42501", "42P01", "42703", "42883"].contains(&state) => {
+            format!(
+                "{INSTALL}; the owner of prune() needs SELECT, INSERT, UPDATE and DELETE on change_log, log_state and log_horizon"
+            )
+        }
+        _ => format!(
+            "take away what raises this: a trigger, rule, constraint or policy that somebody added to {schema}.change_log, log_state \
+             or log_horizon; then SELECT {schema}.prune()"
+        ),
+    }
+}
+
+fn ago(seconds: f64) -> String {
+    let seconds = Duration::try_from_secs_f64(seconds.max(0.0).floor()).unwrap_or_default();
+    humantime::format_duration(seconds).to_string()
+}
+
+#[derive(Deserialize)]
+struct Vacuum {
+    autovacuum: bool,
+    dead: i64,
+    live: i64,
+}
+
+async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>, Trouble> {
+    let log = format!("{}.change_log", identifier(context.cache_schema));
+    let sql = format!(
+        "SELECT current_setting('autovacuum')::boolean AND NOT EXISTS (SELECT FROM unnest(c.reloptions) AS o (option) \
+           WHERE o.option ~ '^autovacuum_enabled=(f|of|n|0)') AS autovacuum, \
+           coalesce(s.n_dead_tup, 0) AS dead, coalesce(s.n_live_tup, 0) AS live \
+         FROM pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid WHERE c.oid = to_regclass({})",
+        literal(&log)
+    );
+    let Some(vacuum) = session.rows::<Vacuum>(&sql).await?.into_iter().next() else {
+        return Err(Trouble::new(format!("there is no {log}")));
+    };
+    let mut findings = Vec::new();
+    if !vacuum.autovacuum {
+        findings.push(
+            Finding::warn("log.vacuum", "autovacuum is off for it")
+                .why("what prune() deletes stays in the table, which grows for ever")
+                .mend(format!(
+                    "ALTER TABLE {log} RESET (autovacuum_enabled); autovacuum = on for the server"
+                )),
+        );
+    }
+    if vacuum.dead > DEAD_ROWS && vacuum.dead / 10 > vacuum.live {
+        findings.push(
+            Finding::warn("log.vacuum", format!("{} dead rows, {} living", vacuum.dead, vacuum.live))
+                .why("reading the log's end passes over them; something keeps VACUUM from removing them, or it does not run")
+                .mend(format!("VACUUM {log}; look for old transactions and abandoned replication slots")),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "log.vacuum",
+            format!("autovacuum is on, {} dead rows", vacuum.dead),
+        ));
+    }
+    Ok(findings
+        .into_iter()
+        .map(|finding| finding.object(&*log))
+        .collect())
+}
+
+/// A transaction that has written, or whoever is known to hold the horizon.
+#[derive(Deserialize)]
+struct Open {
+    pid: i32,
+    role: Option<String>,
+    application: Option<String>,
+    state: Option<String>,
+    seconds: f64,
+}
+
+/// Transactions that have written and stay open: nothing above them can be pruned, and what they wrote is not committed.
+async fn transactions(
+    context: &Context<'_>,
+    server: &Server,
+    session: &Session,
+) -> Result<Vec<Finding>, Trouble> {
+    let long = context.arguments.long_transaction.as_secs_f64();
+    let seen = "SELECT a.pid, a.usename::text AS role, a.application_name AS application, a.state, \
+         extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds FROM pg_stat_activity AS a \
+         WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_backend_pid()";
+    // Of the transaction that holds the horizon anybody may know who it is, but not since when: at least since the first
+    // log row of one that began after it.
+    let log = format!("{}.change_log", identifier(context.cache_schema));
+    let held = format!(
+        "SELECT l.pid, a.usename::text AS role, a.application_name AS application, NULL::text AS state, \
+           coalesce((SELECT extract(epoch FROM clock_timestamp() - r.at)::float8 FROM {log} AS r \
+             WHERE r.xid > pg_snapshot_xmin(pg_current_snapshot()) ORDER BY r.xid, r.id LIMIT 1), 0) AS seconds \
+         FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
+         WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid IS NOT NULL \
+           AND l.transactionid = pg_snapshot_xmin(pg_current_snapshot())::xid"
+    );
+    let sql = if server.sees_all { seen } else { &held };
+    let open: Vec<Open> = session
+        .rows(&format!("{sql} ORDER BY seconds DESC LIMIT 20"))
+        .await?;
+    let mut findings: Vec<Finding> = open
+        .iter()
+        .filter(|open| open.seconds >= long)
+        .map(|open| {
+            let state = open.state.as_deref().map(|state| format!(", {state}"));
+            Finding::warn("log.transactions", format!("has written, and is open for {}", ago(open.seconds)))
+                .object(format!(
+                    "pid {} of {} ({}{})",
+                    open.pid,
+                    open.role.as_deref().unwrap_or("?"),
+                    open.application.as_deref().filter(|name| !name.is_empty()).unwrap_or("no application name"),
+                    state.unwrap_or_default()
+                ))
+                .why("no log row of a later transaction can be pruned while it is open, and VACUUM removes nothing newer")
+                .mend(format!("SELECT pg_terminate_backend({}), if it was forgotten", open.pid))
+        })
+        .collect();
+    if findings.is_empty() {
+        let what = match server.sees_all {
+            true => format!("none that has written is open for more than {}", ago(long)),
+            false => format!(
+                "the oldest that has written is not known to be open for more than {}; as a member of pg_read_all_stats this \
+                 role would see all",
+                ago(long)
+            ),
+        };
+        findings.push(Finding::ok("log.transactions", what));
+    }
+    Ok(findings)
+}
+
+#[derive(Deserialize)]
+struct Prepared {
+    gid: String,
+    database: String,
+    owner: String,
+    seconds: f64,
+}
+
+async fn prepared(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>, Trouble> {
+    let sql = "SELECT p.gid, p.database::text, p.owner::text, \
+         extract(epoch FROM clock_timestamp() - p.prepared)::float8 AS seconds FROM pg_prepared_xacts AS p \
+         ORDER BY p.prepared LIMIT 20";
+    let prepared: Vec<Prepared> = session.rows(sql).await?;
+    let long = context.arguments.long_transaction.as_secs_f64();
+    let old = prepared.iter().filter(|prepared| prepared.seconds >= long);
+    let mut findings: Vec<Finding> = old
+        .map(|old| {
+            Finding::warn("log.prepared", format!("prepared {} ago, and not ended", ago(old.seconds)))
+                .object(format!("{} of {} in database {}", old.gid, old.owner, old.database))
+                .why("no log row of a later transaction can be pruned; what it wrote is not committed, and its locks stay")
+                .mend(format!(
+                    "in database {}: ROLLBACK PREPARED {id}, or COMMIT PREPARED {id}",
+                    old.database,
+                    id = literal(&old.gid).trim_start()
+                ))
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "log.prepared",
+            format!("no prepared transaction is older than {}", ago(long)),
+        ));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,74 @@
+//! `oddscache doctor`: looks at everything that a DBA or an operator can have got wrong, and says what mends it.
+//!
+//! Each file looks at one group of things. What can be seen in SQL alone stands in `sql/check.sql`, which [`script`] runs;
+//! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing that is
+//! written stays: what writes is tried in a transaction that is rolled back.
+
+mod bell;
+mod context;
+mod feed;
+mod finding;
+mod log;
+mod script;
+mod server;
+mod settings;
+mod tables;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+
+use context::Context;
+pub(crate) use context::DoctorArguments;
+use finding::{Finding, Findings, Report};
+
+/// Ends with 0 if nothing fails, 1 if something does, 3 with `--strict` where there are warnings.
+pub(crate) async fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
+    let context = Context {
+        config: arguments.follow.config()?,
+        bell: arguments.follow.bell()?,
+        app_schema: arguments.follow.app_schema(),
+        cache_schema: arguments.follow.cache_schema(),
+        arguments: &arguments,
+    };
+    let report = Report::new(context.config.target(), look(&context).await);
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out).context("printing the report")?;
+    } else {
+        report.print(&mut out).context("printing the report")?;
+    }
+    Ok(ExitCode::from(match &report.summary {
+        summary if summary.fail > 0 => 1,
+        summary if summary.warn > 0 && arguments.strict => 3,
+        _ => 0,
+    }))
+}
+
+async fn look(context: &Context<'_>) -> Findings {
+    let mut findings = Findings::default();
+    let server = match server::reach(context, &mut findings).await {
+        Ok(server) => server,
+        Err(trouble) => {
+            findings.push(server::unreachable(&trouble));
+            return findings;
+        }
+    };
+    let role = context.arguments.role.as_ref().unwrap_or(&server.role);
+    findings.take("script", script::check(context, role).await);
+    findings.take("feed", feed::check(context).await);
+    findings.take("tables", tables::check(context).await);
+    findings.push(bell::check(context, &server).await);
+    findings.take("log", log::check(context, &server).await);
+    findings.take("settings", settings::check(context, &server).await);
+    if context.arguments.quick {
+        findings.push(Finding::info("warmup", "left out by --quick"));
+    } else {
+        findings.push(tables::warm_up(context).await);
+    }
+    findings
+}

@@ -1,0 +1,313 @@
+//! What `sql/check.sql` reports, run as `oddscache sql check` runs it, with the reason and the way out of each kind of line.
+
+use oddscache::sql::{Script, Variables};
+
+use super::{
+    context::Context,
+    finding::{Finding, Level},
+};
+use crate::server::session::Trouble;
+
+/// A line of the report.
+struct Line {
+    kind: String,
+    object: String,
+    item: String,
+    status: String,
+    detail: String,
+}
+
+pub(super) async fn check(context: &Context<'_>, role: &str) -> Result<Vec<Finding>, Trouble> {
+    let variables = Variables::from([
+        ("app_schema".to_owned(), context.app_schema.to_owned()),
+        ("cache_schema".to_owned(), context.cache_schema.to_owned()),
+        ("role".to_owned(), role.to_owned()),
+    ]);
+    let steps = Script::Check
+        .steps(&variables)
+        .map_err(|error| Trouble::new(error.to_string()))?;
+    let rows = context.session().await?.transaction(&steps).await?;
+    let lines: Vec<Line> = rows.into_iter().filter_map(line).collect();
+    if lines.is_empty() {
+        return Err(Trouble::new("check.sql reported nothing"));
+    }
+    Ok(findings(&lines))
+}
+
+fn line(row: Vec<Option<String>>) -> Option<Line> {
+    // Other results have other columns.
+    let [kind, object, item, status, detail] = <[Option<String>; 5]>::try_from(row).ok()?;
+    Some(Line {
+        kind: kind?,
+        object: object.unwrap_or_default(),
+        item: item.unwrap_or_default(),
+        status: status?,
+        detail: detail.unwrap_or_default(),
+    })
+}
+
+/// One for each line that is not well, one for all the others of a kind.
+fn findings(lines: &[Line]) -> Vec<Finding> {
+    // `tables.rs` tells more of foreign tables.
+    let told_there = |line: &&Line| line.kind == "trigger" && line.item == "foreign table";
+    let bad = lines
+        .iter()
+        .filter(|line| line.status != "ok" && !told_there(line));
+    let mut findings: Vec<Finding> = bad.map(finding).collect();
+    let mut kinds: Vec<&str> = Vec::new();
+    for line in lines {
+        if !kinds.contains(&line.kind.as_str()) {
+            kinds.push(&line.kind);
+        }
+    }
+    for kind in kinds {
+        let good = lines
+            .iter()
+            .filter(|line| line.kind == kind && line.status == "ok");
+        let good: Vec<String> = good.map(|line| told(kind, line)).collect();
+        if !good.is_empty() {
+            findings.push(Finding::ok(about(kind).0, good.join("; ")));
+        }
+    }
+    findings
+}
+
+fn told(kind: &str, line: &Line) -> String {
+    match kind {
+        // What it says is the same of each.
+        "trigger" => line.object.clone(),
+        "right" if is_superfluous(line) => {
+            format!("{} on {}, as every role has", line.item, line.object)
+        }
+        "right" => format!("{} on {}", line.item, line.object),
+        _ => format!("{} {} {}", line.object, line.item, line.detail),
+    }
+}
+
+/// The id, and why the kind of thing matters.
+fn about(kind: &str) -> (&'static str, &'static str) {
+    match kind {
+        "feed" => (
+            "feed",
+            "the cache learns of changes from the feed, and follows only the version it understands",
+        ),
+        "trigger" => (
+            "trigger",
+            "a change that no trigger sees is not logged: the cache shows it late, or not at all",
+        ),
+        "right" => (
+            "right",
+            "the cache's role needs these rights, and is safest with no others",
+        ),
+        "publication" => (
+            "publication",
+            "what stops a subscription makes the server keep its WAL for it; and the feed's tables are of no use elsewhere",
+        ),
+        "log" => (
+            "log",
+            "the change log is what the cache reads; it must speak of this server, and stay short",
+        ),
+        "session" => (
+            "session",
+            "a cache that was stopped in the middle of a read keeps its locks until the server ends its session",
+        ),
+        "waiting" => (
+            "waiting",
+            "writers ring for those who hold an advisory lock in share mode; held exclusively it keeps caches from waiting for the bell",
+        ),
+        "queue" => (
+            "queue",
+            "where the notification queue is half full the bell stays silent; where it is full, writers fail",
+        ),
+        "index" => (
+            "index",
+            "without it finding the latest snapshots reads all their history",
+        ),
+        _ => ("script", "reported by check.sql"),
+    }
+}
+
+fn is_superfluous(line: &Line) -> bool {
+    line.detail.contains("and does not need it")
+}
+
+/// Where the text ends and the statement that is the way out begins.
+fn statement_at(line: &Line) -> Option<usize> {
+    let keywords = ["; SELECT ", "; REVOKE ", "; ALTER ", "; SET ROLE "];
+    let begins = keywords
+        .iter()
+        .filter_map(|keyword| line.detail.find(keyword));
+    begins.min()
+}
+
+fn finding(line: &Line) -> Finding {
+    let (id, why) = about(&line.kind);
+    let superfluous = is_superfluous(line);
+    let unreadable = line.detail.starts_with("not readable by");
+    let level = match line.status.as_str() {
+        "FAIL" => Level::Fail,
+        // The lack of a right to look is no fault.
+        "info" => Level::Info,
+        _ if superfluous || unreadable => Level::Info,
+        _ => Level::Warn,
+    };
+    let way = line.detail.find(ON_THE_SUBSCRIBER);
+    let said = &line.detail[..way.or(statement_at(line)).unwrap_or(line.detail.len())];
+    let what = format!("{}: {said}", line.item);
+    let mut finding = match level {
+        Level::Fail => Finding::fail(id, what),
+        Level::Warn => Finding::warn(id, what),
+        _ => Finding::info(id, what),
+    };
+    finding.checked = !unreadable;
+    let finding = finding.object(line.object.clone()).why(why);
+    match mend(line) {
+        Some(mend) => finding.mend(mend),
+        None => finding,
+    }
+}
+
+/// What begins the ways out of a publication, of which there are two.
+const ON_THE_SUBSCRIBER: &str = "; on the subscriber, ";
+
+/// The command for what the line tells to run.
+fn mend(line: &Line) -> Option<String> {
+    let role = line.detail.split(' ').next().unwrap_or_default();
+    let does = |text: &str| line.detail.contains(text);
+    if let Some((_, ways)) = line.detail.split_once(ON_THE_SUBSCRIBER) {
+        return Some(format!(
+            "on the subscriber, {}",
+            ways.replace(" or here: ", "\nor here: ")
+        ));
+    }
+    // Some lines end with the statement itself.
+    if let Some(at) = statement_at(line) {
+        return Some(line.detail[at + 2..].to_owned());
+    }
+    Some(if does("install.sql") {
+        "oddscache sql install --apply (sql/install.sql), as the owner of the tables".to_owned()
+    } else if does("prune") {
+        "oddscache sql grants --apply -v prune=on, or a scheduled job for the owner: SELECT oddscache.prune()".to_owned()
+    } else if does("grants.sql") {
+        "oddscache sql grants --apply (sql/grants.sql), as the owner of the tables; -v role=... names the role".to_owned()
+    } else if does("indexes.sql") {
+        "oddscache sql indexes --apply (sql/indexes.sql), as the owner of the tables".to_owned()
+    } else if does("subscription") {
+        "set DATABASE_URL to the publisher".to_owned()
+    } else if does("BYPASSRLS") {
+        format!("ALTER ROLE {role} BYPASSRLS")
+    } else if line.kind == "queue" {
+        "SELECT pid, usename, xact_start FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start"
+            .to_owned()
+    } else {
+        return None;
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(kind: &str, object: &str, item: &str, status: &str, detail: &str) -> Line {
+        let [kind, object, item, status, detail] =
+            [kind, object, item, status, detail].map(str::to_owned);
+        Line {
+            kind,
+            object,
+            item,
+            status,
+            detail,
+        }
+    }
+
+    #[test]
+    fn lines_become_findings() {
+        let found = findings(&[
+            given(
+                "trigger",
+                "public.events",
+                "INSERT",
+                "FAIL",
+                "missing: changes are missed; run install.sql",
+            ),
+            given(
+                "right",
+                "public.events",
+                "INSERT",
+                "warn",
+                "cache has it and does not need it; REVOKE INSERT ON public.events FROM cache",
+            ),
+            given(
+                "log",
+                "oddscache.change_log",
+                "rows",
+                "warn",
+                "not readable by nosy: permission denied",
+            ),
+            given(
+                "trigger",
+                "public.market_odds",
+                "INSERT, UPDATE",
+                "ok",
+                "always enabled",
+            ),
+            given(
+                "trigger",
+                "public.odds_snapshots",
+                "INSERT, UPDATE",
+                "ok",
+                "always enabled",
+            ),
+        ]);
+        let told: Vec<_> = found.iter().map(|f| (f.id, f.level, f.checked)).collect();
+        assert_eq!(
+            told,
+            [
+                ("trigger", Level::Fail, true),
+                ("right", Level::Info, true),
+                ("log", Level::Info, false),
+                ("trigger", Level::Ok, true)
+            ]
+        );
+        assert!(
+            found[0]
+                .mend
+                .as_deref()
+                .unwrap()
+                .contains("sql install --apply")
+        );
+        assert_eq!(
+            found[1].mend.as_deref(),
+            Some("REVOKE INSERT ON public.events FROM cache")
+        );
+        assert_eq!(found[1].what, "INSERT: cache has it and does not need it");
+        assert_eq!(found[3].what, "public.market_odds; public.odds_snapshots");
+        let stuck = given(
+            "session",
+            "process 7",
+            "ClientWrite",
+            "warn",
+            "takes nothing; SELECT pg_terminate_backend(7)",
+        );
+        assert_eq!(
+            mend(&stuck).as_deref(),
+            Some("SELECT pg_terminate_backend(7)")
+        );
+        let published = given(
+            "publication",
+            "p",
+            "publishes the feed",
+            "info",
+            "log: stops. No slot; on the subscriber, before: CREATE SCHEMA s; or here: ALTER PUBLICATION p DROP TABLE log",
+        );
+        let published = finding(&published);
+        assert_eq!(published.level, Level::Info);
+        assert_eq!(published.what, "publishes the feed: log: stops. No slot");
+        assert_eq!(
+            published.mend.as_deref(),
+            Some(
+                "on the subscriber, before: CREATE SCHEMA s;\nor here: ALTER PUBLICATION p DROP TABLE log"
+            )
+        );
+    }
+}

@@ -1,0 +1,342 @@
+//! Can the server be reached, is it a version to rely on, is the way to it safe, and does its clock agree with ours?
+
+use std::time::SystemTime;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::Deserialize;
+
+use super::{
+    context::Context,
+    finding::{Finding, Findings},
+};
+use crate::server::session::{Session, Trouble};
+
+/// The oldest that the library follows; 13 had its last release.
+const OLDEST: i32 = 14;
+
+/// The newest that the tests run on.
+const NEWEST: i32 = 18;
+
+/// Major versions, and the day from which nobody mends them any more.
+const END_OF_LIFE: [(i32, (i32, u32, u32)); 5] = [
+    (14, (2026, 11, 12)),
+    (15, (2027, 11, 11)),
+    (16, (2028, 11, 9)),
+    (17, (2029, 11, 8)),
+    (18, (2030, 11, 14)),
+];
+
+/// The minor releases of 12 February 2026, the first in which VACUUM keeps the part of the commit log that unread
+/// notifications need. Committed on 12 November 2025, the day before the releases of that month, which were already made
+/// and do not have it.
+const QUEUE_FIX: [(i32, i32); 5] = [(14, 21), (15, 16), (16, 12), (17, 8), (18, 2)];
+
+/// More than this between the server's clock and ours is told.
+const CLOCK_SECONDS: f64 = 2.0;
+
+/// What the server says of itself and of us.
+#[derive(Debug, Deserialize)]
+pub(super) struct Server {
+    version_num: i32,
+    version: String,
+    pub(super) standby: bool,
+    pub(super) role: String,
+    pub(super) superuser: bool,
+    /// May see what other sessions do.
+    pub(super) sees_all: bool,
+    now: f64,
+    tls: Option<bool>,
+    /// Not over a socket, nor within one machine.
+    remote: bool,
+}
+
+const SERVER: &str = "SELECT current_setting('server_version_num')::int AS version_num, \
+    current_setting('server_version') AS version, pg_is_in_recovery() AS standby, current_user::text AS role, \
+    current_setting('is_superuser')::boolean AS superuser, pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all, \
+    extract(epoch FROM clock_timestamp())::float8 AS now, \
+    (SELECT s.ssl FROM pg_stat_ssl AS s WHERE s.pid = pg_backend_pid()) AS tls, \
+    coalesce(inet_server_addr() <> inet_client_addr() \
+        AND NOT inet_client_addr() <<= ANY ('{127.0.0.0/8,::1/128}'::inet[]), false) AS remote";
+
+pub(super) async fn reach(
+    context: &Context<'_>,
+    findings: &mut Findings,
+) -> Result<Server, Trouble> {
+    let session = context.session().await?;
+    // A transaction over several messages, which a pooler in statement mode refuses.
+    for part in ["BEGIN READ ONLY", "SELECT 1", "ROLLBACK"] {
+        session.run(part).await?;
+    }
+    let before = SystemTime::now();
+    let server: Server = session.row(SERVER).await?;
+    let after = SystemTime::now();
+    findings.push(Finding::ok(
+        "server.reachable",
+        format!("PostgreSQL {}, as role {}", server.version, server.role),
+    ));
+    for finding in version(server.version_num, &server.version, Utc::now().date_naive()) {
+        findings.push(finding);
+    }
+    findings.push(clock(server.now, seconds(before), seconds(after)));
+    findings.push(encryption(&server, leads_away(&context.config.target())));
+    findings.take("server.password", password(&session, &server).await);
+    Ok(server)
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    DateTime::<Utc>::from(time).timestamp_micros() as f64 / 1e6
+}
+
+pub(super) fn unreachable(trouble: &Trouble) -> Finding {
+    let text = &trouble.text;
+    let (why, mend) = if text.contains("unsupported startup parameter") {
+        (
+            "a PgBouncer is between, and refuses a setting of the session",
+            "in pgbouncer.ini: ignore_startup_parameters = extra_float_digits, options; or leave PGOPTIONS empty",
+        )
+    } else if text.contains("statement pooling mode") {
+        (
+            "a PgBouncer in statement mode is between: no transaction is possible, and every read is one",
+            "in pgbouncer.ini, for this database: pool_mode = session (or transaction: then by polling)",
+        )
+    } else if [
+        "pgbouncer cannot",
+        "query_wait_timeout",
+        "server login has been failing",
+    ]
+    .iter()
+    .any(|said| text.contains(said))
+    {
+        (
+            "a PgBouncer is between, and does not get through to the server itself",
+            "look into PgBouncer's log: SHOW POOLS, SHOW SERVERS on its admin console",
+        )
+    } else if text.contains("SQLSTATE 53300") {
+        (
+            "the server has no connection left; the cache needs three",
+            "ALTER SYSTEM SET max_connections = ... (and a restart), or end idle sessions",
+        )
+    } else {
+        // The library's errors end with the way out.
+        let (what, mend) = text
+            .rsplit_once("; ")
+            .unwrap_or((text, "see whether psql \"$DATABASE_URL\" gets through"));
+        let finding = Finding::fail("server.reachable", what);
+        return finding.why("nothing else can be checked").mend(mend);
+    };
+    Finding::fail("server.reachable", text.clone())
+        .why(why)
+        .mend(mend)
+}
+
+fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
+    let (major, minor) = (number / 10_000, number % 10_000);
+    if major < OLDEST {
+        return vec![
+            Finding::fail("server.version", format!("PostgreSQL {name} is too old"))
+                .why(format!(
+                    "the cache follows PostgreSQL {OLDEST} or later, and refuses this server"
+                ))
+                .mend("upgrade to a supported version (pg_upgrade)"),
+        ];
+    }
+    if major > NEWEST {
+        return vec![
+            Finding::warn("server.version", format!("PostgreSQL {name} is newer than any that this version was tested with"))
+                .why(format!("its tests run on PostgreSQL {OLDEST} to {NEWEST}; what a newer one does otherwise is not known here"))
+                .mend("see whether there is a newer version of oddscache"),
+        ];
+    }
+    let mut findings = Vec::new();
+    let fixed = QUEUE_FIX.iter().find(|(fixed, _)| *fixed == major);
+    if let Some((_, fixed)) = fixed.filter(|(_, fixed)| minor < *fixed) {
+        findings.push(
+            Finding::warn("server.version", format!("PostgreSQL {name} has a known bug in LISTEN/NOTIFY"))
+                .why(
+                    "VACUUM can remove what the server needs to read old notifications; listeners then fail with \"could \
+                     not access status of transaction\". The cache polls on and misses nothing, but the bell is silent",
+                )
+                .mend(format!("install the minor release {major}.{fixed} or a later one")),
+        );
+    }
+    let end = END_OF_LIFE.iter().find(|(known, _)| *known == major);
+    let end = end.and_then(|(_, (year, month, day))| NaiveDate::from_ymd_opt(*year, *month, *day));
+    if let Some(end) = end.filter(|end| today > *end) {
+        findings.push(
+            Finding::warn(
+                "server.version",
+                format!("PostgreSQL {major} is supported no more since {end}"),
+            )
+            .why("bugs found since then are not mended")
+            .mend("upgrade to a supported version (pg_upgrade)"),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "server.version",
+            format!("{name} has no known bug that matters here"),
+        ));
+    }
+    findings
+}
+
+/// The server's answer was made between `before` and `after`, so within these nothing can be said.
+fn clock(server: f64, before: f64, after: f64) -> Finding {
+    let off = if server < before {
+        server - before
+    } else {
+        (server - after).max(0.0)
+    };
+    if off.abs() <= CLOCK_SECONDS {
+        return Finding::ok(
+            "server.clock",
+            format!("agrees with ours within {CLOCK_SECONDS} s"),
+        );
+    }
+    Finding::warn(
+        "server.clock",
+        format!("is {:.1} s {} ours", off.abs(), if off > 0.0 { "ahead of" } else { "behind" }),
+    )
+    .why("which events are held depends on the server's clock, what readers make of kickoffs and times on theirs")
+    .mend("run a time service (chrony, systemd-timesyncd) on both machines")
+}
+
+/// Whether the names of the hosts lead to another machine: behind a pooler the server sees only the way from there.
+fn leads_away(target: &str) -> bool {
+    let is_here = |host: &str| {
+        let local = ["/", "localhost:", "127.", "::1:", "[::1]:"];
+        local.iter().any(|local| host.starts_with(local))
+    };
+    !target.split(',').all(is_here)
+}
+
+fn encryption(server: &Server, leads_away: bool) -> Finding {
+    match (server.tls, server.remote || leads_away) {
+        (Some(true), _) => Finding::ok("server.tls", "the connection is encrypted"),
+        (_, false) => Finding::ok("server.tls", "the connection does not leave this machine"),
+        _ => Finding::warn("server.tls", "the connection is not encrypted, and goes over a network")
+            .why("whoever is on the way can read the odds, and change them")
+            .mend("sslmode=verify-full with sslrootcert, or a tunnel; on the server: ssl = on, and hostssl in pg_hba.conf"),
+    }
+}
+
+#[derive(Deserialize)]
+struct Password {
+    encryption: String,
+    /// Whether the role's own password is kept as md5; null where we may not know.
+    md5: Option<bool>,
+}
+
+async fn password(session: &Session, server: &Server) -> Result<Vec<Finding>, Trouble> {
+    let md5 = match server.superuser {
+        true => {
+            "(SELECT a.rolpassword LIKE 'md5%' FROM pg_authid AS a WHERE a.rolname = session_user)"
+        }
+        false => "NULL::boolean",
+    };
+    let sql = format!("SELECT current_setting('password_encryption') AS encryption, {md5} AS md5");
+    let password: Password = session.row(&sql).await?;
+    Ok(
+        if password.md5 == Some(true) || password.encryption == "md5" {
+            let what = match password.md5 {
+                Some(true) => "the role's password is kept as md5",
+                _ => "new passwords are kept as md5",
+            };
+            vec![
+            Finding::warn("server.password", what)
+                .why("md5 is weak, a stolen hash is as good as the password, and PostgreSQL will drop it")
+                .mend("SET password_encryption = 'scram-sha-256', then \\password in psql; scram-sha-256 in pg_hba.conf"),
+        ]
+        } else {
+            vec![Finding::ok(
+                "server.password",
+                format!("passwords are kept as {}", password.encryption),
+            )]
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::commands::doctor::finding::Level;
+
+    fn levels(number: i32, day: (i32, u32, u32)) -> Vec<Level> {
+        let today = NaiveDate::from_ymd_opt(day.0, day.1, day.2).unwrap();
+        let found = version(number, "x", today);
+        found.iter().map(|finding| finding.level).collect()
+    }
+
+    #[test]
+    fn versions_are_told_apart() {
+        let day = (2026, 3, 1);
+        assert_eq!(levels(120_022, day), [Level::Fail]);
+        assert_eq!(levels(130_023, day), [Level::Fail]);
+        // The releases of November 2025 do not have the mend, those of February 2026 do.
+        for (broken, mended) in [
+            (140_020, 140_021),
+            (150_015, 150_016),
+            (160_011, 160_012),
+            (170_007, 170_008),
+            (180_001, 180_002),
+        ] {
+            assert_eq!(levels(broken, day), [Level::Warn], "{broken}");
+            assert_eq!(levels(mended, day), [Level::Ok], "{mended}");
+        }
+        assert_eq!(levels(140_021, (2026, 11, 13)), [Level::Warn]);
+        assert_eq!(levels(190_000, day), [Level::Warn]);
+    }
+
+    #[test]
+    fn a_clock_is_wrong_only_beyond_what_the_way_takes() {
+        assert_eq!(clock(100.0, 99.0, 101.0).level, Level::Ok);
+        assert_eq!(clock(103.5, 99.0, 101.0).level, Level::Warn);
+        assert_eq!(clock(96.5, 99.0, 101.0).level, Level::Warn);
+        // A slow answer proves nothing.
+        assert_eq!(clock(107.0, 99.0, 109.0).level, Level::Ok);
+    }
+
+    #[test]
+    fn what_stays_on_this_machine_needs_no_encryption() {
+        for here in [
+            "/tmp/x/.s.PGSQL.5432/odds",
+            "localhost:5432/odds",
+            "127.0.0.1:5432,[::1]:5432/odds",
+        ] {
+            assert!(!leads_away(here), "{here}");
+        }
+        for away in ["db1:5432/odds", "localhost:5432,db2:5432/odds"] {
+            assert!(leads_away(away), "{away}");
+        }
+        let server = |tls, remote| Server {
+            version_num: 150_018,
+            version: "15.18".to_owned(),
+            standby: false,
+            role: "cache".to_owned(),
+            superuser: false,
+            sees_all: false,
+            now: 0.0,
+            tls: Some(tls),
+            remote,
+        };
+        assert_eq!(encryption(&server(false, false), false).level, Level::Ok);
+        assert_eq!(encryption(&server(false, true), false).level, Level::Warn);
+        assert_eq!(encryption(&server(false, false), true).level, Level::Warn);
+        assert_eq!(encryption(&server(true, true), true).level, Level::Ok);
+    }
+
+    #[test]
+    fn what_a_pooler_says_is_explained() {
+        let said = |text: &str| unreachable(&Trouble::new(text)).why.unwrap_or_default();
+        for text in [
+            "unsupported startup parameter: options",
+            "transaction blocks not allowed in statement pooling mode (SQLSTATE 08P01)",
+            "pgbouncer cannot connect to server (SQLSTATE 08P01)",
+        ] {
+            assert!(said(text).contains("PgBouncer"), "{text}");
+        }
+        let other = unreachable(&Trouble::new("cannot reach it: refused; check the port"));
+        assert_eq!(other.mend.as_deref(), Some("check the port"));
+        assert_eq!(other.what, "cannot reach it: refused");
+    }
+}

@@ -1,0 +1,343 @@
+//! Settings of the server and of the role that connects, as far as the cache does not set them itself in its transactions.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{
+    context::Context,
+    finding::{Finding, Findings, Level},
+    server::Server,
+    tables::TABLES,
+};
+use crate::server::session::{Session, Trouble, identifier, literal};
+
+/// Fewer connections left than this are told: a cache takes three, and one more now and then to prune.
+const CONNECTIONS: i64 = 5;
+
+/// What the cache checks before it begins takes milliseconds, but is bounded by the role's `statement_timeout`.
+const STATEMENT_MILLIS: i64 = 1_000;
+
+/// How long a cache waits for a lock, so that it gives way before the server looks for a deadlock.
+const LOCK_MILLIS: i64 = 300;
+
+pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
+    let session = context.session().await?;
+    let settings = settings(&session).await?;
+    let mut findings = Findings::default();
+    let mut judged = judge(&settings, server);
+    match temporary_files(&session).await {
+        Ok(limited) => judged.extend(limited),
+        Err(trouble) => judged.push(Finding::unchecked("setting", &trouble)),
+    }
+    if judged.iter().all(|finding| finding.level == Level::Info) {
+        findings.push(Finding::ok("setting", "none is in the cache's way"));
+    }
+    findings.0.extend(judged);
+    findings.take("connections", connections(&session, &settings).await);
+    findings.take("locks", locks(context, &session, &settings).await);
+    if server.standby {
+        findings.take("standby", standby(&session).await);
+    }
+    Ok(findings.0)
+}
+
+/// Values by name; times in milliseconds.
+type Settings = BTreeMap<String, String>;
+
+async fn settings(session: &Session) -> Result<Settings, Trouble> {
+    #[derive(Deserialize)]
+    struct Setting {
+        name: String,
+        value: String,
+    }
+    // Reset values: those of our own transaction are not what the cache begins with.
+    let sql = "SELECT s.name, s.reset_val AS value FROM pg_settings AS s WHERE s.reset_val IS NOT NULL AND s.name IN \
+        ('default_transaction_isolation', 'default_transaction_read_only', 'idle_session_timeout', 'transaction_timeout', \
+        'statement_timeout', 'session_replication_role', 'deadlock_timeout', 'max_connections', \
+        'superuser_reserved_connections', 'reserved_connections', 'max_locks_per_transaction', 'max_prepared_transactions', \
+        'hot_standby_feedback', 'max_standby_streaming_delay', 'old_snapshot_threshold')";
+    let settings: Vec<Setting> = session.rows(sql).await?;
+    let pair = |setting: Setting| (setting.name, setting.value);
+    Ok(settings.into_iter().map(pair).collect())
+}
+
+/// 0 where the server does not know it.
+fn number(settings: &Settings, name: &str) -> i64 {
+    settings
+        .get(name)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_default()
+}
+
+fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
+    let role = identifier(&server.role);
+    let value = |name: &str| settings.get(name).map(String::as_str).unwrap_or_default();
+    let mut findings = Vec::new();
+    let mut tell = |name: &str, what: String, why: &str, mend: String| {
+        findings.push(
+            Finding::warn("setting", what)
+                .object(name)
+                .why(why)
+                .mend(mend),
+        );
+    };
+    // Of 16 and older.
+    let snapshots = value("old_snapshot_threshold");
+    if !snapshots.is_empty() && snapshots != "-1" {
+        tell(
+            "old_snapshot_threshold",
+            format!("lets VACUUM remove what a snapshot older than {snapshots} min still needs"),
+            "a read of the cache that takes so long fails with \"snapshot too old\", and is begun anew; PostgreSQL 17 has it no more",
+            "ALTER SYSTEM SET old_snapshot_threshold = -1 (and a restart)".to_owned(),
+        );
+    }
+    let statement = number(settings, "statement_timeout");
+    if statement > 0 && statement < STATEMENT_MILLIS {
+        tell(
+            "statement_timeout",
+            format!("ends statements after {statement} ms"),
+            "the cache sets its own for what it reads, but not for what it checks before",
+            format!("ALTER ROLE {role} SET statement_timeout = 0"),
+        );
+    }
+    let deadlock = number(settings, "deadlock_timeout");
+    if deadlock > 0 && deadlock <= LOCK_MILLIS {
+        tell(
+            "deadlock_timeout",
+            format!("is {deadlock} ms"),
+            "a cache waits up to 300 ms for a lock and then gives way; the server, if it looks for deadlocks before that, may \
+             cancel a migration instead",
+            "ALTER SYSTEM SET deadlock_timeout = '1s'; SELECT pg_reload_conf()".to_owned(),
+        );
+    }
+    if value("session_replication_role") == "replica" {
+        tell(
+            "session_replication_role",
+            "is replica for the role that connects".to_owned(),
+            "if the application's role has it too, only triggers that are ENABLE ALWAYS fire for it: the feed's are, the \
+             application's own foreign keys are not",
+            format!("ALTER ROLE {role} RESET session_replication_role"),
+        );
+    }
+    let delay = number(settings, "max_standby_streaming_delay");
+    if server.standby && value("hot_standby_feedback") == "off" && (0..60_000).contains(&delay) {
+        tell(
+            "max_standby_streaming_delay",
+            format!("is {delay} ms, and hot_standby_feedback is off"),
+            "replaying a VACUUM cancels what the cache is reading: it reads again, and may be kept from getting through",
+            "on the standby: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf()"
+                .to_owned(),
+        );
+    }
+    findings.extend(known(settings));
+    findings
+}
+
+/// What is in nobody's way, but good to know.
+fn known(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let idle = number(settings, "idle_session_timeout");
+    if idle > 0 {
+        findings.push(
+            Finding::info("setting", format!("ends sessions that were idle for {idle} ms"))
+                .object("idle_session_timeout")
+                .why("the cache's connections are idle by nature; the cache sets its own for them, so that this ends none of them"),
+        );
+    }
+    let transaction = number(settings, "transaction_timeout");
+    if transaction > 0 {
+        findings.push(
+            Finding::info("setting", format!("ends sessions whose transaction takes {transaction} ms"))
+                .object("transaction_timeout")
+                .why("the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them"),
+        );
+    }
+    // The cache names both for each transaction of its own.
+    let is = |name: &str, value: &str| settings.get(name).is_some_and(|is| is == value);
+    if is("default_transaction_isolation", "serializable") {
+        findings.push(
+            Finding::info("setting", "is serializable")
+                .object("default_transaction_isolation")
+                .why("prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise")
+                .mend("if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED"),
+        );
+    }
+    if is("default_transaction_read_only", "on") {
+        findings.push(
+            Finding::info("setting", "is on")
+                .object("default_transaction_read_only")
+                .why("prune() and heartbeat() write. The cache begins the transactions for these otherwise")
+                .mend("if something else calls prune() as this role: BEGIN READ WRITE"),
+        );
+    }
+    let prepared = number(settings, "max_prepared_transactions");
+    if prepared > 0 {
+        findings.push(
+            Finding::info("setting", format!("is {prepared}: transactions may end with PREPARE TRANSACTION"))
+                .object("max_prepared_transactions")
+                .why("PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify")
+                .mend("in each such transaction, before its first change: SET LOCAL oddscache.notify = off"),
+        );
+    }
+    findings
+}
+
+/// Limits of temporary files, of the server or of any role or database: writers may be other roles than ours.
+async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Limited {
+        whose: String,
+        value: String,
+        mend: String,
+    }
+    let sql = "SELECT 'the server' AS whose, s.reset_val || 'kB' AS value, \
+           'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS mend FROM pg_settings AS s \
+         WHERE s.name = 'temp_file_limit' AND s.reset_val <> '-1' AND s.source NOT IN ('database', 'user', 'database user') \
+         UNION ALL \
+         SELECT concat_ws(' in ', CASE WHEN r.oid IS NOT NULL THEN format('role %I', r.rolname) WHEN d.oid IS NULL THEN 'all roles' END, \
+             CASE WHEN d.oid IS NOT NULL THEN format('database %I', d.datname) END), \
+           split_part(o.option, '=', 2), \
+           'ALTER ' || CASE WHEN r.oid IS NULL AND d.oid IS NOT NULL THEN format('DATABASE %I', d.datname) \
+             ELSE 'ROLE ' || coalesce(quote_ident(r.rolname), 'ALL') || coalesce(' IN DATABASE ' || quote_ident(d.datname), '') END \
+           || ' SET temp_file_limit = -1' \
+         FROM pg_db_role_setting AS s CROSS JOIN unnest(s.setconfig) AS o (option) \
+         LEFT JOIN pg_database AS d ON d.oid = s.setdatabase LEFT JOIN pg_roles AS r ON r.oid = s.setrole \
+         WHERE o.option LIKE 'temp\\_file\\_limit=%' AND o.option <> 'temp_file_limit=-1' \
+           AND (s.setdatabase = 0 OR d.datname = current_database()) ORDER BY 1";
+    let limited: Vec<Limited> = session.rows(sql).await?;
+    let told = |limited: Limited| {
+        Finding::warn("setting", format!("is {} for {}", limited.value, limited.whose))
+            .object("temp_file_limit")
+            .why(
+                "the server keeps the rows that a statement changes for the feed's triggers: about as many bytes as the row has in \
+                 the table, twice for UPDATE. What is beyond work_mem goes into temporary files, which count: a statement that \
+                 changes more than the limit fails",
+            )
+            .mend(limited.mend)
+    };
+    Ok(limited.into_iter().map(told).collect())
+}
+
+#[derive(Deserialize)]
+struct Connections {
+    used: i64,
+    role_limit: i64,
+    role_used: i64,
+    database_limit: i64,
+    database_used: i64,
+}
+
+async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Finding>, Trouble> {
+    let sql = "SELECT (SELECT sum(d.numbackends) FROM pg_stat_database AS d)::int8 AS used, \
+         (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS role_limit, \
+         (SELECT count(*) FROM pg_stat_activity AS a WHERE a.usename = session_user) AS role_used, \
+         (SELECT d.datconnlimit FROM pg_database AS d WHERE d.datname = current_database()) AS database_limit, \
+         (SELECT d.numbackends FROM pg_stat_database AS d WHERE d.datname = current_database())::int8 AS database_used";
+    let found: Connections = session.row(sql).await?;
+    let reserved = ["superuser_reserved_connections", "reserved_connections"];
+    let reserved: i64 = reserved.iter().map(|name| number(settings, name)).sum();
+    let server = number(settings, "max_connections") - reserved;
+    let limits = [
+        (
+            "the server",
+            server,
+            found.used,
+            "ALTER SYSTEM SET max_connections = ... (and a restart), or a pool in session mode",
+        ),
+        (
+            "the role",
+            found.role_limit,
+            found.role_used,
+            "ALTER ROLE ... CONNECTION LIMIT -1",
+        ),
+        (
+            "the database",
+            found.database_limit,
+            found.database_used,
+            "ALTER DATABASE ... CONNECTION LIMIT -1",
+        ),
+    ];
+    let mut findings = Vec::new();
+    for (whose, limit, used, mend) in limits {
+        // -1: none.
+        if limit >= 0 && limit - used < CONNECTIONS {
+            findings.push(
+                Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
+                    .why("a cache takes three connections, a fourth to prune; without them it cannot start, or come back")
+                    .mend(mend),
+            );
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "connections",
+            format!("{} of {server} are taken", found.used),
+        ));
+    }
+    Ok(findings)
+}
+
+/// A read locks every partition, and while it reads them their indexes.
+async fn locks(
+    context: &Context<'_>,
+    session: &Session,
+    settings: &Settings,
+) -> Result<Vec<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Relations {
+        relations: i64,
+    }
+    let sql = format!(
+        "SELECT count(*) AS relations FROM (WITH RECURSIVE node AS (\
+           SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+            WHERE n.nspname = {} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
+         SELECT node.oid FROM node UNION ALL \
+         SELECT x.indexrelid FROM node JOIN pg_index AS x ON x.indrelid = node.oid) AS relation",
+        literal(context.app_schema)
+    );
+    let Relations { relations } = session.row(&sql).await?;
+    let room = number(settings, "max_locks_per_transaction")
+        * (number(settings, "max_connections") + number(settings, "max_prepared_transactions"));
+    let what = format!("a read of everything takes up to {relations} of the server's {room} locks");
+    Ok(vec![if relations * 2 > room {
+        Finding::warn("locks", what)
+            .why("when they are used up, any transaction of the server fails with \"out of shared memory\"")
+            .mend("ALTER SYSTEM SET max_locks_per_transaction = ... (and a restart), or drop partitions that nobody needs")
+    } else {
+        Finding::ok("locks", what)
+    }])
+}
+
+#[derive(Deserialize)]
+struct Standby {
+    paused: bool,
+    behind_bytes: Option<f64>,
+    behind_seconds: Option<f64>,
+}
+
+async fn standby(session: &Session) -> Result<Vec<Finding>, Trouble> {
+    let sql = "SELECT pg_is_wal_replay_paused() AS paused, \
+         (pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn())::float8 AS behind_bytes, \
+         extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS behind_seconds";
+    let found: Standby = session.row(sql).await?;
+    let behind = found.behind_bytes.unwrap_or_default();
+    let what = format!(
+        "{behind:.0} bytes are received and not replayed; the last commit replayed is {} old",
+        found
+            .behind_seconds
+            .map_or("of unknown age, none".to_owned(), |seconds| format!(
+                "{seconds:.1} s"
+            ))
+    );
+    Ok(vec![if found.paused {
+        Finding::warn("standby", "replay is paused")
+            .why("the cache follows this server: what the primary commits does not show until replay goes on")
+            .mend("SELECT pg_wal_replay_resume()")
+    } else {
+        Finding::info("standby", what).why(
+            "a view's age is measured against this server, which may itself be behind its primary",
+        )
+    }])
+}

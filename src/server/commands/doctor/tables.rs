@@ -1,0 +1,125 @@
+//! How foreign tables get out from below the application's. And whether a cache could start from these.
+
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use std::time::Instant;
+
+use super::{context::Context, finding::Finding};
+use crate::server::session::{Trouble, literal};
+
+/// So many times what one question may take is what reading everything once may take here; a cache that starts has its own
+/// bound.
+const WARMUP: u32 = 12;
+
+/// The application's tables, as a list of constants.
+pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots', 'market_odds', 'competitor_odds_snapshots', \
+    'competitor_market_odds'";
+
+/// A foreign table below one of ours.
+#[derive(Deserialize)]
+struct Foreign {
+    name: String,
+    /// The one of ours that it is below of.
+    root: String,
+    /// What it is directly below of, as SQL names it.
+    parent: String,
+    partition: bool,
+}
+
+pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
+    let app = literal(context.app_schema);
+    let sql = format!(
+        "WITH RECURSIVE node AS (\
+           SELECT c.oid, c.relname::text AS root FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+            WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid, node.root FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
+         SELECT c.oid::regclass::text AS name, node.root, i.inhparent::regclass::text AS parent, c.relispartition AS partition \
+         FROM node JOIN pg_class AS c ON c.oid = node.oid JOIN pg_inherits AS i ON i.inhrelid = c.oid \
+         WHERE c.relkind = 'f' ORDER BY 1"
+    );
+    let foreign: Vec<Foreign> = context.session().await?.rows(&sql).await?;
+    Ok(foreign.into_iter().map(told).collect())
+}
+
+/// PostgreSQL keeps no changed rows for triggers above a foreign table, so these cannot know the keys.
+fn told(foreign: Foreign) -> Finding {
+    let Foreign {
+        name,
+        root,
+        parent,
+        partition,
+    } = foreign;
+    let mend = match partition {
+        true => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
+        false => format!("ALTER TABLE {name} NO INHERIT {parent}"),
+    };
+    Finding::warn("trigger.foreign", format!("is a foreign table below {root}"))
+        .object(name)
+        .why(
+            "the triggers of what is above it log the whole table for each statement, and the cache then reads everything; what \
+             is written to it by name, or on its own server, is not logged at all. Keep its rows in a local table instead",
+        )
+        .mend(mend)
+}
+
+/// Reads everything once, by the library itself: whatever would keep a cache from starting is its error, with its way out.
+pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
+    let config = match context.arguments.follow.config() {
+        Ok(config) => config,
+        Err(error) => return Finding::fail("warmup", error.to_string()),
+    };
+    let bound = context.arguments.check_timeout * WARMUP;
+    let began = Instant::now();
+    let view = match timeout(bound, oddscache::warm_up(config)).await {
+        Ok(Ok(view)) => view,
+        Ok(Err(error)) if error.is_transient() => {
+            return Finding::warn("warmup", format!("could not be done now: {error}"))
+                .why("a cache tries again by itself; if this stays, something holds a lock on a table, or cancels what it reads")
+                .mend("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            // The library's errors end with the way out.
+            let (what, mend) = match text.split_once("; ") {
+                Some((what, mend)) => (what.to_owned(), Some(mend.to_owned())),
+                None => (text, None),
+            };
+            let mut finding = Finding::fail("warmup", format!("a cache cannot start: {what}"))
+                .why("this is what `oddscache serve` would end with, or try again for ever");
+            finding.mend = mend;
+            return finding;
+        }
+        Err(_) => {
+            return Finding::warn("warmup", format!("was not done within {:.0} s", bound.as_secs_f64().ceil()))
+                .why("a cache that starts, or comes back, serves nothing or the old state for as long")
+                .mend(
+                    "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables; or end what locks them: \
+                     SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'",
+                );
+        }
+    };
+    let stats = view.stats();
+    let what = format!(
+        "a cache would start within {:.1} s: {} events, {} snapshots, {} markets, {:.1} MiB",
+        began.elapsed().as_secs_f64(),
+        view.len(),
+        stats.total_snapshots,
+        stats.total_markets,
+        stats.memory_bytes as f64 / f64::from(1 << 20),
+    );
+    if stats.malformed_rows > 0 {
+        return Finding::warn(
+            "warmup",
+            format!("{what}; {} malformed rows", stats.malformed_rows),
+        )
+        .why("a row that does not read as it should is served as far as it goes")
+        .mend("the log of `oddscache serve` names them; mend what writes them");
+    }
+    if view.is_empty() {
+        return Finding::info("warmup", format!("{what}; nothing is within the window")).why(
+            "only events with a kickoff after now less the lookback, and with a snapshot, are held",
+        );
+    }
+    Finding::ok("warmup", what)
+}

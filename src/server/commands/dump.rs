@@ -1,0 +1,38 @@
+//! `oddscache dump`: everything once, as lines of JSON.
+
+use std::{
+    io::{self, BufWriter, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Args;
+use oddscache::View;
+
+use crate::server::options::follow::FollowArguments;
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArguments {
+    #[command(flatten)]
+    pub(crate) follow: FollowArguments,
+    /// Do not insist on the change feed: it takes no part in a single reading
+    #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
+    pub(crate) without_feed: bool,
+}
+
+pub(crate) async fn run(arguments: DumpArguments) -> anyhow::Result<ExitCode> {
+    let mut config = arguments.follow.config()?;
+    config = config.need_feed(!arguments.without_feed);
+    let view = oddscache::warm_up(config).await?;
+    dump(&view, BufWriter::new(io::stdout().lock()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line of JSON an event, in event id order.
+fn dump(view: &View, mut out: impl Write) -> anyhow::Result<()> {
+    for event in view.event_ids().into_iter().filter_map(|id| view.event(id)) {
+        serde_json::to_writer(&mut out, event).context("writing the dump")?;
+        out.write_all(b"\n").context("writing the dump")?;
+    }
+    out.flush().context("writing the dump")
+}

@@ -1,0 +1,30 @@
+//! The oracle: a query for what the cache must hold, which shares nothing with how the cache reads. `explain` and the demo
+//! compare with its answer.
+
+use chrono::DateTime;
+use serde_json::Value;
+
+/// What the cache must hold, said in SQL; its own words about itself are at its head.
+pub(crate) const ORACLE: &str = include_str!("../../../demo/oracle.sql");
+
+/// One form for equal values: 2 and 2.0, a time with and without fraction digits.
+pub(crate) fn normal(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(values) => values.into_iter().map(normal).collect(),
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| {
+                let is_time = key.ends_with("_at") || key == "kickoff";
+                let time = value
+                    .as_str()
+                    .filter(|_| is_time)
+                    .and_then(|text| DateTime::parse_from_rfc3339(text).ok());
+                let value =
+                    time.map_or_else(|| normal(value), |time| time.timestamp_micros().into());
+                (key, value)
+            };
+            Value::Object(map.into_iter().map(entry).collect())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,192 @@
+//! An explanation, for people.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use super::{
+    database::{CompetitorEvent, Facts, Latest, Standing},
+    explanation::{Explanation, Verdict},
+};
+
+/// Values of a difference longer than this are cut: a whole snapshot may be one.
+const MOST_CHARACTERS: usize = 120;
+
+pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    let facts = &explanation.database;
+    writeln!(out, "event {}: {}", explanation.event_id, standing(facts))?;
+    for latest in &facts.latest {
+        writeln!(out, "  {}", origin(latest))?;
+    }
+    for event in &facts.competitor_events {
+        if let Some(reason) = counts_not(event) {
+            writeln!(
+                out,
+                "  competitor event {} ({}{}) does not count: {reason}",
+                event.id,
+                event.source,
+                event
+                    .external_id
+                    .as_deref()
+                    .map(|id| format!(" {id}"))
+                    .unwrap_or_default()
+            )?;
+        }
+    }
+    if facts.competitor_events.is_empty() && facts.standing != Standing::NoSuchEvent {
+        writeln!(out, "  no competitor event is linked to it")?;
+    }
+    print_log(facts, out)?;
+    if let Some(service) = &explanation.service {
+        let (stats, held) = (
+            &service.stats,
+            if service.event.is_some() {
+                "holds it"
+            } else {
+                "does not hold it"
+            },
+        );
+        let age = stats
+            .age_ms
+            .map_or("without age".to_owned(), |age| format!("{age} ms old"));
+        let cut = stats
+            .as_of
+            .map_or("no cut".to_owned(), |as_of| format!("cut of {as_of}"));
+        let status = if stats.status.is_empty() {
+            ""
+        } else {
+            &*format!(", {}", stats.status)
+        };
+        writeln!(
+            out,
+            "service {}: {held}; {cut}, {age}, epoch {}{status}",
+            service.url, stats.epoch
+        )?;
+    }
+    for difference in &explanation.differences {
+        let field = if difference.field.is_empty() {
+            "the event"
+        } else {
+            &*difference.field
+        };
+        writeln!(
+            out,
+            "  {field}: {} in the service, {} in the database",
+            short(&difference.service),
+            short(&difference.database)
+        )?;
+    }
+    let verdict = match explanation.verdict {
+        Verdict::Agrees => "agrees",
+        Verdict::Differs => "differs",
+        Verdict::DatabaseOnly => "not compared",
+    };
+    writeln!(out, "{verdict}: {}", explanation.reason)
+}
+
+fn standing(facts: &Facts) -> String {
+    let kickoff = facts.kickoff.as_deref().unwrap_or("unknown");
+    let start = facts.window_start;
+    match facts.standing {
+        Standing::Held => {
+            format!("kickoff {kickoff}, within the window from {start} on: to be held")
+        }
+        Standing::NoSuchEvent => "not to be held: events has no such row".to_owned(),
+        Standing::OutsideWindow => {
+            format!(
+                "not to be held: its kickoff {kickoff} is not after {start} (now less the lookback)"
+            )
+        }
+        Standing::NoSnapshot => format!(
+            "not to be held: kickoff {kickoff} is within the window, but no bookmaker and no live, linked competitor event has \
+             a snapshot"
+        ),
+    }
+}
+
+fn origin(latest: &Latest) -> String {
+    let whose = match (&latest.source, latest.bookmaker_id) {
+        (Some(source), _) => format!("source {source}"),
+        (None, Some(id)) => format!("bookmaker {id}"),
+        (None, None) => "?".to_owned(),
+    };
+    let of = latest
+        .competitor_event_id
+        .map(|id| format!(" of competitor event {id}"));
+    let confirmed = match &latest.last_confirmed_at {
+        Some(at) => format!("last confirmed {at}"),
+        None => "never confirmed, so served as confirmed then".to_owned(),
+    };
+    let older: Vec<String> = latest
+        .older
+        .iter()
+        .map(|older| format!("{} of {}", older.snapshot_id, older.captured_at))
+        .collect();
+    let beat = match latest.beaten {
+        0 => "the only one".to_owned(),
+        n => format!(
+            "its id is the greatest; it beat {n}: {}{}",
+            older.join(", "),
+            if n as usize > older.len() {
+                ", ..."
+            } else {
+                ""
+            }
+        ),
+    };
+    format!(
+        "{whose}: snapshot {}{}, captured {}, {confirmed}, {} markets; {beat}",
+        latest.snapshot_id,
+        of.unwrap_or_default(),
+        latest.captured_at,
+        latest.markets
+    )
+}
+
+fn counts_not(event: &CompetitorEvent) -> Option<String> {
+    match (&event.deleted_at, event.snapshots) {
+        (Some(at), _) => Some(format!("deleted at {at}")),
+        (None, 0) => Some("it has no snapshot".to_owned()),
+        _ => None,
+    }
+}
+
+fn print_log(facts: &Facts, out: &mut impl Write) -> io::Result<()> {
+    match &facts.log_trouble {
+        Some(trouble) => return writeln!(out, "the change log cannot be read: {trouble}"),
+        None if facts.log.is_empty() => return writeln!(out, "no row of the change log names it"),
+        None => writeln!(
+            out,
+            "rows of the change log that name it, the newest first:"
+        )?,
+    }
+    for row in &facts.log {
+        let more = [
+            row.whole_table.then(|| "the whole table".to_owned()),
+            row.sqlstate.as_ref().map(|code| format!("for {code}")),
+            (row.after_cut == Some(true)).then(|| "after the service's cut".to_owned()),
+        ];
+        let more: String = more
+            .into_iter()
+            .flatten()
+            .map(|more| format!(", {more}"))
+            .collect();
+        writeln!(
+            out,
+            "  {} transaction {}: {} {}{more}",
+            row.at, row.xid, row.op, row.table_name
+        )?;
+    }
+    Ok(())
+}
+
+fn short(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "nothing".to_owned(),
+        value => value.to_string(),
+    };
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,59 @@
+//! `oddscache health` and `oddscache ready`: what a container's health check asks, with nothing else installed.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use crate::server::{
+    client::{Asker, Url},
+    paths,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProbeArguments {
+    /// The service to ask [default: the one on this machine that --listen and --tls-cert speak of]
+    #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
+    url: Option<Url>,
+    /// Where the service listens, as it was told
+    #[arg(
+        long,
+        env = "ODDSCACHE_LISTEN",
+        default_value = "127.0.0.1:7979",
+        value_name = "ADDRESS:PORT"
+    )]
+    listen: SocketAddr,
+    /// The service's certificate, as it was told: only whether there is one matters, for nothing secret is said
+    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
+    tls_cert: Option<PathBuf>,
+    /// How long it may take to answer
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// Asks for `path`; ends with 0 if that is answered with 200, with 1 if not, and says so in a sentence.
+pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
+    let url = arguments.url.unwrap_or_else(|| {
+        Url::of(
+            arguments.listen,
+            paths::given(&arguments.tls_cert).is_some(),
+        )
+    });
+    let asker = Asker::of_anybody(arguments.timeout)?;
+    let answer = asker.get(&url, path).await;
+    let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
+    let said = sentence(&String::from_utf8_lossy(&body));
+    if status.is_success() {
+        println!("{url}: {said}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{url}: {}: {said}", status.as_u16());
+    Ok(ExitCode::FAILURE)
+}
+
+/// What an answer says, in few words.
+fn sentence(body: &str) -> String {
+    let Ok(answer) = serde_json::from_str::<serde_json::Value>(body) else {
+        return body.trim().to_owned();
+    };
+    let text = |name: &str| answer[name].as_str().map(str::to_owned);
+    let said = text("error").or_else(|| text("status").map(|status| format!("ready, {status}")));
+    said.unwrap_or_else(|| body.trim().to_owned())
+}

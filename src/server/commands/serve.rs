@@ -1,0 +1,161 @@
+//! `oddscache serve`: one follower, one HTTP server, and an end to both.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use oddscache::OddsCache;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::server::{
+    descriptors,
+    http::{
+        auth::{Access, AccessArguments},
+        health::{Health, Patience},
+        limits::Limits,
+        router::Options,
+        server::{Server, Serving},
+        tls::{Tls, TlsArguments},
+    },
+    logging,
+    options::follow::FollowArguments,
+    prune,
+    signals::end_asked_for,
+    systemd::Notifier,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    #[command(flatten)]
+    pub(crate) follow: FollowArguments,
+    /// Where to serve HTTP. It is read-only, but open to whoever can connect: keep it on loopback or a private network, or ask
+    /// for a token and serve TLS
+    #[arg(
+        long,
+        env = "ODDSCACHE_LISTEN",
+        default_value = "127.0.0.1:7979",
+        value_name = "ADDRESS:PORT"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is wanted
+    #[arg(
+        long,
+        env = "ODDSCACHE_INLINE_MARKETS",
+        default_value = "3743,5000:2.5,3795,4693",
+        value_delimiter = ',',
+        value_parser = inline_market,
+        value_name = "ID[:LINE]"
+    )]
+    pub(crate) inline_markets: Vec<(String, Option<f64>)>,
+    /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
+    #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub(crate) poll_interval: Duration,
+    /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
+    #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) log_keep: Duration,
+    /// How often to prune the change log, on average
+    #[arg(long, env = "ODDSCACHE_PRUNE_INTERVAL", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub(crate) prune_interval: Duration,
+    /// A view that was proven current within so long counts as ready though the database is away
+    #[arg(long, env = "ODDSCACHE_READY_MAX_AGE", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) ready_max_age: Duration,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    #[command(flatten)]
+    pub(crate) access: AccessArguments,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
+}
+
+fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
+    let (id, line) = match text.split_once(':') {
+        None => (text, None),
+        Some((id, line)) => {
+            let line = line.parse().ok().filter(|line: &f64| line.is_finite());
+            (id, Some(line.ok_or("the line is no number")?))
+        }
+    };
+    match id.trim() {
+        "" => Err("a market needs an id: 3743, or 5000:2.5 with a line".to_owned()),
+        id => Ok((id.to_owned(), line)),
+    }
+}
+
+pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    logging::change_on_signal()?;
+    let open_files = descriptors::raise();
+    let follow = &arguments.follow;
+    let config = follow.config()?.poll_interval(arguments.poll_interval);
+    let patience = Patience::new(
+        arguments.poll_interval,
+        follow.read_timeout(),
+        follow.warmup_timeout(),
+    );
+    let serving = Serving {
+        limits: arguments.limits.clone(),
+        access: Access::new(arguments.access.clone())?,
+        tls: Tls::new(&arguments.tls)?,
+        health: Arc::new(Health::new(arguments.ready_max_age, patience)),
+    };
+    let (cache, follower) = OddsCache::connect(config.clone());
+    let options = Options {
+        inline: arguments.inline_markets,
+    };
+    let server = Server::start(arguments.listen, &cache, serving.clone(), options).await?;
+    tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
+    serving.warn_of_the_open(server.address);
+    descriptors::warn_if_few(&serving.limits, open_files);
+    let notifier = Notifier::from_environment();
+    let result = tokio::select! {
+        ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
+        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
+        error = resync_on_signal(cache.clone()) => error,
+        error = read_again_on_signal(&serving) => error,
+        never = notifier.run(&cache, &serving.health) => match never {},
+        () = server.broke() => unreachable_end("the HTTP server"),
+        // The cache is kept equal to the last: answers under way may wait for a change.
+        ended = async {
+            // Not within the macro, which looks at nothing where the log's level leaves it out.
+            let signal = end_asked_for().await?;
+            tracing::info!(signal, "ending");
+            notifier.stopping();
+            server.stop().await;
+            anyhow::Ok(ExitCode::SUCCESS)
+        } => ended,
+    };
+    server.stop().await;
+    result
+}
+
+/// Ends only with an error.
+async fn resync_on_signal(cache: OddsCache) -> anyhow::Result<ExitCode> {
+    let mut asked = signal(SignalKind::user_defined1()).context("waiting for SIGUSR1")?;
+    while asked.recv().await.is_some() {
+        tracing::info!("SIGUSR1: everything is to be read again");
+        cache.resync();
+    }
+    unreachable_end("SIGUSR1")
+}
+
+/// Certificates and tokens are renewed while it runs. Ends only with an error.
+async fn read_again_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
+    let mut asked = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    while asked.recv().await.is_some() {
+        let tls = serving.tls.as_ref().map_or(Ok(()), Tls::read_again);
+        match serving.access.read_again().and(tls) {
+            Ok(()) => tracing::info!("SIGHUP: tokens and certificate were read again"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(
+                    error,
+                    "SIGHUP: what could not be read again stays as it was"
+                );
+            }
+        }
+    }
+    unreachable_end("SIGHUP")
+}
+
+fn unreachable_end(what: &str) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("{what} ended, which should not be")
+}

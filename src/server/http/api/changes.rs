@@ -1,0 +1,453 @@
+//! `GET /v1/changes`: what each publication changed, as server-sent events, without a gap that it does not tell of.
+//!
+//! | event | id | data |
+//! |---|---|---|
+//! | `start` | of the view at this moment | `as_of`, `epoch`: take the events after it, and go on from there |
+//! | `change` | of the view that was published | `as_of`, `epoch`, and the ids of the events that differ: `betpawa`, `competitors` by source, `kickoffs` |
+//! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take the events anew |
+//!
+//! With `odds=true` a `change` also has `odds`: of the events that differ and are held, what the event list says of them in the
+//! newest view there is when it is sent, which may be newer than the change. Applied in order they never go back.
+//!
+//! A client that comes back with `Last-Event-ID` gets what it missed, or `lagged` if that is no longer known (of another
+//! process, or too long ago). So does one that takes its events too slowly, and with `odds=true` one that missed more than
+//! the whole list has: that is compressed, and the same for all. No client holds up another one, or the follower.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use oddscache::{Change, InlineMarkets, OddsCache, View};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::{AbortHandle, JoinError, spawn_blocking},
+    time::timeout,
+};
+
+use crate::server::http::{cut, problem::problem};
+
+/// So many changes are kept for clients that come back.
+const KEPT: usize = 1024;
+
+/// A stream that is quiet says so this often, or proxies would end it.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What is then said: a comment, which clients pass over.
+const STILL_HERE: Bytes = Bytes::from_static(b":\n\n");
+
+/// Events that were written of late are kept up to this weight, for all the streams that send them.
+const WRITTEN_BYTES: usize = 8 << 20;
+
+/// The odds of so many events are little, to write and to send.
+const FEW_EVENTS: usize = 64;
+
+/// The changes of late, and who waits for the next.
+#[derive(Debug, Clone)]
+pub(crate) struct Hub {
+    kept: Arc<Mutex<VecDeque<Arc<Change>>>>,
+    /// Version of the newest one kept.
+    newest: watch::Receiver<u64>,
+    written: Arc<Mutex<Written>>,
+    /// Locked by who writes the odds of many events.
+    writer: Arc<tokio::sync::Mutex<()>>,
+    places: Arc<Semaphore>,
+    most: usize,
+    keeping: AbortHandle,
+}
+
+impl Hub {
+    /// Keeps changes from now on, until the handle's follower is gone. Must be called within a runtime.
+    pub(crate) fn start(cache: &OddsCache, most_streams: usize) -> Hub {
+        // First, so that no change falls between the version and the first one kept.
+        let mut changes = cache.changes();
+        let (tell, newest) = watch::channel(cache.view().version());
+        let kept = Arc::new(Mutex::new(VecDeque::<Arc<Change>>::with_capacity(KEPT)));
+        let ours = Arc::clone(&kept);
+        let keeping = tokio::spawn(async move {
+            while let Some(change) = changes.next().await {
+                // One that lagged leaves a hole in the versions, which each client sees for itself.
+                let Ok(change) = change else { continue };
+                let version = change.version;
+                {
+                    let mut kept = ours.lock().unwrap_or_else(PoisonError::into_inner);
+                    if kept.len() == KEPT {
+                        kept.pop_front();
+                    }
+                    kept.push_back(change);
+                }
+                tell.send_modify(|newest| *newest = version.max(*newest));
+            }
+        });
+        Hub {
+            kept,
+            newest,
+            written: Arc::default(),
+            writer: Arc::default(),
+            places: Arc::new(Semaphore::new(most_streams)),
+            most: most_streams,
+            keeping: keeping.abort_handle(),
+        }
+    }
+
+    /// How many streams are open.
+    pub(crate) fn open(&self) -> usize {
+        self.most - self.places.available_permits()
+    }
+
+    /// Ends all streams.
+    pub(crate) fn stop(&self) {
+        self.keeping.abort();
+    }
+
+    /// The changes after `version`, in order; `None` if some of them are missing.
+    fn after(&self, version: u64) -> Option<Vec<Arc<Change>>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = kept.partition_point(|change| change.version <= version);
+        let changes: Vec<_> = kept.range(from..).cloned().collect();
+        // Of a version that never was, also of another process.
+        let newest = *self.newest.borrow();
+        let end = changes.last().map_or(version, |change| change.version);
+        let mut expected = version;
+        let whole = changes.iter().all(|change| {
+            expected += 1;
+            change.version == expected
+        });
+        (version <= newest && newest <= end && whole).then_some(changes)
+    }
+
+    /// What is sent of a change; with the odds of the newest view, if they are wanted. `None` if it could not be made.
+    async fn told(
+        &self,
+        change: &Arc<Change>,
+        cache: &OddsCache,
+        inline: Option<&InlineMarkets>,
+    ) -> Option<Bytes> {
+        // What a client was sent before is of no newer view than this.
+        let least = inline.map(|_| cache.view().version());
+        if let Some(event) = self.written(change.version, least) {
+            return Some(event);
+        }
+        let Some(inline) = inline.filter(|_| change.event_ids().len() > FEW_EVENTS) else {
+            // Beside the lock: two may write the same, but nobody waits for it.
+            return Some(self.write(change, cache, inline));
+        };
+        let turn = Arc::clone(&self.writer).lock_owned().await;
+        if let Some(event) = self.written(change.version, least) {
+            return Some(event);
+        }
+        // Milliseconds, and longer the more events there are.
+        let (hub, change) = (self.clone(), Arc::clone(change));
+        let (cache, inline) = (cache.clone(), inline.clone());
+        let written = spawn_blocking(move || {
+            let _turn = turn;
+            hub.write(&change, &cache, Some(&inline))
+        });
+        let written = written.await;
+        let failed =
+            |error: &JoinError| tracing::error!(%error, "a change could not be written out");
+        written.inspect_err(failed).ok()
+    }
+
+    /// What was written of a change, with the odds of version `least` or a newer one.
+    fn written(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.get(change, least)
+    }
+
+    fn write(&self, change: &Change, cache: &OddsCache, inline: Option<&InlineMarkets>) -> Bytes {
+        let odds = inline.map(|inline| (inline, cache.view()));
+        let event = told(change, odds.as_ref().map(|(inline, view)| (*inline, view)));
+        let key = Key {
+            change: change.version,
+            odds: odds.map(|(_, view)| view.version()),
+        };
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.put(key, event.clone());
+        event
+    }
+
+    pub(crate) fn stream(
+        &self,
+        cache: OddsCache,
+        inline: Option<InlineMarkets>,
+        request: &HeaderMap,
+    ) -> Response {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let sentence =
+                "too many streams of changes are open; try again later, or raise --most-streams";
+            return problem(StatusCode::SERVICE_UNAVAILABLE, sentence);
+        };
+        let last = request.get("last-event-id").map(|id| {
+            let id = id.to_str().ok();
+            id.and_then(cut::version).unwrap_or(u64::MAX)
+        });
+        let client = Client {
+            hub: self.clone(),
+            cache,
+            inline,
+            last,
+            waiting: VecDeque::new(),
+            _place: place,
+        };
+        let events = stream::unfold(client, |mut client| async {
+            let event = match timeout(KEEP_ALIVE, client.next()).await {
+                Ok(event) => event?,
+                Err(_) => STILL_HERE,
+            };
+            Some((Ok::<_, Infallible>(event), client))
+        });
+        let headers = [
+            (CONTENT_TYPE, "text/event-stream"),
+            (CACHE_CONTROL, "no-cache"),
+        ];
+        (headers, Body::from_stream(events)).into_response()
+    }
+}
+
+/// Which event of a stream: of which change, and the odds of which version if they are with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    change: u64,
+    odds: Option<u64>,
+}
+
+/// Events that were written of late: all streams send the same at about the same time.
+/// No more than fit into [`WRITTEN_BYTES`], or the newest alone.
+#[derive(Debug, Default)]
+struct Written {
+    events: VecDeque<(Key, Bytes)>,
+    bytes: usize,
+}
+
+impl Written {
+    /// With odds only if `least` is a version, and then of that or a newer one.
+    fn get(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
+        // The newest are asked for most.
+        let mut events = self.events.iter().rev();
+        let found = events.find(|(key, _)| {
+            key.change == change && key.odds.is_some() == least.is_some() && key.odds >= least
+        });
+        found.map(|(_, event)| event.clone())
+    }
+
+    fn put(&mut self, key: Key, event: Bytes) {
+        if self.get(key.change, key.odds).is_some() {
+            return;
+        }
+        self.bytes += event.len();
+        self.events.push_back((key, event));
+        // Few enough to look through.
+        while self.events.len() > 64 || (self.bytes > WRITTEN_BYTES && self.events.len() > 1) {
+            let oldest = self.events.pop_front();
+            self.bytes -= oldest.map_or(0, |(_, event)| event.len());
+        }
+    }
+}
+
+/// One stream.
+struct Client {
+    hub: Hub,
+    cache: OddsCache,
+    /// The markets to be sent with each change, if any.
+    inline: Option<InlineMarkets>,
+    /// The version told last; `None` before the first.
+    last: Option<u64>,
+    waiting: VecDeque<Arc<Change>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Client {
+    /// `None` when no more can come. Dropping the future loses nothing.
+    async fn next(&mut self) -> Option<Bytes> {
+        let Some(last) = self.last else {
+            return Some(self.here("start"));
+        };
+        loop {
+            if let Some(change) = self.waiting.front() {
+                let inline = self.inline.as_ref();
+                let told = self.hub.told(change, &self.cache, inline).await?;
+                self.last = Some(change.version);
+                self.waiting.pop_front();
+                return Some(told);
+            }
+            match self.hub.after(last) {
+                None => return Some(self.here("lagged")),
+                Some(changes) if changes.is_empty() => {
+                    let mut newest = self.hub.newest.clone();
+                    newest.wait_for(|newest| *newest > last).await.ok()?;
+                }
+                Some(changes) if self.are_too_many(&changes) => return Some(self.here("lagged")),
+                Some(changes) => self.waiting.extend(changes),
+            }
+        }
+    }
+
+    /// Whether the odds of these changes are more than those of all events. Of one change they never are.
+    fn are_too_many(&self, changes: &[Arc<Change>]) -> bool {
+        if self.inline.is_none() || changes.len() == 1 {
+            return false;
+        }
+        let view = self.cache.view();
+        let most = view.len().max(FEW_EVENTS);
+        let mut events = 0;
+        changes.iter().any(|change| {
+            let held = |id: &i64| view.event(*id).is_some();
+            events += change.event_ids().iter().filter(|id| held(id)).count();
+            events > most
+        })
+    }
+
+    /// Where a client can start from: the view at this moment.
+    fn here(&mut self, name: &str) -> Bytes {
+        self.waiting.clear();
+        let view = self.cache.view();
+        // What the hub has not been told yet comes after, and is no gap.
+        let version = view.version().min(*self.hub.newest.borrow());
+        self.last = Some(version);
+        event(name, version, &state(&view).to_string().into_bytes())
+    }
+}
+
+fn state(view: &View) -> Value {
+    json!({ "as_of": view.cut().as_of, "epoch": view.epoch() })
+}
+
+fn told(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes {
+    let competitors = change.competitors.iter();
+    let competitors: serde_json::Map<String, Value> = competitors
+        .map(|(source, ids)| (source.to_string(), json!(ids)))
+        .collect();
+    let data = json!({
+        "as_of": change.cut.as_of,
+        "epoch": change.epoch,
+        "betpawa": change.betpawa,
+        "competitors": competitors,
+        "kickoffs": change.kickoffs,
+    });
+    let mut data = data.to_string().into_bytes();
+    if let Some((inline, view)) = odds {
+        // In place of the last brace.
+        data.pop();
+        data.extend_from_slice(b",\"odds\":[");
+        let ids = change.event_ids().into_iter();
+        for (index, event) in ids.filter_map(|id| view.event(id)).enumerate() {
+            if index > 0 {
+                data.push(b',');
+            }
+            inline.write_event(event, &mut data);
+        }
+        data.extend_from_slice(b"]}");
+    }
+    event("change", change.version, &data)
+}
+
+/// An event as it stands in a stream. `data` is JSON, so it has no line break.
+fn event(name: &str, version: u64, data: &[u8]) -> Bytes {
+    let head = format!("event: {name}\nid: {}\ndata: ", cut::id(version));
+    let mut event = Vec::with_capacity(head.len() + data.len() + 2);
+    event.extend_from_slice(head.as_bytes());
+    event.extend_from_slice(data);
+    event.extend_from_slice(b"\n\n");
+    event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use chrono::{DateTime, Utc};
+    use futures_util::{FutureExt, future::join_all};
+    use oddscache::{SnapshotInput, Writer};
+
+    use super::*;
+
+    fn put(writer: &mut Writer, event_id: i64, snapshot_id: i64) {
+        let snapshot = SnapshotInput {
+            snapshot_id,
+            event_id,
+            bookmaker_id: 1,
+            captured_at: DateTime::<Utc>::UNIX_EPOCH,
+            last_confirmed_at: None,
+            markets: vec![],
+        };
+        writer.put_betpawa_snapshot(&snapshot, None);
+    }
+
+    /// However quickly views follow each other meanwhile.
+    #[tokio::test]
+    async fn many_odds_are_written_once_for_all() {
+        let (cache, mut writer) = OddsCache::detached();
+        let mut changes = cache.changes();
+        for event_id in 0..100 {
+            put(&mut writer, event_id, 1);
+        }
+        writer.publish();
+        let change = changes.next().await.unwrap().unwrap();
+        let hub = Hub::start(&cache, 1);
+        let inline = InlineMarkets::new([("3743", None)]);
+        let busy = Arc::clone(&hub.writer).lock_owned().await;
+        let mut waiting = Vec::new();
+        for snapshot_id in 2..22 {
+            put(&mut writer, 7, snapshot_id);
+            writer.publish();
+            let mut asking = Box::pin(hub.told(&change, &cache, Some(&inline)));
+            assert!((&mut asking).now_or_never().is_none());
+            waiting.push(asking);
+        }
+        drop(busy);
+        let events: Vec<Bytes> = join_all(waiting).await.into_iter().flatten().collect();
+        assert_eq!(events.len(), 20);
+        let different: BTreeSet<_> = events.iter().map(|event| event.as_ptr()).collect();
+        assert_eq!(different.len(), 1);
+        let text = String::from_utf8(events[0].to_vec()).unwrap();
+        assert_eq!(text.matches("\"event_id\"").count(), 100);
+        // An older one will not do.
+        put(&mut writer, 7, 22);
+        writer.publish();
+        let newer = hub.told(&change, &cache, Some(&inline)).await.unwrap();
+        assert_ne!(newer.as_ptr(), events[0].as_ptr());
+    }
+
+    #[test]
+    fn what_is_kept_of_written_events_is_bounded() {
+        let key = |change| Key { change, odds: None };
+        let mut written = Written::default();
+        let event = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
+        for change in 0..1000 {
+            written.put(key(change), event(10));
+            written.put(key(change), event(10));
+        }
+        assert_eq!((written.events.len(), written.bytes), (64, 640));
+        assert!(written.get(999, None).is_some() && written.get(0, None).is_none());
+        let with_odds = Key {
+            change: 999,
+            odds: Some(999),
+        };
+        assert!(written.get(999, Some(999)).is_none());
+        for change in 1000..1100 {
+            written.put(key(change), event(WRITTEN_BYTES / 4));
+        }
+        assert_eq!(written.events.len(), 4);
+        written.put(with_odds, event(2 * WRITTEN_BYTES));
+        assert_eq!(
+            (written.events.len(), written.bytes),
+            (1, 2 * WRITTEN_BYTES)
+        );
+        // Newer odds will do, older ones not.
+        assert!(written.get(999, Some(998)).is_some() && written.get(999, Some(1000)).is_none());
+        assert!(written.get(999, None).is_none() && written.get(998, Some(999)).is_none());
+    }
+}

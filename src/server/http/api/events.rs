@@ -1,0 +1,339 @@
+//! Events, one, many or all, with all their markets or as the event list has them.
+
+use std::convert::Infallible;
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Path, State, rejection::PathRejection},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+        header::{CONTENT_TYPE, LINK},
+    },
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use oddscache::{CachedEvent, CachedSnapshot, InlineMarkets, View};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+use tokio::task::coop;
+
+use super::{
+    fields::{self, Fields},
+    query::{self, Asked, Only},
+    state::Api,
+    view::view as view_of,
+};
+use crate::server::http::{
+    cut::{answer, marked},
+    problem::problem,
+};
+
+/// Streamed answers are written in pieces of about this size.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// And from about so much at the most, where fields are cut out of more.
+const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
+
+/// The cursor of the next page, for those who do not read `Link`.
+const NEXT: HeaderName = HeaderName::from_static("oddscache-next");
+
+/// `GET /v1/events/{id}`
+pub(crate) async fn one(
+    State(api): State<Api>,
+    id: Result<Path<i64>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let Path(id) =
+        id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
+    let asked = Asked::read(&uri, query::EVENT, fields::EVENT)?;
+    let view = view_of(&api.cache, &asked.freshness).await?;
+    let Some(event) = view.event(id) else {
+        let sentence =
+            format!("event {id} is not held: it has no snapshot, or is not within the window");
+        return Err(absent(&view, sentence));
+    };
+    if asked.only.as_ref().is_some_and(|only| !only.is_in(event)) {
+        let sentence = format!("event {id} has no snapshot of that bookmaker or source");
+        return Err(absent(&view, sentence));
+    }
+    let mut form = Form::events(&asked);
+    Ok(answer(&view, &headers, || {
+        let mut json = Vec::new();
+        form.write(event, &mut json);
+        ([(CONTENT_TYPE, "application/json")], json).into_response()
+    }))
+}
+
+/// What is not there is not in one view: 404 says which.
+fn absent(view: &View, sentence: String) -> Response {
+    marked(view, problem(StatusCode::NOT_FOUND, sentence))
+}
+
+/// `GET /v1/events`: those asked for that are held, or all.
+pub(crate) async fn many(
+    State(api): State<Api>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let asked = Asked::read(&uri, query::EVENTS, fields::EVENT)?;
+    let view = view_of(&api.cache, &asked.freshness).await?;
+    let form = Form::events(&asked);
+    Ok(page(&api, &view, &uri, &headers, &asked, form))
+}
+
+/// `GET /v1/dump`: one line an event, in event id order.
+pub(crate) async fn dump(
+    State(api): State<Api>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let asked = Asked::read(&uri, query::DUMP, fields::EVENT)?;
+    let view = view_of(&api.cache, &asked.freshness).await?;
+    Ok(answer(&view, &headers, || {
+        let pieces = pieces(view.clone(), view.event_ids(), LINES, Form::events(&asked));
+        streamed("application/x-ndjson", pieces)
+    }))
+}
+
+/// A page of a list, with where to find the next in its headers.
+pub(crate) fn page(
+    api: &Api,
+    view: &View,
+    uri: &Uri,
+    headers: &HeaderMap,
+    asked: &Asked,
+    form: Form,
+) -> Response {
+    answer(view, headers, || {
+        let selection = api.order.select(view, &asked.range, asked.only.as_ref());
+        let pieces = pieces(view.clone(), selection.ids, LIST, form);
+        let mut response = streamed("application/json", pieces);
+        if let Some(place) = selection.next {
+            let cursor = query::cursor(place);
+            let link = format!("<{}>; rel=\"next\"", query::next_page(uri, &cursor));
+            for (name, text) in [(NEXT, cursor), (LINK, link)] {
+                // What came in a request can go in a header.
+                if let Ok(value) = HeaderValue::try_from(text) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+        }
+        response
+    })
+}
+
+/// How an event is written.
+#[derive(Debug)]
+pub(crate) struct Form {
+    /// As the event list has it, with these markets; `None` for all there is.
+    inline: Option<InlineMarkets>,
+    only: Option<Only>,
+    fields: Option<Fields>,
+    /// What is cut from.
+    whole: Vec<u8>,
+}
+
+impl Form {
+    fn events(asked: &Asked) -> Form {
+        Form::new(None, asked)
+    }
+
+    pub(crate) fn new(inline: Option<InlineMarkets>, asked: &Asked) -> Form {
+        Form {
+            inline,
+            only: asked.only.clone(),
+            fields: asked.fields.clone(),
+            whole: Vec::new(),
+        }
+    }
+
+    /// Appends an event.
+    fn write(&mut self, event: &CachedEvent, out: &mut Vec<u8>) {
+        let Some(fields) = &self.fields else {
+            return whole(self.inline.as_ref(), event, self.only.as_ref(), None, out);
+        };
+        self.whole.clear();
+        let json = &mut self.whole;
+        whole(
+            self.inline.as_ref(),
+            event,
+            self.only.as_ref(),
+            Some(fields),
+            json,
+        );
+        let before = out.len();
+        if fields.cut(json, out).is_none() {
+            // Never for JSON of ours; an object without fields keeps the list whole.
+            out.truncate(before);
+            out.extend_from_slice(b"{}");
+            tracing::error!(
+                event_id = event.event_id(),
+                "an event's fields could not be cut out"
+            );
+        }
+    }
+}
+
+/// Appends an event with all fields, or at least those.
+fn whole(
+    inline: Option<&InlineMarkets>,
+    event: &CachedEvent,
+    only: Option<&Only>,
+    fields: Option<&Fields>,
+    out: &mut Vec<u8>,
+) {
+    if let Some(inline) = inline {
+        let wanted = |bookmaker: &str, id| only.is_none_or(|only| only.wants(bookmaker, id));
+        return inline.write_event_where(event, wanted, out);
+    }
+    let written = match (only, fields) {
+        (None, None) => serde_json::to_writer(out, event),
+        _ => serde_json::to_writer(
+            out,
+            &Part {
+                event,
+                only,
+                fields,
+            },
+        ),
+    };
+    // Writing into memory does not fail, and no map of an event has a key that is no string.
+    if let Err(error) = written {
+        tracing::error!(event_id = event.event_id(), %error, "an event could not be written as JSON");
+    }
+}
+
+/// An event with some of its snapshots, as [`CachedEvent`] writes itself.
+struct Part<'a> {
+    event: &'a CachedEvent,
+    only: Option<&'a Only>,
+    /// A side of which no field is wanted is left out, rather than written and cut away.
+    fields: Option<&'a Fields>,
+}
+
+impl Serialize for Part<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let event = self.event;
+        let shown = |name: &str| self.fields.is_none_or(|fields| fields.wants(name));
+        let mut fields = serializer.serialize_struct("CachedEvent", 4)?;
+        fields.serialize_field("event_id", &event.event_id())?;
+        fields.serialize_field("kickoff", &event.kickoff())?;
+        if shown("betpawa") {
+            let wanted = |id| self.only.is_none_or(|only| only.wants_own(id));
+            let all = event.betpawa().iter();
+            let wanted = Map(all.filter(|(id, _)| wanted(*id)).collect());
+            fields.serialize_field("betpawa", &wanted)?;
+        }
+        if shown("competitors") {
+            let wanted = |source: &str| self.only.is_none_or(|only| only.wants_competitor(source));
+            let all = event.competitors().iter();
+            let all = all.map(|(source, snapshot)| (source.as_str(), snapshot));
+            let wanted = Map(all.filter(|(source, _)| wanted(source)).collect());
+            fields.serialize_field("competitors", &wanted)?;
+        }
+        fields.end()
+    }
+}
+
+/// Snapshots by what they are called.
+struct Map<'a, K>(Vec<(K, &'a CachedSnapshot)>);
+
+impl<K: Serialize> Serialize for Map<'_, K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, snapshot)| (key, snapshot)))
+    }
+}
+
+/// What stands before, between and after the events of an answer.
+struct Frame {
+    before: &'static str,
+    between: &'static str,
+    after: &'static str,
+}
+
+const LIST: Frame = Frame {
+    before: "[",
+    between: ",",
+    after: "]",
+};
+
+const LINES: Frame = Frame {
+    before: "",
+    between: "\n",
+    after: "\n",
+};
+
+fn streamed(
+    content_type: &'static str,
+    mut pieces: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Response {
+    let beginning = pieces.next();
+    let body = match (beginning, pieces.next()) {
+        (beginning, None) => Body::from(beginning.unwrap_or_default()),
+        // Pulled piece by piece as the client takes them, so a slow one costs the view it holds and two pieces.
+        (beginning, second) => {
+            let pieces = beginning.into_iter().chain(second).chain(pieces);
+            let pieces = stream::unfold(pieces, async |mut pieces| {
+                end_turn().await;
+                let piece = pieces.next()?;
+                Some((Ok::<_, Infallible>(piece), pieces))
+            });
+            // What compresses asks again after the end.
+            Body::from_stream(pieces.fuse())
+        }
+    };
+    ([(CONTENT_TYPE, content_type)], body).into_response()
+}
+
+/// Others on this thread first: a client that is quick, or an answer that compresses well, would have all of it made in
+/// one go.
+///
+/// What compresses polls again at once when it has something to pass on, which is when a plain yield is over. A budget that
+/// is spent is given anew only by the scheduler.
+async fn end_turn() {
+    // Without a scheduler it never ends; with one it is 128.
+    for _ in 0..1024 {
+        if !coop::has_budget_remaining() {
+            break;
+        }
+        coop::consume_budget().await;
+    }
+    coop::consume_budget().await;
+}
+
+fn pieces(
+    view: View,
+    ids: Vec<i64>,
+    frame: Frame,
+    mut form: Form,
+) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let mut ids = ids.into_iter();
+    let mut first = true;
+    let mut done = false;
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let mut piece = Vec::with_capacity(PIECE_BYTES + PIECE_BYTES / 2);
+        let mut work = 0;
+        while piece.len() < PIECE_BYTES && work < PIECE_WORK_BYTES {
+            let Some(id) = ids.next() else {
+                piece.extend_from_slice(if first { frame.before } else { "" }.as_bytes());
+                // An empty dump has no line.
+                let is_nothing = first && frame.before.is_empty();
+                piece.extend_from_slice(if is_nothing { "" } else { frame.after }.as_bytes());
+                done = true;
+                break;
+            };
+            if let Some(event) = view.event(id) {
+                let separator = if first { frame.before } else { frame.between };
+                piece.extend_from_slice(separator.as_bytes());
+                first = false;
+                form.write(event, &mut piece);
+                work += form.whole.len();
+            }
+        }
+        // Of each event there is at least a brace: no piece is empty before the end.
+        (!piece.is_empty()).then(|| Bytes::from(piece))
+    })
+}

@@ -1,0 +1,287 @@
+//! The whole event list with inline odds, made once for all who ask.
+//!
+//! Most ask for all of it, and of one view it is the same for all of them: it is made once, compressed once by each
+//! encoding that is asked for, and they share the bytes. One at a time makes a form of it, from the newest view there is:
+//! whoever waits meanwhile is served by that one, however quickly views follow each other.
+//!
+//! Held are the newest list that was asked for and its compressed forms, with their views, and older ones until nobody
+//! reads them. Where those weigh too much, since many take theirs slowly, the list too goes out piece by piece from the view.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{body::Bytes, http::StatusCode, response::Response};
+use oddscache::{EventList, InlineMarkets, OddsCache, View};
+use tokio::{sync::OwnedMutexGuard, task::spawn_blocking};
+
+use super::encoding::Encoding;
+use crate::server::http::problem::problem;
+
+/// Lists that are not the newest any more, and are still being read, may weigh so much together before another is made.
+const OLD_BYTES: usize = 32 << 20;
+
+/// The whole list in all its forms.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    plain: Newest<EventList>,
+    gzip: Newest<()>,
+    zstd: Newest<()>,
+    /// Bytes of all lists that somebody holds.
+    held: Arc<AtomicUsize>,
+    /// See [`OLD_BYTES`].
+    most_old: usize,
+}
+
+/// The newest list in one form.
+#[derive(Debug)]
+struct Newest<Maker> {
+    /// Locked by who makes the next.
+    maker: Arc<tokio::sync::Mutex<Maker>>,
+    /// Locked to take or put one reference.
+    list: Mutex<Option<Arc<Made>>>,
+}
+
+/// The list of one view in one form.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) view: View,
+    bytes: Bytes,
+    held: Arc<AtomicUsize>,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+/// What an answer's body holds, so that it counts until it was sent.
+pub(crate) struct Owner(pub(crate) Arc<Made>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
+
+impl<Maker> Newest<Maker> {
+    fn new(maker: Maker) -> Newest<Maker> {
+        Newest {
+            maker: Arc::new(tokio::sync::Mutex::new(maker)),
+            list: Mutex::default(),
+        }
+    }
+
+    fn newest(&self) -> Option<Arc<Made>> {
+        self.list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn not_before(&self, version: u64) -> Option<Arc<Made>> {
+        self.newest().filter(|made| made.view.version() >= version)
+    }
+
+    fn bytes(&self) -> usize {
+        self.newest().map_or(0, |made| made.bytes.len())
+    }
+
+    /// Waits for the turn to make the next one; `Err` has the one that was made meanwhile, if that will do.
+    async fn turn(&self, version: u64) -> Result<OwnedMutexGuard<Maker>, Arc<Made>> {
+        if let Some(made) = self.not_before(version) {
+            return Err(made);
+        }
+        let turn = Arc::clone(&self.maker).lock_owned().await;
+        self.not_before(version).map_or(Ok(turn), Err)
+    }
+
+    fn put(&self, made: Made) -> Arc<Made> {
+        let made = Arc::new(made);
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        *list = Some(Arc::clone(&made));
+        made
+    }
+}
+
+impl Lists {
+    pub(crate) fn new(inline: InlineMarkets) -> Lists {
+        Lists {
+            plain: Newest::new(EventList::of(inline)),
+            gzip: Newest::new(()),
+            zstd: Newest::new(()),
+            held: Arc::default(),
+            most_old: OLD_BYTES,
+        }
+    }
+
+    /// The list of this version or a newer one, as it goes to a client; `None` if too many old ones are being read.
+    pub(crate) async fn of(
+        self: &Arc<Lists>,
+        cache: &OddsCache,
+        version: u64,
+        encoding: Option<Encoding>,
+    ) -> Result<Option<Arc<Made>>, Response> {
+        let Some(encoding) = encoding else {
+            return self.plain(cache, version).await;
+        };
+        let turn = match self.compressed(encoding).turn(version).await {
+            Ok(turn) => turn,
+            Err(made) => return Ok(Some(made)),
+        };
+        // The newest, for all who wait by now.
+        let Some(plain) = self.plain(cache, cache.view().version()).await? else {
+            return Ok(None);
+        };
+        let lists = Arc::clone(self);
+        let made = spawn_blocking(move || {
+            let _turn = turn;
+            let bytes = encoding.encode(&plain.bytes)?;
+            let made = lists.made(plain.view.clone(), bytes.into());
+            std::io::Result::Ok(lists.compressed(encoding).put(made))
+        });
+        let made = made.await.map_err(|error| failed(&error))?;
+        made.map(Some).map_err(|error| failed(&error))
+    }
+
+    async fn plain(
+        self: &Arc<Lists>,
+        cache: &OddsCache,
+        version: u64,
+    ) -> Result<Option<Arc<Made>>, Response> {
+        let mut renderer = match self.plain.turn(version).await {
+            Ok(renderer) => renderer,
+            Err(made) => return Ok(Some(made)),
+        };
+        if self.is_crowded() {
+            return Ok(None);
+        }
+        // The newest, for all who wait by now.
+        let (lists, view) = (Arc::clone(self), cache.view());
+        let made = spawn_blocking(move || {
+            let json = renderer.render(&view);
+            lists.plain.put(lists.made(view, json))
+        });
+        made.await.map(Some).map_err(|error| failed(&error))
+    }
+
+    /// Keeps the next list from being made for as long as the guard is held.
+    #[cfg(test)]
+    pub(crate) async fn hold_up(&self) -> OwnedMutexGuard<EventList> {
+        Arc::clone(&self.plain.maker).lock_owned().await
+    }
+
+    fn compressed(&self, encoding: Encoding) -> &Newest<()> {
+        match encoding {
+            Encoding::Gzip => &self.gzip,
+            Encoding::Zstd => &self.zstd,
+        }
+    }
+
+    fn made(&self, view: View, bytes: Bytes) -> Made {
+        self.held.fetch_add(bytes.len(), Ordering::Relaxed);
+        Made {
+            view,
+            bytes,
+            held: Arc::clone(&self.held),
+        }
+    }
+
+    /// Whether the old ones that are being read weigh too much for another to become old.
+    fn is_crowded(&self) -> bool {
+        let newest = self.plain.bytes() + self.gzip.bytes() + self.zstd.bytes();
+        let held = self.held.load(Ordering::Relaxed);
+        held.saturating_sub(newest) > self.most_old
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> Response {
+    tracing::error!(%error, "the event list could not be made");
+    problem(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the event list could not be made; the log says why",
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeSet;
+
+    use chrono::{DateTime, TimeDelta, Utc};
+    use futures_util::{FutureExt, future::join_all};
+    use oddscache::{SnapshotInput, Writer};
+
+    use super::*;
+
+    /// Publishes a view that is newer than those with smaller numbers.
+    pub(crate) fn publish(writer: &mut Writer, number: i64) {
+        let snapshot = SnapshotInput {
+            snapshot_id: number,
+            event_id: 7,
+            bookmaker_id: 1,
+            captured_at: DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(number),
+            last_confirmed_at: None,
+            markets: vec![],
+        };
+        writer.put_betpawa_snapshot(&snapshot, None);
+        writer.publish();
+    }
+
+    fn lists() -> Lists {
+        Lists::new(InlineMarkets::new([("3743", None)]))
+    }
+
+    /// However many views follow each other while one is made.
+    #[tokio::test]
+    async fn all_who_wait_are_served_by_one_list() {
+        let (cache, mut writer) = OddsCache::detached();
+        let lists = Arc::new(lists());
+        let mut number = 0;
+        for encoding in [None, Some(Encoding::Gzip), Some(Encoding::Zstd)] {
+            let busy = lists.hold_up().await;
+            let mut waiting = Vec::new();
+            for _ in 0..50 {
+                number += 1;
+                publish(&mut writer, number);
+                let (lists, cache) = (Arc::clone(&lists), cache.clone());
+                let version = cache.view().version();
+                let mut asking = Box::pin(async move { lists.of(&cache, version, encoding).await });
+                assert!((&mut asking).now_or_never().is_none());
+                waiting.push(asking);
+            }
+            drop(busy);
+            let served = join_all(waiting).await.into_iter();
+            let served: Vec<_> = served.map(|made| made.unwrap().unwrap()).collect();
+            let different: BTreeSet<_> = served.iter().map(Arc::as_ptr).collect();
+            assert_eq!(different.len(), 1, "{encoding:?}");
+            assert_eq!(served[0].view.version(), cache.view().version());
+        }
+    }
+
+    #[tokio::test]
+    async fn old_lists_that_are_read_are_bounded() {
+        let (cache, mut writer) = OddsCache::detached();
+        let lists = Arc::new(Lists {
+            most_old: 1000,
+            ..lists()
+        });
+        for encoding in [None, Some(Encoding::Gzip)] {
+            let mut slow = Vec::new();
+            for number in 1..=100 {
+                publish(&mut writer, number);
+                let version = cache.view().version();
+                let made = lists.of(&cache, version, encoding).await.unwrap();
+                slow.extend(made.map(|made| Bytes::from_owner(Owner(made))));
+            }
+            assert!((3..30).contains(&slow.len()), "{} are held", slow.len());
+            let held = lists.held.load(Ordering::Relaxed);
+            assert!((1000..2000).contains(&held), "{held} bytes");
+            // Those that are done make room.
+            drop(slow);
+            let version = cache.view().version();
+            assert!(lists.of(&cache, version, encoding).await.unwrap().is_some());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What answers under `/v1`.
+
+pub(super) mod changes;
+pub(super) mod encoding;
+pub(super) mod events;
+pub(super) mod fields;
+mod ids;
+pub(super) mod list;
+pub(super) mod lists;
+pub(super) mod query;
+pub(super) mod select;
+pub(super) mod state;
+pub(super) mod view;

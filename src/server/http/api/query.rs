@@ -1,0 +1,429 @@
+//! What a request asks for in its query. Each parameter is known, given once, and of its kind, or the answer is 400 with
+//! a sentence that says what to do.
+
+use std::time::Duration;
+
+use axum::{extract::Query, http::Uri};
+use chrono::{DateTime, Utc};
+use oddscache::{CachedEvent, View};
+
+use super::{
+    fields::{Field, Fields},
+    ids,
+};
+use crate::server::http::problem::Refusal;
+
+/// A wait without `timeout` ends after this, and none may be longer than the other.
+const WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// More events than this are not given at a time where a number is given.
+const MOST_EVENTS: usize = 1_000;
+
+/// So much of a wrong name or value is told back.
+const TOLD_BACK: usize = 40;
+
+/// The parameters of a path.
+pub(crate) type Names = &'static [&'static str];
+
+/// Of all events, line by line.
+pub(crate) const DUMP: Names = &["max_age", "wait_for", "timeout"];
+/// Of one event.
+pub(crate) const EVENT: Names = &[
+    "max_age",
+    "wait_for",
+    "timeout",
+    "bookmaker",
+    "source",
+    "fields",
+];
+/// Of a list of events.
+pub(crate) const EVENTS: Names = &[
+    "ids",
+    "from",
+    "to",
+    "limit",
+    "after",
+    "bookmaker",
+    "source",
+    "fields",
+    "max_age",
+    "wait_for",
+    "timeout",
+];
+/// Of a stream of changes.
+pub(crate) const CHANGES: Names = &["odds"];
+
+/// What is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) freshness: Freshness,
+    pub(crate) range: Range,
+    /// Of which bookmaker or source, if not of all.
+    pub(crate) only: Option<Only>,
+    /// What of each event, if not all.
+    pub(crate) fields: Option<Fields>,
+    /// Whether changes come with the new odds.
+    pub(crate) odds: bool,
+}
+
+/// How fresh the view must be that an answer is made from.
+#[derive(Debug, Default)]
+pub(crate) struct Freshness {
+    /// A transaction that the view must contain: read-your-writes.
+    pub(crate) wait_for: Option<u64>,
+    /// For how long to wait for it.
+    timeout: Option<Duration>,
+    /// How long ago it may have been proven current.
+    pub(crate) max_age: Option<Duration>,
+}
+
+impl Freshness {
+    /// For how long to wait, at most.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(WAIT)
+    }
+
+    /// Whether a view is young enough.
+    pub(crate) fn allows(&self, view: &View) -> bool {
+        self.max_age.is_none_or(|max_age| view.age() <= max_age)
+    }
+}
+
+/// Which of the events.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Range {
+    /// Ascending, each once.
+    pub(crate) ids: Option<Vec<i64>>,
+    /// Kickoffs from this on.
+    pub(crate) from: Option<DateTime<Utc>>,
+    /// Kickoffs before this.
+    pub(crate) to: Option<DateTime<Utc>>,
+    /// Those that come after this place in the list.
+    pub(crate) after: Option<Place>,
+    /// So many of them at most.
+    pub(crate) limit: Option<usize>,
+}
+
+/// Where an event stands in a list: by kickoff, then id. Stays right whatever comes and goes around it.
+pub(crate) type Place = (Option<DateTime<Utc>>, i64);
+
+/// A place, as clients are to give it back.
+pub(crate) fn cursor((kickoff, event_id): Place) -> String {
+    match kickoff {
+        Some(kickoff) => format!("{}.{event_id}", kickoff.timestamp_micros()),
+        None => format!("none.{event_id}"),
+    }
+}
+
+fn place(cursor: &str) -> Option<Place> {
+    let (kickoff, event_id) = cursor.split_once('.')?;
+    let kickoff = match kickoff {
+        "none" => None,
+        micros => Some(DateTime::from_timestamp_micros(micros.parse().ok()?)?),
+    };
+    Some((kickoff, event_id.parse().ok()?))
+}
+
+/// Of whom snapshots are wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Only {
+    /// One bookmaker of `odds_snapshots`.
+    Bookmaker(i64),
+    /// `betpawa` for all of those, or a competitor.
+    Source(String),
+}
+
+/// How the snapshots of `odds_snapshots` are called among the sources.
+const OWN: &str = "betpawa";
+
+impl Only {
+    /// Whether it is this snapshot of `odds_snapshots`.
+    pub(crate) fn wants_own(&self, bookmaker_id: i64) -> bool {
+        match self {
+            Only::Bookmaker(wanted) => bookmaker_id == *wanted,
+            Only::Source(wanted) => wanted == OWN,
+        }
+    }
+
+    /// Whether it is this competitor.
+    pub(crate) fn wants_competitor(&self, source: &str) -> bool {
+        matches!(self, Only::Source(wanted) if wanted == source)
+    }
+
+    /// Whether it is what the event list calls so.
+    pub(crate) fn wants(&self, bookmaker: &str, bookmaker_id: i64) -> bool {
+        match bookmaker {
+            OWN => self.wants_own(bookmaker_id),
+            source => self.wants_competitor(source),
+        }
+    }
+
+    /// Whether an event has any of it.
+    pub(crate) fn is_in(&self, event: &CachedEvent) -> bool {
+        match self {
+            Only::Bookmaker(id) => event.betpawa().get(*id).is_some(),
+            Only::Source(source) if source == OWN => !event.betpawa().is_empty(),
+            Only::Source(source) => event.competitors().get(source).is_some(),
+        }
+    }
+}
+
+impl Asked {
+    /// Whether it is all of all events.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.range == Range::default() && self.only.is_none() && self.fields.is_none()
+    }
+
+    /// Reads the query of `uri`, which may have the parameters `names`, and `fields` of a `shape`; or says what is
+    /// wrong.
+    pub(crate) fn read(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Asked, Refusal> {
+        Asked::parse(uri, names, shape).map_err(Refusal)
+    }
+
+    fn parse(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Asked, String> {
+        let mut asked = Asked::default();
+        let mut seen: Vec<&str> = Vec::new();
+        for (name, value) in pairs(uri)? {
+            let Some(name) = names.iter().find(|known| **known == name) else {
+                let known = names.join(", ");
+                let name = told_back(&name);
+                return Err(format!(
+                    "there is no parameter {name} here; there are {known}"
+                ));
+            };
+            if seen.contains(name) {
+                return Err(format!("{name} is given twice"));
+            }
+            seen.push(name);
+            asked.set(name, &value, shape)?;
+        }
+        if seen.contains(&"bookmaker") && seen.contains(&"source") {
+            return Err("give bookmaker or source, not both".to_owned());
+        }
+        let Range { from, to, .. } = &asked.range;
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
+        {
+            return Err("from is after to: no kickoff lies between".to_owned());
+        }
+        Ok(asked)
+    }
+
+    fn set(
+        &mut self,
+        name: &'static str,
+        value: &str,
+        shape: &'static [Field],
+    ) -> Result<(), String> {
+        let wrong = |how: &str| Err(format!("{name} is {how}, not {}", told_back(value)));
+        match name {
+            "ids" => self.range.ids = Some(ids::parse(value)?),
+            "from" | "to" => match DateTime::parse_from_rfc3339(value) {
+                Ok(time) if name == "from" => self.range.from = Some(time.to_utc()),
+                Ok(time) => self.range.to = Some(time.to_utc()),
+                Err(_) => {
+                    return wrong("a time such as 2026-01-31T18:00:00Z (write a + as %2B)");
+                }
+            },
+            "limit" => match value.parse() {
+                Ok(limit @ 1..=MOST_EVENTS) => self.range.limit = Some(limit),
+                _ => return wrong(&format!("a number of events from 1 to {MOST_EVENTS}")),
+            },
+            "after" => match place(value) {
+                Some(place) => self.range.after = Some(place),
+                None => return wrong("what oddscache-next said in the answer before"),
+            },
+            "bookmaker" => match value.parse() {
+                Ok(id) => self.only = Some(Only::Bookmaker(id)),
+                Err(_) => return wrong("a bookmaker's id, a whole number"),
+            },
+            "source" if value.is_empty() => return wrong("betpawa, or a competitor's name"),
+            "source" => self.only = Some(Only::Source(value.to_owned())),
+            "fields" => self.fields = Some(Fields::read(value, shape)?),
+            "odds" => match value {
+                "true" => self.odds = true,
+                "false" => self.odds = false,
+                _ => return wrong("true or false"),
+            },
+            "wait_for" => match value.parse() {
+                Ok(xid) => self.freshness.wait_for = Some(xid),
+                Err(_) => return wrong("what pg_current_xact_id() said, a whole number"),
+            },
+            // Without a unit there is one number that would be taken.
+            "max_age" | "timeout" if value == "0" => {
+                return wrong("a time with its unit, such as 0s");
+            }
+            "max_age" | "timeout" => match humantime::parse_duration(value) {
+                Ok(time) if name == "max_age" => self.freshness.max_age = Some(time),
+                Ok(time) if time <= LONGEST_WAIT => self.freshness.timeout = Some(time),
+                Ok(_) => return Err(format!("timeout is at most {} s", LONGEST_WAIT.as_secs())),
+                Err(_) => return wrong("a time with its unit, such as 500ms or 2s"),
+            },
+            name => return Err(format!("{name} means nothing here")),
+        }
+        Ok(())
+    }
+}
+
+/// Names and values, decoded.
+fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, String> {
+    match Query::try_from_uri(uri) {
+        Ok(Query(pairs)) => Ok(pairs),
+        Err(error) => Err(error.body_text()),
+    }
+}
+
+/// Path and query of the same request for what comes after `cursor`. What it waited for has been there.
+pub(crate) fn next_page(uri: &Uri, cursor: &str) -> String {
+    let raw = uri.query().unwrap_or_default().split('&');
+    let raw = raw.filter(|pair| !pair.is_empty());
+    // The same pairs, but decoded.
+    let names = pairs(uri).unwrap_or_default();
+    let kept = raw.zip(&names).filter(|(_, (name, _))| {
+        let once = ["after", "wait_for", "timeout"];
+        !once.contains(&name.as_str())
+    });
+    let mut next = format!("{}?", uri.path());
+    for (pair, _) in kept {
+        next.push_str(pair);
+        next.push('&');
+    }
+    next.push_str("after=");
+    next.push_str(cursor);
+    next
+}
+
+/// The beginning of what a client wrote, quoted.
+fn told_back(text: &str) -> String {
+    let mut beginning: String = text.chars().take(TOLD_BACK).collect();
+    if beginning.len() < text.len() {
+        beginning.push_str("...");
+    }
+    format!("{beginning:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::server::http::api::fields;
+
+    fn read(query: &str) -> Result<Asked, String> {
+        let uri = format!("/v1/events?{query}").parse().expect("a URI");
+        Asked::parse(&uri, EVENTS, fields::EVENT)
+    }
+
+    #[test]
+    fn a_query_is_read() {
+        let asked = read(
+            "ids=3,1&from=2026-01-31T18:00:00Z&to=2026-01-31T20:00:00%2B01:00&limit=2&after=5.-7&source=bet9ja\
+             &max_age=2s&wait_for=9&timeout=1s&fields=event_id",
+        )
+        .unwrap();
+        let range = &asked.range;
+        assert_eq!(range.ids, Some(vec![1, 3]));
+        assert_eq!(
+            range.to.unwrap() - range.from.unwrap(),
+            chrono::TimeDelta::hours(1)
+        );
+        assert_eq!(range.limit, Some(2));
+        let five = DateTime::from_timestamp_micros(5).unwrap();
+        assert_eq!(range.after, Some((Some(five), -7)));
+        assert_eq!(asked.only, Some(Only::Source("bet9ja".to_owned())));
+        assert_eq!(asked.freshness.wait_for, Some(9));
+        assert_eq!(asked.freshness.timeout(), Duration::from_secs(1));
+        assert_eq!(asked.freshness.max_age, Some(Duration::from_secs(2)));
+        assert!(asked.fields.is_some() && !asked.odds);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (query, word) in [
+            ("id=1", "no parameter \"id\""),
+            ("odds=true", "no parameter"),
+            ("limit=1&limit=1", "twice"),
+            ("limit=0", "1 to 1000"),
+            ("limit=1001", "1 to 1000"),
+            ("limit=", "1 to 1000"),
+            ("from=today", "a time such as"),
+            ("from=2026-01-31T18:00:00+01:00", "%2B"),
+            (
+                "from=2026-01-31T18:00:00Z&to=2026-01-31T17:00:00Z",
+                "after to",
+            ),
+            ("after=x", "oddscache-next"),
+            ("after=99999999999999999999.1", "oddscache-next"),
+            ("after=9223372036854775807.1", "oddscache-next"),
+            ("bookmaker=x", "bookmaker's id"),
+            ("source=", "competitor's name"),
+            ("bookmaker=1&source=betpawa", "not both"),
+            ("fields=x", "event_id"),
+            ("max_age=5", "unit"),
+            ("timeout=0", "unit"),
+            ("timeout=1h", "at most 30 s"),
+            ("wait_for=-1", "pg_current_xact_id"),
+            ("ids=1,x", "whole numbers"),
+        ] {
+            let sentence = read(query).unwrap_err();
+            assert!(sentence.contains(word), "{query}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_asks_for_the_same() {
+        let uri = "/v1/list?limit=2&&%61fter=4.4&fields=event_id%2Ckickoff&wait_for=7"
+            .parse()
+            .unwrap();
+        assert_eq!(
+            next_page(&uri, "5.6"),
+            "/v1/list?limit=2&fields=event_id%2Ckickoff&after=5.6"
+        );
+        assert_eq!(
+            next_page(&"/v1/list".parse().unwrap(), "5.6"),
+            "/v1/list?after=5.6"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_cursor_names_its_place(
+            micros in proptest::option::of(-8_000_000_000_000_000_000..8_000_000_000_000_000_000i64),
+            id: i64,
+        ) {
+            let kickoff = micros.map(|micros| DateTime::from_timestamp_micros(micros).unwrap());
+            prop_assert_eq!(place(&cursor((kickoff, id))), Some((kickoff, id)));
+        }
+
+        /// Whatever is asked: no panic, and a refusal is a sentence of a bearable length.
+        #[test]
+        fn any_query_is_read_or_refused_with_a_sentence(
+            pairs in proptest::collection::vec((
+                prop_oneof![
+                    5 => proptest::sample::select(EVENTS),
+                    1 => proptest::sample::select(vec!["odds", "%61fter", ""]),
+                ],
+                prop_oneof![
+                    "[0-9a-zA-Z.,:+%_-]{0,12}",
+                    "[!$'()*+,./0-9:;=?@A-Z\\[\\]_a-z~|{}%\"-]{0,200}",
+                    "(-?[0-9]{1,20}|none)\\.-?[0-9]{1,20}",
+                    "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|%2B[0-9]{2}:00)",
+                    "(event_id|kickoff|betpawa|competitors|markets|outcomes|odds|\\.|,|%2C){0,9}",
+                    "[0-9]{1,20}(ms|s|m|h|y|years)?",
+                ],
+            ), 0..6),
+            names in proptest::sample::select(vec![DUMP, EVENT, EVENTS, CHANGES]),
+        ) {
+            let query: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let Ok(uri) = format!("/v1/x?{}", query.join("&")).parse::<Uri>() else { return Ok(()) };
+            match Asked::parse(&uri, names, fields::EVENT) {
+                Ok(_) => {
+                    let next = next_page(&uri, "1.2").parse::<Uri>();
+                    prop_assert!(next.is_ok(), "{next:?}");
+                }
+                Err(sentence) => prop_assert!((10..1000).contains(&sentence.len()), "{sentence}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What the handlers of all paths share.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use oddscache::{InlineMarkets, OddsCache};
+
+use super::{changes::Hub, lists::Lists, select::Order};
+use crate::server::http::metrics::Requests;
+
+/// What the answers are made from. Clones cheaply.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    pub(crate) cache: OddsCache,
+    pub(crate) hub: Hub,
+    pub(crate) requests: Requests,
+    pub(crate) inline: InlineMarkets,
+    pub(crate) lists: Arc<Lists>,
+    pub(crate) order: Arc<Order>,
+}
+
+impl FromRef<Api> for OddsCache {
+    fn from_ref(api: &Api) -> OddsCache {
+        api.cache.clone()
+    }
+}

@@ -1,0 +1,41 @@
+//! The view that an answer is made from.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use oddscache::{Error, OddsCache, View};
+use serde_json::json;
+
+use super::query::Freshness;
+use crate::server::http::{cut, problem::for_now};
+
+/// The view to answer from, or 503.
+pub(crate) async fn view(cache: &OddsCache, freshness: &Freshness) -> Result<View, Response> {
+    if !cache.is_warm() {
+        return Err(unavailable(
+            format!("not warm yet: {}", cache.status()),
+            age_ms(cache),
+        ));
+    }
+    let stale = |error: Error| unavailable(error.to_string(), age_ms(cache));
+    if let Some(xid) = freshness.wait_for {
+        let shown = cache.wait_for(xid, freshness.timeout()).await;
+        shown.map_err(stale)?;
+    }
+    match freshness.max_age {
+        Some(max_age) => cache.view_within(max_age).map_err(stale),
+        None => Ok(cache.view()),
+    }
+}
+
+fn unavailable(message: String, age_ms: Option<u64>) -> Response {
+    let answer = Json(json!({ "error": message, "age_ms": age_ms }));
+    for_now((StatusCode::SERVICE_UNAVAILABLE, answer).into_response())
+}
+
+/// Of the newest view, once there is one.
+pub(crate) fn age_ms(cache: &OddsCache) -> Option<u64> {
+    cache.is_warm().then(|| cut::age_ms(&cache.view()))
+}

@@ -1,0 +1,293 @@
+//! Who may ask: anybody, or whoever sends one of the tokens.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, ensure};
+use arc_swap::ArcSwapOption;
+use axum::http::{HeaderMap, header::AUTHORIZATION};
+use oddscache::Error;
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::server::paths;
+
+/// A token of fewer bytes can be guessed.
+const FEWEST_BYTES: usize = 16;
+/// More is no token, but some other file.
+const MOST_FILE_BYTES: u64 = 64 * 1024;
+
+/// What asks for no token: whether it lives, and the page, which asks its reader for one.
+fn is_free(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/") || path.starts_with("/page/")
+}
+
+/// A bearer token, never to be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    /// What stands in the header `Authorization`.
+    pub(crate) fn header(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+}
+
+impl std::str::FromStr for Token {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Token, String> {
+        let text = text.trim();
+        if text.len() < FEWEST_BYTES {
+            return Err(format!("a token has at least {FEWEST_BYTES} characters"));
+        }
+        // As RFC 6750 has it: others do not survive a header.
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+        if !text.bytes().all(fits) {
+            return Err(
+                "a token has letters, digits and -._~+/= only, as `openssl rand -hex 32` makes one"
+                    .to_owned(),
+            );
+        }
+        Ok(Token(text.to_owned()))
+    }
+}
+
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Access to the HTTP server")]
+pub(crate) struct AccessArguments {
+    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by the
+    /// environment or by a file, for arguments can be seen by other users
+    #[arg(
+        long,
+        env = "ODDSCACHE_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    token: Option<Secret>,
+    /// The same from a file that only its owner may read: one token a line, any of which will do. SIGHUP reads it again
+    #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE", value_parser = paths::path())]
+    token_file: Option<PathBuf>,
+}
+
+/// Text of which nothing is checked while the command line is read, for what is wrong there is printed.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// # Errors
+    /// Says what a token is, without this one. An empty variable says nothing.
+    pub(crate) fn token(&self) -> Result<Option<Token>, Error> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let token = self
+            .0
+            .parse()
+            .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")));
+        token.map(Some)
+    }
+}
+
+/// Cheap to clone; clones see what is read again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Access {
+    arguments: AccessArguments,
+    tokens: Arc<ArcSwapOption<Vec<Token>>>,
+}
+
+impl Access {
+    /// # Errors
+    /// Names the file that cannot be read, or the line that is no token.
+    pub(crate) fn new(arguments: AccessArguments) -> anyhow::Result<Access> {
+        let access = Access {
+            arguments,
+            tokens: Arc::default(),
+        };
+        access.read_again()?;
+        Ok(access)
+    }
+
+    /// Whether a token is asked for.
+    pub(crate) fn is_restricted(&self) -> bool {
+        self.tokens.load().is_some()
+    }
+
+    /// Reads the file again. Where that fails the tokens stay those they were.
+    pub(crate) fn read_again(&self) -> anyhow::Result<()> {
+        let token = self
+            .arguments
+            .token
+            .as_ref()
+            .map_or(Ok(None), Secret::token);
+        let mut tokens: Vec<Token> = token?.into_iter().collect();
+        if let Some(path) = paths::given(&self.arguments.token_file) {
+            tokens.extend(read(path).with_context(|| format!("--token-file {}", path.display()))?);
+        }
+        self.tokens
+            .store((!tokens.is_empty()).then(|| Arc::new(tokens)));
+        Ok(())
+    }
+
+    /// Whether a request for `path` with these headers is to be answered. Takes as long for any wrong token of a length.
+    pub(crate) fn allows(&self, path: &str, headers: &HeaderMap) -> bool {
+        let tokens = self.tokens.load();
+        let Some(tokens) = tokens.as_ref() else {
+            return true;
+        };
+        is_free(path) || sent(headers).is_some_and(|sent| is_one_of(tokens, sent))
+    }
+}
+
+/// What the header says after `Bearer`.
+fn sent(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then_some(token.trim_ascii())
+}
+
+fn is_one_of(tokens: &[Token], sent: &[u8]) -> bool {
+    let none = Choice::from(0);
+    let found = tokens
+        .iter()
+        .fold(none, |found, token| found | token.0.as_bytes().ct_eq(sent));
+    found.into()
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<Token>> {
+    let size = std::fs::metadata(path)?.len();
+    ensure!(
+        size <= MOST_FILE_BYTES,
+        "{size} bytes: that is no file of tokens"
+    );
+    let text = std::fs::read_to_string(path)?;
+    warn_if_open(path);
+    let mut tokens = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if !line.is_empty() && !line.starts_with('#') {
+            let token = line.parse().map_err(anyhow::Error::msg);
+            tokens.push(token.with_context(|| format!("line {}", number + 1))?);
+        }
+    }
+    ensure!(
+        !tokens.is_empty(),
+        "there is no token in it: write one a line, as `openssl rand -hex 32` makes one"
+    );
+    Ok(tokens)
+}
+
+/// Says so if others than the owner and the group may read a secret. Not refused: where containers get their secrets as
+/// files, these are often readable by all, and all is us alone.
+pub(crate) fn warn_if_open(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o007 != 0) {
+        tracing::warn!(path = %path.display(), "every user of this machine can read this secret: chmod o= it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(tokens: &[&str]) -> Access {
+        let access = Access::default();
+        let tokens = tokens.iter().map(|token| token.parse().unwrap()).collect();
+        access.tokens.store(Some(Arc::new(tokens)));
+        access
+    }
+
+    fn headers(value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn only_whoever_sends_one_of_the_tokens_is_allowed() {
+        let (one, two) = ("0123456789abcdef", "fedcba9876543210-._~+/=");
+        let access = access(&[one, two]);
+        for token in [one, two] {
+            for value in [format!("Bearer {token}"), format!("bearer  {token} ")] {
+                assert!(access.allows("/v1/events", &headers(&value)), "{value}");
+            }
+        }
+        for wrong in [
+            "Bearer",
+            "Bearer ",
+            "Bearer 0123456789abcdeX",
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdef0",
+            "Basic 0123456789abcdef",
+            one,
+        ] {
+            assert!(!access.allows("/v1/events", &headers(wrong)), "{wrong}");
+        }
+        assert!(!access.allows("/metrics", &HeaderMap::new()));
+        assert!(!access.allows("/pages", &HeaderMap::new()));
+        for free in ["/livez", "/readyz", "/", "/page/board.js"] {
+            assert!(access.allows(free, &HeaderMap::new()), "{free}");
+        }
+        assert!(Access::default().allows("/metrics", &HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let token: Token = "0123456789abcdef".parse().unwrap();
+        assert_eq!(format!("{token:?}"), "Token");
+        for wrong in ["short", "with a space in it, and long"] {
+            let error = wrong.parse::<Token>().unwrap_err();
+            assert!(!error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_again_and_stay_what_they_were_if_that_fails() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two) = ("0123456789abcdef", "fedcba9876543210");
+        let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+        write(&format!("# of the board\n{one}\n\n"));
+        let arguments = AccessArguments {
+            token: None,
+            token_file: Some(file.path().to_owned()),
+        };
+        let access = Access::new(arguments).unwrap();
+        let allows = |token: &str| access.allows("/metrics", &headers(&format!("Bearer {token}")));
+        assert!(allows(one) && !allows(two));
+        write(&format!("{two}\n"));
+        access.read_again().unwrap();
+        assert!(!allows(one) && allows(two));
+        for (text, word) in [("", "no token"), ("good0123456789abc\nb ad\n", "line 2")] {
+            write(text);
+            let error = format!("{:#}", access.read_again().unwrap_err());
+            assert!(
+                error.contains(word) && error.contains("--token-file"),
+                "{error}"
+            );
+            assert!(allows(two));
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! A connection with bounded patience: it ends with an error where the other side keeps us waiting.
+//!
+//! | we wait for | at most |
+//! |---|---|
+//! | the next request | `idle_timeout` |
+//! | the rest of a request's head | `head_timeout` after its first byte |
+//! | room for more of an answer | `stall_timeout` since some was last taken, and `answer_timeout` since it was asked for |
+//!
+//! While an answer is being made the client waits for us, which is bounded elsewhere (`request_timeout`).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::limits::Limits;
+
+/// What became of connections. All only grow, but for `open`.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Accepted.
+    pub(crate) accepted: AtomicU64,
+    /// Told that there are too many.
+    pub(crate) turned_away: AtomicU64,
+    /// Ended because a head did not come, or nothing was asked for.
+    pub(crate) silent: AtomicU64,
+    /// Ended because an answer was not taken.
+    pub(crate) stalled: AtomicU64,
+    /// Requests without a token that is known.
+    pub(crate) unauthorized: AtomicU64,
+    /// Requests whose answer did not begin in time.
+    pub(crate) overdue: AtomicU64,
+}
+
+/// What is going on on a connection, as far as its patience depends on it.
+#[derive(Debug)]
+pub(crate) struct Activity(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Between a request's head and the end of its answer.
+    under_way: bool,
+    /// When the last answer ended, or the connection began.
+    idle_since: Instant,
+    /// When the first byte of a head came.
+    head_since: Option<Instant>,
+    /// Until when the answer must have been taken; streams have all the time there is.
+    answer_until: Option<Instant>,
+    /// To be woken when the answer ends: hyper, which waits for bytes already, would not look at our timer otherwise.
+    reader: Option<Waker>,
+}
+
+impl Activity {
+    pub(crate) fn new() -> Activity {
+        Activity(Mutex::new(State {
+            under_way: false,
+            idle_since: Instant::now(),
+            head_since: None,
+            answer_until: None,
+            reader: None,
+        }))
+    }
+
+    fn state<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A request's head has come. What is returned must be kept until its answer has ended.
+    pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
+        self.state(|state| {
+            state.under_way = true;
+            state.head_since = None;
+            state.answer_until = Some(Instant::now() + within);
+        });
+        UnderWay(Arc::clone(self))
+    }
+}
+
+/// An answer is being made or sent.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    /// It goes on for as long as its client likes.
+    pub(crate) fn is_stream(&self) {
+        self.0.state(|state| state.answer_until = None);
+    }
+
+    /// The body, with which the answer ends.
+    pub(crate) fn with(self, body: Body) -> Body {
+        Body::new(Tracked {
+            body,
+            _under_way: self,
+        })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // What is left in buffers must still be taken: `answer_until` stays.
+        let reader = self.0.state(|state| {
+            state.under_way = false;
+            state.idle_since = Instant::now();
+            state.reader.take()
+        });
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+struct Tracked {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A timer that is only armed anew where its time changes.
+#[derive(Debug)]
+struct Timer(Pin<Box<Sleep>>);
+
+impl Timer {
+    fn new() -> Timer {
+        Timer(Box::pin(sleep_until(Instant::now())))
+    }
+
+    /// Whether `deadline` is over; else the task is woken then.
+    fn is_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        if self.0.deadline() != deadline {
+            self.0.as_mut().reset(deadline);
+        }
+        self.0.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// See the table above.
+#[derive(Debug)]
+pub(crate) struct Patient<S> {
+    inner: S,
+    activity: Arc<Activity>,
+    limits: Arc<Limits>,
+    tally: Arc<Tally>,
+    reading: Timer,
+    writing: Timer,
+    /// Since when nothing of what is ready was taken.
+    stalled_since: Option<Instant>,
+    /// Whether a write waits; then a flush that has nothing to do says nothing.
+    write_waits: bool,
+    /// What the socket has taken, where there is something between it and us.
+    taken: Arc<AtomicU64>,
+    /// That count when it was looked at last.
+    taken_before: u64,
+}
+
+impl<S> Patient<S> {
+    pub(crate) fn new(
+        inner: S,
+        activity: Arc<Activity>,
+        limits: Arc<Limits>,
+        tally: Arc<Tally>,
+        taken: Arc<AtomicU64>,
+    ) -> Patient<S> {
+        Patient {
+            inner,
+            activity,
+            limits,
+            tally,
+            reading: Timer::new(),
+            writing: Timer::new(),
+            stalled_since: None,
+            write_waits: false,
+            taken,
+            taken_before: 0,
+        }
+    }
+
+    /// Whether the socket has taken more since this was asked last. Below us TLS has data of its own: a flush that is not
+    /// done may have brought the client some.
+    fn has_taken_more(&mut self) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.taken_before, taken) != taken
+    }
+
+    /// After a write: whether the client's time is over.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            if self.stalled_since.take().is_some() {
+                // Back to waiting for a request, perhaps.
+                cx.waker().wake_by_ref();
+            }
+            return result;
+        }
+        if self.has_taken_more() {
+            self.stalled_since = None;
+        }
+        let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        let mut until = since + self.limits.stall_timeout;
+        if let Some(answer_until) = self.activity.state(|state| state.answer_until) {
+            until = until.min(answer_until);
+        }
+        if self.writing.is_over(until, cx) {
+            self.tally.stalled.fetch_add(1, Ordering::Relaxed);
+            return Poll::Ready(Err(late("the client does not take its answer")));
+        }
+        Poll::Pending
+    }
+}
+
+fn late(what: &'static str) -> io::Error {
+    tracing::debug!(reason = what, "a connection is cut off");
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
+        let more = buffer.filled().len() > before;
+        let (limits, stalled) = (&this.limits, this.stalled_since.is_some());
+        let pending = result.is_pending();
+        let until = this.activity.state(|state| {
+            if more && !state.under_way {
+                state.head_since.get_or_insert_with(Instant::now);
+            }
+            if pending && state.under_way {
+                state.reader = Some(cx.waker().clone());
+            }
+            match (state.under_way || stalled, state.head_since) {
+                (true, _) => None,
+                (false, Some(since)) => Some(since + limits.head_timeout),
+                (false, None) => Some(state.idle_since + limits.idle_timeout),
+            }
+        });
+        if pending
+            && let Some(until) = until
+            && this.reading.is_over(until, cx)
+        {
+            this.tally.silent.fetch_add(1, Ordering::Relaxed);
+            return Poll::Ready(Err(late("the client asks for nothing")));
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.write_waits = result.is_pending();
+        self.written(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.write_waits = result.is_pending();
+        self.written(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        // Nothing was waiting to be flushed: that is no progress of a write that waits. All else that waited is taken.
+        match result.is_ready() && self.write_waits {
+            true => result,
+            false => self.written(cx, result),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        Poll::Ready(ready!(self.written(cx, result)))
+    }
+}
+
+/// A socket that counts what it takes.
+#[derive(Debug)]
+pub(crate) struct Counted<S> {
+    inner: S,
+    taken: Arc<AtomicU64>,
+}
+
+impl<S> Counted<S> {
+    pub(crate) fn new(inner: S, taken: Arc<AtomicU64>) -> Counted<S> {
+        Counted { inner, taken }
+    }
+
+    fn count(&self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = result {
+            self.taken.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.count(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.count(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_util::task::noop_waker;
+
+    use super::*;
+
+    /// As TLS does it: takes every write at once, and flushes as the script says: bytes that the socket took meanwhile, and
+    /// whether that was all.
+    struct Buffering {
+        flushes: VecDeque<(u64, bool)>,
+        taken: Arc<AtomicU64>,
+    }
+
+    impl AsyncRead for Buffering {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Buffering {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let (bytes, done) = self.flushes.pop_front().unwrap();
+            self.taken.fetch_add(bytes, Ordering::Relaxed);
+            match done {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn patient(flushes: &[(u64, bool)], stall_timeout: Duration) -> Patient<Buffering> {
+        let taken = Arc::<AtomicU64>::default();
+        let inner = Buffering {
+            flushes: flushes.iter().copied().collect(),
+            taken: Arc::clone(&taken),
+        };
+        let limits = Limits {
+            stall_timeout,
+            ..Limits::default()
+        };
+        let activity = Arc::new(Activity::new());
+        Patient::new(inner, activity, Arc::new(limits), Arc::default(), taken)
+    }
+
+    #[tokio::test]
+    async fn a_stall_ends_when_all_is_flushed() {
+        let mut patient = patient(
+            &[(0, false), (0, false), (9, true)],
+            Duration::from_secs(60),
+        );
+        let (waker, mut flushed) = (noop_waker(), Vec::new());
+        for _ in 0..3 {
+            let mut cx = Context::from_waker(&waker);
+            let result = Pin::new(&mut patient).poll_flush(&mut cx);
+            flushed.push((result.is_ready(), patient.stalled_since.is_some()));
+        }
+        assert_eq!(flushed, [(false, true), (false, true), (true, false)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_some_of_a_flush_has_not_stalled() {
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let script = [(0, false), (1, false), (1, false), (0, false)];
+        let mut patient = patient(&script, Duration::from_secs(1));
+        for _ in 0..3 {
+            assert!(Pin::new(&mut patient).poll_flush(&mut cx).is_pending());
+            // As if the stall had begun earlier.
+            *patient.stalled_since.as_mut().unwrap() -= Duration::from_secs(5);
+        }
+        let result = Pin::new(&mut patient).poll_flush(&mut cx);
+        assert!(matches!(result, Poll::Ready(Err(_))), "{result:?}");
+    }
+}

@@ -1,0 +1,69 @@
+//! What the system says of this process, under the names that all of Prometheus' clients use. Linux; elsewhere nothing.
+
+use std::{
+    fs,
+    sync::LazyLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::text::Text;
+
+/// What times in `/proc` are counted in, for programs on every architecture of ours.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// When it was first looked at, which is what a program does first: the system says it in a file that hardening hides.
+static BEGAN: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+
+/// Takes the time, at the beginning of the program.
+pub(crate) fn begin() {
+    LazyLock::force(&BEGAN);
+}
+
+pub(super) fn write(text: &mut Text) {
+    if let Some(bytes) = resident_bytes() {
+        let help = "Resident memory of the process.";
+        text.of_process("resident_memory_bytes", "gauge", help, bytes);
+    }
+    if let Some(seconds) = processor_seconds() {
+        let help = "Processor time used, in user and kernel mode.";
+        text.of_process("cpu_seconds_total", "counter", help, seconds);
+    }
+    if let Ok(began) = BEGAN.duration_since(UNIX_EPOCH) {
+        let help = "When the process began, since 1970.";
+        text.of_process("start_time_seconds", "gauge", help, began.as_secs_f64());
+    }
+    if let Ok(open) = fs::read_dir("/proc/self/fd") {
+        let help = "Open files and sockets.";
+        text.of_process("open_fds", "gauge", help, open.count());
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn processor_seconds() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name before may contain anything; it ends at the last parenthesis. The next field is the third.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let field = |number: usize| rest.split(' ').nth(number - 3)?.parse::<f64>().ok();
+    Some((field(14)? + field(15)?) / TICKS_PER_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    /// The unit's `ProcSubset=pid` hides all else: `/proc/stat` among it, with the time of the boot.
+    #[test]
+    fn only_the_process_own_files_are_read() {
+        let source = include_str!("process.rs");
+        let paths = source.split("(\"/proc/").skip(1);
+        let others: Vec<&str> = paths.filter(|path| !path.starts_with("self/")).collect();
+        assert!(source.contains("(\"/proc/self/stat\")"));
+        assert!(others.is_empty(), "{others:?}");
+    }
+}

@@ -1,0 +1,102 @@
+//! How answers over HTTP fared.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::Response,
+};
+use oddscache::Histogram;
+
+use super::text::Text;
+
+/// By path and kind of answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Requests(Arc<[Route; PATHS.len()]>);
+
+#[derive(Debug, Default)]
+struct Route {
+    answers: [AtomicU64; KINDS.len()],
+    time: Histogram,
+}
+
+/// What a label may say; all else is `other`.
+const PATHS: [&str; 13] = [
+    "/",
+    "/page/{file}",
+    "/v1/events",
+    "/v1/events/{id}",
+    "/v1/list",
+    "/v1/dump",
+    "/v1/changes",
+    "/v1/stats",
+    "/openapi.json",
+    "/metrics",
+    "/livez",
+    "/readyz",
+    "other",
+];
+const KINDS: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+/// Of those that are shown.
+const BOUNDS: (f64, f64) = (0.000_1, 10.0);
+
+/// Counts a request. Its time runs until the answer begins, not until a stream ends.
+pub(crate) async fn count(
+    State(requests): State<Requests>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    let path = path.as_ref().map_or("other", MatchedPath::as_str);
+    let index = PATHS.iter().position(|known| *known == path);
+    let route = &requests.0[index.unwrap_or(PATHS.len() - 1)];
+    let kind = usize::from(response.status().as_u16() / 100).clamp(2, 5) - 2;
+    route.answers[kind].fetch_add(1, Ordering::Relaxed);
+    route.time.record(begun.elapsed());
+    response
+}
+
+impl Requests {
+    pub(super) fn write(&self, text: &mut Text) {
+        let routes = || PATHS.iter().zip(&*self.0);
+        text.family(
+            "http_requests_total",
+            "counter",
+            "HTTP answers, by path and kind.",
+        );
+        for (path, route) in routes() {
+            for (kind, count) in KINDS.iter().zip(&route.answers) {
+                let labels = format!("path=\"{path}\",code=\"{kind}\"");
+                text.sample(
+                    "http_requests_total",
+                    &labels,
+                    count.load(Ordering::Relaxed),
+                );
+            }
+        }
+        text.family(
+            "http_request_seconds",
+            "histogram",
+            "Time until an HTTP answer began, by path.",
+        );
+        for (path, route) in routes() {
+            let labels = format!("path=\"{path}\"");
+            text.histogram(
+                "http_request_seconds",
+                &labels,
+                &route.time.timing(),
+                BOUNDS,
+            );
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
+
+mod api;
+pub(crate) mod auth;
+mod cut;
+mod guard;
+pub(crate) mod health;
+mod io_timeout;
+pub(crate) mod limits;
+mod listener;
+pub(crate) mod metrics;
+mod page;
+mod problem;
+pub(crate) mod router;
+pub(crate) mod server;
+pub(crate) mod tls;

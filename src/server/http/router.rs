@@ -1,0 +1,216 @@
+//! All paths, and what answers there.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get},
+};
+use oddscache::{InlineMarkets, OddsCache};
+use serde_json::json;
+
+use super::{
+    api::{
+        changes::Hub,
+        encoding, events, list,
+        lists::Lists,
+        query::{self, Asked},
+        state::Api,
+        view::age_ms,
+    },
+    cut,
+    health::Health,
+    io_timeout::Tally,
+    metrics::{self, Requests},
+    page,
+    problem::problem,
+};
+use crate::server::prune;
+
+/// What can be chosen of the answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// The markets in the event list: `betpawa_market_id`, and the line if there are several.
+    pub(crate) inline: Vec<(String, Option<f64>)>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let inline = [
+            ("3743", None),
+            ("5000", Some(2.5)),
+            ("3795", None),
+            ("4693", None),
+        ];
+        Options {
+            inline: inline.map(|(id, line)| (id.to_owned(), line)).to_vec(),
+        }
+    }
+}
+
+/// All paths there are, and what answers there.
+fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![
+        ("/v1/events/{id}", get(events::one)),
+        ("/v1/events", get(events::many)),
+        ("/v1/list", get(list::list)),
+        ("/v1/dump", get(events::dump)),
+        ("/v1/changes", get(changes)),
+        ("/v1/stats", get(stats)),
+        ("/metrics", get(metrics)),
+        ("/openapi.json", get(openapi)),
+        ("/livez", get(live)),
+        ("/readyz", get(ready)),
+    ]
+}
+
+/// What answers HTTP. Whoever serves it lays the counting of `requests` around it and its own checks.
+pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options, requests: Requests) -> Router {
+    let inline = InlineMarkets::new(options.inline);
+    let api = Api {
+        cache,
+        hub,
+        requests,
+        lists: Arc::new(Lists::new(inline.clone())),
+        inline,
+        order: Arc::default(),
+    };
+    let all = routes().into_iter();
+    all.fold(Router::new(), |router, (path, answers)| {
+        router.route(path, answers)
+    })
+    .merge(page::router())
+    .fallback(async || {
+        problem(
+            StatusCode::NOT_FOUND,
+            "there is no such path; /openapi.json says which there are",
+        )
+    })
+    .method_not_allowed_fallback(async || {
+        problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "read-only: GET and HEAD only",
+        )
+    })
+    .layer(encoding::layer())
+    .with_state(api)
+}
+
+async fn changes(
+    State(api): State<Api>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let asked = Asked::read(&uri, query::CHANGES, &[])?;
+    let inline = asked.odds.then(|| api.inline.clone());
+    Ok(api.hub.stream(api.cache, inline, &headers))
+}
+
+async fn metrics(State(api): State<Api>, Extension(tally): Extension<Arc<Tally>>) -> Response {
+    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &tally);
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], text).into_response()
+}
+
+/// What describes the rest, for programs that make clients.
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+async fn stats(State(cache): State<OddsCache>) -> Response {
+    let view = cache.view();
+    let is_warm = view.epoch() > 0;
+    let mut stats = json!(view.stats());
+    if let Some(fields) = stats.as_object_mut() {
+        fields.insert("version".to_owned(), json!(cut::id(view.version())));
+        fields.insert("status".to_owned(), json!(cache.status().to_string()));
+        fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
+        // Of this view, as all beside it: a client may take it for what its version proves.
+        fields.insert(
+            "age_ms".to_owned(),
+            json!(is_warm.then(|| cut::age_ms(&view))),
+        );
+        fields.insert("epoch".to_owned(), json!(view.epoch()));
+        fields.insert("counters".to_owned(), json!(cache.counters()));
+        fields.insert("timings".to_owned(), json!(cache.timings()));
+        fields.insert("change_log".to_owned(), json!(cache.change_log()));
+        fields.insert("pruning".to_owned(), json!(prune::pruning()));
+    }
+    Json(stats).into_response()
+}
+
+async fn live(
+    State(cache): State<OddsCache>,
+    Extension(health): Extension<Arc<Health>>,
+) -> Response {
+    match health.alive(&cache) {
+        Ok(()) => "alive\n".into_response(),
+        // Asking again will not help.
+        Err(stuck) => {
+            let answer = Json(json!({ "error": stuck }));
+            (StatusCode::SERVICE_UNAVAILABLE, answer).into_response()
+        }
+    }
+}
+
+async fn ready(
+    State(cache): State<OddsCache>,
+    Extension(health): Extension<Arc<Health>>,
+) -> Response {
+    let ready = health.ready(&cache);
+    let mut answer = json!({ "ready": ready.is_ok(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
+    match (ready, answer.as_object_mut()) {
+        (Err(why), Some(fields)) => {
+            fields.insert("error".to_owned(), json!(why));
+            (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
+        }
+        _ => Json(answer).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What the answers are is tested on the running service.
+    #[test]
+    fn the_document_has_all_paths_and_parameters() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let paths = document["paths"].as_object().unwrap();
+        let mut documented = BTreeMap::new();
+        for (path, operations) in paths {
+            assert_eq!(operations.as_object().unwrap().len(), 1, "{path}: only GET");
+            let all = operations["get"]["parameters"].as_array();
+            let all = all.into_iter().flatten().map(|parameter| {
+                let reference = parameter["$ref"].as_str();
+                let place = reference.and_then(|reference| reference.strip_prefix('#'));
+                place.map_or(parameter, |place| document.pointer(place).unwrap())
+            });
+            let names = all.filter(|parameter| parameter["in"] == "query");
+            let mut names: Vec<&str> = names.map(|it| it["name"].as_str().unwrap()).collect();
+            names.sort_unstable();
+            documented.insert(path.as_str(), names);
+        }
+        let mut found = BTreeMap::new();
+        for (path, _) in routes() {
+            let mut names = match path {
+                "/v1/events/{id}" => query::EVENT.to_vec(),
+                "/v1/events" | "/v1/list" => query::EVENTS.to_vec(),
+                "/v1/dump" => query::DUMP.to_vec(),
+                "/v1/changes" => query::CHANGES.to_vec(),
+                _ => Vec::new(),
+            };
+            names.sort_unstable();
+            found.insert(path, names);
+        }
+        assert_eq!(documented, found);
+    }
+}

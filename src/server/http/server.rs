@@ -1,0 +1,222 @@
+//! The HTTP server: starts it, and ends it without cutting answers off.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::{Extension, Router, middleware::from_fn_with_state};
+use oddscache::OddsCache;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    api::changes::Hub,
+    auth::Access,
+    guard::{Guard, guard, turn_away},
+    health::Health,
+    io_timeout::Tally,
+    limits::Limits,
+    listener::{self, Shared},
+    metrics::{self, Requests},
+    router::{self, Options},
+    tls::Tls,
+};
+
+/// How a server serves, whatever it serves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Serving {
+    pub(crate) limits: Limits,
+    /// Open to all by default.
+    pub(crate) access: Access,
+    /// Plain HTTP by default.
+    pub(crate) tls: Option<Tls>,
+    pub(crate) health: Arc<Health>,
+}
+
+impl Serving {
+    /// Read-only, but whoever can connect can read; and a token that is sent in the clear can be heard.
+    pub(crate) fn warn_of_the_open(&self, address: SocketAddr) {
+        let restricted = self.access.is_restricted();
+        if address.ip().is_loopback() || (restricted && self.tls.is_some()) {
+            return;
+        }
+        let missing = match (restricted, self.tls.is_some()) {
+            (false, false) => {
+                "neither a token is asked for (--token-file) nor is there TLS (--tls-cert)"
+            }
+            (false, true) => "no token is asked for (--token-file)",
+            (true, _) => "there is no TLS (--tls-cert), so that tokens can be heard on the way",
+        };
+        tracing::warn!(%address, "listening beyond this machine, and {missing}; right only on a private network or behind a proxy");
+    }
+}
+
+/// A running HTTP server.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    end: watch::Sender<bool>,
+    hub: Hub,
+    health: Arc<Health>,
+    drain: Duration,
+    drain_delay: Duration,
+    /// `None` once it was waited for.
+    task: Mutex<Option<Running>>,
+    /// Its sender is gone when the task has ended, however.
+    ended: watch::Receiver<()>,
+}
+
+/// What accepts connections and serves them.
+struct Running {
+    task: JoinHandle<()>,
+    /// When it was first told to end.
+    ending_since: Option<Instant>,
+}
+
+impl Server {
+    pub(crate) async fn start(
+        address: SocketAddr,
+        cache: &OddsCache,
+        serving: Serving,
+        options: Options,
+    ) -> anyhow::Result<Server> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
+        })?;
+        let address = listener.local_addr().context("listening")?;
+        let limits = Arc::new(serving.limits);
+        let hub = Hub::start(cache, limits.most_streams);
+        let requests = Requests::default();
+        let router = router::router(cache.clone(), hub.clone(), options, requests.clone());
+        let (end, ending) = watch::channel(false);
+        let tally = Arc::new(Tally::default());
+        let checks = Guard {
+            limits: Arc::clone(&limits),
+            access: serving.access,
+            tally: Arc::clone(&tally),
+        };
+        let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
+        let with_tally = Extension(Arc::clone(&tally));
+        // Outside the checks, so that what they refuse and cut short is counted too.
+        let counting = from_fn_with_state(requests, metrics::count);
+        let guarded = |router: Router| {
+            let router = router.layer(with_health.clone()).layer(with_tally.clone());
+            router.layer(counting.clone())
+        };
+        let shared = Shared {
+            limits: Arc::clone(&limits),
+            tally,
+            tls: serving.tls,
+            router: guarded(
+                router
+                    .clone()
+                    .layer(from_fn_with_state(checks.clone(), guard)),
+            ),
+            turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
+            ending,
+        };
+        let (lives, ended) = watch::channel(());
+        let task = tokio::spawn(async move {
+            let _lives = lives;
+            listener::run(listener, shared).await;
+        });
+        Ok(Server {
+            address,
+            end,
+            hub,
+            health,
+            drain: limits.drain,
+            drain_delay: limits.drain_delay,
+            task: Mutex::new(Some(Running {
+                task,
+                ending_since: None,
+            })),
+            ended,
+        })
+    }
+
+    /// Returns if it has ended though nobody asked it to: only a restart mends that.
+    pub(crate) async fn broke(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+        if *self.end.borrow() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Says that it is not ready, accepts no more, ends streams, and lets answers under way finish, but not for long.
+    ///
+    /// Whoever asks again, also where the first was dropped, waits for the same end.
+    pub(crate) async fn stop(&self) {
+        let mut place = self.task.lock().await;
+        let Some(running) = place.as_mut() else {
+            return;
+        };
+        self.health.end();
+        let since = *running.ending_since.get_or_insert_with(Instant::now);
+        let closing = since + self.drain_delay;
+        sleep_until(closing).await;
+        self.end.send_replace(true);
+        // Streams of changes would go on for ever.
+        self.hub.stop();
+        let drained = timeout_at(closing + self.drain, &mut running.task).await;
+        if drained.is_err() {
+            tracing::warn!("answers were still under way; cut off");
+            // The connections end with it.
+            running.task.abort();
+        }
+        *place = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{net::TcpStream, time::timeout};
+
+    use super::*;
+
+    async fn server(drain_delay: Duration) -> Server {
+        let (cache, _) = OddsCache::detached();
+        let serving = Serving {
+            limits: Limits {
+                drain_delay,
+                ..Limits::default()
+            },
+            ..Serving::default()
+        };
+        let address = "127.0.0.1:0".parse().unwrap();
+        Server::start(address, &cache, serving, Options::default())
+            .await
+            .unwrap()
+    }
+
+    /// As when the follower ends while the service does.
+    #[tokio::test]
+    async fn whoever_asks_again_for_the_end_waits_for_it() {
+        let server = server(Duration::from_millis(500)).await;
+        let given_up = timeout(Duration::from_millis(1), server.stop()).await;
+        assert!(given_up.is_err());
+        assert!(TcpStream::connect(server.address).await.is_ok());
+        server.stop().await;
+        assert!(TcpStream::connect(server.address).await.is_err());
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_asked_for_is_noticed() {
+        let moment = Duration::from_millis(50);
+        let asked = server(Duration::ZERO).await;
+        assert!(timeout(moment, asked.broke()).await.is_err());
+        asked.stop().await;
+        assert!(timeout(moment, asked.broke()).await.is_err());
+        let broken = server(Duration::ZERO).await;
+        broken.task.lock().await.as_ref().unwrap().task.abort();
+        timeout(Duration::from_secs(60), broken.broke())
+            .await
+            .expect("noticed");
+    }
+}

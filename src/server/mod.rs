@@ -1,0 +1,19 @@
+//! The service and its tools. Uses only the library's public names.
+//!
+//! | folder | |
+//! |---|---|
+//! | `options` | flags that several commands share |
+//! | `http` | the HTTP side of `serve` |
+//! | `commands` | one file or folder for each command of the command line, except the demo |
+
+mod client;
+pub(crate) mod commands;
+mod descriptors;
+pub(crate) mod http;
+pub(crate) mod logging;
+pub(crate) mod options;
+pub(crate) mod paths;
+mod prune;
+mod session;
+pub(crate) mod signals;
+mod systemd;

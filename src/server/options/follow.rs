@@ -1,0 +1,122 @@
+//! What to follow, and how.
+
+use std::time::Duration;
+
+use clap::Args;
+use oddscache::{Config, Error};
+
+use super::database::{DatabaseArguments, Url};
+
+/// What `serve` and `dump` read, and how.
+#[derive(Debug, Args)]
+pub(crate) struct FollowArguments {
+    #[command(flatten)]
+    database: DatabaseArguments,
+    /// The schema of the application's tables
+    #[arg(
+        long,
+        env = "ODDSCACHE_APP_SCHEMA",
+        default_value = "public",
+        value_name = "NAME"
+    )]
+    app_schema: String,
+    /// The schema of the change feed
+    #[arg(
+        long,
+        env = "ODDSCACHE_CACHE_SCHEMA",
+        default_value = "oddscache",
+        value_name = "NAME"
+    )]
+    cache_schema: String,
+    /// How long an event is held after its kickoff, such as 2h or 90m
+    #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
+    lookback: Duration,
+    /// Let the role be subject to row level security: only right where its policies show it every row
+    #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
+    allow_row_security: bool,
+    /// How long reading everything may take before the connection counts as dead
+    #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
+    warmup_timeout: Duration,
+    /// How many connections read everything at a time, 1 to 8; those besides the first are open only meanwhile
+    #[arg(long, env = "ODDSCACHE_WARMUP_CONNECTIONS", default_value_t = 2)]
+    warmup_connections: usize,
+    /// How long reading changes may take before the connection counts as dead
+    #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
+    read_timeout: Duration,
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in transaction
+    /// mode
+    #[arg(
+        long,
+        env = "ODDSCACHE_BELL_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    bell_url: Option<Url>,
+    /// Within which time the audit should have compared every event with the database
+    #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
+    audit_cycle: Duration,
+    /// Which share of the time, and at most of one core of the server, the audit may take
+    #[arg(
+        long,
+        env = "ODDSCACHE_AUDIT_BUDGET",
+        default_value = "0.01",
+        value_name = "SHARE",
+        value_parser = share
+    )]
+    audit_budget: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (0.0001..=1.0).contains(&share) {
+        true => Ok(share),
+        false => Err("a share between 0.0001 and 1".to_owned()),
+    }
+}
+
+impl FollowArguments {
+    pub(crate) fn config(&self) -> Result<Config, Error> {
+        let mut config = self.database.config()?;
+        if let Some(bell) = self.bell()? {
+            config = config.bell_from(bell);
+        }
+        Ok(config
+            .app_schema(&self.app_schema)
+            .cache_schema(&self.cache_schema)
+            .lookback(self.lookback)
+            .allow_row_security(self.allow_row_security)
+            .warmup_timeout(self.warmup_timeout)
+            .warmup_connections(self.warmup_connections)
+            .read_timeout(self.read_timeout)
+            .audit_cycle(self.audit_cycle)
+            .audit_budget(self.audit_budget))
+    }
+
+    /// Where to LISTEN, if elsewhere.
+    pub(crate) fn bell(&self) -> Result<Option<Config>, Error> {
+        let Some(Url(url)) = &self.bell_url else {
+            return Ok(None);
+        };
+        self.database.at(url, "ODDSCACHE_BELL_URL").map(Some)
+    }
+
+    pub(crate) fn lookback(&self) -> Duration {
+        self.lookback
+    }
+
+    pub(crate) fn warmup_timeout(&self) -> Duration {
+        self.warmup_timeout
+    }
+
+    pub(crate) fn read_timeout(&self) -> Duration {
+        self.read_timeout
+    }
+
+    pub(crate) fn app_schema(&self) -> &str {
+        &self.app_schema
+    }
+
+    pub(crate) fn cache_schema(&self) -> &str {
+        &self.cache_schema
+    }
+}

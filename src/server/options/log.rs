@@ -1,0 +1,39 @@
+//! What to log, and how.
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArguments {
+    /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as oddscache=debug
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG",
+        default_value = "info,tokio_postgres=warn",
+        value_name = "FILTER"
+    )]
+    pub(crate) log: String,
+    /// How to write it
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
+    /// How often the same place may log within 10 s; how many more there were is said after that. 0: any number
+    #[arg(
+        long,
+        global = true,
+        env = "ODDSCACHE_LOG_REPEATS",
+        default_value_t = 20,
+        value_name = "COUNT"
+    )]
+    pub(crate) log_repeats: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}

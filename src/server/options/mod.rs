@@ -1,0 +1,5 @@
+//! Flags that several commands share.
+
+pub(crate) mod database;
+pub(crate) mod follow;
+pub(crate) mod log;

@@ -1,0 +1,133 @@
+//! What the benches share: data of the real shape, and timing side by side.
+
+pub mod figures;
+pub mod server;
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
+
+pub const REAL: usize = 1_100;
+pub const SOURCES: [&str; 2] = ["sportybet", "bet9ja"];
+/// The markets of the event list, which the first four of each snapshot are.
+pub const INLINE: [&str; 4] = ["3743", "5000", "3795", "4693"];
+
+/// Ids as a sequence leaves them: of each five three are of upcoming events.
+pub fn event_ids(events: usize) -> Vec<i64> {
+    let all = (0..).filter(|n: &u64| mix(*n) % 5 < 3);
+    all.map(|n| n as i64 + 20_000).take(events).collect()
+}
+
+/// A number that looks random (splitmix64).
+pub fn mix(n: u64) -> u64 {
+    let n = n.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    n ^ (n >> 31)
+}
+
+/// `ids` in an order that looks random, over and over.
+pub fn shuffled(ids: &[i64]) -> Vec<i64> {
+    let mut order: Vec<(u64, i64)> = ids.iter().map(|id| (mix(*id as u64), *id)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, id)| id).collect()
+}
+
+pub fn time() -> DateTime<Utc> {
+    DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+}
+
+pub fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
+    let outcome = |of: i64| OutcomeInput {
+        name: ["1", "X", "2"][of as usize].to_owned(),
+        odds: Some(
+            1.0 + (mix((event_id * 1000 + bookmaker * 300 + n * 3 + of) as u64) % 9000) as f64
+                / 1000.0,
+        ),
+        is_active: true,
+        extra: serde_json::Map::new(),
+    };
+    MarketInput {
+        betpawa_market_id: match INLINE.get(n as usize) {
+            Some(id) => (*id).to_owned(),
+            None => (6000 + n).to_string(),
+        },
+        betpawa_market_name: format!("Market {n} | Full Time"),
+        line: (n == 1 || n > 3 && n % 3 == 0).then_some(2.5),
+        outcomes: (0..3).map(outcome).collect(),
+        ..MarketInput::default()
+    }
+}
+
+/// `version`: a later one has another id.
+pub fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64) -> SnapshotInput {
+    SnapshotInput {
+        snapshot_id: (version * 10_000_000 + event_id) * 3 + bookmaker,
+        event_id,
+        bookmaker_id: i64::from(bookmaker == 0),
+        captured_at: time(),
+        last_confirmed_at: None,
+        markets: (0..markets)
+            .map(|n| market(event_id, bookmaker, n))
+            .collect(),
+    }
+}
+
+/// Puts an event's three snapshots.
+pub fn put(writer: &mut Writer, event_id: i64, markets: i64, version: i64) {
+    writer.put_betpawa_snapshot(&snapshot(event_id, 0, markets, version), Some(time()));
+    for (bookmaker, source) in (1..).zip(SOURCES) {
+        writer.put_competitor_snapshot(
+            source,
+            &snapshot(event_id, bookmaker, markets, version),
+            Some(time()),
+        );
+    }
+}
+
+pub fn filled(ids: &[i64], markets: i64) -> (OddsCache, Writer) {
+    let (cache, mut writer) = OddsCache::detached();
+    for event_id in ids {
+        put(&mut writer, *event_id, markets, 1);
+    }
+    writer.publish();
+    (cache, writer)
+}
+
+pub fn median(values: &mut [f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+pub fn quantile(values: &mut [f64], at: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    values
+        .get((last as f64 * at).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+pub type Candidate<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
+
+/// Nanoseconds a unit of each candidate: one after the other, round by round, so that what else the machine does meets all
+/// alike. Medians of the rounds. A candidate returns a number that depends on its work.
+pub fn side_by_side(rounds: usize, units: usize, candidates: &mut [Candidate<'_>]) -> Vec<f64> {
+    let mut times = vec![Vec::with_capacity(rounds); candidates.len()];
+    for round in 0..=rounds {
+        for ((_, candidate), times) in candidates.iter_mut().zip(&mut times) {
+            let begun = Instant::now();
+            std::hint::black_box(candidate());
+            let took = begun.elapsed().as_nanos() as f64 / units as f64;
+            // The first warms up.
+            if round > 0 {
+                times.push(took);
+            }
+        }
+    }
+    times.iter_mut().map(|times| median(times)).collect()
+}
+
+pub fn line(what: &str, value: f64, unit: &str, ratio: f64, reach: &str) {
+    println!("{what:<58}{value:>10.1} {unit:<3}{ratio:>8.2}x   {reach}");
+}

@@ -1,0 +1,349 @@
+//! A followed cache beside a connection that plays the application.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use oddscache::{Config, Counters, Error, OddsCache, Status, Timings, View};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use super::{Database, assert_same, cluster, connect, dump, eventually, oracle};
+
+/// Which transactions a `pg_snapshot` shows.
+#[derive(Debug, PartialEq)]
+pub struct Shown {
+    xmax: u64,
+    in_progress: Vec<u64>,
+}
+
+impl Shown {
+    /// Reads `xmin:xmax:xip,...`; `None` where there is none yet.
+    pub fn parse(snapshot: &str) -> Option<Shown> {
+        let mut parts = snapshot.split(':').skip(1);
+        let number = |text: &str| text.parse().expect("a transaction id");
+        let xmax = number(parts.next()?);
+        let list = parts.next().expect("a list").split(',');
+        let in_progress = list.filter(|xid| !xid.is_empty()).map(number).collect();
+        Some(Shown { xmax, in_progress })
+    }
+
+    /// Whether it shows a transaction that has committed.
+    pub fn shows(&self, xid: u64) -> bool {
+        xid < self.xmax && !self.in_progress.contains(&xid)
+    }
+
+    /// Whether it shows all that `earlier` shows. The cluster is shared with other tests, so a greater `xmax` alone says nothing.
+    pub fn includes(&self, earlier: &Shown) -> bool {
+        let hidden = |xid: &&u64| **xid < earlier.xmax && !earlier.in_progress.contains(xid);
+        self.xmax >= earlier.xmax && !self.in_progress.iter().any(|xid| hidden(&xid))
+    }
+}
+
+#[derive(Debug)]
+pub struct Followed {
+    pub cache: OddsCache,
+    pub app: Client,
+    pub follower: JoinHandle<Result<(), Error>>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl Followed {
+    pub async fn new(database: &Database) -> Followed {
+        Followed::with(&database.dsn(), |config| config).await
+    }
+
+    /// Polls often, so that a test that runs beside others need not wait for a bell.
+    pub async fn with(dsn: &str, change: impl FnOnce(Config) -> Config) -> Followed {
+        let app = connect(dsn).await;
+        let config = Config::new(dsn)
+            .expect("dsn")
+            .poll_interval(Duration::from_millis(50));
+        let (cache, follower) = OddsCache::connect(change(config));
+        let follower = tokio::spawn(follower.run());
+        cache.ready().await.expect("warm");
+        Followed {
+            cache,
+            app,
+            follower,
+        }
+    }
+
+    pub async fn run(&self, sql: &str) {
+        run(&self.app, sql).await;
+    }
+
+    /// What the application's connection sees committed.
+    pub async fn committed(&self) -> Shown {
+        let sql = "select pg_current_snapshot()::text";
+        let row = self.app.query_one(sql, &[]).await.expect("a snapshot");
+        Shown::parse(row.get(0)).expect("a snapshot")
+    }
+
+    /// Waits for a view that shows all that is committed now.
+    pub async fn caught_up(&self, what: &str) -> View {
+        let committed = self.committed().await;
+        eventually(what, async || shows(&self.cache.view(), &committed)).await;
+        self.cache.view()
+    }
+
+    pub async fn oracle(&self, window_start: DateTime<Utc>) -> Vec<Value> {
+        oracle(&self.app, window_start).await
+    }
+
+    /// Waits until the view shows what was committed before, and compares it with the oracle. Returns what both say.
+    pub async fn check(&self, what: &str) -> Vec<Value> {
+        let view = self.caught_up(what).await;
+        let expected = self.oracle(view.cut().window_start).await;
+        assert_same(&dump(&view), &expected, what);
+        assert_totals(&view, &expected, what);
+        expected
+    }
+}
+
+pub fn shows(view: &View, committed: &Shown) -> bool {
+    Shown::parse(&view.cut().snapshot).is_some_and(|shown| shown.includes(committed))
+}
+
+/// The counted totals say what is held.
+fn assert_totals(view: &View, events: &[Value], what: &str) {
+    let side = |event: &Value, side: &str| event[side].as_object().expect("a map").clone();
+    let snapshots = |name| events.iter().map(move |event| side(event, name));
+    let some = |name| snapshots(name).filter(|map| !map.is_empty()).count();
+    let all = || snapshots("betpawa").chain(snapshots("competitors"));
+    let markets = |map: &serde_json::Map<String, Value>| -> usize {
+        let lists = map.values().map(|snapshot| snapshot["markets"].as_array());
+        lists.map(|list| list.expect("a list").len()).sum()
+    };
+    let stats = view.stats();
+    let counted = [
+        stats.betpawa_events,
+        stats.competitor_events,
+        stats.total_snapshots,
+        stats.total_markets,
+    ];
+    let held = [
+        some("betpawa"),
+        some("competitors"),
+        all().map(|map| map.len()).sum(),
+        all().map(|map| markets(&map)).sum(),
+    ];
+    assert_eq!(counted, held, "{what}: totals");
+}
+
+pub async fn run(client: &Client, sql: &str) {
+    if let Err(error) = client.batch_execute(sql).await {
+        panic!("{sql}: {error:?}");
+    }
+}
+
+/// Two events of the coming days, one just within the window of two hours (3) and one just out of it (4), each with an older and a newer snapshot of two
+/// bookmakers and two sources, each of those with two markets. All ids can be told: a snapshot of bookmaker `b` is
+/// `event * 100 + b * 10 + age` with age 1 (older) or 2; a competitor event of sportybet has its event's id, of bet9ja ten
+/// more, and 21 (sportybet) is linked to none; a competitor's snapshot is `competitor event * 10 + age`; a market is
+/// `snapshot * 10 + 1` or `+ 2`. Prices follow from the market's id.
+pub const SEED: &str = r#"
+insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa'), (2, 'other', 'other');
+insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+select e, 'sr' || e, 'home ' || e || ' - away ' || e, 'home ' || e, 'away ' || e,
+       now() at time zone 'UTC' + case e when 3 then interval '-110 minutes' when 4 then interval '-130 minutes'
+                                       else e * interval '1 day' end
+from generate_series(1, 4) e;
+insert into odds_snapshots (id, event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
+select e * 100 + b * 10 + age, e, b, now() at time zone 'UTC' - (3 - age) * interval '10 minutes', '{"raw": true}',
+       case b when 1 then now() at time zone 'UTC' - interval '1 minute' end
+from generate_series(1, 4) e, generate_series(1, 2) b, generate_series(1, 2) age;
+insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
+select c, case when c between 11 and 14 then 'bet9ja' else 'sportybet' end, case when c < 20 then c % 10 end,
+       now() at time zone 'UTC', 'x' || c, 'sr' || c
+from unnest(array[1, 2, 3, 4, 11, 12, 13, 14, 21]) c;
+insert into competitor_odds_snapshots (id, competitor_event_id, captured_at)
+select c.id * 10 + age, c.id, now() at time zone 'UTC' - (3 - age) * interval '10 minutes'
+from competitor_events c, generate_series(1, 2) age;
+insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
+select s.id * 10 + m, s.id, (array['3743', '5000'])[m], (array['1X2', 'Over/Under'])[m], (array[null, 2.5])[m],
+       jsonb_build_array(
+           jsonb_build_object('name', (array['1', 'Over'])[m], 'odds', 1 + (s.id * 10 + m) / 1000.0, 'is_active', true),
+           jsonb_build_object('name', (array['2', 'Under'])[m], 'odds', 3 + (s.id * 10 + m) / 1000.0, 'is_active', m = 1)),
+       '["main"]'
+from odds_snapshots s, generate_series(1, 2) m;
+insert into competitor_market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, handicap_type, handicap_home,
+    handicap_away, outcomes, unavailable_at)
+select s.id * 10 + m, s.id, (array['3743', '4693'])[m], (array['1X2', 'Handicap'])[m], (array[null, 'asian'])[m],
+       (array[null, -0.5])[m], (array[null, 0.5])[m],
+       jsonb_build_array(jsonb_build_object('name', '1', 'odds', 1 + (s.id * 10 + m) / 1000.0)),
+       case when m = 2 and s.id % 10 = 1 then now() at time zone 'UTC' end
+from competitor_odds_snapshots s, generate_series(1, 2) m;
+"#;
+
+impl Database {
+    /// With the change feed and [`SEED`]. Made once, then copied.
+    pub fn seeded() -> Database {
+        static TEMPLATE: std::sync::OnceLock<Database> = std::sync::OnceLock::new();
+        let template = TEMPLATE.get_or_init(|| {
+            let database = Database::with_feed();
+            database.psql(SEED);
+            database
+        });
+        Database::copy(&template.name)
+    }
+}
+
+impl Followed {
+    /// How many sessions make writers ring.
+    pub async fn waiting(&self) -> i64 {
+        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
+        let row = self.app.query_one(sql, &[]).await.expect("locks");
+        row.get(0)
+    }
+
+    /// Commits small transactions one after the other until nobody waits for the bell any more.
+    pub async fn until_awake(&self) {
+        let mut line = 0;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            line % 20 != 0 || self.waiting().await == 0
+        })
+        .await;
+        eventually("nobody waits for the bell", async || {
+            line += 1;
+            self.set_line(line).await;
+            self.waiting().await == 0
+        })
+        .await;
+    }
+
+    pub async fn set_line(&self, line: i32) {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        self.run(&sql).await;
+    }
+}
+
+impl Followed {
+    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
+    pub async fn terminate(&self, listening: bool) {
+        let its = if listening {
+            "query ~ 'LISTEN|advisory'"
+        } else {
+            "query !~ 'LISTEN|advisory|heartbeat|notify'"
+        };
+        let sql = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name = 'oddscache' and {its}"
+        );
+        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
+        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
+    }
+
+    pub async fn live(&self) {
+        eventually("live", async || self.cache.status() == Status::Live).await;
+    }
+
+    /// Waits until the follower gave up its connection; returns why.
+    pub async fn disconnected(&self) -> Error {
+        let mut found = None;
+        eventually("disconnected", async || {
+            if let Status::Disconnected { error, .. } = self.cache.status() {
+                found = Some(error);
+            }
+            found.is_some()
+        })
+        .await;
+        found.expect("just seen")
+    }
+}
+
+const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
+    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
+
+impl Followed {
+    pub async fn reader_waits(&self) {
+        eventually("the reader waits", async || {
+            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
+            row.get(0)
+        })
+        .await;
+    }
+}
+
+impl Followed {
+    pub async fn step(&self, sql: &str) -> Vec<Value> {
+        self.run(sql).await;
+        self.check(sql).await
+    }
+}
+
+impl Followed {
+    /// Follows as this role, with notifications only: the poll interval is an hour.
+    pub async fn by_notifications(database: &Database, role: &str) -> Followed {
+        let dsn = cluster().dsn_as(role, &database.name);
+        let mut followed = Followed::with(&dsn, |config| {
+            config
+                .poll_interval(Duration::from_secs(3600))
+                .audit_cycle(Duration::from_secs(600_000))
+        })
+        .await;
+        followed.app = connect(&database.dsn()).await;
+        eventually("live", async || followed.cache.status() == Status::Live).await;
+        followed
+    }
+
+    pub async fn is_live(&self) {
+        self.run("update market_odds set line = 7 where snapshot_id = 112")
+            .await;
+        self.check("by notification").await;
+        let counters = self.cache.counters();
+        assert_eq!(counters.reconnects, 0);
+        assert_eq!(self.cache.status(), Status::Live);
+        assert_eq!(self.cache.view().epoch(), 1);
+    }
+}
+
+impl Followed {
+    /// Waits until so many commits were counted.
+    pub async fn timed(&self, count: u64) -> Timings {
+        let commits = || self.cache.timings().commit_to_visible.count;
+        eventually("commits are counted", async || commits() >= count).await;
+        self.cache.timings()
+    }
+}
+
+impl Followed {
+    /// Waits until a heartbeat was just heard, after which there is none for 4 s.
+    pub async fn heard(&self) -> Counters {
+        let before = self.cache.counters().heartbeats;
+        eventually("a heartbeat", async || {
+            let live = self.cache.status() == Status::Live;
+            live && self.cache.counters().heartbeats > before
+        })
+        .await;
+        // What it rang for is read.
+        let reads = self.cache.counters().reads;
+        eventually("two reads", async || {
+            self.cache.counters().reads > reads + 1
+        })
+        .await;
+        self.cache.counters()
+    }
+}
+
+impl Followed {
+    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
+    /// read since `gone`.
+    pub async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
+        let view = self.cache.view();
+        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
+        let at_least = gone.elapsed();
+        let view = self.cache.view();
+        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
+        assert_eq!(view.epoch(), epoch);
+        assert_eq!(dump(&view), before);
+    }
+}

@@ -1,0 +1,272 @@
+//! What the tests and the benchmarks of oddscache share: one private cluster a process, one database a test.
+//!
+//! Scripts such as `sql/install.sql` are named as seen from the package's root, which is where cargo runs its tests.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio_postgres::{Client, NoTls};
+
+pub mod bench;
+#[path = "../../../src/demo/cluster.rs"]
+pub mod cluster;
+pub mod demo;
+pub mod followed;
+pub mod load;
+pub mod pgbouncer;
+pub mod plain;
+pub mod proxy;
+pub mod servers;
+pub mod writes;
+
+use cluster::Cluster;
+
+/// The cluster of this test process. Its watchdog deletes it when the process ends.
+pub fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        Cluster::start(&[
+            "fsync = off",
+            "max_connections = 200",
+            "max_prepared_transactions = 10",
+        ])
+        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)")
+    })
+}
+
+/// A database of one test, dropped with the cluster.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub name: String,
+}
+
+impl Database {
+    /// An empty database.
+    pub fn empty() -> Database {
+        Database::copy("template1")
+    }
+
+    fn copy(template: &str) -> Database {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let sql = format!("create database {name} template {template}");
+        psql("postgres", &["-qc", &sql]);
+        Database { name }
+    }
+
+    /// A database with the application's tables, empty.
+    pub fn application() -> Database {
+        let database = Database::empty();
+        psql(&database.name, &["-qf", "src/demo/schema.sql"]);
+        database
+    }
+
+    /// The same with the change feed. Made once, then copied: a tenth of the time.
+    pub fn with_feed() -> Database {
+        static TEMPLATE: OnceLock<Database> = OnceLock::new();
+        let template = TEMPLATE.get_or_init(|| {
+            let database = Database::application();
+            psql(&database.name, &["-qf", "sql/install.sql"]);
+            database
+        });
+        Database::copy(&template.name)
+    }
+
+    pub fn dsn(&self) -> String {
+        cluster().dsn(&self.name)
+    }
+
+    /// Runs statements through psql and returns the rows, unaligned; fails the test on an error.
+    pub fn psql(&self, sql: &str) -> String {
+        psql(&self.name, &["-qAtc", sql])
+    }
+}
+
+/// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
+/// of a read and hold its locks, only in a test with several threads.
+pub fn psql(database: &str, args: &[&str]) -> String {
+    let output = cluster().psql(database, args).expect("psql starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "psql {args:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout)
+        .trim_end()
+        .to_owned()
+}
+
+/// The server's major version.
+pub fn server_version() -> u32 {
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let number = psql("postgres", &["-qAtc", "show server_version_num"]);
+        number.parse::<u32>().expect("a version") / 10_000
+    })
+}
+
+/// Whether the server has something that came with this version. Says so where it does not, and the test then leaves it out.
+pub fn server_has(what: &str, since: u32) -> bool {
+    let has = server_version() >= since;
+    if !has {
+        let version = server_version();
+        println!("LEFT OUT: {what} needs PostgreSQL {since}; this is {version}");
+    }
+    has
+}
+
+/// A client whose connection runs in the background until the client is dropped.
+pub async fn connect(dsn: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client
+}
+
+/// What the cache must hold, by an SQL query of the tests' own.
+pub async fn oracle(client: &Client, window_start: DateTime<Utc>) -> Vec<Value> {
+    let window_start = window_start.to_rfc3339();
+    let sql = format!(
+        "PREPARE oracle(timestamptz) AS {}",
+        include_str!("../../../src/demo/oracle.sql")
+    );
+    client
+        .batch_execute("DEALLOCATE ALL")
+        .await
+        .expect("deallocate");
+    client.batch_execute(&sql).await.expect("the oracle");
+    let answer = client
+        .simple_query(&format!("EXECUTE oracle('{window_start}')"))
+        .await
+        .expect("the oracle");
+    let rows = answer.iter().filter_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(1),
+        _ => None,
+    });
+    rows.map(|line| {
+        with_defaults(normal(
+            serde_json::from_str(line).expect("the oracle's JSON"),
+        ))
+    })
+    .collect()
+}
+
+/// The oracle shows the outcomes of well-formed rows as they are stored; a missing or null `odds` means none, a missing or
+/// null `is_active` means yes.
+fn with_defaults(mut event: Value) -> Value {
+    for side in ["betpawa", "competitors"] {
+        let snapshots = event[side].as_object_mut().into_iter().flatten();
+        let markets = snapshots.flat_map(|(_, snapshot)| snapshot["markets"].as_array_mut());
+        let outcomes = markets
+            .flatten()
+            .flat_map(|market| market["outcomes"].as_array_mut());
+        for outcome in outcomes.flatten().filter_map(Value::as_object_mut) {
+            outcome.entry("odds").or_insert(Value::Null);
+            let is_active = outcome.entry("is_active").or_insert(Value::Null);
+            if is_active.is_null() {
+                *is_active = Value::Bool(true);
+            }
+        }
+    }
+    event
+}
+
+/// What a view holds, one value an event, in event id order.
+pub fn dump(view: &oddscache::View) -> Vec<Value> {
+    let event = |id| serde_json::to_value(view.event(id).expect("listed")).expect("JSON");
+    view.event_ids()
+        .into_iter()
+        .map(event)
+        .inspect(assert_utc)
+        .map(normal)
+        .collect()
+}
+
+fn is_time(key: &str) -> bool {
+    key.ends_with("_at") || key == "kickoff"
+}
+
+fn assert_utc(value: &Value) {
+    match value {
+        Value::Array(values) => values.iter().for_each(assert_utc),
+        Value::Object(map) => map.iter().for_each(|(key, value)| match value {
+            Value::String(text) if is_time(key) => {
+                assert!(text.ends_with('Z'), "{key} is not in UTC: {text}");
+            }
+            _ => assert_utc(value),
+        }),
+        _ => {}
+    }
+}
+
+/// Times and numbers in one form, so that 2 equals 2.0 and a time equals itself whatever its digits.
+pub fn normal(value: Value) -> Value {
+    match value {
+        Value::Number(number) => Value::from(number.as_f64().expect("a double")),
+        Value::Array(values) => values.into_iter().map(normal).collect(),
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| match &value {
+                Value::String(text) if is_time(&key) => (key, Value::from(micros(text))),
+                _ => (key, normal(value)),
+            };
+            Value::Object(map.into_iter().map(entry).collect())
+        }
+        other => other,
+    }
+}
+
+/// The cache has the last time it knows in place of `infinity`.
+fn micros(time: &str) -> i64 {
+    if time == "infinity" || time.starts_with("+262142-12-31T23:59:59") {
+        return i64::MAX;
+    }
+    let time = DateTime::parse_from_rfc3339(time).expect("RFC 3339");
+    time.timestamp_micros()
+}
+
+/// Fails the test with the first difference.
+pub fn assert_same(cache: &[Value], oracle: &[Value], what: &str) {
+    if cache == oracle {
+        return;
+    }
+    let ids = |values: &[Value]| -> Vec<f64> {
+        values
+            .iter()
+            .filter_map(|value| value["event_id"].as_f64())
+            .collect()
+    };
+    assert_eq!(
+        ids(cache),
+        ids(oracle),
+        "{what}: other events (cache, oracle)"
+    );
+    for (cache, oracle) in cache.iter().zip(oracle) {
+        if let Some(difference) = difference("", cache, oracle) {
+            panic!("{what}: event {}: {difference}", cache["event_id"]);
+        }
+    }
+}
+
+/// Where two values differ first.
+pub fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
+    match (cache, oracle) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => a
+            .iter()
+            .find_map(|(key, value)| difference(&format!("{path}.{key}"), value, &b[key])),
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => (0..a.len())
+            .find_map(|index| difference(&format!("{path}[{index}]"), &a[index], &b[index])),
+        (a, b) => (a != b).then(|| format!("{path} is {a} in the cache, {b} in the oracle")),
+    }
+}
+
+/// Waits until `condition` holds; fails the test after a minute.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
