@@ -72,6 +72,22 @@ BEGIN
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
          WHERE to_regclass(format('%I.%I', cache, t.tab)) IS NULL
          UNION ALL
+        SELECT func, 'EXECUTE', format('its owner %1$s may not call %2$s: GRANT EXECUTE ON FUNCTION pg_catalog.%2$s TO %1$s',
+                   p.proowner::regrole, f.name)
+          FROM pg_proc AS p, unnest(ARRAY['pg_current_xact_id()', 'pg_current_xact_id_if_assigned()', 'pg_current_wal_insert_lsn()',
+               'clock_timestamp()', 'set_config(text, text, boolean)', 'current_setting(text, boolean)', 'cardinality(anyarray)',
+               'split_part(text, text, integer)', 'to_regclass(text)', 'has_table_privilege(oid, text)']) AS f (name)
+         WHERE p.oid = to_regprocedure(func)
+           AND NOT coalesce(has_function_privilege(p.proowner, to_regprocedure('pg_catalog.' || f.name), 'EXECUTE'), true)
+         UNION ALL
+        SELECT n.name, 'rights', format('its owner %s may not %s %s: it cannot prune', p.proowner::regrole, t.needs, t.name)
+          FROM (SELECT format('%I.prune(interval)', cache)) AS n (name)
+          JOIN pg_proc AS p ON p.oid = to_regprocedure(n.name)
+         CROSS JOIN (VALUES (log, 'SELECT'), (log, 'DELETE'), (format('%I.log_state', cache), 'UPDATE'),
+                            (format('%I.log_horizon', cache), 'SELECT'), (format('%I.log_horizon', cache), 'INSERT'),
+                            (format('%I.log_horizon', cache), 'DELETE')) AS t (name, needs)
+         WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(p.proowner, to_regclass(t.name), t.needs)
+         UNION ALL
         SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and rows of one transaction are refused; '
                'ALTER TABLE %s SET LOGGED', log)
           FROM pg_class AS c WHERE c.oid = to_regclass(log) AND c.relpersistence = 'u'
@@ -177,6 +193,10 @@ BEGIN
           JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col
           LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attgenerated = 'v'
+         UNION ALL
+        SELECT 'trigger', i.inhrelid::regclass::text, 'parent', 'FAIL',
+               format('is a part of %s: statements that name that are missed', i.inhparent::regclass)
+          FROM pg_inherits AS i WHERE i.inhrelid IN (SELECT b.node FROM below AS b WHERE b.root)
          UNION ALL
         SELECT 'trigger', t.node::text, 'foreign table', 'warn',
                format('each statement that names a table above it, such as %s, makes the cache read everything again; changes that '

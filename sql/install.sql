@@ -144,11 +144,12 @@ BEGIN
             '%1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, channel text, pruned_at timestamptz); '
             'then this script with -v subscribers=ready. Or replace the publication by one of named tables or, since PostgreSQL 15, '
             'of schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more tables.', cache);
-        -- The walsender of a native subscriber bears the name of its slot.
-        IF EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_activity AS a ON a.pid = s.active_pid
-                    WHERE s.database = current_database() AND s.plugin = 'pgoutput' AND a.application_name = s.slot_name) THEN
-            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and a subscriber follows this database: it would stop for good at '
-                'the feed''s tables, which it lacks', problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
+        -- Who uses a slot shows only while its walsender runs. Debezium, which does not mind, says its name.
+        IF EXISTS (SELECT FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
+                    WHERE s.database = current_database() AND s.plugin = 'pgoutput'
+                      AND coalesce(a.application_name, '') NOT ILIKE 'debezium%') THEN
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would stop for good '
+                'at the feed''s tables, if it lacks them', problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
         END IF;
         RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native subscriber that '
             'lacks them stops at the first change', problem USING HINT = hint;
@@ -178,7 +179,6 @@ DECLARE
     cache   constant text := current_setting('oddscache.cache_schema');
     channel constant text := current_setting('oddscache.channel');
     version constant text := current_setting('oddscache.version');
-    patience constant text := current_setting('lock_timeout');
     log     constant text := format('%I.change_log', cache);
     done    integer := 0;
     found   text;
@@ -256,21 +256,6 @@ BEGIN
         END IF;
     END IF;
 
-    IF EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = log::regclass AND a.attname = 'id' AND a.attidentity <> '') THEN
-        -- Of an earlier script. A writer that waits for the log for half a second gives its row up.
-        BEGIN
-            PERFORM set_config('lock_timeout', '200ms', true);
-            EXECUTE format('ALTER TABLE %s ALTER id DROP IDENTITY, ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)',
-                log, '0/0');
-            RAISE NOTICE 'took the sequence from %', log;
-            done := done + 1;
-        EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING '% still takes its ids from a sequence, which changes lastval() for those who write', log
-                USING HINT = 'An open transaction has written to it. Run this script again when there is none.';
-        END;
-        PERFORM set_config('lock_timeout', patience, true);
-    END IF;
-
     IF to_regclass(format('%I.log_state', cache)) IS NULL THEN
         EXECUTE format($sql$
             CREATE TABLE %I.log_state (
@@ -308,10 +293,15 @@ BEGIN
     -- UNLOGGED, for a publication FOR ALL TABLES leaves such tables out: without a key, DELETE would be refused. After a
     -- crash it is empty, and prune() learns anew.
     IF (SELECT c.relpersistence <> 'u' FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.log_horizon', cache))) THEN
-        EXECUTE format('DROP TABLE %I.log_horizon', cache);
+        EXECUTE format('ALTER TABLE %I.log_horizon SET UNLOGGED', cache);
+        RAISE NOTICE 'made table %.log_horizon UNLOGGED', quote_ident(cache);
+        done := done + 1;
     END IF;
     IF to_regclass(format('%I.log_horizon', cache)) IS NULL THEN
         EXECUTE format('CREATE UNLOGGED TABLE %I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL)', cache);
+        -- prune() runs as the owner of the other tables, who may not be who runs this script.
+        EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache,
+            (SELECT c.relowner::regrole FROM pg_class AS c WHERE c.oid = log::regclass));
         RAISE NOTICE 'created table %.log_horizon', quote_ident(cache);
         done := done + 1;
     END IF;
@@ -699,6 +689,15 @@ BEGIN
       INTO work, nodes, outside
       FROM compared AS q;
 
+    FOR w IN
+        SELECT format('%I.%I', app, k.tab)::regclass AS node, i.inhparent::regclass AS parent
+          FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+          JOIN pg_inherits AS i ON i.inhrelid = format('%I.%I', app, k.tab)::regclass
+    LOOP
+        RAISE WARNING 'statements that name %, of which % is a part, are not logged', w.parent, w.node
+            USING HINT = format('Let statements name %s, or take it out of there.', w.node);
+    END LOOP;
+
     FOR w IN SELECT e.key AS node, e.value AS tables FROM jsonb_each_text(outside) AS e ORDER BY e.key
     LOOP
         RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read everything again',
@@ -750,6 +749,34 @@ BEGIN
     END LOOP;
     PERFORM set_config('oddscache.done', done::text, true);
 END $triggers$;
+
+-- 5. What wants the log for itself comes last, for a moment: a writer that waits for the log for half a second gives its row up.
+DO $log$
+DECLARE
+    log  constant regclass := format('%I.change_log', current_setting('oddscache.cache_schema'));
+    done integer := current_setting('oddscache.done');
+    work text;
+BEGIN
+    SELECT concat_ws('; ',
+               CASE WHEN a.attidentity <> '' THEN format('ALTER TABLE %s ALTER id DROP IDENTITY, '
+                   'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', log, '0/0') END,
+               CASE WHEN c.relpersistence <> 'p' THEN format('ALTER TABLE %s SET LOGGED', log) END)
+      INTO work
+      FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id' WHERE c.oid = log;
+    IF work = '' THEN
+        RETURN;
+    END IF;
+    BEGIN
+        PERFORM set_config('lock_timeout', '200ms', true);
+        EXECUTE work;
+        RAISE NOTICE 'changed table %: %', log, work;
+        done := done + 1;
+    EXCEPTION WHEN lock_not_available THEN
+        RAISE WARNING 'an open transaction has written to %, which is left to be changed: %', log, work
+            USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for those who write.';
+    END;
+    PERFORM set_config('oddscache.done', done::text, true);
+END $log$;
 
 SELECT CASE current_setting('oddscache.done') WHEN '0' THEN 'already in place' ELSE 'installed' END AS result,
        current_setting('oddscache.version')::integer AS feed_version, :'app_schema' AS app_schema, :'cache_schema' AS cache_schema, :'channel' AS channel,

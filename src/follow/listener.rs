@@ -230,6 +230,8 @@ impl ListenerTask {
     async fn run(mut self) {
         loop {
             let Err(error) = self.listen().await;
+            // The way may be another from now on.
+            self.state.own_session.store(false, Ordering::Relaxed);
             self.notifier = None;
             if self.state.troubled(error.to_string(), true) {
                 let channel = &self.channel;

@@ -200,6 +200,7 @@ impl Follower {
         loop {
             match self.try_warm_up(&session, reason).await {
                 Ok(known) => {
+                    session.locks = Backoff::for_locks();
                     return Ok(Following {
                         session,
                         known,
@@ -262,7 +263,8 @@ impl Follower {
             .listener
             .as_ref()
             .is_some_and(Listener::has_own_session);
-        if !is_ours || self.config.listens_elsewhere() {
+        // Of several servers the listener may have proven another.
+        if !is_ours || self.config.listens_elsewhere() || !self.config.connect.is_of_one_server() {
             return Ok(false);
         }
         let bound = self.config.read_timeout;

@@ -102,6 +102,10 @@ impl ConnectOptions {
         hosts::targets(&self.postgres).map(drop)
     }
 
+    pub(crate) fn is_of_one_server(&self) -> bool {
+        hosts::targets(&self.postgres).is_ok_and(|targets| targets.len() == 1)
+    }
+
     /// Hosts and database, for messages: never a password.
     pub(crate) fn target(&self) -> String {
         let targets = hosts::targets(&self.postgres).unwrap_or_default();

@@ -487,7 +487,7 @@ async fn version_1_is_upgraded() {
     assert!(log(&old).len() > logged.len());
     let text = run(&old, Script::Install, &[]);
     assert!(
-        text.contains("took the sequence from oddscache.change_log"),
+        text.contains("changed table oddscache.change_log"),
         "{text}"
     );
     same_dumps(&old, &new);

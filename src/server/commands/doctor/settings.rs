@@ -192,7 +192,7 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
         fix: String,
     }
     let sql = "SELECT 'the server' AS whose, s.reset_val || 'kB' AS value, \
-           'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS mend FROM pg_settings AS s \
+           'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS fix FROM pg_settings AS s \
          WHERE s.name = 'temp_file_limit' AND s.reset_val <> '-1' AND s.source NOT IN ('database', 'user', 'database user') \
          UNION ALL \
          SELECT concat_ws(' in ', CASE WHEN r.oid IS NOT NULL THEN format('role %I', r.rolname) WHEN d.oid IS NULL THEN 'all roles' END, \
