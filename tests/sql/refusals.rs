@@ -130,3 +130,41 @@ fn settings_of_whoever_installs_change_nothing() {
     );
     assert!(said.contains("uninstalled"), "{said}");
 }
+
+/// The new table belonged to the superuser, and `prune()`, which runs as the owner of the others, failed for good.
+#[test]
+fn an_upgrade_by_a_superuser_leaves_what_prunes_to_its_owner() {
+    let db = app();
+    let owner = format!("keeper_{}", db.name);
+    run(&db, Script::Install, &[]);
+    db.psql(&format!(
+        "create role {owner}; alter table events owner to {owner}; alter schema oddscache owner to {owner}; drop table oddscache.log_horizon;
+         alter table oddscache.change_log owner to {owner}; alter table oddscache.log_state owner to {owner};
+         alter function oddscache.prune(interval) owner to {owner}"
+    ));
+    run(&db, Script::Install, &[]);
+    db.psql("select oddscache.prune('0')");
+    assert!(!run(&db, Script::Check, &[]).contains("it cannot prune"));
+    db.psql(&format!(
+        "alter table oddscache.log_horizon owner to postgres; revoke all on oddscache.log_horizon from {owner}"
+    ));
+    let report = run(&db, Script::Check, &[]);
+    assert!(report.contains("it cannot prune"), "{report}");
+}
+
+/// What names a table above one of ours fires none of its triggers.
+#[test]
+fn a_table_above_one_of_the_six_is_named() {
+    let db = app();
+    db.psql("create table entity (id int not null); alter table events inherit entity");
+    let said = run(&db, Script::Install, &[]);
+    assert!(
+        said.contains("statements that name public.entity"),
+        "{said}"
+    );
+    let report = run(&db, Script::Check, &[]);
+    assert!(
+        report.contains("trigger|public.events|parent|FAIL"),
+        "{report}"
+    );
+}
