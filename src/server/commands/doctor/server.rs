@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use chrono::{DateTime, NaiveDate, Utc};
+use oddscache::SERVER_VERSIONS;
 use serde::Deserialize;
 
 use super::{
@@ -12,10 +13,10 @@ use super::{
 use crate::server::session::{Session, Trouble};
 
 /// The oldest that the library follows; 13 had its last release.
-const OLDEST: i32 = 14;
+const OLDEST: i32 = *SERVER_VERSIONS.start() as i32;
 
 /// The newest that the tests run on.
-const NEWEST: i32 = 18;
+const NEWEST: i32 = *SERVER_VERSIONS.end() as i32;
 
 /// Major versions, and the day from which nobody mends them any more.
 const END_OF_LIFE: [(i32, (i32, u32, u32)); 5] = [
