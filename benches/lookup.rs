@@ -1,11 +1,11 @@
-//! Look-ups and walks beside their floors, in one run: the same look-up in a plain `hashbrown` map of the same events, and
-//! the same walk over a dense array of them.
+//! Lookups and walks, compared with their floors in the same run. The floor of a lookup is a plain `hashbrown` map of
+//! the same events. The floor of a walk is a dense array of them.
 //!
 //! ```sh
 //! cargo bench --bench lookup
 //! ```
 //!
-//! `LARGE=110000` (default) is the number of events of the walk; it takes about 400 MB.
+//! `LARGE` (110000) is the number of events in the second part of the run. The default takes about 400 MB.
 #![allow(clippy::expect_used, missing_docs)]
 
 use std::{
@@ -31,7 +31,7 @@ fn plain(cache: &OddsCache) -> Plain {
         .collect()
 }
 
-/// What every look-up ends with.
+/// Reads the event. Every lookup ends with this, so that none only finds a pointer.
 fn see(event: &CachedEvent) -> u64 {
     event.betpawa().len() as u64
 }
@@ -116,13 +116,13 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
     }
 }
 
-/// Look-ups a second of `threads` together, each with a look-up of its own.
+/// Lookups per second of `threads` threads together. `look` makes a lookup function for each thread.
 fn rate(
     threads: usize,
     ids: &[i64],
     look: &(dyn Fn() -> Box<dyn FnMut(i64) -> u64> + Sync),
 ) -> f64 {
-    // For long enough that the scheduler gives each thread a core of its own.
+    // Enough passes that the scheduler gives each thread a core of its own.
     const PASSES: usize = 20_000;
     let barrier = Barrier::new(threads + 1);
     let took = std::thread::scope(|scope| {
@@ -178,7 +178,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
         ("2 threads: get_betpawa_snapshot, counted", &counted, ""),
     ];
     let mut rates = [const { (Vec::new(), Vec::new()) }; 4];
-    // In turns: a machine that shares its cores does not always have two.
+    // One and two threads take turns, because a machine that shares its cores does not always have two free.
     for _ in 0..9 {
         for ((_, look, _), (one, two)) in candidates.iter().zip(&mut rates) {
             one.push(rate(1, ids, *look));
@@ -192,7 +192,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
     }
 }
 
-/// The slowest of a hundred look-ups through the handle, with and without a writer that publishes 25 batches a second.
+/// The p99 of single lookups through the handle, with and without a writer that publishes 25 batches a second.
 fn beside_a_writer(ids: &[i64]) {
     let (cache, mut writer) = filled(ids, 50);
     let stop = AtomicBool::new(false);
@@ -213,7 +213,7 @@ fn beside_a_writer(ids: &[i64]) {
                 }
             }
         });
-        // What reading the clock takes is in each, and in the floor alike; it is taken off.
+        // Each measured time includes one reading of the clock. Subtract its median.
         let mut clock: Vec<f64> = (0..100_000)
             .map(|_| Instant::now().elapsed().as_nanos() as f64)
             .collect();
@@ -269,7 +269,7 @@ fn walk(events: usize, rounds: usize) {
     let (cache, _writer) = filled(&event_ids(events), 20);
     let view = cache.view();
     let mut dense: Vec<Arc<CachedEvent>> = plain(&cache).into_values().collect();
-    // As they lie in memory.
+    // In the order of their addresses, which is the fastest order to walk.
     dense.sort_by_key(|event| Arc::as_ptr(event) as usize);
     let hashed = plain(&cache);
     let mut candidates: Vec<Candidate<'_>> = vec![
@@ -299,7 +299,7 @@ fn main() {
     let ids = event_ids(REAL);
     let order = shuffled(&ids);
     println!(
-        "{REAL} events x 3 x 50 markets; nanoseconds a look-up (an event of a walk), medians of interleaved rounds"
+        "{REAL} events x 3 x 50 markets; nanoseconds per lookup (in a walk: per event), medians of interleaved rounds"
     );
     let (cache, writer) = filled(&ids, 50);
     one_thread(&cache, &order);
