@@ -1,4 +1,4 @@
-//! The oracle, rule by rule, on rows made by hand.
+//! Each rule of the oracle, tested on rows written by hand.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use crate::{connect, dataset, oracle};
 
 const NOON: &str = "2026-01-01T12:00:00Z";
 
-/// Tables with two bookmakers and three events: 1 at the start of the window, 2 just after, 3 a day later.
+/// A database with two bookmakers and three events. The kickoff of event 1 is the start of the window, that of event 2
+/// a microsecond later, that of event 3 a day later.
 async fn by_hand() -> Client {
     let db = Database::empty();
     let client = connect(&db).await;
@@ -29,24 +30,28 @@ async fn by_hand() -> Client {
     client
 }
 
+/// Runs statements, then returns the oracle's events for a window that starts at noon.
 async fn says(client: &Client, sql: &str) -> Vec<Value> {
     client.batch_execute(sql).await.unwrap();
     let noon = chrono::DateTime::parse_from_rfc3339(NOON).unwrap();
     oracle(client, noon.into()).await
 }
 
+/// The id of an event's snapshot of this bookmaker, 0 if there is none.
 fn own(event: &Value, bookmaker: &str) -> i64 {
     event["betpawa"][bookmaker]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
+/// The id of an event's snapshot of this source, 0 if there is none.
 fn competitor(event: &Value, source: &str) -> i64 {
     event["competitors"][source]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
+/// The oracle returns every field, in the form that the cache serves.
 #[tokio::test]
 async fn oracle_prints_an_event_in_full() {
     let client = by_hand().await;
@@ -86,6 +91,7 @@ async fn oracle_prints_an_event_in_full() {
     assert_eq!(json!(events), expected);
 }
 
+/// The latest snapshot is the one with the greatest id, whatever its time of capture.
 #[tokio::test]
 async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     let client = by_hand().await;
@@ -107,6 +113,7 @@ async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     );
 }
 
+/// An event whose kickoff is the very start of the window is outside.
 #[tokio::test]
 async fn oracle_opens_the_window_after_its_start() {
     let client = by_hand().await;
@@ -119,10 +126,12 @@ async fn oracle_opens_the_window_after_its_start() {
     assert_eq!(ids, [2, 3]);
 }
 
+/// Competitor events that are deleted or not linked contribute nothing. Of several live ones, the greatest snapshot id
+/// counts.
 #[tokio::test]
 async fn oracle_takes_live_linked_competitor_events_only() {
     let client = by_hand().await;
-    // 1 and 2 are live, 4 is deleted, 5 is not linked; each has a greater snapshot id than the one before.
+    // 1, 2 and 3 are live and linked to event 2. 4 is deleted and 5 is not linked, and both have greater snapshot ids.
     let snapshots = "insert into competitor_odds_snapshots (id, competitor_event_id) values (12, 1), (11, 2), (10, 3), (14, 4), (15, 5)";
     let events = says(&client, snapshots).await;
     assert_eq!(events.len(), 1);
@@ -168,11 +177,12 @@ async fn oracle_takes_live_linked_competitor_events_only() {
     }
 }
 
+/// The oracle returns no event without snapshots, and no snapshot without an event.
 #[tokio::test]
 async fn oracle_leaves_out_events_without_snapshots() {
     let client = by_hand().await;
     assert!(says(&client, "").await.is_empty());
-    // Nor does a snapshot of an unknown event make one.
+    // This snapshot belongs to an event that does not exist.
     assert!(
         says(
             &client,
@@ -183,10 +193,12 @@ async fn oracle_leaves_out_events_without_snapshots() {
     );
 }
 
+/// Markets come in the order of their row ids. A betPawa snapshot does not get the markets of a competitor's with the
+/// same id.
 #[tokio::test]
 async fn oracle_keeps_row_id_order_and_sides_apart() {
     let client = by_hand().await;
-    // Snapshot 1 exists on both sides.
+    // The id 1 exists in both tables of snapshots.
     let events = says(
         &client,
         "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1), (3, 1);
@@ -208,8 +220,9 @@ async fn oracle_keeps_row_id_order_and_sides_apart() {
     assert_eq!(events[1]["betpawa"]["1"]["markets"], json!([]));
 }
 
+/// `outcomes` or `market_groups` that are not a JSON list read as an empty list.
 #[tokio::test]
-async fn oracle_reads_what_is_no_list_as_empty() {
+async fn oracle_reads_a_non_list_as_empty() {
     let client = by_hand().await;
     let events = says(
         &client,
@@ -227,6 +240,7 @@ async fn oracle_reads_what_is_no_list_as_empty() {
     assert_eq!(groups, [&json!([]), &json!([]), &json!(["a", null])]);
 }
 
+/// Deployments with other column types, without the optional columns and in another time zone give the same result.
 #[tokio::test]
 async fn oracle_reads_other_deployments_alike() {
     let client = by_hand().await;
