@@ -73,7 +73,7 @@ impl Row {
 /// Stands for the bytes of a row that are not text: ids, the line, and the length of each field.
 const NUMBERS: &str = "----------------------------------------------------------------";
 
-/// Maps a seed to a number. It always gives the same number, but shows no pattern that a branch predictor could learn.
+/// A pseudorandom number for a seed. Successive seeds give no pattern that a branch predictor could learn.
 fn mixed(seed: i64) -> i64 {
     let mixed = seed.wrapping_mul(-7_046_029_254_386_353_131);
     ((mixed ^ (mixed >> 29)).wrapping_mul(-4_658_895_280_553_007_687) >> 33).abs()

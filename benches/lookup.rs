@@ -31,13 +31,13 @@ fn plain(cache: &OddsCache) -> Plain {
         .collect()
 }
 
-/// Reads the event. Every lookup ends with this, so that none only finds a pointer.
-fn see(event: &CachedEvent) -> u64 {
+/// Reads a field of the event. Every lookup ends with this, so that it has to follow the pointer.
+fn read_field(event: &CachedEvent) -> u64 {
     event.betpawa().len() as u64
 }
 
 fn in_state(state: &State, id: i64) -> u64 {
-    state.event(id).map_or(0, see)
+    state.event(id).map_or(0, read_field)
 }
 
 fn sum(ids: &[i64], mut look: impl FnMut(i64) -> u64) -> u64 {
@@ -53,7 +53,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
     let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "floor: plain map, borrowed",
-            Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| see(event)))),
+            Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| read_field(event)))),
         ),
         (
             "a held view",
@@ -68,7 +68,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
             Box::new(|| sum(ids, |id| cache.read(|state| in_state(state, id)))),
         ),
         (
-            "the handle: OddsCache::get_betpawa_snapshot, counted",
+            "the handle: OddsCache::get_betpawa_snapshot, refcounted",
             Box::new(|| {
                 sum(ids, |id| {
                     cache
@@ -83,9 +83,9 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
         ),
     ];
     let times = side_by_side(301, units, &mut candidates);
-    let reach = ["", "<= 1.5", "", "<= 4", "", ""];
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(reach) {
-        line(name, *time, "ns", time / times[0], reach);
+    let goal = ["", "<= 1.5", "", "<= 4", "", ""];
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(goal) {
+        line(name, *time, "ns", time / times[0], goal);
     }
     drop(candidates);
     let mut candidates: Vec<Candidate<'_>> = vec![
@@ -93,7 +93,11 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
             "floor: 50 events of the plain map",
             Box::new(|| {
                 (0..20)
-                    .map(|_| sum(&fifty, |id| map.get(&id).map_or(0, |event| see(event))))
+                    .map(|_| {
+                        sum(&fifty, |id| {
+                            map.get(&id).map_or(0, |event| read_field(event))
+                        })
+                    })
                     .sum()
             }),
         ),
@@ -111,8 +115,8 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
         ),
     ];
     let times = side_by_side(301, 20, &mut candidates);
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
-        line(name, *time, "ns", time / times[0], reach);
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], goal);
     }
 }
 
@@ -152,7 +156,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
     let map = Arc::new(plain(cache));
     let floor = || -> Box<dyn FnMut(i64) -> u64> {
         let map = Arc::clone(&map);
-        Box::new(move |id| map.get(&id).map_or(0, |event| see(event)))
+        Box::new(move |id| map.get(&id).map_or(0, |event| read_field(event)))
     };
     let read = || -> Box<dyn FnMut(i64) -> u64> {
         let cache = cache.clone();
@@ -175,7 +179,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
         ("2 threads: plain map", &floor, ""),
         ("2 threads: OddsCache::read", &read, ">= 1.6"),
         ("2 threads: Reader::state", &reader, ">= 1.6"),
-        ("2 threads: get_betpawa_snapshot, counted", &counted, ""),
+        ("2 threads: get_betpawa_snapshot, refcounted", &counted, ""),
     ];
     let mut rates = [const { (Vec::new(), Vec::new()) }; 4];
     // One and two threads take turns, because a machine that shares its cores does not always have two free.
@@ -185,10 +189,10 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
             two.push(rate(2, ids, *look));
         }
     }
-    for ((name, _, reach), (one, two)) in candidates.iter().zip(&mut rates) {
+    for ((name, _, goal), (one, two)) in candidates.iter().zip(&mut rates) {
         let (one, two) = (median(one), median(two));
         let (rate, speed_up) = (two / 1e6, two / one);
-        println!("{name:<58}{rate:>10.1} M/s{speed_up:>7.2}x   {reach} (speed-up)");
+        println!("{name:<58}{rate:>10.1} M/s{speed_up:>7.2}x   {goal} (speed-up)");
     }
 }
 
@@ -287,8 +291,8 @@ fn walk(events: usize, rounds: usize) {
         ),
     ];
     let times = side_by_side(rounds, events, &mut candidates);
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
-        line(name, *time, "ns", time / times[0], reach);
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], goal);
     }
 }
 

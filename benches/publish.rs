@@ -47,12 +47,12 @@ fn measure(events: usize, held: usize) {
         }
     }
     let [p10, p50, p99, most] = [0.1, 0.5, 0.99, 1.0].map(|at| quantile(&mut times, at));
-    let reach = match events {
+    let goal = match events {
         1_100 => "<= 80 at the median",
         110_000 => "<= 400 at the median",
         _ => "",
     };
-    println!("{events:>9}{held:>8}{p10:>10.0}{p50:>10.0}{p99:>10.0}{most:>10.0}   {reach}");
+    println!("{events:>9}{held:>8}{p10:>10.0}{p50:>10.0}{p99:>10.0}{most:>10.0}   {goal}");
 }
 
 fn main() {

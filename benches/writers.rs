@@ -8,10 +8,11 @@
 //! only in the change feed. The clients run in this process and send what an ORM sends: prepared statements with bind
 //! parameters, each with many rows.
 //!
-//! In the first part, one client per database writes, and they take turns after each transaction. The figures are
-//! medians, and medians of the ratio to the transaction without triggers of the same turn. In the second part, several
-//! clients write at once, in turns of `SECONDS` (1) seconds. The figures are rates. `ROUNDS` (60) is the number of
-//! turns of the first part. The second part has a tenth of that. `PART=alone` or `PART=together` runs only one of them.
+//! In the first part, each database has one client, and the clients take turns after each transaction. The figures are
+//! medians: of the time, and of its ratio to the time without triggers in the same turn. In the second part, several
+//! clients write to one database at once, in turns of `SECONDS` (1) seconds. The figures are rates. `ROUNDS` (60) is
+//! the number of turns of the first part. The second part has a tenth of that. `PART=alone` or `PART=together` runs
+//! only one part.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -200,7 +201,7 @@ async fn connect(dsn: &str) -> Client {
     client
 }
 
-/// Opens a session that listens for ever and declares that it waits, so that every writing transaction notifies it.
+/// Opens a session that listens for ever. It holds the listener's lock, so every writing transaction notifies it.
 async fn listen(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });

@@ -22,7 +22,7 @@ fn allocations<R>(mut call: impl FnMut() -> R) -> usize {
     change.allocations + change.reallocations
 }
 
-/// Calls that are documented to allocate nothing allocate nothing. Each call that allocates is documented as such.
+/// A call allocates if its documentation says so, and otherwise not.
 #[test]
 fn calls_allocate_as_documented() {
     let (cache, mut writer) = OddsCache::detached();

@@ -125,7 +125,7 @@ pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
     for number in 0..22 {
         let (xid, sent) = writer.batch(number, |_| ()).await;
         behind.retain(|(xid, _)| !cache.view().cut().shows(*xid));
-        // Counts before the push, so the transaction just committed does not count.
+        // The transaction just committed does not count, because it is pushed afterwards.
         most = most.max(behind.len());
         behind.push((xid, sent));
         let cache = cache.clone();

@@ -1,4 +1,5 @@
-//! A client that keeps a copy of all events over HTTP. It reads all events once, and then the events that changes name.
+//! A client that keeps a copy of all events over HTTP. It reads all events once, and afterwards each event that a
+//! change names.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

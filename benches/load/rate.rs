@@ -43,7 +43,7 @@ pub(crate) struct Load {
     /// Requests that were due when the queue was full.
     pub(crate) unsent: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    pacer: std::thread::JoinHandle<()>,
+    scheduler: std::thread::JoinHandle<()>,
     workers: JoinSet<()>,
 }
 
@@ -54,7 +54,7 @@ impl Load {
         let (send, due) = mpsc::channel(MOST_WAITING);
         let due = Arc::new(tokio::sync::Mutex::new(due));
         let (stop, unsent) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let pacer = pace(rate, send, Arc::clone(&stop), Arc::clone(&unsent));
+        let scheduler = schedule(rate, send, Arc::clone(&stop), Arc::clone(&unsent));
         let mut workers = JoinSet::new();
         let ids = Arc::new(ids);
         for number in 0..CONNECTIONS as u64 {
@@ -90,27 +90,27 @@ impl Load {
             tallies,
             unsent,
             stop,
-            pacer,
+            scheduler,
             workers,
         }
     }
 
-    /// Stops making requests due. Waits for the responses to those that were due.
+    /// Ends the load. Waits for the responses to the requests that were already due.
     pub(crate) async fn stop(mut self) -> Tallies {
         self.stop.store(true, Ordering::Relaxed);
         // The thread sees the flag at its next request, at most a second later.
-        let pacer = self.pacer;
-        tokio::task::spawn_blocking(move || pacer.join())
+        let scheduler = self.scheduler;
+        tokio::task::spawn_blocking(move || scheduler.join())
             .await
             .expect("a thread")
-            .expect("the pacer");
+            .expect("the scheduler");
         while self.workers.join_next().await.is_some() {}
         self.tallies
     }
 }
 
-/// Makes requests due at the given rate. It uses a thread, because the runtime's timer only counts whole milliseconds.
-fn pace(
+/// Queues a request at each due time. It uses a thread, because the runtime's timer only counts whole milliseconds.
+fn schedule(
     rate: u64,
     send: mpsc::Sender<Instant>,
     stop: Arc<AtomicBool>,

@@ -55,7 +55,7 @@ impl Embedded {
                 .expect("a runtime");
             runtime.block_on(async {
                 let following = tokio::spawn(follower.run());
-                begun.send(()).expect("somebody waits");
+                begun.send(()).expect("the caller waits");
                 while let Some(duration) = blocks.recv().await {
                     thread::sleep(duration);
                 }

@@ -36,7 +36,7 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
     let status = scene.embedded.cache.status();
     world.violate(
         "recovery",
-        format!("nothing was proven within {CATCH_UP:?} after all faults ended: {status}"),
+        format!("no view was proven current within {CATCH_UP:?} after all faults ended: {status}"),
     );
     0
 }
@@ -108,7 +108,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
         if began.elapsed() > CATCH_UP {
             return Err((
                 "the audit finds what no trigger saw",
-                format!("nothing within {CATCH_UP:?}"),
+                format!("it found nothing within {CATCH_UP:?}"),
             ));
         }
         sleep(Duration::from_millis(10)).await;

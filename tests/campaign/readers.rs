@@ -260,7 +260,7 @@ impl Reader {
             let (view, before) = &self.held[self.rng.usize(..self.held.len())];
             self.world.report.figures().held_views += 1;
             if digest(view) != *before {
-                return Err(("views never change", format!("{view:?} is not what it was")));
+                return Err(("views never change", format!("{view:?} changed")));
             }
         }
         Ok(())

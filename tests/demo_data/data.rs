@@ -46,7 +46,7 @@ async fn the_data_set_depends_on_the_seed_alone() {
     assert!(first.iter().zip(&other).all(|(a, b)| a != b));
 }
 
-/// A test on this data set covers each case that the cache treats in its own way, because the data set contains it.
+/// The data set contains every case that the cache treats specially. Otherwise tests on it would miss that case.
 #[tokio::test]
 async fn the_data_set_has_every_special_case() {
     let (_db, client) = loaded(small(1)).await;

@@ -32,7 +32,7 @@ async fn few_markets(seed: u64) -> (Database, Client) {
 }
 
 /// A fast scraper with many unusual changes and no long transactions.
-fn hurry() -> Pace {
+fn fast_pace() -> Pace {
     Pace {
         cycle: Duration::from_millis(300),
         long: Duration::ZERO,
@@ -55,7 +55,7 @@ async fn do_once(scraper: &Scraper, kind: Kind) {
 #[tokio::test]
 async fn every_kind_of_change_works_again_and_again() {
     let (db, client) = few_markets(1).await;
-    let scraper = Scraper::new(pool(&db), 1, hurry());
+    let scraper = Scraper::new(pool(&db), 1, fast_pace());
     for (place, (kind, _)) in Kind::RATES.into_iter().enumerate() {
         assert_eq!(kind.index(), place);
     }
@@ -86,7 +86,7 @@ async fn every_kind_of_change_works_again_and_again() {
 #[tokio::test]
 async fn changes_to_history_leave_the_latest_alone() {
     let (db, client) = few_markets(2).await;
-    let scraper = Scraper::new(pool(&db), 2, hurry());
+    let scraper = Scraper::new(pool(&db), 2, fast_pace());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -123,7 +123,7 @@ async fn changes_to_history_leave_the_latest_alone() {
 #[tokio::test]
 async fn the_changes_show_in_the_oracle() {
     let (db, client) = few_markets(4).await;
-    let scraper = Scraper::new(pool(&db), 4, hurry());
+    let scraper = Scraper::new(pool(&db), 4, fast_pace());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -180,7 +180,7 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         // More workers than long transactions that can begin before the next pause, so that some workers stay free.
         workers: 6,
         mishaps: 1.0,
-        ..hurry()
+        ..fast_pace()
     };
     let scraper = Scraper::new(pool(&db), 5, pace);
     let (control, counters) = (Control::new(), scraper.counters());
@@ -226,7 +226,7 @@ async fn a_pause_leaves_no_transaction_in_flight() {
 async fn a_lost_server_is_survived() {
     let (db, client) = few_markets(6).await;
     drop(client);
-    let scraper = Scraper::new(pool(&db), 6, hurry());
+    let scraper = Scraper::new(pool(&db), 6, fast_pace());
     let (control, counters) = (Control::new(), scraper.counters());
     let running = tokio::spawn({
         let control = control.clone();

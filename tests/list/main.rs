@@ -296,7 +296,7 @@ fn a_held_list_does_not_change() {
     assert_eq!(json, plain::list(&view));
 }
 
-/// The memory of the event list stays below three times the JSON, also after most events have left.
+/// The memory of the event list stays below three times its JSON, even after most events have left.
 #[test]
 fn memory_is_bounded() {
     let (cache, mut writer) = filled(200);

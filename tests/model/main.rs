@@ -71,7 +71,7 @@ struct Player {
     replica: Replica,
 }
 
-/// A copy of all events that is updated only from the events that changes name.
+/// A copy of all events. It updates only those events that a change names.
 struct Replica {
     changes: Changes,
     events: BTreeMap<i64, Value>,
