@@ -17,7 +17,7 @@ fn cloned<T: Send + Sync + Unpin + Debug + Clone>() {}
 fn error<T: StdError + Send + Sync + Clone + 'static>() {}
 fn sent<T: Send>(_: &T) {}
 
-/// All public types can move to another thread and implement `Debug`. The cheap ones implement `Clone`.
+/// Public types can move to another thread and implement `Debug`. Those that are cheap to copy implement `Clone`.
 #[test]
 fn types_are_send_and_debug_and_cheap_ones_clone() {
     cloned::<OddsCache>();

@@ -42,7 +42,7 @@ pub(crate) struct Ledger {
     next: AtomicU64,
 }
 
-/// The number of entries per group from which on the older half is dropped.
+/// A group with more entries than this drops the older half.
 const KEPT: usize = 8_192;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,7 +111,7 @@ impl Ledger {
         });
     }
 
-    /// Records that COMMIT was answered. Not for an asynchronous commit, because a crash may undo it.
+    /// Records that COMMIT was answered. Must not be called for an asynchronous commit, because a crash may undo it.
     pub(crate) fn returned(&self, groups: &[usize], generation: u64) {
         let now = Instant::now();
         self.change(groups, generation, |entry| entry.returned = Some(now));

@@ -239,7 +239,7 @@ fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
             0 => &[("market_odds", keep)],
             1 | 2 => &[("competitor_market_odds", keep_theirs)],
             3 => &[("odds_snapshots", "event_id >= 1000")],
-            // All snapshots are kept, and of the markets those of the groups.
+            // The markets refer to the snapshots. TRUNCATE needs both tables, and the snapshots must come back first.
             4 => &[
                 ("competitor_odds_snapshots", "true"),
                 ("competitor_market_odds", keep_theirs),

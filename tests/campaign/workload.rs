@@ -248,8 +248,8 @@ impl Application {
         row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
     }
 
-    /// Waits for a transaction's view and checks that it shows the transaction's rows. Not during an asynchronous
-    /// crash: it can undo the commit and give the id to another transaction.
+    /// Waits until the cache shows a transaction, and checks that the view contains the transaction's rows. Skipped
+    /// around a crash with asynchronous commits: it can undo the commit and give its id to another transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
         let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {

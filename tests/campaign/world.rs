@@ -25,7 +25,7 @@ pub(crate) const MEMBERS: i64 = 4;
 /// Free events have the ids from 1 to this.
 pub(crate) const FREE: i64 = 12;
 
-/// The id of the event that gets the writes which only the audit finds. No other transaction writes to it.
+/// The id of the event for writes that only the audit finds. No other transaction writes to it.
 pub(crate) const UNSEEN: i64 = 500;
 
 /// The first value of every amount.
