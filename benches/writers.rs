@@ -28,7 +28,7 @@ use oddscache_testkit::{
 };
 use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
 
-/// A row of the table.
+/// A row of the printed table: a database, and a setting of its clients.
 struct Variant {
     name: &'static str,
     database: &'static str,
@@ -156,7 +156,7 @@ impl Writer {
             .expect("markets");
     }
 
-    /// 50 snapshots and their 2,500 markets.
+    /// Inserts 50 snapshots with 2,500 markets in one transaction.
     async fn batch(&self, round: usize) {
         let events: Vec<i32> = (0..EVENTS).map(|n| event(round * EVENTS + n)).collect();
         let values: Vec<&(dyn ToSql + Sync)> = events.iter().map(|id| id as _).collect();
@@ -178,7 +178,7 @@ impl Writer {
         self.commit().await;
     }
 
-    /// One snapshot with its markets.
+    /// Inserts one snapshot with its markets in one transaction.
     async fn single(&self, round: usize) {
         self.begin().await;
         let row = self

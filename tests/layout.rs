@@ -180,6 +180,7 @@ impl Crate {
 
     /// The file that defines a path. Follows re-exports.
     fn file_of(&self, path: &[String]) -> Option<Module> {
+        // The longest prefix that names a file is the file. The rest of the path is an item within it.
         for length in (0..=path.len()).rev() {
             let module = match length {
                 0 => self.root.to_owned(),
@@ -244,6 +245,7 @@ impl Crate {
             .keys()
             .map(|module| (*module, reach(module)))
             .collect();
+        // A file is in a circle if a file that it imports leads back to it.
         let mut circles = Vec::new();
         for (module, imports) in &imports {
             let back = imports

@@ -160,7 +160,7 @@ fn delete_newest(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
-/// Keeps the three newest of each event and bookmaker or competitor event.
+/// Deletes all but the three newest snapshots of each event and bookmaker, and of each competitor event.
 fn retention(group: usize, generation: &str) -> Vec<Part> {
     let (first, last) = members(group);
     let old = format!(

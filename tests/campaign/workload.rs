@@ -1,8 +1,8 @@
 //! The application: clients that draw their transactions from a seed.
 //!
 //! Every transaction keeps three invariants:
-//! - Generations: the markets `gen` of all events of a group have the same number, in `market_odds` (bookmaker 1) and in
-//!   `competitor_market_odds` (sportybet). Each transaction writes a new, greater number.
+//! - Generations: the markets `gen` of all events of a group have the same number, in `market_odds` (bookmaker 1) and
+//!   in `competitor_market_odds` (sportybet). Each transaction writes a new, greater number.
 //! - Sums: the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum.
 //! - Presence: all events of a group are inside the window, or none.
 
@@ -301,7 +301,7 @@ impl Application {
         Ok(row.get(0))
     }
 
-    /// Moves a group's events out of the window or back into it, now and then. Says whether they are within afterwards.
+    /// Sometimes moves a group's events out of the window or back into it. Returns whether they are inside afterwards.
     async fn window(
         &self,
         client: &Client,

@@ -134,7 +134,7 @@ async fn the_data_set_has_every_special_case() {
             "{id}"
         );
     }
-    // Ids grow with time, on both sides.
+    // In both tables of snapshots, later snapshots have greater ids.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
         let backwards = format!(
             "select from (select captured_at, lag(captured_at) over (order by id) as before from {table}) t where captured_at < before"

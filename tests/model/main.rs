@@ -128,7 +128,7 @@ impl Player {
         })
         .await;
         let beside = connect(&database.dsn()).await;
-        // A statement that waits for the other transaction fails, and its transaction with it.
+        // A statement that waits for a lock of the other transaction fails, which ends its own transaction.
         run(&beside, "set lock_timeout = '100 ms'").await;
         run(&followed.app, "set lock_timeout = '100 ms'").await;
         let replica = Replica::new(&followed);
