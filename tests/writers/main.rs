@@ -13,14 +13,14 @@ use tokio_postgres::Client;
 
 /// How the process connects to the server.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Transport {
+enum By {
     Tcp,
     Socket,
 }
 
 /// Where in a read the test stops the process.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Point {
+enum At {
     /// Between two statements: the server waits for the next one.
     Between,
     /// Within the rows of a statement: the server waits for the process to receive them.
@@ -53,7 +53,7 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(by: Transport) -> Scene {
+    async fn new(by: By) -> Scene {
         let database = Database::seeded();
         // Together these rows are larger than any socket buffer, so the server has to wait for a stopped process.
         database.psql(
@@ -69,8 +69,8 @@ impl Scene {
         );
         database.psql(&format!("alter role {role} password 'secret'"));
         let dsn = match by {
-            Transport::Socket => cluster().dsn_as(&role, &database.name),
-            Transport::Tcp => format!(
+            By::Socket => cluster().dsn_as(&role, &database.name),
+            By::Tcp => format!(
                 "host=127.0.0.1 port={} user={role} password=secret dbname={}",
                 cluster().port(),
                 database.name
@@ -99,7 +99,7 @@ impl Scene {
 
     /// Stops the process in the middle of a read. If that was the wrong point of the read, lets it go on and tries
     /// again.
-    async fn stop(&self, at: Point) {
+    async fn stop(&self, at: At) {
         let mut tries = 0;
         eventually("stopped in the middle of a read", async || {
             tries += 1;
@@ -120,8 +120,8 @@ impl Scene {
             })
             .await;
             let found = found.map(|(state, wait)| match (state.as_str(), wait.as_str()) {
-                ("idle in transaction", _) => Point::Between,
-                ("active", "ClientWrite") => Point::Rows,
+                ("idle in transaction", _) => At::Between,
+                ("active", "ClientWrite") => At::Rows,
                 other => panic!("{other:?}"),
             });
             if found == Some(at) {
@@ -172,7 +172,7 @@ impl Scene {
 }
 
 /// The server ends the transaction of a stopped process within the bound. When the process goes on, it follows again.
-async fn stopped(by: Transport, at: Point, bound: Duration) {
+async fn stopped(by: By, at: At, bound: Duration) {
     let scene = Scene::new(by).await;
     scene.stop(at).await;
     scene.writers_pass().await;
@@ -195,27 +195,27 @@ async fn stopped(by: Transport, at: Point, bound: Duration) {
 /// A process that hangs between two statements holds its locks no longer than `BETWEEN`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_tcp() {
-    stopped(Transport::Tcp, Point::Between, BETWEEN).await;
+    stopped(By::Tcp, At::Between, BETWEEN).await;
 }
 
 /// The same over the Unix socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_the_socket() {
-    stopped(Transport::Socket, Point::Between, BETWEEN).await;
+    stopped(By::Socket, At::Between, BETWEEN).await;
 }
 
 /// A process that hangs while it receives rows holds its locks no longer than `ROWS_OVER_TCP`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_among_rows_over_tcp() {
-    stopped(Transport::Tcp, Point::Rows, ROWS_OVER_TCP).await;
+    stopped(By::Tcp, At::Rows, ROWS_OVER_TCP).await;
 }
 
 /// Over the Unix socket PostgreSQL has no timeout for a client that does not receive its rows. Writers pass
 /// nevertheless. check.sql names the session and the statement that ends it. Running that statement releases the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_among_rows_over_the_socket() {
-    let scene = Scene::new(Transport::Socket).await;
-    scene.stop(Point::Rows).await;
+    let scene = Scene::new(By::Socket).await;
+    scene.stop(At::Rows).await;
     scene.writers_pass().await;
     let role = format!("role=cache_{}", scene.database.name);
     let way_out = "SELECT pg_terminate_backend(";
@@ -238,8 +238,8 @@ async fn stopped_among_rows_over_the_socket() {
 /// The locks of a killed process are released at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_of_a_read() {
-    for by in [Transport::Tcp, Transport::Socket] {
-        for at in [Point::Between, Point::Rows] {
+    for by in [By::Tcp, By::Socket] {
+        for at in [At::Between, At::Rows] {
             let scene = Scene::new(by).await;
             scene.stop(at).await;
             scene.process.signal("-KILL");
