@@ -2,9 +2,9 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | T1 | whatever the mode, the peer proves that it has the key of the certificate it shows |
-//! | T2 | verify-ca and stricter: the certificate is issued, now, by a root that was given, or is one of those |
-//! | T3 | verify-full: it is issued for the host that was asked for |
+//! | C1 | whatever the mode, the peer proves that it has the key of the certificate it shows |
+//! | C2 | verify-ca and stricter: the certificate is issued, now, by a root that was given, or is one of those |
+//! | C3 | verify-full: it is issued for the host that was asked for |
 
 use std::{error::Error as StdError, io, path::Path, sync::Arc};
 

@@ -7,7 +7,7 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | W1 | the fingerprint is that of everything reachable when the objects were found: by their ids, which are cheap to look up; what is added to them is linked to one of them, what takes the place of one has its name |
+//! | K1 | the fingerprint is that of everything reachable when the objects were found: by their ids, which are cheap to look up; what is added to them is linked to one of them, what takes the place of one has its name |
 
 use tokio_postgres::Client;
 

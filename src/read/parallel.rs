@@ -2,9 +2,9 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | H1 | a helper reads the same state: it imports the snapshot of a transaction that holds all locks since before it was taken |
-//! | H2 | nothing depends on a helper: whatever goes wrong with one, the first connection reads all by itself. Only a refused [`export`] is the end of its transaction, and it goes without helpers from then on |
-//! | H3 | a helper waits for a lock no longer than any read does: behind a migration that waits for the first connection, which waits for the helper, neither would end |
+//! | E1 | a helper reads the same state: it imports the snapshot of a transaction that holds all locks since before it was taken |
+//! | E2 | nothing depends on a helper: whatever goes wrong with one, the first connection reads all by itself. Only a refused [`export`] is the end of its transaction, and it goes without helpers from then on |
+//! | E3 | a helper waits for a lock no longer than any read does: behind a migration that waits for the first connection, which waits for the helper, neither would end |
 
 use std::time::Duration;
 

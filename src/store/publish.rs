@@ -2,9 +2,9 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | P1 | a reader gets a state that one `publish` gave whole, never part of one |
-//! | P2 | there is one publisher to a cache: it does not clone, and neither does what owns it |
-//! | P3 | readers do not free retired states, unless they outlive the publisher |
+//! | B1 | a reader gets a state that one `publish` gave whole, never part of one |
+//! | B2 | there is one publisher to a cache: it does not clone, and neither does what owns it |
+//! | B3 | readers do not free retired states, unless they outlive the publisher |
 
 use std::sync::{
     Arc,
