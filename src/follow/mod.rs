@@ -58,7 +58,7 @@ use crate::{
 /// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
-/// | paused | waits, longer each time, with jitter | - |
+/// | paused | waits, longer each time, with jitter; then connects | - |
 ///
 /// (a) After a lock time-out or a conflict it rolls back, pauses for up to 1 s, and reads again. When it was following,
 /// it reads from the same cursor.

@@ -19,7 +19,9 @@ use crate::{model::CachedEvent, store::draft::Draft};
 /// Decides when to compare which events. Pure: time comes in as an argument.
 #[derive(Debug)]
 pub(crate) struct Audit {
+    /// How long a pass takes, if the budget allows it.
     cycle: Duration,
+    /// The share of time that the audit may take, from 0.0001 to 1.
     budget: f64,
     due: Instant,
     /// The ids of the events in the window, ascending, and how many of them are done. `None` between two passes.
@@ -167,6 +169,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
         (Some(_), None) => return Some("the cache has it, the database does not".to_owned()),
         (None, None) => return None,
     };
+    // Nearly always equal, and cheap to tell. Only a difference is looked at in detail.
     if held.same(read) {
         return None;
     }
@@ -190,6 +193,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
             (None, None) => None,
         }
     };
+    // The keys of both events, so that a snapshot is found that only one of them has.
     let ids = [held, read];
     let bookmaker = ids
         .iter()

@@ -1,7 +1,7 @@
 //! The change log: which of its rows are new since the last read, and which keys they name.
 //!
 //! # Invariants
-//! - F1: Each log row is read exactly once: by the first read whose snapshot shows it.
+//! - F1: After a read of everything, each new log row is read exactly once: by the first read whose snapshot shows it.
 //! - F2: No log row is left out. If a row is not understood, or there are too many, everything is read again.
 
 use std::{collections::BTreeSet, error::Error as StdError, pin::pin};

@@ -67,7 +67,7 @@ pub(crate) async fn changed(
     window_start: Micros,
     newest: &mut Newest,
 ) -> Result<(Plan, Bodies), Error> {
-    // First round: the guess. An empty request still reads the linked events, which nothing else tells.
+    // First round: the guess. An empty request still reads the linked events, because the log does not name them.
     let mut request = match are_few(change_set) {
         true => Request::at_once(draft, change_set, *newest),
         false => Request::default(),
@@ -101,8 +101,8 @@ pub(crate) async fn changed(
     Ok((plan, bodies))
 }
 
-/// Reads what the first round left out, and drops what it read too much (G1). Returns the events that are to be
-/// replaced.
+/// Reads the rows that the first round left out, and drops the extra ones (G1). Returns the events that the plan
+/// changes.
 async fn complete(
     reader: Reader<'_>,
     draft: &Draft,
@@ -191,6 +191,7 @@ impl Request {
             true => &competitor_events,
             false => &[],
         };
+        // All queries are sent before the first answer is awaited.
         let (linked, (kickoffs, headers), rows) = try_join3(
             reader.linked_events(window_start, &competitor_events),
             try_join(
@@ -253,7 +254,7 @@ impl Request {
 
 /// The packed markets that a plan needs, by snapshot id.
 pub(crate) struct Bodies {
-    /// How many snapshots the plan read markets of.
+    /// The number of snapshots whose markets were read.
     snapshots_read: usize,
     betpawa: HashMap<i64, Arc<Body>>,
     competitors: HashMap<i64, Arc<Body>>,

@@ -1,5 +1,5 @@
 //! A fingerprint of the catalog. DDL can change rows, or hide them, without firing a trigger. Each read of changes
-//! compares the fingerprint with the one before, and reads everything again if they differ.
+//! compares the fingerprint with that of the last read of everything. If they differ, everything is read again.
 //!
 //! The fingerprint changes when somebody
 //! - attaches, detaches, drops or rewrites a partition;

@@ -362,7 +362,8 @@ async fn all_rows(
             ..reader
         })
         .collect();
-    // Half of the time-out, so that this connection can still read everything by itself when a helper falls silent.
+    // Half of the read time-out: this connection may be idle in its transaction meanwhile, which the server allows only
+    // for that time-out.
     let silence = config.read_timeout / 2;
     let bodies = Bodies::read_with(&helper_readers, silence, reader, &plan, draft).await?;
     Ok((plan, bodies, newest))

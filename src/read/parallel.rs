@@ -24,7 +24,7 @@ use crate::{
     read::{schema::Names, transaction::ReadStart},
 };
 
-/// A helper that needs longer to connect saves no time: by then the first connection has read much of it alone.
+/// To wait longer for a helper would cost more time than it saves.
 const OPENING: Duration = Duration::from_secs(1);
 
 const DOING: &str = "reading on a further connection";

@@ -308,7 +308,7 @@ impl Reader<'_> {
         for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
             let mut bodies = Bodies::new(packer);
             let shares = ids.chunks(ids.len().div_ceil(readers));
-            // Each connection streams its share. Rows arrive in no order over all, but those of one snapshot stay in
+            // Each connection streams its share. The streams mix, but all rows of a snapshot come from one stream, in
             // order.
             let readers = std::iter::once(self).chain(helpers).zip(shares);
             let queries = readers.map(|(reader, share)| reader.market_stream(side, share));

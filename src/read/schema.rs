@@ -48,8 +48,8 @@ pub(crate) struct Names {
     /// Sets the time-outs that a read of everything needs, in place of the short ones of `begin`.
     pub(crate) warmup_bounds: String,
     /// The same as `begin`, for a read that runs prepared statements: the server plans each once, for any parameters.
-    /// By default it plans again for each few keys. That takes five times as long as reading them from two dozen
-    /// partitions.
+    /// By default it would plan again in each read. For a few keys that takes five times as long as reading their rows
+    /// from two dozen partitions.
     pub(crate) begin_prepared: String,
     /// After `begin_prepared`: lets the server plan for the actual keys, because there are many.
     pub(crate) replan: &'static str,
@@ -179,7 +179,7 @@ pub(crate) struct Catalog {
     pub(crate) competitor_markets: Statement,
 }
 
-/// The type as which a column is read.
+/// How a column is read.
 #[derive(Clone, Copy)]
 enum Kind {
     Id,

@@ -1,7 +1,7 @@
 //! Decides when to read next, and what may end the wait before. Pure: time comes in as an argument.
 //!
 //! Three parts decide together:
-//! - [`spacing`]: how long to rest after reads that found nothing;
+//! - [`spacing`]: how long to rest after several reloads in a row, and after reads that found nothing;
 //! - [`polling`]: whether to wait for a notification, or to read every few milliseconds;
 //! - the audit, which is due at its own time.
 
@@ -48,8 +48,7 @@ pub(crate) struct Seen {
     pub(crate) rows: usize,
     /// `xmin` of the read's snapshot: every transaction with a smaller id had ended.
     pub(crate) xmin: u64,
-    /// Every transaction with this id or a greater one notifies. `None` if the listener does not wait for
-    /// notifications.
+    /// Every transaction with this id or a greater one notifies. `None` while the listener does not hold the wait lock.
     pub(crate) notifies_from: Option<u64>,
 }
 
@@ -63,8 +62,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Schedule {
     poll_interval: Duration,
-    /// Whether notifications come from another server than the one that is read. They may arrive before the change
-    /// itself.
+    /// Whether notifications come from another server than the one that is read. They may arrive before their change.
     notified_from_elsewhere: bool,
     spacing: Spacing,
     polling: Polling,

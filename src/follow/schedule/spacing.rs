@@ -1,9 +1,9 @@
-//! How long to rest between reads that something causes again and again without need.
+//! How long to rest between reads that follow each other too fast.
 
 use std::time::Duration;
 
-/// Puts rests between reads that bring nothing: reload after reload, or notifications without a change, which any role
-/// can send. Reads that find changes are not delayed.
+/// Puts rests between reads that follow each other too fast: reload after reload, or reads for notifications and
+/// requests without a change. Any role can send such notifications. A read that finds changes ends the rests.
 #[derive(Debug, Default)]
 pub(crate) struct Spacing {
     /// How long the last read took, if it read everything.
