@@ -487,7 +487,7 @@ async fn session(client: &Client) -> Result<i32, Error> {
 }
 
 /// Takes the wait lock, then asks which transaction id the server will assign next. A transaction that looked for the
-/// lock before it was taken has a smaller id, because it had its id before it looked (N1 of
+/// lock before it was taken has a smaller id, because it had its id before it looked (W1 of
 /// [`crate::follow::schedule::polling`]).
 ///
 /// `age()` gives the distance to that next id, as long as the current transaction has no id of its own. So asking

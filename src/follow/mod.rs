@@ -317,7 +317,7 @@ impl Follower {
         let prepared = self.prepared.as_ref();
         let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
         let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
-            // The refusal has aborted the transaction, so a new one must begin (H2 of `read::parallel`).
+            // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
                 self.config.warmup_connections = 1;

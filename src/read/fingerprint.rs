@@ -9,7 +9,7 @@
 //! - truncates, rebuilds or reinstalls the log.
 //!
 //! # Invariants
-//! - W1: The fingerprint covers every object that a read can reach. [`Watched::find`] lists their ids, because a lookup
+//! - K1: The fingerprint covers every object that a read can reach. [`Watched::find`] lists their ids, because a lookup
 //!   by id is cheap. A new object is noticed too: it is linked to a listed one, or it has taken over the name of one.
 
 use tokio_postgres::Client;

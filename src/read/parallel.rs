@@ -2,11 +2,11 @@
 //! share of the markets.
 //!
 //! # Invariants
-//! - H1: A helper reads the same state. It imports the snapshot of the first connection, whose transaction took all
+//! - E1: A helper reads the same state. It imports the snapshot of the first connection, whose transaction took all
 //!   locks before that snapshot and still holds them.
-//! - H2: A helper can fail without harm: the first connection then reads everything by itself. Only a refused
+//! - E2: A helper can fail without harm: the first connection then reads everything by itself. Only a refused
 //!   [`export`] aborts the transaction; the follower then reads again without helpers.
-//! - H3: A helper waits for a lock only as long as any read does. Otherwise three could wait in a circle: the helper
+//! - E3: A helper waits for a lock only as long as any read does. Otherwise three could wait in a circle: the helper
 //!   for a migration, the migration for the first connection, and that one for the helper.
 
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(crate) async fn export(
         .map_err(Error::database(EXPORTING))
 }
 
-/// Opens as many helpers as the configuration allows. Leaves out those that fail (H2).
+/// Opens as many helpers as the configuration allows. Leaves out those that fail (E2).
 pub(crate) async fn open(
     config: &Config,
     names: &Names,

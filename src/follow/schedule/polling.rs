@@ -12,14 +12,14 @@
 //! invariants make sure that the follower still sees its change:
 //!
 //! # Invariants
-//! - N1: A writer has its transaction id before it looks for the wait lock: `log_change()` first inserts the log row.
-//! - N2: After it has taken the lock, the listener asks which transaction id the server will assign next
+//! - W1: A writer has its transaction id before it looks for the wait lock: `log_change()` first inserts the log row.
+//! - W2: After it has taken the lock, the listener asks which transaction id the server will assign next
 //!   (`notifies_from`). A transaction that looked too early has a smaller id. Each one with this id or a greater one
 //!   notifies.
-//! - N3: The follower goes on polling until `xmin` of a snapshot has reached `notifies_from`. By then every transaction
+//! - W3: The follower goes on polling until `xmin` of a snapshot has reached `notifies_from`. By then every transaction
 //!   that looked too early has ended, and that snapshot shows it. Only then may the follower wait for notifications.
 //!
-//! N3 is given up after [`OVERLAP_FOR`]. Otherwise a transaction that stays open for hours would keep the follower
+//! W3 is given up after [`OVERLAP_FOR`]. Otherwise a transaction that stays open for hours would keep the follower
 //! polling. What such a transaction commits is visible after the poll interval at the latest.
 
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ const LONGEST: Duration = Duration::from_millis(20);
 /// After so long without changes the follower waits for notifications again.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// The longest time for which N3 keeps the follower polling.
+/// The longest time for which W3 keeps the follower polling.
 const OVERLAP_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ enum Mode {
     /// Polls, and writers need not notify. `news` is when a poll last found changes.
     Polling { news: Instant },
     /// Writers should notify again, but some may have looked for the lock too early. So it still polls, since `since`
-    /// (N3).
+    /// (W3).
     Overlap { since: Instant },
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Seen {
     pub(crate) rows: usize,
     /// `xmin` of the read's snapshot: every transaction with a smaller id had ended.
     pub(crate) xmin: u64,
-    /// See N2. `None` while the listener does not hold the wait lock.
+    /// See W2. `None` while the listener does not hold the wait lock.
     pub(crate) notifies_from: Option<u64>,
 }
 
@@ -287,7 +287,7 @@ mod tests {
         assert!(!follower.waits_for_notifications());
     }
 
-    /// N3.
+    /// W3.
     #[test]
     fn it_polls_until_all_transactions_have_ended_that_looked_too_early() {
         let mut follower = polling();
