@@ -114,6 +114,8 @@ impl Audit {
     /// Notes that the step that was due succeeded, and took so long. Returns whether it ended a pass.
     pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
         self.rest(took, now);
+        // The step was due with the old `most`, so it is raised only after the pass has moved on.
+        let step_size = self.pass.as_ref().map(|(window, _)| self.step_size(window));
         self.most = (self.most * 2).min(MOST_EVENTS);
         if let Audited::Window(window) = audited {
             self.pass = Some((window.clone(), 0));
@@ -122,7 +124,7 @@ impl Audit {
         let Some((window, done)) = self.pass.take() else {
             return false;
         };
-        let done = done + self.step_size(&window);
+        let done = done + step_size.unwrap_or_default();
         let ended = done >= window.len();
         self.pass = (!ended).then_some((window, done));
         ended
@@ -307,5 +309,21 @@ mod tests {
             assert_eq!(audit.until_due(now), Duration::from_secs(200));
         }
         assert_eq!(sizes, [100, 50, 25, 12, 6, 3, 1, 1, 1]);
+    }
+
+    /// After a failed step the pass skipped events: it moved on by more events than the smaller step had compared.
+    #[test]
+    fn a_pass_covers_all_ids_also_after_failed_steps() {
+        let mut now = Instant::now();
+        let mut audit = Audit::new(CYCLE, 1.0, now);
+        let window: Vec<i64> = (0..100_000).collect();
+        audit.done(&Audited::Window(window.clone()), Duration::ZERO, now);
+        for _ in 0..5 {
+            now += audit.until_due(now);
+            audit.failed(Duration::ZERO, now);
+        }
+        let (_, slices) = pass(&mut audit, &window, Duration::ZERO);
+        let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
+        assert_eq!(ids, window);
     }
 }
