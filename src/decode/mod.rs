@@ -16,13 +16,17 @@ mod full;
 mod malformed;
 pub(crate) mod packer;
 
-use crate::model::{NamesBuffer, OddsBuffer, Shape};
+use crate::model::{MarketTemplate, NamesBuffer, OddsBuffer};
 
 pub(crate) use malformed::Malformed;
 
-/// Adds the odds of `text` if it has just the outcomes of `shape` and nothing unusual; otherwise does nothing.
-pub(crate) fn expected(text: Option<&str>, shape: &Shape, odds: &mut OddsBuffer) -> bool {
-    text.is_some_and(|text| fast::expected(text, shape.names(), odds))
+/// Adds the odds of `text` if it has just the outcomes of `market_template` and nothing unusual; otherwise does nothing.
+pub(crate) fn expected(
+    text: Option<&str>,
+    market_template: &MarketTemplate,
+    odds: &mut OddsBuffer,
+) -> bool {
+    text.is_some_and(|text| fast::expected(text, market_template.names(), odds))
 }
 
 /// Adds the odds of `text` to those in `odds`, and puts the names into `names`. Says what was wrong with them first, if

@@ -116,12 +116,13 @@ impl<'p> Bodies<'p> {
         } = self;
         let previous = builder.last(snapshot);
         let expected = expected(interner, previous, &key, row.outcomes, &mut builder.odds);
-        let (shape, mut problem) = match expected {
-            Some(shape) => (shape, None),
+        let (market_template, mut problem) = match expected {
+            Some(market_template) => (market_template, None),
             None => {
                 let problem = decode::outcomes(row.outcomes, &mut builder.names, &mut builder.odds);
-                let shape = interner.shape(previous, &key, builder.names.text());
-                (shape, problem)
+                let market_template =
+                    interner.market_template(previous, &key, builder.names.text());
+                (market_template, problem)
             }
         };
         if row.betpawa_market_id.is_none() || row.betpawa_market_name.is_none() {
@@ -132,7 +133,7 @@ impl<'p> Bodies<'p> {
             row_id: row.row_id,
             unavailable_at: row.unavailable_at,
         };
-        let malformed = builder.stage(interner, staged, shape, problem.is_some());
+        let malformed = builder.stage(interner, staged, market_template, problem.is_some());
         problem.or(malformed.then_some(Malformed::MarketGroups))
     }
 
@@ -151,7 +152,7 @@ impl<'p> Bodies<'p> {
     }
 }
 
-/// The shape of a row that is in some way what was expected after `previous`; its odds are added.
+/// The market_template of a row that is in some way what was expected after `previous`; its odds are added.
 fn expected(
     interner: &mut Interner,
     previous: u32,
@@ -160,9 +161,9 @@ fn expected(
     odds: &mut OddsBuffer,
 ) -> Option<u32> {
     let places = interner.expected(previous);
-    let [first, second] = places.map(|place| interner.shape_at(place));
+    let [first, second] = places.map(|place| interner.market_template_at(place));
     let first = first?;
-    let mut reads = |shape| decode::expected(outcomes, shape, odds);
+    let mut reads = |market_template| decode::expected(outcomes, market_template, odds);
     let first_matches = key.matches(first.kind());
     if first_matches && reads(first) {
         return Some(places[0]);
@@ -176,7 +177,7 @@ fn expected(
     }
     // Another line or other groups, but the same outcomes.
     if !first_matches && reads(first) {
-        return interner.shape_with_names_of(previous, key, places[0]);
+        return interner.market_template_with_names_of(previous, key, places[0]);
     }
     None
 }
@@ -195,7 +196,7 @@ mod tests {
 
     /// The columns of a row that is not of nowhere.
     #[derive(Debug, Clone)]
-    struct Owned {
+    struct OwnedRow {
         snapshot: i64,
         row_id: i64,
         id: &'static str,
@@ -207,7 +208,7 @@ mod tests {
         unavailable_at: Option<i64>,
     }
 
-    impl Owned {
+    impl OwnedRow {
         fn row(&self) -> MarketRow<'_> {
             MarketRow {
                 row_id: self.row_id,
@@ -224,7 +225,7 @@ mod tests {
         }
     }
 
-    fn owned() -> impl Strategy<Value = Owned> {
+    fn any_row() -> impl Strategy<Value = OwnedRow> {
         let outcome = (
             select(vec!["1", "X", "A. Mensah", "\\u0041", "\\\""]),
             select(vec!["1.85", "2", "3.00001", "null", "1e1", "\"x\""]),
@@ -269,7 +270,7 @@ mod tests {
                     groups,
                     outcomes,
                     unavailable_at,
-                )| Owned {
+                )| OwnedRow {
                     snapshot,
                     row_id,
                     id,
@@ -322,7 +323,7 @@ mod tests {
 
     fn read(
         packer: &mut Packer,
-        rows: &[Owned],
+        rows: &[OwnedRow],
     ) -> (HashMap<i64, Arc<Body>>, Vec<Option<Malformed>>) {
         let mut bodies = Bodies::new(packer);
         let problems = rows
@@ -335,7 +336,7 @@ mod tests {
     proptest! {
         /// Whatever was read before, in whatever order rows come, a body says of each row what reading that row alone says.
         #[test]
-        fn rows_are_read_as_if_alone(reads in vec((vec(owned(), 0..30), any::<bool>(), any::<bool>()), 1..6)) {
+        fn rows_are_read_as_if_alone(reads in vec((vec(any_row(), 0..30), any::<bool>(), any::<bool>()), 1..6)) {
             let mut packer = Packer::default();
             let mut held = Vec::new();
             for (rows, fails, sweeps) in &reads {
@@ -383,7 +384,7 @@ mod tests {
             // Equal markets are one template, in whatever order they came.
             if let Some((rows, ..)) = reads.last() {
                 let (there, _) = read(&mut packer, rows);
-                let mut back: Vec<Owned> = rows.clone();
+                let mut back: Vec<OwnedRow> = rows.clone();
                 back.sort_by_key(|row| (row.row_id, row.snapshot));
                 let (and_back, _) = read(&mut packer, &back);
                 for (id, body) in there {
@@ -439,7 +440,7 @@ mod tests {
         let mut bodies = Bodies::new(&mut packer);
         let rows: Vec<i64> = vec![1, 2, 3, 4];
         for (id, outcomes) in rows.iter().zip([outcomes, other, outcomes, outcomes]) {
-            let row = Owned {
+            let row = OwnedRow {
                 snapshot: *id,
                 row_id: *id,
                 id: "1",
