@@ -157,8 +157,8 @@ impl BodyBuilder {
             .map_or(NONE, |snapshot| snapshot.last)
     }
 
-    /// Adds a market row whose template is in slot `market_template`. Its odds are those added since the last call. Returns
-    /// whether the row counts as malformed: if `malformed` is set or its groups are malformed.
+    /// Adds a market row whose template is in slot `market_template`. Its odds are those added since the last call.
+    /// Returns whether the row counts as malformed: if `malformed` is set or its groups are malformed.
     pub(crate) fn stage(
         &mut self,
         interner: &Interner,

@@ -93,8 +93,8 @@ impl CachedSnapshot {
         }
     }
 
-    /// The first market with this id and line. A `line` of `None` finds a market without a line. To tell markets apart that
-    /// differ only in their handicap, go through [`markets`](CachedSnapshot::markets).
+    /// The first market with this id and line. A `line` of `None` finds a market without a line. To tell markets
+    /// apart that differ only in their handicap, go through [`markets`](CachedSnapshot::markets).
     ///
     /// Compares one byte per market, and the whole key only where that matches. Faster than going through all markets;
     /// allocates nothing.
