@@ -339,7 +339,9 @@ mod tests {
     proptest! {
         /// Packed markets show each row as if it had been read alone, whatever was read before and in whatever order.
         #[test]
-        fn a_row_reads_the_same_whatever_was_read_before(reads in vec((vec(any_row(), 0..30), any::<bool>(), any::<bool>()), 1..6)) {
+        fn a_row_reads_the_same_whatever_was_read_before(
+            reads in vec((vec(any_row(), 0..30), any::<bool>(), any::<bool>()), 1..6),
+        ) {
             let mut packer = Packer::default();
             let mut held = Vec::new();
             for (rows, fails, sweeps) in &reads {
@@ -404,7 +406,7 @@ mod tests {
     }
 
     /// A reader must see what `serde_json` makes of these `outcomes` and `groups`, odds bit for bit, and every problem
-    /// must be reported. That must hold whatever the cache has learned to expect: nothing, `other` outcomes, or the same ones.
+    /// must be reported. That must hold whatever the cache has learned to expect: nothing, `other` outcomes, or these.
     fn shows_what_is_written(outcomes: &str, groups: &str, other: &str) {
         let json = |text: &str| serde_json::from_str::<Value>(text);
         // With its feature arbitrary_precision, serde_json keeps a number that overflows a double; this crate does not.

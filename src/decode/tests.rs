@@ -351,7 +351,11 @@ proptest! {
     }
 
     #[test]
-    fn survives_any_damage(value in vec(any_outcome(), 0..3).prop_map(Value::from), at in any::<prop::sample::Index>(), with in any::<char>()) {
+    fn survives_any_damage(
+        value in vec(any_outcome(), 0..3).prop_map(Value::from),
+        at in any::<prop::sample::Index>(),
+        with in any::<char>(),
+    ) {
         let text = value.to_string();
         let mut damaged: Vec<char> = text.chars().collect();
         let at = at.index(damaged.len());
@@ -568,7 +572,15 @@ proptest! {
     }
 
     #[test]
-    fn fast_readers_agree_with_serde_on_damage(text in any_text(), at in any::<prop::sample::Index>(), with in prop_oneof![any::<char>(), "[\"\\\\{}\\[\\],:0-9.eE -]".prop_map(|text| text.chars().next().unwrap_or(' '))], kind in 0..3) {
+    fn fast_readers_agree_with_serde_on_damage(
+        text in any_text(),
+        at in any::<prop::sample::Index>(),
+        with in prop_oneof![
+            any::<char>(),
+            "[\"\\\\{}\\[\\],:0-9.eE -]".prop_map(|text| text.chars().next().unwrap_or(' ')),
+        ],
+        kind in 0..3,
+    ) {
         let mut damaged: Vec<char> = text.chars().collect();
         let at = at.index(damaged.len());
         match kind {

@@ -3,7 +3,7 @@
 //! | invariant | |
 //! |---|---|
 //! | I1 | equal kinds, market templates and snapshot templates are one allocation each: equal addresses, equal values |
-//! | I2 | snapshot templates hold market templates, these hold kinds, kinds hold groups; nothing else holds any of them |
+//! | I2 | snapshot templates hold market templates, these hold kinds, kinds hold groups; nothing else does |
 //! | I3 | which template comes next is a guess that each user checks, so a slot reused meanwhile does no harm |
 
 use std::{hash::BuildHasher, mem::size_of, sync::Arc};
@@ -54,8 +54,8 @@ impl Default for Interner {
     }
 }
 
-/// A sweep looks at this many snapshot templates for each one added since the last sweep. In the long run at most one in
-/// eight is therefore unused.
+/// A sweep looks at this many snapshot templates for each one added since the last sweep. In the long run at most one
+/// in eight is therefore unused.
 const LOOKS_PER_ADDED: usize = 8;
 /// A sweep looks at one snapshot template in this many even if none was added, so that 32 sweeps look at all of them.
 const ROUND: usize = 32;

@@ -151,7 +151,11 @@ mod tests {
     proptest! {
         /// M2
         #[test]
-        fn every_number_comes_back_bit_for_bit(bits in any::<u64>(), thousandths in 0..=MOST_THOUSANDTHS + 2, is_active in any::<bool>()) {
+        fn every_number_comes_back_bit_for_bit(
+            bits in any::<u64>(),
+            thousandths in 0..=MOST_THOUSANDTHS + 2,
+            is_active in any::<bool>(),
+        ) {
             prop_assert_eq!(packed_and_unpacked(Some(f64::from_bits(bits)), is_active), (Some(bits), is_active));
             let odds = f64::from(thousandths) / 1000.0;
             prop_assert_eq!(packed_and_unpacked(Some(odds), is_active), (Some(odds.to_bits()), is_active));
@@ -159,7 +163,10 @@ mod tests {
         }
 
         #[test]
-        fn thousandths_make_the_word_that_their_number_makes(thousandths in 0..=MOST_THOUSANDTHS, is_active in any::<bool>()) {
+        fn thousandths_make_the_same_word_as_their_number(
+            thousandths in 0..=MOST_THOUSANDTHS,
+            is_active in any::<bool>(),
+        ) {
             let text = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
             let (mut a, mut b) = (OddsBuffer::default(), OddsBuffer::default());
             a.push_thousandths(thousandths, is_active);

@@ -99,13 +99,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_parses_to_its_own_numbers_or_not_at_all(text in "\\PC{0,20}", near in "[0-9]{0,3}:[0-9]{1,20}:[0-9,:+ -]{0,12}") {
+        fn any_text_parses_to_its_own_numbers_or_not_at_all(
+            text in "\\PC{0,20}",
+            near in "[0-9]{0,3}:[0-9]{1,20}:[0-9,:+ -]{0,12}",
+        ) {
             parses_to_its_own_numbers(&text);
             parses_to_its_own_numbers(&near);
         }
 
         #[test]
-        fn all_that_postgres_prints_parses(xmin in any::<u64>(), xmax in any::<u64>(), list in "([0-9]{1,9}(,[0-9]{1,9}){0,4})?") {
+        fn all_that_postgres_prints_parses(
+            xmin in any::<u64>(),
+            xmax in any::<u64>(),
+            list in "([0-9]{1,9}(,[0-9]{1,9}){0,4})?",
+        ) {
             prop_assert!(parses_to_its_own_numbers("10:20:10,14,15"));
             let text = format!("{xmin}:{xmax}:{list}");
             prop_assert!(parses_to_its_own_numbers(&text));

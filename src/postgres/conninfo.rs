@@ -411,7 +411,8 @@ fn known(name: &str) -> Result<&'static str, Error> {
     Err(match REFUSED.iter().find(|refused| **refused == name) {
         Some(name) => wrong(&format!("oddscache does not support the parameter {name}")),
         None => wrong(
-            "an unknown parameter; put a value with spaces in single quotes, and write a & in the password of a URL as %26",
+            "an unknown parameter; put a value with spaces in single quotes, and write a & in the password of a URL as \
+             %26",
         ),
     })
 }

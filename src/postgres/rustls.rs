@@ -3,7 +3,7 @@
 //! | invariant | |
 //! |---|---|
 //! | T1 | in every mode, the server proves that it has the private key of its certificate |
-//! | T2 | in verify-ca and verify-full, the certificate is valid, and is either itself given or issued by a given root |
+//! | T2 | in verify-ca and verify-full, the certificate is valid, and is itself given or issued by a given root |
 //! | T3 | in verify-full, the certificate is for the host that the connection string names |
 
 use std::{error::Error as StdError, io, path::Path, sync::Arc};
@@ -104,7 +104,7 @@ fn system_roots() -> Result<Vec<CertificateDer<'static>>, Error> {
     if found.certs.is_empty() {
         return Err(wrong(
             "sslrootcert=system",
-            "the system has no root certificates; install them (Debian: apt-get install ca-certificates) or name a file",
+            "the system has no root certificates; install some (Debian: apt install ca-certificates) or name a file",
         ));
     }
     Ok(found.certs)
@@ -297,8 +297,8 @@ pub(crate) fn explain(error: &TlsError) -> Option<String> {
                 }
             ),
             problem => format!(
-                "the server's certificate cannot be used ({problem}); it must be an X.509 version 3 certificate for TLS \
-                 servers, and not that of a certificate authority unless sslrootcert holds the same one"
+                "the server's certificate cannot be used ({problem}); it must be an X.509 version 3 certificate for \
+                 TLS servers, and not that of a certificate authority unless sslrootcert holds the same one"
             ),
         },
         TlsError::AlertReceived(alert) if is_permanent(*alert) => format!(

@@ -42,8 +42,8 @@ impl Major {
                 tracing::warn!(
                     found,
                     newest_tested = SERVER_VERSIONS.end(),
-                    "the server is newer than any version of PostgreSQL that oddscache was tested with; look for a newer \
-                     oddscache, and run `oddscache doctor`"
+                    "the server is newer than any version of PostgreSQL that oddscache was tested with; look for a \
+                     newer oddscache, and run `oddscache doctor`"
                 );
             });
         }

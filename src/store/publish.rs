@@ -97,8 +97,8 @@ macro_rules! counting {
 counting! {
     /// [`Counters`] that can be counted up.
     Counting for Counters:
-    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
-    reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
+    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events
+    reloads reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
 }
 
 /// Adds to a counter.
