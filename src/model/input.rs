@@ -10,8 +10,8 @@ use super::{
     time::Micros,
 };
 
-/// A snapshot for [`Writer`](crate::writer::Writer) to put into a cache. It owns its data, where [`CachedSnapshot`]
-/// borrows; it deserialises from the JSON that [`CachedSnapshot`] serialises to.
+/// A snapshot for [`Writer`](crate::writer::Writer) to put into a cache. It has the fields of [`CachedSnapshot`] and
+/// deserialises from the JSON of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInput {
     /// The snapshot's id: of the row, or of whatever else it came from.
@@ -29,8 +29,7 @@ pub struct SnapshotInput {
     pub markets: Vec<MarketInput>,
 }
 
-/// A market for [`Writer`](crate::writer::Writer) to put into a cache; owns what
-/// [`CachedMarket`](crate::model::CachedMarket) borrows.
+/// A market of a [`SnapshotInput`]. It owns what [`CachedMarket`](crate::model::CachedMarket) borrows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MarketInput {
     /// Which market this is, in the platform's own numbering.
@@ -60,8 +59,7 @@ pub struct MarketInput {
     pub unavailable_at: Option<DateTime<Utc>>,
 }
 
-/// An outcome for [`Writer`](crate::writer::Writer) to put into a cache; owns what [`Outcome`](crate::model::Outcome)
-/// borrows.
+/// An outcome of a [`MarketInput`]. It owns what [`Outcome`](crate::model::Outcome) borrows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutcomeInput {
     /// The outcome's name.

@@ -59,12 +59,13 @@ impl Default for Interner {
 const LOOKS_PER_ADDED: usize = 8;
 /// A sweep looks at one snapshot template in this many even if none was added, so that 32 sweeps look at all of them.
 const ROUND: usize = 32;
-/// The bound of those looks. It keeps a publish short however many templates are held; a round then takes longer.
+/// The most that a sweep looks at for that reason, so that a publish stays short. With more templates a round takes
+/// longer.
 const MOST_LOOKS: usize = 1024;
 
 impl Interner {
-    /// The two market templates expected after `previous` ([`NONE`]: at the beginning of a snapshot). The first came
-    /// there repeatedly, the second came there last. Most snapshots list nearly the same markets in the same order, so
+    /// The two market templates expected after `previous` ([`NONE`]: at the beginning of a snapshot). The first has come
+    /// there repeatedly; the second came there last. Most snapshots list nearly the same markets in the same order, so
     /// comparing with these two finds most templates without a hash lookup.
     pub(crate) fn expected(&self, previous: u32) -> [u32; 2] {
         if previous == NONE {

@@ -142,7 +142,8 @@ impl Default for SnapshotTemplate {
 
 const STRIDE: usize = 16;
 
-/// A hash of 8 bits that tells most markets of a snapshot apart. Equal numbers have equal tags, so 0.0 and -0.0 have.
+/// A hash of 8 bits that tells most markets of a snapshot apart. Lines that are equal as numbers have
+/// equal tags, 0.0 and -0.0 included.
 fn tag(betpawa_market_id: &str, line: Option<f64>) -> u8 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     // Adding 0.0 turns -0.0 into 0.0. The `| 2` keeps every line apart from 1, which stands for no line.

@@ -200,8 +200,8 @@ impl Publisher {
     pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {
         self.version += 1;
         (state.version, change.version) = (self.version, self.version);
-        // The swap turns the debts of current readers into real reference counts. A count of one therefore means that
-        // only we hold the state, and that freeing it is up to us (P3).
+        // arc-swap lets readers borrow a state without counting; the swap turns such borrows into counted references.
+        // Once the count is one, only we hold the state, and we free it (P3).
         self.retired.push(self.shared.state.swap(Arc::new(state)));
         self.free_retired();
         add(&self.shared.counters.published, 1);
