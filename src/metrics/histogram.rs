@@ -112,8 +112,8 @@ pub struct Timing {
     pub count: u64,
     /// Their sum, in seconds.
     pub sum_seconds: f64,
-    /// The median, in seconds: the upper bound of its bucket, which is up to a quarter too high. `None` if nothing was
-    /// counted.
+    /// The median, in seconds: the upper bound of its bucket, which is up to a quarter too high between 1 us and 100 s.
+    /// `None` if nothing was counted.
     pub p50_seconds: Option<f64>,
     /// The 99th percentile, in seconds, in the same way.
     pub p99_seconds: Option<f64>,

@@ -42,7 +42,7 @@ type Connector = tokio_postgres_rustls::MakeRustlsConnect;
 #[cfg(not(feature = "tls"))]
 type Connector = tokio_postgres::NoTls;
 
-/// The driver's half of a connection: moves the bytes of a [`Client`], with or without TLS, and ends with its client.
+/// The part of a connection that moves the bytes of a [`Client`], with or without TLS. Ends with its client.
 ///
 /// It must be polled. `tokio::spawn(wire)` is enough if notices and notifications do not matter; otherwise poll
 /// [`Wire::poll_message`].

@@ -49,7 +49,7 @@ fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
     fs::read(path).map(Some).map_err(|error| error.to_string())
 }
 
-/// The password of the first line that matches. None if that password is empty.
+/// The password of the first line that matches. `None` if that password is empty.
 pub(crate) fn find(text: &[u8], login: &Login<'_>) -> Option<Vec<u8>> {
     let port = login.port.to_string();
     let wanted = [login.host, &port, login.database, login.user];

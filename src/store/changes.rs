@@ -117,8 +117,7 @@ pub struct Lagged {
     pub missed: u64,
 }
 
-/// The changes published since the subscription, in order. A gap is reported as [`Lagged`], never passed over in
-/// silence.
+/// The changes published since the subscription, in order. Every gap is reported as [`Lagged`].
 ///
 /// Take a view *after* subscribing. A change published in between is then in the view and also comes from the stream.
 pub struct Changes {
