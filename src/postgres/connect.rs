@@ -1,10 +1,10 @@
-//! Opening a connection: every server of the configuration in turn, each within its own time.
+//! Opens a connection: tries every server of the configuration in turn, each with its own time limit.
 //!
 //! | invariant | |
 //! |---|---|
-//! | O1 | no server uses up the time of another: each of its addresses has `connect_timeout` for everything up to the login |
-//! | O2 | where `sslmode` asks for TLS, not a byte of the login goes without |
-//! | O3 | an error counts as worth waiting for only if some server's is |
+//! | O1 | each address of each server has the whole `connect_timeout`, up to and including the login |
+//! | O2 | if `sslmode` requires TLS, no byte of the login goes out unencrypted |
+//! | O3 | the error counts as transient only if that of at least one server does |
 
 use std::{
     future::{Future, poll_fn},
@@ -42,15 +42,16 @@ type Connector = tokio_postgres_rustls::MakeRustlsConnect;
 #[cfg(not(feature = "tls"))]
 type Connector = tokio_postgres::NoTls;
 
-/// What moves the bytes of a [`Client`], with or without TLS. It must be polled, as the driver's own connection must, and
-/// ends with its client: `tokio::spawn(wire)` is enough where notices and notifications are of no interest, else
+/// The part of a connection that moves the bytes of a [`Client`], with or without TLS. Ends with its client.
+///
+/// It must be polled. `tokio::spawn(wire)` is enough if notices and notifications do not matter; otherwise poll
 /// [`Wire::poll_message`].
 #[must_use = "the client does nothing until this is polled"]
 pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
 
 impl Wire {
-    /// What a transaction sets first, so that no `transaction_timeout` of the role, the database or the server ends its
-    /// session; to be put right after `BEGIN;`. Empty before PostgreSQL 17, which brought that setting.
+    /// The statement that keeps any `transaction_timeout` of the role, the database or the server from ending the
+    /// session. Put it right after `BEGIN;`. Empty before PostgreSQL 17, which introduced that setting.
     #[must_use]
     pub fn without_transaction_timeout(&self) -> &'static str {
         let version = self.0.parameter("server_version");
@@ -60,7 +61,7 @@ impl Wire {
         }
     }
 
-    /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile.
+    /// The next notice or notification. Moves the client's bytes meanwhile. `None` once the connection is closed.
     pub fn poll_message(
         &mut self,
         context: &mut Context<'_>,
@@ -83,10 +84,10 @@ impl std::fmt::Debug for Wire {
     }
 }
 
-/// How long connecting to one address may take, unless set.
+/// How long connecting to one address may take, unless the configuration says otherwise.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How to reach the server: what a connection string says.
+/// How to reach the server, as a connection string says.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectOptions {
     pub(crate) postgres: tokio_postgres::Config,
@@ -96,7 +97,7 @@ pub(crate) struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Whether it makes sense.
+    /// Fails if the options contradict each other.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
         hosts::targets(&self.postgres).map(drop)
@@ -106,7 +107,7 @@ impl ConnectOptions {
         hosts::targets(&self.postgres).is_ok_and(|targets| targets.len() == 1)
     }
 
-    /// Hosts and database, for messages: never a password.
+    /// Hosts and database, for messages. Never contains a password.
     pub(crate) fn target(&self) -> String {
         let targets = hosts::targets(&self.postgres).unwrap_or_default();
         let hosts: Vec<String> = targets.iter().map(Target::name).collect();
@@ -137,6 +138,7 @@ impl ConnectOptions {
 
     #[cfg(feature = "tls")]
     async fn connector(&self, targets: &[Target]) -> Result<Connector, Error> {
+        // Without a need for TLS, do not read certificates: a missing file must not prevent the connection.
         let needed =
             self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket());
         let tls = if needed {
@@ -144,6 +146,7 @@ impl ConnectOptions {
         } else {
             crate::postgres::tls::Tls::new(SslMode::Disable)
         };
+        // Reading certificates blocks.
         let connector =
             tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
         connector.map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?
@@ -154,7 +157,7 @@ impl ConnectOptions {
         Ok(tokio_postgres::NoTls)
     }
 
-    /// Each address of one server.
+    /// Tries each address of one server, each with its own time limit (O1).
     async fn try_target(
         &self,
         target: &Target,
@@ -173,12 +176,12 @@ impl ConnectOptions {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) | Err(error) => error,
             };
-            failure = Some(weightier(failure, error));
+            failure = Some(more_telling(failure, error));
         }
         Err(failure.unwrap_or_else(|| unreachable(target, "the name has no address".to_owned())))
     }
 
-    /// One address, with and without TLS as the mode has it.
+    /// Tries one address with or without TLS, in the order that the mode prescribes (O2).
     async fn try_address(
         &self,
         target: &Target,
@@ -198,20 +201,22 @@ impl ConnectOptions {
         };
         let login = self.log_in(target, address, connector, first).await;
         let login = match (login, second) {
-            // No handshake, or no line in pg_hba.conf for connections of this kind.
+            // The handshake failed, or pg_hba.conf has no line for this kind of connection.
             (
                 Err(Failed {
-                    other_way: true, ..
+                    try_other_way: true,
+                    ..
                 }),
                 Some(second),
             ) => self.log_in(target, address, connector, second).await,
             (login, _) => login,
         };
         let (client, mut wire) = login.map_err(|failed| failed.error)?;
-        let Some((question, wanted, problem)) = session.question() else {
+        // The login worked. Now check whether the session is one that `target_session_attrs` accepts.
+        let Some((query, wanted, problem)) = session.query() else {
             return Ok((client, wire));
         };
-        match ask(&client, &mut wire, question).await {
+        match first_value(&client, &mut wire, query).await {
             Ok(Some(answer)) if answer == wanted => Ok((client, wire)),
             Ok(_) => Err(unreachable(
                 target,
@@ -237,14 +242,14 @@ impl ConnectOptions {
             .is_some();
         let connect = postgres.connect(connector.clone()).await;
         let (client, connection) = connect.map_err(|error| Failed {
-            other_way: is_about_tls(&error)
+            try_other_way: is_about_tls(&error)
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
-            error: self.judge(target, &error, from_file),
+            error: self.classify(target, &error, from_file),
         })?;
         Ok((client, Wire(connection)))
     }
 
-    /// The password for this server, if none is configured and the password file has one.
+    /// The password for this server from the password file, unless one is configured.
     async fn password_from_file(&self, target: &Target) -> Option<Vec<u8>> {
         let path = self.passfile.clone()?;
         if self.postgres.get_password().is_some() {
@@ -265,8 +270,8 @@ impl ConnectOptions {
         reading.await.ok().flatten()
     }
 
-    /// What became of a login, in our terms.
-    fn judge(&self, target: &Target, error: &tokio_postgres::Error, from_file: bool) -> Error {
+    /// The error of a login as one of ours. It decides whether a retry makes sense.
+    fn classify(&self, target: &Target, error: &tokio_postgres::Error, from_file: bool) -> Error {
         #[cfg(feature = "tls")]
         if let Some(cause) = crate::postgres::rustls::cause(error) {
             return match crate::postgres::rustls::explain(cause) {
@@ -276,7 +281,7 @@ impl ConnectOptions {
         }
         let mut said = reason(error);
         let Some(code) = error.code() else {
-            // The driver has no other way to tell its kinds of errors.
+            // The driver does not tell its errors apart by type, only by text.
             return match error.to_string().as_str() {
                 "error performing TLS handshake"
                     if said.ends_with("server does not support TLS") =>
@@ -284,46 +289,48 @@ impl ConnectOptions {
                     tls(
                         target,
                         format!(
-                            "the server does not offer TLS, which sslmode={} asks for; switch it on there (ssl = on)",
+                            "the server does not offer TLS, which sslmode={} requires; switch it on there (ssl = on)",
                             self.tls.mode
                         ),
                     )
                 }
                 "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
                     target,
-                    "the host has no name that a certificate could bear".to_owned(),
+                    "a certificate cannot be issued for this host name".to_owned(),
                 ),
-                // The password is missing; the server does not know it; channel binding is not to be had.
+                // No password is given, the password is wrong, or channel binding is impossible.
                 "invalid configuration" | "authentication error" => refused(target, said),
                 _ => unreachable(target, said),
             };
         };
-        // Worth waiting for: starting up or shutting down, too many connections or too little memory, trouble with a disk.
+        // Transient: the server starts up or shuts down, has too many connections or too little memory, or a disk
+        // fails.
         if ["57P", "53", "58"]
             .iter()
             .any(|class| code.code().starts_with(class))
         {
             return unreachable(target, said);
         }
-        // All that PgBouncer says has this one code. Most of it passes: it is full, or its server is away.
-        let lasts = [
+        // PgBouncer reports everything with this one code. Most of it is transient: it is full, or its server is away.
+        let permanent = [
             "unsupported startup parameter",
             "authentication failed",
             "no such",
         ];
-        if *code == SqlState::PROTOCOL_VIOLATION && !lasts.iter().any(|words| said.contains(words))
+        if *code == SqlState::PROTOCOL_VIOLATION
+            && !permanent.iter().any(|words| said.contains(words))
         {
             return unreachable(target, said);
         }
         if from_file && *code == SqlState::INVALID_PASSWORD {
-            said.push_str("; the password is that of the password file");
+            said.push_str("; the password came from the password file");
         }
         refused(target, said)
     }
 
-    /// One error for all servers.
+    /// One error for all servers that were tried.
     fn sum_up(&self, mut failures: Vec<Error>) -> Error {
-        let told = |error: &Error| match error {
+        let parts = |error: &Error| match error {
             Error::Unreachable { target, reason }
             | Error::Refused { target, reason }
             | Error::Tls { target, reason } => (target.clone(), reason.clone()),
@@ -335,11 +342,12 @@ impl ConnectOptions {
             .or(self.postgres.get_user())
             .unwrap_or_default();
         let mut said: Vec<(String, String)> = Vec::new();
-        for told in failures.iter().map(told) {
-            if !said.contains(&told) {
-                said.push(told);
+        for failure in failures.iter().map(parts) {
+            if !said.contains(&failure) {
+                said.push(failure);
             }
         }
+        // One server stands by itself; several are listed, each with its reason.
         let (target, reason) = match said.as_slice() {
             [(target, reason)] => (format!("{target}/{database}"), reason.clone()),
             several => {
@@ -354,6 +362,7 @@ impl ConnectOptions {
         let refused = failures
             .iter()
             .any(|error| matches!(error, Error::Refused { .. }));
+        // Transient if any of the failures is (O3).
         match failures.pop() {
             Some(Error::Config(problem)) => Error::Config(problem),
             _ if transient => Error::Unreachable { target, reason },
@@ -368,14 +377,15 @@ impl ConnectOptions {
     }
 }
 
-/// A login that failed, and whether it may do with TLS where this was without, or the other way round.
+/// A login that failed, and whether to try again the other way: with TLS if this was without, or the reverse.
 struct Failed {
     error: Error,
-    other_way: bool,
+    try_other_way: bool,
 }
 
-/// Of two addresses of one server: what it said itself weighs more than an address where nobody is.
-fn weightier(before: Option<Error>, now: Error) -> Error {
+/// The error to report of two addresses of one server. An answer of the server is worth more than an address that
+/// nobody answers.
+fn more_telling(before: Option<Error>, now: Error) -> Error {
     match before {
         Some(before) if !before.is_transient() => before,
         _ => now,
@@ -401,7 +411,7 @@ fn is_about_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
 
-/// Where the server is; `None` where that is known already, or it is a socket.
+/// The addresses of a server. `None` stands for one that needs no lookup because it is a socket.
 async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     let name = match (&target.host, target.address) {
         (_, Some(address)) => return Ok(vec![Some(address)]),
@@ -416,9 +426,13 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     Ok(addresses)
 }
 
-/// The first cell of the answer to a question; the reason if there is none.
-async fn ask(client: &Client, wire: &mut Wire, question: &str) -> Result<Option<String>, String> {
-    let mut answer = pin!(client.simple_query(question));
+/// The first value of a query's answer. The error is a text.
+async fn first_value(
+    client: &Client,
+    wire: &mut Wire,
+    query: &str,
+) -> Result<Option<String>, String> {
+    let mut answer = pin!(client.simple_query(query));
     let messages = poll_fn(|context| {
         loop {
             match wire.poll_message(context) {
@@ -444,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_login_is_not_hidden_by_a_dead_address() {
+    fn a_dead_address_does_not_hide_a_refused_login() {
         let target = Target {
             host: Host::Tcp("h".to_owned()),
             address: None,
@@ -453,9 +467,9 @@ mod tests {
         let dead = || unreachable(&target, "nobody".to_owned());
         let login = || refused(&target, "password".to_owned());
         let is_login = |error: Error| matches!(error, Error::Refused { .. });
-        assert!(is_login(weightier(Some(dead()), login())));
-        assert!(is_login(weightier(Some(login()), dead())));
-        assert!(is_login(weightier(None, login())));
-        assert!(!is_login(weightier(Some(dead()), dead())));
+        assert!(is_login(more_telling(Some(dead()), login())));
+        assert!(is_login(more_telling(Some(login()), dead())));
+        assert!(is_login(more_telling(None, login())));
+        assert!(!is_login(more_telling(Some(dead()), dead())));
     }
 }
