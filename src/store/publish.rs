@@ -201,7 +201,7 @@ impl Publisher {
         self.version += 1;
         (state.version, change.version) = (self.version, self.version);
         // arc-swap lets readers borrow a state without counting; the swap turns such borrows into counted references.
-        // Once the count is one, only we hold the state, and we free it (P3).
+        // Once the count is one, only we hold the state, and we free it (B3).
         self.retired.push(self.shared.state.swap(Arc::new(state)));
         self.free_retired();
         add(&self.shared.counters.published, 1);
