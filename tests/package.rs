@@ -117,6 +117,19 @@ fn the_bare_library_brings_nothing_of_the_features() {
     }
 }
 
+/// A production build leaves out the demo with all that only it needs.
+#[test]
+fn the_service_brings_nothing_of_the_demo() {
+    let brought = brought_by(&manifest());
+    let only_of_demo = || brought["demo"].difference(&brought["service"]);
+    assert!(only_of_demo().count() > 0);
+    let (service, demo) = (tree("service", &[]), tree("demo", &[]));
+    for name in only_of_demo() {
+        assert!(!names(&service).contains(name.as_str()), "{name}");
+        assert!(names(&demo).contains(name.as_str()), "{name}");
+    }
+}
+
 #[test]
 fn the_readme_counts_the_crates() {
     let readme = readme();
@@ -155,7 +168,7 @@ fn every_feature_is_explained_where_it_is_looked_for() {
             "src/lib.rs: {name}"
         );
     }
-    assert_eq!(features["default"], serde_json::json!(["service"]));
+    assert_eq!(features["default"], serde_json::json!(["service", "demo"]));
 }
 
 #[test]

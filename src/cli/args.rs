@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{
-    demo::DemoArguments,
-    server::{
-        commands::{
-            doctor::DoctorArguments, dump::DumpArguments, explain::ExplainArguments,
-            probe::ProbeArguments, serve::ServeArguments, sql,
-        },
-        options::{database::DatabaseArguments, log::LogArguments},
-        paths,
+#[cfg(feature = "demo")]
+use crate::demo::DemoArguments;
+use crate::server::{
+    commands::{
+        doctor::DoctorArguments, dump::DumpArguments, explain::ExplainArguments,
+        probe::ProbeArguments, serve::ServeArguments, sql,
     },
+    options::{database::DatabaseArguments, log::LogArguments},
+    paths,
 };
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -21,8 +20,10 @@ use crate::{
 /// It reads the application's tables once, then follows the change log that triggers write (install them with
 /// `oddscache sql install --apply`). What it serves is always exactly one committed state of the database, and it says
 /// how old that is.
-///
-/// First look, with nothing but PostgreSQL's server binaries installed: oddscache demo
+#[cfg_attr(
+    feature = "demo",
+    doc = "\nFirst look, with nothing but PostgreSQL's server binaries installed: oddscache demo"
+)]
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -81,5 +82,6 @@ pub(crate) enum Command {
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
+    #[cfg(feature = "demo")]
     Demo(DemoArguments),
 }

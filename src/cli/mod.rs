@@ -7,13 +7,12 @@ use std::{io, process::ExitCode};
 
 use oddscache::{Error, sql::ScriptError};
 
-use crate::{
-    demo,
-    server::{
-        commands::{doctor, dump, explain, probe, serve, sql},
-        http::metrics,
-        logging,
-    },
+#[cfg(feature = "demo")]
+use crate::demo;
+use crate::server::{
+    commands::{doctor, dump, explain, probe, serve, sql},
+    http::metrics,
+    logging,
 };
 use args::Command;
 use settings::{Origins, Settings};
@@ -71,6 +70,7 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Health(arguments) => probe::run(arguments, "/livez").await,
         Command::Ready(arguments) => probe::run(arguments, "/readyz").await,
+        #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(arguments).await,
     }
 }
