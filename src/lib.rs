@@ -273,6 +273,7 @@ pub use model::{
 };
 pub use postgres::{
     connect::Wire,
+    conninfo::without_password,
     server_version::SERVER_VERSIONS,
     tls::{SslMode, Tls},
 };

@@ -43,7 +43,7 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
                 "{key}: give it as text, a number, true or false, as after the flag --{key}"
             ))
         })?;
-        if mode & 0o004 != 0 && hide::holds_secret(&key, &value) {
+        if mode & 0o004 != 0 && hide::hidden(&key, &value).is_some() {
             return Err(format!(
                 "{} holds a secret ({key}), and every user of this machine can read it: chmod o= it, or give the secret by \
                  the environment",
