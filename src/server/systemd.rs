@@ -8,6 +8,9 @@
 //! | `STATUS=` | what the cache is doing, when that changes |
 //! | `WATCHDOG=1` | thrice in the time that the manager grants, while follower ([`Health::alive`]) and threads make progress |
 //! | `STOPPING=1` | when the end was asked for |
+//!
+//! The crate `sd-notify` would save only [`open`]: it blocks while the manager's socket is full, and the follower's runtime
+//! must not.
 
 use std::{
     convert::Infallible,

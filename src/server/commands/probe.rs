@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::server::{
-    client::{Asker, Url},
+    client::{Client, Url},
     paths,
 };
 
@@ -36,8 +36,8 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
             paths::given(&arguments.tls_cert).is_some(),
         )
     });
-    let asker = Asker::of_anybody(arguments.timeout)?;
-    let answer = asker.get(&url, path).await;
+    let client = Client::for_health_checks(arguments.timeout);
+    let answer = client.get(&url, path).await;
     let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
     let said = sentence(&String::from_utf8_lossy(&body));
     if status.is_success() {

@@ -4,12 +4,13 @@ use clap::{Args, ValueEnum};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArguments {
+    // rustls warns of what any client can send it; each failed handshake is logged by the listener, at debug.
     /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as oddscache=debug
     #[arg(
         long,
         global = true,
         env = "ODDSCACHE_LOG",
-        default_value = "info,tokio_postgres=warn",
+        default_value = "info,tokio_postgres=warn,rustls=off",
         value_name = "FILTER"
     )]
     pub(crate) log: String,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::arguments::ExplainArguments;
 use crate::server::{
-    client::{Asker, Url},
+    client::{Client, Url},
     paths,
 };
 
@@ -45,13 +45,13 @@ pub(crate) async fn caught_up(
     arguments: &ExplainArguments,
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
-    let asker = Asker::new(
+    let client = Client::new(
         paths::given(&arguments.ca).map(PathBuf::as_path),
         arguments.token.as_ref(),
         arguments.timeout,
     )?;
     loop {
-        let service = ask(url, arguments.event, &asker).await?;
+        let service = ask(url, arguments.event, &client).await?;
         let is_late = service.stats.as_of.is_none_or(|as_of| as_of < at);
         if !is_late || Instant::now() >= deadline {
             return Ok(service);
@@ -61,15 +61,15 @@ pub(crate) async fn caught_up(
 }
 
 /// The stats first, so that the event is of their cut or of a later one.
-async fn ask(url: &Url, event: i64, asker: &Asker) -> anyhow::Result<Service> {
-    let (status, body) = asker.get(url, "/v1/stats").await?;
+async fn ask(url: &Url, event: i64, client: &Client) -> anyhow::Result<Service> {
+    let (status, body) = client.get(url, "/v1/stats").await?;
     ensure!(
         status != StatusCode::UNAUTHORIZED,
         "it asks for a token: --token or ODDSCACHE_TOKEN"
     );
     ensure!(status == StatusCode::OK, "/v1/stats answers {status}");
     let stats = serde_json::from_slice(&body).context("/v1/stats is not what oddscache answers")?;
-    let (status, body) = asker.get(url, &format!("/v1/events/{event}")).await?;
+    let (status, body) = client.get(url, &format!("/v1/events/{event}")).await?;
     let event = match status {
         StatusCode::OK => {
             Some(serde_json::from_slice(&body).context("/v1/events/{id} is no JSON")?)
