@@ -204,8 +204,26 @@ impl Session {
         before: &str,
         sql: &str,
     ) -> Result<Vec<T>, Trouble> {
+        self.rows_between(before, sql, "ROLLBACK").await
+    }
+
+    /// The same, and commits.
+    pub(crate) async fn commit_after<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+    ) -> Result<Vec<T>, Trouble> {
+        self.rows_between(before, sql, "COMMIT").await
+    }
+
+    async fn rows_between<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+        after: &str,
+    ) -> Result<Vec<T>, Trouble> {
         let limits = self.limits();
-        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; ROLLBACK");
+        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; {after}");
         let rows = match self.run(&sql).await {
             Ok(rows) => rows,
             Err(trouble) => {

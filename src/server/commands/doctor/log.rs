@@ -10,7 +10,10 @@ use super::{
     finding::{Finding, Findings},
     server::Server,
 };
-use crate::server::session::{Session, Trouble, identifier, literal};
+use crate::server::{
+    prune::{self, Pruned},
+    session::{Session, Trouble, identifier, literal},
+};
 
 /// Dead rows from which on VACUUM is missed, if they are also ten times the living.
 const DEAD_ROWS: i64 = 100_000;
@@ -28,7 +31,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
         transactions(context, server, &session).await,
     );
     findings.take("log.prepared", prepared(context, &session).await);
-    findings.take("log.prune", prune(context, server, &session).await);
+    findings.take("log.prune", pruning(context, server, &session).await);
     Ok(findings.0)
 }
 
@@ -37,32 +40,14 @@ const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 
 const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
 
-/// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
-const PRUNE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; \
-    SET LOCAL oddscache.prune_timeout = '1 s'";
-
-async fn prune(
+async fn pruning(
     context: &Context<'_>,
     server: &Server,
     session: &Session,
 ) -> Result<Vec<Finding>, Trouble> {
-    #[derive(Deserialize)]
-    struct Right {
-        may: bool,
-    }
-    #[derive(Deserialize)]
-    struct Pruned {
-        rows: i64,
-    }
     let schema = identifier(context.cache_schema);
-    let sql = format!(
-        "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') AS may \
-         FROM pg_namespace AS n JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'prune' \
-           AND p.proargtypes = '1186' WHERE n.nspname = {}",
-        literal(context.cache_schema)
-    );
     // Where there is none, the feed's findings say so.
-    let Some(Right { may }) = session.rows(&sql).await?.into_iter().next() else {
+    let Some(may) = prune::is_allowed(session, context.cache_schema).await? else {
         return Ok(Vec::new());
     };
     let object = format!("{schema}.prune(interval)");
@@ -77,8 +62,13 @@ async fn prune(
             .fix("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
         ]);
     }
+    // As the service calls it, but rolled back, and bounded: its loop deletes for a sixth of this.
+    let before = format!(
+        "{}; SET LOCAL oddscache.prune_timeout = '1 s'",
+        prune::BEGIN
+    );
     let call = format!("SELECT {schema}.prune() AS rows");
-    let finding = match session.rows_after(PRUNE, &call).await {
+    let finding = match session.rows_after(&before, &call).await {
         Ok(pruned) => {
             let rows: i64 = pruned.iter().map(|Pruned { rows }| rows).sum();
             Finding::ok("log.prune", format!("works: {rows} rows would go within 0.2 s; taken back"))

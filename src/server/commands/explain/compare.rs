@@ -1,14 +1,17 @@
 //! Where two events as JSON differ.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::oracle::normal;
 
-/// More than these are not told: the first few say what is wrong.
+/// No more differences are told: the first few say what is wrong.
 const MOST: usize = 20;
+
+/// Longer values are cut where people read them: a value may be a whole snapshot.
+const MOST_CHARACTERS: usize = 120;
 
 /// One field that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,6 +22,31 @@ pub(crate) struct Difference {
     pub(crate) service: Value,
     /// In the database; null where it is absent.
     pub(crate) database: Value,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = match &*self.field {
+            "" => "the event",
+            field => field,
+        };
+        let (held, expected) = (short(&self.service), short(&self.database));
+        write!(
+            f,
+            "{field}: {held} in the service, {expected} in the database"
+        )
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "nothing".to_owned(),
+        value => value.to_string(),
+    };
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 /// What differs, in the order of the fields' names, whatever the form of numbers and times.

@@ -6,7 +6,7 @@
 //! if both readings are the same, it says that its cut lies between them, and its answer is another.
 
 mod arguments;
-mod compare;
+pub(crate) mod compare;
 mod database;
 mod explanation;
 mod http;

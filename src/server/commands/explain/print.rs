@@ -2,15 +2,10 @@
 
 use std::io::{self, Write};
 
-use serde_json::Value;
-
 use super::{
     database::{CompetitorEvent, Facts, Latest, Standing},
     explanation::{Explanation, Verdict},
 };
-
-/// Values of a difference longer than this are cut: a whole snapshot may be one.
-const MOST_CHARACTERS: usize = 120;
 
 pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
     let facts = &explanation.database;
@@ -64,17 +59,7 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
         )?;
     }
     for difference in &explanation.differences {
-        let field = if difference.field.is_empty() {
-            "the event"
-        } else {
-            &*difference.field
-        };
-        writeln!(
-            out,
-            "  {field}: {} in the service, {} in the database",
-            short(&difference.service),
-            short(&difference.database)
-        )?;
+        writeln!(out, "  {difference}")?;
     }
     let verdict = match explanation.verdict {
         Verdict::Agrees => "agrees",
@@ -178,15 +163,4 @@ fn print_log(facts: &Facts, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-fn short(value: &Value) -> String {
-    let text = match value {
-        Value::Null => return "nothing".to_owned(),
-        value => value.to_string(),
-    };
-    match text.char_indices().nth(MOST_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
 }
