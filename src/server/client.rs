@@ -21,7 +21,7 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use super::http::auth::Secret;
+use super::{http::auth::Token, options::secret::Secret};
 
 /// No answer about one event is longer.
 const MOST_BYTES: u64 = 64 << 20;
@@ -102,8 +102,7 @@ impl Client {
             .iter()
             .map(|root| Certificate::from_der(root).to_owned());
         let tls = TlsConfig::builder().root_certs(RootCerts::from(roots));
-        let token = token.map_or(Ok(None), Secret::token)?;
-        let authorization = token.map(|token| HeaderValue::try_from(token.header()));
+        let authorization = Token::given(token)?.map(|token| HeaderValue::try_from(token.header()));
         Ok(Client {
             agent: agent(tls, bound),
             authorization: authorization.transpose().context("the token")?,

@@ -88,8 +88,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let config = follow.config()?.poll_interval(arguments.poll_interval);
     let patience = Patience::new(
         arguments.poll_interval,
-        follow.read_timeout(),
-        follow.warmup_timeout(),
+        follow.read_timeout,
+        follow.warmup_timeout,
     );
     let serving = Serving {
         limits: arguments.limits.clone(),
@@ -108,7 +108,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
+        () = prune::run(config, follow.cache_schema.clone(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
         error = resync_on_signal(cache.clone()) => error,
         error = read_again_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},

@@ -149,22 +149,6 @@ fn home_passfile() -> Option<String> {
     variable("HOME").map(|home| format!("{home}/.pgpass"))
 }
 
-/// A connection string of its own, which may hold a password.
-#[derive(Clone)]
-pub(crate) struct Url(pub(crate) String);
-
-impl From<String> for Url {
-    fn from(url: String) -> Url {
-        Url(url)
-    }
-}
-
-impl std::fmt::Debug for Url {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Url")
-    }
-}
-
 /// Not the connection string, which may hold a password.
 impl std::fmt::Debug for DatabaseArguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

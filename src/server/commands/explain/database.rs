@@ -153,9 +153,9 @@ impl<'a> Database<'a> {
     pub(crate) fn new(session: &'a Session, follow: &FollowArguments, event: i64) -> Database<'a> {
         Database {
             session,
-            app: identifier(follow.app_schema()),
-            cache: identifier(follow.cache_schema()),
-            lookback: follow.lookback().as_secs_f64(),
+            app: identifier(&follow.app_schema),
+            cache: identifier(&follow.cache_schema),
+            lookback: follow.lookback.as_secs_f64(),
             event,
         }
     }

@@ -163,20 +163,17 @@ async fn judge(
         if before.is_window_only() && service.event.is_some() {
             let reason = format!(
                 "the service holds an event that is not within the window here: has it another lookback than {}?",
-                humantime::format_duration(arguments.follow.lookback())
+                humantime::format_duration(arguments.follow.lookback)
             );
             return Ok(Round::Done(Verdict::Differs, reason, found));
         }
     }
     // Rows that do not read as they should are served as far as they go: only the library knows how far that is.
     let config = arguments.follow.config()?.need_feed(false);
-    let view = tokio::time::timeout(
-        arguments.follow.warmup_timeout(),
-        oddscache::warm_up(config),
-    )
-    .await
-    .context("reading everything by the library took too long")?
-    .context("reading everything by the library")?;
+    let view = tokio::time::timeout(arguments.follow.warmup_timeout, oddscache::warm_up(config))
+        .await
+        .context("reading everything by the library took too long")?
+        .context("reading everything by the library")?;
     let read = match view.event(arguments.event) {
         Some(event) => serde_json::to_value(event)?,
         None => Value::Null,
