@@ -2,8 +2,9 @@
 
 mod api;
 pub(crate) mod auth;
+mod checks;
+mod counters;
 mod cut;
-mod guard;
 pub(crate) mod health;
 mod io_timeout;
 pub(crate) mod limits;

@@ -21,9 +21,9 @@ use super::{
         state::Api,
         view::age_ms,
     },
+    counters::HttpCounters,
     cut,
     health::Health,
-    io_timeout::Tally,
     metrics::{self, Requests},
     page,
     problem::problem,
@@ -109,8 +109,11 @@ async fn changes(
     Ok(api.hub.stream(api.cache, inline, &headers))
 }
 
-async fn metrics(State(api): State<Api>, Extension(tally): Extension<Arc<Tally>>) -> Response {
-    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &tally);
+async fn metrics(
+    State(api): State<Api>,
+    Extension(counters): Extension<Arc<HttpCounters>>,
+) -> Response {
+    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &counters);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }

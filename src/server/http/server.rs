@@ -15,9 +15,9 @@ use tokio::{
 use super::{
     api::changes::Hub,
     auth::Access,
-    guard::{Guard, guard, turn_away},
+    checks::{Checks, check, turn_away},
+    counters::HttpCounters,
     health::Health,
-    io_timeout::Tally,
     limits::Limits,
     listener::{self, Shared},
     metrics::{self, Requests},
@@ -91,28 +91,30 @@ impl Server {
         let requests = Requests::default();
         let router = router::router(cache.clone(), hub.clone(), options, requests.clone());
         let (end, ending) = watch::channel(false);
-        let tally = Arc::new(Tally::default());
-        let checks = Guard {
+        let counters = Arc::new(HttpCounters::default());
+        let checks = Checks {
             limits: Arc::clone(&limits),
             access: serving.access,
-            tally: Arc::clone(&tally),
+            counters: Arc::clone(&counters),
         };
         let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
-        let with_tally = Extension(Arc::clone(&tally));
+        let with_counters = Extension(Arc::clone(&counters));
         // Outside the checks, so that what they refuse and cut short is counted too.
         let counting = from_fn_with_state(requests, metrics::count);
         let guarded = |router: Router| {
-            let router = router.layer(with_health.clone()).layer(with_tally.clone());
+            let router = router
+                .layer(with_health.clone())
+                .layer(with_counters.clone());
             router.layer(counting.clone())
         };
         let shared = Shared {
             limits: Arc::clone(&limits),
-            tally,
+            counters,
             tls: serving.tls,
             router: guarded(
                 router
                     .clone()
-                    .layer(from_fn_with_state(checks.clone(), guard)),
+                    .layer(from_fn_with_state(checks.clone(), check)),
             ),
             turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
             ending,

@@ -38,12 +38,12 @@ impl Text {
         };
     }
 
-    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+    pub(super) fn gauge(&mut self, name: &str, value: impl Display, help: &str) {
         self.family(name, "gauge", help);
         self.sample(name, "", value);
     }
 
-    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) {
+    pub(super) fn counter(&mut self, name: &str, value: u64, help: &str) {
         self.family(name, "counter", help);
         self.sample(name, "", value);
     }
