@@ -49,7 +49,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// What differs, in the order of the fields' names, whatever the form of numbers and times.
+/// What differs, in the order of the fields' names. Forms of the same number or time are equal.
 pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> {
     let form = |event: &Value| with_defaults(event.clone());
     let mut found = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> 
 }
 
 fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Difference>) {
-    // Times are compared by their microseconds, and told as they are.
+    // Times are compared by their microseconds, and printed as they are.
     if found.len() >= MOST || of(field, service) == of(field, database) {
         return;
     }
@@ -90,7 +90,7 @@ fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Diffe
     found.truncate(MOST);
 }
 
-/// The value in the form that equal values share.
+/// The value in a form that all equal values have.
 fn of(field: &str, value: &Value) -> Value {
     let name = field.rsplit('.').next().unwrap_or_default();
     let named = Value::Object([(name.to_owned(), value.clone())].into_iter().collect());
@@ -106,7 +106,7 @@ fn difference(field: String, service: Option<&Value>, database: Option<&Value>) 
     }
 }
 
-/// The database's outcomes are as they are stored: a missing or null `odds` means none, a missing or null `is_active` yes.
+/// Fills in what stored outcomes may lack: a missing `odds` means null, a missing or null `is_active` means true.
 fn with_defaults(mut event: Value) -> Value {
     for side in ["betpawa", "competitors"] {
         let snapshots = event.get_mut(side).and_then(Value::as_object_mut);

@@ -1,4 +1,4 @@
-//! What a running service says of an event.
+//! What a running service says about an event.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -18,16 +18,16 @@ use crate::server::{
 /// How often the service is asked whether it has caught up.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a service says of the event and of itself.
+/// What a service says about the event and itself.
 #[derive(Debug, Serialize)]
 pub(crate) struct Service {
     pub(crate) url: String,
     pub(crate) stats: Stats,
-    /// As it is served; null where it is not held.
+    /// As the service prints it; null if it does not hold it.
     pub(crate) event: Option<Value>,
 }
 
-/// What is read of `/v1/stats`.
+/// The part of `/v1/stats` that is read.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Stats {
     /// The database's time at the cut, null before it is warm.
@@ -38,7 +38,7 @@ pub(crate) struct Stats {
     pub(crate) status: String,
 }
 
-/// What the service says once its cut is not earlier than `at`, or at the end of our patience.
+/// The service's answer as soon as its cut is not earlier than `at`, or at the end of `--wait`.
 pub(crate) async fn caught_up(
     url: &Url,
     at: DateTime<Utc>,
@@ -60,7 +60,7 @@ pub(crate) async fn caught_up(
     }
 }
 
-/// The stats first, so that the event is of their cut or of a later one.
+/// Asks for the stats first, so that the event is of their cut or of a later one.
 async fn ask(url: &Url, event: i64, client: &Client) -> anyhow::Result<Service> {
     let (status, body) = client.get(url, "/v1/stats").await?;
     ensure!(

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use oddscache::{Counters, OddsCache, Stats, Status, Timings, View};
 
+use serde_json::json;
+
 use super::{counters::HttpCounters, health};
 use crate::server::{logging, prune};
 pub(crate) use requests::{Requests, count};
@@ -112,86 +114,63 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
     text.counter("prune_failures_total", pruning.failed, help);
 }
 
-/// What the follower has done.
+/// What the follower has done: the names are those of [`Counters`] as JSON.
+const COUNTERS: [(&str, &str); 16] = [
+    (
+        "reads",
+        "Transactions that read the change log, or everything.",
+    ),
+    (
+        "notifications",
+        "Notifications; several at once count once.",
+    ),
+    ("polls", "Looks at the change log because it was time."),
+    (
+        "asks",
+        "Looks at the change log because somebody asked for one.",
+    ),
+    (
+        "heartbeats",
+        "Heartbeats sent to try the way of notifications.",
+    ),
+    ("log_rows", "Rows of the change log that were read."),
+    ("snapshots_read", "Snapshots whose markets were read."),
+    (
+        "rows_read",
+        "Rows of the application's tables that were read.",
+    ),
+    (
+        "malformed_rows_read",
+        "Rows read that were not as they should be.",
+    ),
+    ("published", "States published."),
+    (
+        "evicted_events",
+        "Events dropped: their kickoff is too long ago.",
+    ),
+    (
+        "reconnects",
+        "Times the connection that reads was opened again.",
+    ),
+    (
+        "failures",
+        "Failed reads and connections that were tried again.",
+    ),
+    (
+        "audited_events",
+        "Events that the audit compared with the database.",
+    ),
+    ("audit_passes", "Times the audit went through all events."),
+    (
+        "audit_mismatches",
+        "Events that the audit found to differ: should stay 0.",
+    ),
+];
+
 fn counters(text: &mut Text, done: &Counters) {
-    for (name, count, help) in [
-        (
-            "reads",
-            done.reads,
-            "Transactions that read the change log, or everything.",
-        ),
-        (
-            "notifications",
-            done.notifications,
-            "Times a notification came; several at once count once.",
-        ),
-        (
-            "polls",
-            done.polls,
-            "Looks at the change log without a notification, because it was time.",
-        ),
-        (
-            "asks",
-            done.asks,
-            "Looks at the change log because somebody waits for a transaction, or asked for a resync.",
-        ),
-        (
-            "heartbeats",
-            done.heartbeats,
-            "Heartbeats sent to find out whether notifications arrive.",
-        ),
-        (
-            "log_rows",
-            done.log_rows,
-            "Rows of the change log that were read.",
-        ),
-        (
-            "snapshots_read",
-            done.snapshots_read,
-            "Snapshots whose markets were read.",
-        ),
-        (
-            "rows_read",
-            done.rows_read,
-            "Rows of the application's tables that were read.",
-        ),
-        (
-            "malformed_rows_read",
-            done.malformed_rows_read,
-            "Rows that did not read as they should, when they were read.",
-        ),
-        ("published", done.published, "States published."),
-        (
-            "evicted_events",
-            done.evicted_events,
-            "Events dropped because their kickoff is too long ago.",
-        ),
-        (
-            "reconnects",
-            done.reconnects,
-            "Times the connection that reads was opened again.",
-        ),
-        (
-            "failures",
-            done.failures,
-            "Reads and connections that failed and were tried again.",
-        ),
-        (
-            "audited_events",
-            done.audited_events,
-            "Events that the audit compared with the database.",
-        ),
-        (
-            "audit_passes",
-            done.audit_passes,
-            "Times the audit went through all events.",
-        ),
-        (
-            "audit_mismatches",
-            done.audit_mismatches,
-            "Events that the audit found to differ: should stay 0.",
-        ),
-    ] {
+    let values = json!(done);
+    for (name, help) in COUNTERS {
+        let count = values[name].as_u64().unwrap_or_default();
         text.counter(&format!("{name}_total"), count, help);
     }
     text.family(
@@ -280,4 +259,20 @@ fn messages(text: &mut Text) {
     }
     let help = "Messages not logged one by one, because they repeat.";
     text.counter("messages_held_back_total", logging::held_back(), help);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_shown() {
+        let counters = json!(Counters::default());
+        let counters = counters.as_object().expect("an object").keys();
+        // These two are one metric with a label.
+        let counters = counters.filter(|name| !name.starts_with("reloads"));
+        let mut shown = COUNTERS.map(|(name, _)| name);
+        shown.sort_unstable();
+        assert!(counters.eq(shown.iter()), "{shown:?}");
+    }
 }
