@@ -39,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(run(arguments.command, &origins));
-    // Not waiting for what blocks, such as a write to a pipe that nobody reads.
+    // Without waiting for blocked tasks, such as a write to a pipe that nobody reads.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
@@ -75,7 +75,7 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Whoever read our output has seen enough, as `head` has.
+/// The reader of our output has closed it, as `head` does. That is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let kind = match cause.downcast_ref::<serde_json::Error>() {

@@ -47,7 +47,7 @@ use tokio::{
 use crate::server::{
     commands::sql,
     http::{
-        router::Options,
+        router::default_inline,
         server::{Server, Serving},
     },
     signals::end_asked_for,
@@ -157,7 +157,7 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
         arguments.listen,
         &cache,
         Serving::default(),
-        Options::default(),
+        default_inline(),
     )
     .await?;
     // Dropping it ends its tasks. At Ctrl-C they end before the server, so that they do not report its end.
