@@ -50,7 +50,7 @@ use crate::server::{
         router::default_inline,
         server::{Server, Serving},
     },
-    signals::end_asked_for,
+    signals::end_signal,
 };
 use cluster::Cluster;
 use connection::{connect, pool};
@@ -126,7 +126,7 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
     let cluster = starting.await.context("starting the cluster")??;
     let result = tokio::select! {
         result = show(&arguments, &cluster) => result.map(|()| ExitCode::SUCCESS),
-        signal = end_asked_for() => {
+        signal = end_signal() => {
             println!("\n{}: ending", signal?);
             Ok(ExitCode::SUCCESS)
         }

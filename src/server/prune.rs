@@ -1,4 +1,4 @@
-//! Keeps the change log short, where the role may: the log grows with every write, and a follower needs only its end.
+//! Keeps the change log short, if the role may: the log grows with every write, and a follower needs only its end.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::session::{Session, Trouble, identifier, literal};
 
-/// No more often than this, whatever was asked for.
+/// The shortest interval, whatever `--prune-interval` says.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the server may take for one call. `prune()` has a bound of its own, which is shorter.
@@ -31,7 +31,7 @@ pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 static DONE: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
 
-/// How often it was done since the start.
+/// How often it was done, and failed, since the start.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Pruning {
     pub(crate) done: u64,

@@ -20,7 +20,7 @@ use crate::server::{
     logging,
     options::follow::FollowArguments,
     prune,
-    signals::end_asked_for,
+    signals::end_signal,
     systemd::Notifier,
 };
 
@@ -100,7 +100,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         // The follower goes on until the server has stopped, because answers under way may wait for a change.
         ended = async {
             // Outside the macro: a filtered message does not evaluate its fields.
-            let signal = end_asked_for().await?;
+            let signal = end_signal().await?;
             tracing::info!(signal, "ending");
             notifier.stopping();
             server.stop().await;

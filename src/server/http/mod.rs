@@ -1,4 +1,4 @@
-//! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
+//! The HTTP server: read-only, JSON, under `/v1`. Each answer is made from one view.
 
 mod api;
 pub(crate) mod auth;

@@ -1,4 +1,4 @@
-//! Which database: `DATABASE_URL`, and for what it leaves open the `PG*` variables that libpq knows, and its defaults.
+//! Where the database is: `DATABASE_URL`; for what it leaves open libpq's `PG*` variables; then libpq's defaults.
 
 use std::env;
 
@@ -74,7 +74,7 @@ pub(crate) struct DatabaseArguments {
 
 impl DatabaseArguments {
     /// # Errors
-    /// [`Error::Config`] if no database is named, or something cannot be read; never with a value in it.
+    /// [`Error::Config`] if no database is named, or something cannot be read. It never holds a value.
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let usage = |message: &str| Err(Error::Config(message.to_owned()));
         let url = self.database_url.as_deref().unwrap_or_default();
@@ -97,7 +97,7 @@ impl DatabaseArguments {
         self.at(url, "DATABASE_URL")
     }
 
-    /// Another database, under the same defaults; `name` is the variable that names it.
+    /// Another database with the same defaults. `name` is its variable.
     pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
         let defaults = [
             ("host", given(&self.host)),
@@ -136,7 +136,7 @@ impl DatabaseArguments {
     }
 }
 
-/// An empty flag or variable says nothing.
+/// The value of a flag or variable. An empty one counts as none.
 fn given(flag: &Option<String>) -> Option<String> {
     flag.clone().filter(|value| !value.is_empty())
 }
@@ -149,7 +149,7 @@ fn home_passfile() -> Option<String> {
     variable("HOME").map(|home| format!("{home}/.pgpass"))
 }
 
-/// Not the connection string, which may hold a password.
+/// Without the connection string, which may hold a password.
 impl std::fmt::Debug for DatabaseArguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DatabaseArguments").finish_non_exhaustive()

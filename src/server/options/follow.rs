@@ -31,7 +31,7 @@ pub(crate) struct FollowArguments {
     /// How long an event is held after its kickoff, such as 2h or 90m
     #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
     pub(crate) lookback: Duration,
-    /// Let the role be subject to row level security: only right where its policies show it every row
+    /// Let the role be subject to row level security: only right if its policies show it every row
     #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
     allow_row_security: bool,
     /// How long reading everything may take before the connection counts as dead
@@ -52,10 +52,10 @@ pub(crate) struct FollowArguments {
         value_name = "URL"
     )]
     listen_url: Option<Secret>,
-    /// Within which time the audit should have compared every event with the database
+    /// The time in which the audit compares every event with the database
     #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
     audit_cycle: Duration,
-    /// Which share of the time, and at most of one core of the server, the audit may take
+    /// The share of the time, and of one core of the server, that the audit may take
     #[arg(
         long,
         env = "ODDSCACHE_AUDIT_BUDGET",

@@ -22,7 +22,7 @@ pub(crate) struct LogArguments {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
-    /// How often the same place may log within 10 s; how many more there were is said after that. 0: any number
+    /// How often the same place may log within 10 s; a message says how many more there were. 0: any number
     #[arg(
         long,
         global = true,

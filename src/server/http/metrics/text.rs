@@ -7,7 +7,7 @@ use std::fmt::{Display, Write};
 
 use oddscache::Timing;
 
-/// The text under way. Writing into a `String` does not fail, so outcomes are not looked at.
+/// The text as it is written. Writing into a `String` does not fail, so results are ignored.
 #[derive(Debug)]
 pub(super) struct Text(String);
 
@@ -22,7 +22,7 @@ impl Text {
         self.0
     }
 
-    /// Begins a family of ours: all names are put behind `oddscache_`.
+    /// Begins a family of ours. All names get the prefix `oddscache_`.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(
             self.0,
@@ -30,7 +30,7 @@ impl Text {
         );
     }
 
-    /// `labels`: as they stand in the text, `a="b"`; all values of ours need no escape.
+    /// `labels` as they stand in the text: `a="b"`. No value of ours needs an escape.
     pub(super) fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
         let _ = match labels {
             "" => writeln!(self.0, "oddscache_{name} {value}"),
@@ -48,7 +48,7 @@ impl Text {
         self.sample(name, "", value);
     }
 
-    /// The samples of a histogram: three bounds to a decade, from the lowest to the highest given.
+    /// The samples of a histogram: three bounds a decade, from `lowest` to `highest`.
     pub(super) fn histogram(
         &mut self,
         name: &str,
@@ -74,7 +74,7 @@ impl Text {
         self.sample(&format!("{name}_count"), labels, timing.count);
     }
 
-    /// One of the metrics of a process, which have the same name whatever the program.
+    /// A metric of the process. All programs have the same names for these.
     pub(super) fn of_process(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         let _ = writeln!(
             self.0,
