@@ -1,4 +1,5 @@
-//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings file.
+//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings
+//! file.
 
 use std::path::PathBuf;
 
@@ -31,8 +32,8 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
     #[command(flatten)]
     pub(crate) log: LogArguments,
-    /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the environment
-    /// override it
+    /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the
+    /// environment override it
     #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE", value_parser = paths::path())]
     config: Option<PathBuf>,
 }
@@ -41,10 +42,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Warm up, follow the database, and serve its odds over HTTP
     ///
-    /// It listens before it warms up; /readyz answers 503 until it is warm. It waits for a database that cannot be reached.
-    /// Before the first warmup it ends with code 1 if waiting does not help: a wrong password, missing tables, triggers or
-    /// rights. SIGTERM and Ctrl-C end it within --drain. SIGUSR1 makes it read everything again, SIGHUP the tokens and the
-    /// certificate. SIGUSR2 makes it log in detail, and the next SIGUSR2 as before.
+    /// It listens before it warms up; /readyz answers 503 until it is warm. It waits for a database that cannot be
+    /// reached. Before the first warmup it ends with code 1 if waiting does not help: a wrong password, missing tables,
+    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain. SIGUSR1 makes it read everything again, SIGHUP the
+    /// tokens and the certificate. SIGUSR2 makes it log in detail, and the next SIGUSR2 as before.
     Serve(Box<ServeArguments>),
     /// Print the settings of serve that are in force, and where each comes from: flag, environment, file or default
     ///
@@ -54,8 +55,8 @@ pub(crate) enum Command {
     Dump(DumpArguments),
     /// Print one of the SQL scripts for psql, or run it with --apply
     ///
-    /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make the
-    /// recommended indexes. The owner of the tables runs them.
+    /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make
+    /// the recommended indexes. The owner of the tables runs them.
     Sql {
         #[command(flatten)]
         database: DatabaseArguments,
@@ -64,14 +65,15 @@ pub(crate) enum Command {
     },
     /// Look for everything that can be wrong with the database, the feed, the rights, the notifications and the log
     ///
-    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes it.
-    /// Changes nothing. Run it as the role that the cache logs in as; it says what that role may not see. Ends with code 0 if
-    /// nothing fails, 1 if something does, 3 with --strict if there are only warnings.
+    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes
+    /// it. Changes nothing. Run it as the role that the cache logs in as; it says what that role may not see. Ends with
+    /// code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
     Doctor(DoctorArguments),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it
     ///
-    /// It prints the latest snapshot of each bookmaker and source, with those that it replaced, or why the event is not held;
-    /// and the rows of the change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
+    /// It prints the latest snapshot of each bookmaker and source, with those that it replaced, or why the event is not
+    /// held; and the rows of the change log that name it. Ends with code 0 if the service agrees or none was asked, 1
+    /// if it differs.
     Explain(ExplainArguments),
     /// Tell whether a running service lives (/livez): ends with code 0 if so, else with 1
     ///
@@ -81,7 +83,8 @@ pub(crate) enum Command {
     Ready(ProbeArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
-    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
+    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no
+    /// files.
     #[cfg(feature = "demo")]
     Demo(DemoArguments),
 }

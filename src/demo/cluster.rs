@@ -1,7 +1,8 @@
 //! A private, throw-away PostgreSQL cluster: started on a free port, stopped and deleted with its owner.
 //!
 //! `oddscache demo` uses it. The package `tests/testkit` includes this file for the tests and the benchmarks.
-//! Crates for this either download server binaries or call `sudo` as root. This must work offline, and as root without `sudo`.
+//! Crates for this either download server binaries or call `sudo` as root. This must work offline, and as root without
+//! `sudo`.
 
 use std::{
     ffi::OsString,
@@ -231,8 +232,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser is
-    /// trusted on the socket.
+    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser
+    /// is trusted on the socket.
     pub fn set_hba(&self, lines: &[&str]) -> Result<(), ClusterError> {
         self.put(
             "pg_hba.conf",
@@ -240,8 +241,8 @@ impl Cluster {
         )
     }
 
-    /// Starts a shell that deletes everything if this process dies without dropping. It reads a pipe that ends with us. It has
-    /// a process group of its own, so that Ctrl-C in the terminal does not reach it.
+    /// Starts a shell that deletes everything if this process dies without dropping. It reads a pipe that ends with us.
+    /// It has a process group of its own, so that Ctrl-C in the terminal does not reach it.
     fn watch(&mut self) -> Result<(), ClusterError> {
         let script =
             r#"cat >/dev/null; "$1" stop -m immediate -D "$2/data" >/dev/null 2>&1; rm -rf "$2""#;
@@ -444,8 +445,8 @@ impl Binaries {
             let there = |name: &&str| is_program(&dir.join(name));
             SERVER.into_iter().filter(|name| !there(name)).collect()
         };
-        // A named folder must be the one that is used: nobody would notice another server in its place. The same goes for
-        // the empty value that a failed `$(...)` leaves.
+        // A named folder must be the one that is used: nobody would notice another server in its place. The same goes
+        // for the empty value that a failed `$(...)` leaves.
         if let Some(named) = &self.named {
             let folder = PathBuf::from(named);
             let missing = missing(&folder);

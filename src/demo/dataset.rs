@@ -32,7 +32,8 @@ pub(crate) struct Scale {
     pub(crate) markets: u32,
     /// Snapshots of each event and bookmaker, the newest minutes old, the oldest a week.
     pub(crate) history: u32,
-    /// How many of these, newest first, have markets. The markets of the others are most of the work, and nobody reads them.
+    /// How many of these, newest first, have markets. The markets of the others are most of the work, and nobody reads
+    /// them.
     pub(crate) history_with_markets: u32,
     /// Another seed gives other teams, odds and times. The current time is the only other input.
     pub(crate) seed: u64,
@@ -79,8 +80,8 @@ pub(crate) struct Loaded {
     pub(crate) database_bytes: u64,
 }
 
-/// Creates the application's tables in the search path's schema. Days around today have partitions, and so have some days
-/// over a month ago, which retention may drop. All other days go to the default partition.
+/// Creates the application's tables in the search path's schema. Days around today have partitions, and so have some
+/// days over a month ago, which retention may drop. All other days go to the default partition.
 pub(crate) async fn create(client: &Client) -> Result<(), DatasetError> {
     client
         .batch_execute(SCHEMA)
@@ -219,8 +220,8 @@ async fn load_markets(
     Ok(markets)
 }
 
-/// Makes the temporary tables and functions of the statements below. Replaces those of an earlier load in the same session.
-/// Without `jit`, because compiling these statements takes ten times longer than running them.
+/// Makes the temporary tables and functions of the statements below. Replaces those of an earlier load in the same
+/// session. Without `jit`, because compiling these statements takes ten times longer than running them.
 async fn prepare(client: &Client, scale: &Scale) -> Result<(), DatasetError> {
     let random = format!(
         "set jit = off;

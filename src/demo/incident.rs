@@ -1,5 +1,5 @@
-//! Incidents on purpose: `oddscache demo --incident ...`. Each prints what happens, what to watch, and when the promise held.
-//! It ends with a comparison of the whole cache with the database.
+//! Incidents on purpose: `oddscache demo --incident ...`. Each prints what happens, what to watch, and when the promise
+//! held. It ends with a comparison of the whole cache with the database.
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,8 @@ const TROUBLE: Duration = Duration::from_secs(3);
 /// Longer than the application's locks keep the cache from reading.
 const LONG: Duration = Duration::from_secs(5);
 
-/// A read that was under way may prove the view up to a poll interval after the fault began. The rest is for a busy machine.
+/// A read that was under way may prove the view up to a poll interval after the fault began. The rest is for a busy
+/// machine.
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// The pauses between two looks at the cache, and at the database.
@@ -296,8 +297,8 @@ impl Stage<'_> {
         }
     }
 
-    /// The age that the cache reports. It must be at least the time since the fault began, because no read can have succeeded
-    /// since then.
+    /// The age that the cache reports. It must be at least the time since the fault began, because no read can have
+    /// succeeded since then.
     fn age_since(&self, fault: Instant) -> anyhow::Result<Duration> {
         let least = fault.elapsed().saturating_sub(UNDER_WAY);
         let age = self.cache.view().age();
@@ -315,7 +316,8 @@ impl Stage<'_> {
         Ok(age)
     }
 
-    /// Pauses the application first. Otherwise ALTER TABLE would wait for its transactions, and everybody else for the lock.
+    /// Pauses the application first. Otherwise ALTER TABLE would wait for its transactions, and everybody else for the
+    /// lock.
     async fn alter(&self, client: &Client, how: &str) -> anyhow::Result<()> {
         self.control.pause().await;
         let altered = client

@@ -70,7 +70,8 @@ pub(crate) struct DemoArguments {
     /// Snapshots of each event and bookmaker in the database, most of them history
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     history: u32,
-    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some minutes
+    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some
+    /// minutes
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     history_with_markets: u32,
     /// The time in which the simulated application scrapes every event once

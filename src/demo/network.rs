@@ -1,4 +1,5 @@
-//! A network between the cache and the server that can be cut. Then nothing moves and nothing is lost, and neither side is told.
+//! A network between the cache and the server that can be cut. Then nothing moves and nothing is lost, and neither side
+//! is told.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 

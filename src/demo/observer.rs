@@ -54,8 +54,8 @@ impl Position {
         })
     }
 
-    /// Whether it is earlier. Within an epoch the database's clock and transaction ids only grow. A new epoch may be of another
-    /// server.
+    /// Whether it is earlier. Within an epoch the database's clock and transaction ids only grow. A new epoch may be of
+    /// another server.
     fn is_before(&self, other: &Position) -> bool {
         self.epoch < other.epoch
             || (self.epoch == other.epoch && (self.as_of < other.as_of || self.xmax < other.xmax))

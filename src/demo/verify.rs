@@ -12,8 +12,8 @@ use crate::server::commands::explain::{compare::differences, oracle::ORACLE};
 /// How long the cache may take to show what was committed before.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
-/// Waits until the cache shows all that is committed now, and compares it with the tables. Nobody may change them meanwhile.
-/// Returns how many events were equal.
+/// Waits until the cache shows all that is committed now, and compares it with the tables. Nobody may change them
+/// meanwhile. Returns how many events were equal.
 pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result<usize> {
     const READING: &str = "reading the oracle's answer";
     let view = caught_up(cache, client).await?;

@@ -28,8 +28,8 @@ pub(crate) fn raise() -> Option<u64> {
     }
 }
 
-/// Warns if HTTP connections can use up all descriptors. Then the service could accept nobody, and not reach the database
-/// again.
+/// Warns if HTTP connections can use up all descriptors. Then the service could accept nobody, and not reach the
+/// database again.
 pub(crate) fn warn_if_few(limits: &Limits, open_files: Option<u64>) {
     let needed = limits.most_connections as u64 + OTHERS;
     if let Some(open_files) = open_files.filter(|most| *most < needed) {

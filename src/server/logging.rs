@@ -114,8 +114,8 @@ fn tell_of_repeats(woken: &Receiver<()>) {
     }
 }
 
-/// From now on SIGUSR2 makes the service log in detail, and the next SIGUSR2 as before. Needs a runtime. Before this call the
-/// signal ends the process.
+/// From now on SIGUSR2 makes the service log in detail, and the next SIGUSR2 as before. Needs a runtime. Before this
+/// call the signal ends the process.
 pub(crate) fn change_on_signal() -> anyhow::Result<()> {
     let mut asked = signal(SignalKind::user_defined2()).context("waiting for SIGUSR2")?;
     tokio::spawn(async move {

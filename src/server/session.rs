@@ -1,5 +1,5 @@
-//! The tools' connection to a database: short transactions in the simple protocol, which every pooler passes on. Settings are
-//! for one transaction only, because clients of a pooler share the server's session.
+//! The tools' connection to a database: short transactions in the simple protocol, which every pooler passes on.
+//! Settings are for one transaction only, because clients of a pooler share the server's session.
 
 use std::{
     error::Error as StdError,
@@ -21,6 +21,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// The time for connecting, as a multiple of the time for one question.
 const CONNECT: u32 = 6;
+
+const READ_ONLY: &str = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
 
 /// Why the database did not answer a question.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -191,11 +193,7 @@ impl Session {
 
     /// Runs a query in a read-only transaction of its own. Reads each row as JSON, by the names of its columns.
     pub(crate) async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Trouble> {
-        self.rows_after(
-            "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp",
-            sql,
-        )
-        .await
+        self.rows_after(READ_ONLY, sql).await
     }
 
     /// The same after other statements. The first of them begins the transaction.
@@ -242,7 +240,16 @@ impl Session {
 
     /// The only row of a query.
     pub(crate) async fn row<T: DeserializeOwned>(&self, sql: &str) -> Result<T, Trouble> {
-        let row = self.rows(sql).await?.into_iter().next();
+        self.row_after(READ_ONLY, sql).await
+    }
+
+    /// The same after other statements, of which the first begins the transaction.
+    pub(crate) async fn row_after<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+    ) -> Result<T, Trouble> {
+        let row = self.rows_after(before, sql).await?.into_iter().next();
         row.ok_or_else(|| Trouble::new("the server gave no row"))
     }
 }

@@ -9,8 +9,8 @@
 //! | `WATCHDOG=1` | thrice in the manager's time, while the follower ([`Health::alive`]) and the threads make progress |
 //! | `STOPPING=1` | on SIGTERM or Ctrl-C |
 //!
-//! The crate `sd-notify` would save only [`open`]: it blocks while the manager's socket is full, and the follower's runtime
-//! must not.
+//! The crate `sd-notify` would save only [`open`]: it blocks while the manager's socket is full, and the follower's
+//! runtime must not.
 
 use std::{
     convert::Infallible,

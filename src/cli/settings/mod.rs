@@ -1,8 +1,8 @@
 //! Where settings come from: a flag, else the environment, else a TOML file, else the default.
 //!
-//! The keys of the file are the long names of `oddscache serve`'s flags. The entries of the file are appended to the command
-//! line, for flags that neither the command line nor the environment gives. So there is one parser and one set of errors, and
-//! the file serves every command that has the flag.
+//! The keys of the file are the long names of `oddscache serve`'s flags. The entries of the file are appended to the
+//! command line, for flags that neither the command line nor the environment gives. So there is one parser and one set
+//! of errors, and the file serves every command that has the flag.
 
 mod file;
 mod hide;

@@ -1,7 +1,7 @@
 //! The simulated application. It scrapes all events in a cycle, and makes every other kind of change now and then.
 //!
-//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` has the kinds of change, `scrape.rs` and `partitions.rs` the longer
-//! ones.
+//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` has the kinds of change, `scrape.rs` and `partitions.rs` the
+//! longer ones.
 
 use std::{
     error::Error as _,
@@ -196,7 +196,8 @@ impl Scraper {
         Ok(self.transact(job, None).await?.rows > 0)
     }
 
-    /// The jobs of a cycle: every event in batches, with the other kinds of change in between, and the confirmations last.
+    /// The jobs of a cycle: every event in batches, with the other kinds of change in between, and the confirmations
+    /// last.
     async fn plan(&self) -> Result<Vec<Job>, ScraperError> {
         let client = self.pool.get().await?;
         let window = "kickoff > now() at time zone 'UTC' - interval '2 hours'";
@@ -286,7 +287,8 @@ impl Scraper {
         let mut rng = self.fork();
         let mut client = self.pool.get().await?;
         let tx = client.transaction().await?;
-        // A lock must not be waited for without end, because others wait behind us. jit would take longer than the statements.
+        // A lock must not be waited for without end, because others wait behind us. jit would take longer than the
+        // statements.
         tx.batch_execute(&format!(
             "set local lock_timeout = '2s'; set local jit = off; select setseed({})",
             rng.f64()

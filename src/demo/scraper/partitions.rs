@@ -1,7 +1,7 @@
 //! Changes of the partitions of `odds_snapshots`: direct writes, ATTACH, DROP, TRUNCATE.
 //!
-//! It drops and truncates only partitions whose days ended over a month ago, and whose events all kicked off long ago: never
-//! current data.
+//! It drops and truncates only partitions whose days ended over a month ago, and whose events all kicked off long ago:
+//! never current data.
 
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};

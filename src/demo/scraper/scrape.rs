@@ -117,8 +117,8 @@ fn latest(side: Side) -> String {
     )
 }
 
-/// Inserts snapshots, and in a second statement their markets: those of the snapshot before with other odds, or those of
-/// some other event, with other players, where there is none before.
+/// Inserts snapshots, and in a second statement their markets: those of the snapshot before with other odds, or those
+/// of some other event, with other players, where there is none before.
 async fn insert(
     tx: &Transaction<'_>,
     side: Side,
@@ -228,8 +228,8 @@ pub(crate) async fn confirm(
     })
 }
 
-/// Deletes the markets of all but the three newest snapshots of some events, and all but sixty of their snapshots, on both
-/// sides. Without it a demo would fill the disk.
+/// Deletes the markets of all but the three newest snapshots of some events, and all but sixty of their snapshots, on
+/// both sides. Without it a demo would fill the disk.
 pub(crate) async fn retention(tx: &Transaction<'_>) -> Result<Effect, Error> {
     let mut rows = 0;
     for side in [Side::Own, Side::Competitor] {

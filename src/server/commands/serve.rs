@@ -28,8 +28,8 @@ use crate::server::{
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
-    /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private network, or
-    /// ask for a token and serve TLS
+    /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private
+    /// network, or ask for a token and serve TLS
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -37,7 +37,8 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
-    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is wanted
+    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is
+    /// wanted
     #[arg(
         long,
         env = "ODDSCACHE_INLINE_MARKETS",
@@ -47,7 +48,8 @@ pub(crate) struct ServeArguments {
         value_name = "ID[:LINE]"
     )]
     pub(crate) inline_markets: Vec<(String, Option<f64>)>,
-    /// Read the change log at least this often, with or without notifications: bounds staleness if notifications are lost
+    /// Read the change log at least this often, with or without notifications: bounds staleness if notifications are
+    /// lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
     /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)

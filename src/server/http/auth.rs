@@ -69,8 +69,8 @@ impl std::str::FromStr for Token {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access to the HTTP server")]
 pub(crate) struct AccessArguments {
-    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by the
-    /// environment or by a file, for arguments can be seen by other users
+    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by
+    /// the environment or by a file, for arguments can be seen by other users
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",
@@ -169,8 +169,8 @@ fn read(path: &Path) -> anyhow::Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// Warns if others than the owner and the group may read a secret. It is not refused: a container often gets its secrets as
-/// files that all may read, where "all" is this process alone.
+/// Warns if others than the owner and the group may read a secret. It is not refused: a container often gets its
+/// secrets as files that all may read, where "all" is this process alone.
 pub(crate) fn warn_if_open(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).map(|file| file.permissions().mode());

@@ -1,5 +1,5 @@
-//! Checks of every request: its method, no body, a target of bounded length, a token if one is needed. And of every answer:
-//! it must begin in time.
+//! Checks of every request: its method, no body, a target of bounded length, a token if one is needed. And of every
+//! answer: it must begin in time.
 
 use std::sync::{Arc, atomic::Ordering};
 

@@ -1,7 +1,8 @@
 //! Whether the process is alive, and whether it is ready: for `/livez`, `/readyz`, and the service manager's watchdog.
 //!
-//! *Alive* means that the follower makes progress. A follower without its database makes progress: it fails, pauses and tries
-//! again. A follower that does nothing for longer than any of its steps can take is stuck, and only a restart helps.
+//! *Alive* means that the follower makes progress. A follower without its database makes progress: it fails, pauses and
+//! tries again. A follower that does nothing for longer than any of its steps can take is stuck, and only a restart
+//! helps.
 //!
 //! *Ready* means warm, not ending, and either following or proven current within `--ready-max-age`.
 
@@ -18,8 +19,8 @@ use oddscache::{OddsCache, Status};
 /// The status's reason for a reload after a lost connection.
 const CONNECTION_LOST: &str = "connection lost";
 
-/// Whether changes of the database arrive. They do during a reload on a connection that never broke, because the view was
-/// current when it began. After an outage only the end of the reload proves that the outage is over.
+/// Whether changes of the database arrive. They do during a reload on a connection that never broke, because the view
+/// was current when it began. After an outage only the end of the reload proves that the outage is over.
 pub(crate) fn follows(status: &Status) -> bool {
     match status {
         Status::Live | Status::PollingOnly { .. } | Status::Detached => true,

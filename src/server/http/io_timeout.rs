@@ -292,7 +292,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IoTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        // If a write waits, this flush had nothing to send: the stall goes on. Otherwise the socket has taken everything.
+        // If a write waits, this flush had nothing to send: the stall goes on. Otherwise the socket has taken
+        // everything.
         match result.is_ready() && self.write_waits {
             true => result,
             false => self.written(cx, result),
@@ -313,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    /// As TLS does it: takes every write at once, and flushes by a script: the bytes that the socket took meanwhile, and
-    /// whether those were all.
+    /// As TLS does it: takes every write at once, and flushes by a script: the bytes that the socket took meanwhile,
+    /// and whether those were all.
     struct Buffering {
         flushes: VecDeque<(u64, bool)>,
         taken: Arc<AtomicU64>,

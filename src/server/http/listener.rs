@@ -119,8 +119,8 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // Clearly later than our own time-out, which is counted. The kernel's clock starts when the first byte waits, ours when
-    // the socket takes no more.
+    // Clearly later than our own time-out, which is counted. The kernel's clock starts when the first byte waits, ours
+    // when the socket takes no more.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limits.stall_timeout + KERNEL_MARGIN))?;
     Ok(())

@@ -148,7 +148,8 @@ impl Server {
         }
     }
 
-    /// Makes `/readyz` fail, then accepts no more connections, ends streams, and gives answers under way a bounded time.
+    /// Makes `/readyz` fail, then accepts no more connections, ends streams, and gives answers under way a bounded
+    /// time.
     ///
     /// A second call waits for the same end, also if the first one was dropped.
     pub(crate) async fn stop(&self) {

@@ -10,8 +10,8 @@ use oddscache::{Config, Error};
     next_help_heading = "Database (what the URL leaves open comes from the other flags, then from libpq's defaults)"
 )]
 pub(crate) struct DatabaseArguments {
-    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given by the
-    /// environment if it holds a password, for arguments can be seen by other users
+    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given
+    /// by the environment if it holds a password, for arguments can be seen by other users
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// Host names or addresses with commas between, tried in this order, or the directory of the server's socket

@@ -43,8 +43,8 @@ pub(crate) struct FollowArguments {
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) read_timeout: Duration,
-    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in transaction
-    /// mode
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in
+    /// transaction mode
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN_URL",

@@ -1,5 +1,5 @@
-//! What keeps the change log from being pruned and vacuumed. `check.sql` reports how long it is and who prunes it; this tries
-//! whether pruning works.
+//! What keeps the change log from being pruned and vacuumed. `check.sql` reports how long it is and who prunes it; this
+//! tries whether pruning works.
 
 use std::time::Duration;
 
@@ -177,8 +177,8 @@ async fn transactions(
     let seen = "SELECT a.pid, a.usename::text AS role, a.application_name AS application, a.state, \
          extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds FROM pg_stat_activity AS a \
          WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_backend_pid()";
-    // Any role may see which transaction holds the horizon, but not since when. It is open at least since the first log row
-    // of a transaction that began after it.
+    // Any role may see which transaction holds the horizon, but not since when. It is open at least since the first log
+    // row of a transaction that began after it.
     let log = format!("{}.change_log", identifier(context.cache_schema));
     let held = format!(
         "SELECT l.pid, a.usename::text AS role, a.application_name AS application, NULL::text AS state, \

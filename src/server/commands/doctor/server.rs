@@ -18,9 +18,9 @@ const OLDEST: i32 = *SERVER_VERSIONS.start() as i32;
 /// The newest that the tests run on.
 const NEWEST: i32 = *SERVER_VERSIONS.end() as i32;
 
-/// Major versions, the last day on which they are supported, and the first minor release in which VACUUM keeps the part of
-/// the commit log that unread notifications need. These are the releases of 12 February 2026. The fix was committed on
-/// 12 November 2025, one day too late for the releases of that month.
+/// Major versions, the last day on which they are supported, and the first minor release in which VACUUM keeps the part
+/// of the commit log that unread notifications need. These are the releases of 12 February 2026. The fix was committed
+/// on 12 November 2025, one day too late for the releases of that month.
 const RELEASES: [(i32, (i32, u32, u32), i32); 5] = [
     (14, (2026, 11, 12), 21),
     (15, (2027, 11, 11), 16),
@@ -195,7 +195,8 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
     .fix("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
-/// Whether the names of the hosts lead to another machine. Behind a pooler the server sees only the way from the pooler.
+/// Whether the names of the hosts lead to another machine. Behind a pooler the server sees only the way from the
+/// pooler.
 fn leads_away(target: &str) -> bool {
     let is_here = |host: &str| {
         let local = ["/", "localhost:", "127.", "::1:", "[::1]:"];

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::server::session::{Trouble, literal};
 
-/// The time for reading everything once, as a multiple of the time for one question. A cache that starts has its own bound.
+/// The time for reading everything once, as a multiple of the time for one question. A cache that starts has its own
+/// bound.
 const WARMUP: u32 = 12;
 
 /// The application's tables, as a list of constants.

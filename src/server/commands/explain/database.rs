@@ -194,11 +194,7 @@ impl<'a> Database<'a> {
             app = self.app,
             event = self.event,
         );
-        let row = self.session.rows_after(&self.begin(), &sql).await?;
-        let row: Row = row
-            .into_iter()
-            .next()
-            .ok_or_else(|| Trouble::new("the server gave no row"))?;
+        let row: Row = self.session.row_after(&self.begin(), &sql).await?;
         let event = match &row.line {
             Some(line) => serde_json::from_str(line)
                 .map_err(|error| Trouble::new(format!("the event is no JSON: {error}")))?,
@@ -227,14 +223,8 @@ impl<'a> Database<'a> {
         log_rows: u16,
         cut: Option<DateTime<Utc>>,
     ) -> Result<Facts, Trouble> {
-        let rows = self
-            .session
-            .rows_after(&self.begin(), &self.facts_query())
-            .await?;
-        let row: FactsRow = rows
-            .into_iter()
-            .next()
-            .ok_or_else(|| Trouble::new("the server gave no row"))?;
+        let (begin, query) = (self.begin(), self.facts_query());
+        let row: FactsRow = self.session.row_after(&begin, &query).await?;
         let mut latest = row.own.unwrap_or_default();
         latest.extend(row.theirs.unwrap_or_default());
         let (log, log_trouble) = match self.log(log_rows, cut).await {
@@ -257,7 +247,7 @@ impl<'a> Database<'a> {
         let (app, event) = (&self.app, self.event);
         let captured = utc("to_jsonb(r.s) ->> 'captured_at'");
         let confirmed = utc("to_jsonb(r.s) ->> 'last_confirmed_at'");
-        // `ranked` numbers the rivals, the greatest id first. Only the few that are printed have their raw_response read.
+        // `ranked` numbers the rivals, the greatest id first. Only of the few that are printed raw_response is read.
         let latest = |ranked: &str, keys: &str, rivals: &str, markets: &str| {
             format!(
                 "SELECT jsonb_agg(to_jsonb(x)) FROM (\
@@ -351,11 +341,8 @@ impl<'a> Database<'a> {
             literal(&cut.to_rfc3339()),
             self.named(),
         );
-        Ok(self
-            .session
-            .row::<Count>(&sql)
-            .await
-            .map_or(0, |count| count.n))
+        let count = self.session.row::<Count>(&sql).await;
+        Ok(count.map_or(0, |count| count.n))
     }
 }
 

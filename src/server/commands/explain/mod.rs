@@ -1,9 +1,9 @@
-//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service and the
-//! database agree about it.
+//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service and
+//! the database agree about it.
 //!
-//! It asks the database in SQL that shares nothing with how the cache reads. Because odds change meanwhile, it reads the
-//! database before and after the service answers. The service differs only if both readings are the same, its cut lies
-//! between them, and its answer is another.
+//! It asks the database in SQL that shares nothing with how the cache reads. Because odds change meanwhile, it reads
+//! the database before and after the service answers. The service differs only if both readings are the same, its cut
+//! lies between them, and its answer is another.
 
 mod arguments;
 pub(crate) mod compare;

@@ -6,12 +6,14 @@
 //! | `change` | of the view that was published | `as_of`, `epoch`, and the ids of the events that differ: `betpawa`, `competitors` by source, `kickoffs` |
 //! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take all events again |
 //!
-//! With `odds=true` a `change` also has `odds`: the entries of the event list for the events that differ and are held. They are
-//! of the newest view at the time of sending, which may be newer than the change. Applied in order they never go back.
+//! With `odds=true` a `change` also has `odds`: the entries of the event list for the events that differ and are held.
+//! They are of the newest view at the time of sending, which may be newer than the change. Applied in order they never
+//! go back.
 //!
-//! A client that comes back with `Last-Event-ID` gets what it missed. It gets `lagged` if that is no longer known (of another
-//! process, or too long ago), and so does a client that reads too slowly. With `odds=true` a client also gets `lagged` if it
-//! missed more than the whole list, which is compressed and the same for all. No client delays another one, or the follower.
+//! A client that comes back with `Last-Event-ID` gets what it missed. It gets `lagged` if that is no longer known (of
+//! another process, or too long ago), and so does a client that reads too slowly. With `odds=true` a client also gets
+//! `lagged` if it missed more than the whole list, which is compressed and the same for all. No client delays another
+//! one, or the follower.
 
 use std::{
     collections::VecDeque,

@@ -46,8 +46,8 @@ impl Encoding {
         }
     }
 
-    /// Compresses bytes that many clients share. This gzip level makes half as many bytes as the layer's, in twice the time:
-    /// 20 ms and 183 kB for the 3.6 MB of the list of 1,100 events. zstd's first level takes 7 ms for 187 kB.
+    /// Compresses bytes that many clients share. This gzip level makes half as many bytes as the layer's, in twice the
+    /// time: 20 ms and 183 kB for the 3.6 MB of the list of 1,100 events. zstd's first level takes 7 ms for 187 kB.
     pub(crate) fn encode(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Encoding::Gzip => {

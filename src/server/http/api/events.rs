@@ -274,10 +274,11 @@ fn streamed(
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// Lets other tasks of this thread go first. Otherwise a quick client, or an answer that compresses well, would have the whole
-/// answer made in one go.
+/// Lets other tasks of this thread go first. Otherwise a quick client, or an answer that compresses well, would have
+/// the whole answer made in one go.
 ///
-/// A plain yield does not do: the compression layer polls again at once. Only the scheduler renews a budget that is spent.
+/// A plain yield does not do: the compression layer polls again at once. Only the scheduler renews a budget that is
+/// spent.
 async fn end_turn() {
     // The budget is 128. Without a scheduler it has no end, so the loop needs one.
     for _ in 0..1024 {

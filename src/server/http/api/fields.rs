@@ -1,7 +1,7 @@
 //! `fields=event_id,betpawa.markets.line`: some fields of an answer, cut out of its JSON.
 //!
-//! The JSON is our own: compact, well-formed, with each key once. So one pass over its bytes is enough. It copies the wanted
-//! fields as they are: a field reads the same with or without others beside it.
+//! The JSON is our own: compact, well-formed, with each key once. So one pass over its bytes is enough. It copies the
+//! wanted fields as they are: a field reads the same with or without others beside it.
 
 /// A field that an answer may have.
 #[derive(Debug)]

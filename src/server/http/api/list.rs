@@ -1,5 +1,5 @@
-//! `GET /v1/list`: the event list with inline odds. All clients share the whole list, see `lists`. Pages and parts of it are
-//! written for each request.
+//! `GET /v1/list`: the event list with inline odds. All clients share the whole list, see `lists`. Pages and parts of it
+//! are written for each request.
 
 use std::sync::Arc;
 

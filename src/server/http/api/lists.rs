@@ -1,11 +1,11 @@
 //! The whole event list with inline odds, made once for all clients.
 //!
-//! Most clients want all of it, and for one view it is the same for all. It is made once, compressed once for each encoding,
-//! and clients share the bytes. One task at a time makes a form of it, from the newest view. All requests that wait meanwhile
-//! get that one, however quickly views follow each other.
+//! Most clients want all of it, and for one view it is the same for all. It is made once, compressed once for each
+//! encoding, and clients share the bytes. One task at a time makes a form of it, from the newest view. All requests
+//! that wait meanwhile get that one, however quickly views follow each other.
 //!
-//! The newest list and its compressed forms stay in memory, and older ones until no client reads them. If slow clients hold
-//! too many old lists, the list goes out piece by piece from the view instead.
+//! The newest list and its compressed forms stay in memory, and older ones until no client reads them. If slow clients
+//! hold too many old lists, the list goes out piece by piece from the view instead.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -90,7 +90,8 @@ impl<Maker> Newest<Maker> {
         self.newest().map_or(0, |made| made.bytes.len())
     }
 
-    /// Waits for the turn to make the next list. `Err` is a list that another task has made meanwhile, if it is new enough.
+    /// Waits for the turn to make the next list. `Err` is a list that another task has made meanwhile, if it is new
+    /// enough.
     async fn turn(&self, version: u64) -> Result<OwnedMutexGuard<Maker>, Arc<Made>> {
         if let Some(made) = self.not_before(version) {
             return Err(made);

@@ -1,5 +1,5 @@
-//! The query of a request. A parameter that is unknown, given twice or not of its kind makes the answer 400, with a sentence
-//! that says what to do.
+//! The query of a request. A parameter that is unknown, given twice or not of its kind makes the answer 400, with a
+//! sentence that says what to do.
 
 use std::time::Duration;
 

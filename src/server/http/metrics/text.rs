@@ -1,7 +1,8 @@
 //! The text form: families of samples, each with a sentence and a kind.
 //!
-//! The encoder of the crate `prometheus-client` is longer to use: it wants a registry of its own metric types, or a collector
-//! and a label type for each family, and it writes OpenMetrics, which changes the content type that scrapers see.
+//! The encoder of the crate `prometheus-client` is longer to use: it wants a registry of its own metric types, or a
+//! collector and a label type for each family, and it writes OpenMetrics, which changes the content type that scrapers
+//! see.
 
 use std::fmt::{Display, Write};
 

@@ -1,7 +1,7 @@
 //! `GET /`: the page, a live odds board and a health panel. All of it is in the binary: no build step, no other host.
 //!
-//! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own files hold no
-//! odds, so they need no token. The page sends its reader's token with its requests.
+//! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own files hold
+//! no odds, so they need no token. The page sends its reader's token with its requests.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -55,7 +55,8 @@ const FILES: [File; 13] = [
     File("format.js", SCRIPT, include_str!("format.js")),
 ];
 
-/// One ETag for all files, because modules of two releases do not fit each other. Weak, because an answer may be compressed.
+/// One ETag for all files, because modules of two releases do not fit each other. Weak, because an answer may be
+/// compressed.
 static TAG: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = DefaultHasher::new();
     for File(name, _, text) in FILES.iter().chain([&INDEX]) {
