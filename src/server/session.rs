@@ -177,7 +177,8 @@ impl Session {
         Ok(rows)
     }
 
-    fn limits(&self) -> String {
+    /// Settings of a transaction, in place of the role's own.
+    pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
             "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \

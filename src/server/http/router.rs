@@ -48,6 +48,8 @@ pub(crate) fn inline_market(text: &str) -> Result<(String, Option<f64>), String>
     }
 }
 
+/// Of the demo, which has no such flag, and of tests.
+#[cfg(any(feature = "demo", test))]
 pub(crate) fn default_inline() -> InlineMarkets {
     let markets = INLINE_MARKETS.split(',').map(inline_market);
     InlineMarkets::new(markets.filter_map(Result::ok))
