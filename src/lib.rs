@@ -209,7 +209,8 @@
 //!
 //! | feature | default | brings |
 //! |---|---|---|
-//! | `service` | yes | the dependencies of the `oddscache` binary, so that `cargo run -- demo` works as it is; nothing of the library's own, but `tls` |
+//! | `service` | yes | the dependencies of the `oddscache` binary; nothing of the library's own, but `tls` |
+//! | `demo` | yes | the command `oddscache demo`. A production build leaves it out: `--no-default-features --features service` |
 //! | `zstd` | no | answers of the `oddscache` binary compressed by zstd too, beside gzip; needs a C compiler |
 //! | `tls` | by `service` | TLS to the database, by rustls with ring. Without: `sslmode=prefer` goes without it, `require` and stricter are refused |
 //!
@@ -272,6 +273,7 @@ pub use model::{
 };
 pub use postgres::{
     connect::Wire,
+    conninfo::without_password,
     server_version::SERVER_VERSIONS,
     tls::{SslMode, Tls},
 };

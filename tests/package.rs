@@ -96,8 +96,8 @@ fn the_bare_library_brings_nothing_of_the_features() {
     for name in &brought["service"] {
         let of_tls = brought["tls"].contains(name);
         assert_eq!(names(&direct_tls).contains(name.as_str()), of_tls, "{name}");
-        // Tokio itself is built on this one.
-        let beneath = name == "socket2";
+        // tokio and tokio-postgres themselves are built on these.
+        let beneath = ["socket2", "tokio-util"].contains(&name.as_str());
         assert_eq!(names(&bare).contains(name.as_str()), beneath, "{name}");
         assert!(!names(&direct("")).contains(name.as_str()), "{name}");
     }
@@ -114,6 +114,19 @@ fn the_bare_library_brings_nothing_of_the_features() {
         "cmake",
     ] {
         assert!(!names(&bare).contains(name), "{name}");
+    }
+}
+
+/// A production build leaves out the demo with all that only it needs.
+#[test]
+fn the_service_brings_nothing_of_the_demo() {
+    let brought = brought_by(&manifest());
+    let only_of_demo = || brought["demo"].difference(&brought["service"]);
+    assert!(only_of_demo().count() > 0);
+    let (service, demo) = (tree("service", &[]), tree("demo", &[]));
+    for name in only_of_demo() {
+        assert!(!names(&service).contains(name.as_str()), "{name}");
+        assert!(names(&demo).contains(name.as_str()), "{name}");
     }
 }
 
@@ -155,7 +168,7 @@ fn every_feature_is_explained_where_it_is_looked_for() {
             "src/lib.rs: {name}"
         );
     }
-    assert_eq!(features["default"], serde_json::json!(["service"]));
+    assert_eq!(features["default"], serde_json::json!(["service", "demo"]));
 }
 
 #[test]

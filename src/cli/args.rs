@@ -1,19 +1,19 @@
-//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings file.
+//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings
+//! file.
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{
-    demo::DemoArguments,
-    server::{
-        commands::{
-            doctor::DoctorArguments, dump::DumpArguments, explain::ExplainArguments,
-            probe::ProbeArguments, serve::ServeArguments, sql,
-        },
-        options::{database::DatabaseArguments, log::LogArguments},
-        paths,
+#[cfg(feature = "demo")]
+use crate::demo::DemoArguments;
+use crate::server::{
+    commands::{
+        doctor::DoctorArguments, dump::DumpArguments, explain::ExplainArguments,
+        probe::ProbeArguments, serve::ServeArguments, sql,
     },
+    options::{database::DatabaseArguments, log::LogArguments},
+    paths,
 };
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -21,8 +21,10 @@ use crate::{
 /// It reads the application's tables once, then follows the change log that triggers write (install them with
 /// `oddscache sql install --apply`). What it serves is always exactly one committed state of the database, and it says
 /// how old that is.
-///
-/// First look, with nothing but PostgreSQL's server binaries installed: oddscache demo
+#[cfg_attr(
+    feature = "demo",
+    doc = "\nFirst look, with nothing but PostgreSQL's server binaries installed: oddscache demo"
+)]
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -30,8 +32,8 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
     #[command(flatten)]
     pub(crate) log: LogArguments,
-    /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the environment go
-    /// before it
+    /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the
+    /// environment override it
     #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE", value_parser = paths::path())]
     config: Option<PathBuf>,
 }
@@ -40,46 +42,49 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Warm up, follow the database, and serve its odds over HTTP
     ///
-    /// Binds before it warms up; /readyz answers 503 until it is warm. Waits for a database that cannot be reached, now and
-    /// later; ends with code 1 where waiting does not help before the first warmup: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain; SIGUSR1 makes it read everything again, SIGUSR2
-    /// log in detail, and as before, and SIGHUP read the tokens and the certificate again.
+    /// It listens before it warms up; /readyz answers 503 until it is warm. It waits for a database that cannot be
+    /// reached. Before the first warmup it ends with code 1 if waiting does not help: a wrong password, missing tables,
+    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain. SIGUSR1 makes it read everything again, SIGHUP the
+    /// tokens and the certificate. SIGUSR2 makes it log in detail, and the next SIGUSR2 as before.
     Serve(Box<ServeArguments>),
     /// Print the settings of serve that are in force, and where each comes from: flag, environment, file or default
     ///
-    /// Takes the flags of serve. What it prints is a file for --config; secrets are hidden. Connects to nothing.
+    /// Takes the flags of serve. It prints a file for --config, and hides secrets. Connects to nothing.
     Config(Box<ServeArguments>),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
     /// Print one of the SQL scripts for psql, or run it with --apply
     ///
-    /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make the
-    /// recommended indexes. The owner of the tables runs them.
+    /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make
+    /// the recommended indexes. The owner of the tables runs them.
     Sql {
         #[command(flatten)]
         database: DatabaseArguments,
         #[command(flatten)]
         script: sql::Args,
     },
-    /// Look at everything that can be wrong with the database, the feed, the rights, the bell and the log
+    /// Look for everything that can be wrong with the database, the feed, the rights, the notifications and the log
     ///
-    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that mends it.
-    /// Writes nothing. Run it as the role that the cache logs in as; it says what that role may not look
-    /// at. Ends with code 0 if nothing fails, 1 if something does, 3 with --strict if there are warnings only.
+    /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes
+    /// it. Changes nothing. Run it as the role that the cache logs in as; it says what that role may not see. Ends with
+    /// code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
     Doctor(DoctorArguments),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it
     ///
-    /// Per bookmaker and source the snapshot that won and those it beat; or why the event is not held; and the rows of the
-    /// change log that name it. Ends with code 0 if the service agrees or none was asked, 1 if it differs.
+    /// It prints the latest snapshot of each bookmaker and source, with those that it replaced, or why the event is not
+    /// held; and the rows of the change log that name it. Ends with code 0 if the service agrees or none was asked, 1
+    /// if it differs.
     Explain(ExplainArguments),
     /// Tell whether a running service lives (/livez): ends with code 0 if so, else with 1
     ///
-    /// For the health check of a container. A service whose database is away lives; one whose follower is stuck does not.
+    /// For the health check of a container. A service without its database is alive; one with a stuck follower is not.
     Health(ProbeArguments),
     /// Tell whether a running service is ready (/readyz): ends with code 0 if so, else with 1
     Ready(ProbeArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
-    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no files.
+    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no
+    /// files.
+    #[cfg(feature = "demo")]
     Demo(DemoArguments),
 }

@@ -7,13 +7,12 @@ use std::{io, process::ExitCode};
 
 use oddscache::{Error, sql::ScriptError};
 
-use crate::{
-    demo,
-    server::{
-        commands::{doctor, dump, explain, probe, serve, sql},
-        http::metrics,
-        logging,
-    },
+#[cfg(feature = "demo")]
+use crate::demo;
+use crate::server::{
+    commands::{doctor, dump, explain, probe, serve, sql},
+    http::metrics,
+    logging,
 };
 use args::Command;
 use settings::{Origins, Settings};
@@ -40,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(run(arguments.command, &origins));
-    // Not waiting for what blocks, such as a write to a pipe that nobody reads.
+    // Without waiting for blocked tasks, such as a write to a pipe that nobody reads.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
@@ -71,11 +70,12 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Health(arguments) => probe::run(arguments, "/livez").await,
         Command::Ready(arguments) => probe::run(arguments, "/readyz").await,
+        #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(arguments).await,
     }
 }
 
-/// Whoever read our output has seen enough, as `head` has.
+/// The reader of our output has closed it, as `head` does. That is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let kind = match cause.downcast_ref::<serde_json::Error>() {

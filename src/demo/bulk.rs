@@ -1,4 +1,4 @@
-//! The incident in which one transaction changes every event: readers see all of it or nothing.
+//! The incident in which one transaction changes every event. Readers see all of it or nothing.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -19,7 +19,7 @@ use super::{
 
 impl Stage<'_> {
     pub(super) async fn bulk(&self, begun: Instant) -> anyhow::Result<()> {
-        // What it commits meanwhile would be shown, and rightly.
+        // The cache would rightly show what the application commits meanwhile.
         self.control.pause().await;
         let done = self.bulk_alone(begun).await;
         self.control.resume();
@@ -39,7 +39,7 @@ impl Stage<'_> {
         let newest = Newest::read(&tx).await?;
         let done = self.rewrite(&tx, &before).await?;
         let written = Instant::now();
-        // A look at the database that begins after the last row was written.
+        // The cache must read the database after the last row was written.
         self.until(
             BACK_WITHIN,
             "the cache to look at the database before COMMIT",
@@ -122,7 +122,7 @@ impl Stage<'_> {
     }
 }
 
-/// Ids of the newest snapshots before the transaction; nobody else writes.
+/// The newest snapshot ids before the transaction, which writes alone.
 #[derive(Debug, Clone, Copy)]
 struct Newest {
     own: i64,

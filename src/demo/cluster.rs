@@ -1,8 +1,8 @@
-//! A private, throw-away PostgreSQL cluster: started on free ports, stopped and deleted with its owner.
+//! A private, throw-away PostgreSQL cluster: started on a free port, stopped and deleted with its owner.
 //!
-//! Used by `oddscache demo`. The package `tests/testkit` includes this file for the tests and the benchmarks.
-//! The crates that do this either download server binaries or call `sudo` when run as root;
-//! this must work offline, and as root without `sudo`.
+//! `oddscache demo` uses it. The package `tests/testkit` includes this file for the tests and the benchmarks.
+//! Crates for this either download server binaries or call `sudo` as root. This must work offline, and as root without
+//! `sudo`.
 
 use std::{
     ffi::OsString,
@@ -71,8 +71,8 @@ fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
     }
 }
 
-/// A running private cluster. Dropping it stops the server and deletes its files; so does the death of this process,
-/// however it dies, because a watchdog process waits for the end of a pipe that only this process holds.
+/// A running private cluster. Dropping it stops the server and deletes its files. So does any death of this process: a
+/// watchdog process waits for the end of a pipe that only this process holds.
 #[derive(Debug)]
 pub struct Cluster {
     binaries: Binaries,
@@ -142,7 +142,7 @@ impl Cluster {
 
     /// Starts the server for the first time.
     pub fn start_on_free_port(&mut self) -> Result<(), ClusterError> {
-        // A port that was free may be taken before the server binds it: try others.
+        // Another process may take a free port before the server binds it, so try others.
         let mut tries = 0;
         loop {
             self.port = free_port().map_err(step("looking for a free port"))?;
@@ -166,7 +166,7 @@ impl Cluster {
             text.push_str(line);
             text.push('\n');
         }
-        // Owned by the server's user already, since initdb made it; only its contents change.
+        // initdb made it as the server's user. Only its contents change.
         fs::write(&path, text).map_err(step("writing postgresql.auto.conf"))
     }
 
@@ -232,8 +232,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser is
-    /// trusted on the socket.
+    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser
+    /// is trusted on the socket.
     pub fn set_hba(&self, lines: &[&str]) -> Result<(), ClusterError> {
         self.put(
             "pg_hba.conf",
@@ -241,8 +241,8 @@ impl Cluster {
         )
     }
 
-    /// Deletes everything if this process dies without dropping: the shell reads a pipe that ends with us, whatever
-    /// signal ends us. In a process group of its own, so that Ctrl-C in the terminal does not reach it.
+    /// Starts a shell that deletes everything if this process dies without dropping. It reads a pipe that ends with us.
+    /// It has a process group of its own, so that Ctrl-C in the terminal does not reach it.
     fn watch(&mut self) -> Result<(), ClusterError> {
         let script =
             r#"cat >/dev/null; "$1" stop -m immediate -D "$2/data" >/dev/null 2>&1; rm -rf "$2""#;
@@ -293,7 +293,7 @@ impl Cluster {
         command
     }
 
-    /// Runs a command to its end; what it printed becomes the error.
+    /// Runs a command to its end. Its output becomes the error.
     pub fn run(&self, command: &mut Command) -> Result<(), ClusterError> {
         let name = command.get_program().to_string_lossy().into_owned();
         // Into a file: a server started by pg_ctl would inherit a pipe and hold it open.
@@ -407,10 +407,10 @@ fn unprivileged_user() -> Option<(u32, u32)> {
     find("postgres").or_else(|| find("nobody"))
 }
 
-/// What a server needs. The demo runs no client program, so that psql may be missing.
+/// The programs of a server. The demo runs no client program, so psql may be missing.
 const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
 
-/// Where PostgreSQL's programs are looked for.
+/// Where to look for PostgreSQL's programs.
 #[derive(Debug)]
 pub struct Binaries {
     /// `ODDSCACHE_PG_BIN`: the directory of the server's programs, and no other.
@@ -445,8 +445,8 @@ impl Binaries {
             let there = |name: &&str| is_program(&dir.join(name));
             SERVER.into_iter().filter(|name| !there(name)).collect()
         };
-        // Whoever names a folder tests that server. Another one in its place would go unnoticed, and so would the
-        // empty value which a failed `$(...)` leaves.
+        // A named folder must be the one that is used: nobody would notice another server in its place. The same goes
+        // for the empty value that a failed `$(...)` leaves.
         if let Some(named) = &self.named {
             let folder = PathBuf::from(named);
             let missing = missing(&folder);

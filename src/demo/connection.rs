@@ -1,4 +1,4 @@
-//! Connections of the demo's own: to look at the database, and for the simulated application.
+//! The demo's own connections: one to look at the database, a pool for the simulated application.
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};

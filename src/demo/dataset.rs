@@ -1,7 +1,7 @@
-//! Synthetic data of the application: deterministic for a seed, shaped like the real thing, made on the server.
+//! Synthetic data of the application: deterministic for a seed, shaped like the real data, made on the server.
 //!
 //! Events get ids 1, 2, ..: first those long past, then those of the last days, then `Scale::events` upcoming ones.
-//! What is rare in the wild is dealt out by an event's id, so that every case exists at every scale of 40 events or more:
+//! An event's id decides which rare case it is, so that every case exists at every scale of 40 events or more:
 //!
 //! | id mod 20 | case |
 //! |---|---|
@@ -32,7 +32,8 @@ pub(crate) struct Scale {
     pub(crate) markets: u32,
     /// Snapshots of each event and bookmaker, the newest minutes old, the oldest a week.
     pub(crate) history: u32,
-    /// How many of these, newest first, have markets. (Nobody asks for the others', and they are most of the work.)
+    /// How many of these, newest first, have markets. The markets of the others are most of the work, and nobody reads
+    /// them.
     pub(crate) history_with_markets: u32,
     /// Another seed gives other teams, odds and times. The current time is the only other input.
     pub(crate) seed: u64,
@@ -79,8 +80,8 @@ pub(crate) struct Loaded {
     pub(crate) database_bytes: u64,
 }
 
-/// Creates the application's tables where the search path says, with daily partitions for the days around today and
-/// for some days over a month ago, which retention may drop. What lies between goes to the default partition.
+/// Creates the application's tables in the search path's schema. Days around today have partitions, and so have some
+/// days over a month ago, which retention may drop. All other days go to the default partition.
 pub(crate) async fn create(client: &Client) -> Result<(), DatasetError> {
     client
         .batch_execute(SCHEMA)
@@ -109,91 +110,35 @@ fn past_events(events: u32) -> u32 {
     (events / 11).max(10)
 }
 
-/// Fills the tables that [`create`] made. `progress` hears of rows done, rows in all, and what is being made.
+/// Fills the tables that [`create`] made. Calls `progress` with the rows done, the rows in all, and what is being made.
 pub(crate) async fn load(
     client: &Client,
     scale: &Scale,
     mut progress: impl FnMut(u64, u64, &str),
 ) -> Result<Loaded, DatasetError> {
     let started = Instant::now();
-    let past = past_events(scale.events);
-    let all_events = past + scale.events;
-    let snapshots_expected = u64::from(scale.events) * 3 * u64::from(scale.history);
-    let newest = u64::from(scale.history_with_markets.min(scale.history));
-    let markets_expected = u64::from(scale.events) * 3 * newest * u64::from(scale.markets);
-    let expected = snapshots_expected + markets_expected;
-
+    let of_each = |rows: u32| u64::from(scale.events) * 3 * u64::from(rows);
+    let newest = scale.history_with_markets.min(scale.history);
+    let expected = of_each(scale.history) + of_each(newest) * u64::from(scale.markets);
     progress(0, expected, "events");
     prepare(client, scale).await?;
-    client
-        .batch_execute(BOOKMAKERS)
-        .await
-        .map_err(step("inserting bookmakers"))?;
-    let events = client
-        .execute(EVENTS, &[&int(past), &int(all_events)])
-        .await
-        .map_err(step("inserting events"))?;
-    client
-        .batch_execute(COMPETITOR_EVENTS)
-        .await
-        .map_err(step("inserting competitor events"))?;
-    client
-        .batch_execute("analyze events; analyze competitor_events")
-        .await
-        .map_err(step("analyzing events"))?;
-
-    let mut snapshots = 0;
-    for (statement, what) in [
-        (OLD_SNAPSHOTS, "inserting old snapshots"),
-        (
-            OLD_COMPETITOR_SNAPSHOTS,
-            "inserting competitors' old snapshots",
-        ),
-    ] {
-        snapshots += client.execute(statement, &[]).await.map_err(step(what))?;
-    }
-    for round in 1..=scale.history {
-        progress(snapshots.min(expected), expected, "snapshots");
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-            [&int(round), &int(scale.history), &int(all_events)];
-        snapshots += client
-            .execute(SNAPSHOTS, &values)
-            .await
-            .map_err(step("inserting snapshots"))?;
-        snapshots += client
-            .execute(COMPETITOR_SNAPSHOTS, &values)
-            .await
-            .map_err(step("inserting competitors' snapshots"))?;
-    }
-
+    let events = load_events(client, scale).await?;
+    let snapshots = load_snapshots(client, scale, |done| {
+        progress(done.min(expected), expected, "snapshots");
+    })
+    .await?;
     let targets = client
         .execute(MARKET_TARGETS, &[&int(scale.history_with_markets)])
         .await
         .map_err(step("choosing snapshots that get markets"))?;
     let expected = snapshots + targets * u64::from(scale.markets);
-    let mut markets = 0;
-    const CHUNK: u64 = 200;
-    for from in (1..=targets).step_by(CHUNK as usize) {
-        progress(snapshots + markets, expected, "markets");
-        for (table, competitor) in [("market_odds", false), ("competitor_market_odds", true)] {
-            markets += client
-                .execute(
-                    &markets_of(table),
-                    &[
-                        &competitor,
-                        &(from as i64),
-                        &((from + CHUNK) as i64),
-                        &int(scale.markets),
-                    ],
-                )
-                .await
-                .map_err(step("inserting markets"))?;
-        }
-    }
+    let markets = load_markets(client, scale, targets, |done| {
+        progress(snapshots + done, expected, "markets");
+    })
+    .await?;
     progress(snapshots + markets, expected, "statistics");
     client
-        .batch_execute("reset jit; drop table pg_temp.clock, pg_temp.market_target, pg_temp.market_kind; analyze",
-        )
+        .batch_execute("reset jit; drop table pg_temp.clock, pg_temp.market_target, pg_temp.market_kind; analyze")
         .await
         .map_err(step("collecting statistics"))?;
     let size = client
@@ -210,8 +155,73 @@ pub(crate) async fn load(
     })
 }
 
-/// Makes the temporary things that the statements below use, anew, so that one session can load twice.
-/// Compiling these statements takes ten times longer than running them: no `jit`.
+async fn load_events(client: &Client, scale: &Scale) -> Result<u64, DatasetError> {
+    let past = past_events(scale.events);
+    client
+        .batch_execute(BOOKMAKERS)
+        .await
+        .map_err(step("inserting bookmakers"))?;
+    let events = client
+        .execute(EVENTS, &[&int(past), &int(past + scale.events)])
+        .await
+        .map_err(step("inserting events"))?;
+    let more = format!("{COMPETITOR_EVENTS}; analyze events; analyze competitor_events");
+    client
+        .batch_execute(&more)
+        .await
+        .map_err(step("inserting competitor events"))?;
+    Ok(events)
+}
+
+async fn load_snapshots(
+    client: &Client,
+    scale: &Scale,
+    mut progress: impl FnMut(u64),
+) -> Result<u64, DatasetError> {
+    let mut snapshots = 0;
+    for statement in [OLD_SNAPSHOTS, OLD_COMPETITOR_SNAPSHOTS] {
+        let inserted = client.execute(statement, &[]).await;
+        snapshots += inserted.map_err(step("inserting old snapshots"))?;
+    }
+    let events = past_events(scale.events) + scale.events;
+    for round in 1..=scale.history {
+        progress(snapshots);
+        for statement in [SNAPSHOTS, COMPETITOR_SNAPSHOTS] {
+            let inserted = client
+                .execute(statement, &[&int(round), &int(scale.history), &int(events)])
+                .await;
+            snapshots += inserted.map_err(step("inserting snapshots"))?;
+        }
+    }
+    Ok(snapshots)
+}
+
+/// Inserts the markets of so many snapshots, which `market_target` lists.
+async fn load_markets(
+    client: &Client,
+    scale: &Scale,
+    targets: u64,
+    mut progress: impl FnMut(u64),
+) -> Result<u64, DatasetError> {
+    const CHUNK: i64 = 200;
+    let mut markets = 0;
+    for from in (1..=targets as i64).step_by(CHUNK as usize) {
+        progress(markets);
+        for (table, competitor) in [("market_odds", false), ("competitor_market_odds", true)] {
+            let inserted = client
+                .execute(
+                    &markets_of(table),
+                    &[&competitor, &from, &(from + CHUNK), &int(scale.markets)],
+                )
+                .await;
+            markets += inserted.map_err(step("inserting markets"))?;
+        }
+    }
+    Ok(markets)
+}
+
+/// Makes the temporary tables and functions of the statements below. Replaces those of an earlier load in the same
+/// session. Without `jit`, because compiling these statements takes ten times longer than running them.
 async fn prepare(client: &Client, scale: &Scale) -> Result<(), DatasetError> {
     let random = format!(
         "set jit = off;

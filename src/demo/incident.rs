@@ -1,9 +1,10 @@
-//! What can go wrong, done on purpose: `oddscache demo --incident ...`. Each says what happens, what to watch, and when
-//! the promise held; and ends with a comparison of the whole cache with the database.
+//! Incidents on purpose: `oddscache demo --incident ...`. Each prints what happens, what to watch, and when the promise
+//! held. It ends with a comparison of the whole cache with the database.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
 use deadpool_postgres::Pool;
 use indicatif::HumanCount;
 use oddscache::{Error, OddsCache, Status};
@@ -20,7 +21,7 @@ use super::{
 };
 
 /// What `--incident` names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Incident {
     /// The server is restarted
     Restart,
@@ -35,10 +36,10 @@ pub(super) enum Incident {
 }
 
 impl Incident {
-    /// Those that are meant, in the order they were asked for.
-    pub(super) fn plan(asked: &[Incident]) -> Vec<Incident> {
+    /// The single incidents, in the order of the flags.
+    pub(super) fn plan(named: &[Incident]) -> Vec<Incident> {
         let all = [Self::Restart, Self::Partition, Self::TriggerOff, Self::Bulk];
-        asked
+        named
             .iter()
             .flat_map(|incident| match incident {
                 Self::All => all.to_vec(),
@@ -47,77 +48,57 @@ impl Incident {
             .collect()
     }
 
-    fn what(self) -> &'static str {
+    /// What happens, and what to watch.
+    fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::Restart => "the server is stopped, and started again three seconds later",
-            Self::Partition => {
-                "the network between the cache and the server falls silent; no connection is closed"
-            }
-            Self::TriggerOff => {
-                "a trigger of market_odds is disabled: the application's changes are not logged"
-            }
-            Self::Bulk => {
-                "one transaction takes new odds for every event of every bookmaker; the application pauses"
-            }
-            Self::All => "everything",
-        }
-    }
-
-    fn watch(self) -> &'static str {
-        match self {
-            Self::Restart => {
-                "the page turns grey and says since when; the old odds stay readable; then the epoch goes up"
-            }
-            Self::Partition => {
-                "the age grows at once; within 15 s the page says that the database is lost; then it recovers"
-            }
-            Self::TriggerOff => {
-                "the cache notices within a poll, takes nothing for current any more, and reads all anew"
-            }
-            Self::Bulk => {
-                "nothing moves while it runs; at its COMMIT the whole board lights up at once"
-            }
-            Self::All => "the page",
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Restart => "restart",
-            Self::Partition => "partition",
-            Self::TriggerOff => "trigger-off",
-            Self::Bulk => "bulk",
-            Self::All => "all",
+            Self::Restart => (
+                "the server is stopped, and started again three seconds later",
+                "the page turns grey and says since when; the old odds stay readable; then the epoch goes up",
+            ),
+            Self::Partition => (
+                "the network between the cache and the server falls silent; no connection is closed",
+                "the age grows at once; within 15 s the page says that the database is lost; then it recovers",
+            ),
+            Self::TriggerOff => (
+                "a trigger of market_odds is disabled: the application's changes are not logged",
+                "the cache notices within a poll, takes nothing for current any more, and reads everything again",
+            ),
+            Self::Bulk => (
+                "one transaction takes new odds for every event of every bookmaker; the application pauses",
+                "nothing moves while it runs; at its COMMIT the whole board lights up at once",
+            ),
+            Self::All => ("everything", "the page"),
         }
     }
 }
 
-/// A dead connection is known within this (README); some more for a machine that has other work too.
+/// The cache knows a dead connection within 15 s (README). The rest is for a busy machine.
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long the cache may take to be back, connecting and reading everything.
+/// How long the cache may take to connect again and read everything.
 pub(super) const BACK_WITHIN: Duration = Duration::from_secs(120);
 
-/// How long trouble lasts, so that one can look at it.
+/// How long a fault lasts, so that one can watch it.
 const TROUBLE: Duration = Duration::from_secs(3);
 
-/// Nothing that the application does, not its locks either, keeps the cache from reading for so long.
+/// Longer than the application's locks keep the cache from reading.
 const LONG: Duration = Duration::from_secs(5);
 
-/// A view may be younger than the trouble by the poll interval, for what was under way; and some for a busy machine.
+/// A read that was under way may prove the view up to a poll interval after the fault began. The rest is for a busy
+/// machine.
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
-/// Between two looks at a condition; and at the database.
+/// The pauses between two looks at the cache, and at the database.
 const PAUSE: Duration = Duration::from_millis(5);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Everything that incidents happen to.
 pub(super) struct Stage<'a> {
     pub(super) cluster: &'a Cluster,
-    /// Of the application and the comparisons, past the network that can be cut.
+    /// For the application and the comparisons. It leads past the network that can be cut.
     pub(super) dsn: String,
     pub(super) pool: Pool,
-    /// Where there is to be a partition.
+    /// Only if there will be a partition.
     pub(super) network: Option<Network>,
     pub(super) cache: OddsCache,
     pub(super) control: Control,
@@ -135,14 +116,13 @@ impl Stage<'_> {
         Ok(events)
     }
 
-    /// Lets one happen, from the announcement to the comparison. Fails if a promise did not hold.
+    /// Runs an incident, from the announcement to the comparison. Fails if a promise did not hold.
     pub(super) async fn happen(&self, incident: Incident) -> anyhow::Result<()> {
-        println!(
-            "\nincident {}: {}\n  watch     {}",
-            incident.name(),
-            incident.what(),
-            incident.watch()
-        );
+        let (what, watch) = incident.texts();
+        let name = incident
+            .to_possible_value()
+            .map_or(String::new(), |value| value.get_name().to_owned());
+        println!("\nincident {name}: {what}\n  watch     {watch}");
         let begun = Instant::now();
         let observer = Observer::start(&self.cache, begun);
         match incident {
@@ -152,14 +132,13 @@ impl Stage<'_> {
             Incident::Bulk => self.bulk(begun).await,
             Incident::All => Ok(()),
         }
-        .with_context(|| format!("incident {}", incident.name()))?;
+        .with_context(|| format!("incident {name}"))?;
         say(begun, observer.end()?);
         let events = self.compare().await?;
         say(
             begun,
             format!(
-                "incident {} is over, and the promise held: all {} events equal the database\n",
-                incident.name(),
+                "incident {name} is over, and the promise held: all {} events equal the database\n",
                 HumanCount(events as u64)
             ),
         );
@@ -168,7 +147,7 @@ impl Stage<'_> {
 
     async fn restart(&self, begun: Instant) -> anyhow::Result<()> {
         let epoch = self.cache.view().epoch();
-        // Blocks for as long as the server takes, while other tasks go on elsewhere.
+        // Blocks this thread until the server has stopped. Other tasks go on.
         block_in_place(|| self.cluster.stop("fast"))?;
         let stopped = Instant::now();
         say(begun, "the server is stopped");
@@ -222,7 +201,7 @@ impl Stage<'_> {
         }
         .await;
         let reloads = self.cache.counters().reloads;
-        // In any case: the application's pause does not wait for the cache, but the end of the demo does.
+        // Also after an error, because the end of the demo waits for the cache's connections.
         network.heal();
         let missed = self.counts.read().transactions - written;
         say(
@@ -276,8 +255,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Waits until the cache knows of the trigger, and the application has written what nobody logs. Returns how many
-    /// markets, and how old the cache says it is.
+    /// Waits until the cache knows that the trigger is off and the application has written markets that are not logged.
+    /// Returns how many markets, and the age that the cache reports.
     async fn unlogged(
         &self,
         client: &Client,
@@ -318,9 +297,10 @@ impl Stage<'_> {
         }
     }
 
-    /// How old the cache says it is: no younger than the trouble, since which nothing can have proven it current.
-    fn age_since(&self, trouble: Instant) -> anyhow::Result<Duration> {
-        let least = trouble.elapsed().saturating_sub(UNDER_WAY);
+    /// The age that the cache reports. It must be at least the time since the fault began, because no read can have
+    /// succeeded since then.
+    fn age_since(&self, fault: Instant) -> anyhow::Result<Duration> {
+        let least = fault.elapsed().saturating_sub(UNDER_WAY);
         let age = self.cache.view().age();
         ensure!(
             age >= least,
@@ -336,7 +316,8 @@ impl Stage<'_> {
         Ok(age)
     }
 
-    /// Waits for the application, whose transactions would be waited for with the table locked.
+    /// Pauses the application first. Otherwise ALTER TABLE would wait for its transactions, and everybody else for the
+    /// lock.
     async fn alter(&self, client: &Client, how: &str) -> anyhow::Result<()> {
         self.control.pause().await;
         let altered = client

@@ -1,4 +1,4 @@
-//! `oddscache demo`: the whole on a private PostgreSQL, with an application that keeps writing.
+//! `oddscache demo`: the service on a private PostgreSQL, with a simulated application that keeps writing.
 
 mod bulk;
 #[allow(
@@ -47,10 +47,10 @@ use tokio::{
 use crate::server::{
     commands::sql,
     http::{
-        router::Options,
+        router::default_inline,
         server::{Server, Serving},
     },
-    signals::end_asked_for,
+    signals::end_signal,
 };
 use cluster::Cluster;
 use connection::{connect, pool};
@@ -70,7 +70,8 @@ pub(crate) struct DemoArguments {
     /// Snapshots of each event and bookmaker in the database, most of them history
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     history: u32,
-    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some minutes
+    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some
+    /// minutes
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     history_with_markets: u32,
     /// The time in which the simulated application scrapes every event once
@@ -82,7 +83,7 @@ pub(crate) struct DemoArguments {
     /// End after this long, and after the incidents, instead of at Ctrl-C
     #[arg(long = "for", env = "ODDSCACHE_DEMO_FOR", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
-    /// Let something go wrong while one looks; may be given several times
+    /// Let something go wrong; may be given several times
     #[arg(
         long = "incident",
         env = "ODDSCACHE_DEMO_INCIDENT",
@@ -112,9 +113,9 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 const DATABASE: &str = "odds";
 
-/// Runs until Ctrl-C, SIGTERM or the time is over; fails if the cache ever differs from the database.
+/// Runs until Ctrl-C, SIGTERM or the end of `--for`. Fails if the cache ever differs from the database.
 pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
-    // fsync is for data that one wants to see again.
+    // Without fsync: the data is thrown away.
     let settings = [
         "fsync = off",
         "shared_buffers = 256MB",
@@ -126,7 +127,7 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
     let cluster = starting.await.context("starting the cluster")??;
     let result = tokio::select! {
         result = show(&arguments, &cluster) => result.map(|()| ExitCode::SUCCESS),
-        signal = end_asked_for() => {
+        signal = end_signal() => {
             println!("\n{}: ending", signal?);
             Ok(ExitCode::SUCCESS)
         }
@@ -157,44 +158,14 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
         arguments.listen,
         &cache,
         Serving::default(),
-        Options::default(),
+        default_inline(),
     )
     .await?;
-    // Ends its tasks when it is dropped: at Ctrl-C the follower and the application shall not mourn the server.
+    // Dropping it ends its tasks. At Ctrl-C they end before the server, so that they do not report its end.
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { follower.run().await.context("the follower") });
     cache.ready().await?;
-    let stats = cache.stats();
-    let warmup = stats.last_warmup.clone().unwrap_or_default();
-    println!(
-        "warmed up in {:.2} s: {} events, {} snapshots, {} markets, {} of memory",
-        warmup.seconds,
-        HumanCount(warmup.events as u64),
-        HumanCount(warmup.snapshots as u64),
-        HumanCount(warmup.markets as u64),
-        HumanBytes(warmup.memory_bytes as u64)
-    );
-    let (base, id) = (
-        format!("http://{}", server.address),
-        cache.event_ids().first().copied().unwrap_or(1),
-    );
-    println!("\nopen the page\n  {base}/\nand look at");
-    for path in [
-        &format!("/v1/events/{id}"),
-        "/v1/events?ids=200,201",
-        "/v1/dump",
-        "/v1/stats",
-        "/metrics",
-        "/readyz",
-    ] {
-        println!("  {base}{path}");
-    }
-    println!(
-        "and at the database ({server_version}), with psql or any command that reads DATABASE_URL\n  \
-         psql \"{dsn}\"\n  export DATABASE_URL=\"{dsn}\""
-    );
-    println!("\nthe simulated application writes; Ctrl-C ends everything\n");
-
+    introduce(&cache, server.address, &server_version, &dsn);
     let pace = Pace {
         cycle: arguments.cycle,
         ..Pace::default()
@@ -227,6 +198,39 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     drop(tasks);
     server.stop().await;
     result
+}
+
+/// Says what was warmed up, and where to look.
+fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: &str) {
+    let warmup = cache.stats().last_warmup.clone().unwrap_or_default();
+    println!(
+        "warmed up in {:.2} s: {} events, {} snapshots, {} markets, {} of memory",
+        warmup.seconds,
+        HumanCount(warmup.events as u64),
+        HumanCount(warmup.snapshots as u64),
+        HumanCount(warmup.markets as u64),
+        HumanBytes(warmup.memory_bytes as u64)
+    );
+    let (base, id) = (
+        format!("http://{address}"),
+        cache.event_ids().first().copied().unwrap_or(1),
+    );
+    println!("\nopen the page\n  {base}/\nand look at");
+    for path in [
+        &format!("/v1/events/{id}"),
+        "/v1/events?ids=200,201",
+        "/v1/dump",
+        "/v1/stats",
+        "/metrics",
+        "/readyz",
+    ] {
+        println!("  {base}{path}");
+    }
+    println!(
+        "and at the database ({server_version}), with psql or any command that reads DATABASE_URL\n  \
+         psql \"{dsn}\"\n  export DATABASE_URL=\"{dsn}\""
+    );
+    println!("\nthe simulated application writes; Ctrl-C ends everything\n");
 }
 
 /// Creates the database, its data and the change feed; returns the server's version.
@@ -288,7 +292,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
     Ok(format!("PostgreSQL {version}"))
 }
 
-/// Prints a line now and then, lets the incidents happen, and then compares now and then.
+/// Prints a line every few seconds. Lets the incidents happen, then compares every `--verify-every`.
 async fn watch(
     arguments: &DemoArguments,
     plan: &[Incident],

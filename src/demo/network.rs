@@ -1,4 +1,5 @@
-//! The way between the cache and the server, which can be cut: nothing is lost, nothing moves, and nobody is told.
+//! A network between the cache and the server that can be cut. Then nothing moves and nothing is lost, and neither side
+//! is told.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-/// After a connection that could not be accepted.
+/// The pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens on 127.0.0.1 and speaks to the server's socket, until dropped.
@@ -23,7 +24,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// A way to the server that listens on `socket`.
+    /// Leads to the server that listens on `socket`.
     pub(super) async fn start(socket: PathBuf) -> anyhow::Result<Network> {
         const DOING: &str = "making a network that can be cut";
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context(DOING)?;
@@ -37,7 +38,7 @@ impl Network {
                     Ok((client, _)) => {
                         connections.spawn(connection(client, socket.clone(), opened.clone()));
                     }
-                    // Of one client, or for want of file descriptors: the next may do better.
+                    // The client is gone, or descriptors are used up. The next accept may succeed.
                     Err(error) => {
                         tracing::warn!(%error, "the demo's network could not accept a connection");
                         sleep(PAUSE).await;
@@ -61,12 +62,12 @@ impl Network {
         )
     }
 
-    /// From now on every connection, also a new one, is open and silent.
+    /// From now on all connections are open and silent, new ones too.
     pub(super) fn cut(&self) {
         self.open.send_replace(false);
     }
 
-    /// What was held up goes on.
+    /// Bytes that were held up arrive.
     pub(super) fn heal(&self) {
         self.open.send_replace(true);
     }
@@ -78,9 +79,9 @@ impl Drop for Network {
     }
 }
 
-/// Whichever direction ends first ends both.
+/// Carries both directions. The end of one ends the other.
 async fn connection(client: TcpStream, socket: PathBuf, mut open: watch::Receiver<bool>) {
-    // Fails when the network is gone, and then there is nobody to connect.
+    // An error means that the network is gone.
     if open.wait_for(|open| *open).await.is_err() {
         return;
     }
@@ -105,7 +106,7 @@ async fn carry(
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        // Also an end is told only when the network is whole.
+        // The end of a connection, too, is only seen when the network is whole.
         if open.wait_for(|open| *open).await.is_err() || count == 0 {
             return Ok(());
         }

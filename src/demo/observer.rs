@@ -1,4 +1,4 @@
-//! A reader that never stops looking while something happens to the cache, and says what it saw.
+//! A reader that looks at the cache all the time during an incident, and says what it saw.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -21,9 +21,9 @@ pub(super) struct Seen {
     slowest: Duration,
     oldest: Duration,
     fewest_events: usize,
-    /// Times that a view was of an earlier state of the database than one before.
+    /// How often a view was of an earlier state of the database than the view before.
     steps_back: u64,
-    /// Times that a view's snapshot did not read as one.
+    /// How often a view's snapshot could not be read.
     unread: u64,
 }
 
@@ -54,7 +54,7 @@ impl Position {
         })
     }
 
-    /// Whether it is earlier. Within an epoch the database's clock and transaction ids only grow; a new epoch may be of
+    /// Whether it is earlier. Within an epoch the database's clock and transaction ids only grow. A new epoch may be of
     /// another server.
     fn is_before(&self, other: &Position) -> bool {
         self.epoch < other.epoch
@@ -62,7 +62,7 @@ impl Position {
     }
 }
 
-/// Looks and prints each change of the status, until dropped.
+/// Looks, and prints each change of the status, until dropped.
 #[derive(Debug)]
 pub(super) struct Observer {
     seen: Arc<Mutex<Seen>>,
@@ -79,7 +79,7 @@ impl Observer {
         Observer { seen, task }
     }
 
-    /// Ends it, and says what readers saw; fails if they were left with nothing, or taken back.
+    /// Ends it, and says what it saw. Fails if a view was empty or went back.
     pub(super) fn end(self) -> anyhow::Result<String> {
         let seen = self
             .seen

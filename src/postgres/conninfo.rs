@@ -82,6 +82,41 @@ pub(crate) struct Parsed {
     pub(crate) passfile: Option<PathBuf>,
 }
 
+/// A connection string as it may be printed: `name=value` pairs, with `***` in place of the password. A string that
+/// cannot be read is `***` as a whole, because any part of it may be a password.
+///
+/// `None` if there is no password in it. Locks nothing, blocks on nothing, allocates what it returns.
+///
+/// ```
+/// let printed = oddscache::without_password("postgres://cache:secret@db/odds");
+/// assert_eq!(printed.as_deref(), Some("dbname=odds host=db password=*** user=cache"));
+/// assert_eq!(oddscache::without_password("postgres://cache@db/odds"), None);
+/// assert_eq!(oddscache::without_password("secret").as_deref(), Some("***"));
+/// ```
+pub fn without_password(connection_string: &str) -> Option<String> {
+    const HIDDEN: &str = "***";
+    let parameters = Parameters::parse(connection_string);
+    // What parses may still be refused: the piece of a password that is taken for a port, for example.
+    let Some(parameters) = parameters.ok().filter(|found| found.build().is_ok()) else {
+        return Some(HIDDEN.to_owned());
+    };
+    parameters.bytes("password")?;
+    let pairs = parameters.0.iter().map(|(name, value)| match *name {
+        "password" => format!("password={HIDDEN}"),
+        name => format!("{name}={}", quoted(&String::from_utf8_lossy(value))),
+    });
+    Some(pairs.collect::<Vec<_>>().join(" "))
+}
+
+/// A value as it is written in a `name=value` pair.
+fn quoted(value: &str) -> String {
+    let is_plain = |character: char| !character.is_whitespace() && !"'\\".contains(character);
+    if !value.is_empty() && value.chars().all(is_plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
+}
+
 fn wrong(what: &str) -> Error {
     Error::Config(format!("connection string: {what}"))
 }
@@ -632,6 +667,7 @@ mod tests {
                 error.contains(expected) && !error.contains("hunter"),
                 "{text}: {error}"
             );
+            assert_eq!(without_password(text).as_deref(), Some("***"), "{text}");
         }
     }
 
@@ -678,7 +714,6 @@ mod tests {
 
     /// Checks that properly quoted values come back from either form.
     fn come_back([user, password, name]: [&str; 3]) {
-        let quoted = |value: &str| format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"));
         let escaped =
             |value: &str| -> String { value.bytes().map(|byte| format!("%{byte:02X}")).collect() };
         let pairs = format!(
@@ -701,6 +736,13 @@ mod tests {
             assert_eq!(config.get_dbname(), Some(name), "{text}");
             assert_eq!(hosts, ["h:5432"], "{text}");
             assert_eq!(parsed.tls.mode, SslMode::Prefer, "{text}");
+            // Without the password all else stays what it was.
+            let printed = without_password(&text).expect("it holds a password");
+            let (parsed, _) = understood(&printed).expect("what is printed is read");
+            let config = parsed.postgres;
+            assert_eq!(config.get_user(), Some(user), "{printed}");
+            assert_eq!(config.get_password(), Some(b"***".as_slice()), "{printed}");
+            assert_eq!(config.get_dbname(), Some(name), "{printed}");
         }
     }
 

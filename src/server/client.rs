@@ -1,44 +1,34 @@
-//! Asks a running service, over HTTP/1.1, one connection a question.
+//! Asks a running service over HTTP/1.1.
 
-use std::{fmt, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
-
-use anyhow::Context as _;
-use axum::{
-    body::{Body, Bytes},
-    http::{
-        HeaderValue, Request, StatusCode, Uri,
-        header::{AUTHORIZATION, HOST},
-        uri::Scheme,
-    },
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
 };
-use http_body_util::{BodyExt as _, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+
+use anyhow::{Context as _, anyhow};
+use axum::http::{HeaderValue, StatusCode, Uri, header::AUTHORIZATION, uri::Scheme};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
+use tokio::task::spawn_blocking;
+use ureq::{
+    Agent,
+    tls::{Certificate, RootCerts, TlsConfig},
 };
-use tokio_rustls::TlsConnector;
 
-use super::http::auth::Secret;
+use super::{http::auth::Token, options::secret::Secret};
 
 /// No answer about one event is longer.
-const MOST_BYTES: usize = 64 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 
-/// Where a service listens: scheme, host and port.
+/// Where a service listens: `scheme://host:port`.
 #[derive(Debug, Clone)]
-pub(crate) struct Url {
-    tls: bool,
-    host: String,
-    port: u16,
-}
+pub(crate) struct Url(String);
 
 impl FromStr for Url {
     type Err = String;
@@ -56,53 +46,44 @@ impl FromStr for Url {
         }
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or("it names no host")?;
-        Ok(Url {
-            tls,
-            host: host.to_owned(),
-            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
-        })
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        Ok(Url::new(tls, format!("{host}:{port}")))
     }
 }
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}:{}", self.host, self.port)
+        f.write_str(&self.0)
     }
 }
 
 impl Url {
-    /// Where a service on this machine is reached that listens at `address`.
-    pub(crate) fn of(address: SocketAddr, tls: bool) -> Url {
-        let host = match address {
-            SocketAddr::V4(address) if address.ip().is_unspecified() => "127.0.0.1".to_owned(),
-            SocketAddr::V6(address) if address.ip().is_unspecified() => "[::1]".to_owned(),
-            SocketAddr::V4(address) => address.ip().to_string(),
-            SocketAddr::V6(address) => format!("[{}]", address.ip()),
-        };
-        Url {
-            tls,
-            host,
-            port: address.port(),
-        }
+    fn new(tls: bool, place: impl fmt::Display) -> Url {
+        let scheme = if tls { "https" } else { "http" };
+        Url(format!("{scheme}://{place}"))
     }
 
-    /// Without the brackets of an IPv6 address.
-    fn bare(&self) -> &str {
-        self.host.trim_start_matches('[').trim_end_matches(']')
+    /// Where a service on this machine is reached that listens at `address`.
+    pub(crate) fn of(address: SocketAddr, tls: bool) -> Url {
+        let ip: IpAddr = match address.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        Url::new(tls, SocketAddr::new(ip, address.port()))
     }
 }
 
-/// How a service is asked.
-pub(crate) struct Asker {
-    tls: TlsConnector,
+/// An HTTP client of the service.
+pub(crate) struct Client {
+    agent: Agent,
     authorization: Option<HeaderValue>,
-    /// Of one question and its answer.
+    /// The time of one request and its answer.
     bound: Duration,
 }
 
-impl Asker {
-    /// One that believes certificates issued by those of the file `ca`, or by the roots of the system.
+impl Client {
+    /// A client that trusts the certificates of the file `ca`, or the system's roots without one.
     ///
     /// # Errors
     /// Names what is wrong with the file or the token.
@@ -110,133 +91,68 @@ impl Asker {
         ca: Option<&Path>,
         token: Option<&Secret>,
         bound: Duration,
-    ) -> anyhow::Result<Asker> {
-        let mut roots = RootCertStore::empty();
-        let given = match ca {
+    ) -> anyhow::Result<Client> {
+        let roots = match ca {
             Some(path) => CertificateDer::pem_file_iter(path)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
                 .with_context(|| format!("--ca {}", path.display()))?,
             None => rustls_native_certs::load_native_certs().certs,
         };
-        roots.add_parsable_certificates(given);
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .context("starting TLS")?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let token = token.map_or(Ok(None), Secret::token)?;
-        let authorization = token.map(|token| HeaderValue::try_from(token.header()));
-        Ok(Asker {
-            tls: TlsConnector::from(Arc::new(config)),
+        let roots = roots
+            .iter()
+            .map(|root| Certificate::from_der(root).to_owned());
+        let tls = TlsConfig::builder().root_certs(RootCerts::from(roots));
+        let authorization = Token::given(token)?.map(|token| HeaderValue::try_from(token.header()));
+        Ok(Client {
+            agent: agent(tls, bound),
             authorization: authorization.transpose().context("the token")?,
             bound,
         })
     }
 
-    /// One that believes anybody, and tells nobody a secret: for asking whether something lives on this machine.
-    ///
-    /// # Errors
-    /// If TLS cannot be started at all.
-    pub(crate) fn of_anybody(bound: Duration) -> anyhow::Result<Asker> {
-        let provider = Arc::new(ring::default_provider());
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .context("starting TLS")?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-            .with_no_client_auth();
-        Ok(Asker {
-            tls: TlsConnector::from(Arc::new(config)),
+    /// A client that accepts any certificate and sends no secret: for health checks of a service on this machine.
+    pub(crate) fn for_health_checks(bound: Duration) -> Client {
+        Client {
+            agent: agent(TlsConfig::builder().disable_verification(true), bound),
             authorization: None,
             bound,
-        })
+        }
     }
 
     /// # Errors
     /// If there is no answer, or none in time.
-    pub(crate) async fn get(&self, url: &Url, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-        timeout(self.bound, self.connect(url, path))
-            .await
-            .with_context(|| format!("no answer within {} s", self.bound.as_secs_f32()))?
-    }
-
-    async fn connect(&self, url: &Url, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-        let stream = TcpStream::connect((url.bare(), url.port)).await?;
-        if !url.tls {
-            return self.exchange(stream, url, path).await;
-        }
-        let name = ServerName::try_from(url.bare().to_owned()).context("the host's name")?;
-        let stream = self.tls.connect(name, stream).await?;
-        self.exchange(stream, url, path).await
-    }
-
-    async fn exchange(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin,
-        url: &Url,
-        path: &str,
-    ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let host = HeaderValue::from_str(&format!("{}:{}", url.host, url.port))?;
-        let mut request = Request::get(path).header(HOST, host).body(Body::empty())?;
+    pub(crate) async fn get(&self, url: &Url, path: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+        let mut request = self.agent.get(format!("{url}{path}"));
         if let Some(authorization) = &self.authorization {
-            let headers = request.headers_mut();
-            headers.insert(AUTHORIZATION, authorization.clone());
+            request = request.header(AUTHORIZATION, authorization.clone());
         }
-        let answer = async move {
-            let response = sender.send_request(request).await?;
+        let exchange = move || {
+            let mut response = request.call()?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MOST_BYTES)
-                .collect()
-                .await;
-            let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?;
-            anyhow::Ok((status, body.to_bytes()))
+            let body = response.body_mut().with_config().limit(MOST_BYTES);
+            Ok((status, body.read_to_vec()?))
         };
-        // The connection moves the bytes of the answer; it ends after it.
-        let (answer, _) = tokio::join!(answer, connection);
-        answer
+        let answer = spawn_blocking(exchange).await.context("asking")?;
+        answer.map_err(|error| match error {
+            ureq::Error::Timeout(_) => {
+                anyhow!("no answer within {} s", self.bound.as_secs_f32())
+            }
+            error => error.into(),
+        })
     }
 }
 
-/// Believes any certificate whose key the other side has.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+fn agent(tls: ureq::tls::TlsConfigBuilder, bound: Duration) -> Agent {
+    let provider = Arc::new(ring::default_provider());
+    let tls = tls.unversioned_rustls_crypto_provider(provider).build();
+    let config = Agent::config_builder()
+        .tls_config(tls)
+        .timeout_global(Some(bound))
+        .http_status_as_error(false)
+        // The token is for the named service alone: no redirect, no proxy.
+        .max_redirects(0)
+        .proxy(None);
+    config.build().new_agent()
 }
 
 #[cfg(test)]
@@ -246,16 +162,14 @@ mod tests {
     #[test]
     fn urls_are_read() {
         let read = |text: &str| text.parse::<Url>().map(|url| url.to_string());
-        assert_eq!(
-            read("http://127.0.0.1:7979").as_deref(),
-            Ok("http://127.0.0.1:7979")
-        );
-        assert_eq!(read("http://cache/").as_deref(), Ok("http://cache:80"));
-        assert_eq!(
-            read("http://[::1]:7979").as_deref(),
-            Ok("http://[::1]:7979")
-        );
-        assert_eq!(read("https://cache").as_deref(), Ok("https://cache:443"));
+        for (text, url) in [
+            ("http://127.0.0.1:7979", "http://127.0.0.1:7979"),
+            ("http://cache/", "http://cache:80"),
+            ("http://[::1]:7979", "http://[::1]:7979"),
+            ("https://cache", "https://cache:443"),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(url));
+        }
         for wrong in [
             "ftp://cache",
             "cache:7979",
@@ -264,6 +178,18 @@ mod tests {
             "x y",
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_service_on_all_addresses_is_asked_on_the_loopback() {
+        for (address, url) in [
+            ("0.0.0.0:7979", "http://127.0.0.1:7979"),
+            ("[::]:7979", "http://[::1]:7979"),
+            ("192.0.2.1:80", "http://192.0.2.1:80"),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(Url::of(address, false).to_string(), url);
         }
     }
 }

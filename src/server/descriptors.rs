@@ -1,15 +1,15 @@
-//! How many files and sockets this process may have open. Each connection takes one, and so does each to the database.
+//! How many files and sockets this process may have open. Each HTTP or database connection takes one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::http::limits::Limits;
 
-/// What all else takes: connections to the database, files, standard streams, those that are turned away.
+/// Descriptors besides HTTP connections: the database's, files, standard streams, connections that are turned away.
 const OTHERS: u64 = 128;
 
-/// Raises the limit to the most that this process may have: the usual 1,024 are a relic of `select`.
+/// Raises the limit to the most that this process may have. The usual 1,024 are a relic of `select`.
 ///
-/// Returns what is in force then; `None`: no limit.
+/// Returns the limit in force; `None` is no limit.
 pub(crate) fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -28,8 +28,8 @@ pub(crate) fn raise() -> Option<u64> {
     }
 }
 
-/// Where so many connections do not fit, one too many would not be told so: nobody could be accepted, nor could the
-/// database be reached again.
+/// Warns if HTTP connections can use up all descriptors. Then the service could accept nobody, and not reach the
+/// database again.
 pub(crate) fn warn_if_few(limits: &Limits, open_files: Option<u64>) {
     let needed = limits.most_connections as u64 + OTHERS;
     if let Some(open_files) = open_files.filter(|most| *most < needed) {

@@ -1,10 +1,10 @@
-//! What is logged, to standard error: from which level on, in which form, and how often the same.
+//! The log on standard error: its filter, its form, and a bound for messages that repeat.
 //!
 //! | invariant | |
 //! |---|---|
-//! | N1 | of a call site at most so many messages are written within [`INTERVAL`]; how many more there were is written 10 to 20 s later, or at the end of the process |
-//! | N2 | what is kept is one entry for each call site that has logged, of which a program has a fixed number |
-//! | N3 | debug and trace messages are written all: whoever asks for them wants each |
+//! | N1 | a call site writes at most `--log-repeats` messages within [`INTERVAL`]; a message says how many more there were, 10 to 20 s later or at the end of the process |
+//! | N2 | memory is one entry for each call site that has logged; a program has a fixed number of call sites |
+//! | N3 | all debug and trace messages are written |
 
 use std::{
     collections::HashMap,
@@ -38,10 +38,10 @@ use tracing_subscriber::{
 
 use super::options::log::{LogArguments, LogFormat};
 
-/// Repeats are counted over this.
+/// The time over which repeats are counted.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Under which target it is said how often something was repeated. That is never held back.
+/// The target of messages that say how often another one was repeated. They are never held back.
 const REPEATS: &str = "oddscache::repeats";
 
 /// Added to the filter while SIGUSR2 asks for more.
@@ -49,17 +49,17 @@ const MORE: &str = "oddscache=debug";
 
 static LOGGING: OnceLock<Logging> = OnceLock::new();
 
-/// Of this process.
+/// The process's log.
 #[derive(Debug)]
 struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
-    /// The filter that was asked for.
-    asked: String,
+    /// The filter of `--log`.
+    usual: String,
     more: AtomicBool,
     repeats: Repeats,
 }
 
-/// Writes what was held back when dropped: at the end of the process.
+/// When dropped, at the end of the process, says what was held back.
 #[derive(Debug)]
 pub(crate) struct Flush;
 
@@ -71,13 +71,13 @@ impl Drop for Flush {
     }
 }
 
-/// Begins to log. Once a process.
+/// Starts to log. To be called once.
 pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
     let (filter, handle) = reload::Layer::new(filter(&arguments.log)?);
     let (wake, woken) = sync_channel(1);
     let logging = Logging {
         filter: handle,
-        asked: arguments.log.clone(),
+        usual: arguments.log.clone(),
         more: AtomicBool::new(false),
         repeats: Repeats::new(arguments.log_repeats, wake),
     };
@@ -114,8 +114,8 @@ fn tell_of_repeats(woken: &Receiver<()>) {
     }
 }
 
-/// From now on SIGUSR2 makes the service log what it does in detail, and the next one as before. Must be called within a
-/// runtime; before it, the signal ends the process.
+/// From now on SIGUSR2 makes the service log in detail, and the next SIGUSR2 as before. Needs a runtime. Before this
+/// call the signal ends the process.
 pub(crate) fn change_on_signal() -> anyhow::Result<()> {
     let mut asked = signal(SignalKind::user_defined2()).context("waiting for SIGUSR2")?;
     tokio::spawn(async move {
@@ -135,34 +135,28 @@ fn toggle() -> anyhow::Result<()> {
     let logging = LOGGING.get().context("logging was not started")?;
     let more = !logging.more.load(Ordering::Relaxed);
     let filter = match more {
-        true => filter(&format!("{},{MORE}", logging.asked))?,
-        false => filter(&logging.asked)?,
+        true => filter(&format!("{},{MORE}", logging.usual))?,
+        false => filter(&logging.usual)?,
     };
     logging.filter.reload(filter)?;
     logging.more.store(more, Ordering::Relaxed);
     match more {
         true => tracing::info!("SIGUSR2: logging {MORE} too, until the next SIGUSR2"),
-        false => tracing::info!(filter = logging.asked, "SIGUSR2: logging as before"),
+        false => tracing::info!(filter = logging.usual, "SIGUSR2: logging as before"),
     }
     Ok(())
 }
 
-/// How many messages there were that the filter lets through, by level, since the process began.
-pub(crate) fn messages() -> [(&'static str, u64); 5] {
-    let count = |index: usize| {
-        let counts = LOGGING.get().map(|logging| &logging.repeats.counts);
-        counts.map_or(0, |counts| counts[index].load(Ordering::Relaxed))
-    };
-    [
-        ("error", count(0)),
-        ("warn", count(1)),
-        ("info", count(2)),
-        ("debug", count(3)),
-        ("trace", count(4)),
-    ]
+/// How many messages the filter let through since the process began, by level.
+pub(crate) fn messages() -> impl Iterator<Item = (String, u64)> {
+    let counts = LOGGING.get().map(|logging| &logging.repeats.counts);
+    LEVELS.into_iter().map(move |level| {
+        let count = counts.map_or(0, |counts| counts[index(level)].load(Ordering::Relaxed));
+        (level.as_str().to_ascii_lowercase(), count)
+    })
 }
 
-/// How many of them were not written one by one.
+/// How many of them were held back.
 pub(crate) fn held_back() -> u64 {
     let logging = LOGGING.get();
     logging.map_or(0, |logging| {
@@ -170,17 +164,20 @@ pub(crate) fn held_back() -> u64 {
     })
 }
 
+/// In the order of [`index`].
+const LEVELS: [Level; 5] = [
+    Level::ERROR,
+    Level::WARN,
+    Level::INFO,
+    Level::DEBUG,
+    Level::TRACE,
+];
+
 fn index(level: Level) -> usize {
-    match level {
-        Level::ERROR => 0,
-        Level::WARN => 1,
-        Level::INFO => 2,
-        Level::DEBUG => 3,
-        Level::TRACE => 4,
-    }
+    LEVELS.iter().position(|known| *known == level).unwrap_or(0)
 }
 
-/// Lets through what the process's [`Repeats`] do.
+/// Asks the process's [`Repeats`] about each message.
 #[derive(Debug)]
 struct OfProcess;
 
@@ -190,7 +187,7 @@ impl<S: Subscriber> layer::Filter<S> for OfProcess {
     }
 
     fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        // To be asked each time: what was always wanted must not be refused when it comes.
+        // Not `always`: then nobody would ask about each message.
         Interest::sometimes()
     }
 
@@ -207,12 +204,12 @@ impl<S: Subscriber> layer::Filter<S> for OfProcess {
 /// Counts messages, and holds back those that repeat.
 #[derive(Debug)]
 struct Repeats {
-    /// Of a call site within an interval; 0: any number.
+    /// Messages of a call site within an interval; 0: any number.
     most: u32,
-    /// Held for a moment at a time, by whoever logs.
+    /// Locked for a moment by each message.
     sites: Mutex<HashMap<Identifier, Site>>,
     wake: SyncSender<()>,
-    counts: [AtomicU64; 5],
+    counts: [AtomicU64; LEVELS.len()],
     held_back: AtomicU64,
 }
 
@@ -223,7 +220,7 @@ struct Site {
     begun: Instant,
     /// Since then.
     count: u32,
-    /// Held back, and not told of yet; and since when.
+    /// Messages held back that nobody was told of yet, and since when.
     held: u64,
     held_since: Instant,
     /// The first message that was held back.
@@ -248,7 +245,6 @@ impl Repeats {
         if self.most == 0 || level > Level::INFO || metadata.target() == REPEATS {
             return true;
         }
-        // Nothing that holds it can panic halfway.
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         let site = sites.entry(metadata.callsite()).or_insert_with(|| Site {
             level,
@@ -264,13 +260,13 @@ impl Repeats {
                 site.message = message(event);
             }
             self.held_back.fetch_add(1, Ordering::Relaxed);
-            // Full: it is awake already.
+            // A full channel means that the thread is awake already.
             let _ = self.wake.try_send(());
         }
         !repeats
     }
 
-    /// Says of each site what it held back, if it began to so long ago.
+    /// Says how many messages each site held back, if the first was so long ago.
     fn tell(&self, ago: Duration) {
         let now = Instant::now();
         let mut held = Vec::new();
@@ -285,7 +281,7 @@ impl Repeats {
                 }
             }
         }
-        // Not while the sites are locked: each line comes back here.
+        // After unlocking the sites: each of these messages locks them.
         for (level, times, message) in held {
             match level {
                 Level::ERROR => {
@@ -303,7 +299,7 @@ impl Repeats {
 }
 
 impl Site {
-    /// Whether one more message is to be held back.
+    /// Counts a message. Returns whether to hold it back.
     fn repeats(&mut self, now: Instant, most: u32) -> bool {
         if now.saturating_duration_since(self.begun) >= INTERVAL {
             (self.begun, self.count) = (now, 0);

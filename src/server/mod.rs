@@ -3,7 +3,7 @@
 //! | folder | |
 //! |---|---|
 //! | `options` | flags that several commands share |
-//! | `http` | the HTTP side of `serve` |
+//! | `http` | the HTTP server of `serve` |
 //! | `commands` | one file or folder for each command of the command line, except the demo |
 
 mod client;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-/// Takes any text. An empty one says nothing, so that `NAME=` is as good as no variable: see [`given`].
+/// Parses any text as a path. An empty one counts as none, so that `NAME=` is the same as no variable: see [`given`].
 pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }

@@ -1,33 +1,37 @@
-//! Keeps the change log short, where the role may: the log grows with every write, and a follower needs only its end.
+//! Keeps the change log short, if the role may: the log grows with every write, and a follower needs only its end.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
 use oddscache::Config;
-use serde::Serialize;
-use tokio::time::{sleep, timeout};
-use tokio_postgres::{Client, types::Type};
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 
-/// No more often than this, whatever was asked for.
+use super::session::{Session, Trouble, identifier, literal};
+
+/// The shortest interval, whatever `--prune-interval` says.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long one call may take, once connected.
+/// How long the server may take for one call. `prune()` has a bound of its own, which is shorter.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// What one call deletes at the most; when it does, there is more.
+/// One call deletes no more rows. If it deletes as many, there may be more.
 const MOST: i64 = 50_000;
 
-/// A trouble that stays is told again after so many failures: about once an hour.
+/// A failure that stays is a warning again after so many failures: about once an hour.
 const TELL_AGAIN: u64 = 60;
 
-/// Of this process, which has one pruner.
+/// `prune()` writes, and refuses to run in a serializable transaction, whatever the role's defaults are.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+    SET LOCAL search_path = pg_catalog, pg_temp";
+
+/// Counted for the process, which has one pruner.
 static DONE: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
 
-/// How often it was done since the start.
+/// How often it was done, and failed, since the start.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Pruning {
     pub(crate) done: u64,
@@ -41,15 +45,15 @@ pub(crate) fn pruning() -> Pruning {
     }
 }
 
-/// What fails, and how often it has in a row.
+/// Failures in a row, for the same reason.
 #[derive(Debug, Default)]
-struct Trouble {
+struct Failures {
     reason: Option<String>,
     times: u64,
 }
 
-impl Trouble {
-    /// Whether a failure for this reason is to be told loudly: each reason once, and again if it stays.
+impl Failures {
+    /// Whether a failure deserves a warning: the first for each reason, and again if it stays.
     fn is_news(&mut self, reason: &str) -> bool {
         if self.reason.as_deref() != Some(reason) {
             self.reason = Some(reason.to_owned());
@@ -59,33 +63,24 @@ impl Trouble {
         self.times % TELL_AGAIN == 1
     }
 
-    /// Whether there was any, which is over.
+    /// Forgets them. Returns whether there were any.
     fn end(&mut self) -> bool {
         std::mem::take(self).reason.is_some()
     }
 }
 
-/// The same for failures of one kind: their texts may name processes and rows.
-fn reason(error: &anyhow::Error) -> String {
-    let server = error.chain().find_map(|cause| {
-        let error: &tokio_postgres::Error = cause.downcast_ref()?;
-        error.code()
-    });
-    server.map_or_else(|| format!("{error:#}"), |code| code.code().to_owned())
-}
-
-/// Prunes until it is dropped. Whatever goes wrong is logged, and tried again.
+/// Prunes until it is dropped. It logs what goes wrong, and tries again.
 pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, interval: Duration) {
     let mut told = false;
-    let mut trouble = Trouble::default();
+    let mut failures = Failures::default();
     let interval = interval.max(LEAST_INTERVAL);
     loop {
-        // At random, so that many services do not come at once; those that do leave the work to the first.
+        // At random times: when many services start together, the first one does the work of all.
         sleep(interval.mul_f64(0.5 + fastrand::f64())).await;
         match prune(&config, &cache_schema, keep).await {
             Ok(Some(rows)) => {
                 DONE.fetch_add(1, Ordering::Relaxed);
-                if trouble.end() {
+                if failures.end() {
                     tracing::info!(rows, "the change log is pruned again");
                 } else {
                     tracing::debug!(rows, "pruned the change log");
@@ -99,16 +94,17 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
                      `select {cache_schema}.prune()` now and then"
                 );
             }
-            Err(error) => {
+            Err(Trouble { text, sqlstate }) => {
                 FAILED.fetch_add(1, Ordering::Relaxed);
-                let (news, error) = (trouble.is_news(&reason(&error)), describe(&error));
-                let failures = trouble.times;
-                if news {
+                // By SQLSTATE, because the text may name processes and rows.
+                let is_news = failures.is_news(sqlstate.as_ref().unwrap_or(&text));
+                let (error, failures) = (text, failures.times);
+                if is_news {
                     tracing::warn!(
                         error,
                         failures,
                         "the change log was not pruned: table {cache_schema}.change_log grows with every write until it is; \
-                         `oddscache doctor`, as this role, says what keeps it from being pruned and what mends it"
+                         `oddscache doctor`, as this role, says what keeps it from being pruned and how to fix it"
                     );
                 } else {
                     tracing::debug!(error, failures, "the change log was not pruned");
@@ -118,91 +114,55 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
     }
 }
 
-/// With the server's own words, which the driver's errors leave out.
-fn describe(error: &anyhow::Error) -> String {
-    let server = error.chain().find_map(|cause| {
-        let error: &tokio_postgres::Error = cause.downcast_ref()?;
-        error.as_db_error()
-    });
-    match server {
-        Some(server) => format!(
-            "{error}: {} (SQLSTATE {})",
-            server.message(),
-            server.code().code()
-        ),
-        None => format!("{error:#}"),
+/// Whether the session's role may call `prune()`; `None` if there is no such function.
+pub(crate) async fn is_allowed(
+    session: &Session,
+    cache_schema: &str,
+) -> Result<Option<bool>, Trouble> {
+    #[derive(Deserialize)]
+    struct Right {
+        may: bool,
     }
-}
-
-/// How many rows went; `None` if the role has no right to do it.
-async fn prune(config: &Config, cache_schema: &str, keep: Duration) -> anyhow::Result<Option<i64>> {
-    let (client, wire) = config.open().await?;
-    // Neither the role's search path nor its time-outs have a say: what bounds a call is `prune()` itself, and BOUND.
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}SET LOCAL search_path = pg_catalog, pg_temp; \
-         SET LOCAL statement_timeout = {bound}; SET LOCAL idle_in_transaction_session_timeout = {bound}",
-        wire.without_transaction_timeout(),
-        bound = BOUND.as_millis(),
+    let sql = format!(
+        "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') AS may \
+         FROM pg_namespace AS n JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'prune' \
+           AND p.proargtypes = '1186' WHERE n.nspname = {}",
+        literal(cache_schema)
     );
-    // Ends with this, also where this is cancelled.
-    tokio::select! {
-        pruned = timeout(BOUND, prune_on(&client, &begin, cache_schema, keep)) => pruned.context("no answer in time")?,
-        ended = wire => Err(ended.err().map_or_else(|| anyhow!("the connection ended"), Into::into)),
-    }
+    let rights = session.rows(&sql).await?;
+    Ok(rights.first().map(|Right { may }| *may))
 }
 
-/// Each call is a transaction.
-async fn prune_on(
-    client: &Client,
-    begin: &str,
+/// The rows that a call of `prune()` deleted.
+#[derive(Deserialize)]
+pub(crate) struct Pruned {
+    pub(crate) rows: i64,
+}
+
+/// How many rows were deleted; `None` if the role may not do it.
+async fn prune(
+    config: &Config,
     cache_schema: &str,
     keep: Duration,
-) -> anyhow::Result<Option<i64>> {
+) -> Result<Option<i64>, Trouble> {
+    let session = Session::open(config, BOUND).await?;
+    if is_allowed(&session, cache_schema).await? != Some(true) {
+        return Ok(None);
+    }
+    let call = format!(
+        "SELECT {}.prune({} * interval '1 second') AS rows",
+        identifier(cache_schema),
+        keep.as_secs_f64()
+    );
     let mut total = 0;
     loop {
-        client
-            .batch_execute(begin)
-            .await
-            .context("beginning to prune")?;
-        let pruned = prune_once(client, cache_schema, keep).await?;
-        client.batch_execute("COMMIT").await.context("pruning")?;
-        let Some(rows) = pruned else {
-            return Ok(None);
-        };
+        let pruned: Vec<Pruned> = session.commit_after(BEGIN, &call).await?;
+        let rows: i64 = pruned.iter().map(|pruned| pruned.rows).sum();
         total += rows;
         if rows < MOST {
             return Ok(Some(total));
         }
     }
-}
-
-async fn prune_once(
-    client: &Client,
-    cache_schema: &str,
-    keep: Duration,
-) -> anyhow::Result<Option<i64>> {
-    let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE'), quote_ident($1) \
-               FROM pg_namespace n JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = 'prune' WHERE n.nspname = $1";
-    let rows = client
-        .query_typed(sql, &[(&cache_schema, Type::TEXT)])
-        .await
-        .context("looking for the right")?;
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    if !row.try_get::<_, bool>(0).context("looking for the right")? {
-        return Ok(None);
-    }
-    let sql = format!(
-        "SELECT {}.prune($1 * interval '1 second')",
-        row.try_get::<_, &str>(1).context("looking for the right")?
-    );
-    let rows = client
-        .query_typed(&sql, &[(&keep.as_secs_f64(), Type::FLOAT8)])
-        .await
-        .context("pruning")?;
-    let rows = rows.first().map_or(Ok(0), |row| row.try_get(0));
-    rows.map(Some).context("pruning")
 }
 
 #[cfg(test)]
@@ -211,24 +171,17 @@ mod tests {
 
     #[test]
     fn each_reason_is_told_once_and_again_if_it_stays() {
-        let mut trouble = Trouble::default();
-        assert!(!trouble.end());
-        assert!(trouble.is_news("55000"));
+        let mut failures = Failures::default();
+        assert!(!failures.end());
+        assert!(failures.is_news("55000"));
         for _ in 1..TELL_AGAIN {
-            assert!(!trouble.is_news("55000"));
+            assert!(!failures.is_news("55000"));
         }
-        assert!(trouble.is_news("55000"), "it stays");
-        assert!(trouble.is_news("42501"), "another");
-        assert!(!trouble.is_news("42501"));
-        assert!(trouble.end());
-        assert!(!trouble.end());
-        assert!(trouble.is_news("42501"), "it is back");
-    }
-
-    #[test]
-    fn without_the_servers_words_the_chain_is_told() {
-        let error = anyhow!("refused").context("connecting");
-        assert_eq!(describe(&error), "connecting: refused");
-        assert_eq!(reason(&error), "connecting: refused");
+        assert!(failures.is_news("55000"), "it stays");
+        assert!(failures.is_news("42501"), "another");
+        assert!(!failures.is_news("42501"));
+        assert!(failures.end());
+        assert!(!failures.end());
+        assert!(failures.is_news("42501"), "it is back");
     }
 }

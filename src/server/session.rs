@@ -1,5 +1,5 @@
-//! A connection for looking at a database: short read-only transactions in the simple protocol, which every pooler passes
-//! on. Nothing is set for longer than a transaction, for behind a pooler the server's session is everybody's.
+//! The tools' connection to a database: short transactions in the simple protocol, which every pooler passes on.
+//! Settings are for one transaction only, because clients of a pooler share the server's session.
 
 use std::{
     error::Error as StdError,
@@ -19,10 +19,12 @@ use tokio::{
 };
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-/// So many times what one question may take is what connecting may take.
+/// The time for connecting, as a multiple of the time for one question.
 const CONNECT: u32 = 6;
 
-/// Why something could not be looked at.
+const READ_ONLY: &str = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
+
+/// Why the database did not answer a question.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct Trouble {
@@ -42,7 +44,7 @@ impl Trouble {
         self.sqlstate.as_deref() == Some(sqlstate)
     }
 
-    /// The role may not do it.
+    /// Whether the role lacks the right.
     pub(crate) fn is_lack_of_rights(&self) -> bool {
         self.is("42501")
     }
@@ -54,7 +56,7 @@ impl Trouble {
 }
 
 impl From<tokio_postgres::Error> for Trouble {
-    /// With the whole chain of causes, which the driver's own `Display` leaves out.
+    /// Keeps the whole chain of causes, which the driver's own `Display` leaves out.
     fn from(error: tokio_postgres::Error) -> Trouble {
         if let Some(server) = error.as_db_error() {
             let code = server.code().code();
@@ -76,13 +78,13 @@ impl From<tokio_postgres::Error> for Trouble {
 
 pub(crate) use oddscache::sql::{literal, quote as identifier};
 
-/// Ends its connection when dropped. Every call is bounded; after one that was not answered the others fail at once.
+/// A connection that ends when dropped. Every call has a time-out. After one time-out all further calls fail at once.
 pub(crate) struct Session {
     client: Client,
     bound: Duration,
     without_transaction_timeout: &'static str,
     dead: AtomicBool,
-    /// The last error of the connection, which says more than "connection closed".
+    /// The connection's last error, which says more than "connection closed".
     lost: Arc<Mutex<Option<Trouble>>>,
     task: JoinHandle<()>,
 }
@@ -94,9 +96,9 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// The one place where the tools that look at a database connect to it.
+    /// The one place where the tools connect.
     pub(crate) async fn open(config: &Config, bound: Duration) -> Result<Session, Trouble> {
-        // There may be several hosts, of which the first ones do not answer.
+        // The first ones of several hosts may not answer.
         let patience = bound * CONNECT;
         let (client, mut wire) = timeout(patience, config.open())
             .await
@@ -124,12 +126,12 @@ impl Session {
         })
     }
 
-    /// Runs statements as they are, and returns all rows they give.
+    /// Runs statements, and returns all their rows.
     pub(crate) async fn run(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Trouble> {
         if self.dead.load(Ordering::Acquire) {
             return Err(Trouble::new("the connection gave no answer before"));
         }
-        // The server is given less time than we take, so that its own words are heard.
+        // Longer than the server's own time-out, whose error says more.
         let messages = match timeout(self.bound * 2, self.client.simple_query(sql)).await {
             Ok(Ok(messages)) => messages,
             Ok(Err(error)) => {
@@ -153,7 +155,7 @@ impl Session {
         Ok(messages.into_iter().filter_map(row).collect())
     }
 
-    /// Runs steps that make a transaction of their own, and returns all rows they give.
+    /// Runs steps that make a transaction of their own, and returns all their rows.
     pub(crate) async fn transaction(
         &self,
         steps: &[Step],
@@ -175,7 +177,8 @@ impl Session {
         Ok(rows)
     }
 
-    fn limits(&self) -> String {
+    /// Settings of a transaction, in place of the role's own.
+    pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
             "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \
@@ -185,27 +188,41 @@ impl Session {
     }
 
     async fn roll_back(&self) {
-        // Where it fails there is no transaction, for there is no connection.
+        // If it fails, there is no connection, and so no transaction.
         let _ = self.run("ROLLBACK").await;
     }
 
-    /// Runs a query in a read-only transaction of its own, each row read as JSON under its columns' names.
+    /// Runs a query in a read-only transaction of its own. Reads each row as JSON, by the names of its columns.
     pub(crate) async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Trouble> {
-        self.rows_after(
-            "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp",
-            sql,
-        )
-        .await
+        self.rows_after(READ_ONLY, sql).await
     }
 
-    /// The same after other statements, of which the first begins the transaction.
+    /// The same after other statements. The first of them begins the transaction.
     pub(crate) async fn rows_after<T: DeserializeOwned>(
         &self,
         before: &str,
         sql: &str,
     ) -> Result<Vec<T>, Trouble> {
+        self.rows_between(before, sql, "ROLLBACK").await
+    }
+
+    /// The same, and commits.
+    pub(crate) async fn commit_after<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+    ) -> Result<Vec<T>, Trouble> {
+        self.rows_between(before, sql, "COMMIT").await
+    }
+
+    async fn rows_between<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+        after: &str,
+    ) -> Result<Vec<T>, Trouble> {
         let limits = self.limits();
-        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; ROLLBACK");
+        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; {after}");
         let rows = match self.run(&sql).await {
             Ok(rows) => rows,
             Err(trouble) => {
@@ -222,9 +239,18 @@ impl Session {
         cells.map(read).collect()
     }
 
-    /// The one row that a query must give.
+    /// The only row of a query.
     pub(crate) async fn row<T: DeserializeOwned>(&self, sql: &str) -> Result<T, Trouble> {
-        let row = self.rows(sql).await?.into_iter().next();
+        self.row_after(READ_ONLY, sql).await
+    }
+
+    /// The same after other statements, of which the first begins the transaction.
+    pub(crate) async fn row_after<T: DeserializeOwned>(
+        &self,
+        before: &str,
+        sql: &str,
+    ) -> Result<T, Trouble> {
+        let row = self.rows_after(before, sql).await?.into_iter().next();
         row.ok_or_else(|| Trouble::new("the server gave no row"))
     }
 }

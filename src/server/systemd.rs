@@ -1,13 +1,16 @@
-//! Tells the service manager how it goes, by systemd's protocol: a datagram of lines to the socket that it names in the
-//! environment. Where it names none, nobody is told.
+//! Tells the service manager the service's state, by systemd's protocol: a datagram of lines to the socket that the
+//! environment names. Does nothing if it names none.
 //!
 //! | line | when |
 //! |---|---|
 //! | `READY=1` | once the cache is warm |
-//! | `EXTEND_TIMEOUT_USEC=` | before that, while the follower makes progress: a database that is away is waited for |
+//! | `EXTEND_TIMEOUT_USEC=` | before that, while the follower makes progress, such as waiting for a database that is away |
 //! | `STATUS=` | what the cache is doing, when that changes |
-//! | `WATCHDOG=1` | thrice in the time that the manager grants, while follower ([`Health::alive`]) and threads make progress |
-//! | `STOPPING=1` | when the end was asked for |
+//! | `WATCHDOG=1` | thrice in the manager's time, while the follower ([`Health::alive`]) and the threads make progress |
+//! | `STOPPING=1` | on SIGTERM or Ctrl-C |
+//!
+//! The crate `sd-notify` would save only [`open`]: it blocks while the manager's socket is full, and the follower's
+//! runtime must not.
 
 use std::{
     convert::Infallible,
@@ -29,22 +32,22 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::http::health::Health;
 
-/// How often the follower's progress is looked at.
+/// How often to look at the follower's progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How much longer the start may take, told with each look.
+/// How much longer the start may take, from each look on.
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// The manager's socket, if there is one.
 #[derive(Debug)]
 pub(crate) struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
-    /// Within which time it must hear from us.
+    /// The manager must hear from us within this time.
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// What `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     pub(crate) fn from_environment() -> Notifier {
         let socket = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty());
         let socket = socket.and_then(|path| {
@@ -61,7 +64,7 @@ impl Notifier {
         }
     }
 
-    /// Whether it was told, if there is anybody to be told: a manager that is busy for a while has its socket full.
+    /// Sends lines. Returns false if that failed: the socket of a busy manager may be full.
     fn tell(&self, lines: &str) -> bool {
         let Some((socket, address)) = &self.socket else {
             return true;
@@ -73,19 +76,19 @@ impl Notifier {
         sent.is_ok()
     }
 
-    /// The end was asked for.
+    /// Says that the service is ending.
     pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1\nSTATUS=ending\n");
     }
 
-    /// Tells until it is dropped.
+    /// Tells the manager until it is dropped.
     pub(crate) async fn run(&self, cache: &OddsCache, health: &Health) -> Infallible {
-        let granted = self.granted();
-        let mut ticks = interval(granted.map_or(LOOK, |granted| granted.min(LOOK)));
+        let feed_interval = self.feed_interval();
+        let mut ticks = interval(feed_interval.map_or(LOOK, |interval| interval.min(LOOK)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut told, mut was_alive) = (Told::default(), true);
         loop {
-            // By the runtime's threads: where all of them are blocked, it does not tick, and the watchdog hears nothing.
+            // The runtime's threads make it tick. If all of them are blocked, the watchdog hears nothing.
             ticks.tick().await;
             let alive = health.alive(cache);
             if let (Err(error), true) = (&alive, was_alive) {
@@ -99,12 +102,12 @@ impl Notifier {
         }
     }
 
-    /// How often the watchdog is fed.
-    fn granted(&self) -> Option<Duration> {
+    /// How often to feed the watchdog.
+    fn feed_interval(&self) -> Option<Duration> {
         self.watchdog.map(|granted| granted / 3)
     }
 
-    /// Tells what is new, or due. What could not be told is told with the next look.
+    /// Tells what is new or due. If that fails, the next look tells it.
     fn look(&self, cache: &OddsCache, alive: Result<(), String>, told: &mut Told) {
         let mut lines = String::new();
         let (is_alive, is_ready) = (alive.is_ok(), cache.is_warm());
@@ -119,7 +122,7 @@ impl Notifier {
             lines.push_str(&format!("STATUS={}\n", one_line(&status)));
         }
         let due = self
-            .granted()
+            .feed_interval()
             .is_some_and(|granted| told.fed_at.is_none_or(|fed| fed.elapsed() >= granted));
         let feeds = due && is_alive;
         if feeds {
@@ -136,12 +139,12 @@ impl Notifier {
     }
 }
 
-/// What the manager has heard.
+/// What the manager has been told.
 #[derive(Debug, Default)]
 struct Told {
     ready: bool,
     status: String,
-    /// When the watchdog was.
+    /// When the watchdog was fed last.
     fed_at: Option<Instant>,
 }
 
@@ -151,7 +154,7 @@ fn open(path: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
         _ => SocketAddr::from_pathname(path)?,
     };
     let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not hold us up.
+    // A manager that does not read must not block us.
     socket.set_nonblocking(true)?;
     Ok((socket, address))
 }

@@ -19,7 +19,7 @@ use oddscache_testkit::Database;
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
-const ORACLE: &str = include_str!("../../src/demo/oracle.sql");
+const ORACLE: &str = include_str!("../../src/server/commands/explain/oracle.sql");
 
 async fn connect(db: &Database) -> Client {
     let (client, connection) = tokio_postgres::connect(&db.dsn(), NoTls).await.unwrap();

@@ -110,7 +110,7 @@ fn what_is_printed_is_a_file_and_tells_no_secret() {
     let printed = text(&output.stdout);
     assert!(!printed.contains(secret), "{printed}");
     for words in [
-        "postgres://u:***@h/d",
+        "dbname=d host=h password=*** user=u",
         "host=b password=*** user=u",
         "environment PGPASSWORD",
         "ODDSCACHE_TOKEN",

@@ -1,4 +1,4 @@
-//! The TOML file: keys, and their values as one would write them after a flag.
+//! The TOML file: its keys, and its values in the form that they have after a flag.
 
 use std::{collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
@@ -6,16 +6,16 @@ use toml::Value;
 
 use super::hide;
 
-/// By key.
+/// Values by key.
 pub(crate) type Entries = BTreeMap<String, String>;
 
-/// More is no file of settings.
+/// A larger file is no file of settings.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// A word less like another one is no slip of the pen.
+/// Less similar words are not taken for typing errors.
 const LIKE: f64 = 0.7;
 
-/// What the file says of `keys`; else what is wrong, in a sentence with its path and without a secret.
+/// The file's entries for `keys`. The error is a sentence with the path and without a secret.
 pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
     let at = |wrong: &str| format!("in {}: {wrong}", path.display());
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
@@ -27,7 +27,7 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
         return Err(at("it is larger than any file of settings"));
     }
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        // Not its picture of the line, which may hold a password.
+        // Without the error's own quote of the line, which may hold a password.
         let line = error.span().map_or(1, |span| {
             1 + text[..span.start.min(text.len())].matches('\n').count()
         });
@@ -43,7 +43,7 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
                 "{key}: give it as text, a number, true or false, as after the flag --{key}"
             ))
         })?;
-        if mode & 0o004 != 0 && hide::holds_secret(&key, &value) {
+        if mode & 0o004 != 0 && hide::hidden(&key, &value).is_some() {
             return Err(format!(
                 "{} holds a secret ({key}), and every user of this machine can read it: chmod o= it, or give the secret by \
                  the environment",
@@ -64,7 +64,7 @@ fn unknown(key: &str, keys: &[String]) -> String {
     }
 }
 
-/// As after a flag; `None` if it cannot stand there.
+/// The value as after a flag; `None` if it cannot stand there.
 fn written(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

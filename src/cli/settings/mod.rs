@@ -1,8 +1,8 @@
 //! Where settings come from: a flag, else the environment, else a TOML file, else the default.
 //!
-//! The keys of the file are the long names of `oddscache serve`'s flags, its values what one would write after them. What the
-//! file says is put behind the command line's own words, for flags that neither the command line nor the environment gives:
-//! one parser, one set of errors, and the file serves every command that has the flag.
+//! The keys of the file are the long names of `oddscache serve`'s flags. The entries of the file are appended to the
+//! command line, for flags that neither the command line nor the environment gives. So there is one parser and one set
+//! of errors, and the file serves every command that has the flag.
 
 mod file;
 mod hide;
@@ -26,15 +26,15 @@ pub(crate) struct Settings {
 /// Where the values came from.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    /// Without what the file says: tells what the flags and the environment give.
+    /// Of the flags and the environment alone.
     given: ArgMatches,
-    /// With it.
+    /// Of the file, too.
     all: ArgMatches,
-    /// What the file says, and its path.
+    /// The file's path and entries.
     file: Option<(PathBuf, Entries)>,
 }
 
-/// Why there are no settings.
+/// Why the settings cannot be used.
 #[derive(Debug)]
 pub(crate) enum Unusable {
     /// Wrong usage, or a call for help.
@@ -44,11 +44,11 @@ pub(crate) enum Unusable {
 }
 
 impl Unusable {
-    /// Prints it; the code to end with.
+    /// Prints it, and returns the exit code.
     pub(crate) fn tell(&self) -> ExitCode {
         match self {
             Unusable::Usage(error) => {
-                // To a terminal that is gone nobody need be told.
+                // If the terminal is gone, nobody is there to read it.
                 let _ = error.print();
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
             }
@@ -69,7 +69,7 @@ const CONFIG: &str = "config";
 /// Reads the command line, the environment and the file that they name, if they name one.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
     let mut command = Arguments::command();
-    // So that flags of all levels are known to each.
+    // Makes the flags of all levels known at each level.
     command.build();
     let given = command
         .clone()
@@ -83,7 +83,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
             let words = with(words, &command, &given, &entries);
             let all = command.try_get_matches_from(words);
             let all = all.map_err(|error| {
-                // Without the file it could be read.
+                // The command line alone was parsed, so the file is wrong.
                 let error = error.render().to_string();
                 let error = error.trim_start_matches("error: ").trim();
                 Unusable::File(format!("in {}: {error}", path.display()))
@@ -96,7 +96,7 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
     Ok(Settings { arguments, origins })
 }
 
-/// What may stand in a file.
+/// The keys that a file may have.
 fn keys(command: &clap::Command) -> Vec<String> {
     let Some(command) = command.find_subcommand(KEYED) else {
         return Vec::new();
@@ -116,7 +116,7 @@ fn settings(command: &clap::Command) -> impl Iterator<Item = &clap::Arg> {
     })
 }
 
-/// The command line with what the file says of flags that the command has and nobody else gave.
+/// The command line with the file's entries, for flags that the command has and that nothing else gives.
 fn with(
     mut words: Vec<OsString>,
     command: &clap::Command,
@@ -140,19 +140,19 @@ fn with(
         }
         match flag.get_action() {
             ArgAction::SetTrue if value == "true" => more.push(format!("--{long}").into()),
-            // As it is without; what is neither is no value of such a flag.
+            // The default. Any other value goes to the parser, which refuses it.
             ArgAction::SetTrue if value == "false" => {}
             _ => more.push(format!("--{long}={value}").into()),
         }
     }
-    // What follows two dashes is no flag.
+    // Before two dashes, because what follows them is no flag.
     let end = words.iter().position(|word| word == "--");
     let end = end.unwrap_or(words.len());
     words.splice(end..end, more);
     words
 }
 
-/// The command line or the environment, if either gives it. An empty variable says nothing.
+/// The command line or the environment, if one of them gives the flag. An empty variable gives nothing.
 fn giver(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
     let id = flag.get_id().as_str();
     let says = || {

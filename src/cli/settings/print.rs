@@ -1,4 +1,4 @@
-//! `oddscache config`: what is in force, as a file of settings that could be used in its place, and where each value comes from.
+//! `oddscache config`: the settings in force and where each comes from, as a file that `--config` reads.
 
 use std::{
     env,
@@ -92,7 +92,7 @@ fn origin(origins: &Origins, given: &ArgMatches, flag: &Arg) -> String {
     }
 }
 
-/// As it was written; `None` where nothing is said.
+/// The value as it was written; `None` without one.
 fn value(matches: &ArgMatches, flag: &Arg) -> Option<String> {
     let id = flag.get_id().as_str();
     if matches!(flag.get_action(), ArgAction::SetTrue) {
@@ -105,7 +105,7 @@ fn value(matches: &ArgMatches, flag: &Arg) -> Option<String> {
     Some(values.join(",")).filter(|value| !value.is_empty())
 }
 
-/// A number, true or false as such, all else as text.
+/// A number, true or false stays as it is; all else becomes text.
 fn literal(value: &str) -> String {
     let is_number = value
         .parse::<i64>()
@@ -119,18 +119,11 @@ fn literal(value: &str) -> String {
     }
 }
 
+/// Text as TOML and JSON both write it. TOML wants one more control character escaped.
 fn quoted(value: &str) -> String {
-    let mut text = String::from("\"");
-    for letter in value.chars() {
-        match letter {
-            '"' | '\\' => text.extend(['\\', letter]),
-            letter if letter.is_control() => {
-                text.push_str(&format!("\\u{:04X}", u32::from(letter)))
-            }
-            letter => text.push(letter),
-        }
-    }
-    text + "\""
+    serde_json::Value::from(value)
+        .to_string()
+        .replace('\u{7f}', "\\u007F")
 }
 
 #[cfg(test)]
@@ -145,7 +138,7 @@ mod tests {
             ("0.01", "0.01"),
             ("007", "\"007\""),
             ("true", "true"),
-            ("a\"b\\c\nd", "\"a\\\"b\\\\c\\u000Ad\""),
+            ("a\"b\\c\nd\u{7f}", "\"a\\\"b\\\\c\\nd\\u007F\""),
             ("127.0.0.1:1", "\"127.0.0.1:1\""),
             ("inf", "\"inf\""),
         ] {

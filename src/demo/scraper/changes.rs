@@ -1,6 +1,6 @@
 //! The kinds of change that the application makes, each as the statements of one transaction.
 //!
-//! What becomes of the transaction (commit, rollback, how long it stays open) is the scraper's business.
+//! The scraper decides how the transaction ends (commit or rollback) and how long it stays open.
 
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};
@@ -11,7 +11,7 @@ use super::{
     scrape::{self, Side},
 };
 
-/// A kind of change. Every one of them is something that was seen to break a cache.
+/// A kind of change. Each was seen to break a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub(crate) enum Kind {
@@ -138,6 +138,7 @@ pub(crate) async fn apply(
 }
 
 /// The kinds that are one statement. Random choices are scalar sub-selects or materialized, so that they are made once.
+// Longer than others: a table of statements, which reads best in one piece.
 async fn simple(tx: &Transaction<'_>, kind: Kind) -> Result<Effect, Error> {
     let event = format!("(select id from events where {IN_WINDOW} order by random() limit 1)");
     let newest = format!("(select max(id) from odds_snapshots where event_id = {event})");

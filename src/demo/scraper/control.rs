@@ -5,16 +5,16 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Request {
     Run,
     Pause,
     Stop,
 }
 
-/// Both in one value: whether a transaction may begin is decided, and that it has begun is recorded, in one step.
+/// Both in one value, so that one step decides that a transaction may begin and counts it.
 #[derive(Debug, Clone, Copy)]
 struct State {
-    wish: Wish,
+    request: Request,
     in_flight: usize,
 }
 
@@ -46,7 +46,7 @@ impl Control {
     /// Running.
     pub(crate) fn new() -> Control {
         let state = State {
-            wish: Wish::Run,
+            request: Request::Run,
             in_flight: 0,
         };
         Control {
@@ -56,26 +56,26 @@ impl Control {
 
     /// Lets no transaction begin, and returns once none is in flight: the tables then stay as they are.
     pub(crate) async fn pause(&self) {
-        self.wish(Wish::Pause);
+        self.request(Request::Pause);
         self.idle().await;
     }
 
     /// Ends a pause.
     pub(crate) fn resume(&self) {
-        self.wish(Wish::Run);
+        self.request(Request::Run);
     }
 
     /// Makes `run` return, and returns itself once no transaction is in flight.
     pub(crate) async fn stop(&self) {
-        self.wish(Wish::Stop);
+        self.request(Request::Stop);
         self.idle().await;
     }
 
     /// A stop is final.
-    fn wish(&self, wish: Wish) {
+    fn request(&self, request: Request) {
         self.state.send_modify(|state| {
-            if state.wish != Wish::Stop {
-                state.wish = wish;
+            if state.request != Request::Stop {
+                state.request = request;
             }
         });
     }
@@ -98,7 +98,7 @@ impl Control {
         loop {
             let mut granted = false;
             self.state.send_if_modified(|state| {
-                granted = state.wish == Wish::Run;
+                granted = state.request == Request::Run;
                 state.in_flight += usize::from(granted);
                 granted
             });
@@ -110,22 +110,22 @@ impl Control {
             if self.is_stopped() {
                 return None;
             }
-            self.until(|state| state.wish != Wish::Pause).await;
+            self.until(|state| state.request != Request::Pause).await;
         }
     }
 
     /// Whether [`Control::stop`] was called.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.state.borrow().wish == Wish::Stop
+        self.state.borrow().request == Request::Stop
     }
 
-    /// Returns once a pause or a stop is wished for.
+    /// Returns once a pause or a stop is requested.
     pub(crate) async fn interrupted(&self) {
-        self.until(|state| state.wish != Wish::Run).await;
+        self.until(|state| state.request != Request::Run).await;
     }
 
-    /// Returns once a stop is wished for.
+    /// Returns once a stop is requested.
     pub(crate) async fn stopped(&self) {
-        self.until(|state| state.wish == Wish::Stop).await;
+        self.until(|state| state.request == Request::Stop).await;
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{changes::Kind, effect::Effect};
 
-/// What was done so far. Only what was committed counts, but for `transactions`, `failed` and `conflicts`.
+/// What was done so far. All but `transactions`, `failed` and `conflicts` count only what was committed.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     transactions: AtomicU64,
@@ -23,7 +23,7 @@ pub(crate) struct Counts {
     pub(crate) transactions: u64,
     /// Transactions that failed.
     pub(crate) failed: u64,
-    /// Those among them that waited too long for a lock, or in a circle.
+    /// Those of them that waited too long for a lock, or met a deadlock.
     pub(crate) conflicts: u64,
     /// Snapshots inserted.
     pub(crate) snapshots: u64,

@@ -1,6 +1,6 @@
-//! What a change is done to, and what it did.
+//! The target of a change, and its effect.
 
-/// What a change did. `rows` is zero when there was nothing it could be done to.
+/// What a change did. `rows` is zero if it found no target.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Effect {
     /// All rows changed, and partitions.
@@ -35,7 +35,7 @@ impl Effect {
     }
 }
 
-/// What a change is done to, where the caller chose.
+/// The target of a change, as far as the caller chooses it.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Target {
     /// Event ids, competitor event ids or snapshot ids; none: chosen at random.

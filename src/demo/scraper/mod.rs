@@ -1,6 +1,6 @@
-//! The simulated application: it scrapes all events in a cycle, and now and then does everything else an application does.
+//! The simulated application. It scrapes all events in a cycle, and makes every other kind of change now and then.
 //!
-//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` knows the kinds of change, `scrape.rs` and `partitions.rs` the
+//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` has the kinds of change, `scrape.rs` and `partitions.rs` the
 //! longer ones.
 
 use std::{
@@ -59,7 +59,7 @@ impl Default for Pace {
     }
 }
 
-/// A transaction that did not come about. The next one may.
+/// A failed transaction. The next one may succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScraperError {
     /// No connection to be had.
@@ -79,7 +79,7 @@ impl ScraperError {
         }
     }
 
-    /// Whether it merely met another transaction; any application sees that now and then.
+    /// Whether it only met another transaction, which every application sees now and then.
     fn is_conflict(&self) -> bool {
         let ScraperError::Statement(error) = self else {
             return false;
@@ -89,7 +89,7 @@ impl ScraperError {
             || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
     }
 
-    /// The whole chain of causes: the outermost says next to nothing.
+    /// The whole chain of causes, because the outermost says next to nothing.
     fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.source();
@@ -128,7 +128,7 @@ struct Shared {
 }
 
 impl Scraper {
-    /// An application that writes over `pool`. A seed gives the same choices, as far as concurrency lets it.
+    /// An application that writes over `pool`. The same seed gives the same choices, as far as concurrency allows.
     pub(crate) fn new(pool: Pool, seed: u64, pace: Pace) -> Scraper {
         let shared = Shared {
             counters: Arc::default(),
@@ -153,7 +153,7 @@ impl Scraper {
     pub(crate) async fn run(&self, control: Control) {
         let workers = Arc::new(Semaphore::new(self.pace.workers.max(1)));
         let mut running = JoinSet::new();
-        // Reading the plan is a transaction too, if a short one.
+        // Reading the plan is a transaction, too.
         while let Some(permit) = control.permit().await {
             let begun = Instant::now();
             let plan = self.plan().await;
@@ -196,7 +196,8 @@ impl Scraper {
         Ok(self.transact(job, None).await?.rows > 0)
     }
 
-    /// The jobs of a cycle: every event in batches, the other kinds of change strewn in, the confirmations last.
+    /// The jobs of a cycle: every event in batches, with the other kinds of change in between, and the confirmations
+    /// last.
     async fn plan(&self) -> Result<Vec<Job>, ScraperError> {
         let client = self.pool.get().await?;
         let window = "kickoff > now() at time zone 'UTC' - interval '2 hours'";
@@ -286,7 +287,8 @@ impl Scraper {
         let mut rng = self.fork();
         let mut client = self.pool.get().await?;
         let tx = client.transaction().await?;
-        // Nobody waits for ever, neither we nor those behind us; and jit would take longer than the statements.
+        // A lock must not be waited for without end, because others wait behind us. jit would take longer than the
+        // statements.
         tx.batch_execute(&format!(
             "set local lock_timeout = '2s'; set local jit = off; select setseed({})",
             rng.f64()
@@ -299,7 +301,7 @@ impl Scraper {
         let done = match changes::apply(kind, &tx, target, &mut rng).await {
             Ok(done) => done,
             Err(error) => {
-                // Its own failure would say less than the one before.
+                // The first error says more than a failed ROLLBACK.
                 let _ = tx.rollback().await;
                 return Err(error.into());
             }
@@ -322,7 +324,7 @@ impl Scraper {
         Ok(done)
     }
 
-    /// Keeps what a scrape found unchanged; returns the kind of confirmation that is due for it.
+    /// Keeps what a scrape found unchanged, and returns the kind of confirmation for it.
     fn remember_unchanged(&self, kind: Kind, ids: Vec<i64>) -> Kind {
         let mut unchanged = self.unchanged();
         match kind {
@@ -336,7 +338,7 @@ impl Scraper {
         }
     }
 
-    /// A confirmation of all snapshots found unchanged, if they are `at_least` so many.
+    /// A confirmation of all unchanged snapshots, if there are `at_least` so many.
     fn take_unchanged(&self, kind: Kind, at_least: usize) -> Option<Job> {
         let mut unchanged = self.unchanged();
         let ids = match kind {
@@ -370,7 +372,7 @@ impl Scraper {
         self.shared.counters.add_failed(conflict);
         let error = error.chain();
         if away {
-            // Each of the workers meets it, once a second; the cache's own words are enough.
+            // Each worker sees this once a second. The cache's own message is enough.
             tracing::debug!(what, error, "scraper: the server is away");
         } else if conflict {
             tracing::info!(what, error, "scraper: a transaction gave way to another");

@@ -1,7 +1,7 @@
-//! What happens to the partitions of `odds_snapshots`: written to directly, attached, dropped, truncated.
+//! Changes of the partitions of `odds_snapshots`: direct writes, ATTACH, DROP, TRUNCATE.
 //!
-//! Only partitions whose days ended over a month ago are dropped or truncated, and only if every event in them kicked
-//! off long ago: never current data.
+//! It drops and truncates only partitions whose days ended over a month ago, and whose events all kicked off long ago:
+//! never current data.
 
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};
@@ -135,7 +135,7 @@ pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect
 
 /// Detaches and drops the oldest partition, as retention does; none older than a month: the last one to come, if empty.
 pub(crate) async fn drop_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
-    // In the order in which everybody else locks: the parent before the leaf.
+    // The parent before the leaf, as everybody else locks.
     tx.batch_execute("lock table only odds_snapshots in access exclusive mode")
         .await?;
     let leaf = match old_leaf(tx).await? {
@@ -186,7 +186,7 @@ async fn lock_unless(
         return Ok(None);
     };
     let leaf: String = row.get(0);
-    // From here on nobody can add a row; what is there now is what will go.
+    // From here on nobody can add a row.
     tx.batch_execute(&format!("lock table {leaf} in access exclusive mode"))
         .await?;
     let refused: bool = tx

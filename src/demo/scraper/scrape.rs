@@ -5,7 +5,7 @@ use tokio_postgres::{Error, Transaction};
 
 use super::effect::{Effect, Target};
 
-/// Whose odds.
+/// Whose odds are scraped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// Ours: `odds_snapshots`, by event and bookmaker.
@@ -117,8 +117,8 @@ fn latest(side: Side) -> String {
     )
 }
 
-/// Inserts snapshots, and in a second statement their markets: those of the snapshot before with other odds, or those of
-/// some other event, with other players, where there is none before.
+/// Inserts snapshots, and in a second statement their markets: those of the snapshot before with other odds, or those
+/// of some other event, with other players, where there is none before.
 async fn insert(
     tx: &Transaction<'_>,
     side: Side,
@@ -229,7 +229,7 @@ pub(crate) async fn confirm(
 }
 
 /// Deletes the markets of all but the three newest snapshots of some events, and all but sixty of their snapshots, on
-/// both sides; without it a demo left alone would fill the disk.
+/// both sides. Without it a demo would fill the disk.
 pub(crate) async fn retention(tx: &Transaction<'_>) -> Result<Effect, Error> {
     let mut rows = 0;
     for side in [Side::Own, Side::Competitor] {

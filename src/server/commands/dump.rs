@@ -15,7 +15,7 @@ use crate::server::options::follow::FollowArguments;
 pub(crate) struct DumpArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
-    /// Do not insist on the change feed: it takes no part in a single reading
+    /// Work without the change feed, which a single reading does not need
     #[arg(long, env = "ODDSCACHE_WITHOUT_FEED")]
     pub(crate) without_feed: bool,
 }

@@ -1,18 +1,18 @@
-//! `oddscache health` and `oddscache ready`: what a container's health check asks, with nothing else installed.
+//! `oddscache health` and `oddscache ready`: a container's health check, which needs nothing else installed.
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::server::{
-    client::{Asker, Url},
+    client::{Client, Url},
     paths,
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArguments {
-    /// The service to ask [default: the one on this machine that --listen and --tls-cert speak of]
+    /// The service to ask [default: the one on this machine that --listen and --tls-cert describe]
     #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
     url: Option<Url>,
-    /// Where the service listens, as it was told
+    /// Where the service listens
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -20,7 +20,7 @@ pub(crate) struct ProbeArguments {
         value_name = "ADDRESS:PORT"
     )]
     listen: SocketAddr,
-    /// The service's certificate, as it was told: only whether there is one matters, for nothing secret is said
+    /// The service's certificate. It is not read: the flag only means that the service speaks TLS
     #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
     tls_cert: Option<PathBuf>,
     /// How long it may take to answer
@@ -28,7 +28,7 @@ pub(crate) struct ProbeArguments {
     timeout: Duration,
 }
 
-/// Asks for `path`; ends with 0 if that is answered with 200, with 1 if not, and says so in a sentence.
+/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1.
 pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
     let url = arguments.url.unwrap_or_else(|| {
         Url::of(
@@ -36,8 +36,8 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
             paths::given(&arguments.tls_cert).is_some(),
         )
     });
-    let asker = Asker::of_anybody(arguments.timeout)?;
-    let answer = asker.get(&url, path).await;
+    let client = Client::for_health_checks(arguments.timeout);
+    let answer = client.get(&url, path).await;
     let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
     let said = sentence(&String::from_utf8_lossy(&body));
     if status.is_success() {
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
     Ok(ExitCode::FAILURE)
 }
 
-/// What an answer says, in few words.
+/// The answer in few words.
 fn sentence(body: &str) -> String {
     let Ok(answer) = serde_json::from_str::<serde_json::Value>(body) else {
         return body.trim().to_owned();

@@ -1,10 +1,10 @@
-//! `oddscache serve`: one follower, one HTTP server, and an end to both.
+//! `oddscache serve`: one follower and one HTTP server, which end together.
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use oddscache::OddsCache;
+use oddscache::{InlineMarkets, OddsCache};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::server::{
@@ -13,14 +13,14 @@ use crate::server::{
         auth::{Access, AccessArguments},
         health::{Health, Patience},
         limits::Limits,
-        router::Options,
+        router::{INLINE_MARKETS, inline_market},
         server::{Server, Serving},
         tls::{Tls, TlsArguments},
     },
     logging,
     options::follow::FollowArguments,
     prune,
-    signals::end_asked_for,
+    signals::end_signal,
     systemd::Notifier,
 };
 
@@ -28,8 +28,8 @@ use crate::server::{
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
-    /// Where to serve HTTP. It is read-only, but open to whoever can connect: keep it on loopback or a private network, or ask
-    /// for a token and serve TLS
+    /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private
+    /// network, or ask for a token and serve TLS
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -37,17 +37,19 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
-    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is wanted
+    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is
+    /// wanted
     #[arg(
         long,
         env = "ODDSCACHE_INLINE_MARKETS",
-        default_value = "3743,5000:2.5,3795,4693",
+        default_value = INLINE_MARKETS,
         value_delimiter = ',',
         value_parser = inline_market,
         value_name = "ID[:LINE]"
     )]
     pub(crate) inline_markets: Vec<(String, Option<f64>)>,
-    /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
+    /// Read the change log at least this often, with or without notifications: bounds staleness if notifications are
+    /// lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
     /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
@@ -56,7 +58,7 @@ pub(crate) struct ServeArguments {
     /// How often to prune the change log, on average
     #[arg(long, env = "ODDSCACHE_PRUNE_INTERVAL", default_value = "1m", value_parser = humantime::parse_duration)]
     pub(crate) prune_interval: Duration,
-    /// A view that was proven current within so long counts as ready though the database is away
+    /// While the database is away, the service counts as ready for this long after its view was last proven current
     #[arg(long, env = "ODDSCACHE_READY_MAX_AGE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) ready_max_age: Duration,
     #[command(flatten)]
@@ -67,20 +69,6 @@ pub(crate) struct ServeArguments {
     pub(crate) tls: TlsArguments,
 }
 
-fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
-    let (id, line) = match text.split_once(':') {
-        None => (text, None),
-        Some((id, line)) => {
-            let line = line.parse().ok().filter(|line: &f64| line.is_finite());
-            (id, Some(line.ok_or("the line is no number")?))
-        }
-    };
-    match id.trim() {
-        "" => Err("a market needs an id: 3743, or 5000:2.5 with a line".to_owned()),
-        id => Ok((id.to_owned(), line)),
-    }
-}
-
 pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::change_on_signal()?;
     let open_files = descriptors::raise();
@@ -88,8 +76,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let config = follow.config()?.poll_interval(arguments.poll_interval);
     let patience = Patience::new(
         arguments.poll_interval,
-        follow.read_timeout(),
-        follow.warmup_timeout(),
+        follow.read_timeout,
+        follow.warmup_timeout,
     );
     let serving = Serving {
         limits: arguments.limits.clone(),
@@ -98,25 +86,23 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         health: Arc::new(Health::new(arguments.ready_max_age, patience)),
     };
     let (cache, follower) = OddsCache::connect(config.clone());
-    let options = Options {
-        inline: arguments.inline_markets,
-    };
-    let server = Server::start(arguments.listen, &cache, serving.clone(), options).await?;
+    let inline = InlineMarkets::new(arguments.inline_markets);
+    let server = Server::start(arguments.listen, &cache, serving.clone(), inline).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     serving.warn_of_the_open(server.address);
     descriptors::warn_if_few(&serving.limits, open_files);
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = prune::run(config, follow.cache_schema().to_owned(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
+        () = prune::run(config, follow.cache_schema.clone(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
         error = resync_on_signal(cache.clone()) => error,
         error = read_again_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},
         () = server.broke() => unreachable_end("the HTTP server"),
-        // The cache is kept equal to the last: answers under way may wait for a change.
+        // The follower goes on until the server has stopped, because answers under way may wait for a change.
         ended = async {
-            // Not within the macro, which looks at nothing where the log's level leaves it out.
-            let signal = end_asked_for().await?;
+            // Outside the macro: a filtered message does not evaluate its fields.
+            let signal = end_signal().await?;
             tracing::info!(signal, "ending");
             notifier.stopping();
             server.stop().await;
@@ -137,7 +123,7 @@ async fn resync_on_signal(cache: OddsCache) -> anyhow::Result<ExitCode> {
     unreachable_end("SIGUSR1")
 }
 
-/// Certificates and tokens are renewed while it runs. Ends only with an error.
+/// Reads certificates and tokens again at each SIGHUP. Ends only with an error.
 async fn read_again_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
     let mut asked = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
     while asked.recv().await.is_some() {

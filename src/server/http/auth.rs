@@ -1,7 +1,6 @@
-//! Who may ask: anybody, or whoever sends one of the tokens.
+//! Who may ask: anybody, or only a client that sends one of the tokens.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,32 +11,38 @@ use axum::http::{HeaderMap, header::AUTHORIZATION};
 use oddscache::Error;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::server::paths;
+use crate::server::{options::secret::Secret, paths};
 
 /// A token of fewer bytes can be guessed.
 const FEWEST_BYTES: usize = 16;
-/// More is no token, but some other file.
+/// A larger file is no file of tokens.
 const MOST_FILE_BYTES: u64 = 64 * 1024;
 
-/// What asks for no token: whether it lives, and the page, which asks its reader for one.
+/// Paths without a token: the health checks, and the page, which asks its reader for one.
 fn is_free(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/") || path.starts_with("/page/")
 }
 
-/// A bearer token, never to be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token(String);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token")
-    }
-}
+/// A bearer token.
+#[derive(Debug, Clone)]
+pub(crate) struct Token(Secret);
 
 impl Token {
+    /// The token that a flag or its variable gives. An empty one gives none.
+    ///
+    /// # Errors
+    /// Says what a token is, without this one.
+    pub(crate) fn given(secret: Option<&Secret>) -> Result<Option<Token>, Error> {
+        let text = secret.map(|Secret(text)| text.as_str());
+        text.filter(|text| !text.is_empty())
+            .map(str::parse)
+            .transpose()
+            .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")))
+    }
+
     /// What stands in the header `Authorization`.
     pub(crate) fn header(&self) -> String {
-        format!("Bearer {}", self.0)
+        format!("Bearer {}", self.0.0)
     }
 }
 
@@ -57,15 +62,15 @@ impl std::str::FromStr for Token {
                     .to_owned(),
             );
         }
-        Ok(Token(text.to_owned()))
+        Ok(Token(Secret(text.to_owned())))
     }
 }
 
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access to the HTTP server")]
 pub(crate) struct AccessArguments {
-    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by the
-    /// environment or by a file, for arguments can be seen by other users
+    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by
+    /// the environment or by a file, for arguments can be seen by other users
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",
@@ -78,38 +83,7 @@ pub(crate) struct AccessArguments {
     token_file: Option<PathBuf>,
 }
 
-/// Text of which nothing is checked while the command line is read, for what is wrong there is printed.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl From<String> for Secret {
-    fn from(text: String) -> Secret {
-        Secret(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
-}
-
-impl Secret {
-    /// # Errors
-    /// Says what a token is, without this one. An empty variable says nothing.
-    pub(crate) fn token(&self) -> Result<Option<Token>, Error> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let token = self
-            .0
-            .parse()
-            .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")));
-        token.map(Some)
-    }
-}
-
-/// Cheap to clone; clones see what is read again.
+/// Cheap to clone. All clones see tokens that are read again.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Access {
     arguments: AccessArguments,
@@ -133,14 +107,10 @@ impl Access {
         self.tokens.load().is_some()
     }
 
-    /// Reads the file again. Where that fails the tokens stay those they were.
+    /// Reads the file again. If that fails, the tokens stay as they were.
     pub(crate) fn read_again(&self) -> anyhow::Result<()> {
-        let token = self
-            .arguments
-            .token
-            .as_ref()
-            .map_or(Ok(None), Secret::token);
-        let mut tokens: Vec<Token> = token?.into_iter().collect();
+        let token = Token::given(self.arguments.token.as_ref())?;
+        let mut tokens: Vec<Token> = token.into_iter().collect();
         if let Some(path) = paths::given(&self.arguments.token_file) {
             tokens.extend(read(path).with_context(|| format!("--token-file {}", path.display()))?);
         }
@@ -149,7 +119,7 @@ impl Access {
         Ok(())
     }
 
-    /// Whether a request for `path` with these headers is to be answered. Takes as long for any wrong token of a length.
+    /// Whether to answer a request for `path` with these headers. Every wrong token of a length takes the same time.
     pub(crate) fn allows(&self, path: &str, headers: &HeaderMap) -> bool {
         let tokens = self.tokens.load();
         let Some(tokens) = tokens.as_ref() else {
@@ -170,9 +140,9 @@ fn sent(headers: &HeaderMap) -> Option<&[u8]> {
 
 fn is_one_of(tokens: &[Token], sent: &[u8]) -> bool {
     let none = Choice::from(0);
-    let found = tokens
-        .iter()
-        .fold(none, |found, token| found | token.0.as_bytes().ct_eq(sent));
+    let found = tokens.iter().fold(none, |found, token| {
+        found | token.0.0.as_bytes().ct_eq(sent)
+    });
     found.into()
 }
 
@@ -199,8 +169,8 @@ fn read(path: &Path) -> anyhow::Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// Says so if others than the owner and the group may read a secret. Not refused: where containers get their secrets as
-/// files, these are often readable by all, and all is us alone.
+/// Warns if others than the owner and the group may read a secret. It is not refused: a container often gets its
+/// secrets as files that all may read, where "all" is this process alone.
 pub(crate) fn warn_if_open(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
@@ -227,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whoever_sends_one_of_the_tokens_is_allowed() {
+    fn only_a_known_token_is_allowed() {
         let (one, two) = ("0123456789abcdef", "fedcba9876543210-._~+/=");
         let access = access(&[one, two]);
         for token in [one, two] {
@@ -257,7 +227,7 @@ mod tests {
     #[test]
     fn a_token_is_never_printed() {
         let token: Token = "0123456789abcdef".parse().unwrap();
-        assert_eq!(format!("{token:?}"), "Token");
+        assert_eq!(format!("{token:?}"), "Token(Secret)");
         for wrong in ["short", "with a space in it, and long"] {
             let error = wrong.parse::<Token>().unwrap_err();
             assert!(!error.contains(wrong), "{error}");

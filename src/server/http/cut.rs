@@ -1,4 +1,4 @@
-//! What every answer says of the view it was made from, and when a client need not be told again.
+//! The headers that say from which view an answer was made, and 304 for a client that has it.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,7 @@ pub(crate) const AS_OF: HeaderName = HeaderName::from_static("oddscache-as-of");
 pub(crate) const AGE_MS: HeaderName = HeaderName::from_static("oddscache-age-ms");
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("oddscache-epoch");
 
-/// Versions are counted anew by each process; this tells the processes apart.
+/// Tells processes apart: each counts versions from the beginning.
 static PROCESS: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
 
 /// Names a view for as long as clients may remember it: `<process>-<version>`.
@@ -34,7 +34,7 @@ pub(crate) fn age_ms(view: &View) -> u64 {
     u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The answer that `make` gives of a view, with the view's cut in its headers; 304 if the client has it already.
+/// The answer that `make` makes of a view, with the view's cut in its headers. 304 if the client has it already.
 pub(crate) fn answer(
     view: &View,
     request: &HeaderMap,
@@ -44,13 +44,13 @@ pub(crate) fn answer(
         return marked(view, make());
     }
     let mut response = StatusCode::NOT_MODIFIED.into_response();
-    // What the whole answer would say: its body may differ by encoding.
+    // As the whole answer has it, because its body depends on the encoding.
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from(ACCEPT_ENCODING));
     marked(view, response)
 }
 
-/// An answer from a view, whatever it says, with the view's cut in its headers.
+/// Adds the view's cut to the headers of an answer.
 pub(crate) fn marked(view: &View, mut response: Response) -> Response {
     let headers = response.headers_mut();
     let texts = [
@@ -70,22 +70,22 @@ pub(crate) fn marked(view: &View, mut response: Response) -> Response {
             headers.insert(name, value);
         }
     }
-    // To be asked for each time, for what is kept may be old by then.
+    // Clients must ask again each time, because a stored answer may be old.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
-/// Names what a path says of a view. Weak: it is the same however the answer is compressed.
+/// The view's ETag. It is weak, because it is the same for every encoding of the answer.
 fn tag(view: &View) -> String {
     format!("W/\"{}\"", id(view.version()))
 }
 
-/// Whether the client has what there is to say of a view.
+/// Whether the client has the answer of this view.
 pub(crate) fn is_known(view: &View, request: &HeaderMap) -> bool {
     has(request, &tag(view))
 }
 
-/// Whether the request names `tag` among those that the client has. Ours are all weak, so `W/` is no difference.
+/// Whether the request names `tag` as one that the client has. All our tags are weak, so `W/` makes no difference.
 pub(crate) fn has(request: &HeaderMap, tag: &str) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let lists = request.get_all(IF_NONE_MATCH).iter();

@@ -1,10 +1,10 @@
-//! Whether the process lives, and whether it is ready: for `/livez`, `/readyz`, and the service manager's watchdog.
+//! Whether the process is alive, and whether it is ready: for `/livez`, `/readyz`, and the service manager's watchdog.
 //!
-//! *Alive* means that the follower makes progress. A follower whose database is away does: it fails, pauses and tries
-//! again, for ever. One that does nothing at all for longer than any of its steps can take is wedged, and only a restart
-//! mends that.
+//! *Alive* means that the follower makes progress. A follower without its database makes progress: it fails, pauses and
+//! tries again. A follower that does nothing for longer than any of its steps can take is stuck, and only a restart
+//! helps.
 //!
-//! *Ready* means warm, not about to end, and either following or proven current within `--ready-max-age`.
+//! *Ready* means warm, not ending, and either following or proven current within `--ready-max-age`.
 
 use std::{
     sync::{
@@ -16,11 +16,11 @@ use std::{
 
 use oddscache::{OddsCache, Status};
 
-/// Why everything is read again after a lost connection, as the status has it.
+/// The status's reason for a reload after a lost connection.
 const CONNECTION_LOST: &str = "connection lost";
 
-/// Whether changes of the database arrive. While everything is read again they do, on a connection that never broke: the
-/// view was current when that began. After an outage only what was read proves that it is over.
+/// Whether changes of the database arrive. They do during a reload on a connection that never broke, because the view
+/// was current when it began. After an outage only the end of the reload proves that the outage is over.
 pub(crate) fn follows(status: &Status) -> bool {
     match status {
         Status::Live | Status::PollingOnly { .. } | Status::Detached => true,
@@ -29,32 +29,31 @@ pub(crate) fn follows(status: &Status) -> bool {
     }
 }
 
-/// What a follower does shows in one of these.
+/// Signs of life. Whatever a follower does changes one of them.
 #[derive(Debug, Clone, PartialEq)]
 struct Signs {
     reads: u64,
     failures: u64,
     version: u64,
     state: &'static str,
-    /// Of the status: pauses and reasons.
+    /// The status's text, with its reason.
     status: String,
 }
 
-/// For how long each of the follower's steps may go without a sign, at the most.
+/// How long the follower's steps may go without a sign of life.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// While it follows: a wait, and a read with an audit step.
+    /// While it follows: the time of a wait, and of a read with an audit step.
     pub(crate) following: Duration,
-    /// While it reads everything, or tries to connect.
+    /// While it reads everything or connects.
     pub(crate) otherwise: Duration,
 }
 
-/// Steps beside those that have a time-out of their own: pauses, looking up names, connecting.
+/// For steps without a time-out of their own: pauses, name look-ups, connecting.
 const MARGIN: Duration = Duration::from_secs(60);
 
 impl Patience {
-    /// Of a follower with these bounds. A read that turns out to need a reload is followed by one, and a reload may be made
-    /// anew on one connection.
+    /// For a follower with these bounds. A read may end with a reload, and a reload may be repeated on one connection.
     pub(crate) fn new(poll_interval: Duration, read: Duration, warmup: Duration) -> Patience {
         let following = poll_interval + read * 4 + MARGIN;
         Patience {
@@ -82,7 +81,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// For how long there has been no sign, and whether that is too long.
+    /// How long there has been no sign of life, and whether that is too long.
     fn observe(
         &mut self,
         now: Instant,
@@ -98,7 +97,7 @@ impl Progress {
             self.signs = Some(signs);
             self.since = now;
         }
-        // A view that was proven again leaves no other trace than its age.
+        // A read that only proved the view current again shows in its age alone.
         let proven = age.and_then(|age| now.checked_sub(age));
         if let Some(proven) = proven {
             self.since = self.since.max(proven);
@@ -108,7 +107,7 @@ impl Progress {
     }
 }
 
-/// What is asked about the health of a cache and its follower.
+/// Answers questions about the health of a cache and its follower.
 #[derive(Debug)]
 pub(crate) struct Health {
     ready_max_age: Duration,
@@ -117,7 +116,7 @@ pub(crate) struct Health {
     progress: Mutex<Progress>,
 }
 
-/// Proven current within so long counts as ready, though nobody follows: unless told otherwise.
+/// The default of `--ready-max-age`.
 pub(crate) const READY_MAX_AGE: Duration = Duration::from_secs(30);
 
 impl Default for Health {
@@ -148,7 +147,7 @@ impl Health {
     /// Says for how long the follower has done nothing.
     pub(crate) fn alive(&self, cache: &OddsCache) -> Result<(), String> {
         let (status, counters, view) = (cache.status(), cache.counters(), cache.view());
-        // Nobody follows, so nobody can be stuck.
+        // Without a follower there is nothing that can be stuck.
         if matches!(status, Status::Ended { .. } | Status::Detached) {
             return Ok(());
         }
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_is_wedged_that_does_nothing_for_longer_than_its_steps_take() {
+    fn a_follower_is_stuck_that_does_nothing_for_longer_than_its_steps_take() {
         let patience = Patience::new(SECOND, 10 * SECOND, 300 * SECOND);
         assert_eq!(
             (patience.following, patience.otherwise),
@@ -222,26 +221,26 @@ mod tests {
             signs: None,
             since: begun,
         };
-        let mut wedged = |after: u32, state, reads| {
+        let mut stuck = |after: u32, state, reads| {
             let now = begun + SECOND * after;
             progress.observe(now, None, signs(state, reads), patience).1
         };
-        assert!(!wedged(0, "warming", 0));
+        assert!(!stuck(0, "warming", 0));
         // Reading everything takes its time.
-        assert!(!wedged(701, "warming", 0));
-        assert!(wedged(702, "warming", 0));
-        assert!(!wedged(703, "live", 1));
-        assert!(!wedged(804, "live", 1));
-        assert!(wedged(805, "live", 1));
+        assert!(!stuck(701, "warming", 0));
+        assert!(stuck(702, "warming", 0));
+        assert!(!stuck(703, "live", 1));
+        assert!(!stuck(804, "live", 1));
+        assert!(stuck(805, "live", 1));
         // A read is a sign of life, and so is another state.
-        assert!(!wedged(806, "live", 2));
-        assert!(!wedged(907, "disconnected", 2));
-        assert!(!wedged(1600, "disconnected", 2));
-        assert!(wedged(1700, "disconnected", 2));
+        assert!(!stuck(806, "live", 2));
+        assert!(!stuck(907, "disconnected", 2));
+        assert!(!stuck(1600, "disconnected", 2));
+        assert!(stuck(1700, "disconnected", 2));
     }
 
     #[test]
-    fn a_database_that_is_away_wedges_nobody() {
+    fn a_database_that_is_away_makes_no_follower_stuck() {
         let patience = Patience::default();
         let begun = Instant::now();
         let mut progress = Progress {
@@ -264,20 +263,20 @@ mod tests {
             signs: None,
             since: begun,
         };
-        let mut wedged = |after: u32, age: u32| {
+        let mut stuck = |after: u32, age: u32| {
             let now = begun + SECOND * after;
             progress
                 .observe(now, Some(SECOND * age), signs("live", 1), patience)
                 .1
         };
         for after in (1..10_000).step_by(100) {
-            assert!(!wedged(after, 1));
+            assert!(!stuck(after, 1));
         }
-        assert!(wedged(10_200, 299));
+        assert!(stuck(10_200, 299));
     }
 
     #[test]
-    fn whoever_is_fed_by_hand_is_alive_and_ready_once_warm() {
+    fn a_cache_without_a_follower_is_alive_and_ready_once_warm() {
         let (cache, mut writer) = OddsCache::detached();
         let health = Health::default();
         assert_eq!(health.alive(&cache), Ok(()));

@@ -1,4 +1,4 @@
-//! A connection with bounded patience: it ends with an error where the other side keeps us waiting.
+//! A connection that ends with an error if its client lets us wait too long.
 //!
 //! | we wait for | at most |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | the rest of a request's head | `head_timeout` after its first byte |
 //! | room for more of an answer | `stall_timeout` since some was last taken, and `answer_timeout` since it was asked for |
 //!
-//! While an answer is being made the client waits for us, which is bounded elsewhere (`request_timeout`).
+//! While we make an answer, the client waits for us. `request_timeout` bounds that elsewhere.
 
 use std::{
     io,
@@ -26,26 +26,9 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::limits::Limits;
+use super::{counters::HttpCounters, limits::Limits};
 
-/// What became of connections. All only grow, but for `open`.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    /// Accepted.
-    pub(crate) accepted: AtomicU64,
-    /// Told that there are too many.
-    pub(crate) turned_away: AtomicU64,
-    /// Ended because a head did not come, or nothing was asked for.
-    pub(crate) silent: AtomicU64,
-    /// Ended because an answer was not taken.
-    pub(crate) stalled: AtomicU64,
-    /// Requests without a token that is known.
-    pub(crate) unauthorized: AtomicU64,
-    /// Requests whose answer did not begin in time.
-    pub(crate) overdue: AtomicU64,
-}
-
-/// What is going on on a connection, as far as its patience depends on it.
+/// What happens on a connection, as far as its time-outs depend on it.
 #[derive(Debug)]
 pub(crate) struct Activity(Mutex<State>);
 
@@ -57,9 +40,9 @@ struct State {
     idle_since: Instant,
     /// When the first byte of a head came.
     head_since: Option<Instant>,
-    /// Until when the answer must have been taken; streams have all the time there is.
+    /// When the client must have taken the whole answer. `None` for streams, which have no end.
     answer_until: Option<Instant>,
-    /// To be woken when the answer ends: hyper, which waits for bytes already, would not look at our timer otherwise.
+    /// Woken when the answer ends. hyper waits for bytes by then, and would not look at our timer otherwise.
     reader: Option<Waker>,
 }
 
@@ -78,7 +61,7 @@ impl Activity {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A request's head has come. What is returned must be kept until its answer has ended.
+    /// A request's head has come. Keep what this returns until its answer has ended.
     pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
         self.state(|state| {
             state.under_way = true;
@@ -94,7 +77,7 @@ impl Activity {
 pub(crate) struct UnderWay(Arc<Activity>);
 
 impl UnderWay {
-    /// It goes on for as long as its client likes.
+    /// The answer goes on for as long as its client likes.
     pub(crate) fn is_stream(&self) {
         self.0.state(|state| state.answer_until = None);
     }
@@ -110,7 +93,7 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        // What is left in buffers must still be taken: `answer_until` stays.
+        // The client must still take what is left in buffers, so `answer_until` stays.
         let reader = self.0.state(|state| {
             state.under_way = false;
             state.idle_since = Instant::now();
@@ -147,7 +130,7 @@ impl HttpBody for Tracked {
     }
 }
 
-/// A timer that is only armed anew where its time changes.
+/// A timer that is armed anew only if its time changes.
 #[derive(Debug)]
 struct Timer(Pin<Box<Sleep>>);
 
@@ -165,38 +148,38 @@ impl Timer {
     }
 }
 
-/// See the table above.
+/// A stream with the time-outs of the table above.
 #[derive(Debug)]
-pub(crate) struct Patient<S> {
+pub(crate) struct IoTimeout<S> {
     inner: S,
     activity: Arc<Activity>,
     limits: Arc<Limits>,
-    tally: Arc<Tally>,
+    counters: Arc<HttpCounters>,
     reading: Timer,
     writing: Timer,
-    /// Since when nothing of what is ready was taken.
+    /// Since when the client has taken nothing, though there is something to take.
     stalled_since: Option<Instant>,
-    /// Whether a write waits; then a flush that has nothing to do says nothing.
+    /// Whether a write waits. Then a flush that has nothing to do is no progress.
     write_waits: bool,
-    /// What the socket has taken, where there is something between it and us.
+    /// How many bytes the socket has taken. TLS has buffers between the socket and us.
     taken: Arc<AtomicU64>,
-    /// That count when it was looked at last.
+    /// That count at the last look.
     taken_before: u64,
 }
 
-impl<S> Patient<S> {
+impl<S> IoTimeout<S> {
     pub(crate) fn new(
         inner: S,
         activity: Arc<Activity>,
         limits: Arc<Limits>,
-        tally: Arc<Tally>,
+        counters: Arc<HttpCounters>,
         taken: Arc<AtomicU64>,
-    ) -> Patient<S> {
-        Patient {
+    ) -> IoTimeout<S> {
+        IoTimeout {
             inner,
             activity,
             limits,
-            tally,
+            counters,
             reading: Timer::new(),
             writing: Timer::new(),
             stalled_since: None,
@@ -206,14 +189,13 @@ impl<S> Patient<S> {
         }
     }
 
-    /// Whether the socket has taken more since this was asked last. Below us TLS has data of its own: a flush that is not
-    /// done may have brought the client some.
+    /// Whether the socket has taken more since the last call. A flush that TLS has not finished may have sent some.
     fn has_taken_more(&mut self) -> bool {
         let taken = self.taken.load(Ordering::Relaxed);
         std::mem::replace(&mut self.taken_before, taken) != taken
     }
 
-    /// After a write: whether the client's time is over.
+    /// Checks after a write whether the client's time is over.
     fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -221,7 +203,7 @@ impl<S> Patient<S> {
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
             if self.stalled_since.take().is_some() {
-                // Back to waiting for a request, perhaps.
+                // The reading side may have to arm its timer again.
                 cx.waker().wake_by_ref();
             }
             return result;
@@ -235,7 +217,7 @@ impl<S> Patient<S> {
             until = until.min(answer_until);
         }
         if self.writing.is_over(until, cx) {
-            self.tally.stalled.fetch_add(1, Ordering::Relaxed);
+            self.counters.stalled.fetch_add(1, Ordering::Relaxed);
             return Poll::Ready(Err(late("the client does not take its answer")));
         }
         Poll::Pending
@@ -247,7 +229,7 @@ fn late(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for IoTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -276,14 +258,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
             && let Some(until) = until
             && this.reading.is_over(until, cx)
         {
-            this.tally.silent.fetch_add(1, Ordering::Relaxed);
+            this.counters.silent.fetch_add(1, Ordering::Relaxed);
             return Poll::Ready(Err(late("the client asks for nothing")));
         }
         result
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for IoTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -310,7 +292,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        // Nothing was waiting to be flushed: that is no progress of a write that waits. All else that waited is taken.
+        // If a write waits, this flush had nothing to send: the stall goes on. Otherwise the socket has taken
+        // everything.
         match result.is_ready() && self.write_waits {
             true => result,
             false => self.written(cx, result),
@@ -323,69 +306,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 }
 
-/// A socket that counts what it takes.
-#[derive(Debug)]
-pub(crate) struct Counted<S> {
-    inner: S,
-    taken: Arc<AtomicU64>,
-}
-
-impl<S> Counted<S> {
-    pub(crate) fn new(inner: S, taken: Arc<AtomicU64>) -> Counted<S> {
-        Counted { inner, taken }
-    }
-
-    fn count(&self, result: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(bytes)) = result {
-            self.taken.fetch_add(*bytes as u64, Ordering::Relaxed);
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.count(&result);
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
-        self.count(&result);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -394,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    /// As TLS does it: takes every write at once, and flushes as the script says: bytes that the socket took meanwhile, and
-    /// whether that was all.
+    /// As TLS does it: takes every write at once, and flushes by a script: the bytes that the socket took meanwhile,
+    /// and whether those were all.
     struct Buffering {
         flushes: VecDeque<(u64, bool)>,
         taken: Arc<AtomicU64>,
@@ -434,7 +354,7 @@ mod tests {
         }
     }
 
-    fn patient(flushes: &[(u64, bool)], stall_timeout: Duration) -> Patient<Buffering> {
+    fn io_timeout(flushes: &[(u64, bool)], stall_timeout: Duration) -> IoTimeout<Buffering> {
         let taken = Arc::<AtomicU64>::default();
         let inner = Buffering {
             flushes: flushes.iter().copied().collect(),
@@ -445,36 +365,36 @@ mod tests {
             ..Limits::default()
         };
         let activity = Arc::new(Activity::new());
-        Patient::new(inner, activity, Arc::new(limits), Arc::default(), taken)
+        IoTimeout::new(inner, activity, Arc::new(limits), Arc::default(), taken)
     }
 
     #[tokio::test]
     async fn a_stall_ends_when_all_is_flushed() {
-        let mut patient = patient(
+        let mut stream = io_timeout(
             &[(0, false), (0, false), (9, true)],
             Duration::from_secs(60),
         );
         let (waker, mut flushed) = (noop_waker(), Vec::new());
         for _ in 0..3 {
             let mut cx = Context::from_waker(&waker);
-            let result = Pin::new(&mut patient).poll_flush(&mut cx);
-            flushed.push((result.is_ready(), patient.stalled_since.is_some()));
+            let result = Pin::new(&mut stream).poll_flush(&mut cx);
+            flushed.push((result.is_ready(), stream.stalled_since.is_some()));
         }
         assert_eq!(flushed, [(false, true), (false, true), (true, false)]);
     }
 
     #[tokio::test]
-    async fn whoever_takes_some_of_a_flush_has_not_stalled() {
+    async fn a_client_that_takes_some_of_a_flush_has_not_stalled() {
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
         let script = [(0, false), (1, false), (1, false), (0, false)];
-        let mut patient = patient(&script, Duration::from_secs(1));
+        let mut stream = io_timeout(&script, Duration::from_secs(1));
         for _ in 0..3 {
-            assert!(Pin::new(&mut patient).poll_flush(&mut cx).is_pending());
+            assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_pending());
             // As if the stall had begun earlier.
-            *patient.stalled_since.as_mut().unwrap() -= Duration::from_secs(5);
+            *stream.stalled_since.as_mut().unwrap() -= Duration::from_secs(5);
         }
-        let result = Pin::new(&mut patient).poll_flush(&mut cx);
+        let result = Pin::new(&mut stream).poll_flush(&mut cx);
         assert!(matches!(result, Poll::Ready(Err(_))), "{result:?}");
     }
 }

@@ -1,30 +1,32 @@
-//! How much one client, and all of them together, may take of the HTTP server.
+//! How much of the HTTP server one client may take, and all clients together.
 
-use std::{str::FromStr, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
-/// All that is bounded. What a client may ask for in one request (ids, waits) is bounded where it is read.
+use clap::builder::RangedU64ValueParser;
+
+/// The bounds of connections and answers. `api::query` bounds what one request may ask for (ids, waits).
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 #[command(next_help_heading = "Limits of the HTTP server")]
 pub(crate) struct Limits {
     /// Connections that may be open at a time. One more gets 503, but for /livez and /readyz
-    #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within::<usize, 1, 100_000>)]
+    #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_connections: usize,
     /// Streams of /v1/changes that may be open at a time
-    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = Limits::MOST_STREAMS, value_name = "COUNT", value_parser = within::<usize, 1, 100_000>)]
+    #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = Limits::MOST_STREAMS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_streams: usize,
     /// Bytes of a request's first line and headers; a longer one gets 431
-    #[arg(long, env = "ODDSCACHE_MOST_HEAD_BYTES", default_value_t = Limits::MOST_HEAD_BYTES, value_name = "BYTES", value_parser = within::<usize, 8192, 1_048_576>)]
+    #[arg(long, env = "ODDSCACHE_MOST_HEAD_BYTES", default_value_t = Limits::MOST_HEAD_BYTES, value_name = "BYTES", value_parser = within(8192..=1_048_576))]
     pub(crate) most_head_bytes: usize,
     /// Bytes of a request's path and query; a longer one gets 414. 5,000 ids of ten digits take 55,000
-    #[arg(long, env = "ODDSCACHE_MOST_TARGET_BYTES", default_value_t = Limits::MOST_TARGET_BYTES, value_name = "BYTES", value_parser = within::<usize, 256, 65_000>)]
+    #[arg(long, env = "ODDSCACHE_MOST_TARGET_BYTES", default_value_t = Limits::MOST_TARGET_BYTES, value_name = "BYTES", value_parser = within(256..=65_000))]
     pub(crate) most_target_bytes: usize,
     /// How long a client may take to send a request's head, or to shake hands for TLS
     #[arg(long, env = "ODDSCACHE_HEAD_TIMEOUT", default_value = "10s", value_parser = time)]
     pub(crate) head_timeout: Duration,
-    /// How long a connection is kept that asks for nothing
+    /// How long a connection without a request is kept open
     #[arg(long, env = "ODDSCACHE_IDLE_TIMEOUT", default_value = "75s", value_parser = time)]
     pub(crate) idle_timeout: Duration,
-    /// Within which time an answer must begin; else it is 503. Longer than the longest `timeout` of a request, 30 s
+    /// The time in which an answer must begin, or it is 503. Longer than the longest `timeout` of a request, 30 s
     #[arg(long, env = "ODDSCACHE_REQUEST_TIMEOUT", default_value = "40s", value_parser = time)]
     pub(crate) request_timeout: Duration,
     /// How long a client may take nothing of an answer that is ready for it, before it is cut off
@@ -33,10 +35,10 @@ pub(crate) struct Limits {
     /// How long a client may take over one answer, other than a stream of changes, before it is cut off
     #[arg(long, env = "ODDSCACHE_ANSWER_TIMEOUT", default_value = "2m", value_parser = time)]
     pub(crate) answer_timeout: Duration,
-    /// How long answers under way may take once the end was asked for (SIGTERM, Ctrl-C)
+    /// How long answers under way may take after SIGTERM or Ctrl-C
     #[arg(long, env = "ODDSCACHE_DRAIN", default_value = "5s", value_parser = time)]
     pub(crate) drain: Duration,
-    /// How long before that connections are still accepted, while /readyz says 503: for a balancer to take notice
+    /// How long before that connections are still accepted, while /readyz answers 503, so that a balancer notices
     #[arg(long, env = "ODDSCACHE_DRAIN_DELAY", default_value = "0s", value_parser = time_or_none)]
     pub(crate) drain_delay: Duration,
 }
@@ -66,19 +68,11 @@ impl Default for Limits {
     }
 }
 
-fn within<
-    T: FromStr + TryFrom<usize> + Into<usize> + Copy,
-    const LEAST: usize,
-    const MOST: usize,
->(
-    text: &str,
-) -> Result<T, String> {
-    let count = text.parse::<T>().ok();
-    let count = count.filter(|count| (LEAST..=MOST).contains(&(*count).into()));
-    count.ok_or_else(|| format!("a number from {LEAST} to {MOST}"))
+fn within(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
 }
 
-/// A day at the most: whoever wants no bound has mistaken the unit.
+/// A day. A longer time is a mistaken unit.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 fn time_or_none(text: &str) -> Result<Duration, String> {

@@ -23,39 +23,42 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use tokio_util::io::InspectWriter;
+
 use super::{
-    io_timeout::{Activity, Counted, Patient, Tally},
+    counters::HttpCounters,
+    io_timeout::{Activity, IoTimeout},
     limits::Limits,
     tls::Tls,
 };
 
-/// Connections too many that are told so at a time; those beyond are closed without a word.
+/// Connections beyond the limit that get an answer saying so, at a time. Further ones are closed without a word.
 const TURNED_AWAY_AT_ONCE: usize = 64;
 
-/// What the kernel's patience is longer than ours.
+/// How much longer the kernel waits for a client than we do.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 
-/// No request has more.
+/// Headers of a request, at most.
 const MOST_HEADERS: usize = 64;
 
-/// After an accept that failed for want of something that others may give back, such as descriptors.
+/// The pause after a failed accept. Others may free what it lacked, such as descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What every connection needs.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) limits: Arc<Limits>,
-    pub(crate) tally: Arc<Tally>,
+    pub(crate) counters: Arc<HttpCounters>,
     pub(crate) tls: Option<Tls>,
-    /// All that is served.
+    /// Answers on connections within the limit.
     pub(crate) router: Router,
-    /// What a connection too many gets.
+    /// Answers on connections beyond it.
     pub(crate) turned_away: Router,
-    /// Becomes true when all is to end.
+    /// Becomes true when the server is to end.
     pub(crate) ending: watch::Receiver<bool>,
 }
 
-/// Accepts until the end is asked for, and returns when all connections have ended.
+/// Accepts connections until `ending`, and returns when all of them have ended.
 pub(crate) async fn run(listener: TcpListener, shared: Shared) {
     let places = Arc::new(Semaphore::new(shared.limits.most_connections));
     let more = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
@@ -64,14 +67,14 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            // Fails when the sender is gone, which is an end as well.
+            // An error means that the sender is gone, which is an end as well.
             _ = ending.wait_for(|end| *end) => break,
-            // Only so that what has ended does not pile up.
+            // Ended connections must not pile up.
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
             Ok((stream, peer)) => {
-                shared.tally.accepted.fetch_add(1, Ordering::Relaxed);
+                shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
                 accept(&mut connections, &shared, &places, &more, stream, peer);
             }
             // The client has gone already.
@@ -82,7 +85,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
             }
         }
     }
-    // Nobody else is let in.
+    // No client can connect from here on.
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
@@ -98,7 +101,7 @@ fn accept(
     let (place, router) = match Arc::clone(places).try_acquire_owned() {
         Ok(place) => (place, shared.router.clone()),
         Err(_) => {
-            shared.tally.turned_away.fetch_add(1, Ordering::Relaxed);
+            shared.counters.turned_away.fetch_add(1, Ordering::Relaxed);
             match Arc::clone(more).try_acquire_owned() {
                 Ok(place) => (place, shared.turned_away.clone()),
                 Err(_) => return,
@@ -111,13 +114,13 @@ fn accept(
     connections.spawn(serve(stream, peer, shared.clone(), router, place));
 }
 
-/// Changes shall go out at once, and a client whose machine is gone shall not count for long as there.
+/// Makes changes go out at once, and the kernel notice a client whose machine is gone.
 fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // Clearly later than our own, which is counted: the kernel counts from when the first byte waits, we from when it takes
-    // no more.
+    // Clearly later than our own time-out, which is counted. The kernel's clock starts when the first byte waits, ours
+    // when the socket takes no more.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limits.stall_timeout + KERNEL_MARGIN))?;
     Ok(())
@@ -134,8 +137,11 @@ async fn serve(
     let ended = match &shared.tls {
         None => converse(stream, &shared, router, taken).await,
         Some(tls) => {
-            // What TLS takes of an answer, the client has not yet.
-            let stream = Counted::new(stream, Arc::clone(&taken));
+            // TLS has buffers: only what the socket takes is on its way to the client.
+            let counter = Arc::clone(&taken);
+            let stream = InspectWriter::new(stream, move |bytes: &[u8]| {
+                counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            });
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
                 Ok(Ok(stream)) => converse(stream, &shared, router, taken).await,
@@ -144,14 +150,14 @@ async fn serve(
                     return;
                 }
                 Err(_) => {
-                    shared.tally.silent.fetch_add(1, Ordering::Relaxed);
+                    shared.counters.silent.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
             }
         }
     };
     if let Err(error) = ended {
-        // With its cause, which tells whose patience ended.
+        // The cause says which time-out ended it.
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         tracing::debug!(%peer, %error, cause, "a connection broke off");
     }
@@ -166,11 +172,11 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> hyper::Result<()> {
     let limits = Arc::clone(&shared.limits);
     let activity = Arc::new(Activity::new());
-    let patient = Patient::new(
+    let stream = IoTimeout::new(
         stream,
         Arc::clone(&activity),
         Arc::clone(&limits),
-        Arc::clone(&shared.tally),
+        Arc::clone(&shared.counters),
         taken,
     );
     let inner = TowerToHyperService::new(router);
@@ -186,12 +192,12 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             Ok::<_, Infallible>(response.map(|body: Body| under_way.with(body)))
         }
     });
-    // No timer of hyper's own: the patience is the stream's.
+    // hyper's own timers stay off: the stream has the time-outs.
     let connection = http1::Builder::new()
         .half_close(false)
         .max_buf_size(shared.limits.most_head_bytes)
         .max_headers(MOST_HEADERS)
-        .serve_connection(TokioIo::new(patient), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let mut ending = shared.ending.clone();
     tokio::select! {

@@ -1,9 +1,10 @@
-//! The HTTP side: read-only, JSON, under `/v1`. Each answer is made from one view.
+//! The HTTP server: read-only, JSON, under `/v1`. Each answer is made from one view.
 
 mod api;
 pub(crate) mod auth;
+mod checks;
+mod counters;
 mod cut;
-mod guard;
 pub(crate) mod health;
 mod io_timeout;
 pub(crate) mod limits;

@@ -1,4 +1,4 @@
-//! Answers that say what is wrong, all in one form.
+//! Error answers, all in one form.
 
 use axum::{
     Json,
@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-/// An answer that says what is wrong; and where it is only wrong now, when to ask again.
+/// An error answer. A temporary error also says when to ask again.
 pub(super) fn problem(status: StatusCode, message: impl Into<String>) -> Response {
     let response = (status, Json(json!({ "error": message.into() }))).into_response();
     match status {
@@ -16,14 +16,14 @@ pub(super) fn problem(status: StatusCode, message: impl Into<String>) -> Respons
     }
 }
 
-/// With when to ask again.
+/// Adds when to ask again.
 pub(super) fn for_now(mut response: Response) -> Response {
     let seconds = HeaderValue::from_static("1");
     response.headers_mut().insert(RETRY_AFTER, seconds);
     response
 }
 
-/// A sentence about what is wrong with a request: 400.
+/// A sentence that says what is wrong with a request: 400.
 #[derive(Debug)]
 pub(super) struct Refusal(pub(super) String);
 

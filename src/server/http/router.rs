@@ -1,4 +1,4 @@
-//! All paths, and what answers there.
+//! All paths and their handlers.
 
 use std::sync::Arc;
 
@@ -21,37 +21,41 @@ use super::{
         state::Api,
         view::age_ms,
     },
+    counters::HttpCounters,
     cut,
     health::Health,
-    io_timeout::Tally,
     metrics::{self, Requests},
     page,
     problem::problem,
 };
 use crate::server::prune;
 
-/// What can be chosen of the answers.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    /// The markets in the event list: `betpawa_market_id`, and the line if there are several.
-    pub(crate) inline: Vec<(String, Option<f64>)>,
-}
+/// The markets in the event list, unless `--inline-markets` says otherwise.
+pub(crate) const INLINE_MARKETS: &str = "3743,5000:2.5,3795,4693";
 
-impl Default for Options {
-    fn default() -> Options {
-        let inline = [
-            ("3743", None),
-            ("5000", Some(2.5)),
-            ("3795", None),
-            ("4693", None),
-        ];
-        Options {
-            inline: inline.map(|(id, line)| (id.to_owned(), line)).to_vec(),
+/// Reads one of them: a `betpawa_market_id`, and after a colon the line if the list shall have only one of several.
+pub(crate) fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
+    let (id, line) = match text.split_once(':') {
+        None => (text, None),
+        Some((id, line)) => {
+            let line = line.parse().ok().filter(|line: &f64| line.is_finite());
+            (id, Some(line.ok_or("the line is no number")?))
         }
+    };
+    match id.trim() {
+        "" => Err("a market needs an id: 3743, or 5000:2.5 with a line".to_owned()),
+        id => Ok((id.to_owned(), line)),
     }
 }
 
-/// All paths there are, and what answers there.
+/// Of the demo, which has no such flag, and of tests.
+#[cfg(any(feature = "demo", test))]
+pub(crate) fn default_inline() -> InlineMarkets {
+    let markets = INLINE_MARKETS.split(',').map(inline_market);
+    InlineMarkets::new(markets.filter_map(Result::ok))
+}
+
+/// All paths with their handlers.
 fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/v1/events/{id}", get(events::one)),
@@ -67,9 +71,13 @@ fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     ]
 }
 
-/// What answers HTTP. Whoever serves it lays the counting of `requests` around it and its own checks.
-pub(crate) fn router(cache: OddsCache, hub: Hub, options: Options, requests: Requests) -> Router {
-    let inline = InlineMarkets::new(options.inline);
+/// Answers HTTP. The server adds its checks, and counts into `requests`.
+pub(crate) fn router(
+    cache: OddsCache,
+    hub: Hub,
+    inline: InlineMarkets,
+    requests: Requests,
+) -> Router {
     let api = Api {
         cache,
         hub,
@@ -109,13 +117,16 @@ async fn changes(
     Ok(api.hub.stream(api.cache, inline, &headers))
 }
 
-async fn metrics(State(api): State<Api>, Extension(tally): Extension<Arc<Tally>>) -> Response {
-    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &tally);
+async fn metrics(
+    State(api): State<Api>,
+    Extension(counters): Extension<Arc<HttpCounters>>,
+) -> Response {
+    let text = metrics::text(&api.cache, &api.requests, api.hub.open(), &counters);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }
 
-/// What describes the rest, for programs that make clients.
+/// Describes all paths, for programs that generate clients.
 const OPENAPI: &str = include_str!("openapi.json");
 
 async fn openapi() -> Response {
@@ -130,7 +141,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("version".to_owned(), json!(cut::id(view.version())));
         fields.insert("status".to_owned(), json!(cache.status().to_string()));
         fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
-        // Of this view, as all beside it: a client may take it for what its version proves.
+        // The age of this view, as all values beside it are of this view: its version proves the age.
         fields.insert(
             "age_ms".to_owned(),
             json!(is_warm.then(|| cut::age_ms(&view))),

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{Extension, Router, middleware::from_fn_with_state};
-use oddscache::OddsCache;
+use oddscache::{InlineMarkets, OddsCache};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, watch},
@@ -15,17 +15,17 @@ use tokio::{
 use super::{
     api::changes::Hub,
     auth::Access,
-    guard::{Guard, guard, turn_away},
+    checks::{Checks, check, turn_away},
+    counters::HttpCounters,
     health::Health,
-    io_timeout::Tally,
     limits::Limits,
     listener::{self, Shared},
     metrics::{self, Requests},
-    router::{self, Options},
+    router,
     tls::Tls,
 };
 
-/// How a server serves, whatever it serves.
+/// How a server serves.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Serving {
     pub(crate) limits: Limits,
@@ -37,7 +37,7 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// Read-only, but whoever can connect can read; and a token that is sent in the clear can be heard.
+    /// Warns if anybody who can connect can read, or if a token crosses the network in the clear.
     pub(crate) fn warn_of_the_open(&self, address: SocketAddr) {
         let restricted = self.access.is_restricted();
         if address.ip().is_loopback() || (restricted && self.tls.is_some()) {
@@ -62,13 +62,13 @@ pub(crate) struct Server {
     health: Arc<Health>,
     drain: Duration,
     drain_delay: Duration,
-    /// `None` once it was waited for.
+    /// `None` once it has ended.
     task: Mutex<Option<Running>>,
-    /// Its sender is gone when the task has ended, however.
+    /// Its sender is gone when the task has ended, for any reason.
     ended: watch::Receiver<()>,
 }
 
-/// What accepts connections and serves them.
+/// The task that accepts connections and serves them.
 struct Running {
     task: JoinHandle<()>,
     /// When it was first told to end.
@@ -80,7 +80,7 @@ impl Server {
         address: SocketAddr,
         cache: &OddsCache,
         serving: Serving,
-        options: Options,
+        inline: InlineMarkets,
     ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another address with --listen, or end what is using it")
@@ -89,30 +89,32 @@ impl Server {
         let limits = Arc::new(serving.limits);
         let hub = Hub::start(cache, limits.most_streams);
         let requests = Requests::default();
-        let router = router::router(cache.clone(), hub.clone(), options, requests.clone());
+        let router = router::router(cache.clone(), hub.clone(), inline, requests.clone());
         let (end, ending) = watch::channel(false);
-        let tally = Arc::new(Tally::default());
-        let checks = Guard {
+        let counters = Arc::new(HttpCounters::default());
+        let checks = Checks {
             limits: Arc::clone(&limits),
             access: serving.access,
-            tally: Arc::clone(&tally),
+            counters: Arc::clone(&counters),
         };
         let (health, with_health) = (Arc::clone(&serving.health), Extension(serving.health));
-        let with_tally = Extension(Arc::clone(&tally));
-        // Outside the checks, so that what they refuse and cut short is counted too.
+        let with_counters = Extension(Arc::clone(&counters));
+        // Outside the checks, so that it counts refused requests too.
         let counting = from_fn_with_state(requests, metrics::count);
         let guarded = |router: Router| {
-            let router = router.layer(with_health.clone()).layer(with_tally.clone());
+            let router = router
+                .layer(with_health.clone())
+                .layer(with_counters.clone());
             router.layer(counting.clone())
         };
         let shared = Shared {
             limits: Arc::clone(&limits),
-            tally,
+            counters,
             tls: serving.tls,
             router: guarded(
                 router
                     .clone()
-                    .layer(from_fn_with_state(checks.clone(), guard)),
+                    .layer(from_fn_with_state(checks.clone(), check)),
             ),
             turned_away: guarded(router.layer(from_fn_with_state(checks, turn_away))),
             ending,
@@ -137,7 +139,7 @@ impl Server {
         })
     }
 
-    /// Returns if it has ended though nobody asked it to: only a restart mends that.
+    /// Returns if the server has ended without [`Server::stop`]: only a restart of the process helps.
     pub(crate) async fn broke(&self) {
         let mut ended = self.ended.clone();
         while ended.changed().await.is_ok() {}
@@ -146,9 +148,10 @@ impl Server {
         }
     }
 
-    /// Says that it is not ready, accepts no more, ends streams, and lets answers under way finish, but not for long.
+    /// Makes `/readyz` fail, then accepts no more connections, ends streams, and gives answers under way a bounded
+    /// time.
     ///
-    /// Whoever asks again, also where the first was dropped, waits for the same end.
+    /// A second call waits for the same end, also if the first one was dropped.
     pub(crate) async fn stop(&self) {
         let mut place = self.task.lock().await;
         let Some(running) = place.as_mut() else {
@@ -159,7 +162,7 @@ impl Server {
         let closing = since + self.drain_delay;
         sleep_until(closing).await;
         self.end.send_replace(true);
-        // Streams of changes would go on for ever.
+        // Streams of changes have no end of their own.
         self.hub.stop();
         let drained = timeout_at(closing + self.drain, &mut running.task).await;
         if drained.is_err() {
@@ -189,14 +192,14 @@ mod tests {
             ..Serving::default()
         };
         let address = "127.0.0.1:0".parse().unwrap();
-        Server::start(address, &cache, serving, Options::default())
+        Server::start(address, &cache, serving, router::default_inline())
             .await
             .unwrap()
     }
 
     /// As when the follower ends while the service does.
     #[tokio::test]
-    async fn whoever_asks_again_for_the_end_waits_for_it() {
+    async fn a_second_stop_waits_for_the_same_end() {
         let server = server(Duration::from_millis(500)).await;
         let given_up = timeout(Duration::from_millis(1), server.stop()).await;
         assert!(given_up.is_err());

@@ -28,7 +28,7 @@ pub(crate) struct TlsArguments {
     tls_key: Option<PathBuf>,
 }
 
-/// Cheap to clone; clones see what is read again.
+/// Cheap to clone. All clones see a certificate that is read again.
 #[derive(Clone)]
 pub(crate) struct Tls {
     certificate: PathBuf,
@@ -68,7 +68,7 @@ impl Tls {
         }))
     }
 
-    /// Reads the files again, for connections to come. Where that fails the certificate stays the one it was.
+    /// Reads the files again, for new connections. If that fails, the certificate stays as it was.
     pub(crate) fn read_again(&self) -> anyhow::Result<()> {
         self.config.store(read(&self.certificate, &self.key)?);
         Ok(())

@@ -1,4 +1,4 @@
-//! Which database: `DATABASE_URL`, and for what it leaves open the `PG*` variables that libpq knows, and its defaults.
+//! Where the database is: `DATABASE_URL`; for what it leaves open libpq's `PG*` variables; then libpq's defaults.
 
 use std::env;
 
@@ -10,8 +10,8 @@ use oddscache::{Config, Error};
     next_help_heading = "Database (what the URL leaves open comes from the other flags, then from libpq's defaults)"
 )]
 pub(crate) struct DatabaseArguments {
-    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given by the
-    /// environment if it holds a password, for arguments can be seen by other users
+    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given
+    /// by the environment if it holds a password, for arguments can be seen by other users
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// Host names or addresses with commas between, tried in this order, or the directory of the server's socket
@@ -74,7 +74,7 @@ pub(crate) struct DatabaseArguments {
 
 impl DatabaseArguments {
     /// # Errors
-    /// [`Error::Config`] if no database is named, or something cannot be read; never with a value in it.
+    /// [`Error::Config`] if no database is named, or something cannot be read. It never holds a value.
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let usage = |message: &str| Err(Error::Config(message.to_owned()));
         let url = self.database_url.as_deref().unwrap_or_default();
@@ -97,7 +97,7 @@ impl DatabaseArguments {
         self.at(url, "DATABASE_URL")
     }
 
-    /// Another database, under the same defaults; `name` is the variable that names it.
+    /// Another database with the same defaults. `name` is its variable.
     pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
         let defaults = [
             ("host", given(&self.host)),
@@ -136,7 +136,7 @@ impl DatabaseArguments {
     }
 }
 
-/// An empty flag or variable says nothing.
+/// The value of a flag or variable. An empty one counts as none.
 fn given(flag: &Option<String>) -> Option<String> {
     flag.clone().filter(|value| !value.is_empty())
 }
@@ -149,23 +149,7 @@ fn home_passfile() -> Option<String> {
     variable("HOME").map(|home| format!("{home}/.pgpass"))
 }
 
-/// A connection string of its own, which may hold a password.
-#[derive(Clone)]
-pub(crate) struct Url(pub(crate) String);
-
-impl From<String> for Url {
-    fn from(url: String) -> Url {
-        Url(url)
-    }
-}
-
-impl std::fmt::Debug for Url {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Url")
-    }
-}
-
-/// Not the connection string, which may hold a password.
+/// Without the connection string, which may hold a password.
 impl std::fmt::Debug for DatabaseArguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DatabaseArguments").finish_non_exhaustive()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use oddscache::{Config, Error};
 
-use super::database::{DatabaseArguments, Url};
+use super::{database::DatabaseArguments, secret::Secret};
 
 /// What `serve` and `dump` read, and how.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(crate) struct FollowArguments {
         default_value = "public",
         value_name = "NAME"
     )]
-    app_schema: String,
+    pub(crate) app_schema: String,
     /// The schema of the change feed
     #[arg(
         long,
@@ -27,35 +27,35 @@ pub(crate) struct FollowArguments {
         default_value = "oddscache",
         value_name = "NAME"
     )]
-    cache_schema: String,
+    pub(crate) cache_schema: String,
     /// How long an event is held after its kickoff, such as 2h or 90m
     #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
-    lookback: Duration,
-    /// Let the role be subject to row level security: only right where its policies show it every row
+    pub(crate) lookback: Duration,
+    /// Let the role be subject to row level security: only right if its policies show it every row
     #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
     allow_row_security: bool,
     /// How long reading everything may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
-    warmup_timeout: Duration,
+    pub(crate) warmup_timeout: Duration,
     /// How many connections read everything at a time, 1 to 8; those besides the first are open only meanwhile
     #[arg(long, env = "ODDSCACHE_WARMUP_CONNECTIONS", default_value_t = 2)]
     warmup_connections: usize,
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
-    read_timeout: Duration,
-    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in transaction
-    /// mode
+    pub(crate) read_timeout: Duration,
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in
+    /// transaction mode
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN_URL",
         hide_env_values = true,
         value_name = "URL"
     )]
-    listen_url: Option<Url>,
-    /// Within which time the audit should have compared every event with the database
+    listen_url: Option<Secret>,
+    /// The time in which the audit compares every event with the database
     #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
     audit_cycle: Duration,
-    /// Which share of the time, and at most of one core of the server, the audit may take
+    /// The share of the time, and of one core of the server, that the audit may take
     #[arg(
         long,
         env = "ODDSCACHE_AUDIT_BUDGET",
@@ -77,8 +77,8 @@ fn share(text: &str) -> Result<f64, String> {
 impl FollowArguments {
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let mut config = self.database.config()?;
-        if let Some(bell) = self.bell()? {
-            config = config.listen_from(bell);
+        if let Some(listen) = self.listen()? {
+            config = config.listen_from(listen);
         }
         Ok(config
             .app_schema(&self.app_schema)
@@ -92,31 +92,10 @@ impl FollowArguments {
             .audit_budget(self.audit_budget))
     }
 
-    /// Where to LISTEN, if elsewhere.
-    pub(crate) fn bell(&self) -> Result<Option<Config>, Error> {
-        let Some(Url(url)) = &self.listen_url else {
-            return Ok(None);
-        };
-        self.database.at(url, "ODDSCACHE_LISTEN_URL").map(Some)
-    }
-
-    pub(crate) fn lookback(&self) -> Duration {
-        self.lookback
-    }
-
-    pub(crate) fn warmup_timeout(&self) -> Duration {
-        self.warmup_timeout
-    }
-
-    pub(crate) fn read_timeout(&self) -> Duration {
-        self.read_timeout
-    }
-
-    pub(crate) fn app_schema(&self) -> &str {
-        &self.app_schema
-    }
-
-    pub(crate) fn cache_schema(&self) -> &str {
-        &self.cache_schema
+    /// Where to LISTEN, if not at the database that is read.
+    pub(crate) fn listen(&self) -> Result<Option<Config>, Error> {
+        let url = self.listen_url.as_ref();
+        url.map(|Secret(url)| self.database.at(url, "ODDSCACHE_LISTEN_URL"))
+            .transpose()
     }
 }

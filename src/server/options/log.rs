@@ -4,12 +4,13 @@ use clap::{Args, ValueEnum};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArguments {
+    // rustls warns of what any client can send it; each failed handshake is logged by the listener, at debug.
     /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as oddscache=debug
     #[arg(
         long,
         global = true,
         env = "ODDSCACHE_LOG",
-        default_value = "info,tokio_postgres=warn",
+        default_value = "info,tokio_postgres=warn,rustls=off",
         value_name = "FILTER"
     )]
     pub(crate) log: String,
@@ -21,7 +22,7 @@ pub(crate) struct LogArguments {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
-    /// How often the same place may log within 10 s; how many more there were is said after that. 0: any number
+    /// How often the same place may log within 10 s; a message says how many more there were. 0: any number
     #[arg(
         long,
         global = true,

@@ -3,3 +3,4 @@
 pub(crate) mod database;
 pub(crate) mod follow;
 pub(crate) mod log;
+pub(crate) mod secret;

@@ -131,7 +131,7 @@ pub async fn oracle(client: &Client, window_start: DateTime<Utc>) -> Vec<Value> 
     let window_start = window_start.to_rfc3339();
     let sql = format!(
         "PREPARE oracle(timestamptz) AS {}",
-        include_str!("../../../src/demo/oracle.sql")
+        include_str!("../../../src/server/commands/explain/oracle.sql")
     );
     client
         .batch_execute("DEALLOCATE ALL")

@@ -1,4 +1,4 @@
-//! What all groups of the doctor need to know.
+//! What every group of checks needs to know.
 
 use std::time::Duration;
 
@@ -33,12 +33,11 @@ pub(crate) struct DoctorArguments {
     pub(super) check_timeout: Duration,
 }
 
-/// What all groups need to know.
 pub(super) struct Context<'a> {
     pub(super) arguments: &'a DoctorArguments,
     pub(super) config: Config,
-    /// Where the cache would LISTEN, if elsewhere.
-    pub(super) bell: Option<Config>,
+    /// Where the cache would LISTEN, if not on the connection that reads.
+    pub(super) listen: Option<Config>,
     pub(super) app_schema: &'a str,
     pub(super) cache_schema: &'a str,
 }

@@ -1,4 +1,4 @@
-//! What was found, and how it is told.
+//! What was found, and how it is printed.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use crate::server::session::Trouble;
 pub(crate) enum Level {
     /// The cache cannot work, or can miss changes.
     Fail,
-    /// It works, but worse than it could, or for how long is a question.
+    /// It works, but worse than it could, or not for long.
     Warn,
     /// Good to know.
     Info,
@@ -44,7 +44,7 @@ pub(crate) struct Finding {
     pub(crate) what: String,
     /// Why it matters.
     pub(crate) why: Option<String>,
-    /// The statement or command that mends it.
+    /// The statement or command that fixes it.
     pub(crate) fix: Option<String>,
 }
 
@@ -77,7 +77,19 @@ impl Finding {
         Finding::new(id, Level::Ok, what)
     }
 
-    /// What could not be looked at. The lack of a right is no fault: the role is meant to have few.
+    /// An error of the library, whose text ends with the way out.
+    pub(crate) fn of_error(id: &'static str, level: Level, text: &str) -> Finding {
+        let (what, fix) = match text.rsplit_once("; ") {
+            Some((what, fix)) => (what, Some(fix.to_owned())),
+            None => (text, None),
+        };
+        Finding {
+            fix,
+            ..Finding::new(id, level, what)
+        }
+    }
+
+    /// What could not be looked at. The lack of a right is no fault, because the role is meant to have few.
     pub(crate) fn unchecked(id: &'static str, trouble: &Trouble) -> Finding {
         let level = if trouble.is_lack_of_rights() {
             Level::Info
@@ -102,6 +114,18 @@ impl Finding {
     pub(crate) fn fix(mut self, fix: impl Into<String>) -> Finding {
         self.fix = Some(fix.into());
         self
+    }
+}
+
+/// The findings, or one that says that all is well if there are none.
+pub(super) fn or_ok(
+    findings: Vec<Finding>,
+    id: &'static str,
+    what: impl FnOnce() -> String,
+) -> Vec<Finding> {
+    match findings.is_empty() {
+        true => vec![Finding::ok(id, what())],
+        false => findings,
     }
 }
 

@@ -1,5 +1,5 @@
-//! What keeps the change log from being pruned and vacuumed. How long it is, and who prunes it, `check.sql` reports; whether
-//! pruning works is tried here.
+//! What keeps the change log from being pruned and vacuumed. `check.sql` reports how long it is and who prunes it; this
+//! tries whether pruning works.
 
 use std::time::Duration;
 
@@ -7,12 +7,15 @@ use serde::Deserialize;
 
 use super::{
     context::Context,
-    finding::{Finding, Findings},
+    finding::{Finding, Findings, or_ok},
     server::Server,
 };
-use crate::server::session::{Session, Trouble, identifier, literal};
+use crate::server::{
+    prune::{self, Pruned},
+    session::{Session, Trouble, identifier, literal},
+};
 
-/// Dead rows from which on VACUUM is missed, if they are also ten times the living.
+/// With more dead rows than this, and ten times as many as living ones, VACUUM does not do its work.
 const DEAD_ROWS: i64 = 100_000;
 
 pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
@@ -20,7 +23,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
     let mut findings = Findings::default();
     findings.take("log.vacuum", vacuum(context, &session).await);
     if server.standby {
-        // Whoever holds the log back does so on the primary.
+        // What holds the log back is on the primary.
         return Ok(findings.0);
     }
     findings.take(
@@ -28,41 +31,23 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
         transactions(context, server, &session).await,
     );
     findings.take("log.prepared", prepared(context, &session).await);
-    findings.take("log.prune", prune(context, server, &session).await);
+    findings.take("log.prune", pruning(context, server, &session).await);
     Ok(findings.0)
 }
 
-/// What comes and goes by itself, such as locks and bounds, says nothing of the next time.
+/// Failures that pass by themselves, such as locks and time-outs. They say nothing of the next attempt.
 const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 
 const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
 
-/// `prune()` as the service calls it, taken back at once and bounded: its loop deletes for a sixth of this.
-const PRUNE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp; \
-    SET LOCAL oddscache.prune_timeout = '1 s'";
-
-async fn prune(
+async fn pruning(
     context: &Context<'_>,
     server: &Server,
     session: &Session,
 ) -> Result<Vec<Finding>, Trouble> {
-    #[derive(Deserialize)]
-    struct Right {
-        may: bool,
-    }
-    #[derive(Deserialize)]
-    struct Pruned {
-        rows: i64,
-    }
     let schema = identifier(context.cache_schema);
-    let sql = format!(
-        "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') AS may \
-         FROM pg_namespace AS n JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = 'prune' \
-           AND p.proargtypes = '1186' WHERE n.nspname = {}",
-        literal(context.cache_schema)
-    );
     // Where there is none, the feed's findings say so.
-    let Some(Right { may }) = session.rows(&sql).await?.into_iter().next() else {
+    let Some(may) = prune::is_allowed(session, context.cache_schema).await? else {
         return Ok(Vec::new());
     };
     let object = format!("{schema}.prune(interval)");
@@ -77,8 +62,13 @@ async fn prune(
             .fix("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
         ]);
     }
+    // As the service calls it, but rolled back, and bounded: its loop deletes for a sixth of this.
+    let before = format!(
+        "{}; SET LOCAL oddscache.prune_timeout = '1 s'",
+        prune::BEGIN
+    );
     let call = format!("SELECT {schema}.prune() AS rows");
-    let finding = match session.rows_after(PRUNE, &call).await {
+    let finding = match session.rows_after(&before, &call).await {
         Ok(pruned) => {
             let rows: i64 = pruned.iter().map(|Pruned { rows }| rows).sum();
             Finding::ok("log.prune", format!("works: {rows} rows would go within 0.2 s; taken back"))
@@ -160,19 +150,14 @@ async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>
                 .fix(format!("VACUUM {log}; look for old transactions and abandoned replication slots")),
         );
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(
-            "log.vacuum",
-            format!("autovacuum is on, {} dead rows", vacuum.dead),
-        ));
-    }
-    Ok(findings
-        .into_iter()
-        .map(|finding| finding.object(&*log))
-        .collect())
+    let findings = or_ok(findings, "log.vacuum", || {
+        format!("autovacuum is on, {} dead rows", vacuum.dead)
+    });
+    let findings = findings.into_iter();
+    Ok(findings.map(|finding| finding.object(&*log)).collect())
 }
 
-/// A transaction that has written, or whoever is known to hold the horizon.
+/// A transaction that has written, or that is known to hold the horizon.
 #[derive(Deserialize)]
 struct Open {
     pid: i32,
@@ -182,7 +167,7 @@ struct Open {
     seconds: f64,
 }
 
-/// Transactions that have written and stay open: nothing above them can be pruned, and what they wrote is not committed.
+/// Transactions that have written and stay open. No log row of a later transaction can be pruned meanwhile.
 async fn transactions(
     context: &Context<'_>,
     server: &Server,
@@ -192,8 +177,8 @@ async fn transactions(
     let seen = "SELECT a.pid, a.usename::text AS role, a.application_name AS application, a.state, \
          extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds FROM pg_stat_activity AS a \
          WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_backend_pid()";
-    // Of the transaction that holds the horizon anybody may know who it is, but not since when: at least since the first
-    // log row of one that began after it.
+    // Any role may see which transaction holds the horizon, but not since when. It is open at least since the first log
+    // row of a transaction that began after it.
     let log = format!("{}.change_log", identifier(context.cache_schema));
     let held = format!(
         "SELECT l.pid, a.usename::text AS role, a.application_name AS application, NULL::text AS state, \
@@ -207,7 +192,7 @@ async fn transactions(
     let open: Vec<Open> = session
         .rows(&format!("{sql} ORDER BY seconds DESC LIMIT 20"))
         .await?;
-    let mut findings: Vec<Finding> = open
+    let findings: Vec<Finding> = open
         .iter()
         .filter(|open| open.seconds >= long)
         .map(|open| {
@@ -224,18 +209,16 @@ async fn transactions(
                 .fix(format!("SELECT pg_terminate_backend({}), if it was forgotten", open.pid))
         })
         .collect();
-    if findings.is_empty() {
-        let what = match server.sees_all {
+    Ok(or_ok(findings, "log.transactions", || {
+        match server.sees_all {
             true => format!("none that has written is open for more than {}", ago(long)),
             false => format!(
                 "the oldest that has written is not known to be open for more than {}; as a member of pg_read_all_stats this \
-                 role would see all",
+             role would see all",
                 ago(long)
             ),
-        };
-        findings.push(Finding::ok("log.transactions", what));
-    }
-    Ok(findings)
+        }
+    }))
 }
 
 #[derive(Deserialize)]
@@ -253,7 +236,7 @@ async fn prepared(context: &Context<'_>, session: &Session) -> Result<Vec<Findin
     let prepared: Vec<Prepared> = session.rows(sql).await?;
     let long = context.arguments.long_transaction.as_secs_f64();
     let old = prepared.iter().filter(|prepared| prepared.seconds >= long);
-    let mut findings: Vec<Finding> = old
+    let findings: Vec<Finding> = old
         .map(|old| {
             Finding::warn("log.prepared", format!("prepared {} ago, and not ended", ago(old.seconds)))
                 .object(format!("{} of {} in database {}", old.gid, old.owner, old.database))
@@ -265,11 +248,7 @@ async fn prepared(context: &Context<'_>, session: &Session) -> Result<Vec<Findin
                 ))
         })
         .collect();
-    if findings.is_empty() {
-        findings.push(Finding::ok(
-            "log.prepared",
-            format!("no prepared transaction is older than {}", ago(long)),
-        ));
-    }
-    Ok(findings)
+    Ok(or_ok(findings, "log.prepared", || {
+        format!("no prepared transaction is older than {}", ago(long))
+    }))
 }

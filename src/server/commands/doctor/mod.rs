@@ -1,14 +1,14 @@
-//! `oddscache doctor`: looks at everything that a DBA or an operator can have got wrong, and says what mends it.
+//! `oddscache doctor`: looks for everything that a DBA or an operator can get wrong, and says how to fix it.
 //!
-//! Each file looks at one group of things. What can be seen in SQL alone stands in `sql/check.sql`, which [`script`] runs;
-//! the others add what needs a client: a second connection, a clock, the texts that this binary would install. Nothing that is
-//! written stays: what writes is tried in a transaction that is rolled back.
+//! Each file looks at one group of things. `sql/check.sql`, which [`script`] runs, has what SQL alone can see. The
+//! other files add what needs a client: a second connection, a clock, the texts that this binary would install. Doctor
+//! changes nothing: it rolls back what it writes.
 
-mod bell;
 mod context;
 mod feed;
 mod finding;
 mod log;
+mod notifications;
 mod script;
 mod server;
 mod settings;
@@ -29,9 +29,9 @@ use finding::{Finding, Findings, Report};
 pub(crate) async fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
     let context = Context {
         config: arguments.follow.config()?,
-        bell: arguments.follow.bell()?,
-        app_schema: arguments.follow.app_schema(),
-        cache_schema: arguments.follow.cache_schema(),
+        listen: arguments.follow.listen()?,
+        app_schema: &arguments.follow.app_schema,
+        cache_schema: &arguments.follow.cache_schema,
         arguments: &arguments,
     };
     let report = Report::new(context.config.target(), look(&context).await);
@@ -62,7 +62,7 @@ async fn look(context: &Context<'_>) -> Findings {
     findings.take("script", script::check(context, role).await);
     findings.take("feed", feed::check(context).await);
     findings.take("tables", tables::check(context).await);
-    findings.push(bell::check(context, &server).await);
+    findings.push(notifications::check(context, &server).await);
     findings.take("log", log::check(context, &server).await);
     findings.take("settings", settings::check(context, &server).await);
     if context.arguments.quick {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     context::Context,
-    finding::{Finding, Findings},
+    finding::{Finding, Findings, Level, or_ok},
 };
 use crate::server::session::{Session, Trouble};
 
@@ -18,21 +18,18 @@ const OLDEST: i32 = *SERVER_VERSIONS.start() as i32;
 /// The newest that the tests run on.
 const NEWEST: i32 = *SERVER_VERSIONS.end() as i32;
 
-/// Major versions, and the day from which nobody mends them any more.
-const END_OF_LIFE: [(i32, (i32, u32, u32)); 5] = [
-    (14, (2026, 11, 12)),
-    (15, (2027, 11, 11)),
-    (16, (2028, 11, 9)),
-    (17, (2029, 11, 8)),
-    (18, (2030, 11, 14)),
+/// Major versions, the last day on which they are supported, and the first minor release in which VACUUM keeps the part
+/// of the commit log that unread notifications need. These are the releases of 12 February 2026. The fix was committed
+/// on 12 November 2025, one day too late for the releases of that month.
+const RELEASES: [(i32, (i32, u32, u32), i32); 5] = [
+    (14, (2026, 11, 12), 21),
+    (15, (2027, 11, 11), 16),
+    (16, (2028, 11, 9), 12),
+    (17, (2029, 11, 8), 8),
+    (18, (2030, 11, 14), 2),
 ];
 
-/// The minor releases of 12 February 2026, the first in which VACUUM keeps the part of the commit log that unread
-/// notifications need. Committed on 12 November 2025, the day before the releases of that month, which were already made
-/// and do not have it.
-const QUEUE_FIX: [(i32, i32); 5] = [(14, 21), (15, 16), (16, 12), (17, 8), (18, 2)];
-
-/// More than this between the server's clock and ours is told.
+/// A greater difference between the server's clock and ours is a finding.
 const CLOCK_SECONDS: f64 = 2.0;
 
 /// What the server says of itself and of us.
@@ -65,7 +62,9 @@ pub(super) async fn reach(
 ) -> Result<Server, Trouble> {
     let session = context.session().await?;
     // A transaction over several messages, which a pooler in statement mode refuses.
-    for part in ["BEGIN READ ONLY", "SELECT 1", "ROLLBACK"] {
+    // The role's own time-outs must not end it between two of them.
+    let begin = format!("BEGIN READ ONLY; {}", session.limits());
+    for part in [&*begin, "SELECT 1", "ROLLBACK"] {
         session.run(part).await?;
     }
     let before = SystemTime::now();
@@ -118,12 +117,12 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
             "ALTER SYSTEM SET max_connections = ... (and a restart), or end idle sessions",
         )
     } else {
-        // The library's errors end with the way out.
-        let (what, fix) = text
-            .rsplit_once("; ")
-            .unwrap_or((text, "see whether psql \"$DATABASE_URL\" gets through"));
-        let finding = Finding::fail("server.reachable", what);
-        return finding.why("nothing else can be checked").fix(fix);
+        let finding = Finding::of_error("server.reachable", Level::Fail, text);
+        let finding = finding.why("nothing else can be checked");
+        return match finding.fix {
+            Some(_) => finding,
+            None => finding.fix("see whether psql \"$DATABASE_URL\" gets through"),
+        };
     };
     Finding::fail("server.reachable", text.clone())
         .why(why)
@@ -149,39 +148,35 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
         ];
     }
     let mut findings = Vec::new();
-    let fixed = QUEUE_FIX.iter().find(|(fixed, _)| *fixed == major);
-    if let Some((_, fixed)) = fixed.filter(|(_, fixed)| minor < *fixed) {
+    let release = RELEASES.iter().find(|(known, ..)| *known == major);
+    if let Some((.., fixed)) = release.filter(|(.., fixed)| minor < *fixed) {
         findings.push(
             Finding::warn("server.version", format!("PostgreSQL {name} has a known bug in LISTEN/NOTIFY"))
                 .why(
                     "VACUUM can remove what the server needs to read old notifications; listeners then fail with \"could \
-                     not access status of transaction\". The cache polls on and misses nothing, but the bell is silent",
+                     not access status of transaction\". The cache polls on and misses nothing, but it gets no notifications",
                 )
                 .fix(format!("install the minor release {major}.{fixed} or a later one")),
         );
     }
-    let end = END_OF_LIFE.iter().find(|(known, _)| *known == major);
-    let end = end.and_then(|(_, (year, month, day))| NaiveDate::from_ymd_opt(*year, *month, *day));
+    let end =
+        release.and_then(|(_, (year, month, day), _)| NaiveDate::from_ymd_opt(*year, *month, *day));
     if let Some(end) = end.filter(|end| today > *end) {
         findings.push(
             Finding::warn(
                 "server.version",
                 format!("PostgreSQL {major} is supported no more since {end}"),
             )
-            .why("bugs found since then are not mended")
+            .why("bugs found since then are not fixed")
             .fix("upgrade to a supported version (pg_upgrade)"),
         );
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(
-            "server.version",
-            format!("{name} has no known bug that matters here"),
-        ));
-    }
-    findings
+    or_ok(findings, "server.version", || {
+        format!("{name} has no known bug that matters here")
+    })
 }
 
-/// The server's answer was made between `before` and `after`, so within these nothing can be said.
+/// The server made its answer between `before` and `after`, by our clock. A time between them proves nothing.
 fn clock(server: f64, before: f64, after: f64) -> Finding {
     let off = if server < before {
         server - before
@@ -202,7 +197,8 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
     .fix("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
-/// Whether the names of the hosts lead to another machine: behind a pooler the server sees only the way from there.
+/// Whether the names of the hosts lead to another machine. Behind a pooler the server sees only the way from the
+/// pooler.
 fn leads_away(target: &str) -> bool {
     let is_here = |host: &str| {
         let local = ["/", "localhost:", "127.", "::1:", "[::1]:"];
@@ -216,7 +212,7 @@ fn encryption(server: &Server, leads_away: bool) -> Finding {
         (Some(true), _) => Finding::ok("server.tls", "the connection is encrypted"),
         (_, false) => Finding::ok("server.tls", "the connection does not leave this machine"),
         _ => Finding::warn("server.tls", "the connection is not encrypted, and goes over a network")
-            .why("whoever is on the way can read the odds, and change them")
+            .why("anybody on the way can read the odds, and change them")
             .fix("sslmode=verify-full with sslrootcert, or a tunnel; on the server: ssl = on, and hostssl in pg_hba.conf"),
     }
 }
@@ -237,30 +233,24 @@ async fn password(session: &Session, server: &Server) -> Result<Vec<Finding>, Tr
     };
     let sql = format!("SELECT current_setting('password_encryption') AS encryption, {md5} AS md5");
     let password: Password = session.row(&sql).await?;
-    Ok(
-        if password.md5 == Some(true) || password.encryption == "md5" {
-            let what = match password.md5 {
-                Some(true) => "the role's password is kept as md5",
-                _ => "new passwords are kept as md5",
-            };
-            vec![
-            Finding::warn("server.password", what)
-                .why("md5 is weak, a stolen hash is as good as the password, and PostgreSQL will drop it")
-                .fix("SET password_encryption = 'scram-sha-256', then \\password in psql; scram-sha-256 in pg_hba.conf"),
-        ]
-        } else {
-            vec![Finding::ok(
-                "server.password",
-                format!("passwords are kept as {}", password.encryption),
-            )]
-        },
-    )
+    let what = match password.md5 {
+        Some(true) => "the role's password is kept as md5",
+        _ if password.encryption == "md5" => "new passwords are kept as md5",
+        _ => {
+            let what = format!("passwords are kept as {}", password.encryption);
+            return Ok(vec![Finding::ok("server.password", what)]);
+        }
+    };
+    Ok(vec![
+        Finding::warn("server.password", what)
+            .why("md5 is weak, a stolen hash is as good as the password, and PostgreSQL will drop it")
+            .fix("SET password_encryption = 'scram-sha-256', then \\password in psql; scram-sha-256 in pg_hba.conf"),
+    ])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::commands::doctor::finding::Level;
 
     fn levels(number: i32, day: (i32, u32, u32)) -> Vec<Level> {
         let today = NaiveDate::from_ymd_opt(day.0, day.1, day.2).unwrap();
@@ -274,7 +264,7 @@ mod tests {
         assert_eq!(levels(120_022, day), [Level::Fail]);
         assert_eq!(levels(130_023, day), [Level::Fail]);
         // The releases of November 2025 do not have the fix, those of February 2026 do.
-        for (broken, mended) in [
+        for (broken, fixed) in [
             (140_020, 140_021),
             (150_015, 150_016),
             (160_011, 160_012),
@@ -282,7 +272,7 @@ mod tests {
             (180_001, 180_002),
         ] {
             assert_eq!(levels(broken, day), [Level::Warn], "{broken}");
-            assert_eq!(levels(mended, day), [Level::Ok], "{mended}");
+            assert_eq!(levels(fixed, day), [Level::Ok], "{fixed}");
         }
         assert_eq!(levels(140_021, (2026, 11, 13)), [Level::Warn]);
         assert_eq!(levels(190_000, day), [Level::Warn]);

@@ -1,4 +1,4 @@
-//! Settings of the server and of the role that connects, as far as the cache does not set them itself in its transactions.
+//! Settings of the server and of the role that connects. The cache sets others itself, in its transactions.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +6,19 @@ use serde::Deserialize;
 
 use super::{
     context::Context,
-    finding::{Finding, Findings, Level},
+    finding::{Finding, Findings, Level, or_ok},
     server::Server,
     tables::TABLES,
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
-/// Fewer connections left than this are told: a cache takes three, and one more now and then to prune.
+/// Fewer free connections than this are a finding: a cache takes three, and one more now and then to prune.
 const CONNECTIONS: i64 = 5;
 
-/// What the cache checks before it begins takes milliseconds, but is bounded by the role's `statement_timeout`.
+/// The checks before the cache starts take milliseconds, but the role's `statement_timeout` applies to them.
 const STATEMENT_MILLIS: i64 = 1_000;
 
-/// How long a cache waits for a lock, so that it gives way before the server looks for a deadlock.
+/// How long a cache waits for a lock. It must give way before the server looks for a deadlock.
 const LOCK_MILLIS: i64 = 300;
 
 pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
@@ -134,56 +134,67 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
     findings
 }
 
-/// What is in nobody's way, but good to know.
+/// Settings that disturb nothing, but are good to know.
 fn known(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let mut tell = |name: &str, what: String, why: &str, fix: Option<&str>| {
+        let mut finding = Finding::info("setting", what).object(name).why(why);
+        finding.fix = fix.map(str::to_owned);
+        findings.push(finding);
+    };
     let idle = number(settings, "idle_session_timeout");
     if idle > 0 {
-        findings.push(
-            Finding::info("setting", format!("ends sessions that were idle for {idle} ms"))
-                .object("idle_session_timeout")
-                .why("the cache's connections are idle by nature; the cache sets its own for them, so that this ends none of them"),
+        tell(
+            "idle_session_timeout",
+            format!("ends sessions that were idle for {idle} ms"),
+            "the cache's connections are idle by nature; the cache sets its own for them, so that this ends none of them",
+            None,
         );
     }
     let transaction = number(settings, "transaction_timeout");
     if transaction > 0 {
-        findings.push(
-            Finding::info("setting", format!("ends sessions whose transaction takes {transaction} ms"))
-                .object("transaction_timeout")
-                .why("the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them"),
+        tell(
+            "transaction_timeout",
+            format!("ends sessions whose transaction takes {transaction} ms"),
+            "the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them",
+            None,
         );
     }
-    // The cache names both for each transaction of its own.
+    // The cache sets both for each transaction of its own.
     let is = |name: &str, value: &str| settings.get(name).is_some_and(|is| is == value);
     if is("default_transaction_isolation", "serializable") {
-        findings.push(
-            Finding::info("setting", "is serializable")
-                .object("default_transaction_isolation")
-                .why("prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise")
-                .fix("if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED"),
+        tell(
+            "default_transaction_isolation",
+            "is serializable".to_owned(),
+            "prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise",
+            Some(
+                "if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED",
+            ),
         );
     }
     if is("default_transaction_read_only", "on") {
-        findings.push(
-            Finding::info("setting", "is on")
-                .object("default_transaction_read_only")
-                .why("prune() and heartbeat() write. The cache begins the transactions for these otherwise")
-                .fix("if something else calls prune() as this role: BEGIN READ WRITE"),
+        tell(
+            "default_transaction_read_only",
+            "is on".to_owned(),
+            "prune() and heartbeat() write. The cache begins the transactions for these otherwise",
+            Some("if something else calls prune() as this role: BEGIN READ WRITE"),
         );
     }
     let prepared = number(settings, "max_prepared_transactions");
     if prepared > 0 {
-        findings.push(
-            Finding::info("setting", format!("is {prepared}: transactions may end with PREPARE TRANSACTION"))
-                .object("max_prepared_transactions")
-                .why("PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify")
-                .fix("in each such transaction, before its first change: SET LOCAL oddscache.notify = off"),
+        tell(
+            "max_prepared_transactions",
+            format!("is {prepared}: transactions may end with PREPARE TRANSACTION"),
+            "PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify",
+            Some(
+                "in each such transaction, before its first change: SET LOCAL oddscache.notify = off",
+            ),
         );
     }
     findings
 }
 
-/// Limits of temporary files, of the server or of any role or database: writers may be other roles than ours.
+/// Limits of temporary files, of the server or of any role or database, because other roles write.
 async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
     #[derive(Deserialize)]
     struct Limited {
@@ -238,25 +249,14 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
     let reserved = ["superuser_reserved_connections", "reserved_connections"];
     let reserved: i64 = reserved.iter().map(|name| number(settings, name)).sum();
     let server = number(settings, "max_connections") - reserved;
+    let grow = "ALTER SYSTEM SET max_connections = ... (and a restart), or a pool in session mode";
+    let of_role = "ALTER ROLE ... CONNECTION LIMIT -1";
+    let of_database = "ALTER DATABASE ... CONNECTION LIMIT -1";
+    let (role, database) = (found.role_limit, found.database_limit);
     let limits = [
-        (
-            "the server",
-            server,
-            found.used,
-            "ALTER SYSTEM SET max_connections = ... (and a restart), or a pool in session mode",
-        ),
-        (
-            "the role",
-            found.role_limit,
-            found.role_used,
-            "ALTER ROLE ... CONNECTION LIMIT -1",
-        ),
-        (
-            "the database",
-            found.database_limit,
-            found.database_used,
-            "ALTER DATABASE ... CONNECTION LIMIT -1",
-        ),
+        ("the server", server, found.used, grow),
+        ("the role", role, found.role_used, of_role),
+        ("the database", database, found.database_used, of_database),
     ];
     let mut findings = Vec::new();
     for (whose, limit, used, fix) in limits {
@@ -269,16 +269,12 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
             );
         }
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(
-            "connections",
-            format!("{} of {server} are taken", found.used),
-        ));
-    }
-    Ok(findings)
+    Ok(or_ok(findings, "connections", || {
+        format!("{} of {server} are taken", found.used)
+    }))
 }
 
-/// A read locks every partition, and while it reads them their indexes.
+/// A read locks every partition, and the indexes of those that it reads.
 async fn locks(
     context: &Context<'_>,
     session: &Session,

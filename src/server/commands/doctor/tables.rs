@@ -1,14 +1,17 @@
-//! How foreign tables get out from below the application's. And whether a cache could start from these.
+//! Foreign tables below the application's, and whether a cache could start from the tables.
+
+use std::time::Instant;
 
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use std::time::Instant;
-
-use super::{context::Context, finding::Finding};
+use super::{
+    context::Context,
+    finding::{Finding, Level},
+};
 use crate::server::session::{Trouble, literal};
 
-/// So many times what one question may take is what reading everything once may take here; a cache that starts has its own
+/// The time for reading everything once, as a multiple of the time for one question. A cache that starts has its own
 /// bound.
 const WARMUP: u32 = 12;
 
@@ -20,9 +23,9 @@ pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots'
 #[derive(Deserialize)]
 struct Foreign {
     name: String,
-    /// The one of ours that it is below of.
+    /// The one of the six that it is below.
     root: String,
-    /// What it is directly below of, as SQL names it.
+    /// Its direct parent, as SQL names it.
     parent: String,
     partition: bool,
 }
@@ -42,7 +45,7 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     Ok(foreign.into_iter().map(told).collect())
 }
 
-/// PostgreSQL keeps no changed rows for triggers above a foreign table, so these cannot know the keys.
+/// Triggers above a foreign table get no changed rows from PostgreSQL, so they cannot know the keys.
 fn told(foreign: Foreign) -> Finding {
     let Foreign {
         name,
@@ -63,7 +66,7 @@ fn told(foreign: Foreign) -> Finding {
         .fix(fix)
 }
 
-/// Reads everything once, by the library itself: whatever would keep a cache from starting is its error, with its way out.
+/// Reads everything once, by the library itself. Its error, with its way out, is what would keep a cache from starting.
 pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
     let config = match context.arguments.follow.config() {
         Ok(config) => config,
@@ -79,16 +82,9 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
                 .fix("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
         }
         Ok(Err(error)) => {
-            let text = error.to_string();
-            // The library's errors end with the way out.
-            let (what, fix) = match text.split_once("; ") {
-                Some((what, fix)) => (what.to_owned(), Some(fix.to_owned())),
-                None => (text, None),
-            };
-            let mut finding = Finding::fail("warmup", format!("a cache cannot start: {what}"))
+            let text = format!("a cache cannot start: {error}");
+            return Finding::of_error("warmup", Level::Fail, &text)
                 .why("this is what `oddscache serve` would end with, or try again for ever");
-            finding.fix = fix;
-            return finding;
         }
         Err(_) => {
             return Finding::warn("warmup", format!("was not done within {:.0} s", bound.as_secs_f64().ceil()))
@@ -114,7 +110,7 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
             format!("{what}; {} malformed rows", stats.malformed_rows),
         )
         .why("a row that does not read as it should is served as far as it goes")
-        .fix("the log of `oddscache serve` names them; mend what writes them");
+        .fix("the log of `oddscache serve` names them; fix what writes them");
     }
     if view.is_empty() {
         return Finding::info("warmup", format!("{what}; nothing is within the window")).why(

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::server::{client::Url, http::auth::Secret, options::follow::FollowArguments, paths};
+use crate::server::{
+    client::Url,
+    options::{follow::FollowArguments, secret::Secret},
+    paths,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExplainArguments {

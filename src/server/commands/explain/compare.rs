@@ -1,14 +1,17 @@
 //! Where two events as JSON differ.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::oracle::normal;
 
-/// More than these are not told: the first few say what is wrong.
+/// No more differences are told: the first few say what is wrong.
 const MOST: usize = 20;
+
+/// Longer values are cut where people read them: a value may be a whole snapshot.
+const MOST_CHARACTERS: usize = 120;
 
 /// One field that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,7 +24,32 @@ pub(crate) struct Difference {
     pub(crate) database: Value,
 }
 
-/// What differs, in the order of the fields' names, whatever the form of numbers and times.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = match &*self.field {
+            "" => "the event",
+            field => field,
+        };
+        let (held, expected) = (short(&self.service), short(&self.database));
+        write!(
+            f,
+            "{field}: {held} in the service, {expected} in the database"
+        )
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "nothing".to_owned(),
+        value => value.to_string(),
+    };
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// What differs, in the order of the fields' names. Forms of the same number or time are equal.
 pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> {
     let form = |event: &Value| with_defaults(event.clone());
     let mut found = Vec::new();
@@ -30,7 +58,7 @@ pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> 
 }
 
 fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Difference>) {
-    // Times are compared by their microseconds, and told as they are.
+    // Times are compared by their microseconds, and printed as they are.
     if found.len() >= MOST || of(field, service) == of(field, database) {
         return;
     }
@@ -62,7 +90,7 @@ fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Diffe
     found.truncate(MOST);
 }
 
-/// The value in the form that equal values share.
+/// The value in a form that all equal values have.
 fn of(field: &str, value: &Value) -> Value {
     let name = field.rsplit('.').next().unwrap_or_default();
     let named = Value::Object([(name.to_owned(), value.clone())].into_iter().collect());
@@ -78,7 +106,7 @@ fn difference(field: String, service: Option<&Value>, database: Option<&Value>) 
     }
 }
 
-/// The database's outcomes are as they are stored: a missing or null `odds` means none, a missing or null `is_active` yes.
+/// Fills in what stored outcomes may lack: a missing `odds` means null, a missing or null `is_active` means true.
 fn with_defaults(mut event: Value) -> Value {
     for side in ["betpawa", "competitors"] {
         let snapshots = event.get_mut(side).and_then(Value::as_object_mut);

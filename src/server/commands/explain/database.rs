@@ -10,7 +10,7 @@ use crate::server::{
     session::{Session, Trouble, identifier, literal},
 };
 
-/// So many of the snapshots that the latest one beat are told.
+/// How many of the snapshots that the latest one beat are printed.
 const OLDER: u32 = 3;
 
 /// Why an event is held, or is not.
@@ -35,7 +35,7 @@ pub(crate) struct Reading {
     pub(crate) standing: Standing,
     /// Its kickoff has passed, so that the lookback decides whether it is held.
     pub(crate) has_begun: bool,
-    /// As the service should print it; null where it should not be held.
+    /// As the service should print it; null if the service should not hold it.
     pub(crate) event: Value,
 }
 
@@ -106,15 +106,15 @@ pub(crate) struct LogRow {
     pub(crate) at: DateTime<Utc>,
     pub(crate) table_name: String,
     pub(crate) op: String,
-    /// Names no keys: everything in the table is read again.
+    /// It names no keys: the cache reads the whole table again.
     pub(crate) whole_table: bool,
-    /// The trouble that a trigger met, without what may quote data.
+    /// The SQLSTATE of an error in a trigger. Its text may quote data, and is left out.
     pub(crate) sqlstate: Option<String>,
-    /// Whether it was written after the service's cut; null where there is no service.
+    /// Whether it was written after the service's cut; null without a service.
     pub(crate) after_cut: Option<bool>,
 }
 
-/// Where the event is asked for.
+/// The database, and the event to ask it for.
 pub(crate) struct Database<'a> {
     session: &'a Session,
     app: String,
@@ -153,15 +153,15 @@ impl<'a> Database<'a> {
     pub(crate) fn new(session: &'a Session, follow: &FollowArguments, event: i64) -> Database<'a> {
         Database {
             session,
-            app: identifier(follow.app_schema()),
-            cache: identifier(follow.cache_schema()),
-            lookback: follow.lookback().as_secs_f64(),
+            app: identifier(&follow.app_schema),
+            cache: identifier(&follow.cache_schema),
+            lookback: follow.lookback.as_secs_f64(),
             event,
         }
     }
 
     fn begin(&self) -> String {
-        // The names of the query that says what must be held are unqualified.
+        // The oracle's names are unqualified.
         format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp; SET LOCAL jit = off",
             self.app
@@ -178,7 +178,7 @@ impl<'a> Database<'a> {
         let Some((comments, rest)) = ORACLE.split_once(head) else {
             return Err(Trouble::new("oracle.sql does not begin as expected"));
         };
-        // The table `events` with this event alone, for all that the query says of it.
+        // For the oracle the table `events` has this event alone.
         let one = format!(
             "{comments}with events as (select * from {}.events where id = {}), upcoming as ({rest}",
             self.app, self.event
@@ -194,11 +194,7 @@ impl<'a> Database<'a> {
             app = self.app,
             event = self.event,
         );
-        let row = self.session.rows_after(&self.begin(), &sql).await?;
-        let row: Row = row
-            .into_iter()
-            .next()
-            .ok_or_else(|| Trouble::new("the server gave no row"))?;
+        let row: Row = self.session.row_after(&self.begin(), &sql).await?;
         let event = match &row.line {
             Some(line) => serde_json::from_str(line)
                 .map_err(|error| Trouble::new(format!("the event is no JSON: {error}")))?,
@@ -221,20 +217,14 @@ impl<'a> Database<'a> {
         )
     }
 
-    /// Where it comes from, and what the log says of it; which of that is newer than the service's `cut`.
+    /// Where it comes from, and which log rows name it. Marks those that are newer than the service's `cut`.
     pub(crate) async fn facts(
         &self,
         log_rows: u16,
         cut: Option<DateTime<Utc>>,
     ) -> Result<Facts, Trouble> {
-        let rows = self
-            .session
-            .rows_after(&self.begin(), &self.facts_query())
-            .await?;
-        let row: FactsRow = rows
-            .into_iter()
-            .next()
-            .ok_or_else(|| Trouble::new("the server gave no row"))?;
+        let (begin, query) = (self.begin(), self.facts_query());
+        let row: FactsRow = self.session.row_after(&begin, &query).await?;
         let mut latest = row.own.unwrap_or_default();
         latest.extend(row.theirs.unwrap_or_default());
         let (log, log_trouble) = match self.log(log_rows, cut).await {
@@ -257,7 +247,7 @@ impl<'a> Database<'a> {
         let (app, event) = (&self.app, self.event);
         let captured = utc("to_jsonb(r.s) ->> 'captured_at'");
         let confirmed = utc("to_jsonb(r.s) ->> 'last_confirmed_at'");
-        // `ranked` numbers the rivals, the greatest id first; raw_response is read of the few that are told.
+        // `ranked` numbers the rivals, the greatest id first. Only of the few that are printed raw_response is read.
         let latest = |ranked: &str, keys: &str, rivals: &str, markets: &str| {
             format!(
                 "SELECT jsonb_agg(to_jsonb(x)) FROM (\
@@ -339,7 +329,7 @@ impl<'a> Database<'a> {
         self.session.rows(&sql).await
     }
 
-    /// How many log rows that name the event were written since; 0 where the log cannot be read.
+    /// How many log rows that name the event were written since; 0 if the log cannot be read.
     pub(crate) async fn changed_since(&self, cut: DateTime<Utc>) -> Result<usize, Trouble> {
         #[derive(Deserialize)]
         struct Count {
@@ -351,11 +341,8 @@ impl<'a> Database<'a> {
             literal(&cut.to_rfc3339()),
             self.named(),
         );
-        Ok(self
-            .session
-            .row::<Count>(&sql)
-            .await
-            .map_or(0, |count| count.n))
+        let count = self.session.row::<Count>(&sql).await;
+        Ok(count.map_or(0, |count| count.n))
     }
 }
 

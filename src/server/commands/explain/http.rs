@@ -1,4 +1,4 @@
-//! What a running service says of an event.
+//! What a running service says about an event.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,23 +11,23 @@ use tokio::time::{Instant, sleep};
 
 use super::arguments::ExplainArguments;
 use crate::server::{
-    client::{Asker, Url},
+    client::{Client, Url},
     paths,
 };
 
 /// How often the service is asked whether it has caught up.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a service says of the event and of itself.
+/// What a service says about the event and itself.
 #[derive(Debug, Serialize)]
 pub(crate) struct Service {
     pub(crate) url: String,
     pub(crate) stats: Stats,
-    /// As it is served; null where it is not held.
+    /// As the service prints it; null if it does not hold it.
     pub(crate) event: Option<Value>,
 }
 
-/// What is read of `/v1/stats`.
+/// The part of `/v1/stats` that is read.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Stats {
     /// The database's time at the cut, null before it is warm.
@@ -38,20 +38,20 @@ pub(crate) struct Stats {
     pub(crate) status: String,
 }
 
-/// What the service says once its cut is not earlier than `at`, or at the end of our patience.
+/// The service's answer as soon as its cut is not earlier than `at`, or at the end of `--wait`.
 pub(crate) async fn caught_up(
     url: &Url,
     at: DateTime<Utc>,
     arguments: &ExplainArguments,
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
-    let asker = Asker::new(
+    let client = Client::new(
         paths::given(&arguments.ca).map(PathBuf::as_path),
         arguments.token.as_ref(),
         arguments.timeout,
     )?;
     loop {
-        let service = ask(url, arguments.event, &asker).await?;
+        let service = ask(url, arguments.event, &client).await?;
         let is_late = service.stats.as_of.is_none_or(|as_of| as_of < at);
         if !is_late || Instant::now() >= deadline {
             return Ok(service);
@@ -60,16 +60,16 @@ pub(crate) async fn caught_up(
     }
 }
 
-/// The stats first, so that the event is of their cut or of a later one.
-async fn ask(url: &Url, event: i64, asker: &Asker) -> anyhow::Result<Service> {
-    let (status, body) = asker.get(url, "/v1/stats").await?;
+/// Asks for the stats first, so that the event is of their cut or of a later one.
+async fn ask(url: &Url, event: i64, client: &Client) -> anyhow::Result<Service> {
+    let (status, body) = client.get(url, "/v1/stats").await?;
     ensure!(
         status != StatusCode::UNAUTHORIZED,
         "it asks for a token: --token or ODDSCACHE_TOKEN"
     );
     ensure!(status == StatusCode::OK, "/v1/stats answers {status}");
     let stats = serde_json::from_slice(&body).context("/v1/stats is not what oddscache answers")?;
-    let (status, body) = asker.get(url, &format!("/v1/events/{event}")).await?;
+    let (status, body) = client.get(url, &format!("/v1/events/{event}")).await?;
     let event = match status {
         StatusCode::OK => {
             Some(serde_json::from_slice(&body).context("/v1/events/{id} is no JSON")?)

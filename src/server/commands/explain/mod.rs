@@ -1,12 +1,12 @@
-//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service and the
-//! database agree about it.
+//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service and
+//! the database agree about it.
 //!
-//! The database is asked in SQL that has nothing in common with how the cache reads it. A service is compared as a
-//! reader of a moving thing must be: the database is read before and after the service answered, and the service differs only
-//! if both readings are the same, it says that its cut lies between them, and its answer is another.
+//! It asks the database in SQL that shares nothing with how the cache reads. Because odds change meanwhile, it reads
+//! the database before and after the service answers. The service differs only if both readings are the same, its cut
+//! lies between them, and its answer is another.
 
 mod arguments;
-mod compare;
+pub(crate) mod compare;
 mod database;
 mod explanation;
 mod http;
@@ -20,22 +20,22 @@ use std::{
 
 use anyhow::Context as _;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::server::session::Session;
 pub(crate) use arguments::ExplainArguments;
 use compare::{Difference, differences};
-use database::{Reading, Standing};
+use database::Reading;
 use explanation::{Explanation, Verdict};
 use http::{PAUSE, Service};
 
 /// Where `oddscache serve` listens unless told otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:7979";
 
-/// How often the database and the service are read anew while the event changes under our eyes.
+/// How often to read the database and the service again while the event keeps changing.
 const ROUNDS: usize = 5;
 
-/// Ends with 0 if the service agrees, or none was asked for and none answers; 1 if it differs.
+/// The exit code is 1 if the service differs. It is 0 if the service agrees, or if none is named and none answers.
 pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
     let session = Session::open(&arguments.follow.config()?, arguments.timeout)
         .await
@@ -55,10 +55,10 @@ pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
     })
 }
 
-/// What one round of reading says.
+/// The outcome of one round of reading.
 enum Round {
     Done(Verdict, String, Vec<Difference>),
-    /// The event changed meanwhile: once more.
+    /// The event changed meanwhile, so another round is needed.
     Moving(String, Vec<Difference>),
 }
 
@@ -78,18 +78,13 @@ async fn explain(
             service,
         })
     };
-    let url = match (&arguments.url, arguments.no_service) {
-        (_, true) => {
-            return conclude(
-                Verdict::DatabaseOnly,
-                "no service was asked".to_owned(),
-                Vec::new(),
-                None,
-            )
-            .await;
-        }
-        (Some(url), _) => url.clone(),
-        (None, _) => DEFAULT_URL.parse().map_err(anyhow::Error::msg)?,
+    if arguments.no_service {
+        let reason = "no service was asked".to_owned();
+        return conclude(Verdict::DatabaseOnly, reason, Vec::new(), None).await;
+    }
+    let url = match &arguments.url {
+        Some(url) => url.clone(),
+        None => DEFAULT_URL.parse().map_err(anyhow::Error::msg)?,
     };
     let mut moving = None;
     for _ in 0..ROUNDS {
@@ -116,6 +111,7 @@ async fn explain(
     conclude(Verdict::Differs, reason, differences, Some(service)).await
 }
 
+/// Compares what the service holds with two readings of the database, before and after its answer.
 async fn judge(
     arguments: &ExplainArguments,
     database: &database::Database<'_>,
@@ -123,77 +119,61 @@ async fn judge(
     service: &Service,
     after: &Reading,
 ) -> anyhow::Result<Round> {
-    let nothing = Value::Null;
-    let held = service.event.as_ref().unwrap_or(&nothing);
-    for reading in [after, before] {
-        if differences(held, &reading.event).is_empty() {
-            let reason = match &reading.event {
-                Value::Null => "neither the service nor the database has it".to_owned(),
-                _ => "the service holds what the database says, field by field".to_owned(),
-            };
-            return Ok(Round::Done(Verdict::Agrees, reason, Vec::new()));
-        }
+    let held = service.event.as_ref().unwrap_or(&Value::Null);
+    let matches = |reading: &&Reading| differences(held, &reading.event).is_empty();
+    if let Some(reading) = [after, before].into_iter().find(matches) {
+        let reason = match &reading.event {
+            Value::Null => "neither the service nor the database has it",
+            _ => "the service holds what the database says, field by field",
+        };
+        return Ok(Round::Done(Verdict::Agrees, reason.to_owned(), Vec::new()));
     }
     let found = differences(held, &after.event);
-    let Some(as_of) = service.stats.as_of else {
-        let reason = format!("the service is not warm: {}", service.stats.status);
-        return Ok(Round::Done(Verdict::Differs, reason, found));
-    };
-    if as_of < before.at {
-        let status = &service.stats.status;
-        let newer = database.changed_since(as_of).await?;
-        let reason = match newer {
+    let status = &service.stats.status;
+    let reason = match service.stats.as_of {
+        None => format!("the service is not warm: {status}"),
+        Some(as_of) if as_of < before.at => match database.changed_since(as_of).await? {
             0 => format!(
                 "the service's cut is older than this reading ({status}), but no log row since names the event"
             ),
-            n => format!(
-                "a newer change explains it: {n} log rows since the service's cut name the event or a whole table; the \
+            rows => format!(
+                "a newer change explains it: {rows} log rows since the service's cut name the event or a whole table; the \
                  service is behind ({status})"
             ),
-        };
-        return Ok(Round::Done(Verdict::Differs, reason, found));
-    }
-    if !differences(&before.event, &after.event).is_empty() {
-        let reason = "the event changes faster than it can be compared; a newer change explains it"
-            .to_owned();
-        return Ok(Round::Moving(reason, found));
-    }
-    if before.standing != Standing::Held || after.standing != Standing::Held {
-        // Whether it is within the window hangs on the lookback, which is the service's own affair.
-        if before.is_window_only() && service.event.is_some() {
-            let reason = format!(
-                "the service holds an event that is not within the window here: has it another lookback than {}?",
-                humantime::format_duration(arguments.follow.lookback())
-            );
-            return Ok(Round::Done(Verdict::Differs, reason, found));
+        },
+        Some(_) if !differences(&before.event, &after.event).is_empty() => {
+            let reason = "the event changes faster than it can be compared; a newer change explains it";
+            return Ok(Round::Moving(reason.to_owned(), found));
         }
-    }
-    // Rows that do not read as they should are served as far as they go: only the library knows how far that is.
+        // The service decides by its own lookback whether the event is within the window.
+        Some(_) if before.is_window_only() && service.event.is_some() => format!(
+            "the service holds an event that is not within the window here: has it another lookback than {}?",
+            humantime::format_duration(arguments.follow.lookback)
+        ),
+        Some(_) if differences(held, &read_by_the_library(arguments).await?).is_empty() => {
+            let reason = "the service holds what the library reads; some rows do not read as they should, and are served as far \
+                          as they go (malformed_rows)";
+            return Ok(Round::Done(Verdict::Agrees, reason.to_owned(), Vec::new()));
+        }
+        Some(_) if service.event.is_none() && before.has_begun => {
+            "the service does not hold an event that is within the window here: has it a shorter lookback?".to_owned()
+        }
+        Some(_) => {
+            "the service's cut is later than the reading before, and nothing changed since: this is a fault".to_owned()
+        }
+    };
+    Ok(Round::Done(Verdict::Differs, reason, found))
+}
+
+/// The event as the library reads it, which alone knows how far a malformed row is served.
+async fn read_by_the_library(arguments: &ExplainArguments) -> anyhow::Result<Value> {
     let config = arguments.follow.config()?.need_feed(false);
-    let view = tokio::time::timeout(
-        arguments.follow.warmup_timeout(),
-        oddscache::warm_up(config),
-    )
-    .await
-    .context("reading everything by the library took too long")?
-    .context("reading everything by the library")?;
-    let read = match view.event(arguments.event) {
+    let reading = timeout(arguments.follow.warmup_timeout, oddscache::warm_up(config)).await;
+    let view = reading
+        .context("reading everything by the library took too long")?
+        .context("reading everything by the library")?;
+    Ok(match view.event(arguments.event) {
         Some(event) => serde_json::to_value(event)?,
         None => Value::Null,
-    };
-    Ok(if differences(held, &read).is_empty() {
-        let reason = "the service holds what the library reads; some rows do not read as they should, and are served as far \
-             as they go (malformed_rows)";
-        Round::Done(Verdict::Agrees, reason.to_owned(), Vec::new())
-    } else {
-        let reason = match service.event.is_none() && before.has_begun {
-            true => {
-                "the service does not hold an event that is within the window here: has it a shorter lookback?"
-            }
-            false => {
-                "the service's cut is later than the reading before, and nothing changed since: this is a fault"
-            }
-        };
-        Round::Done(Verdict::Differs, reason.to_owned(), found)
     })
 }

@@ -1,11 +1,11 @@
-//! The oracle: a query for what the cache must hold, which shares nothing with how the cache reads. `explain` and the demo
-//! compare with its answer.
+//! The oracle: a query for what the cache must hold. It shares nothing with how the cache reads. `explain` and the demo
+//! compare the cache with its answer.
 
 use chrono::DateTime;
 use serde_json::Value;
 
-/// What the cache must hold, said in SQL; its own words about itself are at its head.
-pub(crate) const ORACLE: &str = include_str!("../../../demo/oracle.sql");
+/// What the cache must hold, in SQL. Its head explains it.
+pub(crate) const ORACLE: &str = include_str!("oracle.sql");
 
 /// One form for equal values: 2 and 2.0, a time with and without fraction digits.
 pub(crate) fn normal(value: Value) -> Value {

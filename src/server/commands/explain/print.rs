@@ -2,15 +2,11 @@
 
 use std::io::{self, Write};
 
-use serde_json::Value;
-
 use super::{
     database::{CompetitorEvent, Facts, Latest, Standing},
     explanation::{Explanation, Verdict},
+    http::Service,
 };
-
-/// Values of a difference longer than this are cut: a whole snapshot may be one.
-const MOST_CHARACTERS: usize = 120;
 
 pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
     let facts = &explanation.database;
@@ -20,16 +16,12 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
     }
     for event in &facts.competitor_events {
         if let Some(reason) = counts_not(event) {
+            let id = event.external_id.as_deref();
+            let id = id.map(|id| format!(" {id}")).unwrap_or_default();
+            let (number, source) = (event.id, &event.source);
             writeln!(
                 out,
-                "  competitor event {} ({}{}) does not count: {reason}",
-                event.id,
-                event.source,
-                event
-                    .external_id
-                    .as_deref()
-                    .map(|id| format!(" {id}"))
-                    .unwrap_or_default()
+                "  competitor event {number} ({source}{id}) does not count: {reason}"
             )?;
         }
     }
@@ -38,43 +30,10 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
     }
     print_log(facts, out)?;
     if let Some(service) = &explanation.service {
-        let (stats, held) = (
-            &service.stats,
-            if service.event.is_some() {
-                "holds it"
-            } else {
-                "does not hold it"
-            },
-        );
-        let age = stats
-            .age_ms
-            .map_or("without age".to_owned(), |age| format!("{age} ms old"));
-        let cut = stats
-            .as_of
-            .map_or("no cut".to_owned(), |as_of| format!("cut of {as_of}"));
-        let status = if stats.status.is_empty() {
-            ""
-        } else {
-            &*format!(", {}", stats.status)
-        };
-        writeln!(
-            out,
-            "service {}: {held}; {cut}, {age}, epoch {}{status}",
-            service.url, stats.epoch
-        )?;
+        writeln!(out, "{}", said(service))?;
     }
     for difference in &explanation.differences {
-        let field = if difference.field.is_empty() {
-            "the event"
-        } else {
-            &*difference.field
-        };
-        writeln!(
-            out,
-            "  {field}: {} in the service, {} in the database",
-            short(&difference.service),
-            short(&difference.database)
-        )?;
+        writeln!(out, "  {difference}")?;
     }
     let verdict = match explanation.verdict {
         Verdict::Agrees => "agrees",
@@ -82,6 +41,27 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
         Verdict::DatabaseOnly => "not compared",
     };
     writeln!(out, "{verdict}: {}", explanation.reason)
+}
+
+fn said(service: &Service) -> String {
+    let stats = &service.stats;
+    let held = match service.event {
+        Some(_) => "holds it",
+        None => "does not hold it",
+    };
+    let cut = stats.as_of.map(|as_of| format!("cut of {as_of}"));
+    let age = stats.age_ms.map(|age| format!("{age} ms old"));
+    let status = match &*stats.status {
+        "" => String::new(),
+        status => format!(", {status}"),
+    };
+    format!(
+        "service {}: {held}; {}, {}, epoch {}{status}",
+        service.url,
+        cut.as_deref().unwrap_or("no cut"),
+        age.as_deref().unwrap_or("without age"),
+        stats.epoch
+    )
 }
 
 fn standing(facts: &Facts) -> String {
@@ -178,15 +158,4 @@ fn print_log(facts: &Facts, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-fn short(value: &Value) -> String {
-    let text = match value {
-        Value::Null => return "nothing".to_owned(),
-        value => value.to_string(),
-    };
-    match text.char_indices().nth(MOST_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
 }

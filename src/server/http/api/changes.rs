@@ -1,17 +1,19 @@
-//! `GET /v1/changes`: what each publication changed, as server-sent events, without a gap that it does not tell of.
+//! `GET /v1/changes`: what each publication changed, as server-sent events. An event of its own marks each gap.
 //!
 //! | event | id | data |
 //! |---|---|---|
 //! | `start` | of the view at this moment | `as_of`, `epoch`: take the events after it, and go on from there |
 //! | `change` | of the view that was published | `as_of`, `epoch`, and the ids of the events that differ: `betpawa`, `competitors` by source, `kickoffs` |
-//! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take the events anew |
+//! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take all events again |
 //!
-//! With `odds=true` a `change` also has `odds`: of the events that differ and are held, what the event list says of them in the
-//! newest view there is when it is sent, which may be newer than the change. Applied in order they never go back.
+//! With `odds=true` a `change` also has `odds`: the entries of the event list for the events that differ and are held.
+//! They are of the newest view at the time of sending, which may be newer than the change. Applied in order they never
+//! go back.
 //!
-//! A client that comes back with `Last-Event-ID` gets what it missed, or `lagged` if that is no longer known (of another
-//! process, or too long ago). So does one that takes its events too slowly, and with `odds=true` one that missed more than
-//! the whole list has: that is compressed, and the same for all. No client holds up another one, or the follower.
+//! A client that comes back with `Last-Event-ID` gets what it missed. It gets `lagged` if that is no longer known (of
+//! another process, or too long ago), and so does a client that reads too slowly. With `odds=true` a client also gets
+//! `lagged` if it missed more than the whole list, which is compressed and the same for all. No client delays another
+//! one, or the follower.
 
 use std::{
     collections::VecDeque,
@@ -39,29 +41,29 @@ use tokio::{
 
 use crate::server::http::{cut, problem::problem};
 
-/// So many changes are kept for clients that come back.
+/// How many changes are kept for clients that come back.
 const KEPT: usize = 1024;
 
-/// A stream that is quiet says so this often, or proxies would end it.
+/// How often a quiet stream sends something, so that proxies do not end it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What is then said: a comment, which clients pass over.
+/// A comment, which clients ignore.
 const STILL_HERE: Bytes = Bytes::from_static(b":\n\n");
 
-/// Events that were written of late are kept up to this weight, for all the streams that send them.
+/// How many bytes of recently written events are kept, for all streams that send them.
 const WRITTEN_BYTES: usize = 8 << 20;
 
-/// The odds of so many events are little, to write and to send.
+/// Up to so many events, writing their odds takes too little time for a thread of its own.
 const FEW_EVENTS: usize = 64;
 
-/// The changes of late, and who waits for the next.
+/// The recent changes, shared by all streams.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
     kept: Arc<Mutex<VecDeque<Arc<Change>>>>,
-    /// Version of the newest one kept.
+    /// The version of the newest change.
     newest: watch::Receiver<u64>,
     written: Arc<Mutex<Written>>,
-    /// Locked by who writes the odds of many events.
+    /// Locked while the odds of many events are written.
     writer: Arc<tokio::sync::Mutex<()>>,
     places: Arc<Semaphore>,
     most: usize,
@@ -69,16 +71,16 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// Keeps changes from now on, until the handle's follower is gone. Must be called within a runtime.
+    /// Keeps changes from now on, until the handle's follower is gone. Needs a runtime.
     pub(crate) fn start(cache: &OddsCache, most_streams: usize) -> Hub {
-        // First, so that no change falls between the version and the first one kept.
+        // Before the version, so that no change falls between it and the first change.
         let mut changes = cache.changes();
         let (tell, newest) = watch::channel(cache.view().version());
         let kept = Arc::new(Mutex::new(VecDeque::<Arc<Change>>::with_capacity(KEPT)));
         let ours = Arc::clone(&kept);
         let keeping = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
-                // One that lagged leaves a hole in the versions, which each client sees for itself.
+                // Lagging leaves a gap in the versions, which each client sees for itself.
                 let Ok(change) = change else { continue };
                 let version = change.version;
                 {
@@ -117,7 +119,7 @@ impl Hub {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let from = kept.partition_point(|change| change.version <= version);
         let changes: Vec<_> = kept.range(from..).cloned().collect();
-        // Of a version that never was, also of another process.
+        // A version beyond the newest never was, or is of another process.
         let newest = *self.newest.borrow();
         let end = changes.last().map_or(version, |change| change.version);
         let mut expected = version;
@@ -128,27 +130,27 @@ impl Hub {
         (version <= newest && newest <= end && whole).then_some(changes)
     }
 
-    /// What is sent of a change; with the odds of the newest view, if they are wanted. `None` if it could not be made.
-    async fn told(
+    /// The event of a change, with the odds of the newest view if they are wanted. `None` if it could not be made.
+    async fn event_of(
         &self,
         change: &Arc<Change>,
         cache: &OddsCache,
         inline: Option<&InlineMarkets>,
     ) -> Option<Bytes> {
-        // What a client was sent before is of no newer view than this.
+        // No event that the client has got is of a newer view than this.
         let least = inline.map(|_| cache.view().version());
         if let Some(event) = self.written(change.version, least) {
             return Some(event);
         }
         let Some(inline) = inline.filter(|_| change.event_ids().len() > FEW_EVENTS) else {
-            // Beside the lock: two may write the same, but nobody waits for it.
+            // Without the lock: two tasks may write the same event, but none waits.
             return Some(self.write(change, cache, inline));
         };
         let turn = Arc::clone(&self.writer).lock_owned().await;
         if let Some(event) = self.written(change.version, least) {
             return Some(event);
         }
-        // Milliseconds, and longer the more events there are.
+        // On a thread for blocking work: it takes milliseconds, and longer for more events.
         let (hub, change) = (self.clone(), Arc::clone(change));
         let (cache, inline) = (cache.clone(), inline.clone());
         let written = spawn_blocking(move || {
@@ -161,7 +163,7 @@ impl Hub {
         written.inspect_err(failed).ok()
     }
 
-    /// What was written of a change, with the odds of version `least` or a newer one.
+    /// The event of a change if it was written, with odds of version `least` or newer.
     fn written(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.get(change, least)
@@ -217,15 +219,15 @@ impl Hub {
     }
 }
 
-/// Which event of a stream: of which change, and the odds of which version if they are with it.
+/// Names a written event: the version of its change, and the version of its odds if it has some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     change: u64,
     odds: Option<u64>,
 }
 
-/// Events that were written of late: all streams send the same at about the same time.
-/// No more than fit into [`WRITTEN_BYTES`], or the newest alone.
+/// Recently written events. All streams send the same events at about the same time.
+/// They fit into [`WRITTEN_BYTES`], unless the newest alone does not.
 #[derive(Debug, Default)]
 struct Written {
     events: VecDeque<(Key, Bytes)>,
@@ -233,9 +235,9 @@ struct Written {
 }
 
 impl Written {
-    /// With odds only if `least` is a version, and then of that or a newer one.
+    /// Without `least` an event without odds; else one with odds of version `least` or newer.
     fn get(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
-        // The newest are asked for most.
+        // From the newest, which are wanted most.
         let mut events = self.events.iter().rev();
         let found = events.find(|(key, _)| {
             key.change == change && key.odds.is_some() == least.is_some() && key.odds >= least
@@ -261,9 +263,9 @@ impl Written {
 struct Client {
     hub: Hub,
     cache: OddsCache,
-    /// The markets to be sent with each change, if any.
+    /// The markets that are sent with each change, if any.
     inline: Option<InlineMarkets>,
-    /// The version told last; `None` before the first.
+    /// The version of the last event; `None` before the first.
     last: Option<u64>,
     waiting: VecDeque<Arc<Change>>,
     _place: OwnedSemaphorePermit,
@@ -278,10 +280,10 @@ impl Client {
         loop {
             if let Some(change) = self.waiting.front() {
                 let inline = self.inline.as_ref();
-                let told = self.hub.told(change, &self.cache, inline).await?;
+                let event = self.hub.event_of(change, &self.cache, inline).await?;
                 self.last = Some(change.version);
                 self.waiting.pop_front();
-                return Some(told);
+                return Some(event);
             }
             match self.hub.after(last) {
                 None => return Some(self.here("lagged")),
@@ -295,7 +297,7 @@ impl Client {
         }
     }
 
-    /// Whether the odds of these changes are more than those of all events. Of one change they never are.
+    /// Whether the odds of these changes are more than those of all events. Those of one change never are.
     fn are_too_many(&self, changes: &[Arc<Change>]) -> bool {
         if self.inline.is_none() || changes.len() == 1 {
             return false;
@@ -310,11 +312,11 @@ impl Client {
         })
     }
 
-    /// Where a client can start from: the view at this moment.
+    /// An event from which a client can start: the view at this moment.
     fn here(&mut self, name: &str) -> Bytes {
         self.waiting.clear();
         let view = self.cache.view();
-        // What the hub has not been told yet comes after, and is no gap.
+        // Changes that the hub has not seen yet come later, and are no gap.
         let version = view.version().min(*self.hub.newest.borrow());
         self.last = Some(version);
         event(name, version, &state(&view).to_string().into_bytes())
@@ -403,7 +405,7 @@ mod tests {
         for snapshot_id in 2..22 {
             put(&mut writer, 7, snapshot_id);
             writer.publish();
-            let mut asking = Box::pin(hub.told(&change, &cache, Some(&inline)));
+            let mut asking = Box::pin(hub.event_of(&change, &cache, Some(&inline)));
             assert!((&mut asking).now_or_never().is_none());
             waiting.push(asking);
         }
@@ -417,7 +419,7 @@ mod tests {
         // An older one will not do.
         put(&mut writer, 7, 22);
         writer.publish();
-        let newer = hub.told(&change, &cache, Some(&inline)).await.unwrap();
+        let newer = hub.event_of(&change, &cache, Some(&inline)).await.unwrap();
         assert_ne!(newer.as_ptr(), events[0].as_ptr());
     }
 

@@ -30,10 +30,10 @@ use crate::server::http::{
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// And from about so much at the most, where fields are cut out of more.
+/// A piece with some of the fields is cut out of about this much at most.
 const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
 
-/// The cursor of the next page, for those who do not read `Link`.
+/// The cursor of the next page, for clients that do not read `Link`.
 const NEXT: HeaderName = HeaderName::from_static("oddscache-next");
 
 /// `GET /v1/events/{id}`
@@ -56,7 +56,7 @@ pub(crate) async fn one(
         let sentence = format!("event {id} has no snapshot of that bookmaker or source");
         return Err(absent(&view, sentence));
     }
-    let mut form = Form::events(&asked);
+    let mut form = Form::new(None, &asked);
     Ok(answer(&view, &headers, || {
         let mut json = Vec::new();
         form.write(event, &mut json);
@@ -64,12 +64,12 @@ pub(crate) async fn one(
     }))
 }
 
-/// What is not there is not in one view: 404 says which.
+/// 404, with the view that does not have it.
 fn absent(view: &View, sentence: String) -> Response {
     marked(view, problem(StatusCode::NOT_FOUND, sentence))
 }
 
-/// `GET /v1/events`: those asked for that are held, or all.
+/// `GET /v1/events`: the requested events that are held, or all.
 pub(crate) async fn many(
     State(api): State<Api>,
     uri: Uri,
@@ -77,7 +77,7 @@ pub(crate) async fn many(
 ) -> Result<Response, Response> {
     let asked = Asked::read(&uri, query::EVENTS, fields::EVENT)?;
     let view = view_of(&api.cache, &asked.freshness).await?;
-    let form = Form::events(&asked);
+    let form = Form::new(None, &asked);
     Ok(page(&api, &view, &uri, &headers, &asked, form))
 }
 
@@ -90,12 +90,17 @@ pub(crate) async fn dump(
     let asked = Asked::read(&uri, query::DUMP, fields::EVENT)?;
     let view = view_of(&api.cache, &asked.freshness).await?;
     Ok(answer(&view, &headers, || {
-        let pieces = pieces(view.clone(), view.event_ids(), LINES, Form::events(&asked));
+        let pieces = pieces(
+            view.clone(),
+            view.event_ids(),
+            LINES,
+            Form::new(None, &asked),
+        );
         streamed("application/x-ndjson", pieces)
     }))
 }
 
-/// A page of a list, with where to find the next in its headers.
+/// A page of a list. Its headers say where the next page is.
 pub(crate) fn page(
     api: &Api,
     view: &View,
@@ -112,7 +117,7 @@ pub(crate) fn page(
             let cursor = query::cursor(place);
             let link = format!("<{}>; rel=\"next\"", query::next_page(uri, &cursor));
             for (name, text) in [(NEXT, cursor), (LINK, link)] {
-                // What came in a request can go in a header.
+                // Parts of a request's target are always a header's value.
                 if let Ok(value) = HeaderValue::try_from(text) {
                     response.headers_mut().insert(name, value);
                 }
@@ -129,15 +134,11 @@ pub(crate) struct Form {
     inline: Option<InlineMarkets>,
     only: Option<Only>,
     fields: Option<Fields>,
-    /// What is cut from.
+    /// A buffer: the JSON that fields are cut out of.
     whole: Vec<u8>,
 }
 
 impl Form {
-    fn events(asked: &Asked) -> Form {
-        Form::new(None, asked)
-    }
-
     pub(crate) fn new(inline: Option<InlineMarkets>, asked: &Asked) -> Form {
         Form {
             inline,
@@ -149,57 +150,45 @@ impl Form {
 
     /// Appends an event.
     fn write(&mut self, event: &CachedEvent, out: &mut Vec<u8>) {
-        let Some(fields) = &self.fields else {
-            return whole(self.inline.as_ref(), event, self.only.as_ref(), None, out);
-        };
-        self.whole.clear();
-        let json = &mut self.whole;
-        whole(
-            self.inline.as_ref(),
-            event,
-            self.only.as_ref(),
-            Some(fields),
-            json,
-        );
-        let before = out.len();
-        if fields.cut(json, out).is_none() {
-            // Never for JSON of ours; an object without fields keeps the list whole.
-            out.truncate(before);
-            out.extend_from_slice(b"{}");
-            tracing::error!(
-                event_id = event.event_id(),
-                "an event's fields could not be cut out"
-            );
+        let mut whole = std::mem::take(&mut self.whole);
+        whole.clear();
+        match &self.fields {
+            None => self.write_whole(event, out),
+            Some(fields) => {
+                self.write_whole(event, &mut whole);
+                let before = out.len();
+                if fields.cut(&whole, out).is_none() {
+                    // Never for JSON of ours. An object without fields keeps the list well-formed.
+                    out.truncate(before);
+                    out.extend_from_slice(b"{}");
+                    let event_id = event.event_id();
+                    tracing::error!(event_id, "an event's fields could not be cut out");
+                }
+            }
         }
+        self.whole = whole;
     }
-}
 
-/// Appends an event with all fields, or at least those.
-fn whole(
-    inline: Option<&InlineMarkets>,
-    event: &CachedEvent,
-    only: Option<&Only>,
-    fields: Option<&Fields>,
-    out: &mut Vec<u8>,
-) {
-    if let Some(inline) = inline {
-        let wanted = |bookmaker: &str, id| only.is_none_or(|only| only.wants(bookmaker, id));
-        return inline.write_event_where(event, wanted, out);
-    }
-    let written = match (only, fields) {
-        (None, None) => serde_json::to_writer(out, event),
-        _ => serde_json::to_writer(
-            out,
-            &Part {
-                event,
-                only,
-                fields,
-            },
-        ),
-    };
-    // Writing into memory does not fail, and no map of an event has a key that is no string.
-    if let Err(error) = written {
-        tracing::error!(event_id = event.event_id(), %error, "an event could not be written as JSON");
+    /// Appends an event with all fields, or with at least the wanted ones.
+    fn write_whole(&self, event: &CachedEvent, out: &mut Vec<u8>) {
+        let (only, fields) = (self.only.as_ref(), self.fields.as_ref());
+        if let Some(inline) = &self.inline {
+            let wanted = |bookmaker: &str, id| only.is_none_or(|only| only.wants(bookmaker, id));
+            return inline.write_event_where(event, wanted, out);
+        }
+        let part = Part {
+            event,
+            only,
+            fields,
+        };
+        let written = match (only, fields) {
+            (None, None) => serde_json::to_writer(out, event),
+            _ => serde_json::to_writer(out, &part),
+        };
+        // Writing into memory does not fail, and every key of an event is a string.
+        if let Err(error) = written {
+            tracing::error!(event_id = event.event_id(), %error, "an event could not be written as JSON");
+        }
     }
 }
 
@@ -207,7 +196,7 @@ fn whole(
 struct Part<'a> {
     event: &'a CachedEvent,
     only: Option<&'a Only>,
-    /// A side of which no field is wanted is left out, rather than written and cut away.
+    /// A side without a wanted field is left out, which is cheaper than to write it and cut it away.
     fields: Option<&'a Fields>,
 }
 
@@ -235,7 +224,7 @@ impl Serialize for Part<'_> {
     }
 }
 
-/// Snapshots by what they are called.
+/// Snapshots by id or source.
 struct Map<'a, K>(Vec<(K, &'a CachedSnapshot)>);
 
 impl<K: Serialize> Serialize for Map<'_, K> {
@@ -244,7 +233,7 @@ impl<K: Serialize> Serialize for Map<'_, K> {
     }
 }
 
-/// What stands before, between and after the events of an answer.
+/// The text before, between and after the events of an answer.
 struct Frame {
     before: &'static str,
     between: &'static str,
@@ -270,7 +259,7 @@ fn streamed(
     let beginning = pieces.next();
     let body = match (beginning, pieces.next()) {
         (beginning, None) => Body::from(beginning.unwrap_or_default()),
-        // Pulled piece by piece as the client takes them, so a slow one costs the view it holds and two pieces.
+        // Made piece by piece as the client takes them. A slow client costs two pieces and the view that it holds.
         (beginning, second) => {
             let pieces = beginning.into_iter().chain(second).chain(pieces);
             let pieces = stream::unfold(pieces, async |mut pieces| {
@@ -278,20 +267,20 @@ fn streamed(
                 let piece = pieces.next()?;
                 Some((Ok::<_, Infallible>(piece), pieces))
             });
-            // What compresses asks again after the end.
+            // The compression layer asks again after the end.
             Body::from_stream(pieces.fuse())
         }
     };
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// Others on this thread first: a client that is quick, or an answer that compresses well, would have all of it made in
-/// one go.
+/// Lets other tasks of this thread go first. Otherwise a quick client, or an answer that compresses well, would have
+/// the whole answer made in one go.
 ///
-/// What compresses polls again at once when it has something to pass on, which is when a plain yield is over. A budget that
-/// is spent is given anew only by the scheduler.
+/// A plain yield does not do: the compression layer polls again at once. Only the scheduler renews a budget that is
+/// spent.
 async fn end_turn() {
-    // Without a scheduler it never ends; with one it is 128.
+    // The budget is 128. Without a scheduler it has no end, so the loop needs one.
     for _ in 0..1024 {
         if !coop::has_budget_remaining() {
             break;
@@ -333,7 +322,7 @@ fn pieces(
                 work += form.whole.len();
             }
         }
-        // Of each event there is at least a brace: no piece is empty before the end.
+        // Each event has at least its braces, so only the last piece can be empty.
         (!piece.is_empty()).then(|| Bytes::from(piece))
     })
 }

@@ -1,15 +1,15 @@
-//! `fields=event_id,betpawa.markets.line`: some of what an answer would have, cut out of its JSON.
+//! `fields=event_id,betpawa.markets.line`: some fields of an answer, cut out of its JSON.
 //!
-//! The JSON is our own: compact, well-formed, with each key once. So one pass over its bytes does, which copies what is
-//! wanted as it stands: a field reads the same whether or not others are beside it.
+//! The JSON is our own: compact, well-formed, with each key once. So one pass over its bytes is enough. It copies the
+//! wanted fields as they are: a field reads the same with or without others beside it.
 
-/// What an answer may have, by name.
+/// A field that an answer may have.
 #[derive(Debug)]
 pub(crate) struct Field {
     name: &'static str,
     /// Whether its keys are ids, each with an object of those fields.
     by_id: bool,
-    /// What stands in it, or in each of its elements; nothing in what can only be had whole.
+    /// The fields in it, or in each of its elements. None if it can only be had whole.
     of: &'static [Field],
 }
 
@@ -84,16 +84,16 @@ const OFFER: &[Field] = &[
 /// Of an event in the event list.
 pub(crate) const ENTRY: &[Field] = &[value("event_id"), value("kickoff"), object("odds", OFFER)];
 
-/// Those that are wanted of an object.
+/// The wanted fields of an object.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fields {
     by_id: bool,
-    /// In no order; `None` for one that is wanted whole.
+    /// In no order. `None` for a field that is wanted whole.
     wanted: Vec<(&'static str, Option<Fields>)>,
 }
 
 impl Fields {
-    /// Reads `a,b.c`, of a shape; or says what is wrong.
+    /// Reads `a,b.c`, of a shape. The error is a sentence.
     pub(crate) fn read(text: &str, shape: &'static [Field]) -> Result<Fields, String> {
         let mut fields = Fields::default();
         for path in text.split(',') {
@@ -131,7 +131,7 @@ impl Fields {
             None => *wanted = None,
             Some(rest) => match wanted {
                 Some(fields) => fields.add(rest, field.of)?,
-                // Wanted whole, which it is no less for this, if it is right.
+                // The whole is wanted already. The part must exist all the same.
                 None => Fields::default().add(rest, field.of)?,
             },
         }
@@ -143,10 +143,10 @@ impl Fields {
         self.wanted.iter().any(|(wanted, _)| *wanted == name)
     }
 
-    /// Appends what is wanted of an object. `None` where it is no JSON of ours.
+    /// Appends the wanted fields of an object. `None` if it is not JSON of ours.
     pub(crate) fn cut(&self, json: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let mut scan = Scan { json, at: 0 };
-        scan.some(self, out)?;
+        scan.some(self, self.by_id, out)?;
         (scan.at == json.len()).then_some(())
     }
 }
@@ -168,7 +168,7 @@ impl<'a> Scan<'a> {
         Some(())
     }
 
-    /// Passes a string, and gives it with its quotes.
+    /// Passes a string and returns it with its quotes.
     fn string(&mut self) -> Option<&'a [u8]> {
         let from = self.at;
         self.expect(b'"')?;
@@ -183,7 +183,7 @@ impl<'a> Scan<'a> {
         self.json.get(from..self.at)
     }
 
-    /// Passes a value of any kind, and gives it.
+    /// Passes a value of any kind and returns it.
     fn whole(&mut self) -> Option<&'a [u8]> {
         let from = self.at;
         let mut depth = 0_usize;
@@ -213,15 +213,15 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Passes an object, or a list of them, and appends what is wanted of it.
-    fn some(&mut self, fields: &Fields, out: &mut Vec<u8>) -> Option<()> {
+    /// Passes an object, or a list of objects, and appends the wanted fields.
+    fn some(&mut self, fields: &Fields, by_id: bool, out: &mut Vec<u8>) -> Option<()> {
         match self.peek()? {
-            b'{' => self.object(fields, out),
+            b'{' => self.object(fields, by_id, out),
             b'[' => {
                 self.at += 1;
                 out.push(b'[');
                 while self.peek()? != b']' {
-                    self.some(fields, out)?;
+                    self.some(fields, by_id, out)?;
                     if self.peek()? == b',' {
                         self.at += 1;
                         out.push(b',');
@@ -238,10 +238,11 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn object(&mut self, fields: &Fields, out: &mut Vec<u8>) -> Option<()> {
+    /// Passes an object and appends its wanted keys. Of an object whose keys are ids, every key is wanted.
+    fn object(&mut self, fields: &Fields, by_id: bool, out: &mut Vec<u8>) -> Option<()> {
         self.expect(b'{')?;
         out.push(b'{');
-        let mut first = true;
+        let begin = out.len();
         while self.peek()? != b'}' {
             let key = self.string()?;
             self.expect(b':')?;
@@ -249,15 +250,18 @@ impl<'a> Scan<'a> {
             let name = key.get(1..key.len() - 1)?;
             let wanted = fields.wanted.iter();
             let mut wanted = wanted.filter(|(wanted, _)| wanted.as_bytes() == name);
-            match wanted.next() {
-                Some((_, parts)) => {
-                    self.key(key, &mut first, out);
-                    match parts {
-                        Some(parts) if parts.by_id => self.each(parts, out)?,
-                        Some(parts) => self.some(parts, out)?,
-                        None => out.extend_from_slice(self.whole()?),
-                    }
+            let parts = wanted.next().map(|(_, parts)| parts.as_ref());
+            if by_id || parts.is_some() {
+                if out.len() > begin {
+                    out.push(b',');
                 }
+                out.extend_from_slice(key);
+                out.push(b':');
+            }
+            match parts {
+                _ if by_id => self.some(fields, false, out)?,
+                Some(Some(parts)) => self.some(parts, parts.by_id, out)?,
+                Some(None) => out.extend_from_slice(self.whole()?),
                 None => {
                     self.whole()?;
                 }
@@ -269,33 +273,6 @@ impl<'a> Scan<'a> {
         self.at += 1;
         out.push(b'}');
         Some(())
-    }
-
-    /// Passes an object whose keys are ids, and appends what is wanted of each.
-    fn each(&mut self, fields: &Fields, out: &mut Vec<u8>) -> Option<()> {
-        self.expect(b'{')?;
-        out.push(b'{');
-        let mut first = true;
-        while self.peek()? != b'}' {
-            let key = self.string()?;
-            self.expect(b':')?;
-            self.key(key, &mut first, out);
-            self.some(fields, out)?;
-            if self.peek()? == b',' {
-                self.at += 1;
-            }
-        }
-        self.at += 1;
-        out.push(b'}');
-        Some(())
-    }
-
-    fn key(&self, key: &[u8], first: &mut bool, out: &mut Vec<u8>) {
-        if !std::mem::take(first) {
-            out.push(b',');
-        }
-        out.extend_from_slice(key);
-        out.push(b':');
     }
 }
 

@@ -1,5 +1,5 @@
-//! `GET /v1/list`: the event list with inline odds. All who ask for the whole list share one, see `lists`. Pages and parts of
-//! it are written for each request.
+//! `GET /v1/list`: the event list with inline odds. All clients share the whole list, see `lists`. Pages and parts of it
+//! are written for each request.
 
 use std::sync::Arc;
 
@@ -41,7 +41,6 @@ pub(crate) async fn list(
         return Ok(in_pieces(&view));
     }
     if is_known(&view, &headers) {
-        // Nothing to make.
         return Ok(answer(&view, &headers, || ().into_response()));
     }
     let encoding = encoding::wanted(&headers);
@@ -49,7 +48,7 @@ pub(crate) async fn list(
         .lists
         .of(&api.cache, view.version(), encoding)
         .await?
-        // It was waited for, and the database may be away.
+        // It may have grown too old while the request waited for it.
         .filter(|made| asked.freshness.allows(&made.view));
     let Some(made) = made else {
         let view = view_of(&api.cache, &asked.freshness).await?;

@@ -1,11 +1,11 @@
-//! The whole event list with inline odds, made once for all who ask.
+//! The whole event list with inline odds, made once for all clients.
 //!
-//! Most ask for all of it, and of one view it is the same for all of them: it is made once, compressed once by each
-//! encoding that is asked for, and they share the bytes. One at a time makes a form of it, from the newest view there is:
-//! whoever waits meanwhile is served by that one, however quickly views follow each other.
+//! Most clients want all of it, and for one view it is the same for all. It is made once, compressed once for each
+//! encoding, and clients share the bytes. One task at a time makes a form of it, from the newest view. All requests
+//! that wait meanwhile get that one, however quickly views follow each other.
 //!
-//! Held are the newest list that was asked for and its compressed forms, with their views, and older ones until nobody
-//! reads them. Where those weigh too much, since many take theirs slowly, the list too goes out piece by piece from the view.
+//! The newest list and its compressed forms stay in memory, and older ones until no client reads them. If slow clients
+//! hold too many old lists, the list goes out piece by piece from the view instead.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -19,7 +19,7 @@ use tokio::{sync::OwnedMutexGuard, task::spawn_blocking};
 use super::encoding::Encoding;
 use crate::server::http::problem::problem;
 
-/// Lists that are not the newest any more, and are still being read, may weigh so much together before another is made.
+/// How many bytes of old lists clients may still be reading when another list is made.
 const OLD_BYTES: usize = 32 << 20;
 
 /// The whole list in all its forms.
@@ -29,7 +29,7 @@ pub(crate) struct Lists {
     gzip: Newest<()>,
     #[cfg(feature = "zstd")]
     zstd: Newest<()>,
-    /// Bytes of all lists that somebody holds.
+    /// The bytes of all lists in memory.
     held: Arc<AtomicUsize>,
     /// See [`OLD_BYTES`].
     most_old: usize,
@@ -38,9 +38,9 @@ pub(crate) struct Lists {
 /// The newest list in one form.
 #[derive(Debug)]
 struct Newest<Maker> {
-    /// Locked by who makes the next.
+    /// Locked while the next list is made.
     maker: Arc<tokio::sync::Mutex<Maker>>,
-    /// Locked to take or put one reference.
+    /// Locked for a moment, to copy or replace the reference.
     list: Mutex<Option<Arc<Made>>>,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Made {
     }
 }
 
-/// What an answer's body holds, so that it counts until it was sent.
+/// Held by an answer's body, so that the list counts until it was sent.
 pub(crate) struct Owner(pub(crate) Arc<Made>);
 
 impl AsRef<[u8]> for Owner {
@@ -90,7 +90,8 @@ impl<Maker> Newest<Maker> {
         self.newest().map_or(0, |made| made.bytes.len())
     }
 
-    /// Waits for the turn to make the next one; `Err` has the one that was made meanwhile, if that will do.
+    /// Waits for the turn to make the next list. `Err` is a list that another task has made meanwhile, if it is new
+    /// enough.
     async fn turn(&self, version: u64) -> Result<OwnedMutexGuard<Maker>, Arc<Made>> {
         if let Some(made) = self.not_before(version) {
             return Err(made);
@@ -119,7 +120,7 @@ impl Lists {
         }
     }
 
-    /// The list of this version or a newer one, as it goes to a client; `None` if too many old ones are being read.
+    /// The list of this version or a newer one, encoded. `None` if clients are reading too many old ones.
     pub(crate) async fn of(
         self: &Arc<Lists>,
         cache: &OddsCache,
@@ -133,7 +134,7 @@ impl Lists {
             Ok(turn) => turn,
             Err(made) => return Ok(Some(made)),
         };
-        // The newest, for all who wait by now.
+        // Of the newest view, so that it serves all requests that wait by now.
         let Some(plain) = self.plain(cache, cache.view().version()).await? else {
             return Ok(None);
         };
@@ -160,7 +161,7 @@ impl Lists {
         if self.is_crowded() {
             return Ok(None);
         }
-        // The newest, for all who wait by now.
+        // Of the newest view, so that it serves all requests that wait by now.
         let (lists, view) = (Arc::clone(self), cache.view());
         let made = spawn_blocking(move || {
             let json = renderer.render(&view);
@@ -169,7 +170,7 @@ impl Lists {
         made.await.map(Some).map_err(|error| failed(&error))
     }
 
-    /// Keeps the next list from being made for as long as the guard is held.
+    /// No list is made while the guard is held.
     #[cfg(test)]
     pub(crate) async fn hold_up(&self) -> OwnedMutexGuard<EventList> {
         Arc::clone(&self.plain.maker).lock_owned().await
@@ -192,7 +193,7 @@ impl Lists {
         }
     }
 
-    /// Whether the old ones that are being read weigh too much for another to become old.
+    /// Whether clients hold too many bytes of old lists to make another one.
     fn is_crowded(&self) -> bool {
         let newest = self.plain.bytes() + self.gzip.bytes();
         #[cfg(feature = "zstd")]

@@ -1,5 +1,5 @@
-//! What a request asks for in its query. Each parameter is known, given once, and of its kind, or the answer is 400 with
-//! a sentence that says what to do.
+//! The query of a request. A parameter that is unknown, given twice or not of its kind makes the answer 400, with a
+//! sentence that says what to do.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use super::{
 };
 use crate::server::http::problem::Refusal;
 
-/// A wait without `timeout` ends after this, and none may be longer than the other.
+/// The default of `timeout`, and its maximum.
 const WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// More events than this are not given at a time where a number is given.
+/// The maximum of `limit`.
 const MOST_EVENTS: usize = 1_000;
 
-/// So much of a wrong name or value is told back.
+/// How many characters of a wrong name or value an error quotes.
 const TOLD_BACK: usize = 40;
 
-/// The parameters of a path.
+/// The parameters that a path knows.
 pub(crate) type Names = &'static [&'static str];
 
-/// Of all events, line by line.
+/// Of the dump.
 pub(crate) const DUMP: Names = &["max_age", "wait_for", "timeout"];
 /// Of one event.
 pub(crate) const EVENT: Names = &[
@@ -54,14 +54,14 @@ pub(crate) const EVENTS: Names = &[
 /// Of a stream of changes.
 pub(crate) const CHANGES: Names = &["odds"];
 
-/// What is asked for.
+/// What a request wants.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) freshness: Freshness,
     pub(crate) range: Range,
-    /// Of which bookmaker or source, if not of all.
+    /// The bookmaker or source, if not all.
     pub(crate) only: Option<Only>,
-    /// What of each event, if not all.
+    /// The fields of each event, if not all.
     pub(crate) fields: Option<Fields>,
     /// Whether changes come with the new odds.
     pub(crate) odds: bool,
@@ -72,14 +72,14 @@ pub(crate) struct Asked {
 pub(crate) struct Freshness {
     /// A transaction that the view must contain: read-your-writes.
     pub(crate) wait_for: Option<u64>,
-    /// For how long to wait for it.
+    /// How long to wait for it.
     timeout: Option<Duration>,
-    /// How long ago it may have been proven current.
+    /// The greatest age that the view may have.
     pub(crate) max_age: Option<Duration>,
 }
 
 impl Freshness {
-    /// For how long to wait, at most.
+    /// How long to wait, at most.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(WAIT)
     }
@@ -99,16 +99,16 @@ pub(crate) struct Range {
     pub(crate) from: Option<DateTime<Utc>>,
     /// Kickoffs before this.
     pub(crate) to: Option<DateTime<Utc>>,
-    /// Those that come after this place in the list.
+    /// Events after this place in the list.
     pub(crate) after: Option<Place>,
-    /// So many of them at most.
+    /// At most so many events.
     pub(crate) limit: Option<usize>,
 }
 
-/// Where an event stands in a list: by kickoff, then id. Stays right whatever comes and goes around it.
+/// The place of an event in a list: by kickoff, then id. Other events that come and go do not change it.
 pub(crate) type Place = (Option<DateTime<Utc>>, i64);
 
-/// A place, as clients are to give it back.
+/// A place as text, for clients to send back.
 pub(crate) fn cursor((kickoff, event_id): Place) -> String {
     match kickoff {
         Some(kickoff) => format!("{}.{event_id}", kickoff.timestamp_micros()),
@@ -125,7 +125,7 @@ fn place(cursor: &str) -> Option<Place> {
     Some((kickoff, event_id.parse().ok()?))
 }
 
-/// Of whom snapshots are wanted.
+/// Whose snapshots are wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Only {
     /// One bookmaker of `odds_snapshots`.
@@ -134,11 +134,11 @@ pub(crate) enum Only {
     Source(String),
 }
 
-/// How the snapshots of `odds_snapshots` are called among the sources.
+/// The source that stands for the snapshots of `odds_snapshots`.
 const OWN: &str = "betpawa";
 
 impl Only {
-    /// Whether it is this snapshot of `odds_snapshots`.
+    /// Whether it wants the snapshot of this bookmaker in `odds_snapshots`.
     pub(crate) fn wants_own(&self, bookmaker_id: i64) -> bool {
         match self {
             Only::Bookmaker(wanted) => bookmaker_id == *wanted,
@@ -146,12 +146,12 @@ impl Only {
         }
     }
 
-    /// Whether it is this competitor.
+    /// Whether it wants this competitor's.
     pub(crate) fn wants_competitor(&self, source: &str) -> bool {
         matches!(self, Only::Source(wanted) if wanted == source)
     }
 
-    /// Whether it is what the event list calls so.
+    /// Whether it wants the snapshot that the event list names so.
     pub(crate) fn wants(&self, bookmaker: &str, bookmaker_id: i64) -> bool {
         match bookmaker {
             OWN => self.wants_own(bookmaker_id),
@@ -159,7 +159,7 @@ impl Only {
         }
     }
 
-    /// Whether an event has any of it.
+    /// Whether an event has a wanted snapshot.
     pub(crate) fn is_in(&self, event: &CachedEvent) -> bool {
         match self {
             Only::Bookmaker(id) => event.betpawa().get(*id).is_some(),
@@ -170,13 +170,12 @@ impl Only {
 }
 
 impl Asked {
-    /// Whether it is all of all events.
+    /// Whether the request wants everything of all events.
     pub(crate) fn is_everything(&self) -> bool {
         self.range == Range::default() && self.only.is_none() && self.fields.is_none()
     }
 
-    /// Reads the query of `uri`, which may have the parameters `names`, and `fields` of a `shape`; or says what is
-    /// wrong.
+    /// Reads the query of `uri`, which may have the parameters `names`, and `fields` of a `shape`.
     pub(crate) fn read(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Asked, Refusal> {
         Asked::parse(uri, names, shape).map_err(Refusal)
     }
@@ -250,7 +249,7 @@ impl Asked {
                 Ok(xid) => self.freshness.wait_for = Some(xid),
                 Err(_) => return wrong("what pg_current_xact_id() said, a whole number"),
             },
-            // Without a unit there is one number that would be taken.
+            // The parser takes this one number without a unit.
             "max_age" | "timeout" if value == "0" => {
                 return wrong("a time with its unit, such as 0s");
             }
@@ -274,11 +273,11 @@ fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, String> {
     }
 }
 
-/// Path and query of the same request for what comes after `cursor`. What it waited for has been there.
+/// Path and query of the same request for the events after `cursor`. It need not wait again.
 pub(crate) fn next_page(uri: &Uri, cursor: &str) -> String {
     let raw = uri.query().unwrap_or_default().split('&');
     let raw = raw.filter(|pair| !pair.is_empty());
-    // The same pairs, but decoded.
+    // The same pairs, decoded.
     let names = pairs(uri).unwrap_or_default();
     let kept = raw.zip(&names).filter(|(_, (name, _))| {
         let once = ["after", "wait_for", "timeout"];
@@ -294,7 +293,7 @@ pub(crate) fn next_page(uri: &Uri, cursor: &str) -> String {
     next
 }
 
-/// The beginning of what a client wrote, quoted.
+/// The beginning of a client's text, quoted.
 fn told_back(text: &str) -> String {
     let mut beginning: String = text.chars().take(TOLD_BACK).collect();
     if beginning.len() < text.len() {

@@ -1,4 +1,4 @@
-//! Which events an answer has, in the order of the list: by kickoff, then id.
+//! Selects the events of an answer, in the order of the list: by kickoff, then id.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,20 +6,20 @@ use oddscache::View;
 
 use super::query::{Only, Place, Range};
 
-/// What an answer has, and where the next one goes on.
+/// The events of an answer, and where the next page begins.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Selection {
     pub(crate) ids: Vec<i64>,
-    /// The place of the last one, if more come after it.
+    /// The place of the last event, if there are more.
     pub(crate) next: Option<Place>,
 }
 
-/// The events of the newest view in order: sorting them for each page would cost more than the page.
+/// The events of the newest view in order. Sorting them for each page would cost more than the page.
 #[derive(Debug, Default)]
 pub(crate) struct Order(Mutex<Option<(u64, Arc<[Place]>)>>);
 
 impl Order {
-    /// All places of a view. Sorts them once for each version that is newer than those before.
+    /// All places of a view. Sorts them once for each newer version.
     fn of(&self, view: &View) -> Arc<[Place]> {
         let known = |held: &Option<(u64, Arc<[Place]>)>| held.clone();
         let last = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
@@ -28,7 +28,7 @@ impl Order {
         {
             return Arc::clone(places);
         }
-        // Beside the lock: several may sort the same, but nobody waits for it.
+        // Without the lock: several requests may sort the same view, but none waits.
         let mut places: Vec<Place> = view
             .events()
             .map(|event| (event.kickoff(), event.event_id()))
@@ -67,7 +67,7 @@ impl Order {
             if range.to.is_some_and(|to| kickoff >= Some(to)) {
                 break;
             }
-            // Of an event without kickoff nobody can say that it lies before.
+            // An event without a kickoff is not before any time.
             if range.to.is_some() && kickoff.is_none() {
                 continue;
             }

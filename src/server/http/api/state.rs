@@ -1,4 +1,4 @@
-//! What the handlers of all paths share.
+//! The state that all handlers share.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use oddscache::{InlineMarkets, OddsCache};
 use super::{changes::Hub, lists::Lists, select::Order};
 use crate::server::http::metrics::Requests;
 
-/// What the answers are made from. Clones cheaply.
+/// Everything that answers are made from. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     pub(crate) cache: OddsCache,

@@ -35,7 +35,7 @@ fn unavailable(message: String, age_ms: Option<u64>) -> Response {
     for_now((StatusCode::SERVICE_UNAVAILABLE, answer).into_response())
 }
 
-/// Of the newest view, once there is one.
+/// The age of the newest view, once the cache is warm.
 pub(crate) fn age_ms(cache: &OddsCache) -> Option<u64> {
     cache.is_warm().then(|| cut::age_ms(&cache.view()))
 }

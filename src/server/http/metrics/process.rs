@@ -1,4 +1,4 @@
-//! What the system says of this process, under the names that all of Prometheus' clients use. Linux; elsewhere nothing.
+//! What Linux knows about this process, under the names that all clients of Prometheus use. Other systems: nothing.
 
 use std::{
     fs,
@@ -8,10 +8,10 @@ use std::{
 
 use super::text::Text;
 
-/// What times in `/proc` are counted in, for programs on every architecture of ours.
+/// The unit of times in `/proc`, on every architecture that we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// When it was first looked at, which is what a program does first: the system says it in a file that hardening hides.
+/// When the program began: [`begin`] is its first call. Linux has the time in a file that the unit's hardening hides.
 static BEGAN: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
 
 /// Takes the time, at the beginning of the program.
@@ -49,7 +49,7 @@ fn resident_bytes() -> Option<u64> {
 
 fn processor_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name before may contain anything; it ends at the last parenthesis. The next field is the third.
+    // The program's name may contain anything, so its end is the last parenthesis. After it comes the third field.
     let (_, rest) = stat.rsplit_once(") ")?;
     let field = |number: usize| rest.split(' ').nth(number - 3)?.parse::<f64>().ok();
     Some((field(14)? + field(15)?) / TICKS_PER_SECOND)
@@ -57,7 +57,7 @@ fn processor_seconds() -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    /// The unit's `ProcSubset=pid` hides all else: `/proc/stat` among it, with the time of the boot.
+    /// The unit's `ProcSubset=pid` hides all other files, such as `/proc/stat` with the time of the boot.
     #[test]
     fn only_the_process_own_files_are_read() {
         let source = include_str!("process.rs");

@@ -1,4 +1,4 @@
-//! How answers over HTTP fared.
+//! Counts HTTP answers and their times.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use oddscache::Histogram;
 
 use super::text::Text;
 
-/// By path and kind of answer.
+/// Counts by path and kind of answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Requests(Arc<[Route; PATHS.len()]>);
 
@@ -27,7 +27,7 @@ struct Route {
     time: Histogram,
 }
 
-/// What a label may say; all else is `other`.
+/// The values of the label `path`. Other paths are `other`.
 const PATHS: [&str; 13] = [
     "/",
     "/page/{file}",
@@ -45,7 +45,7 @@ const PATHS: [&str; 13] = [
 ];
 const KINDS: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
-/// Of those that are shown.
+/// The lowest and the highest bound that are shown.
 const BOUNDS: (f64, f64) = (0.000_1, 10.0);
 
 /// Counts a request. Its time runs until the answer begins, not until a stream ends.

@@ -1,10 +1,14 @@
 //! The text form: families of samples, each with a sentence and a kind.
+//!
+//! The encoder of the crate `prometheus-client` is longer to use: it wants a registry of its own metric types, or a
+//! collector and a label type for each family, and it writes OpenMetrics, which changes the content type that scrapers
+//! see.
 
 use std::fmt::{Display, Write};
 
 use oddscache::Timing;
 
-/// The text under way. Writing into a `String` does not fail, so outcomes are not looked at.
+/// The text as it is written. Writing into a `String` does not fail, so results are ignored.
 #[derive(Debug)]
 pub(super) struct Text(String);
 
@@ -19,7 +23,7 @@ impl Text {
         self.0
     }
 
-    /// Begins a family of ours: all names are put behind `oddscache_`.
+    /// Begins a family of ours. All names get the prefix `oddscache_`.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(
             self.0,
@@ -27,7 +31,7 @@ impl Text {
         );
     }
 
-    /// `labels`: as they stand in the text, `a="b"`; all values of ours need no escape.
+    /// `labels` as they stand in the text: `a="b"`. No value of ours needs an escape.
     pub(super) fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
         let _ = match labels {
             "" => writeln!(self.0, "oddscache_{name} {value}"),
@@ -35,17 +39,17 @@ impl Text {
         };
     }
 
-    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+    pub(super) fn gauge(&mut self, name: &str, value: impl Display, help: &str) {
         self.family(name, "gauge", help);
         self.sample(name, "", value);
     }
 
-    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) {
+    pub(super) fn counter(&mut self, name: &str, value: u64, help: &str) {
         self.family(name, "counter", help);
         self.sample(name, "", value);
     }
 
-    /// The samples of a histogram: three bounds to a decade, from the lowest to the highest given.
+    /// The samples of a histogram: three bounds a decade, from `lowest` to `highest`.
     pub(super) fn histogram(
         &mut self,
         name: &str,
@@ -71,7 +75,7 @@ impl Text {
         self.sample(&format!("{name}_count"), labels, timing.count);
     }
 
-    /// One of the metrics of a process, which have the same name whatever the program.
+    /// A metric of the process. All programs have the same names for these.
     pub(super) fn of_process(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         let _ = writeln!(
             self.0,

@@ -1,7 +1,7 @@
-//! `GET /`: the page. A live odds board and a health panel, whole within the binary: no build step, no other host.
+//! `GET /`: the page, a live odds board and a health panel. All of it is in the binary: no build step, no other host.
 //!
-//! It is a client of the same paths as every other: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its
-//! own files say nothing of the odds, so they need no token; the page sends the one it is given with what it asks for.
+//! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own files hold
+//! no odds, so they need no token. The page sends its reader's token with its requests.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -55,7 +55,8 @@ const FILES: [File; 13] = [
     File("format.js", SCRIPT, include_str!("format.js")),
 ];
 
-/// One for all files: modules of two releases would not fit each other. Weak, as they may be compressed on the way.
+/// One ETag for all files, because modules of two releases do not fit each other. Weak, because an answer may be
+/// compressed.
 static TAG: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = DefaultHasher::new();
     for File(name, _, text) in FILES.iter().chain([&INDEX]) {
@@ -64,7 +65,7 @@ static TAG: LazyLock<String> = LazyLock::new(|| {
     format!("W/\"{:016x}\"", hasher.finish())
 });
 
-/// `/` and `/page/{file}`: the same answers for everyone, whatever the cache holds.
+/// `/` and `/page/{file}`: the same answers for everybody.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let index = async |headers: HeaderMap| served(&INDEX, &headers);
     Router::new()
@@ -96,7 +97,7 @@ fn served(file: &'static File, request: &HeaderMap) -> Response {
         // A token may stand in the page's address until the page has taken it out.
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // Asked for each time, so that a new release is seen at once; 304 costs nothing.
+        // The browser asks each time, so that it sees a new release at once. A 304 costs nothing.
         (CACHE_CONTROL, "no-cache"),
     ];
     for (name, value) in fixed {
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn no_file_names_another_host() {
         for File(name, _, text) in FILES.iter().chain([&INDEX]) {
-            // The names of SVG's and XML's elements are no addresses.
+            // The name of SVG's namespace is no address.
             let text = text.replace("http://www.w3.org/2000/svg", "");
             assert!(!text.contains("://"), "{name}");
         }

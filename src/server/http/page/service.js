@@ -88,7 +88,7 @@ export function version(id) {
   return found && { process: found[1], version: Number(found[2]) };
 }
 
-/** Whoever waits for the next attempt is woken: by the network coming back, or by hand. */
+/** Ends the wait for the next attempt: when the network is back, or by hand. */
 const impatient = new EventTarget();
 export function hurry() {
   impatient.dispatchEvent(new Event("now"));

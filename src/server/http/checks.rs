@@ -1,5 +1,5 @@
-//! What is asked of every request before it is answered, and of every answer: the right method, no body, a target of
-//! bounded length, a token where one is needed, and a beginning in time.
+//! Checks of every request: its method, no body, a target of bounded length, a token if one is needed. And of every
+//! answer: it must begin in time.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -15,17 +15,17 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use super::{auth::Access, io_timeout::Tally, limits::Limits, problem::problem};
+use super::{auth::Access, counters::HttpCounters, limits::Limits, problem::problem};
 
 #[derive(Debug, Clone)]
-pub(crate) struct Guard {
+pub(crate) struct Checks {
     pub(crate) limits: Arc<Limits>,
     pub(crate) access: Access,
-    pub(crate) tally: Arc<Tally>,
+    pub(crate) counters: Arc<HttpCounters>,
 }
 
-impl Guard {
-    /// Why a request is not to be answered, and with what.
+impl Checks {
+    /// The refusal of a request, if it is refused.
     fn refusal(&self, request: &Request) -> Option<Response> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let sentence = "read-only: GET and HEAD only";
@@ -35,12 +35,9 @@ impl Guard {
             return Some(closing(response, request));
         }
         if !request.body().is_end_stream() {
-            let sentence =
-                "a request has no body here: what is asked for stands in its path and query";
-            return Some(closing(
-                problem(StatusCode::PAYLOAD_TOO_LARGE, sentence),
-                request,
-            ));
+            let sentence = "a request has no body here: its path and query say everything";
+            let response = problem(StatusCode::PAYLOAD_TOO_LARGE, sentence);
+            return Some(closing(response, request));
         }
         let most = self.limits.most_target_bytes;
         let uri = request.uri();
@@ -53,7 +50,7 @@ impl Guard {
             return Some(problem(StatusCode::URI_TOO_LONG, sentence));
         }
         if !self.access.allows(uri.path(), request.headers()) {
-            self.tally.unauthorized.fetch_add(1, Ordering::Relaxed);
+            self.counters.unauthorized.fetch_add(1, Ordering::Relaxed);
             let sentence =
                 "this needs a token that is known: send it as Authorization: Bearer TOKEN";
             let mut response = problem(StatusCode::UNAUTHORIZED, sentence);
@@ -65,7 +62,7 @@ impl Guard {
     }
 }
 
-/// A body is not waited for: the connection ends with the answer.
+/// Ends the connection with the answer if the request has a body: the server does not wait for it.
 fn closing(mut response: Response, request: &Request) -> Response {
     if !request.body().is_end_stream() {
         let close = HeaderValue::from_static("close");
@@ -74,32 +71,32 @@ fn closing(mut response: Response, request: &Request) -> Response {
     response
 }
 
-pub(crate) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    if let Some(refusal) = guard.refusal(&request) {
+pub(crate) async fn check(State(checks): State<Checks>, request: Request, next: Next) -> Response {
+    if let Some(refusal) = checks.refusal(&request) {
         return refusal;
     }
-    let bound = guard.limits.request_timeout;
+    let bound = checks.limits.request_timeout;
     match timeout(bound, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            guard.tally.overdue.fetch_add(1, Ordering::Relaxed);
+            checks.counters.overdue.fetch_add(1, Ordering::Relaxed);
             let sentence = format!("no answer within {} s", bound.as_secs_f32());
             problem(StatusCode::SERVICE_UNAVAILABLE, sentence)
         }
     }
 }
 
-/// In place of [`guard`] on a connection too many: only whether it lives and is ready is answered.
+/// In place of [`check`] on a connection beyond the limit: only the health checks get an answer.
 pub(crate) async fn turn_away(
-    State(guard): State<Guard>,
+    State(checks): State<Checks>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = match (guard.refusal(&request), request.uri().path()) {
+    let mut response = match (checks.refusal(&request), request.uri().path()) {
         (Some(refusal), _) => refusal,
         (None, "/livez" | "/readyz") => next.run(request).await,
         _ => {
-            let most = guard.limits.most_connections;
+            let most = checks.limits.most_connections;
             let sentence = format!(
                 "{most} connections are open; try again later, or raise --most-connections"
             );

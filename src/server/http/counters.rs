@@ -1,0 +1,20 @@
+//! What became of HTTP connections and requests.
+
+use std::sync::atomic::AtomicU64;
+
+/// Counters that only grow. `/metrics` shows them.
+#[derive(Debug, Default)]
+pub(crate) struct HttpCounters {
+    /// Connections accepted.
+    pub(crate) accepted: AtomicU64,
+    /// Connections beyond the most that may be open.
+    pub(crate) turned_away: AtomicU64,
+    /// Connections ended because a head did not come, or no request.
+    pub(crate) silent: AtomicU64,
+    /// Connections ended because the client did not take its answer.
+    pub(crate) stalled: AtomicU64,
+    /// Requests without a known token.
+    pub(crate) unauthorized: AtomicU64,
+    /// Requests whose answer did not begin in time.
+    pub(crate) overdue: AtomicU64,
+}
