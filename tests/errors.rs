@@ -400,7 +400,7 @@ async fn the_granted_rights_suffice() {
     let mut followed = Followed::with(&dsn, |config| config).await;
     let own = std::mem::replace(&mut followed.app, connect(&database.dsn()).await);
     followed.check("the seed").await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
     for sql in [
         "delete from odds_snapshots where id = 112",
         "truncate competitor_odds_snapshots cascade",
@@ -410,7 +410,7 @@ async fn the_granted_rights_suffice() {
         followed.run(sql).await;
         followed.check(sql).await;
     }
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
     for sql in [
         "insert into bookmakers (id, name, slug) values (9, '', '')",
         "update events set kickoff = now()",
@@ -542,8 +542,7 @@ async fn who_waits_for_a_follower_that_is_gone_is_told() {
 
 #[tokio::test]
 async fn once_warm_always_ready_but_not_always_live() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     followed.cache.ready().await.expect("still");
     followed.follower.abort();
     eventually("ended", async || {

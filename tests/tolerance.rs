@@ -53,8 +53,8 @@ async fn follows(database: &Database, followed: Followed) {
         assert_ne!(before, after, "{sql}");
         before = after;
     }
-    assert_eq!(followed.cache.counters().reloads, 1, "{}", database.name);
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.reloads(), 1, "{}", database.name);
+    assert_eq!(followed.epoch(), 1);
 }
 
 async fn tolerates(schema: &str, alter: &str) {
@@ -306,12 +306,11 @@ async fn other_schemas_and_another_channel() {
     })
     .await;
     run(&followed.app, &path).await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
     // The one at the start may come after the status, which the first reading of everything can set.
-    eventually("a bell", async || {
-        followed.cache.counters().notifications > 0
-    })
-    .await;
+    followed
+        .counted("a bell", |now| now.notifications > 0)
+        .await;
     follows(&database, followed).await;
 
     // And the bell rings on that channel: with an hour between polls nothing else brings a change.
@@ -323,10 +322,8 @@ async fn other_schemas_and_another_channel() {
     };
     let followed = Followed::with(&database.dsn(), config).await;
     run(&followed.app, &path).await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    followed
-        .run("delete from odds_snapshots where id = 312")
-        .await;
+    followed.live().await;
+    followed.delete(312).await;
     eventually("the bell", async || {
         let view = followed.cache.view();
         dump(&view) == followed.oracle(view.cut().window_start).await
@@ -420,7 +417,7 @@ async fn columns_change_while_live() {
         followed.run(sql).await;
         followed.check(sql).await;
     }
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 #[tokio::test]
@@ -431,16 +428,8 @@ async fn a_column_that_is_renamed_away_is_named_until_it_is_back() {
     followed
         .run("alter table events rename column kickoff to starts_at")
         .await;
-    eventually("named", async || {
-        matches!(
-            followed.cache.status(),
-            Status::Disconnected {
-                error: Error::MissingColumn { .. },
-                ..
-            }
-        )
-    })
-    .await;
+    let is_it = |error: &Error| matches!(error, Error::MissingColumn { .. });
+    followed.disconnected_by(is_it).await;
     // The application goes on writing; its triggers must not mind.
     followed.run("update events set starts_at = starts_at + interval '1 hour'; delete from odds_snapshots where id = 112").await;
     assert_eq!(dump(&followed.cache.view()), before);

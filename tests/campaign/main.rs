@@ -69,9 +69,7 @@ fn campaign(seed: u64, until: Until) -> Result<Figures, Box<Broken>> {
 }
 
 async fn play(world: &Arc<World>, until: Until) {
-    let server = world.cluster.socket_dir();
-    let socket = server.join(format!(".s.PGSQL.{}", world.cluster.port()));
-    let proxy = Proxy::start(socket).await;
+    let proxy = Proxy::before(&world.cluster).await;
     let embedded = Embedded::start(&proxy).await;
     let cache = embedded.cache.clone();
     world.cache.set(cache.clone()).expect("set once");

@@ -33,7 +33,7 @@ async fn whatever_no_trigger_saw_is_found_and_mended() {
     let database = Database::seeded();
     let followed = audited(&database).await;
     let mut before = followed.check("the seed").await;
-    let epoch = followed.cache.view().epoch();
+    let epoch = followed.epoch();
     let changes = [
         "update events set kickoff = kickoff + interval '1 hour' where id = 1",
         "update events set kickoff = now() - interval '3 hours' where id = 2",
@@ -70,7 +70,7 @@ async fn whatever_no_trigger_saw_is_found_and_mended() {
         );
         before = after;
     }
-    assert_eq!(followed.cache.view().epoch(), epoch);
+    assert_eq!(followed.epoch(), epoch);
 }
 
 /// An audit that finds what is not there would read everything all the time.
@@ -111,10 +111,9 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     followed
         .run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')")
         .await;
-    eventually("found", async || {
-        followed.cache.counters().audit_mismatches > mismatches
-    })
-    .await;
+    followed
+        .counted("found", |now| now.audit_mismatches > mismatches)
+        .await;
     passed(&followed).await;
     assert_ne!(before, followed.check("written straight into it").await);
 }
@@ -122,11 +121,9 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
 /// The default budget, not the tests' one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_is_on_unless_told_otherwise() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    eventually("audited", async || {
-        followed.cache.counters().audited_events > 0
-    })
-    .await;
+    let followed = Followed::seeded().await;
+    followed
+        .counted("audited", |now| now.audited_events > 0)
+        .await;
     assert_eq!(followed.cache.counters().audit_mismatches, 0);
 }

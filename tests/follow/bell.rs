@@ -1,30 +1,20 @@
-//! When the follower waits for the bell, when it looks by itself, and that nothing goes unseen between the two.
+//! When the follower waits for notifications, when it looks by itself, and that nothing goes unseen between the two.
 //!
-//! The poll interval is an hour where only the bell, or reading briskly, can bring a change.
+//! The poll interval is an hour where only a notification, or reading briskly, can bring a change.
 
 use std::time::Duration;
 
-use oddscache::Status;
 use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, run},
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
-
 async fn followed(database: &Database) -> Followed {
-    let followed = Followed::with(&database.dsn(), |config| {
-        config
-            .poll_interval(HOUR)
-            .audit_cycle(Duration::from_secs(600_000))
-    })
-    .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    followed
+    Followed::by_notifications(database, "postgres").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
+async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     assert_eq!(followed.waiting().await, 1);
@@ -38,7 +28,7 @@ async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
     }
     assert!(followed.cache.counters().notifications <= notifications + 2);
     followed.check("still awake").await;
-    // Once it is quiet it sleeps, and what then changes rings.
+    // Once it is quiet it waits, and what then changes notifies.
     eventually("asleep", async || followed.waiting().await == 1).await;
     eventually("no more reads", async || {
         let reads = followed.cache.counters().reads;
@@ -50,30 +40,25 @@ async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
     .await;
     let before = followed.cache.counters();
     followed.set_line(1000).await;
-    followed.check("rung for").await;
+    followed.check("notified").await;
     let after = followed.cache.counters();
     assert!(after.notifications > before.notifications);
-    assert_eq!((after.reloads, followed.cache.view().epoch()), (1, 1));
+    assert_eq!((after.reloads, followed.epoch()), (1, 1));
 }
 
 /// The writer looks while nobody waits, and commits, silently, after the follower has taken the lock again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_looked_too_early_is_looked_for() {
+async fn a_writer_that_looked_too_early_is_looked_for() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let late = connect(&database.dsn()).await;
     let mut briskly = 0;
-    for odds in 1..=5 {
+    for _ in 1..=5 {
         followed.until_awake().await;
-        run(
-            &late,
-            &format!(
-                "begin; update events set name = 'late {odds}', kickoff = kickoff + interval '1 minute' where id = 1"
-            ),
-        )
-        .await;
+        let sql = "begin; update events set kickoff = kickoff + interval '1 minute' where id = 1";
+        run(&late, sql).await;
         assert_eq!(followed.waiting().await, 0, "it was to look too early");
-        // Rung by itself, for it waits again.
+        // The follower notifies itself, for it waits again.
         let notifications = followed.cache.counters().notifications;
         eventually("waiting", async || {
             followed.cache.counters().notifications > notifications && followed.waiting().await == 1
@@ -89,8 +74,8 @@ async fn who_looked_too_early_is_looked_for() {
     assert!(briskly > 0);
 }
 
-/// Whoever holds the lock exclusively makes writers ring for ever and keeps the follower from waiting: it polls, says why,
-/// and goes on.
+/// A session that holds the lock exclusively makes writers notify for ever and keeps the follower from waiting: it polls,
+/// says why, and goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_held_by_others_is_not_waited_for() {
     let database = Database::seeded();
@@ -98,29 +83,22 @@ async fn a_lock_held_by_others_is_not_waited_for() {
     let key = "hashtextextended('oddscache bell oddscache', 0)";
     run(&mallory, &format!("select pg_advisory_lock({key})")).await;
     let followed = Followed::new(&database).await;
-    eventually("polling, and why", async || {
-        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("advisory lock"))
-    })
-    .await;
-    let before = followed.check("the seed").await;
+    followed.polling("advisory lock").await;
     followed
-        .run("delete from odds_snapshots where id = 112")
+        .changes("delete from odds_snapshots where id = 112")
         .await;
-    assert_ne!(before, followed.check("polled").await);
     run(&mallory, &format!("select pg_advisory_unlock({key})")).await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    // In share mode it keeps writers ringing, which is no harm.
+    followed.live().await;
+    // In share mode it makes writers notify, which is no harm.
     run(&mallory, &format!("select pg_advisory_lock_shared({key})")).await;
-    followed
-        .run("delete from odds_snapshots where id = 122")
-        .await;
-    followed.check("rung for").await;
-    assert_eq!(followed.cache.view().epoch(), 1);
+    followed.delete(122).await;
+    followed.check("notified").await;
+    assert_eq!(followed.epoch(), 1);
 }
 
 /// Each waits for itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_followers_each_is_rung_for() {
+async fn of_several_followers_each_is_notified() {
     let database = Database::seeded();
     let (a, b) = (followed(&database).await, followed(&database).await);
     assert_eq!(a.waiting().await, 2);

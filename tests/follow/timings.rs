@@ -14,8 +14,7 @@ fn seconds(timing: &Timing, before: &Timing) -> Duration {
 
 #[tokio::test]
 async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     // Warmed up, and with heartbeats.
     let begun = Instant::now();
     eventually("two heartbeats", async || {
@@ -74,10 +73,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
 
     // A read of everything is a reload for a reason, and no commit.
     followed.cache.resync();
-    eventually("read again", async || {
-        followed.cache.counters().reloads == 2
-    })
-    .await;
+    followed.counted("read again", |now| now.reloads == 2).await;
     let counters = followed.cache.counters();
     let reasons: Vec<_> = counters
         .reloads_by_reason
@@ -122,15 +118,12 @@ async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
         "begin; lock table events in access exclusive mode",
     )
     .await;
-    followed
-        .run("update market_odds set line = 9 where snapshot_id = 112")
-        .await;
+    followed.set_line(9).await;
     let committed = Instant::now();
     let failures = followed.cache.counters().failures;
-    eventually("gives way", async || {
-        followed.cache.counters().failures >= failures + 2
-    })
-    .await;
+    followed
+        .counted("gives way", |now| now.failures >= failures + 2)
+        .await;
     let held = committed.elapsed();
     run(&migration, "rollback").await;
     let timing = followed.timed(1).await.commit_to_visible;
@@ -143,11 +136,8 @@ async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
 
 #[tokio::test]
 async fn how_far_the_log_reaches_is_known() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    followed
-        .run("update market_odds set line = 9 where snapshot_id = 112")
-        .await;
+    let followed = Followed::seeded().await;
+    followed.set_line(9).await;
     followed.caught_up("a change").await;
     let before = followed.cache.change_log();
     let pruned_below = "select pruned_below::text from oddscache.log_state";

@@ -16,8 +16,7 @@ use oddscache_testkit::{
 
 #[tokio::test]
 async fn what_is_rolled_back_never_shows() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let before_it = followed.heard().await;
     let delete = "delete from odds_snapshots; delete from competitor_events; truncate market_odds";
@@ -37,17 +36,12 @@ async fn what_is_rolled_back_never_shows() {
 
 #[tokio::test]
 async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let before = followed.check("the seed").await;
-    let after = followed
-        .step(
+    let followed = Followed::seeded().await;
+    followed.changes(
             "begin; savepoint a; update market_odds set line = 1 where snapshot_id = 112; savepoint b;
              delete from odds_snapshots where event_id = 2; rollback to b; savepoint c;
              update market_odds set line = 2 where snapshot_id = 222; release c; release b; release a; commit",
-        )
-        .await;
-    assert_ne!(before, after);
+        ).await;
     // Each block with EXCEPTION is a subtransaction; more than 64 no longer fit into a snapshot's list.
     followed
         .step(
@@ -94,7 +88,7 @@ async fn transactions_that_commit_late_are_not_missed() {
     let before = followed.check("another").await;
     run(&later, "commit").await;
     assert_ne!(before, followed.check("later").await);
-    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(followed.reloads(), 1);
 }
 
 #[tokio::test]
@@ -140,15 +134,10 @@ async fn the_bell_alone_brings_changes() {
     .await;
     for line in 1..=5 {
         let notifications = followed.cache.counters().notifications;
+        followed.set_line(line).await;
         followed
-            .run(&format!(
-                "update market_odds set line = {line} where snapshot_id = 112"
-            ))
+            .counted("the bell", |now| now.notifications > notifications)
             .await;
-        eventually("the bell", async || {
-            followed.cache.counters().notifications > notifications
-        })
-        .await;
         eventually("the change", async || {
             equal(&followed, &followed.cache.view()).await
         })
@@ -158,8 +147,7 @@ async fn the_bell_alone_brings_changes() {
 
 #[tokio::test]
 async fn without_a_bell_the_poll_brings_changes() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     // For a role, a database or a session it can be off as well.
     let forms = [
         "begin; set local oddscache.notify = off; update market_odds set line = 9 where snapshot_id = 112; commit",
@@ -180,15 +168,13 @@ async fn without_a_bell_the_poll_brings_changes() {
 
 #[tokio::test]
 async fn anybody_may_ring_the_bell_and_nothing_follows() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
-    eventually("the bell", async || {
-        followed.cache.counters().notifications > counters.notifications
-    })
-    .await;
+    followed
+        .counted("the bell", |now| now.notifications > counters.notifications)
+        .await;
     assert_eq!(before, followed.check("a false bell").await);
     let now = followed.cache.counters();
     assert_eq!(
@@ -286,5 +272,5 @@ async fn an_event_leaves_the_window_by_time_alone() {
         )
         .await;
     assert!(followed.cache.event(1).is_some());
-    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(followed.reloads(), 1);
 }

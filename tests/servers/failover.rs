@@ -61,7 +61,7 @@ async fn a_standby_that_lagged_takes_over() {
         |c| c,
     )
     .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
     let seed = followed.check("the primary, though it is named last").await;
     pair.part(&followed.app).await;
     let mut lost = Vec::new();

@@ -34,7 +34,7 @@ async fn every_restart_is_one_new_epoch_beside_the_old_view() {
         assert_ne!(before, after, "{way}");
         before = after;
     }
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
 }
 
 /// `kill`: all processes; otherwise one, and the server recovers by itself with the same postmaster.
@@ -104,7 +104,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     assert_eq!(followed.check_epoch(2, "restored").await, seed);
     assert!(set_line(&followed.app, 222, 8).await <= lost);
     assert_ne!(followed.check("after the restore").await, seed);
-    assert_eq!(followed.cache.view().epoch(), 2);
+    assert_eq!(followed.epoch(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,7 +153,7 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
         cluster.sql("select timeline_id from pg_control_checkpoint()"),
         "2"
     );
-    assert_eq!(followed.cache.view().epoch(), 2);
+    assert_eq!(followed.epoch(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,9 +179,7 @@ async fn another_server_on_the_same_port_replaces_the_state() {
     followed.ages(&before, 1, Instant::now()).await;
     cluster.seed();
     followed.app = connect(&dsn).await;
-    followed
-        .run("delete from odds_snapshots where id = 112")
-        .await;
+    followed.delete(112).await;
     assert_ne!(followed.check_epoch(2, "the other server").await, before);
 }
 

@@ -50,7 +50,7 @@ async fn polled(settings: &[&str]) {
     .await;
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (0, 1));
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,12 +76,12 @@ async fn session_mode_is_live_until_pooler_or_server_restart() {
     .await;
     let mut before = followed.check("the seed").await;
     for epoch in 1..4 {
-        eventually("live", async || followed.cache.status() == Status::Live).await;
+        followed.live().await;
         set_line(&followed.app, 112, epoch as i32).await;
         let after = followed.check("by the bell").await;
         assert_ne!(before, after);
         before = after;
-        assert_eq!(followed.cache.view().epoch(), epoch);
+        assert_eq!(followed.epoch(), epoch);
         match epoch {
             1 => {
                 pooler.stop();

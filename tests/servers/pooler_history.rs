@@ -21,7 +21,7 @@ impl Pooled {
 
     /// Lets the server change between two reads; the application goes on with `server` then.
     async fn meanwhile(&mut self, what: &str, server: &Cluster, change: impl AsyncFnOnce(&Client)) {
-        let (failures, epoch) = (self.failures(), self.followed.cache.view().epoch());
+        let (failures, epoch) = (self.failures(), self.followed.epoch());
         self.pooler.command("PAUSE").await;
         change(&self.followed.app).await;
         self.pooler.switch_to(server).await;
@@ -157,6 +157,6 @@ async fn sessions_that_print_values_otherwise_are_of_the_same_server() {
         set_line(&pooled.followed.app, 222, settings[0].len() as i32).await;
         pooled.followed.check(settings[0]).await;
     }
-    let reloads = pooled.followed.cache.counters().reloads;
-    assert_eq!((reloads, pooled.followed.cache.view().epoch()), (1, 1));
+    let reloads = pooled.followed.reloads();
+    assert_eq!((reloads, pooled.followed.epoch()), (1, 1));
 }

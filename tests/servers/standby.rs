@@ -95,17 +95,16 @@ impl Behind {
     }
 
     fn reloads(&self) -> u64 {
-        self.followed.cache.counters().reloads
+        self.followed.reloads()
     }
 }
 
 /// Waits until a read has begun after now, and is published.
 async fn read_again(followed: &Followed) {
     let reads = followed.cache.counters().reads;
-    eventually("two more reads", async || {
-        followed.cache.counters().reads >= reads + 2
-    })
-    .await;
+    followed
+        .counted("two more reads", |now| now.reads >= reads + 2)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,7 +176,7 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     changed("one of them committed").await;
     // All of it was read by the rule, none by reading everything.
     assert_eq!(behind.reloads(), reloads);
-    assert_eq!(behind.followed.cache.view().epoch(), 1);
+    assert_eq!(behind.followed.epoch(), 1);
 }
 
 #[tokio::test]
@@ -335,10 +334,10 @@ async fn a_standby_that_restarts_or_crashes_is_followed_on() {
             behind.standby.boot().expect("starts");
         }
         behind.beside = connect(&behind.standby.dsn("postgres")).await;
-        eventually(way, async || behind.followed.cache.view().epoch() == epoch).await;
+        eventually(way, async || behind.followed.epoch() == epoch).await;
         let after = behind.check_all(way).await;
         assert_ne!(before, after, "{way}");
-        assert_eq!(behind.followed.cache.view().epoch(), epoch, "{way}");
+        assert_eq!(behind.followed.epoch(), epoch, "{way}");
         before = after;
     }
 }
@@ -356,7 +355,7 @@ async fn the_bell_of_the_primary_rings_for_what_the_standby_has_yet_to_replay() 
         |config| config.poll_interval(rarely).listen_from(bell),
     )
     .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
     for line in 1..10 {
         set_line(&followed.app, 112, line).await;
         let notifications = followed.cache.counters().notifications;

@@ -22,8 +22,10 @@ pub mod followed;
 pub mod load;
 pub mod pgbouncer;
 pub mod plain;
+pub mod process;
 pub mod proxy;
 pub mod servers;
+pub mod service;
 pub mod writes;
 
 use cluster::Cluster;
@@ -79,6 +81,15 @@ impl Database {
         Database::copy(&template.name)
     }
 
+    /// Makes a role of this database's own, with the rights of `sql/grants.sql`.
+    pub fn reader(&self) -> String {
+        let role = format!("reader_of_{}", self.name);
+        let variable = format!("role={role}");
+        let grants = ["-q", "-v", &variable, "-f", "sql/grants.sql"];
+        psql(&self.name, &grants);
+        role
+    }
+
     pub fn dsn(&self) -> String {
         cluster().dsn(&self.name)
     }
@@ -92,12 +103,7 @@ impl Database {
 /// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
 /// of a read and hold its locks, only in a test with several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
-    let output = cluster().psql(database, args).expect("psql starts");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "psql {args:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout)
-        .trim_end()
-        .to_owned()
+    cluster().psql_ok(database, args)
 }
 
 /// The server's major version.
@@ -124,6 +130,13 @@ pub async fn connect(dsn: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(connection);
     client
+}
+
+/// The id of the client's transaction, which must be open.
+pub async fn xid(client: &Client) -> u64 {
+    let sql = "select pg_current_xact_id()::text";
+    let row = client.query_one(sql, &[]).await.expect("a transaction");
+    row.get::<_, &str>(0).parse().expect("a transaction id")
 }
 
 /// What the cache must hold, by an SQL query of the tests' own.
