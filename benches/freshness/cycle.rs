@@ -10,9 +10,12 @@ use std::{
 
 use futures_util::StreamExt;
 use oddscache::OddsCache;
-use oddscache_testkit::bench::{
-    figures::{milliseconds, quantile},
-    server::{Server, connect},
+use oddscache_testkit::{
+    bench::{
+        figures::{milliseconds, quantile},
+        server::Server,
+    },
+    connect,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Statement};

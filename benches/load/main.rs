@@ -17,24 +17,23 @@ mod rate;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     process::ExitCode,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use oddscache_testkit::{
-    cluster::Cluster,
-    demo::{self, Application, Size},
+    bench::server::{self, Server},
+    demo::{Application, Size},
     load::{
         client::{Client, Tally, view_of},
-        process::Service,
         subscriber::{self, Shared},
     },
+    process::{cpu, memory},
+    service::Service,
 };
 use rate::{Load, Tallies};
 use tokio::{task::JoinSet, time::sleep};
-use tokio_postgres::NoTls;
 
 fn setting(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
@@ -43,39 +42,6 @@ fn setting(name: &str, otherwise: u64) -> u64 {
             .unwrap_or_else(|_| panic!("{name}={text}: not a whole number")),
         Err(_) => otherwise,
     }
-}
-
-const DATABASE: &str = "postgres";
-
-async fn prepare(events: u32) -> Cluster {
-    let settings = [
-        "shared_buffers = 512MB",
-        "max_wal_size = 4GB",
-        "fsync = off",
-    ];
-    let cluster = Cluster::start(&settings).expect("a cluster");
-    let (client, connection) = tokio_postgres::connect(&cluster.dsn(DATABASE), NoTls)
-        .await
-        .expect("connects");
-    tokio::spawn(connection);
-    let size = Size {
-        events,
-        ..Size::default()
-    };
-    demo::fill(&client, &size).await;
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql(DATABASE, &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    client
-        .batch_execute("vacuum analyze")
-        .await
-        .expect("analyzed");
-    cluster
 }
 
 /// All requests together.
@@ -104,7 +70,7 @@ fn summary(subscribers: &[Shared]) -> String {
 }
 
 /// Waits until every subscriber was told of the view that is served; returns how many were not, and the view.
-async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize, String) {
+async fn settled(client: &Client, subscribers: &[Shared], id: i64) -> (usize, String) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let (_, tag, _) = client
@@ -126,7 +92,7 @@ async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize
 
 /// Whether the service, the copy and the database agree, once nobody writes; events that begin meanwhile are given time.
 async fn agree(
-    client: &mut Client,
+    client: &Client,
     seen: &Shared,
     copy: &mut mirror::Copy,
     dsn: &str,
@@ -169,24 +135,26 @@ async fn main() -> ExitCode {
     let cycle = Duration::from_secs(setting("CYCLE", 60));
     let events = u32::try_from(setting("EVENTS", 1100)).expect("a number of events");
     println!("loading {events} events ...");
-    let cluster = prepare(events).await;
-    let dsn = cluster.dsn(DATABASE);
-    let mut service = Service::start(
-        env!("CARGO_BIN_EXE_oddscache"),
-        &dsn,
-        &["--most-streams", "10000"],
-    );
-    let address: SocketAddr = service.address;
-    let mut client = Client::new(address);
-    while !matches!(client.take("/readyz", None).await, Ok((status, ..)) if status == 200) {
-        service.assert_runs();
-        sleep(Duration::from_millis(50)).await;
-    }
-    let ids: Vec<i64> = mirror::all(&mut client)
-        .await
-        .expect("all events")
-        .into_keys()
-        .collect();
+    let settings = [
+        "shared_buffers = 512MB",
+        "max_wal_size = 4GB",
+        "fsync = off",
+    ];
+    let size = Size {
+        events,
+        ..Size::default()
+    };
+    let Server {
+        cluster: _cluster,
+        dsn,
+        ..
+    } = server::of_size(&settings, &size).await;
+    let mut service = Service::measured(&dsn, &["--most-streams", "10000"]).await;
+    service.ready().await;
+    let (address, pid) = (service.address(), service.pid());
+    let client = Client::new(address);
+    let all = mirror::all(&client).await.expect("all events");
+    let ids: Vec<i64> = all.into_keys().collect();
     let with_odds = count.div_ceil(10);
     println!(
         "{} events held; {rate} requests/s, {count} subscribers, {with_odds} of them with odds, a scrape cycle of {} s, for {} s",
@@ -216,42 +184,42 @@ async fn main() -> ExitCode {
     let application = Application::start(&dsn, cycle);
     // Until everything that is made once is made.
     sleep(Duration::from_secs(3)).await;
-    let at_start = service.memory();
+    let at_start = memory(pid);
     println!("{:>7}  {at_start}", "start");
     let load = Load::start(address, rate, ids.clone());
     let begun = Instant::now();
-    let (mut before, mut cpu) = (Tally::default(), service.cpu());
+    let (mut before, mut spent) = (Tally::default(), cpu(pid));
     let minute = Duration::from_secs(60);
     while begun.elapsed() < seconds {
         let from = Instant::now();
         sleep(minute.min(seconds.saturating_sub(begun.elapsed()))).await;
         service.assert_runs();
-        let (now, spent) = (sum(&load.tallies), service.cpu());
+        let (now, spent_now) = (sum(&load.tallies), cpu(pid));
         println!(
             "{:>5.0} s  {}  {:.0} answers/s, {:.1} MB/s, {} errors, p99 so far {:.2} ms  {}  cpu {:.0} %  {} transactions ({} failed)",
             begun.elapsed().as_secs_f64(),
-            service.memory(),
+            memory(pid),
             (now.latencies.count() - before.latencies.count()) as f64
                 / from.elapsed().as_secs_f64(),
             (now.bytes - before.bytes) as f64 / 1e6 / from.elapsed().as_secs_f64(),
             now.errors() + load.unsent.load(Ordering::Relaxed),
             now.latencies.quantile(0.99).as_secs_f64() * 1e3,
             summary(&subscribers),
-            (spent - cpu) / from.elapsed().as_secs_f64() * 100.0,
+            (spent_now - spent) / from.elapsed().as_secs_f64() * 100.0,
             application.transactions(),
             application.failed(),
         );
-        (before, cpu) = (now, spent);
+        (before, spent) = (now, spent_now);
     }
     let took = begun.elapsed();
     let unsent = Arc::clone(&load.unsent);
     let tallies = load.stop().await;
     application.stop().await;
-    let (behind, served) = settled(&mut client, &subscribers, ids[0]).await;
+    let (behind, served) = settled(&client, &subscribers, ids[0]).await;
     // Not in the middle of a round, which has taken what changed already.
     let mut copy = copy.lock().await;
     following.abort();
-    let agreed = agree(&mut client, &subscribers[0], &mut copy, &dsn).await;
+    let agreed = agree(&client, &subscribers[0], &mut copy, &dsn).await;
 
     println!();
     for (kind, tally) in tallies.lock().expect("a lock").iter() {
@@ -298,7 +266,7 @@ async fn main() -> ExitCode {
     }
     println!(
         "memory: {at_start} at the start, {} at the end",
-        service.memory()
+        memory(pid)
     );
     let untold: u64 = subscribers
         .iter()

@@ -22,8 +22,9 @@ use std::{
     time::Duration,
 };
 
-use measure::{median, timed};
+use measure::timed;
 use oddscache::OddsCache;
+use oddscache_testkit::bench::median;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use stores::{Handle, Held, Map, Store};
 
@@ -292,12 +293,9 @@ fn print(lines: &[Line]) {
         ratio if ratio < 100.0 => format!("{}, x{ratio:.1}", time(seconds)),
         ratio => format!("{}, x{ratio:.0}", time(seconds)),
     };
-    let or_dash = |number: f64, text: String| {
-        if number.is_nan() {
-            "-".to_owned()
-        } else {
-            text
-        }
+    let or_dash = |number: f64, text: String| match number.is_nan() {
+        true => "-".to_owned(),
+        false => text,
     };
     for line in lines {
         let p99 = if line.p99[1].is_nan() {

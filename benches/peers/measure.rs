@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache_testkit::bench::median;
+
 use crate::{data, stores::Store};
 
 /// Seconds.
@@ -17,12 +19,6 @@ pub fn timed<R>(run: impl FnOnce() -> R) -> f64 {
     let begun = Instant::now();
     black_box(run());
     begun.elapsed().as_secs_f64()
-}
-
-/// Sorts them, too.
-pub fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs `read` while a thread calls `write` with 1, 2, 3 and so on.

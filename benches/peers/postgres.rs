@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
-use oddscache_testkit::{cluster::Cluster, demo};
+use oddscache_testkit::{cluster::Cluster, connect, demo};
 use tokio::runtime::Runtime;
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use crate::{
     data::{self, EVENTS},
@@ -65,8 +65,7 @@ struct Session {
 
 impl Session {
     async fn new(dsn: &str) -> Session {
-        let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
-        tokio::spawn(connection);
+        let client = connect(dsn).await;
         let heads = [
             prepare(&client, HEADS[0]).await,
             prepare(&client, HEADS[1]).await,
@@ -255,8 +254,7 @@ impl Server {
         let runtime = runtime.map_err(|error| error.to_string())?;
         let dsn = cluster.dsn("postgres");
         let (session, version, bytes_each) = runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.expect("connects");
-            tokio::spawn(connection);
+            let client = connect(&dsn).await;
             demo::create(&client).await;
             client.batch_execute(&format!(
                 "insert into bookmakers (name, slug) values ('betPawa', 'betpawa');
@@ -297,15 +295,8 @@ impl Server {
 
     /// Makes the indexes that are recommended for the cache.
     pub fn make_indexes(&mut self) {
-        let output = self
-            .cluster
-            .psql("postgres", &["-qf", "sql/indexes.sql"])
-            .expect("psql");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let indexes = ["-qf", "sql/indexes.sql"];
+        self.cluster.psql_ok("postgres", &indexes);
         let dsn = self.dsn.clone();
         self.session = self.runtime.block_on(async {
             let session = Session::new(&dsn).await;

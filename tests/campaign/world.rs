@@ -95,9 +95,7 @@ pub(crate) fn cluster() -> Cluster {
         &["-v", "prune=on", "-qf", "sql/grants.sql"],
         &["-qc", &data],
     ] {
-        let output = cluster.psql("postgres", args).expect("psql starts");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "psql {args:?}: {errors}");
+        cluster.psql_ok("postgres", args);
     }
     cluster
 }

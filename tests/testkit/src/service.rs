@@ -127,6 +127,16 @@ impl Service {
         service
     }
 
+    /// For benchmarks: nearly without a log, and with the allocator as the unit and the container in examples/deploy set it,
+    /// unless something else is to be tried.
+    pub async fn measured(dsn: &str, more: &[&str]) -> Service {
+        let log = "warn,oddscache::server::commands::serve=info";
+        let threshold = std::env::var("MALLOC_MMAP_THRESHOLD_");
+        let threshold = threshold.unwrap_or_else(|_| "131072".to_owned());
+        let variables = [("MALLOC_MMAP_THRESHOLD_", &*threshold)];
+        Service::start_with(dsn, &[&["--log", log], more].concat(), &variables).await
+    }
+
     /// Runs a command that starts it with a log in JSON, which says where it listens.
     pub async fn spawn(command: Command) -> Service {
         let mut command = AsyncCommand::from(command);

@@ -20,10 +20,15 @@ pub struct Server {
 /// 1,100 upcoming events x 3 bookmakers x 50 markets, vacuumed and analyzed. Takes half a minute.
 pub async fn start(settings: &[&str]) -> Server {
     let settings = [&["shared_buffers = 1GB", "max_wal_size = 4GB"], settings].concat();
-    let cluster = Cluster::start(&settings).expect("a cluster");
+    of_size(&settings, &Size::default()).await
+}
+
+/// The same with these settings alone, and so much data.
+pub async fn of_size(settings: &[&str], size: &Size) -> Server {
+    let cluster = Cluster::start(settings).expect("a cluster");
     let dsn = cluster.dsn("postgres");
     let client = connect(&dsn).await;
-    demo::fill(&client, &Size::default()).await;
+    demo::fill(&client, size).await;
     for script in ["sql/install.sql", "sql/indexes.sql"] {
         cluster.psql_ok("postgres", &["-qf", script]);
     }
