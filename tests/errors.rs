@@ -1,10 +1,6 @@
 //! What is missing or wrong gets its name and the way out; bad rows cost nobody but themselves.
 
-use std::{
-    io::Write,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
 use oddscache_testkit::{
@@ -12,8 +8,10 @@ use oddscache_testkit::{
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED},
+    log::Log,
     server_version,
 };
+use tracing::Level;
 
 fn config(dsn: &str) -> Config {
     let often = Duration::from_millis(50);
@@ -429,38 +427,9 @@ async fn once_warm_always_ready_but_not_always_live() {
     eventually("ages", async || view.age() > Duration::from_millis(200)).await;
 }
 
-/// Keeps what is logged in this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn take(&self) -> String {
-        let bytes = std::mem::take(&mut *self.0.lock().expect("no panic"));
-        String::from_utf8(bytes).expect("text")
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
-    let log = Log::default();
-    let written = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || written.clone())
-        .with_ansi(false)
-        .with_max_level(tracing::Level::TRACE)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::capture(Level::TRACE);
     let database = Database::seeded();
     database.psql(
         "alter table market_odds alter outcomes drop not null, alter betpawa_market_id drop not null,

@@ -1,12 +1,13 @@
-//! What no trigger saw is found by the audit, named, counted and mended; what triggers saw never is.
+//! What no trigger saw is found by the audit, named, counted and repaired; what triggers saw never is.
 
 use std::time::Duration;
 
-use oddscache_testkit::{Database, eventually, followed::Followed};
+use oddscache::Counters;
+use oddscache_testkit::{Database, followed::Followed};
 
-/// Audits everything all the time.
-async fn audited(database: &Database) -> Followed {
-    Followed::with(&database.dsn(), |config| {
+/// Follows the seed, and audits everything all the time.
+async fn audited() -> Followed {
+    Followed::with(&Database::seeded().dsn(), |config| {
         config
             .poll_interval(Duration::from_millis(20))
             .audit_cycle(Duration::from_millis(40))
@@ -24,14 +25,13 @@ async fn unseen(followed: &Followed, sql: &str) {
 /// Waits until the audit has gone through everything once more.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
-    let passes = || followed.cache.counters().audit_passes;
-    eventually("two passes", async || passes() >= before + 2).await;
+    let two_more = |now: &Counters| now.audit_passes >= before + 2;
+    followed.counted("two passes", two_more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_no_trigger_saw_is_found_and_mended() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
+async fn whatever_no_trigger_saw_is_found_and_repaired() {
+    let followed = audited().await;
     let mut before = followed.check("the seed").await;
     let epoch = followed.epoch();
     let changes = [
@@ -50,24 +50,16 @@ async fn whatever_no_trigger_saw_is_found_and_mended() {
         "update competitor_events set betpawa_event_id = 1 where id = 21",
         "delete from competitor_odds_snapshots where id = 112",
     ];
-    for (number, sql) in changes.into_iter().enumerate() {
+    for sql in changes {
         let mismatches = followed.cache.counters().audit_mismatches;
         unseen(&followed, sql).await;
-        eventually(sql, async || {
-            followed.cache.counters().audit_mismatches > mismatches
-        })
-        .await;
+        let found = |now: &Counters| now.audit_mismatches > mismatches;
+        followed.counted(sql, found).await;
         passed(&followed).await;
         let after = followed.check(sql).await;
-        assert_ne!(
-            before, after,
-            "{number}: {sql}: changes nothing that is held"
-        );
-        assert_eq!(
-            followed.cache.counters().audit_mismatches,
-            mismatches + 1,
-            "{sql}: one event"
-        );
+        assert_ne!(before, after, "{sql}: changes nothing that is held");
+        let now = followed.cache.counters().audit_mismatches;
+        assert_eq!(now, mismatches + 1, "{sql}: one event");
         before = after;
     }
     assert_eq!(followed.epoch(), epoch);
@@ -76,20 +68,18 @@ async fn whatever_no_trigger_saw_is_found_and_mended() {
 /// An audit that finds what is not there would read everything all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_triggers_saw_is_never_found() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
+    let followed = audited().await;
     for round in 0..30 {
-        followed
-            .run(&format!(
-                "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
-                 update odds_snapshots set last_confirmed_at = now() where id = 212;
-                 update events set kickoff = kickoff + interval '1 second';
-                 update competitor_events set betpawa_event_id = {} where id = 21;
-                 insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc'",
-                round % 2 + 1,
-                5000 + round
-            ))
-            .await;
+        let sql = format!(
+            "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
+             update odds_snapshots set last_confirmed_at = now() where id = 212;
+             update events set kickoff = kickoff + interval '1 second';
+             update competitor_events set betpawa_event_id = {} where id = 21;
+             insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc'",
+            round % 2 + 1,
+            5000 + round
+        );
+        followed.run(&sql).await;
     }
     passed(&followed).await;
     followed.check("thirty rounds").await;
@@ -101,19 +91,12 @@ async fn what_triggers_saw_is_never_found() {
 /// A partition that was made after install.sql, and written by its own name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_straight_into_a_partition_without_triggers_is_found() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
-    followed
-        .run("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')")
-        .await;
-    let before = followed.check("a new partition").await;
+    let followed = audited().await;
+    let before = followed.step("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')").await;
     let mismatches = followed.cache.counters().audit_mismatches;
-    followed
-        .run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')")
-        .await;
-    followed
-        .counted("found", |now| now.audit_mismatches > mismatches)
-        .await;
+    followed.run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')").await;
+    let found = |now: &Counters| now.audit_mismatches > mismatches;
+    followed.counted("found", found).await;
     passed(&followed).await;
     assert_ne!(before, followed.check("written straight into it").await);
 }
@@ -122,8 +105,7 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_is_on_unless_told_otherwise() {
     let followed = Followed::seeded().await;
-    followed
-        .counted("audited", |now| now.audited_events > 0)
-        .await;
-    assert_eq!(followed.cache.counters().audit_mismatches, 0);
+    let audited = |now: &Counters| now.audited_events > 0;
+    let counters = followed.counted("audited", audited).await;
+    assert_eq!(counters.audit_mismatches, 0);
 }

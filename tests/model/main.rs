@@ -9,7 +9,7 @@ use oddscache_testkit::{
     Database, connect,
     followed::{Followed, run},
     normal,
-    writes::{self, Case, Ids, Step, Transaction},
+    writes::{self, Case, Ids, Step, Transaction, execute},
 };
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
@@ -109,10 +109,8 @@ impl Replica {
             }
         }
         let held: Vec<Value> = self.events.values().cloned().collect();
-        assert!(
-            held == oddscache_testkit::dump(view),
-            "changes do not tell everything"
-        );
+        let is_all = held == oddscache_testkit::dump(view);
+        assert!(is_all, "changes do not tell everything");
     }
 }
 
@@ -127,9 +125,7 @@ impl Player {
         })
         .await;
         let beside = connect(&database.dsn()).await;
-        // A statement that waits for the other transaction fails, and its transaction with it.
-        run(&beside, "set lock_timeout = '100 ms'").await;
-        run(&followed.app, "set lock_timeout = '100 ms'").await;
+        run(&beside, writes::PATIENCE).await;
         let replica = Replica::new(&followed);
         Player {
             followed,
@@ -141,11 +137,7 @@ impl Player {
 
     async fn play(&mut self, case: &Case) {
         run(&self.beside, "rollback").await;
-        let reset = format!(
-            "rollback; set lock_timeout = 0; {}; set lock_timeout = '100 ms'",
-            writes::RESET
-        );
-        run(&self.followed.app, &reset).await;
+        writes::reset(&self.followed.app).await;
         let mut ids = Ids::default();
         let mut before = self.check(None).await;
         for (step, pause) in &case.0 {
@@ -167,16 +159,12 @@ impl Player {
 
     /// `late` is open while the others come and go.
     async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
-        let mut statements = late.sql(ids);
-        let rest = statements.split_off(statements.len() / 2);
-        let begun = execute(&self.beside, &statements).await;
+        let (first, rest) = late.halves(ids);
+        let begun = execute(&self.beside, &first).await;
         for transaction in others {
             self.alone(transaction, ids).await;
         }
-        let ended = match begun {
-            true => execute(&self.beside, &rest).await,
-            false => false,
-        };
+        let ended = begun && execute(&self.beside, &rest).await;
         self.count(late, ended);
     }
 
@@ -198,25 +186,4 @@ impl Player {
         }
         after
     }
-}
-
-/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
-async fn execute(client: &Client, statements: &[String]) -> bool {
-    for sql in statements {
-        if let Err(error) = client.batch_execute(sql).await {
-            let code = error
-                .code()
-                .unwrap_or_else(|| panic!("{sql}: {error:?}"))
-                .code();
-            // Locks, keys, and partitions that are there already, or not, or whose rows are elsewhere; all else is a mistake
-            // in the model.
-            let expected = [
-                "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
-            ];
-            assert!(expected.contains(&code), "{sql}: {error:?}");
-            run(client, "rollback").await;
-            return false;
-        }
-    }
-    true
 }

@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod demo;
 pub mod followed;
 pub mod load;
+pub mod log;
 pub mod pgbouncer;
 pub mod plain;
 pub mod process;

@@ -3,6 +3,9 @@
 use std::fmt::Write;
 
 use proptest::{collection::vec, prelude::*, sample::select};
+use tokio_postgres::Client;
+
+use super::followed::run;
 
 /// A second partition, and its triggers: what `install.sql` would do.
 pub const PREPARE: &str = "
@@ -15,7 +18,7 @@ do $$ begin
 end $$";
 
 /// The world at the beginning of a case.
-pub const RESET: &str = "
+const RESET: &str = "
 truncate events, competitor_events, odds_snapshots, odds_snapshots_old, competitor_odds_snapshots, market_odds,
     competitor_market_odds;
 do $$ begin if not exists (select from pg_inherits where inhrelid = 'odds_snapshots_old'::regclass) then
@@ -124,6 +127,13 @@ impl Transaction {
         self.end == End::Commit
     }
 
+    /// Its statements in two parts, so that others can run in between.
+    pub fn halves(&self, ids: &mut Ids) -> (Vec<String>, Vec<String>) {
+        let mut first = self.sql(ids);
+        let rest = first.split_off(first.len() / 2);
+        (first, rest)
+    }
+
     /// Its statements, from begin to end.
     pub fn sql(&self, ids: &mut Ids) -> Vec<String> {
         let mut statements = vec!["begin".to_owned()];
@@ -151,6 +161,34 @@ impl Transaction {
     }
 }
 
+/// Locks, keys, and partitions that are there already, or not, or whose rows are elsewhere; all else is a mistake in here.
+const REFUSALS: [&str; 9] = [
+    "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
+];
+
+/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+pub async fn execute(client: &Client, statements: &[String]) -> bool {
+    for sql in statements {
+        if let Err(error) = client.batch_execute(sql).await {
+            let code = error.code().map(|code| code.code());
+            let is_known = code.is_some_and(|code| REFUSALS.contains(&code));
+            assert!(is_known, "{sql}: {error:?}");
+            run(client, "rollback").await;
+            return false;
+        }
+    }
+    true
+}
+
+/// A statement that waits for another transaction fails, and its transaction with it.
+pub const PATIENCE: &str = "set lock_timeout = '100 ms'";
+
+/// Puts the world at its beginning.
+pub async fn reset(client: &Client) {
+    let sql = format!("rollback; set lock_timeout = 0; {RESET}; {PATIENCE}");
+    run(client, &sql).await;
+}
+
 impl Case {
     /// As SQL, for people.
     pub fn script(&self) -> String {
@@ -165,13 +203,12 @@ impl Case {
             match step {
                 Step::Alone(transaction) => lines("", &transaction.sql(&mut ids)),
                 Step::Beside(late, others) => {
-                    let statements = late.sql(&mut ids);
-                    let (first, rest) = statements.split_at(statements.len() / 2);
-                    lines("/* beside */ ", first);
+                    let (first, rest) = late.halves(&mut ids);
+                    lines("/* beside */ ", &first);
                     for transaction in others {
                         lines("", &transaction.sql(&mut ids));
                     }
-                    lines("/* beside */ ", rest);
+                    lines("/* beside */ ", &rest);
                 }
             }
             if *pause {
