@@ -6,8 +6,7 @@ use std::{
 };
 
 use oddscache::View;
-use oddscache_testkit::{difference, dump, followed, oracle};
-use serde_json::Value;
+use oddscache_testkit::{dump, followed, oracle, same};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
@@ -225,29 +224,4 @@ fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
         return Err(("epochs", format!("still {now} after: {}", kind.name())));
     }
     Ok(())
-}
-
-/// Where two lists of events differ first.
-fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
-    let ids = |events: &[Value]| -> Vec<String> {
-        events
-            .iter()
-            .map(|event| event["event_id"].to_string())
-            .collect()
-    };
-    if ids(cache) != ids(oracle) {
-        return Err(format!(
-            "events {:?} in the cache, {:?} in the oracle",
-            ids(cache),
-            ids(oracle)
-        ));
-    }
-    let differences = cache
-        .iter()
-        .zip(oracle)
-        .find_map(|(cache, oracle)| Some((&cache["event_id"], difference("", cache, oracle)?)));
-    match differences {
-        Some((id, what)) => Err(format!("event {id}: {what}")),
-        None => Ok(()),
-    }
 }

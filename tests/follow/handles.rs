@@ -1,12 +1,13 @@
 //! What handles ask and are told: transactions waited for, changes, reading again, whether notifications arrive.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use oddscache::{Counters, Error, Status};
 use oddscache_testkit::{
     Database, connect,
     followed::{Followed, run},
-    normal, xid,
+    replica::Replica,
+    xid,
 };
 use serde_json::{Value, json};
 
@@ -72,14 +73,7 @@ async fn changes_name_every_event_that_differs() {
     let followed = Followed::seeded().await;
     let mut changes = followed.cache.changes();
     let view = followed.cache.view();
-    let event = |view: &oddscache::View, id| -> Option<Value> {
-        let event = view.event(id)?;
-        Some(normal(serde_json::to_value(event).expect("JSON")))
-    };
-    let mut replica: BTreeMap<i64, Value> = BTreeMap::new();
-    for id in view.event_ids() {
-        replica.insert(id, event(&view, id).expect("listed"));
-    }
+    let mut replica = Replica::of(&view);
     let (none, both) = (json!({}), json!({ "bet9ja": [2], "sportybet": [2] }));
     let sportybet = json!({ "sportybet": [1] });
     let naming = |betpawa: &[i64], competitors: &Value, kickoffs: &[i64]| json!({ "betpawa": betpawa, "competitors": competitors, "kickoffs": kickoffs });
@@ -127,14 +121,8 @@ async fn changes_name_every_event_that_differs() {
         assert_eq!(named, expected, "{sql}");
         assert_eq!(change.epoch, 1);
         let view = followed.cache.view();
-        for id in change.event_ids() {
-            match event(&view, id) {
-                Some(event) => replica.insert(id, event),
-                None => replica.remove(&id),
-            };
-        }
-        let held: Vec<Value> = replica.values().cloned().collect();
-        assert_eq!(held, oddscache_testkit::dump(&view), "{sql}");
+        replica.apply(&change, &view);
+        replica.equals(&view).expect(sql);
     }
 }
 

@@ -2,17 +2,18 @@
 //!
 //! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
 
-use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
-use oddscache::{Changes, View};
+use oddscache::Changes;
 use oddscache_testkit::{
     Database, connect,
     followed::{Followed, run},
-    normal,
+    replica::Replica,
     writes::{self, Case, Ids, Step, Transaction, execute},
 };
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 #[test]
@@ -67,51 +68,9 @@ struct Player {
     /// For transactions that are open beside those of `followed.app`.
     beside: Client,
     seen: Seen,
-    replica: Replica,
-}
-
-/// What somebody holds who looks only at the events that changes name.
-struct Replica {
     changes: Changes,
-    events: BTreeMap<i64, Value>,
-}
-
-impl Replica {
-    fn new(followed: &Followed) -> Replica {
-        let changes = followed.cache.changes();
-        let mut replica = Replica {
-            changes,
-            events: BTreeMap::new(),
-        };
-        let view = followed.cache.view();
-        for id in view.event_ids() {
-            replica.take(&view, id);
-        }
-        replica
-    }
-
-    fn take(&mut self, view: &View, id: i64) {
-        match view.event(id) {
-            Some(event) => self
-                .events
-                .insert(id, normal(serde_json::to_value(event).expect("JSON"))),
-            None => self.events.remove(&id),
-        };
-    }
-
-    /// Brings it to `view`, which the cache shows while nothing is written.
-    async fn check(&mut self, view: &View) {
-        // Published before the view was taken, so it is there already.
-        while let Ok(change) = tokio::time::timeout(Duration::ZERO, self.changes.next()).await {
-            let change = change.expect("following").expect("in time");
-            for id in change.event_ids() {
-                self.take(view, id);
-            }
-        }
-        let held: Vec<Value> = self.events.values().cloned().collect();
-        let is_all = held == oddscache_testkit::dump(view);
-        assert!(is_all, "changes do not tell everything");
-    }
+    /// Fed by the changes alone.
+    replica: Replica,
 }
 
 impl Player {
@@ -126,12 +85,13 @@ impl Player {
         .await;
         let beside = connect(&database.dsn()).await;
         run(&beside, writes::PATIENCE).await;
-        let replica = Replica::new(&followed);
+        let changes = followed.cache.changes();
         Player {
+            replica: Replica::of(&followed.cache.view()),
+            changes,
             followed,
             beside,
             seen: Seen::default(),
-            replica,
         }
     }
 
@@ -179,7 +139,14 @@ impl Player {
 
     async fn check(&mut self, before: Option<Vec<Value>>) -> Vec<Value> {
         let after = self.followed.check("a pause").await;
-        self.replica.check(&self.followed.cache.view()).await;
+        let view = self.followed.cache.view();
+        // Published before the view was taken, so it is there already.
+        while let Ok(change) = timeout(Duration::ZERO, self.changes.next()).await {
+            let change = change.expect("following").expect("in time");
+            self.replica.apply(&change, &view);
+        }
+        let told = self.replica.equals(&view);
+        told.expect("changes tell everything");
         if let Some(before) = before {
             self.seen.checks += 1;
             self.seen.changed += usize::from(before != after);

@@ -25,6 +25,7 @@ pub mod pgbouncer;
 pub mod plain;
 pub mod process;
 pub mod proxy;
+pub mod replica;
 pub mod servers;
 pub mod service;
 pub mod writes;
@@ -242,30 +243,34 @@ fn micros(time: &str) -> i64 {
 }
 
 /// Fails the test with the first difference.
+#[track_caller]
 pub fn assert_same(cache: &[Value], oracle: &[Value], what: &str) {
-    if cache == oracle {
-        return;
-    }
-    let ids = |values: &[Value]| -> Vec<f64> {
-        values
-            .iter()
-            .filter_map(|value| value["event_id"].as_f64())
-            .collect()
-    };
-    assert_eq!(
-        ids(cache),
-        ids(oracle),
-        "{what}: other events (cache, oracle)"
-    );
-    for (cache, oracle) in cache.iter().zip(oracle) {
-        if let Some(difference) = difference("", cache, oracle) {
-            panic!("{what}: event {}: {difference}", cache["event_id"]);
-        }
+    if let Err(difference) = same(cache, oracle) {
+        panic!("{what}: {difference}");
     }
 }
 
-/// Where two values differ first.
-pub fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
+/// Where two lists of events differ first, if they do.
+pub fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
+    let ids = |events: &[Value]| -> Vec<String> {
+        let ids = events.iter().map(|event| event["event_id"].to_string());
+        ids.collect()
+    };
+    let (cached, expected) = (ids(cache), ids(oracle));
+    if cached != expected {
+        return Err(format!(
+            "events {cached:?} in the cache, {expected:?} in the oracle"
+        ));
+    }
+    for (cache, oracle) in cache.iter().zip(oracle) {
+        if let Some(difference) = difference("", cache, oracle) {
+            return Err(format!("event {}: {difference}", cache["event_id"]));
+        }
+    }
+    Ok(())
+}
+
+fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
     match (cache, oracle) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => a
             .iter()
