@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
 use oddscache_testkit::{
-    Database, cluster,
+    Database, TABLES, cluster,
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED},
@@ -149,15 +149,6 @@ fn no_secret_in_a_connection_string_is_shown() {
     }
     assert!(refused >= 3);
 }
-
-const TABLES: [&str; 6] = [
-    "events",
-    "competitor_events",
-    "odds_snapshots",
-    "competitor_odds_snapshots",
-    "market_odds",
-    "competitor_market_odds",
-];
 
 fn quoted(table: &str) -> String {
     format!("\"public\".\"{table}\"")

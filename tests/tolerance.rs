@@ -166,7 +166,7 @@ async fn without_deleted_at_all_competitor_events_are_live() {
 async fn other_schemas_and_another_channel() {
     let app = r#"We"ird sch'ema"#;
     let cache = r#"Ca"che \ 's"#;
-    let channel = r#"Odd "bell" o'clock"#;
+    let channel = r#"Odd "channel" o'clock"#;
     let quoted = r#""We""ird sch'ema""#;
     let database = Database::with_feed();
     let path = format!("set search_path = {quoted}");

@@ -1,4 +1,4 @@
-//! The writing half, and what a reader may rely on whoever writes.
+//! The writing half, and what a reader may rely on with every writer.
 
 use std::sync::Arc;
 

@@ -2,28 +2,6 @@
 
 use fastrand::Rng;
 
-/// What clients do more often while a fault wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bias {
-    None,
-    To(Kind),
-}
-
-impl Bias {
-    pub(crate) const ALL: &[Bias] = &[
-        Bias::None,
-        Bias::To(Kind::Truncate),
-        Bias::To(Kind::Late),
-        Bias::To(Kind::Savepoint),
-        Bias::To(Kind::Replica),
-        Bias::To(Kind::Leaf),
-        Bias::To(Kind::BellOff),
-        Bias::To(Kind::ManyKeys),
-        Bias::To(Kind::Relink),
-        Bias::To(Kind::Window),
-    ];
-}
-
 /// The kinds of transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -81,8 +59,9 @@ pub(crate) fn name(kind: Kind) -> &'static str {
     found.map_or("", |(_, name, _)| name)
 }
 
-pub(crate) fn draw(rng: &mut Rng, bias: Bias) -> Kind {
-    if let Bias::To(kind) = bias {
+/// Draws one; more often one of this kind, if there is any.
+pub(crate) fn draw(rng: &mut Rng, bias: Option<Kind>) -> Kind {
+    if let Some(kind) = bias {
         // The heaviest less often, or nothing else would get a turn.
         let often = match kind {
             Kind::Truncate => 0.15,

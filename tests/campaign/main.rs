@@ -24,7 +24,7 @@ use std::{
 
 use faults::Scene;
 use followers::{Embedded, Service};
-use oddscache_testkit::proxy::Proxy;
+use oddscache_testkit::{process::memory, proxy::Proxy};
 use plan::{Fault, Plan, WHOLE_DECK};
 use report::Figures;
 use subscribers::{Replica, Sleeper};
@@ -141,7 +141,8 @@ async fn play(world: &Arc<World>, until: Until) {
         }
         let mut figures = world.report.figures();
         figures.rounds += 1;
-        figures.resident_kb.extend(report::resident_kb());
+        let resident = memory(std::process::id()).resident;
+        figures.resident_kb.push(resident);
     }
     if world.violation().is_none()
         && let Err(what) = sleeper.wake(world, &cache).await
@@ -157,9 +158,8 @@ async fn play(world: &Arc<World>, until: Until) {
         let mut figures = world.report.figures();
         figures.epochs = cache.view().epoch();
         for (name, count) in counters.as_object().into_iter().flatten() {
-            figures
-                .counters
-                .insert(name.clone(), count.as_u64().unwrap_or_default());
+            let count = count.as_u64().unwrap_or_default();
+            figures.counters.insert(name.clone(), count);
         }
     }
     world.ended.store(true, Ordering::Relaxed);
@@ -181,11 +181,8 @@ async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
 
 fn environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
-    )
+    let number = value.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// Fails with the way to do it again.

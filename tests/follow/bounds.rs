@@ -175,7 +175,7 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
     eventually("not live", async || cache.status() != Status::Live).await;
 }
 
-/// Behind a pooler in transaction mode the server's sessions were left listening, for whoever gets them next.
+/// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_s_sessions_are_not_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;

@@ -1,13 +1,13 @@
 //! The followed cache equals the oracle after warmup and after every kind of change.
 
 mod audit;
-mod bell;
 mod bounds;
 mod dead_peers;
 mod faults;
 mod handles;
 mod holes;
 mod locks;
+mod notifications;
 mod partitions;
 mod rows;
 mod settings;

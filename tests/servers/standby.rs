@@ -191,7 +191,7 @@ async fn conflicts_with_replay_are_survived() {
     ];
     let behind = Behind::new(&settings).await;
     behind.check_all("the seed").await;
-    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel whoever reads at the time.
+    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel reads under way.
     for round in 0..30 {
         let sql = format!(
             "update market_odds set line = {round}; update odds_snapshots set last_confirmed_at = now();

@@ -32,7 +32,7 @@ fn deaf() -> u16 {
 /// Answers, but is no PostgreSQL.
 fn garbage(answer: &'static [u8]) -> u16 {
     listener(move |mut stream| {
-        // Whoever has closed it already gets nothing.
+        // A client that has closed it already gets nothing.
         let _ = stream.write_all(answer);
     })
 }

@@ -45,6 +45,16 @@ pub fn cluster() -> &'static Cluster {
     })
 }
 
+/// The tables that the cache reads.
+pub const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
+
 /// A database of one test, dropped with the cluster.
 #[derive(Debug, Clone)]
 pub struct Database {
