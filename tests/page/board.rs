@@ -56,20 +56,16 @@ async fn count_flashes(browser: &Browser) {
 
 #[tokio::test]
 async fn the_board_shows_what_the_database_says_and_how_it_moves() {
-    let Page {
-        app,
-        served,
-        browser,
-        ..
-    } = Page::closed(20).await;
-    count_flashes(&browser).await;
+    let page = Page::closed(20).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
+    count_flashes(browser).await;
     browser.open(&served.base).await;
     browser.until("the list", &loaded(20)).await;
 
     for market in ["3743", "5000 2.5", "3795"] {
         let choose = format!("#markets input[value=\"{market}\"]");
         browser.click(&choose).await;
-        let expected = asked(&app, market).await;
+        let expected = asked(app, market).await;
         assert!(expected.len() > 100, "{market}: {}", expected.len());
         let first = json!(expected.keys().next());
         let script = format!(
@@ -97,23 +93,23 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     let own = cell(7, "betpawa 1", "X");
     let update = "update market_odds set outcomes = jsonb_set(outcomes, '{1,odds}', '99.5') where betpawa_market_id = '3743'
                   and snapshot_id = (select max(id) from odds_snapshots where event_id = 7)";
-    run(&app, update).await;
+    run(app, update).await;
     let moved = format!("{own}.textContent.startsWith('99.50') && {own}.dataset.moved === 'up'");
     browser.until("the change", &moved).await;
     let flashes = browser.eval("flashes").await;
     assert_eq!(flashes, json!(["7/betpawa 1/X"]));
     let best = format!("{own}.classList.contains('best')");
     assert_eq!(browser.eval(&best).await, true);
-    run(&app, &update.replace("99.5", "1.01")).await;
+    run(app, &update.replace("99.5", "1.01")).await;
     let down = format!("{own}.dataset.moved === 'down' && !{own}.classList.contains('best')");
     browser.until("down again", &down).await;
     let shown_now = shown(browser.eval(SHOWN).await);
-    assert_eq!(shown_now, asked(&app, "3743").await, "after the changes");
+    assert_eq!(shown_now, asked(app, "3743").await, "after the changes");
     browser.screenshot("board").await;
 
     // Not to be had: struck out. Gone: not there.
     run(
-        &app,
+        app,
         "update market_odds set unavailable_at = now() where betpawa_market_id = '3743'
          and snapshot_id = (select max(id) from odds_snapshots where event_id = 8);
          delete from odds_snapshots where event_id = 9; delete from competitor_events where betpawa_event_id = 9",

@@ -10,13 +10,9 @@ const NOTE: &str = "document.getElementById('detail-note').textContent";
 
 #[tokio::test]
 async fn an_open_event_that_goes_or_does_not_come_is_told_until_it_is_there() {
-    let Page {
-        app,
-        served,
-        browser,
-        ..
-    } = Page::closed(12).await;
-    let valve = Valve::before(&served).await;
+    let page = Page::closed(12).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
+    let valve = Valve::before(served).await;
     browser.open(&format!("{}/#event=9", valve.base)).await;
     browser.until("the list", &loaded(12)).await;
     let ages = format!("{NOTE}.includes('last confirmed')");
@@ -25,7 +21,7 @@ async fn an_open_event_that_goes_or_does_not_come_is_told_until_it_is_there() {
     browser.until("the event", &there).await;
 
     let delete = "delete from odds_snapshots where event_id = 9; delete from competitor_events where betpawa_event_id = 9";
-    run(&app, delete).await;
+    run(app, delete).await;
     let gone = format!("{NOTE}.startsWith('event 9 is not held') && {prices} === 0");
     browser.until("it is gone", &gone).await;
     // It stands: what draws the ages comes each second.
@@ -38,7 +34,7 @@ async fn an_open_event_that_goes_or_does_not_come_is_told_until_it_is_there() {
     browser.open(&again).await;
     browser.until("the event", &there).await;
     valve.event.store(false, Ordering::Relaxed);
-    run(&app, UPDATE).await;
+    run(app, UPDATE).await;
     let old = format!("{NOTE}.startsWith('What you see may be old: the valve is shut')");
     browser.until("it is not answered", &old).await;
     browser.eval(stands).await;

@@ -65,21 +65,17 @@ async fn another_service_proves_nothing_of_what_is_on_the_page() {
 
 #[tokio::test]
 async fn a_list_that_does_not_come_is_told() {
-    let Page {
-        app,
-        served,
-        browser,
-        ..
-    } = Page::closed(12).await;
-    let valve = Valve::before(&served).await;
+    let page = Page::closed(12).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
+    let valve = Valve::before(served).await;
     valve.list.store(false, Ordering::Relaxed);
     browser.open(&valve.base).await;
     let words = ["the list of odds does not come: the valve is shut. There is nothing to see yet"];
-    is_stale(&browser, &words).await;
+    is_stale(browser, &words).await;
 
-    run(&app, UPDATE).await;
+    run(app, UPDATE).await;
     valve.list.store(true, Ordering::Relaxed);
-    is_current(&browser).await;
+    is_current(browser).await;
     // That, and not that the page was starting.
     let bad = "[...document.querySelectorAll('#happened .bad')].every((line) => line.textContent.includes('valve'))";
     assert_eq!(browser.eval(bad).await, true);
@@ -88,12 +84,8 @@ async fn a_list_that_does_not_come_is_told() {
 
 #[tokio::test]
 async fn a_change_that_cannot_be_applied_is_not_left_out() {
-    let Page {
-        app,
-        served,
-        browser,
-        ..
-    } = Page::closed(12).await;
+    let page = Page::closed(12).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
     // The first change comes with something that is no market.
     let source = "window.spoilt = 0; const parse = JSON.parse;
         JSON.parse = (text, ...rest) => {
@@ -106,11 +98,11 @@ async fn a_change_that_cannot_be_applied_is_not_left_out() {
     browser.before_scripts(source).await;
     browser.open(&served.base).await;
     browser.until("the list", &loaded(12)).await;
-    run(&app, UPDATE).await;
+    run(app, UPDATE).await;
     browser
         .until("a spoilt change", "window.spoilt === 1")
         .await;
-    is_current(&browser).await;
+    is_current(browser).await;
     // It is in the console, so that somebody can fix it.
     assert_eq!(browser.complaints(|_| true).len(), 1);
 }

@@ -92,12 +92,8 @@ async fn a_service_that_is_away_is_told_and_its_return_shown() {
 /// A browser has six connections to a host, and each tab with the page would take one for good.
 #[tokio::test]
 async fn a_hidden_page_gives_its_stream_back() {
-    let Page {
-        app,
-        served,
-        browser,
-        ..
-    } = Page::of(12).await;
+    let page = Page::of(12).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
     let streams = async || served.metric("oddscache_change_streams").await;
     assert_eq!(streams().await, 1.0);
     let hide = |hidden: bool| {
@@ -111,9 +107,9 @@ async fn a_hidden_page_gives_its_stream_back() {
     // Which the page notices, and does not tell of: nothing is wrong.
     let resting = "document.body.dataset.state === 'stale'";
     browser.until("it has no changes", resting).await;
-    run(&app, UPDATE).await;
+    run(app, UPDATE).await;
     browser.eval(&hide(false)).await;
-    is_current(&browser).await;
+    is_current(browser).await;
     let bad = "document.querySelectorAll('#happened .bad').length";
     assert_eq!(browser.eval(bad).await, 0);
     browser.is_content();

@@ -38,9 +38,8 @@ async fn pass(State(base): State<Arc<str>>, request: Request) -> Response {
 
 #[tokio::test]
 async fn a_token_is_asked_for_and_kept_out_of_sight() {
-    let Page {
-        served, browser, ..
-    } = Page::closed(12).await;
+    let page = Page::closed(12).await;
+    let (served, browser) = (&page.served, &page.browser);
     let base = format!("http://{}", guard(&served.base).await);
     browser.open(&base).await;
     let asked = "document.getElementById('token').open && document.body.dataset.state === 'stale'";
