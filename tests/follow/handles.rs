@@ -10,6 +10,7 @@ use oddscache_testkit::{
     xid,
 };
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -113,7 +114,8 @@ async fn changes_name_every_event_that_differs() {
         ),
     ] {
         followed.run(&format!("begin; {sql}; commit")).await;
-        let change = changes.next().await.expect("following").expect("in time");
+        let change = timeout(LONG, changes.next()).await.expect("a change");
+        let change = change.expect("following").expect("not too late");
         let competitors = change.competitors.iter();
         let competitors = competitors.map(|(source, ids)| (source.as_str().to_owned(), json!(ids)));
         let competitors = Value::Object(competitors.collect());
@@ -165,7 +167,8 @@ async fn everything_is_read_again_when_asked_here_or_in_the_database() {
         }
         let again = |now: &Counters| now.reloads == reloads;
         followed.counted("read again", again).await;
-        let change = changes.next().await.expect("following").expect("in time");
+        let change = timeout(LONG, changes.next()).await.expect("a change");
+        let change = change.expect("following").expect("not too late");
         assert!(change.is_empty() && change.epoch == 1, "{change:?}");
     }
     followed.check("read again").await;
