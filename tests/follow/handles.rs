@@ -205,9 +205,9 @@ async fn a_quiet_follower_stays_live_by_its_heartbeats() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let published = followed.cache.counters().published;
-    let three = |now: &Counters| now.heartbeats >= 3;
+    // A heartbeat counts when its notification arrives, its log row when that is read.
+    let three = |now: &Counters| now.heartbeats >= 3 && now.log_rows >= 2;
     let counters = followed.counted("three heartbeats", three).await;
     assert_eq!(followed.cache.status(), Status::Live);
-    assert!(counters.log_rows >= 2, "{counters:?}");
     assert_eq!((counters.published, counters.reloads), (published, 1));
 }
