@@ -5,35 +5,15 @@
 //! sets how long each is watched (120, a whole pass of the audit).
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
-use std::{
-    fs,
-    io::{Read, Write},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+use std::time::Duration;
+
+use oddscache_testkit::{
+    bench::server::{self, Server},
+    process::cpu,
+    service::Service,
 };
-
-use oddscache_testkit::bench::server::{self, Server};
+use tokio::time::sleep;
 use tokio_postgres::Client;
-
-/// Clock ticks a second in /proc/PID/stat, on every Linux there is.
-const TICKS: f64 = 100.0;
-
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split(' ')
-        .collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|field| field.parse::<f64>().ok())
-    };
-    (ticks(12).unwrap_or_default() + ticks(13).unwrap_or_default()) / TICKS
-}
 
 async fn backends(client: &Client) -> Vec<u32> {
     let sql = "select pid from pg_stat_activity where application_name = 'oddscache'";
@@ -43,30 +23,9 @@ async fn backends(client: &Client) -> Vec<u32> {
         .collect()
 }
 
-struct Service(Child);
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// What the service says of its audit.
-fn audited(address: &str) -> String {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = std::net::TcpStream::connect(address)?;
-        write!(
-            stream,
-            "GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = ask().expect("the service answers");
-    let body = answer.split("\r\n\r\n").nth(1).expect("a body");
-    let stats: serde_json::Value = serde_json::from_str(body).expect("JSON");
+async fn audited(service: &Service) -> String {
+    let stats = service.json("/v1/stats").await;
     let counter = |name: &str| stats["counters"][name].clone();
     format!(
         "{} events audited in {} passes, {} mismatches",
@@ -78,28 +37,15 @@ fn audited(address: &str) -> String {
 
 /// Shares of a core: the service's, and the server's for it.
 async fn watch(dsn: &str, client: &Client, audit_cycle: &str, seconds: f64) -> (f64, f64, String) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address").to_string();
-    drop(listener);
-    let child = Command::new(env!("CARGO_BIN_EXE_oddscache"))
-        .args(["serve", "--listen", &address, "--audit-cycle", audit_cycle])
-        .env("DATABASE_URL", dsn)
-        .env("ODDSCACHE_LOG", "warn")
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the service starts");
-    let service = Service(child);
-    // Warm, and its bell proven.
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(15) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let service = Service::measured(dsn, &["--audit-cycle", audit_cycle]).await;
+    // Warm, and its notifications proven.
+    sleep(Duration::from_secs(15)).await;
     let pids = backends(client).await;
-    let cpu = |pids: &[u32]| pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
-    let before = (cpu_seconds(service.0.id()), cpu(&pids));
-    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-    let after = (cpu_seconds(service.0.id()), cpu(&pids));
-    let mut note = format!("   {}", audited(&address));
+    let server = || pids.iter().map(|pid| cpu(*pid)).sum::<f64>();
+    let before = (cpu(service.pid()), server());
+    sleep(Duration::from_secs_f64(seconds)).await;
+    let after = (cpu(service.pid()), server());
+    let mut note = format!("   {}", audited(&service).await);
     if backends(client).await != pids {
         note.push_str("; it reconnected meanwhile: the server's share is too low");
     }

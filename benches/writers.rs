@@ -23,8 +23,11 @@ use std::{
 
 use oddscache::{Config, OddsCache, Status};
 use oddscache_testkit::{
+    bench,
     cluster::Cluster,
+    connect,
     demo::{self, Size},
+    followed::run,
 };
 use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
 
@@ -68,14 +71,8 @@ const EVENTS: usize = 50;
 fn market_sql(markets: usize) -> String {
     let row = |row: usize| {
         let at = |column| row * 5 + column;
-        format!(
-            "(${}, ${}, ${}, ${}, ${}::text::jsonb)",
-            at(1),
-            at(2),
-            at(3),
-            at(4),
-            at(5)
-        )
+        let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(at);
+        format!("(${a}, ${b}, ${c}, ${d}, ${e}::text::jsonb)")
     };
     let rows: Vec<String> = (0..markets).map(row).collect();
     format!(
@@ -99,8 +96,8 @@ struct Writer {
 impl Writer {
     async fn open(cluster: &Cluster, variant: &Variant) -> Writer {
         let client = connect(&cluster.dsn(variant.database)).await;
-        client.batch_execute("set jit = off").await.expect("set");
-        client.batch_execute(variant.set).await.expect("set");
+        run(&client, "set jit = off").await;
+        run(&client, variant.set).await;
         let rows: Vec<String> = (0..EVENTS)
             .map(|n| format!("(${}, 1, now() at time zone 'UTC')", n + 1))
             .collect();
@@ -130,14 +127,6 @@ impl Writer {
         nanoseconds.unwrap_or(f64::NAN) / 1e6
     }
 
-    async fn begin(&self) {
-        self.client.batch_execute("begin").await.expect("begin");
-    }
-
-    async fn commit(&self) {
-        self.client.batch_execute("commit").await.expect("commit");
-    }
-
     async fn insert_markets(&self, statement: &Statement, snapshots: &[i64]) {
         let kinds: Vec<String> = (0..MARKETS).map(|n| (3743 + n).to_string()).collect();
         let lines: Vec<f64> = (0..MARKETS).map(|n| n as f64 + 0.5).collect();
@@ -150,17 +139,15 @@ impl Writer {
                 values.extend([id as &(dyn ToSql + Sync), kind, kind, line, &outcomes]);
             }
         }
-        self.client
-            .execute(statement, &values)
-            .await
-            .expect("markets");
+        let inserted = self.client.execute(statement, &values).await;
+        inserted.expect("markets");
     }
 
     /// Inserts 50 snapshots with 2,500 markets in one transaction.
     async fn batch(&self, round: usize) {
         let events: Vec<i32> = (0..EVENTS).map(|n| event(round * EVENTS + n)).collect();
         let values: Vec<&(dyn ToSql + Sync)> = events.iter().map(|id| id as _).collect();
-        self.begin().await;
+        run(&self.client, "begin").await;
         let rows = self.client.query(&self.snapshots, &values).await;
         let ids: Vec<i64> = rows.expect("snapshots").iter().map(|r| r.get(0)).collect();
         let (thousands, rest) = ids.as_chunks::<20>();
@@ -168,26 +155,24 @@ impl Writer {
             self.insert_markets(&self.thousand, ids).await;
         }
         self.insert_markets(&self.half, rest).await;
-        self.commit().await;
+        run(&self.client, "commit").await;
     }
 
     async fn confirm(&self, ids: &[i64]) {
-        self.begin().await;
+        run(&self.client, "begin").await;
         let updated = self.client.execute(&self.confirm, &[&ids]).await;
         assert_eq!(updated.expect("confirmed"), 1000);
-        self.commit().await;
+        run(&self.client, "commit").await;
     }
 
     /// Inserts one snapshot with its markets in one transaction.
     async fn single(&self, round: usize) {
-        self.begin().await;
-        let row = self
-            .client
-            .query_one(&self.snapshot, &[&event(round)])
-            .await;
+        run(&self.client, "begin").await;
+        let event = event(round);
+        let row = self.client.query_one(&self.snapshot, &[&event]).await;
         let id: i64 = row.expect("a snapshot").get(0);
         self.insert_markets(&self.markets, &[id]).await;
-        self.commit().await;
+        run(&self.client, "commit").await;
     }
 }
 
@@ -195,14 +180,8 @@ fn event(number: usize) -> i32 {
     i32::try_from(101 + number % 1000).expect("an event")
 }
 
-async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
-/// Opens a session that listens for ever. It holds the listener's lock, so every writing transaction notifies it.
-async fn listen(dsn: &str) {
+/// A session that waits for the bell for ever, and takes what comes.
+async fn wait_for_bells(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
     let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
@@ -212,16 +191,8 @@ async fn listen(dsn: &str) {
 }
 
 async fn prepare(cluster: &Cluster) -> OddsCache {
-    let run = |database: &str, args: &[&str]| {
-        let output = cluster.psql(database, args).expect("psql");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {errors}");
-    };
     let client = connect(&cluster.dsn("postgres")).await;
-    client
-        .batch_execute("create database plain")
-        .await
-        .expect("created");
+    run(&client, "create database plain").await;
     let plain = connect(&cluster.dsn("plain")).await;
     let size = Size {
         history: 4,
@@ -229,50 +200,36 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
         ..Size::default()
     };
     demo::fill(&plain, &size).await;
-    plain.batch_execute("vacuum").await.expect("vacuum");
+    run(&plain, "vacuum").await;
     drop(plain);
-    for database in ["empty", "rights", "keys", "feed", "notified", "followed"] {
-        run(
-            "postgres",
-            &["-qc", &format!("create database {database} template plain")],
-        );
-        run(database, &["-qf", "sql/install.sql"]);
+    for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {
+        let create = format!("create database {database} template plain");
+        run(&client, &create).await;
+        cluster.psql_ok(database, &["-qf", "sql/install.sql"]);
     }
-    // The same triggers with an empty function.
-    run(
+    let replace = |database: &str, sql: &str| cluster.psql_ok(database, &["-qc", sql]);
+    // The same triggers, with less behind them.
+    replace(
         "empty",
-        &[
-            "-qc",
-            "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
-        ],
+        "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
     );
-    // Adds the attributes that a function needs to write to a table on behalf of roles without rights on it.
-    run(
+    // What any function must have that writes to a table for roles without rights on it.
+    replace(
         "rights",
-        &[
-            "-qc",
-            "create or replace function oddscache.log_change() returns trigger language plpgsql
+        "create or replace function oddscache.log_change() returns trigger language plpgsql
              security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
              as 'begin return null; end'",
-        ],
     );
-    // The function collects the keys and returns before it writes the log row.
-    run(
+    replace(
         "keys",
-        &[
-            "-qc",
-            "do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
+        "do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
                begin
                  assert position('-- 2. The log row' in def) > 0;
                  execute replace(def, '-- 2. The log row', 'RETURN NULL;');
                end $$",
-        ],
     );
-    client
-        .batch_execute("checkpoint")
-        .await
-        .expect("a checkpoint");
-    listen(&cluster.dsn("notified")).await;
+    run(&client, "checkpoint").await;
+    wait_for_bells(&cluster.dsn("rung")).await;
     let config = Config::new(&cluster.dsn("followed")).expect("a dsn");
     let (cache, follower) = OddsCache::connect(config);
     tokio::spawn(follower.run());
@@ -283,9 +240,9 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
     cache
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    bench::median(&mut values)
 }
 
 /// Runs `transaction` with each writer in turn and prints a table of times and CPU times.
@@ -388,7 +345,7 @@ async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: 
             }
         }
         for (index, rate) in TOGETHER.iter().zip(&rates) {
-            let ratios = rate.iter().zip(&rates[0]).map(|(a, b)| a / b).collect();
+            let ratios = rate.iter().zip(&rates[0]).map(|(a, b)| a / b);
             println!(
                 "{:<30}{clients:>9}{:>12.0}{:>9.2}x",
                 VARIANTS[*index].name,
@@ -400,13 +357,8 @@ async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: 
             "{:<30}{:>9}  the cache: {:.0} reads a second, {:.0} of them for a notification",
             "",
             "",
-            median(reads.iter().map(|(reads, _)| *reads).collect()),
-            median(
-                reads
-                    .iter()
-                    .map(|(_, notifications)| *notifications)
-                    .collect()
-            )
+            median(reads.iter().map(|(reads, _)| *reads)),
+            median(reads.iter().map(|(_, notifications)| *notifications))
         );
     }
 }

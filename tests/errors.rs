@@ -1,25 +1,22 @@
 //! What is missing or wrong gets its name and the way out; bad rows cost nobody but themselves.
 
-use std::{
-    io::Write,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use oddscache::{Config, Error, OddsCache, Status, warm_up};
 use oddscache_testkit::{
-    Database, cluster,
+    Database, TABLES, cluster,
     cluster::Cluster,
     connect, eventually,
-    followed::{Followed, SEED, run},
-    psql, server_version,
+    followed::{Followed, SEED},
+    log::Log,
+    server_version,
 };
+use tracing::Level;
 
 fn config(dsn: &str) -> Config {
-    let config = Config::new(dsn).expect("dsn");
-    config
-        .poll_interval(Duration::from_millis(50))
-        .retry_unreachable(false)
+    let often = Duration::from_millis(50);
+    let config = Config::new(dsn).expect("dsn").poll_interval(often);
+    config.retry_unreachable(false)
 }
 
 /// The error that following ends with; everybody who asks hears the same.
@@ -27,17 +24,11 @@ async fn refusal(config: Config) -> Error {
     let (cache, follower) = OddsCache::connect(config);
     let follower = tokio::spawn(follower.run());
     let error = cache.ready().await.expect_err("must not get warm");
-    let returned = follower
-        .await
-        .expect("no panic")
-        .expect_err("ends with an error");
+    let returned = follower.await.expect("no panic");
+    let returned = returned.expect_err("ends with an error");
     assert_eq!(error.to_string(), returned.to_string());
-    assert_eq!(
-        cache.status(),
-        Status::Ended {
-            error: Some(returned)
-        }
-    );
+    let error = Some(returned);
+    assert_eq!(cache.status(), Status::Ended { error });
     assert!(!cache.is_warm() && cache.view().is_empty());
     cache.ready().await.expect_err("and says so again")
 }
@@ -67,53 +58,31 @@ fn assert_names(error: &Error, names: &[&str]) {
 
 #[tokio::test]
 async fn an_unreachable_database_is_named() {
-    let nowhere = [
-        "host=127.0.0.1 port=1 user=u dbname=d",
-        "host=/nonexistent user=u dbname=d",
-    ];
-    for (dsn, names) in nowhere
-        .into_iter()
-        .zip([["127.0.0.1:1/d"], ["/nonexistent/.s.PGSQL.5432/d"]])
-    {
-        let error = refusal(config(dsn)).await;
+    for (place, name) in [
+        ("host=127.0.0.1 port=1", "127.0.0.1:1/d"),
+        ("host=/nonexistent", "/nonexistent/.s.PGSQL.5432/d"),
+    ] {
+        let error = refusal(config(&format!("{place} user=u dbname=d"))).await;
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         assert!(error.is_transient());
-        assert_names(&error, &names);
+        assert_names(&error, &[name]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreachable_database_is_waited_for() {
-    let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
+    let cluster = Cluster::with_feed(SEED);
     let dsn = cluster.dsn("postgres");
-    for args in [
-        ["-qf", "src/demo/schema.sql"],
-        ["-qf", "sql/install.sql"],
-        ["-qc", SEED],
-    ] {
-        assert!(
-            cluster
-                .psql("postgres", &args)
-                .expect("psql")
-                .status
-                .success()
-        );
-    }
     cluster.stop("fast").expect("stops");
     let (cache, follower) = OddsCache::connect(config(&dsn).retry_unreachable(true));
     let follower = tokio::spawn(follower.run());
     eventually("tries", async || cache.counters().failures >= 3).await;
-    let status = cache.status();
-    assert!(
-        matches!(
-            &status,
-            Status::Disconnected {
-                error: Error::Unreachable { .. },
-                ..
-            }
-        ),
-        "{status}"
-    );
+    match cache.status() {
+        Status::Disconnected { error, .. } => {
+            assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+        }
+        status => panic!("{status}"),
+    }
     assert!(!cache.is_warm());
     cluster.boot().expect("starts");
     cache.ready().await.expect("warm");
@@ -126,13 +95,7 @@ async fn an_unreachable_database_is_waited_for() {
 async fn a_refused_login_is_named_and_not_waited_for() {
     let database = Database::with_feed();
     let role = format!("login_{}", database.name);
-    psql(
-        &database.name,
-        &[
-            "-qc",
-            &format!("create role {role} login password 's3cret-right'"),
-        ],
-    );
+    database.psql(&format!("create role {role} login password 's3cret-right'"));
     let port = cluster().port();
     let tcp = |password: &str| {
         format!(
@@ -144,18 +107,10 @@ async fn a_refused_login_is_named_and_not_waited_for() {
     let error = refusal(wrong.clone()).await;
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert!(!error.is_transient());
-    assert_names(
-        &error,
-        &[
-            &format!("127.0.0.1:{port}/{}", database.name),
-            &role,
-            "28P01",
-        ],
-    );
-    let shown = format!(
-        "{error} {error:?} {wrong:?} {:?}",
-        OddsCache::connect(wrong.clone())
-    );
+    let address = format!("127.0.0.1:{port}/{}", database.name);
+    assert_names(&error, &[&address, &role, "28P01"]);
+    let handles = OddsCache::connect(wrong.clone());
+    let shown = format!("{error} {error:?} {wrong:?} {handles:?}");
     assert!(!shown.contains("s3cret"), "{shown}");
     // Let in, it lacks the rights.
     let error = refusal(config(&tcp("s3cret-right"))).await;
@@ -189,29 +144,22 @@ fn no_secret_in_a_connection_string_is_shown() {
             }
         };
         // The name of a parameter is no secret.
-        assert!(
-            !shown.replace("`s3cret`", "").contains("s3cret"),
-            "{string}: {shown}"
-        );
+        let rest = shown.replace("`s3cret`", "");
+        assert!(!rest.contains("s3cret"), "{string}: {shown}");
     }
     assert!(refused >= 3);
 }
 
-const TABLES: [&str; 6] = [
-    "events",
-    "competitor_events",
-    "odds_snapshots",
-    "competitor_odds_snapshots",
-    "market_odds",
-    "competitor_market_odds",
-];
+fn quoted(table: &str) -> String {
+    format!("\"public\".\"{table}\"")
+}
 
 #[tokio::test]
 async fn a_missing_table_is_named() {
     for table in TABLES {
         let error = after(&format!("drop table {table} cascade")).await;
         assert!(matches!(error, Error::MissingTable { .. }), "{error:?}");
-        assert_names(&error, &[&format!("\"public\".\"{table}\""), "app_schema"]);
+        assert_names(&error, &[&quoted(table), "app_schema"]);
     }
     let database = Database::with_feed();
     let error = refusal(config(&database.dsn()).app_schema("elsewhere")).await;
@@ -234,17 +182,9 @@ async fn a_missing_column_is_named() {
         ("competitor_market_odds", "betpawa_market_name"),
     ] {
         let error = after(&format!("alter table {table} drop column {column}")).await;
-        let Error::MissingColumn {
-            table: found,
-            column: named,
-        } = &error
-        else {
-            panic!("{error:?}");
-        };
-        assert_eq!(
-            (found.as_str(), named.as_str()),
-            (format!("\"public\".\"{table}\"").as_str(), column)
-        );
+        let is_it = matches!(&error, Error::MissingColumn { table: at, column: named }
+            if *at == quoted(table) && named == column);
+        assert!(is_it, "{error:?}");
         assert_names(&error, &[table, column]);
     }
 }
@@ -258,36 +198,24 @@ async fn a_column_of_a_type_that_cannot_be_read_is_named() {
         ("market_odds", "line", "text"),
         ("market_odds", "outcomes", "bytea using null"),
         ("market_odds", "unavailable_at", "text"),
-        (
-            "competitor_odds_snapshots",
-            "last_confirmed_at",
-            "bigint using null",
-        ),
+        ("odds_snapshots", "last_confirmed_at", "int8 using null"),
     ] {
-        let error = after(&format!(
-            "alter table {table} alter {column} drop not null, alter {column} type {to}"
-        ))
-        .await;
+        let sql =
+            format!("alter table {table} alter {column} drop not null, alter {column} type {to}");
+        let error = after(&sql).await;
         let Error::WrongType {
-            table: found,
+            table: at,
             column: named,
-            found: ty,
+            found,
             expected,
         } = &error
         else {
             panic!("{error:?}");
         };
-        assert_eq!(
-            (found.as_str(), named.as_str()),
-            (format!("\"public\".\"{table}\"").as_str(), column)
-        );
-        let to = to
-            .split(' ')
-            .next()
-            .expect("a type")
-            .replace("bigint", "int8");
-        assert_eq!(*ty, to);
-        assert_names(&error, &[table, column, &to, expected]);
+        let to = to.split(' ').next().expect("a type");
+        let expected_names = (&quoted(table), column, to);
+        assert_eq!((at, named.as_str(), found.as_str()), expected_names);
+        assert_names(&error, &[table, column, to, expected]);
     }
 }
 
@@ -298,11 +226,10 @@ async fn a_feed_that_is_not_installed_is_named() {
     assert!(matches!(error, Error::FeedMissing { .. }), "{error:?}");
     assert_names(&error, &["oddscache", "does not exist", "install.sql"]);
     // It can be read without one, but not followed.
-    let view = warm_up(config(&application.dsn()).need_feed(false))
-        .await
-        .expect("read");
+    let without = config(&application.dsn()).need_feed(false);
+    let view = warm_up(without.clone()).await.expect("read");
     assert_eq!(view.epoch(), 1);
-    let error = refusal(config(&application.dsn()).need_feed(false)).await;
+    let error = refusal(without).await;
     assert!(matches!(error, Error::Config(_)), "{error:?}");
 
     for (sql, name) in [
@@ -324,10 +251,8 @@ async fn a_feed_that_is_not_installed_is_named() {
 async fn a_feed_of_another_version_or_for_other_tables_is_named() {
     let sql = "create or replace function oddscache.feed_version() returns integer language sql as 'select 99'";
     let error = after(sql).await;
-    assert!(
-        matches!(error, Error::FeedVersion { found: 99, .. }),
-        "{error:?}"
-    );
+    let is_it = matches!(error, Error::FeedVersion { found: 99, .. });
+    assert!(is_it, "{error:?}");
     assert_names(&error, &["99", "install"]);
     let error = after("update oddscache.log_state set app_schema = 'elsewhere'").await;
     assert!(matches!(error, Error::FeedElsewhere { .. }), "{error:?}");
@@ -339,32 +264,17 @@ async fn a_trigger_that_does_not_always_fire_is_named() {
     for (number, table) in TABLES.into_iter().enumerate() {
         let op = ["insert", "update", "delete", "truncate"][number % 4];
         let name = format!("oddscache_{op}");
+        let alter = |what: &str| format!("alter table {table} {what} trigger {name}");
         for (sql, expected) in [
             (format!("drop trigger {name} on {table}"), "missing"),
-            (
-                format!("alter table {table} disable trigger {name}"),
-                "disabled",
-            ),
-            (
-                format!("alter table {table} enable trigger {name}"),
-                "not ENABLE ALWAYS",
-            ),
-            (
-                format!("alter table {table} enable replica trigger {name}"),
-                "not ENABLE ALWAYS",
-            ),
+            (alter("disable"), "disabled"),
+            (alter("enable"), "not ENABLE ALWAYS"),
+            (alter("enable replica"), "not ENABLE ALWAYS"),
         ] {
             let error = after(&sql).await;
-            let Error::Trigger {
-                table: found,
-                trigger,
-                problem,
-            } = &error
-            else {
-                panic!("{sql}: {error:?}");
-            };
-            assert!(found.ends_with(table), "{found}");
-            assert_eq!((trigger, *problem), (&name, expected), "{sql}");
+            let is_it = matches!(&error, Error::Trigger { table: at, trigger, problem }
+                if at.ends_with(table) && *trigger == name && *problem == expected);
+            assert!(is_it, "{sql}: {error:?}");
             assert_names(&error, &[table, &name, expected, "install.sql"]);
         }
     }
@@ -376,41 +286,26 @@ async fn a_partition_without_triggers_is_no_error() {
     let database = Database::seeded();
     database.psql("drop trigger oddscache_insert on odds_snapshots_default");
     let followed = Followed::new(&database).await;
-    followed
-        .run("insert into odds_snapshots (id, event_id, bookmaker_id) values (900, 1, 1)")
-        .await;
-    followed.check("through the parent").await;
-}
-
-/// A database with the seed, and a role that may do what `sql/grants.sql` says.
-fn granted() -> (Database, String) {
-    let database = Database::seeded();
-    let role = format!("role_{}", database.name);
-    psql(
-        &database.name,
-        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
-    );
-    (database, role)
+    let insert = "insert into odds_snapshots (id, event_id, bookmaker_id) values (900, 1, 1)";
+    followed.changes(insert).await;
 }
 
 #[tokio::test]
 async fn the_granted_rights_suffice() {
-    let (database, role) = granted();
-    let dsn = cluster().dsn_as(&role, &database.name);
-    let mut followed = Followed::with(&dsn, |config| config).await;
-    let own = std::mem::replace(&mut followed.app, connect(&database.dsn()).await);
-    followed.check("the seed").await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    let database = Database::seeded();
+    let dsn = cluster().dsn_as(&database.reader(), &database.name);
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| config).await;
+    let own = connect(&dsn).await;
+    followed.live().await;
     for sql in [
         "delete from odds_snapshots where id = 112",
         "truncate competitor_odds_snapshots cascade",
         "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')",
         "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (900, 1, 1, '2020-02-03')",
     ] {
-        followed.run(sql).await;
-        followed.check(sql).await;
+        followed.step(sql).await;
     }
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
     for sql in [
         "insert into bookmakers (id, name, slug) values (9, '', '')",
         "update events set kickoff = now()",
@@ -431,7 +326,8 @@ async fn the_granted_rights_suffice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_missing_right_is_named() {
-    let (database, role) = granted();
+    let database = Database::seeded();
+    let role = database.reader();
     let dsn = cluster().dsn_as(&role, &database.name);
     // What everybody may is taken from everybody.
     database.psql(&format!(
@@ -439,53 +335,34 @@ async fn each_missing_right_is_named() {
          revoke execute on function oddscache.feed_version() from public;
          grant execute on function oddscache.feed_version() to {role}"
     ));
-    let mut rights = vec![
+    let of_the_feed = [
+        ("USAGE", "schema public", "schema \"public\""),
+        ("USAGE", "schema oddscache", "schema \"oddscache\""),
         (
-            "USAGE",
-            "schema public".to_owned(),
-            "schema \"public\"".to_owned(),
-        ),
-        (
-            "USAGE",
-            "schema oddscache".to_owned(),
-            "schema \"oddscache\"".to_owned(),
+            "SELECT",
+            "oddscache.change_log",
+            "table \"oddscache\".change_log",
         ),
         (
             "SELECT",
-            "oddscache.change_log".to_owned(),
-            "table \"oddscache\".change_log".to_owned(),
-        ),
-        (
-            "SELECT",
-            "oddscache.log_state".to_owned(),
-            "table \"oddscache\".log_state".to_owned(),
+            "oddscache.log_state",
+            "table \"oddscache\".log_state",
         ),
         (
             "EXECUTE",
-            "function oddscache.feed_version()".to_owned(),
-            "function \"oddscache\".feed_version()".to_owned(),
+            "function oddscache.feed_version()",
+            "function \"oddscache\".feed_version()",
         ),
     ];
-    rights.extend(TABLES.map(|table| {
-        (
-            "SELECT",
-            table.to_owned(),
-            format!("table \"public\".\"{table}\""),
-        )
-    }));
-    for (right, object, named) in &rights {
+    let of_the_feed = of_the_feed.map(|(right, object, named)| (right, object, named.to_owned()));
+    let of_tables = TABLES.map(|table| ("SELECT", table, format!("table {}", quoted(table))));
+    for (right, object, named) in of_the_feed.into_iter().chain(of_tables) {
         database.psql(&format!("revoke {right} on {object} from {role}"));
         let error = refusal(config(&dsn)).await;
-        let Error::MissingRight {
-            role: found,
-            privilege,
-            object: missing,
-        } = &error
-        else {
-            panic!("{right} on {object}: {error:?}");
-        };
-        assert_eq!((found, privilege, missing), (&role, right, named));
-        assert_names(&error, &[&role, right, named, "grants.sql"]);
+        let is_it = matches!(&error, Error::MissingRight { role: of, privilege, object }
+            if *of == role && *privilege == right && *object == named);
+        assert!(is_it, "{right} on {object}: {error:?}");
+        assert_names(&error, &[&role, right, &named, "grants.sql"]);
         database.psql(&format!("grant {right} on {object} to {role}"));
     }
     // A right on columns alone is not enough to lock the table.
@@ -495,25 +372,14 @@ async fn each_missing_right_is_named() {
     let error = refusal(config(&dsn)).await;
     assert!(matches!(error, Error::MissingRight { .. }), "{error:?}");
     database.psql(&format!("grant select on events to {role}"));
-    let (cache, follower) = OddsCache::connect(config(&dsn));
-    let follower = tokio::spawn(follower.run());
-    cache.ready().await.expect("all rights are back");
-    // Lost while it follows, it is named, and the view stays readable.
+    // All rights are back. One that is lost while it follows is named, and the view stays readable.
+    let followed = Followed::with(&dsn, |config| config).await;
     database.psql(&format!("revoke select on market_odds from {role}"));
-    eventually("named", async || {
-        matches!(
-            cache.status(),
-            Status::Disconnected {
-                error: Error::MissingRight { .. },
-                ..
-            }
-        )
-    })
-    .await;
-    assert_eq!(cache.view().len(), 3);
+    let is_it = |error: &Error| matches!(error, Error::MissingRight { .. });
+    followed.disconnected_by(is_it).await;
+    assert_eq!(followed.cache.view().len(), 3);
     database.psql(&format!("grant select on market_odds to {role}"));
-    eventually("follows again", async || cache.view().epoch() == 2).await;
-    follower.abort();
+    eventually("follows again", async || followed.epoch() == 2).await;
 }
 
 #[tokio::test]
@@ -533,23 +399,18 @@ async fn who_waits_for_a_follower_that_is_gone_is_told() {
     });
     eventually("tries", async || cache.counters().failures >= 1).await;
     follower.abort();
-    let error = waiting
-        .await
-        .expect("no panic")
-        .expect_err("nobody warms it");
+    let waited = waiting.await.expect("no panic");
+    let error = waited.expect_err("nobody warms it");
     assert!(matches!(error, Error::FollowerStopped), "{error:?}");
 }
 
 #[tokio::test]
 async fn once_warm_always_ready_but_not_always_live() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     followed.cache.ready().await.expect("still");
     followed.follower.abort();
-    eventually("ended", async || {
-        followed.cache.status() == Status::Ended { error: None }
-    })
-    .await;
+    let ended = Status::Ended { error: None };
+    eventually("ended", async || followed.cache.status() == ended).await;
     followed.cache.ready().await.expect("still");
     assert!(followed.cache.is_warm());
     let view = followed.cache.view();
@@ -557,41 +418,9 @@ async fn once_warm_always_ready_but_not_always_live() {
     eventually("ages", async || view.age() > Duration::from_millis(200)).await;
 }
 
-/// Keeps what is logged in this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn take(&self) -> String {
-        let bytes = std::mem::take(&mut *self.0.lock().expect("no panic"));
-        String::from_utf8(bytes).expect("text")
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
-    let log = Log::default();
-    let writer = {
-        let log = log.clone();
-        move || log.clone()
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(writer)
-        .with_ansi(false)
-        .with_max_level(tracing::Level::TRACE)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::capture(Level::TRACE);
     let database = Database::seeded();
     database.psql(
         "alter table market_odds alter outcomes drop not null, alter betpawa_market_id drop not null,
@@ -600,110 +429,82 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
     let followed = Followed::new(&database).await;
     assert_eq!(followed.cache.stats().malformed_rows, 0);
     let good = r#"'[{"name": "SECRET", "odds": 1.5}]'"#;
-    let kinds = [
-        ("outcomes = null".to_owned(), "outcomes is null", 0),
+    let no_key = "betpawa_market_id or betpawa_market_name is null";
+    for (change, problem, outcomes) in [
+        ("outcomes = null", "outcomes is null", 0),
         (
-            r#"outcomes = '[{"name": "SECRET", "odds": 1e999}]'"#.to_owned(),
-            "not valid JSON",
+            r#"outcomes = '[{"name": "SECRET", "odds": 1e999}]'"#,
+            "no JSON that can be read",
             0,
         ),
+        (r#"outcomes = '{"SECRET": 1}'"#, "outcomes is not a list", 0),
+        (r#"outcomes = '"SECRET"'"#, "outcomes is not a list", 0),
         (
-            r#"outcomes = '{"SECRET": 1}'"#.to_owned(),
-            "outcomes is not a list",
-            0,
-        ),
-        (
-            r#"outcomes = '"SECRET"'"#.to_owned(),
-            "outcomes is not a list",
-            0,
-        ),
-        (
-            r#"outcomes = '["SECRET", {"name": "1"}]'"#.to_owned(),
+            r#"outcomes = '["SECRET", {"name": "1"}]'"#,
             "an outcome is not an object",
             1,
         ),
         (
-            r#"outcomes = '[{"name": ["SECRET"]}, {"name": "1"}]'"#.to_owned(),
+            r#"outcomes = '[{"name": ["SECRET"]}, {"name": "1"}]'"#,
             "no name",
             2,
         ),
         (
-            r#"outcomes = '[{"name": "1", "odds": "SECRET"}]'"#.to_owned(),
-            "odds are not a number",
+            r#"outcomes = '[{"name": "1", "odds": "SECRET"}]'"#,
+            "odds are no number",
             1,
         ),
         (
-            r#"outcomes = '[{"name": "1", "is_active": "SECRET"}]'"#.to_owned(),
-            "is_active is not a boolean",
+            r#"outcomes = '[{"name": "1", "is_active": "SECRET"}]'"#,
+            "is_active is no boolean",
             1,
         ),
         (
-            format!(r#"outcomes = {good}, market_groups = '"SECRET"'"#),
+            r#"outcomes = GOOD, market_groups = '"SECRET"'"#,
             "market_groups is not a list",
             1,
         ),
-        (
-            format!("outcomes = {good}, betpawa_market_id = null"),
-            "betpawa_market_id or betpawa_market_name is null",
-            1,
-        ),
-        (
-            format!("outcomes = {good}, betpawa_market_name = null"),
-            "betpawa_market_id or betpawa_market_name is null",
-            1,
-        ),
-    ];
-    for (change, problem, outcomes) in &kinds {
+        ("outcomes = GOOD, betpawa_market_id = null", no_key, 1),
+        ("outcomes = GOOD, betpawa_market_name = null", no_key, 1),
+    ] {
+        let change = change.replace("GOOD", good);
         log.take();
-        followed
-            .run(&format!("update market_odds set {change} where id = 1122"))
-            .await;
-        let view = followed.caught_up(change).await;
+        let sql = format!("update market_odds set {change} where id = 1122");
+        followed.run(&sql).await;
+        let view = followed.caught_up(&change).await;
         assert_eq!(view.stats().malformed_rows, 1, "{change}");
-        let snapshot = view
-            .get_betpawa_snapshot(1)
-            .and_then(|snapshots| snapshots.get(1))
-            .expect("served");
+        let snapshots = view.get_betpawa_snapshot(1).expect("served");
+        let snapshot = snapshots.get(1).expect("served");
         assert_eq!(snapshot.snapshot_id(), 112);
-        let counts: Vec<usize> = snapshot
-            .markets()
-            .map(|market| market.outcomes().len())
-            .collect();
-        assert_eq!(counts, [2, *outcomes], "{change}");
+        let counts = snapshot.markets().map(|market| market.outcomes().len());
+        assert_eq!(counts.collect::<Vec<_>>(), [2, outcomes], "{change}");
         let logged = log.take();
-        let line = logged
-            .lines()
-            .find(|line| line.contains("malformed"))
-            .unwrap_or_else(|| panic!("{change}: {logged}"));
+        let line = logged.lines().find(|line| line.contains("malformed"));
+        let line = line.unwrap_or_else(|| panic!("{change}: {logged}"));
         for name in ["market_odds", "row_id=1122", "snapshot_id=112", problem] {
             assert!(line.contains(name), "{name} is not named: {line}");
         }
         assert!(!logged.contains("SECRET"), "{logged}");
-        followed
-            .run(&format!(
-                "update market_odds set outcomes = {good}, market_groups = null, betpawa_market_id = '1', betpawa_market_name = 'one'
-                 where id = 1122"
-            ))
-            .await;
-        assert_eq!(followed.caught_up("mended").await.stats().malformed_rows, 0);
+        let sql = format!(
+            "update market_odds set outcomes = {good}, market_groups = null, betpawa_market_id = '1', betpawa_market_name = 'one'
+             where id = 1122"
+        );
+        followed.run(&sql).await;
+        let view = followed.caught_up("repaired").await;
+        assert_eq!(view.stats().malformed_rows, 0);
     }
     // A warmup counts and names them too; many of them are not named one by one.
-    run(
-        &followed.app,
-        "update market_odds set outcomes = '1'; update competitor_market_odds set outcomes = '2'",
-    )
-    .await;
-    followed
-        .check("outcomes that are no list read as empty")
-        .await;
+    // Outcomes that are no list read as empty.
+    let sql =
+        "update market_odds set outcomes = '1'; update competitor_market_odds set outcomes = '2'";
+    followed.step(sql).await;
     log.take();
     let other = Followed::new(&database).await;
     let stats = other.cache.stats();
     assert_eq!(stats.malformed_rows, stats.total_markets);
     let logged = log.take();
-    assert!(
-        logged.contains("competitor_market_odds") && logged.contains("outcomes is not a list"),
-        "{logged}"
-    );
+    for name in ["competitor_market_odds", "outcomes is not a list"] {
+        assert!(logged.contains(name), "{logged}");
+    }
     other.check("after a warmup").await;
 }

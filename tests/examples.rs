@@ -3,13 +3,16 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::OnceLock,
     time::Duration,
 };
 
-use oddscache_testkit::{Database, eventually};
+use oddscache_testkit::{
+    Database, eventually,
+    service::{ended, isolate},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -33,22 +36,15 @@ fn examples() -> &'static HashMap<String, PathBuf> {
                 build.env_remove(name);
             }
         }
-        let output = build.output().expect("cargo runs");
-        let messages = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        messages
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["kind"][0] == "example")
-            .filter_map(|message| {
-                let name = message["target"]["name"].as_str()?.to_owned();
-                Some((name, message["executable"].as_str()?.into()))
-            })
-            .collect()
+        let built = |line: &str| {
+            let message: Value = serde_json::from_str(line).ok()?;
+            let target = &message["target"];
+            let is_example = target["kind"][0] == "example";
+            let name = target["name"].as_str().filter(|_| is_example)?.to_owned();
+            Some((name, message["executable"].as_str()?.into()))
+        };
+        let messages = ended(&mut build).ok().out;
+        messages.lines().filter_map(built).collect()
     })
 }
 
@@ -57,22 +53,9 @@ fn example(name: &str) -> Command {
     let path = examples().get(name);
     let path = path.unwrap_or_else(|| panic!("no example {name} was built"));
     let mut command = Command::new(path);
-    command.stdin(Stdio::null()).env_remove("LISTEN");
-    for (name, _) in std::env::vars() {
-        if name.starts_with("PG") || name == "DATABASE_URL" {
-            command.env_remove(name);
-        }
-    }
+    command.env_remove("LISTEN");
+    isolate(&mut command);
     command
-}
-
-/// Runs one that ends by itself, and returns what it printed.
-fn run(command: &mut Command) -> String {
-    let output = command.output().expect("it runs");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}{errors}");
-    printed
 }
 
 /// One that runs until it is killed.
@@ -103,9 +86,8 @@ impl Running {
             }
             panic!("it ended");
         });
-        found
-            .await
-            .unwrap_or_else(|_| panic!("no line begins with {start:?}: {before}"))
+        let found = found.await;
+        found.unwrap_or_else(|_| panic!("no line begins with {start:?}: {before}"))
     }
 }
 
@@ -156,12 +138,10 @@ const INSERT_HANDICAPS: &str = r#"
 
 #[test]
 fn all_that_there_are_are_run_here_and_named_in_the_readme() {
-    let mut files: Vec<String> = std::fs::read_dir("examples")
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
+    let entries = std::fs::read_dir("examples").unwrap();
+    let files = entries.map(|entry| entry.unwrap().file_name());
+    let name = |file: std::ffi::OsString| Some(file.to_str()?.strip_suffix(".rs")?.to_owned());
+    let mut files: Vec<String> = files.filter_map(name).collect();
     files.sort_unstable();
     let tried = [
         "embed_in_axum",
@@ -173,18 +153,15 @@ fn all_that_there_are_are_run_here_and_named_in_the_readme() {
     let readme = std::fs::read_to_string("README.md").unwrap();
     for name in tried {
         assert!(readme.contains(&format!("(examples/{name}.rs)")), "{name}");
-        let path = Path::new("examples").join(name).with_extension("rs");
-        let command = format!("--example {name}\n");
-        assert!(
-            std::fs::read_to_string(path).unwrap().contains(&command),
-            "{name} does not say how to run it"
-        );
+        let text = std::fs::read_to_string(format!("examples/{name}.rs")).unwrap();
+        let says_how = text.contains(&format!("--example {name}\n"));
+        assert!(says_how, "{name} does not say how to run it");
     }
 }
 
 #[test]
 fn without_postgres() {
-    let printed = run(&mut example("without_postgres"));
+    let printed = ended(&mut example("without_postgres")).ok().out;
     let first = r#"[("1", 2.1, 1), ("X", 3.5, 2), ("2", 3.7, 2)]"#;
     let later = r#"[("1", 2.25, 1), ("X", 3.5, 2), ("2", 3.7, 2)]"#;
     let expected = format!(
@@ -223,10 +200,8 @@ async fn embed_in_axum() {
     let (status, event) = get("/api/events/2").await;
     assert_eq!(status, 200, "{event}");
     let event: Value = serde_json::from_str(&event).unwrap();
-    assert_eq!(
-        event["competitors"]["sportybet"]["markets"][0]["outcomes"][0]["odds"],
-        2.4
-    );
+    let market = &event["competitors"]["sportybet"]["markets"][0];
+    assert_eq!(market["outcomes"][0]["odds"], 2.4);
     assert_eq!(get("/api/events/3").await, (404, "no event 3\n".to_owned()));
 
     odds_move(&database, 2.75);
@@ -260,14 +235,10 @@ async fn embed_in_axum_says_what_keeps_it_from_starting() {
     command
         .env("DATABASE_URL", database.dsn())
         .env("LISTEN", "127.0.0.1:0");
-    let output = tokio::task::spawn_blocking(move || command.output());
-    let output = timeout(Duration::from_secs(60), output).await;
-    let output = output.expect("it ends").unwrap().expect("it runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && errors.contains("FeedMissing"),
-        "{errors}"
-    );
+    let said = tokio::task::spawn_blocking(move || ended(&mut command));
+    let said = timeout(Duration::from_secs(60), said).await;
+    let said = said.expect("it ends").unwrap();
+    said.with(1, &["FeedMissing"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,19 +255,14 @@ async fn follow_changes() {
     let moved = followed.line("  event 1, ").await;
     assert_eq!(moved, "bookmaker 1, 1X2, 1: 2.75 -> 3");
     database.psql(
-        r#"
-        update competitor_market_odds
-        set outcomes = '[{"name": "1", "odds": 2.3}, {"name": "2", "odds": 1.7}]'
-        "#,
+        r#"update competitor_market_odds set outcomes = '[{"name": "1", "odds": 2.3}, {"name": "2", "odds": 1.7}]'"#,
     );
     let moved = followed.line("  event 2, ").await;
     assert_eq!(moved, "sportybet, 1X2, 1: 2.4 -> 2.3");
     // Of markets that share an id and have no line, each is compared with itself.
     database.psql(INSERT_HANDICAPS);
     database.psql(
-        r#"
-        update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5
-        "#,
+        r#"update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5"#,
     );
     let moved = followed.line("  event 2, ").await;
     assert_eq!(moved, "bookmaker 1, Handicap 1.5, 1: 1.9 -> 1.8");
@@ -307,7 +273,8 @@ async fn follow_changes() {
 #[test]
 fn read_your_writes() {
     let database = with_odds();
-    let printed = run(example("read_your_writes").env("DATABASE_URL", database.dsn()));
+    let mut example = example("read_your_writes");
+    let printed = ended(example.env("DATABASE_URL", database.dsn())).ok().out;
     let lines: Vec<&str> = printed.lines().collect();
     let [before, not_yet, after, shown] = lines[..] else {
         panic!("other lines: {printed}");
@@ -316,10 +283,8 @@ fn read_your_writes() {
         let (_, time) = line.split_once("confirmed ").expect("a time");
         time.parse().expect("a time")
     };
-    assert_eq!(
-        time(after) - time(before),
-        chrono::TimeDelta::microseconds(1)
-    );
+    let microsecond = chrono::TimeDelta::microseconds(1);
+    assert_eq!(time(after) - time(before), microsecond);
     assert!(not_yet.contains("did not show within 50 ms"), "{not_yet}");
     assert!(shown.ends_with("after its commit"), "{shown}");
 }

@@ -13,12 +13,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn snapshot(event_id: i64, odds: f64) -> SnapshotInput {
-    let outcome = |name: &str| OutcomeInput {
-        name: name.to_owned(),
-        odds: Some(odds),
-        is_active: true,
-        extra: serde_json::Map::new(),
-    };
+    let outcome = |name: &str| OutcomeInput::new(name, odds);
     let market = MarketInput {
         betpawa_market_id: "3743".to_owned(),
         betpawa_market_name: "1X2".to_owned(),

@@ -1,4 +1,4 @@
-//! The writing half, and what a reader may rely on whoever writes.
+//! The writing half, and what a reader may rely on with every writer.
 
 use std::sync::Arc;
 
@@ -15,20 +15,11 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_750_000_000 + seconds, 123_456_000).expect("a time")
 }
 
-fn outcome(name: &str, odds: Option<f64>) -> OutcomeInput {
-    OutcomeInput {
-        name: name.to_owned(),
-        odds,
-        is_active: true,
-        extra: serde_json::Map::new(),
-    }
-}
-
 fn market(id: &str, odds: f64) -> MarketInput {
     MarketInput {
         betpawa_market_id: id.to_owned(),
         betpawa_market_name: format!("market {id}"),
-        outcomes: vec![outcome("1", Some(odds)), outcome("2", None)],
+        outcomes: vec![OutcomeInput::new("1", odds), OutcomeInput::new("2", None)],
         ..MarketInput::default()
     }
 }
@@ -73,17 +64,13 @@ fn a_snapshot_takes_the_place_of_the_one_of_its_bookmaker_or_source() {
     }
     writer.publish();
     let betpawa = cache.get_betpawa_snapshot(7).expect("held");
-    let held: Vec<_> = betpawa
-        .iter()
-        .map(|(bookmaker, held)| (bookmaker, held.snapshot_id()))
-        .collect();
-    assert_eq!(held, [(1, 3), (2, 2)]);
+    let held = betpawa.iter().map(|(id, held)| (id, held.snapshot_id()));
+    assert!(held.eq([(1, 3), (2, 2)]));
     let competitors = cache.get_competitor_snapshot(7).expect("held");
-    let held: Vec<_> = competitors
-        .iter()
-        .map(|(source, held)| (source.as_str(), held.snapshot_id(), held.bookmaker_id()))
-        .collect();
-    assert_eq!(held, [("bet9ja", 3, 0), ("sportybet", 1, 0)]);
+    let held = competitors.iter();
+    let held =
+        held.map(|(source, held)| (source.as_str(), held.snapshot_id(), held.bookmaker_id()));
+    assert!(held.eq([("bet9ja", 3, 0), ("sportybet", 1, 0)]));
     // The one put last, whatever its id.
     writer.put_betpawa_snapshot(&snapshot(0, 7, 1), None);
     writer.publish();
@@ -99,25 +86,14 @@ fn events_without_a_side_are_absent_from_it() {
     writer.publish();
     let view = cache.view();
     assert!(cache.get_betpawa_snapshot(2).is_none() && view.get_betpawa_snapshot(2).is_none());
-    assert!(
-        cache.get_competitor_snapshot(1).is_none() && view.get_competitor_snapshot(1).is_none()
-    );
+    assert!(cache.get_competitor_snapshot(1).is_none());
+    assert!(view.get_competitor_snapshot(1).is_none());
     assert!(cache.event(3).is_none() && view.event(3).is_none());
     let ids = [1, 2, 3, 2];
-    let keys = |ids: Vec<&i64>| -> Vec<i64> { ids.into_iter().copied().collect() };
-    assert_eq!(
-        keys(cache.get_betpawa_snapshots(&ids).keys().collect()),
-        [1]
-    );
-    assert_eq!(keys(view.get_betpawa_snapshots(&ids).keys().collect()), [1]);
-    assert_eq!(
-        keys(cache.get_competitor_snapshots(&ids).keys().collect()),
-        [2]
-    );
-    assert_eq!(
-        keys(view.get_competitor_snapshots(&ids).keys().collect()),
-        [2]
-    );
+    assert!(cache.get_betpawa_snapshots(&ids).keys().eq(&[1]));
+    assert!(view.get_betpawa_snapshots(&ids).keys().eq(&[1]));
+    assert!(cache.get_competitor_snapshots(&ids).keys().eq(&[2]));
+    assert!(view.get_competitor_snapshots(&ids).keys().eq(&[2]));
     assert_eq!(cache.get_betpawa_snapshots(&[]).len(), 0);
     let stats = cache.stats();
     assert_eq!((stats.betpawa_events, stats.competitor_events), (1, 1));
@@ -178,10 +154,8 @@ fn a_view_does_not_change_after_it_was_taken() {
     for round in 0..60 {
         // Across pages, with events that come, change and go.
         for event in (round % 7)..(round % 7 + 40) {
-            writer.put_betpawa_snapshot(
-                &snapshot(round * 100 + event, event, round % 3),
-                Some(at(round)),
-            );
+            let snapshot = snapshot(round * 100 + event, event, round % 3);
+            writer.put_betpawa_snapshot(&snapshot, Some(at(round)));
         }
         if round % 5 == 4 {
             writer.evict_expired(at(round - 2));
@@ -204,21 +178,16 @@ fn markets_and_outcomes_keep_their_order() {
     let ids = ["5000", "3743", "9", "5000", "10", "1"];
     let mut input = snapshot(1, 1, 1);
     input.markets = ids.iter().map(|id| market(id, 2.0)).collect();
-    input.markets[3].outcomes = ["Over", "Under", "Over", "A"]
-        .map(|name| outcome(name, Some(1.1)))
-        .to_vec();
+    let outcomes = ["Over", "Under", "Over", "A"].map(|name| OutcomeInput::new(name, 1.1));
+    input.markets[3].outcomes = outcomes.to_vec();
     input.markets[4].outcomes.clear();
     writer.put_betpawa_snapshot(&input, None);
     writer.publish();
     let held = cache.get_betpawa_snapshot(1).expect("held");
     let markets = held.get(1).expect("held").markets();
     assert_eq!(markets.len(), 6);
-    assert!(
-        markets
-            .clone()
-            .map(|market| market.betpawa_market_id())
-            .eq(ids)
-    );
+    let listed = markets.clone().map(|market| market.betpawa_market_id());
+    assert!(listed.eq(ids));
     let names = |index: usize| -> Vec<&str> {
         let market = markets.clone().nth(index).expect("listed");
         market.outcomes().map(|outcome| outcome.name()).collect()
@@ -292,11 +261,8 @@ fn serialises_to_exactly_these_keys() {
     let text = serde_json::to_string(&*event).expect("JSON");
     assert_eq!(text.matches("\"name\"").count(), 3);
     assert_eq!(text.len(), expected.to_string().len());
-    let snapshots = &event.betpawa();
-    assert_eq!(
-        serde_json::to_value(snapshots).expect("JSON"),
-        expected["betpawa"]
-    );
+    let snapshots = serde_json::to_value(event.betpawa()).expect("JSON");
+    assert_eq!(snapshots, expected["betpawa"]);
 }
 
 #[test]
@@ -308,25 +274,21 @@ fn unknown_keys_of_an_outcome_are_kept() {
     writer.put_betpawa_snapshot(&input, None);
     writer.publish();
     let held = cache.get_betpawa_snapshot(1).expect("held");
-    let market = held
-        .get(1)
-        .and_then(|held| held.markets().next())
-        .expect("a market");
-    let extras: Vec<Value> = market
+    let mut markets = held.get(1).expect("held").markets();
+    let market = markets.next().expect("a market");
+    let extras = market
         .outcomes()
-        .map(|outcome| outcome.extra().into())
-        .collect();
-    assert_eq!(
-        extras,
-        [json!({"id": "x", "nested": {"a": [1.25, "é"]}}), json!({})]
-    );
+        .map(|outcome| Value::from(outcome.extra()));
+    let expected = [json!({"id": "x", "nested": {"a": [1.25, "é"]}}), json!({})];
+    assert!(extras.eq(expected));
     assert!(market.outcomes().all(|outcome| outcome.is_active()));
 }
 
 fn round_trip(odds: Vec<Option<f64>>) -> Vec<Option<f64>> {
     let (cache, mut writer) = OddsCache::detached();
     let mut input = snapshot(1, 1, 1);
-    input.markets[0].outcomes = odds.iter().map(|odds| outcome("x", *odds)).collect();
+    let outcomes = odds.iter().map(|odds| OutcomeInput::new("x", *odds));
+    input.markets[0].outcomes = outcomes.collect();
     input.markets.push(input.markets[0].clone());
     writer.put_betpawa_snapshot(&input, None);
     writer.publish();
@@ -345,17 +307,7 @@ fn bits(odds: &[Option<f64>]) -> Vec<Option<u64>> {
 
 #[test]
 fn awkward_odds_keep_their_bits() {
-    let mut odds: Vec<Option<f64>> = [
-        0.0,
-        -0.0,
-        1e300,
-        -1e300,
-        5e-324,
-        f64::MIN_POSITIVE,
-        f64::MAX,
-        f64::INFINITY,
-        f64::NEG_INFINITY,
-        f64::NAN,
+    let usual = [
         -1.5,
         1.0,
         1.001,
@@ -363,17 +315,30 @@ fn awkward_odds_keep_their_bits() {
         1000.0,
         0.1 + 0.2,
         1.0005,
-        1_073_741.823,
-        1_073_741.822,
-        1_073_741.824,
-        2_000_000.0,
-        0.001,
-        0.0005,
+        2e6,
+        1e-3,
+        5e-4,
+    ];
+    // Around the greatest thousandths that 30 bits hold.
+    let packed = [1_073_741.823, 1_073_741.822, 1_073_741.824];
+    let least = [
+        0.0,
+        -0.0,
+        5e-324,
+        f64::MIN_POSITIVE,
         f64::EPSILON,
         1.0 + f64::EPSILON,
-    ]
-    .map(Some)
-    .to_vec();
+    ];
+    let greatest = [
+        1e300,
+        -1e300,
+        f64::MAX,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+    ];
+    let all = [&usual[..], &packed, &least, &greatest].concat();
+    let mut odds: Vec<Option<f64>> = all.into_iter().map(Some).collect();
     odds.insert(3, None);
     odds.push(None);
     assert_eq!(bits(&round_trip(odds.clone())), bits(&odds));
@@ -443,9 +408,8 @@ fn names_do_not_pile_up() {
     let put_day = |writer: &mut Writer, day: i64| {
         for event in 0..50 {
             let mut input = snapshot(day * 100 + event, day * 100 + event, 1);
-            input.markets = (0..10)
-                .map(|number| market(&format!("player {day} {event} {number}"), 1.5))
-                .collect();
+            let player = |number| market(&format!("player {day} {event} {number}"), 1.5);
+            input.markets = (0..10).map(player).collect();
             writer.put_betpawa_snapshot(&input, Some(at(day)));
         }
         writer.evict_expired(at(day - 1));
@@ -454,10 +418,8 @@ fn names_do_not_pile_up() {
     };
     put_day(&mut writer, 0);
     let start = put_day(&mut writer, 1);
-    let most = (2..100)
-        .map(|day| put_day(&mut writer, day))
-        .max()
-        .expect("days");
+    let days = (2..100).map(|day| put_day(&mut writer, day));
+    let most = days.max().expect("days");
     // Two days are held at a time at the most; a day's names may wait for the next sweep.
     assert!(most < 3 * start, "{start} bytes grew to {most}");
 }
@@ -471,9 +433,8 @@ fn memory_comes_back_after_everything_is_evicted() {
     let start = cache.stats().memory_bytes;
     for event in 2..2000 {
         let mut input = snapshot(event, event, 1);
-        input.markets = (0..20)
-            .map(|number| market(&format!("player {event} {number}"), 1.5))
-            .collect();
+        let player = |number| market(&format!("player {event} {number}"), 1.5);
+        input.markets = (0..20).map(player).collect();
         writer.put_betpawa_snapshot(&input, Some(at(event)));
     }
     writer.publish();
@@ -486,6 +447,6 @@ fn memory_comes_back_after_everything_is_evicted() {
     assert!(full > 100 * start, "{start} {full}");
     assert!(
         end < full / 10,
-        "{start} grew to {full}, and came back to {end} only"
+        "{start} grew to {full}, came back to {end}"
     );
 }

@@ -11,9 +11,12 @@ use std::{
 
 use futures_util::StreamExt;
 use oddscache::OddsCache;
-use oddscache_testkit::bench::{
-    figures::{milliseconds, quantile},
-    server::{Server, connect},
+use oddscache_testkit::{
+    bench::{
+        figures::{milliseconds, quantile},
+        server::Server,
+    },
+    connect, xid,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Statement};
@@ -102,17 +105,11 @@ impl Writer {
              insert into competitor_market_odds (snapshot_id, {COLUMNS}) select s.id, {COLUMNS} from s, theirs"
         );
         self.client.execute(&sql, &[&ids]).await.expect("written");
-        let xid = self.transaction().await;
+        let xid = xid(&self.client).await;
         changes(&ids);
         let sent = Instant::now();
         self.commit().await;
         (xid, sent)
-    }
-
-    async fn transaction(&self) -> u64 {
-        let sql = "select pg_current_xact_id()::text";
-        let row = self.client.query_one(sql, &[]).await.expect("an id");
-        row.get::<_, String>(0).parse().expect("a number")
     }
 }
 
@@ -157,11 +154,8 @@ fn cpu(name: &str) -> Duration {
         let file = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
         if file("comm").trim() == name {
             let spent = file("schedstat");
-            nanoseconds += spent
-                .split(' ')
-                .next()
-                .and_then(|text| text.parse::<u64>().ok())
-                .unwrap_or(0);
+            let first = spent.split(' ').next().map(str::parse::<u64>);
+            nanoseconds += first.and_then(Result::ok).unwrap_or(0);
         }
     }
     Duration::from_nanos(nanoseconds)
@@ -227,24 +221,19 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache, floor: &Ru
         on c.id = s.competitor_event_id join events e on e.id = c.betpawa_event_id \
         where e.kickoff > now() at time zone 'UTC' and c.deleted_at is null group by s.competitor_event_id)";
     let ask = |sql: &str| format!("select {sql}::int8[]");
-    let ours: Vec<i64> = writer
-        .client
-        .query_one(&ask(ids), &[])
-        .await
-        .expect("ids")
-        .get(0);
+    let ours = writer.client.query_one(&ask(ids), &[]).await;
+    let ours: Vec<i64> = ours.expect("ids").get(0);
     let theirs = writer.client.query_one(&ask(competitor_ids), &[]).await;
     let theirs: Vec<i64> = theirs.expect("ids").get(0);
     let dsn = server.dsn.clone();
     let bare = floor.spawn(async move { Floor::new(&dsn).await });
     let bare = Arc::new(bare.await.expect("a client"));
-    let narrow = theirs
-        .iter()
-        .map(|id| i32::try_from(*id).expect("a serial"));
+    let serial = |id: &i64| i32::try_from(*id).expect("a serial");
+    let narrow = theirs.iter().map(serial);
     let all = Arc::new((ours.clone(), narrow.collect::<Vec<_>>()));
     let before = (cpu("follower"), cpu("floor"), cache.counters());
     for _ in 0..cycles {
-        let mut xid = 0;
+        let mut last = 0;
         for (table, ids) in [
             ("odds_snapshots", &ours),
             ("competitor_odds_snapshots", &theirs),
@@ -254,19 +243,14 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache, floor: &Ru
                 let sql = format!(
                     "update {table} set last_confirmed_at = now() at time zone 'UTC' where id = any($1::int8[])"
                 );
-                writer
-                    .client
-                    .execute(&sql, &[&ids])
-                    .await
-                    .expect("confirmed");
-                xid = writer.transaction().await;
+                let confirmed = writer.client.execute(&sql, &[&ids]).await;
+                confirmed.expect("confirmed");
+                last = xid(&writer.client).await;
                 writer.commit().await;
             }
         }
-        cache
-            .wait_for(xid, Duration::from_secs(10))
-            .await
-            .expect("seen");
+        let seen = cache.wait_for(last, Duration::from_secs(10)).await;
+        seen.expect("seen");
         let (bare, all) = (Arc::clone(&bare), Arc::clone(&all));
         let read = floor.spawn(async move { bare.read(&all.0, &all.1).await });
         assert_eq!(read.await.expect("read"), ours.len() + theirs.len());

@@ -157,7 +157,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
     let (dsn, queue) = (server.dsn.clone(), Arc::clone(&changed));
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let selector = move |prepared: bool| async move {
-        let client = server::connect(&dsn).await;
+        let client = oddscache_testkit::connect(&dsn).await;
         let select = match prepared {
             true => Some((
                 client.prepare(SELECT).await.expect("prepares"),

@@ -18,24 +18,23 @@ mod rate;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     process::ExitCode,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use oddscache_testkit::{
-    cluster::Cluster,
-    demo::{self, Application, Size},
+    bench::server::{self, Server},
+    demo::{Application, Size},
     load::{
         client::{Client, Tally, view_of},
-        process::Service,
         subscriber::{self, Shared},
     },
+    process::{cpu, memory},
+    service::Service,
 };
 use rate::{Load, Tallies};
 use tokio::{task::JoinSet, time::sleep};
-use tokio_postgres::NoTls;
 
 fn setting(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
@@ -46,40 +45,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     }
 }
 
-const DATABASE: &str = "postgres";
-
-async fn prepare(events: u32) -> Cluster {
-    let settings = [
-        "shared_buffers = 512MB",
-        "max_wal_size = 4GB",
-        "fsync = off",
-    ];
-    let cluster = Cluster::start(&settings).expect("a cluster");
-    let (client, connection) = tokio_postgres::connect(&cluster.dsn(DATABASE), NoTls)
-        .await
-        .expect("connects");
-    tokio::spawn(connection);
-    let size = Size {
-        events,
-        ..Size::default()
-    };
-    demo::fill(&client, &size).await;
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql(DATABASE, &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    client
-        .batch_execute("vacuum analyze")
-        .await
-        .expect("analyzed");
-    cluster
-}
-
-/// The tally of all kinds of request together.
+/// All requests together.
 fn sum(tallies: &Tallies) -> Tally {
     let mut sum = Tally::default();
     for (_, tally) in tallies.lock().expect("a lock").iter() {
@@ -104,9 +70,8 @@ fn summary(subscribers: &[Shared]) -> String {
     )
 }
 
-/// Waits until every subscriber knows the view that the service serves. Returns the number of those that do not after a
-/// minute, and the view.
-async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize, String) {
+/// Waits until every subscriber was told of the view that is served; returns how many were not, and the view.
+async fn settled(client: &Client, subscribers: &[Shared], id: i64) -> (usize, String) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let (_, tag, _) = client
@@ -129,7 +94,7 @@ async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize
 /// Compares the service, the copy and the database while nobody writes. Tries again if an event begins meanwhile.
 /// Returns the number of events, or the differences.
 async fn agree(
-    client: &mut Client,
+    client: &Client,
     seen: &Shared,
     copy: &mut mirror::Copy,
     dsn: &str,
@@ -172,24 +137,26 @@ async fn main() -> ExitCode {
     let cycle = Duration::from_secs(setting("CYCLE", 60));
     let events = u32::try_from(setting("EVENTS", 1100)).expect("a number of events");
     println!("loading {events} events ...");
-    let cluster = prepare(events).await;
-    let dsn = cluster.dsn(DATABASE);
-    let mut service = Service::start(
-        env!("CARGO_BIN_EXE_oddscache"),
-        &dsn,
-        &["--most-streams", "10000"],
-    );
-    let address: SocketAddr = service.address;
-    let mut client = Client::new(address);
-    while !matches!(client.take("/readyz", None).await, Ok((status, ..)) if status == 200) {
-        service.assert_runs();
-        sleep(Duration::from_millis(50)).await;
-    }
-    let ids: Vec<i64> = mirror::all(&mut client)
-        .await
-        .expect("all events")
-        .into_keys()
-        .collect();
+    let settings = [
+        "shared_buffers = 512MB",
+        "max_wal_size = 4GB",
+        "fsync = off",
+    ];
+    let size = Size {
+        events,
+        ..Size::default()
+    };
+    let Server {
+        cluster: _cluster,
+        dsn,
+        ..
+    } = server::of_size(&settings, &size).await;
+    let mut service = Service::measured(&dsn, &["--most-streams", "10000"]).await;
+    service.ready().await;
+    let (address, pid) = (service.address(), service.pid());
+    let client = Client::new(address);
+    let all = mirror::all(&client).await.expect("all events");
+    let ids: Vec<i64> = all.into_keys().collect();
     let with_odds = count.div_ceil(10);
     println!(
         "{} events held; {rate} requests/s, {count} subscribers, {with_odds} of them with odds, a scrape cycle of {} s, for {} s",
@@ -219,42 +186,42 @@ async fn main() -> ExitCode {
     let application = Application::start(&dsn, cycle);
     // The service allocates some memory only once. Let it do so before the first figure.
     sleep(Duration::from_secs(3)).await;
-    let at_start = service.memory();
+    let at_start = memory(pid);
     println!("{:>7}  {at_start}", "start");
     let load = Load::start(address, rate, ids.clone());
     let begun = Instant::now();
-    let (mut before, mut cpu) = (Tally::default(), service.cpu());
+    let (mut before, mut spent) = (Tally::default(), cpu(pid));
     let minute = Duration::from_secs(60);
     while begun.elapsed() < seconds {
         let from = Instant::now();
         sleep(minute.min(seconds.saturating_sub(begun.elapsed()))).await;
         service.assert_runs();
-        let (now, spent) = (sum(&load.tallies), service.cpu());
+        let (now, spent_now) = (sum(&load.tallies), cpu(pid));
         println!(
             "{:>5.0} s  {}  {:.0} answers/s, {:.1} MB/s, {} errors, p99 so far {:.2} ms  {}  cpu {:.0} %  {} transactions ({} failed)",
             begun.elapsed().as_secs_f64(),
-            service.memory(),
+            memory(pid),
             (now.latencies.count() - before.latencies.count()) as f64
                 / from.elapsed().as_secs_f64(),
             (now.bytes - before.bytes) as f64 / 1e6 / from.elapsed().as_secs_f64(),
             now.errors() + load.unsent.load(Ordering::Relaxed),
             now.latencies.quantile(0.99).as_secs_f64() * 1e3,
             summary(&subscribers),
-            (spent - cpu) / from.elapsed().as_secs_f64() * 100.0,
+            (spent_now - spent) / from.elapsed().as_secs_f64() * 100.0,
             application.transactions(),
             application.failed(),
         );
-        (before, cpu) = (now, spent);
+        (before, spent) = (now, spent_now);
     }
     let took = begun.elapsed();
     let unsent = Arc::clone(&load.unsent);
     let tallies = load.stop().await;
     application.stop().await;
-    let (behind, served) = settled(&mut client, &subscribers, ids[0]).await;
-    // Take the lock before aborting. A round that is aborted midway has taken the changes, but has not applied them.
+    let (behind, served) = settled(&client, &subscribers, ids[0]).await;
+    // Not in the middle of a round, which has taken what changed already.
     let mut copy = copy.lock().await;
     following.abort();
-    let agreed = agree(&mut client, &subscribers[0], &mut copy, &dsn).await;
+    let agreed = agree(&client, &subscribers[0], &mut copy, &dsn).await;
 
     println!();
     for (kind, tally) in tallies.lock().expect("a lock").iter() {
@@ -301,7 +268,7 @@ async fn main() -> ExitCode {
     }
     println!(
         "memory: {at_start} at the start, {} at the end",
-        service.memory()
+        memory(pid)
     );
     let untold: u64 = subscribers
         .iter()

@@ -14,7 +14,7 @@ fn event_id(event: &Value) -> i64 {
     event["event_id"].as_i64().expect("an event has an id")
 }
 
-pub(crate) async fn all(client: &mut Client) -> Result<Copy, String> {
+pub(crate) async fn all(client: &Client) -> Result<Copy, String> {
     let (text, _) = client.text("/v1/dump").await?;
     let parse = |line| serde_json::from_str::<Value>(line).map_err(|error| error.to_string());
     let events = text.lines().map(parse);
@@ -25,7 +25,7 @@ pub(crate) async fn all(client: &mut Client) -> Result<Copy, String> {
 
 /// Reads the events that changed since the last call. Returns whether there were any.
 pub(crate) async fn catch_up(
-    client: &mut Client,
+    client: &Client,
     seen: &Shared,
     copy: &mut Copy,
 ) -> Result<bool, String> {
@@ -63,7 +63,7 @@ pub(crate) async fn follow(
 ) {
     let mut client = Client::new(address);
     loop {
-        if let Err(wrong) = catch_up(&mut client, &seen, &mut *copy.lock().await).await {
+        if let Err(wrong) = catch_up(&client, &seen, &mut *copy.lock().await).await {
             eprintln!("the copy: {wrong}");
             seen.lock().expect("a lock").lost = true;
             client = Client::new(address);

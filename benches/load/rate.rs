@@ -60,8 +60,7 @@ impl Load {
         for number in 0..CONNECTIONS as u64 {
             let (due, tallies, ids) = (Arc::clone(&due), Arc::clone(&tallies), Arc::clone(&ids));
             workers.spawn(async move {
-                let (mut client, mut rng) =
-                    (Client::new(address), fastrand::Rng::with_seed(number));
+                let (client, mut rng) = (Client::new(address), fastrand::Rng::with_seed(number));
                 let mut list_tag = None;
                 loop {
                     let Some(at) = due.lock().await.recv().await else {

@@ -46,68 +46,44 @@ pub fn snapshot(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
             key = key
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
+            let odds = 1.01 + (key >> 40) as f64 % 1500.0 / 100.0;
             OutcomeInput {
-                name: (*name).to_owned(),
-                odds: Some(1.01 + (key >> 40) as f64 % 1500.0 / 100.0)
-                    .map(|odds| (odds * 100.0).round() / 100.0),
                 is_active: key >> 58 != 0,
-                extra: serde_json::Map::new(),
+                ..OutcomeInput::new(*name, (odds * 100.0).round() / 100.0)
             }
         };
         names.iter().map(outcome).collect()
     };
     let markets = (0..MARKETS).map(|n| {
-        let (id, name, line, names): (_, _, _, &[&str]) = match n {
-            0 => (
-                "3743".to_owned(),
-                "1X2 - Full Time".to_owned(),
-                None,
-                &["1", "X", "2"],
-            ),
+        let scores = [
+            "1-0", "2-0", "2-1", "0-0", "1-1", "2-2", "0-1", "0-2", "1-2", "Other",
+        ];
+        let numbered = format!("Market number {n} - Full Time");
+        let (id, name, line, names): (i64, &str, Option<f64>, &[&str]) = match n {
+            0 => (3743, "1X2 - Full Time", None, &["1", "X", "2"]),
             1 => (
-                "5000".to_owned(),
-                "Over/Under - Full Time".to_owned(),
+                5000,
+                "Over/Under - Full Time",
                 Some(2.5),
                 &["Over", "Under"],
             ),
             2 => (
-                "3795".to_owned(),
-                "Both Teams To Score - Full Time".to_owned(),
+                3795,
+                "Both Teams To Score - Full Time",
                 None,
                 &["Yes", "No"],
             ),
-            3 => (
-                "4693".to_owned(),
-                "Double Chance - Full Time".to_owned(),
-                None,
-                &["1X", "X2", "12"],
-            ),
-            4..9 => (
-                "5000".to_owned(),
-                "Over/Under - Full Time".to_owned(),
-                Some(n as f64 - 0.5),
-                &["Over", "Under"],
-            ),
-            9 => (
-                "1096755".to_owned(),
-                "Correct Score - Full Time".to_owned(),
-                None,
-                &[
-                    "1-0", "2-0", "2-1", "0-0", "1-1", "2-2", "0-1", "0-2", "1-2", "Other",
-                ],
-            ),
-            44.. => (
-                (28_000_000 + n).to_string(),
-                "Anytime Goalscorer".to_owned(),
-                None,
-                &["a", "b", "c"],
-            ),
-            _ => (
-                (4700 + n).to_string(),
-                format!("Market number {n} - Full Time"),
-                (n % 3 == 0).then_some(n as f64 / 2.0),
-                &["1", "X", "2"],
-            ),
+            3 => (4693, "Double Chance - Full Time", None, &["1X", "X2", "12"]),
+            4..9 => {
+                let line = Some(n as f64 - 0.5);
+                (5000, "Over/Under - Full Time", line, &["Over", "Under"])
+            }
+            9 => (1_096_755, "Correct Score - Full Time", None, &scores),
+            44.. => (28_000_000 + n, "Anytime Goalscorer", None, &["a", "b", "c"]),
+            _ => {
+                let line = (n % 3 == 0).then_some(n as f64 / 2.0);
+                (4700 + n, &numbered, line, &["1", "X", "2"])
+            }
         };
         let mut outcomes = outcomes(names);
         if n >= 44 {
@@ -116,8 +92,8 @@ pub fn snapshot(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
             }
         }
         MarketInput {
-            betpawa_market_id: id,
-            betpawa_market_name: name,
+            betpawa_market_id: id.to_string(),
+            betpawa_market_name: name.to_owned(),
             line,
             outcomes,
             market_groups: vec!["Main".into(), "Goals".into()],

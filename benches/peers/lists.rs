@@ -1,11 +1,11 @@
 //! The event list as JSON, beside a copy of its bytes.
 
 use oddscache::EventList;
-use oddscache_testkit::plain;
+use oddscache_testkit::{bench::median, plain};
 
 use crate::{
     data::{self, EVENTS},
-    measure::{median, timed},
+    measure::timed,
 };
 
 const ROUNDS: i64 = 41;

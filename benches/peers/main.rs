@@ -18,12 +18,14 @@ mod stores;
 
 use std::{
     alloc::System,
+    hint::black_box,
     sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
-use measure::{median, timed};
+use measure::timed;
 use oddscache::OddsCache;
+use oddscache_testkit::bench::median;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use stores::{Handle, Held, Map, Store};
 
@@ -117,6 +119,12 @@ fn stores(publishing: &Arc<Mutex<Vec<f64>>>) -> Vec<Made> {
     ]
 }
 
+/// Fails unless two sums of all inline odds are the same.
+fn assert_same(sum: f64, expected: f64, name: &str) {
+    let is_same = (sum / expected - 1.0).abs() < 1e-9;
+    assert!(is_same, "{name} holds other odds");
+}
+
 fn in_process() -> Vec<Line> {
     let ids = data::scattered();
     let fifty = &ids[..50];
@@ -124,26 +132,17 @@ fn in_process() -> Vec<Line> {
     let stores = stores(&publishing);
     let sums: Vec<f64> = stores.iter().map(|(_, store, _)| store.inline()).collect();
     for (sum, (name, ..)) in sums.iter().zip(&stores) {
-        assert!(
-            (sum / sums[0] - 1.0).abs() < 1e-9,
-            "{name} holds other odds"
-        );
+        assert_same(*sum, sums[0], name);
     }
     let mut times: Vec<[Vec<f64>; 6]> = stores.iter().map(|_| Default::default()).collect();
     for _ in 0..ROUNDS {
         for ((_, store, _), times) in stores.iter().zip(&mut times) {
             store.pass(&ids);
-            let passes = || {
-                (0..50)
-                    .map(|_| store.pass(std::hint::black_box(&ids)))
-                    .sum::<usize>()
-            };
+            let pass = |_| store.pass(black_box(&ids));
+            let passes = || (0..50).map(pass).sum::<usize>();
             times[0].push(timed(passes) / (50.0 * ids.len() as f64));
-            let batches = || {
-                (0..200)
-                    .map(|_| store.many(std::hint::black_box(fifty)))
-                    .sum::<usize>()
-            };
+            let batch = |_| store.many(black_box(fifty));
+            let batches = || (0..200).map(batch).sum::<usize>();
             times[1].push(timed(batches) / 200.0);
             times[2].push(timed(|| store.inline()));
         }
@@ -174,19 +173,16 @@ fn in_process() -> Vec<Line> {
         stores.into_iter().zip(times).zip(stormy)
     {
         let written = !times[5].is_empty();
+        if !written {
+            stormy.clear();
+        }
         lines.push(Line {
             name,
             one: median(&mut times[0]),
             many: median(&mut times[1]),
             inline: median(&mut times[2]),
-            p99: [
-                median(&mut times[3]),
-                if written {
-                    median(&mut stormy)
-                } else {
-                    f64::NAN
-                },
-            ],
+            // Of nothing, it is no number.
+            p99: [median(&mut times[3]), median(&mut stormy)],
             speed_up: median(&mut times[4]),
             update: median(&mut times[5]),
             bytes_each: if name.ends_with("held view") {
@@ -204,27 +200,17 @@ fn with_redis(expected: f64) -> Result<Line, String> {
     let server = redis::Server::start()?;
     let mut client = server.connect();
     let bytes_each = redis::fill(&mut client);
-    assert!(
-        (redis::inline(&mut client) / expected - 1.0).abs() < 1e-9,
-        "Redis holds other odds"
-    );
+    assert_same(redis::inline(&mut client), expected, "Redis");
     let ids = data::scattered();
     let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..7 {
-        let pass = |client: &mut redis::Client| {
-            ids[..100]
-                .iter()
-                .map(|id| redis::one(client, *id))
-                .sum::<usize>()
-        };
-        times[0].push(timed(|| pass(&mut client)) / 100.0);
+        let mut one = |id: &i64| redis::one(&mut client, *id);
+        let pass = || ids[..100].iter().map(&mut one).sum::<usize>();
+        times[0].push(timed(pass) / 100.0);
         times[1].push(timed(|| redis::many(&mut client, &ids[..50])));
         times[2].push(timed(|| redis::inline(&mut client)));
-        times[3].push(
-            redis::update(&mut client, round + 1)
-                .elapsed()
-                .as_secs_f64(),
-        );
+        let begun = redis::update(&mut client, round + 1);
+        times[3].push(begun.elapsed().as_secs_f64());
     }
     let [one, many, inline, update] = times.each_mut().map(|times| median(times));
     Ok(Line {
@@ -245,12 +231,8 @@ fn with_postgres(server: &mut postgres::Server, name: &'static str) -> Line {
     let all = postgres::event_ids(1..=data::EVENTS);
     let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..5 {
-        let pass = || {
-            ids[..10]
-                .iter()
-                .map(|id| server.read(&[*id], false).0)
-                .sum::<usize>()
-        };
+        let one = |id: &i32| server.read(&[*id], false).0;
+        let pass = || ids[..10].iter().map(one).sum::<usize>();
         times[0].push(timed(pass) / 10.0);
         times[1].push(timed(|| server.read(&ids[..50], false)));
         times[2].push(timed(|| server.read(&all, true)));
@@ -292,12 +274,9 @@ fn print(lines: &[Line]) {
         ratio if ratio < 100.0 => format!("{}, x{ratio:.1}", time(seconds)),
         ratio => format!("{}, x{ratio:.0}", time(seconds)),
     };
-    let or_dash = |number: f64, text: String| {
-        if number.is_nan() {
-            "-".to_owned()
-        } else {
-            text
-        }
+    let or_dash = |number: f64, text: String| match number.is_nan() {
+        true => "-".to_owned(),
+        false => text,
     };
     for line in lines {
         let p99 = if line.p99[1].is_nan() {
@@ -350,10 +329,7 @@ fn main() {
                 println!("PostgreSQL {}", server.version);
                 let all = postgres::event_ids(1..=data::EVENTS);
                 let (_, sum) = server.read(&all, true);
-                assert!(
-                    (sum / expected - 1.0).abs() < 1e-9,
-                    "PostgreSQL holds other odds"
-                );
+                assert_same(sum, expected, "PostgreSQL");
                 lines.push(with_postgres(&mut server, "PostgreSQL, GROUP BY"));
                 server.make_indexes();
                 lines.push(with_postgres(

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache_testkit::bench::median;
+
 use crate::{data, stores::Store};
 
 /// Seconds.
@@ -17,12 +19,6 @@ pub fn timed<R>(run: impl FnOnce() -> R) -> f64 {
     let begun = Instant::now();
     black_box(run());
     begun.elapsed().as_secs_f64()
-}
-
-/// Sorts them, too.
-pub fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs `read` while a thread calls `write` with 1, 2, 3 and so on.
@@ -59,21 +55,15 @@ pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
         let readers: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
         thread::sleep(Duration::from_millis(60));
         ended.store(true, Ordering::Relaxed);
-        readers
-            .into_iter()
-            .map(|reader| reader.join().expect("a reader"))
-            .sum()
+        let rates = readers.into_iter().map(thread::ScopedJoinHandle::join);
+        rates.map(|rate| rate.expect("a reader")).sum()
     })
 }
 
 /// 99th percentile of a look-up in nanoseconds, the clock's own share taken off.
 pub fn p99(store: &dyn Store, ids: &[i64], span: Duration) -> f64 {
-    let mut clock: Vec<f64> = (0..10_000)
-        .map(|_| {
-            let begun = Instant::now();
-            begun.elapsed().as_nanos() as f64
-        })
-        .collect();
+    let look = |_| Instant::now().elapsed().as_nanos() as f64;
+    let mut clock: Vec<f64> = (0..10_000).map(look).collect();
     let clock = median(&mut clock);
     let mut all = Vec::new();
     let begun = Instant::now();
@@ -121,21 +111,18 @@ pub fn speed_up(store: &dyn Store, ids: &[i64]) -> f64 {
 
 pub fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or("");
-    let model = model.trim_start_matches([' ', '\t', ':']).to_owned();
+    let mut lines = text.lines();
+    let model = lines.find_map(|line| line.strip_prefix("model name"));
+    let model = model.unwrap_or_default();
+    let model = model.trim_start_matches([' ', '\t', ':']);
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    let version = std::process::Command::new("rustc")
-        .arg("--version")
-        .output();
-    let version = version
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        .unwrap_or_default();
+    let mut version = std::process::Command::new("rustc");
+    let version = version.arg("--version").output();
+    let version = version.map(|output| output.stdout).unwrap_or_default();
+    let version = String::from_utf8_lossy(&version);
+    let (events, markets) = (data::EVENTS, data::MARKETS);
     format!(
-        "{cores} cores, {model}; {version}; {} events x 3 x {} markets",
-        data::EVENTS,
-        data::MARKETS
+        "{cores} cores, {model}; {}; {events} events x 3 x {markets} markets",
+        version.trim()
     )
 }

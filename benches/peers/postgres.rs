@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
-use oddscache_testkit::{cluster::Cluster, demo};
+use oddscache_testkit::{cluster::Cluster, connect, demo, followed::run};
 use tokio::runtime::Runtime;
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use crate::{
     data::{self, EVENTS},
@@ -65,12 +65,7 @@ struct Session {
 
 impl Session {
     async fn new(dsn: &str) -> Session {
-        let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
-        tokio::spawn(connection);
-        let heads = [
-            prepare(&client, HEADS[0]).await,
-            prepare(&client, HEADS[1]).await,
-        ];
+        let client = connect(dsn).await;
         let sql = |side: usize, and: &str| {
             format!(
                 "select snapshot_id::bigint, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home,
@@ -79,68 +74,48 @@ impl Session {
                 TABLES[side], IDS[side]
             )
         };
-        let ids: Vec<String> = data::INLINE
-            .iter()
-            .map(|(id, _)| format!("'{id}'"))
-            .collect();
+        let ids = data::INLINE.map(|(id, _)| format!("'{id}'")).join(",");
         let shown = format!(
-            "and betpawa_market_id in ({}) and (betpawa_market_id <> '5000' or line = 2.5)",
-            ids.join(",")
+            "and betpawa_market_id in ({ids}) and (betpawa_market_id <> '5000' or line = 2.5)"
         );
-        let markets = [
-            prepare(&client, &sql(0, "")).await,
-            prepare(&client, &sql(1, "")).await,
-        ];
-        let inline = [
-            prepare(&client, &sql(0, &shown)).await,
-            prepare(&client, &sql(1, &shown)).await,
-        ];
+        let prepare = async |sql: &str| client.prepare(sql).await.expect("prepared");
         Session {
+            heads: [prepare(HEADS[0]).await, prepare(HEADS[1]).await],
+            markets: [prepare(&sql(0, "")).await, prepare(&sql(1, "")).await],
+            inline: [
+                prepare(&sql(0, &shown)).await,
+                prepare(&sql(1, &shown)).await,
+            ],
             client,
-            heads,
-            markets,
-            inline,
         }
     }
 
     /// Events with all their markets, or with those of the list: how many snapshots, and the sum of the odds.
     async fn read(&self, event_ids: &[i32], inline_only: bool) -> (usize, f64) {
         let (mut snapshots, mut sum) = (0, 0.0);
-        let statements = if inline_only {
-            &self.inline
-        } else {
-            &self.markets
+        let statements = match inline_only {
+            true => &self.inline,
+            false => &self.markets,
         };
         let mut events: HashMap<i32, Vec<(String, Vec<Market>)>> = HashMap::new();
         for (heads, markets) in self.heads.iter().zip(statements) {
-            let heads = self
-                .client
-                .query(heads, &[&event_ids])
-                .await
-                .expect("heads");
+            let heads = self.client.query(heads, &[&event_ids]).await;
+            let heads = heads.expect("heads");
             let ids: Vec<i64> = heads.iter().map(|row| row.get(1)).collect();
             let rows = self.client.query(markets, &[&ids]).await.expect("markets");
             let mut by_snapshot: HashMap<i64, Vec<Market>> = HashMap::with_capacity(ids.len());
             for row in &rows {
-                by_snapshot
-                    .entry(row.get(0))
-                    .or_default()
-                    .push(Market::new(row));
+                let markets = by_snapshot.entry(row.get(0)).or_default();
+                markets.push(Market::new(row));
             }
             for head in &heads {
-                let markets = by_snapshot
-                    .remove(&head.get::<_, i64>(1))
-                    .unwrap_or_default();
-                sum += markets
-                    .iter()
-                    .flat_map(|market| &market.outcomes)
-                    .filter_map(|outcome| outcome.odds)
-                    .sum::<f64>();
+                let id: i64 = head.get(1);
+                let markets = by_snapshot.remove(&id).unwrap_or_default();
+                let outcomes = markets.iter().flat_map(|market| &market.outcomes);
+                sum += outcomes.filter_map(|outcome| outcome.odds).sum::<f64>();
                 snapshots += 1;
-                events
-                    .entry(head.get(0))
-                    .or_default()
-                    .push((head.get(2), markets));
+                let event = events.entry(head.get(0)).or_default();
+                event.push((head.get(2), markets));
             }
         }
         (snapshots, sum)
@@ -150,14 +125,10 @@ impl Session {
     async fn insert(&mut self, event_ids: &[i32], round: i64) -> Instant {
         let made = |event_id: i32, offer| data::snapshot(i64::from(event_id), offer, round).markets;
         let own: Vec<_> = event_ids.iter().map(|id| made(*id, 1)).collect();
-        let competitors: Vec<_> = event_ids
-            .iter()
-            .flat_map(|id| [made(*id, 2), made(*id, 3)])
-            .collect();
-        let competitor_ids: Vec<i32> = event_ids
-            .iter()
-            .flat_map(|id| [id * 2 - 1, id * 2])
-            .collect();
+        let both = |id: &i32| [made(*id, 2), made(*id, 3)];
+        let competitors: Vec<_> = event_ids.iter().flat_map(both).collect();
+        let both = |id: &i32| [id * 2 - 1, id * 2];
+        let competitor_ids: Vec<i32> = event_ids.iter().flat_map(both).collect();
         let columns = [Columns::new(&own), Columns::new(&competitors)];
         let begun = Instant::now();
         let transaction = self.client.transaction().await.expect("begins");
@@ -177,29 +148,23 @@ impl Session {
                 outcomes,
                 groups,
             } = &columns[side];
-            let snapshot_ids: Vec<i64> = rows
-                .iter()
-                .zip(counts)
-                .flat_map(|(row, count)| std::iter::repeat_n(row.get(0), *count))
-                .collect();
+            let rows = rows.iter().zip(counts);
+            let repeated = rows.flat_map(|(row, count)| std::iter::repeat_n(row.get(0), *count));
+            let snapshot_ids: Vec<i64> = repeated.collect();
             let sql = format!(
                 "insert into {} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
                  select s, i, n, l, o::jsonb, g::jsonb
                  from unnest($1::bigint[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::text[]) u (s, i, n, l, o, g)",
                 TABLES[side]
             );
-            transaction
-                .execute(&sql, &[&snapshot_ids, ids, names, lines, outcomes, groups])
-                .await
-                .expect("markets");
+            let values: [&(dyn ToSql + Sync); 6] =
+                [&snapshot_ids, ids, names, lines, outcomes, groups];
+            let inserted = transaction.execute(&sql, &values).await;
+            inserted.expect("markets");
         }
         transaction.commit().await.expect("commits");
         begun
     }
-}
-
-async fn prepare(client: &Client, sql: &str) -> Statement {
-    client.prepare(sql).await.expect("prepared")
 }
 
 /// Rows of markets, by column.
@@ -222,12 +187,10 @@ impl Columns {
                 columns.ids.push(market.betpawa_market_id.clone());
                 columns.names.push(market.betpawa_market_name.clone());
                 columns.lines.push(market.line);
-                columns
-                    .outcomes
-                    .push(serde_json::to_string(&market.outcomes).expect("JSON"));
-                columns
-                    .groups
-                    .push(serde_json::to_string(&market.market_groups).expect("JSON"));
+                let outcomes = serde_json::to_string(&market.outcomes);
+                columns.outcomes.push(outcomes.expect("JSON"));
+                let groups = serde_json::to_string(&market.market_groups);
+                columns.groups.push(groups.expect("JSON"));
             }
         }
         columns
@@ -255,10 +218,9 @@ impl Server {
         let runtime = runtime.map_err(|error| error.to_string())?;
         let dsn = cluster.dsn("postgres");
         let (session, version, bytes_each) = runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.expect("connects");
-            tokio::spawn(connection);
+            let client = connect(&dsn).await;
             demo::create(&client).await;
-            client.batch_execute(&format!(
+            let history = format!(
                 "insert into bookmakers (name, slug) values ('betPawa', 'betpawa');
                  insert into events (sportradar_id, name, home_team, away_team, kickoff)
                  select n::text, 'A - B', 'A', 'B', now() at time zone 'UTC' + n * interval '5 minutes' from generate_series(1, {EVENTS}) n;
@@ -271,13 +233,14 @@ impl Server {
                  insert into competitor_odds_snapshots (competitor_event_id, captured_at, scrape_run_id, raw_response)
                  select c.id, now() at time zone 'UTC' - round * interval '3 hours', 0, jsonb_build_object('body', repeat(md5(c.id::text), 8))
                  from generate_series({HISTORY} - 1, 1, -1) round, competitor_events c"
-            )).await.expect("history");
+            );
+            run(&client, &history).await;
             let mut session = Session::new(&dsn).await;
             let all: Vec<i32> = event_ids(1..=EVENTS);
             for ids in all.chunks(50) {
                 session.insert(ids, 0).await;
             }
-            client.batch_execute("vacuum analyze").await.expect("analyzed");
+            run(&client, "vacuum analyze").await;
             let row = client.query_one(
                 "select current_setting('server_version'), pg_total_relation_size('market_odds') + pg_total_relation_size('competitor_market_odds')",
                 &[],
@@ -297,23 +260,12 @@ impl Server {
 
     /// Makes the indexes that are recommended for the cache.
     pub fn make_indexes(&mut self) {
-        let output = self
-            .cluster
-            .psql("postgres", &["-qf", "sql/indexes.sql"])
-            .expect("psql");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let indexes = ["-qf", "sql/indexes.sql"];
+        self.cluster.psql_ok("postgres", &indexes);
         let dsn = self.dsn.clone();
         self.session = self.runtime.block_on(async {
             let session = Session::new(&dsn).await;
-            session
-                .client
-                .batch_execute("vacuum analyze")
-                .await
-                .expect("analyzed");
+            run(&session.client, "vacuum analyze").await;
             session
         });
     }
@@ -336,17 +288,13 @@ impl Server {
         let latest = "create temp table latest as select max(id) as id from odds_snapshots group by event_id, bookmaker_id;
              create temp table latest_c as select max(id) as id from competitor_odds_snapshots group by competitor_event_id;
              analyze latest; analyze latest_c";
-        self.runtime
-            .block_on(writer.client.batch_execute(latest))
-            .expect("ids");
+        self.runtime.block_on(run(&writer.client, latest));
         let set = |generation: u64| {
             let sql = format!(
                 "begin; update odds_snapshots set scrape_run_id = {generation} where id in (select id from latest);
                  update competitor_odds_snapshots set scrape_run_id = {generation} where id in (select id from latest_c); commit"
             );
-            self.runtime
-                .block_on(writer.client.batch_execute(&sql))
-                .expect("updated");
+            self.runtime.block_on(run(&writer.client, &sql));
         };
         set(0);
         measure::while_another(set, || {
@@ -355,10 +303,9 @@ impl Server {
             while begun.elapsed() < span {
                 let mut generations: Vec<i32> = Vec::new();
                 for heads in &self.session.heads {
-                    let rows = self
-                        .runtime
-                        .block_on(self.session.client.query(heads, &[&all]));
-                    generations.extend(rows.expect("heads").iter().map(|row| row.get::<_, i32>(5)));
+                    let heads = async { self.session.client.query(heads, &[&all]).await };
+                    let rows = self.runtime.block_on(heads).expect("heads");
+                    generations.extend(rows.iter().map(|row| row.get::<_, i32>(5)));
                 }
                 generations.dedup();
                 views += 1;

@@ -22,31 +22,22 @@ pub struct Server {
 impl Server {
     /// Fails with a sentence if there is no `redis-server`.
     pub fn start() -> Result<Server, String> {
-        let directory = tempfile::Builder::new()
+        let builder = tempfile::Builder::new()
             .prefix("oddscache-redis-")
             .tempdir_in("/tmp");
-        let directory = directory.map_err(|error| error.to_string())?;
+        let directory = builder.map_err(|error| error.to_string())?;
         let child = Command::new("redis-server")
-            .args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--unixsocket",
-            ])
+            .args(["--port", "0", "--save", "", "--appendonly", "no"])
+            .arg("--unixsocket")
             .arg(directory.path().join("socket"))
             .arg("--dir")
             .arg(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| {
-                format!(
-                    "redis-server did not start ({error}); Debian: apt-get install redis-server"
-                )
-            })?;
+            .spawn();
+        let child = child.map_err(|error| {
+            format!("redis-server did not start ({error}); Debian: apt-get install redis-server")
+        })?;
         Ok(Server { child, directory })
     }
 
@@ -76,13 +67,10 @@ pub struct Client(BufReader<UnixStream>);
 
 pub fn version() -> String {
     let output = Command::new("redis-server").arg("--version").output();
-    let text = output
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default();
-    text.split(' ')
-        .find_map(|word| word.strip_prefix("v="))
-        .unwrap_or("?")
-        .to_owned()
+    let bytes = output.map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let version = text.split(' ').find_map(|word| word.strip_prefix("v="));
+    version.unwrap_or("?").to_owned()
 }
 
 impl Client {
@@ -107,10 +95,8 @@ impl Client {
     /// A bulk string; empty if there is none.
     fn bulk(&mut self) -> Vec<u8> {
         let line = self.line();
-        let Some(length) = line
-            .strip_prefix('$')
-            .and_then(|length| length.parse::<usize>().ok())
-        else {
+        let length = line.strip_prefix('$').map(str::parse::<usize>);
+        let Some(Ok(length)) = length else {
             return Vec::new();
         };
         let mut bytes = vec![0; length + 2];
@@ -134,11 +120,10 @@ impl Client {
 
     fn mset(&mut self, pairs: &[(String, Vec<u8>)]) {
         let mut command: Vec<&[u8]> = vec![b"MSET"];
-        command.extend(
-            pairs
-                .iter()
-                .flat_map(|(key, value)| [key.as_bytes(), value]),
-        );
+        let parts = pairs
+            .iter()
+            .flat_map(|(key, value)| [key.as_bytes(), value]);
+        command.extend(parts);
         self.send(&command);
         self.line();
     }
@@ -146,11 +131,9 @@ impl Client {
     fn used_memory(&mut self) -> f64 {
         self.send(&[b"INFO", b"memory"]);
         let text = String::from_utf8(self.bulk()).expect("text");
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("used_memory:"));
-        line.and_then(|number| number.parse().ok())
-            .expect("used_memory")
+        let mut lines = text.lines();
+        let number = lines.find_map(|line| line.strip_prefix("used_memory:"));
+        number.expect("used_memory").parse().expect("a number")
     }
 }
 
@@ -238,7 +221,8 @@ impl Market {
 /// An event's two keys: all of it, and what the list shows of it, so that the list need not read all.
 fn pairs(event_id: i64, generation: i64) -> [(String, Vec<u8>); 2] {
     let json = |inline_only| {
-        serde_json::to_vec(&Event::new(event_id, generation, inline_only)).expect("JSON")
+        let event = Event::new(event_id, generation, inline_only);
+        serde_json::to_vec(&event).expect("JSON")
     };
     [
         (format!("event:{event_id}"), json(false)),
@@ -255,10 +239,12 @@ pub fn fill(client: &mut Client) -> f64 {
     (client.used_memory() - before) / data::ALL_MARKETS
 }
 
+fn parse(json: &[u8]) -> Event {
+    serde_json::from_slice(json).expect("an event")
+}
+
 pub fn one(client: &mut Client, event_id: i64) -> usize {
-    let json = client.get(&format!("event:{event_id}"));
-    serde_json::from_slice::<Event>(&json)
-        .expect("an event")
+    parse(&client.get(&format!("event:{event_id}")))
         .snapshots
         .len()
 }
@@ -266,30 +252,23 @@ pub fn one(client: &mut Client, event_id: i64) -> usize {
 pub fn many(client: &mut Client, event_ids: &[i64]) -> usize {
     let keys: Vec<String> = event_ids.iter().map(|id| format!("event:{id}")).collect();
     let events = client.mget(&keys).into_iter();
-    events
-        .map(|json| {
-            serde_json::from_slice::<Event>(&json)
-                .expect("an event")
-                .snapshots
-                .len()
-        })
-        .sum()
+    events.map(|json| parse(&json).snapshots.len()).sum()
+}
+
+/// One a kind and event.
+fn keys(kind: &str) -> Vec<String> {
+    (1..=data::EVENTS)
+        .map(|id| format!("{kind}:{id}"))
+        .collect()
 }
 
 pub fn inline(client: &mut Client) -> f64 {
-    let keys: Vec<String> = (1..=data::EVENTS)
-        .map(|id| format!("inline:{id}"))
-        .collect();
+    let keys = keys("inline");
     let odds = |json: Vec<u8>| -> f64 {
-        let event: Event = serde_json::from_slice(&json).expect("an event");
-        let markets = event
-            .snapshots
-            .iter()
-            .flat_map(|snapshot| &snapshot.markets);
-        markets
-            .flat_map(|market| &market.outcomes)
-            .filter_map(|outcome| outcome.odds)
-            .sum()
+        let snapshots = parse(&json).snapshots.into_iter();
+        let markets = snapshots.flat_map(|snapshot| snapshot.markets);
+        let outcomes = markets.flat_map(|market| market.outcomes);
+        outcomes.filter_map(|outcome| outcome.odds).sum()
     };
     client.mget(&keys).into_iter().map(odds).sum()
 }
@@ -306,16 +285,11 @@ pub fn update(client: &mut Client, round: i64) -> Instant {
 
 /// Views of all events with two generations, and views, while all are set again and again by one MSET and read by one MGET.
 pub fn torn(server: &Server, span: Duration) -> (u64, u64) {
-    let keys: Vec<String> = (1..=data::EVENTS)
-        .map(|id| format!("generation:{id}"))
-        .collect();
+    let keys = keys("generation");
     let set = |client: &mut Client, generation: u64| {
         let value = generation.to_string().into_bytes();
-        let pairs: Vec<_> = keys
-            .iter()
-            .map(|key| (key.clone(), value.clone()))
-            .collect();
-        client.mset(&pairs);
+        let pair = |key: &String| (key.clone(), value.clone());
+        client.mset(&keys.iter().map(pair).collect::<Vec<_>>());
     };
     let mut reader = server.connect();
     set(&mut reader, 0);

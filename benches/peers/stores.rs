@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use hashbrown::{DefaultHashBuilder, HashMap};
-use oddscache::{CachedEvent, OddsCache, SnapshotInput, View, Writer};
+use oddscache::{CachedEvent, OddsCache, SnapshotInput, State, View, Writer};
 use serde_json::{Value, json};
 
 use crate::data::{self, Entry, inline, is_inline};
@@ -73,8 +73,8 @@ fn empty(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
 
 impl Store for Handle {
     fn one(&self, event_id: i64) -> usize {
-        self.cache
-            .read(|state| state.event(event_id).map_or(0, touch))
+        let look = |state: &State| state.event(event_id).map_or(0, touch);
+        self.cache.read(look)
     }
     fn many(&self, event_ids: &[i64]) -> usize {
         let view = self.cache.view();
@@ -90,24 +90,19 @@ impl Store for Handle {
     /// Snapshots without markets: the others hold packed ones, and packing is the same for all.
     fn update(&self, round: i64) -> Option<Instant> {
         let mut writer = self.writer.lock().expect("the writer");
-        let prepared: Vec<Vec<SnapshotInput>> = data::updated(round)
-            .map(|id| (1..=3).map(|offer| empty(id, offer, round)).collect())
-            .collect();
+        let prepare = |id| [1, 2, 3].map(|offer| empty(id, offer, round));
+        let prepared: Vec<[SnapshotInput; 3]> = data::updated(round).map(prepare).collect();
         let begun = Instant::now();
-        for event in prepared {
-            let mut snapshots = event.into_iter();
-            let own = snapshots.next().expect("three");
+        for [own, theirs @ ..] in prepared {
             writer.put_betpawa_snapshot(&own, None);
-            for (source, snapshot) in data::SOURCES.iter().zip(snapshots) {
+            for (source, snapshot) in data::SOURCES.iter().zip(theirs) {
                 writer.put_competitor_snapshot(source, &snapshot, None);
             }
         }
         let published = Instant::now();
         writer.publish();
-        self.publishing
-            .lock()
-            .expect("times")
-            .push(published.elapsed().as_secs_f64());
+        let took = published.elapsed().as_secs_f64();
+        self.publishing.lock().expect("times").push(took);
         Some(begun)
     }
     fn touch_all(&self, generation: i64) {
@@ -197,9 +192,8 @@ macro_rules! locked {
 
         impl Store for $name {
             fn one(&self, event_id: i64) -> usize {
-                $read(&self.0)
-                    .get(&event_id)
-                    .map_or(0, |entry| entry.touch())
+                let map = $read(&self.0);
+                map.get(&event_id).map_or(0, |entry| entry.touch())
             }
             fn many(&self, event_ids: &[i64]) -> usize {
                 let map = $read(&self.0);
@@ -271,11 +265,8 @@ impl Store for DashMap {
         Some(begun)
     }
     fn touch_all(&self, generation: i64) {
-        let new = touched(
-            |id| self.0.get(&id).map(|entry| Arc::clone(&entry)),
-            generation,
-        );
-        for entry in new {
+        let get = |id| self.0.get(&id).map(|entry| Arc::clone(&entry));
+        for entry in touched(get, generation) {
             self.0.insert(entry.event_id, entry);
         }
     }
@@ -413,9 +404,8 @@ pub struct Objects(pub RwLock<HashMap<i64, ObjectEvent>>);
 
 impl Store for Objects {
     fn one(&self, event_id: i64) -> usize {
-        std_read(&self.0)
-            .get(&event_id)
-            .map_or(0, |event| event.snapshots.len())
+        let map = std_read(&self.0);
+        map.get(&event_id).map_or(0, |event| event.snapshots.len())
     }
     fn many(&self, event_ids: &[i64]) -> usize {
         let map = std_read(&self.0);
@@ -424,22 +414,18 @@ impl Store for Objects {
     }
     fn inline(&self) -> f64 {
         let map = std_read(&self.0);
-        let markets = map
-            .values()
-            .flat_map(|event| &event.snapshots)
-            .flat_map(|snapshot| &snapshot.markets);
+        let snapshots = map.values().flat_map(|event| &event.snapshots);
+        let markets = snapshots.flat_map(|snapshot| &snapshot.markets);
         let shown = markets.filter(|market| is_inline(&market.betpawa_market_id, market.line));
-        let outcomes = shown
-            .filter_map(|market| market.outcomes.as_array())
-            .flatten();
-        outcomes
-            .filter_map(|outcome| outcome["odds"].as_f64())
-            .sum()
+        let outcomes = shown.filter_map(|market| market.outcomes.as_array());
+        let odds = outcomes
+            .flatten()
+            .filter_map(|outcome| outcome["odds"].as_f64());
+        odds.sum()
     }
     fn update(&self, round: i64) -> Option<Instant> {
-        let new: Vec<(i64, ObjectEvent)> = data::updated(round)
-            .map(|id| (id, ObjectEvent::new(id, round)))
-            .collect();
+        let made = |id| (id, ObjectEvent::new(id, round));
+        let new: Vec<(i64, ObjectEvent)> = data::updated(round).map(made).collect();
         let begun = Instant::now();
         let mut map = std_write(&self.0);
         for (event_id, event) in new {

@@ -7,13 +7,16 @@ use std::{
 };
 
 use fastrand::Rng;
-use oddscache_testkit::proxy::{Notices, Proxy, Setting, Way, Whose};
+use oddscache_testkit::{
+    TABLES,
+    proxy::{Notices, Proxy, Setting, Way, Whose},
+};
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
 use crate::{
     followers::{Embedded, Service, kill},
-    kinds::{self, Bias},
+    kinds,
     plan::{Fault, Kind},
     subscribers::Replica,
     world::{FREE, World},
@@ -29,25 +32,11 @@ pub(crate) struct Scene {
     pub(crate) replica: Replica,
 }
 
-const TABLES: [&str; 6] = [
-    "events",
-    "competitor_events",
-    "odds_snapshots",
-    "competitor_odds_snapshots",
-    "market_odds",
-    "competitor_market_odds",
-];
-
 impl Scene {
     /// Drops all notifications from now on.
     pub(crate) fn silence(&self) {
         self.world.active.begin(Kind::NoticesDropped);
-        let mut figures = self.world.report.figures();
-        figures
-            .faults
-            .entry(Kind::NoticesDropped)
-            .or_default()
-            .count += 1;
+        self.world.report.inflicted(Kind::NoticesDropped);
         self.proxy.set(|setting| setting.notices = Notices::Drop);
     }
 
@@ -59,10 +48,7 @@ impl Scene {
             }
             sleep(fault.after).await;
             self.world.active.begin(fault.kind);
-            {
-                let mut figures = self.world.report.figures();
-                figures.faults.entry(fault.kind).or_default().count += 1;
-            }
+            self.world.report.inflicted(fault.kind);
             self.inflict(&fault).await;
             self.world.active.end(fault.kind);
         }
@@ -87,13 +73,11 @@ impl Scene {
                 let table = TABLES[rng.usize(..TABLES.len())];
                 let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
                 let alter = format!("alter table only {table}");
-                self.admin(&format!("{alter} disable trigger oddscache_{operation}"))
-                    .await;
-                sleep(lasts).await;
-                self.admin(&format!(
-                    "{alter} enable always trigger oddscache_{operation}"
-                ))
-                .await;
+                for (what, lasts) in [("disable", lasts), ("enable always", Duration::ZERO)] {
+                    let sql = format!("{alter} {what} trigger oddscache_{operation}");
+                    self.admin(&sql).await;
+                    sleep(lasts).await;
+                }
             }
             Kind::Partitions => self.partitions(&mut rng, lasts).await,
             Kind::PrunedCursor => {
@@ -199,9 +183,10 @@ impl Scene {
     }
 
     async fn bias(&self, kind: kinds::Kind, lasts: Duration) {
-        self.world.set_bias(Bias::To(kind));
+        let set = |bias| *self.world.bias.lock().expect("not poisoned") = bias;
+        set(Some(kind));
         sleep(lasts).await;
-        self.world.set_bias(Bias::None);
+        set(None);
     }
 
     /// Runs statements as the superuser, each line on its own. Tries again if a lock was not available.
@@ -287,21 +272,19 @@ impl Scene {
     /// Attaches a partition that contains the newest snapshots of free events, and drops it again.
     async fn partitions(&self, rng: &mut Rng, lasts: Duration) {
         let name = "odds_snapshots_2019";
-        self.admin(&format!(
+        let create = format!(
             "create table {name} (like odds_snapshots including defaults); insert into {name} (event_id, bookmaker_id, captured_at) \
              select e, 1 + e % 3, timestamp '2019-06-01' from generate_series(1, {FREE}, 2) e"
-        ))
-        .await;
-        self.admin(&format!(
+        );
+        self.admin(&create).await;
+        let attach = format!(
             "alter table odds_snapshots attach partition {name} for values from ('2019-01-01') to ('2020-01-01')"
-        ))
-        .await;
+        );
+        self.admin(&attach).await;
         sleep(lasts).await;
         if rng.bool() {
-            self.admin(&format!(
-                "alter table odds_snapshots detach partition {name}"
-            ))
-            .await;
+            let detach = format!("alter table odds_snapshots detach partition {name}");
+            self.admin(&detach).await;
             sleep(lasts / 2).await;
         }
         self.admin(&format!("drop table {name}")).await;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use oddscache::{Config, OddsCache};
-use oddscache_testkit::{normal, proxy::Proxy};
+use oddscache_testkit::{normal, proxy::Proxy, service::command};
 use serde_json::Value;
 
 use crate::world::World;
@@ -114,18 +114,13 @@ impl Service {
     }
 
     pub(crate) fn spawn(&self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_oddscache"));
-        for (name, _) in std::env::vars() {
-            if name.starts_with("PG") || name.starts_with("ODDSCACHE") || name == "DATABASE_URL" {
-                command.env_remove(name);
-            }
-        }
+        let listen = format!("127.0.0.1:{}", self.port);
+        let mut command = command(&["serve", "--listen", &listen]);
         let log = match std::env::var_os("CAMPAIGN_LOG") {
             Some(_) => Stdio::inherit(),
             None => Stdio::null(),
         };
         command
-            .args(["serve", "--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
             .args(["--audit-cycle", "3s", "--audit-budget", "0.3"])
             .env("DATABASE_URL", &self.dsn)
@@ -133,7 +128,6 @@ impl Service {
             .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
             .env("FAKETIME_NO_CACHE", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
         self.mismatches.store(0, Ordering::Relaxed);

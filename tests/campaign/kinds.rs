@@ -2,28 +2,6 @@
 
 use fastrand::Rng;
 
-/// The kind of transaction that clients run more often during a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bias {
-    None,
-    To(Kind),
-}
-
-impl Bias {
-    pub(crate) const ALL: &[Bias] = &[
-        Bias::None,
-        Bias::To(Kind::Truncate),
-        Bias::To(Kind::Late),
-        Bias::To(Kind::Savepoint),
-        Bias::To(Kind::Replica),
-        Bias::To(Kind::Leaf),
-        Bias::To(Kind::BellOff),
-        Bias::To(Kind::ManyKeys),
-        Bias::To(Kind::Relink),
-        Bias::To(Kind::Window),
-    ];
-}
-
 /// The kinds of transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -81,9 +59,10 @@ pub(crate) fn name(kind: Kind) -> &'static str {
     found.map_or("", |(_, name, _)| name)
 }
 
-pub(crate) fn draw(rng: &mut Rng, bias: Bias) -> Kind {
-    if let Bias::To(kind) = bias {
-        // The heaviest kinds run less often. Otherwise the others would get no turn.
+/// Draws one; more often one of this kind, if there is any.
+pub(crate) fn draw(rng: &mut Rng, bias: Option<Kind>) -> Kind {
+    if let Some(kind) = bias {
+        // The heaviest less often, or nothing else would get a turn.
         let often = match kind {
             Kind::Truncate => 0.15,
             Kind::ManyKeys => 0.08,

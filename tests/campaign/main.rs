@@ -24,7 +24,7 @@ use std::{
 
 use faults::Scene;
 use followers::{Embedded, Service};
-use oddscache_testkit::proxy::Proxy;
+use oddscache_testkit::{process::memory, proxy::Proxy};
 use plan::{Fault, Plan, WHOLE_DECK};
 use report::Figures;
 use subscribers::{Replica, Sleeper};
@@ -69,9 +69,7 @@ fn campaign(seed: u64, until: Until) -> Result<Figures, Box<Broken>> {
 }
 
 async fn play(world: &Arc<World>, until: Until) {
-    let server = world.cluster.socket_dir();
-    let socket = server.join(format!(".s.PGSQL.{}", world.cluster.port()));
-    let proxy = Proxy::start(socket).await;
+    let proxy = Proxy::before(&world.cluster).await;
     let embedded = Embedded::start(&proxy).await;
     let cache = embedded.cache.clone();
     world.cache.set(cache.clone()).expect("set once");
@@ -144,7 +142,8 @@ async fn play(world: &Arc<World>, until: Until) {
         }
         let mut figures = world.report.figures();
         figures.rounds += 1;
-        figures.resident_kb.extend(report::resident_kb());
+        let resident = memory(std::process::id()).resident;
+        figures.resident_kb.push(resident);
     }
     if world.violation().is_none()
         && let Err(what) = sleeper.wake(world, &cache).await
@@ -160,9 +159,8 @@ async fn play(world: &Arc<World>, until: Until) {
         let mut figures = world.report.figures();
         figures.epochs = cache.view().epoch();
         for (name, count) in counters.as_object().into_iter().flatten() {
-            figures
-                .counters
-                .insert(name.clone(), count.as_u64().unwrap_or_default());
+            let count = count.as_u64().unwrap_or_default();
+            figures.counters.insert(name.clone(), count);
         }
     }
     world.ended.store(true, Ordering::Relaxed);
@@ -184,11 +182,8 @@ async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
 
 fn environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
-    )
+    let number = value.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// Returns the figures. Panics if a promise was broken, and says how to run the same campaign again.

@@ -6,8 +6,7 @@ use std::{
 };
 
 use oddscache::View;
-use oddscache_testkit::{difference, dump, followed, oracle};
-use serde_json::Value;
+use oddscache_testkit::{dump, followed, oracle, same};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
@@ -66,8 +65,7 @@ pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>
         scene.world.active.begin(fault.kind);
         result = write_unseen(scene, fault.kind).await;
         scene.world.active.end(fault.kind);
-        let mut figures = scene.world.report.figures();
-        figures.faults.entry(fault.kind).or_default().count += 1;
+        scene.world.report.inflicted(fault.kind);
     }
     if let Err((check, what)) = result {
         scene.world.violate(check, what);
@@ -87,29 +85,24 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
         )
     };
     if kind == Kind::LostLogRow {
-        scene
-            .admin(&format!(
-                "begin; {}; delete from oddscache.change_log where xid = pg_current_xact_id(); commit",
-                insert("odds_snapshots", "now() at time zone 'UTC'")
-            ))
-            .await;
+        let sql = format!(
+            "begin; {}; delete from oddscache.change_log where xid = pg_current_xact_id(); commit",
+            insert("odds_snapshots", "now() at time zone 'UTC'")
+        );
+        scene.admin(&sql).await;
     } else {
-        scene
-            .admin("create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')")
-            .await;
-        // The new partition causes a reload. The row must come after that reload.
+        let partition = "create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')";
+        scene.admin(partition).await;
+        // The partition itself is seen, and everything read.
         caught_up(scene, &world.connect().await).await?;
-        scene
-            .admin(&insert("odds_snapshots_2018", "'2018-06-01'"))
-            .await;
+        let insert = insert("odds_snapshots_2018", "'2018-06-01'");
+        scene.admin(&insert).await;
     }
     let began = Instant::now();
     while mismatches() == before {
         if began.elapsed() > CATCH_UP {
-            return Err((
-                "the audit finds what no trigger saw",
-                format!("it found nothing within {CATCH_UP:?}"),
-            ));
+            let what = format!("nothing within {CATCH_UP:?}");
+            return Err(("the audit finds what no trigger saw", what));
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -130,18 +123,18 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
 
 type Wrong = (&'static str, String);
 
+/// What is no fault of the cache.
+fn itself(error: impl std::fmt::Debug) -> Wrong {
+    ("the campaign itself", format!("{error:?}"))
+}
+
 async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let (world, cache) = (&scene.world, &scene.embedded.cache);
     let client = world.connect().await;
-    let row = client.query_one("select count(*) from pg_prepared_xacts", &[]);
-    let row = row
-        .await
-        .map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    let left = "select count(*) from pg_prepared_xacts";
+    let row = client.query_one(left, &[]).await.map_err(itself)?;
     if row.get::<_, i64>(0) > 0 {
-        return Err((
-            "the campaign itself",
-            "a prepared transaction is left over".to_owned(),
-        ));
+        return Err(itself("a prepared transaction was left"));
     }
     let began = Instant::now();
     let view = caught_up(scene, &client).await?;
@@ -155,10 +148,8 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     // The service's window moves with the database's clock between two queries, so compare until both are equal.
     loop {
         let found = scene.service.dump().await;
-        let row = client
-            .query_one("select now() - interval '2 hours'", &[])
-            .await;
-        let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+        let start = "select now() - interval '2 hours'";
+        let row = client.query_one(start, &[]).await.map_err(itself)?;
         let expected = oracle(&client, row.get::<_, SystemTime>(0).into()).await;
         let result = found.and_then(|found| same(&found, &expected));
         let Err(what) = result else { break };
@@ -181,10 +172,8 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
 
 /// Waits for a view that shows every transaction committed by now.
 async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
-    let row = client
-        .query_one("select pg_current_snapshot()::text", &[])
-        .await;
-    let row = row.map_err(|error| ("the campaign itself", format!("{error:?}")))?;
+    let snapshot = "select pg_current_snapshot()::text";
+    let row = client.query_one(snapshot, &[]).await.map_err(itself)?;
     let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
     let began = Instant::now();
     loop {
@@ -193,10 +182,8 @@ async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
             return Ok(view);
         }
         if began.elapsed() > CATCH_UP {
-            let what = format!(
-                "{view:?} after {CATCH_UP:?}; {}",
-                scene.embedded.cache.status()
-            );
+            let status = scene.embedded.cache.status();
+            let what = format!("{view:?} after {CATCH_UP:?}; {status}");
             return Err(("catching up", what));
         }
         sleep(Duration::from_millis(5)).await;
@@ -225,29 +212,4 @@ fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
         return Err(("epochs", format!("still {now} after: {}", kind.name())));
     }
     Ok(())
-}
-
-/// Fails with the first difference between two lists of events.
-fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
-    let ids = |events: &[Value]| -> Vec<String> {
-        events
-            .iter()
-            .map(|event| event["event_id"].to_string())
-            .collect()
-    };
-    if ids(cache) != ids(oracle) {
-        return Err(format!(
-            "events {:?} in the cache, {:?} in the oracle",
-            ids(cache),
-            ids(oracle)
-        ));
-    }
-    let differences = cache
-        .iter()
-        .zip(oracle)
-        .find_map(|(cache, oracle)| Some((&cache["event_id"], difference("", cache, oracle)?)));
-    match differences {
-        Some((id, what)) => Err(format!("event {id}: {what}")),
-        None => Ok(()),
-    }
 }

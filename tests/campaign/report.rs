@@ -62,7 +62,11 @@ impl Report {
         figures.rows += rows;
     }
 
-    /// Records the staleness and age of a view during the given faults.
+    pub(crate) fn inflicted(&self, kind: Kind) {
+        self.figures().faults.entry(kind).or_default().count += 1;
+    }
+
+    /// How far a view is behind, beside the given faults.
     pub(crate) fn staleness(&self, faults: &[Kind], behind: Duration, age: Duration) {
         let mut figures = self.figures();
         if !faults.iter().any(|kind| kind.may_stall()) {
@@ -198,11 +202,4 @@ impl Figures {
         }
         text
     }
-}
-
-/// Resident memory of this process, in kB.
-pub(crate) fn resident_kb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }

@@ -315,70 +315,44 @@ pub(crate) fn kickoffs(group: usize, present: bool) -> String {
 /// Moves an amount from a betPawa snapshot of one event to a competitor's snapshot of another event of the group.
 pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
     let (first, last) = members(group);
-    let (from, to, amount) = (
-        rng.i64(first..=last),
-        rng.i64(first..=last),
-        rng.i64(-9..10),
+    let (from, to) = (rng.i64(first..=last), rng.i64(first..=last));
+    let (theirs, amount) = (20_000 + to, rng.i64(-9..10));
+    let own = (
+        "market_odds",
+        "odds_snapshots",
+        format!("event_id = {from} and bookmaker_id = 2"),
+        format!("(event_id, bookmaker_id, captured_at) values ({from}, 2, {NOW})"),
+        -amount,
     );
-    let own_newest = format!(
-        "(select max(id) from odds_snapshots where event_id = {from} and bookmaker_id = 2)"
+    let competitors = (
+        "competitor_market_odds",
+        "competitor_odds_snapshots",
+        format!("competitor_event_id = {theirs}"),
+        format!("(competitor_event_id) values ({theirs})"),
+        amount,
     );
-    let their_newest = format!(
-        "(select max(id) from competitor_odds_snapshots where competitor_event_id = {})",
-        20_000 + to
-    );
-    let in_place = |table: &str, newest: &str, amount: i64| {
-        format!(
-            "update {table} set line = line + {amount} where betpawa_market_id = 'amount' and snapshot_id = {newest}"
-        )
-    };
-    // The new snapshot takes over the amount of the one before it.
-    let anew = |table: &str, newest: &str, earlier: &str, amount: i64| {
-        format!(
-            "insert into {table} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes) \
-             select {newest}, 'amount', 'Amount', line + {amount}, '[]' from {table} \
-             where betpawa_market_id = 'amount' and snapshot_id = {earlier}"
-        )
-    };
-    let mut own_side = Vec::new();
-    if rng.u8(..3) == 0 {
-        own_side.push(format!(
-            "insert into odds_snapshots (event_id, bookmaker_id, captured_at) values ({from}, 2, {NOW})"
-        ));
-        let earlier = own_newest.replace(
-            "bookmaker_id = 2",
-            &format!("bookmaker_id = 2 and id < {own_newest}"),
-        );
-        own_side.push(anew("market_odds", &own_newest, &earlier, -amount));
-    } else {
-        own_side.push(in_place("market_odds", &own_newest, -amount));
+    let mut sides = [own, competitors].map(|(markets, snapshots, which, values, amount)| {
+        let newest = format!("(select max(id) from {snapshots} where {which})");
+        if rng.u8(..3) != 0 {
+            return vec![format!(
+                "update {markets} set line = line + {amount} where betpawa_market_id = 'amount' and snapshot_id = {newest}"
+            )];
+        }
+        // A new snapshot takes over the amount of the one before.
+        let before = format!("(select max(id) from {snapshots} where {which} and id < {newest})");
+        vec![
+            format!("insert into {snapshots} {values}"),
+            format!(
+                "insert into {markets} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes) \
+                 select {newest}, 'amount', 'Amount', line + {amount}, '[]' from {markets} \
+                 where betpawa_market_id = 'amount' and snapshot_id = {before}"
+            ),
+        ]
+    });
+    if rng.bool() {
+        sides.reverse();
     }
-    let mut their_side = Vec::new();
-    if rng.u8(..3) == 0 {
-        let id = 20_000 + to;
-        their_side.push(format!(
-            "insert into competitor_odds_snapshots (competitor_event_id) values ({id})"
-        ));
-        let earlier = their_newest.replace(
-            &format!("competitor_event_id = {id}"),
-            &format!("competitor_event_id = {id} and id < {their_newest}"),
-        );
-        their_side.push(anew(
-            "competitor_market_odds",
-            &their_newest,
-            &earlier,
-            amount,
-        ));
-    } else {
-        their_side.push(in_place("competitor_market_odds", &their_newest, amount));
-    }
-    let (mut one, other) = if rng.bool() {
-        (own_side, their_side)
-    } else {
-        (their_side, own_side)
-    };
-    one.extend(other);
-    one.into_iter().map(Part::Sql).collect()
+    sides.into_iter().flatten().map(Part::Sql).collect()
 }
 
 /// Confirms the latest snapshots of many events, as a scraper does that found their odds unchanged.

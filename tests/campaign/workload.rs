@@ -66,8 +66,9 @@ impl Application {
     pub(crate) async fn play(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
-            let mut kind = draw(&mut rng, self.world.bias());
-            // These kinds cause a reload, which would hide that the follower missed something.
+            let bias = *self.world.bias.lock().expect("not poisoned");
+            let mut kind = draw(&mut rng, bias);
+            // What makes the follower read everything also mends whatever it may have missed.
             if self.world.ordinary.load(Ordering::Relaxed)
                 && matches!(kind, Kind::Truncate | Kind::ManyKeys)
             {
@@ -82,9 +83,9 @@ impl Application {
             };
             let ended = self.transaction(&client, kind, &mut own).await;
             let committed = ended.is_ok() && kind != Kind::Rollback;
-            self.world
-                .report
-                .transaction(name(kind), committed, *ended.as_ref().unwrap_or(&0));
+            let rows = *ended.as_ref().unwrap_or(&0);
+            let report = &self.world.report;
+            report.transaction(name(kind), committed, rows);
             match ended {
                 Err(Failed::Lost) => {}
                 Err(Failed::Refused) => {
@@ -105,9 +106,8 @@ impl Application {
         if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
             return Some(client);
         }
-        let (client, connection) = tokio_postgres::connect(&self.world.dsn(), NoTls)
-            .await
-            .ok()?;
+        let connected = tokio_postgres::connect(&self.world.dsn(), NoTls).await;
+        let (client, connection) = connected.ok()?;
         tokio::spawn(connection);
         let begin = "set lock_timeout = '2s'; set deadlock_timeout = '200ms'; set client_min_messages = error";
         client.batch_execute(begin).await.ok()?;
@@ -118,10 +118,8 @@ impl Application {
         );
         for row in client.query(&mine, &[]).await.ok()? {
             let gid: String = row.get(0);
-            client
-                .batch_execute(&format!("rollback prepared '{gid}'"))
-                .await
-                .ok()?;
+            let rollback = format!("rollback prepared '{gid}'");
+            client.batch_execute(&rollback).await.ok()?;
         }
         Some(client)
     }

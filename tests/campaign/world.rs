@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use oddscache::OddsCache;
 use oddscache_testkit::cluster::Cluster;
 use tokio_postgres::{Client, NoTls};
 
-use crate::{kinds::Bias, ledger::Ledger, plan::Kind, report::Report};
+use crate::{kinds, ledger::Ledger, plan::Kind, report::Report};
 
 /// The number of groups. A transaction that writes odds of a group gives all its events one new generation, for betPawa
 /// and for a competitor.
@@ -97,9 +97,7 @@ pub(crate) fn cluster() -> Cluster {
         &["-v", "prune=on", "-qf", "sql/grants.sql"],
         &["-qc", &data],
     ] {
-        let output = cluster.psql("postgres", args).expect("psql starts");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "psql {args:?}: {errors}");
+        cluster.psql_ok("postgres", args);
     }
     cluster
 }
@@ -112,9 +110,9 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     pub(crate) report: Report,
     pub(crate) active: Active,
-    /// The current [`Bias`], as an index into [`Bias::ALL`].
-    bias: AtomicU8,
-    /// Whether clients commit asynchronously.
+    /// What clients do more often for the time being.
+    pub(crate) bias: Mutex<Option<kinds::Kind>>,
+    /// Clients commit asynchronously.
     pub(crate) asynchronous: AtomicBool,
     /// Whether clients avoid transactions that cause a reload.
     pub(crate) ordinary: AtomicBool,
@@ -137,7 +135,7 @@ impl World {
             ledger: Ledger::new(GROUPS),
             report: Report::default(),
             active: Active::default(),
-            bias: AtomicU8::new(0),
+            bias: Mutex::default(),
             asynchronous: AtomicBool::new(false),
             ordinary: AtomicBool::new(false),
             round_over: AtomicBool::new(false),
@@ -153,17 +151,7 @@ impl World {
         self.cluster.dsn("postgres")
     }
 
-    pub(crate) fn bias(&self) -> Bias {
-        Bias::ALL[usize::from(self.bias.load(Ordering::Relaxed))]
-    }
-
-    pub(crate) fn set_bias(&self, bias: Bias) {
-        let place = Bias::ALL.iter().position(|other| *other == bias);
-        self.bias
-            .store(place.unwrap_or_default() as u8, Ordering::Relaxed);
-    }
-
-    /// Records a broken promise, if it is the first, and ends the campaign.
+    /// A promise is broken: remembered if it is the first, and the end of the campaign.
     pub(crate) fn violate(&self, check: &str, what: impl std::fmt::Display) {
         let mut violation = self.violation.lock().expect("not poisoned");
         if violation.is_none() {
@@ -211,7 +199,14 @@ struct Span {
     recovered: bool,
 }
 
-/// A fault may still have effects for this time after its end. Faults are remembered for twice as long.
+impl Span {
+    /// It goes on, or has ended less than this long ago.
+    fn ended_within(&self, time: Duration) -> bool {
+        self.ended.is_none_or(|ended| ended.elapsed() < time)
+    }
+}
+
+/// For so long after its end a fault may still have its effects.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(20);
 
 impl Active {
@@ -230,17 +225,11 @@ impl Active {
 
     pub(crate) fn end(&self, kind: Kind) {
         let mut spans = self.spans();
-        if let Some(span) = spans
-            .iter_mut()
-            .rev()
-            .find(|span| span.kind == kind && span.ended.is_none())
-        {
+        let mut newest = spans.iter_mut().rev();
+        if let Some(span) = newest.find(|span| span.kind == kind && span.ended.is_none()) {
             span.ended = Some(Instant::now());
         }
-        spans.retain(|span| {
-            span.ended
-                .is_none_or(|ended| ended.elapsed() < 2 * AFTERMATH)
-        });
+        spans.retain(|span| span.ended_within(2 * AFTERMATH));
     }
 
     /// The faults that are active, and those from which no reader has seen a recovery yet.
@@ -266,22 +255,16 @@ impl Active {
 
     fn names(&self) -> String {
         let spans = self.spans();
-        let recent = spans.iter().filter(|span| {
-            span.ended
-                .is_none_or(|ended| ended.elapsed() < Duration::from_secs(10))
-        });
-        let names: Vec<String> = recent
-            .map(|span| {
-                let ended = span
-                    .ended
-                    .map(|at| format!(", ended {} ms ago", at.elapsed().as_millis()));
-                format!("{}{}", span.kind.name(), ended.unwrap_or_default())
-            })
-            .collect();
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join("; ")
+        let recent = spans.iter();
+        let recent = recent.filter(|span| span.ended_within(Duration::from_secs(10)));
+        let name = |span: &Span| match span.ended {
+            Some(at) => format!("{}, ended {:?} ago", span.kind.name(), at.elapsed()),
+            None => span.kind.name().to_owned(),
+        };
+        let names: Vec<String> = recent.map(name).collect();
+        match names.is_empty() {
+            true => "none".to_owned(),
+            false => names.join("; "),
         }
     }
 }

@@ -1,12 +1,11 @@
 //! The demo's data set: it is reproducible and contains every special case.
 
-use oddscache_testkit::Database;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    connect, count,
+    count, created,
     dataset::{self, Scale},
     loaded, oracle, small, window_start,
 };
@@ -118,21 +117,17 @@ async fn the_data_set_has_every_special_case() {
     ] {
         assert!(count(&client, &sql).await > 0, "{case}");
     }
+    let all = "select distinct snapshot_id from market_odds";
+    let snapshots = count(&client, all).await;
     for (id, in_all) in [
         ("3743", true),
         ("3795", true),
         ("4693", true),
         ("none", false),
     ] {
-        let with = format!(
-            "select distinct snapshot_id from market_odds where betpawa_market_id = '{id}'"
-        );
-        let all = "select distinct snapshot_id from market_odds";
-        assert_eq!(
-            count(&client, &with).await == count(&client, all).await,
-            in_all,
-            "{id}"
-        );
+        let with = format!("{all} where betpawa_market_id = '{id}'");
+        let with = count(&client, &with).await;
+        assert_eq!(with == snapshots, in_all, "{id}");
     }
     // In both tables of snapshots, later snapshots have greater ids.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
@@ -155,15 +150,9 @@ async fn the_oracle_agrees_with_a_simpler_count() {
     for event in &events {
         assert!(time(&event["kickoff"]) > chrono::DateTime::<chrono::Utc>::from(window_start()));
         let sides = [&event["betpawa"], &event["competitors"]];
-        assert!(
-            sides
-                .iter()
-                .any(|side| !side.as_object().unwrap().is_empty())
-        );
-        for snapshot in sides
-            .iter()
-            .flat_map(|side| side.as_object().unwrap().values())
-        {
+        let sides = sides.map(|side| side.as_object().unwrap());
+        assert!(sides.iter().any(|side| !side.is_empty()));
+        for snapshot in sides.iter().flat_map(|side| side.values()) {
             assert!(time(&snapshot["last_confirmed_at"]) >= time(&snapshot["captured_at"]));
             markets += snapshot["markets"].as_array().unwrap().len() as i64;
         }
@@ -186,27 +175,22 @@ async fn the_oracle_agrees_with_a_simpler_count() {
 
 /// The demo starts within a minute at its default scale.
 #[tokio::test]
-#[ignore = "takes half a minute; --ignored --nocapture shows time and size"]
-async fn the_real_scale_loads_within_a_minute() {
-    let db = Database::empty();
-    let client = connect(&db).await;
-    dataset::create(&client).await.unwrap();
+#[ignore = "half a minute of work; --ignored --nocapture shows time and size"]
+async fn the_real_scale_loads_in_well_under_a_minute() {
+    let (_db, client) = created().await;
     let mut seen = (0, 0);
-    let loaded = dataset::load(&client, &Scale::default(), |done, total, _| {
+    let scale = Scale::default();
+    let loaded = dataset::load(&client, &scale, |done, total, _| {
         assert!(done <= total);
         seen = (done, total);
-    })
-    .await
-    .unwrap();
+    });
+    let loaded = loaded.await.unwrap();
     assert_eq!(seen.0, seen.1);
     println!("{loaded:?}");
     assert!(loaded.elapsed.as_secs() < 60);
     let started = Instant::now();
     let events = oracle(&client, window_start()).await;
-    println!(
-        "oracle, parsed: {} events in {:?}",
-        events.len(),
-        started.elapsed()
-    );
-    assert!(events.len() > 1000);
+    let (events, took) = (events.len(), started.elapsed());
+    println!("oracle, parsed: {events} events in {took:?}");
+    assert!(events > 1000);
 }

@@ -15,19 +15,13 @@ mod scraping;
 use std::time::{Duration, SystemTime};
 
 use dataset::Scale;
-use oddscache_testkit::Database;
+use oddscache_testkit::{Database, connect};
 use serde_json::Value;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Row};
 
 const ORACLE: &str = include_str!("../../src/server/commands/explain/oracle.sql");
 
-async fn connect(db: &Database) -> Client {
-    let (client, connection) = tokio_postgres::connect(&db.dsn(), NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-/// The smallest scale at which the data set contains every special case.
+/// The least that has every special case.
 fn small(seed: u64) -> Scale {
     Scale {
         events: 80,
@@ -38,10 +32,16 @@ fn small(seed: u64) -> Scale {
     }
 }
 
-async fn loaded(scale: Scale) -> (Database, Client) {
+/// A database with the application's tables, empty.
+async fn created() -> (Database, Client) {
     let db = Database::empty();
-    let client = connect(&db).await;
+    let client = connect(&db.dsn()).await;
     dataset::create(&client).await.unwrap();
+    (db, client)
+}
+
+async fn loaded(scale: Scale) -> (Database, Client) {
+    let (db, client) = created().await;
     dataset::load(&client, &scale, |_, _, _| {}).await.unwrap();
     (db, client)
 }
@@ -55,15 +55,9 @@ async fn oracle(client: &Client, start: SystemTime) -> Vec<Value> {
     let rows = client.query(ORACLE, &[&start]).await.unwrap();
     let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
     assert!(ids.is_sorted_by(|a, b| a < b));
-    let lines = rows
-        .iter()
-        .map(|row| serde_json::from_str(row.get(1)).unwrap());
-    let lines: Vec<Value> = lines.collect();
-    assert!(
-        ids.iter()
-            .zip(&lines)
-            .all(|(id, line)| line["event_id"] == *id)
-    );
+    let line = |row: &Row| serde_json::from_str(row.get(1)).unwrap();
+    let lines: Vec<Value> = rows.iter().map(line).collect();
+    assert!(lines.iter().map(|line| &line["event_id"]).eq(&ids));
     lines
 }
 

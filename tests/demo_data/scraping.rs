@@ -1,17 +1,17 @@
 //! The simulated scraper: every kind of change, pauses, and a lost server.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
-use oddscache_testkit::Database;
-use tokio::time::{Instant, timeout};
+use oddscache_testkit::{Database, eventually};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
     count,
     dataset::Scale,
     loaded, oracle,
-    scraper::{Control, Pace, Scraper, changes::Kind},
+    scraper::{Control, Counters, Pace, Scraper, changes::Kind},
     small, window_start,
 };
 
@@ -24,11 +24,8 @@ fn pool(db: &Database) -> Pool {
 }
 
 async fn few_markets(seed: u64) -> (Database, Client) {
-    let scale = Scale {
-        markets: 8,
-        ..small(seed)
-    };
-    loaded(scale).await
+    let (markets, small) = (8, small(seed));
+    loaded(Scale { markets, ..small }).await
 }
 
 /// A fast scraper with many unusual changes and no long transactions.
@@ -72,12 +69,9 @@ async fn every_kind_of_change_works_again_and_again() {
     do_once(&scraper, Kind::Retention).await;
     let counts = scraper.counters().read();
     assert_eq!(counts.failed, 0);
-    assert!(
-        counts
-            .kinds
-            .iter()
-            .all(|(kind, times)| *times >= 12 || *kind == Kind::Retention)
-    );
+    for (kind, times) in &counts.kinds {
+        assert!(*times >= 12 || *kind == Kind::Retention, "{kind:?}");
+    }
     assert!(counts.snapshots > 0 && counts.markets > 0 && counts.confirmations > 0);
     assert!(oracle(&client, window_start()).await.len() > 60);
 }
@@ -111,12 +105,9 @@ async fn changes_to_history_leave_the_latest_alone() {
     }
     assert!(oracle(&client, start).await == before);
     let counts = scraper.counters().read().kinds;
-    let times = |kind: Kind| counts[kind.index()].1;
-    assert!(
-        times(Kind::LeafTruncated) > 0
-            && times(Kind::PartitionDropped) > 0
-            && times(Kind::Retention) > 0
-    );
+    for kind in [Kind::LeafTruncated, Kind::PartitionDropped, Kind::Retention] {
+        assert!(counts[kind.index()].1 > 0, "{kind:?}");
+    }
 }
 
 /// The demo's comparison would prove nothing if these kinds of change did not change the oracle's result.
@@ -161,11 +152,38 @@ async fn the_changes_show_in_the_oracle() {
     }
 }
 
-async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < deadline, "timed out waiting for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+/// A scraper that runs.
+struct Running {
+    control: Control,
+    counters: Arc<Counters>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(scraper: Scraper) -> Running {
+        let (control, counters) = (Control::new(), scraper.counters());
+        let until = control.clone();
+        let task = tokio::spawn(async move { scraper.run(until).await });
+        Running {
+            control,
+            counters,
+            task,
+        }
+    }
+
+    async fn goes_on(&self) {
+        let before = self.counters.read().transactions;
+        eventually("transactions", async || {
+            self.counters.read().transactions > before + 10
+        })
+        .await;
+    }
+
+    async fn stop(self) {
+        let stopped = timeout(Duration::from_secs(20), self.control.stop()).await;
+        stopped.unwrap();
+        let ended = timeout(Duration::from_secs(20), self.task).await;
+        ended.unwrap().unwrap();
     }
 }
 
@@ -183,20 +201,12 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         ..fast_pace()
     };
     let scraper = Scraper::new(pool(&db), 5, pace);
-    let (control, counters) = (Control::new(), scraper.counters());
-    let running = tokio::spawn({
-        let control = control.clone();
-        async move { scraper.run(control).await }
-    });
+    let running = Running::start(scraper);
+    let counters = Arc::clone(&running.counters);
     for _ in 0..5 {
-        let before = counters.read().transactions;
-        wait_until("transactions", || {
-            counters.read().transactions > before + 10
-        })
-        .await;
-        timeout(Duration::from_secs(20), control.pause())
-            .await
-            .unwrap();
+        running.goes_on().await;
+        let paused = timeout(Duration::from_secs(20), running.control.pause()).await;
+        paused.unwrap();
         let in_flight = "select from pg_stat_activity
             where datname = current_database() and backend_type = 'client backend' and xact_start is not null and pid <> pg_backend_pid()";
         assert_eq!(count(&client, in_flight).await, 0);
@@ -207,16 +217,10 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         }
         assert!(oracle(&client, start).await == events);
         assert_eq!(counters.read().transactions, done);
-        control.resume();
+        running.control.resume();
     }
-    timeout(Duration::from_secs(20), control.stop())
-        .await
-        .unwrap();
-    timeout(Duration::from_secs(20), running)
-        .await
-        .unwrap()
-        .unwrap();
-    // Long transactions block those that lock whole tables, and these block others. So conflicts are the only failures.
+    running.stop().await;
+    // The long transactions hold up those that lock whole tables, and these hold up others.
     let counts = counters.read();
     assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
 }
@@ -226,38 +230,18 @@ async fn a_pause_leaves_no_transaction_in_flight() {
 async fn a_lost_server_is_survived() {
     let (db, client) = few_markets(6).await;
     drop(client);
-    let scraper = Scraper::new(pool(&db), 6, fast_pace());
-    let (control, counters) = (Control::new(), scraper.counters());
-    let running = tokio::spawn({
-        let control = control.clone();
-        async move { scraper.run(control).await }
-    });
-    wait_until("transactions", || counters.read().transactions > 10).await;
+    let scraper = Scraper::new(pool(&db), 6, hurry());
+    let running = Running::start(scraper);
+    running.goes_on().await;
+    let (name, counters) = (&db.name, &running.counters);
     let admin = |sql: &str| oddscache_testkit::psql("postgres", &["-qAtc", sql]);
+    admin(&format!("alter database {name} allow_connections false"));
     admin(&format!(
-        "alter database {} allow_connections false",
-        db.name
-    ));
-    admin(&format!(
-        "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'",
-        db.name
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
     ));
     let failed = counters.read().failed;
-    wait_until("failures", || counters.read().failed > failed + 2).await;
-    admin(&format!(
-        "alter database {} allow_connections true",
-        db.name
-    ));
-    let before = counters.read().transactions;
-    wait_until("transactions after the loss", || {
-        counters.read().transactions > before + 10
-    })
-    .await;
-    timeout(Duration::from_secs(20), control.stop())
-        .await
-        .unwrap();
-    timeout(Duration::from_secs(20), running)
-        .await
-        .unwrap()
-        .unwrap();
+    eventually("failures", async || counters.read().failed > failed + 2).await;
+    admin(&format!("alter database {name} allow_connections true"));
+    running.goes_on().await;
+    running.stop().await;
 }

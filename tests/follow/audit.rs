@@ -1,12 +1,13 @@
-//! The audit finds each change that no trigger saw, and names, counts and repairs it. It finds nothing else.
+//! What no trigger saw is found by the audit, named, counted and repaired; what triggers saw never is.
 
 use std::time::Duration;
 
-use oddscache_testkit::{Database, eventually, followed::Followed};
+use oddscache::Counters;
+use oddscache_testkit::{Database, followed::Followed};
 
-/// Follows with an audit that never rests.
-async fn audited(database: &Database) -> Followed {
-    Followed::with(&database.dsn(), |config| {
+/// Follows the seed, and audits everything all the time.
+async fn audited() -> Followed {
+    Followed::with(&Database::seeded().dsn(), |config| {
         config
             .poll_interval(Duration::from_millis(20))
             .audit_cycle(Duration::from_millis(40))
@@ -24,16 +25,15 @@ async fn unseen(followed: &Followed, sql: &str) {
 /// Waits until the audit has made one more whole pass.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
-    let passes = || followed.cache.counters().audit_passes;
-    eventually("two passes", async || passes() >= before + 2).await;
+    let two_more = |now: &Counters| now.audit_passes >= before + 2;
+    followed.counted("two passes", two_more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
+async fn whatever_no_trigger_saw_is_found_and_repaired() {
+    let followed = audited().await;
     let mut before = followed.check("the seed").await;
-    let epoch = followed.cache.view().epoch();
+    let epoch = followed.epoch();
     let changes = [
         "update events set kickoff = kickoff + interval '1 hour' where id = 1",
         "update events set kickoff = now() - interval '3 hours' where id = 2",
@@ -50,46 +50,36 @@ async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
         "update competitor_events set betpawa_event_id = 1 where id = 21",
         "delete from competitor_odds_snapshots where id = 112",
     ];
-    for (number, sql) in changes.into_iter().enumerate() {
+    for sql in changes {
         let mismatches = followed.cache.counters().audit_mismatches;
         unseen(&followed, sql).await;
-        eventually(sql, async || {
-            followed.cache.counters().audit_mismatches > mismatches
-        })
-        .await;
+        let found = |now: &Counters| now.audit_mismatches > mismatches;
+        followed.counted(sql, found).await;
         passed(&followed).await;
         let after = followed.check(sql).await;
-        assert_ne!(
-            before, after,
-            "{number}: {sql}: changes nothing that is held"
-        );
-        assert_eq!(
-            followed.cache.counters().audit_mismatches,
-            mismatches + 1,
-            "{sql}: one event"
-        );
+        assert_ne!(before, after, "{sql}: changes nothing that is held");
+        let now = followed.cache.counters().audit_mismatches;
+        assert_eq!(now, mismatches + 1, "{sql}: one event");
         before = after;
     }
-    assert_eq!(followed.cache.view().epoch(), epoch);
+    assert_eq!(followed.epoch(), epoch);
 }
 
 /// A false finding would make the follower read everything again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_finds_nothing_that_triggers_saw() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
+async fn what_triggers_saw_is_never_found() {
+    let followed = audited().await;
     for round in 0..30 {
-        followed
-            .run(&format!(
-                "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
-                 update odds_snapshots set last_confirmed_at = now() where id = 212;
-                 update events set kickoff = kickoff + interval '1 second';
-                 update competitor_events set betpawa_event_id = {} where id = 21;
-                 insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc'",
-                round % 2 + 1,
-                5000 + round
-            ))
-            .await;
+        let sql = format!(
+            "update market_odds set line = {round} where snapshot_id in (112, 122, 222);
+             update odds_snapshots set last_confirmed_at = now() where id = 212;
+             update events set kickoff = kickoff + interval '1 second';
+             update competitor_events set betpawa_event_id = {} where id = 21;
+             insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) select {}, 2, 2, now() at time zone 'utc'",
+            round % 2 + 1,
+            5000 + round
+        );
+        followed.run(&sql).await;
     }
     passed(&followed).await;
     followed.check("thirty rounds").await;
@@ -100,33 +90,22 @@ async fn the_audit_finds_nothing_that_triggers_saw() {
 
 /// The partition was created after install.sql ran, and rows are written directly into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
-    let database = Database::seeded();
-    let followed = audited(&database).await;
-    followed
-        .run("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')")
-        .await;
-    let before = followed.check("a new partition").await;
+async fn a_write_straight_into_a_partition_without_triggers_is_found() {
+    let followed = audited().await;
+    let before = followed.step("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')").await;
     let mismatches = followed.cache.counters().audit_mismatches;
-    followed
-        .run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')")
-        .await;
-    eventually("found", async || {
-        followed.cache.counters().audit_mismatches > mismatches
-    })
-    .await;
+    followed.run("insert into fresh (id, event_id, bookmaker_id, captured_at) values (9999, 1, 1, '2100-01-15')").await;
+    let found = |now: &Counters| now.audit_mismatches > mismatches;
+    followed.counted("found", found).await;
     passed(&followed).await;
     assert_ne!(before, followed.check("written straight into it").await);
 }
 
 /// With the default budget, not that of the tests above.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_is_on_by_default() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    eventually("audited", async || {
-        followed.cache.counters().audited_events > 0
-    })
-    .await;
-    assert_eq!(followed.cache.counters().audit_mismatches, 0);
+async fn the_audit_is_on_unless_told_otherwise() {
+    let followed = Followed::seeded().await;
+    let audited = |now: &Counters| now.audited_events > 0;
+    let counters = followed.counted("audited", audited).await;
+    assert_eq!(counters.audit_mismatches, 0);
 }

@@ -2,20 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache::{Config, Counters, Error, Status, warm_up};
 use oddscache_testkit::{
     Database, cluster, connect, eventually,
-    followed::{Followed, run},
-    psql,
+    followed::{Followed, rarely, run, shows},
 };
 
 /// Creates a role with the rights of the cache, runs `sql`, and returns the role's connection string.
 fn reader(database: &Database, sql: &str) -> String {
-    let role = format!("reader_of_{}", database.name);
-    psql(
-        &database.name,
-        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
-    );
+    let role = database.reader();
     database.psql(&sql.replace("{role}", &role));
     cluster().dsn_as(&role, &database.name)
 }
@@ -40,14 +35,9 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
             .audit_budget(1.0)
     })
     .await;
-    eventually("five failed steps", async || {
-        followed.cache.counters().failures >= 5
-    })
-    .await;
-    (
-        followed.cache.counters().reloads,
-        followed.cache.view().epoch(),
-    )
+    let five = |now: &Counters| now.failures >= 5;
+    followed.counted("five failed steps", five).await;
+    (followed.reloads(), followed.epoch())
 }
 
 /// A step of the audit that took longer than `read_timeout` ended the connection. A warmup and a new epoch followed,
@@ -68,39 +58,24 @@ async fn an_audit_that_always_fails_causes_no_warmups() {
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// A read that a lock had prevented was made only after the next notification or the poll interval.
+/// After a lock was in the way, the read that it kept from being done waited for another notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
-    let followed = Followed::with(&database.dsn(), |config| {
-        config
-            .poll_interval(Duration::from_secs(600))
-            .audit_cycle(Duration::from_secs(600_000))
-    })
-    .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
-    // With the bug a heartbeat caused the read, each time more than 4 s later.
+    // Without the fix a heartbeat brought it, more than 4 s later each time.
     let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
         let failures = followed.cache.counters().failures;
-        followed
-            .run(&format!(
-                "update market_odds set line = {line} where snapshot_id = 112"
-            ))
-            .await;
+        followed.set_line(line).await;
         let committed = followed.committed().await;
-        eventually("gave way", async || {
-            followed.cache.counters().failures > failures
-        })
-        .await;
+        let gave_way = |now: &Counters| now.failures > failures;
+        followed.counted("gave way", gave_way).await;
         run(&other, "commit").await;
         let began = Instant::now();
-        eventually("shown", async || {
-            oddscache_testkit::followed::shows(&followed.cache.view(), &committed)
-        })
-        .await;
+        eventually("shown", async || shows(&followed.cache.view(), &committed)).await;
         best = best.min(began.elapsed());
     }
     assert!(best < Duration::from_secs(3), "{best:?}");
@@ -133,22 +108,20 @@ async fn a_heartbeat_does_not_depend_on_the_search_path() {
          grant usage on schema trap to {role}; grant insert on trap.caught to {role}; \
          alter role {role} set search_path = trap, public, pg_catalog; \
          create function trap.format(text, text, text) returns text language sql as \
-           $$ select 'insert into trap.caught values (''run by the notifier'')'::text $$",
+           $$ select 'insert into trap.caught values (''run by the heartbeat'')'::text $$",
     );
     let followed = Followed::with(&dsn, |config| config).await;
-    eventually("some heartbeats", async || {
-        followed.cache.counters().heartbeats >= 2
-    })
-    .await;
+    let two = |now: &Counters| now.heartbeats >= 2;
+    followed.counted("two heartbeats", two).await;
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
-/// The status was live while listening in another database, where no change of this one notifies.
+/// Notifications of another database were live, though no change here ever caused one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listening_in_another_database_is_not_live() {
+async fn notifications_of_another_database_are_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
-    let other = Config::new(&another.dsn()).expect("dsn");
-    let followed = Followed::with(&database.dsn(), |config| config.listen_from(other)).await;
+    let listen = Config::new(&another.dsn()).expect("dsn");
+    let followed = Followed::with(&database.dsn(), |config| config.listen_from(listen)).await;
     eventually("found out", async || {
         assert_ne!(followed.cache.status(), Status::Live);
         matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("another database"))
@@ -156,46 +129,39 @@ async fn listening_in_another_database_is_not_live() {
     .await;
 }
 
-/// A role that is read-only by default could not send heartbeats. So the status was never live.
+/// A role that is read-only by default could not send heartbeats, and notifications that arrive were said not to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_is_read_only_is_live() {
+async fn a_role_that_is_read_only_is_notified() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
         "alter role {role} set default_transaction_read_only = on",
     );
     let followed = Followed::with(&dsn, |config| config).await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
 }
 
 /// The server refused the longest lookback, with an error that did not name it.
 #[tokio::test]
 async fn the_longest_lookback_is_accepted() {
     let database = Database::seeded();
-    let config = Config::new(&database.dsn())
-        .expect("dsn")
-        .lookback(Duration::MAX);
-    let view = warm_up(config).await;
+    let config = Config::new(&database.dsn()).expect("dsn");
+    let view = warm_up(config.lookback(Duration::MAX)).await;
     assert!(view.is_ok(), "{view:?}");
 }
 
-/// After the listening connection was lost, the status stayed live until the next poll.
+/// The listening connection was lost; with a long poll interval the status went on to say live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
+async fn a_lost_listener_is_not_live_until_the_next_poll() {
     let database = Database::seeded();
     let role = format!("listener_of_{}", database.name);
     database.psql(&format!("create role {role} login superuser"));
-    let listener = Config::new(&cluster().dsn_as(&role, &database.name)).expect("dsn");
-    let config = Config::new(&database.dsn())
-        .expect("dsn")
-        .poll_interval(Duration::from_secs(600))
-        .audit_cycle(Duration::from_secs(600_000))
-        .listen_from(listener);
-    let (cache, follower) = OddsCache::connect(config);
-    let follower = tokio::spawn(follower.run());
-    cache.ready().await.expect("warm");
-    eventually("live", async || cache.status() == Status::Live).await;
-    // With a listener elsewhere it reads a few more times after each notification.
+    let listen = Config::new(&cluster().dsn_as(&role, &database.name)).expect("dsn");
+    let config = |config| rarely(config).listen_from(listen);
+    let followed = Followed::with(&database.dsn(), config).await;
+    followed.live().await;
+    let cache = &followed.cache;
+    // It looks again for a moment after a notification.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;
@@ -209,28 +175,20 @@ async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
         "alter role {role} nologin; select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'"
     ));
     eventually("not live", async || cache.status() != Status::Live).await;
-    follower.abort();
 }
 
-/// Behind a pooler in transaction mode LISTEN stayed behind in sessions that the pooler then gave to others.
+/// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
-    let pooler = PgBouncer::start(
-        cluster(),
-        &["pool_mode = transaction", "default_pool_size = 10"],
-    )
-    .await;
-    let dsn = pooler
-        .dsn()
-        .replace("dbname=postgres", &format!("dbname={}", database.name));
-    let followed = Followed::beside(&dsn, &dsn, |config| config).await;
-    eventually("found out", async || {
-        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason == Error::Pooled.to_string())
-    })
-    .await;
-    // All clients are in a transaction at the same time, so that each has a session of its own.
+    let settings = ["pool_mode = transaction", "default_pool_size = 10"];
+    let pooler = PgBouncer::start(cluster(), &settings).await;
+    let name = format!("dbname={}", database.name);
+    let dsn = pooler.dsn().replace("dbname=postgres", &name);
+    let followed = Followed::with(&dsn, |config| config).await;
+    followed.polling(&Error::Pooled.to_string()).await;
+    // At once, so that each has a session of its own.
     let mut clients = Vec::new();
     for _ in 0..8 {
         let client = connect(&dsn).await;
@@ -261,8 +219,5 @@ async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
             .audit_budget(1.0)
     })
     .await;
-    eventually("a pass", async || {
-        followed.cache.counters().audit_passes > 0
-    })
-    .await;
+    followed.counted("a pass", |now| now.audit_passes > 0).await;
 }

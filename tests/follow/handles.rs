@@ -1,51 +1,35 @@
-//! What handles request and learn: they wait for transactions, subscribe to changes, request a reload, and see whether
-//! notifications arrive.
+//! What handles ask and are told: transactions waited for, changes, reading again, whether notifications arrive.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use oddscache::{Error, Status};
+use oddscache::{Counters, Error, Status};
 use oddscache_testkit::{
-    Database, connect, eventually,
+    Database, connect,
     followed::{Followed, run},
-    normal, psql,
+    replica::Replica,
+    xid,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A follower that does not poll within the time of the test.
-async fn not_polling(database: &Database) -> Followed {
-    let followed = Followed::with(&database.dsn(), |config| {
-        config
-            .poll_interval(Duration::from_secs(600))
-            .audit_cycle(Duration::from_secs(600_000))
-    })
-    .await;
-    // From now on only a notification or a request causes a read.
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    followed
+/// A follower that does not look by itself within the test.
+async fn followed(database: &Database) -> Followed {
+    Followed::by_notifications(database, "postgres").await
 }
 
 /// Runs statements in a transaction and leaves it open. Returns the transaction id, for `wait_for`.
 async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
-    run(
-        client,
-        &format!("begin; set local oddscache.notify = off; {sql}"),
-    )
-    .await;
-    let row = client
-        .query_one("select pg_current_xact_id()::text", &[])
-        .await;
-    row.expect("a transaction id")
-        .get::<_, String>(0)
-        .parse()
-        .expect("a number")
+    let sql = format!("begin; set local oddscache.notify = off; {sql}");
+    run(client, &sql).await;
+    xid(client).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wait_for_shows_a_write_without_notification_or_poll() {
+async fn a_writer_sees_its_own_write_without_notification_or_poll() {
     let database = Database::seeded();
-    let followed = not_polling(&database).await;
+    let followed = followed(&database).await;
     for line in 1..20 {
         let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
         let xid = written(&followed.app, &sql).await;
@@ -54,36 +38,27 @@ async fn wait_for_shows_a_write_without_notification_or_poll() {
         let view = followed.cache.wait_for(xid, LONG).await.expect("shown");
         assert!(view.cut().shows(xid));
         let snapshots = view.get_betpawa_snapshot(1).expect("event 1");
-        let market = snapshots
-            .get(1)
-            .expect("bookmaker 1")
-            .markets()
-            .next()
-            .expect("a market");
-        assert_eq!(market.line(), Some(f64::from(line)));
+        let mut markets = snapshots.get(1).expect("bookmaker 1").markets();
+        let shown = markets.next().expect("a market").line();
+        assert_eq!(shown, Some(f64::from(line)));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_for_times_out_while_the_transaction_is_open() {
     let database = Database::seeded();
-    let followed = not_polling(&database).await;
+    let followed = followed(&database).await;
     let other = connect(&database.dsn()).await;
-    let open = written(
-        &other,
-        "update market_odds set line = 3 where snapshot_id = 112",
-    )
-    .await;
-    // An open transaction does not hide later ones.
+    let sql = "update market_odds set line = 3 where snapshot_id = 112";
+    let open = written(&other, sql).await;
+    // Later ones show all the same.
     let sql = "update market_odds set line = 4 where snapshot_id = 222";
     let later = written(&followed.app, sql).await;
     followed.run("commit").await;
     assert!(later > open);
     followed.cache.wait_for(later, LONG).await.expect("shown");
-    let error = followed
-        .cache
-        .wait_for(open, Duration::from_millis(200))
-        .await;
+    let soon = Duration::from_millis(200);
+    let error = followed.cache.wait_for(open, soon).await;
     let Err(Error::NotShown { xid, status, .. }) = error else {
         panic!("{error:?}");
     };
@@ -93,101 +68,63 @@ async fn wait_for_times_out_while_the_transaction_is_open() {
     followed.check("both").await;
 }
 
-/// A statement, and the events that the change must name: in `betpawa`, in `competitors`, and in `kickoffs`.
-type Expected = (
-    &'static str,
-    &'static [i64],
-    &'static [(&'static str, i64)],
-    &'static [i64],
-);
-
-/// A replica that copies only the events named by changes equals the cache.
+/// A replica fed by nothing but the changes and the views they name equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let followed = Followed::seeded().await;
     let mut changes = followed.cache.changes();
     let view = followed.cache.view();
-    let event = |view: &oddscache::View, id| -> Option<Value> {
-        view.event(id)
-            .map(|event| normal(serde_json::to_value(event).expect("JSON")))
-    };
-    let mut replica: BTreeMap<i64, Value> = BTreeMap::new();
-    for id in view.event_ids() {
-        replica.insert(id, event(&view, id).expect("listed"));
-    }
-    let steps: [Expected; 8] = [
+    let mut replica = Replica::of(&view);
+    let (none, both) = (json!({}), json!({ "bet9ja": [2], "sportybet": [2] }));
+    let sportybet = json!({ "sportybet": [1] });
+    let naming = |betpawa: &[i64], competitors: &Value, kickoffs: &[i64]| json!({ "betpawa": betpawa, "competitors": competitors, "kickoffs": kickoffs });
+    for (sql, expected) in [
         (
             "update market_odds set line = 9 where snapshot_id = 112",
-            &[1],
-            &[],
-            &[],
+            naming(&[1], &none, &[]),
         ),
         (
             "update odds_snapshots set last_confirmed_at = now() where id in (112, 222)",
-            &[1, 2],
-            &[],
-            &[],
+            naming(&[1, 2], &none, &[]),
         ),
         (
             "update competitor_events set deleted_at = now() where id = 1",
-            &[],
-            &[("sportybet", 1)],
-            &[],
+            naming(&[], &sportybet, &[]),
         ),
         (
             "update competitor_events set betpawa_event_id = 1 where id = 21",
-            &[],
-            &[("sportybet", 1)],
-            &[],
+            naming(&[], &sportybet, &[]),
         ),
         (
             "update events set kickoff = kickoff + interval '1 hour' where id = 2",
-            &[],
-            &[],
-            &[2],
+            naming(&[], &none, &[2]),
         ),
         (
             "update events set kickoff = now() - interval '3 hours' where id = 2",
-            &[2],
-            &[("bet9ja", 2), ("sportybet", 2)],
-            &[],
+            naming(&[2], &both, &[]),
         ),
         (
             "update events set kickoff = now() + interval '3 hours' where id = 2",
-            &[2],
-            &[("bet9ja", 2), ("sportybet", 2)],
-            &[],
+            naming(&[2], &both, &[]),
         ),
         // The first statement writes equal values, so the change does not name its event.
         (
             "update market_odds set line = line where snapshot_id = 222; update market_odds set line = 8 where snapshot_id = 122",
-            &[1],
-            &[],
-            &[],
+            naming(&[1], &none, &[]),
         ),
-    ];
-    for (sql, betpawa, competitors, kickoffs) in steps {
+    ] {
         followed.run(&format!("begin; {sql}; commit")).await;
-        let change = changes.next().await.expect("following").expect("in time");
-        assert_eq!(change.betpawa, betpawa, "{sql}");
-        let named: Vec<(&str, i64)> = change
-            .competitors
-            .iter()
-            .flat_map(|(source, ids)| ids.iter().map(|id| (source.as_str(), *id)))
-            .collect();
-        assert_eq!(named, competitors, "{sql}");
-        assert_eq!(change.kickoffs, kickoffs, "{sql}");
+        let change = timeout(LONG, changes.next()).await.expect("a change");
+        let change = change.expect("following").expect("not too late");
+        let competitors = change.competitors.iter();
+        let competitors = competitors.map(|(source, ids)| (source.as_str().to_owned(), json!(ids)));
+        let competitors = Value::Object(competitors.collect());
+        let named = naming(&change.betpawa, &competitors, &change.kickoffs);
+        assert_eq!(named, expected, "{sql}");
         assert_eq!(change.epoch, 1);
         let view = followed.cache.view();
-        for id in change.event_ids() {
-            match event(&view, id) {
-                Some(event) => replica.insert(id, event),
-                None => replica.remove(&id),
-            };
-        }
-        let held: Vec<Value> = replica.values().cloned().collect();
-        assert_eq!(held, oddscache_testkit::dump(&view), "{sql}");
+        replica.apply(&change, &view);
+        replica.equals(&view).expect(sql);
     }
 }
 
@@ -205,11 +142,8 @@ async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     }
     let published = followed.cache.counters().published - published;
     assert!(published >= 300);
-    let lagged = changes
-        .next()
-        .await
-        .expect("following")
-        .expect_err("too late");
+    let lagged = changes.next().await.expect("following");
+    let lagged = lagged.expect_err("too late");
     assert_eq!(lagged.missed, published - 256);
     for _ in 0..256 {
         changes.next().await.expect("following").expect("kept");
@@ -223,7 +157,7 @@ async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     let database = Database::seeded();
-    let followed = not_polling(&database).await;
+    let followed = followed(&database).await;
     let mut changes = followed.cache.changes();
     for reloads in [2, 3] {
         if reloads == 2 {
@@ -231,68 +165,49 @@ async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
         } else {
             followed.run("select oddscache.resync('a test')").await;
         }
-        eventually("read again", async || {
-            followed.cache.counters().reloads == reloads
-        })
-        .await;
-        let change = changes.next().await.expect("following").expect("in time");
+        let again = |now: &Counters| now.reloads == reloads;
+        followed.counted("read again", again).await;
+        let change = timeout(LONG, changes.next()).await.expect("a change");
+        let change = change.expect("following").expect("not too late");
         assert!(change.is_empty() && change.epoch == 1, "{change:?}");
     }
     followed.check("read again").await;
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 /// An event that a reload finds unchanged is not held twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_shares_the_memory_of_what_did_not_change() {
     let database = Database::seeded();
-    let followed = not_polling(&database).await;
+    let followed = followed(&database).await;
     let before = followed.cache.event(1).expect("held");
     followed.cache.resync();
-    eventually("read again", async || {
-        followed.cache.counters().reloads == 2
-    })
-    .await;
+    followed.counted("read again", |now| now.reloads == 2).await;
     let after = followed.cache.event(1).expect("held");
     assert!(std::sync::Arc::ptr_eq(&before, &after));
 }
 
-/// Writers notify another channel. A successful LISTEN alone does not make the status live.
+/// Notifications go where nobody listens: a follower is not live only because LISTEN succeeded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_on_another_channel_are_found_to_be_lost() {
+async fn notifications_that_nobody_receives_are_found_out() {
     let database = Database::seeded();
-    psql(
-        &database.name,
-        &[
-            "-qc",
-            "update oddscache.log_state set channel = 'elsewhere'",
-        ],
-    );
+    database.psql("update oddscache.log_state set channel = 'elsewhere'");
     let followed = Followed::new(&database).await;
-    eventually("polling only", async || {
-        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("did not arrive"))
-    })
-    .await;
+    followed.polling("did not arrive").await;
     assert!(followed.cache.counters().heartbeats > 0);
-    let before = followed.check("the seed").await;
-    followed
-        .run("delete from odds_snapshots where id = 112")
-        .await;
-    assert_ne!(before, followed.check("polled").await);
+    let sql = "delete from odds_snapshots where id = 112";
+    followed.changes(sql).await;
 }
 
-/// In a quiet database heartbeats prove that notifications arrive. Their log rows change nothing.
+/// A quiet database: notifications stay proven by heartbeats, whose log rows change nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heartbeats_keep_a_quiet_database_live() {
+async fn a_quiet_follower_stays_live_by_its_heartbeats() {
     let database = Database::seeded();
-    let followed = not_polling(&database).await;
+    let followed = followed(&database).await;
     let published = followed.cache.counters().published;
-    eventually("three heartbeats", async || {
-        followed.cache.counters().heartbeats >= 3
-    })
-    .await;
+    // A heartbeat counts when its notification arrives, its log row when that is read.
+    let three = |now: &Counters| now.heartbeats >= 3 && now.log_rows >= 2;
+    let counters = followed.counted("three heartbeats", three).await;
     assert_eq!(followed.cache.status(), Status::Live);
-    let counters = followed.cache.counters();
-    assert!(counters.log_rows >= 2, "{counters:?}");
     assert_eq!((counters.published, counters.reloads), (published, 1));
 }

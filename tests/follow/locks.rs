@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache::View;
+use oddscache::{Config, View};
 use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, Shown, run},
+    xid,
 };
 
 #[tokio::test]
@@ -20,16 +21,9 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
     let migration = connect(&database.dsn()).await;
-    run(
-        &migration,
-        "begin; lock table market_odds in access exclusive mode",
-    )
-    .await;
-    let failures = followed.cache.counters().failures;
-    eventually("gives way", async || {
-        followed.cache.counters().failures >= failures + 2
-    })
-    .await;
+    let lock = "begin; lock table market_odds in access exclusive mode";
+    run(&migration, lock).await;
+    followed.fails(2).await;
     let view = followed.cache.view();
     assert!(view.age() > Duration::from_millis(300));
     assert_eq!(dump(&view), before);
@@ -37,30 +31,22 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     let other = connect(&database.dsn()).await;
     run(&other, "set lock_timeout = '900 ms'").await;
     for hours in 1..=3 {
-        let sql =
-            format!("update events set kickoff = kickoff + interval '{hours} hours' where id = 1");
-        run(
-            &followed.app,
-            &format!("set lock_timeout = '900 ms'; {sql}"),
-        )
-        .await;
+        let sql = format!(
+            "set lock_timeout = '900 ms';
+             update events set kickoff = kickoff + interval '{hours} hours' where id = 1"
+        );
+        followed.run(&sql).await;
         let began = Instant::now();
-        run(
-            &other,
-            "begin; lock table events in access exclusive mode; commit",
-        )
-        .await;
+        let lock = "begin; lock table events in access exclusive mode; commit";
+        run(&other, lock).await;
         assert!(began.elapsed() < Duration::from_millis(900));
     }
-    run(
-        &migration,
-        "update market_odds set line = 9 where snapshot_id = 112; commit",
-    )
-    .await;
+    let commit = "update market_odds set line = 9 where snapshot_id = 112; commit";
+    run(&migration, commit).await;
     assert_ne!(before, followed.check("the lock is gone").await);
     // It lost no connection, so there was no second warmup.
-    assert_eq!(followed.cache.view().epoch(), 1);
-    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(followed.epoch(), 1);
+    assert_eq!(followed.reloads(), 1);
 }
 
 /// TRUNCATE is not MVCC-safe: a read with a snapshot from before the TRUNCATE finds the table empty.
@@ -73,14 +59,10 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
         Some(held.markets().len())
     };
     for _ in 0..5 {
-        run(
-            &followed.app,
-            "truncate competitor_market_odds; insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+        let reset = "truncate competitor_market_odds; insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
              select id, '1', 'one', '[]' from competitor_odds_snapshots;
-             update competitor_events set betpawa_event_id = 1 where id = 11; update competitor_events set deleted_at = now() where id = 12",
-        )
-        .await;
-        followed.check("a market each").await;
+             update competitor_events set betpawa_event_id = 1 where id = 11; update competitor_events set deleted_at = now() where id = 12";
+        followed.step(reset).await;
         let stop = Arc::new(AtomicBool::new(false));
         let sampler = {
             let (cache, stop) = (followed.cache.clone(), Arc::clone(&stop));
@@ -88,10 +70,8 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
                 let mut seen = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let view = cache.view();
-                    seen.push((
-                        view.cut().snapshot.clone(),
-                        markets(&view, 1).or(markets(&view, 2)),
-                    ));
+                    let markets = markets(&view, 1).or(markets(&view, 2));
+                    seen.push((view.cut().snapshot.clone(), markets));
                     seen.dedup();
                 }
                 seen
@@ -99,26 +79,18 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
         };
         let truncating = connect(&database.dsn()).await;
         run(&truncating, "begin; truncate competitor_market_odds").await;
-        let row = truncating
-            .query_one("select pg_current_xact_id()::text", &[])
-            .await;
-        let xid: String = row.expect("an xid").get(0);
-        let xid: u64 = xid.parse().expect("an xid");
-        // Makes the next read need the markets of a snapshot that event 2 did not hold.
-        followed
-            .run("update competitor_events set betpawa_event_id = 2 where id = 11")
-            .await;
+        let xid = xid(&truncating).await;
+        // Makes the next read look at the markets of a snapshot that event 2 did not show.
+        let link = "update competitor_events set betpawa_event_id = 2 where id = 11";
+        followed.run(link).await;
         followed.reader_waits().await;
         run(&truncating, "commit").await;
         followed.check("truncated").await;
         stop.store(true, Ordering::Relaxed);
         for (cut, markets) in sampler.join().expect("no panic") {
             let truncated = Shown::parse(&cut).expect("a snapshot").shows(xid);
-            assert_eq!(
-                markets,
-                Some(usize::from(!truncated)),
-                "at {cut}, where {xid} truncated"
-            );
+            let expected = Some(usize::from(!truncated));
+            assert_eq!(markets, expected, "at {cut}, where {xid} truncated");
         }
     }
 }
@@ -131,22 +103,16 @@ async fn a_deadlock_with_the_reader_never_cancels_the_migration() {
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
     for _ in 0..3 {
-        run(
-            &migration,
-            "begin; lock table competitor_market_odds in access exclusive mode",
-        )
-        .await;
+        let lock = "begin; lock table competitor_market_odds in access exclusive mode";
+        run(&migration, lock).await;
         followed.reader_waits().await;
         // The reader already holds this lock.
         run(&migration, "lock table events in access exclusive mode").await;
-        run(
-            &migration,
-            "update events set kickoff = kickoff + interval '1 hour' where id = 1; commit",
-        )
-        .await;
+        let commit = "update events set kickoff = kickoff + interval '1 hour' where id = 1; commit";
+        run(&migration, commit).await;
         followed.check("the lock is gone").await;
     }
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 /// A read that was cancelled must leave nothing behind, least of all its cursor.
@@ -164,33 +130,24 @@ async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
     ));
     let dsn = oddscache_testkit::cluster()
         .dsn_as(&format!("cancelled_{}", database.name), &database.name);
-    let followed = Followed::beside(&dsn, &database.dsn(), |config| {
-        config
-            .allow_row_security(true)
-            .poll_interval(Duration::from_millis(50))
-            .audit_cycle(Duration::from_secs(600_000))
-    })
-    .await;
+    let never = Duration::from_secs(600_000);
+    let config = |config: Config| config.allow_row_security(true).audit_cycle(never);
+    let followed = Followed::beside(&dsn, &database.dsn(), config).await;
     let before = followed.check("the seed").await;
     let failures = followed.cache.counters().failures;
     followed
         .run("select setval('armed', 2); update market_odds set line = 9 where snapshot_id = 112")
         .await;
-    let cancel = "select count(pg_cancel_backend(pid)) from pg_stat_activity
-        where datname = current_database() and wait_event = 'PgSleep'";
-    eventually("cancelled", async || {
-        let row = followed.app.query_one(
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'",
-            &[],
+    let asleep = async |what: &str| -> i64 {
+        let sql = format!(
+            "select count({what}) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
         );
-        if row.await.expect("counted").get::<_, i64>(0) == 0 {
-            return false;
-        }
-        followed.run("select setval('armed', 1)").await;
-        let row = followed.app.query_one(cancel, &[]).await;
-        row.expect("cancelled").get::<_, i64>(0) == 1
-    })
-    .await;
+        let row = followed.app.query_one(&sql, &[]).await;
+        row.expect("counted").get(0)
+    };
+    eventually("asleep", async || asleep("*").await > 0).await;
+    followed.run("select setval('armed', 1)").await;
+    assert_eq!(asleep("pg_cancel_backend(pid)").await, 1);
     assert_ne!(before, followed.check("cancelled once").await);
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (failures + 1, 1));

@@ -1,20 +1,20 @@
 //! The followed cache equals the oracle after warmup and after every kind of change.
 
 mod audit;
-mod bell;
 mod bounds;
 mod dead_peers;
 mod faults;
 mod handles;
 mod holes;
 mod locks;
+mod notifications;
 mod partitions;
 mod rows;
 mod settings;
 mod timings;
 mod transactions;
 
-use oddscache_testkit::{Database, followed::Followed};
+use oddscache_testkit::followed::Followed;
 
 /// How the cache learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,25 +25,25 @@ enum By {
     Reload,
 }
 
-/// Follows the seed and runs the steps, one transaction each. After each step
-/// - the cache must equal the oracle;
-/// - the oracle must have changed, because otherwise the step proves nothing;
-/// - the cache must have learned of it as `by` says: a cache that always reads everything would be equal, too.
+/// Follows the seed and runs the steps, one transaction each.
 async fn steps(by: By, steps: &[&str]) {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let mut before = followed.check("the seed").await;
+    let followed = Followed::seeded().await;
     for sql in steps {
-        let reloads = followed.cache.counters().reloads;
-        let after = followed.step(sql).await;
-        assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
-        let reloaded = followed.cache.counters().reloads > reloads;
-        assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
-        before = after;
+        step(&followed, by, sql).await;
     }
 }
 
-/// Defines tests that are lists of [`steps`].
+/// The cache must equal the oracle before and after, and the oracle must have changed; and the change must have come as it
+/// should, for a cache that reads everything each time is equal too.
+async fn step(followed: &Followed, by: By, sql: &str) {
+    followed.check("before").await;
+    let reloads = followed.reloads();
+    followed.changes(sql).await;
+    let reloaded = followed.reloads() > reloads;
+    assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
+}
+
+/// Tests that are lists of [`steps`].
 macro_rules! changes {
     ($by:expr; $($name:ident: [$($sql:expr),+ $(,)?];)+) => {
         $(#[tokio::test]

@@ -1,6 +1,6 @@
 //! Every kind of change of rows, one after the other.
 
-use oddscache_testkit::{Database, followed::Followed, server_has};
+use oddscache_testkit::{followed::Followed, server_has};
 
 use crate::{By, changes, steps};
 
@@ -230,30 +230,27 @@ changes! { By::Reload;
 }
 
 #[tokio::test]
-async fn the_most_keys_that_a_log_row_lists_need_no_reload() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+async fn as_many_keys_as_a_log_row_lists_are_no_reload() {
+    let followed = Followed::seeded().await;
     followed
         .step("insert into odds_snapshots (id, event_id, bookmaker_id) select 100000 + n, n, 1 from generate_series(1, 20000) n")
         .await;
-    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(followed.reloads(), 1);
 }
 
 /// Most writes are confirmations, and most rows are markets. So a confirmation must not read markets.
 #[tokio::test]
 async fn a_confirmation_reads_no_markets() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let before = followed.check("the seed").await;
+    let followed = Followed::seeded().await;
     let read = followed.cache.counters().snapshots_read;
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
-        let sql = format!("update {table} set last_confirmed_at = '2031-02-03 04:05:06.789'");
-        let after = followed.step(&sql).await;
-        assert_ne!(before, after);
-        let sql = format!(
-            "update {table} set last_confirmed_at = null, captured_at = captured_at - interval '1 s'"
-        );
-        followed.step(&sql).await;
+        for change in [
+            "last_confirmed_at = '2031-02-03 04:05:06.789'",
+            "last_confirmed_at = null, captured_at = captured_at - interval '1 s'",
+        ] {
+            let sql = format!("update {table} set {change}");
+            followed.changes(&sql).await;
+        }
     }
     let counters = followed.cache.counters();
     assert_eq!(counters.snapshots_read, read, "markets were read");

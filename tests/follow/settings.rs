@@ -1,24 +1,13 @@
 //! Settings of a role, a database or an administrator that could disturb the follower's sessions.
 
-use oddscache_testkit::{Database, eventually, followed::Followed, psql};
-
-/// A role with the rights of `grants.sql` in a database of its own.
-fn role(database: &Database) -> String {
-    let role = format!("follower_{}", database.name);
-    let named = format!("role={role}");
-    psql(
-        &database.name,
-        &["-q", "-v", &named, "-f", "sql/grants.sql"],
-    );
-    role
-}
+use oddscache_testkit::{Database, followed::Followed, server_version};
 
 /// The listener called a function that writes to the write-ahead log. Its arguments differ between versions (17 added a
 /// fourth), and an administrator can revoke the right to call it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn notifications_need_no_right_that_an_administrator_can_revoke() {
     let database = Database::seeded();
-    let role = role(&database);
+    let role = database.reader();
     database.psql(
         "do $$ declare f record; begin
            for f in select p.oid::regprocedure as name from pg_proc p where p.proname = 'pg_logical_emit_message' loop
@@ -26,19 +15,19 @@ async fn notifications_need_no_right_that_an_administrator_can_revoke() {
            end loop; end $$",
     );
     let followed = Followed::by_notifications(&database, &role).await;
-    followed.is_live().await;
+    followed.follows_by_notifications().await;
 }
 
 /// Waiting for notifications must not assign a transaction id. After a crash the server could assign that id again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_waits_for_notifications_writes_nothing() {
     let database = Database::seeded();
-    let role = role(&database);
+    let role = database.reader();
     database.psql(&format!(
         "alter role {role} set default_transaction_read_only = on"
     ));
     let followed = Followed::by_notifications(&database, &role).await;
-    followed.is_live().await;
+    followed.follows_by_notifications().await;
 }
 
 /// With a role that has `transaction_timeout = '15ms'` the cache was never warm: the server ended every session
@@ -46,8 +35,7 @@ async fn a_follower_that_waits_for_notifications_writes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_time_out_of_the_role_ends_a_session() {
     let database = Database::seeded();
-    let role = role(&database);
-    let version: u32 = database.psql("show server_version_num").parse().unwrap();
+    let role = database.reader();
     let mut settings = vec![
         "idle_session_timeout = '200ms'",
         "statement_timeout = '15ms'",
@@ -56,7 +44,7 @@ async fn no_time_out_of_the_role_ends_a_session() {
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
     ];
-    if version >= 170_000 {
+    if server_version() >= 17 {
         settings.push("transaction_timeout = '15ms'");
     }
     for setting in settings {
@@ -65,9 +53,10 @@ async fn no_time_out_of_the_role_ends_a_session() {
     let followed = Followed::by_notifications(&database, &role).await;
     // The next heartbeat comes later than the idle time-outs of the role allow.
     let reads = followed.cache.counters().heartbeats;
-    eventually("a heartbeat after five quiet seconds", async || {
-        followed.cache.counters().heartbeats > reads
-    })
-    .await;
-    followed.is_live().await;
+    followed
+        .counted("a heartbeat after five quiet seconds", |now| {
+            now.heartbeats > reads
+        })
+        .await;
+    followed.follows_by_notifications().await;
 }

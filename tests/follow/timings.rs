@@ -14,9 +14,8 @@ fn seconds(timing: &Timing, before: &Timing) -> Duration {
 
 #[tokio::test]
 async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    // Neither the warmup nor heartbeats count as commits.
+    let followed = Followed::seeded().await;
+    // Warmed up, and with heartbeats.
     let begun = Instant::now();
     eventually("two heartbeats", async || {
         followed.cache.counters().heartbeats >= 2 && followed.cache.counters().log_rows >= 1
@@ -25,34 +24,29 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     followed.caught_up("the heartbeats").await;
     let quiet = followed.cache.timings();
     assert_eq!(quiet.commit_to_visible, Timing::default());
-    assert_eq!(
-        (quiet.decode.count, quiet.apply.count, quiet.publish.count),
-        (0, 0, 0)
-    );
-    assert!(quiet.read.count > 0, "heartbeats cause reads");
+    for timing in [&quiet.decode, &quiet.apply, &quiet.publish] {
+        assert_eq!(timing.count, 0);
+    }
+    assert!(quiet.read.count > 0, "a notification leads to a read");
 
     let reads = followed.cache.counters();
     for line in 1..=4 {
-        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        followed.set_line(line).await;
+        // A transaction of three logged statements, among them one that changes nothing that is held.
+        let sql = format!(
+            "begin; update market_odds set line = {line} where snapshot_id = 211;
+             update events set kickoff = kickoff + interval '1 minute' where id = 1;
+             update competitor_odds_snapshots set last_confirmed_at = now() where id = 12; commit"
+        );
         followed.run(&sql).await;
-        // One transaction with three log rows. One of its statements changes nothing that the cache holds.
-        followed
-            .run(&format!(
-                "begin; update market_odds set line = {line} where snapshot_id = 211;
-                 update events set kickoff = kickoff + interval '1 minute' where id = 1;
-                 update competitor_odds_snapshots set last_confirmed_at = now() where id = 12; commit"
-            ))
-            .await;
         followed.caught_up("both").await;
     }
     let busy = followed.timed(8).await;
     let elapsed = begun.elapsed();
     let commits = &busy.commit_to_visible;
     assert_eq!(commits.count, 8);
-    assert_eq!(
-        commits.buckets.iter().map(|found| found.count).sum::<u64>(),
-        8
-    );
+    let counts = commits.buckets.iter().map(|bucket| bucket.count);
+    assert_eq!(counts.sum::<u64>(), 8);
     assert!(commits.sum_seconds > 0.0 && commits.p50_seconds <= commits.p99_seconds);
     for (name, timing) in [
         ("read", &busy.read),
@@ -61,11 +55,9 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
         ("publish", &busy.publish),
     ] {
         assert!(timing.count > 0, "{name}");
-        assert!(timing.sum_seconds > 0.0, "{name}");
-        assert!(
-            timing.sum_seconds < elapsed.as_secs_f64(),
-            "{name}: {timing:?}"
-        );
+        let took = timing.sum_seconds;
+        assert!(took > 0.0, "{name}: {timing:?}");
+        assert!(took < elapsed.as_secs_f64(), "{name}: {timing:?}");
     }
     assert!(busy.publish.count <= followed.cache.counters().published - reads.published);
     let read = followed.cache.counters();
@@ -74,18 +66,12 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
 
     // A reload is counted under its reason, and not as a commit.
     followed.cache.resync();
-    eventually("read again", async || {
-        followed.cache.counters().reloads == 2
-    })
-    .await;
+    followed.counted("read again", |now| now.reloads == 2).await;
     let counters = followed.cache.counters();
-    let reasons: Vec<_> = counters
-        .reloads_by_reason
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(reason, count)| (reason.name(), count))
-        .collect();
-    assert_eq!(reasons, [("first", 1), ("asked", 1)]);
+    let reasons = counters.reloads_by_reason.iter();
+    let reasons = reasons.filter(|(_, count)| *count > 0);
+    let reasons = reasons.map(|(reason, count)| (reason.name(), count));
+    assert!(reasons.eq([("first", 1), ("asked", 1)]), "{counters:?}");
     assert_eq!(counters.reconnects, 0);
     assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
 }
@@ -95,11 +81,8 @@ async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it()
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let writer = connect(&database.dsn()).await;
-    run(
-        &writer,
-        "begin; update market_odds set line = 9 where snapshot_id = 112",
-    )
-    .await;
+    let update = "begin; update market_odds set line = 9 where snapshot_id = 112";
+    run(&writer, update).await;
     let written = Instant::now();
     let reads = followed.cache.counters().reads;
     eventually("a second of reads", async || {
@@ -117,60 +100,39 @@ async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
-    run(
-        &migration,
-        "begin; lock table events in access exclusive mode",
-    )
-    .await;
-    followed
-        .run("update market_odds set line = 9 where snapshot_id = 112")
-        .await;
+    let lock = "begin; lock table events in access exclusive mode";
+    run(&migration, lock).await;
+    followed.set_line(9).await;
     let committed = Instant::now();
-    let failures = followed.cache.counters().failures;
-    eventually("gives way", async || {
-        followed.cache.counters().failures >= failures + 2
-    })
-    .await;
+    followed.fails(2).await;
     let held = committed.elapsed();
     run(&migration, "rollback").await;
     let timing = followed.timed(1).await.commit_to_visible;
     let found = seconds(&timing, &Timing::default());
-    assert!(
-        found >= held && found < committed.elapsed() + Duration::from_secs(1),
-        "{timing:?}, held {held:?}"
-    );
+    let most = committed.elapsed() + Duration::from_secs(1);
+    assert!((held..most).contains(&found), "{timing:?}, held {held:?}");
 }
 
 #[tokio::test]
-async fn the_cache_knows_which_transactions_the_log_covers() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    followed
-        .run("update market_odds set line = 9 where snapshot_id = 112")
-        .await;
+async fn how_far_the_log_reaches_is_known() {
+    let followed = Followed::seeded().await;
+    followed.set_line(9).await;
     followed.caught_up("a change").await;
     let before = followed.cache.change_log();
     let pruned_below = "select pruned_below::text from oddscache.log_state";
-    let row = followed
-        .app
-        .query_one(pruned_below, &[])
-        .await
-        .expect("a row");
-    assert_eq!(before.pruned_below.to_string(), row.get::<_, String>(0));
+    let row = followed.app.query_one(pruned_below, &[]).await;
+    let pruned_below: String = row.expect("a row").get(0);
+    assert_eq!(before.pruned_below.to_string(), pruned_below);
     assert!(before.next_xid > before.pruned_below, "{before:?}");
-    // As a call of prune() that keeps nothing.
-    followed
-        .run(
-            "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())",
-        )
-        .await;
+    // As a pruner would that keeps nothing.
+    let prune =
+        "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())";
+    followed.run(prune).await;
     eventually("it is known", async || {
         followed.cache.change_log().pruned_below > before.pruned_below
     })
     .await;
     let after = followed.cache.change_log();
-    assert!(
-        after.unpruned_transactions() < after.next_xid - before.pruned_below,
-        "{after:?}"
-    );
+    let before = after.next_xid - before.pruned_below;
+    assert!(after.unpruned_transactions() < before, "{after:?}");
 }

@@ -1,4 +1,4 @@
-//! A view shows all of a transaction or nothing, in any order of commits, with and without notifications.
+//! Transactions: all of one or none, in whatever order they commit, with and without notifications.
 
 use std::{
     sync::{
@@ -8,27 +8,24 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Status, View};
+use oddscache::{Counters, View};
 use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, run},
 };
 
 #[tokio::test]
-async fn a_transaction_that_is_rolled_back_is_never_visible() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+async fn what_is_rolled_back_never_shows() {
+    let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let before_it = followed.heard().await;
     let delete = "delete from odds_snapshots; delete from competitor_events; truncate market_odds";
-    followed.run(&format!("begin; {delete}; rollback")).await;
-    followed
-        .run(&format!(
-            "begin; savepoint a; {delete}; rollback to a; commit"
-        ))
-        .await;
-    let after = followed.check("rolled back").await;
-    assert_eq!(before, after);
+    for sql in [
+        format!("begin; {delete}; rollback"),
+        format!("begin; savepoint a; {delete}; rollback to a; commit"),
+    ] {
+        assert_eq!(before, followed.step(&sql).await, "{sql}");
+    }
     let now = followed.cache.counters();
     // On a slow machine a heartbeat may have come in between.
     assert!(now.log_rows <= before_it.log_rows + 1, "{now:?}");
@@ -36,27 +33,18 @@ async fn a_transaction_that_is_rolled_back_is_never_visible() {
 }
 
 #[tokio::test]
-async fn only_the_kept_part_of_a_transaction_with_savepoints_is_visible() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let before = followed.check("the seed").await;
-    let after = followed
-        .step(
-            "begin; savepoint a; update market_odds set line = 1 where snapshot_id = 112; savepoint b;
-             delete from odds_snapshots where event_id = 2; rollback to b; savepoint c;
-             update market_odds set line = 2 where snapshot_id = 222; release c; release b; release a; commit",
-        )
-        .await;
-    assert_ne!(before, after);
-    // Each block with EXCEPTION is a subtransaction. More than 64 do not fit into the list of a snapshot.
-    followed
-        .step(
-            "do $$ begin for n in 1..100 loop begin
-                 update market_odds set line = n where snapshot_id = 100 + n % 130;
-                 if n % 3 = 0 then raise 'no'; end if;
-             exception when others then null; end; end loop; end $$",
-        )
-        .await;
+async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
+    let followed = Followed::seeded().await;
+    let savepoints = "begin; savepoint a; update market_odds set line = 1 where snapshot_id = 112; savepoint b;
+        delete from odds_snapshots where event_id = 2; rollback to b; savepoint c;
+        update market_odds set line = 2 where snapshot_id = 222; release c; release b; release a; commit";
+    followed.changes(savepoints).await;
+    // Each block with EXCEPTION is a subtransaction; more than 64 no longer fit into a snapshot's list.
+    let many = "do $$ begin for n in 1..100 loop begin
+             update market_odds set line = n where snapshot_id = 100 + n % 130;
+             if n % 3 = 0 then raise 'no'; end if;
+         exception when others then null; end; end loop; end $$";
+    followed.step(many).await;
 }
 
 #[tokio::test]
@@ -66,35 +54,28 @@ async fn transactions_that_commit_late_are_not_missed() {
     let late = connect(&database.dsn()).await;
     let later = connect(&database.dsn()).await;
     let before = followed.check("the seed").await;
-    // Both write their log rows before the others do, so these have smaller ids and transaction ids.
-    run(
-        &late,
-        "begin; update market_odds set line = 1 where snapshot_id = 112",
-    )
-    .await;
-    run(
-        &later,
-        "begin; update competitor_events set betpawa_event_id = 2 where id = 11",
-    )
-    .await;
+    // Both have their log rows before the others, with smaller ids and xids.
+    let update = "begin; update market_odds set line = 1 where snapshot_id = 112";
+    run(&late, update).await;
+    let link = "begin; update competitor_events set betpawa_event_id = 2 where id = 11";
+    run(&later, link).await;
     let open = followed.check("open").await;
     assert_eq!(before, open, "an open transaction shows");
-    for id in 900..905 {
+    let insert = async |id: i64| {
         let sql =
             format!("insert into odds_snapshots (id, event_id, bookmaker_id) values ({id}, 1, 2)");
-        followed.step(&sql).await;
+        followed.step(&sql).await
+    };
+    let mut before = open;
+    for id in 900..905 {
+        before = insert(id).await;
     }
-    let before = followed.check("others").await;
     run(&late, "commit").await;
-    let after = followed.check("late").await;
-    assert_ne!(before, after);
-    followed
-        .step("insert into odds_snapshots (id, event_id, bookmaker_id) values (910, 1, 2)")
-        .await;
-    let before = followed.check("another").await;
+    assert_ne!(before, followed.check("late").await);
+    let before = insert(910).await;
     run(&later, "commit").await;
     assert_ne!(before, followed.check("later").await);
-    assert_eq!(followed.cache.counters().reloads, 1);
+    assert_eq!(followed.reloads(), 1);
 }
 
 #[tokio::test]
@@ -107,97 +88,65 @@ async fn prepared_transactions_are_visible_once_they_are_committed() {
         format!("begin; set local oddscache.notify = off; {sql}; prepare transaction '{name}'")
     };
     let before = followed.check("the seed").await;
-    followed
-        .run(&prepare("delete from odds_snapshots where id = 112"))
-        .await;
-    assert_eq!(before, followed.check("prepared").await);
-    followed
-        .step("insert into odds_snapshots (id, event_id, bookmaker_id) values (910, 3, 2)")
-        .await;
-    let before = followed.check("another").await;
-    followed.run(&format!("commit prepared '{name}'")).await;
-    let after = followed.check("committed").await;
-    assert_ne!(before, after);
+    let prepared = prepare("delete from odds_snapshots where id = 112");
+    assert_eq!(before, followed.step(&prepared).await);
+    let insert = "insert into odds_snapshots (id, event_id, bookmaker_id) values (910, 3, 2)";
+    followed.step(insert).await;
+    let commit = format!("commit prepared '{name}'");
+    let after = followed.changes(&commit).await;
     followed.run(&prepare("delete from odds_snapshots")).await;
-    followed.run(&format!("rollback prepared '{name}'")).await;
-    assert_eq!(after, followed.check("rolled back").await);
-}
-
-/// Whether the view equals the oracle. Does not check the age of the view.
-async fn equal(followed: &Followed, view: &View) -> bool {
-    dump(view) == followed.oracle(view.cut().window_start).await
+    let rollback = format!("rollback prepared '{name}'");
+    assert_eq!(after, followed.step(&rollback).await);
 }
 
 #[tokio::test]
 async fn notifications_alone_bring_changes() {
     let database = Database::seeded();
-    let hour = Duration::from_secs(3600);
-    let followed = Followed::with(&database.dsn(), |config| config.poll_interval(hour)).await;
-    // The listener wakes the follower once when it begins to listen.
-    eventually("listening", async || {
-        followed.cache.status() == Status::Live
-    })
-    .await;
+    let followed = Followed::by_notifications(&database, "postgres").await;
     for line in 1..=5 {
-        let notifications = followed.cache.counters().notifications;
-        followed
-            .run(&format!(
-                "update market_odds set line = {line} where snapshot_id = 112"
-            ))
-            .await;
-        eventually("a notification", async || {
-            followed.cache.counters().notifications > notifications
-        })
-        .await;
+        let before = followed.cache.counters().notifications;
+        followed.set_line(line).await;
+        let notified = |now: &Counters| now.notifications > before;
+        followed.counted("a notification", notified).await;
+        // With no claim about when it was read.
         eventually("the change", async || {
-            equal(&followed, &followed.cache.view()).await
+            let view = followed.cache.view();
+            dump(&view) == followed.oracle(view.cut().window_start).await
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn polling_alone_brings_changes() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    // A writer can switch notifications off for a transaction or a session.
+async fn without_notifications_the_poll_brings_changes() {
+    let followed = Followed::seeded().await;
+    // For a role, a database or a session it can be off as well.
     let forms = [
         "begin; set local oddscache.notify = off; update market_odds set line = 9 where snapshot_id = 112; commit",
         "set oddscache.notify = off; delete from odds_snapshots where id = 112",
     ];
     for sql in forms {
-        let before = followed.check(sql).await;
         let counters = followed.heard().await;
-        let after = followed.step(sql).await;
-        assert_ne!(before, after);
+        followed.changes(sql).await;
         let now = followed.cache.counters();
-        assert!(
-            now.notifications == counters.notifications || now.heartbeats > counters.heartbeats,
-            "{sql}: a notification came"
-        );
+        let only_heartbeats =
+            now.notifications == counters.notifications || now.heartbeats > counters.heartbeats;
+        assert!(only_heartbeats, "{sql}: notified");
     }
 }
 
 #[tokio::test]
-async fn a_notification_of_any_role_changes_nothing() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+async fn anybody_may_notify_and_nothing_follows() {
+    let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
-    eventually("a notification", async || {
-        followed.cache.counters().notifications > counters.notifications
-    })
-    .await;
-    assert_eq!(
-        before,
-        followed.check("a notification without a change").await
-    );
+    let notified = |now: &Counters| now.notifications > counters.notifications;
+    followed.counted("a notification", notified).await;
+    assert_eq!(before, followed.check("a false notification").await);
     let now = followed.cache.counters();
-    assert_eq!(
-        (now.published, now.reloads),
-        (counters.published, counters.reloads)
-    );
+    assert_eq!(now.published, counters.published);
+    assert_eq!(now.reloads, counters.reloads);
 }
 
 /// Each transaction moves a value and a competitor event from one event to another. No view may show half of that.
@@ -238,14 +187,13 @@ async fn no_view_is_torn() {
         })
     };
     for transaction in 1..=100 {
-        followed
-            .run(&format!(
-                "begin; update market_odds set line = {} where snapshot_id = 212;
-                 update competitor_events set betpawa_event_id = 3 - betpawa_event_id where id = 11;
-                 update market_odds set line = {transaction} where snapshot_id = 112; commit",
-                100 - transaction
-            ))
-            .await;
+        let sql = format!(
+            "begin; update market_odds set line = {} where snapshot_id = 212;
+             update competitor_events set betpawa_event_id = 3 - betpawa_event_id where id = 11;
+             update market_odds set line = {transaction} where snapshot_id = 112; commit",
+            100 - transaction
+        );
+        followed.run(&sql).await;
         if transaction % 5 == 0 {
             followed.caught_up("the writer's pace").await;
         }
@@ -275,19 +223,23 @@ async fn an_event_leaves_the_window_without_a_write() {
     assert_eq!(followed.cache.counters().evicted_events, evicted + 1);
     assert_eq!(followed.cache.counters().snapshots_read, read);
     followed.check("evicted").await;
-    // Changes of an event outside the window are ignored, until it is postponed.
-    followed
-        .step("update market_odds set line = 9 where snapshot_id = 112")
-        .await;
-    followed
-        .step("insert into competitor_odds_snapshots (id, competitor_event_id) values (900, 1)")
-        .await;
-    assert!(followed.cache.event(1).is_none());
-    followed
-        .step(
+    // What happens to it now is nobody's business, until it is postponed.
+    for (sql, is_held) in [
+        (
+            "update market_odds set line = 9 where snapshot_id = 112",
+            false,
+        ),
+        (
+            "insert into competitor_odds_snapshots (id, competitor_event_id) values (900, 1)",
+            false,
+        ),
+        (
             "update events set kickoff = now() at time zone 'UTC' + interval '1 day' where id = 1",
-        )
-        .await;
-    assert!(followed.cache.event(1).is_some());
-    assert_eq!(followed.cache.counters().reloads, 1);
+            true,
+        ),
+    ] {
+        followed.step(sql).await;
+        assert_eq!(followed.cache.event(1).is_some(), is_held, "{sql}");
+    }
+    assert_eq!(followed.reloads(), 1);
 }

@@ -6,19 +6,10 @@ use oddscache::{
     EventList, InlineMarkets, MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer,
 };
 use oddscache_testkit::plain;
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, prelude::*, sample::select};
 
 fn time(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
-}
-
-fn outcome(name: &str, odds: Option<f64>) -> OutcomeInput {
-    OutcomeInput {
-        name: name.to_owned(),
-        odds,
-        is_active: true,
-        extra: serde_json::Map::new(),
-    }
 }
 
 fn snapshot(event_id: i64, bookmaker_id: i64, odds: f64) -> SnapshotInput {
@@ -26,7 +17,7 @@ fn snapshot(event_id: i64, bookmaker_id: i64, odds: f64) -> SnapshotInput {
         betpawa_market_id: id.to_owned(),
         betpawa_market_name: format!("Market {id}"),
         line,
-        outcomes: vec![outcome("1", Some(odds)), outcome("2", Some(1.5))],
+        outcomes: vec![OutcomeInput::new("1", odds), OutcomeInput::new("2", 1.5)],
         ..MarketInput::default()
     };
     SnapshotInput {
@@ -84,33 +75,25 @@ fn odds() -> impl Strategy<Value = Option<f64>> {
 }
 
 fn market() -> impl Strategy<Value = MarketInput> {
-    let id = prop_oneof![
-        Just("3743"),
-        Just("5000"),
-        Just("3795"),
-        Just("4693"),
-        Just("1")
-    ];
+    let id = select(vec!["3743", "5000", "3795", "4693", "1"]);
     let line = prop_oneof![3 => Just(Some(2.5)), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
     let name = prop_oneof![3 => "[a-z]{0,6}", 1 => any::<String>()];
     let outcomes = vec((name.clone(), odds(), any::<bool>()), 0..4);
     let unavailable = proptest::option::weighted(0.2, 0..4_000_000_000_000_000i64);
-    (id, name, line, outcomes, unavailable).prop_map(|(id, name, line, outcomes, unavailable)| {
-        MarketInput {
+    let outcome = |(name, odds, is_active): (String, Option<f64>, bool)| OutcomeInput {
+        is_active,
+        ..OutcomeInput::new(name, odds)
+    };
+    (id, name, line, outcomes, unavailable).prop_map(
+        move |(id, name, line, outcomes, unavailable)| MarketInput {
             betpawa_market_id: id.to_owned(),
             betpawa_market_name: name,
             line,
-            outcomes: outcomes
-                .into_iter()
-                .map(|(name, odds, is_active)| OutcomeInput {
-                    is_active,
-                    ..outcome(&name, odds)
-                })
-                .collect(),
+            outcomes: outcomes.into_iter().map(outcome).collect(),
             unavailable_at: unavailable.and_then(DateTime::from_timestamp_micros),
             ..MarketInput::default()
-        }
-    })
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -135,11 +118,10 @@ fn step() -> impl Strategy<Value = Step> {
 fn put(writer: &mut Writer, snapshot: &SnapshotInput, kickoff: Option<i64>) {
     let kickoff = kickoff.map(time);
     match snapshot.bookmaker_id {
-        10.. => writer.put_competitor_snapshot(
-            &format!("source \"{}\"", snapshot.bookmaker_id),
-            snapshot,
-            kickoff,
-        ),
+        source @ 10.. => {
+            let source = format!("source \"{source}\"");
+            writer.put_competitor_snapshot(&source, snapshot, kickoff);
+        }
         _ => writer.put_betpawa_snapshot(snapshot, kickoff),
     }
 }
@@ -192,11 +174,8 @@ fn run(steps: Vec<Step>) {
         }
     }
     for (view, json) in kept {
-        assert_eq!(
-            json,
-            plain::list(&view),
-            "a list that was handed out changed"
-        );
+        let expected = plain::list(&view);
+        assert_eq!(json, expected, "a list that was handed out changed");
     }
 }
 
@@ -323,8 +302,6 @@ fn memory_is_bounded() {
         render(&cache);
     }
     let (bytes, json) = render(&cache);
-    assert!(
-        bytes < 3 * json + 5000,
-        "{bytes} bytes for a list of {json}"
-    );
+    let most = 3 * json + 5000;
+    assert!(bytes < most, "{bytes} bytes for a list of {json}");
 }

@@ -2,17 +2,18 @@
 //!
 //! `PROPTEST_CASES` (64) is the number of cases. proptest shrinks a failing case, and the test prints it as SQL.
 
-use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
-use oddscache::{Changes, View};
+use oddscache::Changes;
 use oddscache_testkit::{
     Database, connect,
     followed::{Followed, run},
-    normal,
-    writes::{self, Case, Ids, Step, Transaction},
+    replica::Replica,
+    writes::{self, Case, Ids, Step, Transaction, execute},
 };
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 /// After any sequence of writes the cache equals an independent query, and a replica fed by changes equals the cache.
@@ -68,53 +69,9 @@ struct Player {
     /// A second client, whose transaction stays open while those of `followed.app` run.
     beside: Client,
     seen: Seen,
-    replica: Replica,
-}
-
-/// A copy of all events. It updates only those events that a change names.
-struct Replica {
     changes: Changes,
-    events: BTreeMap<i64, Value>,
-}
-
-impl Replica {
-    fn new(followed: &Followed) -> Replica {
-        let changes = followed.cache.changes();
-        let mut replica = Replica {
-            changes,
-            events: BTreeMap::new(),
-        };
-        let view = followed.cache.view();
-        for id in view.event_ids() {
-            replica.take(&view, id);
-        }
-        replica
-    }
-
-    fn take(&mut self, view: &View, id: i64) {
-        match view.event(id) {
-            Some(event) => self
-                .events
-                .insert(id, normal(serde_json::to_value(event).expect("JSON"))),
-            None => self.events.remove(&id),
-        };
-    }
-
-    /// Takes all changes that are due and compares the copy with `view`. Nobody writes meanwhile.
-    async fn check(&mut self, view: &View) {
-        // The changes were published before the view was taken, so they are in the queue already.
-        while let Ok(change) = tokio::time::timeout(Duration::ZERO, self.changes.next()).await {
-            let change = change.expect("following").expect("in time");
-            for id in change.event_ids() {
-                self.take(view, id);
-            }
-        }
-        let held: Vec<Value> = self.events.values().cloned().collect();
-        assert!(
-            held == oddscache_testkit::dump(view),
-            "the changes did not name every event that changed"
-        );
-    }
+    /// Fed by the changes alone.
+    replica: Replica,
 }
 
 impl Player {
@@ -128,25 +85,20 @@ impl Player {
         })
         .await;
         let beside = connect(&database.dsn()).await;
-        // A statement that waits for a lock of the other transaction fails, which ends its own transaction.
-        run(&beside, "set lock_timeout = '100 ms'").await;
-        run(&followed.app, "set lock_timeout = '100 ms'").await;
-        let replica = Replica::new(&followed);
+        run(&beside, writes::PATIENCE).await;
+        let changes = followed.cache.changes();
         Player {
+            replica: Replica::of(&followed.cache.view()),
+            changes,
             followed,
             beside,
             seen: Seen::default(),
-            replica,
         }
     }
 
     async fn play(&mut self, case: &Case) {
         run(&self.beside, "rollback").await;
-        let reset = format!(
-            "rollback; set lock_timeout = 0; {}; set lock_timeout = '100 ms'",
-            writes::RESET
-        );
-        run(&self.followed.app, &reset).await;
+        writes::reset(&self.followed.app).await;
         let mut ids = Ids::default();
         let mut before = self.check(None).await;
         for (step, pause) in &case.0 {
@@ -168,16 +120,12 @@ impl Player {
 
     /// Runs the first half of `late`, then the other transactions, then the rest of `late`.
     async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
-        let mut statements = late.sql(ids);
-        let rest = statements.split_off(statements.len() / 2);
-        let begun = execute(&self.beside, &statements).await;
+        let (first, rest) = late.halves(ids);
+        let begun = execute(&self.beside, &first).await;
         for transaction in others {
             self.alone(transaction, ids).await;
         }
-        let ended = match begun {
-            true => execute(&self.beside, &rest).await,
-            false => false,
-        };
+        let ended = begun && execute(&self.beside, &rest).await;
         self.count(late, ended);
     }
 
@@ -192,32 +140,18 @@ impl Player {
 
     async fn check(&mut self, before: Option<Vec<Value>>) -> Vec<Value> {
         let after = self.followed.check("a pause").await;
-        self.replica.check(&self.followed.cache.view()).await;
+        let view = self.followed.cache.view();
+        // Published before the view was taken, so it is there already.
+        while let Ok(change) = timeout(Duration::ZERO, self.changes.next()).await {
+            let change = change.expect("following").expect("in time");
+            self.replica.apply(&change, &view);
+        }
+        let told = self.replica.equals(&view);
+        told.expect("changes tell everything");
         if let Some(before) = before {
             self.seen.checks += 1;
             self.seen.changed += usize::from(before != after);
         }
         after
     }
-}
-
-/// Runs statements one by one. Rolls back at the first that the server refuses. Returns whether it accepted all.
-async fn execute(client: &Client, statements: &[String]) -> bool {
-    for sql in statements {
-        if let Err(error) = client.batch_execute(sql).await {
-            let code = error
-                .code()
-                .unwrap_or_else(|| panic!("{sql}: {error:?}"))
-                .code();
-            // The server may refuse a statement for a lock, for a key, or for a partition that exists already, does not
-            // exist, or does not fit the rows. Any other error is a mistake in the model.
-            let expected = [
-                "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
-            ];
-            assert!(expected.contains(&code), "{sql}: {error:?}");
-            run(client, "rollback").await;
-            return false;
-        }
-    }
-    true
 }

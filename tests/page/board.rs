@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use oddscache_testkit::connect;
-use serde_json::Value;
+use oddscache_testkit::followed::run;
+use serde_json::{Value, json};
 
-use super::{Served, browser::Browser, loaded, with_odds};
+use super::{Page, browser::Browser, loaded};
 
 /// `event/bookmaker/outcome` -> odds of a market, by the database's own words.
 async fn asked(client: &tokio_postgres::Client, market: &str) -> BTreeMap<String, String> {
@@ -51,28 +51,23 @@ async fn count_flashes(browser: &Browser) {
         Element.prototype.animate = function (frames, timing) {
             window.flashes.push(`${this.closest('tr').dataset.event}/${this.dataset.column}/${this.dataset.outcome}`);
             return animate.call(this, frames, timing); }";
-    let source = serde_json::json!({ "source": source });
-    browser
-        .call("Page.addScriptToEvaluateOnNewDocument", source)
-        .await;
+    browser.before_scripts(source).await;
 }
 
 #[tokio::test]
 async fn the_board_shows_what_the_database_says_and_how_it_moves() {
-    let database = with_odds(20);
-    let app = connect(&database.dsn()).await;
-    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
-    count_flashes(&browser).await;
+    let page = Page::closed(20).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
+    count_flashes(browser).await;
     browser.open(&served.base).await;
     browser.until("the list", &loaded(20)).await;
 
     for market in ["3743", "5000 2.5", "3795"] {
-        browser
-            .click(&format!("#markets input[value=\"{market}\"]"))
-            .await;
-        let expected = asked(&app, market).await;
+        let choose = format!("#markets input[value=\"{market}\"]");
+        browser.click(&choose).await;
+        let expected = asked(app, market).await;
         assert!(expected.len() > 100, "{market}: {}", expected.len());
-        let first = serde_json::json!(expected.keys().next());
+        let first = json!(expected.keys().next());
         let script = format!(
             "{SHOWN}[{first}] && Object.keys({SHOWN}).length === {}",
             expected.len()
@@ -91,46 +86,35 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     }))";
     let one_x_two = "document.querySelectorAll('#board thead tr:last-child th').length === 12 && document.querySelector('td[data-outcome=X]')";
     browser.until("1X2 again", one_x_two).await;
-    assert_eq!(browser.eval(wrong).await, serde_json::json!([]));
-    assert_eq!(browser.eval("flashes").await, serde_json::json!([]));
+    assert_eq!(browser.eval(wrong).await, json!([]));
+    assert_eq!(browser.eval("flashes").await, json!([]));
 
     // A committed change shows, lights up, and says where it went; nothing else does.
     let own = cell(7, "betpawa 1", "X");
     let update = "update market_odds set outcomes = jsonb_set(outcomes, '{1,odds}', '99.5') where betpawa_market_id = '3743'
                   and snapshot_id = (select max(id) from odds_snapshots where event_id = 7)";
-    app.batch_execute(update).await.unwrap();
+    run(app, update).await;
     let moved = format!("{own}.textContent.startsWith('99.50') && {own}.dataset.moved === 'up'");
     browser.until("the change", &moved).await;
-    assert_eq!(
-        browser.eval("flashes").await,
-        serde_json::json!(["7/betpawa 1/X"])
-    );
-    assert_eq!(
-        browser
-            .eval(&format!("{own}.classList.contains('best')"))
-            .await,
-        true
-    );
-    app.batch_execute(&update.replace("99.5", "1.01"))
-        .await
-        .unwrap();
+    let flashes = browser.eval("flashes").await;
+    assert_eq!(flashes, json!(["7/betpawa 1/X"]));
+    let best = format!("{own}.classList.contains('best')");
+    assert_eq!(browser.eval(&best).await, true);
+    run(app, &update.replace("99.5", "1.01")).await;
     let down = format!("{own}.dataset.moved === 'down' && !{own}.classList.contains('best')");
     browser.until("down again", &down).await;
-    assert_eq!(
-        shown(browser.eval(SHOWN).await),
-        asked(&app, "3743").await,
-        "after the changes"
-    );
+    let shown_now = shown(browser.eval(SHOWN).await);
+    assert_eq!(shown_now, asked(app, "3743").await, "after the changes");
     browser.screenshot("board").await;
 
     // Not to be had: struck out. Gone: not there.
-    app.batch_execute(
+    run(
+        app,
         "update market_odds set unavailable_at = now() where betpawa_market_id = '3743'
          and snapshot_id = (select max(id) from odds_snapshots where event_id = 8);
          delete from odds_snapshots where event_id = 9; delete from competitor_events where betpawa_event_id = 9",
     )
-    .await
-    .unwrap();
+    .await;
     let off = format!(
         "{}.querySelector('s') && !document.querySelector('tr[data-event=\"9\"]') && {}",
         cell(8, "betpawa 1", "1"),
@@ -138,7 +122,7 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     );
     browser.until("struck out and gone", &off).await;
 
-    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
+    browser.is_content();
     for address in browser.requests() {
         assert!(address.starts_with(&served.base), "{address}");
     }
@@ -146,40 +130,32 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
 
 #[tokio::test]
 async fn events_are_searched_and_opened() {
-    let database = with_odds(300);
-    let app = connect(&database.dsn()).await;
-    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
-    browser.open(&served.base).await;
-    browser.until("the list", &loaded(300)).await;
+    let page = Page::of(300).await;
+    let Page { app, browser, .. } = &page;
+    let scroll = async |to: &str| {
+        let script = format!("document.getElementById('board').scrollTop = {to}");
+        browser.eval(&script).await;
+    };
+    let row = |event: i64| format!("document.querySelector('tr[data-event=\"{event}\"]')");
+    let counts = async |events: &str| {
+        let script = format!("document.getElementById('count').textContent === '{events}'");
+        browser.until(events, &script).await;
+    };
 
     // Only the rows in sight exist, wherever one looks, by wheel and by key.
     let rows = "document.querySelectorAll('#board tr[data-event]').length";
     assert!(browser.eval(rows).await.as_u64() < Some(80));
-    browser
-        .eval("document.getElementById('board').scrollTop = 1e9")
-        .await;
+    scroll("1e9").await;
     let last =
         "[...document.querySelectorAll('#board tr[data-event]')].at(-1).dataset.event === '300'";
     browser.until("the last event", last).await;
     assert!(browser.eval(rows).await.as_u64() < Some(80));
-    assert_eq!(
-        browser
-            .eval("document.querySelector('tr[data-event=\"300\"]').ariaRowIndex")
-            .await,
-        "302"
-    );
-    browser
-        .eval("document.getElementById('board').scrollTop = 0")
-        .await;
-    browser
-        .until(
-            "the first event",
-            "document.querySelector('tr[data-event=\"1\"]')",
-        )
-        .await;
-    browser
-        .eval("document.querySelector('tr[data-event=\"1\"] button').focus()")
-        .await;
+    let index = format!("{}.ariaRowIndex", row(300));
+    assert_eq!(browser.eval(&index).await, "302");
+    scroll("0").await;
+    browser.until("the first event", &row(1)).await;
+    let focus = format!("{}.querySelector('button').focus()", row(1));
+    browser.eval(&focus).await;
     for _ in 0..60 {
         browser.key("ArrowDown").await;
     }
@@ -189,34 +165,18 @@ async fn events_are_searched_and_opened() {
     // Search: by the beginning of an id, by bookmaker, by both.
     browser.key("/").await;
     browser.text("29").await;
-    browser
-        .until(
-            "ids",
-            "document.getElementById('count').textContent === '11 of 300 events'",
-        )
-        .await;
+    counts("11 of 300 events").await;
     browser.text(" sporty").await;
-    browser
-        .until(
-            "ids and bookmaker",
-            "document.getElementById('count').textContent === '8 of 300 events'",
-        )
-        .await;
+    counts("8 of 300 events").await;
     browser.text(" nobody").await;
-    browser
-        .until("none", "!document.getElementById('nothing').hidden")
-        .await;
-    browser
-        .eval("const search = document.getElementById('search'); search.value = '290'; search.dispatchEvent(new Event('input'))")
-        .await;
+    let none = "!document.getElementById('nothing').hidden";
+    browser.until("none", none).await;
+    let search = "const search = document.getElementById('search'); search.value = '290'; search.dispatchEvent(new Event('input'))";
+    browser.eval(search).await;
 
     // One event, with all its markets, which the list has not.
-    browser
-        .until(
-            "290 alone",
-            "document.querySelectorAll('#board tr[data-event]').length === 1",
-        )
-        .await;
+    let alone = format!("{rows} === 1");
+    browser.until("290 alone", &alone).await;
     browser.click("tr[data-event=\"290\"]").await;
     let markets = "document.querySelector('#detail').open && document.querySelectorAll('#detail tbody').length === 5";
     browser.until("its markets", markets).await;
@@ -224,18 +184,18 @@ async fn events_are_searched_and_opened() {
         .filter((group) => group.dataset.market.startsWith('over/under - full time 3.5'))
         .flatMap((group) => [...group.querySelectorAll('td.price')])
         .map((cell) => [`290/${cell.dataset.column}/${cell.dataset.outcome}`, cell.firstElementChild.textContent]))";
-    let mut expected = asked(&app, "5000 3.5").await;
+    let mut expected = asked(app, "5000 3.5").await;
     expected.retain(|key, _| key.starts_with("290/"));
     assert_eq!(shown(browser.eval(full).await), expected);
     browser.screenshot("detail").await;
 
     // It follows too; and the filter leaves what it names.
-    app.batch_execute(
+    run(
+        app,
         "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '77.25') where betpawa_market_id = '4703'
          and snapshot_id = (select max(id) from odds_snapshots where event_id = 290)",
     )
-    .await
-    .unwrap();
+    .await;
     let moved = "[...document.querySelectorAll('#detail td[data-moved=up]')].some((cell) => cell.textContent.startsWith('77.25'))";
     browser.until("a move in the full markets", moved).await;
     browser.click("#detail-search").await;
@@ -244,11 +204,7 @@ async fn events_are_searched_and_opened() {
     browser.until("the filter", one).await;
     browser.key("Escape").await;
     browser.key("Escape").await;
-    browser
-        .until(
-            "closed",
-            "!document.querySelector('#detail').open && location.hash === ''",
-        )
-        .await;
-    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
+    let closed = "!document.querySelector('#detail').open && location.hash === ''";
+    browser.until("closed", closed).await;
+    browser.is_content();
 }

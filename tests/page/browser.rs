@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -90,15 +91,12 @@ impl Browser {
             next: AtomicU64::new(1),
             session: String::new(),
         };
-        let target = browser
-            .call("Target.createTarget", json!({ "url": "about:blank" }))
-            .await;
+        let blank = json!({ "url": "about:blank" });
+        let target = browser.call("Target.createTarget", blank).await;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = browser.call("Target.attachToTarget", attach).await;
-        browser.session = attached["sessionId"]
-            .as_str()
-            .expect("a session")
-            .to_owned();
+        let session = attached["sessionId"].as_str();
+        session.expect("a session").clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), json!({})).await;
         }
@@ -116,16 +114,12 @@ impl Browser {
         }
         let mut bytes = message.to_string().into_bytes();
         bytes.push(0);
-        self.to
-            .lock()
-            .await
-            .write_all(&bytes)
-            .await
-            .expect("Chromium runs");
-        let answer = timeout(PATIENCE, told)
-            .await
-            .unwrap_or_else(|_| panic!("Chromium does not answer {method}"))
-            .expect("Chromium runs");
+        let mut to = self.to.lock().await;
+        to.write_all(&bytes).await.expect("Chromium runs");
+        drop(to);
+        let answer = timeout(PATIENCE, told).await;
+        let answer = answer.unwrap_or_else(|_| panic!("Chromium does not answer {method}"));
+        let answer = answer.expect("Chromium runs");
         assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
         answer["result"].clone()
     }
@@ -154,10 +148,8 @@ impl Browser {
             if Instant::now() > deadline {
                 self.screenshot("waited-in-vain").await;
                 let text = self.eval("document.body.innerText.slice(0, 1500)").await;
-                panic!(
-                    "waited in vain: {what}\n{text}\n{:#?}",
-                    self.complaints(|_| true)
-                );
+                let complaints = self.complaints(|_| true);
+                panic!("waited in vain: {what}\n{text}\n{complaints:#?}");
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -186,7 +178,6 @@ impl Browser {
     pub(crate) async fn key(&self, key: &str) {
         let code = match key {
             "ArrowDown" => 40,
-            "ArrowUp" => 38,
             "Enter" => 13,
             "Escape" => 27,
             _ => 0,
@@ -212,8 +203,8 @@ impl Browser {
     /// Whether the browser has no network.
     pub(crate) async fn offline(&self, offline: bool) {
         let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
-        self.call("Network.emulateNetworkConditions", conditions)
-            .await;
+        let method = "Network.emulateNetworkConditions";
+        self.call(method, conditions).await;
     }
 
     /// As for a user who wants `dark` or `light`.
@@ -224,16 +215,33 @@ impl Browser {
 
     /// Writes `<name>.png` into the folder for screenshots.
     pub(crate) async fn screenshot(&self, name: &str) {
-        let shot = self
-            .call("Page.captureScreenshot", json!({ "format": "png" }))
-            .await;
-        let folder = std::env::var_os("ODDSCACHE_SCREENSHOTS").map_or_else(
-            || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots"),
-            PathBuf::from,
-        );
+        let png = json!({ "format": "png" });
+        let shot = self.call("Page.captureScreenshot", png).await;
+        let folder = std::env::var_os("ODDSCACHE_SCREENSHOTS").map(PathBuf::from);
+        let usual = || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
+        let folder = folder.unwrap_or_else(usual);
         std::fs::create_dir_all(&folder).expect("a folder for screenshots");
-        let png = base64(shot["data"].as_str().expect("a picture"));
-        std::fs::write(folder.join(format!("{name}.png")), png).expect("a screenshot is written");
+        let png = BASE64_STANDARD.decode(shot["data"].as_str().expect("a picture"));
+        let path = folder.join(format!("{name}.png"));
+        std::fs::write(path, png.expect("base64")).expect("a screenshot is written");
+    }
+
+    /// Runs a script in each page that is opened, before the page's own.
+    pub(crate) async fn before_scripts(&self, source: &str) {
+        let source = json!({ "source": source });
+        let method = "Page.addScriptToEvaluateOnNewDocument";
+        self.call(method, source).await;
+    }
+
+    /// Fails the test if there are any complaints.
+    pub(crate) fn is_content(&self) {
+        assert_eq!(self.complaints(|_| true), Vec::<Value>::new());
+    }
+
+    /// The same where the service is not always there: the browser itself notes each answer that did not come.
+    pub(crate) fn is_content_but_for_the_network(&self) {
+        let complaints = self.complaints(|source| source != "network");
+        assert_eq!(complaints, Vec::<Value>::new());
     }
 
     fn events(&self) -> Vec<Value> {
@@ -260,16 +268,13 @@ impl Browser {
 
     /// The addresses of all that the page asked for.
     pub(crate) fn requests(&self) -> Vec<String> {
-        let request = |event: &Value| {
-            (event["method"] == "Network.requestWillBeSent")
-                .then(|| {
-                    event["params"]["request"]["url"]
-                        .as_str()
-                        .map(str::to_owned)
-                })
-                .flatten()
-        };
-        self.events().iter().filter_map(request).collect()
+        let mut events = self.events();
+        events.retain(|event| event["method"] == "Network.requestWillBeSent");
+        let urls = events
+            .iter()
+            .map(|event| &event["params"]["request"]["url"]);
+        urls.map(|url| url.as_str().expect("a URL").to_owned())
+            .collect()
     }
 }
 
@@ -277,11 +282,7 @@ impl Browser {
 async fn hear(from: ChildStdout, heard: Arc<Heard>) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
-    while from
-        .read_until(0, &mut bytes)
-        .await
-        .is_ok_and(|count| count > 0)
-    {
+    while from.read_until(0, &mut bytes).await.unwrap_or(0) > 0 {
         bytes.pop();
         let message: Value = serde_json::from_slice(&bytes).expect("the protocol speaks JSON");
         bytes.clear();
@@ -295,27 +296,4 @@ async fn hear(from: ChildStdout, heard: Arc<Heard>) {
     }
     // Who waits hears that no answer comes.
     heard.waiting.lock().unwrap().clear();
-}
-
-fn base64(text: &str) -> Vec<u8> {
-    let value = |byte: u8| match byte {
-        b'A'..=b'Z' => byte - b'A',
-        b'a'..=b'z' => byte - b'a' + 26,
-        b'0'..=b'9' => byte - b'0' + 52,
-        b'+' => 62,
-        _ => 63,
-    };
-    let digits: Vec<u8> = text
-        .bytes()
-        .filter(|byte| *byte != b'=')
-        .map(value)
-        .collect();
-    let mut bytes = Vec::with_capacity(digits.len());
-    for four in digits.chunks(4) {
-        let all = four.iter().enumerate().fold(0u32, |all, (at, digit)| {
-            all | u32::from(*digit) << (18 - 6 * at)
-        });
-        bytes.extend_from_slice(&all.to_be_bytes()[1..four.len()]);
-    }
-    bytes
 }

@@ -11,18 +11,9 @@ mod show;
 mod stale;
 mod token;
 
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
-
-use oddscache_testkit::Database;
-use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command as AsyncCommand},
-    time::timeout,
-};
+use browser::Browser;
+use oddscache_testkit::{Database, connect, service::Service};
+use tokio_postgres::Client;
 
 /// Upcoming events 1 to $events, one an hour, of a bookmaker of our own and two competitors; every third lacks one of them.
 /// Odds differ by event and bookmaker, so that each has a best one.
@@ -63,54 +54,31 @@ fn with_odds(events: usize) -> Database {
     database
 }
 
-/// `oddscache serve`.
-struct Served {
-    child: Child,
-    base: String,
+/// The page of a service that shows so many events, in a browser, beside the application's connection.
+struct Page {
+    database: Database,
+    app: Client,
+    served: Service,
+    browser: Browser,
 }
 
-impl Served {
-    /// On a free port, until it is warm.
-    async fn start(dsn: &str) -> Served {
-        Served::at(dsn, "127.0.0.1:0").await
+impl Page {
+    /// A browser that has not opened it yet.
+    async fn closed(events: usize) -> Page {
+        let database = with_odds(events);
+        Page {
+            app: connect(&database.dsn()).await,
+            served: Service::warm(&database.dsn(), &[]).await,
+            browser: Browser::start().await,
+            database,
+        }
     }
 
-    async fn at(dsn: &str, listen: &str) -> Served {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_oddscache"));
-        for (name, _) in std::env::vars() {
-            if name.starts_with("PG") || name.starts_with("ODDSCACHE") {
-                command.env_remove(name);
-            }
-        }
-        command
-            .args(["serve", "--listen", listen, "--log-format", "json"])
-            .env("DATABASE_URL", dsn)
-            .stdin(Stdio::null());
-        let mut command = AsyncCommand::from(command);
-        command.stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("the binary runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let address = loop {
-            let line = timeout(Duration::from_secs(60), log.next_line()).await;
-            let line = line.expect("it logs").unwrap();
-            let line: Value =
-                serde_json::from_str(&line.expect("it says where it listens")).expect("JSON");
-            if let Some(address) = line["fields"]["address"].as_str() {
-                break address.to_owned();
-            }
-        };
-        // Read on, or it could not log.
-        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        let served = Served {
-            child,
-            base: format!("http://{address}"),
-        };
-        oddscache_testkit::eventually("warm", async || {
-            let ready = reqwest::get(format!("{}/readyz", served.base)).await;
-            ready.is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
-        served
+    async fn of(events: usize) -> Page {
+        let page = Page::closed(events).await;
+        page.browser.open(&page.served.base).await;
+        page.browser.until("the list", &loaded(events)).await;
+        page
     }
 }
 

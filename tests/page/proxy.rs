@@ -18,7 +18,7 @@ use axum::{
 use futures_util::StreamExt;
 use tokio::{net::TcpListener, sync::watch};
 
-use super::Served;
+use oddscache_testkit::service::Service;
 
 /// What the service at `base` answers.
 pub(crate) async fn forward(base: &str, request: Request) -> Response {
@@ -56,7 +56,7 @@ pub(crate) struct Valve {
 }
 
 impl Valve {
-    pub(crate) async fn before(service: &Served) -> Arc<Valve> {
+    pub(crate) async fn before(service: &Service) -> Arc<Valve> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let valve = Arc::new(Valve {
             base: format!("http://{}", listener.local_addr().unwrap()),

@@ -1,14 +1,11 @@
 //! `oddscache demo` as a show: what happens to the cache is seen on the page.
 
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
-use serde_json::json;
+use oddscache_testkit::service::command;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::Command as AsyncCommand,
+    process::Command,
     time::timeout,
 };
 
@@ -16,78 +13,48 @@ use super::browser::Browser;
 
 #[tokio::test]
 async fn an_incident_of_the_demo_is_seen_on_the_page() {
-    let mut demo = Command::new(env!("CARGO_BIN_EXE_oddscache"));
-    demo.args(["demo", "--events", "40", "--markets", "6", "--history", "2"])
-        .args(["--listen", "127.0.0.1:0", "--cycle", "5s"])
+    let mut demo = command(&["demo", "--events", "40", "--markets", "6", "--history", "2"]);
+    demo.args(["--listen", "127.0.0.1:0", "--cycle", "5s"])
         .args(["--incident", "restart", "--incident-after", "20s"])
-        .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    for (name, _) in std::env::vars() {
-        // The demo takes the same server as the tests.
-        let is_read = name.starts_with("PG") || name.starts_with("ODDSCACHE");
-        if is_read && name != "ODDSCACHE_PG_BIN" {
-            demo.env_remove(name);
-        }
+    // The demo takes the same server as the tests.
+    if let Some(folder) = std::env::var_os("ODDSCACHE_PG_BIN") {
+        demo.env("ODDSCACHE_PG_BIN", folder);
     }
-    let mut demo = AsyncCommand::from(demo)
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the binary runs");
+    let demo = Command::from(demo).kill_on_drop(true).spawn();
+    let mut demo = demo.expect("the binary runs");
     let browser = Browser::start().await;
     let mut lines = BufReader::new(demo.stdout.take().expect("piped")).lines();
     let mut line = async || {
         let line = timeout(Duration::from_secs(120), lines.next_line()).await;
-        line.expect("it goes on")
-            .unwrap()
-            .expect("it does not end by itself")
+        let line = line.expect("it goes on").unwrap();
+        line.expect("it does not end by itself")
     };
     // On a slow machine it may be over before the test looks.
     let source = "window.states = new Set();
         new MutationObserver(() => window.states.add(document.body.dataset.state))
             .observe(document, { subtree: true, attributes: true, attributeFilter: ['data-state'] });";
-    browser
-        .call(
-            "Page.addScriptToEvaluateOnNewDocument",
-            json!({ "source": source }),
-        )
-        .await;
+    browser.before_scripts(source).await;
     // The address of the page stands below.
     while line().await != "open the page" {}
     browser.open(line().await.trim()).await;
-    browser
-        .until(
-            "odds",
-            "document.body.dataset.state === 'current' && document.querySelector('td.best')",
-        )
-        .await;
-    browser
-        .until(
-            "a price that moved",
-            "document.querySelector('#board td[data-moved=up], #board td[data-moved=down]')",
-        )
-        .await;
+    let current = "document.body.dataset.state === 'current'";
+    let odds = format!("{current} && document.querySelector('td.best')");
+    browser.until("odds", &odds).await;
+    let moved = "document.querySelector('#board td[data-moved=up], #board td[data-moved=down]')";
+    browser.until("a price that moved", moved).await;
     browser.scheme("dark").await;
     browser.screenshot("demo").await;
 
-    let stale = "document.body.dataset.state === 'stale'";
-    browser
-        .until("the server is away", "window.states.has('stale')")
-        .await;
-    if browser.eval(stale).await == true {
+    let was_stale = "window.states.has('stale')";
+    browser.until("the server is away", was_stale).await;
+    if browser.eval("document.body.dataset.state").await == "stale" {
         browser.screenshot("demo-stale").await;
     }
-    browser
-        .until(
-            "it is back",
-            "document.body.dataset.state === 'current' && Number(document.getElementById('epoch').textContent) > 1",
-        )
-        .await;
-    while !line()
-        .await
-        .contains("incident restart is over, and the promise held")
-    {}
-    assert_eq!(
-        browser.complaints(|_| true),
-        Vec::<serde_json::Value>::new()
-    );
+    let epoch = "Number(document.getElementById('epoch').textContent)";
+    let back = format!("{current} && {epoch} > 1");
+    browser.until("it is back", &back).await;
+    let over = "incident restart is over, and the promise held";
+    while !line().await.contains(over) {}
+    browser.is_content();
 }

@@ -1,13 +1,34 @@
 //! What the page says when it cannot know: never old prices as if they were current.
 
-use oddscache_testkit::{Database, cluster::Cluster, connect, eventually};
-use serde_json::Value;
+use oddscache_testkit::{
+    cluster::Cluster,
+    connect, eventually,
+    followed::run,
+    service::{Service, command},
+};
+use serde_json::json;
 
-use super::{Served, browser::Browser, loaded, odds, with_odds};
+use super::{Page, browser::Browser, loaded, odds};
 
 pub(crate) const STALE: &str =
     "document.body.dataset.state === 'stale' && !document.getElementById('banner').hidden";
-pub(crate) const BANNER: &str = "document.getElementById('banner').textContent";
+
+/// Waits until the page says that it is stale, in these words.
+pub(crate) async fn is_stale(browser: &Browser, words: &[&str]) {
+    browser.until("it says so", STALE).await;
+    let banner = "document.getElementById('banner').textContent";
+    let banner = browser.eval(banner).await;
+    let banner = banner.as_str().unwrap();
+    for word in words {
+        assert!(banner.contains(word), "no {word:?} in {banner}");
+    }
+}
+
+/// Waits until the page is current and shows what [`UPDATE`] makes.
+pub(crate) async fn is_current(browser: &Browser) {
+    let current = format!("{} && {PRICE} === '55.50'", loaded(12));
+    browser.until("current again", &current).await;
+}
 
 /// The price that event 3 has on the board.
 pub(crate) const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[data-column=\"betpawa 1\"][data-outcome=\"1\"]').firstElementChild.textContent";
@@ -15,109 +36,66 @@ pub(crate) const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[
 pub(crate) const UPDATE: &str = "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '55.5') where betpawa_market_id = '3743'
     and snapshot_id = (select max(id) from odds_snapshots where event_id = 3)";
 
-/// What is no fault of the page: the browser itself notes each answer that did not come.
-pub(crate) fn but_network(source: &str) -> bool {
-    source != "network"
-}
-
 #[tokio::test]
 async fn a_database_that_is_away_is_told_and_its_return_shown() {
-    let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
-    for arguments in [
-        ["-qf", "src/demo/schema.sql"],
-        ["-qf", "sql/install.sql"],
-        ["-qc", &odds(12)],
-    ] {
-        let output = cluster.psql("postgres", &arguments).unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{errors}");
-    }
-    let (served, browser) = (
-        Served::start(&cluster.dsn("postgres")).await,
-        Browser::start().await,
-    );
+    let cluster = Cluster::with_feed(&odds(12));
+    let served = Service::warm(&cluster.dsn("postgres"), &[]).await;
+    let browser = Browser::start().await;
     browser.open(&served.base).await;
     browser.until("the list", &loaded(12)).await;
     let price = browser.eval(PRICE).await;
 
     cluster.stop("immediate").unwrap();
-    browser.until("it says so", STALE).await;
-    let banner = browser.eval(BANNER).await;
-    let banner = banner.as_str().unwrap();
-    assert!(banner.starts_with("Stale since "), "{banner}");
-    assert!(
-        banner.contains("the service cannot read the database: "),
-        "{banner}"
-    );
-    assert!(banner.contains("What you see is the state of "), "{banner}");
+    let words = [
+        "Stale since ",
+        "the service cannot read the database: ",
+        "What you see is the state of ",
+    ];
+    is_stale(&browser, &words).await;
     assert_eq!(browser.eval(PRICE).await, price, "the old prices stay");
     browser.screenshot("stale").await;
 
     cluster.boot().unwrap();
     let app = connect(&cluster.dsn("postgres")).await;
-    app.batch_execute(UPDATE).await.unwrap();
-    browser.until("current again", &loaded(12)).await;
-    browser
-        .until("what was changed since", &format!("{PRICE} === '55.50'"))
-        .await;
+    run(&app, UPDATE).await;
+    is_current(&browser).await;
     let told = "document.getElementById('banner').hidden && /epoch [2-9]/.test(document.getElementById('happened').textContent)
         && document.getElementById('happened').textContent.includes('current again')";
     browser.until("what happened is told", told).await;
-    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
+    browser.is_content();
 }
 
 #[tokio::test]
 async fn a_service_that_is_away_is_told_and_its_return_shown() {
-    let database = with_odds(12);
-    let app = connect(&database.dsn()).await;
-    let (mut served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
-    browser.open(&served.base).await;
-    browser.until("the list", &loaded(12)).await;
+    let mut page = Page::of(12).await;
+    let (browser, dsn) = (&page.browser, page.database.dsn());
 
     // Away for the browser until it is warm again: then what it missed is not told, only that something was.
     browser.offline(true).await;
-    served.child.start_kill().unwrap();
-    served.child.wait().await.unwrap();
-    browser.until("it says so", STALE).await;
-    let banner = browser.eval(BANNER).await;
-    assert!(
-        banner
-            .as_str()
-            .unwrap()
-            .contains("no connection to the service"),
-        "{banner}"
-    );
+    page.served.child.start_kill().unwrap();
+    page.served.ended().await;
+    is_stale(browser, &["no connection to the service"]).await;
     // Nobody tells of this one.
-    app.batch_execute(UPDATE).await.unwrap();
+    run(&page.app, UPDATE).await;
     assert_ne!(browser.eval(PRICE).await, "55.50");
 
-    let listen = served.base.replace("http://", "");
-    let _served = Served::at(&database.dsn(), &listen).await;
+    let listen = page.served.address().to_string();
+    let mut again = command(&["serve", "--listen", &listen, "--log-format", "json"]);
+    again.env("DATABASE_URL", dsn);
+    let again = Service::spawn(again).await;
+    again.ready().await;
     browser.offline(false).await;
-    browser.until("current again", &loaded(12)).await;
-    browser
-        .until("what was changed since", &format!("{PRICE} === '55.50'"))
-        .await;
-    assert_eq!(browser.complaints(but_network), Vec::<Value>::new());
+    is_current(browser).await;
+    browser.is_content_but_for_the_network();
 }
 
 /// A browser has six connections to a host, and each tab with the page would take one for good.
 #[tokio::test]
 async fn a_hidden_page_gives_its_stream_back() {
-    let database = with_odds(12);
-    let app = connect(&database.dsn()).await;
-    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
-    browser.open(&served.base).await;
-    browser.until("the list", &loaded(12)).await;
-    let streams = async || {
-        let metrics = reqwest::get(format!("{}/metrics", served.base)).await;
-        let text = metrics.unwrap().text().await.unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("oddscache_change_streams "));
-        line.expect("the metric").ends_with(" 1")
-    };
-    assert!(streams().await);
+    let page = Page::of(12).await;
+    let (app, served, browser) = (&page.app, &page.served, &page.browser);
+    let streams = async || served.metric("oddscache_change_streams").await;
+    assert_eq!(streams().await, 1.0);
     let hide = |hidden: bool| {
         format!(
             "Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }});
@@ -125,30 +103,23 @@ async fn a_hidden_page_gives_its_stream_back() {
         )
     };
     browser.eval(&hide(true)).await;
-    eventually("no stream is open", async || !streams().await).await;
+    eventually("no stream is open", async || streams().await == 0.0).await;
     // Which the page notices, and does not tell of: nothing is wrong.
     let resting = "document.body.dataset.state === 'stale'";
     browser.until("it has no changes", resting).await;
-    app.batch_execute(UPDATE).await.unwrap();
+    run(app, UPDATE).await;
     browser.eval(&hide(false)).await;
-    browser.until("current again", &loaded(12)).await;
-    browser
-        .until("what was changed since", &format!("{PRICE} === '55.50'"))
-        .await;
+    is_current(browser).await;
     let bad = "document.querySelectorAll('#happened .bad').length";
     assert_eq!(browser.eval(bad).await, 0);
-    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
+    browser.is_content();
 }
 
 #[tokio::test]
 async fn health_is_shown_and_the_page_fits_a_phone() {
-    let database = with_odds(12);
-    let app = connect(&database.dsn()).await;
-    let (served, browser) = (Served::start(&database.dsn()).await, Browser::start().await);
-    browser.open(&served.base).await;
-    browser.until("the list", &loaded(12)).await;
-    let snapshots = Database::psql(
-        &database,
+    let page = Page::of(12).await;
+    let browser = &page.browser;
+    let snapshots = page.database.psql(
         "select (select count(*) from odds_snapshots) + (select count(*) from competitor_odds_snapshots)",
     );
     let memory = format!(
@@ -157,7 +128,7 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     browser.until("what is held", &memory).await;
     let live = "document.getElementById('status').textContent === 'live' && document.querySelector('#happened .live')";
     browser.until("live", live).await;
-    app.batch_execute(UPDATE).await.unwrap();
+    run(&page.app, UPDATE).await;
     let counted =
         "/[1-9]\\d* in all/.test(document.querySelector('#tile-updates .note').textContent)";
     browser.until("updates", counted).await;
@@ -174,25 +145,16 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
         later.take(of(7, 93));
         const all = [seen.take(of(90, 0)), seen.take(of(97, 3)), seen.take(of(97, 3)), seen.lately(), later.lately()];
         return all.map((pair) => pair.map(String)); })";
-    assert_eq!(
-        browser.eval(quantiles).await,
-        serde_json::json!([
-            ["NaN", "NaN"],
-            ["1", "Infinity"],
-            ["NaN", "NaN"],
-            ["1", "Infinity"],
-            ["1", "Infinity"]
-        ])
-    );
+    let (none, new) = (["NaN", "NaN"], ["1", "Infinity"]);
+    let expected = json!([none, new, none, new, new]);
+    assert_eq!(browser.eval(quantiles).await, expected);
 
     // A time of day says its day where that is not today.
     let clocks = "import('/page/format.js').then(({ clock }) => {
         const days = (count) => clock(new Date().setHours(23, 59, 58, 0) - count * 86_400_000);
         return [days(0), /^[A-Z][a-z]{2} \\d+ [A-Z][a-z]+ 23:59:58$/.test(days(3)), clock(NaN)]; })";
-    assert_eq!(
-        browser.eval(clocks).await,
-        serde_json::json!(["23:59:58", true, "–"])
-    );
+    let expected = json!(["23:59:58", true, "–"]);
+    assert_eq!(browser.eval(clocks).await, expected);
 
     // Attempts leave nothing behind that waits for the next.
     let left = "import('/page/service.js').then(async ({ pause }) => {
@@ -215,9 +177,8 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     browser.until("cards", folded).await;
     browser.screenshot("phone").await;
     browser.click("#health-toggle").await;
-    browser
-        .until("health", "!document.getElementById('health').hidden")
-        .await;
+    let health = "!document.getElementById('health').hidden";
+    browser.until("health", health).await;
     browser.screenshot("phone-health").await;
-    assert_eq!(browser.complaints(|_| true), Vec::<Value>::new());
+    browser.is_content();
 }

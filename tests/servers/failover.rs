@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
-use oddscache::Status;
 use oddscache_testkit::{
-    cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
+    cluster::Cluster,
+    connect, eventually,
+    followed::{Followed, run},
+    pgbouncer::PgBouncer,
     servers::replayed,
 };
 use tokio_postgres::Client;
@@ -38,12 +40,8 @@ impl Pair {
     async fn part(&self, primary: &Client) {
         let standby = connect(&self.standby.dsn("postgres")).await;
         replayed(primary, &standby).await;
-        let part = "alter system set primary_conninfo = ''";
-        standby.batch_execute(part).await.expect("set");
-        standby
-            .batch_execute("select pg_reload_conf()")
-            .await
-            .expect("set");
+        run(&standby, "alter system set primary_conninfo = ''").await;
+        run(&standby, "select pg_reload_conf()").await;
         eventually("parted", async || {
             let sql = "select not exists (select from pg_stat_wal_receiver)";
             standby.query_one(sql, &[]).await.expect("a standby").get(0)
@@ -55,13 +53,9 @@ impl Pair {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_that_lagged_takes_over() {
     let pair = Pair::new();
-    let mut followed = Followed::beside(
-        &pair.dsn("read-write"),
-        &pair.primary.dsn("postgres"),
-        |c| c,
-    )
-    .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    let (dsn, app) = (pair.dsn("read-write"), pair.primary.dsn("postgres"));
+    let mut followed = Followed::beside(&dsn, &app, |config| config).await;
+    followed.live().await;
     let seed = followed.check("the primary, though it is named last").await;
     pair.part(&followed.app).await;
     let mut lost = Vec::new();
@@ -124,16 +118,13 @@ async fn the_session_attributes_choose_the_server() {
         let followed = Followed::beside(&dsn, &pair.primary.dsn("postgres"), |c| c).await;
         set_line(&followed.app, 112, name.len() as i32).await;
         followed.check(attributes).await;
-        // The bell has the same connection string.
+        // The listening connection has the same connection string.
         let sql =
             format!("select count(*) from pg_stat_activity where application_name = '{name}'");
         for candidate in [&pair.primary, &pair.standby] {
             let connections: u8 = candidate.sql(&sql).parse().expect("a number");
-            assert_eq!(
-                connections > 0,
-                std::ptr::eq(candidate, server),
-                "{attributes}"
-            );
+            let is_chosen = std::ptr::eq(candidate, server);
+            assert_eq!(connections > 0, is_chosen, "{attributes}");
         }
     }
 }

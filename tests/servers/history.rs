@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use oddscache::Status;
+use oddscache::Error;
 use oddscache_testkit::{cluster::Cluster, connect, eventually, followed::Followed};
 
-use crate::{FORGETFUL, set_line, use_again, without_bell};
+use crate::{FORGETFUL, set_line, use_again, without_notifications};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_restart_is_one_new_epoch_beside_the_old_view() {
@@ -34,13 +34,13 @@ async fn every_restart_is_one_new_epoch_beside_the_old_view() {
         assert_ne!(before, after, "{way}");
         before = after;
     }
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    followed.live().await;
 }
 
 /// `kill`: all processes; otherwise one, and the server recovers by itself with the same postmaster.
 async fn lost_commits(kill: bool) {
     let cluster = Cluster::seeded(&FORGETFUL);
-    let _silent = without_bell(&cluster).await;
+    let _silent = without_notifications(&cluster).await;
     let dsn = cluster.dsn("postgres");
     let mut followed = Followed::with(&dsn, |config| config).await;
     let seed = followed.check("the seed").await;
@@ -58,13 +58,9 @@ async fn lost_commits(kill: bool) {
         cluster.crash(&cluster.process("walwriter")).await;
     }
     followed.app = connect(&dsn).await;
-    assert_eq!(
-        followed
-            .oracle(followed.cache.view().cut().window_start)
-            .await,
-        seed,
-        "the crash took nothing back"
-    );
+    let start = followed.cache.view().cut().window_start;
+    let left = followed.oracle(start).await;
+    assert_eq!(left, seed, "the crash took nothing back");
     use_again(&followed.app, &lost).await;
     let after = followed.check_epoch(2, "after the crash").await;
     assert_ne!(seed, after);
@@ -89,7 +85,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     cluster.boot().expect("starts");
     let mut followed = Followed::with(&dsn, |config| config).await;
     let seed = followed.check("the seed").await;
-    // A few, for the follower's bell takes transaction ids, too.
+    // A few, for the follower's heartbeats take transaction ids, too.
     for line in 20..40 {
         set_line(&followed.app, 112, line).await;
     }
@@ -104,7 +100,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     assert_eq!(followed.check_epoch(2, "restored").await, seed);
     assert!(set_line(&followed.app, 222, 8).await <= lost);
     assert_ne!(followed.check("after the restore").await, seed);
-    assert_eq!(followed.cache.view().epoch(), 2);
+    assert_eq!(followed.epoch(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,9 +132,8 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
     ]);
     cluster.boot().expect("starts");
     eventually("promoted", async || {
-        tokio_postgres::connect(&dsn, tokio_postgres::NoTls)
-            .await
-            .is_ok()
+        let connected = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await;
+        connected.is_ok()
     })
     .await;
     followed.app = connect(&dsn).await;
@@ -149,11 +144,9 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
     followed.run("checkpoint").await;
     set_line(&followed.app, 222, 10).await;
     followed.check("after a checkpoint").await;
-    assert_eq!(
-        cluster.sql("select timeline_id from pg_control_checkpoint()"),
-        "2"
-    );
-    assert_eq!(followed.cache.view().epoch(), 2);
+    let timeline = "select timeline_id from pg_control_checkpoint()";
+    assert_eq!(cluster.sql(timeline), "2");
+    assert_eq!(followed.epoch(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,20 +161,12 @@ async fn another_server_on_the_same_port_replaces_the_state() {
     cluster.replace_data(&other);
     cluster.boot().expect("starts");
     // While it is empty, the reason has a name.
-    eventually("named", async || {
-        followed
-            .cache
-            .status()
-            .to_string()
-            .contains("does not exist")
-    })
-    .await;
+    let is_it = |error: &Error| error.to_string().contains("does not exist");
+    followed.disconnected_by(is_it).await;
     followed.ages(&before, 1, Instant::now()).await;
     cluster.seed();
     followed.app = connect(&dsn).await;
-    followed
-        .run("delete from odds_snapshots where id = 112")
-        .await;
+    followed.delete(112).await;
     assert_ne!(followed.check_epoch(2, "the other server").await, before);
 }
 

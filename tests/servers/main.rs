@@ -20,9 +20,9 @@ const FORGETFUL: [&str; 4] = [
     "checkpoint_timeout = 1h",
 ];
 
-/// Keeps followers that come later from waiting for the bell, for as long as this session lives: to begin, they commit a
+/// Keeps followers that come later from waiting for notifications, for as long as this session lives: to begin, they commit a
 /// transaction that is written ahead, and with it all before.
-async fn without_bell(cluster: &Cluster) -> Client {
+async fn without_notifications(cluster: &Cluster) -> Client {
     let client = connect(&cluster.dsn("postgres")).await;
     let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
     run(&client, lock).await;

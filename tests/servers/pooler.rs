@@ -6,7 +6,7 @@ use oddscache::{Config, Error, OddsCache, Status};
 use oddscache_testkit::{
     cluster::Cluster,
     connect, eventually,
-    followed::{Followed, run},
+    followed::{Followed, rarely, run},
     pgbouncer::PgBouncer,
 };
 use tokio_postgres::NoTls;
@@ -22,35 +22,24 @@ const LEFT_BEHIND: &str = "set search_path = nowhere; set default_transaction_is
 
 async fn polled(settings: &[&str]) {
     let cluster = Cluster::seeded(&[]);
-    let settings: Vec<&str> = ["pool_mode = transaction"]
-        .iter()
-        .chain(settings)
-        .copied()
-        .collect();
+    let settings = [&["pool_mode = transaction"], settings].concat();
     let pooler = PgBouncer::start(&cluster, &settings).await;
     let followed = Followed::beside(&pooler.dsn(), &cluster.dsn("postgres"), |c| c).await;
-    let mut before = followed.check("the seed").await;
     let mut others = Vec::new();
     for line in 1..10 {
         let other = connect(&pooler.dsn()).await;
         run(&other, LEFT_BEHIND).await;
         others.push(other);
-        set_line(&followed.app, 112, line).await;
-        let after = followed.check("behind a pooler").await;
-        assert_ne!(before, after);
-        before = after;
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        followed.changes(&sql).await;
         let status = followed.cache.status();
         assert!(matches!(status, Status::PollingOnly { .. }), "{status}");
     }
     // LISTEN succeeds, and nothing ever comes of it.
-    eventually("the reason", async || match followed.cache.status() {
-        Status::PollingOnly { reason } => reason == Error::Pooled.to_string(),
-        status => panic!("{status}"),
-    })
-    .await;
+    followed.polling(&Error::Pooled.to_string()).await;
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (0, 1));
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,20 +57,17 @@ async fn transaction_mode_with_a_reset_query_is_polled_too() {
 async fn session_mode_is_live_until_pooler_or_server_restart() {
     let cluster = Cluster::seeded(&[]);
     let mut pooler = PgBouncer::start(&cluster, &["pool_mode = session"]).await;
-    // Without the bell, nothing would be seen in time.
-    let rarely = Duration::from_secs(600);
-    let mut followed = Followed::beside(&pooler.dsn(), &cluster.dsn("postgres"), |config| {
-        config.poll_interval(rarely)
-    })
-    .await;
+    // Without notifications, nothing would be seen in time.
+    let app = cluster.dsn("postgres");
+    let mut followed = Followed::beside(&pooler.dsn(), &app, rarely).await;
     let mut before = followed.check("the seed").await;
     for epoch in 1..4 {
-        eventually("live", async || followed.cache.status() == Status::Live).await;
+        followed.live().await;
         set_line(&followed.app, 112, epoch as i32).await;
-        let after = followed.check("by the bell").await;
+        let after = followed.check("by notification").await;
         assert_ne!(before, after);
         before = after;
-        assert_eq!(followed.cache.view().epoch(), epoch);
+        assert_eq!(followed.epoch(), epoch);
         match epoch {
             1 => {
                 pooler.stop();
@@ -116,11 +102,8 @@ async fn a_pooler_that_is_full_makes_the_view_old_and_no_worse() {
     run(&greedy, "begin; select 1").await;
     let gone = Instant::now();
     set_line(&followed.app, 112, 7).await;
-    eventually("the reason", async || match followed.cache.status() {
-        Status::Disconnected { error, .. } => error.to_string().contains("query_wait_timeout"),
-        _ => false,
-    })
-    .await;
+    let is_it = |error: &Error| error.to_string().contains("query_wait_timeout");
+    followed.disconnected_by(is_it).await;
     followed.ages(&before, 1, gone).await;
     run(&greedy, "commit").await;
     assert_ne!(followed.check_epoch(2, "room again").await, before);
@@ -143,25 +126,19 @@ async fn refused(dsn: &str) -> Error {
 async fn what_a_pooler_does_not_let_through_is_named() {
     let cluster = Cluster::seeded(&[]);
     let pooler = PgBouncer::start(&cluster, &["pool_mode = statement"]).await;
-    let error = refused(&pooler.dsn()).await.to_string();
-    println!("{error}");
-    assert!(
-        error.contains("statement") && error.contains("pool_mode"),
-        "{error}"
-    );
-    let error = refused(&format!("{} options='-c geqo=off'", pooler.dsn()))
-        .await
-        .to_string();
-    println!("{error}");
-    assert!(
-        error.contains("unsupported startup parameter: options"),
-        "{error}"
-    );
-    let error = refused(&pooler.dsn().replace("user=postgres", "user=nobody"))
-        .await
-        .to_string();
-    println!("{error}");
-    assert!(error.contains("authentication failed"), "{error}");
+    let dsn = pooler.dsn();
+    let geqo = format!("{dsn} options='-c geqo=off'");
+    let nobody = dsn.replace("user=postgres", "user=nobody");
+    for (dsn, words) in [
+        (&dsn, &["statement", "pool_mode"][..]),
+        (&geqo, &["unsupported startup parameter: options"]),
+        (&nobody, &["authentication failed"]),
+    ] {
+        let error = refused(dsn).await.to_string();
+        for word in words {
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@
 use oddscache_testkit::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer};
 use tokio_postgres::Client;
 
-use crate::{FORGETFUL, set_line, use_again, without_bell};
+use crate::{FORGETFUL, set_line, use_again, without_notifications};
 
 /// The follower behind a pooler in transaction mode, the application beside it.
 struct Pooled {
@@ -21,7 +21,7 @@ impl Pooled {
 
     /// Lets the server change between two reads; the application goes on with `server` then.
     async fn meanwhile(&mut self, what: &str, server: &Cluster, change: impl AsyncFnOnce(&Client)) {
-        let (failures, epoch) = (self.failures(), self.followed.cache.view().epoch());
+        let (failures, epoch) = (self.failures(), self.followed.epoch());
         self.pooler.command("PAUSE").await;
         change(&self.followed.app).await;
         self.pooler.switch_to(server).await;
@@ -30,11 +30,8 @@ impl Pooled {
         set_line(&self.followed.app, 222, epoch as i32).await;
         self.pooler.command("RESUME").await;
         self.followed.check_epoch(epoch + 1, what).await;
-        assert_eq!(
-            self.failures(),
-            failures,
-            "{what}: the follower lost no connection"
-        );
+        let now = self.failures();
+        assert_eq!(now, failures, "{what}: the follower lost no connection");
     }
 
     fn failures(&self) -> u64 {
@@ -48,15 +45,14 @@ async fn a_restart_behind_a_pooler_is_one_new_epoch() {
     let mut pooled = Pooled::new(&cluster).await;
     pooled.followed.check("the seed").await;
     for way in ["fast", "immediate", "kill"] {
-        pooled
-            .meanwhile(way, &cluster, async |_| {
-                match way {
-                    "kill" => cluster.kill(),
-                    mode => cluster.stop(mode).expect("stops"),
-                }
-                cluster.boot().expect("starts");
-            })
-            .await;
+        let restart = async |_: &Client| {
+            match way {
+                "kill" => cluster.kill(),
+                mode => cluster.stop(mode).expect("stops"),
+            }
+            cluster.boot().expect("starts");
+        };
+        pooled.meanwhile(way, &cluster, restart).await;
     }
 }
 
@@ -64,7 +60,7 @@ async fn a_restart_behind_a_pooler_is_one_new_epoch() {
 async fn commits_that_a_server_behind_a_pooler_takes_back_are_taken_back() {
     for kill in [true, false] {
         let cluster = Cluster::seeded(&FORGETFUL);
-        let _silent = without_bell(&cluster).await;
+        let _silent = without_notifications(&cluster).await;
         let mut pooled = Pooled::new(&cluster).await;
         let seed = pooled.followed.check("the seed").await;
         cluster.stop_writing_ahead();
@@ -157,6 +153,6 @@ async fn sessions_that_print_values_otherwise_are_of_the_same_server() {
         set_line(&pooled.followed.app, 222, settings[0].len() as i32).await;
         pooled.followed.check(settings[0]).await;
     }
-    let reloads = pooled.followed.cache.counters().reloads;
-    assert_eq!((reloads, pooled.followed.cache.view().epoch()), (1, 1));
+    let reloads = pooled.followed.reloads();
+    assert_eq!((reloads, pooled.followed.epoch()), (1, 1));
 }

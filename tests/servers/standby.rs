@@ -1,20 +1,19 @@
 //! Following a hot standby: by polling, with a rule of its own for which log rows are new.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use oddscache::Status;
+use oddscache::{Config, Counters};
 use oddscache_testkit::{
     assert_same,
     cluster::Cluster,
     connect, dump, eventually,
-    followed::{Followed, run},
+    followed::{Followed, rarely, run},
+    log::Log,
     oracle,
     servers::replayed,
 };
 use tokio_postgres::Client;
+use tracing::Level;
 
 use crate::set_line;
 
@@ -33,13 +32,9 @@ impl Behind {
         let primary = Cluster::seeded(&[]);
         let standby = primary.standby(settings);
         let often = Duration::from_millis(20);
-        let followed = Followed::beside(
-            &standby.dsn("postgres"),
-            &primary.dsn("postgres"),
-            |config| config.poll_interval(often),
-        )
-        .await;
-        let beside = connect(&standby.dsn("postgres")).await;
+        let (dsn, app) = (standby.dsn("postgres"), primary.dsn("postgres"));
+        let followed = Followed::beside(&dsn, &app, |config| config.poll_interval(often)).await;
+        let beside = connect(&dsn).await;
         Behind {
             primary,
             standby,
@@ -86,35 +81,29 @@ impl Behind {
     pub(crate) async fn check_all(&self, what: &str) -> Vec<serde_json::Value> {
         self.replayed().await;
         let expected = self.check(what).await;
-        let now = self
-            .followed
-            .oracle(self.followed.cache.view().cut().window_start)
-            .await;
+        let start = self.followed.cache.view().cut().window_start;
+        let now = self.followed.oracle(start).await;
         assert_same(&expected, &now, &format!("{what}: the primary"));
         expected
     }
 
     fn reloads(&self) -> u64 {
-        self.followed.cache.counters().reloads
+        self.followed.reloads()
     }
 }
 
 /// Waits until a read has begun after now, and is published.
 async fn read_again(followed: &Followed) {
     let reads = followed.cache.counters().reads;
-    eventually("two more reads", async || {
-        followed.cache.counters().reads >= reads + 2
-    })
-    .await;
+    let two_more = |now: &Counters| now.reads >= reads + 2;
+    followed.counted("two more reads", two_more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_commit_late_and_out_of_order_are_read() {
     let behind = Behind::new(&[]).await;
-    let (late, later) = (
-        connect(&behind.primary.dsn("postgres")).await,
-        connect(&behind.primary.dsn("postgres")).await,
-    );
+    let primary = behind.primary.dsn("postgres");
+    let (late, later) = (connect(&primary).await, connect(&primary).await);
     let mut before = behind.check_all("the seed").await;
     let reloads = behind.reloads();
     let mut changed = async |what: &str| {
@@ -128,11 +117,8 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
         "begin; update market_odds set line = 1 where snapshot_id = 112",
     )
     .await;
-    run(
-        &later,
-        "begin; update market_odds set line = 2 where snapshot_id = 122",
-    )
-    .await;
+    let begin = "begin; update market_odds set line = 2 where snapshot_id = 122";
+    run(&later, begin).await;
     set_line(&behind.followed.app, 222, 3).await;
     changed("beside two that are in progress").await;
     run(&later, "commit").await;
@@ -177,25 +163,12 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     changed("one of them committed").await;
     // All of it was read by the rule, none by reading everything.
     assert_eq!(behind.reloads(), reloads);
-    assert_eq!(behind.followed.cache.view().epoch(), 1);
+    assert_eq!(behind.followed.epoch(), 1);
 }
 
 #[tokio::test]
 async fn a_standby_is_polled_and_says_so_once() {
-    let log = Log::default();
-    let writer = {
-        let log = log.clone();
-        move || log.clone()
-    };
-    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
-    let other = tracing_subscriber::fmt().with_writer(std::io::sink);
-    let _other = tracing::Dispatch::new(other.finish());
-    // For this thread, which is the only one of this test's runtime.
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(writer)
-        .with_ansi(false)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::capture(Level::INFO);
     let behind = Behind::new(&[]).await;
     let refused = "cannot execute LISTEN during recovery";
     eventually("it has tried several times", async || {
@@ -204,49 +177,32 @@ async fn a_standby_is_polled_and_says_so_once() {
         log.matches(refused).count() >= 3
     })
     .await;
-    let status = behind.followed.cache.status();
-    assert!(
-        matches!(&status, Status::PollingOnly { reason } if reason.contains(refused)),
-        "{status}"
-    );
-    let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+    behind.followed.polling(refused).await;
+    let text = log.take();
     assert_eq!(text.matches(refused).count(), 1, "{text}");
     assert_eq!(text.matches("WARN").count(), 1, "{text}");
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conflicts_with_replay_are_survived() {
-    let behind = Behind::new(&[
+    let settings = [
         "max_standby_streaming_delay = 0",
         "hot_standby_feedback = off",
-    ])
-    .await;
+    ];
+    let behind = Behind::new(&settings).await;
     behind.check_all("the seed").await;
-    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel whoever reads at the time.
+    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel reads under way.
     for round in 0..30 {
-        behind
-            .followed
-            .run(&format!(
-                "update market_odds set line = {round}; update odds_snapshots set last_confirmed_at = now();
-                 alter table market_odds alter line set statistics {round}"
-            ))
-            .await;
-        for vacuum in ["vacuum (freeze) market_odds", "vacuum oddscache.change_log"] {
-            behind.followed.run(vacuum).await;
+        let sql = format!(
+            "update market_odds set line = {round}; update odds_snapshots set last_confirmed_at = now();
+             alter table market_odds alter line set statistics {round}"
+        );
+        for sql in [
+            &*sql,
+            "vacuum (freeze) market_odds",
+            "vacuum oddscache.change_log",
+        ] {
+            behind.followed.run(sql).await;
         }
         if round % 10 == 9 {
             behind.check("amid conflicts").await;
@@ -255,20 +211,14 @@ async fn conflicts_with_replay_are_survived() {
     let mut held = behind.check_all("after conflicts").await;
     // Held up by a lock that is replayed: the view ages, and is right again.
     let migration = connect(&behind.primary.dsn("postgres")).await;
-    run(
-        &migration,
-        "begin; lock table events; select pg_switch_wal()",
-    )
-    .await;
+    let lock = "begin; lock table events; select pg_switch_wal()";
+    run(&migration, lock).await;
     behind.replayed().await;
     let view = behind.followed.cache.view();
     eventually("ages", async || view.age() > Duration::from_millis(600)).await;
     assert_eq!(dump(&behind.followed.cache.view()), held);
-    run(
-        &migration,
-        "update events set kickoff = kickoff + interval '1 minute'; commit",
-    )
-    .await;
+    let commit = "update events set kickoff = kickoff + interval '1 minute'; commit";
+    run(&migration, commit).await;
     let after = behind.check_all("after the migration").await;
     assert_ne!(held, after);
     held = after;
@@ -285,11 +235,8 @@ async fn a_standby_that_is_promoted_while_followed_goes_on() {
     behind.check_all("the seed").await;
     // In progress on the primary, known to the standby, and never committed.
     let lost = connect(&behind.primary.dsn("postgres")).await;
-    run(
-        &lost,
-        "begin; update market_odds set line = 1 where snapshot_id = 112",
-    )
-    .await;
+    let begin = "begin; update market_odds set line = 1 where snapshot_id = 112";
+    run(&lost, begin).await;
     set_line(&behind.followed.app, 222, 2).await;
     behind.check_all("before").await;
     behind.primary.kill();
@@ -300,15 +247,9 @@ async fn a_standby_that_is_promoted_while_followed_goes_on() {
     behind.followed.run("checkpoint").await;
     set_line(&behind.followed.app, 222, 4).await;
     behind.followed.check_epoch(2, "after a checkpoint").await;
-    eventually("live", async || {
-        behind.followed.cache.status() == Status::Live
-    })
-    .await;
-    assert_eq!(
-        behind.followed.cache.counters().failures,
-        0,
-        "the connection was kept"
-    );
+    behind.followed.live().await;
+    let counters = behind.followed.cache.counters();
+    assert_eq!(counters.failures, 0, "the connection was kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -328,48 +269,37 @@ async fn a_standby_that_restarts_or_crashes_is_followed_on() {
         }
         set_line(&behind.followed.app, 112, epoch as i32).await;
         if way != "crash" {
-            behind
-                .followed
-                .ages(&before, epoch - 1, Instant::now())
-                .await;
+            let gone = Instant::now();
+            behind.followed.ages(&before, epoch - 1, gone).await;
             behind.standby.boot().expect("starts");
         }
         behind.beside = connect(&behind.standby.dsn("postgres")).await;
-        eventually(way, async || behind.followed.cache.view().epoch() == epoch).await;
+        eventually(way, async || behind.followed.epoch() == epoch).await;
         let after = behind.check_all(way).await;
         assert_ne!(before, after, "{way}");
-        assert_eq!(behind.followed.cache.view().epoch(), epoch, "{way}");
+        assert_eq!(behind.followed.epoch(), epoch, "{way}");
         before = after;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bell_of_the_primary_rings_for_what_the_standby_has_yet_to_replay() {
+async fn the_primary_notifies_of_what_the_standby_has_yet_to_replay() {
     let primary = Cluster::seeded(&[]);
     let standby = primary.standby(&["recovery_min_apply_delay = 100ms"]);
-    // Without the bell, nothing would be seen in time.
-    let rarely = Duration::from_secs(600);
-    let bell = oddscache::Config::new(&primary.dsn("postgres")).expect("dsn");
-    let followed = Followed::beside(
-        &standby.dsn("postgres"),
-        &primary.dsn("postgres"),
-        |config| config.poll_interval(rarely).listen_from(bell),
-    )
-    .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
+    // Without notifications, nothing would be seen in time.
+    let app = primary.dsn("postgres");
+    let listen = Config::new(&app).expect("dsn");
+    let config = |config| rarely(config).listen_from(listen);
+    let followed = Followed::beside(&standby.dsn("postgres"), &app, config).await;
+    followed.live().await;
     for line in 1..10 {
         set_line(&followed.app, 112, line).await;
-        let notifications = followed.cache.counters().notifications;
         eventually("seen", async || {
             let view = followed.cache.view();
             let event = serde_json::to_value(view.event(1)).expect("JSON");
             event["betpawa"]["1"]["markets"][0]["line"] == f64::from(line)
         })
         .await;
-        println!(
-            "{} bells",
-            followed.cache.counters().notifications - notifications
-        );
     }
     let beside = connect(&standby.dsn("postgres")).await;
     let view = followed.cache.view();

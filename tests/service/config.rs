@@ -2,18 +2,24 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use super::{Served, command, text, with_odds};
+use oddscache_testkit::service::{Service, command, ended};
+
+use super::with_odds;
 
 const EXAMPLE: &str = "examples/deploy/oddscache.toml";
 
 /// By key: the value, if it is set, and where it comes from.
 type Printed = BTreeMap<String, (Option<String>, String)>;
 
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
 fn printed(command: &mut Command) -> Printed {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
     let mut printed = Printed::new();
-    for line in text(&output.stdout).lines().skip(1) {
+    for line in ended(command).ok().out.lines().skip(1) {
         let (setting, from) = line.rsplit_once("  # ").expect("where it comes from");
         let (key, value) = setting.split_once('=').expect("a setting");
         let key = key.trim_start_matches('#').trim().to_owned();
@@ -26,45 +32,31 @@ fn printed(command: &mut Command) -> Printed {
 
 #[test]
 fn a_flag_goes_before_the_environment_that_before_the_file_that_before_the_default() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let lines = "listen = \"127.0.0.1:1\"\npoll-interval = \"3s\"\nlookback = \"3h\"\n";
-    std::fs::write(file.path(), lines).unwrap();
+    let file = file("listen = \"127.0.0.1:1\"\npoll-interval = \"3s\"\nlookback = \"3h\"\n");
     let path = file.path().to_str().unwrap();
     let mut config = command(&["config", "--config", path, "--listen", "127.0.0.1:3"]);
     config
         .env("ODDSCACHE_LISTEN", "127.0.0.1:2")
         .env("ODDSCACHE_POLL_INTERVAL", "2s");
     let printed = printed(&mut config);
+    let environment = "environment ODDSCACHE_POLL_INTERVAL";
     for (key, value, from) in [
         ("listen", "\"127.0.0.1:3\"", "flag"),
-        (
-            "poll-interval",
-            "\"2s\"",
-            "environment ODDSCACHE_POLL_INTERVAL",
-        ),
+        ("poll-interval", "\"2s\"", environment),
         ("lookback", "\"3h\"", "file"),
         ("drain", "\"5s\"", "default"),
         ("most-streams", "256", "default"),
     ] {
-        assert_eq!(
-            printed[key],
-            (Some(value.to_owned()), from.to_owned()),
-            "{key}"
-        );
+        let expected = (Some(value.to_owned()), from.to_owned());
+        assert_eq!(printed[key], expected, "{key}");
     }
     assert_eq!(printed["host"], (None, "not set".to_owned()));
 
     // The file may be named by the environment; one that is not there is no default.
-    let output = command(&["config"])
-        .env("ODDSCACHE_CONFIG", path)
-        .output()
-        .unwrap();
-    assert!(text(&output.stdout).contains("lookback = \"3h\""));
-    let output = command(&["config", "--config", "/nowhere.toml"])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("/nowhere.toml"));
+    let named = ended(command(&["config"]).env("ODDSCACHE_CONFIG", path));
+    named.with(0, &["lookback = \"3h\""]);
+    let nowhere = ended(&mut command(&["config", "--config", "/nowhere.toml"]));
+    nowhere.with(2, &["/nowhere.toml"]);
 }
 
 #[test]
@@ -77,18 +69,13 @@ fn the_example_has_every_setting_with_its_default() {
         assert_eq!(in_file, value, "{key} in {EXAMPLE} is not the default");
         match value {
             Some(value) => {
-                assert_eq!(
-                    (from.as_str(), from_file.as_str()),
-                    ("default", "file"),
-                    "{EXAMPLE} lacks {key} = {value}"
-                );
+                let is_there = (from.as_str(), from_file.as_str()) == ("default", "file");
+                assert!(is_there, "{EXAMPLE} lacks {key} = {value}");
             }
             None => {
                 let line = format!("#{key} = ");
-                assert!(
-                    example.lines().any(|text| text.starts_with(&line)),
-                    "{EXAMPLE} lacks a line {line}..."
-                );
+                let is_there = example.lines().any(|text| text.starts_with(&line));
+                assert!(is_there, "{EXAMPLE} lacks a line {line}...");
             }
         }
     }
@@ -97,64 +84,42 @@ fn the_example_has_every_setting_with_its_default() {
 #[test]
 fn what_is_printed_is_a_file_and_tells_no_secret() {
     let secret = "hunter2-the-secret";
+    let listen = format!("host=b password='{secret}' user=u");
     let mut config = command(&["config", "--options", "-c work_mem='1MB'"]);
     config
         .env("DATABASE_URL", format!("postgres://u:{secret}@h/d"))
-        .env(
-            "ODDSCACHE_LISTEN_URL",
-            format!("host=b password='{secret}' user=u"),
-        )
+        .env("ODDSCACHE_LISTEN_URL", listen)
         .env("ODDSCACHE_TOKEN", secret)
         .env("PGPASSWORD", secret);
-    let output = config.output().unwrap();
-    let printed = text(&output.stdout);
-    assert!(!printed.contains(secret), "{printed}");
-    for words in [
-        "dbname=d host=h password=*** user=u",
+    let words = [
+        "postgres://u:***@h/d",
         "host=b password=*** user=u",
         "environment PGPASSWORD",
         "ODDSCACHE_TOKEN",
-    ] {
-        assert!(printed.contains(words), "no {words:?} in {printed}");
-    }
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &output.stdout).unwrap();
-    let output = command(&["config", "--config", file.path().to_str().unwrap()])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).contains("options = \"-c work_mem='1MB'\""));
+    ];
+    let printed = ended(&mut config).with(0, &words);
+    assert!(!printed.out.contains(secret), "{printed:?}");
+    let file = file(&printed.out);
+    let again = ["config", "--config", file.path().to_str().unwrap()];
+    ended(&mut command(&again)).with(0, &["options = \"-c work_mem='1MB'\""]);
 }
 
 #[tokio::test]
 async fn the_service_obeys_its_file() {
     let database = with_odds();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let lines = format!(
+    let file = file(&format!(
         "database-url = \"{}\"\nlisten = \"127.0.0.1:0\"\nmost-streams = 1\nlog-format = \"json\"\n",
         database.dsn()
-    );
-    std::fs::write(file.path(), lines).unwrap();
+    ));
     let path = file.path().to_str().unwrap();
-    let mut service = tokio::process::Command::from(command(&["serve", "--config", path]));
-    service
-        .stderr(std::process::Stdio::piped())
-        .kill_on_drop(true);
-    let served = Served::of(service).await;
-    served.warm().await;
-    let _stream = reqwest::get(format!("{}/v1/changes", served.base))
-        .await
-        .unwrap();
+    let served = Service::spawn(command(&["serve", "--config", path])).await;
+    served.ready().await;
+    let _stream = served.ask("/v1/changes", &[]).await;
     assert_eq!(served.get("/v1/changes").await.0, 503);
 
     std::fs::write(file.path(), "most-strems = 1\n").unwrap();
-    let output = command(&["serve", "--config", path]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let errors = text(&output.stderr);
-    assert!(
-        errors.contains("most-strems") && errors.contains("most-streams") && errors.contains(path),
-        "{errors}"
-    );
+    let misspelt = ended(&mut command(&["serve", "--config", path]));
+    misspelt.with(2, &["most-strems", "most-streams", path]);
 }
 
 /// As `${NAME:-}` of a compose file makes them.
@@ -170,9 +135,8 @@ async fn empty_variables_say_nothing() {
         "ODDSCACHE_CA",
     ];
     let empty = names.map(|name| (name, ""));
-    let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
-    let served = Served::start_with(&database.dsn(), &arguments, &empty).await;
-    served.warm().await;
+    let served = Service::start_with(&database.dsn(), &[], &empty).await;
+    served.ready().await;
     let address = served.address().to_string();
     for arguments in [
         &["health", "--listen", &address][..],
@@ -181,14 +145,10 @@ async fn empty_variables_say_nothing() {
         &["config"],
     ] {
         let mut command = command(arguments);
-        let command = command.env("DATABASE_URL", database.dsn()).envs(empty);
-        let output = command.output().unwrap();
-        let errors = text(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {errors}");
+        ended(command.env("DATABASE_URL", database.dsn()).envs(empty)).ok();
     }
     // Nor do they hide what the file says.
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "token-file = \"/nowhere/tokens\"\n").unwrap();
+    let file = file("token-file = \"/nowhere/tokens\"\n");
     let path = file.path().to_str().unwrap();
     let printed = printed(command(&["config", "--config", path]).env("ODDSCACHE_TOKEN_FILE", ""));
     let expected = (Some("\"/nowhere/tokens\"".to_owned()), "file".to_owned());

@@ -1,38 +1,32 @@
 //! Open files: clients must not take all of them from the follower.
 
-use std::{process::Stdio, time::Duration};
+use std::{process::Command, time::Duration};
 
+use oddscache_testkit::service::{SERVE, Service, command, isolate};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{AsyncCommand, BINARY, Served, command, eventually, with_odds};
+use super::{eventually, with_odds};
 
 /// The service where the shell has said `ulimit` before.
-async fn with_open_files(ulimit: &str, dsn: &str) -> Served {
+async fn with_open_files(ulimit: &str, dsn: &str) -> Service {
     let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
-    let serve = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
-    let mut shell = AsyncCommand::new("sh");
-    shell.args(["-c", &script, BINARY]).args(serve);
-    // Variables that are not for it.
-    for (name, _) in command(&[]).get_envs() {
-        shell.env_remove(name);
-    }
-    shell
-        .env("DATABASE_URL", dsn)
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    Served::of(shell).await
+    let mut shell = Command::new("sh");
+    isolate(&mut shell);
+    shell.args(["-c", &script]).arg(command(&[]).get_program());
+    shell.args(SERVE).env("DATABASE_URL", dsn);
+    Service::spawn(shell).await
 }
 
 #[tokio::test]
 async fn idle_connections_do_not_keep_it_from_the_database() {
     let database = with_odds();
     let served = with_open_files("-S -n 256", &database.dsn()).await;
-    served.warm().await;
+    served.ready().await;
     let mut idle = Vec::new();
     for _ in 0..300 {
         idle.push(TcpStream::connect(served.address()).await.unwrap());
     }
-    // Who comes after them is answered, so that they were accepted.
+    // A client that comes after them is answered, so that they were accepted.
     let stats = async || timeout(Duration::from_secs(30), served.json("/v1/stats")).await;
     assert_eq!(stats().await.expect("an answer")["epoch"], 1);
     database.psql(

@@ -1,21 +1,17 @@
 //! One client's large answer beside what all others ask for.
 
-use oddscache_testkit::{connect, load::process};
+use oddscache_testkit::{connect, process::memory, service::Service};
 use reqwest::{Client, header::ACCEPT_ENCODING};
 
-use super::{
-    Served,
-    lifecycle::{under_way, with_large_odds},
-};
+use super::lifecycle::{under_way, with_large_odds};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_answers_hold_up_nobody() {
     let database = with_large_odds();
-    let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
-    // Whatever is not given up, nobody else has.
+    // A thread that one request does not give up, no other request has.
     let one_thread = [("TOKIO_WORKER_THREADS", "1")];
-    let served = Served::start_with(&database.dsn(), &arguments, &one_thread).await;
-    served.warm().await;
+    let served = Service::start_with(&database.dsn(), &[], &one_thread).await;
+    served.ready().await;
     for (path, encoding) in [
         ("/v1/dump", "gzip"),
         #[cfg(feature = "zstd")]
@@ -48,15 +44,11 @@ async fn slow_readers_of_the_list_share_or_have_their_pieces() {
     const READERS: u64 = 100;
     let database = with_large_odds();
     let app = connect(&database.dsn()).await;
-    let served = Served::start(
-        &database.dsn(),
-        &["--inline-markets", "m1,m2,m3", "--stall-timeout", "1h"],
-    )
-    .await;
-    served.warm().await;
+    let more = ["--inline-markets", "m1,m2,m3", "--stall-timeout", "1h"];
+    let served = Service::warm(&database.dsn(), &more).await;
     let list = served.get("/v1/list").await.1.len();
     assert!(list > 3_000_000, "{list}");
-    let before = process::memory(served.child.id().unwrap());
+    let before = memory(served.pid());
     let mut slow = Vec::new();
     for _ in 0..READERS {
         let write = "with s as (insert into odds_snapshots (event_id, bookmaker_id) values (3, 1)) select pg_current_xact_id()::text";
@@ -64,7 +56,7 @@ async fn slow_readers_of_the_list_share_or_have_their_pieces() {
         let path = format!("/v1/list?wait_for={}", row.get::<_, String>(0));
         slow.push(under_way(&served, &path).await);
     }
-    let after = process::memory(served.child.id().unwrap());
+    let after = memory(served.pid());
     let grown = after.resident.saturating_sub(before.resident);
     println!(
         "{grown} KiB for {READERS} readers of {list} bytes each; {before} before, {after} after"

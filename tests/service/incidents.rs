@@ -1,107 +1,68 @@
 //! `oddscache demo --incident`: each happens, is told of, and ends with the cache equal to the database.
 
-use std::time::Duration;
+use super::{demo, ended_demo};
 
-use tokio::time::timeout;
-
-use super::{demo, text};
-
-/// Runs a small demo until the incident is over, and returns what it said of it.
-async fn told(incident: &str) -> String {
-    let arguments = [
-        "--incident",
-        incident,
-        "--incident-after",
-        "500ms",
-        "--for",
-        "1s",
-    ];
-    let output = timeout(Duration::from_secs(180), demo(&arguments).output()).await;
-    let output = output.expect("it ends").unwrap();
-    let printed = text(&output.stdout);
-    let errors = text(&output.stderr);
-    assert!(output.status.success(), "{printed}{errors}");
-    let (_, after) = printed
-        .split_once(&format!("incident {incident}: "))
-        .unwrap_or_else(|| panic!("it says what happens: {printed}"));
+/// Runs a small demo until the incident is over; it must tell of it in these words, in this order.
+async fn told(incident: &str, words: &[&str]) {
+    let when = ["--incident-after", "500ms", "--for", "1s"];
+    let demo = demo(&[&["--incident", incident], &when[..]].concat());
+    let printed = ended_demo(demo).await.ok().out;
+    let begins = format!("incident {incident}: ");
     let over = format!("incident {incident} is over, and the promise held: all ");
-    let (told, _) = after
-        .split_once(&over)
-        .unwrap_or_else(|| panic!("it says that the promise held: {printed}"));
-    assert!(told.contains("never taken back"), "{printed}");
-    told.to_owned()
-}
-
-/// That these stand there in this order.
-fn assert_in_order(told: &str, words: &[&str]) {
-    let mut rest = told;
-    for word in words {
-        let (_, after) = rest
-            .split_once(word)
-            .unwrap_or_else(|| panic!("no {word:?} in its place: {told}"));
-        rest = after;
+    let mut rest = printed.as_str();
+    for word in [&[&*begins], words, &[&over]].concat() {
+        let found = rest.split_once(word);
+        (_, rest) = found.unwrap_or_else(|| panic!("no {word:?} in place: {printed}"));
     }
+    let (told, _) = printed.split_once(&over).expect("just found");
+    assert!(told.contains("never taken back"), "{printed}");
 }
 
 #[tokio::test]
 async fn a_restart_of_the_server_passes() {
-    let told = told("restart").await;
-    assert_in_order(
-        &told,
-        &[
-            "the cache is disconnected",
-            "the server is started; the cache says that it is ",
-            "back: everything was read again, epoch 2",
-        ],
-    );
+    let words = [
+        "the cache is disconnected",
+        "the server is started; the cache says that it is ",
+        "back: everything was read again, epoch 2",
+    ];
+    told("restart", &words).await;
 }
 
 #[tokio::test]
 async fn a_cut_network_is_noticed_and_passes() {
-    let told = told("partition").await;
-    assert_in_order(
-        &told,
-        &[
-            "the network is cut",
-            "the cache is disconnected",
-            "the network is healed; the cache says that it is ",
-            "back: ",
-        ],
-    );
+    let words = [
+        "the network is cut",
+        "the cache is disconnected",
+        "the network is healed; the cache says that it is ",
+        "back: ",
+    ];
+    told("partition", &words).await;
 }
 
 #[tokio::test]
 async fn a_disabled_trigger_is_noticed_and_nothing_is_missed() {
-    let told = told("trigger-off").await;
-    assert_in_order(
-        &told,
-        &[
-            "is disabled, so changes would be missed",
-            "the trigger is enabled again, after ",
-            " markets nobody logged; the cache says that it is ",
-            "back: everything was read again",
-        ],
-    );
+    let words = [
+        "is disabled, so changes would be missed",
+        "the trigger is enabled again, after ",
+        " markets nobody logged; the cache says that it is ",
+        "back: everything was read again",
+    ];
+    told("trigger-off", &words).await;
 }
 
 #[tokio::test]
 async fn a_transaction_over_everything_is_one_publication() {
-    let told = told("bulk").await;
-    assert_in_order(
-        &told,
-        &[
-            "the database was looked at since, and none is seen: COMMIT",
-            " events changed in one publication, ",
-            "; all ",
-            " snapshots are new",
-        ],
-    );
+    let words = [
+        "the database was looked at since, and none is seen: COMMIT",
+        " events changed in one publication, ",
+        "; all ",
+        " snapshots are new",
+    ];
+    told("bulk", &words).await;
 }
 
 #[tokio::test]
 async fn an_unknown_incident_is_refused_with_those_there_are() {
-    let output = demo(&["--incident", "flood"]).output().await.unwrap();
-    let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{errors}");
-    assert!(errors.contains("trigger-off"), "{errors}");
+    let demo = demo(&["--incident", "flood"]);
+    ended_demo(demo).await.with(2, &["trigger-off"]);
 }

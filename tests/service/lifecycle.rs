@@ -2,11 +2,13 @@
 
 use std::{
     os::unix::net::UnixDatagram,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use oddscache_testkit::{cluster::Cluster, connect, psql};
+use oddscache_testkit::{
+    connect, psql,
+    service::{Service, command, ended, isolate},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{AsyncCommand, BINARY, Database, ODDS, Served, command, eventually, text, with_odds};
+use super::{Database, eventually, own_cluster, served, with_odds};
 
 /// So large that no buffer on the way takes `/v1/dump` whole.
 pub(super) const LARGE: &str = r#"
@@ -35,121 +37,70 @@ pub(super) fn with_large_odds() -> Database {
 }
 
 /// A client that has asked for `path` and read the head of the answer, and nothing more: the answer is under way.
-pub(super) async fn under_way(served: &Served, path: &str) -> TcpStream {
-    let address = served.base.trim_start_matches("http://").parse().unwrap();
+pub(super) async fn under_way(served: &Service, path: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let mut stream = socket.connect(address).await.unwrap();
+    let mut stream = socket.connect(served.address()).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(
-            timeout(Duration::from_secs(30), stream.read_u8())
-                .await
-                .expect("in time")
-                .unwrap(),
-        );
+        let byte = timeout(Duration::from_secs(30), stream.read_u8()).await;
+        head.push(byte.expect("in time").unwrap());
     }
-    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", text(&head));
+    let head = String::from_utf8_lossy(&head);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     stream
 }
 
-/// A cluster of our own with odds, to be stopped.
-fn own_cluster() -> Cluster {
-    let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
-    for arguments in [
-        ["-qf", "src/demo/schema.sql"],
-        ["-qf", "sql/install.sql"],
-        ["-qc", ODDS],
-    ] {
-        assert!(
-            cluster
-                .psql("postgres", &arguments)
-                .unwrap()
-                .status
-                .success()
-        );
-    }
-    cluster
-}
-
-fn probe(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = command(arguments).output().unwrap();
-    (
-        output.status.code(),
-        text(&output.stdout) + &text(&output.stderr),
-    )
+async fn is_not_ready(served: &Service) {
+    eventually("not ready any more", async || {
+        served.get("/readyz").await.0 == 503
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
     let cluster = own_cluster();
     cluster.stop("fast").unwrap();
-    let served = Served::start(&cluster.dsn("postgres"), &["--ready-max-age", "1s"]).await;
-    let (health, ready) = (
-        ["health", "--url", &served.base],
-        ["ready", "--url", &served.base],
-    );
-    let (code, said) = probe(&health);
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = probe(&ready);
-    assert!(code == Some(1) && said.contains("not warm yet"), "{said}");
+    let served = Service::start(&cluster.dsn("postgres"), &["--ready-max-age", "1s"]).await;
+    let probe = |name: &str| ended(&mut command(&[name, "--url", &served.base]));
+    probe("health").ok();
+    probe("ready").with(1, &["not warm yet"]);
     cluster.boot().unwrap();
-    served.warm().await;
-    let (code, said) = probe(&ready);
-    assert!(code == Some(0) && said.contains("ready"), "{said}");
+    served.ready().await;
+    probe("ready").with(0, &["ready"]);
 
-    // Away: ready for as long as the view is young, then not, and alive.
+    // The server is away: the service is ready for as long as the view is young, then not, and alive.
     cluster.stop("fast").unwrap();
-    eventually("not ready any more", async || {
-        served.get("/readyz").await.0 == 503
-    })
-    .await;
+    is_not_ready(&served).await;
     let (_, body) = served.get("/readyz").await;
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert!(
-        body["status"].as_str().unwrap().contains("disconnected"),
-        "{body}"
-    );
-    assert!(
-        body["age_ms"].as_u64() > Some(1000) && body["ready"] == false,
-        "{body}"
-    );
-    assert!(
-        body["error"].as_str().unwrap().contains("--ready-max-age"),
-        "{body}"
-    );
-    let (code, said) = probe(&ready);
-    assert!(code == Some(1) && said.contains("503"), "{said}");
-    assert_eq!(probe(&health).0, Some(0));
+    let says = |field: &str, word: &str| body[field].as_str().unwrap().contains(word);
+    assert!(says("status", "disconnected"), "{body}");
+    assert!(says("error", "--ready-max-age"), "{body}");
+    assert!(body["age_ms"].as_u64() > Some(1000), "{body}");
+    assert_eq!(body["ready"], false, "{body}");
+    probe("ready").with(1, &["503"]);
+    probe("health").ok();
     assert_eq!(served.get("/v1/events/1").await.0, 200);
     cluster.boot().unwrap();
-    served.warm().await;
+    served.ready().await;
 
-    // Where it is, is known from what the service itself is told.
-    let port = served.base.rsplit_once(':').unwrap().1;
-    let listen = format!("0.0.0.0:{port}");
-    let output = command(&["health"])
-        .env("ODDSCACHE_LISTEN", &listen)
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // Where the service listens, a probe knows from what the service itself is told.
+    let listen = format!("0.0.0.0:{}", served.address().port());
+    ended(command(&["health"]).env("ODDSCACHE_LISTEN", &listen)).ok();
     drop(served);
-    let (code, said) = probe(&["health", "--listen", &listen]);
-    assert!(
-        code == Some(1) && said.contains("asking http://127.0.0.1:"),
-        "{said}"
-    );
+    let gone = ended(&mut command(&["health", "--listen", &listen]));
+    gone.with(1, &["asking http://127.0.0.1:"]);
 }
 
 /// A database that accepts connections, but never finishes the reload after an outage.
 #[tokio::test]
 async fn it_is_not_ready_before_an_outage_is_made_up_for() {
-    let database = with_odds();
+    let (database, served) = served(&["--ready-max-age", "1s"]).await;
     let mut app = connect(&database.dsn()).await;
-    let served = Served::start(&database.dsn(), &["--ready-max-age", "1s"]).await;
-    served.warm().await;
     let door = |open: bool| {
         let sql = format!("alter database {} allow_connections {open}", database.name);
         psql("postgres", &["-qc", &sql]);
@@ -161,10 +112,7 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
     };
     door(false);
     cut();
-    eventually("not ready any more", async || {
-        served.get("/readyz").await.0 == 503
-    })
-    .await;
+    is_not_ready(&served).await;
     let held = app.transaction().await.unwrap();
     held.batch_execute("lock table events in access exclusive mode")
         .await
@@ -176,8 +124,7 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
         for _ in 0..200 {
             let (status, body) = served.get("/readyz").await;
             assert_eq!(status, 503, "{body}");
-            let (_, metrics) = served.get("/metrics").await;
-            assert!(metrics.contains("\noddscache_connected 0\n"), "{metrics}");
+            assert_eq!(served.metric("oddscache_connected").await, 0.0);
             tries |= body.contains("resyncing: connection lost");
         }
         if !tries {
@@ -187,7 +134,7 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
     })
     .await;
     held.rollback().await.unwrap();
-    served.warm().await;
+    served.ready().await;
     // A reload on a connection that lives takes nothing away.
     served.signal("-USR1");
     eventually("it is read again", async || {
@@ -203,80 +150,49 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
 async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
     let database = with_large_odds();
     // A level that leaves out what is said at the end.
-    let more = [
-        "--drain-delay",
-        "3s",
-        "--drain",
-        "60s",
-        "--log",
-        "oddscache::server::commands::serve=info",
-    ];
-    let mut served = Served::start(&database.dsn(), &more).await;
-    served.warm().await;
+    let log = "warn,oddscache::server::commands::serve=info";
+    let more = ["--drain-delay", "3s", "--drain", "60s", "--log", log];
+    let mut served = Service::warm(&database.dsn(), &more).await;
     let mut answer = under_way(&served, "/v1/dump").await;
-    let mut idle = TcpStream::connect(served.base.trim_start_matches("http://"))
-        .await
-        .unwrap();
+    let mut idle = TcpStream::connect(served.address()).await.unwrap();
     served.signal("-TERM");
     eventually("it says that it ends", async || {
         let (status, body) = served.get("/readyz").await;
         status == 503 && body.contains("the service is ending")
     })
     .await;
-    // Whoever asks meanwhile is served.
+    // Requests are answered meanwhile.
     assert_eq!(served.get("/v1/events/1").await.0, 200);
-    let address = served.base.trim_start_matches("http://").to_owned();
     eventually("nobody else is let in", async || {
-        TcpStream::connect(&address).await.is_err()
+        TcpStream::connect(served.address()).await.is_err()
     })
     .await;
-    let mut byte = [0];
-    let end = timeout(Duration::from_secs(30), idle.read(&mut byte))
-        .await
-        .expect("in time");
-    assert_eq!(
-        end.unwrap_or(0),
-        0,
-        "a connection without a request is closed"
-    );
-    assert!(
-        served.child.try_wait().unwrap().is_none(),
-        "it ended in the middle of an answer"
-    );
+    let end = timeout(Duration::from_secs(30), idle.read(&mut [0])).await;
+    let count = end.expect("a connection without a request is closed");
+    assert_eq!(count.unwrap_or(0), 0);
+    // It does not end in the middle of an answer.
+    served.assert_runs();
 
     let mut rest = Vec::new();
-    timeout(Duration::from_secs(60), answer.read_to_end(&mut rest))
-        .await
-        .expect("in time")
-        .unwrap();
-    assert!(
-        rest.ends_with(b"\r\n0\r\n\r\n"),
-        "the answer is whole: {} bytes",
-        rest.len()
-    );
-    assert!(rest.len() > 10_000_000, "{}", rest.len());
-    let status = timeout(Duration::from_secs(20), served.child.wait())
-        .await
-        .expect("it ends")
-        .unwrap();
+    let read = timeout(Duration::from_secs(60), answer.read_to_end(&mut rest)).await;
+    read.expect("in time").unwrap();
+    let is_whole = rest.ends_with(b"\r\n0\r\n\r\n");
+    assert!(is_whole && rest.len() > 10_000_000, "{}", rest.len());
+    let status = served.ended().await;
     assert!(status.success(), "{status}");
 }
 
 #[tokio::test]
 async fn the_end_does_not_wait_for_ever() {
     let database = with_large_odds();
-    let mut served = Served::start(&database.dsn(), &["--drain", "300ms"]).await;
-    served.warm().await;
+    let mut served = Service::warm(&database.dsn(), &["--drain", "300ms"]).await;
     let _never_taken = under_way(&served, "/v1/dump").await;
     let begun = Instant::now();
     served.signal("-TERM");
-    let status = timeout(Duration::from_secs(14), served.child.wait()).await;
-    assert!(status.expect("before any other bound").unwrap().success());
+    let status = timeout(Duration::from_secs(14), served.ended()).await;
+    assert!(status.expect("before any other bound").success());
     assert!(begun.elapsed() >= Duration::from_millis(300));
-    let mut log = String::new();
-    while let Some(line) = served.log.next_line().await.unwrap() {
-        log.push_str(&line);
-    }
+    let log = served.rest_of_log().await.concat();
     assert!(log.contains("cut off"), "{log}");
 }
 
@@ -286,14 +202,12 @@ struct Manager(UnixDatagram);
 impl Manager {
     /// Reads until each of `lines` begins one that was heard; returns all that was.
     fn hear(&self, lines: &[&str]) -> Vec<String> {
-        let (deadline, mut heard) = (
-            Instant::now() + Duration::from_secs(60),
-            Vec::<String>::new(),
-        );
-        let mut buffer = [0; 4096];
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let (mut heard, mut buffer) = (Vec::<String>::new(), [0; 4096]);
         while Instant::now() < deadline {
             let length = self.0.recv(&mut buffer).unwrap_or(0);
-            heard.extend(text(&buffer[..length]).lines().map(str::to_owned));
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            heard.extend(text.lines().map(str::to_owned));
             let is_heard = |line: &&str| heard.iter().any(|heard| heard.starts_with(*line));
             if lines.iter().all(is_heard) {
                 return heard;
@@ -311,16 +225,12 @@ async fn the_service_manager_hears_how_it_goes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let manager = Manager(UnixDatagram::bind(&path).unwrap());
-    manager
-        .0
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
-    let variables = [
-        ("NOTIFY_SOCKET", path.to_str().unwrap()),
-        ("WATCHDOG_USEC", "300000"),
-    ];
-    let mut served = Served::start_with(&cluster.dsn("postgres"), &arguments, &variables).await;
+    let patience = Some(Duration::from_secs(30));
+    manager.0.set_read_timeout(patience).unwrap();
+    let socket = ("NOTIFY_SOCKET", path.to_str().unwrap());
+    let watchdog = ("WATCHDOG_USEC", "300000");
+    let dsn = cluster.dsn("postgres");
+    let mut served = Service::start_with(&dsn, &[], &[socket, watchdog]).await;
 
     // A database that is away is no reason to be restarted, nor for the start to fail.
     let heard = [
@@ -338,18 +248,15 @@ async fn the_service_manager_hears_how_it_goes() {
     manager.hear(&["WATCHDOG=1"]);
     served.signal("-TERM");
     manager.hear(&["STOPPING=1"]);
-    let status = timeout(Duration::from_secs(20), served.child.wait())
-        .await
-        .expect("it ends")
-        .unwrap();
+    let status = served.ended().await;
     assert!(status.success(), "{status}");
 
     // Without a watchdog, or with that of another process, there is nothing to feed.
     cluster.boot().unwrap();
     while manager.0.set_nonblocking(true).is_ok() && manager.0.recv(&mut [0; 4096]).is_ok() {}
     manager.0.set_nonblocking(false).unwrap();
-    let variables = [variables[0], variables[1], ("WATCHDOG_PID", "1")];
-    let _served = Served::start_with(&cluster.dsn("postgres"), &arguments, &variables).await;
+    let variables = [socket, watchdog, ("WATCHDOG_PID", "1")];
+    let _served = Service::start_with(&dsn, &[], &variables).await;
     let heard = manager.hear(&["READY=1", "STATUS=live"]);
     assert!(!heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
 }
@@ -362,8 +269,9 @@ async fn what_is_not_logged_is_done_all_the_same() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
-    let mut service = AsyncCommand::from(command(&["serve", "--listen", &address, "--log=error"]));
-    let service = service.env("DATABASE_URL", database.dsn());
+    let mut service = command(&["serve", "--listen", &address, "--log=error"]);
+    service.env("DATABASE_URL", database.dsn());
+    let mut service = tokio::process::Command::from(service);
     let mut service = service.kill_on_drop(true).spawn().unwrap();
     eventually("it is ready", async || {
         let answer = reqwest::get(format!("http://{address}/readyz")).await;
@@ -375,26 +283,25 @@ async fn what_is_not_logged_is_done_all_the_same() {
 
 #[test]
 fn the_unit_is_understood_by_systemd() {
-    let Ok(output) = Command::new("systemd-analyze").arg("--version").output() else {
+    let program = "systemd-analyze";
+    if std::process::Command::new(program)
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         println!("SKIPPED: systemd-analyze is not installed (Debian: apt-get install systemd)");
         return;
-    };
-    assert!(output.status.success());
+    }
     let unit = std::fs::read_to_string("examples/deploy/oddscache.service").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("oddscache.service");
     // It insists that the program is there.
-    std::fs::write(&path, unit.replace("/usr/local/bin/oddscache", BINARY)).unwrap();
-    let output = Command::new("systemd-analyze")
-        .args(["verify", "--man=no"])
-        .arg(&path)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = text(&output.stdout) + &text(&output.stderr);
-    let ours: Vec<&str> = said
-        .lines()
-        .filter(|line| line.contains("oddscache.service"))
-        .collect();
-    assert!(output.status.success() && ours.is_empty(), "{said}");
+    let binary = command(&[]);
+    let binary = binary.get_program().to_str().unwrap();
+    std::fs::write(&path, unit.replace("/usr/local/bin/oddscache", binary)).unwrap();
+    let mut verify = std::process::Command::new(program);
+    isolate(&mut verify);
+    let said = ended(verify.args(["verify", "--man=no"]).arg(&path)).ok();
+    let said = said.out + &said.errors;
+    assert!(!said.contains("oddscache.service"), "{said}");
 }

@@ -1,17 +1,19 @@
 //! What a client may take: sizes, times, connections; and the service under load while the application writes.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use oddscache_testkit::{
     connect,
-    load::{client, process, subscriber},
+    followed::run as write,
+    load::{client, subscriber},
+    process::memory,
+    service::Service,
 };
 use serde_json::Value;
 use tokio::{
@@ -22,100 +24,66 @@ use tokio::{
 };
 
 use super::{
-    Served, eventually,
+    eventually,
     lifecycle::{under_way, with_large_odds},
-    text, with_odds,
+    served,
 };
 
-impl Served {
-    pub(super) fn address(&self) -> SocketAddr {
-        self.base.trim_start_matches("http://").parse().unwrap()
-    }
-
-    /// Reads the log until a line contains all of these.
-    pub(super) async fn logs(&mut self, words: &[&str]) -> String {
-        loop {
-            let line = timeout(Duration::from_secs(60), self.log.next_line()).await;
-            let line = line.expect("it logs").unwrap().expect("it runs");
-            if words.iter().all(|word| line.contains(word)) {
-                return line;
-            }
-        }
-    }
-}
-
 /// Sends these bytes and reads to the end of the connection.
-pub(super) async fn say(served: &Served, bytes: &str) -> String {
+pub(super) async fn say(served: &Service, bytes: &str) -> String {
     let mut stream = TcpStream::connect(served.address()).await.unwrap();
-    // Who has heard enough hangs up.
+    // The service may hang up before it has read all.
     let _ = stream.write_all(bytes.as_bytes()).await;
     let mut answer = Vec::new();
     let read = timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await;
     let _ = read.expect("the connection ends");
-    text(&answer)
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A request on a connection that ends with its answer; `more` are further headers and a body.
+fn request(method: &str, path: &str, more: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n")
 }
 
 /// For what cuts connections off.
-const CUTS: [&str; 2] = [
+pub(super) const CUTS: [&str; 2] = [
     "--log",
     "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
 ];
 
+const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
+
 #[tokio::test]
 async fn requests_of_any_size_are_refused_with_a_status() {
-    let database = with_odds();
     let more = ["--most-target-bytes", "300", "--most-head-bytes", "8192"];
-    let served = Served::start(&database.dsn(), &more).await;
-    served.warm().await;
-    let get = "GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    let (_database, served) = served(&more).await;
+    let get = |more: &str| request("GET", "/v1/stats", more);
+    let (long, ids) = ("x".repeat(9000), "1,".repeat(200));
+    let huge = "Content-Length: 1000000000\r\n";
     for (request, status) in [
-        (format!("{get}\r\n"), 200),
-        (format!("{get}X-Long: {}\r\n\r\n", "x".repeat(9000)), 431),
-        (format!("{get}{}\r\n", "X-Many: 1\r\n".repeat(100)), 431),
-        (
-            format!(
-                "GET /v1/events?ids={} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-                "1,".repeat(200)
-            ),
-            414,
-        ),
-        (
-            format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(9000)),
-            431,
-        ),
-        (format!("{get}Content-Length: 5\r\n\r\nhello"), 413),
-        (format!("{get}Content-Length: 1000000000\r\n\r\n"), 413),
-        (
-            format!("{get}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
-            413,
-        ),
-        (
-            "POST /v1/stats HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n".to_owned(),
-            405,
-        ),
-        (
-            "DELETE /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
-            405,
-        ),
+        (get(""), 200),
+        (get(&format!("X-Long: {long}\r\n")), 431),
+        (get(&"X-Many: 1\r\n".repeat(100)), 431),
+        (request("GET", &format!("/v1/events?ids={ids}"), ""), 414),
+        (request("GET", &format!("/{long}"), ""), 431),
+        (get("Content-Length: 5\r\n\r\nhello"), 413),
+        (get(huge), 413),
+        (get("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"), 413),
+        (request("POST", "/v1/stats", huge), 405),
+        (request("DELETE", "/livez", ""), 405),
         ("no http at all\r\n\r\n".to_owned(), 400),
     ] {
         let answer = say(&served, &request).await;
         let begins: String = request.chars().take(150).collect();
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{begins}: {answer}"
-        );
+        let is_expected = answer.starts_with(&format!("HTTP/1.1 {status} "));
+        assert!(is_expected, "{begins}: {answer}");
         if matches!(status, 405 | 413 | 414) {
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
             let body: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
-            assert!(
-                body["error"].as_str().is_some_and(|error| error.len() > 10),
-                "{body}"
-            );
-            assert!(
-                status != 405 || head.to_lowercase().contains("allow: get,head"),
-                "{head}"
-            );
+            let error = body["error"].as_str().expect("a sentence");
+            assert!(error.len() > 10, "{body}");
+            let allows = head.to_lowercase().contains("allow: get,head");
+            assert!(status != 405 || allows, "{head}");
         }
     }
 }
@@ -123,20 +91,13 @@ async fn requests_of_any_size_are_refused_with_a_status() {
 #[tokio::test]
 async fn silent_and_slow_clients_are_cut_off() {
     let database = with_large_odds();
-    let more = [
-        &[
-            "--head-timeout",
-            "200ms",
-            "--idle-timeout",
-            "300ms",
-            "--stall-timeout",
-            "400ms",
-        ][..],
-        &CUTS,
-    ]
-    .concat();
-    let mut served = Served::start(&database.dsn(), &more).await;
-    served.warm().await;
+    let times = [
+        "--head-timeout=200ms",
+        "--idle-timeout=300ms",
+        "--stall-timeout=400ms",
+    ];
+    let more = [&times[..], &CUTS].concat();
+    let mut served = Service::warm(&database.dsn(), &more).await;
     // Half a head, nothing, and nothing after an answer.
     for (request, answered) in [
         ("GET /livez HTTP/1.1\r\nHo", false),
@@ -144,42 +105,27 @@ async fn silent_and_slow_clients_are_cut_off() {
         ("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", true),
     ] {
         let answer = say(&served, request).await;
-        assert_eq!(
-            answer.starts_with("HTTP/1.1 200"),
-            answered,
-            "{request:?}: {answer}"
-        );
-        served
-            .logs(&["cut off", "the client asks for nothing"])
-            .await;
+        let is_answered = answer.starts_with("HTTP/1.1 200");
+        assert_eq!(is_answered, answered, "{request:?}: {answer}");
+        let cut = ["cut off", "the client asks for nothing"];
+        served.logs(&cut).await;
     }
     let mut slow = under_way(&served, "/v1/dump").await;
-    served
-        .logs(&["cut off", "the client does not take its answer"])
-        .await;
+    served.logs(&NOT_TAKEN).await;
     let mut rest = Vec::new();
-    let _ = timeout(Duration::from_secs(30), slow.read_to_end(&mut rest))
-        .await
-        .expect("the connection ends");
-    assert!(
-        !rest.ends_with(b"\r\n0\r\n\r\n") && rest.len() < 10_000_000,
-        "{}",
-        rest.len()
-    );
-    // Those that take what they asked for are served.
+    let read = timeout(Duration::from_secs(30), slow.read_to_end(&mut rest)).await;
+    let _ = read.expect("the connection ends");
+    let is_whole = rest.ends_with(b"\r\n0\r\n\r\n");
+    assert!(!is_whole && rest.len() < 10_000_000, "{}", rest.len());
+    // A client that takes what it asked for is served.
     assert_eq!(served.get("/v1/dump").await.0, 200);
 }
 
 #[tokio::test]
 async fn an_answer_may_not_take_for_ever_however_steadily() {
     let database = with_large_odds();
-    let more = [
-        &["--answer-timeout", "500ms", "--stall-timeout", "1h"][..],
-        &CUTS,
-    ]
-    .concat();
-    let mut served = Served::start(&database.dsn(), &more).await;
-    served.warm().await;
+    let times = ["--answer-timeout=500ms", "--stall-timeout=1h"];
+    let mut served = Service::warm(&database.dsn(), &[times, CUTS].concat()).await;
     let mut slow = under_way(&served, "/v1/dump").await;
     let taking = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
@@ -188,49 +134,44 @@ async fn an_answer_may_not_take_for_ever_however_steadily() {
             ticks.tick().await;
         }
     });
-    served
-        .logs(&["cut off", "the client does not take its answer"])
-        .await;
+    served.logs(&NOT_TAKEN).await;
     taking.abort();
 }
 
 #[tokio::test]
 async fn slow_readers_cost_next_to_nothing() {
     let database = with_large_odds();
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
-    let pid = served.child.id().unwrap();
+    let served = Service::warm(&database.dsn(), &[]).await;
     let mut slow = vec![under_way(&served, "/v1/dump").await];
-    let before = process::memory(pid);
+    let before = memory(served.pid());
     for _ in 0..40 {
         slow.push(under_way(&served, "/v1/dump").await);
     }
-    let after = process::memory(pid);
+    let after = memory(served.pid());
     let each = (after.resident.saturating_sub(before.resident)) as f64 / 40.0;
-    println!(
-        "{each:.0} KiB for each reader that does not take its answer of over 10 MB; {before} before, {after} after"
-    );
+    println!("{each:.0} KiB for each reader of over 10 MB; {before} before, {after} after");
     assert!(each < 600.0, "{each} KiB each: {before}; {after}");
 }
 
 #[tokio::test]
 async fn connections_are_bounded_and_its_health_is_told_all_the_same() {
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &["--most-connections", "2"]).await;
-    served.warm().await;
+    let (_database, served) = served(&["--most-connections", "2"]).await;
     let mut held = Vec::new();
     for _ in 0..2 {
-        let mut client = client::Client::new(served.address());
-        eventually("a place", async || matches!(client.take("/v1/stats", None).await, Ok((status, ..)) if status == 200)).await;
+        let client = client::Client::new(served.address());
+        eventually("a place", async || {
+            let taken = client.take("/v1/stats", None).await;
+            taken.is_ok_and(|(status, ..)| status == 200)
+        })
+        .await;
         held.push(client);
     }
-    let answer = say(&served, "GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(
-        answer.starts_with("HTTP/1.1 503") && answer.contains("--most-connections"),
-        "{answer}"
-    );
+    let get = |path: &str| request("GET", path, "");
+    let answer = say(&served, &get("/v1/stats")).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("--most-connections"), "{answer}");
     for path in ["/livez", "/readyz"] {
-        let answer = say(&served, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let answer = say(&served, &get(path)).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     let (metrics, _) = held[0].text("/metrics").await.unwrap();
@@ -239,59 +180,41 @@ async fn connections_are_bounded_and_its_health_is_told_all_the_same() {
     assert!(!count.starts_with("0\n"), "{metrics}");
     drop(held.pop());
     eventually("a place again", async || {
-        say(
-            &served,
-            "GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        )
-        .await
-        .starts_with("HTTP/1.1 200")
+        let answer = say(&served, &get("/v1/stats")).await;
+        answer.starts_with("HTTP/1.1 200")
     })
     .await;
 }
 
 #[tokio::test]
 async fn an_answer_begins_in_time_or_is_an_error() {
-    let database = with_odds();
+    let (database, served) = served(&["--request-timeout", "300ms"]).await;
     let app = connect(&database.dsn()).await;
-    let served = Served::start(&database.dsn(), &["--request-timeout", "300ms"]).await;
-    served.warm().await;
-    app.batch_execute("begin").await.unwrap();
-    let row = app
-        .query_one("select pg_current_xact_id()::text", &[])
-        .await
-        .unwrap();
-    let path = format!(
-        "/v1/events/1?wait_for={}&timeout=20s",
-        row.get::<_, String>(0)
-    );
+    write(&app, "begin").await;
+    let xid = "select pg_current_xact_id()::text";
+    let row = app.query_one(xid, &[]).await.unwrap();
+    let xid: String = row.get(0);
+    let path = format!("/v1/events/1?wait_for={xid}&timeout=20s");
     let (status, body) = served.get(&path).await;
-    assert!(
-        status == 503 && body.contains("no answer within 0.3 s"),
-        "{body}"
-    );
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("no answer within 0.3 s"), "{body}");
     // It counts, and so does what is refused at the door.
-    let posted = say(
-        &served,
-        "POST /v1/list HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
-    assert!(posted.await.starts_with("HTTP/1.1 405"));
-    let (_, metrics) = served.get("/metrics").await;
+    let posted = say(&served, &request("POST", "/v1/list", "")).await;
+    assert!(posted.starts_with("HTTP/1.1 405"));
     for answers in [
-        "{path=\"/v1/events/{id}\",code=\"5xx\"} 1",
-        "{path=\"/v1/list\",code=\"4xx\"} 1",
+        "{path=\"/v1/events/{id}\",code=\"5xx\"}",
+        "{path=\"/v1/list\",code=\"4xx\"}",
     ] {
-        let line = format!("\noddscache_http_requests_total{answers}\n");
-        assert!(metrics.contains(&line), "{line}: {metrics}");
+        let name = format!("oddscache_http_requests_total{answers}");
+        assert_eq!(served.metric(&name).await, 1.0, "{name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
     const REQUESTS: usize = 3000;
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
-    let (address, pid) = (served.address(), served.child.id().unwrap());
+    let (database, served) = served(&[]).await;
+    let (address, pid) = (served.address(), served.pid());
 
     let subscribers: Vec<subscriber::Shared> =
         (0..20).map(|_| subscriber::Shared::default()).collect();
@@ -312,7 +235,7 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
                      select id, '3743', '1X2', '[{{\"name\": \"1\", \"odds\": {number}.5, \"is_active\": true}}]' from s",
                     number % 8 + 1
                 );
-                app.batch_execute(&sql).await.expect("written");
+                write(&app, &sql).await;
             }
             number
         }
@@ -323,8 +246,8 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
         for _ in 0..16 {
             let next = Arc::clone(&next);
             workers.spawn(async move {
-                let (mut client, mut tally) =
-                    (client::Client::new(address), client::Tally::default());
+                let client = client::Client::new(address);
+                let mut tally = client::Tally::default();
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= upto {
@@ -338,7 +261,7 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
                         4 => "/readyz".to_owned(),
                         n => format!("/v1/events/{n}"),
                     };
-                    let begun = std::time::Instant::now();
+                    let begun = Instant::now();
                     let result = client.take(&path, None).await;
                     tally.add(begun.elapsed(), &[200], result);
                 }
@@ -352,10 +275,10 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
     };
     // What is made once is made by then.
     let warm = run(REQUESTS / 3).await;
-    let before = process::memory(pid);
+    let before = memory(pid);
     next.store(0, Ordering::Relaxed);
     let mut all = run(REQUESTS).await;
-    let after = process::memory(pid);
+    let after = memory(pid);
     all.merge(&warm);
     ended.store(true, Ordering::Relaxed);
     let written = writing.await.unwrap();
@@ -367,20 +290,16 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
     assert_eq!(all.errors(), 0, "{:?}", all.errors);
     assert!(written > 10, "{written}");
     let grown = after.resident.saturating_sub(before.resident);
-    assert!(
-        grown < 24 * 1024,
-        "{grown} KiB more: {before}, then {after}"
-    );
+    assert!(grown < 24 * 1024, "{grown} KiB: {before}, then {after}");
 
     // All were told of all that happened, to the last.
-    let mut asking = client::Client::new(address);
+    let asking = client::Client::new(address);
     eventually("everybody is up to date", async || {
         let (_, tag, _) = asking.take("/v1/events/1", None).await.expect("an answer");
         let (process, version) = tag.as_deref().and_then(client::view_of).expect("a tag");
         let here = format!("{process}-{version}");
-        subscribers
-            .iter()
-            .all(|seen| seen.lock().unwrap().last == here)
+        let mut all = subscribers.iter();
+        all.all(|seen| seen.lock().unwrap().last == here)
     })
     .await;
     for seen in &subscribers {

@@ -3,19 +3,15 @@
 
 use std::io::Read;
 
-use oddscache_testkit::{Database, connect};
-use reqwest::{Client, Response};
+use oddscache_testkit::{
+    Database, connect, eventually,
+    followed::run as write,
+    service::{Service, run},
+};
+use reqwest::Response;
 use serde_json::{Value, json};
 
-use super::{Served, with_odds};
-
-async fn ask(served: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
-    let mut request = Client::new().get(format!("{}{path}", served.base));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.send().await.expect("an answer")
-}
+use super::{served, with_odds};
 
 fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
     let value = answer.headers().get(name)?;
@@ -67,32 +63,37 @@ const LIST: &str = r#"
     ) all_events"#;
 
 /// Times with six digits, as the database prints them.
-fn normal(mut value: Value) -> Value {
-    match &mut value {
+fn normal(value: Value) -> Value {
+    let time = |text: &str| {
+        chrono::DateTime::parse_from_rfc3339(text)
+            .expect("a time")
+            .to_utc()
+    };
+    match value {
         Value::Object(object) => {
-            for (key, value) in object {
-                let text = value.as_str().and_then(|text| {
-                    let is_time = ["kickoff", "last_confirmed_at", "unavailable_since"]
-                        .contains(&key.as_str());
-                    is_time.then(|| chrono::DateTime::parse_from_rfc3339(text).expect("a time"))
-                });
-                match text {
-                    Some(time) => {
-                        *value = json!(
-                            time.to_utc()
-                                .to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
-                        );
-                    }
-                    None => *value = normal(value.take()),
+            let field = |(key, value): (String, Value)| match (key.as_str(), value.as_str()) {
+                ("kickoff" | "last_confirmed_at" | "unavailable_since", Some(text)) => {
+                    let micros = chrono::SecondsFormat::Micros;
+                    let text = time(text).to_rfc3339_opts(micros, true);
+                    (key, json!(text))
                 }
-            }
+                _ => (key, normal(value)),
+            };
+            Value::Object(object.into_iter().map(field).collect())
         }
-        Value::Array(list) => list
-            .iter_mut()
-            .for_each(|value| *value = normal(value.take())),
-        _ => {}
+        Value::Array(list) => Value::Array(list.into_iter().map(normal).collect()),
+        other => other,
     }
-    value
+}
+
+/// Its entries.
+fn entries(list: &Value) -> &[Value] {
+    list.as_array().expect("a list")
+}
+
+fn ids(list: &Value) -> Vec<i64> {
+    let id = |event: &Value| event["event_id"].as_i64().expect("an id");
+    entries(list).iter().map(id).collect()
 }
 
 fn from_database(database: &Database) -> Value {
@@ -102,20 +103,16 @@ fn from_database(database: &Database) -> Value {
 #[tokio::test]
 async fn the_list_is_what_the_database_says() {
     let database = with_odds();
-    let app = connect(&database.dsn()).await;
-    let write = async |sql: &str| app.batch_execute(sql).await.expect("it writes");
-    write(
+    database.psql(
         "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, unavailable_at)
              select s.id, m.id, m.id, m.line, '[{\"name\": \"X\", \"odds\": 3.5, \"is_active\": true}]', m.gone
              from odds_snapshots s, (values ('3795', null, now() at time zone 'UTC'), ('5000', 3.5, null), ('1', null, null)) m (id, line, gone)
              where s.event_id in (2, 3);
          update events set kickoff = kickoff + interval '1 day' where id = 2;",
-    )
-    .await;
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
+    );
+    let served = Service::warm(&database.dsn(), &[]).await;
     let expected = from_database(&database);
-    assert_eq!(expected.as_array().expect("a list").len(), 9);
+    assert_eq!(entries(&expected).len(), 9);
     assert_eq!(expected[8]["event_id"], 2);
     assert_eq!(expected[8]["odds"][0]["markets"][2]["available"], false);
     assert_eq!(normal(served.json("/v1/list").await), expected);
@@ -128,7 +125,7 @@ async fn the_list_is_what_the_database_says() {
     }
 
     // And it changes with the database.
-    write("update market_odds set unavailable_at = null; insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)").await;
+    database.psql("update market_odds set unavailable_at = null; insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)");
     let expected = from_database(&database);
     super::eventually("the list follows", async || {
         normal(served.json("/v1/list").await) == expected
@@ -138,21 +135,15 @@ async fn the_list_is_what_the_database_says() {
 
 #[tokio::test]
 async fn the_markets_of_the_list_can_be_chosen() {
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &["--inline-markets", "5000:2.5, 77"]).await;
-    served.warm().await;
+    let (database, served) = served(&["--inline-markets", "5000:2.5, 77"]).await;
     for path in ["/v1/list", "/v1/list?ids=1,2"] {
         let list = served.json(path).await;
-        let markets = list[1]["odds"][0]["markets"].as_array().expect("markets");
-        let ids: Vec<_> = markets
-            .iter()
-            .map(|market| &market["betpawa_market_id"])
-            .collect();
+        let markets = entries(&list[1]["odds"][0]["markets"]).iter();
+        let ids: Vec<_> = markets.map(|market| &market["betpawa_market_id"]).collect();
         assert_eq!(ids, ["5000"], "{path}");
     }
     for wrong in ["", "5000:", "5000:x", "5000:NaN", ":2", "1,,2"] {
-        let output = super::run(&["serve", "--inline-markets", wrong], &database.dsn());
-        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        run(&["serve", "--inline-markets", wrong], &database.dsn()).with(2, &[]);
     }
 }
 
@@ -162,15 +153,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
     // The other way round than by id.
     database.psql("update events set kickoff = date_trunc('hour', now() at time zone 'UTC') + (20 - id / 3) * interval '1 hour'");
     let app = connect(&database.dsn()).await;
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
-    let ids = |list: &Value| -> Vec<i64> {
-        let events = list.as_array().expect("a list");
-        events
-            .iter()
-            .map(|event| event["event_id"].as_i64().expect("an id"))
-            .collect()
-    };
+    let served = Service::warm(&database.dsn(), &[]).await;
     for path in ["/v1/events", "/v1/list"] {
         let all = served.json(path).await;
         assert_eq!(ids(&all), [9, 6, 7, 8, 3, 4, 5, 1, 2], "{path}");
@@ -186,12 +169,11 @@ async fn events_come_by_kickoff_and_page_by_page() {
         let (mut next, mut paged) = (Some(format!("{path}?limit=4")), Vec::new());
         let mut sizes = Vec::new();
         while let Some(page) = next {
-            let answer = ask(&served, &page, &[]).await;
+            let answer = served.ask(&page, &[]).await;
             assert_eq!(answer.status(), 200, "{page}");
             next = header(&answer, "link").map(|link| {
-                let link = link
-                    .strip_prefix('<')
-                    .and_then(|link| link.strip_suffix(">; rel=\"next\""));
+                let link = link.strip_prefix('<').expect("a link");
+                let link = link.strip_suffix(">; rel=\"next\"");
                 link.expect("a link to the next").to_owned()
             });
             let cursor = header(&answer, "oddscache-next").map(str::to_owned);
@@ -207,71 +189,51 @@ async fn events_come_by_kickoff_and_page_by_page() {
     }
 
     // A page stays where it is, whatever comes before it, goes and moves.
-    let answer = ask(&served, "/v1/list?limit=2&bookmaker=1", &[]).await;
-    let next = header(&answer, "oddscache-next")
-        .expect("there are more")
-        .to_owned();
+    let answer = served.ask("/v1/list?limit=2&bookmaker=1", &[]).await;
+    let next = header(&answer, "oddscache-next").map(str::to_owned);
+    let next = next.expect("there are more");
     assert_eq!(ids(&answer.json().await.expect("JSON")), [6, 7]);
-    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1); update competitor_events set deleted_at = now() where betpawa_event_id = 7; delete from odds_snapshots where event_id = 7; update events set kickoff = kickoff + interval '1 day' where id = 8")
-        .await
-        .expect("it writes");
-    super::eventually("an event comes and another goes", async || {
+    write(&app, "insert into odds_snapshots (event_id, bookmaker_id) values (9, 1); update competitor_events set deleted_at = now() where betpawa_event_id = 7; delete from odds_snapshots where event_id = 7; update events set kickoff = kickoff + interval '1 day' where id = 8").await;
+    eventually("an event comes and another goes", async || {
         ids(&served.json("/v1/list?bookmaker=1").await) == [9, 6, 3, 4, 5, 1, 2, 8]
     })
     .await;
-    let rest = served
-        .json(&format!("/v1/list?bookmaker=1&after={next}"))
-        .await;
-    assert_eq!(ids(&rest), [3, 4, 5, 1, 2, 8]);
+    let rest = format!("/v1/list?bookmaker=1&after={next}");
+    assert_eq!(ids(&served.json(&rest).await), [3, 4, 5, 1, 2, 8]);
 }
 
 #[tokio::test]
 async fn one_bookmaker_one_source_and_some_fields() {
     let database = with_odds();
     database.psql("insert into bookmakers (id, name, slug) values (2, 'Two', 'two'); insert into odds_snapshots (event_id, bookmaker_id) values (1, 2), (9, 2)");
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
+    let served = Service::warm(&database.dsn(), &[]).await;
     let all = served.json("/v1/events").await;
-    let keys = |value: &Value| -> Vec<String> {
-        value
-            .as_object()
-            .expect("an object")
-            .keys()
-            .cloned()
-            .collect()
-    };
 
     let own = served.json("/v1/events?bookmaker=2").await;
-    assert_eq!(own.as_array().map(Vec::len), Some(2));
+    assert_eq!(entries(&own).len(), 2);
     assert_eq!(own[0]["betpawa"], json!({ "2": all[0]["betpawa"]["2"] }));
     assert_eq!(own[0]["competitors"], json!({}));
     let competitor = served.json("/v1/events?source=sportybet").await;
-    assert_eq!(competitor.as_array().map(Vec::len), Some(5));
+    assert_eq!(entries(&competitor).len(), 5);
     assert_eq!(competitor[1]["betpawa"], json!({}));
     assert_eq!(competitor[1]["competitors"], all[2]["competitors"]);
     let every_own = served.json("/v1/events?source=betpawa&ids=1,2").await;
-    assert_eq!(keys(&every_own[0]["betpawa"]), ["1", "2"]);
+    let own = every_own[0]["betpawa"].as_object().expect("an object");
+    assert!(own.keys().eq(["1", "2"]));
     assert_eq!(served.json("/v1/events?source=nobody").await, json!([]));
     let one = served.json("/v1/events/1?source=sportybet").await;
-    assert_eq!(
-        (&one["betpawa"], &one["competitors"]),
-        (&json!({}), &all[0]["competitors"])
-    );
+    assert_eq!(one["betpawa"], json!({}));
+    assert_eq!(one["competitors"], all[0]["competitors"]);
     let (status, sentence) = served.get("/v1/events/2?source=sportybet").await;
     assert_eq!(status, 404, "{sentence}");
 
     let listed = served.json("/v1/list?bookmaker=2").await;
-    assert_eq!(listed.as_array().map(Vec::len), Some(2));
+    assert_eq!(entries(&listed).len(), 2);
     assert_eq!(listed[0]["odds"][0]["bookmaker_id"], 2);
-    assert_eq!(listed[0]["odds"].as_array().map(Vec::len), Some(1));
+    assert_eq!(entries(&listed[0]["odds"]).len(), 1);
     let listed = served.json("/v1/list?source=sportybet").await;
-    assert!(
-        listed
-            .as_array()
-            .expect("a list")
-            .iter()
-            .all(|event| event["odds"][0]["bookmaker"] == "sportybet")
-    );
+    let is_theirs = |event: &Value| event["odds"][0]["bookmaker"] == "sportybet";
+    assert!(entries(&listed).iter().all(is_theirs));
 
     // All fields by their names are the whole, byte for byte.
     for (path, fields) in [
@@ -291,22 +253,16 @@ async fn one_bookmaker_one_source_and_some_fields() {
         let whole = served.get(path).await;
         assert_eq!(served.get(&format!("{path}?fields={fields}")).await, whole);
     }
-    let few = served
-        .json("/v1/events/1?fields=kickoff,betpawa.markets.outcomes.odds,betpawa.bookmaker_id")
-        .await;
-    assert_eq!(
-        few,
-        json!({
-            "kickoff": all[0]["kickoff"],
-            "betpawa": {
-                "1": { "bookmaker_id": 1, "markets": [
-                    { "outcomes": [{ "odds": 2.125 }, { "odds": 1.75 }] },
-                    { "outcomes": [{ "odds": 2.125 }, { "odds": 1.75 }] },
-                ] },
-                "2": { "bookmaker_id": 2, "markets": [] },
-            },
-        })
-    );
+    let few = "/v1/events/1?fields=kickoff,betpawa.markets.outcomes.odds,betpawa.bookmaker_id";
+    let market = json!({ "outcomes": [{ "odds": 2.125 }, { "odds": 1.75 }] });
+    let expected = json!({
+        "kickoff": all[0]["kickoff"],
+        "betpawa": {
+            "1": { "bookmaker_id": 1, "markets": [market, market] },
+            "2": { "bookmaker_id": 2, "markets": [] },
+        },
+    });
+    assert_eq!(served.json(few).await, expected);
     let ids = served.json("/v1/list?fields=event_id&limit=2").await;
     assert_eq!(ids, json!([{ "event_id": 1 }, { "event_id": 2 }]));
 }
@@ -316,9 +272,8 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
     match encoding {
         None => out.extend_from_slice(bytes),
         Some("gzip") => {
-            flate2::read::MultiGzDecoder::new(bytes)
-                .read_to_end(&mut out)
-                .expect("gzip");
+            let mut decoder = flate2::read::MultiGzDecoder::new(bytes);
+            decoder.read_to_end(&mut out).expect("gzip");
         }
         #[cfg(feature = "zstd")]
         Some("zstd") => out = zstd::decode_all(bytes).expect("zstd"),
@@ -329,9 +284,7 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn answers_are_compressed_as_the_client_wants() {
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
+    let (_database, served) = served(&[]).await;
     for path in [
         "/v1/list",
         "/v1/list?limit=9",
@@ -339,7 +292,7 @@ async fn answers_are_compressed_as_the_client_wants() {
         "/v1/dump",
         "/metrics",
     ] {
-        let plain = ask(&served, path, &[]).await;
+        let plain = served.ask(path, &[]).await;
         assert_eq!(header(&plain, "content-encoding"), None, "{path}");
         let plain = plain.bytes().await.expect("a body");
         for (wanted, expected) in [
@@ -349,30 +302,21 @@ async fn answers_are_compressed_as_the_client_wants() {
             ("identity", None),
             ("br", None),
         ] {
-            let answer = ask(&served, path, &[("accept-encoding", wanted)]).await;
+            let what = format!("{path} {wanted}");
+            let answer = served.ask(path, &[("accept-encoding", wanted)]).await;
             assert_eq!(answer.status(), 200);
-            assert_eq!(
-                header(&answer, "content-encoding"),
-                expected,
-                "{path} {wanted}"
-            );
-            assert_eq!(
-                header(&answer, "vary"),
-                Some("accept-encoding"),
-                "{path} {wanted}"
-            );
+            assert_eq!(header(&answer, "content-encoding"), expected, "{what}");
+            assert_eq!(header(&answer, "vary"), Some("accept-encoding"), "{what}");
             let tag = header(&answer, "etag").map(str::to_owned);
             let body = answer.bytes().await.expect("a body");
-            assert!(
-                expected.is_none() || body.len() < plain.len() / 2,
-                "{path} {wanted}"
-            );
+            let is_small = body.len() < plain.len() / 2;
+            assert!(expected.is_none() || is_small, "{what}");
             if path != "/metrics" {
-                assert_eq!(decoded(expected, &body), plain, "{path} {wanted}");
+                assert_eq!(decoded(expected, &body), plain, "{what}");
                 let tag = tag.expect("a tag");
-                let known = [("accept-encoding", wanted), ("if-none-match", tag.as_str())];
-                let answer = ask(&served, path, &known).await;
-                assert_eq!(answer.status(), 304, "{path} {wanted}");
+                let known = [("accept-encoding", wanted), ("if-none-match", &tag)];
+                let answer = served.ask(path, &known).await;
+                assert_eq!(answer.status(), 304, "{what}");
                 assert_eq!(header(&answer, "content-encoding"), None);
                 assert_eq!(header(&answer, "vary"), Some("accept-encoding"));
             }
@@ -385,7 +329,7 @@ async fn answers_are_compressed_as_the_client_wants() {
         "/v1/changes",
         "/v1/list?limit=1&fields=event_id",
     ] {
-        let answer = ask(&served, path, &[("accept-encoding", "gzip, zstd")]).await;
+        let answer = served.ask(path, &[("accept-encoding", "gzip, zstd")]).await;
         assert_eq!(header(&answer, "content-encoding"), None, "{path}");
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use oddscache_testkit::{connect, eventually};
+use oddscache_testkit::eventually;
 
-use super::{Served, with_odds};
+use super::served;
 
 /// Samples by name and labels; panics where the text breaks the format or its conventions.
 fn samples(text: &str) -> BTreeMap<String, f64> {
@@ -35,10 +35,8 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
             assert!(ours && name.is_ascii(), "{line}");
             assert!(!name.contains("event_id"), "{line}: a label per event");
             let value = value.parse().expect("a number");
-            assert!(
-                samples.insert(name.to_owned(), value).is_none(),
-                "{line}: twice"
-            );
+            let before = samples.insert(name.to_owned(), value);
+            assert!(before.is_none(), "{line}: twice");
         }
     }
     let histograms = kinds.iter().filter(|(_, kind)| **kind == "histogram");
@@ -64,10 +62,8 @@ fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
         {
             assert!(bound < le && below <= count, "{line}");
         } else {
-            assert!(
-                last.is_none_or(|(_, bound, _)| bound.is_infinite()),
-                "{line}"
-            );
+            let is_over = last.is_none_or(|(_, bound, _)| bound.is_infinite());
+            assert!(is_over, "{line}");
         }
         if le.is_infinite() {
             let labels = labels.trim_end_matches(',');
@@ -79,18 +75,13 @@ fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
         }
         last = Some((labels, le, count));
     }
-    assert!(
-        last.is_some_and(|(_, bound, _)| bound.is_infinite()),
-        "{family}"
-    );
+    let is_whole = last.is_some_and(|(_, bound, _)| bound.is_infinite());
+    assert!(is_whole, "{family}");
 }
 
 #[tokio::test]
 async fn metrics_say_what_is_held_and_what_was_done() {
-    let database = with_odds();
-    let app = connect(&database.dsn()).await;
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
+    let (database, served) = served(&[]).await;
     let read = async || {
         let (status, text) = served.get("/metrics").await;
         assert_eq!(status, 200);
@@ -101,6 +92,9 @@ async fn metrics_say_what_is_held_and_what_was_done() {
     })
     .await;
     let first = read().await;
+    let asked = |path: &str, code: &str| {
+        format!("oddscache_http_requests_total{{path=\"{path}\",code=\"{code}\"}}")
+    };
     for (name, value) in [
         ("oddscache_warm", 1.0),
         ("oddscache_connected", 1.0),
@@ -116,10 +110,7 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         ("oddscache_commit_to_visible_seconds_count", 0.0),
         ("oddscache_malformed_rows_read_total", 0.0),
         ("oddscache_audit_mismatches_total", 0.0),
-        (
-            "oddscache_http_requests_total{path=\"/v1/events\",code=\"2xx\"}",
-            0.0,
-        ),
+        (&asked("/v1/events", "2xx"), 0.0),
         ("oddscache_change_streams", 0.0),
         ("oddscache_prunes_total", 0.0),
         ("oddscache_prune_failures_total", 0.0),
@@ -127,39 +118,31 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         assert_eq!(first.get(name), Some(&value), "{name}");
     }
     assert!(first["oddscache_view_age_seconds"] < 60.0);
-    let memory = first
-        .iter()
-        .filter(|(name, _)| name.starts_with("oddscache_memory_bytes{part="));
+    let sum = |prefix: &str| {
+        let samples = first.iter().filter(|(name, _)| name.starts_with(prefix));
+        samples.map(|(_, value)| value).sum::<f64>()
+    };
     let stats = served.json("/v1/stats").await;
-    assert_eq!(
-        memory.map(|(_, value)| value).sum::<f64>(),
-        stats["memory_bytes"].as_f64().expect("a number")
-    );
+    assert_eq!(sum("oddscache_memory_bytes{part="), stats["memory_bytes"]);
     assert_eq!(first["oddscache_build_info{version=\"0.1.0\"}"], 1.0);
     assert!(first["process_resident_memory_bytes"] > 1e6);
-    let now = std::time::SystemTime::UNIX_EPOCH
-        .elapsed()
-        .unwrap()
-        .as_secs_f64();
-    let up = now - first["process_start_time_seconds"];
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let up = now.as_secs_f64() - first["process_start_time_seconds"];
     assert!((-2.0..300.0).contains(&up), "{up}");
     assert!((0.001..300.0).contains(&first["process_cpu_seconds_total"]));
-    let states = first
-        .iter()
-        .filter(|(name, _)| name.starts_with("oddscache_status{"));
-    assert_eq!(states.map(|(_, value)| value).sum::<f64>(), 1.0);
+    assert_eq!(sum("oddscache_status{"), 1.0);
 
-    served.get("/v1/events").await;
-    served.get("/v1/events/1").await;
-    served.get("/v1/events/x").await;
-    served.get("/nowhere/at/all").await;
-    served.get("/page/board.js").await;
-    let _stream = reqwest::get(format!("{}/v1/changes", served.base))
-        .await
-        .expect("a stream");
-    app.batch_execute("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)")
-        .await
-        .unwrap();
+    for path in [
+        "/v1/events",
+        "/v1/events/1",
+        "/v1/events/x",
+        "/nowhere/at/all",
+        "/page/board.js",
+    ] {
+        served.get(path).await;
+    }
+    let _stream = served.ask("/v1/changes", &[]).await;
+    database.psql("insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)");
     eventually("the change is counted", async || {
         let now = read().await;
         now["oddscache_events{side=\"betpawa\"}"] == 9.0
@@ -174,16 +157,17 @@ async fn metrics_say_what_is_held_and_what_was_done() {
         ("other", "4xx"),
         ("/page/{file}", "2xx"),
     ] {
-        let name = format!("oddscache_http_requests_total{{path=\"{path}\",code=\"{code}\"}}");
-        assert_eq!(second[&name], 1.0, "{name}");
+        assert_eq!(second[&asked(path, code)], 1.0, "{path} {code}");
     }
-    assert_eq!(second["oddscache_change_streams"], 1.0);
-    assert_eq!(
-        second["oddscache_http_request_seconds_count{path=\"/v1/events/{id}\"}"],
-        2.0
-    );
-    assert_eq!(second["oddscache_commit_to_visible_seconds_count"], 1.0);
-    assert_eq!(second["oddscache_publish_seconds_count"], 1.0);
+    let by_id = "oddscache_http_request_seconds_count{path=\"/v1/events/{id}\"}";
+    for (name, value) in [
+        ("oddscache_change_streams", 1.0),
+        (by_id, 2.0),
+        ("oddscache_commit_to_visible_seconds_count", 1.0),
+        ("oddscache_publish_seconds_count", 1.0),
+    ] {
+        assert_eq!(second[name], value, "{name}");
+    }
     assert!(second["oddscache_commit_to_visible_seconds_sum"] > 0.0);
     let timings = served.json("/v1/stats").await["timings"].clone();
     assert_eq!(timings["commit_to_visible"]["count"], 1);
@@ -198,10 +182,8 @@ async fn metrics_say_what_is_held_and_what_was_done() {
     })
     .await;
     let third = read().await;
-    assert_eq!(
-        third["oddscache_reloads_total{reason=\"connection_lost\"}"],
-        1.0
-    );
+    let lost = "oddscache_reloads_total{reason=\"connection_lost\"}";
+    assert_eq!(third[lost], 1.0);
     assert!(third["oddscache_reconnects_total"] >= 1.0);
     // That counted too. A read of everything is none of the timed ones.
     assert_eq!(third["oddscache_commit_to_visible_seconds_count"], 1.0);

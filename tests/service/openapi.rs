@@ -7,16 +7,20 @@ use std::{
 };
 
 use jsonschema::{Draft, JSONSchema};
-use reqwest::{Client, Method, Response};
+use oddscache_testkit::{
+    load::{client, events::Events},
+    service::Service,
+};
+use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{Served, with_odds};
+use super::{served, with_odds};
 
 struct Document(Value);
 
 impl Document {
-    async fn of(served: &Served) -> Document {
+    async fn of(served: &Service) -> Document {
         Document(served.json("/openapi.json").await)
     }
 
@@ -24,9 +28,8 @@ impl Document {
         match value["$ref"].as_str() {
             Some(reference) => {
                 let place = reference.trim_start_matches('#');
-                self.0
-                    .pointer(place)
-                    .unwrap_or_else(|| panic!("{reference} leads nowhere"))
+                let found = self.0.pointer(place);
+                found.unwrap_or_else(|| panic!("{reference} leads nowhere"))
             }
             None => value,
         }
@@ -65,17 +68,12 @@ impl Document {
     /// Holds status and headers against the document, and gives the body, which is JSON if the document says so.
     async fn check(&self, path: &str, asked: &str, answer: Response) -> Value {
         let documented = self.response(path, answer.status().as_u16());
-        let headers = documented["headers"]
-            .as_object()
-            .cloned()
-            .unwrap_or_default();
+        let object = |name: &str| documented[name].as_object().cloned().unwrap_or_default();
+        let (headers, content) = (object("headers"), object("content"));
         for (name, header) in &headers {
             let header = self.resolve(header);
-            let found = answer
-                .headers()
-                .get(name)
-                .map(|found| found.to_str().expect("text"));
-            match found {
+            let found = answer.headers().get(name);
+            match found.map(|found| found.to_str().expect("text")) {
                 None => assert!(header["required"] != true, "{asked}: no {name}"),
                 Some(text) => {
                     // A header is text; its schema may say that it is that of a number.
@@ -100,10 +98,6 @@ impl Document {
             let known = headers.contains_key(name.as_str()) || common.contains(&name.as_str());
             assert!(known, "{asked}: the header {name} is not documented");
         }
-        let content = documented["content"]
-            .as_object()
-            .cloned()
-            .unwrap_or_default();
         let found = answer.headers().get("content-type").cloned();
         let found = found.map(|found| found.to_str().expect("text").to_owned());
         let found = found.map(|found| found.split(';').next().expect("a part").to_owned());
@@ -111,7 +105,7 @@ impl Document {
         assert_eq!(documented, found.iter().collect::<Vec<_>>(), "{asked}");
         match found.as_deref() {
             None => Value::Null,
-            Some("text/event-stream") => Value::from(beginning(answer).await),
+            Some("text/event-stream") => beginning(answer).await,
             Some("application/json") => {
                 let body = answer.json().await.expect("JSON");
                 let schema = &content["application/json"]["schema"];
@@ -123,23 +117,15 @@ impl Document {
     }
 }
 
-/// The first two events of a stream.
-async fn beginning(mut answer: Response) -> String {
-    let mut text = String::new();
-    while text.matches("\n\n").count() < 2 {
-        let piece = timeout(Duration::from_secs(30), answer.chunk()).await;
-        let piece = piece.expect("in time").expect("a piece").expect("no end");
-        text.push_str(std::str::from_utf8(&piece).expect("UTF-8"));
+/// The data of the first two events of a stream, by their names.
+async fn beginning(answer: Response) -> Value {
+    let (mut events, mut found) = (Events::of(answer), json!({}));
+    for _ in 0..2 {
+        let event = timeout(Duration::from_secs(30), events.next()).await;
+        let event = event.expect("in time").expect("a piece").expect("no end");
+        found[&event.name] = event.data().expect("JSON");
     }
-    text
-}
-
-async fn ask(served: &Served, asked: &str, headers: &[(&str, &str)]) -> Response {
-    let mut request = Client::new().get(format!("{}{asked}", served.base));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.send().await.expect("an answer")
+    found
 }
 
 #[tokio::test]
@@ -153,8 +139,7 @@ async fn what_is_answered_is_what_is_documented() {
          insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes)
              select id, '5000', 'Market', 2.5, '[]' from competitor_odds_snapshots",
     );
-    let served = Served::start(&database.dsn(), &["--most-streams", "1"]).await;
-    served.warm().await;
+    let served = Service::warm(&database.dsn(), &["--most-streams", "1"]).await;
     let document = Document::of(&served).await;
     let mut seen: BTreeSet<(String, u16)> = BTreeSet::new();
     let mut bodies: BTreeMap<&str, Value> = BTreeMap::new();
@@ -162,18 +147,13 @@ async fn what_is_answered_is_what_is_documented() {
     let events =
         format!("/v1/events?{some}&ids=1,2,3,4,5&bookmaker=1&fields=event_id,betpawa.markets");
     let listed = format!("/v1/list?{some}&source=betpawa&fields=kickoff,odds.markets.line");
+    let parts = "/v1/events/3?fields=kickoff,competitors&source=sportybet&timeout=500ms";
+    let late = "/v1/events?wait_for=9223372036854775807&timeout=1ms";
+    let young = "/v1/events/3?max_age=1m30s&timeout=30s";
     for (path, asked, status) in [
         ("/v1/events/{id}", "/v1/events/3", 200),
-        (
-            "/v1/events/{id}",
-            "/v1/events/3?fields=kickoff,competitors&source=sportybet&timeout=500ms",
-            200,
-        ),
-        (
-            "/v1/events/{id}",
-            "/v1/events/3?max_age=1m30s&timeout=30s",
-            200,
-        ),
+        ("/v1/events/{id}", parts, 200),
+        ("/v1/events/{id}", young, 200),
         ("/v1/events/{id}", "/v1/events/3?timeout=31s", 400),
         ("/v1/events/{id}", "/v1/events/x", 400),
         ("/v1/events/{id}", "/v1/events/3?ids=3", 400),
@@ -183,11 +163,7 @@ async fn what_is_answered_is_what_is_documented() {
         ("/v1/events", "/v1/events", 200),
         ("/v1/events", &events, 200),
         ("/v1/events", "/v1/events?limit=0", 400),
-        (
-            "/v1/events",
-            "/v1/events?wait_for=9223372036854775807&timeout=1ms",
-            503,
-        ),
+        ("/v1/events", late, 503),
         ("/v1/list", "/v1/list", 200),
         ("/v1/list", "/v1/list?limit=2", 200),
         ("/v1/list", &listed, 200),
@@ -203,19 +179,17 @@ async fn what_is_answered_is_what_is_documented() {
         ("/livez", "/livez", 200),
         ("/readyz", "/readyz", 200),
     ] {
-        let answer = ask(&served, asked, &[]).await;
+        let answer = served.ask(asked, &[]).await;
         assert_eq!(answer.status(), status, "{asked}");
         seen.insert((path.to_owned(), status));
-        let tag = answer
-            .headers()
-            .get("etag")
-            .map(|tag| tag.to_str().expect("text").to_owned());
+        let tag = answer.headers().get("etag").cloned();
         let body = document.check(path, asked, answer).await;
         if asked == path || asked == "/v1/events/3" {
             bodies.insert(path, body);
         }
         if let Some(tag) = tag.filter(|_| status == 200) {
-            let answer = ask(&served, asked, &[("if-none-match", &tag)]).await;
+            let known = [("if-none-match", tag.to_str().expect("text"))];
+            let answer = served.ask(asked, &known).await;
             assert_eq!(answer.status(), 304, "{asked}");
             seen.insert((path.to_owned(), 304));
             document.check(path, asked, answer).await;
@@ -232,32 +206,21 @@ async fn what_is_answered_is_what_is_documented() {
     }
     let dump = bodies["/v1/dump"].as_str().expect("text");
     for line in dump.lines() {
-        document.assert_is_a(
-            &serde_json::from_str(line).expect("JSON"),
-            "Event",
-            "/v1/dump",
-        );
+        let event = serde_json::from_str(line).expect("JSON");
+        document.assert_is_a(&event, "Event", "/v1/dump");
     }
 
     // A stream, and what else may not be open meanwhile.
-    let stream = ask(&served, "/v1/changes?odds=true", &[]).await;
-    let full = ask(&served, "/v1/changes", &[("last-event-id", "x")]).await;
+    let stream = served.ask("/v1/changes?odds=true", &[]).await;
+    let full = served.ask("/v1/changes", &[("last-event-id", "x")]).await;
     seen.insert(("/v1/changes".to_owned(), full.status().as_u16()));
     document.check("/v1/changes", "/v1/changes", full).await;
     database.psql("insert into odds_snapshots (event_id, bookmaker_id) values (3, 1), (4, 1)");
     seen.insert(("/v1/changes".to_owned(), stream.status().as_u16()));
     let events = document.check("/v1/changes", "/v1/changes", stream).await;
-    let data = |name: &str| -> Value {
-        let events = events.as_str().expect("text").split("\n\n");
-        let mut events = events.filter(|event| event.starts_with(&format!("event: {name}\n")));
-        let event = events.next().expect("the event");
-        let data = event.lines().find_map(|line| line.strip_prefix("data: "));
-        serde_json::from_str(data.expect("data")).expect("JSON")
-    };
-    document.assert_is_a(&data("start"), "StreamState", "start");
-    let change = data("change");
-    document.assert_is_a(&change, "StreamChange", "change");
-    assert_eq!(change["odds"].as_array().map(Vec::len), Some(2));
+    document.assert_is_a(&events["start"], "StreamState", "start");
+    document.assert_is_a(&events["change"], "StreamChange", "change");
+    assert_eq!(events["change"]["odds"].as_array().map(Vec::len), Some(2));
 
     // Paths only take GET and HEAD.
     for (path, asked) in [
@@ -265,18 +228,12 @@ async fn what_is_answered_is_what_is_documented() {
         ("/v1/list", "/v1/list"),
         ("/metrics", "/metrics"),
     ] {
-        let answer = Client::new()
-            .post(format!("{}{asked}", served.base))
-            .send()
-            .await
-            .expect("an answer");
-        assert_eq!(
-            (answer.status().as_u16(), &answer.headers()["allow"]),
-            (405, &"GET,HEAD".parse().expect("text"))
-        );
+        let url = format!("{}{asked}", served.base);
+        let answer = Client::new().post(&url).send().await.expect("an answer");
+        assert_eq!(answer.status(), 405);
+        assert_eq!(answer.headers()["allow"], "GET,HEAD");
         document.assert_is_a(&answer.json().await.expect("JSON"), "Problem", path);
-        let head = Client::new().request(Method::HEAD, format!("{}{asked}", served.base));
-        let head = head.send().await.expect("an answer");
+        let head = Client::new().head(&url).send().await.expect("an answer");
         assert_eq!(head.status(), 200);
         assert_eq!(head.text().await.expect("no body"), "");
     }
@@ -286,7 +243,7 @@ async fn what_is_answered_is_what_is_documented() {
         let asked = path.replace("{id}", "3");
         let url = format!("{}{asked}", served.base);
         let with_body = Client::new().get(&url).body("x").send().await;
-        let too_long = ask(&served, &format!("{asked}{long}"), &[]).await;
+        let too_long = served.ask(&format!("{asked}{long}"), &[]).await;
         for (answer, status) in [(with_body.expect("an answer"), 413), (too_long, 414)] {
             assert_eq!(answer.status(), status, "{asked}");
             document.check(path, &asked, answer).await;
@@ -295,14 +252,11 @@ async fn what_is_answered_is_what_is_documented() {
     }
     let (status, body) = served.get("/v1/nowhere").await;
     assert_eq!(status, 404);
-    document.assert_is_a(
-        &serde_json::from_str(&body).expect("JSON"),
-        "Problem",
-        "/v1/nowhere",
-    );
+    let body = serde_json::from_str(&body).expect("JSON");
+    document.assert_is_a(&body, "Problem", "/v1/nowhere");
 
     // Before there is anything to answer with.
-    let cold = Served::start("host=/nowhere user=u dbname=d", &[]).await;
+    let cold = Service::start("host=/nowhere user=u dbname=d", &[]).await;
     for (path, asked, status) in [
         ("/readyz", "/readyz", 503),
         ("/v1/stats", "/v1/stats", 200),
@@ -310,20 +264,18 @@ async fn what_is_answered_is_what_is_documented() {
         ("/v1/events", "/v1/events", 503),
         ("/livez", "/livez", 200),
     ] {
-        let answer = ask(&cold, asked, &[]).await;
+        let answer = cold.ask(asked, &[]).await;
         assert_eq!(answer.status(), status, "{asked}");
         seen.insert((path.to_owned(), status));
         document.check(path, asked, answer).await;
     }
 
     // A connection too many.
-    let full = Served::start(&database.dsn(), &["--most-connections", "1"]).await;
-    let first = Client::new();
-    let url = format!("{}/v1/stats", full.base);
-    let held = first.get(url).send().await.expect("an answer");
-    assert_eq!(held.status(), 200);
+    let full = Service::start(&database.dsn(), &["--most-connections", "1"]).await;
+    let held = client::Client::new(full.address());
+    held.text("/v1/stats").await.expect("a place");
     for path in ["/v1/stats", "/metrics", "/openapi.json"] {
-        let answer = ask(&full, path, &[]).await;
+        let answer = full.ask(path, &[]).await;
         assert_eq!(answer.status(), 503, "{path}");
         assert_eq!(answer.headers()["retry-after"], "1");
         seen.insert((path.to_owned(), 503));
@@ -337,13 +289,9 @@ async fn what_is_answered_is_what_is_documented() {
     seen.insert(("/v1/list".to_owned(), 500));
     let paths = document.0["paths"].as_object().expect("paths");
     let documented = paths.iter().flat_map(|(path, operations)| {
-        let responses = operations["get"]["responses"]
-            .as_object()
-            .expect("responses");
-        let codes = responses
-            .keys()
-            .map(|code| code.parse::<u16>().expect("a code"));
-        codes.map(|code| (path.clone(), code))
+        let responses = operations["get"]["responses"].as_object();
+        let codes = responses.expect("responses").keys();
+        codes.map(|code| (path.clone(), code.parse::<u16>().expect("a code")))
     });
     let documented: BTreeSet<_> = documented.filter(|(_, code)| *code != 401).collect();
     assert_eq!(documented, seen);
@@ -352,8 +300,7 @@ async fn what_is_answered_is_what_is_documented() {
 /// What the document says of itself is as OpenAPI 3.1 wants it, as far as clients are made from.
 #[tokio::test]
 async fn the_document_holds_together() {
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &[]).await;
+    let (_database, served) = served(&[]).await;
     let document = Document::of(&served).await;
     assert_eq!(document.0["openapi"], "3.1.0");
     let mut references = Vec::new();
@@ -375,10 +322,8 @@ async fn the_document_holds_together() {
         for name in components[kind].as_object().expect("an object").keys() {
             let reference = format!("#/components/{kind}/{name}");
             let named_in_text = ["StreamState", "StreamChange"].contains(&name.as_str());
-            assert!(
-                references.contains(&&*reference) || named_in_text,
-                "{reference}"
-            );
+            let is_named = references.contains(&&*reference) || named_in_text;
+            assert!(is_named, "{reference}");
         }
     }
     // What is taken can be said by its schema.
@@ -387,11 +332,8 @@ async fn the_document_holds_together() {
         ("timeout", "500ms"),
         ("max_age", "1m30s"),
     ] {
-        document.assert_is(
-            &taken.into(),
-            &components["parameters"][name]["schema"],
-            name,
-        );
+        let schema = &components["parameters"][name]["schema"];
+        document.assert_is(&taken.into(), schema, name);
     }
     // Examples and defaults of parameters are what their schemas allow.
     let parameters = components["parameters"].as_object().expect("parameters");

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -11,7 +10,9 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Served, text, with_odds};
+use oddscache_testkit::service::Ended;
+
+use super::served;
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -25,19 +26,15 @@ fn read(path: &str) -> String {
 fn promtool(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("promtool");
     command.args(arguments).stdin(Stdio::piped());
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn();
     let mut child =
         child.expect("promtool is in no directory of PATH; install it (Debian, Ubuntu: apt-get install prometheus)");
     let mut stdin = child.stdin.take().expect("piped");
     stdin.write_all(input.as_bytes()).expect("it reads");
     drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "promtool {arguments:?}: {said}");
-    said
+    let said = Ended::of(&child.wait_with_output().expect("it ends")).ok();
+    said.out + &said.errors
 }
 
 /// Names of metrics in a text.
@@ -61,10 +58,8 @@ fn labels(expression: &str) -> Vec<String> {
             let values = values.trim_matches(['~', '"']);
             // What Prometheus adds, and a variable of Grafana.
             if !["job", "instance", "alertname", "alertstate"].contains(&key) {
-                let values = values.split('|');
-                found.extend(
-                    values.map(|value| format!("{key}=\"{}\"", value.replace(".id.", "{id}"))),
-                );
+                let label = |value: &str| format!("{key}=\"{}\"", value.replace(".id.", "{id}"));
+                found.extend(values.split('|').map(label));
             }
         }
     }
@@ -74,34 +69,28 @@ fn labels(expression: &str) -> Vec<String> {
 /// All expressions of the dashboard, as Prometheus gets them.
 fn expressions(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels");
-    let targets = panels
-        .iter()
-        .filter_map(|panel| panel["targets"].as_array());
-    targets
-        .flatten()
-        .map(|target| target["expr"].as_str().expect("an expression"))
-        .map(|expr| {
-            expr.replace("$__rate_interval", "1m")
-                .replace("$instance", ".*")
-        })
-        .collect()
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array());
+    let expression = |target: &Value| {
+        let text = target["expr"].as_str().expect("an expression");
+        let text = text.replace("$__rate_interval", "1m");
+        text.replace("$instance", ".*")
+    };
+    targets.flatten().map(expression).collect()
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&read("examples/deploy/dashboard.json")).expect("JSON")
 }
 
 #[tokio::test]
 async fn alerts_and_dashboard_name_metrics_that_there_are() {
-    let database = with_odds();
-    let served = Served::start(&database.dsn(), &[]).await;
-    served.warm().await;
+    let (_database, served) = served(&[]).await;
     let (_, metrics) = served.get("/metrics").await;
     promtool(&["check", "metrics"], &metrics);
 
     let there = named(&metrics);
-    let dashboard: Value =
-        serde_json::from_str(&read("examples/deploy/dashboard.json")).expect("JSON");
-    let (alerts, panels) = (
-        read("examples/deploy/alerts.yml"),
-        expressions(&dashboard).join("\n"),
-    );
+    let alerts = read("examples/deploy/alerts.yml");
+    let panels = expressions(&dashboard()).join("\n");
     let tests = read("tests/service/alerts.test.yml");
     for (what, text, least) in [
         ("alerts.yml", &alerts, 20),
@@ -111,39 +100,28 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
         let named = named(text);
         assert!(named.len() >= least, "{what}: {named:?}");
         let missing: Vec<_> = named.difference(&there).collect();
-        assert!(
-            missing.is_empty(),
-            "{what} names what /metrics does not have: {missing:?}"
-        );
-        for label in labels(text)
-            .iter()
-            .filter(|label| !label.starts_with("le="))
-        {
-            assert!(metrics.contains(label), "{what}: no metric has {label}");
+        assert!(missing.is_empty(), "{what}: /metrics lacks {missing:?}");
+        for label in labels(text) {
+            let is_there = label.starts_with("le=") || metrics.contains(&label);
+            assert!(is_there, "{what}: no metric has {label}");
         }
     }
 }
 
 #[test]
 fn alerts_are_rules_that_fire_when_they_should() {
-    let (rules, config) = (
-        file("examples/deploy/alerts.yml"),
-        file("examples/deploy/prometheus.yml"),
-    );
-    let (rules, config) = (
-        rules.to_str().expect("a path"),
-        config.to_str().expect("a path"),
-    );
+    let on = |arguments: [&str; 2], path: &str| {
+        let file = file(path);
+        let file = file.to_str().expect("a path");
+        promtool(&[arguments[0], arguments[1], file], "")
+    };
     let alerts = read("examples/deploy/alerts.yml");
     let count = alerts.matches("- alert: ").count();
-    let said = promtool(&["check", "rules", rules], "");
-    assert!(
-        count >= 12 && said.contains(&format!("{count} rules found")),
-        "{said}"
-    );
-    promtool(&["check", "config", config], "");
-    let tests = file("tests/service/alerts.test.yml");
-    promtool(&["test", "rules", tests.to_str().expect("a path")], "");
+    let said = on(["check", "rules"], "examples/deploy/alerts.yml");
+    let found = format!("{count} rules found");
+    assert!(count >= 12 && said.contains(&found), "{said}");
+    on(["check", "config"], "examples/deploy/prometheus.yml");
+    on(["test", "rules"], "tests/service/alerts.test.yml");
 
     let tests = read("tests/service/alerts.test.yml");
     for rule in alerts.split("- alert: ").skip(1) {
@@ -158,19 +136,13 @@ fn alerts_are_rules_that_fire_when_they_should() {
 
 #[test]
 fn the_dashboard_is_one_that_can_be_imported() {
-    let dashboard: Value =
-        serde_json::from_str(&read("examples/deploy/dashboard.json")).expect("JSON");
-    let variables = dashboard["templating"]["list"]
-        .as_array()
-        .expect("variables");
-    assert_eq!(variables[0]["type"], "datasource");
+    let dashboard = dashboard();
+    assert_eq!(dashboard["templating"]["list"][0]["type"], "datasource");
     let panels = dashboard["panels"].as_array().expect("panels");
     let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
     for panel in panels {
-        assert!(
-            ids.insert(panel["id"].as_u64()),
-            "{panel}: its id is another's"
-        );
+        let is_new = ids.insert(panel["id"].as_u64());
+        assert!(is_new, "{panel}: its id is another's");
         let place = |name: &str| panel["gridPos"][name].as_u64().expect("a place");
         assert!(place("x") + place("w") <= 24, "{panel}");
         for (x, y) in (0..place("w")).flat_map(|x| (0..place("h")).map(move |y| (x, y))) {
@@ -179,21 +151,16 @@ fn the_dashboard_is_one_that_can_be_imported() {
         }
         if panel["type"] != "row" {
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
-            assert!(
-                panel["fieldConfig"]["defaults"]["unit"].is_string(),
-                "{panel}"
-            );
+            let unit = &panel["fieldConfig"]["defaults"]["unit"];
+            assert!(unit.is_string(), "{panel}");
         }
     }
     // Rules, so that Prometheus reads the expressions.
     let mut rules = String::from("groups:\n  - name: dashboard\n    rules:\n");
     for (number, expr) in expressions(&dashboard).iter().enumerate() {
         let expr = Value::from(expr.as_str());
-        writeln!(
-            rules,
-            "      - {{record: \"panel:{number}\", expr: {expr}}}"
-        )
-        .expect("a string");
+        let rule = format!("      - {{record: \"panel:{number}\", expr: {expr}}}\n");
+        rules.push_str(&rule);
     }
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("rules.yml");

@@ -22,7 +22,10 @@ use std::{
 
 use certificates::{Authority, Certified};
 use oddscache::{Config, Error};
-use oddscache_testkit::cluster::Cluster;
+use oddscache_testkit::{
+    cluster::Cluster,
+    service::{Ended, ended, isolate},
+};
 
 /// A cluster with TLS, its authority, and files for its clients.
 pub struct Secured {
@@ -78,9 +81,7 @@ impl Secured {
     }
 
     pub fn psql(&self, sql: &str) {
-        let output = self.cluster.psql("postgres", &["-qAtc", sql]).unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{sql}: {errors}");
+        self.cluster.sql(sql);
     }
 
     /// A connection string by TCP, with more parameters.
@@ -95,16 +96,13 @@ impl Secured {
     pub fn libpq(&self, dsn: &str) -> Result<(), String> {
         let psql = self.cluster.client("psql").unwrap();
         let mut psql = std::process::Command::new(psql.get_program());
+        isolate(&mut psql);
         psql.args(["-XqAtd", dsn, "-c", "select 1"])
             .env("HOME", self.files.path());
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PG")) {
-            psql.env_remove(name);
+        match ended(&mut psql) {
+            Ended { code: Some(0), .. } => Ok(()),
+            Ended { errors, .. } => Err(errors),
         }
-        let output = psql.output().expect("psql starts");
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 
@@ -132,4 +130,23 @@ pub async fn open(config: Config) -> Result<bool, Error> {
 
 pub async fn open_dsn(dsn: &str) -> Result<bool, Error> {
     open(Config::new(dsn)?).await
+}
+
+/// Connects, which must succeed; says whether by TLS.
+pub async fn opened(dsn: &str) -> bool {
+    let opened = open_dsn(dsn).await;
+    opened.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why it does not connect.
+pub async fn refusal(dsn: &str) -> Error {
+    open_dsn(dsn).await.expect_err("must not connect")
+}
+
+/// Fails the test unless an error says these words.
+pub fn assert_says(error: &Error, words: &[&str]) {
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
 }

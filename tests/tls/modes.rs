@@ -3,13 +3,13 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use oddscache::{Config, Error, OddsCache, SslMode, Tls};
-use oddscache_testkit::{eventually, server_version};
+use oddscache_testkit::{eventually, followed::Followed, server_version, service::ended};
 use rcgen::PKCS_ED25519;
 
 use crate::{
-    PASSWORD, Secured,
+    PASSWORD, Secured, assert_says,
     certificates::{Authority, self_signed},
-    open, open_dsn, secured,
+    open, open_dsn, opened, refusal, secured,
 };
 
 const YEARS: (i32, i32) = (2020, 2120);
@@ -32,66 +32,74 @@ async fn every_mode_judges_every_certificate_as_libpq_does() {
     let mut chained = below.issue("server", &["localhost"]);
     chained.certificate.push_str(&below.certificate);
     let stranger = Authority::new("stranger");
-    let root = authority.certificate.clone();
-    let own =
-        |certified: crate::certificates::Certified| (certified.certificate.clone(), certified);
-    // What it is called; the roots that are trusted; what is shown; what is said where it is refused.
+    let valid = |names: &[&str]| authority.issue("server", names);
+    let within = |years| authority.issue_within("server", &["localhost"], years);
+    let itself = |name: &str, is_authority, years| self_signed(&[name], is_authority, years);
+    let old = (2020, 2021);
+    // What it is called; what is shown; whether that itself is trusted, and not the authority; what is said of a refusal.
     let cases = [
-        (
-            "good",
-            root.clone(),
-            authority.issue("server", &["localhost"]),
-            "",
-        ),
-        ("by an authority between", root.clone(), chained, ""),
+        ("good", valid(&["localhost"]), false, ""),
+        ("by an authority between", chained, false, ""),
         (
             "of another host",
-            root.clone(),
-            authority.issue("server", &["db.example.com", "10.0.0.1"]),
+            valid(&["db.example.com", "10.0.0.1"]),
+            false,
             "db.example.com",
         ),
-        (
-            "expired",
-            root.clone(),
-            authority.issue_within("server", &["localhost"], (2020, 2021)),
-            "expired",
-        ),
+        ("expired", within(old), false, "expired"),
         (
             "of the future",
-            root.clone(),
-            authority.issue_within("server", &["localhost"], (2119, 2120)),
+            within((2119, 2120)),
+            false,
             "not valid yet",
         ),
         (
             "by a stranger",
-            root.clone(),
             stranger.issue("server", &["localhost"]),
+            false,
             "sslrootcert",
         ),
         (
             "self-signed, unknown",
-            root,
-            self_signed(&["localhost"], false, YEARS),
+            itself("localhost", false, YEARS),
+            false,
             "sslrootcert",
         ),
+        (
+            "self-signed, known",
+            itself("localhost", false, YEARS),
+            true,
+            "",
+        ),
+        (
+            "self-signed as openssl does it, known",
+            itself("localhost", true, YEARS),
+            true,
+            "",
+        ),
+        (
+            "self-signed, known, expired",
+            itself("localhost", true, old),
+            true,
+            "expired",
+        ),
+        (
+            "self-signed, known, of another host",
+            itself("elsewhere", true, YEARS),
+            true,
+            "elsewhere",
+        ),
     ];
-    let (root, certified) = own(self_signed(&["localhost"], false, YEARS));
-    let known = ("self-signed, known", root, certified, "");
-    let (root, certified) = own(self_signed(&["localhost"], true, YEARS));
-    let openssl = ("self-signed as openssl does it, known", root, certified, "");
-    let (root, certified) = own(self_signed(&["localhost"], true, (2020, 2021)));
-    let old = ("self-signed, known, expired", root, certified, "expired");
-    let (root, certified) = own(self_signed(&["elsewhere"], true, YEARS));
-    let elsewhere = (
-        "self-signed, known, of another host",
-        root,
-        certified,
-        "elsewhere",
-    );
     let mut refused = 0;
-    for (name, roots, server, told) in cases.into_iter().chain([known, openssl, old, elsewhere]) {
+    for (name, server, is_root, told) in cases {
         secured.serve(&server);
-        let file = secured.put("trusted.crt", &roots);
+        let shown = &server.certificate;
+        let roots = if is_root {
+            shown
+        } else {
+            &authority.certificate
+        };
+        let file = secured.put("trusted.crt", roots);
         for mode in MODES {
             // The file gives require the meaning of verify-ca.
             for root in ["", &format!("sslrootcert={}", file.display())] {
@@ -135,12 +143,9 @@ async fn a_common_name_alone_is_no_host_name() {
             &format!("sslmode={mode} sslrootcert={}", root.display()),
         )
     };
-    assert!(open_dsn(&dsn("verify-ca")).await.unwrap());
-    let error = open_dsn(&dsn("verify-full")).await.unwrap_err().to_string();
-    assert!(
-        error.contains("common name") && error.contains("subjectAltName"),
-        "{error}"
-    );
+    assert!(opened(&dsn("verify-ca")).await);
+    let error = refusal(&dsn("verify-full")).await;
+    assert_says(&error, &["common name", "subjectAltName"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,15 +160,10 @@ async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
             cluster.port(),
             root.display()
         );
-        let error = open_dsn(&dsn).await.unwrap_err();
-        assert!(
-            matches!(error, Error::Tls { .. }) && !error.is_transient(),
-            "{error:?}"
-        );
-        assert!(
-            error.to_string().contains("does not offer TLS") && error.to_string().contains(mode),
-            "{error}"
-        );
+        let error = refusal(&dsn).await;
+        assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+        assert!(!error.is_transient(), "{error:?}");
+        assert_says(&error, &["does not offer TLS", mode]);
         // Waiting does not help: the follower ends.
         let (_cache, follower) = OddsCache::connect(Config::new(&dsn).unwrap());
         assert!(matches!(follower.run().await, Err(Error::Tls { .. })));
@@ -173,14 +173,14 @@ async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
             cluster.dsn("postgres"),
             root.display()
         );
-        assert!(!open_dsn(&dsn).await.unwrap());
+        assert!(!opened(&dsn).await);
     }
     for mode in ["disable", "allow", "prefer"] {
         let dsn = format!(
             "postgres://without_tls:p@127.0.0.1:{}/postgres?sslmode={mode}",
             cluster.port()
         );
-        assert!(!open_dsn(&dsn).await.unwrap(), "{mode}");
+        assert!(!opened(&dsn).await);
     }
 }
 
@@ -225,12 +225,7 @@ async fn scram_is_bound_to_the_channel() {
         let authority = Authority::with("signs", algorithm);
         secured.serve(&authority.issue("server", &["localhost"]));
         for binding in ["disable", "prefer", "require"] {
-            assert!(
-                open_dsn(&login(&format!("channel_binding={binding}")))
-                    .await
-                    .unwrap(),
-                "{binding}"
-            );
+            assert!(opened(&login(&format!("channel_binding={binding}"))).await);
         }
         let wrong = secured.dsn("scram", "password=wrong channel_binding=require");
         assert!(matches!(open_dsn(&wrong).await, Err(Error::Refused { .. })));
@@ -238,14 +233,10 @@ async fn scram_is_bound_to_the_channel() {
     // Signed in a way that no binding is defined for: libpq refuses even `prefer`.
     let authority = Authority::with("signs", &PKCS_ED25519);
     secured.serve(&authority.issue("server", &["localhost"]));
-    assert!(open_dsn(&login("channel_binding=prefer")).await.unwrap());
-    let error = open_dsn(&login("channel_binding=require"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::Refused { .. }) && error.to_string().contains("channel binding"),
-        "{error}"
-    );
+    assert!(opened(&login("channel_binding=prefer")).await);
+    let error = refusal(&login("channel_binding=require")).await;
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    assert_says(&error, &["channel binding"]);
     // A role that is trusted proves nothing.
     let trusted = secured.dsn("secure", "channel_binding=require");
     assert!(matches!(
@@ -255,13 +246,8 @@ async fn scram_is_bound_to_the_channel() {
 }
 
 fn openssl(arguments: &[&str]) {
-    let output = Command::new("openssl").args(arguments).output();
-    let output = output.expect("openssl starts (Debian: apt-get install openssl)");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    // Debian: apt-get install openssl.
+    ended(Command::new("openssl").args(arguments)).ok();
 }
 
 /// In every form of key there is, and not where others may read it.
@@ -269,82 +255,56 @@ fn openssl(arguments: &[&str]) {
 async fn client_certificates_are_shown() {
     let secured = secured();
     let client = secured.authority.issue("certified", &[]);
-    let certificate = secured.put("client.crt", &client.certificate);
+    secured.put("client.crt", &client.certificate);
     let key = secured.put("client.key", &client.key);
     let path = |name: &str| secured.files.path().join(name).display().to_string();
     openssl(&["ec", "-in", &path("client.key"), "-out", &path("sec1.key")]);
+    let (plain, encrypted) = (&*path("client.key"), &*path("encrypted.key"));
     openssl(&[
-        "pkcs8",
-        "-topk8",
-        "-in",
-        &path("client.key"),
-        "-out",
-        &path("encrypted.key"),
-        "-passout",
-        "pass:x",
+        "pkcs8", "-topk8", "-in", plain, "-out", encrypted, "-passout", "pass:x",
     ]);
     openssl(&["genrsa", "-traditional", "-out", &path("pkcs1.key"), "2048"]);
     for (name, head) in [
         ("sec1.key", "BEGIN EC PRIVATE KEY"),
         ("pkcs1.key", "BEGIN RSA PRIVATE KEY"),
     ] {
-        assert!(
-            fs::read_to_string(path(name)).unwrap().contains(head),
-            "{name}"
-        );
+        let text = fs::read_to_string(path(name)).unwrap();
+        assert!(text.contains(head), "{name}");
     }
     let dsn = |certificate: &str, key: &str| {
-        secured.dsn(
-            "certified",
-            &format!("sslmode=require sslcert={certificate} sslkey={key}"),
-        )
+        let (certificate, key) = (path(certificate), path(key));
+        let more = format!("sslmode=require sslcert={certificate} sslkey={key}");
+        secured.dsn("certified", &more)
     };
     for key in ["client.key", "sec1.key"] {
-        assert!(
-            open_dsn(&dsn(&path("client.crt"), &path(key)))
-                .await
-                .unwrap(),
-            "{key}"
-        );
+        assert!(opened(&dsn("client.crt", key)).await);
     }
-    let rsa = "/CN=certified";
-    let ca = secured.put("ca.crt", &secured.authority.certificate);
-    openssl(&[
+    let (rsa, certificate) = (&*path("pkcs1.key"), &*path("rsa.crt"));
+    let request = [
         "req",
         "-new",
         "-x509",
         "-subj",
-        rsa,
-        "-key",
-        &path("pkcs1.key"),
-        "-out",
-        &path("rsa.crt"),
+        "/CN=certified",
         "-days",
         "9",
-    ]);
+    ];
+    openssl(&[&request[..], &["-key", rsa, "-out", certificate]].concat());
     // The server does not know who signed this one, but the key was read.
-    let error = open_dsn(&dsn(&path("rsa.crt"), &path("pkcs1.key")))
-        .await
-        .unwrap_err();
+    let error = refusal(&dsn("rsa.crt", "pkcs1.key")).await;
     assert!(!matches!(error, Error::Config(_)), "{error}");
-    assert!(fs::metadata(ca).is_ok());
 
     let settings = Tls::new(SslMode::VerifyFull)
         .root_certificates_pem(secured.authority.certificate.clone())
         .client_certificate_pem(client.certificate.clone(), client.key.clone());
-    let config = Config::new(&secured.dsn("certified", ""))
-        .unwrap()
-        .tls(settings.clone());
-    assert!(open(config).await.unwrap());
+    let config = Config::new(&secured.dsn("certified", "")).unwrap();
+    assert!(open(config.tls(settings.clone())).await.unwrap());
     let shown = format!("{settings:?}");
-    assert!(
-        !shown.contains("PRIVATE") && !shown.contains(client.key.lines().nth(1).unwrap()),
-        "{shown}"
-    );
+    for secret in ["PRIVATE", client.key.lines().nth(1).unwrap()] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
 
-    let none = open_dsn(&secured.dsn("certified", "sslmode=require"))
-        .await
-        .unwrap_err();
+    let none = refusal(&secured.dsn("certified", "sslmode=require")).await;
     assert!(
         matches!(&none, Error::Refused { reason, .. } if reason.contains("certificate")),
         "{none}"
@@ -352,9 +312,7 @@ async fn client_certificates_are_shown() {
     let other = secured.authority.issue("somebody", &[]);
     secured.put("other.crt", &other.certificate);
     secured.put("other.key", &other.key);
-    let other = open_dsn(&dsn(&path("other.crt"), &path("other.key")))
-        .await
-        .unwrap_err();
+    let other = refusal(&dsn("other.crt", "other.key")).await;
     assert!(matches!(other, Error::Refused { .. }), "{other}");
     for (certificate, key, told) in [
         ("client.crt", "other.key", "sslcert and sslkey"),
@@ -363,21 +321,14 @@ async fn client_certificates_are_shown() {
         ("client.crt", "encrypted.key", "encrypted"),
         ("client.key", "client.key", "no PEM certificates"),
     ] {
-        let error = open_dsn(&dsn(&path(certificate), &path(key)))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, Error::Config(_)) && error.to_string().contains(told),
-            "{error}"
-        );
+        let error = refusal(&dsn(certificate, key)).await;
+        assert!(matches!(error, Error::Config(_)), "{error:?}");
+        assert_says(&error, &[told]);
     }
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-    let dsn = dsn(
-        &certificate.display().to_string(),
-        &key.display().to_string(),
-    );
-    let error = open_dsn(&dsn).await.unwrap_err();
-    assert!(error.to_string().contains("chmod 0600"), "{error}");
+    let dsn = dsn("client.crt", "client.key");
+    let error = refusal(&dsn).await;
+    assert_says(&error, &["chmod 0600"]);
     assert!(secured.libpq(&dsn).is_err());
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
 }
@@ -425,16 +376,12 @@ async fn settings_that_make_no_sense_are_named() {
             "verify-full",
         ),
     ] {
-        let error = open_dsn(&secured.dsn("secure", &more)).await.unwrap_err();
-        assert!(
-            matches!(error, Error::Config(_)) && error.to_string().contains(told),
-            "{more}: {error}"
-        );
+        let error = refusal(&secured.dsn("secure", &more)).await;
+        assert!(matches!(error, Error::Config(_)), "{error:?}");
+        assert_says(&error, &[told]);
     }
     // The system does not trust this one's authority.
-    let error = open_dsn(&secured.dsn("secure", "sslrootcert=system"))
-        .await
-        .unwrap_err();
+    let error = refusal(&secured.dsn("secure", "sslrootcert=system")).await;
     assert!(matches!(error, Error::Tls { .. }), "{error}");
 }
 
@@ -469,38 +416,23 @@ async fn direct_tls_is_for_servers_that_understand_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_follows_by_tls() {
     let secured = secured();
-    for file in ["src/demo/schema.sql", "sql/install.sql"] {
-        let output = secured.cluster.psql("postgres", &["-qf", file]).unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
+    secured.cluster.install("postgres");
     let root = secured.files.path().join("root.crt");
     let more = format!(
         "password={PASSWORD} sslmode=verify-full sslrootcert={} channel_binding=require application_name=follows",
         root.display()
     );
     let config = Config::new(&secured.dsn("scram", &more)).unwrap();
-    let (cache, follower) = OddsCache::connect(config);
-    let follower = tokio::spawn(follower.run());
-    cache.ready().await.unwrap();
-    let app = oddscache_testkit::connect(&secured.cluster.dsn("postgres")).await;
+    let followed = Followed::start(config, &secured.cluster.dsn("postgres")).await;
     let sql = "select count(*), bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) \
                where application_name = 'follows'";
     eventually("it reads and listens, encrypted", async || {
-        let row = app.query_one(sql, &[]).await.unwrap();
+        let row = followed.app.query_one(sql, &[]).await.unwrap();
         row.get::<_, i64>(0) >= 2 && row.get::<_, bool>(1)
     })
     .await;
     let odds = "insert into bookmakers (id, name, slug) values (1, 'b', 'b');
         insert into events (id, sportradar_id, name, home_team, away_team, kickoff) values (1, 'x', 'x', 'x', 'x', now() + interval '1 day');
         insert into odds_snapshots (event_id, bookmaker_id) values (1, 1)";
-    app.batch_execute(odds).await.unwrap();
-    eventually("a change arrives", async || {
-        cache.get_betpawa_snapshot(1).is_some()
-    })
-    .await;
-    follower.abort();
+    followed.changes(odds).await;
 }

@@ -8,7 +8,7 @@ use std::{
 use oddscache::{Config, Error};
 use oddscache_testkit::cluster::Cluster;
 
-use crate::{PASSWORD, open, open_dsn, put, secured};
+use crate::{PASSWORD, assert_says, open, open_dsn, opened, put, refusal, secured};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_gives_the_password_of_the_right_host_only() {
@@ -20,33 +20,27 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
         "#localhost:*:*:*:x\nother:{port}:*:*:x\nlocalhost:{port}:postgres:scram:{PASSWORD}\n"
     ));
     let dsn = format!("{login} passfile={}", path.display());
-    assert!(open_dsn(&dsn).await.unwrap());
+    assert!(opened(&dsn).await);
     secured.libpq(&dsn).unwrap();
-    assert!(
-        open(Config::new(&login).unwrap().passfile(&path))
-            .await
-            .unwrap()
-    );
+    let config = Config::new(&login).unwrap().passfile(&path);
+    assert!(open(config).await.unwrap());
     // Not unless told, and not where a password is set.
-    assert!(matches!(open_dsn(&login).await, Err(Error::Refused { .. })));
-    assert!(matches!(
-        open_dsn(&format!("{dsn} password=x")).await,
-        Err(Error::Refused { .. })
-    ));
+    for dsn in [&login, &format!("{dsn} password=x")] {
+        let error = refusal(dsn).await;
+        assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    }
     // Each host gets its own: the first refuses its password, or has none.
     let both = dsn.replace("host=localhost", "host=127.0.0.1,localhost");
-    assert!(open_dsn(&both).await.unwrap());
+    assert!(opened(&both).await);
     // What the file has wrong is told, but not what it has.
     file(&format!("*:{port}:*:*:hunter2\n"));
-    let error = open_dsn(&dsn).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Refused { .. }) && error.to_string().contains("password file"),
-        "{error}"
-    );
+    let error = refusal(&dsn).await;
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    assert_says(&error, &["password file"]);
     assert!(!format!("{error} {error:?}").contains("hunter2"));
     // It is read anew for each connection; a file that others may read is not.
     file(&format!("*:*:*:*:{PASSWORD}\n"));
-    assert!(open_dsn(&dsn).await.unwrap());
+    assert!(opened(&dsn).await);
     let allow = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     allow(0o604);
     assert!(open_dsn(&dsn).await.is_err());
@@ -62,7 +56,7 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
         allow(0o440);
         assert!(open_dsn(&dsn).await.is_err());
         allow(0o400);
-        assert!(open_dsn(&dsn).await.unwrap());
+        assert!(opened(&dsn).await);
     }
     fs::remove_file(&path).unwrap();
     assert!(open_dsn(&dsn).await.is_err());
@@ -74,28 +68,16 @@ async fn a_socket_is_known_by_its_directory() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(&["fsync = off"]).unwrap();
     let sql = format!("create role scram login password '{PASSWORD}'");
-    assert!(
-        cluster
-            .psql("postgres", &["-qc", &sql])
-            .unwrap()
-            .status
-            .success()
-    );
+    cluster.sql(&sql);
     cluster.set_hba(&["local all scram scram-sha-256"]).unwrap();
     cluster.stop("fast").unwrap();
     cluster.boot().unwrap();
     let socket = cluster.socket_dir().display().to_string();
     for (host, opens) in [(socket.as_str(), true), ("*", true), ("localhost", false)] {
-        let path = put(
-            directory.path(),
-            "pgpass",
-            &format!("{host}:*:*:*:{PASSWORD}\n"),
-        );
-        let dsn = format!(
-            "{} passfile={}",
-            cluster.dsn_as("scram", "postgres"),
-            path.display()
-        );
+        let line = format!("{host}:*:*:*:{PASSWORD}\n");
+        let path = put(directory.path(), "pgpass", &line);
+        let dsn = cluster.dsn_as("scram", "postgres");
+        let dsn = format!("{dsn} passfile={}", path.display());
         assert_eq!(open_dsn(&dsn).await.is_ok(), opens, "{host}");
         assert_eq!(secured().libpq(&dsn).is_ok(), opens, "{host}");
     }

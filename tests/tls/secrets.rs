@@ -3,15 +3,13 @@
 use std::{
     fs,
     path::PathBuf,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use oddscache::{Config, OddsCache, SslMode, Tls};
+use oddscache_testkit::service::command;
 
 use crate::{PASSWORD, put, secured};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_oddscache");
 
 /// What the password looks like in a URL, and with which the server knows it.
 const SECRETS: [&str; 5] = [PASSWORD, "hunter2", "hunter%32", "hunter3", "PRIVATE KEY"];
@@ -23,16 +21,10 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) 
         directory.path().join("out"),
         directory.path().join("errors"),
     );
-    let mut command = Command::new(BINARY);
-    command.args(arguments).stdin(Stdio::null());
+    let mut command = command(arguments);
     command
         .stdout(fs::File::create(&out).unwrap())
         .stderr(fs::File::create(&errors).unwrap());
-    for (name, _) in std::env::vars() {
-        if name.starts_with("PG") || name.starts_with("ODDSCACHE") || name == "DATABASE_URL" {
-            command.env_remove(name);
-        }
-    }
     command
         .env("ODDSCACHE_LOG", "trace")
         .envs(variables.iter().copied());
@@ -53,11 +45,13 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) 
                 child.wait().unwrap();
                 break None;
             }
-            None => assert!(
-                Instant::now() < deadline,
-                "it neither ends nor says why: {}",
-                text()
-            ),
+            None => {
+                let text = text();
+                assert!(
+                    Instant::now() < deadline,
+                    "neither ends nor says why: {text}"
+                );
+            }
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -67,132 +61,88 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) 
 #[test]
 fn the_binary_tells_no_secret_however_much_it_logs() {
     let secured = secured();
-    let install = ["src/demo/schema.sql", "sql/install.sql"];
     secured.psql("create database told");
-    for file in install {
-        assert!(
-            secured
-                .cluster
-                .psql("told", &["-qf", file])
-                .unwrap()
-                .status
-                .success()
-        );
-    }
+    secured.cluster.install("told");
     let (port, files) = (secured.cluster.port(), secured.files.path());
     let client = secured.authority.issue("certified", &[]);
-    let certificate = put(files, "told.crt", &client.certificate)
-        .display()
-        .to_string();
-    let key = put(files, "told.key", &client.key).display().to_string();
-    let passfile = put(files, "told.pgpass", &format!("*:{port}:*:*:{PASSWORD}\n"))
-        .display()
-        .to_string();
-    let wrong_file = put(files, "wrong.pgpass", "*:*:*:*:hunter2\n")
-        .display()
-        .to_string();
+    let put = |name: &str, text: &str| put(files, name, text).display().to_string();
+    let certificate = put("told.crt", &client.certificate);
+    let key = put("told.key", &client.key);
+    let passfile = put("told.pgpass", &format!("*:{port}:*:*:{PASSWORD}\n"));
+    let wrong_file = put("wrong.pgpass", "*:*:*:*:hunter2\n");
     let at = format!("127.0.0.1:{port}/told?sslmode=require");
     let url = |login: &str| format!("postgres://{login}@{at}");
     let pairs = |password: &str| {
         format!("host=127.0.0.1 port={port} user=scram dbname=told password={password}")
     };
     let bare = url("scram");
-    let base = [
+    let nowhere = |rest: &str| format!("postgres://scram:{rest}");
+    let port = port.to_string();
+    let parts = [
         ("PGUSER", "scram"),
         ("PGDATABASE", "told"),
         ("PGHOST", "127.0.0.1"),
+        ("PGPORT", &port),
     ];
-    let port_text = port.to_string();
-    let from_variables = |more: &[(&'static str, &str)]| -> Vec<(String, String)> {
-        let all = base
-            .iter()
-            .copied()
-            .chain([("PGPORT", &*port_text)])
-            .chain(more.iter().copied());
-        all.map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+    let in_url = |url: &str| vec![("DATABASE_URL", url.to_owned())];
+    let beside =
+        |url: &str, name, value: &str| [in_url(url), vec![(name, value.to_owned())]].concat();
+    let in_parts = |more: &[(&'static str, &str)]| {
+        let all = parts.iter().chain(more);
+        all.map(|(name, value)| (*name, (*value).to_owned()))
+            .collect::<Vec<_>>()
     };
-    let url_variable = |url: String| vec![("DATABASE_URL".to_owned(), url)];
-    let with = |url: &str, name: &str, value: &str| {
-        vec![
-            ("DATABASE_URL".to_owned(), url.to_owned()),
-            (name.to_owned(), value.to_owned()),
-        ]
-    };
-    let certified = format!("{}&sslcert={certificate}&sslkey={key}", url("certified"));
-    // Whether it works.
-    let cases = [
-        (true, url_variable(url(&format!("scram:{PASSWORD}")))),
-        (true, url_variable(pairs(PASSWORD))),
-        (true, with(&bare, "PGPASSWORD", PASSWORD)),
-        (true, with(&bare, "PGPASSFILE", &passfile)),
-        (
-            true,
-            from_variables(&[("PGPASSWORD", PASSWORD), ("PGSSLMODE", "require")]),
-        ),
-        (true, from_variables(&[("PGPASSFILE", &passfile)])),
-        (false, url_variable(certified)),
-        (false, url_variable(url("scram:hunter%32"))),
-        (false, url_variable(pairs("hunter2"))),
-        (false, with(&bare, "PGPASSWORD", "hunter2")),
-        (false, with(&bare, "PGPASSFILE", &wrong_file)),
-        (false, from_variables(&[("PGPASSWORD", "hunter2")])),
-        (
-            false,
-            with(&url("scram:hunter2"), "PGSSLROOTCERT", "system"),
-        ),
-        (
-            false,
-            url_variable("postgres://scram:hunter2@127.0.0.1:1/told".to_owned()),
-        ),
-        (
-            false,
-            url_variable("postgres://scram:hunter2@no-such-host.invalid/told".to_owned()),
-        ),
+    let certified = url("certified");
+    let certificates =
+        |certificate: &str, key: &str| format!("{certified}&sslcert={certificate}&sslkey={key}");
+    let right = [
+        in_url(&url(&format!("scram:{PASSWORD}"))),
+        in_url(&pairs(PASSWORD)),
+        beside(&bare, "PGPASSWORD", PASSWORD),
+        beside(&bare, "PGPASSFILE", &passfile),
+        in_parts(&[("PGPASSWORD", PASSWORD), ("PGSSLMODE", "require")]),
+        in_parts(&[("PGPASSFILE", &passfile)]),
+    ];
+    let wrong = [
+        in_url(&certificates(&certificate, &key)),
+        in_url(&url("scram:hunter%32")),
+        in_url(&pairs("hunter2")),
+        beside(&bare, "PGPASSWORD", "hunter2"),
+        beside(&bare, "PGPASSFILE", &wrong_file),
+        in_parts(&[("PGPASSWORD", "hunter2")]),
+        beside(&url("scram:hunter2"), "PGSSLROOTCERT", "system"),
+        in_url(&nowhere("hunter2@127.0.0.1:1/told")),
+        in_url(&nowhere("hunter2@no-such-host.invalid/told")),
         // Mistakes: what is not where it belongs is not told either.
-        (
-            false,
-            url_variable("postgres://scram:hunter2/x@127.0.0.1/told".to_owned()),
-        ),
-        (false, url_variable("postgres://scram:hunter2".to_owned())),
-        (
-            false,
-            url_variable("postgres://scram:x@hunter2@127.0.0.1/told".to_owned()),
-        ),
-        (false, url_variable(pairs("hunter2 hunter3"))),
-        (false, url_variable(pairs("'hunter2"))),
-        (false, with(&bare, "PGSSLMODE", "hunter2")),
-        (false, with(&bare, "PGPORT", "hunter2")),
-        (
-            false,
-            url_variable(format!("{bare}&sslcert={key}&sslkey={certificate}")),
-        ),
+        in_url(&nowhere("hunter2/x@127.0.0.1/told")),
+        in_url(&nowhere("hunter2")),
+        in_url(&nowhere("x@hunter2@127.0.0.1/told")),
+        in_url(&pairs("hunter2 hunter3")),
+        in_url(&pairs("'hunter2")),
+        beside(&bare, "PGSSLMODE", "hunter2"),
+        beside(&bare, "PGPORT", "hunter2"),
+        in_url(&certificates(&key, &certificate)),
     ];
-    for (works, variables) in &cases {
+    let right = right.iter().map(|variables| (true, variables));
+    for (works, variables) in right.chain(wrong.iter().map(|variables| (false, variables))) {
         let variables: Vec<(&str, &str)> = variables
             .iter()
-            .map(|(name, value)| (&**name, &**value))
+            .map(|(name, value)| (*name, &**value))
             .collect();
         for arguments in [
             &["dump"][..],
             &["sql", "check", "--apply"],
             &["serve", "--listen", "127.0.0.1:0"],
         ] {
-            if *works && arguments[0] == "serve" {
+            if works && arguments[0] == "serve" {
                 // Runs for ever; tests/service.rs and the dump have the same connection.
                 continue;
             }
             let (code, said) = run(arguments, &variables);
-            assert_eq!(
-                code == Some(0),
-                *works,
-                "{arguments:?} {variables:?}: {said}"
-            );
+            let what = format!("{arguments:?} {variables:?}: {said}");
+            assert_eq!(code == Some(0), works, "{what}");
             for secret in SECRETS {
-                assert!(
-                    !said.contains(secret),
-                    "{arguments:?} {variables:?}: {said}"
-                );
+                assert!(!said.contains(secret), "{what}");
             }
         }
     }

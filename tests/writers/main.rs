@@ -3,12 +3,11 @@
 //! and DETACH wait no longer than sql/README.md says.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-mod process;
-
 use std::time::Duration;
 
-use oddscache_testkit::{Database, cluster, connect, eventually, psql};
-use process::Process;
+use oddscache_testkit::{
+    Database, cluster, connect, eventually, followed::run, psql, service::Service,
+};
 use tokio_postgres::Client;
 
 /// How the process connects to the server.
@@ -49,7 +48,7 @@ const READING: &str = "select a.state, coalesce(a.wait_event, '') from pg_stat_a
 struct Scene {
     database: Database,
     app: Client,
-    process: Process,
+    service: Service,
 }
 
 impl Scene {
@@ -61,12 +60,7 @@ impl Scene {
              select 1000000 + g, 112, 'big', 'big', jsonb_build_array(jsonb_build_object('name', repeat('x', 16000), 'odds', 2))
                from generate_series(1, 3000) g",
         );
-        let role = format!("cache_{}", database.name);
-        let variable = format!("role={role}");
-        psql(
-            &database.name,
-            &["-q", "-v", &variable, "-f", "sql/grants.sql"],
-        );
+        let role = database.reader();
         database.psql(&format!("alter role {role} password 'secret'"));
         let dsn = match by {
             By::Socket => cluster().dsn_as(&role, &database.name),
@@ -76,19 +70,15 @@ impl Scene {
                 database.name
             ),
         };
-        let process = Process::start(&dsn).await;
-        let app = connect(&database.dsn()).await;
         Scene {
+            app: connect(&database.dsn()).await,
+            service: Service::warm(&dsn, &[]).await,
             database,
-            app,
-            process,
         }
     }
 
     async fn run(&self, sql: &str) {
-        if let Err(error) = self.app.batch_execute(sql).await {
-            panic!("{sql}: {error:?}");
-        }
+        run(&self.app, sql).await;
     }
 
     /// State and wait event of the current read, if there is one.
@@ -103,14 +93,12 @@ impl Scene {
         let mut tries = 0;
         eventually("stopped in the middle of a read", async || {
             tries += 1;
-            // Makes the process read the big snapshot again.
-            self.run(&format!(
-                "update market_odds set line = {tries} where id = 1121"
-            ))
-            .await;
+            // Makes it read the big snapshot again.
+            let sql = format!("update market_odds set line = {tries} where id = 1121");
+            self.run(&sql).await;
             eventually("reads", async || self.reading().await.is_some()).await;
-            self.process.signal("-STOP");
-            // The server first finishes the statement, or fills the socket.
+            self.service.signal("-STOP");
+            // What the server has begun it brings to an end.
             let mut found = None;
             eventually("settled", async || {
                 found = self.reading().await;
@@ -127,13 +115,13 @@ impl Scene {
             if found == Some(at) {
                 return true;
             }
-            self.process.signal("-CONT");
+            self.service.signal("-CONT");
             false
         })
         .await;
     }
 
-    /// Runs INSERT, UPDATE and DELETE on every table, with a lock timeout so that waiting fails the test.
+    /// Writers of every kind on every table; each fails rather than wait.
     async fn writers_pass(&self) {
         self.run("set lock_timeout = '300ms'").await;
         for sql in [
@@ -182,12 +170,12 @@ async fn stopped(by: By, at: At, bound: Duration) {
         "the read ended before the writers were done"
     );
     scene.heavy_statements_pass(bound + SLACK).await;
-    scene.process.signal("-CONT");
-    scene
-        .run("update market_odds set line = 77 where id = 1121")
-        .await;
+    scene.service.signal("-CONT");
+    let change = "update market_odds set line = 77 where id = 1121";
+    scene.run(change).await;
     eventually("follows again", async || {
-        scene.process.line_of_market_1121().await == Some(77.0)
+        let event = scene.service.json("/v1/events/1").await;
+        event["betpawa"]["1"]["markets"][0]["line"] == 77.0
     })
     .await;
 }
@@ -217,7 +205,7 @@ async fn stopped_among_rows_over_the_socket() {
     let scene = Scene::new(By::Socket).await;
     scene.stop(At::Rows).await;
     scene.writers_pass().await;
-    let role = format!("role=cache_{}", scene.database.name);
+    let role = format!("role=reader_of_{}", scene.database.name);
     let way_out = "SELECT pg_terminate_backend(";
     let mut report = String::new();
     // check.sql names a session only after half a minute, because a slow reader is not a stopped one.
@@ -232,7 +220,7 @@ async fn stopped_among_rows_over_the_socket() {
     assert!(line.contains("|ClientWrite|warn|"), "{line}");
     scene.run(&line[line.find(way_out).unwrap()..]).await;
     scene.heavy_statements_pass(SLACK).await;
-    scene.process.signal("-CONT");
+    scene.service.signal("-CONT");
 }
 
 /// The locks of a killed process are released at once.
@@ -242,7 +230,7 @@ async fn killed_in_the_middle_of_a_read() {
         for at in [At::Between, At::Rows] {
             let scene = Scene::new(by).await;
             scene.stop(at).await;
-            scene.process.signal("-KILL");
+            scene.service.signal("-KILL");
             scene.heavy_statements_pass(SLACK).await;
             scene.writers_pass().await;
         }

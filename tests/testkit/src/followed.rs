@@ -53,18 +53,43 @@ impl Drop for Followed {
     }
 }
 
+/// Neither polls nor audits within a test: only notifications bring changes.
+pub fn rarely(config: Config) -> Config {
+    config
+        .poll_interval(Duration::from_secs(3600))
+        .audit_cycle(Duration::from_secs(600_000))
+}
+
+const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
+    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
+
+/// How to follow.
 impl Followed {
     pub async fn new(database: &Database) -> Followed {
         Followed::with(&database.dsn(), |config| config).await
     }
 
-    /// Polls often, so that a test that runs beside others need not wait for a bell.
+    /// A cache that follows a database of its own with the seed.
+    pub async fn seeded() -> Followed {
+        Followed::new(&Database::seeded()).await
+    }
+
+    /// Polls often, so that a test that runs beside others need not wait for a notification.
     pub async fn with(dsn: &str, change: impl FnOnce(Config) -> Config) -> Followed {
-        let app = connect(dsn).await;
-        let config = Config::new(dsn)
-            .expect("dsn")
-            .poll_interval(Duration::from_millis(50));
-        let (cache, follower) = OddsCache::connect(change(config));
+        Followed::beside(dsn, dsn, change).await
+    }
+
+    /// Follows one server while the application writes to another, or as another role.
+    pub async fn beside(dsn: &str, app: &str, change: impl FnOnce(Config) -> Config) -> Followed {
+        let often = Duration::from_millis(50);
+        let config = Config::new(dsn).expect("dsn").poll_interval(often);
+        Followed::start(change(config), app).await
+    }
+
+    /// With exactly this configuration.
+    pub async fn start(config: Config, app: &str) -> Followed {
+        let app = connect(app).await;
+        let (cache, follower) = OddsCache::connect(config);
         let follower = tokio::spawn(follower.run());
         cache.ready().await.expect("warm");
         Followed {
@@ -74,10 +99,65 @@ impl Followed {
         }
     }
 
+    /// Follows as this role, by notifications only.
+    pub async fn by_notifications(database: &Database, role: &str) -> Followed {
+        let dsn = cluster().dsn_as(role, &database.name);
+        let followed = Followed::beside(&dsn, &database.dsn(), rarely).await;
+        followed.live().await;
+        followed
+    }
+}
+
+/// What the application does.
+impl Followed {
     pub async fn run(&self, sql: &str) {
         run(&self.app, sql).await;
     }
 
+    /// Runs it, and compares the cache with the oracle.
+    pub async fn step(&self, sql: &str) -> Vec<Value> {
+        self.run(sql).await;
+        self.check(sql).await
+    }
+
+    /// A step that changes what the cache holds, or it would prove nothing.
+    pub async fn changes(&self, sql: &str) -> Vec<Value> {
+        let before = self.check("before").await;
+        let after = self.step(sql).await;
+        assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
+        after
+    }
+
+    /// Sets the line of snapshot 112's markets.
+    pub async fn set_line(&self, line: i32) {
+        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
+        self.run(&sql).await;
+    }
+
+    /// Deletes one of our own snapshots.
+    pub async fn delete(&self, snapshot: i64) {
+        let sql = format!("delete from odds_snapshots where id = {snapshot}");
+        self.run(&sql).await;
+    }
+
+    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
+    pub async fn terminate(&self, listening: bool) {
+        let its = if listening {
+            "query ~ 'LISTEN|advisory'"
+        } else {
+            "query !~ 'LISTEN|advisory|heartbeat|notify'"
+        };
+        let sql = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name = 'oddscache' and {its}"
+        );
+        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
+        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
+    }
+}
+
+/// What the cache shows.
+impl Followed {
     /// What the application's connection sees committed.
     pub async fn committed(&self) -> Shown {
         let sql = "select pg_current_snapshot()::text";
@@ -103,6 +183,138 @@ impl Followed {
         assert_same(&dump(&view), &expected, what);
         assert_totals(&view, &expected, what);
         expected
+    }
+
+    /// Waits for a state of this epoch, and compares it with the oracle. An older one may show later transactions.
+    pub async fn check_epoch(&self, epoch: u64, what: &str) -> Vec<Value> {
+        eventually(what, async || self.epoch() >= epoch).await;
+        let held = self.check(what).await;
+        assert_eq!(self.epoch(), epoch, "{what}");
+        held
+    }
+
+    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
+    /// read since `gone`.
+    pub async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
+        let view = self.cache.view();
+        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
+        let at_least = gone.elapsed();
+        let view = self.cache.view();
+        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
+        assert_eq!(view.epoch(), epoch);
+        assert_eq!(dump(&view), before);
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.cache.view().epoch()
+    }
+
+    /// How often everything was read.
+    pub fn reloads(&self) -> u64 {
+        self.cache.counters().reloads
+    }
+}
+
+/// What the follower does, and says that it does.
+impl Followed {
+    pub async fn live(&self) {
+        eventually("live", async || self.cache.status() == Status::Live).await;
+    }
+
+    /// Waits until it polls only, for a reason that has this word.
+    pub async fn polling(&self, word: &str) {
+        eventually("polling", async || {
+            matches!(self.cache.status(), Status::PollingOnly { reason } if reason.contains(word))
+        })
+        .await;
+    }
+
+    /// Waits until the follower gave up its connection; returns why.
+    pub async fn disconnected(&self) -> Error {
+        self.disconnected_by(|_| true).await
+    }
+
+    /// The same, for a reason of this kind.
+    pub async fn disconnected_by(&self, is_it: impl Fn(&Error) -> bool) -> Error {
+        let mut found = None;
+        eventually("disconnected", async || {
+            found = match self.cache.status() {
+                Status::Disconnected { error, .. } => Some(error).filter(&is_it),
+                _ => None,
+            };
+            found.is_some()
+        })
+        .await;
+        found.expect("just seen")
+    }
+
+    /// Waits until what the follower counts is so; returns all that it counts.
+    pub async fn counted(&self, what: &str, is_so: impl Fn(&Counters) -> bool) -> Counters {
+        eventually(what, async || is_so(&self.cache.counters())).await;
+        self.cache.counters()
+    }
+
+    /// Waits until so many more reads have failed.
+    pub async fn fails(&self, times: u64) {
+        let before = self.cache.counters().failures;
+        let failed = |counters: &Counters| counters.failures >= before + times;
+        self.counted("reads fail", failed).await;
+    }
+
+    /// Waits until so many commits were timed.
+    pub async fn timed(&self, count: u64) -> Timings {
+        let commits = || self.cache.timings().commit_to_visible.count;
+        eventually("commits are timed", async || commits() >= count).await;
+        self.cache.timings()
+    }
+
+    /// Waits until a heartbeat was just received, after which there is none for 4 s.
+    pub async fn heard(&self) -> Counters {
+        let before = self.cache.counters().heartbeats;
+        self.counted("a heartbeat", |now| now.heartbeats > before)
+            .await;
+        self.live().await;
+        // What it notified of is read.
+        let reads = self.cache.counters().reads;
+        self.counted("two reads", |now| now.reads > reads + 1).await
+    }
+
+    /// Changes something, which a follower by notifications must show, on its first connection.
+    pub async fn follows_by_notifications(&self) {
+        self.set_line(7).await;
+        self.check("by notification").await;
+        assert_eq!(self.cache.counters().reconnects, 0);
+        assert_eq!(self.cache.status(), Status::Live);
+        assert_eq!(self.epoch(), 1);
+    }
+
+    /// How many sessions make writers notify.
+    pub async fn waiting(&self) -> i64 {
+        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
+        let row = self.app.query_one(sql, &[]).await.expect("locks");
+        row.get(0)
+    }
+
+    /// Commits small transactions one after the other until nobody waits for notifications any more.
+    pub async fn until_awake(&self) {
+        let mut line = 0;
+        for often in [20, 1] {
+            eventually("nobody waits for notifications", async || {
+                line += 1;
+                self.set_line(line).await;
+                line % often != 0 || self.waiting().await == 0
+            })
+            .await;
+        }
+    }
+
+    pub async fn reader_waits(&self) {
+        eventually("the reader waits", async || {
+            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
+            row.get(0)
+        })
+        .await;
     }
 }
 
@@ -136,6 +348,7 @@ fn assert_totals(view: &View, events: &[Value], what: &str) {
     assert_eq!(counted, held, "{what}: totals");
 }
 
+/// Fails the test unless it succeeds.
 pub async fn run(client: &Client, sql: &str) {
     if let Err(error) = client.batch_execute(sql).await {
         panic!("{sql}: {error:?}");
@@ -191,159 +404,5 @@ impl Database {
             database
         });
         Database::copy(&template.name)
-    }
-}
-
-impl Followed {
-    /// How many sessions make writers ring.
-    pub async fn waiting(&self) -> i64 {
-        let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
-            where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
-        let row = self.app.query_one(sql, &[]).await.expect("locks");
-        row.get(0)
-    }
-
-    /// Commits small transactions one after the other until nobody waits for the bell any more.
-    pub async fn until_awake(&self) {
-        let mut line = 0;
-        eventually("nobody waits for the bell", async || {
-            line += 1;
-            self.set_line(line).await;
-            line % 20 != 0 || self.waiting().await == 0
-        })
-        .await;
-        eventually("nobody waits for the bell", async || {
-            line += 1;
-            self.set_line(line).await;
-            self.waiting().await == 0
-        })
-        .await;
-    }
-
-    pub async fn set_line(&self, line: i32) {
-        let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
-        self.run(&sql).await;
-    }
-}
-
-impl Followed {
-    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
-    pub async fn terminate(&self, listening: bool) {
-        let its = if listening {
-            "query ~ 'LISTEN|advisory'"
-        } else {
-            "query !~ 'LISTEN|advisory|heartbeat|notify'"
-        };
-        let sql = format!(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity
-             where datname = current_database() and application_name = 'oddscache' and {its}"
-        );
-        let row = self.app.query_one(&sql, &[]).await.expect("terminated");
-        assert_eq!(row.get::<_, i64>(0), 1, "one backend");
-    }
-
-    pub async fn live(&self) {
-        eventually("live", async || self.cache.status() == Status::Live).await;
-    }
-
-    /// Waits until the follower gave up its connection; returns why.
-    pub async fn disconnected(&self) -> Error {
-        let mut found = None;
-        eventually("disconnected", async || {
-            if let Status::Disconnected { error, .. } = self.cache.status() {
-                found = Some(error);
-            }
-            found.is_some()
-        })
-        .await;
-        found.expect("just seen")
-    }
-}
-
-const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
-    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
-
-impl Followed {
-    pub async fn reader_waits(&self) {
-        eventually("the reader waits", async || {
-            let row = self.app.query_one(READER_WAITS, &[]).await.expect("locks");
-            row.get(0)
-        })
-        .await;
-    }
-}
-
-impl Followed {
-    pub async fn step(&self, sql: &str) -> Vec<Value> {
-        self.run(sql).await;
-        self.check(sql).await
-    }
-}
-
-impl Followed {
-    /// Follows as this role, with notifications only: the poll interval is an hour.
-    pub async fn by_notifications(database: &Database, role: &str) -> Followed {
-        let dsn = cluster().dsn_as(role, &database.name);
-        let mut followed = Followed::with(&dsn, |config| {
-            config
-                .poll_interval(Duration::from_secs(3600))
-                .audit_cycle(Duration::from_secs(600_000))
-        })
-        .await;
-        followed.app = connect(&database.dsn()).await;
-        eventually("live", async || followed.cache.status() == Status::Live).await;
-        followed
-    }
-
-    pub async fn is_live(&self) {
-        self.run("update market_odds set line = 7 where snapshot_id = 112")
-            .await;
-        self.check("by notification").await;
-        let counters = self.cache.counters();
-        assert_eq!(counters.reconnects, 0);
-        assert_eq!(self.cache.status(), Status::Live);
-        assert_eq!(self.cache.view().epoch(), 1);
-    }
-}
-
-impl Followed {
-    /// Waits until so many commits were counted.
-    pub async fn timed(&self, count: u64) -> Timings {
-        let commits = || self.cache.timings().commit_to_visible.count;
-        eventually("commits are counted", async || commits() >= count).await;
-        self.cache.timings()
-    }
-}
-
-impl Followed {
-    /// Waits until a heartbeat was just heard, after which there is none for 4 s.
-    pub async fn heard(&self) -> Counters {
-        let before = self.cache.counters().heartbeats;
-        eventually("a heartbeat", async || {
-            let live = self.cache.status() == Status::Live;
-            live && self.cache.counters().heartbeats > before
-        })
-        .await;
-        // What it rang for is read.
-        let reads = self.cache.counters().reads;
-        eventually("two reads", async || {
-            self.cache.counters().reads > reads + 1
-        })
-        .await;
-        self.cache.counters()
-    }
-}
-
-impl Followed {
-    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
-    /// read since `gone`.
-    pub async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
-        let view = self.cache.view();
-        eventually("ages", async || view.age() > Duration::from_millis(300)).await;
-        let at_least = gone.elapsed();
-        let view = self.cache.view();
-        assert!(view.age() >= at_least, "{:?} < {at_least:?}", view.age());
-        assert_eq!(view.epoch(), epoch);
-        assert_eq!(dump(&view), before);
     }
 }

@@ -20,10 +20,14 @@ pub mod cluster;
 pub mod demo;
 pub mod followed;
 pub mod load;
+pub mod log;
 pub mod pgbouncer;
 pub mod plain;
+pub mod process;
 pub mod proxy;
+pub mod replica;
 pub mod servers;
+pub mod service;
 pub mod writes;
 
 use cluster::Cluster;
@@ -40,6 +44,16 @@ pub fn cluster() -> &'static Cluster {
         .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)")
     })
 }
+
+/// The tables that the cache reads.
+pub const TABLES: [&str; 6] = [
+    "events",
+    "competitor_events",
+    "odds_snapshots",
+    "competitor_odds_snapshots",
+    "market_odds",
+    "competitor_market_odds",
+];
 
 /// A database of one test, dropped with the cluster.
 #[derive(Debug, Clone)]
@@ -79,6 +93,15 @@ impl Database {
         Database::copy(&template.name)
     }
 
+    /// Makes a role of this database's own, with the rights of `sql/grants.sql`.
+    pub fn reader(&self) -> String {
+        let role = format!("reader_of_{}", self.name);
+        let variable = format!("role={role}");
+        let grants = ["-q", "-v", &variable, "-f", "sql/grants.sql"];
+        psql(&self.name, &grants);
+        role
+    }
+
     pub fn dsn(&self) -> String {
         cluster().dsn(&self.name)
     }
@@ -92,12 +115,7 @@ impl Database {
 /// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
 /// of a read and hold its locks, only in a test with several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
-    let output = cluster().psql(database, args).expect("psql starts");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "psql {args:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout)
-        .trim_end()
-        .to_owned()
+    cluster().psql_ok(database, args)
 }
 
 /// The server's major version.
@@ -124,6 +142,13 @@ pub async fn connect(dsn: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(connection);
     client
+}
+
+/// The id of the client's transaction, which must be open.
+pub async fn xid(client: &Client) -> u64 {
+    let sql = "select pg_current_xact_id()::text";
+    let row = client.query_one(sql, &[]).await.expect("a transaction");
+    row.get::<_, &str>(0).parse().expect("a transaction id")
 }
 
 /// What the cache must hold, by an SQL query of the tests' own.
@@ -228,30 +253,34 @@ fn micros(time: &str) -> i64 {
 }
 
 /// Fails the test with the first difference.
+#[track_caller]
 pub fn assert_same(cache: &[Value], oracle: &[Value], what: &str) {
-    if cache == oracle {
-        return;
-    }
-    let ids = |values: &[Value]| -> Vec<f64> {
-        values
-            .iter()
-            .filter_map(|value| value["event_id"].as_f64())
-            .collect()
-    };
-    assert_eq!(
-        ids(cache),
-        ids(oracle),
-        "{what}: other events (cache, oracle)"
-    );
-    for (cache, oracle) in cache.iter().zip(oracle) {
-        if let Some(difference) = difference("", cache, oracle) {
-            panic!("{what}: event {}: {difference}", cache["event_id"]);
-        }
+    if let Err(difference) = same(cache, oracle) {
+        panic!("{what}: {difference}");
     }
 }
 
-/// Where two values differ first.
-pub fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
+/// Where two lists of events differ first, if they do.
+pub fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
+    let ids = |events: &[Value]| -> Vec<String> {
+        let ids = events.iter().map(|event| event["event_id"].to_string());
+        ids.collect()
+    };
+    let (cached, expected) = (ids(cache), ids(oracle));
+    if cached != expected {
+        return Err(format!(
+            "events {cached:?} in the cache, {expected:?} in the oracle"
+        ));
+    }
+    for (cache, oracle) in cache.iter().zip(oracle) {
+        if let Some(difference) = difference("", cache, oracle) {
+            return Err(format!("event {}: {difference}", cache["event_id"]));
+        }
+    }
+    Ok(())
+}
+
+fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
     match (cache, oracle) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => a
             .iter()

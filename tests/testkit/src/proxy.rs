@@ -10,12 +10,14 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use frames::{Frames, Piece, notification};
+
+use super::cluster::Cluster;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixStream},
@@ -105,7 +107,9 @@ pub struct Counts {
 }
 
 impl Proxy {
-    pub async fn start(server: PathBuf) -> Proxy {
+    pub async fn before(cluster: &Cluster) -> Proxy {
+        let server = cluster.socket_dir();
+        let server = server.join(format!(".s.PGSQL.{}", cluster.port()));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (setting, watched) = watch::channel(Setting::PASS);
@@ -159,7 +163,7 @@ impl Drop for Proxy {
 /// What both directions of a connection know.
 #[derive(Debug, Default)]
 struct Kind {
-    listens: std::sync::atomic::AtomicBool,
+    listens: AtomicBool,
 }
 
 impl Kind {
@@ -186,22 +190,15 @@ async fn connection(
     let kind = Arc::new(Kind::default());
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
-    let up = Pump {
-        up: true,
+    let pump = |up| Pump {
+        up,
         setting: setting.clone(),
         kind: Arc::clone(&kind),
         counts: Arc::clone(&counts),
         lost: false,
         budget: None,
     };
-    let down = Pump {
-        up: false,
-        setting: setting.clone(),
-        kind: Arc::clone(&kind),
-        counts,
-        lost: false,
-        budget: None,
-    };
+    let (up, down) = (pump(true), pump(false));
     let mut watched = setting;
     let resets = watched.borrow().resets;
     let reset = async {

@@ -8,14 +8,9 @@ use std::{
     time::Duration,
 };
 
-use oddscache::Config;
 use tokio_postgres::Client;
 
-use super::{
-    cluster::Cluster,
-    connect, eventually,
-    followed::{Followed, SEED},
-};
+use super::{cluster::Cluster, eventually, followed::SEED};
 
 /// What all of them need, and settings that make a crash lose what is not written yet.
 const SETTINGS: [&str; 4] = [
@@ -42,13 +37,23 @@ impl Cluster {
 
     /// Makes the tables and their rows.
     pub fn seed(&self) {
-        for args in [
-            ["-qf", "src/demo/schema.sql"],
-            ["-qf", "sql/install.sql"],
-            ["-qc", SEED],
-        ] {
-            self.psql_ok(&args);
+        self.install("postgres");
+        self.sql(SEED);
+    }
+
+    /// Makes the application's tables and the change feed.
+    pub fn install(&self, database: &str) {
+        for script in ["src/demo/schema.sql", "sql/install.sql"] {
+            self.psql_ok(database, &["-qf", script]);
         }
+    }
+
+    /// A running server, whose database `postgres` has the application's tables, the change feed and what `sql` makes.
+    pub fn with_feed(sql: &str) -> Cluster {
+        let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
+        cluster.install("postgres");
+        cluster.sql(sql);
+        cluster
     }
 
     fn filled(settings: &[&str], fill: impl FnOnce(&Cluster)) -> Cluster {
@@ -116,11 +121,12 @@ impl Cluster {
 
     /// Runs psql on the database `postgres` and returns the rows.
     pub fn sql(&self, sql: &str) -> String {
-        self.psql_ok(&["-qAtc", sql])
+        self.psql_ok("postgres", &["-qAtc", sql])
     }
 
-    fn psql_ok(&self, args: &[&str]) -> String {
-        let output = self.psql("postgres", args).expect("psql starts");
+    /// Runs psql, which must succeed, and returns the rows.
+    pub fn psql_ok(&self, database: &str, args: &[&str]) -> String {
+        let output = self.psql(database, args).expect("psql starts");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "psql {args:?}: {errors}");
         let rows = String::from_utf8_lossy(&output.stdout);
@@ -228,21 +234,4 @@ fn children_of(pid: &str) -> Vec<String> {
     names
         .filter(|child| stat(child).is_some_and(|(_, parent)| parent == pid))
         .collect()
-}
-
-impl Followed {
-    /// Waits for a state of this epoch, and compares it with the oracle. An older one may show later transactions.
-    pub async fn check_epoch(&self, epoch: u64, what: &str) -> Vec<serde_json::Value> {
-        eventually(what, async || self.cache.view().epoch() >= epoch).await;
-        let held = self.check(what).await;
-        assert_eq!(self.cache.view().epoch(), epoch, "{what}");
-        held
-    }
-
-    /// Follows one server while the application writes to another.
-    pub async fn beside(dsn: &str, app: &str, change: impl FnOnce(Config) -> Config) -> Followed {
-        let mut followed = Followed::with(dsn, change).await;
-        followed.app = connect(app).await;
-        followed
-    }
 }

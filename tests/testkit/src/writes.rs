@@ -3,6 +3,9 @@
 use std::fmt::Write;
 
 use proptest::{collection::vec, prelude::*, sample::select};
+use tokio_postgres::Client;
+
+use super::followed::run;
 
 /// A second partition, and its triggers: what `install.sql` would do.
 pub const PREPARE: &str = "
@@ -15,7 +18,7 @@ do $$ begin
 end $$";
 
 /// The world at the beginning of a case.
-pub const RESET: &str = "
+const RESET: &str = "
 truncate events, competitor_events, odds_snapshots, odds_snapshots_old, competitor_odds_snapshots, market_odds,
     competitor_market_odds;
 do $$ begin if not exists (select from pg_inherits where inhrelid = 'odds_snapshots_old'::regclass) then
@@ -49,7 +52,7 @@ pub enum Step {
 pub struct Transaction {
     parts: Vec<Part>,
     end: End,
-    bell: bool,
+    notifies: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,369 +67,59 @@ enum Part {
     Savepoint(Vec<Change>, End),
 }
 
-/// Which of the two sides: the platform's own snapshots, or those of its competitors.
-#[derive(Debug, Clone, Copy)]
-enum Side {
-    Own,
-    Competitors,
-}
-
-impl Side {
-    fn snapshots(self) -> &'static str {
-        match self {
-            Side::Own => "odds_snapshots",
-            Side::Competitors => "competitor_odds_snapshots",
-        }
-    }
-
-    fn markets(self) -> &'static str {
-        match self {
-            Side::Own => "market_odds",
-            Side::Competitors => "competitor_market_odds",
-        }
-    }
-}
-
-/// Rows that exist are named by their place from the end, so that most writes hit one.
-type Nth = u8;
-
+/// Statements in which [`BELOW`] and [`ABOVE`] stand for a new id.
 #[derive(Debug, Clone)]
-enum Change {
-    Event {
-        id: u8,
-        hours: i8,
-    },
-    Kickoff {
-        id: u8,
-        hours: i8,
-    },
-    DeleteEvent {
-        id: u8,
-    },
-    Link {
-        id: u8,
-        event: Option<u8>,
-    },
-    SoftDelete {
-        id: u8,
-        deleted: bool,
-    },
-    Rename {
-        id: u8,
-        source: &'static str,
-    },
-    DeleteCompetitorEvent {
-        id: u8,
-    },
-    CompetitorEvent {
-        id: u8,
-        source: &'static str,
-        event: Option<u8>,
-    },
-    Snapshot {
-        owner: u8,
-        bookmaker: u8,
-        table: &'static str,
-        first: bool,
-        markets: u8,
-    },
-    CompetitorSnapshot {
-        owner: u8,
-        first: bool,
-        markets: u8,
-    },
-    DeleteSnapshot {
-        side: Side,
-        nth: Nth,
-    },
-    MoveSnapshot {
-        side: Side,
-        nth: Nth,
-        owner: u8,
-    },
-    Bookmaker {
-        nth: Nth,
-        bookmaker: u8,
-    },
-    Confirm {
-        side: Side,
-        owners: Vec<u8>,
-    },
-    OtherPartition {
-        nth: Nth,
-    },
-    Markets {
-        side: Side,
-        nth: Nth,
-        count: u8,
-    },
-    Outcomes {
-        side: Side,
-        nth: Nth,
-        odds: u16,
-    },
-    Unavailable {
-        side: Side,
-        nth: Nth,
-        set: bool,
-    },
-    MoveMarket {
-        side: Side,
-        nth: Nth,
-        to: Nth,
-    },
-    DeleteMarkets {
-        side: Side,
-        nth: Nth,
-        all: bool,
-    },
-    ReorderMarket {
-        side: Side,
-        nth: Nth,
-    },
-    Leaf {
-        table: &'static str,
-        what: u8,
-        nth: Nth,
-    },
-    Truncate {
-        what: &'static str,
-    },
-    Detach,
-    Attach,
-}
+struct Change(String);
+
+/// Less than all other ids.
+const BELOW: &str = "{below}";
+/// Greater than all other ids.
+const ABOVE: &str = "{above}";
 
 /// New ids, for a case.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ids {
-    next: u32,
+    taken: u32,
 }
 
-impl Default for Ids {
-    fn default() -> Ids {
-        Ids { next: 1 }
+impl Change {
+    fn sql(&self, ids: &mut Ids) -> String {
+        ids.taken += 1;
+        let sql = self.0.replace(BELOW, &(899 - ids.taken).to_string());
+        sql.replace(ABOVE, &(1101 + ids.taken).to_string())
     }
 }
 
-impl Ids {
-    /// Above or below all others.
-    fn take(&mut self, first: bool) -> u32 {
-        self.next += 1;
-        if first {
-            900 - self.next
-        } else {
-            1100 + self.next
-        }
-    }
+/// The platform's own snapshots, or those of its competitors.
+#[derive(Debug, Clone, Copy)]
+struct Side {
+    snapshots: &'static str,
+    owner: &'static str,
+    markets: &'static str,
 }
+
+const OWN: Side = Side {
+    snapshots: "odds_snapshots",
+    owner: "event_id",
+    markets: "market_odds",
+};
+const COMPETITORS: Side = Side {
+    snapshots: "competitor_odds_snapshots",
+    owner: "competitor_event_id",
+    markets: "competitor_market_odds",
+};
 
 const OUTCOMES: &str =
     r#"[{"name": "1", "odds": 1.5}, {"name": "x", "odds": null, "is_active": false, "more": [1]}]"#;
 
-impl Change {
-    fn sql(&self, ids: &mut Ids) -> String {
-        let kickoff = |hours: &i8| format!("now() at time zone 'UTC' + interval '{hours} hours'");
-        let null = |id: &Option<u8>| id.map_or("null".to_owned(), |id| id.to_string());
-        let nth = |table: &str, nth: &Nth| {
-            format!("(select id from {table} order by id desc offset {nth} limit 1)")
-        };
-        let markets = |side: Side, snapshot: &str, count: u8| {
-            format!(
-                "insert into {} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups) \
-                 select s, n, 'name', n + 0.5, '{OUTCOMES}', '[\"g\"]' from {snapshot} as s, generate_series(1, {count}) n \
-                 where s is not null",
-                side.markets()
-            )
-        };
-        match self {
-            Change::Event { id, hours } => format!(
-                "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \
-                 values ({id}, {id}, '', '', '', {0}) on conflict (id) do update set kickoff = {0}",
-                kickoff(hours)
-            ),
-            Change::Kickoff { id, hours } => {
-                format!(
-                    "update events set kickoff = {} where id = {id}",
-                    kickoff(hours)
-                )
-            }
-            Change::DeleteEvent { id } => format!("delete from events where id = {id}"),
-            Change::Link { id, event } => {
-                format!(
-                    "update competitor_events set betpawa_event_id = {} where id = {id}",
-                    null(event)
-                )
-            }
-            Change::SoftDelete { id, deleted } => {
-                let at = if *deleted { "now()" } else { "null" };
-                format!("update competitor_events set deleted_at = {at} where id = {id}")
-            }
-            Change::Rename { id, source } => {
-                format!("update competitor_events set source = '{source}' where id = {id}")
-            }
-            Change::DeleteCompetitorEvent { id } => {
-                format!("delete from competitor_events where id = {id}")
-            }
-            Change::CompetitorEvent { id, source, event } => format!(
-                "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id) \
-                 values ({id}, '{source}', {0}, now(), {id}, '') \
-                 on conflict (id) do update set betpawa_event_id = {0}, deleted_at = null",
-                null(event)
-            ),
-            Change::Snapshot {
-                owner,
-                bookmaker,
-                table,
-                first,
-                markets: count,
-            } => {
-                let id = ids.take(*first);
-                let at = if *table == "odds_snapshots_old" {
-                    "'2020-06-01'"
-                } else {
-                    "now() at time zone 'UTC'"
-                };
-                let snapshot = format!(
-                    "insert into {table} (id, event_id, bookmaker_id, captured_at) values ({id}, {owner}, {bookmaker}, {at})"
-                );
-                format!(
-                    "{snapshot}; {}",
-                    markets(Side::Own, &format!("(values ({id}))"), *count)
-                        .replace("as s,", "as v(s),")
-                )
-            }
-            Change::CompetitorSnapshot {
-                owner,
-                first,
-                markets: count,
-            } => {
-                let id = ids.take(*first);
-                let snapshot = format!(
-                    "insert into competitor_odds_snapshots (id, competitor_event_id) values ({id}, {owner})"
-                );
-                format!(
-                    "{snapshot}; {}",
-                    markets(Side::Competitors, &format!("(values ({id}))"), *count)
-                        .replace("as s,", "as v(s),")
-                )
-            }
-            Change::DeleteSnapshot { side, nth: n } => {
-                let table = side.snapshots();
-                format!("delete from {table} where id = {}", nth(table, n))
-            }
-            Change::MoveSnapshot {
-                side,
-                nth: n,
-                owner,
-            } => {
-                let table = side.snapshots();
-                let column = match side {
-                    Side::Own => "event_id",
-                    Side::Competitors => "competitor_event_id",
-                };
-                format!(
-                    "update {table} set {column} = {owner} where id = {}",
-                    nth(table, n)
-                )
-            }
-            Change::Bookmaker { nth: n, bookmaker } => {
-                format!(
-                    "update odds_snapshots set bookmaker_id = {bookmaker} where id = {}",
-                    nth("odds_snapshots", n)
-                )
-            }
-            Change::Confirm { side, owners } => {
-                let (table, list) = (side.snapshots(), format!("{owners:?}"));
-                format!(
-                    "update {table} set last_confirmed_at = clock_timestamp() at time zone 'UTC' where id in \
-                     (select max(id) from {table} where {} in ({}) group by {0})",
-                    match side {
-                        Side::Own => "event_id",
-                        Side::Competitors => "competitor_event_id",
-                    },
-                    list.trim_matches(['[', ']'])
-                )
-            }
-            Change::OtherPartition { nth: n } => format!(
-                "update odds_snapshots set captured_at = case when captured_at < '2021-01-01' then timestamp '2025-01-01' \
-                 else timestamp '2020-05-05' end where id = {}",
-                nth("odds_snapshots", n)
-            ),
-            Change::Markets {
-                side,
-                nth: n,
-                count,
-            } => {
-                let snapshot = nth(side.snapshots(), n);
-                markets(*side, &snapshot, *count).replace("as s,", "as v(s),")
-            }
-            Change::Outcomes { side, nth: n, odds } => {
-                let table = side.markets();
-                format!(
-                    "update {table} set outcomes = jsonb_build_array(jsonb_build_object('name', 'n', 'odds', {odds} / 1000.0)) where id = {}",
-                    nth(table, n)
-                )
-            }
-            Change::Unavailable { side, nth: n, set } => {
-                let table = side.markets();
-                let at = if *set {
-                    "clock_timestamp() at time zone 'UTC'"
-                } else {
-                    "null"
-                };
-                format!(
-                    "update {table} set unavailable_at = {at} where id = {}",
-                    nth(table, n)
-                )
-            }
-            Change::MoveMarket { side, nth: n, to } => {
-                let table = side.markets();
-                format!(
-                    "update {table} set snapshot_id = s.id from {} as s(id) where {table}.id = {} and s.id is not null",
-                    nth(side.snapshots(), to),
-                    nth(table, n)
-                )
-            }
-            Change::DeleteMarkets { side, nth: n, all } => {
-                let table = side.markets();
-                let id = nth(table, n);
-                if *all {
-                    format!(
-                        "delete from {table} where snapshot_id = (select snapshot_id from {table} where id = {id})"
-                    )
-                } else {
-                    format!("delete from {table} where id = {id}")
-                }
-            }
-            Change::ReorderMarket { side, nth: n } => {
-                let table = side.markets();
-                format!(
-                    "update {table} set id = -{} where id = {}",
-                    ids.take(false),
-                    nth(table, n)
-                )
-            }
-            Change::Leaf {
-                table,
-                what,
-                nth: n,
-            } => match what % 3 {
-                0 => format!(
-                    "update {table} set bookmaker_id = 3 - bookmaker_id where id = {}",
-                    nth(table, n)
-                ),
-                1 => format!("delete from {table} where id = {}", nth(table, n)),
-                _ => format!("truncate {table}"),
-            },
-            Change::Truncate { what } => format!("truncate {what}"),
-            Change::Detach => {
-                "alter table odds_snapshots detach partition odds_snapshots_old".to_owned()
-            }
-            Change::Attach => "alter table odds_snapshots attach partition odds_snapshots_old \
-                               for values from ('2020-01-01') to ('2021-01-01')"
-                .to_owned(),
-        }
-    }
+/// Adds so many markets to a snapshot, which is an SQL expression.
+fn add_markets(side: Side, snapshot: &str, count: u8) -> String {
+    format!(
+        "insert into {} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups) \
+         select s, n, 'name', n + 0.5, '{OUTCOMES}', '[\"g\"]' from (values ({snapshot})) v (s), generate_series(1, {count}) n \
+         where s is not null",
+        side.markets
+    )
 }
 
 impl Transaction {
@@ -434,10 +127,17 @@ impl Transaction {
         self.end == End::Commit
     }
 
+    /// Its statements in two parts, so that others can run in between.
+    pub fn halves(&self, ids: &mut Ids) -> (Vec<String>, Vec<String>) {
+        let mut first = self.sql(ids);
+        let rest = first.split_off(first.len() / 2);
+        (first, rest)
+    }
+
     /// Its statements, from begin to end.
     pub fn sql(&self, ids: &mut Ids) -> Vec<String> {
         let mut statements = vec!["begin".to_owned()];
-        if !self.bell {
+        if !self.notifies {
             statements.push("set local oddscache.notify = off".to_owned());
         }
         for part in &self.parts {
@@ -461,6 +161,34 @@ impl Transaction {
     }
 }
 
+/// Locks, keys, and partitions that are there already, or not, or whose rows are elsewhere; all else is a mistake in here.
+const REFUSALS: [&str; 9] = [
+    "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
+];
+
+/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+pub async fn execute(client: &Client, statements: &[String]) -> bool {
+    for sql in statements {
+        if let Err(error) = client.batch_execute(sql).await {
+            let code = error.code().map(|code| code.code());
+            let is_known = code.is_some_and(|code| REFUSALS.contains(&code));
+            assert!(is_known, "{sql}: {error:?}");
+            run(client, "rollback").await;
+            return false;
+        }
+    }
+    true
+}
+
+/// A statement that waits for another transaction fails, and its transaction with it.
+pub const PATIENCE: &str = "set lock_timeout = '100 ms'";
+
+/// Puts the world at its beginning.
+pub async fn reset(client: &Client) {
+    let sql = format!("rollback; set lock_timeout = 0; {RESET}; {PATIENCE}");
+    run(client, &sql).await;
+}
+
 impl Case {
     /// As SQL, for people.
     pub fn script(&self) -> String {
@@ -475,13 +203,12 @@ impl Case {
             match step {
                 Step::Alone(transaction) => lines("", &transaction.sql(&mut ids)),
                 Step::Beside(late, others) => {
-                    let statements = late.sql(&mut ids);
-                    let (first, rest) = statements.split_at(statements.len() / 2);
-                    lines("/* beside */ ", first);
+                    let (first, rest) = late.halves(&mut ids);
+                    lines("/* beside */ ", &first);
                     for transaction in others {
                         lines("", &transaction.sql(&mut ids));
                     }
-                    lines("/* beside */ ", rest);
+                    lines("/* beside */ ", &rest);
                 }
             }
             if *pause {
@@ -500,36 +227,141 @@ fn competitor_event() -> impl Strategy<Value = u8> + Clone {
     1..=6u8
 }
 
-fn link() -> impl Strategy<Value = Option<u8>> {
-    proptest::option::weighted(0.8, event())
+/// An event, or none.
+fn link() -> impl Strategy<Value = String> {
+    let event = proptest::option::weighted(0.8, event());
+    event.prop_map(|event| event.map_or("null".to_owned(), |event| event.to_string()))
 }
 
 fn side() -> impl Strategy<Value = Side> + Clone {
-    select(vec![Side::Own, Side::Competitors])
+    select(vec![OWN, COMPETITORS])
 }
 
-/// Mostly among the newest.
-fn nth() -> impl Strategy<Value = Nth> + Clone {
-    prop_oneof![3 => 0..3u8, 1 => 0..12u8]
+/// A new id, mostly above the others.
+fn id() -> impl Strategy<Value = &'static str> {
+    prop_oneof![4 => Just(ABOVE), 1 => Just(BELOW)]
 }
 
-fn hours() -> impl Strategy<Value = i8> + Clone {
+/// An id of a table by its place from the end, mostly among the newest, so that most writes hit one.
+fn nth_of(table: &'static str) -> impl Strategy<Value = String> {
+    prop_oneof![3 => 0..3u8, 1 => 0..12u8].prop_map(move |nth| {
+        format!("(select id from {table} order by id desc offset {nth} limit 1)")
+    })
+}
+
+/// A side, and one of its snapshots.
+fn snapshot() -> impl Strategy<Value = (Side, String)> {
+    side().prop_flat_map(|side| (Just(side), nth_of(side.snapshots)))
+}
+
+/// The table of a side's markets, and one of its rows.
+fn market() -> impl Strategy<Value = (&'static str, String)> {
+    side().prop_flat_map(|side| (Just(side.markets), nth_of(side.markets)))
+}
+
+/// In the window, or before it.
+fn kickoff() -> impl Strategy<Value = String> {
     prop_oneof![3 => 1..48i8, 1 => -48..-2i8]
+        .prop_map(|hours| format!("now() at time zone 'UTC' + interval '{hours} hours'"))
 }
 
 fn source() -> impl Strategy<Value = &'static str> + Clone {
     select(vec!["a", "b", "c"])
 }
 
-fn write() -> impl Strategy<Value = Change> {
+/// A value if true, else null.
+fn or_null(value: &'static str) -> impl Strategy<Value = &'static str> {
+    any::<bool>().prop_map(move |some| if some { value } else { "null" })
+}
+
+fn change_of_events() -> impl Strategy<Value = String> {
+    prop_oneof![
+        2 => (event(), kickoff()).prop_map(|(id, at)| format!(
+            "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \
+             values ({id}, {id}, '', '', '', {at}) on conflict (id) do update set kickoff = {at}"
+        )),
+        3 => (event(), kickoff()).prop_map(|(id, at)| format!("update events set kickoff = {at} where id = {id}")),
+        1 => event().prop_map(|id| format!("delete from events where id = {id}")),
+    ]
+}
+
+fn change_of_competitor_events() -> impl Strategy<Value = String> {
+    let set = |id, what| format!("update competitor_events set {what} where id = {id}");
+    prop_oneof![
+        5 => (competitor_event(), link()).prop_map(move |(id, event)| set(id, format!("betpawa_event_id = {event}"))),
+        3 => (competitor_event(), or_null("now()")).prop_map(move |(id, at)| set(id, format!("deleted_at = {at}"))),
+        2 => (competitor_event(), source()).prop_map(move |(id, source)| set(id, format!("source = '{source}'"))),
+        1 => competitor_event().prop_map(|id| format!("delete from competitor_events where id = {id}")),
+        3 => (competitor_event(), source(), link()).prop_map(|(id, source, event)| format!(
+            "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id) \
+             values ({id}, '{source}', {event}, now(), {id}, '') \
+             on conflict (id) do update set betpawa_event_id = {event}, deleted_at = null"
+        )),
+    ]
+}
+
+fn change_of_snapshots() -> impl Strategy<Value = String> {
     let table = select(vec![
-        "odds_snapshots",
-        "odds_snapshots",
-        "odds_snapshots_default",
-        "odds_snapshots_old",
+        ("odds_snapshots", "now() at time zone 'UTC'"),
+        ("odds_snapshots", "now() at time zone 'UTC'"),
+        ("odds_snapshots_default", "now() at time zone 'UTC'"),
+        ("odds_snapshots_old", "'2020-06-01'"),
     ]);
-    let leaf = select(vec!["odds_snapshots_default", "odds_snapshots_old"]);
-    let truncate = select(vec![
+    prop_oneof![
+        6 => (event(), 1..=2u8, table, id(), 0..4u8).prop_map(|(event, bookmaker, (table, at), id, count)| format!(
+            "insert into {table} (id, event_id, bookmaker_id, captured_at) values ({id}, {event}, {bookmaker}, {at}); {}",
+            add_markets(OWN, id, count)
+        )),
+        5 => (competitor_event(), id(), 0..4u8).prop_map(|(event, id, count)| format!(
+            "insert into competitor_odds_snapshots (id, competitor_event_id) values ({id}, {event}); {}",
+            add_markets(COMPETITORS, id, count)
+        )),
+        3 => snapshot().prop_map(|(side, id)| format!("delete from {} where id = {id}", side.snapshots)),
+        2 => (snapshot(), event()).prop_map(|((side, id), owner)| format!(
+            "update {} set {} = {owner} where id = {id}",
+            side.snapshots, side.owner
+        )),
+        1 => (nth_of("odds_snapshots"), 1..=3u8)
+            .prop_map(|(id, bookmaker)| format!("update odds_snapshots set bookmaker_id = {bookmaker} where id = {id}")),
+        3 => (side(), vec(event(), 1..4)).prop_map(|(side, owners)| format!(
+            "update {0} set last_confirmed_at = clock_timestamp() at time zone 'UTC' where id in \
+             (select max(id) from {0} where {1} = any(array{owners:?}) group by {1})",
+            side.snapshots, side.owner
+        )),
+        2 => nth_of("odds_snapshots").prop_map(|id| format!(
+            "update odds_snapshots set captured_at = case when captured_at < '2021-01-01' then timestamp '2025-01-01' \
+             else timestamp '2020-05-05' end where id = {id}"
+        )),
+    ]
+}
+
+fn change_of_markets() -> impl Strategy<Value = String> {
+    let unavailable = or_null("clock_timestamp() at time zone 'UTC'");
+    let move_to = |side: Side| (Just(side), nth_of(side.markets), nth_of(side.snapshots));
+    prop_oneof![
+        3 => (snapshot(), 0..4u8).prop_map(|((side, id), count)| add_markets(side, &id, count)),
+        3 => (market(), 1000..9999u16).prop_map(|((table, id), odds)| format!(
+            "update {table} set outcomes = jsonb_build_array(jsonb_build_object('name', 'n', 'odds', {odds} / 1000.0)) \
+             where id = {id}"
+        )),
+        2 => (market(), unavailable)
+            .prop_map(|((table, id), at)| format!("update {table} set unavailable_at = {at} where id = {id}")),
+        2 => side().prop_flat_map(move_to).prop_map(|(side, id, to)| format!(
+            "update {0} set snapshot_id = s.id from {to} as s (id) where {0}.id = {id} and s.id is not null",
+            side.markets
+        )),
+        1 => market().prop_map(|(table, id)| format!("delete from {table} where id = {id}")),
+        1 => market().prop_map(|(table, id)| format!(
+            "delete from {table} where snapshot_id = (select snapshot_id from {table} where id = {id})"
+        )),
+        1 => market().prop_map(|(table, id)| format!("update {table} set id = -{ABOVE} where id = {id}")),
+    ]
+}
+
+fn rare_change() -> impl Strategy<Value = String> {
+    let leaf = || select(vec!["odds_snapshots_default", "odds_snapshots_old"]);
+    let row = move || leaf().prop_flat_map(|table| (Just(table), nth_of(table)));
+    let truncated = select(vec![
         "events cascade",
         "competitor_events",
         "odds_snapshots",
@@ -537,48 +369,26 @@ fn write() -> impl Strategy<Value = Change> {
         "market_odds",
         "competitor_market_odds",
     ]);
-    let (first, count) = (prop::bool::weighted(0.2), 0..4u8);
-    // Too many arms for one.
-    let events = prop_oneof![
-        2 => (event(), hours()).prop_map(|(id, hours)| Change::Event { id, hours }),
-        3 => (event(), hours()).prop_map(|(id, hours)| Change::Kickoff { id, hours }),
-        1 => event().prop_map(|id| Change::DeleteEvent { id }),
-    ];
-    let competitor_events = prop_oneof![
-        5 => (competitor_event(), link()).prop_map(|(id, event)| Change::Link { id, event }),
-        3 => (competitor_event(), any::<bool>()).prop_map(|(id, deleted)| Change::SoftDelete { id, deleted }),
-        2 => (competitor_event(), source()).prop_map(|(id, source)| Change::Rename { id, source }),
-        1 => competitor_event().prop_map(|id| Change::DeleteCompetitorEvent { id }),
-        3 => (competitor_event(), source(), link())
-            .prop_map(|(id, source, event)| Change::CompetitorEvent { id, source, event }),
-    ];
-    let snapshots = prop_oneof![
-        6 => (event(), 1..=2u8, table, first, count.clone()).prop_map(
-            |(owner, bookmaker, table, first, markets)| Change::Snapshot { owner, bookmaker, table, first, markets }
-        ),
-        5 => (competitor_event(), first, count.clone())
-            .prop_map(|(owner, first, markets)| Change::CompetitorSnapshot { owner, first, markets }),
-        3 => (side(), nth()).prop_map(|(side, nth)| Change::DeleteSnapshot { side, nth }),
-        2 => (side(), nth(), event()).prop_map(|(side, nth, owner)| Change::MoveSnapshot { side, nth, owner }),
-        1 => (nth(), 1..=3u8).prop_map(|(nth, bookmaker)| Change::Bookmaker { nth, bookmaker }),
-        3 => (side(), vec(event(), 1..4)).prop_map(|(side, owners)| Change::Confirm { side, owners }),
-        2 => nth().prop_map(|nth| Change::OtherPartition { nth }),
-    ];
-    let markets = prop_oneof![
-        3 => (side(), nth(), count).prop_map(|(side, nth, count)| Change::Markets { side, nth, count }),
-        3 => (side(), nth(), 1000..9999u16).prop_map(|(side, nth, odds)| Change::Outcomes { side, nth, odds }),
-        2 => (side(), nth(), any::<bool>()).prop_map(|(side, nth, set)| Change::Unavailable { side, nth, set }),
-        2 => (side(), nth(), nth()).prop_map(|(side, nth, to)| Change::MoveMarket { side, nth, to }),
-        2 => (side(), nth(), any::<bool>()).prop_map(|(side, nth, all)| Change::DeleteMarkets { side, nth, all }),
-        1 => (side(), nth()).prop_map(|(side, nth)| Change::ReorderMarket { side, nth }),
-    ];
-    let rare = prop_oneof![
-        4 => (leaf, any::<u8>(), nth()).prop_map(|(table, what, nth)| Change::Leaf { table, what, nth }),
-        2 => truncate.prop_map(|what| Change::Truncate { what }),
-        1 => Just(Change::Detach),
-        1 => Just(Change::Attach),
-    ];
-    prop_oneof![4 => events, 7 => competitor_events, 10 => snapshots, 9 => markets, 2 => rare]
+    let alter = |what: &str| Just(format!("alter table odds_snapshots {what}"));
+    prop_oneof![
+        4 => row().prop_map(|(table, id)| format!("update {table} set bookmaker_id = 3 - bookmaker_id where id = {id}")),
+        4 => row().prop_map(|(table, id)| format!("delete from {table} where id = {id}")),
+        4 => leaf().prop_map(|table| format!("truncate {table}")),
+        6 => truncated.prop_map(|what| format!("truncate {what}")),
+        3 => alter("detach partition odds_snapshots_old"),
+        3 => alter("attach partition odds_snapshots_old for values from ('2020-01-01') to ('2021-01-01')"),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => change_of_events(),
+        7 => change_of_competitor_events(),
+        10 => change_of_snapshots(),
+        9 => change_of_markets(),
+        2 => rare_change(),
+    ]
+    .prop_map(Change)
 }
 
 fn end() -> impl Strategy<Value = End> {
@@ -588,13 +398,15 @@ fn end() -> impl Strategy<Value = End> {
 fn transaction() -> impl Strategy<Value = Transaction> {
     let savepoint_end = prop_oneof![Just(End::Commit), Just(End::Rollback)];
     let part = prop_oneof![
-        5 => write().prop_map(Part::Change),
-        1 => (vec(write(), 1..4), savepoint_end).prop_map(|(writes, end)| Part::Savepoint(writes, end)),
+        5 => change().prop_map(Part::Change),
+        1 => (vec(change(), 1..4), savepoint_end).prop_map(|(writes, end)| Part::Savepoint(writes, end)),
     ];
-    (vec(part, 1..5), end(), prop::bool::weighted(0.8)).prop_map(|(parts, end, bell)| Transaction {
-        parts,
-        end,
-        bell,
+    (vec(part, 1..5), end(), prop::bool::weighted(0.8)).prop_map(|(parts, end, notifies)| {
+        Transaction {
+            parts,
+            end,
+            notifies,
+        }
     })
 }
 

@@ -39,14 +39,10 @@ pub fn time() -> DateTime<Utc> {
 }
 
 pub fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
-    let outcome = |of: i64| OutcomeInput {
-        name: ["1", "X", "2"][of as usize].to_owned(),
-        odds: Some(
-            1.0 + (mix((event_id * 1000 + bookmaker * 300 + n * 3 + of) as u64) % 9000) as f64
-                / 1000.0,
-        ),
-        is_active: true,
-        extra: serde_json::Map::new(),
+    let outcome = |of: i64| {
+        let number = mix((event_id * 1000 + bookmaker * 300 + n * 3 + of) as u64);
+        let odds = 1.0 + (number % 9000) as f64 / 1000.0;
+        OutcomeInput::new(["1", "X", "2"][of as usize], odds)
     };
     MarketInput {
         betpawa_market_id: match INLINE.get(n as usize) {
@@ -78,11 +74,8 @@ pub fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64) -> Sn
 pub fn put(writer: &mut Writer, event_id: i64, markets: i64, version: i64) {
     writer.put_betpawa_snapshot(&snapshot(event_id, 0, markets, version), Some(time()));
     for (bookmaker, source) in (1..).zip(SOURCES) {
-        writer.put_competitor_snapshot(
-            source,
-            &snapshot(event_id, bookmaker, markets, version),
-            Some(time()),
-        );
+        let snapshot = snapshot(event_id, bookmaker, markets, version);
+        writer.put_competitor_snapshot(source, &snapshot, Some(time()));
     }
 }
 
@@ -102,10 +95,8 @@ pub fn median(values: &mut [f64]) -> f64 {
 pub fn quantile(values: &mut [f64], at: f64) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
-    values
-        .get((last as f64 * at).round() as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
+    let value = values.get((last as f64 * at).round() as usize);
+    value.copied().unwrap_or(f64::NAN)
 }
 
 pub type Candidate<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);

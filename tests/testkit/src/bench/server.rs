@@ -1,9 +1,10 @@
 //! A private server with the real amount of data, the feed and the recommended indexes.
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::{
     cluster::Cluster,
+    connect,
     demo::{self, Size},
 };
 
@@ -16,26 +17,20 @@ pub struct Server {
     pub client: Client,
 }
 
-pub async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
 /// 1,100 upcoming events x 3 bookmakers x 50 markets, vacuumed and analyzed. Takes half a minute.
 pub async fn start(settings: &[&str]) -> Server {
     let settings = [&["shared_buffers = 1GB", "max_wal_size = 4GB"], settings].concat();
-    let cluster = Cluster::start(&settings).expect("a cluster");
+    of_size(&settings, &Size::default()).await
+}
+
+/// The same with these settings alone, and so much data.
+pub async fn of_size(settings: &[&str], size: &Size) -> Server {
+    let cluster = Cluster::start(settings).expect("a cluster");
     let dsn = cluster.dsn("postgres");
     let client = connect(&dsn).await;
-    demo::fill(&client, &Size::default()).await;
+    demo::fill(&client, size).await;
     for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql("postgres", &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        cluster.psql_ok("postgres", &["-qf", script]);
     }
     client
         .batch_execute("vacuum analyze")

@@ -2,109 +2,75 @@
 
 use std::{collections::BTreeMap, error::Error as StdError, net::SocketAddr, time::Duration};
 
-use http_body_util::{BodyExt, Empty};
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Bytes, Incoming},
-    client::conn::http1::{self, SendRequest},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use reqwest::{RequestBuilder, Response, StatusCode};
 
 use super::latency::Latencies;
 
-/// Whoever waits longer has given up.
+/// After so long an answer is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+#[derive(Debug)]
 pub struct Client {
-    address: SocketAddr,
-    sender: Option<SendRequest<Empty<Bytes>>>,
+    http: reqwest::Client,
+    base: String,
 }
 
 /// What went wrong, in words that are the same each time.
 pub type Wrong = String;
 
-fn wrong(what: &str, error: &dyn StdError) -> Wrong {
+pub(super) fn wrong(what: &str, error: &dyn StdError) -> Wrong {
     let cause = error.source().map(|cause| format!(": {cause}"));
     format!("{what}: {error}{}", cause.unwrap_or_default())
 }
 
+async fn send(request: RequestBuilder) -> Result<Response, Wrong> {
+    let answer = request.send().await;
+    answer.map_err(|error| wrong("asking", &error.without_url()))
+}
+
 impl Client {
     pub fn new(address: SocketAddr) -> Client {
+        let builder = reqwest::Client::builder().pool_max_idle_per_host(1);
         Client {
-            address,
-            sender: None,
+            http: builder.build().expect("a client"),
+            base: format!("http://{address}"),
         }
     }
 
-    async fn sender(&mut self) -> Result<&mut SendRequest<Empty<Bytes>>, Wrong> {
-        let broken = self.sender.as_ref().is_none_or(SendRequest::is_closed);
-        if broken {
-            let stream = TcpStream::connect(self.address).await;
-            let stream = stream.map_err(|error| wrong("connecting", &error))?;
-            stream
-                .set_nodelay(true)
-                .map_err(|error| wrong("connecting", &error))?;
-            let shaken = http1::handshake(TokioIo::new(stream)).await;
-            let (sender, connection) = shaken.map_err(|error| wrong("connecting", &error))?;
-            tokio::spawn(connection);
-            self.sender = Some(sender);
+    fn request(&self, path: &str, header: Option<(&str, &str)>) -> RequestBuilder {
+        let request = self.http.get(format!("{}{path}", self.base));
+        match header {
+            Some((name, value)) => request.header(name, value),
+            None => request,
         }
-        Ok(self.sender.as_mut().expect("just made"))
     }
 
     /// The head of the answer, whose body must be read before the next request.
-    pub async fn ask(
-        &mut self,
-        path: &str,
-        header: Option<(&str, &str)>,
-    ) -> Result<Response<Incoming>, Wrong> {
-        let host = self.address.to_string();
-        let sender = self.sender().await?;
-        let ready = sender.ready().await;
-        ready.map_err(|error| wrong("waiting for the connection", &error))?;
-        let mut request = Request::get(path).header("host", host);
-        if let Some((name, value)) = header {
-            request = request.header(name, value);
-        }
-        let request = request.body(Empty::new()).expect("a request");
-        let answer = sender.send_request(request).await;
-        answer.map_err(|error| wrong("asking", &error))
+    pub async fn ask(&self, path: &str, header: Option<(&str, &str)>) -> Result<Response, Wrong> {
+        send(self.request(path, header)).await
     }
 
     /// Takes the whole answer; returns its status, its tag and how long it was.
     pub async fn take(
-        &mut self,
+        &self,
         path: &str,
         header: Option<(&str, &str)>,
     ) -> Result<(StatusCode, Option<String>, u64), Wrong> {
-        let taken = timeout(PATIENCE, async {
-            let answer = self.ask(path, header).await?;
-            let (status, tag) = (answer.status(), tag(&answer));
-            let (mut body, mut bytes) = (answer.into_body(), 0);
-            while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| wrong("reading an answer", &error))?;
-                bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-            }
-            Ok((status, tag, bytes))
-        });
-        let taken = taken
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
-        if taken.is_err() {
-            self.sender = None;
+        let mut answer = send(self.request(path, header).timeout(PATIENCE)).await?;
+        let mut bytes = 0;
+        let reading = |error: reqwest::Error| wrong("reading an answer", &error.without_url());
+        while let Some(piece) = answer.chunk().await.map_err(reading)? {
+            bytes += piece.len() as u64;
         }
-        taken
+        Ok((answer.status(), tag(&answer), bytes))
     }
 
     /// The whole answer, which must be 200, and its tag.
-    pub async fn text(&mut self, path: &str) -> Result<(String, Option<String>), Wrong> {
+    pub async fn text(&self, path: &str) -> Result<(String, Option<String>), Wrong> {
         let answer = self.ask(path, None).await?;
         let (status, tag) = (answer.status(), tag(&answer));
-        let body = answer.into_body().collect().await;
-        let body = body.map_err(|error| wrong("reading an answer", &error))?;
-        let text =
-            String::from_utf8(body.to_bytes().to_vec()).map_err(|error| wrong(path, &error))?;
+        let text = answer.text().await;
+        let text = text.map_err(|error| wrong("reading an answer", &error.without_url()))?;
         match status {
             StatusCode::OK => Ok((text, tag)),
             status => Err(format!("{path}: {status}: {text}")),
@@ -112,7 +78,7 @@ impl Client {
     }
 }
 
-fn tag(answer: &Response<Incoming>) -> Option<String> {
+fn tag(answer: &Response) -> Option<String> {
     let tag = answer.headers().get("etag")?.to_str().ok()?;
     Some(tag.to_owned())
 }

@@ -1,6 +1,6 @@
-//! Clients of the service that measure it, and the service as a process.
+//! Clients of the service that measure it.
 
 pub mod client;
+pub mod events;
 pub mod latency;
-pub mod process;
 pub mod subscriber;

@@ -7,11 +7,13 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::client::Client;
+use super::{
+    client::Client,
+    events::{Event, Events},
+};
 
 /// What one of them has seen. Read while it goes on.
 #[derive(Debug, Default, Clone)]
@@ -51,45 +53,25 @@ pub async fn run(address: SocketAddr, seen: Shared, collect: bool, odds: bool) {
 }
 
 async fn read(address: SocketAddr, seen: &Shared, collect: bool, odds: bool) -> Result<(), String> {
-    let path = match odds {
-        true => "/v1/changes?odds=true",
-        false => "/v1/changes",
-    };
+    let path = format!("/v1/changes?odds={odds}");
     let last = seen.lock().expect("a lock").last.clone();
-    let mut client = Client::new(address);
     let header = (!last.is_empty()).then_some(("last-event-id", last.as_str()));
-    let answer = client.ask(path, header).await?;
+    let client = Client::new(address);
+    let answer = client.ask(&path, header).await?;
     if answer.status() != 200 {
         return Err(format!("{path}: {}", answer.status()));
     }
-    let (mut body, mut text, mut looked) = (answer.into_body(), Vec::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| format!("reading changes: {error}"))?;
-        text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = text[looked..].windows(2).position(|pair| pair == b"\n\n") {
-            let end = std::mem::take(&mut looked) + end;
-            let event = String::from_utf8_lossy(&text[..end]).into_owned();
-            text.drain(..end + 2);
-            take(&event, &mut seen.lock().expect("a lock"), collect)?;
-        }
-        looked = text.len().saturating_sub(1);
+    let mut events = Events::of(answer);
+    while let Some(event) = events.next().await? {
+        take(&event, &mut seen.lock().expect("a lock"), collect)?;
     }
     Ok(())
 }
 
-fn take(event: &str, seen: &mut Seen, collect: bool) -> Result<(), String> {
-    let field = |name: &str| {
-        let mut lines = event.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value)
-    };
-    // A comment, to keep the connection alive.
-    let Some(name) = field("event") else {
-        return Ok(());
-    };
-    let id = field("id").ok_or("an event without an id")?;
+fn take(event: &Event, seen: &mut Seen, collect: bool) -> Result<(), String> {
     let number = |id: &str| id.split_once('-')?.1.parse::<u64>().ok();
-    let version = number(id).ok_or_else(|| format!("an id of another form: {id}"))?;
-    match name {
+    let version = number(&event.id).ok_or_else(|| format!("an id of another form: {event:?}"))?;
+    match event.name.as_str() {
         "start" => seen.lost = true,
         "lagged" => {
             seen.lagged += 1;
@@ -101,20 +83,16 @@ fn take(event: &str, seen: &mut Seen, collect: bool) -> Result<(), String> {
                 seen.untold += 1;
             }
             if collect {
-                let data = field("data").ok_or("a change without data")?;
-                let data: Value = serde_json::from_str(data).map_err(|error| error.to_string())?;
-                let lists = data["competitors"]
-                    .as_object()
-                    .into_iter()
-                    .flat_map(|map| map.values());
-                for list in lists.chain([&data["betpawa"], &data["kickoffs"]]) {
-                    let ids = list.as_array().into_iter().flatten();
-                    seen.changed.extend(ids.filter_map(Value::as_i64));
-                }
+                let data = event.data()?;
+                let sources = data["competitors"].as_object().into_iter();
+                let lists = sources.flat_map(|map| map.values());
+                let lists = lists.chain([&data["betpawa"], &data["kickoffs"]]);
+                let ids = lists.flat_map(|list| list.as_array().into_iter().flatten());
+                seen.changed.extend(ids.filter_map(Value::as_i64));
             }
         }
         other => return Err(format!("an unknown event: {other}")),
     }
-    seen.last = id.to_owned();
+    seen.last.clone_from(&event.id);
     Ok(())
 }

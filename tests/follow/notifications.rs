@@ -1,31 +1,20 @@
-//! When the follower waits for notifications, and when it polls. No change goes unseen when it changes from one to the
-//! other.
+//! When the follower waits for notifications, when it looks by itself, and that nothing goes unseen between the two.
 //!
-//! The poll interval is an hour where a change must come by a notification, or by polling every few milliseconds.
+//! The poll interval is an hour where only a notification, or reading briskly, can bring a change.
 
 use std::time::Duration;
 
-use oddscache::Status;
 use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, run},
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
-
 async fn followed(database: &Database) -> Followed {
-    let followed = Followed::with(&database.dsn(), |config| {
-        config
-            .poll_interval(HOUR)
-            .audit_cycle(Duration::from_secs(600_000))
-    })
-    .await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    followed
+    Followed::by_notifications(database, "postgres").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_commits_are_polled_for_without_notifications() {
+async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     assert_eq!(followed.waiting().await, 1);
@@ -38,12 +27,9 @@ async fn many_small_commits_are_polled_for_without_notifications() {
         followed.caught_up("polled").await;
     }
     assert!(followed.cache.counters().notifications <= notifications + 2);
-    followed.check("still polling").await;
-    // Without changes it waits for notifications again, and the next change sends one.
-    eventually("waiting for notifications", async || {
-        followed.waiting().await == 1
-    })
-    .await;
+    followed.check("still awake").await;
+    // Once it is quiet it waits, and what then changes notifies.
+    eventually("asleep", async || followed.waiting().await == 1).await;
     eventually("no more reads", async || {
         let reads = followed.cache.counters().reads;
         let heartbeats = followed.cache.counters().heartbeats;
@@ -57,28 +43,23 @@ async fn many_small_commits_are_polled_for_without_notifications() {
     followed.check("notified").await;
     let after = followed.cache.counters();
     assert!(after.notifications > before.notifications);
-    assert_eq!((after.reloads, followed.cache.view().epoch()), (1, 1));
+    assert_eq!((after.reloads, followed.epoch()), (1, 1));
 }
 
 /// The writer looks for the wait lock while nobody holds it. It commits, without a notification, after the follower has
 /// taken the lock again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_is_seen_whose_writer_looked_for_the_lock_too_early() {
+async fn a_writer_that_looked_too_early_is_looked_for() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let late = connect(&database.dsn()).await;
-    let mut polled = 0;
-    for odds in 1..=5 {
+    let mut briskly = 0;
+    for _ in 1..=5 {
         followed.until_awake().await;
-        run(
-            &late,
-            &format!(
-                "begin; update events set name = 'late {odds}', kickoff = kickoff + interval '1 minute' where id = 1"
-            ),
-        )
-        .await;
-        assert_eq!(followed.waiting().await, 0, "somebody holds the lock");
-        // The listener wakes the follower once it holds the lock again.
+        let sql = "begin; update events set kickoff = kickoff + interval '1 minute' where id = 1";
+        run(&late, sql).await;
+        assert_eq!(followed.waiting().await, 0, "it was to look too early");
+        // The follower notifies itself, for it waits again.
         let notifications = followed.cache.counters().notifications;
         eventually("waiting", async || {
             followed.cache.counters().notifications > notifications && followed.waiting().await == 1
@@ -94,8 +75,8 @@ async fn a_commit_is_seen_whose_writer_looked_for_the_lock_too_early() {
     assert!(polled > 0);
 }
 
-/// A session that holds the wait lock exclusively keeps the follower from waiting for notifications. The follower polls
-/// and says why.
+/// A session that holds the lock exclusively makes writers notify for ever and keeps the follower from waiting: it polls,
+/// says why, and goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_polls_while_another_session_holds_the_lock_exclusively() {
     let database = Database::seeded();
@@ -103,29 +84,22 @@ async fn it_polls_while_another_session_holds_the_lock_exclusively() {
     let key = "hashtextextended('oddscache bell oddscache', 0)";
     run(&mallory, &format!("select pg_advisory_lock({key})")).await;
     let followed = Followed::new(&database).await;
-    eventually("polling, and why", async || {
-        matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("advisory lock"))
-    })
-    .await;
-    let before = followed.check("the seed").await;
+    followed.polling("advisory lock").await;
     followed
-        .run("delete from odds_snapshots where id = 112")
+        .changes("delete from odds_snapshots where id = 112")
         .await;
-    assert_ne!(before, followed.check("polled").await);
     run(&mallory, &format!("select pg_advisory_unlock({key})")).await;
-    eventually("live", async || followed.cache.status() == Status::Live).await;
-    // In share mode a foreign lock only makes writers notify.
+    followed.live().await;
+    // In share mode it makes writers notify, which is no harm.
     run(&mallory, &format!("select pg_advisory_lock_shared({key})")).await;
-    followed
-        .run("delete from odds_snapshots where id = 122")
-        .await;
+    followed.delete(122).await;
     followed.check("notified").await;
-    assert_eq!(followed.cache.view().epoch(), 1);
+    assert_eq!(followed.epoch(), 1);
 }
 
 /// Each follower holds the lock in share mode.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_of_several_followers_is_notified() {
+async fn of_several_followers_each_is_notified() {
     let database = Database::seeded();
     let (a, b) = (followed(&database).await, followed(&database).await);
     assert_eq!(a.waiting().await, 2);

@@ -1,0 +1,54 @@
+//! What the system says of a process.
+
+use std::{fmt, fs};
+
+/// Clock ticks a second in /proc/PID/stat, on every Linux there is.
+const TICKS: f64 = 100.0;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Kilobytes in memory.
+    pub resident: u64,
+    /// The most there ever were.
+    pub peak: u64,
+    pub threads: u64,
+    pub descriptors: u64,
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.1} MiB resident (at most {:.1}), {} threads, {} descriptors",
+            self.resident as f64 / 1024.0,
+            self.peak as f64 / 1024.0,
+            self.threads,
+            self.descriptors
+        )
+    }
+}
+
+pub fn memory(pid: u32) -> Memory {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or(0)
+    };
+    Memory {
+        resident: field("VmRSS:"),
+        peak: field("VmHWM:"),
+        threads: field("Threads:"),
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |list| list.count() as u64),
+    }
+}
+
+/// Seconds of a core that it has taken.
+pub fn cpu(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let times = fields.split(' ').skip(12).take(2);
+    let ticks = times.filter_map(|field| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS
+}

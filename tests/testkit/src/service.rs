@@ -1,0 +1,266 @@
+//! The binary, run as its users run it: commands that end, and the service as a process.
+
+use std::{
+    net::SocketAddr,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use reqwest::Response;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command as AsyncCommand},
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::eventually;
+
+/// Nothing that a process does by itself takes longer, on a machine that has other work as well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `oddscache` with these arguments, and with none of our own variables that it reads.
+pub fn command(arguments: &[&str]) -> Command {
+    let binary = std::env::var_os("CARGO_BIN_EXE_oddscache");
+    let mut command = Command::new(binary.expect("`cargo test` and `cargo bench` name the binary"));
+    command.args(arguments);
+    isolate(&mut command);
+    command
+}
+
+/// Takes from a command what the binary reads of our own environment.
+pub fn isolate(command: &mut Command) {
+    command.stdin(Stdio::null());
+    for (name, _) in std::env::vars() {
+        if name.starts_with("PG") || name.starts_with("ODDSCACHE") || name == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub errors: String,
+}
+
+/// Waits until a command has ended. Blocks.
+pub fn ended(command: &mut Command) -> Ended {
+    Ended::of(&command.output().expect("the binary runs"))
+}
+
+/// Runs `oddscache` with these arguments on a database to its end. Blocks.
+pub fn run(arguments: &[&str], dsn: &str) -> Ended {
+    ended(command(arguments).env("DATABASE_URL", dsn))
+}
+
+impl Ended {
+    pub fn of(output: &std::process::Output) -> Ended {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended {
+            code: output.status.code(),
+            out: text(&output.stdout),
+            errors: text(&output.stderr),
+        }
+    }
+
+    /// Fails the test unless it ended well.
+    #[track_caller]
+    pub fn ok(self) -> Ended {
+        self.with(0, &[])
+    }
+
+    /// Fails the test unless it ended with this code and has said all of these words.
+    #[track_caller]
+    pub fn with(self, code: i32, words: &[&str]) -> Ended {
+        let Ended { out, errors, .. } = &self;
+        assert_eq!(self.code, Some(code), "{out}{errors}");
+        for word in words {
+            let is_said = out.contains(word) || errors.contains(word);
+            assert!(is_said, "no {word:?} in {out}{errors}");
+        }
+        self
+    }
+}
+
+pub fn kill(signal: &str, pid: u32) {
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
+    assert!(status.expect("kill").success(), "kill {signal} {pid}");
+}
+
+/// `oddscache serve`. Dropping it kills it.
+#[derive(Debug)]
+pub struct Service {
+    pub child: Child,
+    /// `http://` and its address.
+    pub base: String,
+    log: mpsc::UnboundedReceiver<String>,
+}
+
+/// On a free port, with a log for [`Service::line`].
+pub const SERVE: [&str; 5] = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+
+impl Service {
+    /// With [`SERVE`] and more arguments; it listens.
+    pub async fn start(dsn: &str, more: &[&str]) -> Service {
+        Service::start_with(dsn, more, &[]).await
+    }
+
+    /// With variables, too.
+    pub async fn start_with(dsn: &str, more: &[&str], variables: &[(&str, &str)]) -> Service {
+        let mut command = command(&[&SERVE, more].concat());
+        command
+            .env("DATABASE_URL", dsn)
+            .envs(variables.iter().copied());
+        Service::spawn(command).await
+    }
+
+    /// Started, and warm.
+    pub async fn warm(dsn: &str, more: &[&str]) -> Service {
+        let service = Service::start(dsn, more).await;
+        service.ready().await;
+        service
+    }
+
+    /// For benchmarks: nearly without a log, and with the allocator as the unit and the container in examples/deploy set it,
+    /// unless something else is to be tried.
+    pub async fn measured(dsn: &str, more: &[&str]) -> Service {
+        let log = "warn,oddscache::server::commands::serve=info";
+        let threshold = std::env::var("MALLOC_MMAP_THRESHOLD_");
+        let threshold = threshold.unwrap_or_else(|_| "131072".to_owned());
+        let variables = [("MALLOC_MMAP_THRESHOLD_", &*threshold)];
+        Service::start_with(dsn, &[&["--log", log], more].concat(), &variables).await
+    }
+
+    /// Runs a command that starts it with a log in JSON, which says where it listens.
+    pub async fn spawn(command: Command) -> Service {
+        let mut command = AsyncCommand::from(command);
+        command.stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("the binary runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let (to, log) = mpsc::unbounded_channel();
+        // Whether anybody reads it or not, or the service would wait for a full pipe.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let _ = to.send(line);
+            }
+        });
+        let mut service = Service {
+            child,
+            base: String::new(),
+            log,
+        };
+        while service.base.is_empty() {
+            let message = service.message().await.expect("it says where it listens");
+            if let Some(address) = message["fields"]["address"].as_str() {
+                service.base = format!("http://{address}");
+            }
+        }
+        service
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        let address = self.base.trim_start_matches("http://");
+        address.parse().expect("an address")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("not waited for")
+    }
+
+    pub fn signal(&self, name: &str) {
+        kill(name, self.pid());
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = timeout(PATIENCE, self.child.wait()).await;
+        status.expect("it ends").expect("a status")
+    }
+
+    /// Fails if it has ended.
+    pub fn assert_runs(&mut self) {
+        let ended = self.child.try_wait().expect("a process");
+        assert!(ended.is_none(), "the service ended: {ended:?}");
+    }
+
+    /// Each request is on a connection of its own.
+    pub async fn try_ask(&self, path: &str, headers: &[(&str, &str)]) -> reqwest::Result<Response> {
+        let mut request = reqwest::Client::new().get(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await
+    }
+
+    pub async fn ask(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        self.try_ask(path, headers).await.expect("an answer")
+    }
+
+    /// Status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.ask(path, &[]).await;
+        let status = answer.status().as_u16();
+        (status, answer.text().await.expect("a body"))
+    }
+
+    /// The body of a 200.
+    pub async fn json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// A sample of `/metrics`, by its name and labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect(name).parse().expect("a number")
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&self) {
+        eventually("ready", async || {
+            let answer = self.try_ask("/readyz", &[]).await;
+            answer.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    /// The next line of its log; `None` at the end.
+    pub async fn line(&mut self) -> Option<String> {
+        let line = timeout(PATIENCE, self.log.recv()).await;
+        line.expect("it logs, or ends")
+    }
+
+    /// The same, read.
+    pub async fn message(&mut self) -> Option<Value> {
+        let line = self.line().await?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
+    }
+
+    /// Reads the log until a line has all of these words.
+    pub async fn logs(&mut self, words: &[&str]) -> String {
+        loop {
+            let line = self.line().await.expect("it runs");
+            if words.iter().all(|word| line.contains(word)) {
+                return line;
+            }
+        }
+    }
+
+    /// The log up to its end.
+    pub async fn rest_of_log(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.line().await {
+            lines.push(line);
+        }
+        lines
+    }
+}
