@@ -1,4 +1,4 @@
-//! The kinds of transaction, and how often the application runs each.
+//! The kinds of transaction, and how often each is made.
 
 use fastrand::Rng;
 
@@ -7,7 +7,7 @@ use fastrand::Rng;
 pub(crate) enum Kind {
     /// New snapshots with all their markets.
     Batch,
-    /// The same, but with the markets written by COPY.
+    /// The same, the markets by COPY.
     Copy,
     InPlace,
     OnConflict,
@@ -30,7 +30,7 @@ pub(crate) enum Kind {
     Free,
 }
 
-/// Each kind with its name and its weight.
+/// With how often, roughly.
 const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Batch, "scrape batch", 8),
     (Kind::Copy, "scrape batch by COPY", 3),
@@ -45,7 +45,7 @@ const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Leaf, "straight into a partition", 3),
     (Kind::Relink, "competitor events relinked", 4),
     (Kind::Window, "postponed out of the window, or back", 3),
-    (Kind::BellOff, "notify off", 3),
+    (Kind::BellOff, "bell off", 3),
     (Kind::Replica, "session_replication_role = replica", 2),
     (Kind::Truncate, "table truncated and rewritten", 1),
     (Kind::ManyKeys, "more than 20,000 keys", 1),

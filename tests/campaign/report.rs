@@ -1,4 +1,4 @@
-//! The figures of a campaign: what it did and what it measured.
+//! What a campaign did and saw.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ pub(crate) struct Report(Mutex<Figures>);
 pub(crate) struct Figures {
     pub(crate) seeds: Vec<u64>,
     pub(crate) rounds: u64,
-    /// For each kind the number of committed transactions, and of those refused, rolled back or cut off.
+    /// By kind: committed; refused by the server for a lock, a key or a restart.
     pub(crate) transactions: BTreeMap<&'static str, (u64, u64)>,
     pub(crate) rows: u64,
     pub(crate) faults: BTreeMap<Kind, FaultFigures>,
@@ -27,7 +27,7 @@ pub(crate) struct Figures {
     pub(crate) lookups: u64,
     pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
-    /// The greatest staleness while no fault could stall the follower. The same holds for `age`.
+    /// Without a fault that may stall.
     pub(crate) staleness: Duration,
     pub(crate) age: Duration,
     pub(crate) epochs: u64,
@@ -39,7 +39,7 @@ pub(crate) struct Figures {
 #[derive(Debug, Default)]
 pub(crate) struct FaultFigures {
     pub(crate) count: u64,
-    /// The greatest staleness during the fault and until the recovery from it.
+    /// Beside it, and until it was recovered from.
     pub(crate) staleness: Duration,
     pub(crate) recovered: u64,
     pub(crate) recovery: Duration,
@@ -97,7 +97,7 @@ impl Figures {
         self.faults.values().map(|fault| fault.count).sum()
     }
 
-    /// Adds the figures of another campaign.
+    /// Adds another campaign's.
     pub(crate) fn add(&mut self, other: Figures) {
         self.seeds.extend(other.seeds);
         self.rounds += other.rounds;
@@ -134,7 +134,7 @@ impl Figures {
         self.resident_kb.extend(other.resident_kb);
     }
 
-    /// The report as text.
+    /// For people.
     pub(crate) fn text(&self, violations: usize) -> String {
         let mut text = String::new();
         let mut line = |line: String| writeln!(text, "{line}").expect("into a string");
@@ -167,7 +167,7 @@ impl Figures {
             self.counters
         ));
         line(format!(
-            "reloads by reason, as far as readers saw them: {:?}",
+            "reloads announced, as seen by looking now and then: {:?}",
             self.reasons
         ));
         if let (Some(first), Some(last)) = (self.resident_kb.first(), self.resident_kb.last()) {

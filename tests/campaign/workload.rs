@@ -1,10 +1,10 @@
-//! The application: clients that draw their transactions from a seed.
+//! The application: clients whose transactions are drawn by a seed.
 //!
-//! Every transaction keeps three invariants:
-//! - Generations: the markets `gen` of all events of a group have the same number, in `market_odds` (bookmaker 1) and
-//!   in `competitor_market_odds` (sportybet). Each transaction writes a new, greater number.
-//! - Sums: the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum.
-//! - Presence: all events of a group are inside the window, or none.
+//! | invariant | kept by every transaction |
+//! |---|---|
+//! | generations | the markets `gen` of all events of a group carry one number, in `market_odds` (bookmaker 1) and in `competitor_market_odds` (sportybet) alike; it is fresh with each transaction, and grows |
+//! | sums | the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum |
+//! | presence | all events of a group are within the window, or none |
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,17 +26,16 @@ use crate::{
     world::{GROUPS, World, members},
 };
 
-/// Why a transaction failed.
+/// How a transaction ended without success.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// The server refused a statement, for a lock, a key, a conflict, or because it shuts down.
+    /// By the server, for a lock, a key, a conflict, or because it is going down.
     Refused,
-    /// The connection was lost.
+    /// The connection.
     Lost,
 }
 
-/// The codes with which the server may refuse a statement. Any other code means that the triggers harmed the
-/// application.
+/// What the server may refuse a statement for; anything else is a harm done to the application.
 const EXPECTED: &[&str] = &[
     "55P03", "40P01", "40001", "57014", "57P01", "57P02", "57P03", "23503", "23505", "23514",
     "42P01", "42809", "42P16", "25P02", "55006", "25P03",
@@ -62,7 +61,7 @@ impl Application {
         }
     }
 
-    /// Runs transactions until the round is over. On return none is open.
+    /// Transactions until the round is over. All it began have ended then.
     pub(crate) async fn play(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
@@ -74,7 +73,7 @@ impl Application {
             {
                 kind = Kind::Batch;
             }
-            // The transaction has its own random numbers. So its end does not influence the transactions after it.
+            // Drawn apart, so that what follows does not depend on how this one ends.
             let mut own = rng.fork();
             let pause = Duration::from_millis(rng.u64(..8));
             let Some(client) = self.connected().await else {
@@ -97,11 +96,11 @@ impl Application {
             }
             sleep(pause).await;
         }
-        // Connecting rolls back what is still prepared.
+        // Leaves nothing prepared behind.
         self.client = self.connected().await;
     }
 
-    /// The connection, opened if necessary, without an open or prepared transaction.
+    /// A connection without a transaction of its own.
     async fn connected(&mut self) -> Option<Client> {
         if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
             return Some(client);
@@ -111,7 +110,7 @@ impl Application {
         tokio::spawn(connection);
         let begin = "set lock_timeout = '2s'; set deadlock_timeout = '200ms'; set client_min_messages = error";
         client.batch_execute(begin).await.ok()?;
-        // A transaction that was prepared when the connection was lost still holds its locks.
+        // What was prepared when the connection was lost still holds its locks.
         let mine = format!(
             "select gid from pg_prepared_xacts where gid like 'c{}\\_%'",
             self.number
@@ -147,7 +146,7 @@ impl Application {
         }
     }
 
-    /// Runs one transaction. Returns the number of rows it wrote.
+    /// Returns how many rows it wrote.
     async fn transaction(
         &mut self,
         client: &Client,
@@ -181,7 +180,7 @@ impl Application {
         }
     }
 
-    /// Gives one group, or all groups, a new generation.
+    /// Gives a group, or all, a fresh generation.
     async fn prices(
         &mut self,
         client: &Client,
@@ -200,7 +199,7 @@ impl Application {
             list.join(", ")
         );
         self.run(client, &lock).await?;
-        // Take the generation under the lock, so that generations grow in the order of the commits.
+        // Under the lock, so that generations grow in the order of the commits.
         let generation = self.world.ledger.begin(&groups);
         let mut rows = 0;
         let mut all_present = true;
@@ -215,7 +214,7 @@ impl Application {
             }
         }
         if kind == Kind::Truncate {
-            // Some groups may be outside the window. They stay there, so the ledger needs an entry for each group.
+            // Of several groups, some may be out of the window: they stay there, and are recorded one by one.
             return self
                 .end_many(client, &groups, generation, asynchronous, rows)
                 .await;
@@ -246,8 +245,7 @@ impl Application {
         row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
     }
 
-    /// Waits until the cache shows a transaction, and checks that the view contains the transaction's rows. Skipped
-    /// around a crash with asynchronous commits: it can undo the commit and give its id to another transaction.
+    /// A view that was waited for shows what was committed. A crash that takes commits back hands their ids out again.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
         let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
@@ -299,7 +297,7 @@ impl Application {
         Ok(row.get(0))
     }
 
-    /// Sometimes moves a group's events out of the window or back into it. Returns whether they are inside afterwards.
+    /// Moves a group's events out of the window or back into it, now and then. Says whether they are within afterwards.
     async fn window(
         &self,
         client: &Client,
@@ -315,7 +313,7 @@ impl Application {
             (false, _) => rng.u8(..10) < 6,
         };
         if moves {
-            // Only at the start or at the end. In between it could fall into a savepoint that is rolled back.
+            // Not in between: there may be a savepoint that is rolled back.
             let at = if rng.bool() { 0 } else { parts.len() };
             parts.insert(at, Part::Sql(sql::kickoffs(group, !present)));
         }
@@ -367,7 +365,7 @@ impl Application {
             let text = format!("commit prepared '{gid}'");
             match self.run(client, &text).await {
                 Ok(_) => return Ok(()),
-                // The prepared transaction holds its locks until it is committed, so try again.
+                // It holds its locks until it is done.
                 Err(Failed::Refused) if began.elapsed() < Duration::from_secs(20) => {}
                 Err(failed) => return Err(failed),
             }

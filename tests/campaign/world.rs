@@ -1,5 +1,4 @@
-//! The database of a campaign, and the state that its parts share. Groups of events keep invariants. Free events keep
-//! none.
+//! The database of a campaign: groups of events whose odds keep invariants, and free events to which anything may happen.
 
 use std::{
     sync::{
@@ -15,29 +14,28 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::{kinds, ledger::Ledger, plan::Kind, report::Report};
 
-/// The number of groups. A transaction that writes odds of a group gives all its events one new generation, for betPawa
-/// and for a competitor.
+/// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
 pub(crate) const GROUPS: usize = 4;
 
-/// The number of events in a group.
+/// Events of a group.
 pub(crate) const MEMBERS: i64 = 4;
 
-/// Free events have the ids from 1 to this.
+/// Free events have the ids from 1 up to this.
 pub(crate) const FREE: i64 = 12;
 
-/// The id of the event for writes that only the audit finds. No other transaction writes to it.
+/// An event that nobody writes to but what only the audit finds.
 pub(crate) const UNSEEN: i64 = 500;
 
-/// The first value of every amount.
+/// What the amounts of an event are at first: a group's sum is constant.
 pub(crate) const AMOUNT: i64 = 100;
 
-/// The ids of a group's first and last event.
+/// The events of a group: first and last.
 pub(crate) fn members(group: usize) -> (i64, i64) {
     let first = 1_000 + 10 * group as i64;
     (first, first + MEMBERS - 1)
 }
 
-/// The sum of a group's amounts, of betPawa and the competitor together. It is constant.
+/// The sum of a group's amounts over both sides.
 pub(crate) const SUM: i64 = 2 * AMOUNT * MEMBERS;
 
 const SETTINGS: &[&str] = &[
@@ -45,12 +43,12 @@ const SETTINGS: &[&str] = &[
     "max_connections = 60",
     "max_prepared_transactions = 20",
     "shared_buffers = '64MB'",
-    // With these settings a crash does lose asynchronous commits.
+    // So that asynchronous commits are lost in a crash rather than not.
     "wal_writer_delay = '10s'",
     "wal_writer_flush_after = '128MB'",
 ];
 
-/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot.
+/// Event 99 is long past; the bulk of markets belongs to no snapshot.
 const DATA: &str = r#"
 create schema campaign;
 create table campaign.groups (id int primary key);
@@ -79,7 +77,7 @@ select 50000000 + n, 'bulk', '', '[]' from generate_series(1, 20100) n;
 create role stranger login;
 "#;
 
-/// Starts a cluster and creates the database of a campaign.
+/// Makes the database of a campaign.
 pub(crate) fn cluster() -> Cluster {
     let cluster = Cluster::start(SETTINGS)
         .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
@@ -102,7 +100,7 @@ pub(crate) fn cluster() -> Cluster {
     cluster
 }
 
-/// The state that all parts of a campaign share.
+/// What all parts of a campaign share.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) seed: u64,
@@ -114,13 +112,13 @@ pub(crate) struct World {
     pub(crate) bias: Mutex<Option<kinds::Kind>>,
     /// Clients commit asynchronously.
     pub(crate) asynchronous: AtomicBool,
-    /// Whether clients avoid transactions that cause a reload.
+    /// Clients write nothing for which everything must be read again.
     pub(crate) ordinary: AtomicBool,
-    /// Clients stop when this is set. Readers stop when `ended` is set.
+    /// The clients' transactions go on until this is set; readers until `ended`.
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
-    /// The number of differences that the audit may have found. More of them mean that the follower missed a change.
+    /// The audit may have found this many differences, and no more: all else is a change that was missed.
     pub(crate) mismatches: AtomicU64,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
@@ -158,7 +156,7 @@ impl World {
             let round = self.round.load(Ordering::Relaxed);
             let faults = self.active.names();
             *violation = Some(format!(
-                "check `{check}`: {what}\nround {round}, faults active or just over: {faults}"
+                "check `{check}`: {what}\nround {round}, faults under way or just over: {faults}"
             ));
         }
     }
@@ -171,7 +169,7 @@ impl World {
         self.ended.load(Ordering::Relaxed) || self.violation().is_some()
     }
 
-    /// Connects as the superuser. Waits for up to a minute while the server starts.
+    /// A connection as the superuser; waits for a server that is starting.
     pub(crate) async fn connect(&self) -> Client {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -187,7 +185,7 @@ impl World {
     }
 }
 
-/// The active faults, and those that ended recently.
+/// The faults under way, and those that ended of late.
 #[derive(Debug, Default)]
 pub(crate) struct Active(Mutex<Vec<Span>>);
 
@@ -232,15 +230,14 @@ impl Active {
         spans.retain(|span| span.ended_within(2 * AFTERMATH));
     }
 
-    /// The faults that are active, and those from which no reader has seen a recovery yet.
+    /// Those under way, or whose effects are not over as far as readers have seen.
     pub(crate) fn now(&self) -> Vec<Kind> {
         let spans = self.spans();
         let now = spans.iter().filter(|span| !span.recovered);
         now.map(|span| span.kind).collect()
     }
 
-    /// Records that a view was proven current at this moment, so that the follower has recovered from all faults that
-    /// ended before. Returns the time each recovery took.
+    /// A view is proven as of this moment: the faults that ended before are recovered from. Returns how long that took.
     pub(crate) fn recover(&self, proven: Instant) -> Vec<(Kind, Duration)> {
         let mut spans = self.spans();
         let over = spans

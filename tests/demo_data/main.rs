@@ -50,7 +50,7 @@ fn window_start() -> SystemTime {
     SystemTime::now() - Duration::from_secs(2 * 3600)
 }
 
-/// The events that the oracle returns, parsed. Fails unless they are in the order of their ids.
+/// The oracle's events, parsed; fails unless they are in event id order.
 async fn oracle(client: &Client, start: SystemTime) -> Vec<Value> {
     let rows = client.query(ORACLE, &[&start]).await.unwrap();
     let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();

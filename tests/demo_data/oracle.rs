@@ -1,4 +1,4 @@
-//! Each rule of the oracle, tested on rows written by hand.
+//! The oracle, rule by rule, on rows made by hand.
 
 use oddscache_testkit::{Database, connect, followed::run, normal};
 use serde_json::{Value, json};
@@ -28,25 +28,22 @@ async fn says(client: &Client, sql: &str) -> Vec<Value> {
     oracle(client, noon.into()).await
 }
 
-/// The id of an event's snapshot of this bookmaker, 0 if there is none.
-fn betpawa_snapshot(event: &Value, bookmaker: &str) -> i64 {
+fn own(event: &Value, bookmaker: &str) -> i64 {
     event["betpawa"][bookmaker]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
-/// The id of an event's snapshot of this source, 0 if there is none.
-fn competitor_snapshot(event: &Value, source: &str) -> i64 {
+fn competitor(event: &Value, source: &str) -> i64 {
     event["competitors"][source]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
-/// The oracle returns every field, in the form that the cache serves.
 #[tokio::test]
 async fn oracle_prints_an_event_in_full() {
-    let client = hand_made().await;
-    let events = oracle_after(
+    let client = by_hand().await;
+    let events = says(
         &client,
         r#"insert into odds_snapshots (event_id, bookmaker_id, captured_at, raw_response, last_confirmed_at)
                values (2, 1, '2026-01-01 10:00:00.25', '{}', '2026-01-01 11:00');
@@ -82,11 +79,10 @@ async fn oracle_prints_an_event_in_full() {
     assert_eq!(json!(events), expected);
 }
 
-/// The latest snapshot is the one with the greatest id, whatever its time of capture.
 #[tokio::test]
 async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
-    let client = hand_made().await;
-    let events = oracle_after(
+    let client = by_hand().await;
+    let events = says(
         &client,
         "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values
              (5, 2, 1, '2026-01-01 08:00'), (4, 2, 1, '2026-01-01 09:00'), (3, 2, 2, '2026-01-01 10:00'), (9, 3, 2, '2026-01-01 07:00')",
@@ -97,7 +93,6 @@ async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     assert_eq!([of(&events[0]), of(&events[1])], [[5, 3], [0, 9]]);
 }
 
-/// An event whose kickoff is the very start of the window is outside.
 #[tokio::test]
 async fn oracle_opens_the_window_after_its_start() {
     let client = by_hand().await;
@@ -108,14 +103,12 @@ async fn oracle_opens_the_window_after_its_start() {
     assert_eq!(ids, [2, 3]);
 }
 
-/// Competitor events that are deleted or not linked contribute nothing. Of several live ones, the greatest snapshot id
-/// counts.
 #[tokio::test]
 async fn oracle_takes_live_linked_competitor_events_only() {
-    let client = hand_made().await;
-    // 1, 2 and 3 are live and linked to event 2. 4 is deleted and 5 is not linked, and both have greater snapshot ids.
+    let client = by_hand().await;
+    // 1 and 2 are live, 4 is deleted, 5 is not linked; each has a greater snapshot id than the one before.
     let snapshots = "insert into competitor_odds_snapshots (id, competitor_event_id) values (12, 1), (11, 2), (10, 3), (14, 4), (15, 5)";
-    let events = oracle_after(&client, snapshots).await;
+    let events = says(&client, snapshots).await;
     assert_eq!(events.len(), 1);
     let of = |source| competitor(&events[0], source);
     assert_eq!(["bet9ja", "sportybet"].map(of), [12, 10]);
@@ -136,7 +129,6 @@ async fn oracle_takes_live_linked_competitor_events_only() {
     }
 }
 
-/// The oracle returns no event without snapshots, and no snapshot without an event.
 #[tokio::test]
 async fn oracle_leaves_out_events_without_snapshots() {
     let client = by_hand().await;
@@ -146,13 +138,11 @@ async fn oracle_leaves_out_events_without_snapshots() {
     assert!(says(&client, insert).await.is_empty());
 }
 
-/// Markets come in the order of their row ids. A betPawa snapshot does not get the markets of a competitor's with the
-/// same id.
 #[tokio::test]
 async fn oracle_keeps_row_id_order_and_sides_apart() {
-    let client = hand_made().await;
-    // The id 1 exists in both tables of snapshots.
-    let events = oracle_after(
+    let client = by_hand().await;
+    // Snapshot 1 exists on both sides.
+    let events = says(
         &client,
         "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1), (3, 1);
          insert into competitor_odds_snapshots (competitor_event_id) values (1);
@@ -171,11 +161,10 @@ async fn oracle_keeps_row_id_order_and_sides_apart() {
     assert_eq!(events[1]["betpawa"]["1"]["markets"], json!([]));
 }
 
-/// `outcomes` or `market_groups` that are not a JSON list read as an empty list.
 #[tokio::test]
-async fn oracle_reads_a_non_list_as_empty() {
-    let client = hand_made().await;
-    let events = oracle_after(
+async fn oracle_reads_what_is_no_list_as_empty() {
+    let client = by_hand().await;
+    let events = says(
         &client,
         r#"insert into odds_snapshots (event_id, bookmaker_id) values (2, 1);
            insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes, market_groups) values
@@ -188,11 +177,10 @@ async fn oracle_reads_a_non_list_as_empty() {
     assert!(groups.eq(&[json!([]), json!([]), json!(["a", null])]));
 }
 
-/// Deployments with other column types, without the optional columns and in another time zone give the same result.
 #[tokio::test]
 async fn oracle_reads_other_deployments_alike() {
-    let client = hand_made().await;
-    let events = oracle_after(
+    let client = by_hand().await;
+    let events = says(
         &client,
         r#"insert into odds_snapshots (event_id, bookmaker_id, captured_at) values (2, 1, '2026-01-01 10:00');
            insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
@@ -200,7 +188,7 @@ async fn oracle_reads_other_deployments_alike() {
            insert into competitor_odds_snapshots (competitor_event_id, captured_at) values (1, '2026-01-01 10:00');"#,
     )
     .await;
-    let other = oracle_after(
+    let other = says(
         &client,
         "set timezone = 'Africa/Lagos';
          alter table events alter kickoff type timestamptz using kickoff at time zone 'UTC', alter id type bigint;

@@ -1,4 +1,4 @@
-//! The simulated scraper: every kind of change, pauses, and a lost server.
+//! The simulated scraper.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,8 +28,7 @@ async fn few_markets(seed: u64) -> (Database, Client) {
     loaded(Scale { markets, ..small }).await
 }
 
-/// A fast scraper with many unusual changes and no long transactions.
-fn fast_pace() -> Pace {
+fn hurry() -> Pace {
     Pace {
         cycle: Duration::from_millis(300),
         long: Duration::ZERO,
@@ -38,7 +37,7 @@ fn fast_pace() -> Pace {
     }
 }
 
-/// Carries out a kind of change. Tries again until it finds rows to change.
+/// Carries out a kind of change until it found rows to change.
 async fn do_once(scraper: &Scraper, kind: Kind) {
     for _ in 0..30 {
         if scraper.once(kind).await.unwrap() {
@@ -48,17 +47,16 @@ async fn do_once(scraper: &Scraper, kind: Kind) {
     panic!("{kind:?} never found anything to change");
 }
 
-/// Each kind of change can be repeated, because the others leave rows for it.
 #[tokio::test]
 async fn every_kind_of_change_works_again_and_again() {
     let (db, client) = few_markets(1).await;
-    let scraper = Scraper::new(pool(&db), 1, fast_pace());
+    let scraper = Scraper::new(pool(&db), 1, hurry());
     for (place, (kind, _)) in Kind::RATES.into_iter().enumerate() {
         assert_eq!(kind.index(), place);
     }
     for _ in 0..12 {
         for (kind, _) in Kind::RATES {
-            // Retention finds nothing to delete until the other kinds have left old rows.
+            // Retention has nothing to do until others have left something behind.
             if kind == Kind::Retention {
                 scraper.once(kind).await.unwrap();
             } else {
@@ -76,11 +74,10 @@ async fn every_kind_of_change_works_again_and_again() {
     assert!(oracle(&client, window_start()).await.len() > 60);
 }
 
-/// Rolled back transactions, changes to old partitions and retention do not change the latest odds.
 #[tokio::test]
-async fn changes_to_history_leave_the_latest_alone() {
+async fn changes_that_are_nobodys_business_leave_the_latest_alone() {
     let (db, client) = few_markets(2).await;
-    let scraper = Scraper::new(pool(&db), 2, fast_pace());
+    let scraper = Scraper::new(pool(&db), 2, hurry());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -91,7 +88,7 @@ async fn changes_to_history_leave_the_latest_alone() {
         do_once(&scraper, kind).await;
     }
     let before = oracle(&client, start).await;
-    // More rounds than there are old partitions, so that each kind also runs when none is left.
+    // More often than there are old partitions, so that every path of theirs is taken.
     for _ in 0..15 {
         for kind in [
             Kind::RolledBack,
@@ -110,11 +107,10 @@ async fn changes_to_history_leave_the_latest_alone() {
     }
 }
 
-/// The demo's comparison would prove nothing if these kinds of change did not change the oracle's result.
 #[tokio::test]
 async fn the_changes_show_in_the_oracle() {
     let (db, client) = few_markets(4).await;
-    let scraper = Scraper::new(pool(&db), 4, fast_pace());
+    let scraper = Scraper::new(pool(&db), 4, hurry());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -139,7 +135,7 @@ async fn the_changes_show_in_the_oracle() {
         Kind::LongTransaction,
     ] {
         let before = oracle(&client, start).await;
-        // A single change may not show, for instance if it hits an event without snapshots. So try several.
+        // A single change may hit what does not show: an event without snapshots, say.
         let mut shown = false;
         for _ in 0..30 {
             scraper.once(kind).await.unwrap();
@@ -187,18 +183,16 @@ impl Running {
     }
 }
 
-/// During a pause no transaction is open and nothing changes, so that the demo can compare. A pause ends long
-/// transactions.
 #[tokio::test]
 async fn a_pause_leaves_no_transaction_in_flight() {
     let (db, client) = few_markets(5).await;
-    // If a pause did not end long transactions, the test would time out.
+    // A long transaction would outlive the test, if a pause did not end it.
     let pace = Pace {
         long: Duration::from_secs(3600),
-        // More workers than long transactions that can begin before the next pause, so that some workers stay free.
+        // More than there can be long transactions until the next pause.
         workers: 6,
         mishaps: 1.0,
-        ..fast_pace()
+        ..hurry()
     };
     let scraper = Scraper::new(pool(&db), 5, pace);
     let running = Running::start(scraper);
@@ -225,7 +219,6 @@ async fn a_pause_leaves_no_transaction_in_flight() {
     assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
 }
 
-/// When the server refuses connections, the scraper counts failures. It goes on when connections work again.
 #[tokio::test]
 async fn a_lost_server_is_survived() {
     let (db, client) = few_markets(6).await;

@@ -16,13 +16,13 @@ async fn audited() -> Followed {
     .await
 }
 
-/// Commits a change without its log rows, as if no trigger had seen it.
+/// Commits a change whose log rows are gone when it does.
 async fn unseen(followed: &Followed, sql: &str) {
     let sql = format!("begin; {sql}; delete from oddscache.change_log; commit");
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has made one more whole pass.
+/// Waits until the audit has gone through everything once more.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let two_more = |now: &Counters| now.audit_passes >= before + 2;
@@ -65,7 +65,7 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
     assert_eq!(followed.epoch(), epoch);
 }
 
-/// A false finding would make the follower read everything again and again.
+/// An audit that finds what is not there would read everything all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_triggers_saw_is_never_found() {
     let followed = audited().await;
@@ -88,7 +88,7 @@ async fn what_triggers_saw_is_never_found() {
     assert!(counters.audited_events > 0);
 }
 
-/// The partition was created after install.sql ran, and rows are written directly into it.
+/// A partition that was made after install.sql, and written by its own name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     let followed = audited().await;
@@ -101,7 +101,7 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     assert_ne!(before, followed.check("written straight into it").await);
 }
 
-/// With the default budget, not that of the tests above.
+/// The default budget, not the tests' one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_is_on_unless_told_otherwise() {
     let followed = Followed::seeded().await;

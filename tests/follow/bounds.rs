@@ -1,4 +1,4 @@
-//! Each of these tests failed once: the follower did not keep one of its documented bounds. The first line says how.
+//! Each of these once showed the follower fall short of what it says of its bounds. The first line says how.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,14 @@ use oddscache_testkit::{
     followed::{Followed, rarely, run, shows},
 };
 
-/// Creates a role with the rights of the cache, runs `sql`, and returns the role's connection string.
+/// A role with the cache's rights, for a database in which it is subject to what `sql` says.
 fn reader(database: &Database, sql: &str) -> String {
     let role = database.reader();
     database.psql(&sql.replace("{role}", &role));
     cluster().dsn_as(&role, &database.name)
 }
 
-/// SQL by which a warmup can read `events`, and a read of changes runs `otherwise`. Without changes only the audit
-/// reads that table.
+/// Rows of `events` are readable to a warmup, and not to a read of changes: only the audit of a quiet database reads those.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -25,7 +24,7 @@ fn only_the_audit_fails(otherwise: &str) -> String {
     )
 }
 
-/// Follows until five steps of the audit have failed. Returns the number of reloads, and the epoch.
+/// Follows until five steps of the audit have failed; returns what became of the rest meanwhile.
 async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     let followed = Followed::with(dsn, |config| {
         config
@@ -40,18 +39,17 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     (followed.reloads(), followed.epoch())
 }
 
-/// A step of the audit that took longer than `read_timeout` ended the connection. A warmup and a new epoch followed,
-/// each time.
+/// A step of the audit that took longer than `read_timeout` cost the connection, a warmup and the epoch, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
+async fn a_slow_step_of_the_audit_does_not_bring_the_follower_down() {
     let database = Database::seeded();
     let dsn = reader(&database, &only_the_audit_fails("perform pg_sleep(5)"));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// After each error of the audit a warmup followed, without a pause.
+/// An error of the audit was answered by a warmup without a pause, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audit_that_always_fails_causes_no_warmups() {
+async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
     let database = Database::seeded();
     let trouble = "raise exception 'trouble' using errcode = '22012'";
     let dsn = reader(&database, &only_the_audit_fails(trouble));
@@ -60,7 +58,7 @@ async fn an_audit_that_always_fails_causes_no_warmups() {
 
 /// After a lock was in the way, the read that it kept from being done waited for another notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
+async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
@@ -81,9 +79,9 @@ async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
-/// A budget of NaN ended the follower with a panic.
+/// A budget that is no number ended the follower with a panic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_budget_of_nan_does_not_panic() {
+async fn a_budget_that_is_no_number_does_not_panic() {
     let database = Database::seeded();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -98,9 +96,9 @@ async fn a_budget_of_nan_does_not_panic() {
     .await;
 }
 
-/// The heartbeat resolved names by the role's search path. So it ran a foreign function with the rights of the cache.
+/// The role's search path had a say in what the heartbeat is, and what it named was run with the cache's rights.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_does_not_depend_on_the_search_path() {
+async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -141,9 +139,9 @@ async fn a_role_that_is_read_only_is_notified() {
     followed.live().await;
 }
 
-/// The server refused the longest lookback, with an error that did not name it.
+/// "Everything" as a lookback was refused by the server with an error that does not say so.
 #[tokio::test]
-async fn the_longest_lookback_is_accepted() {
+async fn a_lookback_without_end_is_taken() {
     let database = Database::seeded();
     let config = Config::new(&database.dsn()).expect("dsn");
     let view = warm_up(config.lookback(Duration::MAX)).await;
@@ -179,7 +177,7 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
 
 /// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_session_of_a_pooler_is_left_listening() {
+async fn a_pooler_s_sessions_are_not_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let settings = ["pool_mode = transaction", "default_pool_size = 10"];
@@ -204,9 +202,9 @@ async fn no_session_of_a_pooler_is_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// The size of a step did not count events without odds. With many of these a pass took much longer than its cycle.
+/// Events of the window that nobody has odds for were not counted, so a pass took as many times longer than its cycle as there are more of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
+async fn a_pass_takes_no_longer_for_events_that_nobody_has_odds_for() {
     let database = Database::seeded();
     database.psql(
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \

@@ -1,5 +1,4 @@
-//! Connections that look alive but are dead. At the default settings the follower notices within 15 s, and meanwhile
-//! the age of the view is true.
+//! Connections that look alive and are not: noticed within 15 s at the default settings, while the age tells the truth.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +9,11 @@ use oddscache_testkit::{
     proxy::{Notices, Proxy, Setting, Way, Whose},
 };
 
-/// The documented bound, and the additional time that a busy machine may need.
+/// What is promised, and what a busy machine may take more.
 const PROMISE: Duration = Duration::from_secs(15);
 const SLACK: Duration = Duration::from_secs(15);
 
-/// A cache that follows through a proxy, at the default settings. The application connects without the proxy.
+/// A cache that follows through a proxy, at the default settings, and the application beside it.
 async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     let proxy = Proxy::before(cluster()).await;
     let (port, name) = (proxy.address.port(), &database.name);
@@ -25,9 +24,9 @@ async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     (followed, proxy)
 }
 
-/// Every byte of every connection vanishes, as behind a firewall that has lost their state.
+/// Every byte of every connection vanishes, as behind a firewall that has forgotten them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_black_hole_is_noticed_and_the_age_counts_from_its_beginning() {
+async fn a_black_hole_is_noticed_and_the_age_says_so_from_its_beginning() {
     let database = Database::seeded();
     let (followed, proxy) = behind_a_proxy(&database).await;
     let before = followed.check("the seed").await;
@@ -54,7 +53,7 @@ async fn a_black_hole_is_noticed_and_the_age_counts_from_its_beginning() {
     assert!(followed.epoch() > 1);
 }
 
-/// The follower's queries reach the server, but the answers do not come back.
+/// What the follower sends arrives, what the server answers does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_connection_is_noticed() {
     let database = Database::seeded();
@@ -94,7 +93,7 @@ async fn a_listener_in_a_black_hole_is_noticed() {
     a_lost_listener(|proxy| proxy.set(lose)).await;
 }
 
-/// The connection works; only the notifications are lost on the way.
+/// The connection is as alive as can be; only notifications are lost on the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_notifications_are_noticed() {
     a_lost_listener(|proxy| proxy.set(|setting| setting.notices = Notices::Drop)).await;

@@ -1,5 +1,4 @@
-//! Each of these tests failed once: a change was missed, a view was torn, or a reader learned too much. The first line
-//! says how.
+//! Each of these once let a change be missed, a state be torn or a reader be told too much. The first line says how.
 
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     follower.await.expect("no panic").expect_err("it ends");
 }
 
-/// Somebody enabled row security while the cache followed. It hid rows, and the view lost them.
+/// Row security switched on while following hid rows, and the view went on without them.
 #[tokio::test]
 async fn row_security_is_refused_unless_allowed() {
     let database = Database::seeded();
@@ -67,9 +66,9 @@ async fn row_security_is_refused_unless_allowed() {
     assert_eq!(view.expect("allowed").len(), events);
 }
 
-/// While DDL locks the log, writers give up logging rather than wait. The follower did not notice.
+/// While DDL on the log holds writers up, their rows are given up; the reader did not know.
 #[tokio::test]
-async fn a_change_made_during_a_reindex_of_the_log_is_seen() {
+async fn a_change_that_met_a_reindex_of_the_log_arrives() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let dba = connect(&database.dsn()).await;
@@ -79,7 +78,7 @@ async fn a_change_made_during_a_reindex_of_the_log_is_seen() {
     followed.check("after the reindex").await;
 }
 
-/// A pooler hid that the server had crashed or was another one. A commit that was lost stayed in the view.
+/// A pooler hides that the server crashed or is another one, so that a lost commit stayed in the view.
 #[tokio::test]
 async fn another_server_behind_the_same_connection_is_a_new_epoch() {
     let cluster = Cluster::with_feed("");
@@ -93,8 +92,7 @@ async fn another_server_behind_the_same_connection_is_a_new_epoch() {
     assert_eq!(counters.failures, 0, "the connection was not lost");
 }
 
-/// The number of log rows was bounded, the number of keys in them was not. A read took 1.1 GB of memory, and blocked
-/// the runtime for a minute.
+/// Log rows were bounded, the keys in them were not: 1.1 GB of memory, and the runtime blocked for a minute.
 #[tokio::test]
 async fn very_many_keys_become_a_reload() {
     let followed = Followed::seeded().await;
@@ -108,13 +106,13 @@ async fn very_many_keys_become_a_reload() {
     followed.check("after all these keys").await;
     let now = followed.cache.counters();
     assert_eq!(now.reloads, before.reloads + 1);
-    // Not one of the 50 rows was counted, at most some heartbeats.
+    // Heartbeats at the most.
     assert!(now.log_rows < before.log_rows + 10, "{now:?}");
 }
 
-/// Before the first warmup the empty view had a small age.
+/// Before the first warmup the empty view said that it was fresh.
 #[tokio::test]
-async fn before_the_first_warmup_a_view_has_the_greatest_age() {
+async fn a_view_that_was_never_warm_is_as_old_as_can_be() {
     let (cache, _follower) = OddsCache::connect(config("host=/nowhere user=nobody"));
     assert_eq!(cache.view().age(), Duration::MAX);
     let error = cache.view_within(Duration::from_secs(1_000_000_000));
@@ -132,7 +130,7 @@ async fn before_the_first_warmup_a_view_has_the_greatest_age() {
     .await;
 }
 
-/// One row without captured_at stopped the whole cache for ever.
+/// One row without captured_at stopped the whole cache, for ever.
 #[tokio::test]
 async fn a_snapshot_without_captured_at_is_served_and_counted() {
     let database = Database::seeded();
@@ -169,7 +167,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
         assert_eq!(stats.malformed_rows, malformed_rows, "{sql}");
     }
 
-    // Reads of many keys, and reads of everything, use other statements.
+    // Many are asked for by other statements, and everything too.
     let many = "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
         select n, 's' || n, 1, now(), n, '' from generate_series(10000, 10499) n;
         insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) select n, n, null from generate_series(10000, 10499) n";
@@ -182,7 +180,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
     assert_eq!(shown(&followed), shown(&anew));
 }
 
-/// After the feed was installed again with another channel, the follower went on listening to the old one.
+/// The feed was installed again with another channel, and nobody listened to that.
 #[tokio::test]
 async fn notifications_move_with_the_channel() {
     let database = Database::seeded();
@@ -202,7 +200,7 @@ async fn notifications_move_with_the_channel() {
     .await;
 }
 
-/// Two events had a snapshot of the same id. A change of its markets reached only one of them.
+/// Two rows of one snapshot id: a change of the markets reached only one of the two events.
 #[tokio::test]
 async fn two_events_may_show_snapshots_of_one_id() {
     let followed = Followed::seeded().await;
@@ -216,7 +214,7 @@ async fn two_events_may_show_snapshots_of_one_id() {
     }
 }
 
-/// Data of a row went from a trigger's error into the status, which everybody can read.
+/// Data of a row went from a trigger's error into the status, and from there to everybody.
 #[tokio::test]
 async fn what_a_trigger_could_not_read_is_not_told() {
     let followed = Followed::seeded().await;
@@ -236,10 +234,9 @@ async fn what_a_trigger_could_not_read_is_not_told() {
     assert!(!status.concat().contains("secret"), "{status:?}");
 }
 
-/// With an unescaped @ in a password, its second part was printed as the host. The server refused the longest
-/// time-outs.
+/// A part of a password that holds an unescaped @ was printed as the host; time-outs without end were refused by the server.
 #[tokio::test]
-async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
+async fn odd_configuration_is_taken_well() {
     let error = Config::new("postgres://user:sec@ret@127.0.0.1:1/db").expect_err("an @ too many");
     let text = format!("{error} {error:?}");
     assert!(!text.contains("sec") && !text.contains("ret@"), "{text}");
@@ -251,10 +248,9 @@ async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
     assert!(!warm_up(endless).await.expect("warm").is_empty());
 }
 
-/// The list of tables at the end of a read left out tables that the list at its beginning had. So every read was
-/// repeated.
+/// The list of tables at the end of a read left out what the one at its beginning had, and every read was begun anew.
 #[tokio::test]
-async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_detached() {
+async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     followed
@@ -268,7 +264,7 @@ async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_deta
         .await;
     followed.check("partitions without a default").await;
 
-    // An older transaction makes DETACH CONCURRENTLY wait, with the partition half detached.
+    // An older reader makes the detaching wait, with the partition neither in nor out.
     let reader = connect(&database.dsn()).await;
     let read = "begin isolation level repeatable read; select count(*) from odds_snapshots";
     run(&reader, read).await;
@@ -288,9 +284,9 @@ async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_deta
     followed.step(confirm).await;
 }
 
-/// A server that refused to export a snapshot (no space for its file, no such function) made every warmup fail.
+/// A server that refuses to export a snapshot (no room for its file, no such function) was never warmed up from.
 #[tokio::test]
-async fn a_warmup_succeeds_without_exporting_a_snapshot() {
+async fn a_snapshot_that_cannot_be_exported_stops_no_warmup() {
     let database = Database::seeded();
     database.psql("alter function pg_catalog.pg_export_snapshot() rename to gone");
     let followed = Followed::with(&database.dsn(), |config| config.warmup_connections(2)).await;

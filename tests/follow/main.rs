@@ -16,12 +16,12 @@ mod transactions;
 
 use oddscache_testkit::followed::Followed;
 
-/// How the cache learns of a change.
+/// How a change comes to the cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
-    /// It reads the keys again that the log names.
+    /// The keys it names in the log are read again.
     Keys,
-    /// It reads everything again.
+    /// Everything is read again.
     Reload,
 }
 

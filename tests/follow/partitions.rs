@@ -1,11 +1,11 @@
-//! `odds_snapshots` is partitioned. Statements write directly into partitions, and partitions come and go.
+//! `odds_snapshots` is partitioned: what is written past the parent, and partitions that come and go.
 
 use oddscache_testkit::{Database, followed::Followed, psql};
 
 use crate::{By, changes, step};
 
 changes! { By::Keys;
-    rows_written_directly_into_a_partition: [
+    rows_straight_into_a_leaf: [
         "insert into odds_snapshots_default (id, event_id, bookmaker_id) values (900, 1, 1)",
         "update odds_snapshots_default set event_id = 2 where id = 900",
         "update odds_snapshots_default set last_confirmed_at = '2031-01-01' where id = 900",
@@ -15,7 +15,7 @@ changes! { By::Keys;
 }
 
 changes! { By::Reload;
-    a_partition_is_truncated: ["truncate odds_snapshots_default"];
+    a_leaf_is_truncated: ["truncate odds_snapshots_default"];
 }
 
 const PARTITION: &str = "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";

@@ -1,4 +1,4 @@
-//! The cache measures how long commits took to become visible, and counts what it did and why.
+//! What the cache says of how long commits took to be visible, and of what it did for what reason.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert!(read.rows_read >= reads.rows_read + 8, "{read:?}");
     assert!(read.polls > 0, "{read:?}");
 
-    // A reload is counted under its reason, and not as a commit.
+    // A read of everything is a reload for a reason, and no commit.
     followed.cache.resync();
     followed.counted("read again", |now| now.reloads == 2).await;
     let counters = followed.cache.counters();
@@ -96,7 +96,7 @@ async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it()
 }
 
 #[tokio::test]
-async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
+async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;

@@ -27,7 +27,7 @@ async fn what_is_rolled_back_never_shows() {
         assert_eq!(before, followed.step(&sql).await, "{sql}");
     }
     let now = followed.cache.counters();
-    // On a slow machine a heartbeat may have come in between.
+    // A heartbeat at the most, on a slow machine.
     assert!(now.log_rows <= before_it.log_rows + 1, "{now:?}");
     assert_eq!(now.reloads, 1);
 }
@@ -79,10 +79,10 @@ async fn transactions_that_commit_late_are_not_missed() {
 }
 
 #[tokio::test]
-async fn prepared_transactions_are_visible_once_they_are_committed() {
+async fn prepared_transactions_arrive_when_they_are_committed() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
-    // Names of prepared transactions are unique in the cluster.
+    // Names of prepared transactions are the cluster's.
     let name = format!("prepared_{}", database.name);
     let prepare = |sql: &str| {
         format!("begin; set local oddscache.notify = off; {sql}; prepare transaction '{name}'")
@@ -149,7 +149,7 @@ async fn anybody_may_notify_and_nothing_follows() {
     assert_eq!(now.reloads, counters.reloads);
 }
 
-/// Each transaction moves a value and a competitor event from one event to another. No view may show half of that.
+/// A value moves between two events, and a competitor event between them too: no view may show half of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_view_is_torn() {
     let database = Database::seeded();
@@ -179,7 +179,7 @@ async fn no_view_is_torn() {
                 assert_eq!(one + two, 100.0, "a torn view");
                 let (from, to) = (moving(&view, 1), moving(&view, 2));
                 assert_eq!(from + to, 1, "a torn view");
-                // After an odd number of transactions the competitor event is linked to event 2.
+                // An odd number of transactions leaves it at event 2.
                 assert_eq!(to == 1, one as i64 % 2 == 1, "a torn view");
                 states.insert(one as i64);
             }
@@ -205,11 +205,11 @@ async fn no_view_is_torn() {
 }
 
 #[tokio::test]
-async fn an_event_leaves_the_window_without_a_write() {
+async fn an_event_leaves_the_window_by_time_alone() {
     let database = Database::seeded();
     let lookback = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.lookback(lookback)).await;
-    // The event stays in the window for one more second. On a slow machine that may be too short, so try again.
+    // Held for a second yet; again, should the machine be so slow that it was not seen in time.
     eventually("held", async || {
         followed.run("update events set kickoff = now() at time zone 'UTC' - interval '1 s' where id = 1").await;
         followed.caught_up("a late kickoff").await.event(1).is_some()

@@ -1,6 +1,6 @@
-//! Random sequences of the application's writes, each followed by a comparison of the cache with the oracle.
+//! Random mixes of everything the application does to its tables, each followed by a comparison with the oracle.
 //!
-//! `PROPTEST_CASES` (64) is the number of cases. proptest shrinks a failing case, and the test prints it as SQL.
+//! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -16,7 +16,6 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-/// After any sequence of writes the cache equals an independent query, and a replica fed by changes equals the cache.
 #[test]
 fn the_cache_equals_the_oracle_after_any_writes() {
     let mut config = Config {
@@ -43,30 +42,30 @@ fn the_cache_equals_the_oracle_after_any_writes() {
     }
     let Player { seen, followed, .. } = player;
     let counters = followed.cache.counters();
-    // If a trigger had missed a write, the audit would have found a difference.
+    // Triggers saw everything, or the audit would have found it.
     assert_eq!(counters.audit_mismatches, 0);
     assert!(counters.audit_passes > 10, "{counters:?}");
     println!("{} cases: {seen:?}", config.cases);
-    // Cases that change little would prove little.
+    // Mixes in which little happens would prove little.
     assert!(seen.changed * 2 > seen.checks, "{seen:?}");
     assert!(seen.committed > 4 * seen.refused, "{seen:?}");
 }
 
-/// Totals over all cases.
+/// What all cases together did.
 #[derive(Debug, Default)]
 struct Seen {
     committed: usize,
     rolled_back: usize,
-    /// Transactions that the server refused: for a lock of the other transaction, or for a foreign key.
+    /// By the server: a lock of the other transaction, a foreign key.
     refused: usize,
     checks: usize,
     changed: usize,
 }
 
-/// Plays all cases on one database with one follower, which also follows the TRUNCATE between two cases.
+/// Plays cases on one database with one follower: the TRUNCATE between two cases is followed too.
 struct Player {
     followed: Followed,
-    /// A second client, whose transaction stays open while those of `followed.app` run.
+    /// For transactions that are open beside those of `followed.app`.
     beside: Client,
     seen: Seen,
     changes: Changes,
@@ -118,7 +117,7 @@ impl Player {
         self.count(transaction, ended);
     }
 
-    /// Runs the first half of `late`, then the other transactions, then the rest of `late`.
+    /// `late` is open while the others come and go.
     async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
         let (first, rest) = late.halves(ids);
         let begun = execute(&self.beside, &first).await;
