@@ -1,13 +1,19 @@
-use std::{path::PathBuf, time::Duration};
+use std::{error::Error as StdError, path::PathBuf, time::Duration};
 
-use tokio_postgres::{Client, config::SslMode as Negotiate};
+use tokio_postgres::{
+    Client, Socket,
+    config::SslMode as Negotiate,
+    tls::{MakeTlsConnect, TlsConnect},
+};
 
 use crate::{
     error::Error,
     postgres::{
-        connect::{CONNECT_TIMEOUT, ConnectOptions, Wire},
+        connect::{CONNECT_TIMEOUT, ConnectOptions, Connection},
+        connector::Connector,
         conninfo::Parameters,
         hosts::Session,
+        password::{Login, PasswordSource},
         tls::{SslMode, Tls},
     },
 };
@@ -105,6 +111,8 @@ impl Config {
                 tls: Tls::new(mode),
                 session: Session::of(postgres.get_target_session_attrs()),
                 passfile: None,
+                password: None,
+                connector: None,
                 postgres,
             },
             app_schema: "public".to_owned(),
@@ -136,6 +144,79 @@ impl Config {
     #[must_use]
     pub fn passfile(mut self, path: impl Into<PathBuf>) -> Config {
         self.connect.passfile = Some(path.into());
+        self
+    }
+
+    /// A function that gives the password whenever a connection is opened, for each host that is tried: a token that
+    /// expires, from a cloud's identity service or a vault. It is asked instead of any other password, set or in a file.
+    ///
+    /// The function may take as long as connecting may (`connect_timeout`, 10 s unless set), beside that time. It is called
+    /// by every task that opens a connection, and not again while a connection lasts. It need not cache: a follower opens
+    /// three connections, then one after each loss, with growing pauses.
+    ///
+    /// If it fails or is late, opening fails with [`Error::Password`]. A follower tries again, as with a database that
+    /// cannot be reached. The error's text is logged and shown in [`Status`](crate::metrics::status::Status): it must
+    /// not contain a secret. The password itself is never logged, nor kept once the login is sent.
+    ///
+    /// Not inherited by [`Config::listen_from`], which has its own.
+    ///
+    /// ```
+    /// use oddscache::{Config, Login};
+    ///
+    /// # async fn token(host: &str, port: u16, user: &str) -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # fn example() -> Result<(), oddscache::Error> {
+    /// let config = Config::new("postgres://oddscache@db.example.com/odds?sslmode=verify-full")?
+    ///     .password_with(async |login: Login| token(&login.host, login.port, &login.user).await);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn password_with<F, Fut, E>(mut self, password: F) -> Config
+    where
+        F: Fn(Login) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        self.connect.password = Some(PasswordSource::new(password));
+        self
+    }
+
+    /// A TLS connector of your own, instead of rustls: for a certified implementation, or keys in hardware. Works without
+    /// the cargo feature `tls`. Any connector for the driver will do, such as those of `postgres-openssl`,
+    /// `postgres-native-tls` or `tokio-postgres-rustls`.
+    ///
+    /// `sslmode` still says whether TLS is used: `require` and the stricter modes insist on it, `prefer` (the default) goes
+    /// without where the handshake fails, so set `require` at least. What the server's certificate must stand up to is the
+    /// connector's affair alone, whatever the mode. Root and client certificates belong to the connector: with any of them
+    /// in the connection string or [`Config::tls`], opening fails with [`Error::Config`]. Unix sockets are never encrypted.
+    ///
+    /// A handshake that the connector refuses is [`Error::Tls`] and ends a follower before its first warmup; one that the
+    /// network breaks is [`Error::Unreachable`]. The connector is cloned for each connection. Not inherited by
+    /// [`Config::listen_from`].
+    ///
+    /// ```
+    /// use oddscache::{Config, Error, tokio_postgres::{Socket, tls::{MakeTlsConnect, TlsConnect}}};
+    ///
+    /// fn config<C>(connector: C) -> Result<Config, Error>
+    /// where
+    ///     C: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    ///     C::TlsConnect: Send + 'static,
+    ///     C::Stream: Send + 'static,
+    ///     <C::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    /// {
+    ///     let config = Config::new("postgres://oddscache@db.example.com/odds?sslmode=require")?;
+    ///     Ok(config.tls_connector(connector))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn tls_connector<C>(mut self, connector: C) -> Config
+    where
+        C: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        C::TlsConnect: Send + 'static,
+        C::Stream: Send + 'static,
+        <C::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        self.connect.connector = Some(Connector::new(connector));
         self
     }
 
@@ -253,7 +334,7 @@ impl Config {
 
     /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do
     /// (in random order with `load_balance_hosts=random`), each of its addresses with its own `connect_timeout` (10 s
-    /// unless set) for everything up to the login. The [`Wire`] must be polled. Cancellation leaves nothing behind.
+    /// unless set) for everything up to the login. The [`Connection`] must be polled. Cancellation leaves nothing behind.
     ///
     /// A host that refuses the login does not keep the next one from being tried.
     ///
@@ -264,13 +345,13 @@ impl Config {
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let config = oddscache::Config::new("postgres://oddscache@db1,db2/odds?sslmode=verify-full")?;
-    /// let (client, wire) = config.open().await?;
-    /// tokio::spawn(wire);
+    /// let (client, connection) = config.open().await?;
+    /// tokio::spawn(connection);
     /// let rows = client.query("SELECT current_database()", &[]).await?;
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn open(&self) -> Result<(Client, Wire), Error> {
+    pub async fn open(&self) -> Result<(Client, Connection), Error> {
         self.connect.open().await
     }
 

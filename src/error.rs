@@ -34,6 +34,15 @@ pub enum Error {
         /// What the server said.
         reason: String,
     },
+    /// [`Config::password_with`](crate::config::Config::password_with) gave no password, or not within `connect_timeout`.
+    /// Worth trying again.
+    #[error("no password for the database at {target}: {reason}; check what password_with asks")]
+    Password {
+        /// Hosts and database.
+        target: String,
+        /// What the function's error says, with its causes. Never a password, unless that error has one.
+        reason: String,
+    },
     /// TLS with the server did not come about, and waiting does not help: no TLS there, a certificate that is not trusted,
     /// has expired or is for another host, a client certificate that the server does not take.
     #[error("no TLS connection to the database at {target}: {reason}")]
@@ -237,7 +246,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Unreachable { .. } | Error::TimedOut { .. } => true,
+            Error::Unreachable { .. } | Error::Password { .. } | Error::TimedOut { .. } => true,
             Error::Database {
                 disconnected: true, ..
             } => true,

@@ -271,7 +271,8 @@ pub use model::{
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
 pub use postgres::{
-    connect::Wire,
+    connect::Connection,
+    password::Login,
     server_version::SERVER_VERSIONS,
     tls::{SslMode, Tls},
 };

@@ -8,6 +8,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::IpAddr,
     path::PathBuf,
     pin::{Pin, pin},
@@ -25,42 +26,38 @@ use tokio_postgres::{
 use crate::{
     error::{Error, reason},
     postgres::{
+        connector::{Connector, Stream},
         hosts::{self, Session, Target},
-        passfile::{self, Login},
+        passfile,
+        password::{Login, PasswordSource},
         server_version::Major,
         tls::{SslMode, Tls},
     },
 };
 
-#[cfg(feature = "tls")]
-use crate::postgres::rustls::Stream;
-#[cfg(not(feature = "tls"))]
-use tokio_postgres::tls::NoTlsStream as Stream;
-
-#[cfg(feature = "tls")]
-type Connector = tokio_postgres_rustls::MakeRustlsConnect;
-#[cfg(not(feature = "tls"))]
-type Connector = tokio_postgres::NoTls;
-
-/// What moves the bytes of a [`Client`], with or without TLS. It must be polled, as the driver's own connection must, and
-/// ends with its client: `tokio::spawn(wire)` is enough where notices and notifications are of no interest, else
-/// [`Wire::poll_message`].
+/// Moves the bytes of a [`Client`], with or without TLS, as [`tokio_postgres::Connection`] does. From
+/// [`Config::open`](crate::config::Config::open).
+///
+/// The client does nothing until this is polled, and this ends with its client. `tokio::spawn(connection)` is enough where
+/// notices and notifications are of no interest; else call [`Connection::poll_message`]. Dropping it closes the
+/// connection.
 #[must_use = "the client does nothing until this is polled"]
-pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
+pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
-impl Wire {
-    /// What a transaction sets first, so that no `transaction_timeout` of the role, the database or the server ends its
-    /// session; to be put right after `BEGIN;`. Empty before PostgreSQL 17, which brought that setting.
+impl Connection {
+    /// The server's major version, such as 15, which it named at the login. `None` if it named none that can be read: a
+    /// pooler may name its own. Does no I/O. See [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[must_use]
-    pub fn without_transaction_timeout(&self) -> &'static str {
-        let version = self.0.parameter("server_version");
-        match version.and_then(Major::parse) {
-            Some(Major(major)) if major >= 17 => "SET LOCAL transaction_timeout = 0; ",
-            _ => "",
-        }
+    pub fn server_version(&self) -> Option<u32> {
+        let version = self.0.parameter("server_version").and_then(Major::parse);
+        version.map(|Major(major)| major)
     }
 
-    /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile.
+    /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile. At most
+    /// one is held here, but those that nobody asks for make the server wait.
+    ///
+    /// # Errors
+    /// The driver's error that ended the connection.
     pub fn poll_message(
         &mut self,
         context: &mut Context<'_>,
@@ -69,7 +66,7 @@ impl Wire {
     }
 }
 
-impl Future for Wire {
+impl Future for Connection {
     type Output = Result<(), tokio_postgres::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -77,9 +74,9 @@ impl Future for Wire {
     }
 }
 
-impl std::fmt::Debug for Wire {
+impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wire")
+        f.write_str("Connection")
     }
 }
 
@@ -93,6 +90,10 @@ pub(crate) struct ConnectOptions {
     pub(crate) tls: Tls,
     pub(crate) session: Session,
     pub(crate) passfile: Option<PathBuf>,
+    /// Asked instead of any other password.
+    pub(crate) password: Option<PasswordSource>,
+    /// Of the user's own, instead of rustls.
+    pub(crate) connector: Option<Connector>,
 }
 
 impl ConnectOptions {
@@ -100,6 +101,12 @@ impl ConnectOptions {
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
         hosts::targets(&self.postgres).map(drop)
+    }
+
+    /// Whether what it asks of TLS makes sense, and is to be had here.
+    pub(crate) fn check_tls(&self) -> Result<(), Error> {
+        self.tls.check(self.postgres.get_ssl_negotiation())?;
+        self.tls.check_connector(self.connector.is_some())
     }
 
     pub(crate) fn is_of_one_server(&self) -> bool {
@@ -119,8 +126,8 @@ impl ConnectOptions {
     }
 
     /// See [`Config::open`](crate::config::Config::open).
-    pub(crate) async fn open(&self) -> Result<(Client, Wire), Error> {
-        self.tls.check(self.postgres.get_ssl_negotiation())?;
+    pub(crate) async fn open(&self) -> Result<(Client, Connection), Error> {
+        self.check_tls()?;
         let targets = hosts::targets(&self.postgres)?;
         let connector = self.connector(&targets).await?;
         let mut failures = Vec::new();
@@ -135,23 +142,27 @@ impl ConnectOptions {
         Err(self.sum_up(failures))
     }
 
-    #[cfg(feature = "tls")]
+    /// The user's connector; else rustls, if any connection may need it.
     async fn connector(&self, targets: &[Target]) -> Result<Connector, Error> {
-        let needed =
-            self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket());
-        let tls = if needed {
-            self.tls.clone()
-        } else {
-            crate::postgres::tls::Tls::new(SslMode::Disable)
-        };
-        let connector =
-            tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
-        connector.map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?
+        if let Some(connector) = &self.connector {
+            return Ok(connector.clone());
+        }
+        #[cfg(feature = "tls")]
+        if self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket()) {
+            let tls = self.tls.clone();
+            // Reads files.
+            let connector =
+                tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
+            let connector = connector
+                .map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?;
+            return connector.map(Connector::new);
+        }
+        let _ = targets;
+        Ok(Connector::none())
     }
 
-    #[cfg(not(feature = "tls"))]
-    async fn connector(&self, _: &[Target]) -> Result<Connector, Error> {
-        Ok(tokio_postgres::NoTls)
+    fn may_use_tls(&self) -> bool {
+        cfg!(feature = "tls") || self.connector.is_some()
     }
 
     /// Each address of one server.
@@ -160,15 +171,16 @@ impl ConnectOptions {
         target: &Target,
         connector: &Connector,
         session: Session,
-    ) -> Result<(Client, Wire), Error> {
+    ) -> Result<(Client, Connection), Error> {
         let bound = self.connect_bound();
         let late = || unreachable(target, format!("no answer within {} s", bound.as_secs()));
         let addresses = timeout(bound, look_up(target))
             .await
             .map_err(|_| late())??;
+        let password = self.password(target).await?;
         let mut failure: Option<Error> = None;
         for address in addresses {
-            let attempt = self.try_address(target, address, connector, session);
+            let attempt = self.try_address(target, address, connector, &password, session);
             let error = match timeout(bound, attempt).await.map_err(|_| late()) {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) | Err(error) => error,
@@ -184,19 +196,20 @@ impl ConnectOptions {
         target: &Target,
         address: Option<IpAddr>,
         connector: &Connector,
+        password: &Password,
         session: Session,
-    ) -> Result<(Client, Wire), Error> {
+    ) -> Result<(Client, Connection), Error> {
         let (first, second) = match self.tls.mode {
             _ if target.is_socket() => (Negotiate::Disable, None),
             SslMode::Disable => (Negotiate::Disable, None),
-            _ if cfg!(not(feature = "tls")) => (Negotiate::Disable, None),
+            _ if !self.may_use_tls() => (Negotiate::Disable, None),
             SslMode::Allow => (Negotiate::Disable, Some(Negotiate::Require)),
             SslMode::Prefer => (Negotiate::Prefer, Some(Negotiate::Disable)),
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
                 (Negotiate::Require, None)
             }
         };
-        let login = self.log_in(target, address, connector, first).await;
+        let login = self.log_in(target, address, connector, password, first).await;
         let login = match (login, second) {
             // No handshake, or no line in pg_hba.conf for connections of this kind.
             (
@@ -204,15 +217,15 @@ impl ConnectOptions {
                     other_way: true, ..
                 }),
                 Some(second),
-            ) => self.log_in(target, address, connector, second).await,
+            ) => self.log_in(target, address, connector, password, second).await,
             (login, _) => login,
         };
-        let (client, mut wire) = login.map_err(|failed| failed.error)?;
+        let (client, mut connection) = login.map_err(|failed| failed.error)?;
         let Some((question, wanted, problem)) = session.question() else {
-            return Ok((client, wire));
+            return Ok((client, connection));
         };
-        match ask(&client, &mut wire, question).await {
-            Ok(Some(answer)) if answer == wanted => Ok((client, wire)),
+        match ask(&client, &mut connection, question).await {
+            Ok(Some(answer)) if answer == wanted => Ok((client, connection)),
             Ok(_) => Err(unreachable(
                 target,
                 format!("{problem}, which target_session_attrs does not allow"),
@@ -221,27 +234,58 @@ impl ConnectOptions {
         }
     }
 
-    #[cfg_attr(not(feature = "tls"), allow(clippy::clone_on_copy))]
     async fn log_in(
         &self,
         target: &Target,
         address: Option<IpAddr>,
         connector: &Connector,
+        password: &Password,
         negotiate: Negotiate,
-    ) -> Result<(Client, Wire), Failed> {
+    ) -> Result<(Client, Connection), Failed> {
         let mut postgres = target.postgres(&self.postgres, negotiate);
         address.map(|address| postgres.hostaddr(address));
-        let from_file = self.password_from_file(target).await;
-        let from_file = from_file
-            .map(|password| postgres.password(password))
-            .is_some();
+        match password {
+            Password::Configured => {}
+            Password::FromFile(password) => {
+                postgres.password(password);
+            }
+            Password::Asked(password) => {
+                postgres.password(password);
+            }
+        }
         let connect = postgres.connect(connector.clone()).await;
         let (client, connection) = connect.map_err(|error| Failed {
             other_way: is_about_tls(&error)
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
-            error: self.judge(target, &error, from_file),
+            error: self.judge(target, &error, password),
         })?;
-        Ok((client, Wire(connection)))
+        Ok((client, Connection(connection)))
+    }
+
+    /// The password for this server, within the time that connecting may take.
+    async fn password(&self, target: &Target) -> Result<Password, Error> {
+        if let Some(source) = &self.password {
+            let bound = self.connect_bound();
+            let user = hosts::user(&self.postgres).unwrap_or_default();
+            let asked = source.ask(self.login(target, user));
+            let asked = timeout(bound, asked).await;
+            let asked = asked.unwrap_or_else(|_| Err(format!("none within {} s", bound.as_secs())));
+            return asked.map(Password::Asked).map_err(|reason| {
+                let target = target.name();
+                Error::Password { target, reason }
+            });
+        }
+        let from_file = self.password_from_file(target).await;
+        Ok(from_file.map_or(Password::Configured, Password::FromFile))
+    }
+
+    fn login(&self, target: &Target, user: String) -> Login {
+        Login {
+            host: target.password_host(),
+            port: target.port,
+            database: self.postgres.get_dbname().unwrap_or(&user).to_owned(),
+            user,
+        }
     }
 
     /// The password for this server, if none is configured and the password file has one.
@@ -250,23 +294,13 @@ impl ConnectOptions {
         if self.postgres.get_password().is_some() {
             return None;
         }
-        let user = hosts::user(&self.postgres)?;
-        let database = self.postgres.get_dbname().unwrap_or(&user).to_owned();
-        let (host, port) = (target.password_host(), target.port);
-        let reading = tokio::task::spawn_blocking(move || {
-            let login = Login {
-                host: &host,
-                port,
-                database: &database,
-                user: &user,
-            };
-            passfile::read(&path, &login)
-        });
+        let login = self.login(target, hosts::user(&self.postgres)?);
+        let reading = tokio::task::spawn_blocking(move || passfile::read(&path, &login));
         reading.await.ok().flatten()
     }
 
     /// What became of a login, in our terms.
-    fn judge(&self, target: &Target, error: &tokio_postgres::Error, from_file: bool) -> Error {
+    fn judge(&self, target: &Target, error: &tokio_postgres::Error, password: &Password) -> Error {
         #[cfg(feature = "tls")]
         if let Some(cause) = crate::postgres::rustls::cause(error) {
             return match crate::postgres::rustls::explain(cause) {
@@ -293,6 +327,12 @@ impl ConnectOptions {
                     target,
                     "the host has no name that a certificate could bear".to_owned(),
                 ),
+                // What a connector of the user's own refuses by itself, it refuses again. The network may come back.
+                "error performing TLS handshake"
+                    if self.connector.is_some() && !is_about_io(error) =>
+                {
+                    tls(target, said)
+                }
                 // The password is missing; the server does not know it; channel binding is not to be had.
                 "invalid configuration" | "authentication error" => refused(target, said),
                 _ => unreachable(target, said),
@@ -315,8 +355,12 @@ impl ConnectOptions {
         {
             return unreachable(target, said);
         }
-        if from_file && *code == SqlState::INVALID_PASSWORD {
-            said.push_str("; the password is that of the password file");
+        if *code == SqlState::INVALID_PASSWORD {
+            said.push_str(match password {
+                Password::Configured => "",
+                Password::FromFile(_) => "; the password is that of the password file",
+                Password::Asked(_) => "; the password is what password_with gave",
+            });
         }
         refused(target, said)
     }
@@ -325,6 +369,7 @@ impl ConnectOptions {
     fn sum_up(&self, mut failures: Vec<Error>) -> Error {
         let told = |error: &Error| match error {
             Error::Unreachable { target, reason }
+            | Error::Password { target, reason }
             | Error::Refused { target, reason }
             | Error::Tls { target, reason } => (target.clone(), reason.clone()),
             other => (String::new(), other.to_string()),
@@ -351,11 +396,14 @@ impl ConnectOptions {
             }
         };
         let transient = failures.iter().any(Error::is_transient);
+        let no_password = |error: &Error| matches!(error, Error::Password { .. });
+        let no_password = failures.iter().all(no_password);
         let refused = failures
             .iter()
             .any(|error| matches!(error, Error::Refused { .. }));
         match failures.pop() {
             Some(Error::Config(problem)) => Error::Config(problem),
+            _ if no_password => Error::Password { target, reason },
             _ if transient => Error::Unreachable { target, reason },
             _ if refused => Error::Refused { target, reason },
             _ => Error::Tls { target, reason },
@@ -366,6 +414,14 @@ impl ConnectOptions {
         let bound = self.postgres.get_connect_timeout().copied();
         bound.unwrap_or(CONNECT_TIMEOUT)
     }
+}
+
+/// Where the password of a login comes from.
+enum Password {
+    /// From the connection string, or there is none.
+    Configured,
+    FromFile(Vec<u8>),
+    Asked(String),
 }
 
 /// A login that failed, and whether it may do with TLS where this was without, or the other way round.
@@ -397,6 +453,19 @@ fn tls(target: &Target, reason: String) -> Error {
     Error::Tls { target, reason }
 }
 
+/// Whether the network is a cause, rather than what was said over it.
+fn is_about_io(error: &tokio_postgres::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let said = [io::ErrorKind::InvalidData, io::ErrorKind::Other];
+            return !said.contains(&error.kind());
+        }
+        cause = error.source();
+    }
+    false
+}
+
 fn is_about_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
@@ -417,11 +486,11 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
 }
 
 /// The first cell of the answer to a question; the reason if there is none.
-async fn ask(client: &Client, wire: &mut Wire, question: &str) -> Result<Option<String>, String> {
+async fn ask(client: &Client, connection: &mut Connection, question: &str) -> Result<Option<String>, String> {
     let mut answer = pin!(client.simple_query(question));
     let messages = poll_fn(|context| {
         loop {
-            match wire.poll_message(context) {
+            match connection.poll_message(context) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
                 Poll::Ready(None) => return Poll::Ready(Err(None)),

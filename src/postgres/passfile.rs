@@ -2,18 +2,12 @@
 
 use std::{fs, io, path::Path};
 
-/// Whose password is looked for.
-pub(crate) struct Login<'a> {
-    pub(crate) host: &'a str,
-    pub(crate) port: u16,
-    pub(crate) database: &'a str,
-    pub(crate) user: &'a str,
-}
+use crate::postgres::password::Login;
 
 /// The password in the file, if it has one. A file that others may read is not used, with a warning; one that does not
 /// exist says nothing. A file of root's its group may read, which libpq allows for keys only: so come systemd's credentials
 /// and Kubernetes' secrets. Blocks.
-pub(crate) fn read(path: &Path, login: &Login<'_>) -> Option<Vec<u8>> {
+pub(crate) fn read(path: &Path, login: &Login) -> Option<Vec<u8>> {
     match text(path) {
         Ok(text) => find(&text?, login),
         Err(problem) => {
@@ -45,9 +39,9 @@ fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// The password in the text of a password file.
-pub(crate) fn find(text: &[u8], login: &Login<'_>) -> Option<Vec<u8>> {
+pub(crate) fn find(text: &[u8], login: &Login) -> Option<Vec<u8>> {
     let port = login.port.to_string();
-    let wanted = [login.host, &port, login.database, login.user];
+    let wanted = [&login.host, &port, &login.database, &login.user];
     let mut lines = text.split(|byte| *byte == b'\n');
     let found = lines.find_map(|line| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -103,10 +97,10 @@ mod tests {
 
     fn found(text: &str) -> Option<String> {
         let login = Login {
-            host: "db:1",
+            host: "db:1".to_owned(),
             port: 5433,
-            database: "odds",
-            user: r"o\d",
+            database: "odds".to_owned(),
+            user: r"o\d".to_owned(),
         };
         find(text.as_bytes(), &login).map(|password| String::from_utf8(password).unwrap())
     }
@@ -145,10 +139,10 @@ mod tests {
     fn gives_its_password(before: &str, [host, database, user, secret]: [&str; 4]) {
         let find = |text: &str, port, user: &str| {
             let login = Login {
-                host,
+                host: host.to_owned(),
                 port,
-                database,
-                user,
+                database: database.to_owned(),
+                user: user.to_owned(),
             };
             find(text.as_bytes(), &login)
         };
@@ -196,8 +190,7 @@ mod tests {
 
         #[test]
         fn any_file_is_read(text in vec(any::<u8>(), 0..60)) {
-            let login = Login { host: "localhost", port: 5432, database: "odds", user: "oddscache" };
-            find(&text, &login);
+            find(&text, &Login::default());
         }
     }
 }

@@ -11,6 +11,8 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, types::Type};
 
+use crate::server::session::without_transaction_timeout;
+
 /// No more often than this, whatever was asked for.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -136,18 +138,18 @@ fn describe(error: &anyhow::Error) -> String {
 
 /// How many rows went; `None` if the role has no right to do it.
 async fn prune(config: &Config, cache_schema: &str, keep: Duration) -> anyhow::Result<Option<i64>> {
-    let (client, wire) = config.open().await?;
+    let (client, connection) = config.open().await?;
     // Neither the role's search path nor its time-outs have a say: what bounds a call is `prune()` itself, and BOUND.
     let begin = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}SET LOCAL search_path = pg_catalog, pg_temp; \
          SET LOCAL statement_timeout = {bound}; SET LOCAL idle_in_transaction_session_timeout = {bound}",
-        wire.without_transaction_timeout(),
+        without_transaction_timeout(&connection),
         bound = BOUND.as_millis(),
     );
     // Ends with this, also where this is cancelled.
     tokio::select! {
         pruned = timeout(BOUND, prune_on(&client, &begin, cache_schema, keep)) => pruned.context("no answer in time")?,
-        ended = wire => Err(ended.err().map_or_else(|| anyhow!("the connection ended"), Into::into)),
+        ended = connection => Err(ended.err().map_or_else(|| anyhow!("the connection ended"), Into::into)),
     }
 }
 
