@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The writer: this could be another process, in any language, that passes the transaction's id on.
     let (mut client, wire) = config.open().await?;
-    tokio::spawn(wire);
+    tokio::spawn(connection);
     let transaction = client.transaction().await?;
     let confirm = "UPDATE odds_snapshots \
                    SET last_confirmed_at = coalesce(last_confirmed_at, captured_at) + interval '1 us' \

@@ -5,10 +5,10 @@ use std::{error::Error as StdError, fmt::Debug, time::Duration};
 
 use oddscache::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, ChangeLog, Changes,
-    CompetitorSnapshots, Config, Counters, Cut, Error, EventList, Follower, Histogram,
+    CompetitorSnapshots, Config, Connection, Counters, Cut, Error, EventList, Follower, Histogram,
     InlineMarkets, Lagged, MarketInput, Markets, MemoryStats, OddsCache, Outcome, OutcomeInput,
     Outcomes, Reader, Reloads, SnapshotInput, Source, SslMode, State, Stats, Status, Timing,
-    TimingBucket, Timings, Tls, View, WarmupStats, Wire, Writer, sql,
+    TimingBucket, Timings, Tls, View, WarmupStats, Writer, sql,
 };
 
 fn moves<T: Send + Unpin + Debug>() {}
@@ -58,7 +58,7 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     shared::<Changes>();
     moves::<Writer>();
     moves::<Follower>();
-    moves::<Wire>();
+    moves::<Connection>();
     error::<Error>();
     error::<Lagged>();
     error::<sql::ScriptError>();

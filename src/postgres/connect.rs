@@ -209,7 +209,9 @@ impl ConnectOptions {
                 (Negotiate::Require, None)
             }
         };
-        let login = self.log_in(target, address, connector, password, first).await;
+        let login = self
+            .log_in(target, address, connector, password, first)
+            .await;
         let login = match (login, second) {
             // No handshake, or no line in pg_hba.conf for connections of this kind.
             (
@@ -217,7 +219,10 @@ impl ConnectOptions {
                     other_way: true, ..
                 }),
                 Some(second),
-            ) => self.log_in(target, address, connector, password, second).await,
+            ) => {
+                self.log_in(target, address, connector, password, second)
+                    .await
+            }
             (login, _) => login,
         };
         let (client, mut connection) = login.map_err(|failed| failed.error)?;
@@ -486,7 +491,11 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
 }
 
 /// The first cell of the answer to a question; the reason if there is none.
-async fn ask(client: &Client, connection: &mut Connection, question: &str) -> Result<Option<String>, String> {
+async fn ask(
+    client: &Client,
+    connection: &mut Connection,
+    question: &str,
+) -> Result<Option<String>, String> {
     let mut answer = pin!(client.simple_query(question));
     let messages = poll_fn(|context| {
         loop {

@@ -152,3 +152,59 @@ impl TlsStream for Stream {
         self.0.channel_binding()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{config::Config, error::Error};
+
+    /// Lets the handshake happen on a stream of another type, then breaks it.
+    #[derive(Clone)]
+    struct Breaking(io::ErrorKind);
+
+    impl MakeTlsConnect<Socket> for Breaking {
+        type Stream = Stream;
+        type TlsConnect = Handshake;
+        type Error = BoxError;
+
+        fn make_tls_connect(&mut self, domain: &str) -> Result<Handshake, BoxError> {
+            let error = io::Error::new(self.0, format!("handshake with {domain}"));
+            Ok(Handshake(Box::new(|_| {
+                Box::pin(async { Err(error.into()) })
+            })))
+        }
+    }
+
+    /// Run by `.ci/run` with and without the feature `tls`: a connector of the user's own works in both.
+    #[tokio::test]
+    async fn a_connector_is_asked_once_the_server_offers_tls() {
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = server.local_addr().expect("an address").port();
+        let offers = tokio::spawn(async move {
+            while let Ok((mut socket, _)) = server.accept().await {
+                let mut request = [0; 8];
+                socket.read_exact(&mut request).await.expect("SSLRequest");
+                socket.write_all(b"S").await.expect("an answer");
+            }
+        });
+        let dsn = format!("host=db.example hostaddr=127.0.0.1 port={port} user=u sslmode=require");
+        let open = async |kind| {
+            let config = Config::new(&dsn).expect("a configuration");
+            let opened = config.tls_connector(Breaking(kind)).open().await;
+            opened.map(drop).expect_err("no TLS there")
+        };
+        let error = open(io::ErrorKind::InvalidData).await;
+        assert!(
+            matches!(&error, Error::Tls { reason, .. } if reason.contains("handshake with db.example")),
+            "{error:?}"
+        );
+        let error = open(io::ErrorKind::ConnectionReset).await;
+        assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+        offers.abort();
+    }
+}

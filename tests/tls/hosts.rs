@@ -193,8 +193,8 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
         )
     };
     let port = async |wanted: &str| -> Result<u16, Error> {
-        let (client, wire) = Config::new(&dsn(wanted))?.open().await?;
-        tokio::spawn(wire);
+        let (client, connection) = Config::new(&dsn(wanted))?.open().await?;
+        tokio::spawn(connection);
         let row = client
             .query_one("select current_setting('port')", &[])
             .await
@@ -218,8 +218,8 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
         "{error}"
     );
     let driver: oddscache::tokio_postgres::Config = dsn("read-write").parse().unwrap();
-    let (client, wire) = Config::from_postgres(driver).open().await.unwrap();
-    tokio::spawn(wire);
+    let (client, connection) = Config::from_postgres(driver).open().await.unwrap();
+    tokio::spawn(connection);
     let row = client
         .query_one("show transaction_read_only", &[])
         .await
@@ -241,8 +241,8 @@ async fn load_is_spread_if_asked_for() {
         )
     };
     let first = async |balance: &str| {
-        let (client, wire) = Config::new(&dsn(balance)).unwrap().open().await.unwrap();
-        tokio::spawn(wire);
+        let (client, connection) = Config::new(&dsn(balance)).unwrap().open().await.unwrap();
+        tokio::spawn(connection);
         let row = client
             .query_one("select current_setting('port')", &[])
             .await
@@ -274,8 +274,8 @@ async fn the_drivers_configuration_is_taken_as_it_is() {
         .options("-c work_mem=77MB")
         .ssl_mode(oddscache::tokio_postgres::config::SslMode::Require);
     assert_eq!(driver.get_hosts(), [Host::Tcp("localhost".to_owned())]);
-    let (client, wire) = Config::from_postgres(driver).open().await.unwrap();
-    tokio::spawn(wire);
+    let (client, connection) = Config::from_postgres(driver).open().await.unwrap();
+    tokio::spawn(connection);
     let sql = "select current_setting('work_mem'), current_setting('application_name'), ssl from pg_stat_ssl where pid = pg_backend_pid()";
     let row = client.query_one(sql, &[]).await.unwrap();
     assert_eq!((row.get(0), row.get(1), row.get(2)), ("77MB", "mine", true));
