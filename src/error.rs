@@ -134,18 +134,22 @@ pub enum Error {
         /// What was looked for.
         object: &'static str,
     },
-    /// The change feed is of another version than this library.
+    /// The change feed is of a version that this library does not follow: see
+    /// [`FEED_VERSIONS`](crate::sql::FEED_VERSIONS).
     #[error(
-        "the change feed in schema {schema} is of version {found}, this is oddscache for version {expected}; run \
-         `oddscache sql install --apply` of the newer of the two"
+        "the change feed in schema {schema} is of version {found}, and this oddscache follows versions {oldest} to \
+         {newest}; {}",
+        feed_way_out(*found, *newest)
     )]
     FeedVersion {
         /// Our schema.
         schema: String,
         /// What is installed.
         found: i32,
-        /// What this library speaks.
-        expected: i32,
+        /// The oldest version that this library follows.
+        oldest: i32,
+        /// The newest, which its `install.sql` installs.
+        newest: i32,
     },
     /// The change feed was installed for other tables.
     #[error(
@@ -322,6 +326,15 @@ impl Error {
             reason: reason.into(),
             sqlstate: None,
             disconnected: false,
+        }
+    }
+}
+
+fn feed_way_out(found: i32, newest: i32) -> &'static str {
+    match found > newest {
+        true => "upgrade oddscache here",
+        false => {
+            "let the owner of the tables run `oddscache sql install --apply` (sql/install.sql) of this oddscache"
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::{
         source::Source,
         transaction::{self, ReadStart},
     },
+    sql::FEED_VERSION,
     store::{
         draft::Draft,
         publish::{Publisher, add},
@@ -76,6 +77,8 @@ pub struct Follower {
     /// How many connections were opened to read.
     connections: u64,
     last_warmup: Option<WarmupStats>,
+    /// The feed's, as far as it was told; 0 before.
+    feed_version: i32,
     troubled_since: Option<DateTime<Utc>>,
 }
 
@@ -119,6 +122,7 @@ impl Follower {
             backoff: Backoff::for_connections(),
             connections: 0,
             last_warmup: None,
+            feed_version: 0,
             troubled_since: None,
             config,
         }
@@ -282,6 +286,7 @@ impl Follower {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
+        self.tell_version(feed.version);
         if self
             .listener
             .as_ref()
@@ -292,6 +297,24 @@ impl Follower {
             self.listener = Some(listener);
         }
         Ok(())
+    }
+
+    /// Says once that the feed is of the version before, and once that it was upgraded.
+    fn tell_version(&mut self, found: i32) {
+        let told = std::mem::replace(&mut self.feed_version, found);
+        if told == found {
+            return;
+        }
+        if found < FEED_VERSION {
+            tracing::warn!(
+                found,
+                newest = FEED_VERSION,
+                "the change feed is of an older version, which the next oddscache may not follow; let the owner of the tables \
+                 run `oddscache sql install --apply`, which upgrades it under running caches"
+            );
+        } else if told != 0 {
+            tracing::info!(from = told, to = found, "the change feed was upgraded");
+        }
     }
 
     async fn read_everything(

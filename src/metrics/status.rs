@@ -134,8 +134,10 @@ pub struct Counters {
     pub audit_mismatches: u64,
 }
 
-/// How much of the server's history the change log holds: all that was logged by transactions from `pruned_below` on. As of
-/// the last read.
+/// What the follower knows of the change feed and its log. As of the last read; all 0 before the first warmup, and in a
+/// cache that is fed by a [`Writer`](crate::writer::Writer).
+///
+/// The log holds all that was logged by transactions from `pruned_below` on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ChangeLog {
@@ -143,6 +145,9 @@ pub struct ChangeLog {
     pub pruned_below: u64,
     /// The first transaction id that had not been handed out, or whose transaction had not ended.
     pub next_xid: u64,
+    /// The version of the installed feed, one of [`FEED_VERSIONS`](crate::sql::FEED_VERSIONS). Below
+    /// [`FEED_VERSION`](crate::sql::FEED_VERSION), `oddscache sql install --apply` upgrades it under running caches.
+    pub feed_version: i32,
 }
 
 impl ChangeLog {

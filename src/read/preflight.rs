@@ -11,7 +11,7 @@ use crate::{
         server_version::Major,
     },
     read::schema::TABLES,
-    sql::FEED_VERSION,
+    sql::{FEED_VERSION, FEED_VERSIONS},
 };
 
 const DOING: &str = "checking tables, rights and triggers";
@@ -19,6 +19,8 @@ const DOING: &str = "checking tables, rights and triggers";
 /// What the installed feed says of itself.
 #[derive(Debug)]
 pub(crate) struct Feed {
+    /// One of [`FEED_VERSIONS`].
+    pub(crate) version: i32,
     pub(crate) channel: String,
     /// Which database of which cluster it is in, standbys included.
     pub(crate) database: String,
@@ -37,12 +39,9 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
     if !config.need_feed {
         return Ok(None);
     }
-    let (channel, database) = check_feed(client, config).await?;
-    Ok(Some(Feed {
-        channel,
-        database,
-        bypasses: check_triggers(client, config).await?,
-    }))
+    let mut feed = check_feed(client, config).await?;
+    feed.bypasses = check_triggers(client, config).await?;
+    Ok(Some(feed))
 }
 
 /// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
@@ -130,8 +129,8 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Channel and database.
-async fn check_feed(client: &Client, config: &Config) -> Result<(String, String), Error> {
+/// Whether the feed's objects are there and the role may use them; then what [`feed_state`] says.
+async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
          s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
@@ -191,8 +190,8 @@ async fn check_feed(client: &Client, config: &Config) -> Result<(String, String)
     feed_state(client, config).await
 }
 
-/// What the feed says of itself: channel and database, if it is for this library and these tables.
-async fn feed_state(client: &Client, config: &Config) -> Result<(String, String), Error> {
+/// What the feed says of itself, if it is for this library and these tables.
+async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     let schema = &config.cache_schema;
     let version = format!(
         "SELECT {0}.feed_version(), app_schema, channel, ({DATABASE}) FROM {0}.log_state",
@@ -206,12 +205,13 @@ async fn feed_state(client: &Client, config: &Config) -> Result<(String, String)
         schema: schema.clone(),
         object: "row in log_state",
     })?;
-    let found: i32 = column(row, 0)?;
-    if found != FEED_VERSION {
+    let version: i32 = column(row, 0)?;
+    if !FEED_VERSIONS.contains(&version) {
         return Err(Error::FeedVersion {
             schema: schema.clone(),
-            found,
-            expected: FEED_VERSION,
+            found: version,
+            oldest: *FEED_VERSIONS.start(),
+            newest: FEED_VERSION,
         });
     }
     let app_schema: String = column(row, 1)?;
@@ -223,7 +223,12 @@ async fn feed_state(client: &Client, config: &Config) -> Result<(String, String)
             expected,
         });
     }
-    Ok((column(row, 2)?, column(row, 3)?))
+    Ok(Feed {
+        version,
+        channel: column(row, 2)?,
+        database: column(row, 3)?,
+        bypasses: Vec::new(),
+    })
 }
 
 /// A table or partition on which some kind of change does not always fire the trigger.

@@ -8,7 +8,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     /// Told by the follower; each is what it was at some read.
     pub(crate) pruned_below: AtomicU64,
     pub(crate) next_xid: AtomicU64,
+    pub(crate) feed_version: AtomicI32,
     /// The sender is the publisher's, so that the stream ends with it.
     changes: broadcast::WeakSender<Arc<Change>>,
     /// Told after each publication and proof.
@@ -127,6 +128,7 @@ impl Shared {
         ChangeLog {
             pruned_below: self.pruned_below.load(Ordering::Relaxed),
             next_xid: self.next_xid.load(Ordering::Relaxed),
+            feed_version: self.feed_version.load(Ordering::Relaxed),
         }
     }
 
@@ -179,6 +181,7 @@ impl Publisher {
             timers: Timers::default(),
             pruned_below: AtomicU64::new(0),
             next_xid: AtomicU64::new(0),
+            feed_version: AtomicI32::new(0),
             changes: changes.downgrade(),
             proven: Notify::new(),
             request: Request::default(),
@@ -255,6 +258,9 @@ impl Publisher {
             .pruned_below
             .store(log.pruned_below, Ordering::Relaxed);
         shared.next_xid.store(log.next_xid, Ordering::Relaxed);
+        shared
+            .feed_version
+            .store(log.feed_version, Ordering::Relaxed);
     }
 }
 

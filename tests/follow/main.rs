@@ -13,6 +13,7 @@ mod rows;
 mod settings;
 mod timings;
 mod transactions;
+mod versions;
 
 use oddscache_testkit::{Database, followed::Followed};
 

@@ -9,7 +9,7 @@ mod text;
 
 use std::sync::atomic::Ordering;
 
-use oddscache::{Counters, OddsCache, Reloads, Status, Timings};
+use oddscache::{Counters, OddsCache, Reloads, Status, Timings, sql::FEED_VERSION};
 
 use super::{health, io_timeout::Tally};
 use crate::server::{logging, prune};
@@ -104,6 +104,16 @@ pub(crate) fn text(
         );
     }
     let log = cache.change_log();
+    text.gauge(
+        "feed_version",
+        "The version of the installed change feed; 0 before the first warmup.",
+        log.feed_version,
+    );
+    text.gauge(
+        "feed_version_newest",
+        "The version that this binary's install.sql installs. Where it is greater, run `oddscache sql install --apply`.",
+        FEED_VERSION,
+    );
     text.gauge(
         "change_log_pruned_below",
         "The transaction id up to which the change log was pruned: stays where it is if nobody prunes.",
