@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use oddscache::sql::{Script, Step, Variables};
+use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, Script, Step, Variables};
 use serde::Deserialize;
 
 use super::{context::Context, finding::Finding, tables::TABLES};
@@ -15,10 +15,14 @@ const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the o
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
     let session = context.session().await?;
     let functions = functions(context, &session).await?;
-    let mut findings: Vec<Finding> = functions
-        .iter()
-        .flat_map(|function| judge(function, context.cache_schema))
-        .collect();
+    let mut findings: Vec<Finding> = match followed_version(context, &session, &functions).await? {
+        // Its functions have other bodies than this binary's.
+        Some(older) => vec![older],
+        None => functions
+            .iter()
+            .flat_map(|function| judge(function, context.cache_schema))
+            .collect(),
+    };
     if findings.is_empty() {
         let what = format!(
             "all {} functions are as this binary installs them",
@@ -29,6 +33,37 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     findings.extend(owners(&functions, context.cache_schema));
     findings.extend(strangers(context, &session, &functions).await?);
     Ok(findings)
+}
+
+/// A finding if the feed is of an older version that this binary follows.
+async fn followed_version(
+    context: &Context<'_>,
+    session: &Session,
+    functions: &[Function],
+) -> Result<Option<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Installed {
+        version: i32,
+    }
+    let mut there = functions.iter().filter(|function| function.there);
+    if !there.any(|function| function.name == "feed_version") {
+        return Ok(None);
+    }
+    let cache = identifier(context.cache_schema);
+    let sql = format!("SELECT {cache}.feed_version() AS version");
+    let Installed { version } = session.row(&sql).await?;
+    if version == FEED_VERSION || !FEED_VERSIONS.contains(&version) {
+        return Ok(None);
+    }
+    let what = format!("is of version {version}; this binary installs version {FEED_VERSION}");
+    Ok(Some(
+        Finding::warn("feed.version", what)
+            .object(format!("schema {}", context.cache_schema))
+            .why(
+                "caches of this version follow it, but the next version may not; running caches keep on while it is upgraded",
+            )
+            .fix(INSTALL),
+    ))
 }
 
 /// A function as it should be, beside what there is.
