@@ -17,6 +17,7 @@
 
 use std::time::{Duration, Instant};
 
+use oddscache::sql::Table;
 use tokio_postgres::Client;
 
 /// The application's tables.
@@ -175,10 +176,13 @@ pub(crate) async fn load(
     const CHUNK: u64 = 200;
     for from in (1..=targets).step_by(CHUNK as usize) {
         progress(snapshots + markets, expected, "markets");
-        for (table, competitor) in [("market_odds", false), ("competitor_market_odds", true)] {
+        for (table, competitor) in [
+            (Table::MarketOdds, false),
+            (Table::CompetitorMarketOdds, true),
+        ] {
             markets += client
                 .execute(
-                    &markets_of(table),
+                    &markets_of(table.name()),
                     &[
                         &competitor,
                         &(from as i64),

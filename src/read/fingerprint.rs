@@ -14,7 +14,8 @@ use tokio_postgres::Client;
 use crate::{
     error::Error,
     postgres::{quote::literal, statement::Statement},
-    read::schema::{Names, TABLES},
+    read::schema::Names,
+    sql::Table,
 };
 
 /// The objects found, and the statements that look at them.
@@ -72,7 +73,7 @@ struct Found {
 
 /// Roots, nodes, log, its indexes, functions, tables, partitioned roots.
 fn find(names: &Names) -> String {
-    let tables: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
+    let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
         "WITH RECURSIVE node AS (\
            SELECT c.oid, 0::oid AS parent, c.relkind, false AS leaving FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

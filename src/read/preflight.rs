@@ -10,8 +10,7 @@ use crate::{
         quote::quote,
         server_version::Major,
     },
-    read::schema::TABLES,
-    sql::{FEED_VERSION, FEED_VERSIONS},
+    sql::{FEED_VERSION, FEED_VERSIONS, Table},
 };
 
 const DOING: &str = "checking tables, rights and triggers";
@@ -89,7 +88,7 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
          FROM unnest($2) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = $1 \
          LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name AND c.relkind IN ('r', 'p') \
          ORDER BY t.position";
-    let tables: Vec<&str> = TABLES.to_vec();
+    let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
         (&config.app_schema, Type::TEXT),
         (&tables, Type::TEXT_ARRAY),
@@ -254,7 +253,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
            JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $2) \
            ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
          GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name";
-    let tables: Vec<&str> = TABLES.to_vec();
+    let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
         (&config.app_schema, Type::TEXT),
         (&config.cache_schema, Type::TEXT),

@@ -9,9 +9,11 @@ use interpreter::Interpreter;
 
 mod interpreter;
 mod step;
+mod tables;
 
 pub use crate::postgres::quote::{literal, quote};
 pub use step::{ScriptError, Step, Variables};
+pub use tables::Table;
 
 /// What `feed_version()` returns where this crate's `install.sql` was run.
 pub const FEED_VERSION: i32 = 3;

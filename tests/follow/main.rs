@@ -11,6 +11,7 @@ mod locks;
 mod partitions;
 mod rows;
 mod settings;
+mod tables;
 mod timings;
 mod transactions;
 mod versions;

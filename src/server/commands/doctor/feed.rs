@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, Script, Step, Variables};
 use serde::Deserialize;
 
-use super::{context::Context, finding::Finding, tables::TABLES};
+use super::{context::Context, finding::Finding, tables::constants};
 use crate::server::session::{Session, Trouble, identifier, literal};
 
 const WHY: &str = "what the functions write to the log is what the cache relies on";
@@ -109,7 +109,7 @@ async fn functions(context: &Context<'_>, session: &Session) -> Result<Vec<Funct
            p.proconfig IS NOT DISTINCT FROM want.config AS same_settings, \
            p.proowner::regrole::text AS owner, r.rolsuper AS owner_is_superuser, \
            EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-             WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relowner = p.proowner) AS owns_a_table \
+             WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relowner = p.proowner) AS owns_a_table \
          FROM jsonb_to_recordset(current_setting('oddscache.functions')::jsonb) \
            AS want (name text, types text, returns text, attributes text, config text[], body text) \
          LEFT JOIN pg_proc AS p ON p.oid = to_regprocedure(format('%I.%I(%s)', {cache}::text, want.name, want.types)) \
@@ -117,6 +117,7 @@ async fn functions(context: &Context<'_>, session: &Session) -> Result<Vec<Funct
          LEFT JOIN pg_roles AS r ON r.oid = p.proowner ORDER BY want.name",
         cache = literal(cache),
         app = literal(context.app_schema),
+        tables = constants(),
     );
     let functions: Vec<Function> = session.rows_after(&before, &sql).await?;
     if functions.is_empty() {
