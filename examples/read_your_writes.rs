@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     // The writer: this could be another process, in any language, that passes the transaction's id on.
-    let (mut client, wire) = config.open().await?;
+    let (mut client, connection) = config.open().await?;
     tokio::spawn(connection);
     let transaction = client.transaction().await?;
     let confirm = "UPDATE odds_snapshots \

@@ -1,7 +1,6 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use hashbrown::HashMap;
 
 use crate::{
     config::Config,

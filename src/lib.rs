@@ -167,8 +167,7 @@
 //! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
 //! | [`OddsCache::view_within`] | only for its error | only its error | no |
 //! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
-//! | [`OddsCache::timings`], [`Histogram::timing`] | no | a short list each | no |
-//! | [`Histogram::record`] | no | no | no |
+//! | [`OddsCache::timings`] | no | a short list each | no |
 //! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
 //! | [`Outcome::extra`] | no | parses, if there is any | no |
 //! | [`Cut::shows`] | no | parses the cut's snapshot | no |
@@ -219,8 +218,8 @@
 //!
 //! [Semantic versioning](https://semver.org/) as cargo reads it: before 1.0 a breaking change raises the minor version,
 //! all else the patch version. Part of the interface are the public names, the JSON that types serialise to, and the
-//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, [`hashbrown`], `serde`, `serde_json`,
-//! [`tokio_postgres`]; the two that are linked are re-exported. What may gain fields or variants is
+//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, `serde`, `serde_json`, and [`tokio_postgres`], which
+//! is re-exported. What may gain fields or variants is
 //! `#[non_exhaustive]`; the inputs of [`Writer`] are not, so that they can be written down: a new field there is a
 //! breaking change. Texts of errors, statuses and log lines are for people and may change. [`sql::FEED_VERSION`] is
 //! counted apart: a follower works with exactly one.
@@ -251,7 +250,6 @@ pub mod sql;
 mod store;
 mod writer;
 
-pub use hashbrown;
 pub use tokio_postgres;
 
 pub use cache::OddsCache;
@@ -260,7 +258,7 @@ pub use error::Error;
 pub use event_list::{EventList, InlineMarkets};
 pub use follow::{Follower, listener::check_notifications, warm_up};
 pub use metrics::{
-    histogram::{Histogram, Timing, TimingBucket},
+    histogram::{Timing, TimingBucket},
     reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
     status::{ChangeLog, Counters, Status},

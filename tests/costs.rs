@@ -7,7 +7,7 @@
 use std::{alloc::System, hint::black_box, time::Duration};
 
 use chrono::Utc;
-use oddscache::{Histogram, MarketInput, OddsCache, OutcomeInput, SnapshotInput};
+use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -44,7 +44,6 @@ fn only_those_calls_allocate_that_say_so() {
     let view = cache.view();
     let mut reader = cache.reader();
     let hour = Duration::from_secs(3600);
-    let histogram = Histogram::new();
     let market = view
         .get_betpawa_snapshot(7)
         .and_then(|s| s.get(1)?.market("3743", None));
@@ -77,7 +76,6 @@ fn only_those_calls_allocate_that_say_so() {
         ("OddsCache::stats", allocations(|| cache.stats())),
         ("OddsCache::counters", allocations(|| cache.counters())),
         ("OddsCache::change_log", allocations(|| cache.change_log())),
-        ("Histogram::record", allocations(|| histogram.record(hour))),
         ("OddsCache::changes", allocations(|| cache.changes())),
         ("OddsCache::resync", allocations(|| cache.resync())),
         ("Reader::state", allocations(|| reader.state().len())),
@@ -102,7 +100,6 @@ fn only_those_calls_allocate_that_say_so() {
     }
     let something = [
         ("OddsCache::event_ids", allocations(|| cache.event_ids())),
-        ("Histogram::timing", allocations(|| histogram.timing())),
         (
             "OddsCache::get_betpawa_snapshots",
             allocations(|| cache.get_betpawa_snapshots(&[7])),

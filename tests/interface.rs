@@ -5,7 +5,7 @@ use std::{error::Error as StdError, fmt::Debug, time::Duration};
 
 use oddscache::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, ChangeLog, Changes,
-    CompetitorSnapshots, Config, Connection, Counters, Cut, Error, EventList, Follower, Histogram,
+    CompetitorSnapshots, Config, Connection, Counters, Cut, Error, EventList, Follower,
     InlineMarkets, Lagged, MarketInput, Markets, MemoryStats, OddsCache, Outcome, OutcomeInput,
     Outcomes, Reader, Reloads, SnapshotInput, Source, SslMode, State, Stats, Status, Timing,
     TimingBucket, Timings, Tls, View, WarmupStats, Writer, sql,
@@ -54,7 +54,6 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     shared::<State>();
     shared::<EventList>();
     shared::<InlineMarkets>();
-    shared::<Histogram>();
     shared::<Changes>();
     moves::<Writer>();
     moves::<Follower>();

@@ -34,17 +34,8 @@ const BOUNDS: [u64; 81] = {
 ///
 /// Any number of threads may record at a time. Recording costs some ten nanoseconds, takes no lock and allocates nothing;
 /// the whole weighs 664 bytes and never grows.
-///
-/// ```
-/// # use std::time::Duration;
-/// let histogram = oddscache::Histogram::new();
-/// histogram.record(Duration::from_micros(1700));
-/// histogram.record(Duration::from_micros(300));
-/// let timing = histogram.timing();
-/// assert_eq!((timing.count, timing.sum_seconds, timing.up_to(0.001)), (2, 0.002, 1));
-/// ```
 #[derive(Debug)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     /// Those up to each bound and above the one before; the last: above all bounds.
     counts: [AtomicU64; BOUNDS.len() + 1],
     nanos: AtomicU64,
@@ -52,7 +43,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// One that has counted nothing.
-    pub fn new() -> Histogram {
+    pub(crate) fn new() -> Histogram {
         Histogram {
             counts: array::from_fn(|_| AtomicU64::new(0)),
             nanos: AtomicU64::new(0),
@@ -60,7 +51,7 @@ impl Histogram {
     }
 
     /// Counts a duration. Those under 1 us are told apart no further, nor those over 100 s.
-    pub fn record(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|bound| *bound < nanos);
         if let Some(count) = self.counts.get(bucket) {
@@ -70,7 +61,7 @@ impl Histogram {
     }
 
     /// What was counted until now. Allocates a list of the buckets that are not empty.
-    pub fn timing(&self) -> Timing {
+    pub(crate) fn timing(&self) -> Timing {
         let bounds = BOUNDS.iter().map(|nanos| seconds(*nanos));
         let counts = self
             .counts
@@ -104,7 +95,8 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// What a [`Histogram`] had counted at a time.
+/// How long something took, each time since the cache was made: durations counted in fixed buckets, from 1 us to 100 s, ten
+/// to a decade (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timing {
