@@ -12,6 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures_util::future::{Either, select};
 use tokio::time::{sleep, timeout};
+use tracing::{Instrument, field::Empty};
 
 use crate::{
     config::Config,
@@ -252,11 +253,7 @@ impl Follower {
     }
 
     fn source<'a>(&'a self, reader: &'a Connection) -> Source<'a> {
-        Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
-        }
+        Source::new(reader, &self.config, &self.names)
     }
 
     /// Keeps the time-outs of the role, the database and the server away from the session of the reading connection. Only
@@ -324,14 +321,13 @@ impl Follower {
         start: ReadStart,
     ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
-        let source = Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
-        };
+        // Beside the draft, which is borrowed too.
+        let source = Source::new(reader, &self.config, &self.names);
         let prepared = self.prepared.as_ref();
+        let span = tracing::info_span!("warmup", %reason, epoch, rows = Empty, events = Empty);
         let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
-        let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
+        let read = within(self.config.warmup_timeout, WARMING_UP, read);
+        let (known, done) = match read.instrument(span.clone()).await {
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
                 self.config.warmup_connections = 1;
@@ -342,6 +338,8 @@ impl Follower {
             }
             read => read?,
         };
+        span.record("rows", done.rows_read);
+        span.record("events", self.draft.len());
         self.epoch = epoch;
         self.publish(&known, done);
         Ok(known)
@@ -449,14 +447,21 @@ impl Follower {
             (None, Some(Woken::Time)) => Cause::Time,
             (None, _) => Cause::News,
         };
-        let source = Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
+        // Beside the draft, which is borrowed too.
+        let source = Source::new(reader, &self.config, &self.names);
+        let reason = match (&cause, woken) {
+            (Cause::Audit(_), _) => "audit",
+            (_, Some(woken)) => woken.name(),
+            (_, None) => "reload",
         };
+        let epoch = self.epoch;
+        let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
         let changes = read::changes(source, &mut self.prepared, &mut self.draft, known, cause);
-        match within(self.config.read_timeout, READING, changes).await? {
+        let changes = within(self.config.read_timeout, READING, changes);
+        match changes.instrument(span.clone()).await? {
             Read::Done(mut done) => {
+                span.record("log_rows", done.log_rows);
+                span.record("rows", done.rows_read);
                 if let Some(woken) = woken {
                     let rows = done.log_rows;
                     self.plan_next(known, woken, rows, begun_at.elapsed());
@@ -620,6 +625,12 @@ impl Follower {
         let cut = Arc::clone(known.cut());
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         if everything || !change.is_empty() {
+            let epoch = self.epoch;
+            let span = tracing::debug_span!("publish", epoch, events = Empty);
+            let _entered = span.enter();
+            if !span.is_disabled() {
+                span.record("events", change.event_ids().len());
+            }
             let warmup = self.last_warmup.clone();
             let state = self.draft.state(cut, self.epoch, done.began, warmup);
             self.publisher.publish(state, change);

@@ -11,6 +11,7 @@ mod locks;
 mod partitions;
 mod rows;
 mod settings;
+mod spans;
 mod tables;
 mod timings;
 mod transactions;

@@ -22,6 +22,17 @@ pub(crate) enum Woken {
     Time,
 }
 
+impl Woken {
+    /// One word, for a span.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Woken::Notification => "notification",
+            Woken::Asked => "asked",
+            Woken::Time => "time",
+        }
+    }
+}
+
 /// How to wait for the next read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wake {
