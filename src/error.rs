@@ -2,12 +2,12 @@ use std::{error::Error as StdError, io, time::Duration};
 
 use tokio_postgres::error::SqlState;
 
-/// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
+/// What can go wrong. Each variant names the object and the way out. None carries a password or data of a row.
 ///
-/// Which one is for programs, its text for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`]
-/// come from the two calls that ask for freshness, all others from connecting and following. It clones, so that
-/// [`Follower::run`](crate::follow::Follower::run) and everybody who awaits [`OddsCache::ready`](crate::cache::OddsCache::ready) get
-/// the same one.
+/// Variants are for programs, texts for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`] come from
+/// the two calls that ask for freshness, all others from connecting and following. Errors can be cloned, so that
+/// [`Follower::run`](crate::follow::Follower::run) and every caller of
+/// [`OddsCache::ready`](crate::cache::OddsCache::ready) return the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,8 +43,8 @@ pub enum Error {
         /// What the function's error says, with its causes. Never a password, unless that error has one.
         reason: String,
     },
-    /// TLS with the server did not come about, and waiting does not help: no TLS there, a certificate that is not trusted,
-    /// has expired or is for another host, a client certificate that the server does not take.
+    /// There is no TLS connection to the server, and waiting does not help: the server offers no TLS; its certificate is not
+    /// trusted, has expired or is for another host; or it refuses the client certificate.
     #[error("no TLS connection to the database at {target}: {reason}")]
     Tls {
         /// Hosts and database.
@@ -52,14 +52,15 @@ pub enum Error {
         /// What is wrong, and the way out.
         reason: String,
     },
-    /// The server is older than any that the change feed can be installed on.
+    /// The server is older than any that the change feed can be installed on: see
+    /// [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[error(
         "the server is PostgreSQL {found}; oddscache needs PostgreSQL {oldest} or newer, so upgrade the server"
     )]
     ServerVersion {
         /// Its major version.
         found: u32,
-        /// The oldest that will do.
+        /// The oldest major version that is supported.
         oldest: u32,
     },
     /// A table the cache reads is not there.
@@ -211,7 +212,7 @@ pub enum Error {
     Pooled,
     /// The connection that should listen is to another database than the one that is read.
     #[error(
-        "the bell is to be heard in another database (cluster and name: {found}) than the one that is read ({expected}); \
+        "notifications come from another database (cluster and name: {found}) than the one that is read ({expected}); \
          check listen_from"
     )]
     OtherListenDatabase {
@@ -292,7 +293,7 @@ impl Error {
             if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 reason.push_str("; an administrator can GRANT that right to the role");
             }
-            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting will not mend.
+            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting does not resolve.
             if reason.contains("statement pooling mode") {
                 return Error::Config(format!(
                     "the pooler in between lets no transaction through ({reason}); set its pool_mode to transaction or \
@@ -309,7 +310,7 @@ impl Error {
         }
     }
 
-    /// An error after which the same read, begun anew, will do.
+    /// An error that a retry of the same read resolves.
     pub(crate) fn conflict(doing: &'static str, reason: &str) -> Error {
         let serialization_failure = Some("40001".to_owned());
         Error::Database {

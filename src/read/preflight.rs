@@ -1,4 +1,4 @@
-//! Looks whether everything the follower relies on is there, so that what is missing gets its name and its way out.
+//! Checks that everything the follower relies on is there. An error names what is missing and the way out.
 
 use tokio_postgres::{Client, Row, types::Type};
 
@@ -27,12 +27,12 @@ pub(crate) struct Feed {
     pub(crate) bypasses: Vec<String>,
 }
 
-/// What [`Feed::database`] is asked by, under whatever search path.
+/// The query for [`Feed::database`]. It does not depend on the search path.
 pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
      FROM pg_catalog.pg_control_system() s";
 
-/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only, in the
-/// transaction under way, whose search path must be pinned. `None` where the feed is not needed.
+/// Checks tables and rights and, if the feed is needed, its version and triggers. Reads catalogs only, in the current
+/// transaction, whose search path must be pinned. `None` if the feed is not needed.
 pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
     if !config.need_feed {
@@ -43,8 +43,8 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
     Ok(Some(feed))
 }
 
-/// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
-/// others have created in it has a say in what the names and operators below mean.
+/// The same in a transaction of its own, which pins the search path. So neither the role's path nor objects that others
+/// created in it change the meaning of the names and operators below.
 pub(crate) async fn check_first(
     connection: &Connection,
     config: &Config,
@@ -169,7 +169,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
         if !column::<bool>(row, index + 1)? {
             return Err(right("SELECT", format!("table {table}")));
         }
-        // No policy has any business here.
+        // A policy would hide log rows.
         if column::<bool>(row, row_security)? {
             return Err(Error::RowSecurity {
                 table,
@@ -230,7 +230,7 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     })
 }
 
-/// A table or partition on which some kind of change does not always fire the trigger.
+/// A table or partition whose trigger for a kind of change is missing or does not always fire.
 struct Gap {
     table: String,
     /// A table rather than a partition.
@@ -290,8 +290,8 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     Ok(gaps)
 }
 
-/// Every table has its four triggers and they always fire. A partition without them is only warned of: what is written
-/// through its parent is seen all the same. Returns what can be written unseen.
+/// Checks that every table has its four triggers and that they always fire. A partition without them is only a warning:
+/// the parent's triggers see what is written through the parent. Returns the ways to write unseen.
 async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
     let gaps = gaps(client, config).await?;
     if let Some(gap) = gaps.iter().find(|gap| gap.root) {
@@ -304,8 +304,8 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     if !gaps.is_empty() {
         tracing::warn!(
             triggers = gaps.len(),
-            "triggers are missing on partitions: what is written straight into those, not through the parent, shows only \
-             when the audit finds it; run `oddscache sql install --apply` again"
+            "triggers are missing on partitions: a write that names such a partition instead of its parent shows only when \
+             the audit finds it; run `oddscache sql install --apply` again"
         );
     }
     let mut bypasses: Vec<String> = Vec::new();
@@ -326,5 +326,5 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     Ok(bypasses)
 }
 
-/// More are not named.
+/// At most so many are named.
 const MOST_BYPASSES: usize = 8;
