@@ -134,3 +134,18 @@ fn a_snapshot_goes_from_one_cache_to_another_as_json() {
     let event = |cache: &OddsCache| serde_json::to_value(cache.event(7)).expect("JSON");
     assert_eq!(event(&first), event(&second));
 }
+
+/// The table of features is complete.
+#[test]
+fn the_documentation_names_every_feature() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("a manifest");
+    let documentation = include_str!("../src/lib.rs");
+    let features = manifest["features"].as_table().expect("features");
+    for feature in features.keys().filter(|name| *name != "default") {
+        let row = format!("//! | `{feature}` | ");
+        assert!(
+            documentation.contains(&row),
+            "{feature} is not in the table of features"
+        );
+    }
+}

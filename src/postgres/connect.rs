@@ -315,33 +315,7 @@ impl ConnectOptions {
         }
         let mut said = reason(error);
         let Some(code) = error.code() else {
-            // The driver has no other way to tell its kinds of errors.
-            return match error.to_string().as_str() {
-                "error performing TLS handshake"
-                    if said.ends_with("server does not support TLS") =>
-                {
-                    tls(
-                        target,
-                        format!(
-                            "the server does not offer TLS, which sslmode={} asks for; switch it on there (ssl = on)",
-                            self.tls.mode
-                        ),
-                    )
-                }
-                "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
-                    target,
-                    "the host has no name that a certificate could bear".to_owned(),
-                ),
-                // What a connector of the user's own refuses by itself, it refuses again. The network may come back.
-                "error performing TLS handshake"
-                    if self.connector.is_some() && !is_about_io(error) =>
-                {
-                    tls(target, said)
-                }
-                // The password is missing; the server does not know it; channel binding is not to be had.
-                "invalid configuration" | "authentication error" => refused(target, said),
-                _ => unreachable(target, said),
-            };
+            return self.judge_unanswered(target, error, said);
         };
         // Worth waiting for: starting up or shutting down, too many connections or too little memory, trouble with a disk.
         if ["57P", "53", "58"]
@@ -368,6 +342,38 @@ impl ConnectOptions {
             });
         }
         refused(target, said)
+    }
+
+    /// The same where no error of the server ended it.
+    fn judge_unanswered(
+        &self,
+        target: &Target,
+        error: &tokio_postgres::Error,
+        said: String,
+    ) -> Error {
+        // The driver has no other way to tell its kinds of errors.
+        match error.to_string().as_str() {
+            "error performing TLS handshake" if said.ends_with("server does not support TLS") => {
+                tls(
+                    target,
+                    format!(
+                        "the server does not offer TLS, which sslmode={} asks for; switch it on there (ssl = on)",
+                        self.tls.mode
+                    ),
+                )
+            }
+            "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
+                target,
+                "the host has no name that a certificate could bear".to_owned(),
+            ),
+            // What a connector of the user's own refuses by itself, it refuses again. The network may come back.
+            "error performing TLS handshake" if self.connector.is_some() && !is_about_io(error) => {
+                tls(target, said)
+            }
+            // The password is missing; the server does not know it; channel binding is not to be had.
+            "invalid configuration" | "authentication error" => refused(target, said),
+            _ => unreachable(target, said),
+        }
     }
 
     /// One error for all servers.
