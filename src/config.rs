@@ -153,9 +153,9 @@ impl Config {
     /// A function that gives the password whenever a connection is opened, for each host that is tried: a token that
     /// expires, from a cloud's identity service or a vault. It is asked instead of any other password, set or in a file.
     ///
-    /// The function may take as long as connecting may (`connect_timeout`, 10 s unless set), beside that time. It is called
-    /// by every task that opens a connection, and not again while a connection lasts. It need not cache: a follower opens
-    /// three connections, then one after each loss, with growing pauses.
+    /// The function may take as long as connecting may (`connect_timeout`, 10 s unless set), beside that time. It is not
+    /// called again while a connection lasts. It need not cache: a follower opens three connections, one more for each
+    /// warmup, and one after each loss, with growing pauses.
     ///
     /// If it fails or is late, opening fails with [`Error::Password`]. A follower tries again, as with a database that
     /// cannot be reached. The error's text is logged and shown in [`Status`](crate::metrics::status::Status): it must

@@ -16,7 +16,7 @@ pub enum SslMode {
     /// Only if the server refuses a connection without. Protects from nobody who is on the way: he may refuse.
     Allow,
     /// If the server offers it; without, if it does not, or if the handshake fails, or `pg_hba.conf` has no line for it.
-    /// Protects from nobody who is on the way. Without the cargo feature `tls`: never.
+    /// Protects from nobody who is on the way. Without the cargo feature `tls` and a connector of one's own: never.
     #[default]
     Prefer,
     /// Always; the certificate is not looked at, unless root certificates are given: then as [`SslMode::VerifyCa`].

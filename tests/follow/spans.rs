@@ -75,7 +75,8 @@ impl Spans {
 #[tokio::test]
 async fn warmup_read_and_publish_are_spans() {
     let spans = Spans::default();
-    // As a subscriber that is given whatever there is.
+    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+    let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber =
         tracing_subscriber::registry().with(spans.clone().with_filter(LevelFilter::DEBUG));
     let _guard = tracing::subscriber::set_default(subscriber);
