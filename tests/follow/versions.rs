@@ -1,8 +1,9 @@
 //! The feed and the caches can be upgraded in either order: a follower knows the feed version before its own, too.
 
 use std::{
+    fmt::Debug,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -13,6 +14,14 @@ use oddscache_testkit::{
     Database, connect, eventually,
     followed::{Followed, SEED, run},
     psql,
+};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
 };
 
 /// As version 2 was released, with the seed.
@@ -34,9 +43,34 @@ const STEPS: [&str; 7] = [
     "delete from odds_snapshots where id = 9001",
 ];
 
-/// Every kind of change shows by its keys, woken by notifications alone.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// The texts of warnings.
+#[derive(Default, Clone)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            event.record(&mut self.clone());
+        }
+    }
+}
+
+impl Visit for Warnings {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
+
+/// Every kind of change shows by its keys, woken by notifications alone. It warns once.
+#[tokio::test]
 async fn the_version_before_is_followed() {
+    let warnings = Warnings::default();
+    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+    let _other = tracing::Dispatch::new(tracing_subscriber::registry());
+    let subscriber = tracing_subscriber::registry().with(warnings.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
     let database = version_2();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -53,6 +87,13 @@ async fn the_version_before_is_followed() {
         before = after;
     }
     assert_eq!(followed.cache.counters().reloads, 1);
+    followed.cache.resync();
+    eventually("a reload", async || followed.cache.counters().reloads == 2).await;
+    let warnings = warnings.0.lock().unwrap();
+    let of_version = warnings
+        .iter()
+        .filter(|text| text.contains("older version"));
+    assert_eq!(of_version.count(), 1, "{warnings:?}");
 }
 
 /// While a writer commits without pause, and another has a transaction open that version 2 logged, the feed is upgraded.
