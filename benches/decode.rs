@@ -1,14 +1,16 @@
-//! Market rows into bodies, beside a copy of the same bytes. A row comes in borrowed fields, as the driver hands it out.
+//! Decoding market rows into packed markets, compared with copying the same bytes. A row has borrowed fields, as the
+//! driver returns it.
 //!
 //! ```sh
 //! cargo bench --bench decode
 //! ```
 //!
-//! The rows are those of 1,100 events of three bookmakers with 50 markets each: of real names, one market in four of the
-//! event's own players, 268 bytes a row. Times are per row ("item"); `copy` is the floor.
+//! The rows belong to 1,100 events of three bookmakers with 50 markets each. They have realistic names, and in one
+//! market of four the outcomes are players of the event. A row has 268 bytes on average. Times are per row ("item").
+//! `copy` is the floor.
 #![allow(clippy::expect_used, dead_code, unreachable_pub, unused_imports)]
 
-// The decoder is none of the library's public names.
+// The decoder is private, so the benchmark compiles its sources.
 #[path = "../src/decode/mod.rs"]
 mod decode;
 #[path = "../src/model/mod.rs"]
@@ -23,20 +25,20 @@ use model::Body;
 const EVENTS: i64 = 1100;
 const BOOKMAKERS: i64 = 3;
 const MARKETS: i64 = 50;
-/// About as many as the cache reads at a time.
+/// About as many rows as the cache reads at a time.
 const ROWS_AT_A_TIME: usize = 500 * MARKETS as usize;
 
 fn main() {
     divan::main();
 }
 
-/// Rows whose bytes lie one after the other, as those that come from a socket do.
+/// Rows with their bytes one after the other, as a socket delivers them.
 struct Rows {
     bytes: String,
     rows: Vec<Row>,
 }
 
-/// Where the texts of a row end.
+/// A row: its numbers, and where its texts lie in `Rows::bytes`. Each text begins where the one before ends.
 struct Row {
     snapshot_id: i64,
     row_id: i64,
@@ -68,10 +70,10 @@ impl Row {
     }
 }
 
-/// In place of what a row has beside its texts: ids, line, and the length of each field.
+/// Stands for the bytes of a row that are not text: ids, the line, and the length of each field.
 const NUMBERS: &str = "----------------------------------------------------------------";
 
-/// A number that depends on nothing else; not random, but without a pattern that a predictor would find.
+/// A pseudorandom number for a seed. Successive seeds give no pattern that a branch predictor could learn.
 fn mixed(seed: i64) -> i64 {
     let mixed = seed.wrapping_mul(-7_046_029_254_386_353_131);
     ((mixed ^ (mixed >> 29)).wrapping_mul(-4_658_895_280_553_007_687) >> 33).abs()
@@ -82,7 +84,7 @@ const FAMILY_NAMES: [&str; 12] = [
     "O'Brien", "Ndiaye",
 ];
 
-/// `round`: of a later scrape the odds differ, and nothing else.
+/// Appends a row's bytes and returns the row. `round` counts scrapes: only ids and odds differ between two rounds.
 fn row(bytes: &mut String, event: i64, bookmaker: i64, market: i64, round: i64) -> Row {
     let players = market == 5 || market >= 39;
     let (name, groups) = match (players, market % 3) {
@@ -115,7 +117,7 @@ fn row(bytes: &mut String, event: i64, bookmaker: i64, market: i64, round: i64) 
             };
             let odds = 101 + mixed(seed * 16 + round) % (if n == 1 { 1200 } else { 300 });
             let is_active = mixed(seed + round) % 50 != 0;
-            // As numeric has it: 1.5 and 2 beside 1.85.
+            // Without trailing zeros (1.85, 1.5, 2), as a numeric column returns them.
             let odds = odds as f64 / 100.0;
             format!(r#"{{"name": "{name}", "odds": {odds}, "is_active": {is_active}}}"#)
         })
@@ -133,12 +135,13 @@ fn row(bytes: &mut String, event: i64, bookmaker: i64, market: i64, round: i64) 
         start,
         ends,
         line: (market % 3 == 0).then_some(market as f64 / 2.0),
-        // A competitor lists some markets under no group, others of them at each event.
+        // A competitor lists some markets without a group. Which ones differs from event to event.
         groups: bookmaker == 0 || mixed(event * 4096 + bookmaker * 64 + market) % 10 < 7,
     }
 }
 
-/// All rows of a scrape, each event and bookmaker leaving out a market in fifty.
+/// All rows of a scrape. Each event and bookmaker lacks about one market of fifty. `interleaved` mixes the rows of the
+/// snapshots that are read together.
 fn rows(round: i64, interleaved: bool) -> Rows {
     let events =
         (0..EVENTS).flat_map(|event| (0..BOOKMAKERS).map(move |bookmaker| (event, bookmaker)));
@@ -173,7 +176,7 @@ fn decode(packer: &mut Packer, rows: &Rows) -> Vec<Arc<Body>> {
     all
 }
 
-/// The floor: the rows' bytes once through memory.
+/// The floor: copies the bytes of each row.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn copy(bencher: Bencher<'_, '_>) {
     let rows = rows(0, false);
@@ -190,7 +193,7 @@ fn copy(bencher: Bencher<'_, '_>) {
         });
 }
 
-/// A warmup: nothing is known of any row.
+/// A warmup: the packer has seen no row before.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn fresh(bencher: Bencher<'_, '_>) {
     let rows = rows(0, false);
@@ -200,13 +203,13 @@ fn fresh(bencher: Bencher<'_, '_>) {
         .bench_local_values(|mut packer| (decode(&mut packer, &rows), packer));
 }
 
-/// A scrape: all odds are new, the markets are those of the snapshots before.
+/// A scrape: all odds are new, but the packer knows the markets from the snapshots before.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn known(bencher: Bencher<'_, '_>) {
     scrape(bencher, false);
 }
 
-/// The same, with the rows of all snapshots in one another's way.
+/// The same with the rows of different snapshots interleaved.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn known_interleaved(bencher: Bencher<'_, '_>) {
     scrape(bencher, true);

@@ -1,11 +1,11 @@
-//! Look-ups and walks beside their floors, in one run: the same look-up in a plain `hashbrown` map of the same events, and
-//! the same walk over a dense array of them.
+//! Lookups and walks, compared with their floors in the same run. The floor of a lookup is a plain `hashbrown` map of
+//! the same events. The floor of a walk is a dense array of them.
 //!
 //! ```sh
 //! cargo bench --bench lookup
 //! ```
 //!
-//! `LARGE=110000` (default) is the number of events of the walk; it takes about 400 MB.
+//! `LARGE` (110000) is the number of events in the second part of the run. The default takes about 400 MB.
 #![allow(clippy::expect_used, missing_docs)]
 
 use std::{
@@ -32,13 +32,13 @@ fn plain(cache: &OddsCache) -> Plain {
         .collect()
 }
 
-/// What every look-up ends with.
-fn see(event: &CachedEvent) -> u64 {
+/// Reads a field of the event. Every lookup ends with this, so that it has to follow the pointer.
+fn read_field(event: &CachedEvent) -> u64 {
     event.betpawa().len() as u64
 }
 
 fn in_state(state: &State, id: i64) -> u64 {
-    state.event(id).map_or(0, see)
+    state.event(id).map_or(0, read_field)
 }
 
 fn sum(ids: &[i64], mut look: impl FnMut(i64) -> u64) -> u64 {
@@ -54,7 +54,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
     let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "floor: plain map, borrowed",
-            Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| see(event)))),
+            Box::new(|| sum(ids, |id| map.get(&id).map_or(0, |event| read_field(event)))),
         ),
         (
             "a held view",
@@ -69,7 +69,7 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
             Box::new(|| sum(ids, |id| cache.read(|state| in_state(state, id)))),
         ),
         (
-            "the handle: OddsCache::get_betpawa_snapshot, counted",
+            "the handle: OddsCache::get_betpawa_snapshot, refcounted",
             Box::new(|| {
                 sum(ids, |id| {
                     cache
@@ -84,9 +84,9 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
         ),
     ];
     let times = side_by_side(301, units, &mut candidates);
-    let reach = ["", "<= 1.5", "", "<= 4", "", ""];
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(reach) {
-        line(name, *time, "ns", time / times[0], reach);
+    let goal = ["", "<= 1.5", "", "<= 4", "", ""];
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(goal) {
+        line(name, *time, "ns", time / times[0], goal);
     }
     drop(candidates);
     let mut candidates: Vec<Candidate<'_>> = vec![
@@ -94,7 +94,11 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
             "floor: 50 events of the plain map",
             Box::new(|| {
                 (0..20)
-                    .map(|_| sum(&fifty, |id| map.get(&id).map_or(0, |event| see(event))))
+                    .map(|_| {
+                        sum(&fifty, |id| {
+                            map.get(&id).map_or(0, |event| read_field(event))
+                        })
+                    })
                     .sum()
             }),
         ),
@@ -112,18 +116,18 @@ fn one_thread(cache: &OddsCache, ids: &[i64]) {
         ),
     ];
     let times = side_by_side(301, 20, &mut candidates);
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
-        line(name, *time, "ns", time / times[0], reach);
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], goal);
     }
 }
 
-/// Look-ups a second of `threads` together, each with a look-up of its own.
+/// Lookups per second of `threads` threads together. `look` makes a lookup function for each thread.
 fn rate(
     threads: usize,
     ids: &[i64],
     look: &(dyn Fn() -> Box<dyn FnMut(i64) -> u64> + Sync),
 ) -> f64 {
-    // For long enough that the scheduler gives each thread a core of its own.
+    // Enough passes that the scheduler gives each thread a core of its own.
     const PASSES: usize = 20_000;
     let barrier = Barrier::new(threads + 1);
     let took = std::thread::scope(|scope| {
@@ -153,7 +157,7 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
     let map = Arc::new(plain(cache));
     let floor = || -> Box<dyn FnMut(i64) -> u64> {
         let map = Arc::clone(&map);
-        Box::new(move |id| map.get(&id).map_or(0, |event| see(event)))
+        Box::new(move |id| map.get(&id).map_or(0, |event| read_field(event)))
     };
     let read = || -> Box<dyn FnMut(i64) -> u64> {
         let cache = cache.clone();
@@ -176,24 +180,24 @@ fn two_threads(cache: &OddsCache, ids: &[i64]) {
         ("2 threads: plain map", &floor, ""),
         ("2 threads: OddsCache::read", &read, ">= 1.6"),
         ("2 threads: Reader::state", &reader, ">= 1.6"),
-        ("2 threads: get_betpawa_snapshot, counted", &counted, ""),
+        ("2 threads: get_betpawa_snapshot, refcounted", &counted, ""),
     ];
     let mut rates = [const { (Vec::new(), Vec::new()) }; 4];
-    // In turns: a machine that shares its cores does not always have two.
+    // One and two threads take turns, because a machine that shares its cores does not always have two free.
     for _ in 0..9 {
         for ((_, look, _), (one, two)) in candidates.iter().zip(&mut rates) {
             one.push(rate(1, ids, *look));
             two.push(rate(2, ids, *look));
         }
     }
-    for ((name, _, reach), (one, two)) in candidates.iter().zip(&mut rates) {
+    for ((name, _, goal), (one, two)) in candidates.iter().zip(&mut rates) {
         let (one, two) = (median(one), median(two));
         let (rate, speed_up) = (two / 1e6, two / one);
-        println!("{name:<58}{rate:>10.1} M/s{speed_up:>7.2}x   {reach} (speed-up)");
+        println!("{name:<58}{rate:>10.1} M/s{speed_up:>7.2}x   {goal} (speed-up)");
     }
 }
 
-/// The slowest of a hundred look-ups through the handle, with and without a writer that publishes 25 batches a second.
+/// The p99 of single lookups through the handle, with and without a writer that publishes 25 batches a second.
 fn beside_a_writer(ids: &[i64]) {
     let (cache, mut writer) = filled(ids, 50);
     let stop = AtomicBool::new(false);
@@ -214,7 +218,7 @@ fn beside_a_writer(ids: &[i64]) {
                 }
             }
         });
-        // What reading the clock takes is in each, and in the floor alike; it is taken off.
+        // Each measured time includes one reading of the clock. Subtract its median.
         let mut clock: Vec<f64> = (0..100_000)
             .map(|_| Instant::now().elapsed().as_nanos() as f64)
             .collect();
@@ -270,7 +274,7 @@ fn walk(events: usize, rounds: usize) {
     let (cache, _writer) = filled(&event_ids(events), 20);
     let view = cache.view();
     let mut dense: Vec<Arc<CachedEvent>> = plain(&cache).into_values().collect();
-    // As they lie in memory.
+    // In the order of their addresses, which is the fastest order to walk.
     dense.sort_by_key(|event| Arc::as_ptr(event) as usize);
     let hashed = plain(&cache);
     let mut candidates: Vec<Candidate<'_>> = vec![
@@ -288,8 +292,8 @@ fn walk(events: usize, rounds: usize) {
         ),
     ];
     let times = side_by_side(rounds, events, &mut candidates);
-    for (((name, _), time), reach) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
-        line(name, *time, "ns", time / times[0], reach);
+    for (((name, _), time), goal) in candidates.iter().zip(&times).zip(["", "<= 1.5", ""]) {
+        line(name, *time, "ns", time / times[0], goal);
     }
 }
 
@@ -300,7 +304,7 @@ fn main() {
     let ids = event_ids(REAL);
     let order = shuffled(&ids);
     println!(
-        "{REAL} events x 3 x 50 markets; nanoseconds a look-up (an event of a walk), medians of interleaved rounds"
+        "{REAL} events x 3 x 50 markets; nanoseconds per lookup (in a walk: per event), medians of interleaved rounds"
     );
     let (cache, writer) = filled(&ids, 50);
     one_thread(&cache, &order);

@@ -1,11 +1,13 @@
-//! Publishing a scrape batch: 150 snapshots of 50 events change, at three sizes, with and without readers that hold old views.
+//! Publishing a scrape batch of 150 snapshots of 50 events, at three sizes of the cache. Measured with and without
+//! readers that hold old views.
 //!
 //! ```sh
 //! cargo bench --bench publish
 //! ```
 //!
-//! The snapshots put have no markets, for packing those is timed by `--bench decode`; those that they replace at first have
-//! twenty. A `Writer` sets an event anew for each of its three snapshots, where a follower sets it once.
+//! The new snapshots have no markets, because `--bench decode` measures packing them. The first snapshots, which they
+//! replace, have twenty. A `Writer` replaces an event for each of its three snapshots, while a follower replaces it
+//! once.
 #![allow(clippy::expect_used, missing_docs)]
 
 use std::{collections::VecDeque, time::Instant};
@@ -21,7 +23,7 @@ fn measure(events: usize, held: usize) {
     let mut views = VecDeque::new();
     let mut times = Vec::new();
     for round in 0..ROUNDS {
-        // A batch is of events that begin about the same time, but not of neighbours in id.
+        // The events of a batch begin about the same time, but their ids are not neighbours.
         let chosen: Vec<i64> = (0..EVENTS)
             .map(|n| ids[mix((round * EVENTS + n) as u64) as usize % ids.len()])
             .collect();
@@ -45,17 +47,17 @@ fn measure(events: usize, held: usize) {
         }
     }
     let [p10, p50, p99, most] = [0.1, 0.5, 0.99, 1.0].map(|at| quantile(&mut times, at));
-    let reach = match events {
+    let goal = match events {
         1_100 => "<= 80 at the median",
         110_000 => "<= 400 at the median",
         _ => "",
     };
-    println!("{events:>9}{held:>8}{p10:>10.0}{p50:>10.0}{p99:>10.0}{most:>10.0}   {reach}");
+    println!("{events:>9}{held:>8}{p10:>10.0}{p50:>10.0}{p99:>10.0}{most:>10.0}   {goal}");
 }
 
 fn main() {
     println!(
-        "150 snapshots of 50 events, {ROUNDS} times; microseconds from the first change to published"
+        "150 snapshots of 50 events, {ROUNDS} times; microseconds from the first put until published"
     );
     println!("   events    held       p10       p50       p99       max");
     for events in [1_100, 11_000, 110_000] {

@@ -1,10 +1,18 @@
-//! What a write costs: without triggers, and with each part of the feed in turn.
+//! What a write costs without triggers, and with each part of the change feed.
 //!
-//! Starts a private server (`fsync` on) with one database a row of the table, all alike but for the feed. The clients are
-//! in this process and send what an ORM sends: prepared statements with bind parameters, many rows in one. First one
-//! client, transaction by transaction in turns: medians, and the median of the ratios to the transaction without triggers
-//! of the same turn. Then several clients at once, in turns of `SECONDS` (1) each: rates. `ROUNDS` (60) says how many
-//! turns of the first kind; of the second there are a tenth. `cargo bench --bench writers`; about four minutes.
+//! ```sh
+//! cargo bench --bench writers         # about four minutes
+//! ```
+//!
+//! The benchmark starts a private server (`fsync` on) with a database for each row of the table. The databases differ
+//! only in the change feed. The clients run in this process and send what an ORM sends: prepared statements with bind
+//! parameters, each with many rows.
+//!
+//! In the first part, each database has one client, and the clients take turns after each transaction. The figures are
+//! medians: of the time, and of its ratio to the time without triggers in the same turn. In the second part, several
+//! clients write to one database at once, in turns of `SECONDS` (1) seconds. The figures are rates. `ROUNDS` (60) is
+//! the number of turns of the first part. The second part has a tenth of that. `PART=alone` or `PART=together` runs
+//! only one part.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -20,11 +28,11 @@ use oddscache_testkit::{
 };
 use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
 
-/// A row of the table.
+/// A row of the printed table: a database, and a setting of its clients.
 struct Variant {
     name: &'static str,
     database: &'static str,
-    /// What its clients set first.
+    /// A statement that each client runs first.
     set: &'static str,
 }
 
@@ -41,13 +49,17 @@ const VARIANTS: [Variant; 8] = [
     variant("triggers with an empty body", "empty", ""),
     variant("+ its rights and settings", "rights", ""),
     variant("+ keys", "keys", ""),
-    variant("+ log row (bell off)", "feed", "set oddscache.notify = off"),
-    variant("+ bell, nobody follows", "feed", ""),
-    variant("+ bell, rung each time", "rung", ""),
-    variant("+ bell, a cache follows", "followed", ""),
+    variant(
+        "+ log row (notify off)",
+        "feed",
+        "set oddscache.notify = off",
+    ),
+    variant("+ notify, nobody listens", "feed", ""),
+    variant("+ notify each time", "notified", ""),
+    variant("+ notify, a cache follows", "followed", ""),
 ];
 
-/// Those that differ when there are several clients.
+/// The variants that are measured with several clients at once, by index.
 const TOGETHER: [usize; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 const MARKETS: usize = 50;
@@ -110,7 +122,7 @@ impl Writer {
         }
     }
 
-    /// CPU time of the server's process, exact while that waits for us.
+    /// CPU time of this client's backend, in milliseconds. The kernel updates it when the backend begins to wait.
     fn cpu_ms(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid));
         let stat = stat.unwrap_or_default();
@@ -144,7 +156,7 @@ impl Writer {
             .expect("markets");
     }
 
-    /// 50 snapshots and their 2,500 markets.
+    /// Inserts 50 snapshots with 2,500 markets in one transaction.
     async fn batch(&self, round: usize) {
         let events: Vec<i32> = (0..EVENTS).map(|n| event(round * EVENTS + n)).collect();
         let values: Vec<&(dyn ToSql + Sync)> = events.iter().map(|id| id as _).collect();
@@ -166,7 +178,7 @@ impl Writer {
         self.commit().await;
     }
 
-    /// One snapshot with its markets.
+    /// Inserts one snapshot with its markets in one transaction.
     async fn single(&self, round: usize) {
         self.begin().await;
         let row = self
@@ -189,13 +201,13 @@ async fn connect(dsn: &str) -> Client {
     client
 }
 
-/// A session that waits for the bell for ever, and takes what comes.
-async fn wait_for_bells(dsn: &str) {
+/// Opens a session that listens for ever. It holds the listener's lock, so every writing transaction notifies it.
+async fn listen(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
     let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
     client.batch_execute(wait).await.expect("waits");
-    // Until the process ends.
+    // The session stays open until the process ends.
     std::mem::forget(client);
 }
 
@@ -219,14 +231,14 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
     demo::fill(&plain, &size).await;
     plain.batch_execute("vacuum").await.expect("vacuum");
     drop(plain);
-    for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {
+    for database in ["empty", "rights", "keys", "feed", "notified", "followed"] {
         run(
             "postgres",
             &["-qc", &format!("create database {database} template plain")],
         );
         run(database, &["-qf", "sql/install.sql"]);
     }
-    // The same triggers, with less behind them.
+    // The same triggers with an empty function.
     run(
         "empty",
         &[
@@ -234,7 +246,7 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
             "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
         ],
     );
-    // What any function must have that writes to a table for roles without rights on it.
+    // Adds the attributes that a function needs to write to a table on behalf of roles without rights on it.
     run(
         "rights",
         &[
@@ -244,6 +256,7 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
              as 'begin return null; end'",
         ],
     );
+    // The function collects the keys and returns before it writes the log row.
     run(
         "keys",
         &[
@@ -255,8 +268,11 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
                end $$",
         ],
     );
-    client.batch_execute("checkpoint").await.expect("quiet");
-    wait_for_bells(&cluster.dsn("rung")).await;
+    client
+        .batch_execute("checkpoint")
+        .await
+        .expect("a checkpoint");
+    listen(&cluster.dsn("notified")).await;
     let config = Config::new(&cluster.dsn("followed")).expect("a dsn");
     let (cache, follower) = OddsCache::connect(config);
     tokio::spawn(follower.run());
@@ -272,7 +288,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints what one client's transactions took, in turns.
+/// Runs `transaction` with each writer in turn and prints a table of times and CPU times.
 async fn alone(
     what: &str,
     writers: &[Writer],
@@ -288,7 +304,8 @@ async fn alone(
             let (begun, cpu_before) = (Instant::now(), writer.cpu_ms());
             transaction(writer, round).await;
             let took = begun.elapsed().as_secs_f64() * 1e3;
-            // What a cache does about it is not the next one's matter; and now the process waits.
+            // Gives a following cache time to read the change, so that its work does not slow the next writer. The
+            // backend waits by then, so its CPU time is exact.
             tokio::time::sleep(Duration::from_millis(3)).await;
             if round >= 3 {
                 times[index].push(took);
@@ -311,7 +328,7 @@ async fn alone(
     }
 }
 
-/// Median, and the ratio to the transaction without triggers of the same turn.
+/// The median, and the median and quartiles of the ratio to the transaction without triggers of the same turn.
 fn compared(with: &[f64], without: &[f64]) -> String {
     let mut ratios: Vec<f64> = with.iter().zip(without).map(|(a, b)| a / b).collect();
     ratios.sort_by(f64::total_cmp);
@@ -321,6 +338,7 @@ fn compared(with: &[f64], without: &[f64]) -> String {
     format!("{median:>10.3}{:>8.3}x{quartiles:>14}", at(2))
 }
 
+/// Transactions per second of all writers together.
 async fn rate(writers: &[Writer], seconds: f64) -> f64 {
     let done = AtomicUsize::new(0);
     let begun = Instant::now();
@@ -379,7 +397,7 @@ async fn together(cluster: &Cluster, cache: &OddsCache, rounds: usize, seconds: 
             );
         }
         println!(
-            "{:<30}{:>9}  the cache: {:.0} reads a second, {:.0} of them for a bell",
+            "{:<30}{:>9}  the cache: {:.0} reads a second, {:.0} of them for a notification",
             "",
             "",
             median(reads.iter().map(|(reads, _)| *reads).collect()),

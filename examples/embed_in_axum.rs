@@ -1,14 +1,14 @@
-//! An API that embeds the cache: the event list with inline odds, and whole events, without a query.
+//! An API that embeds the cache. It serves the event list with inline odds, and whole events, without a query.
 //!
 //! ```sh
 //! DATABASE_URL=postgres://oddscache@localhost/odds cargo run --release --example embed_in_axum
 //! curl 'http://127.0.0.1:8080/api/events'         # all events by kickoff, with a few markets each
-//! curl 'http://127.0.0.1:8080/api/events/101'     # one with all its markets, at most two seconds old, else 503
+//! curl 'http://127.0.0.1:8080/api/events/101'     # one event with all its markets; 503 if older than two seconds
 //! curl 'http://127.0.0.1:8080/readyz'             # 200 once the cache is warm
 //! ```
 //!
-//! `cargo run --release -- demo` starts a database to try it on, and prints its `DATABASE_URL`. `LISTEN` names another
-//! address; port 0 takes any that is free.
+//! `cargo run --release -- demo` starts a database to try it on, and prints its `DATABASE_URL`. Set `LISTEN` to listen
+//! on another address. Port 0 takes any free port.
 
 use std::{
     env,
@@ -25,7 +25,7 @@ use axum::{
 };
 use oddscache::{Config, EventList, OddsCache};
 
-/// The markets shown in the list; 5000 (over/under) only with the line 2.5.
+/// The markets in the list. Of 5000 (over/under) it shows only the line 2.5.
 const INLINE_MARKETS: [(&str, Option<f64>); 4] = [
     ("3743", None),
     ("5000", Some(2.5)),
@@ -33,15 +33,16 @@ const INLINE_MARKETS: [(&str, Option<f64>); 4] = [
     ("4693", None),
 ];
 
-/// How old an event may be that is shown. A healthy cache is hardly older than a second.
+/// The API refuses to serve an event when the view is older than this. A healthy cache is about a second old at most.
 const MAX_AGE: Duration = Duration::from_secs(2);
 
-/// What every request gets a clone of.
+/// The shared state. Axum clones it for every request.
 #[derive(Clone)]
 struct Api {
     cache: OddsCache,
-    /// Held for as long as it takes to copy a list and to write what changed: about a millisecond for a thousand
-    /// events, and some for the first list. Where nothing changed, the same list goes to all.
+    /// A request holds the lock while it copies the last list and writes the events that changed. That takes about a
+    /// millisecond for a thousand events, and about ten for the first list. If nothing changed, all requests share one
+    /// list.
     list: Arc<Mutex<EventList>>,
 }
 
@@ -51,12 +52,12 @@ async fn events(State(api): State<Api>) -> Result<impl IntoResponse, Unavailable
         return Err(Unavailable(api.cache.status().to_string()));
     }
     let mut list = api.list.lock().unwrap_or_else(PoisonError::into_inner);
-    // Once the lock is there: a view from before it might be older than the list of whoever held it.
+    // Take the view after the lock. A view taken before it could be older than the list that the last request rendered.
     let json = list.render(&api.cache.view());
     Ok(([(CONTENT_TYPE, "application/json")], json))
 }
 
-/// Never silently old: where the database cannot be read, the answer is an error that says since when.
+/// Never serves old odds silently. If the cache cannot read the database, the response is an error with the view's age.
 async fn event(State(api): State<Api>, Path(event_id): Path<i64>) -> Result<Response, Unavailable> {
     let view = api
         .cache
@@ -76,7 +77,7 @@ async fn readyz(State(api): State<Api>) -> Result<&'static str, Unavailable> {
         .ok_or(Unavailable(status))
 }
 
-/// 503 with the reason.
+/// A 503 response with the reason.
 struct Unavailable(String);
 
 impl IntoResponse for Unavailable {
@@ -102,7 +103,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .route("/api/events/{event_id}", get(event))
         .route("/readyz", get(readyz))
         .with_state(api);
-    // Listening before it is warm: the probes of whatever runs it get an answer.
+    // Listen before the cache is warm, so that readiness probes get a response.
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("listening on http://{}", listener.local_addr()?);
     tokio::spawn(async move {
@@ -112,7 +113,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     tokio::select! {
         served = axum::serve(listener, router) => served?,
-        // Only before the first warmup can it end by itself.
+        // The follower ends by itself only before the first warmup, with an error that waiting does not fix.
         followed = follower => followed??,
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Acts on every change: prints each price that moves, as it moves.
+//! Acts on every change: prints each price when it moves.
 //!
 //! ```sh
 //! DATABASE_URL=postgres://oddscache@localhost/odds cargo run --release --example follow_changes
@@ -14,8 +14,8 @@ use std::{
 
 use oddscache::{CachedEvent, CachedMarket, CachedSnapshot, Config, OddsCache};
 
-/// What was acted on last, by event id. Kept by whoever acts: the latest view may be ahead of the change at hand, and
-/// what is ahead comes as a change of its own. An event costs a reference here, no copy.
+/// The version of each event that this program last acted on, by event id. The latest view may be ahead of the change
+/// at hand. Comparing with the version seen last prints each move once. An entry is a reference, not a copy.
 type Seen = HashMap<i64, Arc<CachedEvent>>;
 
 #[tokio::main]
@@ -26,7 +26,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let follower = tokio::spawn(follower.run());
     cache.ready().await?;
 
-    // First subscribe, then look: what is published in between is seen, and comes as a change as well.
+    // Subscribe before reading the events. A state published in between is then read here and also announced as a
+    // change, so nothing is missed.
     let mut changes = cache.changes();
     let held = cache.event_ids().into_iter();
     let mut seen: Seen = held.filter_map(|id| Some((id, cache.event(id)?))).collect();
@@ -39,7 +40,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 println!("at {}, epoch {}", cut.as_of.to_rfc3339(), change.epoch);
                 change.event_ids()
             }
-            // Never silence: too slow for 256 publications in a row, it is told how many it missed, and looks at all.
+            // A subscriber that falls more than 256 publications behind gets an error with the number that it missed.
+            // Compare all events then.
             Err(lagged) => {
                 println!("{lagged}");
                 let all: BTreeSet<i64> = seen.keys().copied().chain(cache.event_ids()).collect();
@@ -65,7 +67,7 @@ fn show(event_id: i64, before: Option<&CachedEvent>, now: Option<&CachedEvent>) 
         (Some(before), Some(now)) => (before, now),
         (None, Some(_)) => return println!("  event {event_id}: new"),
         (Some(_), None) => return println!("  event {event_id}: gone"),
-        // Came and went.
+        // The event came and went between two looks.
         (None, None) => return,
     };
     for (bookmaker_id, snapshot) in now.betpawa().iter() {
@@ -83,7 +85,7 @@ fn show(event_id: i64, before: Option<&CachedEvent>, now: Option<&CachedEvent>) 
     }
 }
 
-/// Prints every outcome whose odds are not what they were. Those of a market that is new are no move.
+/// Prints every outcome whose odds moved. A new market has no earlier odds, so it is no move.
 fn show_moves(event_id: i64, who: &str, before: Option<&CachedSnapshot>, now: &CachedSnapshot) {
     for market in now.markets() {
         let mut old = before.iter().flat_map(|before| before.markets());
@@ -102,7 +104,8 @@ fn show_moves(event_id: i64, who: &str, before: Option<&CachedSnapshot>, now: &C
     }
 }
 
-/// What tells a market from the others of its snapshot: those with a handicap share their id, and have no line.
+/// Identifies a market within its snapshot. The market id and the line are not enough: markets with a handicap share
+/// their id and have no line.
 fn key<'a>(market: &CachedMarket<'a>) -> (&'a str, Option<f64>, Option<f64>, Option<f64>) {
     let handicap = (market.handicap_home(), market.handicap_away());
     (

@@ -1,7 +1,7 @@
-//! Reads its own writes: waits until the cache shows what a transaction wrote, however it was written and by whom.
+//! Reads its own writes: waits until the cache shows the changes of one transaction. Any process can have made them.
 //!
-//! It moves `last_confirmed_at` of one snapshot by a microsecond, so point it at a database where that does no harm,
-//! with a role that may write: `cargo run --release -- demo` starts one, and prints its `DATABASE_URL`.
+//! The example moves `last_confirmed_at` of one snapshot by a microsecond. Run it on a database where that does no
+//! harm, as a role that may write. `cargo run --release -- demo` starts such a database and prints its `DATABASE_URL`.
 //!
 //! ```sh
 //! export DATABASE_URL="host=/tmp/oddscache-... port=... user=postgres dbname=odds"
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         snapshot.last_confirmed_at()
     );
 
-    // The writer: this could be another process, in any language, that passes the transaction's id on.
+    // The writer could be another process, in any language, that passes on the id of its transaction.
     let (mut client, connection) = config.open().await?;
     tokio::spawn(connection);
     let transaction = client.transaction().await?;
@@ -43,13 +43,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                    SET last_confirmed_at = coalesce(last_confirmed_at, captured_at) + interval '1 us' \
                    WHERE id = $1::bigint";
     transaction.execute(confirm, &[&snapshot_id]).await?;
-    // Before it commits, for after that it is too late to ask.
+    // Ask for the id before COMMIT. Afterwards the session no longer knows it.
     let row = transaction
         .query_one("SELECT pg_current_xact_id()::text", &[])
         .await?;
     let xid: u64 = row.get::<_, String>(0).parse()?;
 
-    // What has not committed is not shown: the answer is an error that says so, never an old view.
+    // The cache does not show a transaction that has not committed. `wait_for` returns an error then, never an old
+    // view.
     match cache.wait_for(xid, Duration::from_millis(50)).await {
         Err(error @ Error::NotShown { .. }) => println!("not yet: {error}"),
         other => return Err(format!("shown before it committed: {other:?}").into()),
@@ -62,12 +63,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let snapshots = view.get_betpawa_snapshot(event_id);
     let snapshot = snapshots
         .and_then(|snapshots| snapshots.get(bookmaker_id))
-        .ok_or("it has gone meanwhile")?;
+        .ok_or("the snapshot was deleted meanwhile")?;
     println!(
         "after: snapshot {} of event {event_id}, confirmed {:?}",
         snapshot.snapshot_id(),
         snapshot.last_confirmed_at()
     );
-    println!("transaction {xid} was shown {took:?} after its commit");
+    println!("the cache showed transaction {xid} {took:?} after its commit");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A cache that the process feeds itself: no database, no network, no async runtime. Also the way to test code that
-//! reads from a cache.
+//! A cache that the process itself feeds. It needs no database, no network and no async runtime. Tests of code that
+//! reads from a cache can do the same.
 //!
 //! ```sh
 //! cargo run --example without_postgres
@@ -10,7 +10,7 @@ use std::{error::Error, thread};
 use chrono::{DateTime, TimeDelta, Utc};
 use oddscache::{OddsCache, SnapshotInput, State};
 
-/// Snapshots as they might come from a message queue; the inputs read from what the cache's own JSON looks like.
+/// Snapshots as a message queue might deliver them. `SnapshotInput` reads the JSON that the cache itself writes.
 const FIRST: [&str; 2] = [
     r#"{"snapshot_id": 1, "event_id": 7, "bookmaker_id": 1, "captured_at": "2030-01-01T12:00:00Z", "markets": [
         {"betpawa_market_id": "3743", "betpawa_market_name": "1X2", "outcomes": [
@@ -24,7 +24,7 @@ const LATER: &str = r#"
         {"betpawa_market_id": "3743", "betpawa_market_name": "1X2", "outcomes": [
             {"name": "1", "odds": 2.25}, {"name": "X", "odds": 3.30}, {"name": "2", "odds": 3.20}]}]}"#;
 
-/// The best price of each outcome of a market without a line, and the bookmaker who offers it.
+/// For each outcome of a market without a line: its name, the best price, and the bookmaker that offers it.
 fn best(state: &State, event_id: i64, betpawa_market_id: &str) -> Vec<(String, f64, i64)> {
     let mut best: Vec<(String, f64, i64)> = Vec::new();
     for (bookmaker_id, snapshot) in state
@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     writer.publish();
     println!("published: {} event", cache.view().len());
 
-    // The handle clones into any thread; a look-up takes no lock and waits for nobody.
+    // Any thread can have its own clone of the handle. A lookup takes no lock and never waits.
     let elsewhere = cache.clone();
     let found = thread::spawn(move || elsewhere.read(|state| best(state, 7, "3743")));
     println!(
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         found.join().map_err(|_| "the reader panicked")?
     );
 
-    // Whoever holds a view keeps it as it was; the next one has the new odds.
+    // A view never changes while a reader holds it. The next view has the new odds.
     let held = cache.view();
     writer.put_betpawa_snapshot(&serde_json::from_str(LATER)?, None);
     writer.publish();

@@ -1,7 +1,7 @@
-//! What the crate's documentation says that calls allocate.
+//! The calls allocate what the crate's documentation says.
 //!
-//! One test: the allocator's counters are the whole process's. Look-ups of what is found in a view are in
-//! tests/memory.rs.
+//! The allocator counts for the whole process, so this binary has a single test. tests/memory.rs covers the lookups in
+//! a filled cache.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{alloc::System, hint::black_box, time::Duration};
@@ -13,7 +13,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// How often `call` allocates; the first time it may, for what a thread or a lock needs once.
+/// The number of allocations of the second `call`. The first may allocate what a thread or a lock needs once.
 fn allocations<R>(mut call: impl FnMut() -> R) -> usize {
     black_box(call());
     let region = Region::new(ALLOCATOR);
@@ -22,8 +22,9 @@ fn allocations<R>(mut call: impl FnMut() -> R) -> usize {
     change.allocations + change.reallocations
 }
 
+/// A call allocates if its documentation says so, and otherwise not.
 #[test]
-fn only_those_calls_allocate_that_say_so() {
+fn calls_allocate_as_documented() {
     let (cache, mut writer) = OddsCache::detached();
     let mut extra = OutcomeInput::new("X", 3.5);
     extra.extra.insert("id".to_owned(), 7.into());
@@ -118,6 +119,9 @@ fn only_those_calls_allocate_that_say_so() {
         ),
     ];
     for (call, allocated) in something {
-        assert!(allocated > 0, "{call} allocates nothing: say so");
+        assert!(
+            allocated > 0,
+            "{call} allocates nothing; correct its documentation"
+        );
     }
 }

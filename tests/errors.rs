@@ -613,7 +613,7 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ("outcomes = null".to_owned(), "outcomes is null", 0),
         (
             r#"outcomes = '[{"name": "SECRET", "odds": 1e999}]'"#.to_owned(),
-            "no JSON that can be read",
+            "not valid JSON",
             0,
         ),
         (
@@ -638,12 +638,12 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ),
         (
             r#"outcomes = '[{"name": "1", "odds": "SECRET"}]'"#.to_owned(),
-            "odds are no number",
+            "odds are not a number",
             1,
         ),
         (
             r#"outcomes = '[{"name": "1", "is_active": "SECRET"}]'"#.to_owned(),
-            "is_active is no boolean",
+            "is_active is not a boolean",
             1,
         ),
         (

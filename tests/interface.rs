@@ -1,4 +1,4 @@
-//! What the library's types promise to whoever embeds them, beyond what they do.
+//! Promises of the library's public types to the programs that embed it: threads, secrets, and JSON between caches.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{error::Error as StdError, fmt::Debug, time::Duration};
@@ -17,8 +17,9 @@ fn cloned<T: Send + Sync + Unpin + Debug + Clone>() {}
 fn error<T: StdError + Send + Sync + Clone + 'static>() {}
 fn sent<T: Send>(_: &T) {}
 
+/// Public types can move to another thread and implement `Debug`. Those that are cheap to copy implement `Clone`.
 #[test]
-fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
+fn types_are_send_and_debug_and_cheap_ones_clone() {
     cloned::<OddsCache>();
     cloned::<View>();
     cloned::<Reader>();
@@ -63,9 +64,9 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     error::<sql::ScriptError>();
 }
 
-/// So that they can be spawned, and raced in any `select`.
+/// All public futures are `Send`, so that a program can spawn them on any runtime.
 #[test]
-fn futures_cross_threads() {
+fn futures_are_send() {
     let (cache, writer) = OddsCache::detached();
     sent(&cache.ready());
     sent(&cache.wait_for(1, Duration::ZERO));
@@ -79,7 +80,7 @@ fn futures_cross_threads() {
     drop(writer);
 }
 
-/// What looks at a password or a certificate's key by mistake sees none.
+/// The `Debug` output of a configuration, a follower or a cache contains no password.
 #[test]
 fn debug_shows_no_secret() {
     let config = Config::new("postgres://user:opensesame@localhost/odds").expect("a configuration");
@@ -94,7 +95,7 @@ fn debug_shows_no_secret() {
     }
 }
 
-/// The owned inputs read what the cache writes, so that one process can feed another's.
+/// `SnapshotInput` reads the JSON that a cache writes, so one process can feed the cache of another.
 #[test]
 fn a_snapshot_goes_from_one_cache_to_another_as_json() {
     let market = MarketInput {
@@ -123,7 +124,7 @@ fn a_snapshot_goes_from_one_cache_to_another_as_json() {
 
     let (second, mut writer) = OddsCache::detached();
     let read: SnapshotInput = serde_json::from_str(&json).expect("the same shape");
-    // A cache always knows when, at the latest, the odds were confirmed.
+    // Without a confirmation, a cache serves the time of capture as `last_confirmed_at`.
     let expected = SnapshotInput {
         last_confirmed_at: Some(snapshot.captured_at),
         ..snapshot

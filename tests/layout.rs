@@ -1,4 +1,5 @@
-//! The rooms of `src`: each may know only those before it, and no file imports in a circle. `src/README.md` draws them.
+//! The order of the folders of `src`. A folder imports only from those before it, and no files import each other in a
+//! circle. `src/README.md` describes the folders.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -12,7 +13,7 @@ use syn::{
     visit::{Visit, visit_item_mod, visit_path},
 };
 
-/// In this order: a room may import from those before it. What stands at the root of `src` is a room of its own.
+/// The folders in their order: each may import from those before it. A file at the root of `src` counts as a folder.
 const LIBRARY: [&str; 15] = [
     "error",
     "model",
@@ -32,18 +33,18 @@ const LIBRARY: [&str; 15] = [
 ];
 const BINARY: [&str; 4] = ["server", "demo", "cli", "main"];
 
-/// A module under its path from the crate's root, such as `read::rows`; the root itself is `lib` or `main`.
+/// The path of a module from the crate's root, such as `read::rows`. The root itself is `lib` or `main`.
 type Module = String;
 
-/// What a file imports, and what it hands on from elsewhere under a name of its own.
+/// The imports and re-exports of a file.
 #[derive(Default)]
 struct Imports {
     paths: BTreeSet<Vec<String>>,
-    /// Name -> where it is from.
+    /// The re-exports: each name with the path that it stands for.
     exports: BTreeMap<String, Vec<String>>,
 }
 
-/// The paths of a file, all from the crate's root.
+/// Collects the paths that a file uses, as paths from the crate's root.
 struct Finder<'a> {
     module: Vec<String>,
     children: &'a BTreeSet<String>,
@@ -51,7 +52,7 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// A path of the file as one from the root; `None` if it is of another crate.
+    /// Turns a path in the file into one from the root. `None` if it leads to another crate.
     fn absolute(&self, path: &[String]) -> Option<Vec<String>> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {
@@ -74,6 +75,7 @@ impl Finder<'_> {
         }
     }
 
+    /// Adds every path that a `use` imports, with the name under which it imports it.
     fn leaves(tree: &UseTree, before: &[String], all: &mut Vec<(Vec<String>, String)>) {
         let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
         match tree {
@@ -126,7 +128,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         visit_path(self, path);
     }
 
-    /// What tests import is their own affair.
+    /// Unit tests may import from any folder.
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         if item.ident != "tests" {
             visit_item_mod(self, item);
@@ -134,14 +136,14 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 }
 
-/// The files of one crate by module, with what they import.
+/// The files of one crate by module, with their imports.
 struct Crate {
     root: &'static str,
     files: BTreeMap<Module, Imports>,
 }
 
 impl Crate {
-    /// From sources by path below `src`, without `.rs`.
+    /// Parses sources, given by their path below `src` without `.rs`.
     fn of(root: &'static str, sources: &BTreeMap<String, String>) -> Crate {
         let path_of = |file: &str| -> Vec<String> {
             let file = file.strip_suffix("/mod").unwrap_or(file);
@@ -176,8 +178,9 @@ impl Crate {
         Crate { root, files }
     }
 
-    /// The file that a path is about: where it is defined, not where it is handed on.
+    /// The file that defines a path. Follows re-exports.
     fn file_of(&self, path: &[String]) -> Option<Module> {
+        // The longest prefix that names a file is the file. The rest of the path is an item within it.
         for length in (0..=path.len()).rev() {
             let module = match length {
                 0 => self.root.to_owned(),
@@ -195,6 +198,7 @@ impl Crate {
         None
     }
 
+    /// For each file the other files of this crate that it imports from.
     fn imports(&self) -> BTreeMap<&str, BTreeSet<Module>> {
         let of = |(module, imports): (&'_ Module, &Imports)| -> BTreeSet<Module> {
             let files = imports.paths.iter().filter_map(|path| self.file_of(path));
@@ -204,11 +208,11 @@ impl Crate {
         all.map(|entry| (entry.0.as_str(), of(entry))).collect()
     }
 
-    /// Arrows between rooms that lead forward in the order, or to a room that it does not know.
-    fn wrong_arrows(&self, order: &[&str]) -> Vec<String> {
+    /// Imports from a folder that comes later in the order, or that the order does not name.
+    fn wrong_imports(&self, order: &[&str]) -> Vec<String> {
         let place = |module: &str| {
-            let room = module.split("::").next().unwrap_or(module);
-            order.iter().position(|known| *known == room)
+            let folder = module.split("::").next().unwrap_or(module);
+            order.iter().position(|known| *known == folder)
         };
         let mut wrong = Vec::new();
         for (module, imports) in self.imports() {
@@ -241,6 +245,7 @@ impl Crate {
             .keys()
             .map(|module| (*module, reach(module)))
             .collect();
+        // A file is in a circle if a file that it imports leads back to it.
         let mut circles = Vec::new();
         for (module, imports) in &imports {
             let back = imports
@@ -252,7 +257,7 @@ impl Crate {
     }
 }
 
-/// All sources, of the library (`false`) or of the binary.
+/// All sources of the library (`binary` is false) or of the binary.
 fn sources(binary: bool) -> BTreeMap<String, String> {
     fn walk(folder: &Path, root: &Path, all: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(folder).expect("a folder").flatten() {
@@ -270,39 +275,43 @@ fn sources(binary: bool) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     walk(&root, &root, &mut all);
     all.retain(|file, _| {
-        let room = file.split('/').next().unwrap_or(file);
-        !file.ends_with("tests") && BINARY.contains(&room) == binary
+        let folder = file.split('/').next().unwrap_or(file);
+        !file.ends_with("tests") && BINARY.contains(&folder) == binary
     });
     all
 }
 
+/// Each folder of the library imports only from those before it.
 #[test]
-fn arrows_between_the_librarys_rooms_lead_one_way() {
+fn folders_of_the_library_import_in_order() {
     let library = Crate::of("lib", &sources(false));
-    assert_eq!(library.wrong_arrows(&LIBRARY), [""; 0]);
+    assert_eq!(library.wrong_imports(&LIBRARY), [""; 0]);
 }
 
+/// A file of the library can be read without the files that import it.
 #[test]
-fn no_file_of_the_library_imports_in_a_circle() {
+fn no_files_of_the_library_import_in_a_circle() {
     let library = Crate::of("lib", &sources(false));
     assert_eq!(library.circles(), [""; 0]);
 }
 
+/// Each folder of the binary imports only from those before it.
 #[test]
-fn arrows_between_the_binarys_rooms_lead_one_way() {
+fn folders_of_the_binary_import_in_order() {
     let binary = Crate::of("main", &sources(true));
-    assert_eq!(binary.wrong_arrows(&BINARY), [""; 0]);
+    assert_eq!(binary.wrong_imports(&BINARY), [""; 0]);
 }
 
+/// A file of the binary can be read without the files that import it.
 #[test]
-fn no_file_of_the_binary_imports_in_a_circle() {
+fn no_files_of_the_binary_import_in_a_circle() {
     let binary = Crate::of("main", &sources(true));
     assert_eq!(binary.circles(), [""; 0]);
 }
 
-/// The planted faults that the tests above must find.
+/// The tests above can fail: they find a wrong import and a circle that are planted into the sources.
 #[test]
-fn a_wrong_arrow_and_a_circle_are_found() {
+fn a_wrong_import_and_a_circle_are_found() {
     let plant = |file: &str, line: &str| {
         let mut planted = sources(false);
         let text = planted.get_mut(file).expect("a file");
@@ -311,16 +320,17 @@ fn a_wrong_arrow_and_a_circle_are_found() {
     };
     let wrong = plant("model/time", "\nuse crate::read::rows::Reader;\n");
     assert_eq!(
-        wrong.wrong_arrows(&LIBRARY),
+        wrong.wrong_imports(&LIBRARY),
         ["model::time imports read::rows"]
     );
     assert!(!wrong.circles().is_empty());
-    // Through a name that another file hands on, and by a path within the code.
+    // A path in the code counts too, not only a `use`.
     let wrong = plant("decode/fast", "\nfn f() { crate::follow::warm_up; }\n");
     assert_eq!(
-        wrong.wrong_arrows(&LIBRARY),
+        wrong.wrong_imports(&LIBRARY),
         ["decode::fast imports follow"]
     );
+    // The import goes through a name that another file re-exports.
     let wrong = plant("model/slab", "\nuse super::CachedEvent;\n");
     assert!(
         wrong

@@ -1,6 +1,6 @@
-//! What the event list says it weighs is what the allocator says, and in the long run it asks for no room for a whole list.
+//! The event list reports the memory that the allocator counts. After the first lists, it reuses its buffers.
 //!
-//! One test: the allocator's counters are the whole process's.
+//! The allocator counts for the whole process, so this binary has a single test.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::alloc::System;
@@ -35,8 +35,10 @@ fn snapshot(event_id: i64, odds: f64) -> SnapshotInput {
     }
 }
 
+/// `EventList::memory_bytes` is off by less than 3 %. From the fourth list on, a render allocates less than half of its
+/// JSON.
 #[test]
-fn what_it_weighs_is_counted() {
+fn reported_memory_equals_allocated_memory() {
     let (cache, mut writer) = OddsCache::detached();
     for event in 1..=500 {
         let kickoff = Some(DateTime::UNIX_EPOCH + TimeDelta::hours(event));
@@ -45,7 +47,7 @@ fn what_it_weighs_is_counted() {
     writer.publish();
     let mut list = EventList::new([("3743", None), ("5000", Some(2.5))]);
     for round in 0..6 {
-        // The event is packed outside of what is counted.
+        // The counted region contains the rendering alone, not the packing of the event.
         let view = cache.view();
         let rendering = Region::new(ALLOCATOR);
         let json = list.render(&view).len();
@@ -62,7 +64,6 @@ fn what_it_weighs_is_counted() {
     list.clear();
     let change = before.change();
     let held = change.bytes_deallocated - change.bytes_allocated;
-    // What was rendered last is retired, and kept by the writer until the next publication.
     println!("{counted} bytes counted, {held} held");
     assert!(counted > 100_000);
     let off = (held as f64 / counted as f64 - 1.0).abs();

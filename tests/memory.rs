@@ -1,6 +1,6 @@
-//! What the cache says it weighs is what the allocator says, and look-ups allocate nothing.
+//! The cache reports the memory that the allocator counts. Lookups allocate nothing.
 //!
-//! One test: the allocator's counters are the whole process's.
+//! The allocator counts for the whole process, so this binary has a single test.
 
 use std::{alloc::System, collections::VecDeque, hint::black_box};
 
@@ -17,7 +17,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const EVENTS: i64 = 200;
 const MARKETS: i64 = 50;
 
-/// Bytes asked for and not given back since the region began.
+/// Bytes allocated since the region began and not freed.
 fn held(region: &Region<'_, System>) -> usize {
     let change = region.change();
     change.bytes_allocated - change.bytes_deallocated
@@ -27,8 +27,8 @@ fn kickoff(event: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::hours(event)
 }
 
-/// Names as they repeat in the application's data: of 50 markets 45 are among 60 that all events share, each bookmaker
-/// leaving out others of them, and 5 are of the event's own players.
+/// A snapshot whose names repeat as in the application's data. It has 50 markets. 45 are chosen from 60 markets that
+/// all events share, others for each bookmaker. 5 name players of this event.
 fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
     let outcome = |name: String, number: i64| OutcomeInput {
         name,
@@ -77,23 +77,25 @@ fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
     }
 }
 
-/// A number that depends on nothing else, in [0, 1).
-fn dealt(key: i64, salt: i64) -> f64 {
+/// Maps a key and a salt to a pseudorandom number in [0, 1).
+fn pseudorandom(key: i64, salt: i64) -> f64 {
     let mixed = (key * 64 + salt).wrapping_mul(-7_046_029_254_386_353_131);
     let mixed = (mixed ^ mixed >> 29).wrapping_mul(-4_658_895_280_553_007_687);
     ((mixed ^ mixed >> 32) & 0xffff_ffff) as f64 / 4_294_967_296.0
 }
 
-/// As `src/demo/dataset.rs` deals them: of 50 markets 12 have names of the event's own players, which its bookmakers
-/// share; a competitor lists three in ten under no group, others each time; one in fifty is missing, one unavailable.
-/// With another `lineup` other players play.
+/// A snapshot with the distribution of `src/demo/dataset.rs`. Of 50 markets 12 name players of this event, the same for
+/// all its bookmakers. A competitor lists three markets of ten without a group, others in each snapshot. One market of
+/// fifty is missing and one unavailable. Another `lineup` gives other players.
 fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
     const FAMILY_NAMES: [&str; 10] = [
         "Mensah", "Okafor", "Silva", "Diallo", "Kamara", "Banda", "Otieno", "Traore", "Muller",
         "O'Brien",
     ];
     let markets = (0..MARKETS)
-        .filter(|number| *number < 4 || dealt((event * 4 + bookmaker) * 64 + number, 1) >= 0.02)
+        .filter(|number| {
+            *number < 4 || pseudorandom((event * 4 + bookmaker) * 64 + number, 1) >= 0.02
+        })
         .map(|number| {
             let key = (event * 4 + bookmaker) * 64 + number;
             let players = number == 5 || number >= 39;
@@ -104,7 +106,7 @@ fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
                 _ => 2 + i64::from(number % 4 == 0),
             };
             let outcomes = (0..count).map(|n| {
-                let player = dealt((event * 64 + number) * 16 + n, 2 + lineup);
+                let player = pseudorandom((event * 64 + number) * 16 + n, 2 + lineup);
                 let name = if players {
                     let family = FAMILY_NAMES[(player * 10.0) as usize];
                     let initial = char::from(b'A' + (player * 260.0 % 26.0) as u8);
@@ -118,12 +120,12 @@ fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
                 }
                 OutcomeInput {
                     name,
-                    odds: Some((dealt(key * 16 + n, 60) * 900.0 + 101.0).round() / 100.0),
-                    is_active: dealt(key * 16 + n, 61) > 0.02,
+                    odds: Some((pseudorandom(key * 16 + n, 60) * 900.0 + 101.0).round() / 100.0),
+                    is_active: pseudorandom(key * 16 + n, 61) > 0.02,
                     extra,
                 }
             });
-            let groups = bookmaker == 1 || dealt(key, 62) < 0.7;
+            let groups = bookmaker == 1 || pseudorandom(key, 62) < 0.7;
             let groups = groups.then(|| vec!["Players".into(), "Specials".into()]);
             MarketInput {
                 betpawa_market_id: (28_000_000 + number).to_string(),
@@ -131,7 +133,7 @@ fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
                 line: (number % 3 == 1).then_some(number as f64 / 2.0),
                 outcomes: outcomes.collect(),
                 market_groups: groups.unwrap_or_default(),
-                unavailable_at: (dealt(key, 63) < 0.02).then(|| kickoff(event)),
+                unavailable_at: (pseudorandom(key, 63) < 0.02).then(|| kickoff(event)),
                 ..MarketInput::default()
             }
         });
@@ -141,7 +143,7 @@ fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
     }
 }
 
-/// One test after the other.
+/// Runs the three checks one after the other, because each reads the allocator's counters.
 #[test]
 fn memory() {
     memory_is_counted_and_lookups_allocate_nothing();
@@ -156,6 +158,8 @@ fn put_all(writer: &mut Writer, event: i64, snapshot: impl Fn(i64, i64) -> Snaps
     writer.put_competitor_snapshot("bet9ja", &snapshot(event, 3), kickoff);
 }
 
+/// With the demo's names, a market takes at most 45 bytes. A market of a further snapshot with known names takes at
+/// most 20.
 fn the_demo_s_names_are_cheap() {
     let region = Region::new(ALLOCATOR);
     let (cache, mut writer) = OddsCache::detached();
@@ -172,7 +176,7 @@ fn the_demo_s_names_are_cheap() {
     println!("{each:.1} bytes a market with the demo's names");
     assert!(each <= 45.0, "{each:.1} bytes a market");
 
-    // Further snapshots of the same markets, in events of their own.
+    // More snapshots with the same market names, in new events.
     for event in 1..=events {
         put_all(&mut writer, events + event, |further, bookmaker| {
             SnapshotInput {
@@ -191,7 +195,8 @@ fn the_demo_s_names_are_cheap() {
     assert!(each <= 20.0, "{each:.1} bytes a market");
 }
 
-/// A small part of the real scale: each day 20 events come and as many go, and lineups change; some readers keep views.
+/// From day 2 to day 90, memory grows by at most 15 %. Each day 20 events come, 20 go, and lineups change, while
+/// readers hold views. The scale is a small part of the real one.
 fn ninety_days_leave_nothing_behind() {
     let region = Region::new(ALLOCATOR);
     let (cache, mut writer) = OddsCache::detached();
@@ -208,7 +213,7 @@ fn ninety_days_leave_nothing_behind() {
                     writer.publish();
                 }
             }
-            // Held until the same scrape of the day after.
+            // A reader holds each view until the same scrape of the next day.
             kept.push_back(cache.view());
             if kept.len() > 2 {
                 kept.pop_front();
@@ -226,7 +231,7 @@ fn ninety_days_leave_nothing_behind() {
     println!(
         "day 2: {counted} bytes counted, {actual} held with views; at most {most:?} until day 90"
     );
-    // The views that readers keep are theirs; all else is counted.
+    // `counted` excludes the old views that readers hold. `actual` includes them.
     assert!(
         most.0 as f64 <= counted as f64 * 1.15,
         "{counted} bytes grew to {}",
@@ -239,8 +244,10 @@ fn ninety_days_leave_nothing_behind() {
     );
 }
 
+/// The reported memory is off by at most 1 %, when the cache is full and after a day of changes. Dropping the cache
+/// frees it.
 fn memory_is_counted_and_lookups_allocate_nothing() {
-    // Whatever the standard library allocates once.
+    // Let the standard library make its one-time allocations first.
     let (warm, mut writer) = OddsCache::detached();
     writer.put_betpawa_snapshot(&snapshot(1, 1), None);
     writer.publish();
@@ -248,7 +255,7 @@ fn memory_is_counted_and_lookups_allocate_nothing() {
 
     let whole = Region::new(ALLOCATOR);
     let (cache, mut writer) = OddsCache::detached();
-    // The ring of changes kept for subscribers, and the like: however little is held.
+    // An empty cache has some fixed memory, mostly the buffer of changes for subscribers.
     let fixed = held(&whole);
     println!("{fixed} bytes fixed");
     assert!(fixed < 20_000, "{fixed} bytes");
@@ -266,7 +273,7 @@ fn memory_is_counted_and_lookups_allocate_nothing() {
 
     look_up(&cache);
 
-    // After what a day brings: new odds, new events for old ones.
+    // A day of changes: new odds, and new events that replace old ones.
     for event in 1..=EVENTS {
         writer.put_betpawa_snapshot(&snapshot(event + 1, 1), None);
         writer.put_betpawa_snapshot(&snapshot(event + EVENTS, 1), Some(kickoff(event + EVENTS)));
@@ -283,7 +290,7 @@ fn memory_is_counted_and_lookups_allocate_nothing() {
     for _ in 0..65 {
         writer.publish();
     }
-    // The state is gone; hash tables keep their room.
+    // The events are gone, but hash tables keep their capacity.
     println!("empty: {} bytes", cache.stats().memory_bytes);
     drop((cache, writer));
     let left = held(&whole);
@@ -295,13 +302,13 @@ fn check(what: &str, cache: &OddsCache, region: &Region<'_, System>) {
     println!("{what}: {counted} bytes counted, {actual} held");
     let off = (counted as f64 / actual as f64 - 1.0).abs();
     assert!(
-        // 3 % is what is promised.
+        // The documentation promises 3 %.
         off <= 0.01,
         "{what}: {counted} bytes counted, {actual} held"
     );
 }
 
-/// On the handle, on a view, and on what the handle holds at the moment.
+/// Looks everything up through the handle, in a view, and in place. None of the three may allocate.
 fn look_up(cache: &OddsCache) {
     let read = |betpawa: &BetpawaSnapshots, competitors: &CompetitorSnapshots| {
         let mut sum = 0.0;
@@ -382,7 +389,7 @@ fn look_up(cache: &OddsCache) {
         }
         sum
     };
-    // The first read of a thread registers it with the swap, once.
+    // A thread's first read registers the thread with the swap, which allocates.
     let (handle, view) = (on_handle(), on_view());
     in_place();
     assert!(handle > 1000.0);
@@ -390,7 +397,7 @@ fn look_up(cache: &OddsCache) {
     let region = Region::new(ALLOCATOR);
     let (handle, view, held) = (on_handle(), on_view(), in_place());
     let allocations = region.change().allocations + region.change().reallocations;
-    assert_eq!(allocations, 0, "look-ups allocated");
+    assert_eq!(allocations, 0, "lookups allocated");
     assert_eq!(handle, view);
     assert_eq!(held, view);
 }

@@ -1,5 +1,5 @@
-//! Readers never wait: beside a writer that publishes without pause they do not once give up the processor of themselves,
-//! which whoever waits for a lock does. Linux tells of each thread how often it did.
+//! Readers never wait for a lock, even while a writer publishes without pause. A thread that waits for a lock gives up
+//! the processor voluntarily, and Linux counts for each thread how often it did so.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -29,7 +29,7 @@ fn snapshot(event_id: i64, snapshot_id: i64) -> SnapshotInput {
     }
 }
 
-/// How often this thread went to sleep by itself.
+/// How often this thread has given up the processor voluntarily.
 fn sleeps() -> u64 {
     let status = fs::read_to_string("/proc/thread-self/status").expect("Linux");
     let line = status
@@ -38,7 +38,7 @@ fn sleeps() -> u64 {
     line.expect("the count").trim().parse().expect("a number")
 }
 
-/// Times that one of two threads slept over their look-ups while a third one wrote.
+/// How often two threads gave up the processor during their look-ups while a third one wrote.
 fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -53,7 +53,7 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
         let readers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    // What a thread does once.
+                    // Warms up: a thread may sleep when it does something for the first time.
                     (0..1000).for_each(&look);
                     let before = sleeps();
                     (0..100_000).for_each(&look);
@@ -72,7 +72,8 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
 
 #[test]
 fn no_look_up_waits_for_a_writer() {
-    // A page fault can make a thread sleep, too: of several tries one without any is enough. What takes a lock has none.
+    // A page fault makes a thread sleep, too. So one of several tries without a sleep is enough: with a lock none has
+    // that.
     let (cache, writer) = OddsCache::detached();
     let writer = Mutex::new(writer);
     let write = |round: i64| {
@@ -90,7 +91,7 @@ fn no_look_up_waits_for_a_writer() {
     let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
     assert!(tries.contains(&0), "look-ups slept: {tries:?}");
 
-    // That this would show: the same behind a lock.
+    // The same with a lock, to show that this test can fail.
     let locked = Mutex::new(HashMap::new());
     let write = |round: i64| {
         let mut map = locked.lock().expect("not poisoned");

@@ -1,4 +1,5 @@
-//! What the application writes: single events, and scrape cycles in 22 transactions of 50 events, three snapshots each.
+//! The application's writes: single events, and scrape cycles. A cycle has 22 transactions of 50 events with three
+//! snapshots each.
 
 use std::{
     fs,
@@ -17,19 +18,19 @@ use oddscache_testkit::bench::{
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Statement};
 
-/// A connection that writes.
+/// The application's connection, which writes snapshots.
 pub(crate) struct Writer {
     client: Client,
-    /// Upcoming events with a snapshot of our own; the last few are for single changes.
+    /// Upcoming events with a betPawa snapshot. Single changes use the last [`SINGLES`] of them.
     events: Vec<i32>,
-    /// How many single changes were begun.
+    /// The number of single changes begun so far.
     singles: usize,
 }
 
-/// Events for single changes, which no batch touches.
+/// The number of events for single changes. No batch writes to them.
 const SINGLES: usize = 40;
 
-/// Events of a batch.
+/// The number of events in a batch.
 const BATCH: usize = 50;
 
 const COLUMNS: &str = "betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, outcomes, market_groups";
@@ -58,7 +59,8 @@ impl Writer {
         }
     }
 
-    /// Writes a new snapshot of one event with its markets; returns the event, with the transaction still open.
+    /// Begins a transaction and inserts a snapshot of one event with its markets. Returns the event and leaves the
+    /// transaction open.
     pub(crate) async fn begin_event(&mut self) -> i32 {
         let single = self.events.len() - 1 - self.singles % SINGLES;
         self.singles += 1;
@@ -81,7 +83,8 @@ impl Writer {
         self.client.execute(&sql, &[&ids]).await.expect("written");
     }
 
-    /// One transaction of a cycle; says before COMMIT which events it changes. Returns its id, and when COMMIT was sent.
+    /// Runs one transaction of a cycle. Calls `changes` with the changed events before it sends COMMIT. Returns the
+    /// transaction's id and the time at which COMMIT was sent.
     pub(crate) async fn batch(
         &mut self,
         number: usize,
@@ -113,7 +116,8 @@ impl Writer {
     }
 }
 
-/// Commits a whole cycle as fast as it can, and looks after each commit how many before it cannot be seen yet.
+/// Commits a whole cycle as fast as possible. After each commit it counts the earlier transactions that the cache does
+/// not show yet.
 pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
     let mut writer = Writer::new(&server.dsn).await;
     let begun = Instant::now();
@@ -121,7 +125,7 @@ pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
     for number in 0..22 {
         let (xid, sent) = writer.batch(number, |_| ()).await;
         behind.retain(|(xid, _)| !cache.view().cut().shows(*xid));
-        // Those before this one, which has only just been committed.
+        // The transaction just committed does not count, because it is pushed afterwards.
         most = most.max(behind.len());
         behind.push((xid, sent));
         let cache = cache.clone();
@@ -137,8 +141,8 @@ pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
         seen.push(time.await.expect("seen"));
     }
     println!(
-        "a scrape cycle in 22 transactions, committed in {}, all visible after {}: at most {most} earlier ones not visible when one \
-         was committed; COMMIT sent -> visible {} median, {} at most",
+        "a scrape cycle of 22 transactions: committed in {}, all visible after {}; after a commit at most {most} \
+         earlier ones were not visible yet; COMMIT sent -> visible {} median, {} at most",
         milliseconds(committed),
         milliseconds(begun.elapsed()),
         milliseconds(quantile(&mut seen, 0.5)),
@@ -146,7 +150,7 @@ pub(crate) async fn lag(server: &Server, cache: &OddsCache) {
     );
 }
 
-/// CPU time of the threads of this process that have that name.
+/// CPU time of all threads of this process with the given name.
 fn cpu(name: &str) -> Duration {
     let mut nanoseconds = 0;
     for task in fs::read_dir("/proc/self/task").expect("tasks").flatten() {
@@ -163,8 +167,8 @@ fn cpu(name: &str) -> Duration {
     Duration::from_nanos(nanoseconds)
 }
 
-/// What a program must do that keeps the times of the latest snapshots in whatever way, with this driver: asks for the rows
-/// of those that were confirmed, and reads their columns. It does not look for what changed, and keeps nothing.
+/// The least work of any program that keeps the times of the latest snapshots with this driver. It selects the
+/// confirmed rows and reads their columns. It gets the ids for free and keeps nothing.
 struct Floor {
     client: Client,
     ours: Statement,
@@ -184,7 +188,7 @@ impl Floor {
         }
     }
 
-    /// As many questions as the cycle had transactions for one table and the other.
+    /// Sends one query for each transaction of the cycle. Returns the number of rows.
     async fn read(&self, ours: &[i64], theirs: &[i32]) -> usize {
         let mut read = 0;
         for ids in ours.chunks(1_000) {
@@ -211,7 +215,8 @@ impl Floor {
     }
 }
 
-/// Confirms all latest snapshots, in statements of 1,000 ids, `CYCLES` (10) times.
+/// Confirms all latest snapshots `CYCLES` (10) times, in statements of 1,000 ids. Prints the follower's CPU time,
+/// compared with [`Floor`].
 pub(crate) async fn confirmations(server: &Server, cache: &OddsCache, floor: &Runtime) {
     let cycles = std::env::var("CYCLES").ok();
     let cycles: u32 = cycles.and_then(|text| text.parse().ok()).unwrap_or(10);
@@ -270,8 +275,8 @@ pub(crate) async fn confirmations(server: &Server, cache: &OddsCache, floor: &Ru
     let least = (cpu("floor") - before.1) / cycles;
     let counters = cache.counters();
     println!(
-        "a cycle of {} confirmations: {} of the follower's CPU, x{:.2} of a client that only reads these rows ({}), {} reads, \
-         {} snapshots' markets read",
+        "a cycle of {} confirmations: the follower takes {} of CPU time, x{:.2} of a client that only reads these \
+         rows ({}); {} reads a cycle, markets of {} snapshots read in all cycles",
         ours.len() + theirs.len(),
         milliseconds(spent),
         spent.as_secs_f64() / least.as_secs_f64(),

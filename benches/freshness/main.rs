@@ -1,9 +1,15 @@
-//! From COMMIT to where it can be read, beside what else one could build: a bare LISTEN client, and one that decodes the WAL
-//! (`pg_recvlogical` with test_decoding), each of which then runs the one SELECT of the changed rows, which it is told. Also
-//! how far the cache falls behind a scrape cycle, and what a cycle of confirmations costs it.
+//! Time from COMMIT until readers see the change, compared with two simpler designs. One is a bare LISTEN client, the
+//! other decodes the WAL (`pg_recvlogical` with test_decoding). Both then run one SELECT of the changed rows, whose ids
+//! they get for free. The benchmark also measures how far the cache falls behind a scrape cycle, and what a cycle of
+//! confirmations costs.
 //!
-//! In turn, one kind at a time, so that they do not take each other's processor. `cargo bench --bench freshness`; `COMMITS`
-//! sets how many of each (600), `PART=cycles` runs the cycles alone, `CYCLES` (10) of confirmations.
+//! ```sh
+//! cargo bench --bench freshness
+//! ```
+//!
+//! The kinds take turns and never run at once, so that they do not compete for the processor. `COMMITS` (600) is the
+//! number of commits of each kind. `PART=cycles` runs only the cycles. `CYCLES` (10) is the number of cycles of
+//! confirmations.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 mod cycle;
@@ -28,14 +34,14 @@ use oddscache_testkit::bench::{
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Statement};
 
-/// The latest snapshot of each bookmaker of some events with its markets: what changed.
+/// Selects the latest snapshot of each bookmaker with its markets, for the given events.
 const SELECT: &str = "SELECT s.id, s.event_id, s.bookmaker_id, s.captured_at, s.last_confirmed_at, m.id, m.betpawa_market_id, \
     m.betpawa_market_name, m.line, m.handicap_type, m.handicap_home, m.handicap_away, m.outcomes::text, m.market_groups::text, \
     m.unavailable_at \
     FROM (SELECT DISTINCT ON (event_id, bookmaker_id) * FROM odds_snapshots WHERE event_id = ANY($1) \
       ORDER BY event_id, bookmaker_id, id DESC) s LEFT JOIN market_odds m ON m.snapshot_id = s.id";
 
-/// The same of the competitors, for what a batch changed.
+/// Selects the latest snapshot of each competitor with its markets, for the given events.
 const SELECT_COMPETITORS: &str = "SELECT s.id, s.betpawa_event_id, s.source, s.captured_at, s.last_confirmed_at, m.id, \
     m.betpawa_market_id, m.betpawa_market_name, m.line, m.handicap_type, m.handicap_home, m.handicap_away, m.outcomes::text, \
     m.market_groups::text, m.unavailable_at \
@@ -45,18 +51,20 @@ const SELECT_COMPETITORS: &str = "SELECT s.id, s.betpawa_event_id, s.source, s.c
       WHERE c.betpawa_event_id = ANY($1) AND c.deleted_at IS NULL ORDER BY c.betpawa_event_id, c.source, l.id DESC) s \
     LEFT JOIN competitor_market_odds m ON m.snapshot_id = s.id";
 
-/// Tells when an event's snapshot could be read.
+/// Events that a follower has read, each with the time.
 type Seen = mpsc::UnboundedReceiver<(i64, Instant)>;
 
-/// A client that selects what changed, once told that something did. What it must select nobody tells it for free in life.
+/// A client that selects the changed events after a notification. The benchmark tells it their ids, which a real client
+/// would have to find out.
 struct Selector {
     client: Client,
+    /// [`SELECT`] and [`SELECT_COMPETITORS`], if this client prepares them.
     select: Option<(Statement, Statement)>,
     changed: Changed,
     seen: mpsc::UnboundedSender<(i64, Instant)>,
 }
 
-/// Events changed and not yet selected; for some the competitors too.
+/// Events that changed and are not selected yet. For those in the second list the competitors changed too.
 type Changed = Arc<Mutex<(Vec<i32>, Vec<i32>)>>;
 
 impl Selector {
@@ -86,9 +94,9 @@ impl Selector {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Ours,
-    /// LISTEN, and the SELECT prepared.
+    /// LISTEN with a prepared SELECT.
     Listen,
-    /// LISTEN, and the SELECT as a driver sends a text.
+    /// LISTEN with a SELECT that the driver prepares anew each time.
     ListenUnprepared,
     Decoding,
 }
@@ -100,7 +108,7 @@ const KINDS: [(Kind, &str); 4] = [
     (Kind::Decoding, "pg_recvlogical + SELECT, prepared"),
 ];
 
-/// A follower of one kind. Dropping it ends it.
+/// A running follower of one kind. Dropping it stops it.
 struct Follower {
     seen: Seen,
     changed: Changed,
@@ -120,7 +128,7 @@ impl Drop for Follower {
     }
 }
 
-/// Waits until the slot is read, or no longer.
+/// Waits until a client reads the replication slot, or until none does.
 async fn slot_is(server: &Server, active: bool) {
     let sql = "select from pg_replication_slots where active = $1";
     while server
@@ -134,7 +142,7 @@ async fn slot_is(server: &Server, active: bool) {
     }
 }
 
-/// Threads of their own, whose name tells what they cost.
+/// A runtime with its own threads. Their name identifies them when CPU time is summed up.
 fn runtime(name: &str) -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let builder = builder.worker_threads(2).thread_name(name);
@@ -188,15 +196,15 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                 let (client, mut wire) = tokio_postgres::connect(&dsn, NoTls)
                     .await
                     .expect("connects");
-                let (ring, mut rung) = mpsc::unbounded_channel();
+                let (notify, mut notified) = mpsc::unbounded_channel();
                 tokio::spawn(async move {
                     while let Some(Ok(message)) = poll_fn(|cx| wire.poll_message(cx)).await {
                         if let AsyncMessage::Notification(_) = message {
-                            let _ = ring.send(());
+                            let _ = notify.send(());
                         }
                     }
                 });
-                // Writers ring only while somebody says that he waits.
+                // Writers notify only while a listener holds this lock.
                 client
                     .batch_execute(
                         "LISTEN oddscache; \
@@ -205,7 +213,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                     .await
                     .expect("listens");
                 let _ = ready.send(());
-                while rung.recv().await.is_some() {
+                while notified.recv().await.is_some() {
                     selector.run().await;
                 }
             });
@@ -231,10 +239,10 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                 .spawn()
                 .expect("pg_recvlogical");
             let output = child.stdout.take().expect("its output");
-            let (ring, mut rung) = mpsc::unbounded_channel();
+            let (notify, mut notified) = mpsc::unbounded_channel();
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    if line.starts_with("COMMIT") && ring.send(()).is_err() {
+                    if line.starts_with("COMMIT") && notify.send(()).is_err() {
                         break;
                     }
                 }
@@ -244,7 +252,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
             runtime.spawn(async move {
                 let selector = selector(true).await;
                 let _ = ready.send(());
-                while rung.recv().await.is_some() {
+                while notified.recv().await.is_some() {
                     selector.run().await;
                 }
             });
@@ -259,7 +267,8 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
     }
 }
 
-/// Times from sending COMMIT to reading, of `commits` single events; those of the load are followed, but not counted.
+/// Commits `commits` single changes and returns the times from sending COMMIT until the follower read each change. With
+/// `load`, scrape batches are committed meanwhile. The follower reads them, but their times do not count.
 async fn block(kind: Kind, server: &Server, commits: usize, load: bool) -> Vec<Duration> {
     let mut follower = follow(kind, server).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -283,7 +292,7 @@ async fn block(kind: Kind, server: &Server, commits: usize, load: bool) -> Vec<D
         })
     });
     let mut writer = Writer::new(&server.dsn).await;
-    // Whoever begins is still busy with what it missed.
+    // A new follower is still reading what it missed.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut times = Vec::with_capacity(commits);
     for _ in 0..commits {
@@ -361,7 +370,7 @@ async fn main() {
     cycles(&server).await;
 }
 
-/// How far the cache falls behind a cycle, and what one of confirmations costs it.
+/// Measures how far the cache falls behind a scrape cycle, and what a cycle of confirmations costs.
 async fn cycles(server: &Server) {
     let (runtime, floor) = (runtime("follower"), runtime("floor"));
     let (cache, follower) = OddsCache::connect(Config::new(&server.dsn).expect("config"));

@@ -1,15 +1,16 @@
-//! The service under load while the application scrapes: requests at a steady rate, subscribers of changes, and a copy of all
-//! events kept by them alone. Prints errors, latencies, and the service's memory at the start, each minute and at the end.
+//! The service under load while the application scrapes. Clients send requests at a steady rate, subscribers follow the
+//! changes, and one client keeps a copy of all events from the changes alone. Prints errors, latencies, and the
+//! service's memory at the start, each minute and at the end.
 //!
 //! ```sh
 //! cargo bench --bench load                                                # a minute
 //! SECONDS=1800 RATE=1000 SUBSCRIBERS=100 cargo bench --bench load         # half an hour
 //! ```
 //!
-//! `CYCLE` is the time in which the application scrapes everything once (60 s; the real one takes 300), `EVENTS` how many
-//! there are (1,100). The service is the real binary, a process of its own; everything else, the clients and the application,
-//! shares the machine with it. A latency counts from the moment at which a request was due, not from when it was sent. Ends with
-//! code 1 if there was an error, a gap that was not told, or a copy that differs.
+//! `CYCLE` (60) is the time in seconds in which the application scrapes everything once. The real application takes
+//! 300. `EVENTS` (1100) is the number of events. The service is the real binary in its own process. The clients and the
+//! application share the machine with it. A latency counts from the time when a request was due, not from when it was
+//! sent. The exit code is 1 after an error, a gap that the service did not report, or a copy that differs.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 mod mirror;
@@ -78,7 +79,7 @@ async fn prepare(events: u32) -> Cluster {
     cluster
 }
 
-/// All requests together.
+/// The tally of all kinds of request together.
 fn sum(tallies: &Tallies) -> Tally {
     let mut sum = Tally::default();
     for (_, tally) in tallies.lock().expect("a lock").iter() {
@@ -87,7 +88,7 @@ fn sum(tallies: &Tallies) -> Tally {
     sum
 }
 
-/// What all subscribers saw together.
+/// The sums over all subscribers, as text.
 fn summary(subscribers: &[Shared]) -> String {
     let all: Vec<_> = subscribers
         .iter()
@@ -103,7 +104,8 @@ fn summary(subscribers: &[Shared]) -> String {
     )
 }
 
-/// Waits until every subscriber was told of the view that is served; returns how many were not, and the view.
+/// Waits until every subscriber knows the view that the service serves. Returns the number of those that do not after a
+/// minute, and the view.
 async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize, String) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -124,7 +126,8 @@ async fn settled(client: &mut Client, subscribers: &[Shared], id: i64) -> (usize
     }
 }
 
-/// Whether the service, the copy and the database agree, once nobody writes; events that begin meanwhile are given time.
+/// Compares the service, the copy and the database while nobody writes. Tries again if an event begins meanwhile.
+/// Returns the number of events, or the differences.
 async fn agree(
     client: &mut Client,
     seen: &Shared,
@@ -198,7 +201,7 @@ async fn main() -> ExitCode {
     let mut tasks = JoinSet::new();
     let subscribers: Vec<Shared> = (0..count.max(1)).map(|_| Shared::default()).collect();
     for (number, seen) in subscribers.iter().enumerate() {
-        // The first tells the copy what to take.
+        // The first subscriber collects the changed events for the copy.
         let odds = number as u64 >= count - with_odds;
         tasks.spawn(subscriber::run(
             address,
@@ -214,7 +217,7 @@ async fn main() -> ExitCode {
         Arc::clone(&copy),
     ));
     let application = Application::start(&dsn, cycle);
-    // Until everything that is made once is made.
+    // The service allocates some memory only once. Let it do so before the first figure.
     sleep(Duration::from_secs(3)).await;
     let at_start = service.memory();
     println!("{:>7}  {at_start}", "start");
@@ -248,7 +251,7 @@ async fn main() -> ExitCode {
     let tallies = load.stop().await;
     application.stop().await;
     let (behind, served) = settled(&mut client, &subscribers, ids[0]).await;
-    // Not in the middle of a round, which has taken what changed already.
+    // Take the lock before aborting. A round that is aborted midway has taken the changes, but has not applied them.
     let mut copy = copy.lock().await;
     following.abort();
     let agreed = agree(&mut client, &subscribers[0], &mut copy, &dsn).await;
@@ -283,7 +286,7 @@ async fn main() -> ExitCode {
         all.errors
     );
     println!(
-        "subscribers: {}; {behind} of {} not at {served}",
+        "subscribers: {}; {behind} of {} do not know view {served}",
         summary(&subscribers),
         subscribers.len()
     );
@@ -294,7 +297,7 @@ async fn main() -> ExitCode {
     }
     match &agreed {
         Ok(events) => println!("copy, service and database agree: {events} events"),
-        Err(differs) => println!("they do not agree: {differs}"),
+        Err(differs) => println!("copy, service and database differ: {differs}"),
     }
     println!(
         "memory: {at_start} at the start, {} at the end",
@@ -310,7 +313,7 @@ async fn main() -> ExitCode {
         if well {
             "no error"
         } else {
-            "NOT WELL: see above"
+            "FAILED: see above"
         }
     );
     if well {

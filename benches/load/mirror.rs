@@ -1,4 +1,5 @@
-//! A client that keeps a copy of all events by nothing but HTTP: takes all, then what the changes name.
+//! A client that keeps a copy of all events over HTTP. It reads all events once, and afterwards each event that a
+//! change names.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -6,7 +7,7 @@ use oddscache_testkit::load::{client::Client, subscriber::Shared};
 use serde_json::Value;
 use tokio::time::sleep;
 
-/// By event id, as it is served.
+/// The JSON of each event as the service serves it, by event id.
 pub(crate) type Copy = BTreeMap<i64, Value>;
 
 fn event_id(event: &Value) -> i64 {
@@ -22,7 +23,7 @@ pub(crate) async fn all(client: &mut Client) -> Result<Copy, String> {
         .collect()
 }
 
-/// Brings the copy up to the changes that were seen by now; whether there were any.
+/// Reads the events that changed since the last call. Returns whether there were any.
 pub(crate) async fn catch_up(
     client: &mut Client,
     seen: &Shared,
@@ -54,7 +55,7 @@ pub(crate) async fn catch_up(
     Ok(!changed.is_empty())
 }
 
-/// Follows for ever; says what went wrong, and then takes all anew.
+/// Keeps the copy up to date until the task is aborted. After an error it prints the error and reads all events again.
 pub(crate) async fn follow(
     address: SocketAddr,
     seen: Shared,

@@ -1,5 +1,5 @@
-//! Requests at a given rate, whatever the service does: each is due at its time, and its latency counts from then on,
-//! so that one slow answer does not hide what it does to those behind it.
+//! Requests at a fixed rate, however fast the service responds. Each request is due at a fixed time, and its latency
+//! counts from then. So a slow response also counts for the requests that queue behind it.
 
 use std::{
     net::SocketAddr,
@@ -13,15 +13,16 @@ use std::{
 use oddscache_testkit::load::client::{Client, Tally};
 use tokio::{sync::mpsc, task::JoinSet};
 
-/// Connections that requests go out on.
+/// The number of connections that send the requests.
 const CONNECTIONS: usize = 64;
 
-/// So many requests that are due and not sent are kept; more are errors.
+/// The bound of the queue of requests that are due and not sent. A request beyond it counts as an error.
 const MOST_WAITING: usize = 20_000;
 
-/// What is asked for, how often in 10,000, and which statuses are right. After a blank: compressed, or a few fields of all.
+/// The kinds of request: path, share of 10,000, and accepted statuses. `gzip` after a path asks for compression, and
+/// `fields` asks for a single field of all events.
 const MIX: [(&str, u64, &[u16]); 10] = [
-    // An event may have begun meanwhile, and be gone.
+    // 404 is right for an event that left the window meanwhile.
     ("/v1/events/{id}", 9_027, &[200, 404]),
     ("/v1/events?ids=", 400, &[200]),
     ("/readyz", 300, &[200]),
@@ -34,15 +35,15 @@ const MIX: [(&str, u64, &[u16]); 10] = [
     ("/v1/dump gzip", 2, &[200]),
 ];
 
-/// By kind of request.
+/// A tally for each kind of request, in the order of [`MIX`].
 pub(crate) type Tallies = Arc<Mutex<Vec<(&'static str, Tally)>>>;
 
 pub(crate) struct Load {
     pub(crate) tallies: Tallies,
-    /// Due, but neither sent nor kept.
+    /// Requests that were due when the queue was full.
     pub(crate) unsent: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    pacer: std::thread::JoinHandle<()>,
+    scheduler: std::thread::JoinHandle<()>,
     workers: JoinSet<()>,
 }
 
@@ -53,7 +54,7 @@ impl Load {
         let (send, due) = mpsc::channel(MOST_WAITING);
         let due = Arc::new(tokio::sync::Mutex::new(due));
         let (stop, unsent) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let pacer = pace(rate, send, Arc::clone(&stop), Arc::clone(&unsent));
+        let scheduler = schedule(rate, send, Arc::clone(&stop), Arc::clone(&unsent));
         let mut workers = JoinSet::new();
         let ids = Arc::new(ids);
         for number in 0..CONNECTIONS as u64 {
@@ -89,27 +90,27 @@ impl Load {
             tallies,
             unsent,
             stop,
-            pacer,
+            scheduler,
             workers,
         }
     }
 
-    /// No more requests; waits for the answers to those that were due.
+    /// Ends the load. Waits for the responses to the requests that were already due.
     pub(crate) async fn stop(mut self) -> Tallies {
         self.stop.store(true, Ordering::Relaxed);
-        // The pacer looks at least each second.
-        let pacer = self.pacer;
-        tokio::task::spawn_blocking(move || pacer.join())
+        // The thread sees the flag at its next request, at most a second later.
+        let scheduler = self.scheduler;
+        tokio::task::spawn_blocking(move || scheduler.join())
             .await
             .expect("a thread")
-            .expect("the pacer");
+            .expect("the scheduler");
         while self.workers.join_next().await.is_some() {}
         self.tallies
     }
 }
 
-/// On a thread of its own: a runtime's timer has milliseconds.
-fn pace(
+/// Queues a request at each due time. It uses a thread, because the runtime's timer only counts whole milliseconds.
+fn schedule(
     rate: u64,
     send: mpsc::Sender<Instant>,
     stop: Arc<AtomicBool>,
@@ -130,6 +131,7 @@ fn pace(
     })
 }
 
+/// A random index into [`MIX`], weighted by share.
 fn choose(rng: &mut fastrand::Rng) -> usize {
     let mut number = rng.u64(0..10_000);
     for (kind, (_, share, _)) in MIX.iter().enumerate() {

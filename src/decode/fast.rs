@@ -1,16 +1,16 @@
-//! The form that nearly every `outcomes` has, read without `serde`: lists of flat objects with the three known keys.
+//! Reads the form that nearly every `outcomes` has, without `serde`: a list of flat objects with the three known keys.
 //!
-//! What is read here is read as [`full`](super::full) would; what is in any way unusual is left to it whole.
+//! A text with anything unusual is refused and left to [`full`](super::full).
 //!
 //! | invariant | |
 //! |---|---|
-//! | S1 | a text that is accepted is JSON, and means to `lenient` the same names, odds (bit for bit) and `is_active`, and nothing malformed |
-//! | S2 | a text that is not accepted leaves nothing behind |
+//! | S1 | an accepted text is valid JSON that `full` would read the same, odds bit for bit, with no problem |
+//! | S2 | a refused text changes nothing |
 
 use crate::model::{MOST_THOUSANDTHS, Names, NamesBuffer, OddsBuffer, same_bytes};
 
-/// Reads a text of exactly these names, written as `jsonb` and Python write it. Without looking for where names end:
-/// for odds that changed, which is most of the work of a cache.
+/// Reads a text with exactly these names, spaced as `jsonb` and Python write it. Does not search for the ends of names.
+/// This is the usual case when odds change, so it is where a cache spends most of its time.
 pub(super) fn expected(text: &str, names: Names<'_>, odds: &mut OddsBuffer) -> bool {
     let mark = odds.mark();
     let accepted = names.plain() && read_expected(text.as_bytes(), names, odds).is_some();
@@ -29,7 +29,7 @@ fn read_expected(text: &[u8], mut names: Names<'_>, odds: &mut OddsBuffer) -> Op
         }
         first = false;
         rest = rest.strip_prefix(b"{\"name\": \"")?;
-        // As it is: a plain name has neither quotes nor escapes (S1).
+        // Comparing raw bytes suffices: a plain name contains neither quotes nor escapes (S1).
         let (found, after) = rest.split_at_checked(name.len())?;
         if !same_bytes(found, name) {
             return None;
@@ -52,7 +52,7 @@ fn read_expected(text: &[u8], mut names: Names<'_>, odds: &mut OddsBuffer) -> Op
     (rest == b"]").then_some(())
 }
 
-/// Reads a text with the known keys in any order and any white space between.
+/// Reads a text with the known keys in any order and with any white space.
 pub(super) fn usual(text: &str, names: &mut NamesBuffer, odds: &mut OddsBuffer) -> bool {
     let mark = odds.mark();
     let accepted = read_usual(text, names, odds).is_some();
@@ -80,7 +80,7 @@ fn read_usual(text: &str, names: &mut NamesBuffer, odds: &mut OddsBuffer) -> Opt
     }
 }
 
-/// One object, at the beginning of `rest`, which is the end of `text`. Returns what follows.
+/// Reads one object at the beginning of `rest`, which is the tail of `text`. Returns what follows the object.
 fn outcome<'a>(
     text: &'a str,
     rest: &'a [u8],
@@ -92,10 +92,11 @@ fn outcome<'a>(
     loop {
         if let Some(after) = rest.strip_prefix(b"\"name\"") {
             let value = value(after)?.strip_prefix(b"\"")?;
+            // Both are tails of the same text, so their lengths give the position.
             let length = plain_length(value)?;
             let start = text.len() - value.len();
             rest = value.get(length + 1..)?;
-            // A key that comes twice is unusual.
+            // A repeated key is unusual.
             if name.replace(text.get(start..start + length)?).is_some() {
                 return None;
             }
@@ -117,7 +118,7 @@ fn outcome<'a>(
             } else if let Some(after) = value.strip_prefix(b"false") {
                 (false, after)
             } else {
-                // Null means what a missing key does.
+                // Null means the same as a missing key.
                 (true, value.strip_prefix(b"null")?)
             };
             if is_active.replace(read).is_some() {
@@ -138,7 +139,7 @@ fn outcome<'a>(
     }
 }
 
-/// What follows a key: the colon, and then the value.
+/// The value after a key: skips the colon and white space.
 fn value(rest: &[u8]) -> Option<&[u8]> {
     Some(trimmed(trimmed(rest).strip_prefix(b":")?))
 }
@@ -150,7 +151,7 @@ fn trimmed(mut rest: &[u8]) -> &[u8] {
     rest
 }
 
-/// How many bytes there are before the quote that ends a string; `None` if it has escapes, or what JSON wants escaped.
+/// The length of a string before its closing quote. `None` if it contains an escape or a control character.
 fn plain_length(string: &[u8]) -> Option<usize> {
     let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
     let length = string.iter().position(|byte| special(*byte))?;
@@ -173,12 +174,14 @@ impl Number {
     }
 }
 
-/// As many decimal digits as fit into a double's 53 bits with room to spare.
+/// A number of 15 decimal digits is exact in the 53 bits of a double.
 const MOST_DIGITS: usize = 15;
 
-/// The number at the beginning of `rest`, and what follows: digits, and perhaps a point and digits; no sign, no exponent
-/// (whoever reads on finds its `e` in the way), and few enough digits that the number is their quotient by a power of
-/// ten, both exact, so that one division rounds it as it should be.
+/// The number at the beginning of `rest`, and what follows it. Accepts digits with an optional decimal part, without
+/// sign and exponent. A number with an exponent fails at the caller, which finds an `e` where it expects a comma.
+///
+/// Accepts at most [`MOST_DIGITS`] digits. The digits and the power of ten are then exact, so one division rounds to
+/// the nearest double, as a full parser would.
 fn number(rest: &[u8]) -> Option<(Number, &[u8])> {
     let (mut digits, mut at) = (0u64, 0);
     while let Some(digit) = digit(rest, at) {
@@ -186,7 +189,7 @@ fn number(rest: &[u8]) -> Option<(Number, &[u8])> {
         at += 1;
     }
     let whole = at;
-    // JSON has no leading zeros.
+    // JSON forbids leading zeros.
     if whole == 0 || whole > 1 && rest[0] == b'0' {
         return None;
     }
@@ -207,13 +210,14 @@ fn number(rest: &[u8]) -> Option<(Number, &[u8])> {
     }
     let after = &rest[at..];
     const FACTORS: [u64; 4] = [1000, 100, 10, 1];
+    // Up to three decimals are exact in thousandths: no division, and the word is ready.
     if let Some(factor) = FACTORS.get(decimals)
         && let Ok(thousandths) = u32::try_from(digits * factor)
         && thousandths <= MOST_THOUSANDTHS
     {
         return Some((Number::Thousandths(thousandths), after));
     }
-    // Below 10^15, and a power of ten below 10^15: both are exact.
+    // Both are below 10^15, so both are exact.
     #[expect(clippy::cast_precision_loss)]
     let number = digits as f64 / 10u64.pow(decimals as u32) as f64;
     Some((Number::Other(number), after))

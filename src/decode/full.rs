@@ -1,4 +1,4 @@
-//! Reads any text, by `serde_json`: what to serve of it, and what is wrong with it.
+//! Reads any text with `serde_json`: the outcomes to serve, and what is wrong with the text.
 
 use std::{borrow::Cow, fmt};
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::malformed::Malformed;
 use crate::model::{NamesBuffer, OddsBuffer};
 
-/// Adds the outcomes of a text, and says what was wrong with them first, if anything.
+/// Adds the outcomes of a text. Returns the first problem found, if any.
 pub(super) fn outcomes(
     text: &str,
     names: &mut NamesBuffer,
@@ -27,6 +27,7 @@ pub(super) fn outcomes(
         .and_then(|()| deserializer.end());
     if read.is_err() {
         names.clear();
+        // Invalid JSON may have yielded some outcomes before the error. Take them back.
         odds.truncate(mark);
         return Some(Malformed::Unreadable);
     }
@@ -39,7 +40,7 @@ struct List<'o> {
     problem: &'o mut Option<Malformed>,
 }
 
-/// An outcome, its name borrowed from the row where that has no escapes.
+/// One outcome. Its name borrows from the row if it contains no escapes.
 struct Outcome<'a> {
     name: Cow<'a, str>,
     odds: Option<f64>,
@@ -47,7 +48,7 @@ struct Outcome<'a> {
     extra: Option<String>,
 }
 
-/// Visits a value of the wrong type as a problem instead of an error, so that the rest of the row is read.
+/// Implements the visits of wrong types. They report a problem rather than an error, so that reading goes on.
 macro_rules! wrong_types {
     ($problem:expr; $($visit:ident($type:ty))*) => {
         $(fn $visit<E: Error>(self, _: $type) -> Result<Self::Value, E> {
@@ -106,10 +107,11 @@ impl<'a> Visitor<'a> for Element {
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        // Of a key that comes twice the last one counts, as jsonb and serde_json have it.
+        // The last of repeated keys counts, as in jsonb and serde_json.
         let (mut name, mut odds, mut is_active) = (None, Scalar::Null, Scalar::Null);
         let mut extra = Map::new();
         while let Some(key) = map.next_key_seed(Text)? {
+            // A bare number among the elements, as the feature arbitrary_precision presents it: not an object.
             if key == ARBITRARY_PRECISION && extra.is_empty() && name.is_none() {
                 number::<A::Error>(&map.next_value_seed(Text)?)?;
                 return Ok((None, Some(Malformed::NotAnObject)));
@@ -168,7 +170,7 @@ impl<'a> Visitor<'a> for Element {
     visit_bool(bool) visit_i64(i64) visit_u64(u64) visit_f64(f64) visit_str(&str) }
 }
 
-/// A string, borrowed where it has no escapes.
+/// Reads a string; borrows it if it contains no escapes.
 struct Text;
 
 impl<'a> DeserializeSeed<'a> for Text {
@@ -195,7 +197,7 @@ impl<'a> Visitor<'a> for Text {
     }
 }
 
-/// The number of these digits; an error where serde_json would give one if it made the number itself.
+/// Parses a number. Fails wherever serde_json would fail if it parsed the number itself.
 fn number<E: Error>(digits: &str) -> Result<f64, E> {
     let number: f64 = digits.parse().map_err(E::custom)?;
     if number.is_finite() {
@@ -205,7 +207,8 @@ fn number<E: Error>(digits: &str) -> Result<f64, E> {
     }
 }
 
-/// Where any crate of the program switches on serde_json's feature of this name, numbers come as an object with this key.
+/// The key of the object by which serde_json passes on a number if any crate of the program enables its feature
+/// `arbitrary_precision`.
 const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
 
 enum Scalar<'a> {
@@ -245,7 +248,7 @@ impl<'a> Visitor<'a> for Scalars {
         Ok(Scalar::Number(value))
     }
 
-    // An integer becomes the nearest double, as `Value::as_f64` has it.
+    // An integer becomes the nearest double, as in `Value::as_f64`.
     #[expect(clippy::cast_precision_loss)]
     fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
         Ok(Scalar::Number(value as f64))

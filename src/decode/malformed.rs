@@ -1,21 +1,21 @@
 //! What can be wrong with a market row.
 
-/// What is wrong with a market row's outcomes. Never the data itself: it goes into logs.
+/// What is wrong with a market row. Names the column, never a value, because it goes into logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
     #[error("outcomes is null")]
     Null,
-    #[error("outcomes is no JSON that can be read")]
+    #[error("outcomes is not valid JSON")]
     Unreadable,
     #[error("outcomes is not a list")]
     NotAList,
     #[error("an outcome is not an object")]
     NotAnObject,
-    #[error("an outcome has no name, or one that is no string")]
+    #[error("an outcome has no name, or its name is not a string")]
     Name,
-    #[error("an outcome's odds are no number")]
+    #[error("an outcome's odds are not a number")]
     Odds,
-    #[error("an outcome's is_active is no boolean")]
+    #[error("an outcome's is_active is not a boolean")]
     IsActive,
     #[error("market_groups is not a list")]
     MarketGroups,

@@ -1,32 +1,37 @@
 //! Reads the `outcomes` column: the text of a JSON value that should be a list of `{"name", "odds", "is_active"}`.
 //!
-//! Total: whatever the text, it gives outcomes to serve and says whether something was wrong with it.
-//! - no list at all, or no JSON that can be read: no outcomes;
-//! - an element that is no object: left out;
-//! - a missing or wrong `name`: empty; wrong `odds`: none; wrong `is_active`: inactive, for nobody should bet on a guess.
+//! Any text gives outcomes to serve, and is reported if something is wrong with it:
+//! - If the text is not a list or not valid JSON, there are no outcomes.
+//! - An element that is not an object is left out.
+//! - A missing or wrong `name` reads as empty, wrong `odds` as no odds.
+//! - A wrong `is_active` reads as inactive: nobody should bet on a guess.
 //!
-//! A missing or null `odds` or `is_active` is not wrong: it means "none", and "active".
+//! Missing or null `odds` are not wrong and mean no odds. A missing or null `is_active` is not wrong and means active.
 //!
-//! Most of a cache's work is reading this column, so there are three readers. [`expected`] takes only what it was told to
-//! expect. Else [`outcomes`] tries the form that nearly all rows have, and leaves the others to `serde_json`, which
-//! decides what everything means: the two before it may only agree or give up.
+//! A cache spends most of its work on this column, so there are three readers. [`expected`] accepts only the outcomes
+//! that it was told to expect. [`outcomes`] first tries the form that nearly all rows have. All other texts go to
+//! `serde_json`, which alone defines what a text means: the two fast readers agree with it or refuse.
 
 mod fast;
 mod full;
 mod malformed;
 pub(crate) mod packer;
 
-use crate::model::{NamesBuffer, OddsBuffer, Shape};
+use crate::model::{MarketTemplate, NamesBuffer, OddsBuffer};
 
 pub(crate) use malformed::Malformed;
 
-/// Adds the odds of `text` if it has just the outcomes of `shape` and nothing unusual; otherwise does nothing.
-pub(crate) fn expected(text: Option<&str>, shape: &Shape, odds: &mut OddsBuffer) -> bool {
-    text.is_some_and(|text| fast::expected(text, shape.names(), odds))
+/// Adds the odds of `text` to `odds` if the text has exactly the outcomes of `market_template`, in the usual form.
+/// Otherwise returns `false` and changes nothing.
+pub(crate) fn expected(
+    text: Option<&str>,
+    market_template: &MarketTemplate,
+    odds: &mut OddsBuffer,
+) -> bool {
+    text.is_some_and(|text| fast::expected(text, market_template.names(), odds))
 }
 
-/// Adds the odds of `text` to those in `odds`, and puts the names into `names`. Says what was wrong with them first, if
-/// anything.
+/// Adds the odds of `text` to `odds` and replaces `names` by its names. Returns the first problem found, if any.
 pub(crate) fn outcomes(
     text: Option<&str>,
     names: &mut NamesBuffer,

@@ -1,4 +1,5 @@
-//! Turns market rows into bodies: decode, intern, pack. Owns what outlives a single draft: the interned names.
+//! Turns market rows into packed markets: decodes, interns, packs. Owns the interned names, which outlive a single
+//! draft.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::{
     },
 };
 
-/// The text columns of a market row are borrowed from the driver's buffer.
+/// The columns of a market row. Texts borrow from the driver's buffer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MarketRow<'a> {
     pub(crate) row_id: i64,
@@ -27,7 +28,7 @@ pub(crate) struct MarketRow<'a> {
     pub(crate) unavailable_at: Option<Micros>,
 }
 
-/// Interned names, and buffers that are reused.
+/// The interned names, and buffers that are reused.
 #[derive(Debug, Default)]
 pub(crate) struct Packer {
     interner: Interner,
@@ -36,7 +37,7 @@ pub(crate) struct Packer {
 }
 
 impl Packer {
-    /// The one copy of a source's name.
+    /// The shared copy of a source's name.
     pub(crate) fn source(&mut self, name: &str) -> Source {
         if let Some(source) = self.sources.get(name) {
             return source.clone();
@@ -46,7 +47,7 @@ impl Packer {
         source
     }
 
-    /// Packs a snapshot that did not come as rows.
+    /// Packs a snapshot that came from a [`Writer`](crate::writer::Writer) rather than as rows.
     pub(crate) fn snapshot(&mut self, input: &SnapshotInput) -> CachedSnapshot {
         input.pack(&mut self.interner, &mut self.builder)
     }
@@ -63,15 +64,15 @@ impl Packer {
     }
 }
 
-/// Collects the bodies of many snapshots from market rows that come in any order; fastest where those of a snapshot come
-/// one after the other, in the order of their ids.
+/// Collects the packed markets of many snapshots. Rows may come in any order. It is fastest if the rows of a snapshot
+/// come together, ordered by id.
 #[derive(Debug)]
 pub(crate) struct Bodies<'p> {
     packer: &'p mut Packer,
     builder: BodyBuilder,
-    /// By id, the builder's index of a snapshot.
+    /// Snapshot id -> the builder's index.
     snapshots: HashMap<i64, u32>,
-    /// That of the last row.
+    /// Id and index of the latest row's snapshot, so that its next row needs no hash lookup.
     last: Option<(i64, u32)>,
 }
 
@@ -97,7 +98,7 @@ impl<'p> Bodies<'p> {
         index
     }
 
-    /// Adds a row; says what was wrong with it, if anything. What can be read of it is kept in any case.
+    /// Adds a row. Returns what is wrong with it, if anything; what can be read is kept in any case.
     pub(crate) fn push(&mut self, snapshot_id: i64, row: MarketRow<'_>) -> Option<Malformed> {
         let snapshot = self.snapshot(snapshot_id);
         let key = MarketKey {
@@ -114,14 +115,17 @@ impl<'p> Bodies<'p> {
             builder,
             ..
         } = self;
+        // The market that mostly follows the one before is tried first; only if it does not fit is the text read in
+        // full.
         let previous = builder.last(snapshot);
         let expected = expected(interner, previous, &key, row.outcomes, &mut builder.odds);
-        let (shape, mut problem) = match expected {
-            Some(shape) => (shape, None),
+        let (market_template, mut problem) = match expected {
+            Some(market_template) => (market_template, None),
             None => {
                 let problem = decode::outcomes(row.outcomes, &mut builder.names, &mut builder.odds);
-                let shape = interner.shape(previous, &key, builder.names.text());
-                (shape, problem)
+                let market_template =
+                    interner.market_template(previous, &key, builder.names.text());
+                (market_template, problem)
             }
         };
         if row.betpawa_market_id.is_none() || row.betpawa_market_name.is_none() {
@@ -132,11 +136,11 @@ impl<'p> Bodies<'p> {
             row_id: row.row_id,
             unavailable_at: row.unavailable_at,
         };
-        let malformed = builder.stage(interner, staged, shape, problem.is_some());
+        let malformed = builder.stage(interner, staged, market_template, problem.is_some());
         problem.or(malformed.then_some(Malformed::MarketGroups))
     }
 
-    /// Snapshot id -> body; snapshots without a market row are absent.
+    /// Snapshot id -> packed markets. Snapshots without a market row are absent.
     pub(crate) fn finish(mut self) -> HashMap<i64, Arc<Body>> {
         let bodies = self.builder.finish(&mut self.packer.interner);
         self.snapshots
@@ -145,13 +149,13 @@ impl<'p> Bodies<'p> {
             .collect()
     }
 
-    /// The body of a snapshot that has no markets.
+    /// The packed markets of a snapshot without markets.
     pub(crate) fn empty(packer: &mut Packer) -> Arc<Body> {
         packer.builder.finish_one(&mut packer.interner)
     }
 }
 
-/// The shape of a row that is in some way what was expected after `previous`; its odds are added.
+/// The market template of a row that fits one of those expected after `previous`. Adds the row's odds if it does.
 fn expected(
     interner: &mut Interner,
     previous: u32,
@@ -159,24 +163,24 @@ fn expected(
     outcomes: Option<&str>,
     odds: &mut OddsBuffer,
 ) -> Option<u32> {
-    let places = interner.expected(previous);
-    let [first, second] = places.map(|place| interner.shape_at(place));
+    let slots = interner.expected(previous);
+    let [first, second] = slots.map(|slot| interner.market_template_at(slot));
     let first = first?;
-    let mut reads = |shape| decode::expected(outcomes, shape, odds);
+    let mut reads = |market_template| decode::expected(outcomes, market_template, odds);
     let first_matches = key.matches(first.kind());
     if first_matches && reads(first) {
-        return Some(places[0]);
+        return Some(slots[0]);
     }
     if let Some(second) = second
         && key.matches(second.kind())
         && reads(second)
     {
         interner.came_again(previous);
-        return Some(places[1]);
+        return Some(slots[1]);
     }
-    // Another line or other groups, but the same outcomes.
+    // Same outcomes, but another line or other groups: keep the names, look up the kind.
     if !first_matches && reads(first) {
-        return interner.shape_with_names_of(previous, key, places[0]);
+        return interner.market_template_with_names_of(previous, key, slots[0]);
     }
     None
 }
@@ -193,9 +197,9 @@ mod tests {
         model::CachedMarket,
     };
 
-    /// The columns of a row that is not of nowhere.
+    /// A market row that owns its columns.
     #[derive(Debug, Clone)]
-    struct Owned {
+    struct OwnedRow {
         snapshot: i64,
         row_id: i64,
         id: &'static str,
@@ -207,7 +211,7 @@ mod tests {
         unavailable_at: Option<i64>,
     }
 
-    impl Owned {
+    impl OwnedRow {
         fn row(&self) -> MarketRow<'_> {
             MarketRow {
                 row_id: self.row_id,
@@ -224,7 +228,7 @@ mod tests {
         }
     }
 
-    fn owned() -> impl Strategy<Value = Owned> {
+    fn any_row() -> impl Strategy<Value = OwnedRow> {
         let outcome = (
             select(vec!["1", "X", "A. Mensah", "\\u0041", "\\\""]),
             select(vec!["1.85", "2", "3.00001", "null", "1e1", "\"x\""]),
@@ -238,7 +242,7 @@ mod tests {
             12 => vec(outcome, 0..4).prop_map(|list| Some(format!("[{}]", list.join(", ")))),
             1 => Just(None),
             1 => select(vec!["{}", "[1]", "[", "[{}]"]).prop_map(|text| Some(text.to_owned())),
-            // More than a byte counts.
+            // More outcomes than one byte counts.
             1 => (254..260usize).prop_map(|count| Some(format!("[{}]", vec!["{\"name\": \"n\"}"; count].join(", ")))),
         ];
         let groups = vec![
@@ -252,7 +256,7 @@ mod tests {
         let lines = vec![None, Some(0.0), Some(-0.0), Some(2.5), Some(f64::NAN)];
         (
             (0..4i64, 0..12i64),
-            // One text after another could be another two.
+            // Joined without a separator, these pairs would be equal.
             select(vec![("37", "43"), ("374", "3"), ("", "3743"), ("5000", "")]),
             select(lines),
             select(vec![None, Some(""), Some("43"), Some("asian")]),
@@ -269,7 +273,7 @@ mod tests {
                     groups,
                     outcomes,
                     unavailable_at,
-                )| Owned {
+                )| OwnedRow {
                     snapshot,
                     row_id,
                     id,
@@ -294,7 +298,7 @@ mod tests {
         }
     }
 
-    /// All that a reader sees of a market. Numbers by their bits.
+    /// All that a reader sees of a market, with numbers as bits.
     fn shown(market: CachedMarket<'_>) -> String {
         let bits = |number: Option<f64>| number.map(f64::to_bits);
         let numbers = [
@@ -322,7 +326,7 @@ mod tests {
 
     fn read(
         packer: &mut Packer,
-        rows: &[Owned],
+        rows: &[OwnedRow],
     ) -> (HashMap<i64, Arc<Body>>, Vec<Option<Malformed>>) {
         let mut bodies = Bodies::new(packer);
         let problems = rows
@@ -333,14 +337,16 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was read before, in whatever order rows come, a body says of each row what reading that row alone says.
+        /// Packed markets show each row as if it had been read alone, whatever was read before and in whatever order.
         #[test]
-        fn rows_are_read_as_if_alone(reads in vec((vec(owned(), 0..30), any::<bool>(), any::<bool>()), 1..6)) {
+        fn a_row_reads_the_same_whatever_was_read_before(
+            reads in vec((vec(any_row(), 0..30), any::<bool>(), any::<bool>()), 1..6),
+        ) {
             let mut packer = Packer::default();
             let mut held = Vec::new();
             for (rows, fails, sweeps) in &reads {
                 if *fails {
-                    // As a read does whose connection is lost.
+                    // A read that loses its connection.
                     let mut bodies = Bodies::new(&mut packer);
                     rows.iter().for_each(|row| { bodies.push(row.snapshot, row.row()); });
                     continue;
@@ -380,10 +386,10 @@ mod tests {
                     prop_assert!(snapshot.market("374", Some(1.5)).is_none());
                 }
             }
-            // Equal markets are one template, in whatever order they came.
+            // Equal markets share one template, whatever order their rows came in.
             if let Some((rows, ..)) = reads.last() {
                 let (there, _) = read(&mut packer, rows);
-                let mut back: Vec<Owned> = rows.clone();
+                let mut back: Vec<OwnedRow> = rows.clone();
                 back.sort_by_key(|row| (row.row_id, row.snapshot));
                 let (and_back, _) = read(&mut packer, &back);
                 for (id, body) in there {
@@ -399,12 +405,11 @@ mod tests {
         }
     }
 
-    /// What a reader is shown of a market with these `outcomes` and `market_groups` is what `serde_json` makes of them, odds
-    /// bit for bit, and whatever is not as it should be is said. The same whatever was read before, by which the cache knows
-    /// what to expect: nothing, `other` outcomes, the very same.
+    /// A reader must see what `serde_json` makes of these `outcomes` and `groups`, odds bit for bit, and every problem
+    /// must be reported. That must hold whatever the cache has learned to expect: nothing, `other` outcomes, or these.
     fn shows_what_is_written(outcomes: &str, groups: &str, other: &str) {
         let json = |text: &str| serde_json::from_str::<Value>(text);
-        // Under its feature arbitrary_precision serde_json keeps a number that is too great, where no reader would.
+        // With its feature arbitrary_precision, serde_json keeps a number that overflows a double; this crate does not.
         let numbers = |text: &str| -> Vec<f64> {
             let parts = text.split(|c: char| !c.is_ascii_digit() && !".eE+-".contains(c));
             parts.flat_map(str::parse).collect()
@@ -439,7 +444,7 @@ mod tests {
         let mut bodies = Bodies::new(&mut packer);
         let rows: Vec<i64> = vec![1, 2, 3, 4];
         for (id, outcomes) in rows.iter().zip([outcomes, other, outcomes, outcomes]) {
-            let row = Owned {
+            let row = OwnedRow {
                 snapshot: *id,
                 row_id: *id,
                 id: "1",
@@ -468,7 +473,7 @@ mod tests {
             let market = &shown["markets"][0];
             assert_eq!(market["market_groups"], groups_shown, "{groups}");
             let list = market["outcomes"].as_array().expect("a list");
-            // By their text, in which minus zero is not zero.
+            // Compare texts, in which -0.0 differs from 0.0.
             let texts =
                 |list: &[Value]| -> Vec<String> { list.iter().map(Value::to_string).collect() };
             assert_eq!(texts(list), texts(&expected), "{outcomes}");
@@ -476,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn good_bad_and_expected_rows_are_shown_as_they_are_written() {
+    fn good_bad_and_expected_rows_show_what_was_written() {
         let good = r#"[{"name": "1", "odds": 2.125, "is_active": true}, {"name": "\u00e9", "odds": null, "id": {"a": [1e3]}}]"#;
         let bad = r#"[{"name": 1, "odds": "2", "is_active": 0}, 7, [], {}]"#;
         let usual = r#"[{"name": "1", "odds": 1.85, "is_active": true}, {"name": "X", "odds": 3.4, "is_active": false}]"#;
@@ -488,7 +493,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_reader_is_shown_what_is_written(
+        fn a_reader_sees_what_was_written(
             outcomes in prop_oneof![9 => any_text(), 1 => "\\PC{0,20}"],
             groups in prop_oneof![
                 4 => select(vec!["null", "[]", "[\"main\"]", "{}", ""]).prop_map(str::to_owned),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::*;
 use crate::model::Names;
 
-/// Name, odds' bits, is_active, extra.
+/// Name, bits of the odds, `is_active`, `extra`.
 pub(super) type Plain = (String, Option<u64>, bool, Option<Value>);
 
 #[derive(Default)]
@@ -53,7 +53,7 @@ fn a_list_of_outcomes_is_read_in_order() {
 }
 
 #[test]
-fn odds_go_after_those_already_there_and_names_do_not() {
+fn odds_are_appended_and_names_are_replaced() {
     let Buffers {
         mut names,
         mut odds,
@@ -79,7 +79,7 @@ fn odds_go_after_those_already_there_and_names_do_not() {
 }
 
 #[test]
-fn missing_and_null_odds_mean_none_and_is_active_yes() {
+fn missing_or_null_odds_mean_none_and_is_active_means_active() {
     for text in [
         r#"[{"name":"1"}]"#,
         r#"[{"name":"1","odds":null,"is_active":null}]"#,
@@ -108,7 +108,7 @@ fn every_kind_of_malformed_is_named_and_the_rest_is_read() {
         r#"[{"name":"1","odds":1e999}]"#,
         "\u{0}",
     ];
-    // Under its feature arbitrary_precision serde_json keeps such a number as it is, among the unknown keys too.
+    // With its feature arbitrary_precision, serde_json keeps such a number as text, even under an unknown key.
     let too_great = r#"[{"name":"1","more":1e999}]"#;
     let kept = serde_json::from_str::<Value>("1e999").is_ok();
     for text in unreadable.into_iter().chain((!kept).then_some(too_great)) {
@@ -172,7 +172,7 @@ fn every_kind_of_malformed_is_named_and_the_rest_is_read() {
             "{text}"
         );
     }
-    // Nobody should bet on a guess.
+    // A wrong `is_active` reads as inactive: nobody should bet on a guess.
     for is_active in ["1", "\"true\"", "[]", "{}", "0.0"] {
         let text = format!(r#"[{{"name":"1","is_active":{is_active}}}]"#);
         assert_eq!(
@@ -187,7 +187,7 @@ fn every_kind_of_malformed_is_named_and_the_rest_is_read() {
 }
 
 #[test]
-fn of_several_problems_the_first_is_named() {
+fn the_first_of_several_problems_is_reported() {
     assert_eq!(
         read(r#"[{"name":"1","odds":"x"},{"name":1}]"#).1,
         Some(Malformed::Odds)
@@ -199,7 +199,7 @@ fn of_several_problems_the_first_is_named() {
 }
 
 #[test]
-fn of_a_key_that_comes_twice_the_last_one_counts() {
+fn the_last_of_repeated_keys_counts() {
     let text = r#"[{"name":1,"odds":1.5,"is_active":false,"a":1,"name":"2","odds":2.5,"is_active":true,"a":2}]"#;
     let extra = serde_json::json!({"a": 2});
     let expected = ("2".to_owned(), Some(2.5f64.to_bits()), true, Some(extra));
@@ -252,7 +252,7 @@ fn numbers_in_every_notation() {
 }
 
 #[test]
-fn deeply_nested_junk_is_no_danger() {
+fn deeply_nested_junk_does_no_harm() {
     for depth in [100, 10_000] {
         let junk = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         read(&junk);
@@ -263,7 +263,7 @@ fn deeply_nested_junk_is_no_danger() {
     }
 }
 
-/// What this module promises, said over `serde_json::Value`.
+/// What this module promises, written a second time over `serde_json::Value`.
 pub(super) fn reference(value: &Value) -> (Vec<Plain>, Option<Malformed>) {
     let Value::Array(list) = value else {
         return (vec![], Some(Malformed::NotAList));
@@ -351,13 +351,17 @@ proptest! {
     }
 
     #[test]
-    fn survives_any_damage(value in vec(any_outcome(), 0..3).prop_map(Value::from), at in any::<prop::sample::Index>(), with in any::<char>()) {
+    fn survives_any_damage(
+        value in vec(any_outcome(), 0..3).prop_map(Value::from),
+        at in any::<prop::sample::Index>(),
+        with in any::<char>(),
+    ) {
         let text = value.to_string();
         let mut damaged: Vec<char> = text.chars().collect();
         let at = at.index(damaged.len());
         damaged[at] = with;
         let damaged: String = damaged.into_iter().collect();
-        // Read as the reference has it if it still is JSON, which a parser of its own must agree on.
+        // If the damaged text is still JSON, this module must read it as the reference does.
         match serde_json::from_str::<Value>(&damaged) {
             Ok(value) => prop_assert_eq!(read(&damaged).0, reference(&value).0),
             Err(_) => prop_assert!(read(&damaged).1.is_some()),
@@ -365,24 +369,25 @@ proptest! {
     }
 }
 
-/// What `lenient` reads.
-fn by_serde(text: &str) -> (Vec<Plain>, Option<Malformed>) {
+/// What `full` reads.
+fn read_in_full(text: &str) -> (Vec<Plain>, Option<Malformed>) {
     let mut buffers = Buffers::default();
     let problem = full::outcomes(text, &mut buffers.names, &mut buffers.odds);
     (buffers.plain(), problem)
 }
 
-/// S1 and S2 of both scanners; says which of them accepted the text. `other`: names that the text need not have.
+/// Checks S1 and S2 for both fast readers. Returns which of them accepted the text. `other` holds names that the text
+/// need not have.
 fn agree(text: &str, other: &str) -> (bool, bool) {
-    let (found, problem) = by_serde(text);
+    let (found, problem) = read_in_full(text);
     let before = (Some(2.000_01), false);
-    let begun = || {
+    let with_odds_before = || {
         let mut buffers = Buffers::default();
         buffers.odds.push(before.0, before.1);
         buffers
     };
 
-    let mut buffers = begun();
+    let mut buffers = with_odds_before();
     let usual = fast::usual(text, &mut buffers.names, &mut buffers.odds);
     if usual {
         assert_eq!(problem, None, "{text}");
@@ -407,7 +412,7 @@ fn agree(text: &str, other: &str) -> (bool, bool) {
     let own = own.text();
     let mut accepted = false;
     for names in [own, other] {
-        let mut buffers = begun();
+        let mut buffers = with_odds_before();
         let expected = fast::expected(text, Names::of(names), &mut buffers.odds);
         if expected {
             assert_eq!((names, problem), (own, None), "{text}");
@@ -431,7 +436,7 @@ fn agree(text: &str, other: &str) -> (bool, bool) {
 }
 
 #[test]
-fn the_usual_forms_are_read_fast() {
+fn the_usual_forms_are_accepted() {
     let python = r#"[{"name": "1", "odds": 1.85, "is_active": true}, {"name": "Ö'Brien (-0.5)", "odds": 12, "is_active": false}]"#;
     assert_eq!(agree(python, ""), (true, true));
     assert_eq!(agree("[]", ""), (true, true));
@@ -445,9 +450,9 @@ fn the_usual_forms_are_read_fast() {
     }
 }
 
-/// What is unusual is for `serde_json` to decide.
+/// All that is unusual is left to `serde_json`.
 #[test]
-fn anything_else_is_left_alone() {
+fn unusual_texts_are_refused() {
     let element = |fields: &str| format!("[{{{fields}}}]");
     for fields in [
         "",
@@ -499,7 +504,7 @@ fn anything_else_is_left_alone() {
     ] {
         assert_eq!(agree(&text, "p"), (false, false), "{text}");
     }
-    // The end of the name and all that follows, in the name that is expected.
+    // An expected name that contains the end of the real name and all that follows it.
     let mut sly = NamesBuffer::default();
     sly.push(r#"1", "odds": 1.5, "is_active": true}, {"name": "2"#, None);
     let two = r#"[{"name": "1", "odds": 1.5, "is_active": true}, {"name": "2", "odds": 1.5, "is_active": true}]"#;
@@ -509,7 +514,7 @@ fn anything_else_is_left_alone() {
     assert_eq!(agree(two, first.text()), (true, true));
 }
 
-/// Texts that are JSON lists of outcomes, or nearly: what matters is how they are written.
+/// Texts that are, or nearly are, JSON lists of outcomes, in many spellings.
 pub(super) fn any_text() -> impl Strategy<Value = String> {
     let space = || select(vec!["", " ", " ", "\n\t", "\r"]);
     let number = prop_oneof![
@@ -557,8 +562,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn scanners_agree_with_serde(text in any_text(), other in any_text()) {
-        // Another text's names, for the scanner that knows what to expect.
+    fn fast_readers_agree_with_serde(text in any_text(), other in any_text()) {
+        // Names of another text, for the reader that is told what to expect.
         let mut other_names = Buffers::default();
         outcomes(Some(&other), &mut other_names.names, &mut other_names.odds);
         let other_names = other_names.names.text();
@@ -567,7 +572,15 @@ proptest! {
     }
 
     #[test]
-    fn scanners_agree_with_serde_on_damage(text in any_text(), at in any::<prop::sample::Index>(), with in prop_oneof![any::<char>(), "[\"\\\\{}\\[\\],:0-9.eE -]".prop_map(|text| text.chars().next().unwrap_or(' '))], kind in 0..3) {
+    fn fast_readers_agree_with_serde_on_damage(
+        text in any_text(),
+        at in any::<prop::sample::Index>(),
+        with in prop_oneof![
+            any::<char>(),
+            "[\"\\\\{}\\[\\],:0-9.eE -]".prop_map(|text| text.chars().next().unwrap_or(' ')),
+        ],
+        kind in 0..3,
+    ) {
         let mut damaged: Vec<char> = text.chars().collect();
         let at = at.index(damaged.len());
         match kind {

@@ -1,10 +1,10 @@
-//! The event list as JSON, put together from what the last one and the view have in common.
+//! Renders the event list as JSON. Copies what the view has in common with the list rendered last.
 //!
 //! | invariant | |
 //! |---|---|
-//! | L1 | an address stands for the event or the markets at it as long as `last` is held: views never change (V1, M1), and what is held is not freed, so nothing else can come to lie there |
-//! | L2 | `json` is the list of `last`, and entry for entry the bytes between two ends are what its event is written as |
-//! | L3 | what is written of a snapshot's markets depends on them and on the inline markets alone: times stand outside |
+//! | L1 | while `last` is held, an address identifies an event or its markets: they never change (V1, M1) |
+//! | L2 | `json` is the list of `last`; the bytes between two neighbouring entry ends are one event |
+//! | L3 | the text of a snapshot's markets depends only on them and on the inline markets: times stand outside |
 
 mod write;
 
@@ -19,8 +19,8 @@ use crate::{
 };
 use write::{Before, Fragment, Inline, write_entry, write_event, write_markets};
 
-/// The event list with inline odds as JSON: all events of a view by kickoff, then id, each with a few markets of every
-/// snapshot.
+/// The event list with inline odds as JSON: all events of a view, ordered by kickoff, then id. Each shows a few markets
+/// of every snapshot.
 ///
 /// ```json
 /// [{"event_id":7,"kickoff":"2026-01-01T18:00:00Z","odds":[
@@ -29,14 +29,19 @@ use write::{Before, Fragment, Inline, write_entry, write_event, write_markets};
 ///       {"name":"1","odds":2.1,"is_active":true}],"available":true,"unavailable_since":null}]}]}]
 /// ```
 ///
-/// (on one line). `odds` has the snapshots of `odds_snapshots` by bookmaker, then the competitors' by source, with
-/// `bookmaker_id` 0 and the source as `bookmaker`; `markets` keep their order. `margin` is the bookmaker's share in per cent,
-/// `(sum(1 / odds) - 1) * 100` to two digits, null where an outcome has no odds above 0. `unavailable_since` is the column
-/// `unavailable_at`, and a market is `available` while that is null. Numbers are written as serde_json writes them.
+/// The real list has no line breaks.
+/// - `odds` lists the snapshots of `odds_snapshots` by bookmaker, then the competitors' by source. A competitor has its
+///   source as `bookmaker`, and 0 as `bookmaker_id`.
+/// - `markets` are ordered by row id.
+/// - `margin` is the bookmaker's margin in per cent: `(sum(1 / odds) - 1) * 100`, rounded to two digits. It is null if
+///   there is no outcome, or one without odds above 0.
+/// - `unavailable_since` is the column `unavailable_at`. A market is `available` while it is null.
+/// - Times are UTC. Numbers are written as serde_json writes them.
 ///
-/// Only what changed since the last call is written anew; the rest is copied from the list made then, which costs little
-/// more than copying all of it. An unchanged view costs a comparison. Made and owned by whoever serves the list, one for
-/// each choice of inline markets; behind a lock if several do.
+/// The list writes only what changed since its last call, and copies the rest from the list that it rendered then. That
+/// costs little more than copying the whole list. An unchanged view costs one comparison.
+///
+/// Make one list for each choice of inline markets, and put it behind a lock if several threads render it.
 ///
 /// ```
 /// use oddscache::{EventList, OddsCache};
@@ -50,15 +55,16 @@ pub struct EventList {
     last: Option<View>,
     json: Buffer,
     entries: Entries,
-    /// The list before, to be written over once nobody reads it: fresh memory costs as much again as copying into it.
+    /// The list before the last one. Its memory is written again once nobody reads it: fresh memory would cost as much
+    /// as the copying.
     spare: Buffer,
     fragments_written: u64,
 }
 
-/// Which markets the event list shows of each snapshot: those with one of a few `betpawa_market_id`s, and with its line where
-/// one is given. Cloning counts a reference.
+/// Which markets of each snapshot the event list shows: those with a given `betpawa_market_id` and, if one is given, a
+/// given line. A clone counts one reference.
 ///
-/// Writes single events as [`EventList`] writes them, for answers that are no whole list.
+/// It can also write single events as [`EventList`] writes them, for answers that are not a whole list.
 ///
 /// ```
 /// use chrono::{DateTime, Utc};
@@ -79,7 +85,7 @@ pub struct EventList {
 pub struct InlineMarkets(Arc<[Inline]>);
 
 impl InlineMarkets {
-    /// The markets with one of these `betpawa_market_id`s, and this line if there is one.
+    /// Selects the markets with one of these `betpawa_market_id`s. A line of `None` selects every line.
     pub fn new<Id: Into<Box<str>>>(
         inline: impl IntoIterator<Item = (Id, Option<f64>)>,
     ) -> InlineMarkets {
@@ -90,13 +96,13 @@ impl InlineMarkets {
         InlineMarkets(inline.collect())
     }
 
-    /// Appends the entry of an event, as it stands in the list. Costs some 2 us a snapshot.
+    /// Appends one event to `out`, written as in the list. Costs about 2 us per snapshot.
     pub fn write_event(&self, event: &CachedEvent, out: &mut Vec<u8>) {
         self.write_event_where(event, |_, _| true, out);
     }
 
-    /// The same with only those snapshots of which `wanted` says so, asked with `bookmaker` and `bookmaker_id` as they stand
-    /// in the list.
+    /// The same as [`InlineMarkets::write_event`], with only those snapshots for which `wanted` returns true. It is
+    /// called with the `bookmaker` and `bookmaker_id` of the list.
     pub fn write_event_where(
         &self,
         event: &CachedEvent,
@@ -108,19 +114,19 @@ impl InlineMarkets {
         });
     }
 
-    /// Bytes asked of the allocator.
+    /// Bytes that the selection asked of the allocator.
     fn heap_bytes(&self) -> usize {
         let ids = self.0.iter().map(Inline::heap_bytes).sum::<usize>();
         2 * size_of::<usize>() + size_of_val(&*self.0) + ids
     }
 }
 
-/// What stands where in a list.
+/// Where each event and its snapshots stand in a list.
 #[derive(Default)]
 struct Entries {
-    /// In the order of the list.
+    /// One entry per event, in the order of the list.
     events: Vec<Entry>,
-    /// Of their snapshots, entry by entry.
+    /// One fragment per snapshot, entry after entry.
     fragments: Vec<Fragment>,
 }
 
@@ -132,25 +138,25 @@ struct Entry {
     end: Place,
 }
 
-/// Between two entries.
+/// A boundary between two entries.
 #[derive(Clone, Copy)]
 struct Place {
-    /// In the bytes, after the separator.
+    /// In the JSON, after the separator.
     byte: usize,
-    /// In the fragments.
+    /// In the list of fragments.
     fragment: usize,
 }
 
-/// An event to be listed.
+/// An event of the list to be rendered.
 struct Planned<'v> {
     event: &'v CachedEvent,
-    /// The entry of its id in the last list.
+    /// The index of its entry in the last list.
     old: Option<usize>,
     unchanged: bool,
 }
 
 impl EventList {
-    /// A list that shows the markets with one of these `betpawa_market_id`s, and this line if there is one. Writes
+    /// A list of the markets with one of these `betpawa_market_id`s. A line of `None` selects every line. Renders
     /// nothing yet.
     #[must_use]
     pub fn new<Id: Into<Box<str>>>(
@@ -159,7 +165,7 @@ impl EventList {
         EventList::of(InlineMarkets::new(inline))
     }
 
-    /// A list that shows these markets.
+    /// A list of the markets that `inline` selects. Renders nothing yet.
     pub fn of(inline: InlineMarkets) -> EventList {
         EventList {
             inline,
@@ -171,7 +177,8 @@ impl EventList {
         }
     }
 
-    /// The list of `view`. Sharing the result is free; while a reader holds one, its memory is not used again.
+    /// Renders the list of `view`. A clone of the result costs nothing, but while it is held, its memory is not used
+    /// again.
     pub fn render(&mut self, view: &View) -> Bytes {
         if self.last.as_ref().is_some_and(|last| last.is(view)) {
             return self.json.bytes.clone();
@@ -186,11 +193,13 @@ impl EventList {
         json.push(b'[');
         let mut rest = &planned[..];
         while let Some(first) = rest.first() {
+            // Unchanged events that were neighbours in the last list are copied in one piece. Any other event is
+            // written anew.
             let (run, old) = unchanged_run(rest);
             if run > 0 {
                 let bytes = &self.json.bytes;
                 entries.copy(&mut json, &self.entries, bytes, old..old + run);
-                // The last one of a list has the bracket there.
+                // The last entry of the old list ends with a bracket, not a comma.
                 if let Some(separator) = json.last_mut() {
                     *separator = b',';
                 }
@@ -218,13 +227,13 @@ impl EventList {
         self.json.bytes.clone()
     }
 
-    /// How many snapshots' markets it has written so far: goes up with each changed snapshot, not with confirmations.
+    /// How many snapshots had their markets written so far. Grows with each changed snapshot, not with confirmations.
     pub fn fragments_written(&self) -> u64 {
         self.fragments_written
     }
 
-    /// Bytes it asked of the allocator: the last list, the one before, and some hundred an event. Beside them it holds the
-    /// view rendered last, which weighs something of its own once the cache has moved on.
+    /// Bytes asked of the allocator: the last list, the one before it, and about a hundred bytes per event. The list
+    /// also holds the view rendered last, whose memory is not counted here.
     pub fn memory_bytes(&self) -> usize {
         self.json.capacity
             + self.spare.capacity
@@ -233,7 +242,7 @@ impl EventList {
             + self.inline.heap_bytes()
     }
 
-    /// Lets go of the view rendered last and of all memory; the next list is written whole.
+    /// Drops all memory and the view rendered last. The next list is written from scratch.
     pub fn clear(&mut self) {
         self.last = None;
         self.json = Buffer::default();
@@ -241,14 +250,14 @@ impl EventList {
         self.spare = Buffer::default();
     }
 
-    /// All events of `view` in the order of the list.
+    /// All events of `view`, in the order of the list.
     fn plan<'v>(&self, view: &'v View) -> Vec<Planned<'v>> {
         let mut planned = Vec::with_capacity(view.len());
         let mut in_order = true;
         for (index, entry) in self.entries.events.iter().enumerate() {
             if let Some(event) = view.event(entry.event_id) {
                 let unchanged = entry.address == address(event);
-                // What has not changed is not even looked at.
+                // An unchanged event is not read at all: its address suffices (L1).
                 in_order &= unchanged || event.kickoff == entry.kickoff;
                 planned.push(Planned {
                     event,
@@ -257,12 +266,13 @@ impl EventList {
                 });
             }
         }
+        // Events that the last list did not have.
         if planned.len() < view.len() {
             in_order = false;
-            let known: HashSet<i64> = planned.iter().map(|known| known.event.event_id).collect();
+            let listed: HashSet<i64> = planned.iter().map(|listed| listed.event.event_id).collect();
             let new = view
                 .events()
-                .filter(|event| !known.contains(&event.event_id));
+                .filter(|event| !listed.contains(&event.event_id));
             planned.extend(new.map(|event| Planned {
                 event,
                 old: None,
@@ -270,13 +280,13 @@ impl EventList {
             }));
         }
         if !in_order {
-            // Quick with what is nearly in order.
+            // Sorting is quick, because the list is nearly in order already.
             planned.sort_by_key(|planned| (planned.event.kickoff, planned.event.event_id));
         }
         planned
     }
 
-    /// What the last list has of an event.
+    /// What the last list has of the event at this index.
     fn before(&self, index: usize) -> Option<Before<'_>> {
         let entry = self.entries.events.get(index)?;
         let start = self.entries.start(index);
@@ -290,7 +300,8 @@ impl EventList {
     }
 }
 
-/// How many events from the first on are as they were, and next to each other in the last list too; and where there.
+/// How many of the first events are unchanged and were neighbours in the last list, in this order; and the index there
+/// of the first.
 fn unchanged_run(planned: &[Planned<'_>]) -> (usize, usize) {
     let from = planned
         .first()
@@ -314,7 +325,7 @@ impl Entries {
         let before = index
             .checked_sub(1)
             .and_then(|index| self.events.get(index));
-        // After the bracket.
+        // The first entry begins after the opening bracket.
         let first = Place {
             byte: 1,
             fragment: 0,
@@ -334,7 +345,7 @@ impl Entries {
         });
     }
 
-    /// Adds entries of another list, of which L2 says that their bytes are one stretch.
+    /// Appends a range of entries of another list. By L2 their bytes are one piece.
     fn copy(&mut self, json: &mut Vec<u8>, old: &Entries, old_json: &[u8], run: Range<usize>) {
         let (from, to) = (old.start(run.start), old.start(run.end));
         let now = Place {
@@ -355,7 +366,7 @@ impl Entries {
     }
 }
 
-/// Bytes do not tell their capacity.
+/// Bytes with their capacity, which `Bytes` does not tell.
 #[derive(Default)]
 struct Buffer {
     bytes: Bytes,
@@ -370,12 +381,13 @@ impl Buffer {
         }
     }
 
-    /// Room for somewhat more than the last list: this one's, if nobody reads it and it is not far too large.
+    /// An empty buffer with room for somewhat more than the last list. Uses this buffer's memory if nobody reads it and
+    /// its size fits.
     fn reuse(self, last: usize) -> Vec<u8> {
         if (last + last / 64..=2 * last).contains(&self.capacity)
             && let Ok(mut bytes) = self.bytes.try_into_mut()
         {
-            // Else its contents would be moved to where they are.
+            // Clear it first; otherwise the conversion would move the old content to the front.
             bytes.clear();
             return bytes.into();
         }

@@ -1,4 +1,4 @@
-//! One event of the list, byte by byte.
+//! Writes one event of the list, byte by byte.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use serde::Serialize;
 
 use crate::model::{CachedEvent, CachedMarket, CachedSnapshot};
 
-/// A market that the list shows.
+/// Which markets the list shows.
 #[derive(Debug)]
 pub(super) struct Inline {
     pub(super) betpawa_market_id: Box<str>,
-    /// Any, if there is none.
+    /// The line a market must have; `None` accepts any line.
     pub(super) line: Option<f64>,
 }
 
-/// What stands in the list of a snapshot's markets.
+/// The markets of one snapshot, as written in the list.
 #[derive(Clone)]
 pub(super) struct Fragment {
-    /// Where the markets lie in memory: they stand for it (L1).
+    /// The address of the packed markets, which identifies them (L1).
     markets: usize,
-    /// Where they stand, from the beginning of their event.
+    /// The bytes of the markets, counted from the beginning of the event.
     at: Range<usize>,
 }
 
-/// An event as the last list has it.
+/// An event as the last list wrote it.
 #[derive(Clone, Copy)]
 pub(super) struct Before<'a> {
     pub(super) json: &'a [u8],
@@ -32,7 +32,7 @@ pub(super) struct Before<'a> {
 }
 
 impl Before<'_> {
-    /// What was written of these markets.
+    /// The bytes that the last list wrote for these markets, if it did.
     fn written(&self, markets: usize) -> Option<&[u8]> {
         let mut fragments = self.fragments.iter();
         let fragment = fragments.find(|fragment| fragment.markets == markets)?;
@@ -46,7 +46,7 @@ impl Inline {
     }
 
     fn shows(&self, market: CachedMarket<'_>) -> bool {
-        // Ids are short: a call to compare them takes longer than that.
+        // Ids are short: a call of `memcmp` would take longer than this comparison.
         let id = market.betpawa_market_id();
         id.len() == self.betpawa_market_id.len()
             && id.bytes().eq(self.betpawa_market_id.bytes())
@@ -54,8 +54,8 @@ impl Inline {
     }
 }
 
-/// Appends an event to `out`, with those of its snapshots whose bookmaker and bookmaker id are `wanted`; `markets` appends the
-/// markets of one.
+/// Appends an event to `out`. Takes the snapshots for which `wanted` accepts the bookmaker and its id. `markets`
+/// appends the markets of a snapshot.
 pub(super) fn write_event(
     out: &mut Vec<u8>,
     event: &CachedEvent,
@@ -95,8 +95,8 @@ pub(super) fn write_event(
     out.extend_from_slice(b"]}");
 }
 
-/// [`write_event`] with all snapshots, and what stands there of them to `fragments`. Says of how many of them the markets were
-/// not to be had from `before`.
+/// Appends an event with all its snapshots to `out`, and the place of each snapshot's markets to `fragments`. Copies
+/// markets from `before` if they have not changed. Returns for how many snapshots it had to write them.
 pub(super) fn write_entry(
     out: &mut Vec<u8>,
     fragments: &mut Vec<Fragment>,
@@ -114,6 +114,7 @@ pub(super) fn write_entry(
             let (from, markets) = (out.len(), snapshot.markets_address());
             match before.as_ref().and_then(|before| before.written(markets)) {
                 Some(bytes) => out.extend_from_slice(bytes),
+                // The same packed markets give the same bytes, because times stand outside (L3).
                 None => {
                     write_markets(out, inline, snapshot);
                     written += 1;
@@ -128,6 +129,7 @@ pub(super) fn write_entry(
     written
 }
 
+/// Appends the list of those markets of a snapshot that `inline` selects.
 pub(super) fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &CachedSnapshot) {
     out.push(b'[');
     let shown = |market: &CachedMarket<'_>| inline.iter().any(|inline| inline.shows(*market));
@@ -174,7 +176,8 @@ fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
     out.push(b'}');
 }
 
-/// In per cent, rounded to two digits; `None` where an outcome has no odds to divide by, or there is no outcome.
+/// The bookmaker's margin in per cent, rounded to two digits. `None` if there is no outcome, or one without odds above
+/// 0.
 fn margin(market: CachedMarket<'_>) -> Option<f64> {
     let mut shares = 0.0;
     for outcome in market.outcomes() {
@@ -184,14 +187,14 @@ fn margin(market: CachedMarket<'_>) -> Option<f64> {
 }
 
 fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    // Memory takes all that is written, and numbers and text are always JSON.
+    // Cannot fail: writing to memory never does, and numbers and texts are always valid JSON.
     let _ = serde_json::to_writer(out, value);
 }
 
-/// As serde_json writes it. Nearly all text is as short as a word or two, and none of its bytes needs an escape.
+/// Writes a text as serde_json does. Nearly all texts are short and need no escape, so that case has a fast path.
 fn text(out: &mut Vec<u8>, text: &str) {
     let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-    // Without a way out, so that it is done for many bytes at once.
+    // No early exit from this fold: the compiler then checks many bytes with one instruction.
     if text.bytes().fold(true, |all, byte| all & plain(byte)) {
         out.push(b'"');
         out.extend_from_slice(text.as_bytes());
@@ -201,7 +204,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// As serde_json writes it: with the fewest digits that stand for these very bits.
+/// Writes a number as serde_json does: with the fewest digits that read back as the same bits.
 fn number(out: &mut Vec<u8>, number: Option<f64>) {
     let Some(number) = number else {
         out.extend_from_slice(b"null");
@@ -209,6 +212,8 @@ fn number(out: &mut Vec<u8>, number: Option<f64>) {
     };
     match thousandths(number) {
         Some(thousandths) => {
+            // Seven digits hold the greatest possible number. Cut off leading and trailing zeros, but keep one digit on
+            // either side of the point.
             let mut text = *b"0000000.000";
             digits(&mut text[..7], thousandths / 1000);
             digits(&mut text[8..], thousandths % 1000);
@@ -224,8 +229,8 @@ fn number(out: &mut Vec<u8>, number: Option<f64>) {
     }
 }
 
-/// Of a number that is exactly so many, from 0.001 to 4,294,967.295. Two decimal numbers of up to 15 digits never round to
-/// the same bits, so there is no shorter way to write it.
+/// A number in thousandths, if it is exactly that, from 0.001 to 4,294,967.295. No shorter text has the same bits: two
+/// decimals of up to 15 digits never round to the same double.
 fn thousandths(number: f64) -> Option<u32> {
     let scaled = (number * 1000.0).round();
     if !(1.0..=f64::from(u32::MAX)).contains(&scaled) {
@@ -240,7 +245,7 @@ fn thousandths(number: f64) -> Option<u32> {
     ((f64::from(whole) / 1000.0).to_bits() == number.to_bits()).then_some(whole)
 }
 
-/// As chrono and serde write it, in a fifth of the time.
+/// Writes a time as chrono and serde do, in a fifth of the time.
 fn write_time(out: &mut Vec<u8>, time: Option<DateTime<Utc>>) {
     let Some(time) = time else {
         out.extend_from_slice(b"null");
@@ -249,7 +254,7 @@ fn write_time(out: &mut Vec<u8>, time: Option<DateTime<Utc>>) {
     let naive = time.naive_utc();
     let (date, clock) = (naive.date(), naive.time());
     let nanos = clock.nanosecond();
-    // Other years have a sign; other fractions have three or nine digits.
+    // Chrono writes other years with a sign, and other fractions with three or nine digits.
     let Some(year) = u32::try_from(date.year()).ok().filter(|year| *year <= 9999) else {
         return json(out, &time);
     };
@@ -286,7 +291,7 @@ mod tests {
 
     use super::*;
 
-    fn assert_as_serde(time: DateTime<Utc>) {
+    fn assert_same_as_serde(time: DateTime<Utc>) {
         let mut out = Vec::new();
         write_time(&mut out, Some(time));
         assert_eq!(
@@ -302,13 +307,13 @@ mod tests {
                 any::<i32>().prop_map(|seconds| i64::from(seconds) * 1_000_000),
                 any::<i32>().prop_map(|millis| i64::from(millis) * 1000),
                 0..4_000_000_000_000_000i64,
-                // Years with five digits, and before our era.
+                // Years with five digits, and years before year 0.
                 -100_000_000_000_000_000..300_000_000_000_000_000i64,
             ],
             nanos in prop_oneof![9 => Just(0), 1 => 0..1000i64],
         ) {
             let time = DateTime::from_timestamp_micros(micros).unwrap();
-            assert_as_serde(time + chrono::TimeDelta::nanoseconds(nanos));
+            assert_same_as_serde(time + chrono::TimeDelta::nanoseconds(nanos));
         }
     }
 
@@ -321,7 +326,7 @@ mod tests {
                 (-2_000_000_000..20_000_000_000i64).prop_map(|number| number as f64 / 1000.0),
                 (-200..20_000i64).prop_map(|number| number as f64 / 100.0),
                 (0..100i64).prop_map(|number| number as f64 / 10.0),
-                // The neighbours of what is written the short way.
+                // The neighbours of numbers that have a fast path.
                 (1..4_000_000u32, -2..3i64).prop_map(|(number, steps)| {
                     f64::from_bits((f64::from(number) / 1000.0).to_bits().wrapping_add_signed(steps))
                 }),
@@ -341,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_numbers_are_written() {
+    fn numbers_at_the_limits_are_written_as_serde_writes_them() {
         for odds in [
             0.0,
             -0.0,
@@ -377,9 +382,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_time_are_written() {
-        assert_as_serde(DateTime::<Utc>::MAX_UTC);
-        assert_as_serde(DateTime::<Utc>::MIN_UTC);
-        assert_as_serde(DateTime::UNIX_EPOCH);
+    fn times_at_the_limits_are_written_as_serde_writes_them() {
+        assert_same_as_serde(DateTime::<Utc>::MAX_UTC);
+        assert_same_as_serde(DateTime::<Utc>::MIN_UTC);
+        assert_same_as_serde(DateTime::UNIX_EPOCH);
     }
 }

@@ -1,6 +1,9 @@
+//! Pauses between attempts.
+
 use std::time::Duration;
 
-/// Pauses that double from 100 ms to a bound, half of each at random, so that a hundred followers do not come back together.
+/// Pauses that double from 100 ms to a bound. Half of each pause is random, so that a hundred followers do not come
+/// back at the same moment.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     longest: Duration,
@@ -8,7 +11,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// For a server that may be gone.
+    /// Up to 10 s, for a server that cannot be reached.
     pub(crate) fn for_connections() -> Backoff {
         Backoff {
             longest: Duration::from_secs(10),
@@ -16,7 +19,7 @@ impl Backoff {
         }
     }
 
-    /// For a lock that somebody holds: looking for it costs nobody anything, finding it late makes the view old.
+    /// Up to 1 s, for a lock that another session holds. An attempt is cheap, and a late one makes the view old.
     pub(crate) fn for_locks() -> Backoff {
         Backoff {
             longest: Duration::from_secs(1),
@@ -24,6 +27,7 @@ impl Backoff {
         }
     }
 
+    /// The next pause, longer than the one before.
     pub(crate) fn next(&mut self) -> Duration {
         let whole = Duration::from_millis(100)
             .saturating_mul(1 << self.failures.min(7))

@@ -1,13 +1,15 @@
-//! The bell: a connection of its own that LISTENs, never in a transaction, and comes back by itself.
+//! The listener: a connection of its own that LISTENs, never inside a transaction, and reconnects by itself.
 //!
-//! It makes changes visible sooner, nothing else: whatever becomes of it, the poll finds them. Whether it still rings is
-//! proven, not assumed: when it was quiet for a while a second connection sends a heartbeat the way changes come (a log row,
-//! a notification), and if that does not arrive here, notifications do not work, however well the connection looks.
+//! Notifications only make changes visible sooner. If the listener fails, the next poll finds the changes.
 //!
-//! Writers ring only while somebody waits for it. While the follower wants to be rung for, the session that LISTENs holds an
-//! advisory lock in share mode, which every role may take and a lost connection gives back; why no change goes unseen for
-//! it, [`crate::follow::schedule::polling`] says. It must be held where the writers look: in the database of the bell, not of a standby that is
-//! read.
+//! The listener proves that notifications arrive. After some quiet a second connection, the notifier, sends a heartbeat
+//! on the same way that changes take: a log row and a notification. If the notification does not arrive here,
+//! notifications are lost, even if both connections look healthy.
+//!
+//! Writers notify only while somebody waits for notifications. A waiting follower says so by the wait lock, an advisory
+//! lock in share mode, which the listening session holds. Every role may take it, and the server releases it if the
+//! connection is lost. The lock must be in the database that LISTEN uses, where the writers look for it, and not on a
+//! standby that is read. [`crate::follow::schedule::polling`] explains why no change goes unseen.
 
 use std::{
     convert::Infallible,
@@ -38,27 +40,30 @@ use crate::{
     read::preflight::{self, DATABASE, Feed},
 };
 
-/// After so much quiet a heartbeat is sent, give or take a fifth: one of many followers rings for all of them.
+/// The listener sends a heartbeat after so much quiet, give or take a fifth. A heartbeat notifies all followers, so the
+/// random part lets one of them send it for all.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Within so much time it must have come.
-const ANSWER: Duration = Duration::from_secs(4);
+/// A heartbeat must arrive within this time.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A session that is one's own answers within this, whatever others do with theirs.
-const SESSION_ANSWER: Duration = Duration::from_millis(500);
+/// A session of our own answers within this time. If it does not, a pooler has given it to another connection.
+const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A writer holds the lock for microseconds; whoever holds it for longer means harm.
-const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+/// Writers hold the wait lock exclusively for microseconds. A session that holds it for longer keeps followers out.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// After notifications that did not arrive so often in a row, it is not the network: a pooler is not replaced in minutes.
-const MUTE_TRIES: u32 = 3;
-const MUTE_PAUSE: Duration = Duration::from_secs(20);
-const LONGEST_MUTE_PAUSE: Duration = Duration::from_secs(300);
+/// After so many failed proofs in a row the cause is not the network but a pooler, which nobody replaces within
+/// minutes. From then on the listener makes longer pauses.
+const LOST_BEFORE_LONGER_PAUSES: u32 = 3;
+const FIRST_LONGER_PAUSE: Duration = Duration::from_secs(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// A bell that was heard so recently works: it may be quiet, then be given a heartbeat and its time, and some more.
+/// A notification proves for this long that notifications arrive: [`QUIET`], then [`HEARTBEAT_TIMEOUT`], and some
+/// reserve.
 const PROVEN_FOR: Duration = Duration::from_secs(15);
 
-/// Ends its task, and with it the connections, when dropped.
+/// The follower's handle to the listener's task. Dropping it ends the task and closes its connections.
 #[derive(Debug)]
 pub(crate) struct Listener {
     channel: String,
@@ -67,30 +72,34 @@ pub(crate) struct Listener {
     task: JoinHandle<()>,
 }
 
+/// What the follower and the listener's task share.
 #[derive(Debug)]
 struct State {
-    /// Remembers one ring at the most.
+    /// Wakes the follower. Remembers one notification at most.
     notified: Notify,
-    /// Whether writers should ring.
+    /// Whether the follower waits for notifications, so that writers should send them.
     wanted: watch::Sender<bool>,
-    /// Held for a moment at a time, never across an await.
+    /// Locked for a moment at a time, never across an await.
     health: Mutex<Health>,
+    /// Heartbeats sent since the follower last took the number.
     heartbeats: AtomicUsize,
-    /// The server's sessions were found to stay with their connections.
+    /// Whether the server's sessions stay with their connections, as the last check found.
     own_session: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Health {
-    heard: Option<Instant>,
-    /// What is the matter while it has not been heard.
+    /// When the last notification came. `None` while not listening.
+    last_notification: Option<Instant>,
+    /// Why notifications do not arrive. `None` once one has arrived.
     trouble: Option<String>,
-    /// While the lock is held that makes writers ring: the id of the first transaction that began after it was taken, or of
-    /// a later one.
-    rings_from: Option<u64>,
+    /// Set while the wait lock is held. Every transaction with this id or a greater one finds the lock, and so
+    /// notifies.
+    notifies_from: Option<u64>,
 }
 
 impl Listener {
+    /// Starts the task. Needs a tokio runtime; opens connections in the background.
     pub(crate) fn spawn(config: &Config, feed: &Feed) -> Listener {
         let listener = ListenerTask::new(config, feed);
         let state = Arc::clone(&listener.state);
@@ -102,21 +111,21 @@ impl Listener {
         }
     }
 
-    /// Whether it rings for this feed.
+    /// Whether it listens to the channel and database of this feed.
     pub(crate) fn is_for(&self, feed: &Feed) -> bool {
         (&self.channel, &self.database) == (&feed.channel, &feed.database)
     }
 
-    /// Waits until it has rung since the last call. Cancellation loses no ring.
+    /// Waits for a notification. Returns at once if one came since the last call. Cancellation loses none.
     pub(crate) async fn notified(&self) {
         self.state.notified.notified().await;
     }
 
-    /// Whether it was heard lately; if not, why.
+    /// Whether notifications are proven to arrive. The error says why they are not.
     pub(crate) fn check(&self) -> Result<(), String> {
         let health = self.state.health();
-        match health.heard {
-            Some(heard) if heard.elapsed() < PROVEN_FOR => Ok(()),
+        match health.last_notification {
+            Some(last) if last.elapsed() < PROVEN_FOR => Ok(()),
             _ => Err(health
                 .trouble
                 .clone()
@@ -124,19 +133,20 @@ impl Listener {
         }
     }
 
-    /// Says whether writers should ring. Once they do again, it rings itself.
+    /// Sets whether writers should notify. The task takes or releases the wait lock, and wakes the follower once it
+    /// holds it.
     pub(crate) fn want(&self, wanted: bool) {
         let change = |before: &mut bool| std::mem::replace(before, wanted) != wanted;
         self.state.wanted.send_if_modified(change);
     }
 
-    /// The transaction id from which on all who write ring, if they do. Of those with a smaller one, some may not, and go
-    /// unheard until they are looked for.
-    pub(crate) fn rings_from(&self) -> Option<u64> {
-        self.state.health().rings_from
+    /// Every writing transaction with this id or a greater one finds the wait lock, and so notifies. One with a smaller
+    /// id may have looked too early; only a read finds what it committed. `None` while the lock is not held.
+    pub(crate) fn notifies_from(&self) -> Option<u64> {
+        self.state.health().notifies_from
     }
 
-    /// Whether the server's sessions stay with their connections on the way that the listener takes.
+    /// Whether the listener's connection has a server session of its own, so that no pooler hands it to others.
     pub(crate) fn has_own_session(&self) -> bool {
         self.state.own_session.load(Ordering::Relaxed)
     }
@@ -155,41 +165,42 @@ impl Drop for Listener {
 
 impl State {
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
-        // Nothing that holds it can panic halfway.
+        // No code can panic while it holds the lock, so the data is whole even if the lock is poisoned.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whether that is the end of trouble.
-    fn heard(&self) -> bool {
+    /// Notes that a notification came, and wakes the follower. Returns whether trouble ends by it.
+    fn note_notification(&self) -> bool {
         let mut health = self.health();
-        health.heard = Some(Instant::now());
+        health.last_notification = Some(Instant::now());
         let ended = health.trouble.take().is_some();
         drop(health);
         self.notified.notify_one();
         ended
     }
 
-    /// Says whether that is news.
-    fn troubled(&self, trouble: String, deaf: bool) -> bool {
+    /// Notes trouble, and wakes the follower if it is new. `is_disconnected` says whether the listening connection is
+    /// lost. Returns whether the trouble is new.
+    fn note_trouble(&self, trouble: String, is_disconnected: bool) -> bool {
         let mut health = self.health();
-        let news = health.trouble.as_ref() != Some(&trouble);
+        let is_new = health.trouble.as_ref() != Some(&trouble);
         health.trouble = Some(trouble);
-        if deaf {
-            health.heard = None;
-            health.rings_from = None;
+        if is_disconnected {
+            health.last_notification = None;
+            health.notifies_from = None;
         }
         drop(health);
-        // So that the follower looks at what became of it.
-        if news {
+        // The follower must not go on waiting for notifications, and its status must change.
+        if is_new {
             self.notified.notify_one();
         }
-        news
+        is_new
     }
 }
 
-const UNPROVEN: &str = "notifications have yet to be proven to arrive";
+const UNPROVEN: &str = "it is not proven that notifications arrive";
 
-/// The task behind a bell.
+/// The task behind a [`Listener`].
 struct ListenerTask {
     config: Config,
     cache_schema: String,
@@ -198,8 +209,8 @@ struct ListenerTask {
     state: Arc<State>,
     notifier: Option<Notifier>,
     backoff: Backoff,
-    /// How often in a row what was sent did not arrive.
-    mute: u32,
+    /// How many attempts in a row failed because notifications were lost.
+    lost_in_a_row: u32,
 }
 
 impl ListenerTask {
@@ -208,9 +219,9 @@ impl ListenerTask {
             notified: Notify::new(),
             wanted: watch::Sender::new(true),
             health: Mutex::new(Health {
-                heard: None,
+                last_notification: None,
                 trouble: None,
-                rings_from: None,
+                notifies_from: None,
             }),
             heartbeats: AtomicUsize::new(0),
             own_session: AtomicBool::new(false),
@@ -223,27 +234,29 @@ impl ListenerTask {
             state,
             notifier: None,
             backoff: Backoff::for_connections(),
-            mute: 0,
+            lost_in_a_row: 0,
         }
     }
 
     async fn run(mut self) {
         loop {
             let Err(error) = self.listen().await;
-            // The way may be another from now on.
+            // The next connection may go through another pooler, so nothing learned about this one holds any more.
             self.state.own_session.store(false, Ordering::Relaxed);
             self.notifier = None;
-            if self.state.troubled(error.to_string(), true) {
+            if self.state.note_trouble(error.to_string(), true) {
                 let channel = &self.channel;
                 tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
             }
+            // A connection costs the server something, and a pooler that loses notifications will go on losing them.
             let mut pause = self.backoff.next();
             if matches!(error, Error::NotificationLost | Error::Pooled) {
-                self.mute += 1;
-                if let Some(more) = self.mute.checked_sub(MUTE_TRIES) {
-                    let longer = MUTE_PAUSE.saturating_mul(1 << more.min(6));
+                self.lost_in_a_row += 1;
+                let extra = self.lost_in_a_row.checked_sub(LOST_BEFORE_LONGER_PAUSES);
+                if let Some(extra) = extra {
+                    let longer = FIRST_LONGER_PAUSE.saturating_mul(1 << extra.min(6));
                     pause += longer
-                        .min(LONGEST_MUTE_PAUSE)
+                        .min(LONGEST_PAUSE)
                         .mul_f64(0.5 + 0.5 * fastrand::f64());
                 }
             }
@@ -251,10 +264,11 @@ impl ListenerTask {
         }
     }
 
-    /// Opens the connection that listens, in a session of its own.
+    /// Opens the connection that listens. Fails if it is of another database, or has no session of its own.
     async fn open(&mut self) -> Result<Connection, Error> {
         let connection = Connection::open(&self.config.connect).await?;
         let bound = self.config.read_timeout;
+        // Both checks come before LISTEN: behind a pooler, LISTEN would stay behind in a session that others use.
         within(
             bound,
             LISTEN,
@@ -279,57 +293,60 @@ impl ListenerTask {
         Ok(connection)
     }
 
-    /// Listens until that does not work any more.
+    /// Listens until an error ends it.
     async fn listen(&mut self) -> Result<Infallible, Error> {
         let bound = self.config.read_timeout;
         let connection = self.open().await?;
         let mut wanted = self.state.wanted.subscribe();
-        let mut waits = false;
+        let mut holds_lock = false;
+        // The first heartbeat goes out at once: nothing is proven yet.
         let mut quiet_until = Instant::now();
         loop {
             let wants = *wanted.borrow_and_update();
-            if wants != waits {
-                within(bound, LISTEN, self.wait(&connection, wants)).await?;
-                waits = wants;
+            if wants != holds_lock {
+                within(bound, LISTEN, self.hold_wait_lock(&connection, wants)).await?;
+                holds_lock = wants;
             }
             let quiet = quiet_until.saturating_duration_since(Instant::now());
-            let came = heard(&connection, quiet);
+            let came = notification(&connection, quiet);
             let came = match select(pin!(came), pin!(wanted.changed())).await {
                 Either::Left((came, _)) => came?,
                 Either::Right(_) => continue,
             };
+            // Quiet for long enough: prove that notifications still arrive.
             if !came {
                 match self.heartbeat().await {
-                    // An answer to a heartbeat of somebody else will do as well.
-                    Ok(()) if heard(&connection, ANSWER).await? => {}
+                    // The notification may be of another follower's heartbeat. It proves as much.
+                    Ok(()) if notification(&connection, HEARTBEAT_TIMEOUT).await? => {}
                     Ok(()) => return Err(Error::NotificationLost),
-                    // The bell itself may be as well as ever; it is only not proven.
+                    // Only the notifier failed. The listening connection may be fine, so keep it and try later.
                     Err(error) => {
                         self.notifier = None;
-                        if self.state.troubled(error.to_string(), false) {
-                            tracing::warn!(channel = self.channel, %error, "cannot tell whether notifications arrive");
+                        if self.state.note_trouble(error.to_string(), false) {
+                            tracing::warn!(channel = self.channel, %error, "cannot prove that notifications arrive");
                         }
                         quiet_until = Instant::now() + QUIET;
                         continue;
                     }
                 }
             }
-            if self.state.heard() {
+            if self.state.note_notification() {
                 tracing::info!(channel = self.channel, "notifications arrive");
             }
             self.backoff = Backoff::for_connections();
-            self.mute = 0;
+            self.lost_in_a_row = 0;
             quiet_until = Instant::now() + QUIET.mul_f64(0.8 + 0.4 * fastrand::f64());
         }
     }
 
-    /// Begins or ceases to wait for the bell.
-    async fn wait(&self, connection: &Connection, wants: bool) -> Result<(), Error> {
+    /// Takes or releases the wait lock.
+    async fn hold_wait_lock(&self, connection: &Connection, wants: bool) -> Result<(), Error> {
         let client = &connection.client;
         if !wants {
-            // First: a follower that still counted on it would sleep.
-            self.state.health().rings_from = None;
-            // The session has no other.
+            // Before the lock is released: from then on writers may stay silent, so the follower must no longer rely on
+            // them.
+            self.state.health().notifies_from = None;
+            // The session holds no other advisory lock.
             let unlock = "SELECT pg_catalog.pg_advisory_unlock_all()";
             let unlock = client.batch_execute(unlock).await;
             return unlock.map_err(Error::database(LISTEN));
@@ -340,8 +357,8 @@ impl ListenerTask {
         let answer = lock.map_err(|error| match error.code() {
             Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
                 LISTEN,
-                "another session holds the advisory lock exclusively by which writers know that somebody waits for the \
-                 listener; `oddscache sql check` (sql/check.sql) names it",
+                "another session holds exclusively the advisory lock that tells writers to notify; \
+                 `oddscache sql check` (sql/check.sql) names that session",
             ),
             _ => Error::database(LISTEN)(error),
         })?;
@@ -351,14 +368,15 @@ impl ListenerTask {
         });
         let xid =
             xid.ok_or_else(|| Error::unexpected(LISTEN, "the next transaction id is no number"))?;
-        self.state.health().rings_from = Some(xid);
-        // What was committed until now rang no bell of ours.
+        self.state.health().notifies_from = Some(xid);
+        // No notification came for what was committed until now, so the follower must read once.
         self.state.notified.notify_one();
         Ok(())
     }
 
-    /// Whether a connection keeps its session of the server, also while another takes one. A pooler in transaction mode
-    /// would leave LISTEN behind in a session that it hands to others.
+    /// Checks that the connection keeps its server session while another connection is in a transaction. A pooler in
+    /// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others
+    /// use.
     async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
         let before = session(&connection.client).await?;
         let bound = self.config.read_timeout;
@@ -366,8 +384,8 @@ impl ListenerTask {
         let begin = notifier.begin(Access::Read, bound);
         let execute = async |sql: &str| notifier.client.batch_execute(sql).await;
         execute(&begin).await.map_err(Error::database(LISTEN))?;
-        // Not for long: it may be the pooler's only session that is taken.
-        let now = timeout(SESSION_ANSWER, session(&connection.client)).await;
+        // A pooler with a single session keeps this query waiting while the notifier holds that session.
+        let now = timeout(SESSION_TIMEOUT, session(&connection.client)).await;
         let now = now.map_err(|_| Error::Pooled)??;
         execute("COMMIT").await.map_err(Error::database(LISTEN))?;
         match before == now {
@@ -376,6 +394,7 @@ impl ListenerTask {
         }
     }
 
+    /// The notifier; opens it if there is none, or if its connection was lost.
     async fn notifier(&mut self) -> Result<&Notifier, Error> {
         let notifier = match self.notifier.take() {
             Some(notifier) if !notifier.connection.is_closed() => notifier,
@@ -386,22 +405,23 @@ impl ListenerTask {
 
     async fn heartbeat(&mut self) -> Result<(), Error> {
         let bound = self.config.read_timeout;
-        let ring = async { self.notifier().await?.ring().await };
-        within(bound, HEARTBEAT, ring).await?;
+        let send = async { self.notifier().await?.send().await };
+        within(bound, HEARTBEAT, send).await?;
         self.state.heartbeats.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
 
-/// Does once what a follower does to be notified of changes, by the same statements, and says how long a notification took
-/// to arrive. Where a follower would poll instead, the error says why.
+/// Checks once whether notifications arrive, by the same statements as a follower. Returns how long one took.
 ///
-/// Opens three connections. Takes for a moment the advisory lock by which writers know that somebody waits. Writes nothing:
-/// the heartbeat is rolled back, and a notification is sent beside it, for which other caches look once more.
+/// Opens three connections, and takes a few round trips on each. Takes for a moment the advisory lock that tells
+/// writers to notify. Writes nothing: it rolls its heartbeat back, and then sends a notification alone. Other caches
+/// that get the notification read the change log once.
 ///
 /// # Errors
-/// What keeps notifications from arriving: [`Error::Pooled`], [`Error::NotificationLost`], [`Error::OtherListenDatabase`], an error of the server;
-/// or what keeps a follower from starting.
+/// [`Error::Pooled`], [`Error::NotificationLost`], [`Error::OtherListenDatabase`] or an error of the server, if
+/// notifications do not arrive. A follower would then poll. Otherwise the error that would keep a follower from
+/// starting.
 pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     let reader = Connection::open(&config.connect).await?;
     let bound = config.read_timeout;
@@ -411,12 +431,12 @@ pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     })?;
     let mut listener = ListenerTask::new(config, &feed);
     let connection = listener.open().await?;
-    within(bound, LISTEN, listener.wait(&connection, true)).await?;
+    within(bound, LISTEN, listener.hold_wait_lock(&connection, true)).await?;
     let sent_at = Instant::now();
     let channel = listener.channel.clone();
-    let ring = async { listener.notifier().await?.try_notify(&channel).await };
-    within(bound, HEARTBEAT, ring).await?;
-    match heard(&connection, ANSWER).await? {
+    let send = async { listener.notifier().await?.try_notify(&channel).await };
+    within(bound, HEARTBEAT, send).await?;
+    match notification(&connection, HEARTBEAT_TIMEOUT).await? {
         true => Ok(sent_at.elapsed()),
         false => Err(Error::NotificationLost),
     }
@@ -425,7 +445,7 @@ pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
 const LISTEN: &str = "LISTEN";
 const HEARTBEAT: &str = "sending a heartbeat";
 
-/// A bell from elsewhere must be of the database that is read, or of its primary.
+/// Checks that the listening connection is in the database that is read, or in the same database of its primary.
 async fn same_database(
     connection: &Connection,
     expected: &str,
@@ -456,7 +476,7 @@ async fn same_database(
     })
 }
 
-/// Which of the server's processes answers.
+/// The process id of the server session that answers.
 async fn session(client: &Client) -> Result<i32, Error> {
     let rows = client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[]);
     let rows = rows.await.map_err(Error::database(LISTEN))?;
@@ -466,23 +486,24 @@ async fn session(client: &Client) -> Result<i32, Error> {
     row.try_get(0).map_err(Error::database(LISTEN))
 }
 
-/// Takes the lock, then asks which transaction id the server hands out next. Every transaction that looked for the lock
-/// too early has a smaller one: it had its id before it looked (W1 of [`crate::follow::schedule::polling`]).
+/// Takes the wait lock, then asks which transaction id the server will assign next. A transaction that looked for the
+/// lock before it was taken has a smaller id, because it had its id before it looked (W1 of
+/// [`crate::follow::schedule::polling`]).
 ///
-/// `age()` compares with that next id as long as the transaction has none of its own, and does so anew in each
-/// transaction. Asking assigns no id. An id of our own would have to reach the disk before a snapshot shows it, since a
-/// crash could hand it out again.
+/// `age()` gives the distance to that next id, as long as the current transaction has no id of its own. So asking
+/// assigns none. An id of our own would have to be on disk before a snapshot shows it, because after a crash the server
+/// could assign it again.
 fn wait_sql(begin: &str, cache_schema: &str) -> String {
     format!(
         "{begin}; SET LOCAL lock_timeout = {}; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
          SELECT x::text::numeric + age(x::xid) FROM pg_snapshot_xmax(pg_current_snapshot()) AS x; COMMIT",
-        LOCK_PATIENCE.as_millis(),
+        LOCK_TIMEOUT.as_millis(),
         literal(&format!("oddscache bell {cache_schema}")),
     )
 }
 
-/// Waits for a notification; says whether one came in time.
-async fn heard(connection: &Connection, within: Duration) -> Result<bool, Error> {
+/// Waits for a notification. Returns whether one came in time.
+async fn notification(connection: &Connection, within: Duration) -> Result<bool, Error> {
     let came = timeout(within, connection.notified()).await.is_ok();
     if connection.is_closed() {
         return Err(Error::unexpected(LISTEN, "the connection was lost"));
@@ -490,25 +511,27 @@ async fn heard(connection: &Connection, within: Duration) -> Result<bool, Error>
     Ok(came)
 }
 
-/// Sends heartbeats, from a connection other than the one that listens: a pooler that hands out connections by the
-/// transaction would pass a client's own notifications back to it, and nobody else's.
+/// Sends heartbeats on a connection of its own. Sent on the listening connection they would prove nothing: a pooler in
+/// transaction mode passes a client's own notifications back to it, but not those of others.
 #[derive(Debug)]
 struct Notifier {
     connection: Connection,
+    /// Begins a transaction and sends the heartbeat.
     sql: String,
 }
 
 impl Notifier {
     async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Notifier, Error> {
         let connection = Connection::open(&config.connect).await?;
-        // A role without the right can still ring; what is not proven then is that log rows ring.
+        // A role without the right to call heartbeat() can still notify. That does not prove that log rows cause
+        // notifications.
         let sql = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
              WHERE n.nspname = $1 AND p.proname = 'heartbeat' AND p.pronargs = 0 \
                AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')";
         let client = &connection.client;
         let execute = async |sql: &str| client.batch_execute(sql).await;
         let bound = config.read_timeout;
-        // The role's search path has no say in what these names mean.
+        // `begin` pins the search path, so that the role's own one cannot change what these names mean.
         let begin = connection.begin(Access::Read, bound);
         execute(&begin).await.map_err(Error::database(HEARTBEAT))?;
         let may = client
@@ -527,11 +550,12 @@ impl Notifier {
         Ok(Notifier { connection, sql })
     }
 
-    async fn ring(&self) -> Result<(), Error> {
+    async fn send(&self) -> Result<(), Error> {
         self.run(&format!("{}; COMMIT", self.sql)).await
     }
 
-    /// The same, with nothing written and nobody notified; then a notification alone.
+    /// Sends a heartbeat and rolls it back, so that nothing is written and nobody is notified. Then sends a
+    /// notification without a heartbeat.
     async fn try_notify(&self, channel: &str) -> Result<(), Error> {
         self.run(&format!("{}; ROLLBACK", self.sql)).await?;
         let notify = format!("SELECT pg_catalog.pg_notify({}, '')", literal(channel));

@@ -1,3 +1,5 @@
+//! The follower: the one loop that keeps a cache equal to the database.
+
 pub(crate) mod backoff;
 pub(crate) mod listener;
 pub(crate) mod schedule;
@@ -48,23 +50,26 @@ use crate::{
     },
 };
 
-/// Keeps a cache equal to the database: warms it up, then reads what changed whenever a notification comes or the poll
-/// interval has passed, and publishes it. The loop is [`Follower::run`].
+/// Keeps a cache equal to the database. It warms the cache up. Then, whenever a notification comes or the poll interval
+/// has passed, it reads what changed and publishes it. The loop is [`Follower::run`].
 ///
-/// It is in one of four states. The table says where trouble leads from each:
+/// The follower is in one of four states. The last column says which state follows an error:
 ///
-/// | state | does | trouble leads to |
+/// | state | what it does | after an error |
 /// |---|---|---|
 /// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | paused |
-/// | warming up | reads everything in one transaction; the old view stays readable | a lock, a conflict: reads again after a while; all else: paused |
-/// | following | waits, reads what changed, publishes | a lock, a conflict: reads again from the same cursor; all else: paused |
-/// | paused | waits, longer each time, with jitter | connecting |
+/// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
+/// | following | waits, reads what changed, publishes | the same (a) or paused |
+/// | paused | waits, longer each time, with jitter; then connects | - |
+///
+/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 1 s, and reads again. When it was following,
+/// it reads from the same cursor.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
 pub struct Follower {
     config: Config,
     names: Names,
-    /// `None` once sessions are found to be handed out anew: for good.
+    /// Set to `None` for good once a session does not know its prepared statements: a pooler hands out the sessions.
     prepared: Option<Prepared>,
     publisher: Publisher,
     draft: Draft,
@@ -72,10 +77,10 @@ pub struct Follower {
     epoch: u64,
     schedule: Schedule,
     audit: Audit,
-    /// Pauses between connections. It starts again after each read of changes, not after a warmup: a failure that follows
-    /// each warmup must not be answered by one warmup after the other.
+    /// Pauses between connections. A read of changes resets it, a warmup does not. Otherwise a failure right after each
+    /// warmup would cause one warmup after the other, without longer pauses.
     backoff: Backoff,
-    /// How many connections were opened to read.
+    /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
     /// The feed's, as far as it was told; 0 before.
@@ -83,7 +88,7 @@ pub struct Follower {
     troubled_since: Option<DateTime<Utc>>,
 }
 
-/// Where the loop is. [`Follower::step`] alone moves it.
+/// The state of the loop. Only [`Follower::step`] changes it.
 enum State {
     Connecting,
     WarmingUp(Session),
@@ -94,17 +99,17 @@ enum State {
 /// The connection that reads.
 struct Session {
     reader: Connection,
-    /// Pauses after locks that were not to be had, and conflicts.
+    /// Pauses after lock time-outs and conflicts.
     locks: Backoff,
 }
 
-/// A cache that is warm.
+/// The following state: the cache is warm.
 struct Following {
     session: Session,
     known: ReadState,
-    /// Whether the session's time-outs are ours.
+    /// Whether the session has our time-outs in place of the role's.
     is_bounded: bool,
-    /// The read to make without waiting, since a lock or a conflict put it off.
+    /// A read that a lock or a conflict prevented. It is made next, without waiting.
     put_off: Option<Woken>,
 }
 
@@ -129,15 +134,18 @@ impl Follower {
         }
     }
 
-    /// Follows until it is dropped, or until an error *before the first warmup* that waiting will not resolve: a refused
-    /// login, a missing table, trigger or right, another feed version; also an unreachable database, if
-    /// [`Config::retry_unreachable`] is off. After the first warmup it survives everything: the view ages meanwhile.
+    /// Follows until the future is dropped, or until an error *before the first warmup* that waiting does not resolve.
+    /// Such errors are a refused login, a missing table, trigger or right, and another feed version. An unreachable
+    /// database is one only if [`Config::retry_unreachable`] is off.
     ///
-    /// Needs a tokio runtime with time and I/O enabled. Dropping the future is a clean stop at any point: it closes the
-    /// connections, and published views stay readable.
+    /// After the first warmup no error ends it: it tries again, and the view ages meanwhile.
+    ///
+    /// Needs a tokio runtime with time and I/O enabled. Decodes and applies rows on the thread that polls the future,
+    /// in less than 1 µs for each market. The future may be dropped at any point. That closes the connections, and
+    /// published views stay readable.
     ///
     /// # Errors
-    /// The error that ended it; [`OddsCache::ready`](crate::cache::OddsCache::ready) returns the same.
+    /// The error that ended it. [`OddsCache::ready`](crate::cache::OddsCache::ready) returns the same one.
     pub async fn run(mut self) -> Result<(), Error> {
         let mut state = State::Connecting;
         loop {
@@ -145,7 +153,7 @@ impl Follower {
         }
     }
 
-    /// From one state to the next. An error drops the connection that the state held.
+    /// Does what the state says, and returns the next state. An error drops the connection that the state held.
     async fn step(&mut self, state: State) -> Result<State, Error> {
         let warm = |following| State::Following(Box::new(following));
         let next = match state {
@@ -160,7 +168,7 @@ impl Follower {
         next.or_else(|error| self.pause(error).map(State::Paused))
     }
 
-    /// How long to pause after an error, or that it ends the follower.
+    /// Notes an error. Returns how long to pause, or the error if it ends the follower.
     fn pause(&mut self, error: Error) -> Result<Duration, Error> {
         add(&self.publisher.counters().failures, 1);
         let is_waited_for = error.is_transient() && self.config.retry_unreachable;
@@ -187,7 +195,7 @@ impl Follower {
         add(&self.publisher.counters().reconnects, usize::from(again));
         let check = preflight::check_first(&reader, &self.config);
         let feed = within(self.config.read_timeout, CHECKING, check).await?;
-        // Before the first snapshot, so that a notification comes for each change after it.
+        // LISTEN comes before the first snapshot, so that every change after the snapshot causes a notification.
         self.listen(feed.as_ref())?;
         Ok(Session {
             reader,
@@ -256,15 +264,15 @@ impl Follower {
         Source::new(reader, &self.config, &self.names)
     }
 
-    /// Keeps the time-outs of the role, the database and the server away from the session of the reading connection. Only
-    /// once the listener has proven that sessions are not handed to others: they would inherit what is set here. Says
-    /// whether that is done.
+    /// Replaces the time-outs of the role, the database and the server in the reading session. Does so only once the
+    /// listener has proven that no pooler hands sessions to others, because others would inherit these settings.
+    /// Returns whether it has done so.
     async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
         let is_ours = self
             .listener
             .as_ref()
             .is_some_and(Listener::has_own_session);
-        // Of several servers the listener may have proven another.
+        // The listener's proof holds for its own server only. With several hosts that may be another one.
         if !is_ours || self.config.listens_elsewhere() || !self.config.connect.is_of_one_server() {
             return Ok(false);
         }
@@ -278,7 +286,7 @@ impl Follower {
         Ok(true)
     }
 
-    /// Listens to the channel that the feed names.
+    /// Starts a listener for the channel that the feed names, unless it runs already.
     fn listen(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
@@ -328,6 +336,7 @@ impl Follower {
         let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
         let read = within(self.config.warmup_timeout, WARMING_UP, read);
         let (known, done) = match read.instrument(span.clone()).await {
+            // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
                 self.config.warmup_connections = 1;
@@ -340,15 +349,17 @@ impl Follower {
         };
         span.record("rows", done.rows_read);
         span.record("events", self.draft.len());
+        // Only now: if the read fails, the old view stays, and with it its epoch.
         self.epoch = epoch;
         self.publish(&known, done);
         Ok(known)
     }
 
-    /// Waits for a notification, for a handle that asks, or for the time to look without either.
+    /// Waits for a notification, for the request of a handle, or until it is time to read without either.
     async fn wait(&mut self) -> Woken {
         let begun_at = Instant::now();
         let wake = self.schedule.next(self.audit.until_due(begun_at));
+        // A notification or request that comes during the rest is remembered, and ends the wait at once.
         sleep(wake.rest).await;
         let notified = async {
             match &self.listener {
@@ -360,14 +371,14 @@ impl Follower {
         let asked = pin!(self.publisher.request().asked());
         let woken = match timeout(wake.within, select(notified, asked)).await {
             Ok(Either::Left(_)) => Woken::Notification,
-            Ok(Either::Right(_)) => Woken::Asked,
+            Ok(Either::Right(_)) => Woken::Request,
             Err(_) => Woken::Time,
         };
-        self.schedule.slept(begun_at.elapsed());
+        self.schedule.waited(begun_at.elapsed());
         woken
     }
 
-    /// Reads what changed since the last read, and audits a slice if one is due.
+    /// Reads what changed since the last read. Then makes a step of the audit if one is due.
     async fn catch_up(
         &mut self,
         reader: &Connection,
@@ -377,7 +388,7 @@ impl Follower {
         let counters = self.publisher.counters();
         let woke = match woken {
             Woken::Notification => &counters.notifications,
-            Woken::Asked => &counters.asks,
+            Woken::Request => &counters.asks,
             Woken::Time => &counters.polls,
         };
         add(woke, 1);
@@ -391,7 +402,8 @@ impl Follower {
         if let Some(step) = self.audit.due(Instant::now()) {
             self.audit_step(reader, known, step).await?;
         }
-        // The audit found something.
+        // The audit found a difference, so everything is read again at once. The time counts against the audit's
+        // budget.
         if known.reload.is_some() {
             let begun_at = Instant::now();
             self.read(reader, known, None, None).await?;
@@ -400,8 +412,8 @@ impl Follower {
         Ok(())
     }
 
-    /// A step of the audit, after what there was to show is shown. One that is in somebody's way or takes too long is
-    /// given up and made again later, smaller.
+    /// Makes a step of the audit. Its read is a second one, after that of the changes, so it delays no change that was
+    /// waiting. If the step fails or takes too long, it is made again later, with fewer events.
     async fn audit_step(
         &mut self,
         reader: &Connection,
@@ -413,6 +425,7 @@ impl Follower {
             return Ok(());
         };
         self.audit.failed(begun_at.elapsed(), Instant::now());
+        // An error that the server reported leaves the connection usable. Any other is the end of the connection.
         let said_by_server = matches!(
             &error,
             Error::Database {
@@ -426,14 +439,15 @@ impl Follower {
         }
         add(&self.publisher.counters().failures, 1);
         if error.is_conflict() {
-            tracing::info!(%error, "a step of the audit was given up, to be made again");
+            tracing::info!(%error, "a step of the audit gave way; trying again later");
         } else {
-            tracing::warn!(%error, "a step of the audit failed, to be made again");
+            tracing::warn!(%error, "a step of the audit failed; trying again later");
         }
         self.roll_back(reader).await
     }
 
-    /// One read, for what ended the wait, for the audit, or for a reload that is due.
+    /// Makes one read and publishes its result. `woken` is given if the read follows a wait, `step` if it is for the
+    /// audit. Without either it makes a reload that is due.
     async fn read(
         &mut self,
         reader: &Connection,
@@ -470,7 +484,8 @@ impl Follower {
                 if let Some(audited) = audited
                     && !self.audited(&audited, begun_at.elapsed())
                 {
-                    // What the draft holds is no state of the database: it is not shown, nor proven.
+                    // The draft is not a state of the database. So it is not published, and the view is not proven
+                    // current.
                     known.reload = Some(ReloadReason::Audit.into());
                 } else {
                     self.publish(known, *done);
@@ -486,23 +501,23 @@ impl Follower {
         Ok(())
     }
 
-    /// Decides how to wait for the next change, after a read that took so long.
+    /// Decides how to wait for the next change. `rows` and `took` are of the read just made.
     fn plan_next(&mut self, known: &ReadState, woken: Woken, rows: usize, took: Duration) {
-        let rings_from = self.listener.as_ref().map(Listener::rings_from);
+        let notifies_from = self.listener.as_ref().map(Listener::notifies_from);
         self.schedule.read(Seen {
             now: Instant::now(),
             took,
             woken,
             rows,
             xmin: known.xmin(),
-            rings_from: rings_from.flatten(),
+            notifies_from: notifies_from.flatten(),
         });
         if let Some(listener) = &self.listener {
             listener.want(self.schedule.wants_notifications());
         }
     }
 
-    /// Says whether what was audited equals what is held.
+    /// Notes a step of the audit. Returns whether cache and database were equal.
     fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
         let ended = self.audit.done(audited, took, Instant::now());
         let Audited::Events { count, mismatches } = audited else {
@@ -518,14 +533,15 @@ impl Follower {
         if mismatches.len() > MOST_NAMED {
             tracing::error!(
                 events = mismatches.len(),
-                "changes that no trigger saw; the first {MOST_NAMED} were named"
+                "changes that no trigger saw; the log names the first {MOST_NAMED}"
             );
         }
         mismatches.is_empty()
     }
 
-    /// After a failed read: where a lock or a conflict was the matter, ends the transaction, waits a little, and lets the
-    /// caller read again from the same cursor, for nothing was applied. All else is the end of this connection.
+    /// Handles the error of a read. After a lock time-out or a conflict it rolls back and pauses. The caller may then
+    /// read again from the same cursor, because nothing was applied. Any other error it returns, which ends the
+    /// connection.
     async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
         let reader = &session.reader;
         let again = error.is_conflict() && !reader.is_closed();
@@ -594,7 +610,7 @@ impl Follower {
             Some(Ok(())) => Status::Live,
             Some(Err(reason)) => Status::PollingOnly { reason },
             None => Status::PollingOnly {
-                reason: "no bell".to_owned(),
+                reason: "there is no listener".to_owned(),
             },
         }
     }
@@ -638,6 +654,7 @@ impl Follower {
                 self.publisher.timers().publish.record(begun_at.elapsed());
             }
         } else {
+            // Nothing differs: the published state is proven current at the new cut.
             self.publisher.prove(cut, done.began);
         }
         if let Some(shown) = &done.shown {
@@ -649,7 +666,7 @@ impl Follower {
     }
 }
 
-/// Says how what the audit found can have come.
+/// Logs how the change can have come that the audit found.
 fn explain_repair(feed: Option<&Feed>) {
     let bypasses = feed.into_iter().flat_map(|feed| &feed.bypasses);
     let ways: Vec<&str> = bypasses.map(String::as_str).collect();
@@ -657,17 +674,17 @@ fn explain_repair(feed: Option<&Feed>) {
         let ways = ways.join("; ");
         tracing::error!(
             ways,
-            "what the audit found was mended; it can have come in these ways"
+            "repaired what the audit found; these ways of writing bypass the triggers"
         );
     } else {
         tracing::error!(
-            "what the audit found was mended; every table and partition has its triggers now, so look for 'could not be \
-                 logged' in the server's log, and for who disables triggers; if there is neither, please report it"
+            "repaired what the audit found; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if you find neither, please report it"
         );
     }
 }
 
-/// More mismatches of one slice are only counted.
+/// The log names so many mismatches of a step. It only counts the rest.
 const MOST_NAMED: usize = 10;
 
 const CHECKING: &str = "checking tables, rights and triggers";
@@ -679,11 +696,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Reads the database once, without following it, and returns the view. Needs no change feed if
-/// [`Config::need_feed`](crate::config::Config::need_feed) is off.
+/// Reads the database once, without following it, and returns the view. Opens up to
+/// [`Config::warmup_connections`](crate::config::Config::warmup_connections) connections, and closes them. Needs no
+/// change feed if [`Config::need_feed`](crate::config::Config::need_feed) is off.
 ///
 /// # Errors
-/// Whatever [`Follower::run`] would end with; an unreachable database is not waited for.
+/// The errors with which [`Follower::run`] ends, and every error of the connection: it does not wait for a database
+/// that cannot be reached.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
     let reader = Connection::open(&config.connect).await?;
     within(
@@ -702,7 +721,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // Unless an error ended it.
+        // Has no effect if an error ended the follower before.
         self.publisher.end(None);
     }
 }

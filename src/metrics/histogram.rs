@@ -1,9 +1,9 @@
-//! How long something takes, counted as it happens.
+//! Counts durations as they happen.
 //!
 //! | invariant | |
 //! |---|---|
-//! | H1 | recording takes no lock, allocates nothing and waits for nobody: a search among 81 bounds and two additions |
-//! | H2 | the bounds never change, so counts taken at two times, or of two processes, can be subtracted and added |
+//! | H1 | recording takes no lock and allocates nothing: a search among 81 bounds and two atomic additions |
+//! | H2 | the bounds never change, so counts of two times can be subtracted, and counts of two processes added |
 
 use std::{
     array,
@@ -13,10 +13,10 @@ use std::{
 
 use serde::Serialize;
 
-/// Ten bounds to a decade, each about a quarter above the one before.
+/// Ten bounds per decade, each about a quarter above the one before.
 const STEPS: [u64; 10] = [100, 125, 160, 200, 250, 315, 400, 500, 630, 800];
 
-/// Nanoseconds: eight decades, from 1 us to 100 s.
+/// The upper bounds of the buckets, in nanoseconds: eight decades, from 1 us to 100 s.
 const BOUNDS: [u64; 81] = {
     let mut bounds = [0; 81];
     let (mut index, mut scale) = (0, 10);
@@ -30,19 +30,19 @@ const BOUNDS: [u64; 81] = {
     bounds
 };
 
-/// Counts durations in fixed buckets, from 1 us to 100 s, ten to a decade (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
+/// Counts durations in fixed buckets from 1 us to 100 s, ten per decade (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
 ///
-/// Any number of threads may record at a time. Recording costs some ten nanoseconds, takes no lock and allocates nothing;
-/// the whole weighs 664 bytes and never grows.
+/// Any number of threads may record at the same time. Recording costs about ten nanoseconds, takes no lock and
+/// allocates nothing. A histogram takes 664 bytes and never grows.
 #[derive(Debug)]
 pub(crate) struct Histogram {
-    /// Those up to each bound and above the one before; the last: above all bounds.
+    /// How many durations fell into each bucket. The last bucket is for those above all bounds.
     counts: [AtomicU64; BOUNDS.len() + 1],
     nanos: AtomicU64,
 }
 
 impl Histogram {
-    /// One that has counted nothing.
+    /// A histogram without counts. Allocates nothing.
     pub(crate) fn new() -> Histogram {
         Histogram {
             counts: array::from_fn(|_| AtomicU64::new(0)),
@@ -50,7 +50,7 @@ impl Histogram {
         }
     }
 
-    /// Counts a duration. Those under 1 us are told apart no further, nor those over 100 s.
+    /// Counts a duration. All durations up to 1 us share a bucket, and so do all above 100 s.
     pub(crate) fn record(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|bound| *bound < nanos);
@@ -60,7 +60,7 @@ impl Histogram {
         self.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// What was counted until now. Allocates a list of the buckets that are not empty.
+    /// The counts so far. Allocates the list of the buckets that are not empty.
     pub(crate) fn timing(&self) -> Timing {
         let bounds = BOUNDS.iter().map(|nanos| seconds(*nanos));
         let counts = self
@@ -95,21 +95,22 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// How long something took, each time since the cache was made: durations counted in fixed buckets, from 1 us to 100 s, ten
-/// to a decade (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
+/// How long something took, since the cache was made: durations counted in fixed buckets from 1 us to 100 s, ten per decade
+/// (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timing {
-    /// How many durations.
+    /// How many durations were counted.
     pub count: u64,
-    /// All of them together, in seconds.
+    /// Their sum, in seconds.
     pub sum_seconds: f64,
-    /// Half of them took no longer, in seconds: the upper bound of the bucket it falls in, up to a quarter too high from
-    /// 1 us to 100 s. `None` if there were none.
+    /// The median, in seconds: the upper bound of its bucket, which is up to a quarter too high between 1 us and 100 s.
+    /// `None` if nothing was counted.
     pub p50_seconds: Option<f64>,
-    /// The same for 99 in 100.
+    /// The 99th percentile, in seconds, in the same way.
     pub p99_seconds: Option<f64>,
-    /// The buckets that are not empty, in ascending order. Subtract those of an earlier time to know what was in between.
+    /// The buckets that are not empty, ascending. For a period, subtract the counts at its beginning from those at its
+    /// end.
     pub buckets: Vec<TimingBucket>,
 }
 
@@ -117,15 +118,15 @@ pub struct Timing {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TimingBucket {
-    /// They took so many seconds at the most; infinite (in JSON: null) for those over 100 s.
+    /// The upper bound in seconds, included. Infinite (null in JSON) for durations above 100 s.
     pub le_seconds: f64,
-    /// How many took no longer than that, and longer than the bound before.
+    /// How many durations were above the bound before and not above this one.
     pub count: u64,
 }
 
 impl Timing {
-    /// How many took `seconds` at the most: exact where that is a bound of the histogram, such as 0.001, 0.0025 and 0.005,
-    /// else a little less.
+    /// How many durations were at most `seconds`. Exact if that is a bound of the histogram, such as 0.001, 0.0025 or
+    /// 0.005; otherwise slightly too low.
     pub fn up_to(&self, seconds: f64) -> u64 {
         let fitting = self
             .buckets
@@ -134,8 +135,8 @@ impl Timing {
         fitting.map(|bucket| bucket.count).sum()
     }
 
-    /// Such a `share` of them, from 0 to 1, took no longer than this many seconds: the upper bound of a bucket, the
-    /// greatest there is for what took longer than all. `None` if nothing was counted.
+    /// The `share` quantile (0 to 1), in seconds: the upper bound of its bucket, at most 100 s. `None` if nothing was
+    /// counted.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         #[expect(clippy::cast_precision_loss)]
         let rank = share * self.count as f64;
@@ -156,10 +157,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_are_round_and_ascend() {
+    fn bounds_are_round_and_ascending() {
         assert_eq!((BOUNDS[0], BOUNDS[80]), (1_000, 100_000_000_000));
         assert!(BOUNDS.is_sorted_by(|one, next| one < next));
-        // What Prometheus is shown must be bounds to the last bit.
+        // Prometheus shows these bounds, so they must equal the decimal numbers bit for bit.
         for decade in -6..2 {
             for step in ["1", "2.5", "5"] {
                 let text = format!("{step}e{decade}");
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn each_duration_is_counted_once_where_it_belongs() {
+    fn each_duration_is_counted_once_in_its_bucket() {
         let histogram = Histogram::new();
         assert_eq!(histogram.timing(), Timing::default());
         for nanos in [0, 1_000, 1_001, 1_250, 99_999_999_999, 100_000_000_001] {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_between_threads() {
+    fn threads_lose_no_counts() {
         let histogram = Histogram::new();
         std::thread::scope(|scope| {
             for thread in 1..=4 {

@@ -1,4 +1,4 @@
-//! What was done, and how long it took.
+//! What was done, how often, and how long it took.
 
 pub(crate) mod histogram;
 pub(crate) mod reload;

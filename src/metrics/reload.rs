@@ -1,4 +1,4 @@
-//! Why everything is read again, and how often for each reason.
+//! Why the follower reads everything, and how often for each reason.
 
 use std::{
     fmt,
@@ -7,40 +7,42 @@ use std::{
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-/// Why everything is read.
+/// Why the follower reads everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReloadReason {
     /// The first warmup.
     First,
-    /// The connection was lost: what had been read may have been taken back.
+    /// The connection was lost. The server may have taken back what was read before.
     ConnectionLost,
-    /// Rows of the change log were pruned that had not been read.
+    /// Rows of the change log were pruned before they were read.
     Pruned,
-    /// Tables, partitions or triggers are others than before.
+    /// Tables, partitions or triggers changed.
     Catalog,
-    /// All of a table changed: TRUNCATE, or a statement of more rows than the log lists.
+    /// A whole table changed: by TRUNCATE, or by a statement that changed more rows than the log lists.
     WholeTable,
-    /// Too many changes to read them one by one.
+    /// There were too many changes to read them one by one.
     TooManyRows,
-    /// A trigger met trouble, and asked for it.
+    /// A trigger met an error and logged that everything must be read.
     Trouble,
-    /// [`OddsCache::resync`](crate::OddsCache::resync), or `oddscache.resync()` in the database.
+    /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it.
     Asked,
-    /// The audit found a difference, which this repaired.
+    /// The audit found a difference. The reload repaired it.
     Audit,
-    /// Another server answered, or the same after a restart or a promotion. Behind a pooler a lost connection looks so.
+    /// Another server answered, or the same one after a restart or a promotion. Behind a pooler, a lost connection
+    /// looks the same.
     ServerChanged,
-    /// The server had handed out fewer transaction ids than before: a machine was put back to an earlier state as it ran.
+    /// The server had handed out fewer transaction ids than before: its machine was put back to an earlier state while
+    /// running.
     WentBack,
     /// The server's clock went back.
     ClockWentBack,
-    /// A row of the change log could not be understood.
+    /// The follower did not understand a row of the change log.
     NotUnderstood,
 }
 
 impl ReloadReason {
-    /// All of them, each at the place of its discriminant.
+    /// All reasons, each at the index of its discriminant.
     pub const ALL: [ReloadReason; 13] = [
         ReloadReason::First,
         ReloadReason::ConnectionLost,
@@ -57,7 +59,7 @@ impl ReloadReason {
         ReloadReason::NotUnderstood,
     ];
 
-    /// One word for machines: a label in `/metrics`, a key in `/v1/stats`.
+    /// One word for machines: a label in `/metrics` and a key in `/v1/stats`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -77,7 +79,8 @@ impl ReloadReason {
         }
     }
 
-    /// Whether what was read before may have been taken back, so that the state is replaced rather than moved forward.
+    /// Whether the server may have taken back what was read before. The state is then replaced, rather than moved
+    /// forward.
     pub(crate) fn is_new_epoch(self) -> bool {
         matches!(
             self,
@@ -90,7 +93,7 @@ impl ReloadReason {
     }
 }
 
-/// A reason, and what it was about: the table, or the SQLSTATE that a trigger met.
+/// A reason with its detail: the table concerned, or the SQLSTATE that a trigger met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reload {
     pub(crate) reason: ReloadReason,
@@ -120,31 +123,31 @@ impl fmt::Display for Reload {
             ReloadReason::Catalog => "tables, partitions or triggers changed",
             ReloadReason::WholeTable => return write!(f, "all of {detail} changed"),
             ReloadReason::TooManyRows => "too many changes to read them one by one",
-            ReloadReason::Trouble => return write!(f, "a trigger met trouble: {detail}"),
-            ReloadReason::Asked => "asked for",
+            ReloadReason::Trouble => return write!(f, "a trigger met an error: {detail}"),
+            ReloadReason::Asked => "requested",
             ReloadReason::Audit => "the audit found a difference",
             ReloadReason::ServerChanged => {
                 "another server answers, or the same after a restart or a promotion"
             }
-            ReloadReason::WentBack => "the server is in an earlier state than before",
+            ReloadReason::WentBack => "the server went back to an earlier state",
             ReloadReason::ClockWentBack => "the server's clock went back",
-            ReloadReason::NotUnderstood => "a log row could not be understood",
+            ReloadReason::NotUnderstood => "a row of the change log was not understood",
         })
     }
 }
 
-/// How often everything was read, by reason. Counts only grow.
+/// How often everything was read, by reason. The counts only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reloads([u64; ReloadReason::ALL.len()]);
 
 impl Reloads {
-    /// How often it was for this reason.
+    /// How often everything was read for this reason.
     #[must_use]
     pub fn of(&self, reason: ReloadReason) -> u64 {
         self.0[reason as usize]
     }
 
-    /// Each reason with its count.
+    /// Each reason with its count. Allocates nothing.
     pub fn iter(&self) -> impl Iterator<Item = (ReloadReason, u64)> {
         ReloadReason::ALL
             .into_iter()
@@ -163,7 +166,7 @@ impl Serialize for Reloads {
     }
 }
 
-/// [`Reloads`] as they count.
+/// [`Reloads`] that can be counted up.
 #[derive(Debug, Default)]
 pub(crate) struct CountingReloads([AtomicU64; ReloadReason::ALL.len()]);
 
@@ -182,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_stands_at_its_place_under_a_name_of_its_own() {
+    fn each_reason_has_its_own_index_and_name() {
         let mut names: Vec<&str> = Vec::new();
         for (at, reason) in ReloadReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, at, "{reason:?}");

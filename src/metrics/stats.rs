@@ -1,51 +1,53 @@
 use serde::Serialize;
 
-/// What a view holds, counted when it was published.
+/// What a view holds, as counted when it was published.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Events with a snapshot in `odds_snapshots`.
+    /// How many events have a snapshot in `odds_snapshots`.
     pub betpawa_events: usize,
-    /// Events with a snapshot in `competitor_odds_snapshots`.
+    /// How many events have a snapshot in `competitor_odds_snapshots`.
     pub competitor_events: usize,
-    /// Snapshots of both kinds.
+    /// How many snapshots there are, of both tables.
     pub total_snapshots: usize,
-    /// Markets of all of them.
+    /// How many markets these snapshots have.
     pub total_markets: usize,
-    /// Bytes asked of the allocator for everything that makes up the cache: events, odds, interned names, indexes.
-    /// Without what only older views still hold, the allocator's own rounding, and some 13 kB for the stream of changes.
+    /// Bytes asked of the allocator for all that makes up the cache: events, odds, interned names, indexes. Does not
+    /// count what only older views still hold, what the allocator adds by rounding, and about 13 kB for the stream of
+    /// changes.
     pub memory_bytes: usize,
-    /// `memory_bytes` by what it is for.
+    /// The same bytes by purpose.
     pub memory: MemoryStats,
-    /// Market rows held that did not read as they should, such as `outcomes` that is no list. They are named in the log.
+    /// How many of the held rows are malformed, for instance because `outcomes` is not a list. The log names them.
     pub malformed_rows: usize,
-    /// The last warmup; `None` before the first, and in a cache that is fed by a [`Writer`](crate::writer::Writer).
+    /// The last warmup. `None` before the first, and in a cache that a [`Writer`](crate::writer::Writer) feeds.
     pub last_warmup: Option<WarmupStats>,
 }
 
-/// What the memory of a cache is for. Together it is [`Stats::memory_bytes`].
+/// The memory of a cache by purpose, in bytes. The sum is [`Stats::memory_bytes`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct MemoryStats {
     /// Events, their snapshots, and the odds of these.
     pub events_bytes: usize,
-    /// Interned names: of markets, outcomes and sources, and the templates made of them; and the buffers for packing.
+    /// Interned names of markets, outcomes and sources, the templates made of them, and the buffers for packing.
     pub names_bytes: usize,
-    /// The table of events by id: the draft's own list of pages, the published view's, and the pages that they share.
+    /// The table that finds events by id: the draft's and the published view's list of pages, and the pages that both
+    /// share.
     pub table_bytes: usize,
-    /// Which event shows which snapshot.
+    /// The snapshot indexes, which find the events that show a snapshot.
     pub owners_bytes: usize,
-    /// Events by kickoff, for dropping those whose time is over.
+    /// Events by kickoff, by which the follower finds events that have left the window.
     pub kickoffs_bytes: usize,
 }
 
 impl MemoryStats {
-    /// All of it.
+    /// The sum of all parts.
     pub(crate) fn total(&self) -> usize {
         self.parts().into_iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Each part by its name, without `_bytes`.
+    /// Each part with its name, which is that of the field without `_bytes`.
     pub fn parts(&self) -> [(&'static str, usize); 5] {
         [
             ("events", self.events_bytes),
@@ -57,18 +59,19 @@ impl MemoryStats {
     }
 }
 
-/// What a warmup loaded, and how long it took.
+/// What a warmup loaded, and how long that took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WarmupStats {
-    /// Events held after it.
+    /// How many events the cache held after the warmup.
     pub events: usize,
-    /// Snapshots held after it.
+    /// How many snapshots it held.
     pub snapshots: usize,
-    /// Markets held after it.
+    /// How many markets it held.
     pub markets: usize,
-    /// `memory_bytes` after it.
+    /// [`Stats::memory_bytes`] after the warmup.
     pub memory_bytes: usize,
-    /// From the beginning of the transaction to the end of reading and decoding.
+    /// How long the warmup took, in seconds: from the beginning of its transaction until everything was read and
+    /// decoded.
     pub seconds: f64,
 }

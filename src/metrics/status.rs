@@ -3,43 +3,45 @@ use serde::Serialize;
 
 use crate::{error::Error, metrics::reload::Reloads};
 
-/// What the cache is doing. The view stays readable in every state; its age tells how old it is.
+/// What the cache is doing. The last view stays readable in every state; its age tells how old it is.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Status {
-    /// Not warm yet: views are empty.
+    /// Before the first warmup. Views are empty.
     Warming,
-    /// Following, woken by notifications, of which one came through within the last 15 s. Under many small commits it is not
-    /// woken, and reads every 5 to 20 ms instead: notifications would hold up the writers.
+    /// Following, and notifications arrive: one did within the last 15 s. While many small commits come, the follower
+    /// reads every 5 to 20 ms instead of waiting for a notification, because notifications would slow the writers down.
     Live,
-    /// Following by polling only, since notifications do not arrive: changes show after the poll interval at the latest.
+    /// Following by polling only, because notifications do not arrive. Changes show after the poll interval at the
+    /// latest.
     PollingOnly {
-        /// Why, as far as it is known.
+        /// Why notifications do not arrive, as far as known.
         reason: String,
     },
-    /// Reading everything again, for the given reason, beside the old view.
+    /// Reading everything again. The old view stays readable meanwhile.
     Resyncing {
-        /// Why.
+        /// Why everything is read again.
         reason: String,
     },
-    /// Not following, or kept from reading by a lock: trying again, with pauses. Also before the first warmup.
+    /// Cannot read: there is no connection, or a lock prevents the read. The follower tries again after pauses. This
+    /// state may also come before the first warmup.
     Disconnected {
         /// Since when, by the local clock. UTC.
         since: DateTime<Utc>,
-        /// What was wrong last.
+        /// The error of the last attempt.
         error: Error,
     },
-    /// The follower has ended, with this error unless it was dropped.
+    /// The follower has ended.
     Ended {
-        /// Why.
+        /// The error that ended it; `None` if it was dropped.
         error: Option<Error>,
     },
-    /// Fed by a [`Writer`](crate::writer::Writer); nobody follows a database.
+    /// A [`Writer`](crate::writer::Writer) feeds the cache. Nobody follows a database.
     Detached,
 }
 
 impl Status {
-    /// Every [`Status::name`] there is.
+    /// All values of [`Status::name`].
     pub const NAMES: [&'static str; 7] = [
         "warming",
         "live",
@@ -50,7 +52,7 @@ impl Status {
         "detached",
     ];
 
-    /// The state alone, as one word for machines.
+    /// The state as one word, for machines.
     pub fn name(&self) -> &'static str {
         match self {
             Status::Warming => "warming",
@@ -64,7 +66,7 @@ impl Status {
     }
 }
 
-/// Same state, and for errors the same text.
+/// Equal if both print the same: same state, and same reason or error text.
 impl PartialEq for Status {
     fn eq(&self, other: &Status) -> bool {
         self.to_string() == other.to_string()
@@ -92,56 +94,57 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// How much has been done since the cache was made. All only grow.
+/// What the cache has done since it was made. All counters only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Transactions that read the change log, or everything.
+    /// Transactions that read the change log or everything.
     pub reads: u64,
-    /// Times a notification came (several at once count once).
+    /// How often a notification came. Several that came at once count once.
     pub notifications: u64,
-    /// Times it looked without one, since it was time to: the poll interval, the audit, or a pace set by many small commits.
+    /// How often the follower looked without a notification because it was time: after the poll interval, for the
+    /// audit, or between many small commits.
     pub polls: u64,
-    /// Times it looked since a handle asked: to wait for a transaction, or to read everything again.
+    /// How often the follower looked because a handle requested it: to wait for a transaction, or to read everything
+    /// again.
     pub asks: u64,
-    /// Heartbeats sent to find out whether notifications arrive, for want of others.
+    /// Heartbeats sent to test whether notifications arrive, when no other notification came.
     pub heartbeats: u64,
     /// Rows of the change log that were read.
     pub log_rows: u64,
     /// Snapshots whose markets were read.
     pub snapshots_read: u64,
-    /// Rows of the application's tables that were read, those of the audit and of reads of everything included.
+    /// Rows of the application's tables that were read, including those of audits and reloads.
     pub rows_read: u64,
-    /// Market rows among them that did not read as they should, and snapshots without a time. The audit's are left out.
+    /// How many of these rows were malformed: market rows, and snapshots without a time. Those of audits are not
+    /// counted.
     pub malformed_rows_read: u64,
-    /// States published.
+    /// States that were published.
     pub published: u64,
-    /// Events dropped for their kickoff lay too far back.
+    /// Events that were dropped because they left the window: their kickoff lay too far back.
     pub evicted_events: u64,
-    /// Times everything was read, the first warmup included.
+    /// How often everything was read, including the first warmup.
     pub reloads: u64,
     /// The same by reason.
     pub reloads_by_reason: Reloads,
-    /// Times the connection that reads was opened anew, after the first.
+    /// How often the reading connection was opened again, after the first time.
     pub reconnects: u64,
     /// Reads and connections that failed and were tried again.
     pub failures: u64,
     /// Events that the audit read again and compared.
     pub audited_events: u64,
-    /// Times the audit went through all events.
+    /// How often the audit went through all events.
     pub audit_passes: u64,
-    /// Events that the audit found to differ from the database: changes that no trigger saw. Should stay 0.
+    /// Events that the audit found to differ from the database, because some change was not logged. Should stay 0.
     pub audit_mismatches: u64,
 }
 
-/// What the follower knows of the change feed and its log. As of the last read; all 0 before the first warmup, and in a
-/// cache that is fed by a [`Writer`](crate::writer::Writer).
-///
-/// The log holds all that was logged by transactions from `pruned_below` on.
+/// The installed change feed, and which transactions its log still covers: all from `pruned_below` on. As of the last read;
+/// all 0 before the first warmup, and in a cache that a [`Writer`](crate::writer::Writer) feeds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ChangeLog {
-    /// What transactions with smaller ids logged may have been deleted. Stays where it is as long as nobody prunes.
+    /// Log rows of transactions with smaller ids may have been deleted. Stays the same as long as nobody prunes.
     pub pruned_below: u64,
     /// The first transaction id that had not been handed out, or whose transaction had not ended.
     pub next_xid: u64,
@@ -151,7 +154,7 @@ pub struct ChangeLog {
 }
 
 impl ChangeLog {
-    /// How many transactions' changes the log may hold: those of the whole server, whatever they wrote.
+    /// How many transactions the log may cover. Counts all transactions of the server, whatever they wrote.
     pub fn unpruned_transactions(&self) -> u64 {
         self.next_xid.saturating_sub(self.pruned_below)
     }

@@ -9,37 +9,39 @@ use crate::{
     model::Micros,
 };
 
-/// How long the follower's work took, since the cache was made. Reads of everything (warmups) are not in it: what they took
-/// is in [`Stats::last_warmup`](crate::metrics::stats::Stats::last_warmup). All are empty in a cache that is fed by a
-/// [`Writer`](crate::writer::Writer).
+/// How long the follower's work took since the cache was made. Reloads are not included; see
+/// [`Stats::last_warmup`](crate::metrics::stats::Stats::last_warmup) for the last one. All timings are empty in a cache
+/// that a [`Writer`](crate::writer::Writer) feeds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// From a transaction's commit until readers saw what it wrote; one for each transaction that wrote to the change log and
-    /// was read from there. What a reload shows (after an outage, say) is not counted, however long it took: for that there
-    /// is the age.
+    /// From a transaction's commit until readers saw its changes. Counts each transaction that wrote to the change log
+    /// and was read from there. Does not count what a reload shows, for instance after an outage; the age covers that.
     ///
-    /// The log does not know when a transaction committed. It is taken to have done so when its last logged statement
-    /// ended, or when the last read that did not see it yet began, whichever was later: never after the commit, so this is
-    /// an upper bound, as long as neither clock is put back. It contains what else the transaction did after that statement, as far as no read came between. The
-    /// two clocks need not agree, for the time of the statement is compared with the server's own clock in the
-    /// transaction that read it. From a standby, it contains how far that was behind its primary, and how far the clocks
-    /// of the two differ.
+    /// The log does not know when a transaction committed. The timing assumes the end of its last logged statement, or
+    /// the beginning of the last read that did not see it yet, whichever is later. Neither is after the commit, so the
+    /// timing is an upper bound, unless a clock is set back. It includes what the transaction did after that statement,
+    /// unless a read came between.
+    ///
+    /// The two clocks need not agree: the time of the statement is compared with the server's own clock. On a standby
+    /// the timing includes the lag behind the primary, and the difference between their two clocks.
     pub commit_to_visible: Timing,
-    /// A read of changes: its transaction, from BEGIN sent to COMMIT answered, with the decoding in between. Neither those
-    /// that only asked whether anything was written at all, nor those of the audit.
+    /// A read of changes, from sending BEGIN to the answer to COMMIT, including decoding. Does not count reads that
+    /// only checked for new log rows, nor reads of the audit.
     pub read: Timing,
-    /// Of such a read, turning rows of markets into what is held. Not counted where there were none, or where they were taken as
-    /// they came, which is in `read`: of many changes, and of snapshots that were not known to be needed beforehand.
+    /// The part of a read that decodes market rows. Not counted if there were none. Also not counted if rows were
+    /// decoded while they arrived, which is then part of `read`: with many changes, and for snapshots that turned out
+    /// to be needed only during the read.
     pub decode: Timing,
-    /// Of such a read, bringing the next state to what was read, and dropping what has left the window. Not counted where
+    /// The part of a read that brings the draft up to date and drops events that have left the window. Not counted if
     /// the log named nothing.
     pub apply: Timing,
-    /// Making a state from that, telling what differs, and swapping it in. Not counted where nothing differed.
+    /// Making a state of the draft, collecting the differences, and swapping the state in. Not counted if nothing
+    /// differed.
     pub publish: Timing,
 }
 
-/// [`Timings`] as they are taken.
+/// [`Timings`] that are being recorded.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     pub(crate) commit_to_visible: Histogram,
@@ -60,7 +62,7 @@ impl Timers {
         }
     }
 
-    /// What a read of changes took, and what it shows, once that is visible.
+    /// Records how long a read of changes took, and the commits that it made visible. Call it once readers see them.
     pub(crate) fn record(&self, took: Option<&Took>, shown: &Shown) {
         shown.record(&self.commit_to_visible);
         let Some(took) = took else { return };
@@ -74,25 +76,26 @@ impl Timers {
     }
 }
 
-/// What the parts of a read of changes took.
+/// How long the parts of a read of changes took.
 #[derive(Debug)]
 pub(crate) struct Took {
     pub(crate) read: Duration,
-    /// If there were market rows.
+    /// `None` if there were no market rows.
     pub(crate) decode: Option<Duration>,
-    /// If anything was to be applied.
+    /// `None` if there was nothing to apply.
     pub(crate) apply: Option<Duration>,
 }
 
 /// What is known of the commits that a read shows.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    /// When the last logged statement of each of the transactions ended, by the server's clock.
+    /// When the last logged statement of each transaction ended, by the server's clock.
     pub(crate) logged: Vec<Micros>,
-    /// The server's clock after `began`, and before anything else was asked of it.
+    /// The server's clock, read after `began` and before any other statement.
     pub(crate) server_now: Micros,
     pub(crate) began: Instant,
-    /// When the last read began, which saw none of the transactions. `None` from a standby: they may have committed earlier.
+    /// When the read before this one began, which saw none of these transactions. `None` on a standby: its primary may
+    /// have committed them earlier.
     pub(crate) unseen: Option<Instant>,
 }
 
@@ -109,8 +112,8 @@ impl Shown {
     }
 }
 
-/// How long ago something was logged, if the server's clock was at `server_now` so long ago. A statement may have ended
-/// after that.
+/// How long ago `logged` was, if the server's clock showed `server_now` a time of `ago` before now. `logged` may be
+/// later than `server_now`.
 fn since(logged: Micros, server_now: Micros, ago: Duration) -> Duration {
     let before = server_now.0.saturating_sub(logged.0);
     let micros = Duration::from_micros(before.unsigned_abs());
@@ -131,13 +134,13 @@ mod tests {
         histogram.timing()
     }
 
-    /// As if the read had begun half a second ago, and the one before it a second before that.
+    /// What a read shows that began half a second ago. The read before it began a second earlier.
     fn shown(logged: &[i64], standby: bool) -> Shown {
         let now = Instant::now();
         let ago = |millis| now.checked_sub(Duration::from_millis(millis));
         Shown {
             logged: logged.iter().copied().map(Micros).collect(),
-            // Whatever our own clock says.
+            // Far from the local clock, which must not matter.
             server_now: Micros(5_000_000),
             began: ago(500).expect("an uptime of seconds"),
             unseen: ago(1_500).filter(|_| !standby),
@@ -145,8 +148,9 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_no_earlier_than_its_statement_nor_than_the_read_that_did_not_see_it() {
-        // Written 300 ms before the read; ten minutes before it, in a transaction left open; and while it waited for locks.
+    fn a_commit_is_neither_before_its_statement_nor_before_a_read_that_missed_it() {
+        // Written 300 ms before the read; ten minutes before it, by a transaction left open; and while the read waited
+        // for locks.
         let timing = recorded(&shown(&[4_700_000, -600_000_000, 5_200_000], false));
         let found: Vec<f64> = timing
             .buckets
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_standby_an_older_read_proves_nothing_of_the_primary() {
+    fn an_older_read_of_a_standby_proves_nothing_about_the_primary() {
         let timing = recorded(&shown(&[-4_900_000, 9_000_000], true));
         let found: Vec<f64> = timing
             .buckets

@@ -5,7 +5,8 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{market::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
 
-/// An event with the latest snapshot of each bookmaker and each competitor. Immutable; at least one snapshot.
+/// An event with the latest snapshot of each bookmaker and each competitor. It never changes and holds at least one
+/// snapshot.
 #[derive(Debug)]
 pub struct CachedEvent {
     pub(crate) event_id: i64,
@@ -20,23 +21,23 @@ impl CachedEvent {
         self.event_id
     }
 
-    /// `events.kickoff`: when it begins. UTC, to the microsecond. Always known for what a follower read; `None` only
-    /// where a [`Writer`](crate::writer::Writer) put none.
+    /// `events.kickoff`: when the event begins. UTC, to the microsecond. A follower always knows it. It is `None` only
+    /// if a [`Writer`](crate::writer::Writer) gave none.
     pub fn kickoff(&self) -> Option<DateTime<Utc>> {
         self.kickoff.map(Micros::to_utc)
     }
 
-    /// The latest snapshots of `odds_snapshots`, by bookmaker.
+    /// The latest snapshots of `odds_snapshots`, by bookmaker. Borrows.
     pub fn betpawa(&self) -> &BetpawaSnapshots {
         &self.betpawa
     }
 
-    /// The latest snapshots of `competitor_odds_snapshots`, by source.
+    /// The latest snapshots of `competitor_odds_snapshots`, by source. Borrows.
     pub fn competitors(&self) -> &CompetitorSnapshots {
         &self.competitors
     }
 
-    /// Whether it holds the same as another one whose names the same interner keeps.
+    /// Whether both events hold the same. Both must use the same interner.
     pub(crate) fn same(&self, other: &CachedEvent) -> bool {
         self.event_id == other.event_id
             && self.kickoff == other.kickoff
@@ -44,14 +45,14 @@ impl CachedEvent {
             && self.competitors.same(&other.competitors)
     }
 
-    /// Whether it has as many snapshots of either kind, and the same ones with the very same bodies: all that is summed up
-    /// over events, and which snapshots they show, is as with the other.
+    /// Whether replacing `other` by this event leaves all totals and the snapshot index unchanged. That holds if both
+    /// show the same snapshot ids with the same packed markets.
     pub(crate) fn counts_as(&self, other: &CachedEvent) -> bool {
         let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
         let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
             a.snapshot_id == b.snapshot_id
                 && Arc::ptr_eq(&a.body, &b.body)
-                // The only time that is counted: a malformed row.
+                // Times do not enter the totals, except that a missing `captured_at` counts as a malformed row.
                 && (a.captured_at == Micros::UNKNOWN) == (b.captured_at == Micros::UNKNOWN)
         };
         sizes(self) == sizes(other) && self.snapshots().zip(other.snapshots()).all(pair)
@@ -64,7 +65,7 @@ impl CachedEvent {
             .chain(self.competitors.0.iter().map(|(_, snapshot)| snapshot))
     }
 
-    /// Bytes asked of the allocator for this event and its bodies, without what the interner owns.
+    /// Bytes that this event and its packed markets asked of the allocator. What the interner owns is not counted.
     pub(crate) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<CachedEvent>()
@@ -78,7 +79,7 @@ impl CachedEvent {
 }
 
 fn slice_bytes<T>(slice: &Arc<[T]>) -> usize {
-    // An empty one is a static of the standard library.
+    // An empty `Arc` of a slice points to a static of the standard library.
     if slice.is_empty() {
         0
     } else {
@@ -98,20 +99,21 @@ impl Serialize for CachedEvent {
     }
 }
 
-/// An event's latest snapshots of `odds_snapshots`: bookmaker id -> snapshot, in bookmaker order.
+/// An event's latest snapshots of `odds_snapshots`: bookmaker id -> snapshot, ordered by bookmaker id.
 ///
 /// Cloning counts one reference; it neither locks nor allocates.
 #[derive(Debug, Clone, Default)]
 pub struct BetpawaSnapshots(Arc<[CachedSnapshot]>);
 
 impl BetpawaSnapshots {
-    /// Sorts by bookmaker; of several of one bookmaker the last one stays.
+    /// Sorts by bookmaker. If a bookmaker comes several times, its last snapshot stays.
     pub(crate) fn new(mut snapshots: Vec<CachedSnapshot>) -> BetpawaSnapshots {
         BetpawaSnapshots::of(&mut snapshots)
     }
 
-    /// The same of those that it takes out of a buffer.
+    /// Like [`BetpawaSnapshots::new`], but drains a buffer that the caller uses again.
     pub(crate) fn of(snapshots: &mut Vec<CachedSnapshot>) -> BetpawaSnapshots {
+        // `dedup_by_key` keeps the first of equal keys; the list is reversed so that the last one given comes first.
         snapshots.reverse();
         snapshots.sort_by_key(|snapshot| snapshot.bookmaker_id);
         snapshots.dedup_by_key(|snapshot| snapshot.bookmaker_id);
@@ -121,7 +123,7 @@ impl BetpawaSnapshots {
         BetpawaSnapshots(snapshots.drain(..).collect())
     }
 
-    /// These, with `snapshot` in place of the one of its bookmaker.
+    /// These snapshots, with `snapshot` in place of the one of its bookmaker. Allocates a new list.
     pub(crate) fn with(&self, snapshot: CachedSnapshot) -> BetpawaSnapshots {
         BetpawaSnapshots::new(self.0.iter().cloned().chain([snapshot]).collect())
     }
@@ -135,27 +137,27 @@ impl BetpawaSnapshots {
                 .all(|(a, b)| a.difference(b).is_none())
     }
 
-    /// The snapshot of one bookmaker (`odds_snapshots.bookmaker_id`), `None` if it has none. Allocates nothing.
+    /// The snapshot of one bookmaker (`odds_snapshots.bookmaker_id`); `None` if it has none. Allocates nothing.
     pub fn get(&self, bookmaker_id: i64) -> Option<&CachedSnapshot> {
-        // A handful: a scan beats a search.
+        // There are only a few: a linear scan is faster than a binary search.
         self.0
             .iter()
             .find(|snapshot| snapshot.bookmaker_id == bookmaker_id)
     }
 
-    /// Bookmaker id and snapshot, by bookmaker id.
+    /// Pairs of bookmaker id and snapshot, ordered by bookmaker id. Allocates nothing.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (i64, &CachedSnapshot)> {
         self.0
             .iter()
             .map(|snapshot| (snapshot.bookmaker_id, snapshot))
     }
 
-    /// How many bookmakers have one.
+    /// How many bookmakers have a snapshot.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether no bookmaker has one.
+    /// Whether no bookmaker has a snapshot.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -167,12 +169,14 @@ impl Serialize for BetpawaSnapshots {
     }
 }
 
-/// A competitor, as in `competitor_events.source`: "sportybet", "bet9ja", ...
+/// The name of a competitor, as in `competitor_events.source`: "sportybet", "bet9ja", ...
+///
+/// Cloning counts one reference.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(Arc<str>);
 
 impl Source {
-    /// Its name.
+    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -200,20 +204,21 @@ impl fmt::Display for Source {
     }
 }
 
-/// An event's latest snapshots of `competitor_odds_snapshots`: source -> snapshot, in source order.
+/// An event's latest snapshots of `competitor_odds_snapshots`: source -> snapshot, ordered by source.
 ///
 /// Cloning counts one reference; it neither locks nor allocates.
 #[derive(Debug, Clone, Default)]
 pub struct CompetitorSnapshots(Arc<[(Source, CachedSnapshot)]>);
 
 impl CompetitorSnapshots {
-    /// Sorts by source; of several of one source the last one stays.
+    /// Sorts by source. If a source comes several times, its last snapshot stays.
     pub(crate) fn new(mut snapshots: Vec<(Source, CachedSnapshot)>) -> CompetitorSnapshots {
         CompetitorSnapshots::of(&mut snapshots)
     }
 
-    /// The same of those that it takes out of a buffer.
+    /// Like [`CompetitorSnapshots::new`], but drains a buffer that the caller uses again.
     pub(crate) fn of(snapshots: &mut Vec<(Source, CachedSnapshot)>) -> CompetitorSnapshots {
+        // `dedup_by` keeps the first of equal keys; the list is reversed so that the last one given comes first.
         snapshots.reverse();
         snapshots.sort_by(|(a, _), (b, _)| a.cmp(b));
         snapshots.dedup_by(|(a, _), (b, _)| a == b);
@@ -223,7 +228,7 @@ impl CompetitorSnapshots {
         CompetitorSnapshots(snapshots.drain(..).collect())
     }
 
-    /// These, with `snapshot` in place of the one of `source`.
+    /// These snapshots, with `snapshot` in place of the one of `source`. Allocates a new list.
     pub(crate) fn with(&self, source: Source, snapshot: CachedSnapshot) -> CompetitorSnapshots {
         CompetitorSnapshots::new(self.0.iter().cloned().chain([(source, snapshot)]).collect())
     }
@@ -235,8 +240,8 @@ impl CompetitorSnapshots {
         self.len() == other.len() && self.0.iter().zip(&*other.0).all(pair)
     }
 
-    /// The snapshot of one source (`competitor_events.source`, to the letter), `None` if it has none. Allocates
-    /// nothing.
+    /// The snapshot of one source, `None` if it has none. `source` must equal `competitor_events.source` exactly, case
+    /// included. Allocates nothing.
     pub fn get(&self, source: &str) -> Option<&CachedSnapshot> {
         self.0
             .iter()
@@ -244,17 +249,17 @@ impl CompetitorSnapshots {
             .map(|(_, snapshot)| snapshot)
     }
 
-    /// Source and snapshot, by source.
+    /// Pairs of source and snapshot, ordered by source. Allocates nothing.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Source, &CachedSnapshot)> {
         self.0.iter().map(|(source, snapshot)| (source, snapshot))
     }
 
-    /// How many sources have one.
+    /// How many sources have a snapshot.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether no source has one.
+    /// Whether no source has a snapshot.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -10,31 +10,31 @@ use super::{
     time::Micros,
 };
 
-/// A snapshot to be put into a cache by [`Writer`](crate::writer::Writer); the owned twin of [`CachedSnapshot`], which
-/// serialises to what this deserialises from.
+/// A snapshot for [`Writer`](crate::writer::Writer) to put into a cache. It has the fields of [`CachedSnapshot`] and
+/// deserialises from the JSON of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInput {
-    /// Id of the row, or of whatever the snapshot came from.
+    /// The snapshot's id: of the row, or of whatever else it came from.
     pub snapshot_id: i64,
-    /// The event it belongs to.
+    /// The event that the snapshot belongs to.
     pub event_id: i64,
-    /// The bookmaker; 0 for a competitor's snapshot.
+    /// The bookmaker. Ignored for a competitor's snapshot, whose bookmaker is always 0.
     pub bookmaker_id: i64,
-    /// When the odds were read. UTC; kept to the microsecond.
+    /// When the odds were read from the bookmaker. UTC, kept to the microsecond.
     pub captured_at: DateTime<Utc>,
-    /// When they were last seen unchanged; `captured_at` if `None`.
+    /// When the bookmaker last showed these same odds; `captured_at` if `None`. UTC, kept to the microsecond.
     #[serde(default)]
     pub last_confirmed_at: Option<DateTime<Utc>>,
-    /// In the order in which they are to be listed.
+    /// The markets, in the order in which readers are to see them.
     pub markets: Vec<MarketInput>,
 }
 
-/// A market to be put; the owned twin of [`CachedMarket`](crate::model::CachedMarket).
+/// A market of a [`SnapshotInput`]. It owns what [`CachedMarket`](crate::model::CachedMarket) borrows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MarketInput {
-    /// Which market this is.
+    /// Which market this is, in the platform's own numbering.
     pub betpawa_market_id: String,
-    /// Its name.
+    /// The market's name.
     pub betpawa_market_name: String,
     /// The line, if it has one.
     #[serde(default)]
@@ -48,34 +48,35 @@ pub struct MarketInput {
     /// The away side's handicap.
     #[serde(default)]
     pub handicap_away: Option<f64>,
-    /// What one can bet on.
+    /// The outcomes, in order.
     #[serde(default)]
     pub outcomes: Vec<OutcomeInput>,
-    /// The groups it is listed under.
+    /// The groups that the market is listed under.
     #[serde(default)]
     pub market_groups: Vec<Value>,
-    /// Since when it is no longer offered; `None` while it is. UTC; kept to the microsecond.
+    /// Since when the bookmaker no longer offers the market; `None` while it does. UTC, kept to the microsecond.
     #[serde(default)]
     pub unavailable_at: Option<DateTime<Utc>>,
 }
 
-/// An outcome to be put; the owned twin of [`Outcome`](crate::model::Outcome).
+/// An outcome of a [`MarketInput`]. It owns what [`Outcome`](crate::model::Outcome) borrows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutcomeInput {
-    /// Its name.
+    /// The outcome's name.
     pub name: String,
-    /// Decimal odds, kept bit for bit; `None` for an outcome without.
+    /// Decimal odds, kept bit for bit; `None` for an outcome without odds.
     pub odds: Option<f64>,
-    /// Whether one can bet on it; true if absent.
+    /// Whether bets on it are taken; true if absent.
     #[serde(default = "yes")]
     pub is_active: bool,
-    /// All other keys, kept as they are. `name`, `odds` and `is_active` among them are not kept: they have fields.
+    /// All other keys, kept as they are. The keys `name`, `odds` and `is_active` are dropped here, because they have
+    /// fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl OutcomeInput {
-    /// One that is active and has no other keys.
+    /// An active outcome without other keys.
     ///
     /// ```
     /// use oddscache::OutcomeInput;
@@ -108,6 +109,7 @@ impl SnapshotInput {
         for (row_id, market) in (0i64..).zip(&self.markets) {
             builder.names.clear();
             for outcome in &market.outcomes {
+                // The fields hold these three keys. A second value here would make JSON with duplicate keys.
                 let mut extra = outcome.extra.clone();
                 extra.retain(|key, _| !["name", "odds", "is_active"].contains(&&**key));
                 let extra = (!extra.is_empty()).then(|| Value::Object(extra).to_string());
@@ -130,8 +132,10 @@ impl SnapshotInput {
                 row_id,
                 unavailable_at: market.unavailable_at.map(Micros::from_utc),
             };
-            let shape = interner.shape(builder.last(snapshot), &key, builder.names.text());
-            builder.stage(interner, row, shape, false);
+            // The list of markets stands in for row ids, so the order given is the order shown.
+            let market_template =
+                interner.market_template(builder.last(snapshot), &key, builder.names.text());
+            builder.stage(interner, row, market_template, false);
         }
         CachedSnapshot {
             snapshot_id: self.snapshot_id,

@@ -1,47 +1,47 @@
-//! One copy of everything that snapshots have in common.
+//! Keeps one copy of everything that snapshots have in common.
 //!
 //! | invariant | |
 //! |---|---|
-//! | I1 | equal kinds, shapes and templates are one allocation each, so that addresses stand for them |
-//! | I2 | only templates hold shapes, only shapes kinds, only kinds groups; each is let go of with the last that holds it |
-//! | I3 | what is expected next is a guess that every user checks; a place that now holds another value does no harm |
+//! | I1 | equal kinds, market templates and snapshot templates are one allocation each: equal addresses, equal values |
+//! | I2 | snapshot templates hold market templates, these hold kinds, kinds hold groups; nothing else does |
+//! | I3 | which template comes next is a guess that each user checks, so a slot reused meanwhile does no harm |
 
 use std::{hash::BuildHasher, mem::size_of, sync::Arc};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{
-    market::{Groups, Kind, MarketKey, Shape},
-    slab::{NONE, Slots, shrink_table},
-    template::Template,
+    market::{Groups, MarketKey, MarketKind, MarketTemplate},
+    slab::{NONE, Slab, shrink_table},
+    template::SnapshotTemplate,
 };
 
-/// Owns one `Arc` of every template and what it is made of, so that equal ones are shared. Forgets those that nobody else
-/// holds (see [`Interner::sweep`]): team and player names churn for months.
+/// Owns one `Arc` of every snapshot template and of its parts, so that equal ones are shared. [`Interner::sweep`] frees
+/// those that nobody else holds: team and player names change for months, and keeping them all would leak.
 #[derive(Debug)]
 pub(crate) struct Interner {
-    templates: Slots<Template>,
-    shapes: Slots<Shape>,
-    kinds: HashTable<Arc<Kind>>,
+    snapshot_templates: Slab<SnapshotTemplate>,
+    market_templates: Slab<MarketTemplate>,
+    kinds: HashTable<Arc<MarketKind>>,
     groups: HashTable<Arc<Groups>>,
     build: DefaultHashBuilder,
-    /// Of what `kinds` and `groups` point to.
+    /// Bytes that the values in `kinds` and `groups` asked of the allocator.
     pointee_bytes: usize,
-    /// The shapes that snapshots begin with; see [`Interner::expected`].
+    /// The market templates expected at the beginning of a snapshot; see [`Interner::expected`].
     first: [u32; 2],
-    /// Shapes made since the last sweep: some may be in no template, because a read failed between its rows.
+    /// The market templates made since the last sweep. If a read failed halfway, no snapshot template holds them.
     fresh: Vec<u32>,
-    /// Templates made since the last sweep.
+    /// How many snapshot templates were made since the last sweep.
     added: usize,
-    /// The template that the next sweep looks at first.
+    /// The slot of the snapshot template that the next sweep looks at first.
     cursor: usize,
 }
 
 impl Default for Interner {
     fn default() -> Interner {
         Interner {
-            templates: Slots::default(),
-            shapes: Slots::default(),
+            snapshot_templates: Slab::default(),
+            market_templates: Slab::default(),
             kinds: HashTable::new(),
             groups: HashTable::new(),
             build: DefaultHashBuilder::default(),
@@ -54,22 +54,24 @@ impl Default for Interner {
     }
 }
 
-/// A sweep looks at this many templates for each one that came, so that those that went are an eighth at the most,
+/// A sweep looks at this many snapshot templates for each one added since the last sweep. In the long run at most one
+/// in eight is therefore unused.
 const LOOKS_PER_ADDED: usize = 8;
-/// and at one in so many where none came, so that all are looked at within as many publishes,
+/// A sweep looks at one snapshot template in this many even if none was added, so that 32 sweeps look at all of them.
 const ROUND: usize = 32;
-/// but at no more than this: a publish is to stay short however many are held.
+/// The most that a sweep looks at for that reason, so that a publish stays short. With more templates a round takes
+/// longer.
 const MOST_LOOKS: usize = 1024;
 
 impl Interner {
-    /// What came after the shape `previous` ([`NONE`]: at a snapshot's begin): what did so again and again, then what did
-    /// so last. Snapshots list much the same markets in the same order, so that comparing with these finds most shapes
-    /// without looking for them.
+    /// The two market templates expected after `previous` ([`NONE`]: at the beginning of a snapshot). The first has come
+    /// there repeatedly; the second came there last. Most snapshots list nearly the same markets in the same order, so
+    /// comparing with these two finds most templates without a hash lookup.
     pub(crate) fn expected(&self, previous: u32) -> [u32; 2] {
         if previous == NONE {
             self.first
         } else {
-            self.shapes.next(previous)
+            self.market_templates.next(previous)
         }
     }
 
@@ -77,67 +79,82 @@ impl Interner {
         if previous == NONE {
             self.first = next;
         } else {
-            self.shapes.set_next(previous, next);
+            self.market_templates.set_next(previous, next);
         }
     }
 
-    /// The second of those expected after `previous` has come.
+    /// Swaps the two templates expected after `previous`, because the second of them came again.
     pub(crate) fn came_again(&mut self, previous: u32) {
         let [first, second] = self.expected(previous);
         self.expect(previous, [second, first]);
     }
 
-    /// The shape of a market that came after `previous`; `names` is the text of a [`super::NamesBuffer`].
-    pub(crate) fn shape(&mut self, previous: u32, key: &MarketKey<'_>, names: &str) -> u32 {
-        let mut kind = None;
-        for (index, place) in self.expected(previous).into_iter().enumerate() {
-            if let Some(shape) = self.shapes.get(place)
-                && key.matches(&shape.kind)
-            {
-                if *shape.names == *names {
-                    if index == 1 {
-                        self.came_again(previous);
-                    }
-                    return place;
-                }
-                kind = Some(Arc::clone(&shape.kind));
-            }
-        }
-        let kind = kind.unwrap_or_else(|| self.kind(key));
-        self.shape_of_kind(previous, kind, names)
-    }
-
-    /// The shape of a market that came after `previous` and has the names of the shape at `place`.
-    pub(crate) fn shape_with_names_of(
+    /// The template of a market that came after `previous`. `names` is the text of a [`super::NamesBuffer`].
+    pub(crate) fn market_template(
         &mut self,
         previous: u32,
         key: &MarketKey<'_>,
-        place: u32,
+        names: &str,
+    ) -> u32 {
+        let mut kind = None;
+        // Try the two expected templates first. If only the names differ, reuse the kind.
+        for (index, slot) in self.expected(previous).into_iter().enumerate() {
+            if let Some(market_template) = self.market_templates.get(slot)
+                && key.matches(&market_template.kind)
+            {
+                if *market_template.names == *names {
+                    if index == 1 {
+                        self.came_again(previous);
+                    }
+                    return slot;
+                }
+                kind = Some(Arc::clone(&market_template.kind));
+            }
+        }
+        let kind = kind.unwrap_or_else(|| self.kind(key));
+        self.market_template_of_kind(previous, kind, names)
+    }
+
+    /// The template of a market that came after `previous`, with the names of the template in `slot`.
+    pub(crate) fn market_template_with_names_of(
+        &mut self,
+        previous: u32,
+        key: &MarketKey<'_>,
+        slot: u32,
     ) -> Option<u32> {
-        let named = Arc::clone(self.shapes.get(place)?);
+        let named = Arc::clone(self.market_templates.get(slot)?);
         let kind = self.kind(key);
-        Some(self.shape_of_kind(previous, kind, &named.names))
+        Some(self.market_template_of_kind(previous, kind, &named.names))
     }
 
-    fn shape_of_kind(&mut self, previous: u32, kind: Arc<Kind>, names: &str) -> u32 {
-        let hash = Shape::hash_of(&kind, names, &self.build);
-        let found = self.shapes.find(hash, |shape| {
-            Arc::ptr_eq(&shape.kind, &kind) && *shape.names == *names
+    fn market_template_of_kind(
+        &mut self,
+        previous: u32,
+        kind: Arc<MarketKind>,
+        names: &str,
+    ) -> u32 {
+        let hash = MarketTemplate::hash_of(&kind, names, &self.build);
+        let found = self.market_templates.find(hash, |market_template| {
+            Arc::ptr_eq(&market_template.kind, &kind) && *market_template.names == *names
         });
-        let place = found.unwrap_or_else(|| {
+        let slot = found.unwrap_or_else(|| {
             let names = names.into();
-            let shape = Shape { kind, names };
-            let place = self.shapes.insert(hash, shape, &self.build);
-            self.fresh.push(place);
-            place
+            let market_template = MarketTemplate { kind, names };
+            let slot = self
+                .market_templates
+                .insert(hash, market_template, &self.build);
+            self.fresh.push(slot);
+            slot
         });
+        // Remember this template as the last one seen after `previous`. The first guess stays unless its slot is now
+        // empty.
         let [first, _] = self.expected(previous);
-        let known = self.shapes.get(first).map_or(place, |_| first);
-        self.expect(previous, [known, place]);
-        place
+        let first = self.market_templates.get(first).map_or(slot, |_| first);
+        self.expect(previous, [first, slot]);
+        slot
     }
 
-    fn kind(&mut self, key: &MarketKey<'_>) -> Arc<Kind> {
+    fn kind(&mut self, key: &MarketKey<'_>) -> Arc<MarketKind> {
         let hash = key.hash(&self.build);
         if let Some(kind) = self.kinds.find(hash, |kind| key.matches(kind)) {
             return Arc::clone(kind);
@@ -166,79 +183,96 @@ impl Interner {
         Arc::clone(entry.get())
     }
 
-    pub(crate) fn shape_at(&self, place: u32) -> Option<&Arc<Shape>> {
-        self.shapes.get(place)
+    pub(crate) fn market_template_at(&self, slot: u32) -> Option<&Arc<MarketTemplate>> {
+        self.market_templates.get(slot)
     }
 
-    /// The template of these shapes, each with the number of its outcomes.
-    pub(super) fn template(
+    /// The snapshot template of these market templates, each given with its number of outcomes.
+    pub(super) fn snapshot_template(
         &mut self,
-        shapes: impl ExactSizeIterator<Item = (u32, u32)> + Clone,
-    ) -> Arc<Template> {
-        // Whoever made the places holds no sweep between.
-        let all = shapes.filter_map(|(place, outcomes)| Some((self.shapes.get(place)?, outcomes)));
-        let hash = Template::hash_of(all.clone().map(|(shape, _)| shape), &self.build);
-        let found = self.templates.find(hash, |template| {
-            template.lists(all.clone().map(|(shape, _)| shape))
+        market_templates: impl ExactSizeIterator<Item = (u32, u32)> + Clone,
+    ) -> Arc<SnapshotTemplate> {
+        // The caller made these slots since the last sweep, so none of them is empty.
+        let all = market_templates
+            .filter_map(|(slot, outcomes)| Some((self.market_templates.get(slot)?, outcomes)));
+        let hash = SnapshotTemplate::hash_of(
+            all.clone().map(|(market_template, _)| market_template),
+            &self.build,
+        );
+        let found = self.snapshot_templates.find(hash, |template| {
+            template.lists(all.clone().map(|(market_template, _)| market_template))
         });
-        let place = found.unwrap_or_else(|| {
+        let slot = found.unwrap_or_else(|| {
             self.added += 1;
-            let template = Template::new(all);
-            self.templates.insert(hash, template, &self.build)
+            let template = SnapshotTemplate::new(all);
+            self.snapshot_templates.insert(hash, template, &self.build)
         });
-        self.templates.get(place).cloned().unwrap_or_default()
+        self.snapshot_templates
+            .get(slot)
+            .cloned()
+            .unwrap_or_default()
     }
 
-    /// Forgets some of what nobody else holds, and in time all of it. Costs a look at a few of the templates (see the
-    /// constants above), and what there is to free. Call it when no [`super::BodyBuilder`] is under way.
+    /// Frees some of the templates that nobody else holds, and over several calls all of them. Looks at a few snapshot
+    /// templates (see the constants above) and frees what it finds unused. Must not be called between
+    /// [`super::BodyBuilder::begin`] and its `finish`.
     pub(crate) fn sweep(&mut self) {
-        let base = (self.templates.places() / ROUND + 1).clamp(1, MOST_LOOKS);
+        let base = (self.snapshot_templates.slots() / ROUND + 1).clamp(1, MOST_LOOKS);
         let added = std::mem::take(&mut self.added);
-        let looks = (base + added * LOOKS_PER_ADDED).min(self.templates.places());
+        let looks = (base + added * LOOKS_PER_ADDED).min(self.snapshot_templates.slots());
         for _ in 0..looks {
-            if self.cursor >= self.templates.places() {
+            if self.cursor >= self.snapshot_templates.slots() {
                 self.cursor = 0;
             }
-            // Below the number of places, which has 32 bits.
+            // The cast is exact: slots are numbered with 32 bits.
             if let Some(template) = self
-                .templates
+                .snapshot_templates
                 .remove_unheld(self.cursor as u32, &self.build)
             {
-                template.into_shapes().for_each(|shape| self.let_go(shape));
+                template
+                    .into_market_templates()
+                    .for_each(|market_template| self.let_go(market_template));
             }
             self.cursor += 1;
         }
-        for place in std::mem::take(&mut self.fresh) {
-            self.forget(place);
+        // Market templates of a read that failed: no snapshot template releases them, so this loop does.
+        for slot in std::mem::take(&mut self.fresh) {
+            self.forget(slot);
         }
         let build = &self.build;
-        self.templates.shrink(build);
-        self.shapes.shrink(build);
+        self.snapshot_templates.shrink(build);
+        self.market_templates.shrink(build);
         shrink_table(&mut self.kinds, |kind| kind.key().hash(build));
         shrink_table(&mut self.groups, |groups| {
             build.hash_one(groups.text.as_deref())
         });
     }
 
-    /// Drops a template's hold of a shape.
-    fn let_go(&mut self, shape: Arc<Shape>) {
-        // This one and the interner's own.
-        if Arc::strong_count(&shape) > 2 {
+    /// Releases a snapshot template's hold of a market template.
+    fn let_go(&mut self, market_template: Arc<MarketTemplate>) {
+        // Two holders are this function and the interner.
+        if Arc::strong_count(&market_template) > 2 {
             return;
         }
-        let hash = Shape::hash_of(&shape.kind, &shape.names, &self.build);
-        let place = self.shapes.find(hash, |other| Arc::ptr_eq(other, &shape));
-        drop(shape);
-        if let Some(place) = place {
-            self.forget(place);
+        let hash =
+            MarketTemplate::hash_of(&market_template.kind, &market_template.names, &self.build);
+        let slot = self
+            .market_templates
+            .find(hash, |other| Arc::ptr_eq(other, &market_template));
+        drop(market_template);
+        if let Some(slot) = slot {
+            self.forget(slot);
         }
     }
 
-    /// Forgets a shape that no template holds, and what it alone held.
-    fn forget(&mut self, place: u32) {
-        let Some(Shape { kind, .. }) = self.shapes.remove_unheld(place, &self.build) else {
+    /// Frees a market template that nobody else holds, then its kind and its groups if nobody else holds those.
+    fn forget(&mut self, slot: u32) {
+        let Some(MarketTemplate { kind, .. }) =
+            self.market_templates.remove_unheld(slot, &self.build)
+        else {
             return;
         };
+        // Two holders are this function and the interner's table.
         if Arc::strong_count(&kind) > 2 {
             return;
         }
@@ -250,7 +284,7 @@ impl Interner {
             found.remove();
             self.pointee_bytes -= kind.heap_bytes();
         }
-        // The kind's and the interner's own.
+        // Two holders are this kind and the interner's table.
         if Arc::strong_count(&kind.groups) > 2 {
             return;
         }
@@ -266,18 +300,18 @@ impl Interner {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.templates.is_empty()
-            && self.shapes.is_empty()
+        self.snapshot_templates.is_empty()
+            && self.market_templates.is_empty()
             && self.kinds.is_empty()
             && self.groups.is_empty()
             && self.pointee_bytes == 0
     }
 
-    /// Bytes asked of the allocator, all included.
+    /// Bytes asked of the allocator by the interner and all that it owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
-            + self.templates.heap_bytes()
-            + self.shapes.heap_bytes()
+            + self.snapshot_templates.heap_bytes()
+            + self.market_templates.heap_bytes()
             + self.kinds.allocation_size()
             + self.groups.allocation_size()
             + self.fresh.capacity() * size_of::<u32>()

@@ -8,22 +8,24 @@ use serde_json::Value;
 
 use super::{outcome_names::Names, slab::Slotted};
 
-/// Everything of a market but its odds and times; interned, so that equal markets of all snapshots share one.
+/// A market without its odds and times. Interned: equal markets of all snapshots share one template.
 ///
-/// Names of players make it one event's own; all that most other markets share with it is apart, in its [`Kind`].
+/// The names of outcomes are often players and then belong to one event. All else is in the [`MarketKind`], which most
+/// other markets share.
 #[derive(Debug)]
-pub(crate) struct Shape {
-    pub(super) kind: Arc<Kind>,
-    /// As [`Names`] reads it.
+pub(crate) struct MarketTemplate {
+    pub(super) kind: Arc<MarketKind>,
+    /// The names of the outcomes, packed as [`Names`] reads them.
     pub(super) names: Box<str>,
 }
 
-/// What a market is, apart from what one can bet on; interned.
+/// A market without its outcomes: ids, name, line, handicap and groups. Interned.
 #[derive(Debug)]
-pub(crate) struct Kind {
-    /// `betpawa_market_id`, `betpawa_market_name`, `handicap_type` and the text of `market_groups`, one after the other.
+pub(crate) struct MarketKind {
+    /// `betpawa_market_id`, `betpawa_market_name`, `handicap_type` and the text of `market_groups`, joined without
+    /// separators.
     text: Box<str>,
-    /// Where the first three end.
+    /// Where each of the first three texts ends in `text`, in bytes.
     ends: [u32; 3],
     has_handicap_type: bool,
     has_groups: bool,
@@ -33,16 +35,16 @@ pub(crate) struct Kind {
     pub(super) groups: Arc<Groups>,
 }
 
-/// A `market_groups`; interned.
+/// One value of `market_groups`. Interned.
 #[derive(Debug)]
 pub(crate) struct Groups {
-    /// As it came; two spellings of one value are two, which costs memory but is never wrong.
+    /// The column's text. Two spellings of one value are two entries, which costs some memory and is never wrong.
     pub(super) text: Option<Box<str>>,
     pub(super) values: Box<[Value]>,
     pub(super) malformed: bool,
 }
 
-/// What a [`Kind`] is looked up by: the same, borrowed from a row.
+/// The key that a [`MarketKind`] is looked up by: the same values, borrowed from a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MarketKey<'a> {
     pub(crate) betpawa_market_id: &'a str,
@@ -51,7 +53,7 @@ pub(crate) struct MarketKey<'a> {
     pub(crate) handicap_type: Option<&'a str>,
     pub(crate) handicap_home: Option<f64>,
     pub(crate) handicap_away: Option<f64>,
-    /// The text of the JSON value; `None` where the column is null or missing.
+    /// The text of the JSON value; `None` if the column is null or missing.
     pub(crate) market_groups: Option<&'a str>,
 }
 
@@ -66,12 +68,12 @@ impl MarketKey<'_> {
         state.finish()
     }
 
-    /// Numbers compare by their bits, so that a NaN equals itself and -0.0 stays apart from 0.0.
+    /// Numbers compare by their bits: a NaN equals itself, and -0.0 differs from 0.0.
     fn bits(&self) -> [Option<u64>; 3] {
         [self.line, self.handicap_home, self.handicap_away].map(|number| number.map(f64::to_bits))
     }
 
-    /// The texts, whether or not they are there.
+    /// The four texts; a missing one is empty.
     fn texts(&self) -> [&str; 4] {
         [
             self.betpawa_market_id,
@@ -81,11 +83,11 @@ impl MarketKey<'_> {
         ]
     }
 
-    pub(crate) fn matches(&self, kind: &Kind) -> bool {
+    pub(crate) fn matches(&self, kind: &MarketKind) -> bool {
         let [id, name, handicap_type, groups] = self.texts().map(str::as_bytes);
         let text = kind.text.as_bytes();
         let [id_end, name_end, type_end] = kind.ends.map(|end| end as usize);
-        // Where one text ends and the next begins, before the texts: what differs, mostly differs in that.
+        // Lengths and flags first: they are cheap to compare, and unequal markets mostly differ in them.
         id.len() == id_end
             && id_end + name.len() == name_end
             && name_end + handicap_type.len() == type_end
@@ -99,15 +101,15 @@ impl MarketKey<'_> {
             && same_bytes(&text[type_end..], groups)
     }
 
-    pub(super) fn to_kind(self, groups: Arc<Groups>) -> Kind {
+    pub(super) fn to_kind(self, groups: Arc<Groups>) -> MarketKind {
         let texts = self.texts();
         let mut length = 0;
         let ends = [0, 1, 2].map(|index: usize| {
             length += texts[index].len();
-            // Beyond four thousand million bytes lies no row: PostgreSQL's limit is 1 GB.
+            // The lengths fit 32 bits: PostgreSQL limits a row to 1 GB.
             u32::try_from(length).unwrap_or(u32::MAX)
         });
-        Kind {
+        MarketKind {
             text: texts.concat().into(),
             ends,
             has_handicap_type: self.handicap_type.is_some(),
@@ -120,13 +122,14 @@ impl MarketKey<'_> {
     }
 }
 
-/// What `==` says. Most texts here are so short that calling `memcmp` is most of its cost.
+/// The same as `==`. Most texts here are so short that a call of `memcmp` would cost more than the comparison.
 #[inline]
 pub(crate) fn same_bytes(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
     }
-    // The first and the last few bytes, which overlap.
+    // Compares the first and the last bytes of both. The two parts overlap, so together they cover every length of
+    // their range.
     match a.len() {
         0 => true,
         1..4 => {
@@ -141,7 +144,7 @@ pub(crate) fn same_bytes(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
-impl Kind {
+impl MarketKind {
     fn part(&self, start: u32, end: u32) -> &str {
         let part = self.text.get(start as usize..end as usize);
         part.unwrap_or_default()
@@ -177,8 +180,8 @@ impl Kind {
     }
 }
 
-impl Shape {
-    pub(crate) fn kind(&self) -> &Kind {
+impl MarketTemplate {
+    pub(crate) fn kind(&self) -> &MarketKind {
         &self.kind
     }
 
@@ -186,8 +189,8 @@ impl Shape {
         Names::of(&self.names)
     }
 
-    /// By the address of the kind, for equal kinds are one.
-    pub(super) fn hash_of(kind: &Arc<Kind>, names: &str, build: &impl BuildHasher) -> u64 {
+    /// Hashes the address of the kind: equal kinds are one allocation (I1).
+    pub(super) fn hash_of(kind: &Arc<MarketKind>, names: &str, build: &impl BuildHasher) -> u64 {
         let mut state = build.build_hasher();
         (Arc::as_ptr(kind) as usize).hash(&mut state);
         names.hash(&mut state);
@@ -196,6 +199,7 @@ impl Shape {
 }
 
 impl Groups {
+    /// The groups of a column's text. A text that is no JSON list counts as malformed and yields no groups.
     pub(super) fn new(text: Option<&str>) -> Groups {
         let values = match text.map(serde_json::from_str::<Value>) {
             None | Some(Ok(Value::Null)) => Ok(Vec::new()),
@@ -210,28 +214,28 @@ impl Groups {
     }
 }
 
-/// The two reference counts in front of what an `Arc` points to.
+/// The size of the two reference counts that stand before the value of an `Arc`.
 pub(super) const ARC_HEADER: usize = 2 * size_of::<usize>();
 
-impl Slotted for Shape {
+impl Slotted for MarketTemplate {
     fn hash(&self, build: &impl BuildHasher) -> u64 {
-        Shape::hash_of(&self.kind, &self.names, build)
+        MarketTemplate::hash_of(&self.kind, &self.names, build)
     }
 
     fn heap_bytes(&self) -> usize {
-        ARC_HEADER + size_of::<Shape>() + self.names.len()
+        ARC_HEADER + size_of::<MarketTemplate>() + self.names.len()
     }
 }
 
-impl Kind {
-    /// Bytes asked of the allocator for one of these in an `Arc`, without what it shares.
+impl MarketKind {
+    /// Bytes that one kind in an `Arc` asked of the allocator, without the groups that it shares.
     pub(super) fn heap_bytes(&self) -> usize {
-        ARC_HEADER + size_of::<Kind>() + self.text.len()
+        ARC_HEADER + size_of::<MarketKind>() + self.text.len()
     }
 }
 
 impl Groups {
-    /// Bytes asked of the allocator for one of these in an `Arc`, without what it shares.
+    /// Bytes that one value in an `Arc` asked of the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<Groups>()
@@ -251,7 +255,7 @@ fn value_heap_bytes(value: &Value) -> usize {
             values.capacity().saturating_sub(values.len()) * size_of::<Value>()
                 + values_heap_bytes(values)
         }
-        // Groups are strings; an object among them is counted by its entries, without the tree's own nodes.
+        // Groups are strings. An object among them is rare: its entries are counted, the nodes of its tree are not.
         Value::Object(map) => map
             .iter()
             .map(|(key, value)| {
@@ -267,7 +271,7 @@ mod tests {
     use super::same_bytes;
 
     #[test]
-    fn the_same_bytes_are_the_same() {
+    fn same_bytes_agrees_with_equality() {
         for length in 0..70 {
             let a = vec![7u8; length];
             assert!(same_bytes(&a, &a.clone()));

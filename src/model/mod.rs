@@ -1,16 +1,19 @@
-//! Plain data, with no I/O, no clock and no async: what a reader gets, and how it is laid out in memory.
+//! Plain data: what a reader gets, and how it is laid out in memory. No I/O, no clock, no async.
 //!
-//! Odds change every few minutes, everything else about a market hardly ever does. So a snapshot's [`Body`] holds only its
-//! odds, as one 32-bit word an outcome, and an interned [`Template`](template::Template): the list of its markets'
-//! [`Shape`]s, which are shared with all snapshots that have the same market. A shape is a
-//! [`Kind`](market::Kind) (ids, name, line, handicap, groups: of the same few hundred everywhere) and the outcomes' names
-//! (of players, most of them an event's own).
+//! Odds change every few minutes; everything else about a market hardly ever changes. The two are therefore kept apart:
+//!
+//! - [`Body`] holds the packed markets of one snapshot: its odds, one 32-bit word per outcome, and a snapshot template.
+//! - [`SnapshotTemplate`](template::SnapshotTemplate) lists the market templates of a snapshot. Interned.
+//! - [`MarketTemplate`] holds the names of a market's outcomes and points to its kind. Interned; all snapshots with the
+//!   same market share it. Many of these names are players, so they belong to one event.
+//! - [`MarketKind`](market::MarketKind) holds ids, name, line, handicap and groups. Interned; a few hundred of them
+//!   serve all events.
 //!
 //! | invariant | |
 //! |---|---|
-//! | M1 | nothing reachable from a view is ever changed: new values are new allocations |
-//! | M2 | a word's odds give back the bits they were made from, whatever those are |
-//! | M3 | the interner never frees what a view can still reach (it drops only what it alone owns) |
+//! | M1 | nothing that a view reaches ever changes: a new value is a new allocation |
+//! | M2 | odds survive packing bit for bit, whatever their bits are |
+//! | M3 | the interner never frees what a view still reaches: it drops only what it alone owns |
 
 mod event;
 mod input;
@@ -28,7 +31,7 @@ mod time;
 pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
 pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
-pub(crate) use market::{MarketKey, Shape, same_bytes};
+pub(crate) use market::{MarketKey, MarketTemplate, same_bytes};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
 pub(crate) use outcome_names::{Names, NamesBuffer};
 pub(crate) use packed::{Body, BodyBuilder, StagedRow};

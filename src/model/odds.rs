@@ -1,36 +1,37 @@
-//! Odds as one 32-bit word each.
+//! Packs odds into one 32-bit word each.
 
-/// The odds of many markets, one word an outcome.
+/// Packed odds of many markets, one word per outcome.
 #[derive(Debug, Default)]
 pub(crate) struct OddsBuffer {
     pub(super) words: Vec<u32>,
-    /// Odds that do not fit a word.
+    /// Odds that do not fit a word; such a word holds an index into this list.
     wide: Vec<f64>,
 }
 
-// A word: the top bit says active, the next says that the rest is no number of thousandths but an index into the wide odds.
+// A word has two flags in its top bits: whether the outcome is active, and whether the payload is an index into the
+// wide odds. Otherwise the payload is the odds in thousandths.
 const ACTIVE: u32 = 1 << 31;
 const WIDE: u32 = 1 << 30;
 const PAYLOAD: u32 = WIDE - 1;
-/// The payload of a wide word that stands for "no odds".
+/// The payload of a wide word for an outcome without odds.
 const NO_ODDS: u32 = PAYLOAD;
 
-/// The greatest number of thousandths that a word holds.
+/// The greatest number of thousandths that fits a word.
 pub(crate) const MOST_THOUSANDTHS: u32 = PAYLOAD;
 
-/// Thousandths, if dividing them gives back the very same bits (M2).
+/// The odds in thousandths; `None` unless dividing by 1000 gives back exactly the same bits (M2).
 fn thousandths(odds: f64) -> Option<u32> {
     let scaled = (odds * 1000.0).round();
     if !(0.0..=f64::from(PAYLOAD)).contains(&scaled) {
         return None;
     }
-    // In range, so the cast is exact.
+    // The value is a whole number in range, so the cast is exact.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let word = scaled as u32;
     ((f64::from(word) / 1000.0).to_bits() == odds.to_bits()).then_some(word)
 }
 
-/// How full a buffer is, to go back to.
+/// A length of the buffer, to which [`OddsBuffer::truncate`] goes back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     words: usize,
@@ -45,13 +46,13 @@ impl OddsBuffer {
         }
     }
 
-    /// Forgets what was added since.
+    /// Drops everything added since `mark`.
     pub(crate) fn truncate(&mut self, mark: Mark) {
         self.words.truncate(mark.words);
         self.wide.truncate(mark.wide);
     }
 
-    /// Adds an outcome's odds, whatever they are.
+    /// Adds the odds of one outcome. Any value is kept bit for bit, NaN included.
     pub(crate) fn push(&mut self, odds: Option<f64>, is_active: bool) {
         let payload = match odds {
             None => WIDE | NO_ODDS,
@@ -64,8 +65,8 @@ impl OddsBuffer {
         self.push_word(payload, is_active);
     }
 
-    /// Adds odds of so many thousandths, [`MOST_THOUSANDTHS`] at the most: the word that [`OddsBuffer::push`] makes of
-    /// their quotient by 1000, which division rounds as reading the decimal number does.
+    /// Adds odds given in thousandths, at most [`MOST_THOUSANDTHS`]. Makes the same word as [`OddsBuffer::push`] of the
+    /// decimal number: dividing by 1000 rounds just as parsing the decimal does.
     pub(crate) fn push_thousandths(&mut self, thousandths: u32, is_active: bool) {
         self.push_word(thousandths, is_active);
     }
@@ -75,7 +76,8 @@ impl OddsBuffer {
             .push(payload | if is_active { ACTIVE } else { 0 });
     }
 
-    /// Points the words of one snapshot to wide odds of its own, in the order of the words, and returns those.
+    /// Collects the wide odds that the words of one snapshot use, in the order of the words, and lets the words point
+    /// into the new list.
     pub(super) fn own_wide(&self, words: &mut [u32]) -> Vec<f64> {
         let mut own = Vec::new();
         if self.wide.is_empty() {
@@ -109,18 +111,18 @@ impl OddsBuffer {
     }
 }
 
-/// A read holds far fewer than 2^30 outcomes; beyond, there would be no odds.
+/// A read holds far fewer than 2^30 outcomes. Beyond that, odds would become "none".
 fn wide_index(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(NO_ODDS).min(NO_ODDS)
 }
 
-/// A word's odds, and whether the outcome is active.
+/// The odds in a word, and whether the outcome is active.
 pub(super) fn unpack(word: u32, wide: &[f64]) -> (Option<f64>, bool) {
     let payload = word & PAYLOAD;
     let odds = if word & WIDE == 0 {
         Some(f64::from(payload) / 1000.0)
     } else {
-        // Of `NO_ODDS` there is none.
+        // The payload `NO_ODDS` lies beyond every list.
         wide.get(payload as usize).copied()
     };
     (odds, word & ACTIVE != 0)
@@ -132,8 +134,8 @@ mod tests {
 
     use super::*;
 
-    /// Also where another snapshot's wide odds came before.
-    fn there_and_back(odds: Option<f64>, is_active: bool) -> (Option<u64>, bool) {
+    /// Packs and unpacks, with the wide odds of another snapshot before it in the buffer.
+    fn packed_and_unpacked(odds: Option<f64>, is_active: bool) -> (Option<u64>, bool) {
         let mut buffer = OddsBuffer::default();
         buffer.push(Some(0.000_1), true);
         let mark = buffer.mark();
@@ -149,15 +151,22 @@ mod tests {
     proptest! {
         /// M2
         #[test]
-        fn every_number_comes_back_bit_for_bit(bits in any::<u64>(), thousandths in 0..=MOST_THOUSANDTHS + 2, is_active in any::<bool>()) {
-            prop_assert_eq!(there_and_back(Some(f64::from_bits(bits)), is_active), (Some(bits), is_active));
+        fn every_number_comes_back_bit_for_bit(
+            bits in any::<u64>(),
+            thousandths in 0..=MOST_THOUSANDTHS + 2,
+            is_active in any::<bool>(),
+        ) {
+            prop_assert_eq!(packed_and_unpacked(Some(f64::from_bits(bits)), is_active), (Some(bits), is_active));
             let odds = f64::from(thousandths) / 1000.0;
-            prop_assert_eq!(there_and_back(Some(odds), is_active), (Some(odds.to_bits()), is_active));
-            prop_assert_eq!(there_and_back(None, is_active), (None, is_active));
+            prop_assert_eq!(packed_and_unpacked(Some(odds), is_active), (Some(odds.to_bits()), is_active));
+            prop_assert_eq!(packed_and_unpacked(None, is_active), (None, is_active));
         }
 
         #[test]
-        fn thousandths_make_the_word_that_their_number_makes(thousandths in 0..=MOST_THOUSANDTHS, is_active in any::<bool>()) {
+        fn thousandths_make_the_same_word_as_their_number(
+            thousandths in 0..=MOST_THOUSANDTHS,
+            is_active in any::<bool>(),
+        ) {
             let text = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
             let (mut a, mut b) = (OddsBuffer::default(), OddsBuffer::default());
             a.push_thousandths(thousandths, is_active);
@@ -167,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn borders() {
+    fn odds_at_the_limits_come_back_bit_for_bit() {
         for odds in [
             0.0,
             -0.0,
@@ -179,7 +188,7 @@ mod tests {
             1_073_741.824,
         ] {
             assert_eq!(
-                there_and_back(Some(odds), true),
+                packed_and_unpacked(Some(odds), true),
                 (Some(odds.to_bits()), true)
             );
         }

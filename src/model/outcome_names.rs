@@ -1,11 +1,14 @@
-//! The names of a market's outcomes as one text: what is shared between snapshots, compared at once, and read without
-//! a pointer for each.
+//! Packs the names of a market's outcomes into one text. Snapshots share it, one comparison covers all names, and
+//! reading needs no pointer per name.
 //!
-//! For each outcome a length, the name, and for the few that have one the length and text of `extra`; at the end one
-//! character that says whether the whole is [`plain`](Names::plain). Lengths are characters below 0x80 too, so that the
-//! whole is a `str`, whose parts can be borrowed as such: six bits each, the lowest first, 0x40 on all but the last.
+//! The text holds, for each outcome, a length, the name, and, if the outcome has an `extra`, a length and the text of
+//! that. The lowest bit of the first length says whether there is an `extra`. The last character says whether the whole
+//! text is [`plain`](Names::plain).
+//!
+//! A length is written as characters below 0x80, so the whole is valid UTF-8 and its parts can be borrowed as `str`.
+//! Each character holds six bits, the lowest first; all but the last one have 0x40 set.
 
-/// Collects a market's names; its buffer is used again.
+/// Packs the names of one market at a time. Reuses its buffer.
 #[derive(Debug, Default)]
 pub(crate) struct NamesBuffer {
     text: String,
@@ -13,7 +16,7 @@ pub(crate) struct NamesBuffer {
     complete: bool,
 }
 
-/// Ends a text in which each name could stand between quotes in JSON as it is, and no outcome has an `extra`.
+/// Ends a text without any `extra`, whose names all stand in JSON without escapes.
 const PLAIN: char = 'p';
 const ODD: char = 'o';
 
@@ -25,13 +28,13 @@ impl NamesBuffer {
         self.complete = false;
     }
 
-    /// Adds a name of which it is known that JSON has it without escapes.
+    /// Adds a name that the caller knows to need no escapes in JSON.
     pub(crate) fn push_plain(&mut self, name: &str) {
         self.push_length(name.len() << 1);
         self.text.push_str(name);
     }
 
-    /// Adds an outcome's name, and the text of its other keys.
+    /// Adds an outcome's name and the JSON text of its other keys.
     pub(crate) fn push(&mut self, name: &str, extra: Option<&str>) {
         let escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
         self.odd |= extra.is_some() || name.bytes().any(escaped);
@@ -57,11 +60,11 @@ impl NamesBuffer {
     }
 
     fn push_bits(&mut self, bits: usize) {
-        // Below 0x80 wherever it is called.
+        // Every caller passes less than 0x80.
         self.text.push(char::from(bits as u8 & 0x7f));
     }
 
-    /// All of them, as they are kept.
+    /// The packed text of all names added. Further names need a [`NamesBuffer::clear`] first.
     pub(crate) fn text(&mut self) -> &str {
         if !self.complete {
             self.complete = true;
@@ -71,7 +74,7 @@ impl NamesBuffer {
     }
 }
 
-/// Reads such a text, outcome by outcome.
+/// Reads a packed text, outcome by outcome.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names<'a> {
     text: &'a str,
@@ -83,12 +86,12 @@ impl<'a> Names<'a> {
         Names { text, at: 0 }
     }
 
-    /// Whether each name could stand between quotes in JSON as it is, and no outcome has an `extra`.
+    /// Whether every name stands in JSON without escapes, and no outcome has an `extra`.
     pub(crate) fn plain(&self) -> bool {
         self.text.ends_with(PLAIN)
     }
 
-    /// The next name, where all are [plain](Names::plain).
+    /// The next name. Only for a text that is [plain](Names::plain).
     pub(crate) fn next_plain(&mut self) -> Option<&'a [u8]> {
         if self.at + 1 >= self.text.len() {
             return None;
@@ -99,9 +102,10 @@ impl<'a> Names<'a> {
         Some(name)
     }
 
-    /// Goes past an outcome without looking at its name, which most readers of odds do not want.
+    /// Skips one outcome without reading its name: most readers of odds never want it.
     #[inline]
     pub(crate) fn skip_one(&mut self) {
+        // One character with an even length: a short name without `extra`, as nearly all are.
         match self.text.as_bytes().get(self.at) {
             Some(length) if length & 0x41 == 0 => self.at += 1 + usize::from(length >> 1),
             _ => {
@@ -142,7 +146,7 @@ impl<'a> Iterator for Names<'a> {
     type Item = (&'a str, Option<&'a str>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        // The last character is no outcome's.
+        // The last character is the mark of the whole text, not part of an outcome.
         if self.at + 1 >= self.text.len() {
             return None;
         }
@@ -164,7 +168,7 @@ mod tests {
 
     fn packed(outcomes: &[(String, Option<String>)]) -> String {
         let mut names = NamesBuffer::default();
-        // What was there before leaves no trace.
+        // Earlier content must leave no trace.
         names.push("before\"", Some("{}"));
         names.text();
         names.clear();
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_around_every_border() {
+    fn lengths_around_every_limit_read_back() {
         for length in (0..200).chain([2046, 2047, 2048, 4095, 4096, 100_000, 300_000]) {
             let name = "n".repeat(length);
             for extra in [None, Some("e".repeat(length))] {
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_is_what_needs_no_escape() {
+    fn a_text_is_plain_if_no_name_needs_escapes() {
         let plain = |name: &str| Names::of(&packed(&[(name.to_owned(), None)])).plain();
         assert!(plain("") && plain("1") && plain("Ö'Brién \u{7f} / {[,]}"));
         for odd in ["\"", "a\\b", "\n", "\u{1f}", "\0"] {
@@ -206,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_goes_in_comes_out(outcomes in vec((".{0,40}", option::weighted(0.2, ".{0,40}")), 0..6)) {
+        fn packed_names_read_back_unchanged(outcomes in vec((".{0,40}", option::weighted(0.2, ".{0,40}")), 0..6)) {
             let text = packed(&outcomes);
             if Names::of(&text).plain() {
                 let mut names = Names::of(&text);
@@ -228,7 +232,7 @@ mod tests {
             prop_assert_eq!(found, outcomes);
         }
 
-        /// Equal texts mean equal outcomes, so that a text may stand for them.
+        /// Only equal lists give equal texts, so comparing texts compares lists.
         #[test]
         fn no_two_lists_share_a_text(
             a in vec(("[a\\x01-\\x0A]{0,3}", option::of("[a\\x01-\\x0A]{0,3}")), 0..4),

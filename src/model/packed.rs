@@ -2,30 +2,31 @@ use std::{mem::size_of, sync::Arc};
 
 use super::{
     interner::Interner,
-    market::{ARC_HEADER, Shape},
+    market::{ARC_HEADER, MarketTemplate},
     odds::{OddsBuffer, unpack},
     outcome_names::NamesBuffer,
     slab::NONE,
-    template::Template,
+    template::SnapshotTemplate,
     time::Micros,
 };
 
-/// The markets of a snapshot. Apart from the times, so that a confirmation shares it.
+/// The packed markets of a snapshot. They hold no confirmation time, so a confirmed snapshot shares them with the one
+/// before.
 #[derive(Debug)]
 pub(crate) struct Body {
-    pub(super) template: Arc<Template>,
-    /// One word an outcome, all markets one after the other.
+    pub(super) template: Arc<SnapshotTemplate>,
+    /// One word per outcome, market after market.
     pub(super) odds: Box<[u32]>,
     rare: Option<Box<Rare>>,
     malformed_rows: u32,
 }
 
-/// What few snapshots have.
+/// The parts that few snapshots have.
 #[derive(Debug)]
 struct Rare {
-    /// Odds that do not fit a word.
+    /// Odds that do not fit a word, in the order of the words.
     wide_odds: Box<[f64]>,
-    /// Market and its `unavailable_at`, by market.
+    /// Pairs of market index and its `unavailable_at`, ordered by index.
     unavailable_at: Box<[(u32, Micros)]>,
 }
 
@@ -34,16 +35,16 @@ impl Body {
         self.template.len()
     }
 
-    /// How many of the market rows did not read as they should.
+    /// How many of the market rows were malformed.
     pub(crate) fn malformed_rows(&self) -> usize {
         self.malformed_rows as usize
     }
 
-    pub(super) fn shape(&self, market: usize) -> &Shape {
-        &self.template.shapes()[market]
+    pub(super) fn market_template(&self, market: usize) -> &MarketTemplate {
+        &self.template.market_templates()[market]
     }
 
-    /// The odds of a word, and whether the outcome is active.
+    /// The odds in a word, and whether the outcome is active.
     pub(super) fn unpack(&self, word: u32) -> (Option<f64>, bool) {
         unpack(word, self.wide_odds())
     }
@@ -66,8 +67,8 @@ impl Body {
         Some(list[found].1)
     }
 
-    /// Whether another body says the same of the same markets. Both must be of one interner, which gives equal markets
-    /// one template.
+    /// Whether both hold the same markets with the same odds. Both must use the same interner, which gives equal
+    /// markets one template.
     pub(super) fn same(&self, other: &Body) -> bool {
         fn bits(body: &Body) -> impl Iterator<Item = u64> {
             body.wide_odds().iter().map(|odds| odds.to_bits())
@@ -77,11 +78,11 @@ impl Body {
                 && self.malformed_rows == other.malformed_rows
                 && self.odds == other.odds
                 && self.unavailable() == other.unavailable()
-                // Not as numbers: a NaN equals itself.
+                // Compares bits, not numbers, so that a NaN equals itself.
                 && bits(self).eq(bits(other))
     }
 
-    /// Bytes asked of the allocator for this body alone; its template is the interner's.
+    /// Bytes asked of the allocator, without the template, which the interner owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         let rare = |rare: &Rare| {
             size_of::<Rare>() + size_of_val(&*rare.wide_odds) + size_of_val(&*rare.unavailable_at)
@@ -93,75 +94,76 @@ impl Body {
     }
 }
 
-/// Packs the markets of many snapshots at a time, whose rows come in any order; keeps its buffers.
+/// Packs the markets of many snapshots at once. Their rows may come in any order. The buffers are reused.
 #[derive(Debug, Default)]
 pub(crate) struct BodyBuilder {
-    markets: Vec<Staged>,
-    /// The odds of all markets, and what is added to them before [`BodyBuilder::stage`].
+    markets: Vec<StagedMarket>,
+    /// The odds of all staged markets. The caller adds those of the next market before [`BodyBuilder::stage`].
     pub(crate) odds: OddsBuffer,
-    /// The names of the market that is being read.
+    /// The names of the market that the caller is reading.
     pub(crate) names: NamesBuffer,
-    snapshots: Vec<Begun>,
-    /// Rows came in another order than they are to be listed in.
+    snapshots: Vec<StagedSnapshot>,
+    /// Whether some row came before another one that readers are to see earlier.
     out_of_order: bool,
-    /// How many of the words are of markets that are staged.
+    /// How many odds words belong to staged markets.
     words_staged: usize,
 }
 
-/// A row's place among the others, and what it has beside its shape and odds.
+/// A market row without its template and odds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StagedRow {
-    /// As [`BodyBuilder::begin`] counts.
+    /// The index that [`BodyBuilder::begin`] returned.
     pub(crate) snapshot: u32,
     pub(crate) row_id: i64,
     pub(crate) unavailable_at: Option<Micros>,
 }
 
 #[derive(Debug)]
-struct Staged {
-    /// Index of its snapshot.
+struct StagedMarket {
+    /// The index of its snapshot.
     snapshot: u32,
-    /// Place of its shape.
-    shape: u32,
+    /// The interner's slot of its market template.
+    market_template: u32,
     row_id: i64,
-    /// Its stretch of the words.
+    /// Where its odds words begin.
     first_word: usize,
     words: u32,
     unavailable_at: Option<Micros>,
 }
 
 #[derive(Debug)]
-struct Begun {
-    /// The shape of the row that came last.
+struct StagedSnapshot {
+    /// The slot of the market template of its latest row.
     last: u32,
     malformed_rows: u32,
 }
 
 impl BodyBuilder {
-    /// Begins a snapshot; returns its index, which counts from 0.
+    /// Begins a snapshot and returns its index. Indices count from 0 after each `finish`.
     pub(crate) fn begin(&mut self) -> u32 {
-        self.snapshots.push(Begun {
+        self.snapshots.push(StagedSnapshot {
             last: NONE,
             malformed_rows: 0,
         });
-        // There is not the memory for 2^32.
+        // Memory ends long before 2^32 snapshots.
         u32::try_from(self.snapshots.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// The place of the shape that the last row of a snapshot has, for [`Interner::expected`].
+    /// The slot of the market template of a snapshot's latest row, for [`Interner::expected`]; [`NONE`] before its
+    /// first row.
     pub(crate) fn last(&self, snapshot: u32) -> u32 {
         self.snapshots
             .get(snapshot as usize)
             .map_or(NONE, |snapshot| snapshot.last)
     }
 
-    /// Adds a market row of the shape at this place; its odds are those added since the last call. Says whether the row
-    /// is malformed, as it is if `malformed` or if its groups are.
+    /// Adds a market row whose template is in slot `market_template`. Its odds are those added since the last call.
+    /// Returns whether the row counts as malformed: if `malformed` is set or its groups are malformed.
     pub(crate) fn stage(
         &mut self,
         interner: &Interner,
         row: StagedRow,
-        shape: u32,
+        market_template: u32,
         malformed: bool,
     ) -> bool {
         let StagedRow {
@@ -170,32 +172,33 @@ impl BodyBuilder {
             unavailable_at,
         } = row;
         let groups_malformed = || {
-            let shape = interner.shape_at(shape);
-            shape.is_some_and(|shape| shape.kind.groups.malformed)
+            let market_template = interner.market_template_at(market_template);
+            market_template.is_some_and(|market_template| market_template.kind.groups.malformed)
         };
         let malformed = malformed || groups_malformed();
-        if let Some(begun) = self.snapshots.get_mut(snapshot as usize) {
-            begun.last = shape;
-            begun.malformed_rows += u32::from(malformed);
+        if let Some(staged) = self.snapshots.get_mut(snapshot as usize) {
+            staged.last = market_template;
+            staged.malformed_rows += u32::from(malformed);
+            // Sorting is skipped as long as rows come ordered by snapshot and row id.
         }
         self.out_of_order |= self
             .markets
             .last()
             .is_some_and(|last| (last.snapshot, last.row_id) > (snapshot, row_id));
         let first_word = std::mem::replace(&mut self.words_staged, self.odds.words.len());
-        self.markets.push(Staged {
+        self.markets.push(StagedMarket {
             snapshot,
-            shape,
+            market_template,
             row_id,
             first_word,
-            // A row holds far fewer than 2^32 outcomes: PostgreSQL's limit is 1 GB.
+            // The number fits 32 bits: PostgreSQL limits a row to 1 GB.
             words: u32::try_from(self.words_staged - first_word).unwrap_or(u32::MAX),
             unavailable_at,
         });
         malformed
     }
 
-    /// The body of the one snapshot begun since the last call.
+    /// The packed markets of the only snapshot staged since the last `finish`.
     pub(crate) fn finish_one(&mut self, interner: &mut Interner) -> Arc<Body> {
         self.sort();
         let malformed_rows = self.snapshots.first().map_or(0, |one| one.malformed_rows);
@@ -211,26 +214,33 @@ impl BodyBuilder {
         }
     }
 
-    /// The bodies of the snapshots begun since the last call, by index.
+    /// The packed markets of all snapshots staged since the last `finish`, by index.
     pub(crate) fn finish(&mut self, interner: &mut Interner) -> Vec<Arc<Body>> {
         self.sort();
         let mut bodies = Vec::with_capacity(self.snapshots.len());
+        // After the sort each snapshot's markets are neighbours: take them off the front, snapshot by snapshot.
         let mut rest = self.markets.as_slice();
-        for (index, begun) in (0..).zip(&self.snapshots) {
+        for (index, staged) in (0..).zip(&self.snapshots) {
             let others = rest.iter().position(|market| market.snapshot != index);
             let (own, after) = rest.split_at(others.unwrap_or(rest.len()));
             rest = after;
-            bodies.push(self.body(interner, own, begun.malformed_rows));
+            bodies.push(self.body(interner, own, staged.malformed_rows));
         }
         self.clear();
         bodies
     }
 
-    fn body(&self, interner: &mut Interner, markets: &[Staged], malformed_rows: u32) -> Arc<Body> {
-        let words = |market: &Staged| {
+    fn body(
+        &self,
+        interner: &mut Interner,
+        markets: &[StagedMarket],
+        malformed_rows: u32,
+    ) -> Arc<Body> {
+        let words = |market: &StagedMarket| {
             let words = market.first_word..market.first_word + market.words as usize;
             self.odds.words.get(words).unwrap_or_default()
         };
+        // In row order the words of all markets are already adjacent: one copy instead of one for each market.
         let mut odds: Box<[u32]> = match markets {
             [first, .., last] if !self.out_of_order => {
                 let all = first.first_word..last.first_word + last.words as usize;
@@ -238,6 +248,7 @@ impl BodyBuilder {
             }
             markets => markets.iter().flat_map(words).copied().collect(),
         };
+        // The words still point into the shared list of wide odds. Give this snapshot a list of its own.
         let wide_odds = self.odds.own_wide(&mut odds);
         let unavailable_at: Box<[_]> = (0u32..)
             .zip(markets)
@@ -249,9 +260,11 @@ impl BodyBuilder {
                 unavailable_at,
             })
         });
-        let shapes = markets.iter().map(|market| (market.shape, market.words));
+        let market_templates = markets
+            .iter()
+            .map(|market| (market.market_template, market.words));
         Arc::new(Body {
-            template: interner.template(shapes),
+            template: interner.snapshot_template(market_templates),
             odds,
             rare,
             malformed_rows,
@@ -267,11 +280,11 @@ impl BodyBuilder {
         self.words_staged = 0;
     }
 
-    /// Bytes asked of the allocator for the buffers.
+    /// Bytes that the buffers asked of the allocator.
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.markets.capacity() * size_of::<Staged>()
+        self.markets.capacity() * size_of::<StagedMarket>()
             + self.odds.heap_bytes()
             + self.names.heap_bytes()
-            + self.snapshots.capacity() * size_of::<Begun>()
+            + self.snapshots.capacity() * size_of::<StagedSnapshot>()
     }
 }

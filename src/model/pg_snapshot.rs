@@ -1,18 +1,18 @@
 //! Which transactions a snapshot of PostgreSQL shows.
 
-/// A `pg_snapshot`: which transactions a read could see.
+/// PostgreSQL's `pg_snapshot`: which transactions a read saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PgSnapshot {
-    /// All below are visible, or rolled back.
+    /// Every transaction below this id had ended: its changes are visible, or it was rolled back.
     pub(crate) xmin: u64,
-    /// All from here on are not.
+    /// No transaction from this id on is visible.
     pub(crate) xmax: u64,
-    /// Those between that were in progress. Always empty on a standby.
+    /// The transactions between `xmin` and `xmax` that were in progress. A standby always reports none.
     in_progress: Vec<u64>,
 }
 
 impl PgSnapshot {
-    /// Reads `xmin:xmax:xip,...`
+    /// Parses PostgreSQL's text form `xmin:xmax:xip,...`; `None` if the text has another form.
     pub(crate) fn parse(text: &str) -> Option<PgSnapshot> {
         let mut parts = text.split(':');
         let (xmin, xmax, list) = (
@@ -32,7 +32,7 @@ impl PgSnapshot {
         })
     }
 
-    /// `xmax`, and what was in progress, as PostgreSQL reads them.
+    /// `xmax` and the list of transactions in progress, as arguments for PostgreSQL: a number and an array.
     pub(crate) fn bounds(&self) -> (String, String) {
         let in_progress: Vec<String> = self.in_progress.iter().map(u64::to_string).collect();
         (
@@ -41,7 +41,9 @@ impl PgSnapshot {
         )
     }
 
-    /// Whether what a transaction wrote is seen, if it committed.
+    /// Whether the snapshot shows what transaction `xid` wrote, provided that it committed.
+    ///
+    /// A standby reports no transaction in progress, so there only ids below `xmin` are certain.
     pub(crate) fn shows(&self, xid: u64, standby: bool) -> bool {
         xid < self.xmin || !standby && xid < self.xmax && !self.in_progress.contains(&xid)
     }
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_are_read_as_postgres_prints_them() {
+    fn snapshots_parse_as_postgres_prints_them() {
         let snapshot = |xmin, xmax, in_progress: &[u64]| {
             Some(PgSnapshot {
                 xmin,
@@ -72,8 +74,9 @@ mod tests {
         }
     }
 
-    /// What is read are the text's numbers, all of them, and PostgreSQL's form of them is read the same.
-    fn says_what_it_read(text: &str) -> bool {
+    /// Whether the text parses. If it does, the snapshot holds exactly the numbers of the text, and printing it in
+    /// PostgreSQL's form parses to the same snapshot.
+    fn parses_to_its_own_numbers(text: &str) -> bool {
         let Some(snapshot) = PgSnapshot::parse(text) else {
             return false;
         };
@@ -96,16 +99,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_as_it_says_or_not_at_all(text in "\\PC{0,20}", near in "[0-9]{0,3}:[0-9]{1,20}:[0-9,:+ -]{0,12}") {
-            says_what_it_read(&text);
-            says_what_it_read(&near);
+        fn any_text_parses_to_its_own_numbers_or_not_at_all(
+            text in "\\PC{0,20}",
+            near in "[0-9]{0,3}:[0-9]{1,20}:[0-9,:+ -]{0,12}",
+        ) {
+            parses_to_its_own_numbers(&text);
+            parses_to_its_own_numbers(&near);
         }
 
         #[test]
-        fn whatever_postgres_prints_is_read(xmin in any::<u64>(), xmax in any::<u64>(), list in "([0-9]{1,9}(,[0-9]{1,9}){0,4})?") {
-            prop_assert!(says_what_it_read("10:20:10,14,15"));
+        fn all_that_postgres_prints_parses(
+            xmin in any::<u64>(),
+            xmax in any::<u64>(),
+            list in "([0-9]{1,9}(,[0-9]{1,9}){0,4})?",
+        ) {
+            prop_assert!(parses_to_its_own_numbers("10:20:10,14,15"));
             let text = format!("{xmin}:{xmax}:{list}");
-            prop_assert!(says_what_it_read(&text));
+            prop_assert!(parses_to_its_own_numbers(&text));
         }
     }
 }

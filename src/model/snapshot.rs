@@ -7,11 +7,13 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::{market::Kind, outcome_names::Names, packed::Body, time::Micros};
+use super::{market::MarketKind, outcome_names::Names, packed::Body, time::Micros};
 
-/// One row of `odds_snapshots` or `competitor_odds_snapshots` with its markets: the latest of its event and bookmaker.
+/// The latest snapshot of an event and bookmaker: one row of `odds_snapshots` or `competitor_odds_snapshots` with its
+/// markets.
 ///
-/// Immutable. A clone copies five numbers and counts one reference; it stays readable after the cache has moved on.
+/// It never changes and stays readable after the cache has moved on. A clone copies five numbers and counts one
+/// reference; it neither locks nor allocates.
 #[derive(Debug, Clone)]
 pub struct CachedSnapshot {
     pub(crate) snapshot_id: i64,
@@ -23,17 +25,17 @@ pub struct CachedSnapshot {
 }
 
 impl CachedSnapshot {
-    /// `id` of the row.
+    /// The row's `id`.
     pub fn snapshot_id(&self) -> i64 {
         self.snapshot_id
     }
 
-    /// The event in `events`; for a competitor's snapshot the one its competitor event is linked to.
+    /// The event's id in `events`. For a competitor's snapshot: the event that its competitor event is linked to.
     pub fn event_id(&self) -> i64 {
         self.event_id
     }
 
-    /// `bookmaker_id` of the row; 0 for a competitor's snapshot.
+    /// The row's `bookmaker_id`; 0 for a competitor's snapshot.
     pub fn bookmaker_id(&self) -> i64 {
         self.bookmaker_id
     }
@@ -43,17 +45,18 @@ impl CachedSnapshot {
         self.captured_at.to_utc()
     }
 
-    /// `last_confirmed_at`: when the bookmaker last showed these same odds; `captured_at` where the row has none. UTC.
+    /// `last_confirmed_at`: when the bookmaker last showed these same odds; `captured_at` if the row has none. UTC, to
+    /// the microsecond.
     pub fn last_confirmed_at(&self) -> DateTime<Utc> {
         self.last_confirmed_at.to_utc()
     }
 
-    /// How many of the rows it was read from, its own and its markets', did not read as they should.
+    /// How many rows of this snapshot were malformed: market rows, and its own row if it has no `captured_at`.
     pub(crate) fn malformed_rows(&self) -> usize {
         self.body.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
     }
 
-    /// The first thing in which another one, packed with the same interned names, differs from it; `None` if nothing does.
+    /// Names the first field in which `other` differs; `None` if the two are equal. Both must use the same interner.
     pub(crate) fn difference(&self, other: &CachedSnapshot) -> Option<&'static str> {
         if self.snapshot_id != other.snapshot_id {
             Some("snapshot_id")
@@ -68,12 +71,12 @@ impl CachedSnapshot {
         }
     }
 
-    /// Where its markets lie: as long as it is held, no others lie there.
+    /// The address of the packed markets. No other markets can have it while these are held.
     pub(crate) fn markets_address(&self) -> usize {
         Arc::as_ptr(&self.body).addr()
     }
 
-    /// This one with the markets of `held`, if they are equal; both packed with the same interned names.
+    /// This snapshot, sharing the packed markets of `held` if they are equal. Both must use the same interner.
     pub(crate) fn sharing(mut self, held: Option<&CachedSnapshot>) -> CachedSnapshot {
         if let Some(held) = held.filter(|held| self.body.same(&held.body)) {
             self.body = Arc::clone(&held.body);
@@ -81,7 +84,7 @@ impl CachedSnapshot {
         self
     }
 
-    /// The markets in the order of their row ids. Free: borrows, allocates nothing.
+    /// The markets in the order of their row ids. Borrows; allocates nothing.
     pub fn markets(&self) -> Markets<'_> {
         Markets {
             body: &self.body,
@@ -90,9 +93,11 @@ impl CachedSnapshot {
         }
     }
 
-    /// The first market with this id and line; a line of `None` is a market without. Faster than going through
-    /// [`markets`](CachedSnapshot::markets), of which it looks at hardly any other; where markets differ in nothing but
-    /// their handicap, only that tells them apart. Allocates nothing.
+    /// The first market with this id and line. A `line` of `None` finds a market without a line. To tell markets
+    /// apart that differ only in their handicap, go through [`markets`](CachedSnapshot::markets).
+    ///
+    /// Compares one byte per market, and the whole key only where that matches. Faster than going through all markets;
+    /// allocates nothing.
     pub fn market(&self, betpawa_market_id: &str, line: Option<f64>) -> Option<CachedMarket<'_>> {
         let index = self.body.template.find(betpawa_market_id, line)?;
         Some(CachedMarket {
@@ -116,7 +121,7 @@ impl Serialize for CachedSnapshot {
     }
 }
 
-/// The markets of a snapshot, in the order of their row ids.
+/// Iterates over the markets of a snapshot, in the order of their row ids.
 #[derive(Debug, Clone)]
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct Markets<'a> {
@@ -156,21 +161,22 @@ impl Serialize for Markets<'_> {
     }
 }
 
-/// One row of `market_odds` or `competitor_market_odds`. Borrowed from its snapshot; copying it is free.
+/// One row of `market_odds` or `competitor_market_odds`. Borrowed from its snapshot; a copy copies three words.
 #[derive(Debug, Clone, Copy)]
 pub struct CachedMarket<'a> {
     body: &'a Body,
     index: usize,
-    /// Where its odds begin.
+    /// The index of its first odds word.
     first_word: usize,
 }
 
 impl<'a> CachedMarket<'a> {
-    fn kind(&self) -> &'a Kind {
-        &self.body.shape(self.index).kind
+    fn kind(&self) -> &'a MarketKind {
+        &self.body.market_template(self.index).kind
     }
 
-    /// `betpawa_market_id`: which market this is, in the platform's own numbering (of competitors' markets too).
+    /// `betpawa_market_id`: which market this is, in the platform's own numbering. Competitors' markets have the same
+    /// numbering.
     pub fn betpawa_market_id(&self) -> &'a str {
         self.kind().betpawa_market_id()
     }
@@ -180,44 +186,46 @@ impl<'a> CachedMarket<'a> {
         self.kind().betpawa_market_name()
     }
 
-    /// `line`, such as the 2.5 of "over/under 2.5"; `None` for a market without.
+    /// `line`, such as 2.5 in "over/under 2.5"; `None` for a market without a line.
     pub fn line(&self) -> Option<f64> {
         self.kind().line
     }
 
-    /// `handicap_type`; `None` for a market without.
+    /// `handicap_type`; `None` for a market without a handicap.
     pub fn handicap_type(&self) -> Option<&'a str> {
         self.kind().handicap_type()
     }
 
-    /// `handicap_home`: the home side's handicap, in the units of the sport's score; `None` for a market without.
+    /// `handicap_home`: the home side's handicap, in the units of the sport's score; `None` for a market without a
+    /// handicap.
     pub fn handicap_home(&self) -> Option<f64> {
         self.kind().handicap_home
     }
 
-    /// `handicap_away`: the away side's; `None` for a market without.
+    /// `handicap_away`: the away side's handicap, in the units of the sport's score; `None` for a market without a
+    /// handicap.
     pub fn handicap_away(&self) -> Option<f64> {
         self.kind().handicap_away
     }
 
-    /// `market_groups`: the groups it is listed under, as they stand in the column; none where that is null, no list or
-    /// missing.
+    /// `market_groups`: the groups that the market is listed under, as they stand in the column. Empty if the column is
+    /// null, missing or not a list.
     pub fn market_groups(&self) -> &'a [Value] {
         &self.kind().groups.values
     }
 
-    /// `unavailable_at`: since when the bookmaker no longer offers it; `None` while it does, and where there is no such
-    /// column. UTC, to the microsecond.
+    /// `unavailable_at`: since when the bookmaker no longer offers the market. `None` while it does, or if the column
+    /// is missing. UTC, to the microsecond.
     pub fn unavailable_at(&self) -> Option<DateTime<Utc>> {
         self.body.unavailable_at(self.index).map(Micros::to_utc)
     }
 
-    /// `outcomes`, in the order of the column. Free: borrows, allocates nothing.
+    /// `outcomes`, in the order of the column. Borrows; allocates nothing.
     pub fn outcomes(&self) -> Outcomes<'a> {
         let words = self.first_word..self.first_word + self.body.template.outcomes(self.index);
         Outcomes {
             body: self.body,
-            names: self.body.shape(self.index).names(),
+            names: self.body.market_template(self.index).names(),
             words: self.body.odds.get(words).unwrap_or_default(),
         }
     }
@@ -239,7 +247,7 @@ impl Serialize for CachedMarket<'_> {
     }
 }
 
-/// The outcomes of a market, in the order of the column.
+/// Iterates over the outcomes of a market, in the order of the column.
 #[derive(Debug, Clone)]
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct Outcomes<'a> {
@@ -281,10 +289,10 @@ impl Serialize for Outcomes<'_> {
     }
 }
 
-/// One outcome of a market. Borrowed from its snapshot; copying it is free.
+/// One outcome of a market. Borrowed from its snapshot; a copy copies a few words.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome<'a> {
-    /// Those from its own on.
+    /// The packed names, from this outcome's own on.
     names: Names<'a>,
     odds: Option<f64>,
     is_active: bool,
@@ -299,30 +307,31 @@ impl PartialEq for Outcome<'_> {
 }
 
 impl<'a> Outcome<'a> {
-    /// Name and extra keys. Of each outcome there are some.
+    /// Name and extra keys. The fallback is never taken: each outcome has a name.
     fn named(&self) -> (&'a str, Option<&'a str>) {
         let mut names = self.names;
         names.next().unwrap_or_default()
     }
 
-    /// Its name, such as "1", "X" or "Over"; empty where the stored one is no string (the row counts as malformed).
+    /// The outcome's name, such as "1", "X" or "Over". Empty if the stored name is not a string; the row then counts as
+    /// malformed.
     pub fn name(&self) -> &'a str {
         self.named().0
     }
 
-    /// Decimal odds, bit for bit the number in the column; `None` where that is null, missing or no number.
+    /// Decimal odds, bit for bit the number in the column. `None` if that is null, missing or not a number.
     pub fn odds(&self) -> Option<f64> {
         self.odds
     }
 
-    /// Whether one can bet on it; true where the key is missing or null.
+    /// Whether bets on this outcome are taken. True if the key is missing or null.
     pub fn is_active(&self) -> bool {
         self.is_active
     }
 
-    /// The keys beyond `name`, `odds` and `is_active`. Parses and allocates when there are any.
+    /// The keys other than `name`, `odds` and `is_active`. Parses and allocates if there are any.
     pub fn extra(&self) -> Map<String, Value> {
-        // Written by ourselves as the text of an object; there is no other way in.
+        // The text was written by this crate from an object, so it always parses.
         self.named()
             .1
             .and_then(|text| serde_json::from_str(text).ok())

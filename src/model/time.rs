@@ -1,25 +1,28 @@
 use chrono::{DateTime, Utc};
 
-/// A point in time in 8 bytes: microseconds since 1970-01-01 00:00 UTC, PostgreSQL's own resolution.
+/// A point in time in 8 bytes: microseconds since 1970-01-01 00:00 UTC. PostgreSQL has the same resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Micros(pub(crate) i64);
 
-/// PostgreSQL counts from 2000-01-01.
+/// Microseconds from 1970-01-01 to 2000-01-01, from which PostgreSQL counts.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl Micros {
-    /// In place of a time that must be there and is not: as old as can be.
+    /// Stands for a time that is missing although it must not be: older than any real one.
     pub(crate) const UNKNOWN: Micros = Micros(0);
 
-    /// From PostgreSQL's binary form. `infinity` and times that chrono cannot hold become the last (first) time it can.
+    /// Reads PostgreSQL's binary form: microseconds since 2000-01-01. `infinity` and times beyond chrono's range become
+    /// the last (or first) time that chrono can hold.
     pub(crate) fn from_postgres(micros: i64) -> Micros {
         Micros(micros.saturating_add(POSTGRES_EPOCH)).clamped()
     }
 
+    /// Microseconds since 2000-01-01, as PostgreSQL's binary form has them.
     pub(crate) fn to_postgres(self) -> i64 {
         self.0.saturating_sub(POSTGRES_EPOCH)
     }
 
+    /// This time less `duration`; the first time that chrono can hold if that is earlier.
     pub(crate) fn minus(self, duration: std::time::Duration) -> Micros {
         Micros(
             self.0
@@ -33,7 +36,7 @@ impl Micros {
     }
 
     pub(crate) fn to_utc(self) -> DateTime<Utc> {
-        // Clamped when made, so the fallback is never taken.
+        // Every constructor clamps, so the fallback is never taken.
         DateTime::from_timestamp_micros(self.0).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
@@ -63,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn infinity_is_the_last_time_there_is() {
+    fn infinity_becomes_the_last_time_that_chrono_holds() {
         assert_eq!(
             Micros::from_postgres(i64::MAX).to_utc().timestamp_micros(),
             DateTime::<Utc>::MAX_UTC.timestamp_micros()

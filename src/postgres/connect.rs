@@ -1,10 +1,10 @@
-//! Opening a connection: every server of the configuration in turn, each within its own time.
+//! Opens a connection: tries every server of the configuration in turn, each with its own time limit.
 //!
 //! | invariant | |
 //! |---|---|
-//! | O1 | no server uses up the time of another: each of its addresses has `connect_timeout` for everything up to the login |
-//! | O2 | where `sslmode` asks for TLS, not a byte of the login goes without |
-//! | O3 | an error counts as worth waiting for only if some server's is |
+//! | O1 | each address of each server has the whole `connect_timeout`, up to and including the login |
+//! | O2 | if `sslmode` requires TLS, no byte of the login goes out unencrypted |
+//! | O3 | the error counts as transient only if that of at least one server does |
 
 use std::{
     future::{Future, poll_fn},
@@ -35,26 +35,24 @@ use crate::{
     },
 };
 
-/// Moves the bytes of a [`Client`], with or without TLS, as [`tokio_postgres::Connection`] does. From
-/// [`Config::open`](crate::config::Config::open).
+/// The part of a connection that moves the bytes of a [`Client`], with or without TLS, as [`tokio_postgres::Connection`]
+/// does. Ends with its client. Dropping it closes the connection.
 ///
-/// The client does nothing until this is polled, and this ends with its client. `tokio::spawn(connection)` is enough where
-/// notices and notifications are of no interest; else call [`Connection::poll_message`]. Dropping it closes the
-/// connection.
+/// It must be polled. `tokio::spawn(connection)` is enough if notices and notifications do not matter; otherwise poll
+/// [`Connection::poll_message`].
 #[must_use = "the client does nothing until this is polled"]
 pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
 impl Connection {
-    /// The server's major version, such as 15, which it named at the login. `None` if it named none that can be read: a
-    /// pooler may name its own. Does no I/O. See [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
+    /// The server's major version, such as 15, as the server named it at the login. `None` if that cannot be read; a pooler
+    /// may name its own. Does no I/O. See [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[must_use]
     pub fn server_version(&self) -> Option<u32> {
         let version = self.0.parameter("server_version").and_then(Major::parse);
         version.map(|Major(major)| major)
     }
 
-    /// The next notice or notification; `None` once the connection is closed. Moves the client's bytes meanwhile. At most
-    /// one is held here, but those that nobody asks for make the server wait.
+    /// The next notice or notification. Moves the client's bytes meanwhile. `None` once the connection is closed.
     ///
     /// # Errors
     /// The driver's error that ended the connection.
@@ -80,10 +78,10 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// How long connecting to one address may take, unless set.
+/// How long connecting to one address may take, unless the configuration says otherwise.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How to reach the server: what a connection string says.
+/// How to reach the server, as a connection string says.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectOptions {
     pub(crate) postgres: tokio_postgres::Config,
@@ -97,7 +95,7 @@ pub(crate) struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Whether it makes sense.
+    /// Fails if the options contradict each other.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
         hosts::targets(&self.postgres).map(drop)
@@ -113,7 +111,7 @@ impl ConnectOptions {
         hosts::targets(&self.postgres).is_ok_and(|targets| targets.len() == 1)
     }
 
-    /// Hosts and database, for messages: never a password.
+    /// Hosts and database, for messages. Never contains a password.
     pub(crate) fn target(&self) -> String {
         let targets = hosts::targets(&self.postgres).unwrap_or_default();
         let hosts: Vec<String> = targets.iter().map(Target::name).collect();
@@ -147,10 +145,11 @@ impl ConnectOptions {
         if let Some(connector) = &self.connector {
             return Ok(connector.clone());
         }
+        // Without a need for TLS, do not read certificates: a missing file must not prevent the connection.
         #[cfg(feature = "tls")]
         if self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket()) {
             let tls = self.tls.clone();
-            // Reads files.
+            // Reading certificates blocks.
             let connector =
                 tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
             let connector = connector
@@ -165,7 +164,7 @@ impl ConnectOptions {
         cfg!(feature = "tls") || self.connector.is_some()
     }
 
-    /// Each address of one server.
+    /// Tries each address of one server, each with its own time limit (O1).
     async fn try_target(
         &self,
         target: &Target,
@@ -185,12 +184,12 @@ impl ConnectOptions {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) | Err(error) => error,
             };
-            failure = Some(weightier(failure, error));
+            failure = Some(more_telling(failure, error));
         }
         Err(failure.unwrap_or_else(|| unreachable(target, "the name has no address".to_owned())))
     }
 
-    /// One address, with and without TLS as the mode has it.
+    /// Tries one address with or without TLS, in the order that the mode prescribes (O2).
     async fn try_address(
         &self,
         target: &Target,
@@ -213,10 +212,11 @@ impl ConnectOptions {
             .log_in(target, address, connector, password, first)
             .await;
         let login = match (login, second) {
-            // No handshake, or no line in pg_hba.conf for connections of this kind.
+            // The handshake failed, or pg_hba.conf has no line for this kind of connection.
             (
                 Err(Failed {
-                    other_way: true, ..
+                    try_other_way: true,
+                    ..
                 }),
                 Some(second),
             ) => {
@@ -226,10 +226,11 @@ impl ConnectOptions {
             (login, _) => login,
         };
         let (client, mut connection) = login.map_err(|failed| failed.error)?;
-        let Some((question, wanted, problem)) = session.question() else {
+        // The login worked. Now check whether the session is one that `target_session_attrs` accepts.
+        let Some((query, wanted, problem)) = session.query() else {
             return Ok((client, connection));
         };
-        match ask(&client, &mut connection, question).await {
+        match first_value(&client, &mut connection, query).await {
             Ok(Some(answer)) if answer == wanted => Ok((client, connection)),
             Ok(_) => Err(unreachable(
                 target,
@@ -260,9 +261,9 @@ impl ConnectOptions {
         }
         let connect = postgres.connect(connector.clone()).await;
         let (client, connection) = connect.map_err(|error| Failed {
-            other_way: is_about_tls(&error)
+            try_other_way: is_about_tls(&error)
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
-            error: self.judge(target, &error, password),
+            error: self.classify(target, &error, password),
         })?;
         Ok((client, Connection(connection)))
     }
@@ -293,7 +294,7 @@ impl ConnectOptions {
         }
     }
 
-    /// The password for this server, if none is configured and the password file has one.
+    /// The password for this server from the password file, unless one is configured.
     async fn password_from_file(&self, target: &Target) -> Option<Vec<u8>> {
         let path = self.passfile.clone()?;
         if self.postgres.get_password().is_some() {
@@ -304,8 +305,13 @@ impl ConnectOptions {
         reading.await.ok().flatten()
     }
 
-    /// What became of a login, in our terms.
-    fn judge(&self, target: &Target, error: &tokio_postgres::Error, password: &Password) -> Error {
+    /// The error of a login as one of ours. It decides whether a retry makes sense.
+    fn classify(
+        &self,
+        target: &Target,
+        error: &tokio_postgres::Error,
+        password: &Password,
+    ) -> Error {
         #[cfg(feature = "tls")]
         if let Some(cause) = crate::postgres::rustls::cause(error) {
             return match crate::postgres::rustls::explain(cause) {
@@ -315,70 +321,72 @@ impl ConnectOptions {
         }
         let mut said = reason(error);
         let Some(code) = error.code() else {
-            return self.judge_unanswered(target, error, said);
+            return self.classify_unanswered(target, error, said);
         };
-        // Worth waiting for: starting up or shutting down, too many connections or too little memory, trouble with a disk.
+        // Transient: the server starts up or shuts down, has too many connections or too little memory, or a disk
+        // fails.
         if ["57P", "53", "58"]
             .iter()
             .any(|class| code.code().starts_with(class))
         {
             return unreachable(target, said);
         }
-        // All that PgBouncer says has this one code. Most of it passes: it is full, or its server is away.
-        let lasts = [
+        // PgBouncer reports everything with this one code. Most of it is transient: it is full, or its server is away.
+        let permanent = [
             "unsupported startup parameter",
             "authentication failed",
             "no such",
         ];
-        if *code == SqlState::PROTOCOL_VIOLATION && !lasts.iter().any(|words| said.contains(words))
+        if *code == SqlState::PROTOCOL_VIOLATION
+            && !permanent.iter().any(|words| said.contains(words))
         {
             return unreachable(target, said);
         }
         if *code == SqlState::INVALID_PASSWORD {
             said.push_str(match password {
                 Password::Configured => "",
-                Password::FromFile(_) => "; the password is that of the password file",
-                Password::Asked(_) => "; the password is what password_with gave",
+                Password::FromFile(_) => "; the password came from the password file",
+                Password::Asked(_) => "; the password came from password_with",
             });
         }
         refused(target, said)
     }
 
-    /// The same where no error of the server ended it.
-    fn judge_unanswered(
+    /// The same, if the server sent no error.
+    fn classify_unanswered(
         &self,
         target: &Target,
         error: &tokio_postgres::Error,
         said: String,
     ) -> Error {
-        // The driver has no other way to tell its kinds of errors.
+        // The driver does not tell its errors apart by type, only by text.
         match error.to_string().as_str() {
             "error performing TLS handshake" if said.ends_with("server does not support TLS") => {
                 tls(
                     target,
                     format!(
-                        "the server does not offer TLS, which sslmode={} asks for; switch it on there (ssl = on)",
+                        "the server does not offer TLS, which sslmode={} requires; switch it on there (ssl = on)",
                         self.tls.mode
                     ),
                 )
             }
             "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
                 target,
-                "the host has no name that a certificate could bear".to_owned(),
+                "a certificate cannot be issued for this host name".to_owned(),
             ),
-            // What a connector of the user's own refuses by itself, it refuses again. The network may come back.
+            // A connector that refuses the server refuses it again. Only trouble with the network may pass.
             "error performing TLS handshake" if self.connector.is_some() && !is_about_io(error) => {
                 tls(target, said)
             }
-            // The password is missing; the server does not know it; channel binding is not to be had.
+            // No password is given, the password is wrong, or channel binding is impossible.
             "invalid configuration" | "authentication error" => refused(target, said),
             _ => unreachable(target, said),
         }
     }
 
-    /// One error for all servers.
+    /// One error for all servers that were tried.
     fn sum_up(&self, mut failures: Vec<Error>) -> Error {
-        let told = |error: &Error| match error {
+        let parts = |error: &Error| match error {
             Error::Unreachable { target, reason }
             | Error::Password { target, reason }
             | Error::Refused { target, reason }
@@ -391,11 +399,12 @@ impl ConnectOptions {
             .or(self.postgres.get_user())
             .unwrap_or_default();
         let mut said: Vec<(String, String)> = Vec::new();
-        for told in failures.iter().map(told) {
-            if !said.contains(&told) {
-                said.push(told);
+        for failure in failures.iter().map(parts) {
+            if !said.contains(&failure) {
+                said.push(failure);
             }
         }
+        // One server stands by itself; several are listed, each with its reason.
         let (target, reason) = match said.as_slice() {
             [(target, reason)] => (format!("{target}/{database}"), reason.clone()),
             several => {
@@ -412,6 +421,7 @@ impl ConnectOptions {
         let refused = failures
             .iter()
             .any(|error| matches!(error, Error::Refused { .. }));
+        // Transient if any of the failures is (O3).
         match failures.pop() {
             Some(Error::Config(problem)) => Error::Config(problem),
             _ if no_password => Error::Password { target, reason },
@@ -435,14 +445,15 @@ enum Password {
     Asked(String),
 }
 
-/// A login that failed, and whether it may do with TLS where this was without, or the other way round.
+/// A login that failed, and whether to try again the other way: with TLS if this was without, or the reverse.
 struct Failed {
     error: Error,
-    other_way: bool,
+    try_other_way: bool,
 }
 
-/// Of two addresses of one server: what it said itself weighs more than an address where nobody is.
-fn weightier(before: Option<Error>, now: Error) -> Error {
+/// The error to report of two addresses of one server. An answer of the server is worth more than an address that
+/// nobody answers.
+fn more_telling(before: Option<Error>, now: Error) -> Error {
     match before {
         Some(before) if !before.is_transient() => before,
         _ => now,
@@ -481,7 +492,7 @@ fn is_about_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
 
-/// Where the server is; `None` where that is known already, or it is a socket.
+/// The addresses of a server. `None` stands for one that needs no lookup because it is a socket.
 async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     let name = match (&target.host, target.address) {
         (_, Some(address)) => return Ok(vec![Some(address)]),
@@ -496,13 +507,13 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     Ok(addresses)
 }
 
-/// The first cell of the answer to a question; the reason if there is none.
-async fn ask(
+/// The first value of a query's answer. The error is a text.
+async fn first_value(
     client: &Client,
     connection: &mut Connection,
-    question: &str,
+    query: &str,
 ) -> Result<Option<String>, String> {
-    let mut answer = pin!(client.simple_query(question));
+    let mut answer = pin!(client.simple_query(query));
     let messages = poll_fn(|context| {
         loop {
             match connection.poll_message(context) {
@@ -528,7 +539,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_login_is_not_hidden_by_a_dead_address() {
+    fn a_dead_address_does_not_hide_a_refused_login() {
         let target = Target {
             host: Host::Tcp("h".to_owned()),
             address: None,
@@ -537,9 +548,9 @@ mod tests {
         let dead = || unreachable(&target, "nobody".to_owned());
         let login = || refused(&target, "password".to_owned());
         let is_login = |error: Error| matches!(error, Error::Refused { .. });
-        assert!(is_login(weightier(Some(dead()), login())));
-        assert!(is_login(weightier(Some(login()), dead())));
-        assert!(is_login(weightier(None, login())));
-        assert!(!is_login(weightier(Some(dead()), dead())));
+        assert!(is_login(more_telling(Some(dead()), login())));
+        assert!(is_login(more_telling(Some(login()), dead())));
+        assert!(is_login(more_telling(None, login())));
+        assert!(!is_login(more_telling(Some(dead()), dead())));
     }
 }

@@ -1,4 +1,4 @@
-//! A connection to the database whose background work ends with it.
+//! A connection to the database whose background task ends with it.
 
 use std::{
     future::poll_fn,
@@ -17,21 +17,21 @@ use crate::{
     postgres::connect::ConnectOptions,
 };
 
-/// A client together with the task that moves its bytes. Dropping it closes the connection at once, which makes the server
-/// roll back whatever was under way.
+/// A client with the task that moves its bytes. Dropping it closes the connection at once; the server then rolls back
+/// the open transaction.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
     without_transaction_timeout: &'static str,
-    heard: Arc<Heard>,
+    events: Arc<Events>,
     task: JoinHandle<()>,
 }
 
-/// All that is kept of any number of notifications: that there was one. The payload is never looked at, for anybody can
-/// notify any channel.
+/// What the task tells the client: whether a notification came, and whether the connection is closed. It drops
+/// payloads, because anybody can notify any channel.
 #[derive(Debug, Default)]
-struct Heard {
-    rung: Notify,
+struct Events {
+    notification: Notify,
     closed: AtomicBool,
 }
 
@@ -42,12 +42,12 @@ impl Connection {
             Some(17..) => "SET LOCAL transaction_timeout = 0; ",
             _ => "",
         };
-        let heard = Arc::new(Heard::default());
-        let ring = Arc::clone(&heard);
+        let events = Arc::new(Events::default());
+        let sender = Arc::clone(&events);
         let task = tokio::spawn(async move {
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(_))) => ring.rung.notify_one(),
+                    Some(Ok(AsyncMessage::Notification(_))) => sender.notification.notify_one(),
                     Some(Ok(AsyncMessage::Notice(notice))) => {
                         tracing::debug!(message = notice.message(), "notice from the server")
                     }
@@ -59,19 +59,20 @@ impl Connection {
                     None => break,
                 }
             }
-            ring.closed.store(true, Ordering::Release);
-            ring.rung.notify_one();
+            sender.closed.store(true, Ordering::Release);
+            sender.notification.notify_one();
         });
         Ok(Connection {
             client,
             without_transaction_timeout,
-            heard,
+            events,
             task,
         })
     }
 
-    /// Begins a transaction in which no time-out of the role, the database or the server has a say, nor a search path:
-    /// each of its statements may take `bound`, and it may wait as long for the next one.
+    /// The statement that begins a transaction with our own time-outs and search path, not those of the role, the
+    /// database or the server. Each statement may take `bound`, and the session may idle for `bound` before the next
+    /// one.
     pub(crate) fn begin(&self, access: Access, bound: Duration) -> String {
         format!(
             "BEGIN ISOLATION LEVEL {}; {}SET LOCAL statement_timeout = {bound}; SET LOCAL lock_timeout = {bound}; \
@@ -91,8 +92,8 @@ impl Connection {
         self.without_transaction_timeout
     }
 
-    /// For a session that nobody else is handed: whatever runs outside of a transaction block gets the same time, and the
-    /// server does not end the session for being idle. A listener is idle most of the time.
+    /// The settings for a session that nobody else uses. Statements outside of a transaction may take `bound`. The
+    /// server does not end the session for being idle, as a listener is most of the time.
     pub(crate) fn session_bounds(&self, bound: Duration) -> String {
         format!(
             "SET idle_session_timeout = 0; SET statement_timeout = {}; {}",
@@ -101,30 +102,30 @@ impl Connection {
         )
     }
 
-    /// Waits for a notification or the end of the connection. Notifications that came since the last call count: at most
-    /// one is remembered. Cancellation loses none.
+    /// Waits for a notification or for the end of the connection. One notification since the last call is remembered,
+    /// however many came. A cancelled wait loses none.
     pub(crate) async fn notified(&self) {
-        self.heard.rung.notified().await;
+        self.events.notification.notified().await;
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.heard.closed.load(Ordering::Acquire)
+        self.events.closed.load(Ordering::Acquire)
     }
 }
 
-/// Whether a transaction may write, whatever the role's transactions may by default.
+/// Whether a transaction may write. Overrides the role's default.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// Milliseconds as the server takes them; none would mean no bound.
+/// Milliseconds, as the server expects them. At least 1, because 0 would mean "no bound".
 pub(crate) fn millis(duration: Duration) -> u128 {
     duration.as_millis().clamp(1, i32::MAX as u128)
 }
 
-/// Bounds some work with the database.
+/// Fails with [`Error::TimedOut`] if the work takes longer than `bound`.
 pub(crate) async fn within<T>(
     bound: Duration,
     doing: &'static str,

@@ -1,7 +1,8 @@
-//! Connection strings as libpq reads them, a URL or `name=value` pairs, taken apart into parameters.
+//! Parses connection strings as libpq does: a URL or `name=value` pairs.
 //!
-//! The driver has a parser too, but it knows no `sslmode=verify-full`, `sslrootcert` or `passfile`, and names what it does
-//! not know in its errors, which may be a piece of a password with a space in it. No error of this module holds a value.
+//! The driver has a parser too, but that one does not know `sslmode=verify-full`, `sslrootcert` or `passfile`. Its
+//! errors also quote a parameter that it does not know, which may be a part of a password with a space in it. No error
+//! of this module contains a value.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -15,7 +16,7 @@ use crate::{
     },
 };
 
-/// What is understood.
+/// The parameters that this module supports.
 const KNOWN: [&str; 27] = [
     "application_name",
     "channel_binding",
@@ -46,7 +47,7 @@ const KNOWN: [&str; 27] = [
     "user",
 ];
 
-/// What libpq understands and this does not: these names may be told.
+/// The parameters that only libpq supports. Errors may name these.
 const REFUSED: [&str; 19] = [
     "gssdelegation",
     "gsslib",
@@ -69,11 +70,11 @@ const REFUSED: [&str; 19] = [
     "sslpassword",
 ];
 
-/// Parameters under their libpq names.
+/// Parameter values under their libpq names.
 #[derive(Default)]
 pub(crate) struct Parameters(BTreeMap<&'static str, Vec<u8>>);
 
-/// What the parameters say.
+/// The settings that the parameters give.
 pub(crate) struct Parsed {
     pub(crate) postgres: tokio_postgres::Config,
     pub(crate) tls: Tls,
@@ -90,7 +91,7 @@ fn wrong_value(name: &str, expected: &str) -> Error {
 }
 
 impl Parameters {
-    /// Reads either form; an empty string says nothing.
+    /// Parses either form. An empty string gives no parameters.
     pub(crate) fn parse(text: &str) -> Result<Parameters, Error> {
         if text.contains('\0') {
             return Err(wrong("it contains a zero byte"));
@@ -106,7 +107,7 @@ impl Parameters {
         Ok(parameters)
     }
 
-    /// Says what is not said yet.
+    /// Sets a parameter that is not set yet.
     pub(crate) fn fill_in(&mut self, name: &str, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let name = known(name)?;
         self.0.entry(name).or_insert_with(|| value.into());
@@ -123,7 +124,7 @@ impl Parameters {
         while !rest.is_empty() {
             let Some((name, value)) = rest.split_once('=') else {
                 return Err(wrong(
-                    "neither a URL (postgres://user@host/name) nor name=value pairs; a value with spaces must stand in \
+                    "it is neither a URL (postgres://user@host/name) nor name=value pairs; put a value with spaces in \
                      single quotes",
                 ));
             };
@@ -135,7 +136,7 @@ impl Parameters {
     }
 
     fn read_url(&mut self, text: &str) -> Result<(), Error> {
-        // As libpq has it: what stands before an @ that comes before any / is user and password.
+        // As in libpq: user and password end at the first @, if no / comes before it.
         let rest = match text.split_once('@') {
             Some((credentials, rest)) if !credentials.contains('/') => {
                 let (user, password) = match credentials.split_once(':') {
@@ -157,7 +158,7 @@ impl Parameters {
         let name = path.strip_prefix('/').unwrap_or_default();
         if hosts.contains('@') || name.contains('@') {
             return Err(wrong(
-                "an @ or / within user or password must be written as %40 or %2F",
+                "write an @ or / in the user or password as %40 or %2F",
             ));
         }
         self.read_hosts(hosts)?;
@@ -168,12 +169,12 @@ impl Parameters {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((name, value)) = pair.split_once('=') else {
                 return Err(wrong(
-                    "a parameter of the URL has no value; a ? or & within a password must be written as %3F or %26",
+                    "a parameter of the URL has no value; write a ? or & in a password as %3F or %26",
                 ));
             };
             let name = decode(name)?;
             match (name.as_slice(), value) {
-                // As JDBC writes it.
+                // JDBC's spelling.
                 (b"ssl", "true") => self.set("sslmode", b"require".to_vec())?,
                 (name, value) => self.set(
                     std::str::from_utf8(name).unwrap_or_default(),
@@ -184,7 +185,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// `host:port,[address]:port,...`
+    /// Reads `host:port,[address]:port,...`
     fn read_hosts(&mut self, hosts: &str) -> Result<(), Error> {
         let (mut names, mut ports) = (Vec::new(), Vec::new());
         for (number, host) in hosts.split(',').enumerate() {
@@ -192,7 +193,7 @@ impl Parameters {
                 Some(rest) => {
                     let (address, port) = rest
                         .split_once(']')
-                        .ok_or_else(|| wrong("a [ before an address has no ]"))?;
+                        .ok_or_else(|| wrong("an address begins with [ but has no ]"))?;
                     (address, port)
                 }
                 None => split_at_any(host, &[':']),
@@ -200,7 +201,11 @@ impl Parameters {
             let port = match port.strip_prefix(':') {
                 Some(port) => port,
                 None if port.is_empty() => "",
-                None => return Err(wrong("after the ] of an address comes a : and the port")),
+                None => {
+                    return Err(wrong(
+                        "after the ] of an address, only a : and the port may follow",
+                    ));
+                }
             };
             if number > 0 {
                 names.push(b',');
@@ -218,7 +223,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// The value, unless it is empty, which says nothing, as in libpq.
+    /// A parameter's value. An empty value counts as not set, as in libpq.
     fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.0
             .get(name)
@@ -250,7 +255,7 @@ impl Parameters {
             .ok_or_else(|| wrong_value(name, &words().join(", ")))
     }
 
-    /// A positive number of `unit`s; zero and less say nothing.
+    /// A positive number of `unit`s. Zero and negative numbers count as not set.
     fn time(&self, name: &str, unit: Duration) -> Result<Option<Duration>, Error> {
         let number: Option<i32> = self.number(name)?;
         let units = number.and_then(|number| u32::try_from(number).ok());
@@ -259,7 +264,7 @@ impl Parameters {
             .map(|units| unit.saturating_mul(units)))
     }
 
-    /// All of it, in the driver's configuration and beside it.
+    /// All settings: the driver's configuration, and what the driver does not know.
     pub(crate) fn build(&self) -> Result<Parsed, Error> {
         let mut postgres = tokio_postgres::Config::new();
         self.set_hosts(&mut postgres)?;
@@ -294,7 +299,7 @@ impl Parameters {
         ];
         self.one_of("load_balance_hosts", &balances)?
             .map(|balance| postgres.load_balance_hosts(balance));
-        // The only ones that the driver speaks; named so that strings made for libpq can be used.
+        // The driver always uses UTF-8 and never GSS. Accept these values so that strings written for libpq work.
         let encodings = [
             ("UTF8", ()),
             ("utf8", ()),
@@ -334,7 +339,7 @@ impl Parameters {
             postgres.hostaddr(address.map_err(|_| {
                 wrong_value(
                     "hostaddr",
-                    "an IP address, or one for each host, with commas between",
+                    "an IP address, or one for each host, separated by commas",
                 )
             })?);
         }
@@ -368,7 +373,7 @@ impl Parameters {
             .map(|time| postgres.keepalives_idle(time));
         self.time("keepalives_interval", second)?
             .map(|time| postgres.keepalives_interval(time));
-        // The driver's name for it, and libpq's.
+        // The driver's name and libpq's name.
         for name in ["keepalives_retries", "keepalives_count"] {
             self.number::<u32>(name)?
                 .filter(|count| *count > 0)
@@ -393,12 +398,12 @@ impl Parameters {
         match (self.text("sslcert")?, self.text("sslkey")?) {
             (Some(certificate), Some(key)) => Ok(tls.client_certificate_files(certificate, key)),
             (None, None) => Ok(tls),
-            _ => Err(wrong("sslcert and sslkey go together")),
+            _ => Err(wrong("set both sslcert and sslkey, or neither")),
         }
     }
 }
 
-/// The name as it is kept. A name that nobody knows may be a piece of a value, and is not told.
+/// The static name of a supported parameter. The error does not repeat an unknown name, which may be a part of a value.
 fn known(name: &str) -> Result<&'static str, Error> {
     if let Some(name) = KNOWN.iter().find(|known| **known == name) {
         return Ok(name);
@@ -406,19 +411,19 @@ fn known(name: &str) -> Result<&'static str, Error> {
     Err(match REFUSED.iter().find(|refused| **refused == name) {
         Some(name) => wrong(&format!("oddscache does not support the parameter {name}")),
         None => wrong(
-            "an unknown parameter; a value with spaces must stand in single quotes, a & within a URL's password must be \
-             written as %26",
+            "an unknown parameter; put a value with spaces in single quotes, and write a & in the password of a URL as \
+             %26",
         ),
     })
 }
 
-/// Splits before the first of `characters`, or at the end.
+/// Splits before the first of these characters, or at the end of the text.
 fn split_at_any<'a>(text: &'a str, characters: &[char]) -> (&'a str, &'a str) {
     text.split_at(text.find(characters).unwrap_or(text.len()))
 }
 
-/// The value at the beginning, in quotes or up to white space, and what comes after it. A backslash takes the next character
-/// as it is.
+/// Reads a value in quotes or up to white space. Returns it and what follows. The character after a backslash is taken
+/// literally.
 fn unquote(text: &str) -> Result<(String, &str), Error> {
     let (quoted, mut value) = (text.starts_with('\''), String::new());
     let mut characters = text.char_indices().skip(usize::from(quoted));
@@ -433,11 +438,12 @@ fn unquote(text: &str) -> Result<(String, &str), Error> {
         }
     }
     if quoted {
-        return Err(wrong("a quoted value does not end"));
+        return Err(wrong("a quoted value has no closing quote"));
     }
     Ok((value, ""))
 }
 
+/// Decodes %XX in a part of a URL. The result need not be UTF-8.
 fn decode(text: &str) -> Result<Vec<u8>, Error> {
     let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
     let (mut bytes, mut value) = (text.bytes(), Vec::with_capacity(text.len()));
@@ -447,13 +453,13 @@ fn decode(text: &str) -> Result<Vec<u8>, Error> {
             continue;
         }
         match (digit(bytes.next()), digit(bytes.next())) {
-            // A zero byte has no place in any parameter.
+            // No parameter may contain a zero byte.
             (Some(high), Some(low)) if high + low > 0 => {
                 value.push(u8::try_from(high * 16 + low).unwrap_or_default());
             }
             _ => {
                 return Err(wrong(
-                    "a % is not followed by two hexadecimal digits other than 00; itself it is written as %25",
+                    "after a % must come two hexadecimal digits other than 00; write the % itself as %25",
                 ));
             }
         }
@@ -485,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_say_the_same() {
+    fn both_forms_mean_the_same() {
         let url = "postgresql://j%40ne:p%3Dw@h1:1,[::1],h3:3/o%20dds?sslmode=verify-full&sslrootcert=/r%20t&connect_timeout=7\
                    &target_session_attrs=prefer-standby&passfile=/p&keepalives_count=4&tcp_user_timeout=1500";
         let pairs = " host = h1,::1,h3 port='1,,3' user=j@ne password=p=w dbname='o dds' sslmode=verify-full sslrootcert=/r\\ t\n\
@@ -527,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_seen_in_the_wild() {
+    fn unusual_but_valid_forms_are_accepted() {
         assert_eq!(hosts(""), (vec![], vec![]));
         assert_eq!(hosts("postgres://"), (vec![], vec![]));
         assert_eq!(
@@ -570,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_open_is_filled_in() {
+    fn only_missing_parameters_are_filled_in() {
         let mut parameters = Parameters::parse("postgres://u@h/d?sslmode=require").unwrap();
         for (name, value) in [
             ("port", "5433"),
@@ -588,13 +594,13 @@ mod tests {
         assert_eq!(postgres.get_password(), Some(b"p".as_slice()));
     }
 
-    /// Whatever is wrong with a string, what stands in it is not told: it may be a password that was not quoted.
+    /// No error may repeat a part of the string: it may be a password without quotes.
     #[test]
-    fn errors_hold_no_value() {
-        for (text, told) in [
+    fn errors_contain_no_value() {
+        for (text, expected) in [
             ("password=hunter2 hunter3 host=x", "single quotes"),
             ("password=hunter2 hunter3=x", "unknown parameter"),
-            ("password='hunter2", "does not end"),
+            ("password='hunter2", "no closing quote"),
             ("mysql://u:hunter2@h/d", "neither a URL"),
             ("postgres://u:hunter2/x@h/d", "%40"),
             ("postgres://u:hunter2/x/@h/d", "%40"),
@@ -614,7 +620,7 @@ mod tests {
             ("sslmode=hunter2", "sslmode must be disable, allow"),
             ("target_session_attrs=hunter2", "prefer-standby"),
             ("connect_timeout=hunter2", "connect_timeout must be"),
-            ("sslcert=hunter2", "go together"),
+            ("sslcert=hunter2", "or neither"),
             ("sslpassword=hunter2", "support the parameter sslpassword"),
             ("host=@hunter2", "host must be"),
             ("host=\0hunter2", "zero byte"),
@@ -623,41 +629,41 @@ mod tests {
             let error = Parameters::parse(text).and_then(|parameters| parameters.build().map(drop));
             let error = error.expect_err(text).to_string();
             assert!(
-                error.contains(told) && !error.contains("hunter"),
+                error.contains(expected) && !error.contains("hunter"),
                 "{text}: {error}"
             );
         }
     }
 
-    /// All that is made of a connection string, up to the servers to try.
+    /// Everything that a connection string gives, including the servers to try.
     fn understood(text: &str) -> Result<(Parsed, Vec<String>), Error> {
         let parsed = Parameters::parse(text)?.build()?;
         let targets = hosts::targets(&parsed.postgres)?;
         Ok((parsed, targets.iter().map(hosts::Target::name).collect()))
     }
 
-    /// No message of ours has it.
+    /// A character that none of our messages contains.
     const SECRET: &str = "\u{1F511}";
 
-    /// An error tells nothing of the text, and what the driver understands too means the same to it. Says whether both
-    /// understood it.
-    fn means_what_it_says(text: &str) -> bool {
+    /// Checks that an error repeats nothing of the text, and that a text which the driver accepts too means the same to
+    /// both. Returns whether both accepted it.
+    fn agrees_with_the_driver(text: &str) -> bool {
         let (ours, theirs) = (understood(text), text.parse::<tokio_postgres::Config>());
         let secret = text.replace(|character: char| character.is_ascii_uppercase(), SECRET);
         if let Err(error) = understood(&secret) {
             assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
         }
-        // The driver takes an @ anywhere in a URL for the end of the password, libpq only one before the first /.
-        let at_ease = match text.split_once("://") {
+        // In a URL, the driver takes every @ as the end of the password; libpq takes only one before the first /.
+        let agree_on_the_password = match text.split_once("://") {
             Some((_, rest)) => rest
                 .split_once('/')
                 .is_none_or(|(_, path)| !path.contains('@')),
             None => true,
         };
-        let (Ok((ours, _)), Ok(theirs), true) = (ours, theirs, at_ease) else {
+        let (Ok((ours, _)), Ok(theirs), true) = (ours, theirs, agree_on_the_password) else {
             return false;
         };
-        let told = |config: &tokio_postgres::Config| {
+        let texts_of = |config: &tokio_postgres::Config| {
             let set = |value: Option<&[u8]>| value.filter(|it| !it.is_empty()).map(<[u8]>::to_vec);
             [
                 set(config.get_user().map(str::as_bytes)),
@@ -666,11 +672,11 @@ mod tests {
                 set(config.get_options().map(str::as_bytes)),
             ]
         };
-        assert_eq!(told(&ours.postgres), told(&theirs), "{text}");
+        assert_eq!(texts_of(&ours.postgres), texts_of(&theirs), "{text}");
         true
     }
 
-    /// Values written as they should be come back, in either form.
+    /// Checks that properly quoted values come back from either form.
     fn come_back([user, password, name]: [&str; 3]) {
         let quoted = |value: &str| format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"));
         let escaped =
@@ -699,24 +705,24 @@ mod tests {
     }
 
     #[test]
-    fn strings_with_everything_in_them_mean_what_they_say() {
+    fn long_strings_mean_what_libpq_says() {
         // The driver knows neither verify-full nor sslcert.
-        assert!(!means_what_it_says(
+        assert!(!agrees_with_the_driver(
             "postgresql://u:p%40@h1:1,[::1]:2,h3/d?sslmode=verify-full&sslrootcert=system&options=-c%20x&hostaddr=1.2.3.4"
         ));
-        assert!(!means_what_it_says(
+        assert!(!agrees_with_the_driver(
             r"host=/tmp port='5,6' user = u password='it\'s' dbname=d sslcert=a sslkey=b target_session_attrs=prefer-standby channel_binding=require"
         ));
-        assert!(means_what_it_says(
+        assert!(agrees_with_the_driver(
             "postgresql://u:p%40@h1:1,[::1]:2,h3:3/d?sslmode=require&options=-c%20x"
         ));
-        assert!(means_what_it_says(
+        assert!(agrees_with_the_driver(
             r"host=/tmp port=5 user = u password='it\'s' dbname=d options='-c x' channel_binding=require"
         ));
         come_back(["user", "pass word", "name"]);
     }
 
-    /// A value, often with what has a meaning of its own.
+    /// A value that often contains characters with a special meaning.
     fn any_value() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             4 => "[a-zA-Z0-9]{1,4}",
@@ -783,12 +789,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn any_string_means_what_it_says(text in any_text()) {
-            means_what_it_says(&text);
+        fn any_string_means_what_libpq_says(text in any_text()) {
+            agrees_with_the_driver(&text);
         }
 
         #[test]
-        fn any_values_come_back(values in prop::array::uniform3(prop_oneof!["[a-z '\\\\@:/%]{1,8}", "[^\\x00]{1,8}"])) {
+        fn any_quoted_values_come_back(values in prop::array::uniform3(prop_oneof!["[a-z '\\\\@:/%]{1,8}", "[^\\x00]{1,8}"])) {
             come_back([&values[0], &values[1], &values[2]]);
         }
     }

@@ -1,4 +1,4 @@
-//! Which servers a configuration names, in the order to try them, and what is asked of them.
+//! Which servers a configuration names, in which order to try them, and which sessions are acceptable.
 
 use std::{
     env,
@@ -9,10 +9,10 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode as Negotiate, Targe
 
 use crate::error::Error;
 
-/// Where servers put their sockets: Debian's build of libpq looks in the first, others in the second.
+/// The directories of servers' sockets. Debian's build of libpq looks in the first, other builds in the second.
 pub(crate) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// `target_session_attrs`: which servers will do.
+/// `target_session_attrs`: which servers are acceptable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Session {
     #[default]
@@ -42,7 +42,7 @@ impl Session {
         }
     }
 
-    /// What to look for in each round through the servers.
+    /// Which servers to accept in each round through the list of servers.
     pub(crate) fn rounds(self) -> &'static [Session] {
         match self {
             Session::Any => &[Session::Any],
@@ -54,8 +54,9 @@ impl Session {
         }
     }
 
-    /// The question to the server, the answer that will do, and what is wrong with another.
-    pub(crate) fn question(self) -> Option<(&'static str, &'static str, &'static str)> {
+    /// A query, the answer of an acceptable server, and the reason to refuse any other. `None` if every server is
+    /// acceptable.
+    pub(crate) fn query(self) -> Option<(&'static str, &'static str, &'static str)> {
         let (read_only, recovery) = (
             "SHOW transaction_read_only",
             "SELECT pg_catalog.pg_is_in_recovery()",
@@ -65,7 +66,7 @@ impl Session {
             Session::ReadWrite => Some((read_only, "off", "sessions there are read-only")),
             Session::ReadOnly => Some((read_only, "on", "sessions there are not read-only")),
             Session::Primary => Some((recovery, "f", "it is a standby")),
-            Session::Standby => Some((recovery, "t", "it is no standby")),
+            Session::Standby => Some((recovery, "t", "it is not a standby")),
         }
     }
 }
@@ -73,18 +74,19 @@ impl Session {
 /// One server of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Its name for TLS and the password file.
+    /// The host's name or socket directory. TLS and the password file use it.
     pub(crate) host: Host,
-    /// Where it is, if that need not be looked up.
+    /// The address, if no lookup is needed.
     pub(crate) address: Option<std::net::IpAddr>,
     pub(crate) port: u16,
 }
 
 impl Target {
-    /// Where, for messages.
+    /// Host and port, or the path of the socket, for messages.
     pub(crate) fn name(&self) -> String {
         match &self.host {
-            // What stands before an @ is a piece of a password in which one was not written as %40.
+            // If a password contains an @ that was not written as %40, the host begins with a part of the password.
+            // Leave it out.
             Host::Tcp(host) => format!(
                 "{}:{}",
                 host.rsplit('@').next().unwrap_or_default(),
@@ -99,7 +101,7 @@ impl Target {
         !matches!(self.host, Host::Tcp(_))
     }
 
-    /// Its name in a password file: that of the default socket directories is `localhost`.
+    /// The host as password files name it: the default socket directories count as `localhost`.
     pub(crate) fn password_host(&self) -> String {
         match &self.host {
             Host::Tcp(host) => host.clone(),
@@ -107,7 +109,7 @@ impl Target {
             Host::Unix(path)
                 if SOCKET_DIRECTORIES
                     .iter()
-                    .any(|known| path == Path::new(known)) =>
+                    .any(|directory| path == Path::new(directory)) =>
             {
                 "localhost".to_owned()
             }
@@ -116,13 +118,13 @@ impl Target {
         }
     }
 
-    /// The driver's configuration for this server alone.
+    /// The driver's configuration for this server only.
     pub(crate) fn postgres(
         &self,
         all: &tokio_postgres::Config,
         negotiate: Negotiate,
     ) -> tokio_postgres::Config {
-        // The driver's setters only add to a list of hosts: everything else is copied.
+        // The driver's setters can only add hosts, not replace them. So copy everything else into a new configuration.
         let mut one = tokio_postgres::Config::new();
         all.get_user().map(|user| one.user(user));
         all.get_password().map(|password| one.password(password));
@@ -153,13 +155,14 @@ impl Target {
     }
 }
 
-/// The servers of a configuration; in random order where it says so.
+/// The servers of a configuration, in the order to try them. Random if `load_balance_hosts` asks for that.
 pub(crate) fn targets(postgres: &tokio_postgres::Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses, ports) = (
         postgres.get_hosts(),
         postgres.get_hostaddrs(),
         postgres.get_ports(),
     );
+    // As in libpq: `hostaddr` gives one address per host, and `port` one port per host or one for all.
     let count = hosts.len().max(addresses.len());
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         return Err(Error::Config(format!(
@@ -189,6 +192,7 @@ pub(crate) fn targets(postgres: &tokio_postgres::Config) -> Result<Vec<Target>, 
             })
         })
         .collect();
+    // No host at all: libpq's default is the local server.
     if targets.is_empty() {
         let port = port(0);
         targets.push(Target {
@@ -203,7 +207,7 @@ pub(crate) fn targets(postgres: &tokio_postgres::Config) -> Result<Vec<Target>, 
     Ok(targets)
 }
 
-/// The directory of the server's socket if there is one, else `localhost`.
+/// The directory of the local server's socket if it has one, else `localhost`. Looks at the file system.
 fn default_host(port: u16) -> Host {
     let has_socket = |directory: &&str| {
         Path::new(directory)
@@ -217,7 +221,7 @@ fn default_host(port: u16) -> Host {
     }
 }
 
-/// The role to log in as: the driver asks the operating system where none is named.
+/// The role to log in as. Without a name the driver uses that of the operating system's user.
 pub(crate) fn user(postgres: &tokio_postgres::Config) -> Option<String> {
     let from_environment = || env::var("USER").or_else(|_| env::var("LOGNAME")).ok();
     postgres

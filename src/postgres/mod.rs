@@ -1,4 +1,4 @@
-//! How to reach a server and talk to it. Knows nothing of odds.
+//! Reaches a server and talks to it. Knows nothing of odds.
 
 pub(crate) mod connect;
 pub(crate) mod connection;

@@ -1,12 +1,15 @@
-//! The password file of libpq, `.pgpass`: lines of `host:port:database:user:password`, the first that fits counts.
+//! The password file of libpq, `.pgpass`: lines of `host:port:database:user:password`. The first line that matches
+//! counts.
 
 use std::{fs, io, path::Path};
 
 use crate::postgres::password::Login;
 
-/// The password in the file, if it has one. A file that others may read is not used, with a warning; one that does not
-/// exist says nothing. A file of root's its group may read, which libpq allows for keys only: so come systemd's credentials
-/// and Kubernetes' secrets. Blocks.
+/// The password in the file, if the file has one. Blocks.
+///
+/// A missing file gives no password. A file that others than its owner may read is ignored with a warning. A file of
+/// root may be readable by its group, which libpq allows only for keys: systemd and Kubernetes hand over secrets in
+/// such files.
 pub(crate) fn read(path: &Path, login: &Login) -> Option<Vec<u8>> {
     match text(path) {
         Ok(text) => find(&text?, login),
@@ -17,7 +20,7 @@ pub(crate) fn read(path: &Path, login: &Login) -> Option<Vec<u8>> {
     }
 }
 
-/// What is in the file, if there is one; or why it is not used.
+/// The content of the file, if it exists; otherwise the reason to ignore it.
 fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -25,20 +28,22 @@ fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
         Err(error) => return Err(error.to_string()),
     };
     if !metadata.is_file() {
-        return Err("it is no plain file".to_owned());
+        return Err("it is not a plain file".to_owned());
     }
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
         let wider = if metadata.uid() == 0 { 0o037 } else { 0o077 };
         if metadata.mode() & wider != 0 {
-            return Err("others than its owner may read or change it; chmod 0600 it".to_owned());
+            return Err(
+                "others than its owner may read or change it; run chmod 0600 on it".to_owned(),
+            );
         }
     }
     fs::read(path).map(Some).map_err(|error| error.to_string())
 }
 
-/// The password in the text of a password file.
+/// The password of the first line that matches. `None` if that password is empty.
 pub(crate) fn find(text: &[u8], login: &Login) -> Option<Vec<u8>> {
     let port = login.port.to_string();
     let wanted = [&login.host, &port, &login.database, &login.user];
@@ -56,7 +61,7 @@ pub(crate) fn find(text: &[u8], login: &Login) -> Option<Vec<u8>> {
             }
             rest = after;
         }
-        // The password ends at an unescaped colon too, as in libpq.
+        // As in libpq, the password too ends at an unescaped colon.
         Some(unescape(rest).0)
     });
     found.filter(|password| !password.is_empty())
@@ -67,7 +72,7 @@ struct Field<'a> {
     value: Vec<u8>,
 }
 
-/// The field before the next colon, and what comes after that; none without a colon.
+/// The field before the next unescaped colon, and what follows the colon. `None` without a colon.
 fn field(text: &[u8]) -> Option<(Field<'_>, &[u8])> {
     let (value, length) = unescape(text);
     let after = text.get(length + 1..)?;
@@ -75,7 +80,7 @@ fn field(text: &[u8]) -> Option<(Field<'_>, &[u8])> {
     Some((Field { raw, value }, after))
 }
 
-/// What stands before the next colon that no backslash takes as it is, and its length as written.
+/// The field up to the next unescaped colon, and its length in the file.
 fn unescape(text: &[u8]) -> (Vec<u8>, usize) {
     let mut value = Vec::with_capacity(text.len());
     let mut bytes = text.iter().enumerate();
@@ -106,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_line_that_fits_counts() {
+    fn the_first_line_that_matches_counts() {
         for (text, password) in [
             ("", None),
             (r"db\:1:5433:odds:o\\d:secret", Some("secret")),
@@ -134,9 +139,12 @@ mod tests {
             .collect()
     }
 
-    /// A line written as it should be gives its password to whom it is for, whatever lines stand before it, unless one of
-    /// those fits; and to nobody else.
-    fn gives_its_password(before: &str, [host, database, user, secret]: [&str; 4]) {
+    /// A properly escaped line gives its password to its own login and to no other. Earlier lines make no difference,
+    /// unless one of them matches.
+    fn gives_its_password_to_its_login_only(
+        before: &str,
+        [host, database, user, secret]: [&str; 4],
+    ) {
         let find = |text: &str, port, user: &str| {
             let login = Login {
                 host: host.to_owned(),
@@ -158,7 +166,7 @@ mod tests {
         assert_eq!(find(&line, 5433, &format!("{user}x")), None, "{line}");
         assert_eq!(find(&format!("#{line}"), 5433, user), None, "{line}");
         assert_eq!(find(&line, 5434, user), None, "{line}");
-        // Only a line that begins with the host's name or a star can come first.
+        // Earlier lines may match only if they begin with the host's name, a backslash or a star.
         let fits =
             |line: &str| line.starts_with('*') || line.starts_with('\\') || line.starts_with(host);
         if !before.lines().chain([before]).any(fits) {
@@ -170,26 +178,26 @@ mod tests {
     #[test]
     fn a_line_after_others_gives_its_password() {
         let before = "#x\nother:*:a\\:b:*:p";
-        gives_its_password(before, ["host", "odds", "user", r"se:cr\et"]);
+        gives_its_password_to_its_login_only(before, ["host", "odds", "user", r"se:cr\et"]);
     }
 
     proptest! {
         #[test]
-        fn a_line_gives_its_password_to_whom_it_is_for(
+        fn any_line_gives_its_password_to_its_login_only(
             before in vec(prop_oneof![
                 "[a-z:*#\\\\\r]{0,12}",
                 ".{0,12}",
                 select(vec!["other:*:*:*:p", "other", "#host:*:*:*:p", ":5433:::", ""]).prop_map(str::to_owned),
             ], 0..4),
             [host, database, user] in prop::array::uniform3(prop_oneof!["[*]", "[a-z0-9.:*#\\\\]{1,8}", "[^\n]{0,8}"]),
-            // The end of a line in some files: as in libpq, no password can end in a carriage return.
+            // As in libpq, a carriage return at the end of a line is not part of the password.
             secret in prop_oneof!["[a-z:*#\\\\]{0,8}", "([^\n]{0,8}[^\n\r])?"],
         ) {
-            gives_its_password(&before.join("\n"), [&host, &database, &user, &secret]);
+            gives_its_password_to_its_login_only(&before.join("\n"), [&host, &database, &user, &secret]);
         }
 
         #[test]
-        fn any_file_is_read(text in vec(any::<u8>(), 0..60)) {
+        fn any_bytes_can_be_searched(text in vec(any::<u8>(), 0..60)) {
             find(&text, &Login::default());
         }
     }

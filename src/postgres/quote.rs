@@ -1,6 +1,6 @@
-//! Names and constants in SQL.
+//! Quotes names and texts for SQL.
 
-/// A name, quoted for SQL.
+/// Quotes an identifier for SQL. Allocates.
 ///
 /// ```
 /// assert_eq!(oddscache::sql::quote("my \"odds\""), "\"my \"\"odds\"\"\"");
@@ -10,7 +10,7 @@ pub fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-/// A string constant for SQL, whatever `standard_conforming_strings` is.
+/// Quotes a text as an SQL string constant. The result is right whatever `standard_conforming_strings` is. Allocates.
 ///
 /// ```
 /// assert_eq!(oddscache::sql::literal("it's"), "'it''s'");

@@ -1,10 +1,10 @@
-//! TLS by rustls: from settings to a connector, and from its errors to sentences.
+//! Makes TLS connectors with rustls, and turns its errors into sentences.
 //!
 //! | invariant | |
 //! |---|---|
-//! | T1 | whatever the mode, the peer proves that it has the key of the certificate it shows |
-//! | T2 | verify-ca and stricter: the certificate is issued, now, by a root that was given, or is one of those |
-//! | T3 | verify-full: it is issued for the host that was asked for |
+//! | C1 | in every mode, the server proves that it has the private key of its certificate |
+//! | C2 | in verify-ca and verify-full, the certificate is valid, and is itself given or issued by a given root |
+//! | C3 | in verify-full, the certificate is for the host that the connection string names |
 
 use std::{error::Error as StdError, io, path::Path, sync::Arc};
 
@@ -27,9 +27,9 @@ use crate::{
     postgres::tls::{Identity, Pem, Roots, Tls, Verify},
 };
 
-/// A connector with these settings. Reads files, and blocks for it.
+/// A connector with these settings. Blocks: reads files.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
-    // Never the process's default provider: an embedding program may have chosen another, or none.
+    // Do not use the process's default provider: the embedding program may have chosen another one, or none.
     let provider = Arc::new(ring::default_provider());
     let verify = tls.verify();
     let given = match (&tls.roots, verify) {
@@ -39,6 +39,7 @@ pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
     };
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(given.iter().cloned());
+    // rustls would refuse the certificates of many PostgreSQL servers, so our own verifier decides (see `Verifier`).
     let verifier = Verifier {
         verify,
         given,
@@ -58,7 +59,7 @@ pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
             config.map_err(|error| wrong("sslcert and sslkey", &error.to_string()))?
         }
     };
-    // Needed by sslnegotiation=direct; older servers pay no heed.
+    // sslnegotiation=direct requires this. Older servers ignore it.
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(MakeRustlsConnect::new(config))
 }
@@ -74,7 +75,7 @@ fn pem_error(name: &str, pem: &Pem, problem: &str) -> Error {
     }
 }
 
-/// The text; `None` where it was given as it is.
+/// The PEM text, read from its file if need be.
 fn read(name: &str, pem: &Pem) -> Result<Vec<u8>, Error> {
     match pem {
         Pem::Text(text) => Ok(text.clone()),
@@ -99,7 +100,7 @@ fn system_roots() -> Result<Vec<CertificateDer<'static>>, Error> {
     if found.certs.is_empty() {
         return Err(wrong(
             "sslrootcert=system",
-            "the system has no root certificates (Debian: apt-get install ca-certificates), or name a file",
+            "the system has no root certificates; install some (Debian: apt install ca-certificates) or name a file",
         ));
     }
     Ok(found.certs)
@@ -116,7 +117,7 @@ fn client_certificate(
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
         let encrypted = b"ENCRYPTED";
         let problem = if text.windows(encrypted.len()).any(|part| part == encrypted) {
-            "the key is encrypted, which is not supported; decrypt it: openssl pkey -in ... -out ..."
+            "the key is encrypted, which oddscache does not support; decrypt it: openssl pkey -in ... -out ..."
         } else {
             "no private key in PEM (PKCS#8, PKCS#1 or SEC1)"
         };
@@ -125,7 +126,7 @@ fn client_certificate(
     Ok((chain, key))
 }
 
-/// As libpq has it: a key is for its owner alone; root's may be readable by a group.
+/// As in libpq: only the owner may read a key, except that a group may read a key of root.
 #[cfg(unix)]
 fn check_rights(key: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
@@ -135,7 +136,7 @@ fn check_rights(key: &Path) -> Result<(), String> {
         Ok(())
     } else {
         Err(
-            "others than its owner may read the key; chmod 0600 it (0640 if root owns it)"
+            "others than its owner may read the key; run chmod 0600 on it (0640 if root owns it)"
                 .to_owned(),
         )
     }
@@ -146,18 +147,18 @@ fn check_rights(_: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Judges the server's certificate.
+/// Decides whether to accept the server's certificate.
 #[derive(Debug)]
 struct Verifier {
     verify: Verify,
-    /// What was given, to know the server's own certificate among it.
+    /// The given certificates. A server's own certificate may be one of them.
     given: Vec<CertificateDer<'static>>,
     roots: RootCertStore,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    fn judge(
+    fn check(
         &self,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -169,7 +170,8 @@ impl Verifier {
         }
         let parsed = ParsedCertificate::try_from(certificate)?;
         if self.given.contains(certificate) {
-            // Servers' self-signed certificates often say that they are an authority, which the verifier would refuse.
+            // A given certificate needs no issuer. The chain check would even refuse many self-signed ones, because
+            // they claim to be those of a certificate authority. So check only the validity.
             check_validity(certificate, now)?;
         } else {
             let algorithms = self.provider.signature_verification_algorithms.all;
@@ -188,7 +190,7 @@ impl Verifier {
     }
 }
 
-/// Whether it is valid now.
+/// Fails unless the certificate is valid now.
 fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), TlsError> {
     let parsed = Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
     let validity = parsed.tbs_certificate.validity;
@@ -214,7 +216,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        self.judge(certificate, intermediates, host, now)
+        self.check(certificate, intermediates, host, now)
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -245,12 +247,13 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// What rustls has against it, somewhere in the causes of `error`.
+/// The error of rustls among the causes of `error`.
 pub(crate) fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsError> {
     if let Some(found) = error.downcast_ref::<TlsError>() {
         return Some(found);
     }
-    // An error within an io::Error is not its source: the source of that is.
+    // `source()` of an io::Error skips the error that it wraps and returns the source of that one. Look at the wrapped
+    // error itself.
     let inner = error
         .downcast_ref::<io::Error>()
         .and_then(|error| error.get_ref());
@@ -260,29 +263,29 @@ pub(crate) fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsEr
     }
 }
 
-/// What is wrong and the way out, where waiting does not help; `None` where it may.
+/// What is wrong, with the way out. `None` if a retry may help.
 pub(crate) fn explain(error: &TlsError) -> Option<String> {
     use CertificateError as Certificate;
     let explained = match error {
         TlsError::InvalidCertificate(problem) => match problem {
             Certificate::Expired | Certificate::ExpiredContext { .. } => {
-                "the server's certificate has expired; renew it (and look at this machine's clock)".to_owned()
+                "the server's certificate has expired; renew it, and check this machine's clock".to_owned()
             }
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
-                "the server's certificate is not valid yet; look at this machine's clock".to_owned()
+                "the server's certificate is not valid yet; check this machine's clock".to_owned()
             }
             Certificate::UnknownIssuer => {
-                "the server's certificate is issued by none of the root certificates; name the right ones in sslrootcert"
+                "none of the root certificates issued the server's certificate; name the right one in sslrootcert"
                     .to_owned()
             }
             Certificate::NotValidForName => {
-                "the server's certificate is for another host; connect by a name that it bears as subjectAltName, or use \
+                "the server's certificate is for another host; connect by a name in its subjectAltName, or use \
                  sslmode=verify-ca"
                     .to_owned()
             }
             Certificate::NotValidForNameContext { presented, .. } => format!(
-                "the server's certificate is not for this host but for {}; connect by a name that it bears as \
-                 subjectAltName, have it renewed, or use sslmode=verify-ca",
+                "the server's certificate is not for this host but for {}; connect by a name in its subjectAltName, \
+                 renew it for this host, or use sslmode=verify-ca",
                 if presented.is_empty() {
                     "none (a common name alone does not count)".to_owned()
                 } else {
@@ -290,28 +293,28 @@ pub(crate) fn explain(error: &TlsError) -> Option<String> {
                 }
             ),
             problem => format!(
-                "the server's certificate cannot be used ({problem}); it must be X.509 version 3, no certificate authority's \
-                 unless sslrootcert holds the same one, and for TLS servers"
+                "the server's certificate cannot be used ({problem}); it must be an X.509 version 3 certificate for \
+                 TLS servers, and not that of a certificate authority unless sslrootcert holds the same one"
             ),
         },
-        TlsError::AlertReceived(alert) if is_refusal(*alert) => format!(
-            "the server ended the TLS handshake ({alert:?}); does it ask for a client certificate (sslcert, sslkey), and \
-             trust the one given?"
+        TlsError::AlertReceived(alert) if is_permanent(*alert) => format!(
+            "the server ended the TLS handshake ({alert:?}); it may require a client certificate (sslcert, sslkey), or \
+                 not trust the one given"
         ),
         TlsError::PeerIncompatible(problem) => {
-            format!("the server's TLS has nothing in common with ours: {problem:?}")
+            format!("the server and oddscache support no common version or cipher of TLS: {problem:?}")
         }
-        TlsError::NoApplicationProtocol => "the server speaks TLS, but not PostgreSQL".to_owned(),
-        TlsError::InvalidMessage(_) => "what answers does not speak TLS".to_owned(),
-        TlsError::NoCertificatesPresented => "the server shows no certificate".to_owned(),
+        TlsError::NoApplicationProtocol => "the server speaks TLS but not the PostgreSQL protocol".to_owned(),
+        TlsError::InvalidMessage(_) => "the answer is not TLS; this may not be a PostgreSQL server".to_owned(),
+        TlsError::NoCertificatesPresented => "the server presents no certificate".to_owned(),
         TlsError::PeerMisbehaved(problem) => format!("the server breaks the TLS protocol: {problem:?}"),
         _ => return None,
     };
     Some(explained)
 }
 
-/// Alerts that speak of what was shown or asked for, not of trouble of the moment.
-fn is_refusal(alert: AlertDescription) -> bool {
+/// Whether an alert refuses a certificate or a setting. Other alerts may be transient.
+fn is_permanent(alert: AlertDescription) -> bool {
     use AlertDescription as Alert;
     matches!(
         alert,
@@ -337,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_found_however_deep() {
+    fn the_cause_is_found_at_any_depth() {
         let tls = || TlsError::InvalidCertificate(CertificateError::Expired);
         assert!(cause(&tls()).is_some());
         assert!(cause(&io::Error::other(tls())).is_some());

@@ -1,11 +1,11 @@
-//! Which versions of PostgreSQL the crate is for.
+//! Which versions of PostgreSQL oddscache supports.
 
 use std::sync::Once;
 
 use crate::error::Error;
 
-/// The major versions of PostgreSQL that the scripts and the follower are tested with. An older server is refused, a newer
-/// one is warned of.
+/// The major versions of PostgreSQL with which the scripts and the follower are tested. A follower refuses an older
+/// server, and warns about a newer one.
 pub const SERVER_VERSIONS: std::ops::RangeInclusive<u32> = 14..=18;
 
 /// A major version of PostgreSQL.
@@ -13,7 +13,7 @@ pub const SERVER_VERSIONS: std::ops::RangeInclusive<u32> = 14..=18;
 pub(crate) struct Major(pub(crate) u32);
 
 impl Major {
-    /// From `server_version`: `15.18 (Debian 15.18-1)`, `18beta1`, `17devel`.
+    /// Parses `server_version`, such as `15.18 (Debian 15.18-1)`, `18beta1` or `17devel`.
     pub(crate) fn parse(version: &str) -> Option<Major> {
         let end = version.find(|c: char| !c.is_ascii_digit());
         version[..end.unwrap_or(version.len())]
@@ -22,12 +22,12 @@ impl Major {
             .map(Major)
     }
 
-    /// From `server_version_num`: 150018.
+    /// From `server_version_num`, such as 150018.
     pub(crate) fn of_number(number: u32) -> Major {
         Major(number / 10_000)
     }
 
-    /// Refuses a server that lacks what the feed needs. Warns of one that is newer than any tested, once in a process.
+    /// Fails on a server that is too old. Warns about one that is newer than any tested version, once per process.
     pub(crate) fn check(self) -> Result<(), Error> {
         static WARNED: Once = Once::new();
         let Major(found) = self;
@@ -42,8 +42,8 @@ impl Major {
                 tracing::warn!(
                     found,
                     newest_tested = SERVER_VERSIONS.end(),
-                    "the server is newer than any version of PostgreSQL that oddscache was tested with; look for a newer \
-                     oddscache, and run `oddscache doctor`"
+                    "the server is newer than any version of PostgreSQL that oddscache was tested with; look for a \
+                     newer oddscache, and run `oddscache doctor`"
                 );
             });
         }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_servers_and_packagers_write_them() {
+    fn versions_parse_as_servers_and_packagers_write_them() {
         for (text, major) in [
             ("15.18 (Debian 15.18-0+deb12u1)", Some(15)),
             ("18beta1", Some(18)),
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn too_old_is_refused_and_newer_than_tested_is_not() {
+    fn older_servers_are_refused_and_newer_ones_are_not() {
         for number in [140_000, 150_018, 180_004, 190_000, 990_000] {
             assert!(Major::of_number(number).check().is_ok(), "{number}");
         }

@@ -1,8 +1,9 @@
-//! Statements that are asked again and again: parsed and planned once, where the server's session stays ours.
+//! Statements that the follower runs again and again. They are parsed and planned once if the session stays ours.
 //!
-//! They are prepared in SQL, under names that nobody else has, not in the protocol: a driver counts its names, so that behind
-//! a pooler in transaction mode one client would run the statement of another. Where the session turns out to be another
-//! (SQLSTATE 26000) the read is made again without. What is not prepared may be asked for as arrays: [`Answer`].
+//! They are prepared by SQL under names that nobody else uses, not by the protocol. A driver numbers its statements, so
+//! behind a pooler in transaction mode one client could run the statement of another. If the pooler hands out another
+//! session (SQLSTATE 26000), the read is repeated with unprepared statements. An unprepared statement may return
+//! arrays: see [`Answer`].
 
 use std::fmt::Write;
 
@@ -15,17 +16,17 @@ use tokio_postgres::{
 
 use crate::{error::Error, model::Micros};
 
-/// A query, and the types of its parameters.
+/// A query with the types of its parameters.
 #[derive(Debug)]
 pub(crate) struct Statement {
     name: &'static str,
     sql: String,
-    /// The same in one row, with an array for each column.
+    /// The same query, returning one row with an array for each column.
     arrays: Option<String>,
     types: Vec<Type>,
 }
 
-/// A value for a parameter.
+/// The value of a parameter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Arg<'a> {
     Ids(&'a [i64]),
@@ -54,9 +55,9 @@ impl ToSql for Arg<'_> {
 }
 
 impl Arg<'_> {
-    /// As a constant in SQL, whose type the context gives. No text comes from elsewhere than the server's own ids.
+    /// Writes the value as an SQL constant. The context gives its type. Texts only ever come from the server's own ids.
     fn write(&self, sql: &mut String) {
-        // Infallible into a String.
+        // Writing to a String cannot fail.
         let _ = match self {
             Arg::Ids(ids) => {
                 sql.push_str("'{");
@@ -77,7 +78,7 @@ impl Arg<'_> {
     }
 }
 
-/// The names under which a session knows our statements.
+/// The names under which a session knows the prepared statements of one follower.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prepared {
     prefix: String,
@@ -86,14 +87,14 @@ pub(crate) struct Prepared {
 const DOING: &str = "preparing statements";
 
 impl Prepared {
-    /// Of one follower.
+    /// New names: random, so that no other follower uses them.
     pub(crate) fn new() -> Prepared {
         Prepared {
             prefix: format!("oddscache_{:032x}_", fastrand::u128(..)),
         }
     }
 
-    /// Prepares statements in the session at hand, in place of those it had.
+    /// Prepares statements in the current session. Drops those that this follower prepared there before.
     pub(crate) async fn prepare(
         &self,
         client: &Client,
@@ -143,7 +144,7 @@ impl Statement {
         }
     }
 
-    /// For [`Statement::answer`] by so many columns.
+    /// Lets [`Statement::answer`] return arrays. `columns` is the number of columns.
     pub(crate) fn of_columns(mut self, columns: usize) -> Statement {
         let list = |column: &dyn Fn(usize) -> String| {
             let columns: Vec<String> = (0..columns).map(column).collect();
@@ -158,7 +159,7 @@ impl Statement {
         self
     }
 
-    /// Asks it: as prepared, if it is.
+    /// Runs the statement and streams its rows. Uses the prepared one if there is one.
     pub(crate) async fn stream(
         &self,
         client: &Client,
@@ -166,7 +167,7 @@ impl Statement {
         args: &[Arg<'_>],
     ) -> Result<RowStream, tokio_postgres::Error> {
         let Some(Prepared { prefix }) = prepared else {
-            return self.ask(client, &self.sql, args).await;
+            return self.run(client, &self.sql, args).await;
         };
         let mut sql = format!("EXECUTE {prefix}{}", self.name);
         for (index, arg) in args.iter().enumerate() {
@@ -180,7 +181,7 @@ impl Statement {
         client.query_typed_raw(&sql, none).await
     }
 
-    async fn ask(
+    async fn run(
         &self,
         client: &Client,
         sql: &str,
@@ -190,8 +191,9 @@ impl Statement {
         client.query_typed_raw(sql, args).await
     }
 
-    /// The answer by columns. What is prepared is asked for little, row by row; else as arrays, for what a driver does for
-    /// each row costs several times what is in it, though asking for arrays takes the server a little longer.
+    /// Runs the statement and returns its answer by columns. A prepared statement returns few rows, so it returns them
+    /// as they are. An unprepared one returns arrays: a driver's work per row costs several times that for the values,
+    /// and arrays cost the server only little.
     pub(crate) async fn answer(
         &self,
         doing: &'static str,
@@ -203,19 +205,19 @@ impl Statement {
             let rows = self.rows(client, prepared, args).await;
             return Ok(Answer::Rows(rows.map_err(Error::database(doing))?));
         };
-        let arrays = async { self.ask(client, sql, args).await?.try_collect().await };
+        let arrays = async { self.run(client, sql, args).await?.try_collect().await };
         let rows: Vec<Row> = arrays.await.map_err(Error::database(doing))?;
         match <[Row; 1]>::try_from(rows) {
             Ok([row]) => Ok(Answer::Arrays(row)),
-            // Not to be taken for nothing.
+            // Treat an answer of another shape as an error, not as an empty table.
             Err(rows) => Err(Error::unexpected(
                 doing,
-                format!("{} rows of arrays", rows.len()),
+                format!("{} rows instead of one row of arrays", rows.len()),
             )),
         }
     }
 
-    /// All rows of the answer.
+    /// Runs the statement and returns all rows.
     pub(crate) async fn rows(
         &self,
         client: &Client,
@@ -229,16 +231,16 @@ impl Statement {
     }
 }
 
-/// An answer, to be taken column by column.
+/// An answer, to be read column by column.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Rows(Vec<Row>),
-    /// One row of arrays; of nulls where there was nothing to put into them.
+    /// One row with an array for each column. A null stands for an empty array.
     Arrays(Row),
 }
 
 impl Answer {
-    /// The values of a column; those of all columns are in the same order.
+    /// The values of a column. All columns have the same order of rows.
     pub(crate) fn column<'a, T: FromSql<'a>>(
         &'a self,
         index: usize,

@@ -1,4 +1,4 @@
-//! What a connection asks of TLS, with libpq's meaning.
+//! The TLS settings of a connection, with libpq's meaning.
 
 use std::{fmt, path::PathBuf};
 
@@ -6,25 +6,27 @@ use tokio_postgres::config::SslNegotiation;
 
 use crate::error::Error;
 
-/// libpq's `sslmode`: whether to encrypt, and what to ask of the server's certificate.
+/// libpq's `sslmode`: whether to encrypt the connection, and what to require of the server's certificate.
 ///
 /// Connections over a Unix socket are never encrypted, whatever the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum SslMode {
-    /// Never.
+    /// Never encrypts.
     Disable,
-    /// Only if the server refuses a connection without. Protects from nobody who is on the way: he may refuse.
+    /// Encrypts only if the server refuses an unencrypted connection. Does not protect against an attacker on the
+    /// network, who can accept one.
     Allow,
-    /// If the server offers it; without, if it does not, or if the handshake fails, or `pg_hba.conf` has no line for it.
-    /// Protects from nobody who is on the way. Without the cargo feature `tls` and a connector of one's own: never.
+    /// Encrypts if the server offers TLS. Does not encrypt if the server does not, if the handshake fails, or if
+    /// `pg_hba.conf` has no line for encrypted connections. Does not protect against an attacker on the network. Never
+    /// encrypts without the cargo feature `tls` and a connector of one's own.
     #[default]
     Prefer,
-    /// Always; the certificate is not looked at, unless root certificates are given: then as [`SslMode::VerifyCa`].
+    /// Always encrypts. Does not check the certificate; with root certificates it checks as [`SslMode::VerifyCa`] does.
     Require,
-    /// Always, and the certificate must be issued by one of the root certificates, for whatever host.
+    /// Always encrypts. One of the root certificates must have issued the certificate, for any host.
     VerifyCa,
-    /// Always, and the certificate must be issued by one of the root certificates for the host that was asked for. Those
-    /// of the system if none are given.
+    /// Always encrypts. One of the root certificates must have issued the certificate, for the host that the connection
+    /// string names. Without given root certificates, those of the system count.
     VerifyFull,
 }
 
@@ -38,7 +40,7 @@ impl SslMode {
         ("verify-full", SslMode::VerifyFull),
     ];
 
-    /// Whether a connection without is refused.
+    /// Whether an unencrypted connection is refused.
     pub(crate) fn is_mandatory(self) -> bool {
         matches!(
             self,
@@ -47,7 +49,7 @@ impl SslMode {
     }
 }
 
-/// Its name in a connection string.
+/// Prints the name that a connection string uses.
 impl fmt::Display for SslMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = SslMode::WORDS.iter().find(|(_, mode)| mode == self);
@@ -55,8 +57,8 @@ impl fmt::Display for SslMode {
     }
 }
 
-/// Settings of TLS, for [`Config::tls`](crate::config::Config::tls). Files are read whenever a connection is opened, so that renewed
-/// certificates need no restart. Its `Debug` shows no key.
+/// TLS settings for [`Config::tls`](crate::config::Config::tls). Each new connection reads the files again, so that
+/// renewed certificates need no restart. `Debug` shows no key.
 ///
 /// ```
 /// use oddscache::{Config, SslMode, Tls};
@@ -74,21 +76,21 @@ pub struct Tls {
     pub(crate) identity: Option<Identity>,
 }
 
-/// Whose certificates are trusted.
+/// Which root certificates to trust.
 #[derive(Clone)]
 pub(crate) enum Roots {
     System,
     Given(Pem),
 }
 
-/// Who we are.
+/// The certificate and key to present to the server.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) certificate: Pem,
     pub(crate) key: Pem,
 }
 
-/// PEM text, or where it is.
+/// A PEM file or PEM text.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "tls"), allow(dead_code))]
 pub(crate) enum Pem {
@@ -96,7 +98,7 @@ pub(crate) enum Pem {
     Text(Vec<u8>),
 }
 
-/// What the server's certificate must stand up to.
+/// What to check of the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verify {
     Nothing,
@@ -105,7 +107,7 @@ pub(crate) enum Verify {
 }
 
 impl Tls {
-    /// With this mode, without root certificates of its own, and without a client certificate.
+    /// Settings with this mode, without root certificates and without a client certificate.
     #[must_use]
     pub fn new(mode: SslMode) -> Tls {
         Tls {
@@ -119,31 +121,32 @@ impl Tls {
         self.mode
     }
 
-    /// `sslrootcert`: the certificates in this PEM file are trusted, and no others. A certificate there that is the
-    /// server's own is trusted too, as libpq does with self-signed ones.
+    /// `sslrootcert`: trusts the certificates in this PEM file and no others. If one of them is the server's own, it is
+    /// trusted too, as libpq does with self-signed certificates.
     #[must_use]
     pub fn root_certificates_file(mut self, path: impl Into<PathBuf>) -> Tls {
         self.roots = Some(Roots::Given(Pem::File(path.into())));
         self
     }
 
-    /// The same from PEM text.
+    /// The same as [`Tls::root_certificates_file`], from PEM text.
     #[must_use]
     pub fn root_certificates_pem(mut self, pem: impl Into<Vec<u8>>) -> Tls {
         self.roots = Some(Roots::Given(Pem::Text(pem.into())));
         self
     }
 
-    /// `sslrootcert=system`: what the operating system trusts (or `SSL_CERT_FILE`, `SSL_CERT_DIR`). Needs
-    /// [`SslMode::VerifyFull`], because anybody gets a certificate for some host from one of them.
+    /// `sslrootcert=system`: trusts what the operating system trusts (or `SSL_CERT_FILE`, `SSL_CERT_DIR`). Requires
+    /// [`SslMode::VerifyFull`]: anybody can get a certificate for some host from one of these authorities.
     #[must_use]
     pub fn system_roots(mut self) -> Tls {
         self.roots = Some(Roots::System);
         self
     }
 
-    /// `sslcert` and `sslkey`: the certificate (with its chain, if it has one) and the key that are shown to a server that
-    /// asks. PEM files; the key PKCS#8, PKCS#1 or SEC1, not encrypted, readable by nobody but its owner.
+    /// `sslcert` and `sslkey`: the certificate, with its chain if it has one, and the key. They are presented to a
+    /// server that asks for a client certificate. Both are PEM files. The key must be PKCS#8, PKCS#1 or SEC1 and not
+    /// encrypted. Only its owner may be able to read it.
     #[must_use]
     pub fn client_certificate_files(
         mut self,
@@ -157,7 +160,7 @@ impl Tls {
         self
     }
 
-    /// The same from PEM text.
+    /// The same as [`Tls::client_certificate_files`], from PEM text.
     #[must_use]
     pub fn client_certificate_pem(
         mut self,
@@ -181,7 +184,7 @@ impl Tls {
         }
     }
 
-    /// Whether the settings make sense together.
+    /// Fails if the settings contradict each other.
     pub(crate) fn check(&self, negotiation: SslNegotiation) -> Result<(), Error> {
         let mode = self.mode;
         if matches!(self.roots, Some(Roots::System)) && mode != SslMode::VerifyFull {
@@ -247,9 +250,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Run by `.ci/run` with and without the feature: without, nothing that asks for TLS goes without it.
+    /// `.ci/run` runs this with and without the feature. Without it, no mode that requires TLS may connect.
     #[test]
-    fn a_mode_that_asks_for_tls_needs_it() {
+    fn a_mode_that_requires_tls_needs_the_feature() {
         for (word, mode) in SslMode::WORDS {
             let text = format!("host=h sslmode={word} sslrootcert=/root.crt");
             let config = Config::new(&text).expect("it makes sense");
@@ -272,10 +275,10 @@ mod tests {
         assert_eq!(mode, SslMode::Require);
     }
 
-    /// As the driver's own configuration, which no text was read for, has it.
+    /// Also for a driver's configuration, which did not come from a connection string.
     #[cfg(not(feature = "tls"))]
     #[tokio::test]
-    async fn without_the_feature_no_connection_is_tried() {
+    async fn without_the_feature_no_connection_is_attempted() {
         let mut driver = tokio_postgres::Config::new();
         driver
             .host("127.0.0.1")

@@ -1,10 +1,12 @@
-//! The audit: a few events at a time are read again in full, in the transaction of an ordinary read, and compared with the
+//! The audit: it reads a few events again in full, in the transaction of an ordinary read, and compares them with the
 //! draft. A difference is a change that no trigger saw.
 //!
-//! | invariant | |
-//! |---|---|
-//! | U1 | a pass compares every event that was in the window when it began, held or not, and every event that is held |
-//! | U2 | over time, audits take no more than the budgeted share of it, whatever becomes of them |
+//! A pass has one step that lists the events in the window, and then steps that each compare a slice of them.
+//!
+//! # Invariants
+//! - U1: A pass compares every event that was in the window when the pass began, held or not, and every event that is
+//!   held.
+//! - U2: Over time the audit takes at most the budgeted share of the time, whether its steps succeed or fail.
 
 use std::{
     fmt,
@@ -14,27 +16,29 @@ use std::{
 
 use crate::{model::CachedEvent, store::draft::Draft};
 
-/// When to read which events again. Pure: time comes in as an argument.
+/// Decides when to compare which events. Pure: time comes in as an argument.
 #[derive(Debug)]
 pub(crate) struct Audit {
+    /// How long a pass takes, if the budget allows it.
     cycle: Duration,
+    /// The share of time that the audit may take, from 0.0001 to 1.
     budget: f64,
     due: Instant,
-    /// The events of the window, ascending, and how many of them are done; `None` between two passes.
+    /// The ids of the events in the window, ascending, and how many of them are done. `None` between two passes.
     pass: Option<(Vec<i64>, usize)>,
-    /// Events a step at the most: fewer after steps that failed.
+    /// The most events of one step. Halved by a step that fails, doubled by one that succeeds.
     most: usize,
 }
 
-/// What to read.
+/// What a step reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The ids of all events in the window: a pass begins.
+    /// The ids of all events in the window. This begins a pass.
     Window,
     Slice(Slice),
 }
 
-/// A stretch of the ids, and the events of the window in it.
+/// A range of event ids, and the ids in this range that are in the window. Held events in the range are compared, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Slice {
     pub(crate) range: (Bound<i64>, Bound<i64>),
@@ -51,16 +55,17 @@ pub(crate) enum Audited {
     },
 }
 
-/// A pass is made in about this many steps: fewer would hold up the reads between them, more would pay for beginning each.
+/// A pass has about this many steps. With fewer, each step would delay the next read of changes. With more, the fixed
+/// cost of a step would dominate.
 const STEPS: usize = 40;
 
-/// However many events there are, a step must not hold up a change for long.
+/// A step compares no more events than this, so that it delays no change for long.
 const MOST_EVENTS: usize = 100;
 
-/// What stands for a budget that is no number.
+/// The budget if the configured one is NaN.
 const BUDGET: f64 = 0.01;
 
-/// However long a step took.
+/// The audit never rests for longer, however long a step took.
 const LONGEST_REST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Audit {
@@ -90,7 +95,9 @@ impl Audit {
         let Some((window, done)) = &self.pass else {
             return Some(Step::Window);
         };
-        let end = window.len().min(done + self.step(window));
+        // The ranges of a pass leave no gap: each begins after the last id of the one before, and the first and the
+        // last are open. So a held event is compared even if it is not in the window (U1).
+        let end = window.len().min(done + self.step_size(window));
         let bound = |index: usize| window.get(index.wrapping_sub(1)).copied();
         let after = bound(*done).map_or(Bound::Unbounded, Bound::Excluded);
         let last = bound(end).filter(|_| end < window.len());
@@ -100,13 +107,15 @@ impl Audit {
         }))
     }
 
-    fn step(&self, window: &[i64]) -> usize {
+    fn step_size(&self, window: &[i64]) -> usize {
         window.len().div_ceil(STEPS).clamp(1, self.most)
     }
 
-    /// The step that was due was made within `took`. Returns whether it ended a pass.
+    /// Notes that the step that was due succeeded, and took so long. Returns whether it ended a pass.
     pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
         self.rest(took, now);
+        // The step was due with the old `most`, so it is raised only after the pass has moved on.
+        let step_size = self.pass.as_ref().map(|(window, _)| self.step_size(window));
         self.most = (self.most * 2).min(MOST_EVENTS);
         if let Audited::Window(window) = audited {
             self.pass = Some((window.clone(), 0));
@@ -115,34 +124,36 @@ impl Audit {
         let Some((window, done)) = self.pass.take() else {
             return false;
         };
-        let done = done + self.step(&window);
+        let done = done + step_size.unwrap_or_default();
         let ended = done >= window.len();
         self.pass = (!ended).then_some((window, done));
         ended
     }
 
-    /// It took so long, and failed: the next one will be smaller.
+    /// Notes that the step that was due failed, and took so long. The next one will be smaller.
     pub(crate) fn failed(&mut self, took: Duration, now: Instant) {
         self.rest(took, now);
         self.most = (self.most / 2).max(1);
     }
 
-    /// Time was spent for the audit, which its budget must cover.
+    /// Sets when the next step is due, after the audit took so long (U2). With a budget of 0.01 it rests for 100 times
+    /// as long. It also rests long enough to spread a pass over the whole cycle.
     pub(crate) fn rest(&mut self, took: Duration, now: Instant) {
         let rest = took.min(LONGEST_REST).div_f64(self.budget);
-        let pace = self.cycle / (STEPS as u32 + 1);
-        self.due = now + rest.max(pace).min(LONGEST_REST);
+        // One more for the step that lists the window.
+        let interval = self.cycle / (STEPS as u32 + 1);
+        self.due = now + rest.max(interval).min(LONGEST_REST);
     }
 }
 
-/// An event that is not what the database says.
+/// An event that differs between cache and database.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) event_id: i64,
     what: String,
 }
 
-/// Compares what is held with what was read, for the events that were.
+/// Compares the given events of the cache with those read from the database.
 pub(crate) fn compare(held: &Draft, read: &Draft, ids: &[i64]) -> Vec<Mismatch> {
     let mismatch = |event_id| {
         let (held, read) = (held.event(event_id), read.event(event_id));
@@ -152,7 +163,7 @@ pub(crate) fn compare(held: &Draft, read: &Draft, ids: &[i64]) -> Vec<Mismatch> 
     ids.iter().copied().filter_map(mismatch).collect()
 }
 
-/// In words, without any data of a row but ids.
+/// Names the first difference, in words that contain no data of a row but ids.
 fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<String> {
     let (held, read) = match (held, read) {
         (Some(held), Some(read)) => (held, read),
@@ -160,6 +171,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
         (Some(_), None) => return Some("the cache has it, the database does not".to_owned()),
         (None, None) => return None,
     };
+    // Nearly always equal, and cheap to tell. Only a difference is looked at in detail.
     if held.same(read) {
         return None;
     }
@@ -183,6 +195,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
             (None, None) => None,
         }
     };
+    // The keys of both events, so that a snapshot is found that only one of them has.
     let ids = [held, read];
     let bookmaker = ids
         .iter()
@@ -225,7 +238,7 @@ mod tests {
         }
     }
 
-    /// Makes all steps of a pass over a window; returns how long it took, and the slices.
+    /// Makes all steps of a pass over a window. Returns how long the pass took, and its slices.
     fn pass(audit: &mut Audit, window: &[i64], took: Duration) -> (Duration, Vec<Slice>) {
         let mut now = Instant::now();
         let (start, mut slices) = (now, Vec::new());
@@ -254,7 +267,7 @@ mod tests {
             assert!(took <= CYCLE, "{events} events: {took:?}");
             let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
             assert_eq!(ids, window);
-            // The stretches leave no gap, so that what is held and not in the window is looked at too.
+            // The ranges leave no gap, so that events are compared that are held but not in the window.
             assert_eq!(slices[0].range.0, Bound::Unbounded);
             assert_eq!(slices[slices.len() - 1].range.1, Bound::Unbounded);
             for pair in slices.windows(2) {
@@ -296,5 +309,21 @@ mod tests {
             assert_eq!(audit.until_due(now), Duration::from_secs(200));
         }
         assert_eq!(sizes, [100, 50, 25, 12, 6, 3, 1, 1, 1]);
+    }
+
+    /// After a failed step the pass skipped events: it moved on by more events than the smaller step had compared.
+    #[test]
+    fn a_pass_covers_all_ids_also_after_failed_steps() {
+        let mut now = Instant::now();
+        let mut audit = Audit::new(CYCLE, 1.0, now);
+        let window: Vec<i64> = (0..100_000).collect();
+        audit.done(&Audited::Window(window.clone()), Duration::ZERO, now);
+        for _ in 0..5 {
+            now += audit.until_due(now);
+            audit.failed(Duration::ZERO, now);
+        }
+        let (_, slices) = pass(&mut audit, &window, Duration::ZERO);
+        let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
+        assert_eq!(ids, window);
     }
 }

@@ -1,9 +1,8 @@
-//! The change feed: which log rows are new since the last read, and what they say must be read again.
+//! The change log: which of its rows are new since the last read, and which keys they name.
 //!
-//! | invariant | |
-//! |---|---|
-//! | F1 | a log row is read by exactly one read of a cursor's life: the first whose snapshot shows it |
-//! | F2 | what cannot be understood or is too much becomes a reload of everything, never a row left out |
+//! # Invariants
+//! - F1: After a read of everything, each new log row is read exactly once: by the first read whose snapshot shows it.
+//! - F2: No log row is left out. If a row is not understood, or there are too many, everything is read again.
 
 use std::{collections::BTreeSet, error::Error as StdError, pin::pin};
 
@@ -25,51 +24,53 @@ use crate::{
 
 const DOING: &str = "reading the change log";
 
-/// More new log rows than this, or more keys in them, are not looked at one by one.
+/// If there are more new log rows than this, or more keys in them, everything is read again. This bounds memory.
 const MOST_ROWS: usize = 20_000;
 const MOST_KEYS: usize = 100_000;
 
-/// Where the next read begins.
+/// Where the next read of the log begins: at the `pg_snapshot` of the last read. A log row is new if its transaction
+/// was not visible in that snapshot.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {
     snapshot: PgSnapshot,
-    /// On a standby, whose snapshots do not list what was in progress: ids of the log rows from `xmin` on that were read.
+    /// Only on a standby, whose snapshots do not list the transactions in progress. The log rows from `xmin` on that
+    /// were read: without them the next read could not tell which of these rows are new.
     seen: Option<HashSet<LogRow>>,
 }
 
 impl Cursor {
-    /// Where the next read begins, once what `snapshot` shows is applied.
+    /// The cursor after a read at `snapshot` was applied.
     pub(crate) fn new(snapshot: PgSnapshot, seen: Option<HashSet<LogRow>>) -> Cursor {
         Cursor { snapshot, seen }
     }
 
-    /// All transactions below had ended, and are read.
+    /// Every transaction with a smaller id had ended, and its log rows were read.
     pub(crate) fn xmin(&self) -> u64 {
         self.snapshot.xmin
     }
 
-    /// The first transaction that it does not show, nor any after it.
+    /// No transaction with this id or a greater one was visible.
     pub(crate) fn xmax(&self) -> u64 {
         self.snapshot.xmax
     }
 
-    /// Whether it is of a standby.
+    /// Whether the last read was made on a standby.
     pub(crate) fn is_of_standby(&self) -> bool {
         self.seen.is_some()
     }
 
-    /// Whether `snapshot`, of the same primary, shows nothing but what was read: no transaction has ended since. On a standby
-    /// equal snapshots say nothing.
+    /// Whether no transaction has ended on the same primary between the last read and `snapshot`. False on a standby,
+    /// where equal snapshots prove nothing.
     pub(crate) fn is_at(&self, snapshot: &PgSnapshot) -> bool {
         !self.is_of_standby() && self.snapshot == *snapshot
     }
 
-    /// Whether a snapshot is of an earlier state than the last read, which no server comes to by itself.
+    /// Whether `snapshot` is older than the last read. No server goes back by itself: it was restored or replaced.
     pub(crate) fn is_after(&self, snapshot: &PgSnapshot) -> bool {
         self.snapshot.xmax > snapshot.xmax
     }
 
-    /// Whether rows that this cursor has not read may have been pruned.
+    /// Whether log rows may have been pruned that this cursor has not read.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
     }
@@ -82,7 +83,7 @@ pub(crate) struct ChangeSet {
     pub(crate) events: BTreeSet<i64>,
     /// Ids of events whose rows in `odds_snapshots` changed.
     pub(crate) betpawa: BTreeSet<i64>,
-    /// Ids of events whose linked rows in `competitor_events` changed, or that are or were linked to them.
+    /// Ids of events to which a changed row of `competitor_events` is or was linked.
     pub(crate) competitors: BTreeSet<i64>,
     /// Ids of competitor events whose rows in `competitor_odds_snapshots` changed.
     pub(crate) competitor_events: BTreeSet<i64>,
@@ -92,7 +93,7 @@ pub(crate) struct ChangeSet {
     pub(crate) competitor_markets: BTreeSet<i64>,
 }
 
-/// In `table_name`, where no table is meant.
+/// Values of `table_name` that name no table: a heartbeat of a follower, and a call of `oddscache.resync()`.
 const HEARTBEAT: &str = "heartbeat";
 const RESYNC: &str = "resync";
 
@@ -101,7 +102,7 @@ impl ChangeSet {
         *self == ChangeSet::default()
     }
 
-    /// Adds what a log row names.
+    /// Adds the keys that a log row names. An error is the reason to read everything (F2).
     fn add(
         &mut self,
         table_name: &str,
@@ -112,7 +113,7 @@ impl ChangeSet {
             return Err(ReloadReason::Asked.into());
         }
         if let Some(note) = note {
-            // What follows the SQLSTATE may quote data.
+            // Only the SQLSTATE: the rest of the note may quote data of a row, and this text is shown to everybody.
             let code = note.split(' ').next().filter(|code| code.len() == 5);
             return Err(Reload::about(
                 ReloadReason::Trouble,
@@ -130,7 +131,7 @@ impl ChangeSet {
             None => return Err(ReloadReason::NotUnderstood.into()),
         };
         let keys = keys.ok_or_else(|| Reload::about(ReloadReason::WholeTable, table_name))?;
-        // At once is faster than one by one, unless it is little: a merge goes through all that are there.
+        // A merge visits every key of the set once, and is faster for many keys. For few, single inserts are faster.
         match keys.len() * 8 > set.len() {
             true => set.append(&mut keys.into_iter().collect()),
             false => set.extend(keys),
@@ -139,18 +140,18 @@ impl ChangeSet {
     }
 }
 
-/// What the log says.
+/// What the new log rows say.
 #[derive(Debug)]
 pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,
-    /// What to read again.
+    /// The keys that must be read again.
     pub(crate) change_set: ChangeSet,
-    /// When the last statement of each transaction was logged, by its server's clock; heartbeats are left out.
+    /// For each transaction the time of its last log row, by the server's clock in UTC. Heartbeats are left out.
     pub(crate) logged: Vec<Micros>,
 }
 
-/// The cursor of a read of everything.
+/// The cursor after a read of everything at `snapshot`.
 pub(crate) async fn start(
     client: &Client,
     log: &str,
@@ -165,8 +166,9 @@ pub(crate) async fn start(
     Ok(Cursor { snapshot, seen })
 }
 
-/// What the log rows say that `cursor` has not read and the transaction under way can see; or why everything must be read.
-/// On a primary, by [`exactly_new`]: nothing of the transaction need be known yet.
+/// Reads on a primary the log rows that the current transaction sees and `cursor` has not read, or returns why
+/// everything must be read. Runs the statement of [`exactly_new`], which does not need to know the snapshot of the
+/// transaction.
 pub(crate) async fn read(
     client: &Client,
     prepared: Option<&Prepared>,
@@ -179,21 +181,25 @@ pub(crate) async fn read(
     collect(new_rows.map_err(Error::database(DOING))?).await
 }
 
-/// A log row: the transaction, and the id, which is unique within it.
+/// The primary key of a log row: transaction id and row id.
 pub(crate) type LogRow = (u64, i64);
 
-/// The same on a standby, with `snapshot`, that of the transaction; and which rows it shows.
+/// Reads the same on a standby, where `snapshot` is that of the current transaction. Returns also the keys of the
+/// visible log rows, which become [`Cursor::seen`].
+///
+/// A standby's snapshot does not say which transactions were in progress. So this reads the keys of all log rows since
+/// the cursor's `xmin`, and compares them with the keys seen before.
 pub(crate) async fn read_on_standby(
     client: &Client,
     log: &str,
     cursor: &Cursor,
     snapshot: &PgSnapshot,
 ) -> Result<Result<(Changed, HashSet<LogRow>), Reload>, Error> {
-    // Promoted meanwhile, or another server: no rule of reading on holds.
+    // The cursor is of a primary, so the server was replaced, and the cursor cannot be trusted.
     let Some(before) = &cursor.seen else {
         return Ok(Err(ReloadReason::ConnectionLost.into()));
     };
-    // Rows below the new xmin come no more, so those from the old one on suffice.
+    // Every transaction below the old xmin had ended, so it can add no rows.
     let (from, to) = (cursor.snapshot.xmin, snapshot.xmax);
     let seen = ids_between(client, log, from, to).await?;
     let new = || seen.difference(before).take(MOST_ROWS + 1);
@@ -223,13 +229,14 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
             column().map_err(Error::database(DOING))?;
         if table_name != HEARTBEAT {
             let (xid, at) = written(&row).map_err(Error::database(DOING))?;
-            // Rows of a transaction come one after the other.
+            // All rows of a transaction come in a row, so comparing with the row before tells the transactions apart.
             match logged.last_mut() {
                 Some(logged) if last == Some(xid) => *logged = at.max(*logged),
                 _ => logged.push(at),
             }
             last = Some(xid);
         }
+        // Checked for each row, so that memory stays bounded however much the server sends (F2).
         rows += 1;
         keys += named.as_ref().map_or(0, Vec::len);
         if rows > MOST_ROWS || keys > MOST_KEYS {
@@ -248,7 +255,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
 
 const COLUMNS: &str = "table_name, keys, note, xid, at";
 
-/// By which transaction, and when.
+/// The transaction of a log row, and when the row was logged.
 fn written(row: &Row) -> Result<(u64, Micros), tokio_postgres::Error> {
     Ok((row.try_get::<_, Xid>(3)?.0, time(row, 4)?))
 }
@@ -266,12 +273,15 @@ impl<'a> FromSql<'a> for Xid {
     }
 }
 
-/// On a primary: exactly the transactions that the cursor's snapshot did not show. Its cost does not grow with the age of
-/// the oldest transaction, nor with the log.
+/// The statement for a primary: `(xmax of the cursor, its transactions in progress)` -> log rows of exactly the
+/// transactions that were not visible in the cursor's snapshot.
+///
+/// A transaction was not visible if its id is at least `xmax`, or if it was in progress. The cost grows with the new
+/// rows. It does not grow with the size of the log, nor with the age of the oldest transaction.
 pub(crate) fn exactly_new(log: &str) -> Statement {
-    // The planner must use the primary key even where the log was never analyzed. It takes a range with one end for a third
-    // of the table, and a long list for all of it: hence the upper end, above which the snapshot shows nothing anyway, and
-    // the look-up of one transaction after the other.
+    // The planner must use the primary key even if the log was never analyzed. Without statistics it assumes that an
+    // open range selects a third of the table. So the range has an upper end, above which no row is visible anyway. It
+    // assumes that a long list selects all of the table. So LATERAL looks up one transaction after the other.
     let sql = format!(
         "(SELECT {COLUMNS} FROM {log} WHERE xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY xid LIMIT {limit}) \
          UNION ALL (SELECT l.* FROM unnest($2::xid8[]) AS writer (id), LATERAL \
@@ -281,9 +291,10 @@ pub(crate) fn exactly_new(log: &str) -> Statement {
     Statement::new("new_log_rows", sql, [Type::TEXT, Type::TEXT])
 }
 
-/// On a standby: all rows from the cursor's `xmin` on, among which the caller knows those it has read. Its cost
-/// grows with what was logged since the oldest transaction in progress began. The upper end, the snapshot's `xmax`, is there
-/// for the planner as in [`exactly_new`].
+/// The keys of all visible log rows of the transactions from `from` to before `to`.
+///
+/// The cost grows with the rows logged since the oldest transaction in progress began. `to` is the snapshot's `xmax`:
+/// no row from it on is visible, and it only helps the planner, as in [`exactly_new`].
 async fn ids_between(
     client: &Client,
     log: &str,
@@ -309,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_standby_does_not_say_what_was_in_progress() {
+    fn a_snapshot_of_a_standby_shows_nothing_from_xmin_on() {
         let primary = PgSnapshot::parse("10:20:10,14").expect("a snapshot");
         let shown: Vec<u64> = (8..22).filter(|xid| primary.shows(*xid, false)).collect();
         assert_eq!(shown, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
@@ -318,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_becomes_a_reload() {
+    fn a_log_row_that_is_not_understood_becomes_a_reload() {
         let mut change_set = ChangeSet::default();
         assert_eq!(change_set.add("market_odds", Some(vec![7]), None), Ok(()));
         assert_eq!(change_set.betpawa_markets, BTreeSet::from([7]));

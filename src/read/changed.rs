@@ -1,12 +1,13 @@
-//! The rows that a read of changes needs, within its transaction.
+//! Reads the rows that a read of changes needs, within its transaction.
 //!
-//! What few changes need is asked for all at once, as far as the log tells: one round trip instead of six. What the answers
-//! show to be missing is asked for after them.
+//! Step by step this would take six round trips, because each answer says what to read next: linked events, kickoffs,
+//! headers of the events in the window, markets of the new snapshots. So if there are few changes, it guesses from the
+//! log what will be needed, and requests all of that in one round trip. A second round reads what the guess left out.
 //!
-//! | invariant | |
-//! |---|---|
-//! | G1 | what is asked for too much is not looked at, what was not asked for is asked for: a plan is the same as if each question had waited for the answers before it |
-//! | G2 | the kickoff of a held event is still the one held, unless a log row names the event, so it is not asked for |
+//! # Invariants
+//! - G1: Extra rows are ignored; missing rows are fetched in a second query. The plan is the same as if each query had
+//!   waited for the answers before it.
+//! - G2: The kickoff of a held event is still the one held, unless a log row names the event. So it is not read again.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -25,10 +26,11 @@ use crate::{
     store::draft::Draft,
 };
 
-/// Changes of more keys than this are read step by step, by statements that are planned for them.
-const FEW: usize = 400;
+/// Changes of more keys than this are read step by step. A guess would read too many extra rows, and statements that
+/// are planned for the actual keys pay off.
+const MOST_KEYS_AT_ONCE: usize = 400;
 
-/// The greatest ids of snapshots seen: the markets of newer ones belong to snapshots that are about to be held.
+/// The greatest snapshot ids read so far. A market row of a greater id belongs to a new snapshot, which will be needed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Newest {
     pub(crate) betpawa: i64,
@@ -44,7 +46,7 @@ impl Newest {
     }
 }
 
-/// Whether it is worth asking for all at once.
+/// Whether there are so few keys that all rows are requested at once.
 pub(crate) fn are_few(change_set: &ChangeSet) -> bool {
     let sets = [
         &change_set.events,
@@ -54,10 +56,10 @@ pub(crate) fn are_few(change_set: &ChangeSet) -> bool {
         &change_set.betpawa_markets,
         &change_set.competitor_markets,
     ];
-    sets.iter().map(|set| set.len()).sum::<usize>() <= FEW
+    sets.iter().map(|set| set.len()).sum::<usize>() <= MOST_KEYS_AT_ONCE
 }
 
-/// Reads what `dirty` asks for, all at once where it is little.
+/// Reads the rows of `change_set`, and plans what becomes of them.
 pub(crate) async fn changed(
     reader: Reader<'_>,
     draft: &mut Draft,
@@ -65,50 +67,55 @@ pub(crate) async fn changed(
     window_start: Micros,
     newest: &mut Newest,
 ) -> Result<(Plan, Bodies), Error> {
-    let mut asked = match are_few(change_set) {
-        true => Asked::at_once(draft, change_set, *newest),
-        false => Asked::default(),
+    // First round: the guess. An empty request still reads the linked events, because the log does not name them.
+    let mut request = match are_few(change_set) {
+        true => Request::at_once(draft, change_set, *newest),
+        false => Request::default(),
     };
-    let (linked, mut headers, rows) = asked.ask(reader, change_set, window_start).await?;
+    let (linked, mut headers, rows) = request.send(reader, change_set, window_start).await?;
+    // The answers cover the linked events too, so note them as requested.
     let linked_events: Vec<i64> = linked.iter().map(|(id, _)| *id).collect();
-    if asked.with_linked {
-        asked.competitors.extend(&linked_events);
+    if request.with_linked {
+        request.competitors.extend(&linked_events);
     }
-    asked.events.extend(&linked_events);
+    request.events.extend(&linked_events);
     headers.kickoffs.extend(
         linked
             .into_iter()
             .filter_map(|(id, kickoff)| Some((id, kickoff?))),
     );
+    // Second round: what the guess left out. Then the plan, and the markets that it still lacks.
     let scope = complete(
         reader,
         draft,
         change_set,
         window_start,
-        &asked,
+        &request,
         &linked_events,
         &mut headers,
     );
     let scope = scope.await?;
     newest.note(&headers);
     let plan = Plan::part(draft, change_set, scope, headers);
-    let bodies = Bodies::read_on(reader, &plan, draft, &asked, &rows).await?;
+    let bodies = Bodies::read_missing(reader, &plan, draft, &request, &rows).await?;
     Ok((plan, bodies))
 }
 
-/// What the answers show to be missing: kickoffs, then headers of the events that turn out to be within the window (G1).
+/// Reads the rows that the first round left out, and drops the extra ones (G1). Returns the events that the plan
+/// changes.
 async fn complete(
     reader: Reader<'_>,
     draft: &Draft,
     change_set: &ChangeSet,
     window_start: Micros,
-    asked: &Asked,
+    request: &Request,
     linked_events: &[i64],
     headers: &mut SnapshotHeaders,
 ) -> Result<Scope, Error> {
     let mut scope = Scope::new(draft, change_set, linked_events);
+    // The kickoffs decide which events are in the window. Those of held events are known (G2).
     let mut events = Vec::new();
-    for id in scope.events.difference(&asked.events) {
+    for id in scope.events.difference(&request.events) {
         match known_kickoff(draft, change_set, *id) {
             Some(kickoff) if kickoff > window_start => drop(headers.kickoffs.insert(*id, kickoff)),
             Some(_) => {}
@@ -118,13 +125,12 @@ async fn complete(
     headers
         .kickoffs
         .extend(reader.kickoffs(window_start, &events).await?);
+    // Now the window is known: which headers are missing, and which are extra?
     scope.narrow(draft, &headers.kickoffs);
-    let betpawa: Vec<i64> = scope.betpawa.difference(&asked.betpawa).copied().collect();
-    let competitors: Vec<i64> = scope
-        .competitors
-        .difference(&asked.competitors)
-        .copied()
-        .collect();
+    let missing = scope.betpawa.difference(&request.betpawa);
+    let betpawa: Vec<i64> = missing.copied().collect();
+    let missing = scope.competitors.difference(&request.competitors);
+    let competitors: Vec<i64> = missing.copied().collect();
     headers
         .betpawa
         .retain(|header| scope.betpawa.contains(&header.event_id));
@@ -141,7 +147,7 @@ async fn complete(
     Ok(scope)
 }
 
-/// G2.
+/// The kickoff of a held event that no log row names (G2).
 fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option<Micros> {
     match change_set.events.contains(&event_id) {
         true => None,
@@ -149,24 +155,29 @@ fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option
     }
 }
 
-/// What is asked for before it is known to be needed.
+/// What the first round reads, before it is known what is needed.
 #[derive(Debug, Default)]
-struct Asked {
+struct Request {
+    /// Events whose kickoffs are read.
     events: BTreeSet<i64>,
+    /// Events whose snapshots in `odds_snapshots` are read.
     betpawa: BTreeSet<i64>,
+    /// Events whose snapshots in `competitor_odds_snapshots` are read.
     competitors: BTreeSet<i64>,
-    /// Whether `competitors` stands also for the events that changed competitor events are linked to.
+    /// Whether the snapshots are read, too, of the events to which changed competitor events are linked.
     with_linked: bool,
+    /// Snapshots whose rows in `market_odds` are read; ascending.
     betpawa_markets: Vec<i64>,
+    /// Snapshots whose rows in `competitor_market_odds` are read; ascending.
     competitor_markets: Vec<i64>,
 }
 
-/// Ids of the events that competitor events are linked to, with the kickoffs of those in the window.
+/// Ids of the events to which competitor events are linked, with the kickoffs of those in the window.
 type Linked = Vec<(i64, Option<Micros>)>;
 
-impl Asked {
-    /// Asks, in one round trip. Also for the market rows of snapshots that are or are about to be held.
-    async fn ask(
+impl Request {
+    /// Reads all of it in one round trip. Returns the linked events, the headers, and the market rows of both sides.
+    async fn send(
         &self,
         reader: Reader<'_>,
         change_set: &ChangeSet,
@@ -180,6 +191,7 @@ impl Asked {
             true => &competitor_events,
             false => &[],
         };
+        // All queries are sent before the first answer is awaited.
         let (linked, (kickoffs, headers), rows) = try_join3(
             reader.linked_events(window_start, &competitor_events),
             try_join(
@@ -204,12 +216,14 @@ impl Asked {
         Ok((linked, headers, rows))
     }
 
-    fn at_once(draft: &Draft, change_set: &ChangeSet, newest: Newest) -> Asked {
+    /// The guess: all rows that the change set may need, as far as the log and the draft tell.
+    fn at_once(draft: &Draft, change_set: &ChangeSet, newest: Newest) -> Request {
         let Scope {
             events,
             mut betpawa,
             mut competitors,
         } = Scope::new(draft, change_set, &[]);
+        // An event that is not held must be read whole if it is in the window (A3 of `plan`).
         let new: Vec<i64> = events
             .iter()
             .copied()
@@ -220,7 +234,8 @@ impl Asked {
         let betpawa_markets = change_set.betpawa_markets.iter().copied();
         let competitor_markets = change_set.competitor_markets.iter().copied();
         let unknown = |id: &i64| known_kickoff(draft, change_set, *id).is_none();
-        Asked {
+        // Of the snapshots whose markets changed only those are needed that the draft holds, or that are new.
+        Request {
             events: events.into_iter().filter(unknown).collect(),
             betpawa,
             competitors,
@@ -237,29 +252,30 @@ impl Asked {
     }
 }
 
-/// The bodies that a plan needs.
+/// The packed markets that a plan needs, by snapshot id.
 pub(crate) struct Bodies {
-    /// How many snapshots' markets were read for them.
+    /// The number of snapshots whose markets were read.
     snapshots_read: usize,
     betpawa: HashMap<i64, Arc<Body>>,
     competitors: HashMap<i64, Arc<Body>>,
 }
 
 impl Bodies {
+    /// Reads the markets of all snapshots of the plan, on one connection.
     pub(crate) async fn read(
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
     ) -> Result<Bodies, Error> {
         let none = (Vec::new(), Vec::new());
-        Bodies::read_on(reader, plan, draft, &Asked::default(), &none).await
+        Bodies::read_missing(reader, plan, draft, &Request::default(), &none).await
     }
 
-    /// The same with the help of further connections, each of which reads a share of it, and without where one fails or is
-    /// silent for longer than `patience`.
+    /// Reads the same on several connections, each of which reads a share. If one of them fails, or sends nothing for
+    /// `silence`, `reader` starts again and reads all by itself.
     pub(crate) async fn read_with(
         helpers: &[Reader<'_>],
-        patience: Duration,
+        silence: Duration,
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
@@ -270,41 +286,41 @@ impl Bodies {
             Ok::<_, Error>(Bodies {
                 snapshots_read: betpawa.len() + competitors.len(),
                 betpawa: reader
-                    .markets(helpers, patience, Side::Betpawa, &betpawa, packer)
+                    .markets(helpers, silence, Side::Betpawa, &betpawa, packer)
                     .await?,
                 competitors: reader
-                    .markets(helpers, patience, Side::Competitors, &competitors, packer)
+                    .markets(helpers, silence, Side::Competitors, &competitors, packer)
                     .await?,
             })
         };
         match shared.await {
             Err(error) if !helpers.is_empty() => {
-                tracing::info!(%error, "a further connection was of no help; reading without");
+                tracing::info!(%error, "reading on several connections failed; reading on one");
                 Bodies::read(reader, plan, draft).await
             }
             read => read,
         }
     }
 
-    /// The same, where the rows of some are at hand.
-    async fn read_on(
+    /// Packs the market `rows` that the first round has read, and reads the markets that the plan needs besides.
+    async fn read_missing(
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
-        asked: &Asked,
+        request: &Request,
         rows: &(Vec<Row>, Vec<Row>),
     ) -> Result<Bodies, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let snapshots_read = betpawa.len() + competitors.len();
         let packer = &mut draft.packer;
-        let missing = without(betpawa, &asked.betpawa_markets);
+        let missing = without(betpawa, &request.betpawa_markets);
         let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
         betpawa.extend(
             reader
                 .markets(&[], Duration::MAX, Side::Betpawa, &missing, packer)
                 .await?,
         );
-        let missing = without(competitors, &asked.competitor_markets);
+        let missing = without(competitors, &request.competitor_markets);
         let mut competitors = reader.pack(Side::Competitors, &rows.1, packer)?;
         competitors.extend(
             reader
@@ -318,7 +334,7 @@ impl Bodies {
         })
     }
 
-    /// Returns `snapshots_read`.
+    /// Applies the plan to `draft`. Returns how many snapshots' markets were read for it.
     pub(crate) fn apply(self, plan: Plan, draft: &mut Draft) -> usize {
         plan.apply(draft, &self.betpawa, &self.competitors);
         self.snapshots_read

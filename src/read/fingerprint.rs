@@ -1,13 +1,16 @@
-//! What could change rows, or hide them, without a trigger of ours firing: a fingerprint of the catalog, compared at each
-//! read of changes.
+//! A fingerprint of the catalog. DDL can change rows, or hide them, without firing a trigger. Each read of changes
+//! compares the fingerprint with that of the last read of everything. If they differ, everything is read again.
 //!
-//! It changes with a partition attached, detached, dropped or rewritten, a table renamed or put in another's place, a column
-//! altered, a trigger or its function replaced, disabled, or disabled and enabled again (`xmin` tells), row security, the
-//! log truncated, rebuilt or installed anew.
+//! The fingerprint changes when somebody
+//! - attaches, detaches, drops or rewrites a partition;
+//! - renames a table, puts another in its place, or alters a column;
+//! - replaces or disables a trigger or its function, also if it is enabled again at once (`xmin` shows it);
+//! - changes row security;
+//! - truncates, rebuilds or reinstalls the log.
 //!
-//! | invariant | |
-//! |---|---|
-//! | W1 | the fingerprint is that of everything reachable when the objects were found: by their ids, which are cheap to look up; what is added to them is linked to one of them, what takes the place of one has its name |
+//! # Invariants
+//! - K1: The fingerprint covers every object that a read can reach. [`Watched::find`] lists their ids, because a lookup
+//!   by id is cheap. A new object is noticed too: it is linked to a listed one, or it has taken over the name of one.
 
 use tokio_postgres::Client;
 
@@ -18,22 +21,22 @@ use crate::{
     sql::Table,
 };
 
-/// The objects found, and the statements that look at them.
+/// The watched objects, and the statements that compare them.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    /// Ids of the tables and their partitions, ascending: what a query reads under the snapshot they were found with.
+    /// Ids of the tables and their partitions, ascending and separated by commas, at the snapshot that found them.
     pub(crate) tables: String,
     /// `()` -> fingerprint.
     pub(crate) fingerprint: Statement,
-    /// `()` -> `tables` as they are at the end of a read: unlike all else, what a query reads of a partitioned table takes
-    /// in a partition attached since the snapshot.
+    /// `()` -> `tables`, but as they are now, not as the snapshot shows them. A query on a partitioned table also reads
+    /// a partition that was attached after the snapshot.
     pub(crate) tables_now: Statement,
 }
 
 const DOING: &str = "reading the catalog";
 
 impl Watched {
-    /// Finds the objects, in the transaction under way.
+    /// Finds the objects in the current transaction. Reads catalogs only.
     pub(crate) async fn find(client: &Client, names: &Names) -> Result<Watched, Error> {
         let rows = client.query_typed(&find(names), &[]).await;
         let rows = rows.map_err(Error::database(DOING))?;
@@ -59,19 +62,24 @@ impl Watched {
     }
 }
 
-/// Lists of ids.
+/// Ids of the watched objects, each list separated by commas.
 struct Found {
+    /// The application's tables.
     roots: String,
-    /// The roots and all below.
+    /// The tables with all their partitions and child tables.
     nodes: String,
+    /// The tables of the change log.
     log: String,
-    /// Of the log.
+    /// The indexes of these.
     indexes: String,
-    /// Of the feed.
+    /// The functions of the feed.
     functions: String,
 }
 
-/// Roots, nodes, log, its indexes, functions, tables, partitioned roots.
+/// Selects one row of lists: roots, nodes, log, its indexes, functions, tables, partitioned tables.
+///
+/// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
+/// [`Found::tables_now`] does. Both lists must agree while nothing changes.
 fn find(names: &Names) -> String {
     let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
@@ -99,7 +107,7 @@ fn find(names: &Names) -> String {
 }
 
 impl Found {
-    /// Each row a text, and the sum of their hashes: order has no say, and no sorting is needed.
+    /// One text for each fact, and the sum of their hashes. A sum does not depend on the order, so nothing is sorted.
     fn fingerprint(&self, names: &Names) -> String {
         let Found {
             roots,
@@ -133,7 +141,8 @@ impl Found {
         )
     }
 
-    /// A table can neither become partitioned nor cease to be while it is locked.
+    /// The roots as found, and the current partitions of those that are partitioned. A locked table cannot change
+    /// whether it is partitioned.
     fn tables_now(&self, partitioned: &str) -> String {
         format!(
             "SELECT string_agg(id::text, ',' ORDER BY id) FROM (\

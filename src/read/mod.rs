@@ -1,12 +1,14 @@
 //! One read: a transaction that brings the draft to one committed state of the database.
 //!
-//! | invariant | |
-//! |---|---|
-//! | R1 | all locks are taken before the snapshot, all rows are read under that snapshot, also where others import it |
-//! | R2 | the draft and the cursor move together, after COMMIT; an error or a cancellation before leaves both as they were |
-//! | R3 | within an epoch time never goes back: not that of the cut, nor the start of the window |
-//! | R4 | what is sent before the answers to what came before it is used only if all of these were no errors |
-//! | R5 | on a primary equal snapshots of the same server show equal rows: no transaction has ended in between |
+//! # Invariants
+//! - R1: A read takes all its locks before its snapshot. It reads all rows under that snapshot, also on the helper
+//!   connections that import it.
+//! - R2: The draft and the cursor change together, after COMMIT. An error or a cancellation before COMMIT leaves both
+//!   unchanged.
+//! - R3: Within an epoch neither the time of the cut nor the start of the window goes back.
+//! - R4: Queries are pipelined: a query is sent before the answer to the one before it has come. Its answer is used
+//!   only if every query before it succeeded.
+//! - R5: Two equal snapshots of the same primary show equal rows, because no transaction ended between them.
 
 pub(crate) mod audit;
 pub(crate) mod change_log;
@@ -60,64 +62,66 @@ use crate::{
     },
 };
 
-/// What a follower knows after a read, and the next one starts from.
+/// What a follower knows after a read. The next read starts from it.
 #[derive(Debug)]
 pub(crate) struct ReadState {
-    found: Found,
+    schema: Schema,
     at: Position,
     newest: Newest,
-    /// Why the next read must read everything, if it must.
+    /// Set if the next read must read everything; says why.
     pub(crate) reload: Option<Reload>,
 }
 
-/// What the catalog said at the last read of everything, and the statements made of it.
+/// The tables as the last read of everything found them, and the statements built for them.
 #[derive(Debug)]
-struct Found {
-    /// What the installed feed says of itself.
+struct Schema {
+    /// `None` where no feed is needed.
     feed: Option<Feed>,
     catalog: Catalog,
     watched: Watched,
     fingerprint: String,
-    /// What is new in the log, on a primary.
+    /// Selects the log rows that are new, on a primary.
     new_log_rows: Statement,
 }
 
-/// How far the last read came.
+/// The state of the database that the last read reached.
 #[derive(Debug)]
 struct Position {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
+    /// Identifies the server and its run; see [`schema`].
     server: String,
     window_start: Micros,
     cut: Arc<Cut>,
-    /// When the last read began, of whatever kind.
+    /// When the last read began, also one that only compared snapshots.
     began: Instant,
-    /// When tables were last locked and looked at.
-    looked: Instant,
+    /// When the last read began that locked the tables.
+    locked_at: Instant,
+    /// Log rows of transactions below this id may be pruned.
     pruned_below: u64,
 }
 
 impl Position {
-    fn of(start: ReadStart, cursor: Option<Cursor>, looked: Instant) -> Position {
+    fn of(start: ReadStart, cursor: Option<Cursor>, locked_at: Instant) -> Position {
         Position {
             cursor,
             server: start.server,
             window_start: start.window_start,
             cut: Arc::new(start.cut),
             began: start.began.monotonic,
-            looked,
+            locked_at,
             pruned_below: start.pruned_below,
         }
     }
 }
 
 impl ReadState {
-    /// The transaction id below which all had ended at the last read; 0 where no feed is read.
+    /// Every transaction with a smaller id had ended at the last read. 0 where no feed is read.
     pub(crate) fn xmin(&self) -> u64 {
         self.at.cursor.as_ref().map_or(0, Cursor::xmin)
     }
 
-    /// How far the log reaches.
+    /// Which transaction ids the log covers.
     pub(crate) fn change_log(&self) -> ChangeLog {
         ChangeLog {
             pruned_below: self.at.pruned_below,
@@ -133,32 +137,33 @@ impl ReadState {
 
     /// The feed, as of the last read of everything.
     pub(crate) fn feed(&self) -> Option<&Feed> {
-        self.found.feed.as_ref()
+        self.schema.feed.as_ref()
     }
 }
 
 /// What a read did.
 #[derive(Debug)]
 pub(crate) struct Done {
-    /// Before its snapshot was taken.
+    /// A moment before the server took the snapshot.
     pub(crate) began: Moment,
     pub(crate) log_rows: usize,
     pub(crate) snapshots_read: usize,
     pub(crate) rows_read: u64,
     pub(crate) malformed_rows_read: u64,
     pub(crate) evicted: usize,
-    /// If changes were read; and what that took, unless for the audit.
+    /// Set if this was a read of changes.
     pub(crate) shown: Option<Shown>,
+    /// Set if this was a read of changes without a step of the audit.
     pub(crate) took: Option<Took>,
-    /// If everything was read.
+    /// Set if everything was read.
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
-    /// If a slice was to be audited.
+    /// Set if the read made a step of the audit.
     pub(crate) audited: Option<Audited>,
 }
 
 impl Done {
-    /// A read that found nothing.
-    fn at(began: Moment) -> Done {
+    /// A read that found no change.
+    fn unchanged(began: Moment) -> Done {
         Done {
             began,
             log_rows: 0,
@@ -177,8 +182,11 @@ impl Done {
 const BEGIN: &str = "beginning to read";
 const END: &str = "ending a read";
 
-/// Ends a read: whether all of it was of the snapshot, if rows were read, then COMMIT. What a query reads of a partitioned
-/// table takes in a partition that was attached since. Where a default partition is locked, none can be.
+/// Ends a read with COMMIT. If rows were read, `watched` is given, and the read fails if the list of partitions
+/// changed.
+///
+/// A query reads the partitions that exist when it runs, not those that existed at the snapshot. A partition attached
+/// after the snapshot would mix two states. Locks prevent that only where the table has a default partition.
 async fn end(
     client: &Client,
     prepared: Option<&Prepared>,
@@ -210,17 +218,17 @@ async fn end(
     }
 }
 
-/// R3.
+/// Raises the times of a read to those of the read before it (R3): the server's clock may have gone back a little.
 fn keep_forward(start: &mut ReadStart, at: &Position) {
     start.window_start = start.window_start.max(at.window_start);
     start.cut.window_start = start.window_start.to_utc();
     start.cut.as_of = start.cut.as_of.max(at.cut.as_of);
 }
 
-/// A clock that goes back by less is taken for one that is being adjusted.
+/// A clock that goes back by less is being adjusted. One that goes back by more was set, and everything is read again.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Reads everything, in the transaction begun: into a new draft, which replaces `draft` only at the end.
+/// Reads everything in the current transaction. Fills a new draft, and replaces `draft` with it after COMMIT.
 pub(crate) async fn everything(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -229,15 +237,15 @@ pub(crate) async fn everything(
     start: ReadStart,
 ) -> Result<(ReadState, Done), Error> {
     let row_counters = RowCounters::default();
-    let (found, cursor) = Found::look(source, &start).await?;
+    let (schema, cursor) = Schema::load(source, &start).await?;
     let (plan, bodies, newest) =
-        whole(source, &found.catalog, &start, draft, &row_counters).await?;
+        all_rows(source, &schema.catalog, &start, draft, &row_counters).await?;
     if let Some(prepared) = prepared {
-        found.prepare(source, prepared, cursor.is_some()).await?;
+        schema.prepare(source, prepared, cursor.is_some()).await?;
     }
-    end(source.client, None, Some(&found.watched)).await?;
+    end(source.client, None, Some(&schema.watched)).await?;
 
-    // From here on nothing can fail or be cancelled (R2).
+    // The rest cannot fail and has no await, so it happens whole or not at all (R2).
     let mut next = draft.successor();
     let snapshots_read = bodies.apply(plan, &mut next);
     next.replace(draft);
@@ -247,11 +255,11 @@ pub(crate) async fn everything(
         rows_read: row_counters.rows(),
         malformed_rows_read: row_counters.malformed(),
         warmup: Some((reason, warmup_stats(draft, &start))),
-        ..Done::at(start.began)
+        ..Done::unchanged(start.began)
     };
     let at = Position::of(start, cursor, Instant::now());
     let state = ReadState {
-        found,
+        schema,
         at,
         newest,
         reload: None,
@@ -259,17 +267,23 @@ pub(crate) async fn everything(
     Ok((state, done))
 }
 
-impl Found {
-    /// Looks at the catalog, in the transaction begun: the fingerprint that the next reads compare with must be that of a
-    /// whole feed. Also where reading the log begins.
-    async fn look(source: Source<'_>, start: &ReadStart) -> Result<(Found, Option<Cursor>), Error> {
+impl Schema {
+    /// Checks the feed and reads the catalog in the current transaction. Returns also the cursor where the next read of
+    /// the log begins.
+    ///
+    /// Later reads only compare fingerprints. So this fingerprint must come from the transaction in which the feed was
+    /// checked and found complete.
+    async fn load(
+        source: Source<'_>,
+        start: &ReadStart,
+    ) -> Result<(Schema, Option<Cursor>), Error> {
         let Source {
             client,
             config,
             names,
         } = source;
         client
-            .batch_execute(&names.patience)
+            .batch_execute(&names.warmup_bounds)
             .await
             .map_err(Error::database(BEGIN))?;
         let feed = preflight::check(client, config).await?;
@@ -285,17 +299,17 @@ impl Found {
             }
             false => None,
         };
-        let found = Found {
+        let schema = Schema {
             feed,
             catalog,
             watched,
             fingerprint,
             new_log_rows: change_log::exactly_new(&log),
         };
-        Ok((found, cursor))
+        Ok((schema, cursor))
     }
 
-    /// Prepares what the reads of changes run.
+    /// Prepares the statements of a read of changes.
     async fn prepare(
         &self,
         source: Source<'_>,
@@ -303,17 +317,16 @@ impl Found {
         reads_log: bool,
     ) -> Result<(), Error> {
         let watched = &self.watched;
-        let once = [&source.names.cut, &watched.fingerprint, &watched.tables_now];
-        let statements = once.into_iter().chain(self.catalog.prepared());
-        let of_log = reads_log.then_some(&self.new_log_rows);
-        prepared
-            .prepare(source.client, statements.chain(of_log))
-            .await
+        let per_read = [&source.names.cut, &watched.fingerprint, &watched.tables_now];
+        let statements = per_read.into_iter().chain(self.catalog.prepared());
+        let log = reads_log.then_some(&self.new_log_rows);
+        prepared.prepare(source.client, statements.chain(log)).await
     }
 }
 
-/// All rows of the window, read on as many connections as the configuration allows.
-async fn whole(
+/// Reads all rows of the window, on as many connections as [`Config::warmup_connections`](crate::config::Config)
+/// allows.
+async fn all_rows(
     source: Source<'_>,
     catalog: &Catalog,
     start: &ReadStart,
@@ -332,6 +345,7 @@ async fn whole(
         names_malformed: true,
         row_counters,
     };
+    // The helpers connect while this connection reads the headers, so opening them costs no time.
     let exported = parallel::export(client, config, start).await?;
     let (headers, helpers) = join(
         reader.all_headers(start.window_start),
@@ -342,15 +356,17 @@ async fn whole(
     let mut newest = Newest::default();
     newest.note(&headers);
     let plan = Plan::whole(headers);
-    let helping: Vec<Reader<'_>> = helpers
+    let helper_readers: Vec<Reader<'_>> = helpers
         .iter()
         .map(|helper| Reader {
             client: &helper.client,
             ..reader
         })
         .collect();
-    let patience = config.read_timeout / 2;
-    let bodies = Bodies::read_with(&helping, patience, reader, &plan, draft).await?;
+    // Half of the read time-out: this connection may be idle in its transaction meanwhile, which the server allows only
+    // for that time-out.
+    let silence = config.read_timeout / 2;
+    let bodies = Bodies::read_with(&helper_readers, silence, reader, &plan, draft).await?;
     Ok((plan, bodies, newest))
 }
 
@@ -365,28 +381,31 @@ fn warmup_stats(draft: &Draft, start: &ReadStart) -> WarmupStats {
     }
 }
 
-/// How far [`changes`] came.
+/// The result of [`changes`].
 pub(crate) enum Read {
-    /// The draft is what the database was at the snapshot.
+    /// The draft equals the database at the snapshot of this read.
     Done(Box<Done>),
-    /// What changed cannot be told, so [`everything`] must be read, in the transaction begun.
+    /// The log does not tell what changed. The caller must read [`everything`] in the transaction that is still open.
     Reload(Reload, Box<ReadStart>),
 }
 
 /// Why a read of changes is made.
 pub(crate) enum Cause {
-    /// There may be news.
+    /// A notification or a request says that there may be changes.
     News,
-    /// It is time to look, though nobody says that there is anything to see.
+    /// The poll interval has passed.
     Time,
     Audit(audit::Step),
 }
 
-/// However quiet it is, tables are looked at so often: what changes them without a transaction is thought of nowhere.
-const LOOK: Duration = Duration::from_secs(10);
+/// At the latest after this time a read locks the tables and compares the fingerprint, even if the snapshot did not
+/// change. This is a precaution: no change without a transaction is known.
+const LOCKED_READ_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Reads what changed since the last read, and what the audit asks for. What is prepared is `None` afterwards if the session
-/// at hand turns out to know nothing of it.
+/// Reads what changed since the last read, and the rows for a step of the audit if `cause` is one.
+///
+/// Sets `prepared` to `None` if the session does not know the prepared statements. That is so behind a pooler that
+/// hands out sessions by the transaction.
 pub(crate) async fn changes(
     source: Source<'_>,
     prepared: &mut Option<Prepared>,
@@ -395,7 +414,7 @@ pub(crate) async fn changes(
     cause: Cause,
 ) -> Result<Read, Error> {
     if matches!(cause, Cause::Time)
-        && let Some(done) = nothing(source, draft, state).await?
+        && let Some(done) = prove_unchanged(source, draft, state).await?
     {
         return Ok(Read::Done(Box::new(done)));
     }
@@ -404,7 +423,7 @@ pub(crate) async fn changes(
         Cause::News | Cause::Time => None,
     };
     match read_changes(source, prepared.as_ref(), draft, state, step.clone()).await {
-        // Nothing was applied (R2).
+        // Nothing was applied (R2), so the same read can be made again.
         Err(error) if error.is_unprepared() => *prepared = None,
         read => return read,
     }
@@ -413,8 +432,10 @@ pub(crate) async fn changes(
     read_changes(source, None, draft, state, step).await
 }
 
-/// Whether nothing at all was written since the last read: then there is nothing to read.
-async fn nothing(
+/// Compares the server's snapshot with that of the last read. If both are equal, no transaction has ended since (R5):
+/// the view is proven current without locks and without reading a table. `None` if that proves nothing, and a read is
+/// needed.
+async fn prove_unchanged(
     source: Source<'_>,
     draft: &mut Draft,
     state: &mut ReadState,
@@ -423,16 +444,17 @@ async fn nothing(
     let Some(cursor) = &at.cursor else {
         return Ok(None);
     };
-    if cursor.is_of_standby() || state.reload.is_some() || at.looked.elapsed() > LOOK {
+    let is_due = at.locked_at.elapsed() > LOCKED_READ_INTERVAL;
+    if cursor.is_of_standby() || state.reload.is_some() || is_due {
         return Ok(None);
     }
     let mut start = match transaction::peek(source).await {
         Ok(start) => start,
-        // In a pooler's session the role's own time-outs hold outside of a transaction block. A read sets its own.
+        // This statement runs outside of a transaction block, so time-outs of the role can end it. A read sets its own.
         Err(error) if error.is_conflict() => return Ok(None),
         Err(error) => return Err(error),
     };
-    // R5.
+    // R5 holds for the same server and the same primary only.
     let same = start.server == at.server
         && !start.cut.standby
         && cursor.is_at(&start.snapshot)
@@ -440,6 +462,7 @@ async fn nothing(
     if !same {
         return Ok(None);
     }
+    // Time has passed all the same: events may have left the window.
     keep_forward(&mut start, at);
     at.window_start = start.window_start;
     let evicted = draft.evict(at.window_start);
@@ -447,7 +470,7 @@ async fn nothing(
     at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
-        ..Done::at(start.began)
+        ..Done::unchanged(start.began)
     }))
 }
 
@@ -464,7 +487,7 @@ async fn fingerprint(
         .map_err(Error::database(BEGIN))
 }
 
-/// begin -> what changed -> its rows -> commit -> apply.
+/// The sequence of a read: [`open`] -> [`Opened::news`] -> [`Rows::read`] -> [`end`] -> apply.
 async fn read_changes(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -472,7 +495,7 @@ async fn read_changes(
     state: &mut ReadState,
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
-    let looked = Instant::now();
+    let locked_at = Instant::now();
     let opened = open(source, prepared, state).await?;
     let (start, changed, seen) = match opened.news(source, state).await? {
         Ok(news) => news,
@@ -491,12 +514,12 @@ async fn read_changes(
         &row_counters,
     );
     let rows = rows.await?;
-    let watched = rows.any().then_some(&state.found.watched);
+    let watched = rows.any().then_some(&state.schema.watched);
     end(source.client, rows.prepared, watched).await?;
 
-    // From here on nothing can fail or be cancelled (R2).
+    // The rest cannot fail and has no await, so draft and cursor change together (R2).
     let read_at = Instant::now();
-    let anything = rows.part.is_some();
+    let has_changes = rows.part.is_some();
     let snapshots_read = rows
         .part
         .map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
@@ -505,12 +528,14 @@ async fn read_changes(
     let took = Took {
         read: read_at.saturating_duration_since(began),
         decode: row_counters.decode(),
-        apply: anything.then(|| read_at.elapsed()),
+        apply: has_changes.then(|| read_at.elapsed()),
     };
     let shown = Shown {
         logged: changed.logged,
         server_now: start.server_now,
         began,
+        // On a primary, what this read sees for the first time was committed after the last read began. On a standby it
+        // may have been committed long before, and replayed late.
         unseen: (!start.cut.standby).then_some(state.at.began),
     };
     let done = Done {
@@ -521,23 +546,25 @@ async fn read_changes(
         evicted,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
+        // The sample is of the same snapshot, so it is compared once the changes are applied.
         audited: rows.sample.map(|sample| sample.compare(draft)),
-        ..Done::at(start.began)
+        ..Done::unchanged(start.began)
     };
     state.newest = rows.newest;
     let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
-    state.at = Position::of(start, cursor, looked);
+    state.at = Position::of(start, cursor, locked_at);
     Ok(Read::Done(Box::new(done)))
 }
 
-/// What is asked at once at the beginning of a read (R4).
+/// The answers to the queries at the beginning of a read.
 struct Opened {
     start: ReadStart,
     fingerprint: String,
-    /// On a primary.
+    /// `None` for a standby's cursor: to read the log there, [`Opened::news`] needs the snapshot first.
     log: Option<Result<Changed, Reload>>,
 }
 
+/// Begins the transaction, takes locks and snapshot, and reads fingerprint and log, in one round trip (R4).
 async fn open(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -546,7 +573,7 @@ async fn open(
     let log = async {
         match &state.at.cursor {
             Some(cursor) if !cursor.is_of_standby() => {
-                let statement = &state.found.new_log_rows;
+                let statement = &state.schema.new_log_rows;
                 let log = change_log::read(source.client, prepared, statement, cursor);
                 log.await.map(Some)
             }
@@ -555,7 +582,7 @@ async fn open(
     };
     let (start, fingerprint, log) = try_join3(
         transaction::begin(source, prepared),
-        fingerprint(source.client, prepared, &state.found.watched),
+        fingerprint(source.client, prepared, &state.schema.watched),
         log,
     )
     .await?;
@@ -566,11 +593,12 @@ async fn open(
     })
 }
 
-/// The start of a read, what changed, and on a standby the log rows that it shows; or why everything must be read.
+/// The start of a read, what changed, and on a standby the ids of the visible log rows. Or: why everything must be
+/// read.
 type News = Result<(ReadStart, Changed, Option<HashSet<LogRow>>), (Reload, Box<ReadStart>)>;
 
 impl Opened {
-    /// Whether the cursor can be gone on from, and what is new.
+    /// Decides whether the log since the cursor tells all that changed, and returns it.
     async fn news(self, source: Source<'_>, state: &ReadState) -> Result<News, Error> {
         let Opened {
             mut start,
@@ -579,6 +607,8 @@ impl Opened {
         } = self;
         let at = &state.at;
         let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
+        // First: has the server lost history that was read? These reasons begin a new epoch, so they come before
+        // `keep_forward`, which would carry the times of the lost history on.
         if start.server != at.server {
             return reload(ReloadReason::ServerChanged.into(), start);
         }
@@ -590,13 +620,14 @@ impl Opened {
             return reload(ReloadReason::ClockWentBack.into(), start);
         }
         keep_forward(&mut start, at);
+        // Then: is everything to be read anyway, or does the log not tell all that changed?
         if let Some(reason) = &state.reload {
             return reload(reason.clone(), start);
         }
         let Some(cursor) = cursor else {
             return reload(ReloadReason::First.into(), start);
         };
-        if fingerprint != state.found.fingerprint {
+        if fingerprint != state.schema.fingerprint {
             return reload(ReloadReason::Catalog.into(), start);
         }
         if cursor.is_pruned(start.pruned_below) {
@@ -622,19 +653,19 @@ impl Opened {
     }
 }
 
-/// The rows of what changed, and of a step of the audit.
+/// The rows that changed, and those of a step of the audit.
 struct Rows<'p> {
     part: Option<(Plan, Bodies)>,
     newest: Newest,
     sample: Option<Sample>,
-    /// What is left of it: what is prepared is planned for few keys.
+    /// The prepared statements, if this read used them. They are planned for few keys.
     prepared: Option<&'p Prepared>,
 }
 
 impl<'p> Rows<'p> {
     #[expect(
         clippy::too_many_arguments,
-        reason = "all of it is what one transaction reads by"
+        reason = "one transaction reads by all of these"
     )]
     async fn read(
         source: Source<'_>,
@@ -660,7 +691,7 @@ impl<'p> Rows<'p> {
         let prepared = prepared.filter(|_| few);
         let reader = Reader {
             client: source.client,
-            catalog: &state.found.catalog,
+            catalog: &state.schema.catalog,
             prepared,
             names_malformed: true,
             row_counters,
@@ -675,7 +706,8 @@ impl<'p> Rows<'p> {
                     .map(Some),
             }
         };
-        // In this order, and without waiting in between.
+        // `replan` must reach the server before the queries do. `try_join` sends in this order, without a round trip
+        // between.
         let ((), part) = try_join(replan, part).await?;
         let sample = match step {
             Some(step) => Some(Sample::read(source, reader, step, window_start, draft).await?),
@@ -694,10 +726,11 @@ impl<'p> Rows<'p> {
     }
 }
 
-/// What the database says for a step of the audit.
+/// The rows of a step of the audit.
 enum Sample {
+    /// The ids of all events in the window.
     Window(Vec<i64>),
-    /// Events, read in full and independently of what is held.
+    /// The ids of some events, and all their rows. Nothing is taken over from the draft.
     Events(Vec<i64>, Box<Plan>, Bodies),
 }
 
@@ -709,7 +742,8 @@ impl Sample {
         window_start: Micros,
         draft: &mut Draft,
     ) -> Result<Sample, Error> {
-        // Several statements, which together must not take the time after which a connection counts as dead.
+        // About five statements follow. Each may take a fifth of the read time-out. So the server cancels a slow audit
+        // before the follower takes the connection for dead.
         let bound = format!(
             "SET LOCAL statement_timeout = {}",
             millis(source.config.read_timeout / 5)
@@ -728,11 +762,13 @@ impl Sample {
             }
             audit::Step::Slice(slice) => slice,
         };
-        // What is malformed was named when it was read first.
+        // The log named malformed rows when they were read for the first time.
         let reader = Reader {
             names_malformed: false,
             ..reader
         };
+        // Also the events that the draft holds: a slice lists only those in the window, and the database may have lost
+        // some.
         let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -745,11 +781,12 @@ impl Sample {
         Ok(Sample::Events(ids, Box::new(plan), bodies))
     }
 
-    /// Compares it with a draft that was brought to the same snapshot.
+    /// Compares the rows with a draft that was brought to the same snapshot.
     fn compare(self, draft: &mut Draft) -> Audited {
         match self {
             Sample::Window(ids) => Audited::Window(ids),
             Sample::Events(ids, plan, bodies) => {
+                // A second draft that shares the interned names, so that equal snapshots compare as equal.
                 let mut read = draft.successor();
                 bodies.apply(*plan, &mut read);
                 let mismatches = audit::compare(draft, &read, &ids);

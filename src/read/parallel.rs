@@ -1,10 +1,13 @@
-//! Further connections for reading everything: they import the snapshot of the first, and read a share of the markets.
+//! Helpers: further connections for a read of everything. Each imports the snapshot of the first connection and reads a
+//! share of the markets.
 //!
-//! | invariant | |
-//! |---|---|
-//! | H1 | a helper reads the same state: it imports the snapshot of a transaction that holds all locks since before it was taken |
-//! | H2 | nothing depends on a helper: whatever goes wrong with one, the first connection reads all by itself. Only a refused [`export`] is the end of its transaction, and it goes without helpers from then on |
-//! | H3 | a helper waits for a lock no longer than any read does: behind a migration that waits for the first connection, which waits for the helper, neither would end |
+//! # Invariants
+//! - E1: A helper reads the same state. It imports the snapshot of the first connection, whose transaction took all
+//!   locks before that snapshot and still holds them.
+//! - E2: A helper can fail without harm: the first connection then reads everything by itself. Only a refused
+//!   [`export`] aborts the transaction; the follower then reads again without helpers.
+//! - E3: A helper waits for a lock only as long as any read does. Otherwise three could wait in a circle: the helper
+//!   for a migration, the migration for the first connection, and that one for the helper.
 
 use std::time::Duration;
 
@@ -21,21 +24,21 @@ use crate::{
     read::{schema::Names, transaction::ReadStart},
 };
 
-/// Opening one takes no longer than reading alone would.
+/// To wait longer for a helper would cost more time than it saves.
 const OPENING: Duration = Duration::from_secs(1);
 
 const DOING: &str = "reading on a further connection";
 
-/// What a server without room for the snapshot's file refuses, or one that knows no such thing.
+/// Names the step that fails where the server cannot write the snapshot's file, or does not know the function.
 pub(crate) const EXPORTING: &str = "exporting a snapshot";
 
-/// Lets others import the snapshot of the transaction under way; `None` where no helper is wanted.
+/// Exports the snapshot of the current transaction, so that helpers can import it. `None` if no helper is wanted.
 pub(crate) async fn export(
     client: &Client,
     config: &Config,
     start: &ReadStart,
 ) -> Result<Option<String>, Error> {
-    // A standby may refuse.
+    // Some standbys refuse to export a snapshot, and the error would abort the transaction.
     if start.cut.standby || config.warmup_connections < 2 {
         return Ok(None);
     }
@@ -47,7 +50,7 @@ pub(crate) async fn export(
         .map_err(Error::database(EXPORTING))
 }
 
-/// Opens the connections that the configuration allows besides the first. Those that could not be are left out.
+/// Opens as many helpers as the configuration allows. Leaves out those that fail (E2).
 pub(crate) async fn open(
     config: &Config,
     names: &Names,
@@ -57,7 +60,8 @@ pub(crate) async fn open(
     let Some(exported) = exported else {
         return Vec::new();
     };
-    // The first connection waits in its transaction, and must not be taken for dead.
+    // Meanwhile the transaction of the first connection may be idle, which the server allows for the read time-out
+    // only.
     let bound = OPENING.min(config.read_timeout / 2);
     let helper = async || {
         let opened = within(bound, DOING, import(config, names, start, exported)).await;
@@ -80,7 +84,7 @@ async fn import(
     let client = &connection.client;
     let begin = client.batch_execute(&import).await;
     begin.map_err(Error::database(DOING))?;
-    // Of several hosts another may have answered.
+    // A connection string may name several hosts, and another one may have answered.
     let rows = client.query_typed(&names.peek, &[]).await;
     let rows = rows.map_err(Error::database(DOING))?;
     let column = |index| rows.first().and_then(|row| row.try_get(index).ok());
@@ -88,6 +92,6 @@ async fn import(
         column(0) == Some(start.cut.snapshot.as_str()) && column(3) == Some(start.server.as_str());
     match same {
         true => Ok(connection),
-        false => Err(Error::unexpected(DOING, "another server answers")),
+        false => Err(Error::unexpected(DOING, "another server answered")),
     }
 }

@@ -1,10 +1,13 @@
-//! From what was read to the next draft. Pure: no I/O, no clock, no async.
+//! Decides which events a read replaces, and applies the rows to the draft. Pure: no I/O, no clock, no async.
 //!
-//! | invariant | |
-//! |---|---|
-//! | A1 | the body of a held snapshot is kept only if its id is still the latest and no log row names its markets |
-//! | A2 | a side (betpawa, competitors) of an event is replaced whole, by what one snapshot of the database says of it |
-//! | A3 | an event that was not held is read whole: what it holds now may be older than the cursor |
+//! An event has two sides: `betpawa` holds the latest rows of `odds_snapshots`, `competitors` those of
+//! `competitor_odds_snapshots`.
+//!
+//! # Invariants
+//! - A1: The packed markets of a held snapshot are kept only if the snapshot is still the latest and no log row names
+//!   its markets.
+//! - A2: A side of an event is replaced whole, by the rows of one database snapshot.
+//! - A3: An event that is not held is read whole. Its rows may be older than the cursor, so no log row names them.
 
 use std::{collections::BTreeSet, iter::Peekable, sync::Arc, vec};
 
@@ -22,7 +25,7 @@ use crate::{
     store::draft::Draft,
 };
 
-/// Which events must be looked at, and which of their sides.
+/// Ids of the events that a read changes, and of those whose sides it replaces.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scope {
     pub(crate) events: BTreeSet<i64>,
@@ -31,10 +34,13 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// `linked_events`: those that the changed competitor events are linked to now. What they were linked to before is in
-    /// `dirty.competitors`, since a change of the link is a change of the competitor event.
+    /// The scope of a change set. `linked_events` are the events to which the changed competitor events are linked now.
+    ///
+    /// If the link itself changed, the event linked before is affected, too. The log row of the competitor event names
+    /// it, so it is in `change_set.competitors`.
     pub(crate) fn new(draft: &Draft, change_set: &ChangeSet, linked_events: &[i64]) -> Scope {
-        // A snapshot that nobody shows is read whole if it becomes the latest, for which its own log row sees.
+        // Changed markets matter only for snapshots that an event holds. If another snapshot becomes the latest, a log
+        // row of that snapshot names its event.
         let markets = change_set.betpawa_markets.iter();
         let betpawa: BTreeSet<i64> = change_set
             .betpawa
@@ -64,7 +70,8 @@ impl Scope {
         }
     }
 
-    /// Once the kickoffs are known: an event within the window that is not held is read whole (A3), one outside not at all.
+    /// Narrows the sides to the events in the window, which are the keys of `kickoffs`. Adds both sides of those that
+    /// are not held yet (A3).
     pub(crate) fn narrow(&mut self, draft: &Draft, kickoffs: &HashMap<i64, Micros>) {
         let new = kickoffs
             .keys()
@@ -77,25 +84,27 @@ impl Scope {
     }
 }
 
-/// A snapshot to be held; its body, if that can be kept.
+/// A snapshot that the draft will hold.
 #[derive(Debug)]
 struct Planned<K> {
     header: SnapshotHeader<K>,
+    /// The packed markets that are kept (A1). `None` if they must be read.
     body: Option<Arc<Body>>,
 }
 
-/// What will be held, but for the bodies still to be read.
+/// What the draft will hold once the missing packed markets are read.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     scope: Scope,
+    /// Of the events in the window. An event of the scope without a kickoff is removed.
     kickoffs: HashMap<i64, Micros>,
-    /// By event; those of one event as they were read.
+    /// Ascending by event; those of one event in the order of the answer.
     betpawa: Vec<Planned<i64>>,
     competitors: Vec<Planned<Source>>,
 }
 
 impl Plan {
-    /// The plan for a part of the events, beside what `draft` holds.
+    /// The plan for the events of `scope`. The draft keeps all others.
     pub(crate) fn part(
         draft: &Draft,
         change_set: &ChangeSet,
@@ -122,7 +131,7 @@ impl Plan {
         }
     }
 
-    /// The plan for all events, from nothing.
+    /// The plan for an empty draft and all events of `headers`.
     pub(crate) fn whole(headers: SnapshotHeaders) -> Plan {
         let all: BTreeSet<i64> = headers.kickoffs.keys().copied().collect();
         let scope = Scope {
@@ -133,52 +142,54 @@ impl Plan {
         Plan::part(&Draft::default(), &ChangeSet::default(), scope, headers)
     }
 
-    /// The snapshots of `odds_snapshots` whose markets must be read.
+    /// Ids of the snapshots of `odds_snapshots` whose markets must be read, ascending.
     pub(crate) fn betpawa_to_read(&self) -> Vec<i64> {
         to_read(&self.betpawa)
     }
 
-    /// The snapshots of `competitor_odds_snapshots` whose markets must be read.
+    /// Ids of the snapshots of `competitor_odds_snapshots` whose markets must be read, ascending.
     pub(crate) fn competitors_to_read(&self) -> Vec<i64> {
         to_read(&self.competitors)
     }
 
-    /// Makes `draft` what the plan says. The bodies are those read for it; a snapshot without one has no markets.
+    /// Applies the plan to `draft`. The bodies are those that were read for it; a snapshot without one has no markets.
     pub(crate) fn apply(
         mut self,
         draft: &mut Draft,
         betpawa_bodies: &HashMap<i64, Arc<Body>>,
         competitor_bodies: &HashMap<i64, Arc<Body>>,
     ) {
-        // Scope and plans are both by event.
+        // Scope and snapshots both ascend by event, so one pass over each suffices.
         let mut betpawa_left = std::mem::take(&mut self.betpawa).into_iter().peekable();
         let mut competitors_left = std::mem::take(&mut self.competitors).into_iter().peekable();
-        // Used again, for what an event shows is allocated in its size.
-        let (mut own, mut others) = (Vec::new(), Vec::new());
+        // The same two buffers serve all events: `of` drains a buffer into an allocation of the exact size.
+        let (mut betpawa_read, mut competitors_read) = (Vec::new(), Vec::new());
         for event_id in std::mem::take(&mut self.scope.events) {
+            // The event was deleted, or is outside the window.
             let Some(kickoff) = self.kickoffs.get(&event_id).copied() else {
                 draft.remove(event_id);
                 continue;
             };
+            // Each side comes whole from the rows read, or whole from the draft (A2).
             let held: Option<Arc<CachedEvent>> = draft.event(event_id).cloned();
             let betpawa = if self.scope.betpawa.contains(&event_id) {
-                own.extend(of_event(&mut betpawa_left, event_id).map(|planned| {
+                betpawa_read.extend(of_event(&mut betpawa_left, event_id).map(|planned| {
                     let bookmaker_id = planned.header.key;
                     planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
                 }));
-                BetpawaSnapshots::of(&mut own)
+                BetpawaSnapshots::of(&mut betpawa_read)
             } else {
                 held.as_ref()
                     .map(|event| event.betpawa.clone())
                     .unwrap_or_default()
             };
             let competitors = if self.scope.competitors.contains(&event_id) {
-                others.extend(of_event(&mut competitors_left, event_id).map(|planned| {
+                competitors_read.extend(of_event(&mut competitors_left, event_id).map(|planned| {
                     let source = draft.packer.source(planned.header.key.as_str());
                     let snapshot = planned.snapshot(0, competitor_bodies, &mut draft.packer);
                     (source, snapshot)
                 }));
-                CompetitorSnapshots::of(&mut others)
+                CompetitorSnapshots::of(&mut competitors_read)
             } else {
                 held.as_ref()
                     .map(|event| event.competitors.clone())
@@ -189,15 +200,16 @@ impl Plan {
     }
 }
 
-/// The heads by event, each with its body if A1 lets it keep that.
+/// The snapshots ascending by event, each with the packed markets that it keeps (A1).
 fn planned<'d, K>(
     headers: Vec<SnapshotHeader<K>>,
     held: impl Fn(&SnapshotHeader<K>) -> Option<&'d CachedSnapshot>,
-    dirty_markets: &BTreeSet<i64>,
+    changed_markets: &BTreeSet<i64>,
 ) -> Vec<Planned<K>> {
     let plan = |header: SnapshotHeader<K>| {
         let id = header.snapshot_id;
-        let keeps = |held: &&CachedSnapshot| held.snapshot_id == id && !dirty_markets.contains(&id);
+        let keeps =
+            |held: &&CachedSnapshot| held.snapshot_id == id && !changed_markets.contains(&id);
         let body = held(&header)
             .filter(keeps)
             .map(|held| Arc::clone(&held.body));
@@ -208,7 +220,8 @@ fn planned<'d, K>(
     planned
 }
 
-/// What was planned for an event, where all those before it were asked for.
+/// Takes the snapshots of an event from the list, and skips those of events before it. `event_id` must ascend from call
+/// to call.
 fn of_event<K>(
     planned: &mut Peekable<vec::IntoIter<Planned<K>>>,
     event_id: i64,

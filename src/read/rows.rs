@@ -1,4 +1,5 @@
-//! Reads rows in the transaction under way. What they say is all of one snapshot; memory is touched after COMMIT only.
+//! Reads rows in the current transaction, so all of them belong to one database snapshot. Changes no draft: that
+//! happens after COMMIT, in [`crate::read::plan`].
 
 use std::{
     sync::{
@@ -27,7 +28,7 @@ use crate::{
     sql::Table,
 };
 
-/// A `timestamp` (naive, in UTC) or `timestamptz`: on the wire both are microseconds since 2000.
+/// A `timestamp` (naive, in UTC) or `timestamptz`. PostgreSQL sends both as microseconds since 2000.
 #[derive(Debug, Clone, Copy)]
 struct PostgresTime(Micros);
 
@@ -44,7 +45,7 @@ impl<'a> FromSql<'a> for PostgresTime {
     }
 }
 
-/// Of one column.
+/// Reads a column of either type.
 pub(crate) fn time(row: &Row, index: usize) -> Result<Micros, tokio_postgres::Error> {
     Ok(row.try_get::<_, PostgresTime>(index)?.0)
 }
@@ -60,22 +61,22 @@ pub(crate) struct SnapshotHeader<K> {
     pub(crate) last_confirmed_at: Option<Micros>,
 }
 
-/// What a read found of events and their latest snapshots.
+/// The events and the headers of their latest snapshots, as a read found them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotHeaders {
-    /// Of the events asked for those within the window.
+    /// Of the requested events that are in the window.
     pub(crate) kickoffs: HashMap<i64, Micros>,
     pub(crate) betpawa: Vec<SnapshotHeader<i64>>,
     pub(crate) competitors: Vec<SnapshotHeader<Source>>,
 }
 
-/// Market rows of this many snapshots are asked for at a time.
+/// One query reads the market rows of so many snapshots. This bounds the answer.
 const SNAPSHOTS_PER_READ: usize = 1_000;
 
-/// Malformed rows are named one by one up to here, per read.
+/// The log names so many malformed rows of a read. It only counts the rest.
 const MOST_NAMED: usize = 20;
 
-/// What was read, counted: by the statement, not by the row.
+/// Counts the rows of a read. It is updated once for each statement, not for each row.
 #[derive(Debug, Default)]
 pub(crate) struct RowCounters {
     rows: AtomicU64,
@@ -93,32 +94,34 @@ impl RowCounters {
         self.rows.load(Ordering::Relaxed)
     }
 
-    /// Those of them that did not read as they should.
+    /// Those of them that are malformed. Rows that were counted by an earlier read are left out, see
+    /// [`Reader::names_malformed`].
     pub(crate) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
     }
 
-    /// How long market rows that were at hand took to pack, if there were any.
+    /// How long it took to pack the market rows of a read of changes. `None` if there were none.
     pub(crate) fn decode(&self) -> Option<Duration> {
         let nanos = self.decode_nanos.load(Ordering::Relaxed);
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 }
 
-/// One transaction's eyes.
+/// Runs the queries of a read on one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'c> {
     pub(crate) client: &'c Client,
     pub(crate) catalog: &'c Catalog,
-    /// For a read with few keys: how the session knows the statements for these.
+    /// The statements that the session has prepared. Given for a read of few keys only.
     pub(crate) prepared: Option<&'c Prepared>,
-    /// Whether malformed rows are named in the log: where they are read for the first time.
+    /// Whether to log and count malformed rows. Off for the audit, which reads rows that were read before.
     pub(crate) names_malformed: bool,
     pub(crate) row_counters: &'c RowCounters,
 }
 
 impl Reader<'_> {
-    async fn ask<T>(
+    /// Runs a statement, decodes its answer with `read`, and counts the rows.
+    async fn query<T>(
         &self,
         doing: &'static str,
         statement: &Statement,
@@ -131,7 +134,7 @@ impl Reader<'_> {
         Ok(rows)
     }
 
-    /// Everything within the window.
+    /// The events in the window, and the headers of all their latest snapshots.
     pub(crate) async fn all_headers(&self, window_start: Micros) -> Result<SnapshotHeaders, Error> {
         let window = [Arg::Time(window_start)];
         Ok(SnapshotHeaders {
@@ -145,18 +148,18 @@ impl Reader<'_> {
         })
     }
 
-    /// The kickoffs of all events within the window.
+    /// The kickoffs of all events in the window.
     pub(crate) async fn all_kickoffs(
         &self,
         window_start: Micros,
     ) -> Result<HashMap<i64, Micros>, Error> {
         let window = [Arg::Time(window_start)];
         let all = &self.catalog.all_kickoffs;
-        let kickoffs = self.ask(EVENTS, all, &window, kickoffs).await?;
+        let kickoffs = self.query(EVENTS, all, &window, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
-    /// The kickoffs of those of the given events that are within the window.
+    /// The kickoffs of those given events that are in the window.
     pub(crate) async fn kickoffs(
         &self,
         window_start: Micros,
@@ -167,11 +170,11 @@ impl Reader<'_> {
         }
         let parameters = [Arg::Time(window_start), Arg::Ids(event_ids)];
         let some = &self.catalog.some_kickoffs;
-        let kickoffs = self.ask(EVENTS, some, &parameters, kickoffs).await?;
+        let kickoffs = self.query(EVENTS, some, &parameters, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
-    /// The latest snapshots of the given events in `odds_snapshots`.
+    /// The headers of the latest snapshots of the given events in `odds_snapshots`.
     pub(crate) async fn betpawa_headers(
         &self,
         event_ids: &[i64],
@@ -184,8 +187,8 @@ impl Reader<'_> {
             .await
     }
 
-    /// The latest snapshots in `competitor_odds_snapshots` linked to the given events, and to those that the given competitor
-    /// events are linked to.
+    /// The headers of the latest snapshots in `competitor_odds_snapshots` of the given events, and of the events to
+    /// which the given competitor events are linked.
     pub(crate) async fn competitor_headers(
         &self,
         event_ids: &[i64],
@@ -199,7 +202,7 @@ impl Reader<'_> {
         self.headers(headers, &args, sources).await
     }
 
-    /// Latest snapshots. Names those that are malformed.
+    /// Reads headers, and logs those without a time.
     async fn headers<K>(
         &self,
         statement: &Statement,
@@ -207,7 +210,7 @@ impl Reader<'_> {
         keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
     ) -> Result<Vec<SnapshotHeader<K>>, Error> {
         let read = |answer: &Answer| headers(answer, keys);
-        let headers = self.ask(HEADS, statement, args, read).await?;
+        let headers = self.query(HEADERS, statement, args, read).await?;
         if self.names_malformed {
             let unknown = |header: &&SnapshotHeader<K>| header.captured_at == Micros::UNKNOWN;
             let malformed = headers.iter().filter(unknown).count();
@@ -216,14 +219,14 @@ impl Reader<'_> {
                 let snapshot_id = header.snapshot_id;
                 tracing::warn!(
                     snapshot_id,
-                    "malformed row: captured_at is null; it reads as 1970"
+                    "malformed row: captured_at is null; the cache serves it as 1970-01-01"
                 );
             }
         }
         Ok(headers)
     }
 
-    /// The events that the given competitor events are linked to; with kickoffs, where these are within the window.
+    /// The events to which the given competitor events are linked, with the kickoffs of those in the window.
     pub(crate) async fn linked_events(
         &self,
         window_start: Micros,
@@ -239,7 +242,7 @@ impl Reader<'_> {
             let kickoffs = kickoffs.map(|time| Some(time?.0));
             Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
         };
-        self.ask(EVENTS, linked, &args, events).await
+        self.query(EVENTS, linked, &args, events).await
     }
 
     /// The market rows of a few snapshots, to be packed later.
@@ -258,14 +261,14 @@ impl Reader<'_> {
             Side::Betpawa => &self.catalog.betpawa_markets,
             Side::Competitors => &self.catalog.competitor_markets,
         };
-        // The server keeps the whole answer of what is prepared before it sends the first row.
+        // The server collects the whole answer of a prepared statement before it sends the first row.
         let prepared = self.prepared.filter(|_| ids.len() <= MOST_PREPARED);
         let args = [Arg::Ids(ids)];
         let rows = statement.stream(self.client, prepared, &args).await;
         rows.map_err(Error::database(MARKETS))
     }
 
-    /// The bodies of market rows.
+    /// Packs market rows; returns the packed markets by snapshot id.
     pub(crate) fn pack(
         &self,
         side: Side,
@@ -288,12 +291,14 @@ impl Reader<'_> {
         Ok(bodies)
     }
 
-    /// The markets of snapshots, packed as they come; snapshots without any are absent. Each of the `helpers` reads a share;
-    /// where there are any, an error if nothing comes for longer than `patience`.
+    /// Reads the markets of the given snapshots and packs each row as it comes. Snapshots without markets are absent.
+    ///
+    /// `self` and each of the `helpers` read a share. If there are helpers, it is an error if no row comes for
+    /// `silence`.
     pub(crate) async fn markets(
         &self,
         helpers: &[Reader<'_>],
-        patience: Duration,
+        silence: Duration,
         side: Side,
         ids: &[i64],
         packer: &mut Packer,
@@ -304,19 +309,21 @@ impl Reader<'_> {
         for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
             let mut bodies = Bodies::new(packer);
             let shares = ids.chunks(ids.len().div_ceil(readers));
-            let asked = std::iter::once(self).chain(helpers).zip(shares);
-            let streams = asked.map(|(reader, share)| reader.market_stream(side, share));
-            let asked = try_join_all(streams);
+            // Each connection streams its share. The streams mix, but all rows of a snapshot come from one stream, in
+            // order.
+            let readers = std::iter::once(self).chain(helpers).zip(shares);
+            let queries = readers.map(|(reader, share)| reader.market_stream(side, share));
+            let queries = try_join_all(queries);
             let streams = match helpers {
-                [] => asked.await?,
-                _ => within(patience, MARKETS, asked).await?,
+                [] => queries.await?,
+                _ => within(silence, MARKETS, queries).await?,
             };
             let mut rows = select_all(streams.into_iter().map(Box::pin));
             loop {
                 let next = async { rows.try_next().await.map_err(Error::database(MARKETS)) };
                 let row = match helpers {
                     [] => next.await?,
-                    _ => within(patience, MARKETS, next).await?,
+                    _ => within(silence, MARKETS, next).await?,
                 };
                 let Some(row) = row else { break };
                 packing.push(&row, &mut bodies)?;
@@ -329,10 +336,10 @@ impl Reader<'_> {
     }
 }
 
-/// Of more snapshots the markets are not asked for by what is prepared.
+/// For the markets of more snapshots than this, no prepared statement is used.
 const MOST_PREPARED: usize = 16;
 
-/// Which of the two kinds of snapshots.
+/// One of the two kinds of snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// `odds_snapshots`, `market_odds`.
@@ -341,7 +348,7 @@ pub(crate) enum Side {
     Competitors,
 }
 
-/// Names malformed rows as they are packed.
+/// Counts market rows as they are packed, and logs the malformed ones.
 struct Packing {
     table: &'static str,
     names_malformed: bool,
@@ -369,7 +376,7 @@ impl Packing {
             self.malformed += 1;
             if self.malformed <= MOST_NAMED && self.names_malformed {
                 let (table, row_id) = (self.table, row.row_id);
-                tracing::warn!(table, row_id, snapshot_id, %problem, "malformed row; what can be read of it is served");
+                tracing::warn!(table, row_id, snapshot_id, %problem, "malformed row; the cache serves the fields that it can read");
             }
         }
         Ok(())
@@ -384,14 +391,14 @@ impl Packing {
             tracing::warn!(
                 table,
                 rows = malformed,
-                "malformed rows in one read; the first {MOST_NAMED} were named"
+                "malformed rows in one read; the log names the first {MOST_NAMED}"
             );
         }
     }
 }
 
 const EVENTS: &str = "reading events";
-const HEADS: &str = "reading the latest snapshots";
+const HEADERS: &str = "reading the latest snapshots";
 const MARKETS: &str = "reading markets";
 
 fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
@@ -423,7 +430,7 @@ fn bookmakers(answer: &Answer) -> Result<Vec<i64>, tokio_postgres::Error> {
     answer.column(1)
 }
 
-/// One allocation for each source that there is.
+/// Reads source names, and allocates each distinct name once.
 fn sources(answer: &Answer) -> Result<Vec<Source>, tokio_postgres::Error> {
     let mut seen: HashSet<Source> = HashSet::new();
     let source = |name: &str| {

@@ -1,7 +1,7 @@
-//! What the application's tables look like in this database, and the statements that read them.
+//! The statements that read the application's tables, built for the columns that these tables have in this database.
 //!
-//! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later migration
-//! brings, another schema. All of that is settled here, once per catalog, so that the readers see one form.
+//! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later
+//! migration adds, another schema. This module hides the differences, so that all other code sees one form of row.
 
 use std::{fmt::Write, time::Duration};
 
@@ -15,44 +15,48 @@ use crate::{
     sql::Table,
 };
 
-/// The statements that need nothing but the names: what a follower starts from.
+/// The names of schemas and tables, and the statements that need nothing but these.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub(crate) app_schema: String,
     pub(crate) cache_schema: String,
     pub(crate) need_feed: bool,
-    /// What a read locks, qualified and quoted.
+    /// The tables that a read locks, qualified and quoted.
     pub(crate) locked: Vec<String>,
-    /// Begins the one transaction of a read, and takes all its locks before its snapshot: TRUNCATE and DETACH are not
-    /// MVCC-safe, and a deadlock with a migration is resolved by us giving way, before the server looks for one after
-    /// `deadlock_timeout` (1 s).
+    /// Begins the transaction of a read and takes all its locks (ACCESS SHARE) before its snapshot, because TRUNCATE
+    /// and DETACH are not MVCC-safe.
     ///
-    /// TRUNCATE, ALTER and DETACH wait for these locks, and writers behind them. So the server itself ends the transaction
-    /// of a process that was stopped: where it would come with the next statement ([`IDLE_BOUND`]), or where it no longer
-    /// takes what it has asked for (`tcp_user_timeout`; over a Unix socket PostgreSQL has no bound for that).
+    /// A migration can deadlock with these locks. Their time-out is shorter than the server's `deadlock_timeout` (1 s):
+    /// the read gives way before the server could cancel the migration.
+    ///
+    /// TRUNCATE, ALTER and DETACH wait for these locks, and writers wait behind those. So the server must end the
+    /// transaction of a process that was stopped. It does so if the next statement does not come (see [`IDLE_BOUND`]),
+    /// or if the process does not take an answer (`tcp_user_timeout`). PostgreSQL has no such time-out for a Unix
+    /// socket.
     pub(crate) begin: String,
-    /// Begins the transaction of a further connection of a read of everything, in the snapshot put for `{}`.
+    /// Begins the transaction of a helper of a read of everything. `{}` stands for the snapshot to import.
     pub(crate) import: String,
-    /// Gives the statements that read everything, and what is done between them, the time they may take.
-    pub(crate) patience: String,
-    /// `begin`, for a read that runs what is prepared: planned once, whatever its parameters. Left to itself the server plans
-    /// a few keys anew each time, which takes five times as long as to read them from two dozen partitions.
+    /// Sets the time-outs that a read of everything needs, in place of the short ones of `begin`.
+    pub(crate) warmup_bounds: String,
+    /// The same as `begin`, for a read that runs prepared statements: the server plans each once, for any parameters.
+    /// By default it would plan again in each read. For a few keys that takes five times as long as reading their rows
+    /// from two dozen partitions.
     pub(crate) begin_prepared: String,
-    /// For statements with many keys after `begin_prepared`: planned for these.
+    /// After `begin_prepared`: lets the server plan for the actual keys, because there are many.
     pub(crate) replan: &'static str,
-    /// Snapshot, clock, recovery, server and low-water mark, in this order.
+    /// `()` -> snapshot, clock, whether in recovery, server, `pruned_below`.
     pub(crate) cut: Statement,
-    /// The same without the low-water mark, as it may be asked outside of a transaction, under whatever search path.
+    /// The same without `pruned_below`. It may run outside of a transaction, so it must not depend on the search path.
     pub(crate) peek: String,
 }
 
-/// For how long the transaction of a read of changes may wait for its next statement. They follow each other within
-/// milliseconds.
+/// The server ends the transaction of a read of changes if the next statement does not come within this time. Normally
+/// it comes within milliseconds.
 const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 impl Names {
-    /// `right_after_begin`: what the server wants to be told first in any transaction
-    /// ([`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout)).
+    /// `right_after_begin` is the statement that each transaction must run first, see
+    /// [`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout).
     pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
@@ -60,6 +64,8 @@ impl Names {
         if config.need_feed {
             locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
         }
+        // The lock time-out bounds each lock, the statement time-out all of them together. Reading then may take
+        // longer.
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}\
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
@@ -71,12 +77,13 @@ impl Names {
             timeout = millis(config.read_timeout),
             idle = millis(config.read_timeout.min(IDLE_BOUND)),
         );
-        let patience = format!(
+        let warmup_bounds = format!(
             "SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
              SET LOCAL plan_cache_mode = auto",
             millis(config.warmup_timeout),
             millis(config.read_timeout),
         );
+        // A helper reads market rows only, so it locks no other table.
         let markets = [Table::MarketOdds, Table::CompetitorMarketOdds].map(qualified);
         let import = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
@@ -102,7 +109,7 @@ impl Names {
             begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,
             import,
-            patience,
+            warmup_bounds,
             replan: "SET LOCAL plan_cache_mode = auto",
             cut: Statement::new("cut", cut, []),
             peek: format!("SELECT {CUT} {SERVER}"),
@@ -118,10 +125,16 @@ impl Names {
     }
 }
 
-/// The first query of a read. Besides the snapshot it asks for the server: another one, or the same after a restart, a crash
-/// or a promotion, may have taken back what we have read. Seen as the loss of our connection, unless a pooler hides that. A
-/// crash that the postmaster survives shows only in the statistics, all of which it resets; somebody who resets one of the
-/// two kinds loses us nothing. On a primary the control file names the timeline only after a checkpoint, so it is not asked.
+/// The columns of the first query of a read: snapshot, clock, whether in recovery, and a text that identifies the
+/// server.
+///
+/// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
+/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the text contains:
+/// - the start time of the postmaster and the system identifier;
+/// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
+///   checkpoint;
+/// - the time of the last reset of statistics. A crash that the postmaster survives resets all of them, and shows
+///   nowhere else. Of two kinds the older time is taken, so that a manual reset of one kind changes nothing.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
@@ -130,7 +143,7 @@ const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog
 const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
      pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a";
 
-/// The statements that read rows, in the types this database has.
+/// The statements that read rows, with the column types of this database.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     /// `(window start)` -> event id, kickoff.
@@ -143,9 +156,11 @@ pub(crate) struct Catalog {
     pub(crate) some_betpawa_headers: Statement,
     /// `(window start)` -> event id, source, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_competitor_headers: Statement,
-    /// `(event ids, ids of competitor events linked to further ones)` -> the same.
+    /// `(event ids, competitor event ids)` -> the same, of these events and of those to which the competitor events are
+    /// linked.
     pub(crate) some_competitor_headers: Statement,
-    /// `(window start, competitor event ids)` -> ids of the events they are linked to; the kickoffs of those in the window.
+    /// `(window start, competitor event ids)` -> event ids to which they are linked, kickoff or null outside the
+    /// window.
     pub(crate) linked_events: Statement,
     /// `(snapshot ids)` -> market rows of `market_odds`.
     pub(crate) betpawa_markets: Statement,
@@ -153,7 +168,7 @@ pub(crate) struct Catalog {
     pub(crate) competitor_markets: Statement,
 }
 
-/// What a column is read as.
+/// How a column is read.
 #[derive(Clone, Copy)]
 enum Kind {
     Id,
@@ -190,7 +205,7 @@ impl Kind {
                 type_name,
                 "float4" | "float8" | "numeric" | "int2" | "int4" | "int8"
             ),
-            // Anything has a text form.
+            // Every type has a text form.
             Kind::Text => true,
             Kind::Json => matches!(type_name, "json" | "jsonb" | "text" | "varchar"),
         }
@@ -207,7 +222,7 @@ impl Kind {
     }
 }
 
-/// Column types by table and column.
+/// The types of the columns that the database has, by table and column.
 struct Columns<'n> {
     names: &'n Names,
     types: HashMap<(Table, String), String>,
@@ -220,7 +235,7 @@ impl Columns<'_> {
             .map(String::as_str)
     }
 
-    /// The expression that reads a column of the table called `alias`.
+    /// The expression that reads a column. `alias` is the name of the table within the query.
     fn required(
         &self,
         alias: &str,
@@ -244,14 +259,15 @@ impl Columns<'_> {
             });
         }
         let cast = match kind {
-            // Which of the two it is matters; a domain of it hides that in an array.
+            // Both types are read, and the client must know which. The cast turns a domain into its base type, because
+            // a domain does not show its type inside an array.
             Kind::Time => format!("::{found}"),
             kind => kind.cast().to_owned(),
         };
         Ok(format!("{alias}.{}{cast}", quote(column)))
     }
 
-    /// The same for a column that older deployments do not have.
+    /// The same for a column that older deployments lack. A missing column reads as null.
     fn optional(
         &self,
         alias: &str,
@@ -265,6 +281,7 @@ impl Columns<'_> {
         }
     }
 
+    /// The query for market rows. The order of the columns is that of [`crate::read::rows`].
     fn markets(&self, table: Table) -> Result<String, Error> {
         let mut sql = String::from("SELECT ");
         let columns = [
@@ -286,7 +303,7 @@ impl Columns<'_> {
                 false => self.optional("m", table, column, kind)?,
             };
             let comma = if index == 0 { "" } else { ", " };
-            // Infallible into a String.
+            // Writing into a String cannot fail.
             let _ = write!(sql, "{comma}{expression}");
         }
         let _ = write!(
@@ -299,7 +316,10 @@ impl Columns<'_> {
 }
 
 impl Catalog {
-    /// Reads the catalog in the transaction under way.
+    /// Reads the column types in the current transaction, and builds the statements.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
         let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
@@ -326,7 +346,8 @@ impl Catalog {
         Catalog::build(&Columns { names, types })
     }
 
-    /// Long, for it is a list: every statement that reads rows stands here, so that they can be compared.
+    /// Builds all statements that read rows. The function is long because it is a list: side by side they can be
+    /// compared.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
         let event_id = columns.required("e", Table::Events, "id", Kind::Id)?;
@@ -341,6 +362,8 @@ impl Catalog {
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
 
+        // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last. The
+        // id is unique only together with captured_at, hence the second key of the order.
         let required = |column, kind| columns.required("s", Table::OddsSnapshots, column, kind);
         let betpawa = format!(
             "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
@@ -357,6 +380,7 @@ impl Catalog {
             |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
         let competitor_event =
             |column, kind| columns.required("c", Table::CompetitorEvents, column, kind);
+        // These two occur in joins only. Reading them here checks that they exist.
         competitor_event("id", Kind::Id)?;
         let linked = competitor_event("betpawa_event_id", Kind::Id)?;
         required("competitor_event_id", Kind::Id)?;
@@ -373,9 +397,9 @@ impl Catalog {
             )?,
             table(Table::CompetitorEvents)
         );
-        // Of few events: by the index on competitor_event_id, for which the planner must be left no choice. It thinks reading
-        // all history no dearer than that of some (40 ms instead of 4), and takes "the greatest id" for a walk down the
-        // primary key, which ends only where a snapshot of this event turns up.
+        // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). LATERAL keeps it
+        // from reading the history of all events, which it takes for no more expensive. `+ 0` keeps it from walking
+        // down the primary key until it meets a snapshot of this event.
         let last_confirmed_at =
             match columns.get(Table::CompetitorOddsSnapshots, "last_confirmed_at") {
                 Some(_) => ", l.last_confirmed_at",
@@ -396,7 +420,8 @@ impl Catalog {
             |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
         let window = std::slice::from_ref(&kickoff_type);
         let ids = &[Type::INT8_ARRAY];
-        // Of all events: the greatest ids by hashing, then only their rows put in order. To sort all history takes thrice as long.
+        // For all events: find the greatest ids by hashing, then sort only their rows. Sorting all history takes three
+        // times as long.
         let all_betpawa = format!(
             "{betpawa} JOIN (SELECT event_id, bookmaker_id, max(id) AS id FROM {} GROUP BY event_id, bookmaker_id) AS l \
              ON l.event_id = s.event_id AND l.bookmaker_id = s.bookmaker_id AND l.id = s.id JOIN {} e ON e.id = l.event_id \
@@ -428,12 +453,12 @@ impl Catalog {
         Ok(Catalog {
             all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
             some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
-            all_betpawa_headers: statement("all_betpawa_heads", all_betpawa, of_window)
+            all_betpawa_headers: statement("all_betpawa_headers", all_betpawa, of_window)
                 .of_columns(5),
-            some_betpawa_headers: statement("betpawa_heads", some_betpawa, ids).of_columns(5),
-            all_competitor_headers: statement("all_competitor_heads", all_competitors, of_window)
+            some_betpawa_headers: statement("betpawa_headers", some_betpawa, ids).of_columns(5),
+            all_competitor_headers: statement("all_competitor_headers", all_competitors, of_window)
                 .of_columns(5),
-            some_competitor_headers: statement("competitor_heads", some_competitors, &two_lists)
+            some_competitor_headers: statement("competitor_headers", some_competitors, &two_lists)
                 .of_columns(5),
             linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
             betpawa_markets: statement("betpawa_markets", columns.markets(Table::MarketOdds)?, ids),
@@ -445,7 +470,7 @@ impl Catalog {
         })
     }
 
-    /// What a read of few changes asks.
+    /// The statements of a read of few changes.
     pub(crate) fn prepared(&self) -> impl Iterator<Item = &Statement> {
         [
             &self.some_kickoffs,

@@ -1,10 +1,10 @@
-//! Where a read reads.
+//! What every step of a read needs: the connection, the configuration and the names of the tables.
 
 use tokio_postgres::Client;
 
 use crate::{config::Config, postgres::connection::Connection, read::schema::Names};
 
-/// Where a read reads: what belongs together travels as one value.
+/// The connection of a read, with the configuration and the names of the tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) client: &'a Client,

@@ -1,4 +1,4 @@
-//! How a read begins, and how it sees without reading that there is nothing to read.
+//! The first query of a read, inside its transaction ([`begin`]) or without one ([`peek`]).
 
 use futures_util::future::try_join;
 use tokio_postgres::Row;
@@ -12,23 +12,28 @@ use crate::{
     store::state::{Cut, Moment},
 };
 
-/// The first answer within the transaction.
+/// The answer to the first query of a read. All times are UTC.
 pub(crate) struct ReadStart {
-    /// Before its snapshot was taken.
+    /// A moment before the server took the snapshot. Ages are measured from it.
     pub(crate) began: Moment,
     pub(crate) cut: Cut,
+    /// The server's clock less [`Config::lookback`]. Events with a later kickoff are held.
     pub(crate) window_start: Micros,
-    /// The server's clock, as it said it: the cut's is kept from going back.
+    /// The server's clock. It may go back; the cut's time may not.
     pub(crate) server_now: Micros,
     pub(crate) snapshot: PgSnapshot,
+    /// Identifies the server and its run. Another value means that commits may have been taken back.
     pub(crate) server: String,
+    /// Log rows of transactions below this id may be pruned. 0 where no feed is read.
     pub(crate) pruned_below: u64,
 }
 
 const BEGIN: &str = "beginning to read";
 
-/// The beginning of any read: its locks, then its snapshot. Both are sent at once, and answered in this order: where the
-/// first fails the outcome is its error, or that of the second, which the server then refuses (25P02).
+/// Begins the transaction of a read: takes the locks, then the snapshot (R1 of [`crate::read`]).
+///
+/// Both are sent at once, in one round trip. If the locks fail, the server refuses the second query with 25P02, and the
+/// error returned is one of the two.
 pub(crate) async fn begin(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -51,15 +56,15 @@ pub(crate) async fn begin(
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
     let mut start = ReadStart::read(config, row, began)?;
-    // Null where the log state has no row.
+    // Null, and so an error, where `log_state` has no row.
     start.pruned_below = text(row, 4)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;
     Ok(start)
 }
 
-/// The same answer outside of a transaction, without locks or anything read of a table. It says what is needed to see that
-/// nothing has been written since a read.
+/// Runs the same query outside of a transaction. It takes no locks and reads no table, so it leaves `pruned_below` at
+/// 0. The answer suffices to see that nothing has been written since a read.
 pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
     let rows = source.client.query_typed(&source.names.peek, &[]).await;

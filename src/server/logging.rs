@@ -2,9 +2,9 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | L1 | of a call site at most so many messages are written within [`INTERVAL`]; how many more there were is written 10 to 20 s later, or at the end of the process |
-//! | L2 | what is kept is one entry for each call site that has logged, of which a program has a fixed number |
-//! | L3 | debug and trace messages are written all: whoever asks for them wants each |
+//! | N1 | of a call site at most so many messages are written within [`INTERVAL`]; how many more there were is written 10 to 20 s later, or at the end of the process |
+//! | N2 | what is kept is one entry for each call site that has logged, of which a program has a fixed number |
+//! | N3 | debug and trace messages are written all: whoever asks for them wants each |
 
 use std::{
     collections::HashMap,

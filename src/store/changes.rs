@@ -1,4 +1,4 @@
-//! What a publication changed, and the stream that tells subscribers.
+//! What a publication changed, and the stream by which subscribers learn of it.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -10,28 +10,27 @@ use crate::{
     store::state::Cut,
 };
 
-/// What differs between a published state and the one before it: ids of events, per source. The odds themselves are in
-/// the view.
+/// What differs between a published state and the one before it: ids of events, per source. The odds are in the view.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
-    /// The committed state of the database that was published.
+    /// Which committed state of the database was published.
     pub cut: Arc<Cut>,
-    /// The epoch of that state. Where it differs from the last change's, history may have been lost: the lists are still
-    /// the whole difference between the two states.
+    /// The epoch of that state. If it differs from the epoch of the change before, the server may have lost history.
+    /// The lists still hold the full difference between the two states.
     pub epoch: u64,
     /// The [`State::version`](crate::store::state::State::version) of that state.
     pub version: u64,
-    /// Events whose snapshots of `odds_snapshots` are not what they were: new, changed, or gone. Ascending.
+    /// Events whose snapshots of `odds_snapshots` are new, changed or gone. Ascending.
     pub betpawa: Vec<i64>,
-    /// The same for `competitor_odds_snapshots`, by source. Ascending.
+    /// Events whose snapshots of `competitor_odds_snapshots` are new, changed or gone, by source. Ascending.
     pub competitors: BTreeMap<Source, Vec<i64>>,
-    /// Events whose kickoff moved; those that came or went with all they have are only in the other lists. Ascending.
+    /// Events whose kickoff moved. Events that are new or gone are only in the other lists. Ascending.
     pub kickoffs: Vec<i64>,
 }
 
 impl Change {
-    /// Notes in what an event differs; the events must come in ascending order.
+    /// Notes how an event differs. The caller must pass events in ascending order, so that the lists are sorted.
     pub(crate) fn note(
         &mut self,
         event_id: i64,
@@ -52,7 +51,7 @@ impl Change {
                 self.competitors.insert(source.clone(), vec![event_id]);
             }
         };
-        // Both are by source.
+        // Both sides are ordered by source: walk through them together and compare source by source.
         let (mut old, mut new) = (side(old).peekable(), side(new).peekable());
         while let Some(source) = match (old.peek(), new.peek()) {
             (Some((old, _)), Some((new, _))) => Some((*old).min(*new)),
@@ -75,12 +74,12 @@ impl Change {
         }
     }
 
-    /// Whether both states hold the same.
+    /// Whether nothing differs between the two states.
     pub fn is_empty(&self) -> bool {
         self.betpawa.is_empty() && self.competitors.is_empty() && self.kickoffs.is_empty()
     }
 
-    /// The events that differ in anything. Ascending; allocates the list.
+    /// The ids of all events that differ in any way. Ascending. Allocates the list.
     pub fn event_ids(&self) -> Vec<i64> {
         let mut ids: Vec<i64> = self
             .competitors
@@ -103,24 +102,24 @@ fn side(side: Option<&CompetitorSnapshots>) -> impl Iterator<Item = (&Source, &C
     side.into_iter().flat_map(CompetitorSnapshots::iter)
 }
 
-/// This many changes are kept for a subscriber that does not take them.
+/// How many changes are kept for a subscriber that does not take them.
 pub(crate) const KEPT: usize = 256;
 
-/// A subscriber did not take changes as fast as they came, and the oldest were dropped: take a new
-/// [`OddsCache::view`](crate::cache::OddsCache::view) and go on from there.
+/// A subscriber took changes too slowly, so the oldest were dropped. Take a new
+/// [`OddsCache::view`](crate::cache::OddsCache::view) and continue from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{missed} changes were dropped since they were not taken in time; start again from a new view"
+    "{missed} changes were dropped because they were not taken in time; start again from a new view"
 )]
 #[non_exhaustive]
 pub struct Lagged {
-    /// How many changes are missing here.
+    /// How many changes were dropped.
     pub missed: u64,
 }
 
-/// The changes published since it was made, in order, without a gap that it does not tell of.
+/// The changes published since the subscription, in order. Every gap is reported as [`Lagged`].
 ///
-/// Take a view *after* subscribing: what was published in between is in the view and comes as a change as well.
+/// Take a view *after* subscribing. A change published in between is then in the view and also comes from the stream.
 pub struct Changes {
     receiver: broadcast::Receiver<Arc<Change>>,
 }
@@ -130,9 +129,13 @@ impl Changes {
         Changes { receiver }
     }
 
-    /// Waits for the next change. `None` once the follower (or the writer) is gone and all changes were taken. At most 256
-    /// are kept for a subscriber; one that lags further behind gets [`Lagged`] in place of those it missed, then the
-    /// oldest that is kept. Dropping the future loses nothing.
+    /// Waits for the next change. `None` once the follower (or the writer) is gone and all changes were taken. Dropping
+    /// the future loses no change.
+    ///
+    /// At most 256 changes are kept for a subscriber.
+    ///
+    /// # Errors
+    /// [`Lagged`] if more than that were waiting. The next call returns the oldest change that was kept.
     pub async fn next(&mut self) -> Option<Result<Arc<Change>, Lagged>> {
         match self.receiver.recv().await {
             Ok(change) => Some(Ok(change)),
@@ -141,7 +144,7 @@ impl Changes {
         }
     }
 
-    /// The same as a [`Stream`].
+    /// The same changes as a [`Stream`].
     pub fn into_stream(self) -> impl Stream<Item = Result<Arc<Change>, Lagged>> + Send {
         futures_util::stream::unfold(self, |mut changes| async {
             Some((changes.next().await?, changes))

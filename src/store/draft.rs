@@ -1,10 +1,10 @@
-//! The next state, private to the one writer: changes are applied here, then published whole.
+//! The next state. Only its one writer sees it: the writer applies changes here, then publishes the result as a whole.
 //!
 //! | invariant | |
 //! |---|---|
-//! | D1 | after every change the totals and owners equal what a walk over all events would give |
-//! | D2 | each held event is in `kickoffs` under its current kickoff, if it has one |
-//! | D3 | an event that differs from the one published last is in `before` with that one |
+//! | D1 | after every change, the totals and both snapshot indexes equal what a walk over all events would give |
+//! | D2 | each held event that has a kickoff is in `kickoffs` under its current kickoff |
+//! | D3 | each event that differs from the last published state is in `before`, with what was published |
 
 use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, ops::RangeBounds, sync::Arc};
 
@@ -22,17 +22,18 @@ use crate::{
     },
 };
 
-/// The draft. Everything but `packer` changes only through its methods.
+/// The writer's copy of the state. All but `packer` change only through its methods.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     table: Table,
-    betpawa_owners: SnapshotIndex,
-    competitor_owners: SnapshotIndex,
-    /// Events by kickoff, the earliest on top. Entries whose event has gone or moved are stale, and skipped.
+    betpawa_index: SnapshotIndex,
+    competitor_index: SnapshotIndex,
+    /// Events by kickoff, the earliest on top. An entry becomes stale when its event leaves or moves; [`Draft::evict`]
+    /// skips it.
     kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
     totals: Stats,
     event_bytes: usize,
-    /// What the events changed since the last [`Draft::change`] were then.
+    /// What was published of each event that changed since the last [`Draft::change`]; `None` if it was absent.
     before: HashMap<i64, Option<Arc<CachedEvent>>>,
     pub(crate) packer: Packer,
 }
@@ -42,28 +43,29 @@ impl Draft {
         self.table.get(event_id)
     }
 
-    /// How many events are held.
+    /// How many events the draft holds.
     pub(crate) fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// The events that show a snapshot of `odds_snapshots`.
+    /// The events that show this snapshot of `odds_snapshots`.
     pub(crate) fn betpawa_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
-        self.betpawa_owners.get(snapshot_id)
+        self.betpawa_index.get(snapshot_id)
     }
 
-    /// The events that show a snapshot of `competitor_odds_snapshots`.
+    /// The events that show this snapshot of `competitor_odds_snapshots`.
     pub(crate) fn competitor_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
-        self.competitor_owners.get(snapshot_id)
+        self.competitor_index.get(snapshot_id)
     }
 
-    /// The ids of the events held in a range, in no order.
+    /// The ids of all held events within a range, in no particular order. Walks over all events.
     pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
         let ids = self.table.iter().map(|event| event.event_id);
         ids.filter(move |id| range.contains(id))
     }
 
-    /// Takes the place of `old`, whose names it took over: what is equal shares its memory, what differs is a change.
+    /// Replaces `old` by this draft, which took over its interned names. Equal events keep the memory of the published
+    /// ones; all others count as changed. Costs a comparison of every event.
     pub(crate) fn replace(&mut self, old: &mut Draft) {
         let held = old.table.iter().chain(self.table.iter());
         let mut ids: Vec<i64> = held.map(|event| event.event_id).collect();
@@ -72,15 +74,19 @@ impl Draft {
         ids.dedup();
         let mut before = std::mem::take(&mut old.before);
         for event_id in ids {
+            // What readers see of this event is in `old.before` if `old` has changed it since, else still in `old`
+            // itself.
             let published = match before.remove(&event_id) {
                 Some(published) => published,
                 None => old.event(event_id).cloned(),
             };
             match (published, self.event(event_id)) {
                 (Some(published), Some(now)) if published.same(now) => {
+                    // Equal: share the published event, so that it does not count as changed (D3).
                     self.before.remove(&event_id);
                     self.table.insert(published);
                 }
+                // Added and removed since the last publication: nothing to tell.
                 (None, None) => {
                     self.before.remove(&event_id);
                 }
@@ -91,7 +97,7 @@ impl Draft {
         }
     }
 
-    /// What differs from the state published last, and is now about to be published.
+    /// What differs from the last published state. The caller must publish this draft next.
     pub(crate) fn change(&mut self, cut: Arc<Cut>, epoch: u64) -> Change {
         let mut change = Change {
             cut,
@@ -107,7 +113,8 @@ impl Draft {
         change
     }
 
-    /// An empty draft that takes over the interned names of this one, which keeps all else and can take them back.
+    /// An empty draft with the interned names of this one. This draft keeps everything else, and may take the names
+    /// back.
     pub(crate) fn successor(&mut self) -> Draft {
         Draft {
             packer: std::mem::take(&mut self.packer),
@@ -115,7 +122,7 @@ impl Draft {
         }
     }
 
-    /// Sets what an event holds from now on; without any snapshot it is absent.
+    /// Sets what an event holds from now on. An event without any snapshot is removed.
     pub(crate) fn set(
         &mut self,
         event_id: i64,
@@ -137,13 +144,14 @@ impl Draft {
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
         }
-        // Where only times differ, as in most of all changes, neither what is counted nor who owns what does.
+        // If only times differ, neither the totals nor the snapshot indexes change. Most changes are of this kind.
         if !old.as_ref().is_some_and(|old| old.counts_as(&event)) {
             if let Some(old) = &old {
                 self.forget(old);
             }
             self.count(&event);
         }
+        // Only the first change since the last publication is noted: it alone saw what readers still see (D3).
         self.before.entry(event_id).or_insert_with(|| old.clone());
         if let Some(kickoff) = kickoff
             && old.as_ref().is_none_or(|old| old.kickoff != Some(kickoff))
@@ -153,7 +161,7 @@ impl Draft {
         self.table.insert(event);
     }
 
-    /// Removes an event; says whether it was there.
+    /// Removes an event. Returns whether the draft held it.
     pub(crate) fn remove(&mut self, event_id: i64) -> bool {
         let Some(old) = self.table.remove(event_id) else {
             return false;
@@ -163,7 +171,7 @@ impl Draft {
         true
     }
 
-    /// Removes all events with a kickoff at or before `window_start`; says how many.
+    /// Removes all events with a kickoff at or before `window_start`. Returns how many. Costs only the events removed.
     pub(crate) fn evict(&mut self, window_start: Micros) -> usize {
         let mut evicted = 0;
         while let Some(Reverse((kickoff, event_id))) = self.kickoffs.peek().copied() {
@@ -171,6 +179,7 @@ impl Draft {
                 break;
             }
             self.kickoffs.pop();
+            // Otherwise the entry is stale: the event has gone or has another kickoff.
             if self
                 .event(event_id)
                 .is_some_and(|event| event.kickoff == Some(kickoff))
@@ -181,6 +190,7 @@ impl Draft {
         evicted
     }
 
+    /// Adds an event to the totals and to the snapshot indexes (D1).
     fn count(&mut self, event: &CachedEvent) {
         self.totals.betpawa_events += usize::from(!event.betpawa.is_empty());
         self.totals.competitor_events += usize::from(!event.competitors.is_empty());
@@ -191,15 +201,16 @@ impl Draft {
         }
         self.event_bytes += event.heap_bytes();
         for (_, snapshot) in event.betpawa.iter() {
-            self.betpawa_owners
+            self.betpawa_index
                 .insert(snapshot.snapshot_id, event.event_id);
         }
         for (_, snapshot) in event.competitors.iter() {
-            self.competitor_owners
+            self.competitor_index
                 .insert(snapshot.snapshot_id, event.event_id);
         }
     }
 
+    /// Takes an event out of the totals and the snapshot indexes (D1).
     fn forget(&mut self, event: &CachedEvent) {
         self.totals.betpawa_events -= usize::from(!event.betpawa.is_empty());
         self.totals.competitor_events -= usize::from(!event.competitors.is_empty());
@@ -210,16 +221,16 @@ impl Draft {
         }
         self.event_bytes -= event.heap_bytes();
         for (_, snapshot) in event.betpawa.iter() {
-            self.betpawa_owners
+            self.betpawa_index
                 .remove(snapshot.snapshot_id, event.event_id);
         }
         for (_, snapshot) in event.competitors.iter() {
-            self.competitor_owners
+            self.competitor_index
                 .remove(snapshot.snapshot_id, event.event_id);
         }
     }
 
-    /// What it holds and weighs now. `last_warmup` is not its to say.
+    /// What the draft holds and how much memory that takes. The caller fills in `last_warmup`.
     pub(crate) fn stats(&self) -> Stats {
         let memory = self.memory();
         Stats {
@@ -233,14 +244,15 @@ impl Draft {
         MemoryStats {
             events_bytes: self.event_bytes,
             names_bytes: self.packer.heap_bytes(),
-            // The draft's own list of pages, and the published view's.
+            // Both the draft and the published view have a list of pages. They share the pages.
             table_bytes: self.table.page_bytes() + 2 * self.table.list_bytes(),
-            owners_bytes: self.betpawa_owners.heap_bytes() + self.competitor_owners.heap_bytes(),
+            owners_bytes: self.betpawa_index.heap_bytes() + self.competitor_index.heap_bytes(),
             kickoffs_bytes: self.kickoffs.capacity() * size_of::<(Micros, i64)>(),
         }
     }
 
-    /// The state to publish. The next change to the draft copies what it touches.
+    /// The state to publish. Costs a copy of the list of pages; the next change to the draft copies the pages that it
+    /// touches. Also frees interned names that are no longer used.
     pub(crate) fn state(
         &mut self,
         cut: Arc<Cut>,
@@ -249,6 +261,7 @@ impl Draft {
         last_warmup: Option<WarmupStats>,
     ) -> State {
         self.packer.sweep();
+        // Postponed events leave stale entries behind. Rebuild the heap before these outnumber the events.
         if self.kickoffs.len() > 2 * self.table.len() + 64 {
             let current = self.table.iter();
             self.kickoffs = current
@@ -280,9 +293,9 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        /// Kickoff, bookmakers and sources with the number of their markets.
+        /// Event, kickoff, bookmakers and sources; each of these with its number of markets.
         Set(i64, Option<i64>, Vec<(i64, u8)>, Vec<(u8, u8)>),
-        /// Only the times of what the event shows.
+        /// Changes only the times of the snapshots that the event shows.
         Touch(i64, i64),
         Remove(i64),
         Evict(i64),
@@ -336,7 +349,7 @@ mod tests {
         })
     }
 
-    /// The snapshots that an event shows, of another time.
+    /// Sets `captured_at` of all snapshots that an event shows, and nothing else.
     fn touch(draft: &mut Draft, event_id: i64, captured_at: i64) {
         let Some(held) = draft.event(event_id).cloned() else {
             return;
@@ -354,7 +367,7 @@ mod tests {
         draft.set(event_id, held.kickoff, own, others);
     }
 
-    /// An event and its kickoff.
+    /// An event id and its kickoff.
     type Shown = (i64, Option<Micros>);
 
     fn state(draft: &mut Draft) -> State {
@@ -365,7 +378,7 @@ mod tests {
         state.table.iter().collect()
     }
 
-    /// D1 and D2 by a walk over all events, and V2.
+    /// Checks D1 and D2 by a walk over all events.
     fn assert_invariants(draft: &mut Draft, model: &BTreeMap<i64, Option<i64>>) {
         let mut walk = Stats::default();
         let (mut bytes, mut betpawa, mut competitors) = (0, BTreeSet::new(), BTreeSet::new());
@@ -394,8 +407,8 @@ mod tests {
         }
         assert_eq!(draft.totals, walk);
         assert_eq!(draft.event_bytes, bytes);
-        assert_eq!(draft.betpawa_owners.pairs(), betpawa);
-        assert_eq!(draft.competitor_owners.pairs(), competitors);
+        assert_eq!(draft.betpawa_index.pairs(), betpawa);
+        assert_eq!(draft.competitor_index.pairs(), competitors);
         assert_eq!(draft.len(), events.len());
         let held: BTreeMap<i64, Option<i64>> = events
             .iter()
@@ -414,7 +427,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn totals_owners_and_kickoffs_equal_a_fresh_walk(steps in vec(step(), 1..80)) {
+        fn totals_indexes_and_kickoffs_equal_a_fresh_walk(steps in vec(step(), 1..80)) {
             let mut draft = Draft::default();
             let mut model = BTreeMap::new();
             let mut published: Vec<(State, Vec<Shown>)> = Vec::new();
@@ -461,7 +474,7 @@ mod tests {
                 }
                 assert_invariants(&mut draft, &model);
             }
-            // V1: what was published is as it was.
+            // V1: published states have not changed.
             for (state, shown) in &published {
                 let now: Vec<Shown> = held(state).iter().map(|event| (event.event_id, event.kickoff)).collect();
                 prop_assert_eq!(&now, shown);
@@ -474,26 +487,26 @@ mod tests {
     }
 
     proptest! {
-        /// D3, by what subscribers are told of it: exactly the events that differ from those published last.
+        /// D3, as subscribers see it: a change names exactly the events that differ from the last published state.
         #[test]
         fn a_change_names_exactly_what_differs(steps in vec(step(), 1..80)) {
             let mut draft = Draft::default();
             let mut published: BTreeMap<i64, Arc<CachedEvent>> = BTreeMap::new();
-            // Ids are told by what is held, so that the same comes back after it went or changed.
-            let told = |event: i64, key: i64, markets: u8| (event * 10 + key) * 10 + i64::from(markets);
+            // A snapshot's id follows from its content, so that an event may leave and come back with equal content.
+            let id_of = |event: i64, key: i64, markets: u8| (event * 10 + key) * 10 + i64::from(markets);
             for step in steps.into_iter().chain([Step::Publish]) {
                 match step {
                     Step::Set(event, kickoff, betpawa, competitors) => {
                         let event = event % 6;
                         let own = betpawa
                             .into_iter()
-                            .map(|(key, markets)| snapshot(&mut draft, told(event, key, markets), event, key, markets))
+                            .map(|(key, markets)| snapshot(&mut draft, id_of(event, key, markets), event, key, markets))
                             .collect();
                         let others = competitors
                             .into_iter()
                             .map(|(key, markets)| {
                                 let source = draft.packer.source(&key.to_string());
-                                (source, snapshot(&mut draft, told(event, 5, markets), event, 0, markets))
+                                (source, snapshot(&mut draft, id_of(event, 5, markets), event, 0, markets))
                             })
                             .collect();
                         let kickoff = kickoff.map(|kickoff| Micros(kickoff % 3 * 40));
@@ -507,7 +520,7 @@ mod tests {
                         draft.evict(Micros(start));
                     }
                     Step::Successor => {
-                        // As a reload does; of three events one has gone.
+                        // A reload that no longer finds every third event.
                         let kept: Vec<_> = draft.table.iter().cloned().collect();
                         let mut next = draft.successor();
                         for event in kept.iter().filter(|event| event.event_id % 3 != 0) {
@@ -541,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_moves_to_another_event_is_owned_by_that_one() {
+    fn a_moved_snapshot_belongs_to_its_new_event() {
         let mut draft = Draft::default();
         let put = |draft: &mut Draft, event: i64, ids: &[i64]| {
             let snapshots = ids
@@ -557,7 +570,7 @@ mod tests {
         };
         put(&mut draft, 1, &[7, 8]);
         put(&mut draft, 2, &[9]);
-        // In either order of the two events.
+        // A snapshot may move before or after its old event loses it.
         put(&mut draft, 2, &[9, 7]);
         put(&mut draft, 1, &[8]);
         assert!(draft.betpawa_owners(7).eq([2]));
@@ -570,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_go_with_their_events() {
+    fn pages_are_freed_with_their_events() {
         let mut draft = Draft::default();
         for round in 0..50 {
             for event in 0..20 {
@@ -589,9 +602,9 @@ mod tests {
         assert!(draft.kickoffs.is_empty());
     }
 
-    /// Each postponement leaves a stale entry behind; they must not pile up.
+    /// Each postponement leaves a stale entry behind. These must not accumulate.
     #[test]
-    fn stale_kickoffs_do_not_pile_up() {
+    fn stale_kickoffs_do_not_accumulate() {
         let mut draft = Draft::default();
         for kickoff in 0..10_000 {
             let snapshot = snapshot(&mut draft, 1, 1, 1, 0);

@@ -1,4 +1,4 @@
-//! The state that readers see, and how it is replaced.
+//! The state that readers see, and how the next state replaces it.
 
 pub(crate) mod changes;
 pub(crate) mod draft;

@@ -1,10 +1,10 @@
-//! The only file that knows how a state becomes the one that readers get: one atomic swap.
+//! Makes a state the one that readers get, by one atomic swap. No other file knows how.
 //!
 //! | invariant | |
 //! |---|---|
-//! | P1 | a reader gets a state that one `publish` gave whole, never part of one |
-//! | P2 | there is one publisher to a cache: it does not clone, and neither does what owns it |
-//! | P3 | readers do not free retired states, unless they outlive the publisher |
+//! | B1 | a reader gets a state that one `publish` passed as a whole, never a part of one |
+//! | B2 | each cache has exactly one publisher: neither it nor its owner can be cloned |
+//! | B3 | readers do not free retired states, unless they outlive the publisher |
 
 use std::sync::{
     Arc,
@@ -27,48 +27,49 @@ use crate::{
     },
 };
 
-/// What a handle and its writer share.
+/// What a handle shares with the follower or writer that feeds it.
 pub(crate) struct Shared {
     state: ArcSwap<State>,
     status: watch::Sender<Status>,
     pub(crate) counters: Counting,
     pub(crate) timers: Timers,
-    /// Told by the follower; each is what it was at some read.
+    /// Set by the follower after a read.
     pub(crate) pruned_below: AtomicU64,
     pub(crate) next_xid: AtomicU64,
     pub(crate) feed_version: AtomicI32,
-    /// The sender is the publisher's, so that the stream ends with it.
+    /// Weak, because the publisher owns the sender: the stream must end when the publisher is dropped.
     changes: broadcast::WeakSender<Arc<Change>>,
-    /// Told after each publication and proof.
+    /// Notified after each publication and each proof.
     proven: Notify,
     pub(crate) request: Request,
 }
 
-/// What handles ask of the follower.
+/// What handles request of the follower.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
-    asked: Notify,
+    requested: Notify,
     resync: AtomicBool,
 }
 
 impl Request {
-    /// To read now rather than at the next bell or poll.
+    /// Requests a read now, rather than at the next notification or poll.
     pub(crate) fn read(&self) {
-        self.asked.notify_one();
+        self.requested.notify_one();
     }
 
-    /// To read everything again.
+    /// Requests that everything be read again.
     pub(crate) fn resync(&self) {
         self.resync.store(true, Ordering::Release);
-        self.asked.notify_one();
+        self.requested.notify_one();
     }
 
-    /// Waits for a wish since the last call; at most one is remembered. Cancellation loses none.
+    /// Waits until a handle requests something. One request since the last call is remembered, however many there were.
+    /// A cancelled wait loses none.
     pub(crate) async fn asked(&self) {
-        self.asked.notified().await;
+        self.requested.notified().await;
     }
 
-    /// Whether everything is to be read again; asks once.
+    /// Whether a handle requested that everything be read again. Clears the request.
     pub(crate) fn take_resync(&self) -> bool {
         self.resync.swap(false, Ordering::AcqRel)
     }
@@ -95,10 +96,10 @@ macro_rules! counting {
 }
 
 counting! {
-    /// [`Counters`] as they count.
+    /// [`Counters`] that can be counted up.
     Counting for Counters:
-    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events reloads
-    reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
+    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events
+    reloads reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
 }
 
 /// Adds to a counter.
@@ -123,7 +124,7 @@ impl Shared {
         self.status.subscribe()
     }
 
-    /// What the follower last knew of the change log.
+    /// What the follower last read about the change log.
     pub(crate) fn change_log(&self) -> ChangeLog {
         ChangeLog {
             pruned_below: self.pruned_below.load(Ordering::Relaxed),
@@ -132,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// From the next publication on; already ended if the publisher is gone.
+    /// The changes from the next publication on. Already ended if the publisher is gone.
     pub(crate) fn changes(&self) -> Changes {
         let receiver = match self.changes.upgrade() {
             Some(sender) => sender.subscribe(),
@@ -141,11 +142,12 @@ impl Shared {
         Changes::new(receiver)
     }
 
-    /// Waits for a published state that is, or is proven at a cut, of which `enough` is true. `None` if there will be none.
+    /// Waits until `enough` holds for the published state, whose cut a proof may have moved forward. `None` if the
+    /// publisher ended before that.
     pub(crate) async fn wait_until(&self, enough: impl Fn(&State) -> bool) -> Option<Arc<State>> {
         let mut proven = std::pin::pin!(self.proven.notified());
         loop {
-            // Before looking, so that no proof falls between looking and waiting.
+            // Listen before looking at the state. Otherwise a proof between the two would go unnoticed.
             proven.as_mut().enable();
             let ended = self.changes.upgrade().is_none();
             let state = self.load_full();
@@ -161,13 +163,13 @@ impl Shared {
     }
 }
 
-/// The writing half.
+/// The writing half of a cache.
 pub(crate) struct Publisher {
     shared: Arc<Shared>,
     changes: broadcast::Sender<Arc<Change>>,
-    /// States that readers may still hold.
+    /// Replaced states that readers may still hold.
     retired: Vec<Arc<State>>,
-    /// Of the state published last.
+    /// The version of the last published state.
     version: u64,
 }
 
@@ -197,20 +199,23 @@ impl Publisher {
         )
     }
 
-    /// Readers get `state` from now on, and subscribers what differs.
+    /// Gives `state` to readers and `change` to subscribers. Costs one pointer swap and never waits for readers.
     pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {
         self.version += 1;
         (state.version, change.version) = (self.version, self.version);
-        // The swap settles what readers under way still owe to the old one's reference count, so one is ours alone.
+        // arc-swap lets readers borrow a state without counting; the swap turns such borrows into counted references.
+        // Once the count is one, only we hold the state, and we free it (B3).
         self.retired.push(self.shared.state.swap(Arc::new(state)));
         self.free_retired();
         add(&self.shared.counters.published, 1);
-        // After the swap: who takes a view for a change finds it there. Fails where nobody subscribed.
+        // Send after the swap, so that a subscriber who takes a view on a change finds the change in it. Without
+        // subscribers sending fails, which is fine.
         let _ = self.changes.send(Arc::new(change));
         self.shared.proven.notify_waiters();
     }
 
-    /// The published state was found to be the database's at a later cut too; `at`: before its snapshot was taken.
+    /// Notes that the published state also equals the database at a later cut. `at` is when the read began, before the
+    /// server took its snapshot.
     pub(crate) fn prove(&mut self, cut: Arc<Cut>, at: Moment) {
         self.free_retired();
         self.shared.load().proof.renew(cut, at);
@@ -233,14 +238,14 @@ impl Publisher {
         });
     }
 
-    /// Says that nobody follows any more. The first who says it says why.
+    /// Sets the status to "ended". The first call wins, because it knows the real reason.
     pub(crate) fn end(&self, error: Option<Error>) {
         self.shared.status.send_if_modified(|current| {
-            let is_news = !matches!(current, Status::Ended { .. });
-            if is_news {
+            let is_first = !matches!(current, Status::Ended { .. });
+            if is_first {
                 *current = Status::Ended { error };
             }
-            is_news
+            is_first
         });
     }
 
@@ -266,7 +271,7 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        // Who waits for a state finds that there will be none.
+        // Those who wait for a state must learn that none will come: end the stream, then wake them.
         self.changes = broadcast::Sender::new(1);
         self.shared.proven.notify_waiters();
     }

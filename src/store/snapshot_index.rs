@@ -1,11 +1,11 @@
-//! Which events show a snapshot: a change of its markets names only the snapshot.
+//! Finds the events that show a snapshot. A log row about a snapshot's markets names only the snapshot.
 
 use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-/// Pairs of snapshot and event. Mostly one to one, but nothing in the database forbids two snapshots of one id: the key
-/// of `odds_snapshots` is id and `captured_at`.
+/// Pairs of snapshot id and event id. Nearly always one event per snapshot. Two events may share an id: the primary key
+/// of `odds_snapshots` is `id` and `captured_at`, so the database allows two rows with one id.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotIndex {
     pairs: HashTable<(i64, i64)>,
@@ -34,7 +34,7 @@ impl SnapshotIndex {
         }
     }
 
-    /// The events that show a snapshot.
+    /// The events that show a snapshot. Allocates nothing.
     pub(crate) fn get(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
         let pairs = self.pairs.iter_hash(self.build.hash_one(snapshot_id));
         pairs
@@ -57,14 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_may_be_shown_by_two_events() {
-        let mut owners = SnapshotIndex::default();
+    fn two_events_may_show_one_snapshot_id() {
+        let mut index = SnapshotIndex::default();
         for (snapshot_id, event_id) in [(1, 10), (1, 11), (1, 10), (2, 10)] {
-            owners.insert(snapshot_id, event_id);
+            index.insert(snapshot_id, event_id);
         }
-        owners.remove(1, 10);
-        assert_eq!(owners.get(1).collect::<Vec<_>>(), [11]);
-        assert_eq!(owners.get(2).collect::<Vec<_>>(), [10]);
-        assert_eq!(owners.get(3).count(), 0);
+        index.remove(1, 10);
+        assert_eq!(index.get(1).collect::<Vec<_>>(), [11]);
+        assert_eq!(index.get(2).collect::<Vec<_>>(), [10]);
+        assert_eq!(index.get(3).count(), 0);
     }
 }

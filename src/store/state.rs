@@ -1,8 +1,8 @@
-//! What readers look things up in: one immutable committed state.
+//! The state that readers look things up in: one committed state of the database, which never changes.
 //!
 //! | invariant | |
 //! |---|---|
-//! | V1 | a view never changes; the draft copies a page of the table before it writes to one that a view shares |
+//! | V1 | a state never changes: the draft copies a page that a state shares before it writes to it |
 //! | V2 | each event in the table has at least one snapshot |
 //! | V3 | a lookup takes no lock, allocates nothing and does no I/O |
 
@@ -23,43 +23,49 @@ use crate::{
     store::table::Table,
 };
 
-/// The committed state of the database that a view equals.
+/// Which committed state of the database a view equals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
-    /// The database's clock (`now()`) in the transaction that read it; where that clock was put back by less than a minute,
-    /// the time it had been at. UTC.
+    /// The database's clock (`now()`) in the transaction that read the state. UTC. If that clock was set back by less
+    /// than a minute, this is the later time of an earlier read.
     pub as_of: DateTime<Utc>,
     /// `pg_current_snapshot()` of that transaction, as PostgreSQL prints it: `xmin:xmax:xip,...`
     pub snapshot: String,
-    /// Only events with a kickoff after this are held: `as_of` less the lookback, never earlier than before. UTC.
+    /// The view holds only events with a kickoff after this time: `as_of` minus the lookback. It never goes back. UTC.
     pub window_start: DateTime<Utc>,
-    /// Whether the server was a standby (`pg_is_in_recovery()`), which may itself be behind its primary.
+    /// Whether the server was a standby (`pg_is_in_recovery()`). A standby may lag behind its primary.
     pub standby: bool,
 }
 
 impl Cut {
-    /// Whether this state surely contains what a transaction wrote, if it committed: `xid` is what
-    /// `select pg_current_xact_id()` said in it. A standby does not tell which transactions were in progress, so there a
-    /// transaction counts as contained only once all older ones have ended too. Parses `snapshot`; means nothing for a
-    /// transaction of another server, or before the epoch changed.
+    /// Whether this state certainly contains what transaction `xid` wrote, if it committed. `xid` is what `select
+    /// pg_current_xact_id()` returned in that transaction.
+    ///
+    /// A standby does not report which transactions are in progress. There a transaction counts as contained only after
+    /// all older ones have ended.
+    ///
+    /// The answer means nothing for a transaction of another server, or of a time before the epoch changed. Parses the
+    /// text of `snapshot`; takes no lock.
     pub fn shows(&self, xid: u64) -> bool {
         PgSnapshot::parse(&self.snapshot).is_some_and(|snapshot| snapshot.shows(xid, self.standby))
     }
 }
 
-/// Up to which cut a state was found to be the database's. All holders of the view share it: a read that finds nothing new
-/// moves it on.
+/// The latest cut at which a state was found to equal the database. All views of the state share it: a read that finds
+/// nothing new moves it forward.
 pub(crate) struct Proof(ArcSwap<Proven>);
 
 #[derive(Debug)]
 struct Proven {
     cut: Arc<Cut>,
-    /// Before the cut's snapshot was taken, so that the age is never understated; `None` before the first.
+    /// When that read began, before the server took its snapshot, so that the age is never understated. `None` before
+    /// the first read.
     at: Option<Moment>,
 }
 
-/// A point in time by both clocks: the monotonic one stands still while the machine is suspended, the other is set at will.
+/// A point in time by both clocks. The monotonic clock may stand still while the machine is suspended; the wall clock
+/// can be set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) monotonic: Instant,
@@ -74,7 +80,7 @@ impl Moment {
         }
     }
 
-    /// The greater of what the two clocks say: too old is safe, too young is not.
+    /// The time since, by the clock that says more. Overstating an age is safe; understating it is not.
     pub(crate) fn elapsed(self) -> Duration {
         self.monotonic
             .elapsed()
@@ -91,34 +97,36 @@ impl Proof {
         Arc::clone(&self.0.load().cut)
     }
 
-    /// The state is also the database's at this later cut.
+    /// Notes that the state also equals the database at this later cut. `at` is when the read began.
     pub(crate) fn renew(&self, cut: Arc<Cut>, at: Moment) {
         let at = Some(at);
         self.0.store(Arc::new(Proven { cut, at }));
     }
 }
 
-/// What a [`View`] holds: one committed state of the database, over all events at once, which never changes.
+/// One committed state of the database, over all events at once. It never changes; a [`View`] holds it.
 ///
-/// Lookups take no lock, allocate nothing (those of several events: the map they return) and do no I/O.
+/// Lookups take no lock and do no I/O. They allocate nothing, except for the map that a lookup of several events
+/// returns.
 pub struct State {
     pub(crate) table: Table,
     pub(crate) epoch: u64,
-    /// Given when it is published.
+    /// The publisher sets it.
     pub(crate) version: u64,
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
 }
 
-/// One immutable committed state of the database, over all events at once; its lookups are those of [`State`].
+/// A [`State`] to hold: one committed state of the database, over all events at once. Its methods are those of
+/// [`State`].
 ///
-/// Take one for a request that makes several lookups, so that they agree with each other. Holding it costs nobody anything
-/// but its memory; it may cross threads and awaits.
+/// Take one view for a request that makes several lookups, so that they agree with each other. A clone counts one
+/// reference. A view blocks nobody and may be held across threads and awaits; it only keeps its memory.
 #[derive(Clone)]
 pub struct View(pub(crate) Arc<State>);
 
 impl View {
-    /// Whether it is this very state, not only an equal one.
+    /// Whether both are the same state, not merely equal ones.
     pub(crate) fn is(&self, other: &View) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -133,7 +141,7 @@ impl Deref for View {
 }
 
 impl State {
-    /// The state before the first warmup.
+    /// The state of a cache before its first warmup.
     pub(crate) fn empty() -> State {
         State {
             table: Table::default(),
@@ -144,26 +152,27 @@ impl State {
         }
     }
 
-    /// An event with all its snapshots; `None` unless one bookmaker or competitor at least has one.
+    /// An event with all its snapshots. `None` if neither a bookmaker nor a competitor has one.
     pub fn event(&self, event_id: i64) -> Option<&CachedEvent> {
         self.table.get(event_id).map(|event| &**event)
     }
 
-    /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
+    /// The latest snapshots of an event in `odds_snapshots`: bookmaker id -> snapshot. `None` if there is none.
     pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<&BetpawaSnapshots> {
         self.event(event_id)
             .map(CachedEvent::betpawa)
             .filter(|snapshots| !snapshots.is_empty())
     }
 
-    /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
+    /// The latest snapshots of an event in `competitor_odds_snapshots`: source -> snapshot. `None` if there is none.
     pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<&CompetitorSnapshots> {
         self.event(event_id)
             .map(CachedEvent::competitors)
             .filter(|snapshots| !snapshots.is_empty())
     }
 
-    /// [`State::get_betpawa_snapshot`] of several events: event id -> bookmaker id -> snapshot. Events without are absent.
+    /// The same as [`State::get_betpawa_snapshot`] for several events: event id -> bookmaker id -> snapshot. Leaves out
+    /// events that have none. Allocates the map.
     pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, &BetpawaSnapshots> {
         event_ids
             .iter()
@@ -171,7 +180,8 @@ impl State {
             .collect()
     }
 
-    /// [`State::get_competitor_snapshot`] of several events: event id -> source -> snapshot. Events without are absent.
+    /// The same as [`State::get_competitor_snapshot`] for several events: event id -> source -> snapshot. Leaves out
+    /// events that have none. Allocates the map.
     pub fn get_competitor_snapshots(
         &self,
         event_ids: &[i64],
@@ -182,47 +192,49 @@ impl State {
             .collect()
     }
 
-    /// When an event begins, UTC; `None` if it is absent or nobody said.
+    /// When an event begins. UTC. `None` if the view does not hold the event, or if its kickoff is unknown.
     pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
         self.event(event_id)?.kickoff()
     }
 
-    /// The ids of all events, ascending. Allocates the list and sorts it.
+    /// The ids of all events, ascending. Allocates and sorts the list.
     pub fn event_ids(&self) -> Vec<i64> {
         let mut ids: Vec<i64> = self.table.iter().map(|event| event.event_id).collect();
         ids.sort_unstable();
         ids
     }
 
-    /// All events, in no order that means anything; in memory mostly one after the other.
+    /// All events, in no particular order. Walks through memory mostly in sequence; allocates nothing.
     pub fn events(&self) -> impl Iterator<Item = &CachedEvent> {
         self.table.iter().map(|event| &**event)
     }
 
-    /// How many events it holds. Reads a number.
+    /// How many events the view holds. Constant time.
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether it holds no event; so does the view before the first warmup.
+    /// Whether the view holds no event, as before the first warmup.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What it holds and what that weighs, counted when it was published.
+    /// What the view holds and how much memory that takes, as counted when it was published.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// The latest committed state of the database that was found to equal this view. Moves on while nothing changes.
-    /// Counts one reference.
+    /// The latest committed state of the database that was found to equal this view. It moves forward while nothing
+    /// changes. Counts one reference.
     pub fn cut(&self) -> Arc<Cut> {
         self.proof.cut()
     }
 
-    /// How long ago this view was last proven to be the current state of the server it is read from, by the local clocks;
-    /// `Duration::MAX` before the first warmup. It runs on from the moment a newer view is published, or the database
-    /// cannot be read. A server that is a standby may itself be behind its primary.
+    /// How long ago this view was last proven to equal the current state of the server, by the local clocks.
+    /// `Duration::MAX` before the first warmup.
+    ///
+    /// The age grows while the database cannot be read, and once a newer view has been published. If the server is a
+    /// standby, it may itself lag behind its primary.
     pub fn age(&self) -> Duration {
         self.proof
             .0
@@ -231,13 +243,14 @@ impl State {
             .map_or(Duration::MAX, Moment::elapsed)
     }
 
-    /// Changes when the state was replaced after a warmup instead of moved forward: 0 before the first, then 1, 2, ...
+    /// Counts how often a warmup replaced the state instead of changes moving it forward: 0 before the first warmup,
+    /// then 1, 2, ...
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Counts the states that were published since the handle was made: 0 before the first, then 1, 2, ... Two states of one
-    /// handle hold the same exactly if this is the same; nothing changes for as long as it stays.
+    /// Counts the states that were published since the handle was made: 0 before the first, then 1, 2, ... Two views of
+    /// one handle hold the same data if and only if their versions are equal.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -253,14 +266,14 @@ impl State {
     }
 }
 
-/// Which state it is, not all that it holds.
+/// Prints which state it is, not what it holds.
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.debug("State", f)
     }
 }
 
-/// Which state it is, not all that it holds.
+/// Prints which state it is, not what it holds.
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.debug("View", f)

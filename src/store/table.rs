@@ -1,22 +1,27 @@
-//! Event id -> event: the one structure that look-ups go through.
+//! Event id -> event: the one structure that lookups go through.
 //!
-//! Ids are given out in order and events come and go in order, so neighbours in time are neighbours in id: thirty-two
-//! neighbouring ids share a page, and the pages are in a hash table of their own. A look-up is one entry of that table and
-//! one place of a page away from the event, a copy of the table costs a reference a page, a change copies the pages it
-//! touches, and a walk goes through memory much as it was filled. `hashbrown` has neither the sharing nor the order.
+//! PostgreSQL hands out ids in order, and events come and go in order, so events of the same time have neighbouring
+//! ids. Thirty-two neighbouring ids share a page, and a hash table finds the pages:
+//!
+//! - A lookup visits one slot of the hash table and one slot of a page.
+//! - A copy of the table counts one reference per page.
+//! - A change copies only the pages that it touches.
+//! - A walk goes through memory mostly in sequence.
+//!
+//! `hashbrown` alone would give neither the cheap copy nor the order.
 //!
 //! | invariant | |
 //! |---|---|
-//! | T1 | between the home of a page and its place there is no empty place (linear probing), so a search ends at the first one |
-//! | T2 | at most half of the places are taken, so there is an empty one |
+//! | T1 | no slot between a page's home slot and its own is empty (linear probing), so a search ends at an empty one |
+//! | T2 | at most half of the slots are taken, so every search meets an empty one |
 //! | T3 | a page that another table shares is copied before it is written to |
-//! | T4 | each page holds an event |
+//! | T4 | each page holds at least one event |
 
 use std::{mem::size_of, sync::Arc};
 
 use crate::model::CachedEvent;
 
-/// Ids that differ in the lowest bits only share a page.
+/// Ids that differ only in this many low bits share a page.
 const PAGE_BITS: u32 = 5;
 const PAGE: usize = 1 << PAGE_BITS;
 
@@ -24,16 +29,16 @@ type Events = [Option<Arc<CachedEvent>>; PAGE];
 
 #[derive(Debug, Clone)]
 struct Page {
-    /// What the ids have in common: all but the lowest bits.
+    /// The part that all ids of the page have in common: all but the low bits.
     number: i64,
     events: Arc<Events>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    /// A power of two of places, or none.
+    /// The slots of the hash table: none, or a power of two.
     pages: Box<[Option<Page>]>,
-    /// How far to shift a hash so that it is a place.
+    /// How far to shift a hash so that it becomes the number of a slot.
     shift: u32,
     taken: usize,
     len: usize,
@@ -50,48 +55,48 @@ impl Default for Table {
     }
 }
 
-/// Page and place in it.
+/// The number of an id's page, and the position in that page.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn split(event_id: i64) -> (i64, usize) {
+fn page_and_position(event_id: i64) -> (i64, usize) {
     (event_id >> PAGE_BITS, event_id as usize % PAGE)
 }
 
 impl Table {
     pub(crate) fn get(&self, event_id: i64) -> Option<&Arc<CachedEvent>> {
-        let (number, at) = split(event_id);
-        let mut place = self.home(number);
+        let (number, at) = page_and_position(event_id);
+        let mut slot = self.home(number);
         loop {
-            // Of an empty table there is no place.
-            let page = self.pages.get(place)?.as_ref()?;
+            // An empty table has no slot at all.
+            let page = self.pages.get(slot)?.as_ref()?;
             if page.number == number {
                 return page.events[at].as_ref();
             }
-            place = self.after(place);
+            slot = self.next_slot(slot);
         }
     }
 
-    /// Returns the event that it takes the place of.
+    /// Returns the event that was there before.
     pub(crate) fn insert(&mut self, event: Arc<CachedEvent>) -> Option<Arc<CachedEvent>> {
-        let (number, at) = split(event.event_id);
-        let place = match self.find(number) {
-            Some(place) => place,
-            None => self.claim(number),
+        let (number, at) = page_and_position(event.event_id);
+        let slot = match self.find(number) {
+            Some(slot) => slot,
+            None => self.insert_page(number),
         };
-        let old = self.put(place, at, Some(event));
+        let old = self.write(slot, at, Some(event));
         self.len += usize::from(old.is_none());
         old
     }
 
     pub(crate) fn remove(&mut self, event_id: i64) -> Option<Arc<CachedEvent>> {
-        let (number, at) = split(event_id);
-        let place = self.find(number)?;
-        // Nothing is copied for an event that is not there.
-        self.pages[place].as_ref()?.events[at].as_ref()?;
-        let removed = self.put(place, at, None);
+        let (number, at) = page_and_position(event_id);
+        let slot = self.find(number)?;
+        // Look before copying: removing an absent event must not copy the page (T3).
+        self.pages[slot].as_ref()?.events[at].as_ref()?;
+        let removed = self.write(slot, at, None);
         self.len -= 1;
-        let page = self.pages[place].as_ref();
+        let page = self.pages[slot].as_ref();
         if page.is_some_and(|page| page.events.iter().all(Option::is_none)) {
-            self.give_up(place);
+            self.remove_page(slot);
         }
         removed
     }
@@ -101,95 +106,98 @@ impl Table {
         self.len
     }
 
-    /// All events, neighbours in id mostly one after the other.
+    /// All events, mostly ordered by id within a page.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<CachedEvent>> {
         let pages = self.pages.iter().flatten();
         pages.flat_map(|page| page.events.iter()).flatten()
     }
 
-    /// Bytes asked of the allocator for the pages.
+    /// Bytes that the pages asked of the allocator.
     pub(crate) fn page_bytes(&self) -> usize {
         self.taken * (size_of::<Events>() + 2 * size_of::<usize>())
     }
 
-    /// Bytes asked of the allocator for the list of pages, of which each copy has its own.
+    /// Bytes that the hash table asked of the allocator. Unlike the pages, each copy of the table has its own.
     pub(crate) fn list_bytes(&self) -> usize {
         size_of_val(&*self.pages)
     }
 
-    // The upper bits of the product depend on all bits of the number, so no pattern in the ids crowds pages together.
+    // The upper bits of the product depend on all bits of the number, so no regular pattern of ids makes pages collide.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn home(&self, number: i64) -> usize {
         ((number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
     }
 
-    fn after(&self, place: usize) -> usize {
-        (place + 1) & (self.pages.len() - 1)
+    fn next_slot(&self, slot: usize) -> usize {
+        (slot + 1) & (self.pages.len() - 1)
     }
 
     fn find(&self, number: i64) -> Option<usize> {
-        let mut place = self.home(number);
-        while self.pages.get(place)?.as_ref()?.number != number {
-            place = self.after(place);
+        let mut slot = self.home(number);
+        while self.pages.get(slot)?.as_ref()?.number != number {
+            slot = self.next_slot(slot);
         }
-        Some(place)
+        Some(slot)
     }
 
-    /// T3.
-    fn put(
+    /// Writes to a page, after copying it if another table shares it (T3). Returns what was there.
+    fn write(
         &mut self,
-        place: usize,
+        slot: usize,
         at: usize,
         event: Option<Arc<CachedEvent>>,
     ) -> Option<Arc<CachedEvent>> {
-        let page = self.pages[place].as_mut()?;
+        let page = self.pages[slot].as_mut()?;
         std::mem::replace(&mut Arc::make_mut(&mut page.events)[at], event)
     }
 
-    /// A place for a page that has none.
-    fn claim(&mut self, number: i64) -> usize {
+    /// Adds an empty page and returns its slot. Grows the table first if it would become more than half full (T2).
+    fn insert_page(&mut self, number: i64) -> usize {
         if (self.taken + 1) * 2 > self.pages.len() {
             self.resize((self.pages.len() * 2).max(4));
         }
         self.taken += 1;
         let events = Arc::default();
-        self.settle(Page { number, events })
+        self.place_page(Page { number, events })
     }
 
-    /// Puts a page at the first empty place from its home on.
-    fn settle(&mut self, page: Page) -> usize {
-        let mut place = self.home(page.number);
-        while self.pages[place].is_some() {
-            place = self.after(place);
+    /// Puts a page into the first empty slot from its home slot on (T1).
+    fn place_page(&mut self, page: Page) -> usize {
+        let mut slot = self.home(page.number);
+        while self.pages[slot].is_some() {
+            slot = self.next_slot(slot);
         }
-        self.pages[place] = Some(page);
-        place
+        self.pages[slot] = Some(page);
+        slot
     }
 
-    /// Removes a page; whoever was pushed beyond it moves up (T1).
-    fn give_up(&mut self, mut hole: usize) {
+    /// Removes a page and closes the gap: moves back every later page that linear probing had pushed past it (T1).
+    fn remove_page(&mut self, mut hole: usize) {
         self.pages[hole] = None;
         self.taken -= 1;
-        let mut place = self.after(hole);
-        while let Some(page) = &self.pages[place] {
+        let mut slot = self.next_slot(hole);
+        while let Some(page) = &self.pages[slot] {
+            // Move the page only if the hole lies between its home slot and its slot; otherwise a search for it would
+            // miss it. Distances wrap around the end of the table.
             let from_home = |to: usize| to.wrapping_sub(self.home(page.number));
             let mask = self.pages.len() - 1;
-            if from_home(hole) & mask < from_home(place) & mask {
-                self.pages.swap(hole, place);
-                hole = place;
+            if from_home(hole) & mask < from_home(slot) & mask {
+                self.pages.swap(hole, slot);
+                hole = slot;
             }
-            place = self.after(place);
+            slot = self.next_slot(slot);
         }
         if self.taken * 8 < self.pages.len() && self.pages.len() > 4 {
             self.resize(self.pages.len() / 2);
         }
     }
 
-    fn resize(&mut self, places: usize) {
-        let pages = std::mem::replace(&mut self.pages, (0..places).map(|_| None).collect());
-        self.shift = u64::BITS - places.trailing_zeros();
+    /// Moves all pages to a hash table of another size.
+    fn resize(&mut self, slots: usize) {
+        let pages = std::mem::replace(&mut self.pages, (0..slots).map(|_| None).collect());
+        self.shift = u64::BITS - slots.trailing_zeros();
         for page in pages.into_iter().flatten() {
-            self.settle(page);
+            self.place_page(page);
         }
     }
 }
@@ -221,16 +229,16 @@ mod tests {
         pairs.collect()
     }
 
-    /// T1, T2 and T4, and that all is found.
+    /// Checks T1, T2 and T4, and that a lookup finds every event.
     fn assert_sound(table: &Table) {
         let mut pages = 0;
-        for (place, page) in table.pages.iter().enumerate() {
+        for (slot, page) in table.pages.iter().enumerate() {
             let Some(page) = page else { continue };
             pages += 1;
             let mut passed = table.home(page.number);
-            while passed != place {
+            while passed != slot {
                 assert!(table.pages[passed].is_some(), "T1");
-                passed = table.after(passed);
+                passed = table.next_slot(passed);
             }
             assert!(page.events.iter().any(Option::is_some), "T4");
         }
@@ -245,9 +253,9 @@ mod tests {
     }
 
     proptest! {
-        /// Beside a map; copies taken on the way stay as they were (T3).
+        /// Behaves like a map, and copies taken on the way never change (T3).
         #[test]
-        fn is_a_map_whose_copies_do_not_change(
+        fn behaves_like_a_map_whose_copies_do_not_change(
             steps in vec((0..8i64, 0..64i64, 0..6u8), 0..400),
             stride in prop_oneof![Just(1i64), Just(-7), Just(16), Just(4096), Just(i64::MAX / 70)],
         ) {
@@ -280,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_crowds_pages_together() {
+    fn no_pattern_of_ids_makes_pages_collide() {
         for stride in [1, 16, 1_024, 1 << 20, 1 << 40, -48] {
             let mut table = Table::default();
             for id in 0..5_000 {
@@ -288,9 +296,9 @@ mod tests {
             }
             assert_sound(&table);
             let mut worst = 0;
-            for (place, page) in table.pages.iter().enumerate() {
-                let home = page.as_ref().map_or(place, |page| table.home(page.number));
-                worst = worst.max(place.wrapping_sub(home) & (table.pages.len() - 1));
+            for (slot, page) in table.pages.iter().enumerate() {
+                let home = page.as_ref().map_or(slot, |page| table.home(page.number));
+                worst = worst.max(slot.wrapping_sub(home) & (table.pages.len() - 1));
             }
             assert!(worst < 64, "{stride}: {worst}");
             for id in 0..5_000 {
@@ -300,9 +308,9 @@ mod tests {
         }
     }
 
-    /// A removal must not copy a page that it does not change.
+    /// Removing an absent event must not copy its page.
     #[test]
-    fn nothing_is_copied_for_what_is_not_there() {
+    fn removing_an_absent_event_copies_nothing() {
         let mut table = Table::default();
         table.insert(event(1, 1));
         let copy = table.clone();

@@ -1,4 +1,4 @@
-//! What goes wrong: each fault begins, lasts, and ends by itself.
+//! Carries the faults out. Each fault begins, lasts for a while, and ends by itself.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     world::{FREE, World},
 };
 
-/// All that faults act upon.
+/// Everything that a fault can act on.
 #[derive(Debug)]
 pub(crate) struct Scene {
     pub(crate) world: Arc<World>,
@@ -39,7 +39,7 @@ const TABLES: [&str; 6] = [
 ];
 
 impl Scene {
-    /// No notification arrives any more.
+    /// Drops all notifications from now on.
     pub(crate) fn silence(&self) {
         self.world.active.begin(Kind::NoticesDropped);
         let mut figures = self.world.report.figures();
@@ -51,7 +51,7 @@ impl Scene {
         self.proxy.set(|setting| setting.notices = Notices::Drop);
     }
 
-    /// One fault after the other.
+    /// Carries out the faults of a lane one after the other.
     pub(crate) async fn lane(self: Arc<Scene>, faults: Vec<Fault>) {
         for fault in faults {
             if self.world.is_over() {
@@ -116,7 +116,7 @@ impl Scene {
                 self.admin(&format!("grant {right} to oddscache")).await;
             }
             Kind::LogDdl => {
-                // Kept short: a writer gives its log row up after half a second.
+                // The locks must be short, because a writer gives up its log row after half a second.
                 self.admin("select oddscache.prune('0')").await;
                 let ddl = match rng.u8(..3) {
                     0 => "vacuum full oddscache.change_log".to_owned(),
@@ -149,7 +149,7 @@ impl Scene {
             }
             Kind::Resync if rng.bool() => self.embedded.cache.resync(),
             Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
-            // In the pause.
+            // These two belong to the pause.
             Kind::LostLogRow | Kind::BareLeaf => {}
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
@@ -170,7 +170,7 @@ impl Scene {
                 sleep(lasts).await;
                 self.service.signal("-CONT");
             }
-            // It stays as it is: the comparison at the pause is made under it.
+            // The clock stays wrong, so that the comparison in the pause also runs with a wrong clock.
             Kind::ClockJump => self.service.jump(rng.i64(-200_000..200_000)),
             Kind::Killed => {
                 self.service.kill();
@@ -204,7 +204,7 @@ impl Scene {
         self.world.set_bias(Bias::None);
     }
 
-    /// Runs statements as the superuser; again if a lock was not to be had. Lines are sent one by one.
+    /// Runs statements as the superuser, each line on its own. Tries again if a lock was not available.
     pub(crate) async fn admin(&self, sql: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -234,7 +234,7 @@ impl Scene {
         .await;
     }
 
-    /// The statements of the followers, again and again: all of which a condition is true.
+    /// For a while, cancels every statement of the followers for which the condition `which` is true.
     async fn cancel(&self, which: &str, lasts: Duration) {
         self.admin(&format!(
             "do $$ declare stop constant timestamptz := clock_timestamp() + interval '{} ms'; \
@@ -271,7 +271,7 @@ impl Scene {
         kill("-9", pid.expect("the server runs"));
         sleep(lasts).await;
         self.blocking(|world| {
-            // Its children have to be gone first.
+            // The server cannot start until the killed server's child processes have ended.
             let deadline = Instant::now() + Duration::from_secs(60);
             while let Err(error) = world.cluster.boot() {
                 if Instant::now() > deadline {
@@ -284,7 +284,7 @@ impl Scene {
         .await;
     }
 
-    /// A partition with the newest snapshots of free events comes and goes.
+    /// Attaches a partition that contains the newest snapshots of free events, and drops it again.
     async fn partitions(&self, rng: &mut Rng, lasts: Duration) {
         let name = "odds_snapshots_2019";
         self.admin(&format!(
@@ -307,7 +307,7 @@ impl Scene {
         self.admin(&format!("drop table {name}")).await;
     }
 
-    /// A role that may only connect rings the bell, and sends what it likes.
+    /// A role that may only connect sends notifications with any payload.
     async fn spoof(&self, rng: &mut Rng, lasts: Duration) {
         let dsn = self.world.cluster.dsn_as("stranger", "postgres");
         let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await else {

@@ -1,4 +1,4 @@
-//! The two that follow: the library in this process, behind the proxy, and the service in a process of its own.
+//! The two followers: the library in this process, behind the proxy, and the service in its own process.
 
 use std::{
     fs,
@@ -20,13 +20,13 @@ use serde_json::Value;
 
 use crate::world::World;
 
-/// Reads that take longer count as a dead connection.
+/// A read that takes longer counts as a dead connection.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Often enough to find something within a pause.
+/// Short enough that the audit finds a difference within a pause.
 const AUDIT_CYCLE: Duration = Duration::from_secs(3);
 
-/// The library's follower, on a thread of its own that can be blocked.
+/// The library's follower on its own thread, which a fault can block.
 #[derive(Debug)]
 pub(crate) struct Embedded {
     pub(crate) cache: OddsCache,
@@ -55,7 +55,7 @@ impl Embedded {
                 .expect("a runtime");
             runtime.block_on(async {
                 let following = tokio::spawn(follower.run());
-                begun.send(()).expect("somebody waits");
+                begun.send(()).expect("the caller waits");
                 while let Some(duration) = blocks.recv().await {
                     thread::sleep(duration);
                 }
@@ -67,13 +67,13 @@ impl Embedded {
         Embedded { cache, block }
     }
 
-    /// Nothing of it runs for so long.
+    /// Blocks the follower's thread for this time.
     pub(crate) fn block(&self, duration: Duration) {
         let _ = self.block.send(duration);
     }
 }
 
-/// `oddscache serve`, whose clock can be set.
+/// A running `oddscache serve` whose clock the campaign can set.
 #[derive(Debug)]
 pub(crate) struct Service {
     dsn: String,
@@ -82,7 +82,7 @@ pub(crate) struct Service {
     library: PathBuf,
     clock: PathBuf,
     child: Mutex<Option<Child>>,
-    /// Differences that its audit has found, and that were put there for it to find.
+    /// The number of differences that the audit may have found, because the campaign made them.
     mismatches: AtomicU64,
     http: reqwest::Client,
 }
@@ -140,7 +140,7 @@ impl Service {
         *self.child() = Some(command.spawn().expect("the binary runs"));
     }
 
-    /// Sets its clock off by so many seconds.
+    /// Sets the service's clock to the real time plus this many seconds.
     pub(crate) fn jump(&self, seconds: i64) {
         fs::write(&self.clock, format!("{seconds:+}\n")).expect("the clock's file");
     }
@@ -151,7 +151,7 @@ impl Service {
         }
     }
 
-    /// Without a chance to clean up.
+    /// Kills the process, without a chance to clean up.
     pub(crate) fn kill(&self) {
         if let Some(mut child) = self.child().take() {
             let _ = child.kill();
@@ -159,7 +159,7 @@ impl Service {
         }
     }
 
-    /// How it ended, if it did.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
         self.child().as_mut()?.try_wait().ok()?
     }
@@ -174,26 +174,26 @@ impl Service {
         stats["counters"]["audit_mismatches"].as_u64()
     }
 
-    /// All that its audit has found by now was put there.
+    /// Accepts the differences that the audit has found so far.
     pub(crate) async fn excuse_audit(&self) {
         if let Some(found) = self.audit_mismatches().await {
             self.mismatches.store(found, Ordering::Relaxed);
         }
     }
 
-    /// Fails if its audit found what nobody put there.
+    /// Fails if the audit found more differences than the campaign made.
     pub(crate) async fn check_audit(&self) -> Result<(), String> {
         let found = self.audit_mismatches().await.unwrap_or_default();
         let excused = self.mismatches.load(Ordering::Relaxed);
         if found > excused {
             return Err(format!(
-                "the service's audit found {found} events that differ, of which {excused} should"
+                "the service's audit found {found} events that differ; the campaign made {excused} of them differ"
             ));
         }
         Ok(())
     }
 
-    /// What it holds, once it answers.
+    /// All events that the service holds. An error if it does not respond.
     pub(crate) async fn dump(&self) -> Result<Vec<Value>, String> {
         let url = format!("{}/v1/dump", self.base);
         let answer = self.http.get(url).send().await;
@@ -222,7 +222,7 @@ pub(crate) fn kill(signal: &str, pid: u32) {
     assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
 }
 
-/// libfaketime for processes of several threads.
+/// The path of libfaketime, in its version for processes with several threads.
 fn faketime() -> PathBuf {
     let name = Path::new("faketime/libfaketimeMT.so.1");
     let direct = ["/usr/lib", "/usr/local/lib"].map(PathBuf::from);
@@ -233,5 +233,5 @@ fn faketime() -> PathBuf {
         .map(|directory| directory.join(name));
     places
         .find(|path| path.is_file())
-        .expect("libfaketime, for the clock that jumps (Debian: apt-get install faketime)")
+        .expect("libfaketime is needed for clock jumps (Debian: apt-get install faketime)")
 }

@@ -1,10 +1,11 @@
-//! What happens to events that keep no invariant: anything. The comparison with the oracle judges it.
+//! Writes to free events. They keep no invariant, so anything may happen to them. The comparison with the oracle checks
+//! them.
 
 use fastrand::Rng;
 
 use crate::world::FREE;
 
-/// Ids that nobody else takes, below all of the sequences'.
+/// Ids that no other client uses. They are negative, so they never meet those of a sequence.
 #[derive(Debug)]
 pub(crate) struct Ids(i64);
 
@@ -19,7 +20,8 @@ impl Ids {
     }
 }
 
-/// A few statements, with or without those that lock whole tables; some within a savepoint that is kept or rolled back.
+/// A few statements, some within a savepoint that is released or rolled back. `ddl` allows statements that lock whole
+/// tables.
 pub(crate) fn transaction(rng: &mut Rng, ids: &mut Ids, ddl: bool) -> Vec<String> {
     let mut all = Vec::new();
     for _ in 0..rng.u8(1..5) {
@@ -38,7 +40,7 @@ pub(crate) fn transaction(rng: &mut Rng, ids: &mut Ids, ddl: bool) -> Vec<String
 
 const NOW: &str = "now() at time zone 'UTC'";
 
-/// With everything that a row may hold.
+/// Every form of `outcomes` that a row may contain.
 const OUTCOMES: &[&str] = &[
     r#"'[{"name": "1", "odds": 1.85, "is_active": true}, {"name": "X", "odds": 3.4}, {"name": "2", "odds": 4.1, "is_active": false}]'"#,
     r#"'[{"name": "Over", "odds": null, "extra": {"a": [1, 2]}}, {"name": "Under", "odds": 1e3, "is_active": null}]'"#,

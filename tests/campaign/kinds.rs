@@ -1,8 +1,8 @@
-//! The kinds of transaction, and how often each is made.
+//! The kinds of transaction, and how often the application runs each.
 
 use fastrand::Rng;
 
-/// What clients do more often while a fault wants it.
+/// The kind of transaction that clients run more often during a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bias {
     None,
@@ -29,7 +29,7 @@ impl Bias {
 pub(crate) enum Kind {
     /// New snapshots with all their markets.
     Batch,
-    /// The same, the markets by COPY.
+    /// The same, but with the markets written by COPY.
     Copy,
     InPlace,
     OnConflict,
@@ -52,7 +52,7 @@ pub(crate) enum Kind {
     Free,
 }
 
-/// With how often, roughly.
+/// Each kind with its name and its weight.
 const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Batch, "scrape batch", 8),
     (Kind::Copy, "scrape batch by COPY", 3),
@@ -67,7 +67,7 @@ const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Leaf, "straight into a partition", 3),
     (Kind::Relink, "competitor events relinked", 4),
     (Kind::Window, "postponed out of the window, or back", 3),
-    (Kind::BellOff, "bell off", 3),
+    (Kind::BellOff, "notify off", 3),
     (Kind::Replica, "session_replication_role = replica", 2),
     (Kind::Truncate, "table truncated and rewritten", 1),
     (Kind::ManyKeys, "more than 20,000 keys", 1),
@@ -83,7 +83,7 @@ pub(crate) fn name(kind: Kind) -> &'static str {
 
 pub(crate) fn draw(rng: &mut Rng, bias: Bias) -> Kind {
     if let Bias::To(kind) = bias {
-        // The heaviest less often, or nothing else would get a turn.
+        // The heaviest kinds run less often. Otherwise the others would get no turn.
         let often = match kind {
             Kind::Truncate => 0.15,
             Kind::ManyKeys => 0.08,

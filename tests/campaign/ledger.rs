@@ -1,5 +1,5 @@
-//! What the application knows of its own commits: for each group of events the generations that were written, when, and
-//! how that ended. Readers judge views by it, without the database.
+//! The application's own record of its commits. For each group of events it has the generations that were written, and
+//! when COMMIT was sent and answered. Readers check views against it without the database.
 
 use std::{
     sync::{
@@ -9,26 +9,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a view shows of a group.
+/// The state of a group in a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shown {
     Generation(u64),
-    /// All of its events are out of the window.
+    /// All events of the group are outside the window.
     Absent,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     generation: u64,
-    /// Whether its events are within the window afterwards.
+    /// Whether the group's events are inside the window after this transaction.
     present: bool,
-    /// COMMIT was sent: from then on it may be visible.
+    /// Whether COMMIT was sent. From then on a view may show the generation.
     sent: bool,
-    /// When the answer to COMMIT came: from then on it must be visible to a read that begins later.
+    /// When COMMIT was answered. A read that begins later must see the generation.
     returned: Option<Instant>,
 }
 
-/// Entries in the order of the commits, since a transaction holds its group's lock until it ends.
+/// The entries of a group in the order of the commits. A transaction holds the group's lock until it ends, so the order
+/// is certain.
 #[derive(Debug, Default)]
 struct Group {
     entries: Vec<Entry>,
@@ -41,7 +42,7 @@ pub(crate) struct Ledger {
     next: AtomicU64,
 }
 
-/// So many entries of a group are remembered.
+/// A group with more entries than this drops the older half.
 const KEPT: usize = 8_192;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,7 +50,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ledger {
-    /// All groups begin with generation 1, committed before anybody looks.
+    /// All groups begin with generation 1, which is committed before any reader starts.
     pub(crate) fn new(groups: usize) -> Ledger {
         let first = Entry {
             generation: 1,
@@ -69,7 +70,7 @@ impl Ledger {
         }
     }
 
-    /// A fresh generation for groups whose locks the caller's transaction holds.
+    /// Returns a new generation for these groups. The caller's transaction must hold their locks.
     pub(crate) fn begin(&self, groups: &[usize]) -> u64 {
         let generation = self.next.fetch_add(1, Ordering::Relaxed);
         for group in groups {
@@ -102,7 +103,7 @@ impl Ledger {
         }
     }
 
-    /// About to send COMMIT.
+    /// Records that COMMIT is about to be sent.
     pub(crate) fn sending(&self, groups: &[usize], generation: u64, present: bool) {
         self.change(groups, generation, |entry| {
             entry.sent = true;
@@ -110,13 +111,13 @@ impl Ledger {
         });
     }
 
-    /// COMMIT was answered. Of an asynchronous commit, which a crash may take back, this must not be said.
+    /// Records that COMMIT was answered. Must not be called for an asynchronous commit, because a crash may undo it.
     pub(crate) fn returned(&self, groups: &[usize], generation: u64) {
         let now = Instant::now();
         self.change(groups, generation, |entry| entry.returned = Some(now));
     }
 
-    /// Whether what a view shows of a group contains what a generation's transaction wrote.
+    /// Whether a view that shows this state of a group contains the rows of a generation's transaction.
     pub(crate) fn contains(&self, group: usize, shown: Shown, generation: u64) -> bool {
         let ledger = locked(&self.groups[group]);
         match shown {
@@ -128,8 +129,8 @@ impl Ledger {
         }
     }
 
-    /// Whether what a view shows of a group can be the database's at the moment `proven`, or later; how long the first
-    /// commit that it lacks has been there.
+    /// Fails if this state of a group cannot be the database's at the moment `proven` or later. Otherwise returns the
+    /// time since the first commit that the view lacks, if it lacks one.
     pub(crate) fn judge(
         &self,
         group: usize,
@@ -153,7 +154,7 @@ impl Ledger {
                             "group {group} shows generation {generation}, whose COMMIT was never sent"
                         ));
                     }
-                    // Of a view that is held for long.
+                    // A reader holds this view for so long that its entry was dropped.
                     Err(0) if ledger.dropped => return Ok(None),
                     Err(_) => {
                         return Err(format!(
@@ -179,8 +180,8 @@ impl Ledger {
             let lacking = &entries[required];
             let ago = lacking.returned.map(|at| at.elapsed());
             return Err(format!(
-                "age understated: group {group} shows {shown:?}, but generation {} was committed {ago:?} ago, before the \
-                 moment as of which the view says it was current ({:?} ago)",
+                "age understated: group {group} shows {shown:?}, but generation {} was committed {ago:?} ago, before \
+                 the moment at which the view claims to be current ({:?} ago)",
                 lacking.generation,
                 proven.map(|at| at.elapsed())
             ));
@@ -190,8 +191,9 @@ impl Ledger {
     }
 }
 
+/// The ledger accepts a view that may lack a commit, and rejects one that must show it.
 #[test]
-fn a_view_must_show_what_was_committed_before_the_moment_it_was_proven() {
+fn a_view_must_show_every_commit_before_it_was_proven() {
     let ledger = Ledger::new(1);
     let before = Instant::now();
     let second = ledger.begin(&[0]);

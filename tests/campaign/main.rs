@@ -1,5 +1,5 @@
-//! The fault campaign: an application that writes at random, everything that can go wrong, and readers that check every
-//! promise while it does. README.md beside this file says how to run it and what it proves.
+//! The fault campaign: an application writes at random, faults come and go, and readers check every promise meanwhile.
+//! README.md in this folder says how to run it and what it proves.
 
 mod faults;
 mod followers;
@@ -31,24 +31,24 @@ use subscribers::{Replica, Sleeper};
 use workload::Application;
 use world::World;
 
-/// Connections that write.
+/// The number of connections that write.
 const CLIENTS: usize = 5;
 
 /// When a campaign is done.
 #[derive(Debug, Clone, Copy)]
 enum Until {
-    /// After so many rounds.
+    /// After this many rounds.
     Rounds(usize),
     Deadline(Instant),
 }
 
-/// A promise that was broken, and what had been done by then.
+/// A broken promise, and the figures at that time.
 struct Broken {
     what: String,
     figures: Figures,
 }
 
-/// A campaign of one seed, on a cluster of its own.
+/// Runs a campaign of one seed on its own cluster.
 fn campaign(seed: u64, until: Until) -> Result<Figures, Box<Broken>> {
     println!("campaign of seed {seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -58,7 +58,7 @@ fn campaign(seed: u64, until: Until) -> Result<Figures, Box<Broken>> {
         .expect("a runtime");
     let world = Arc::new(World::new(seed));
     runtime.block_on(play(&world, until));
-    // All that still runs in it ends, and with it what it holds of the world.
+    // Ends all remaining tasks, so that they release the world.
     runtime.shutdown_timeout(Duration::from_secs(10));
     let mut figures = std::mem::take(&mut *world.report.figures());
     figures.seeds = vec![seed];
@@ -112,7 +112,7 @@ async fn play(world: &Arc<World>, until: Until) {
             })
             .collect();
         for lanes in &round.halves {
-            // Both halves begin with a follower that reads.
+            // Each half begins only when the follower reads successfully.
             let epoch = pause::recovered(&scene).await;
             inflict(&scene, lanes).await;
             let gentle = |kind: plan::Kind| !kind.is_rough() && kind != plan::Kind::CancelReads;
@@ -120,9 +120,10 @@ async fn play(world: &Arc<World>, until: Until) {
                 pause::same_epoch(&scene, epoch);
             }
         }
-        // Then ordinary writing without a fault, with no reading of everything that would mend what was missed.
+        // Then the application writes without faults and causes no reload. A reload would hide that something was
+        // missed.
         world.ordinary.store(true, Ordering::Relaxed);
-        // Every other time without a bell, up to the end of the pause.
+        // In every second round notifications are dropped until the end of the pause.
         let silent = round.number.is_multiple_of(2);
         if silent {
             scene.silence();
@@ -151,7 +152,7 @@ async fn play(world: &Arc<World>, until: Until) {
         world.violate("subscribers are told what they missed", what);
     }
     if world.violation().is_none() {
-        // Since the last one nothing but a kickoff moved.
+        // Since the last pause only a kickoff has changed.
         pause::pause(&scene, &[], None).await;
     }
     let counters = serde_json::to_value(cache.counters()).expect("JSON");
@@ -170,7 +171,7 @@ async fn play(world: &Arc<World>, until: Until) {
     }
 }
 
-/// All lanes at once, until the last is done.
+/// Carries out all lanes at once. Returns when the last is done.
 async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
     let lanes: Vec<_> = lanes
         .iter()
@@ -190,13 +191,14 @@ fn environment(name: &str) -> Option<u64> {
     )
 }
 
-/// Fails with the way to do it again.
+/// Returns the figures. Panics if a promise was broken, and says how to run the same campaign again.
 fn judge(seed: u64, result: Result<Figures, Box<Broken>>) -> Figures {
     match result {
         Ok(figures) => figures,
         Err(broken) => panic!(
-            "VIOLATION with seed {seed}: {}\n\nAgain: CAMPAIGN_SEED={seed} cargo test --test campaign -- --nocapture short \
-             (the same faults and transactions in the same order; when exactly they meet is the machine's)\n\n{}",
+            "VIOLATION with seed {seed}: {}\n\n\
+             Again: CAMPAIGN_SEED={seed} cargo test --test campaign -- --nocapture short \
+             (the same faults and transactions in the same order; their exact timing depends on the machine)\n\n{}",
             broken.what,
             broken.figures.text(1)
         ),
@@ -205,7 +207,7 @@ fn judge(seed: u64, result: Result<Figures, Box<Broken>>) -> Figures {
 
 const FIXED_SEED: u64 = 1;
 
-/// A seed that is always the same, and one that never is; or `CAMPAIGN_SEED` alone.
+/// All promises hold under faults, with a fixed seed and with a random one. `CAMPAIGN_SEED` runs only that seed.
 #[test]
 fn short() {
     let seeds = match environment("CAMPAIGN_SEED") {
@@ -223,16 +225,16 @@ fn short() {
     if environment("CAMPAIGN_SEED").is_some() {
         return;
     }
-    // One in which little happens would prove little.
+    // A campaign in which little happens would prove little.
     assert_eq!(all.faults.len(), plan::Kind::ALL.len());
     assert!(all.committed() > 300, "{} transactions", all.committed());
     assert!(all.distinct_views > 50, "{} views", all.distinct_views);
 }
 
-/// `CAMPAIGN_MINUTES` (60 unless set) of seeds one after the other, ten minutes each; the report goes to
-/// `target/campaign-report.txt` too.
+/// All promises hold for hours. Runs for `CAMPAIGN_MINUTES` (60), with a new seed every `CAMPAIGN_MINUTES_EACH` (10)
+/// minutes. Prints a report and writes it to `target/campaign-report.txt`.
 #[test]
-#[ignore = "takes as long as it is told to"]
+#[ignore = "takes CAMPAIGN_MINUTES minutes"]
 fn long() {
     let minutes = environment("CAMPAIGN_MINUTES").unwrap_or(60);
     let end = Instant::now() + Duration::from_secs(60 * minutes);

@@ -1,5 +1,5 @@
-//! What will happen: a pure function of the seed. When exactly it happens, and between which of the application's
-//! statements, is not: that is the machine's.
+//! The plan of faults, which depends on the seed alone. The exact timing of a fault, and the statements between which
+//! it falls, depend on the machine.
 
 use std::time::Duration;
 
@@ -31,8 +31,9 @@ macro_rules! kinds {
     };
 }
 
-/// Faults of one lane follow each other; those of different lanes overlap. The first three are of a round's rough half,
-/// in which the embedded follower will mostly lose its connection; the others of its second half, in which it must not.
+/// Faults of one lane follow each other. Those of different lanes overlap. The first three lanes belong to a round's
+/// rough half, in which the embedded follower mostly loses its connection. The next three belong to the gentle half, in
+/// which it must not lose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Server,
@@ -41,12 +42,12 @@ pub(crate) enum Lane {
     Database,
     Delivery,
     Application,
-    /// One a round, while nothing else happens: what only the audit finds.
+    /// One fault a round, in the pause: a write that only the audit finds.
     Unseen,
 }
 
 impl Lane {
-    /// Of the rough half and of the other, with how many faults a round.
+    /// The lanes of the rough half and of the gentle half, each with its number of faults per round.
     const HALVES: [[(Lane, usize); 3]; 2] = [
         [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
         [
@@ -92,7 +93,7 @@ kinds! {
         LogDdl "DDL on the log",
         Spoof "NOTIFY from a role that may only connect",
         CancelReads "statements that read rows cancelled",
-        Resync "reading everything asked for",
+        Resync "reload requested",
     }
     Delivery {
         Latency "latency",
@@ -107,9 +108,9 @@ kinds! {
         Savepoints "savepoints and rollbacks",
         Replica "session_replication_role = replica",
         Leaves "rows written straight into partitions",
-        BellOff "writers with the bell off",
+        BellOff "writers with notify off",
         ManyKeys "statements of more than 20,000 keys",
-        Links "competitor events linked anew",
+        Links "competitor events relinked",
         Window "events postponed out of the window and back",
     }
     Unseen {
@@ -119,12 +120,12 @@ kinds! {
 }
 
 impl Kind {
-    /// Whether the embedded follower may lose its connection by it, and so begin a new epoch.
+    /// Whether this fault may cost the embedded follower its connection, so that a new epoch begins.
     pub(crate) fn is_rough(self) -> bool {
         matches!(self.lane(), Lane::Server | Lane::Network)
     }
 
-    /// Whether it may keep the in-process follower from reading, so that its view grows old.
+    /// Whether this fault may keep the embedded follower from reading, so that its view grows old.
     pub(crate) fn may_stall(self) -> bool {
         !matches!(
             self,
@@ -150,25 +151,25 @@ impl Kind {
     }
 }
 
-/// A fault, and how long to wait before it and keep it up.
+/// A fault, with the wait before it and its duration.
 #[derive(Debug, Clone)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
     pub(crate) after: Duration,
     pub(crate) lasts: Duration,
-    /// What it chooses at random, it chooses by this.
+    /// The seed of the fault's own random choices.
     pub(crate) seed: u64,
 }
 
-/// What happens between two comparisons with the oracle.
+/// The faults between two pauses.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) number: usize,
-    /// The rough half's lanes, and the other's.
+    /// The lanes of the rough half and of the gentle half.
     pub(crate) halves: [Vec<Vec<Fault>>; 2],
-    /// In the pause.
+    /// The fault in the pause.
     pub(crate) unseen: Fault,
-    /// The seed of each client's transactions is made from this.
+    /// Each client derives the seed of its transactions from this one.
     pub(crate) seed: u64,
 }
 
@@ -182,7 +183,7 @@ impl Round {
     }
 }
 
-/// Deals the kinds of each lane from a shuffled deck, so that a few rounds have all of them.
+/// Draws the kinds of each lane from a shuffled deck, so that a few rounds contain all of them.
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: Rng,
@@ -190,7 +191,7 @@ pub(crate) struct Plan {
     next: usize,
 }
 
-/// After so many rounds each kind had its turn.
+/// After this number of rounds every kind has occurred.
 pub(crate) const WHOLE_DECK: usize = 5;
 
 impl Plan {
@@ -235,8 +236,9 @@ impl Plan {
     }
 }
 
+/// A seed can be replayed, and a few rounds contain every kind of fault.
 #[test]
-fn the_plan_is_the_seed_s_and_soon_has_every_kind() {
+fn the_plan_depends_on_the_seed_and_contains_every_kind() {
     let rounds = |seed| -> Vec<Round> {
         let mut plan = Plan::new(seed);
         (0..WHOLE_DECK).map(|_| plan.round()).collect()

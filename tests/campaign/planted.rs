@@ -1,8 +1,8 @@
-//! The campaign is itself tested: by bugs planted into a copy of the sources, one at a time, each of which it must find.
-//! Each is a patch in `plants`, whose head says what it breaks and which check is to find it.
+//! Tests the campaign itself. It plants one bug at a time into a copy of the sources, and the campaign must find each.
+//! A bug is a patch in `plants`. Its head says what it breaks and which check should find it.
 //!
-//! `cargo test --test campaign -- --ignored --nocapture planted` builds and judges them all, and fails if one survives;
-//! `CAMPAIGN_PLANT=text,...` only those whose name contains one of the texts. The table it prints is kept in planted.md.
+//! `cargo test --test campaign -- --ignored --nocapture planted` tries all bugs and fails if the campaign misses one.
+//! `CAMPAIGN_PLANT=text,...` selects the bugs whose names contain one of the texts. planted.md has the resulting table.
 
 use std::{
     fmt::Write,
@@ -12,11 +12,11 @@ use std::{
     time::Instant,
 };
 
-/// A bug.
+/// A planted bug.
 struct Plant {
     patch: PathBuf,
     name: String,
-    /// The check that is to find it. Now and then another comes first, for when things meet is the machine's.
+    /// The check that should find the bug. Timing differs from run to run, so sometimes another check finds it first.
     check: String,
 }
 
@@ -41,8 +41,8 @@ fn plants() -> Vec<Plant> {
     patches.into_iter().map(plant).collect()
 }
 
-/// Applies a patch to the sources in `tree`, or (`--dry-run`) only says whether it could be. Lines around it may have moved,
-/// and some of them may have changed.
+/// Applies a patch to the sources in `tree`. With `--dry-run` in `more`, only checks that it applies. The lines around
+/// a change may have moved, and the outer ones may have changed.
 fn patch(plant: &Plant, tree: &Path, more: &[&str]) {
     let output = Command::new("patch")
         .args(["-p1", "--fuzz=2", "--batch", "--forward"])
@@ -55,14 +55,15 @@ fn patch(plant: &Plant, tree: &Path, more: &[&str]) {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "plant `{}` does not find its place; adapt {} to the sources:\n{said}",
+        "the bug `{}` no longer applies; adapt {} to the sources:\n{said}",
         plant.name,
         plant.patch.display()
     );
 }
 
+/// A patch that no longer applies would silently remove a bug from the test of the campaign.
 #[test]
-fn every_plant_still_finds_its_place() {
+fn every_planted_patch_still_applies() {
     let plants = plants();
     assert!(plants.len() >= 36);
     for plant in &plants {
@@ -70,11 +71,12 @@ fn every_plant_still_finds_its_place() {
     }
 }
 
-/// Seeds that are tried, one after the other, until a plant is found.
+/// The seeds to try, one after the other, until the campaign finds the bug.
 const SEEDS: [u64; 3] = [1, 2, 3];
 
+/// The campaign finds every planted bug. Prints which check found it, with which seed, and after how many seconds.
 #[test]
-#[ignore = "builds the campaign once for each plant: takes twenty minutes"]
+#[ignore = "builds the campaign once for each bug and takes twenty minutes"]
 fn planted() {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("planted");
     let tree = place.join("tree");
@@ -83,7 +85,7 @@ fn planted() {
     let mut survivors = Vec::new();
     let is_wanted = |plant: &Plant| wanted.split(',').any(|text| plant.name.contains(text));
     for plant in plants().into_iter().filter(is_wanted) {
-        // And what was planted before is gone.
+        // This also removes the bug planted before.
         copy_sources(&tree);
         patch(&plant, &tree, &[]);
         let found = SEEDS.iter().find_map(|seed| {
@@ -111,7 +113,7 @@ fn planted() {
     );
 }
 
-/// Runs the short campaign of a seed; names the check that found something.
+/// Runs the short campaign with a seed. Returns the check that failed, or `None` if none did.
 fn hunt(tree: &Path, target: &Path, seed: u64) -> Option<String> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -142,7 +144,7 @@ fn hunt(tree: &Path, target: &Path, seed: u64) -> Option<String> {
     Some(check.or_else(other).unwrap_or("the test's end").to_owned())
 }
 
-/// All that a build may need. Files that are the same stay as they are, so that the next build is short.
+/// Copies everything that a build may need. Leaves equal files alone, so that the next build is short.
 fn copy_sources(tree: &Path) {
     let mut left = vec![PathBuf::new()];
     while let Some(path) = left.pop() {

@@ -1,4 +1,4 @@
-//! Threads that look odds up all the time, and check on the fly what they see, without the database.
+//! Threads that look odds up all the time. They check each view at once, without the database.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -16,10 +16,10 @@ use crate::{
     world::{GROUPS, SUM, World, members},
 };
 
-/// Without a fault that may stall the follower, what is committed shows within this, and no view is older.
+/// While no fault can stall the follower, a commit shows within this time and no view is older.
 pub(crate) const BOUND: Duration = Duration::from_secs(8);
 
-/// The line of a snapshot's market; `None` without it.
+/// The line of a snapshot's market. `None` if there is no such market or no line.
 fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
     let mut markets = snapshot?.markets();
     markets
@@ -27,7 +27,7 @@ fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
         .line()
 }
 
-/// What a view shows of a group; what is wrong about it, if it is torn.
+/// The state of a group in a view. Fails if the view does not show one committed state of it.
 pub(crate) fn group(view: &View, group: usize) -> Result<Shown, String> {
     let (first, last) = members(group);
     let mut generations = Vec::new();
@@ -70,7 +70,7 @@ pub(crate) fn group(view: &View, group: usize) -> Result<Shown, String> {
     Ok(Shown::Generation(generation as u64))
 }
 
-/// Of everything that can be read of a view.
+/// A hash of everything that can be read in a view.
 fn digest(view: &View) -> u64 {
     let mut hasher = DefaultHasher::new();
     for id in view.event_ids() {
@@ -81,7 +81,7 @@ fn digest(view: &View) -> u64 {
     hasher.finish()
 }
 
-/// Looks until the campaign ends.
+/// Starts a reader that checks views until the campaign ends.
 pub(crate) fn spawn(world: &Arc<World>, cache: &OddsCache, seed: u64) -> thread::JoinHandle<()> {
     let mut reader = Reader {
         world: Arc::clone(world),
@@ -108,7 +108,7 @@ struct Reader {
     cache: OddsCache,
     rng: Rng,
     last: Option<Last>,
-    /// The greatest seen of each group within the epoch.
+    /// The greatest generation seen of each group within the epoch.
     generations: [u64; GROUPS],
     held: Vec<(View, u64)>,
     reason: Option<String>,
@@ -124,7 +124,7 @@ type Wrong = (&'static str, String);
 
 impl Reader {
     fn look(&mut self) -> Result<(), Wrong> {
-        // What a thread that was not run sees late is not the cache's fault.
+        // If this thread itself was not scheduled for long, its view is old for that reason. Do not blame the cache.
         let awake = self.looked.elapsed() < Duration::from_millis(500);
         self.looked = Instant::now();
         let view = self.cache.view();
@@ -161,8 +161,7 @@ impl Reader {
             self.world.report.staleness(&faults, behind, age);
             let calm = !faults.iter().any(|kind| kind.may_stall());
             if calm && behind.max(age) > BOUND {
-                let what =
-                    format!("behind by {behind:?}, {age:?} old, without a fault that explains it");
+                let what = format!("behind by {behind:?}, {age:?} old, but no fault explains it");
                 return Err(("bounded staleness", what));
             }
         }
@@ -182,7 +181,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Cuts never go back within an epoch, and epochs never. Says whether the view is another than before.
+    /// Fails if the epoch went back, or the cut within an epoch. Returns whether the cut is a new one.
     fn forward(&mut self, view: &View) -> Result<bool, Wrong> {
         let (epoch, cut) = (view.epoch(), view.cut());
         let wrong = |what: String| Err(("forward only", what));
@@ -214,7 +213,8 @@ impl Reader {
         Ok(fresh)
     }
 
-    /// A lookup through the handle is of a state between the views before and after.
+    /// Fails if a lookup through the handle returns odds older than the view before it, or newer than the view after
+    /// it.
     fn lookups(&mut self, before: &View) -> Result<(), Wrong> {
         let number = self.rng.usize(..GROUPS);
         let (first, last) = members(number);
@@ -233,7 +233,7 @@ impl Reader {
             return Ok(());
         };
         let Some(Some(found)) = found else {
-            // Away in between, perhaps.
+            // The group may have been outside the window in between.
             return Ok(());
         };
         let between = earliest as f64 <= found && found <= latest as f64;
@@ -246,7 +246,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Views are kept for a while, and must stay what they were.
+    /// Holds some views for a while. Fails if a held view changed.
     fn hold(&mut self, view: View) -> Result<(), Wrong> {
         if self.rng.u8(..25) == 0 {
             let digest = digest(&view);
@@ -260,12 +260,13 @@ impl Reader {
             let (view, before) = &self.held[self.rng.usize(..self.held.len())];
             self.world.report.figures().held_views += 1;
             if digest(view) != *before {
-                return Err(("views never change", format!("{view:?} is not what it was")));
+                return Err(("views never change", format!("{view:?} changed")));
             }
         }
         Ok(())
     }
 
+    /// Counts each reload that the status names.
     fn announced(&mut self) {
         let reason = match self.cache.status() {
             Status::Resyncing { reason } => Some(reason),

@@ -1,4 +1,4 @@
-//! The data set.
+//! The demo's data set: it is reproducible and contains every special case.
 
 use oddscache_testkit::Database;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::{
     loaded, oracle, small, window_start,
 };
 
-/// All rows of all tables, with times as distances from the last kickoff.
+/// A hash of each table, with times relative to the last kickoff.
 async fn digest(client: &Client) -> Vec<String> {
     let mut digests = Vec::new();
     for (table, times) in [
@@ -36,6 +36,7 @@ async fn digest(client: &Client) -> Vec<String> {
     digests
 }
 
+/// The same seed gives the same rows at any time. Another seed gives other rows in every table.
 #[tokio::test]
 async fn the_data_set_depends_on_the_seed_alone() {
     let (first, second, other) = tokio::join!(loaded(small(7)), loaded(small(7)), loaded(small(8)));
@@ -45,6 +46,7 @@ async fn the_data_set_depends_on_the_seed_alone() {
     assert!(first.iter().zip(&other).all(|(a, b)| a != b));
 }
 
+/// The data set contains every case that the cache treats specially. Otherwise tests on it would miss that case.
 #[tokio::test]
 async fn the_data_set_has_every_special_case() {
     let (_db, client) = loaded(small(1)).await;
@@ -132,7 +134,7 @@ async fn the_data_set_has_every_special_case() {
             "{id}"
         );
     }
-    // Ids grow with time, on both sides.
+    // In both tables of snapshots, later snapshots have greater ids.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
         let backwards = format!(
             "select from (select captured_at, lag(captured_at) over (order by id) as before from {table}) t where captured_at < before"
@@ -141,8 +143,9 @@ async fn the_data_set_has_every_special_case() {
     }
 }
 
+/// On the data set, the oracle returns as many markets as a simpler query counts, and no event outside the window.
 #[tokio::test]
-async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
+async fn the_oracle_agrees_with_a_simpler_count() {
     let (_db, client) = loaded(small(3)).await;
     let events = oracle(&client, window_start()).await;
     assert!(events.len() > 70);
@@ -181,9 +184,10 @@ async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
     assert_eq!(markets, expected);
 }
 
+/// The demo starts within a minute at its default scale.
 #[tokio::test]
-#[ignore = "half a minute of work; --ignored --nocapture shows time and size"]
-async fn the_real_scale_loads_in_well_under_a_minute() {
+#[ignore = "takes half a minute; --ignored --nocapture shows time and size"]
+async fn the_real_scale_loads_within_a_minute() {
     let db = Database::empty();
     let client = connect(&db).await;
     dataset::create(&client).await.unwrap();

@@ -1,10 +1,10 @@
-//! What no trigger saw is found by the audit, named, counted and mended; what triggers saw never is.
+//! The audit finds each change that no trigger saw, and names, counts and repairs it. It finds nothing else.
 
 use std::time::Duration;
 
 use oddscache_testkit::{Database, eventually, followed::Followed};
 
-/// Audits everything all the time.
+/// Follows with an audit that never rests.
 async fn audited(database: &Database) -> Followed {
     Followed::with(&database.dsn(), |config| {
         config
@@ -15,13 +15,13 @@ async fn audited(database: &Database) -> Followed {
     .await
 }
 
-/// Commits a change whose log rows are gone when it does.
+/// Commits a change without its log rows, as if no trigger had seen it.
 async fn unseen(followed: &Followed, sql: &str) {
     let sql = format!("begin; {sql}; delete from oddscache.change_log; commit");
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has gone through everything once more.
+/// Waits until the audit has made one more whole pass.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let passes = || followed.cache.counters().audit_passes;
@@ -29,7 +29,7 @@ async fn passed(followed: &Followed) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_no_trigger_saw_is_found_and_mended() {
+async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
     let database = Database::seeded();
     let followed = audited(&database).await;
     let mut before = followed.check("the seed").await;
@@ -73,9 +73,9 @@ async fn whatever_no_trigger_saw_is_found_and_mended() {
     assert_eq!(followed.cache.view().epoch(), epoch);
 }
 
-/// An audit that finds what is not there would read everything all the time.
+/// A false finding would make the follower read everything again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_triggers_saw_is_never_found() {
+async fn the_audit_finds_nothing_that_triggers_saw() {
     let database = Database::seeded();
     let followed = audited(&database).await;
     for round in 0..30 {
@@ -98,9 +98,9 @@ async fn what_triggers_saw_is_never_found() {
     assert!(counters.audited_events > 0);
 }
 
-/// A partition that was made after install.sql, and written by its own name.
+/// The partition was created after install.sql ran, and rows are written directly into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_straight_into_a_partition_without_triggers_is_found() {
+async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
     let database = Database::seeded();
     let followed = audited(&database).await;
     followed
@@ -119,9 +119,9 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     assert_ne!(before, followed.check("written straight into it").await);
 }
 
-/// The default budget, not the tests' one.
+/// With the default budget, not that of the tests above.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_is_on_unless_told_otherwise() {
+async fn the_audit_is_on_by_default() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     eventually("audited", async || {

@@ -1,6 +1,7 @@
-//! When the follower waits for the bell, when it looks by itself, and that nothing goes unseen between the two.
+//! When the follower waits for notifications, and when it polls. No change goes unseen when it changes from one to the
+//! other.
 //!
-//! The poll interval is an hour where only the bell, or reading briskly, can bring a change.
+//! The poll interval is an hour where a change must come by a notification, or by polling every few milliseconds.
 
 use std::time::Duration;
 
@@ -24,22 +25,25 @@ async fn followed(database: &Database) -> Followed {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
+async fn many_small_commits_are_polled_for_without_notifications() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     assert_eq!(followed.waiting().await, 1);
     followed.until_awake().await;
-    followed.check("awake").await;
-    // As long as there is news it stays so.
+    followed.check("polling").await;
+    // It goes on polling as long as it finds changes.
     let notifications = followed.cache.counters().notifications;
     for line in 1..=50 {
         followed.set_line(-line).await;
         followed.caught_up("polled").await;
     }
     assert!(followed.cache.counters().notifications <= notifications + 2);
-    followed.check("still awake").await;
-    // Once it is quiet it sleeps, and what then changes rings.
-    eventually("asleep", async || followed.waiting().await == 1).await;
+    followed.check("still polling").await;
+    // Without changes it waits for notifications again, and the next change sends one.
+    eventually("waiting for notifications", async || {
+        followed.waiting().await == 1
+    })
+    .await;
     eventually("no more reads", async || {
         let reads = followed.cache.counters().reads;
         let heartbeats = followed.cache.counters().heartbeats;
@@ -50,19 +54,20 @@ async fn many_small_commits_are_not_rung_for_and_all_are_seen() {
     .await;
     let before = followed.cache.counters();
     followed.set_line(1000).await;
-    followed.check("rung for").await;
+    followed.check("notified").await;
     let after = followed.cache.counters();
     assert!(after.notifications > before.notifications);
     assert_eq!((after.reloads, followed.cache.view().epoch()), (1, 1));
 }
 
-/// The writer looks while nobody waits, and commits, silently, after the follower has taken the lock again.
+/// The writer looks for the wait lock while nobody holds it. It commits, without a notification, after the follower has
+/// taken the lock again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_looked_too_early_is_looked_for() {
+async fn a_commit_is_seen_whose_writer_looked_for_the_lock_too_early() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let late = connect(&database.dsn()).await;
-    let mut briskly = 0;
+    let mut polled = 0;
     for odds in 1..=5 {
         followed.until_awake().await;
         run(
@@ -72,8 +77,8 @@ async fn who_looked_too_early_is_looked_for() {
             ),
         )
         .await;
-        assert_eq!(followed.waiting().await, 0, "it was to look too early");
-        // Rung by itself, for it waits again.
+        assert_eq!(followed.waiting().await, 0, "somebody holds the lock");
+        // The listener wakes the follower once it holds the lock again.
         let notifications = followed.cache.counters().notifications;
         eventually("waiting", async || {
             followed.cache.counters().notifications > notifications && followed.waiting().await == 1
@@ -82,17 +87,17 @@ async fn who_looked_too_early_is_looked_for() {
         let notifications = followed.cache.counters().notifications;
         run(&late, "commit").await;
         followed.caught_up("the late commit").await;
-        // A heartbeat may have come first, by chance; without brisk reads it would each time.
-        briskly += u32::from(followed.cache.counters().notifications == notifications);
+        // Now and then a heartbeat comes first by chance. If the follower did not poll, one would come first each time.
+        polled += u32::from(followed.cache.counters().notifications == notifications);
         followed.check("the late commit").await;
     }
-    assert!(briskly > 0);
+    assert!(polled > 0);
 }
 
-/// Whoever holds the lock exclusively makes writers ring for ever and keeps the follower from waiting: it polls, says why,
-/// and goes on.
+/// A session that holds the wait lock exclusively keeps the follower from waiting for notifications. The follower polls
+/// and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_held_by_others_is_not_waited_for() {
+async fn it_polls_while_another_session_holds_the_lock_exclusively() {
     let database = Database::seeded();
     let mallory = connect(&database.dsn()).await;
     let key = "hashtextextended('oddscache bell oddscache', 0)";
@@ -109,18 +114,18 @@ async fn a_lock_held_by_others_is_not_waited_for() {
     assert_ne!(before, followed.check("polled").await);
     run(&mallory, &format!("select pg_advisory_unlock({key})")).await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
-    // In share mode it keeps writers ringing, which is no harm.
+    // In share mode a foreign lock only makes writers notify.
     run(&mallory, &format!("select pg_advisory_lock_shared({key})")).await;
     followed
         .run("delete from odds_snapshots where id = 122")
         .await;
-    followed.check("rung for").await;
+    followed.check("notified").await;
     assert_eq!(followed.cache.view().epoch(), 1);
 }
 
-/// Each waits for itself.
+/// Each follower holds the lock in share mode.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_followers_each_is_rung_for() {
+async fn each_of_several_followers_is_notified() {
     let database = Database::seeded();
     let (a, b) = (followed(&database).await, followed(&database).await);
     assert_eq!(a.waiting().await, 2);

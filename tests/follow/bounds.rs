@@ -1,4 +1,4 @@
-//! Each of these once showed the follower fall short of what it says of its bounds. The first line says how.
+//! Each of these tests failed once: the follower did not keep one of its documented bounds. The first line says how.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use oddscache_testkit::{
     psql,
 };
 
-/// A role with the cache's rights, for a database in which it is subject to what `sql` says.
+/// Creates a role with the rights of the cache, runs `sql`, and returns the role's connection string.
 fn reader(database: &Database, sql: &str) -> String {
     let role = format!("reader_of_{}", database.name);
     psql(
@@ -20,7 +20,8 @@ fn reader(database: &Database, sql: &str) -> String {
     cluster().dsn_as(&role, &database.name)
 }
 
-/// Rows of `events` are readable to a warmup, and not to a read of changes: only the audit of a quiet database reads those.
+/// SQL by which a warmup can read `events`, and a read of changes runs `otherwise`. Without changes only the audit
+/// reads that table.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -29,7 +30,7 @@ fn only_the_audit_fails(otherwise: &str) -> String {
     )
 }
 
-/// Follows until five steps of the audit have failed; returns what became of the rest meanwhile.
+/// Follows until five steps of the audit have failed. Returns the number of reloads, and the epoch.
 async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     let followed = Followed::with(dsn, |config| {
         config
@@ -49,26 +50,27 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     )
 }
 
-/// A step of the audit that took longer than `read_timeout` cost the connection, a warmup and the epoch, again and again.
+/// A step of the audit that took longer than `read_timeout` ended the connection. A warmup and a new epoch followed,
+/// each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_step_of_the_audit_does_not_bring_the_follower_down() {
+async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
     let database = Database::seeded();
     let dsn = reader(&database, &only_the_audit_fails("perform pg_sleep(5)"));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// An error of the audit was answered by a warmup without a pause, again and again.
+/// After each error of the audit a warmup followed, without a pause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
+async fn an_audit_that_always_fails_causes_no_warmups() {
     let database = Database::seeded();
     let trouble = "raise exception 'trouble' using errcode = '22012'";
     let dsn = reader(&database, &only_the_audit_fails(trouble));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// After a lock was in the way, the read that it kept from being done waited for another bell or the poll interval.
+/// A read that a lock had prevented was made only after the next notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
+async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -78,7 +80,7 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     .await;
     eventually("live", async || followed.cache.status() == Status::Live).await;
     let other = connect(&database.dsn()).await;
-    // Without the mend a heartbeat brought it, more than 4 s later each time.
+    // With the bug a heartbeat caused the read, each time more than 4 s later.
     let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
@@ -104,9 +106,9 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
-/// A budget that is no number ended the follower with a panic.
+/// A budget of NaN ended the follower with a panic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_budget_that_is_no_number_does_not_panic() {
+async fn a_budget_of_nan_does_not_panic() {
     let database = Database::seeded();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -121,9 +123,9 @@ async fn a_budget_that_is_no_number_does_not_panic() {
     .await;
 }
 
-/// The role's search path had a say in what the heartbeat is, and what it named was run with the cache's rights.
+/// The heartbeat resolved names by the role's search path. So it ran a foreign function with the rights of the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
+async fn a_heartbeat_does_not_depend_on_the_search_path() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -131,7 +133,7 @@ async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
          grant usage on schema trap to {role}; grant insert on trap.caught to {role}; \
          alter role {role} set search_path = trap, public, pg_catalog; \
          create function trap.format(text, text, text) returns text language sql as \
-           $$ select 'insert into trap.caught values (''run by the ringer'')'::text $$",
+           $$ select 'insert into trap.caught values (''run by the notifier'')'::text $$",
     );
     let followed = Followed::with(&dsn, |config| config).await;
     eventually("some heartbeats", async || {
@@ -141,12 +143,12 @@ async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
-/// The bell of another database was live, though no change here ever rang it.
+/// The status was live while listening in another database, where no change of this one notifies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bell_of_another_database_is_not_live() {
+async fn listening_in_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
-    let bell = Config::new(&another.dsn()).expect("dsn");
-    let followed = Followed::with(&database.dsn(), |config| config.listen_from(bell)).await;
+    let other = Config::new(&another.dsn()).expect("dsn");
+    let followed = Followed::with(&database.dsn(), |config| config.listen_from(other)).await;
     eventually("found out", async || {
         assert_ne!(followed.cache.status(), Status::Live);
         matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("another database"))
@@ -154,9 +156,9 @@ async fn the_bell_of_another_database_is_not_live() {
     .await;
 }
 
-/// A role that is read-only by default could not send heartbeats, and its bell that rings was said not to.
+/// A role that is read-only by default could not send heartbeats. So the status was never live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_is_read_only_has_a_bell() {
+async fn a_role_that_is_read_only_is_live() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -166,9 +168,9 @@ async fn a_role_that_is_read_only_has_a_bell() {
     eventually("live", async || followed.cache.status() == Status::Live).await;
 }
 
-/// "Everything" as a lookback was refused by the server with an error that does not say so.
+/// The server refused the longest lookback, with an error that did not name it.
 #[tokio::test]
-async fn a_lookback_without_end_is_taken() {
+async fn the_longest_lookback_is_accepted() {
     let database = Database::seeded();
     let config = Config::new(&database.dsn())
         .expect("dsn")
@@ -177,23 +179,23 @@ async fn a_lookback_without_end_is_taken() {
     assert!(view.is_ok(), "{view:?}");
 }
 
-/// The bell fell silent and its connection was lost; with a long poll interval the status went on to say live.
+/// After the listening connection was lost, the status stayed live until the next poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_bell_is_not_live_until_the_next_poll() {
+async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     let database = Database::seeded();
-    let role = format!("bell_of_{}", database.name);
+    let role = format!("listener_of_{}", database.name);
     database.psql(&format!("create role {role} login superuser"));
-    let bell = Config::new(&cluster().dsn_as(&role, &database.name)).expect("dsn");
+    let listener = Config::new(&cluster().dsn_as(&role, &database.name)).expect("dsn");
     let config = Config::new(&database.dsn())
         .expect("dsn")
         .poll_interval(Duration::from_secs(600))
         .audit_cycle(Duration::from_secs(600_000))
-        .listen_from(bell);
+        .listen_from(listener);
     let (cache, follower) = OddsCache::connect(config);
     let follower = tokio::spawn(follower.run());
     cache.ready().await.expect("warm");
     eventually("live", async || cache.status() == Status::Live).await;
-    // It looks again for a moment after a bell.
+    // With a listener elsewhere it reads a few more times after each notification.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;
@@ -210,9 +212,9 @@ async fn a_lost_bell_is_not_live_until_the_next_poll() {
     follower.abort();
 }
 
-/// Behind a pooler in transaction mode the server's sessions were left listening, for whoever gets them next.
+/// Behind a pooler in transaction mode LISTEN stayed behind in sessions that the pooler then gave to others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_s_sessions_are_not_left_listening() {
+async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let pooler = PgBouncer::start(
@@ -228,7 +230,7 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
         matches!(followed.cache.status(), Status::PollingOnly { reason } if reason == Error::Pooled.to_string())
     })
     .await;
-    // At once, so that each has a session of its own.
+    // All clients are in a transaction at the same time, so that each has a session of its own.
     let mut clients = Vec::new();
     for _ in 0..8 {
         let client = connect(&dsn).await;
@@ -244,9 +246,9 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// Events of the window that nobody has odds for were not counted, so a pass took as many times longer than its cycle as there are more of them.
+/// The size of a step did not count events without odds. With many of these a pass took much longer than its cycle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_takes_no_longer_for_events_that_nobody_has_odds_for() {
+async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
     let database = Database::seeded();
     database.psql(
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \

@@ -1,4 +1,5 @@
-//! What handles ask and are told: transactions waited for, changes, reading again, whether the bell is heard.
+//! What handles request and learn: they wait for transactions, subscribe to changes, request a reload, and see whether
+//! notifications arrive.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,20 +13,20 @@ use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A follower that would not look by itself within the test.
-async fn sleepy(database: &Database) -> Followed {
+/// A follower that does not poll within the time of the test.
+async fn not_polling(database: &Database) -> Followed {
     let followed = Followed::with(&database.dsn(), |config| {
         config
             .poll_interval(Duration::from_secs(600))
             .audit_cycle(Duration::from_secs(600_000))
     })
     .await;
-    // The first bell, and what LISTEN itself rings for.
+    // From now on only a notification or a request causes a read.
     eventually("live", async || followed.cache.status() == Status::Live).await;
     followed
 }
 
-/// Runs statements in a transaction that is left open; returns what the writer passes on.
+/// Runs statements in a transaction and leaves it open. Returns the transaction id, for `wait_for`.
 async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
     run(
         client,
@@ -42,9 +43,9 @@ async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_sees_its_own_write_without_bell_or_poll() {
+async fn wait_for_shows_a_write_without_notification_or_poll() {
     let database = Database::seeded();
-    let followed = sleepy(&database).await;
+    let followed = not_polling(&database).await;
     for line in 1..20 {
         let sql = format!("update market_odds set line = {line} where snapshot_id = 112");
         let xid = written(&followed.app, &sql).await;
@@ -64,16 +65,16 @@ async fn a_writer_sees_its_own_write_without_bell_or_poll() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
+async fn wait_for_times_out_while_the_transaction_is_open() {
     let database = Database::seeded();
-    let followed = sleepy(&database).await;
+    let followed = not_polling(&database).await;
     let other = connect(&database.dsn()).await;
     let open = written(
         &other,
         "update market_odds set line = 3 where snapshot_id = 112",
     )
     .await;
-    // Later ones show all the same.
+    // An open transaction does not hide later ones.
     let sql = "update market_odds set line = 4 where snapshot_id = 222";
     let later = written(&followed.app, sql).await;
     followed.run("commit").await;
@@ -92,7 +93,7 @@ async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
     followed.check("both").await;
 }
 
-/// A change, and the events it must name: of our own snapshots, of competitors', and by their kickoff.
+/// A statement, and the events that the change must name: in `betpawa`, in `competitors`, and in `kickoffs`.
 type Expected = (
     &'static str,
     &'static [i64],
@@ -100,7 +101,7 @@ type Expected = (
     &'static [i64],
 );
 
-/// A replica fed by nothing but the changes and the views they name equals the cache.
+/// A replica that copies only the events named by changes equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
     let database = Database::seeded();
@@ -158,7 +159,7 @@ async fn changes_name_every_event_that_differs() {
             &[("bet9ja", 2), ("sportybet", 2)],
             &[],
         ),
-        // Read again, and nothing differs: no change at all for the first of these.
+        // The first statement writes equal values, so the change does not name its event.
         (
             "update market_odds set line = line where snapshot_id = 222; update market_odds set line = 8 where snapshot_id = 122",
             &[1],
@@ -191,7 +192,7 @@ async fn changes_name_every_event_that_differs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
+async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     let database = Database::seeded();
     let mut followed = Followed::new(&database).await;
     let mut changes = followed.cache.changes();
@@ -220,9 +221,9 @@ async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_read_again_when_asked_here_or_in_the_database() {
+async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     let database = Database::seeded();
-    let followed = sleepy(&database).await;
+    let followed = not_polling(&database).await;
     let mut changes = followed.cache.changes();
     for reloads in [2, 3] {
         if reloads == 2 {
@@ -241,11 +242,11 @@ async fn everything_is_read_again_when_asked_here_or_in_the_database() {
     assert_eq!(followed.cache.view().epoch(), 1);
 }
 
-/// What is the same after reading everything again is not held twice.
+/// An event that a reload finds unchanged is not held twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_shares_the_memory_of_what_did_not_change() {
     let database = Database::seeded();
-    let followed = sleepy(&database).await;
+    let followed = not_polling(&database).await;
     let before = followed.cache.event(1).expect("held");
     followed.cache.resync();
     eventually("read again", async || {
@@ -256,9 +257,9 @@ async fn a_reload_shares_the_memory_of_what_did_not_change() {
     assert!(std::sync::Arc::ptr_eq(&before, &after));
 }
 
-/// Notifications go where nobody listens: the bell is not live only because LISTEN succeeded.
+/// Writers notify another channel. A successful LISTEN alone does not make the status live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bell_that_nobody_hears_is_found_out() {
+async fn notifications_on_another_channel_are_found_to_be_lost() {
     let database = Database::seeded();
     psql(
         &database.name,
@@ -268,7 +269,7 @@ async fn a_bell_that_nobody_hears_is_found_out() {
         ],
     );
     let followed = Followed::new(&database).await;
-    eventually("found out", async || {
+    eventually("polling only", async || {
         matches!(followed.cache.status(), Status::PollingOnly { reason } if reason.contains("did not arrive"))
     })
     .await;
@@ -280,11 +281,11 @@ async fn a_bell_that_nobody_hears_is_found_out() {
     assert_ne!(before, followed.check("polled").await);
 }
 
-/// A quiet database: the bell stays proven by heartbeats, whose log rows change nothing.
+/// In a quiet database heartbeats prove that notifications arrive. Their log rows change nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_bell_stays_live_by_its_heartbeats() {
+async fn heartbeats_keep_a_quiet_database_live() {
     let database = Database::seeded();
-    let followed = sleepy(&database).await;
+    let followed = not_polling(&database).await;
     let published = followed.cache.counters().published;
     eventually("three heartbeats", async || {
         followed.cache.counters().heartbeats >= 3

@@ -19,18 +19,19 @@ mod versions;
 
 use oddscache_testkit::{Database, followed::Followed};
 
-/// How a change comes to the cache.
+/// How the cache learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
-    /// The keys it names in the log are read again.
+    /// It reads the keys again that the log names.
     Keys,
-    /// Everything is read again.
+    /// It reads everything again.
     Reload,
 }
 
-/// Follows the seed and runs the steps, one transaction each. After each one the cache must equal the oracle, which must
-/// have changed, or the step would prove nothing; and the change must have come as it should, for a cache that reads
-/// everything each time is equal too.
+/// Follows the seed and runs the steps, one transaction each. After each step
+/// - the cache must equal the oracle;
+/// - the oracle must have changed, because otherwise the step proves nothing;
+/// - the cache must have learned of it as `by` says: a cache that always reads everything would be equal, too.
 async fn steps(by: By, steps: &[&str]) {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
@@ -45,7 +46,7 @@ async fn steps(by: By, steps: &[&str]) {
     }
 }
 
-/// Tests that are lists of [`steps`].
+/// Defines tests that are lists of [`steps`].
 macro_rules! changes {
     ($by:expr; $($name:ident: [$($sql:expr),+ $(,)?];)+) => {
         $(#[tokio::test]

@@ -1,4 +1,4 @@
-//! What a role, a database or an administrator can set against the follower's sessions.
+//! Settings of a role, a database or an administrator that could disturb the follower's sessions.
 
 use oddscache_testkit::{Database, eventually, followed::Followed, psql};
 
@@ -13,10 +13,10 @@ fn role(database: &Database) -> String {
     role
 }
 
-/// The listener asked for a message in the write-ahead log by a function whose arguments differ between versions (17 gave it
-/// a fourth), and which an administrator can take away.
+/// The listener called a function that writes to the write-ahead log. Its arguments differ between versions (17 added a
+/// fourth), and an administrator can revoke the right to call it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_need_no_right_that_an_administrator_took_away() {
+async fn notifications_need_no_right_that_an_administrator_can_revoke() {
     let database = Database::seeded();
     let role = role(&database);
     database.psql(
@@ -29,7 +29,7 @@ async fn notifications_need_no_right_that_an_administrator_took_away() {
     followed.is_live().await;
 }
 
-/// Waiting for notifications must neither assign a transaction id nor write: a crash would hand the id out again.
+/// Waiting for notifications must not assign a transaction id. After a crash the server could assign that id again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_waits_for_notifications_writes_nothing() {
     let database = Database::seeded();
@@ -41,7 +41,8 @@ async fn a_follower_that_waits_for_notifications_writes_nothing() {
     followed.is_live().await;
 }
 
-/// A role with `transaction_timeout = '15ms'` was never warm: the server ended every session (25P04).
+/// With a role that has `transaction_timeout = '15ms'` the cache was never warm: the server ended every session
+/// (25P04).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_time_out_of_the_role_ends_a_session() {
     let database = Database::seeded();
@@ -62,7 +63,7 @@ async fn no_time_out_of_the_role_ends_a_session() {
         database.psql(&format!("alter role {role} set {setting}"));
     }
     let followed = Followed::by_notifications(&database, &role).await;
-    // Longer than the sessions might be idle.
+    // The next heartbeat comes later than the idle time-outs of the role allow.
     let reads = followed.cache.counters().heartbeats;
     eventually("a heartbeat after five quiet seconds", async || {
         followed.cache.counters().heartbeats > reads

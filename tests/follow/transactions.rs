@@ -1,4 +1,4 @@
-//! Transactions: all of one or none, in whatever order they commit, with and without a bell.
+//! A view shows all of a transaction or nothing, in any order of commits, with and without notifications.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use oddscache_testkit::{
 };
 
 #[tokio::test]
-async fn what_is_rolled_back_never_shows() {
+async fn a_transaction_that_is_rolled_back_is_never_visible() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
@@ -30,13 +30,13 @@ async fn what_is_rolled_back_never_shows() {
     let after = followed.check("rolled back").await;
     assert_eq!(before, after);
     let now = followed.cache.counters();
-    // A heartbeat at the most, on a slow machine.
+    // On a slow machine a heartbeat may have come in between.
     assert!(now.log_rows <= before_it.log_rows + 1, "{now:?}");
     assert_eq!(now.reloads, 1);
 }
 
 #[tokio::test]
-async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
+async fn only_the_kept_part_of_a_transaction_with_savepoints_is_visible() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
@@ -48,7 +48,7 @@ async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
         )
         .await;
     assert_ne!(before, after);
-    // Each block with EXCEPTION is a subtransaction; more than 64 no longer fit into a snapshot's list.
+    // Each block with EXCEPTION is a subtransaction. More than 64 do not fit into the list of a snapshot.
     followed
         .step(
             "do $$ begin for n in 1..100 loop begin
@@ -66,7 +66,7 @@ async fn transactions_that_commit_late_are_not_missed() {
     let late = connect(&database.dsn()).await;
     let later = connect(&database.dsn()).await;
     let before = followed.check("the seed").await;
-    // Both have their log rows before the others, with smaller ids and xids.
+    // Both write their log rows before the others do, so these have smaller ids and transaction ids.
     run(
         &late,
         "begin; update market_odds set line = 1 where snapshot_id = 112",
@@ -98,10 +98,10 @@ async fn transactions_that_commit_late_are_not_missed() {
 }
 
 #[tokio::test]
-async fn prepared_transactions_arrive_when_they_are_committed() {
+async fn prepared_transactions_are_visible_once_they_are_committed() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
-    // Names of prepared transactions are the cluster's.
+    // Names of prepared transactions are unique in the cluster.
     let name = format!("prepared_{}", database.name);
     let prepare = |sql: &str| {
         format!("begin; set local oddscache.notify = off; {sql}; prepare transaction '{name}'")
@@ -123,17 +123,17 @@ async fn prepared_transactions_arrive_when_they_are_committed() {
     assert_eq!(after, followed.check("rolled back").await);
 }
 
-/// Whether the view is what the oracle says, with no claim about when it was read.
+/// Whether the view equals the oracle. Does not check the age of the view.
 async fn equal(followed: &Followed, view: &View) -> bool {
     dump(view) == followed.oracle(view.cut().window_start).await
 }
 
 #[tokio::test]
-async fn the_bell_alone_brings_changes() {
+async fn notifications_alone_bring_changes() {
     let database = Database::seeded();
     let hour = Duration::from_secs(3600);
     let followed = Followed::with(&database.dsn(), |config| config.poll_interval(hour)).await;
-    // The bell rings once when it begins to listen.
+    // The listener wakes the follower once when it begins to listen.
     eventually("listening", async || {
         followed.cache.status() == Status::Live
     })
@@ -145,7 +145,7 @@ async fn the_bell_alone_brings_changes() {
                 "update market_odds set line = {line} where snapshot_id = 112"
             ))
             .await;
-        eventually("the bell", async || {
+        eventually("a notification", async || {
             followed.cache.counters().notifications > notifications
         })
         .await;
@@ -157,10 +157,10 @@ async fn the_bell_alone_brings_changes() {
 }
 
 #[tokio::test]
-async fn without_a_bell_the_poll_brings_changes() {
+async fn polling_alone_brings_changes() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
-    // For a role, a database or a session it can be off as well.
+    // A writer can switch notifications off for a transaction or a session.
     let forms = [
         "begin; set local oddscache.notify = off; update market_odds set line = 9 where snapshot_id = 112; commit",
         "set oddscache.notify = off; delete from odds_snapshots where id = 112",
@@ -173,23 +173,26 @@ async fn without_a_bell_the_poll_brings_changes() {
         let now = followed.cache.counters();
         assert!(
             now.notifications == counters.notifications || now.heartbeats > counters.heartbeats,
-            "{sql}: rang"
+            "{sql}: a notification came"
         );
     }
 }
 
 #[tokio::test]
-async fn anybody_may_ring_the_bell_and_nothing_follows() {
+async fn a_notification_of_any_role_changes_nothing() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
-    eventually("the bell", async || {
+    eventually("a notification", async || {
         followed.cache.counters().notifications > counters.notifications
     })
     .await;
-    assert_eq!(before, followed.check("a false bell").await);
+    assert_eq!(
+        before,
+        followed.check("a notification without a change").await
+    );
     let now = followed.cache.counters();
     assert_eq!(
         (now.published, now.reloads),
@@ -197,7 +200,7 @@ async fn anybody_may_ring_the_bell_and_nothing_follows() {
     );
 }
 
-/// A value moves between two events, and a competitor event between them too: no view may show half of it.
+/// Each transaction moves a value and a competitor event from one event to another. No view may show half of that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_view_is_torn() {
     let database = Database::seeded();
@@ -227,7 +230,7 @@ async fn no_view_is_torn() {
                 assert_eq!(one + two, 100.0, "a torn view");
                 let (from, to) = (moving(&view, 1), moving(&view, 2));
                 assert_eq!(from + to, 1, "a torn view");
-                // An odd number of transactions leaves it at event 2.
+                // After an odd number of transactions the competitor event is linked to event 2.
                 assert_eq!(to == 1, one as i64 % 2 == 1, "a torn view");
                 states.insert(one as i64);
             }
@@ -254,11 +257,11 @@ async fn no_view_is_torn() {
 }
 
 #[tokio::test]
-async fn an_event_leaves_the_window_by_time_alone() {
+async fn an_event_leaves_the_window_without_a_write() {
     let database = Database::seeded();
     let lookback = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.lookback(lookback)).await;
-    // Held for a second yet; again, should the machine be so slow that it was not seen in time.
+    // The event stays in the window for one more second. On a slow machine that may be too short, so try again.
     eventually("held", async || {
         followed.run("update events set kickoff = now() at time zone 'UTC' - interval '1 s' where id = 1").await;
         followed.caught_up("a late kickoff").await.event(1).is_some()
@@ -272,7 +275,7 @@ async fn an_event_leaves_the_window_by_time_alone() {
     assert_eq!(followed.cache.counters().evicted_events, evicted + 1);
     assert_eq!(followed.cache.counters().snapshots_read, read);
     followed.check("evicted").await;
-    // What happens to it now is nobody's business, until it is postponed.
+    // Changes of an event outside the window are ignored, until it is postponed.
     followed
         .step("update market_odds set line = 9 where snapshot_id = 112")
         .await;

@@ -1,4 +1,4 @@
-//! The event list is what serde_json makes of the same view, and writes only what changed.
+//! The event list equals the JSON that serde_json writes for the same view. It writes only what changed.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -44,7 +44,7 @@ fn snapshot(event_id: i64, bookmaker_id: i64, odds: f64) -> SnapshotInput {
     }
 }
 
-/// `events` events of three snapshots.
+/// A cache with `events` events of three snapshots each.
 fn filled(events: i64) -> (OddsCache, Writer) {
     let (cache, mut writer) = OddsCache::detached();
     for event in 1..=events {
@@ -60,16 +60,16 @@ fn filled(events: i64) -> (OddsCache, Writer) {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Event, bookmaker (or source from 10 on), markets, kickoff.
+    /// Event, bookmaker (from 10 on: a competitor source), markets, kickoff.
     Put(i64, i64, Vec<MarketInput>, Option<i64>),
-    /// The same markets again, seen later.
+    /// Puts an earlier snapshot again, with a later `last_confirmed_at`.
     Confirm(usize, i64),
     Evict(i64),
     Clear,
     Publish,
-    /// Of the view so many publications ago.
+    /// Renders the view from this many publications ago.
     Render(usize),
-    /// Whether renderings are kept from here on, as slow clients keep them.
+    /// From here on, keeps the rendered lists (or no longer does), as slow clients would.
     Keep(bool),
     Forget,
 }
@@ -202,12 +202,15 @@ fn run(steps: Vec<Step>) {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
+    /// After any sequence of writes, the list equals the one written from scratch, for the latest view and for older
+    /// ones. A list that was handed out never changes.
     #[test]
     fn the_list_is_what_serde_makes_of_the_view(steps in vec(step(), 0..80)) {
         run(steps);
     }
 }
 
+/// The list writes a snapshot's fragment again only if its odds changed. Times and kickoffs cost no fragment.
 #[test]
 fn only_what_changed_is_written() {
     let (cache, mut writer) = filled(100);
@@ -215,12 +218,12 @@ fn only_what_changed_is_written() {
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 300);
 
-    // The same state, by whatever view of it.
+    // Two views of the same state share one list.
     let first = list.render(&cache.view());
     let again = list.render(&cache.view());
     assert_eq!(first.as_ptr(), again.as_ptr());
 
-    // Confirmations write times, no odds.
+    // Confirmations change times but no odds.
     for event in 1..=100 {
         let confirmed = SnapshotInput {
             last_confirmed_at: Some(time(2_000_000 + event)),
@@ -232,7 +235,7 @@ fn only_what_changed_is_written() {
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 300);
 
-    // New odds write those of their snapshots.
+    // Each of the four snapshots with new odds is written again.
     for event in [1, 50, 51, 100] {
         writer.put_betpawa_snapshot(&snapshot(event, 1, 3.0), None);
     }
@@ -240,23 +243,23 @@ fn only_what_changed_is_written() {
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 304);
 
-    // Another kickoff moves an event and writes nothing; a new event is written.
+    // A new kickoff moves an event in the list and writes nothing. A new event is written.
     writer.put_betpawa_snapshot(&snapshot(1, 1, 3.0), Some(time(70)));
     writer.put_betpawa_snapshot(&snapshot(101, 1, 3.0), Some(time(0)));
     writer.publish();
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 305);
 
-    // What has gone leaves nothing behind.
+    // Evicted events leave nothing behind.
     writer.evict_expired(time(90));
     writer.publish();
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));
     assert_eq!(list.fragments_written(), 305);
 }
 
-/// What is written of single events is what stands of them in the list, less the snapshots that are not wanted.
+/// A single event has the same JSON as in the list, without the snapshots that the filter leaves out.
 #[test]
-fn single_events_are_written_as_the_list_has_them() {
+fn single_events_are_written_as_in_the_list() {
     let (cache, _writer) = filled(20);
     let (view, inline) = (cache.view(), InlineMarkets::new(plain::INLINE));
     let mut all = b"[".to_vec();
@@ -279,8 +282,9 @@ fn single_events_are_written_as_the_list_has_them() {
     assert_eq!(EventList::of(inline).render(&view), plain::list(&view));
 }
 
+/// A list that a client still holds does not change when later lists are rendered.
 #[test]
-fn a_list_outlives_what_comes_after() {
+fn a_held_list_does_not_change() {
     let (cache, mut writer) = filled(10);
     let mut list = EventList::new(plain::INLINE);
     let (view, json) = (cache.view(), list.render(&cache.view()));
@@ -292,8 +296,9 @@ fn a_list_outlives_what_comes_after() {
     assert_eq!(json, plain::list(&view));
 }
 
+/// The memory of the event list stays below three times its JSON, even after most events have left.
 #[test]
-fn what_it_weighs_is_bounded_by_two_lists() {
+fn memory_is_bounded() {
     let (cache, mut writer) = filled(200);
     let mut list = EventList::new(plain::INLINE);
     let mut render = |cache: &OddsCache| {
@@ -308,7 +313,7 @@ fn what_it_weighs_is_bounded_by_two_lists() {
         let (bytes, json) = render(&cache);
         assert!(bytes < 3 * json, "{bytes} bytes for a list of {json}");
     }
-    // A few events are left: two lists later, no large one is kept.
+    // Only a few events are left. After two more lists, no large buffer may remain.
     writer.evict_expired(time(195));
     writer.publish();
     render(&cache);

@@ -1,6 +1,6 @@
-//! Random mixes of everything the application does to its tables, each followed by a comparison with the oracle.
+//! Random sequences of the application's writes, each followed by a comparison of the cache with the oracle.
 //!
-//! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
+//! `PROPTEST_CASES` (64) is the number of cases. proptest shrinks a failing case, and the test prints it as SQL.
 
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
@@ -15,6 +15,7 @@ use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::Value;
 use tokio_postgres::Client;
 
+/// After any sequence of writes the cache equals an independent query, and a replica fed by changes equals the cache.
 #[test]
 fn the_cache_equals_the_oracle_after_any_writes() {
     let mut config = Config {
@@ -41,36 +42,36 @@ fn the_cache_equals_the_oracle_after_any_writes() {
     }
     let Player { seen, followed, .. } = player;
     let counters = followed.cache.counters();
-    // Triggers saw everything, or the audit would have found it.
+    // If a trigger had missed a write, the audit would have found a difference.
     assert_eq!(counters.audit_mismatches, 0);
     assert!(counters.audit_passes > 10, "{counters:?}");
     println!("{} cases: {seen:?}", config.cases);
-    // Mixes in which little happens would prove little.
+    // Cases that change little would prove little.
     assert!(seen.changed * 2 > seen.checks, "{seen:?}");
     assert!(seen.committed > 4 * seen.refused, "{seen:?}");
 }
 
-/// What all cases together did.
+/// Totals over all cases.
 #[derive(Debug, Default)]
 struct Seen {
     committed: usize,
     rolled_back: usize,
-    /// By the server: a lock of the other transaction, a foreign key.
+    /// Transactions that the server refused: for a lock of the other transaction, or for a foreign key.
     refused: usize,
     checks: usize,
     changed: usize,
 }
 
-/// Plays cases on one database with one follower: the TRUNCATE between two cases is followed too.
+/// Plays all cases on one database with one follower, which also follows the TRUNCATE between two cases.
 struct Player {
     followed: Followed,
-    /// For transactions that are open beside those of `followed.app`.
+    /// A second client, whose transaction stays open while those of `followed.app` run.
     beside: Client,
     seen: Seen,
     replica: Replica,
 }
 
-/// What somebody holds who looks only at the events that changes name.
+/// A copy of all events. It updates only those events that a change names.
 struct Replica {
     changes: Changes,
     events: BTreeMap<i64, Value>,
@@ -99,9 +100,9 @@ impl Replica {
         };
     }
 
-    /// Brings it to `view`, which the cache shows while nothing is written.
+    /// Takes all changes that are due and compares the copy with `view`. Nobody writes meanwhile.
     async fn check(&mut self, view: &View) {
-        // Published before the view was taken, so it is there already.
+        // The changes were published before the view was taken, so they are in the queue already.
         while let Ok(change) = tokio::time::timeout(Duration::ZERO, self.changes.next()).await {
             let change = change.expect("following").expect("in time");
             for id in change.event_ids() {
@@ -111,7 +112,7 @@ impl Replica {
         let held: Vec<Value> = self.events.values().cloned().collect();
         assert!(
             held == oddscache_testkit::dump(view),
-            "changes do not tell everything"
+            "the changes did not name every event that changed"
         );
     }
 }
@@ -127,7 +128,7 @@ impl Player {
         })
         .await;
         let beside = connect(&database.dsn()).await;
-        // A statement that waits for the other transaction fails, and its transaction with it.
+        // A statement that waits for a lock of the other transaction fails, which ends its own transaction.
         run(&beside, "set lock_timeout = '100 ms'").await;
         run(&followed.app, "set lock_timeout = '100 ms'").await;
         let replica = Replica::new(&followed);
@@ -165,7 +166,7 @@ impl Player {
         self.count(transaction, ended);
     }
 
-    /// `late` is open while the others come and go.
+    /// Runs the first half of `late`, then the other transactions, then the rest of `late`.
     async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
         let mut statements = late.sql(ids);
         let rest = statements.split_off(statements.len() / 2);
@@ -200,7 +201,7 @@ impl Player {
     }
 }
 
-/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+/// Runs statements one by one. Rolls back at the first that the server refuses. Returns whether it accepted all.
 async fn execute(client: &Client, statements: &[String]) -> bool {
     for sql in statements {
         if let Err(error) = client.batch_execute(sql).await {
@@ -208,8 +209,8 @@ async fn execute(client: &Client, statements: &[String]) -> bool {
                 .code()
                 .unwrap_or_else(|| panic!("{sql}: {error:?}"))
                 .code();
-            // Locks, keys, and partitions that are there already, or not, or whose rows are elsewhere; all else is a mistake
-            // in the model.
+            // The server may refuse a statement for a lock, for a key, or for a partition that exists already, does not
+            // exist, or does not fit the rows. Any other error is a mistake in the model.
             let expected = [
                 "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
             ];

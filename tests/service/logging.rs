@@ -55,7 +55,7 @@ fn repeated(message: &Value) -> u64 {
     message["fields"]["repeated"].as_u64().unwrap_or(0)
 }
 
-const MALFORMED: &str = "malformed row; what can be read of it is served";
+const MALFORMED: &str = "malformed row; the cache serves the fields that it can read";
 
 #[tokio::test]
 async fn what_repeats_is_counted_and_not_written() {

@@ -214,7 +214,7 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
     }
     let error = port("standby").await.unwrap_err();
     assert!(
-        error.is_transient() && error.to_string().contains("it is no standby"),
+        error.is_transient() && error.to_string().contains("it is not a standby"),
         "{error}"
     );
     let driver: oddscache::tokio_postgres::Config = dsn("read-write").parse().unwrap();

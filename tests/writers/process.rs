@@ -1,4 +1,4 @@
-//! The real binary, to be stopped and killed.
+//! Runs the real binary, which the tests stop and kill.
 
 use std::{
     process::{Command, Stdio},
@@ -13,17 +13,17 @@ use tokio::{
     time::timeout,
 };
 
-/// `oddscache serve` on a free port. Dropping it kills it.
+/// A running `oddscache serve` on a free port. Dropping it kills the process.
 pub(crate) struct Process {
     child: Child,
     base: String,
 }
 
 impl Process {
-    /// Started, and warm.
+    /// Starts the process and waits until it is warm.
     pub(crate) async fn start(dsn: &str) -> Process {
         let mut command = AsyncCommand::new(env!("CARGO_BIN_EXE_oddscache"));
-        // With nothing of our own environment that it reads.
+        // Remove the variables of the test's own environment that would configure the process.
         for (name, _) in std::env::vars() {
             if name.starts_with("PG") || name.starts_with("ODDSCACHE") {
                 command.env_remove(name);
@@ -48,7 +48,7 @@ impl Process {
                 break address.to_owned();
             }
         };
-        // Or it would have to wait for us when the pipe is full.
+        // Keep reading the log. The process would block on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         let process = Process {
             child,
@@ -58,7 +58,7 @@ impl Process {
         process
     }
 
-    /// The body of a 200.
+    /// The body of a response with status 200, otherwise `None`.
     async fn get(&self, path: &str) -> Option<String> {
         let answer = reqwest::get(format!("{}{path}", self.base)).await.ok()?;
         if answer.status() != 200 {
@@ -67,11 +67,13 @@ impl Process {
         answer.text().await.ok()
     }
 
+    /// The line of market 1121, as the process serves it.
     pub(crate) async fn line_of_market_1121(&self) -> Option<f64> {
         let event: Value = serde_json::from_str(&self.get("/v1/events/1").await?).unwrap();
         event["betpawa"]["1"]["markets"][0]["line"].as_f64()
     }
 
+    /// Sends a signal, for instance `-STOP`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().expect("not waited for").to_string();
         let status = Command::new("kill").args([name, &pid]).status();

@@ -1,7 +1,9 @@
-//! When to look next, and what may end the wait. Pure: time comes in as an argument.
+//! Decides when to read next, and what may end the wait before. Pure: time comes in as an argument.
 //!
-//! Three things have a say: [`spacing`] (how long to rest after reads for nothing), [`polling`] (whether to sleep until a
-//! notification comes, or to read every few milliseconds), and the audit, which is due at its own time.
+//! Three parts decide together:
+//! - [`spacing`]: how long to rest after several reloads in a row, and after reads that found nothing;
+//! - [`polling`]: whether to wait for a notification, or to read every few milliseconds;
+//! - the audit, which is due at its own time.
 
 pub(crate) mod polling;
 pub(crate) mod spacing;
@@ -10,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use crate::follow::schedule::{
     polling::Polling,
-    spacing::{Driven, Spacing},
+    spacing::{Driver, Spacing},
 };
 
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
     Notification,
-    /// A handle asked.
-    Asked,
+    /// A handle requested a read.
+    Request,
     Time,
 }
 
@@ -27,7 +29,7 @@ impl Woken {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Woken::Notification => "notification",
-            Woken::Asked => "asked",
+            Woken::Request => "request",
             Woken::Time => "time",
         }
     }
@@ -36,48 +38,48 @@ impl Woken {
 /// How to wait for the next read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wake {
-    /// First rest for this long, whatever comes.
+    /// First rest for this long. Nothing ends the rest early.
     pub(crate) rest: Duration,
-    /// Then look after this long at the latest.
+    /// Then wait for this long at most.
     pub(crate) within: Duration,
-    /// Whether a notification ends the wait.
+    /// Whether a notification ends the wait early.
     pub(crate) by_notification: bool,
 }
 
-/// What a read of changes tells.
+/// What the schedule learns from a read of changes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
-    /// When it was done.
+    /// When the read ended.
     pub(crate) now: Instant,
-    /// How long it took.
+    /// How long the read took.
     pub(crate) took: Duration,
-    /// What it was made for.
+    /// What ended the wait before it.
     pub(crate) woken: Woken,
     /// How many log rows were new.
     pub(crate) rows: usize,
-    /// `xmin` of its snapshot.
+    /// `xmin` of the read's snapshot: every transaction with a smaller id had ended.
     pub(crate) xmin: u64,
-    /// The transaction id from which on all writers notify, if they do.
-    pub(crate) rings_from: Option<u64>,
+    /// Every transaction with this id or a greater one notifies. `None` while the listener does not hold the wait lock.
+    pub(crate) notifies_from: Option<u64>,
 }
 
-/// Notifications that come further apart than this are no flood, whatever they are for.
-const UNHURRIED: Duration = Duration::from_secs(1);
+/// After a longer time without a read, a notification is no part of a flood.
+const FLOOD_WITHIN: Duration = Duration::from_secs(1);
 
-/// However soon the audit is due.
+/// The wait is never shorter, however soon the audit is due.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Schedule {
     poll_interval: Duration,
-    /// Notifications come from another server than is read, and may be ahead of it.
+    /// Whether notifications come from another server than the one that is read. They may arrive before their change.
     notified_from_elsewhere: bool,
     spacing: Spacing,
     polling: Polling,
     last_read: Instant,
-    /// How long the last wait was.
-    slept: Duration,
+    /// How long the last wait was, with its rest.
+    waited: Duration,
 }
 
 impl Schedule {
@@ -92,20 +94,21 @@ impl Schedule {
             spacing: Spacing::default(),
             polling: Polling::default(),
             last_read: now,
-            slept: Duration::ZERO,
+            waited: Duration::ZERO,
         }
     }
 
-    /// How to wait for the next read, where the audit is due after `audit_due`.
+    /// How to wait for the next read. The audit is due after `audit_due`. The earliest of all reasons to read wins;
+    /// without any other reason that is the poll interval.
     pub(crate) fn next(&self, audit_due: Duration) -> Wake {
         let interval = self.poll_interval;
         let rest = self.spacing.rest(interval);
-        let look_again = self.spacing.look_again().unwrap_or(interval);
-        let look_after = self.polling.look_after().unwrap_or(interval);
+        let retry_after = self.spacing.retry_after().unwrap_or(interval);
+        let poll_after = self.polling.poll_after().unwrap_or(interval);
         let audit_due = audit_due.saturating_sub(rest).max(SHORTEST_WAIT);
         Wake {
             rest,
-            within: look_again.min(look_after).min(audit_due),
+            within: retry_after.min(poll_after).min(audit_due),
             by_notification: self.wants_notifications(),
         }
     }
@@ -115,37 +118,39 @@ impl Schedule {
         self.polling.wants_notifications()
     }
 
-    /// How long the wait was.
-    pub(crate) fn slept(&mut self, slept: Duration) {
-        self.slept = slept;
+    /// Notes how long the wait was, with its rest.
+    pub(crate) fn waited(&mut self, waited: Duration) {
+        self.waited = waited;
     }
 
-    /// After each read of changes.
+    /// Learns from a read of changes.
     pub(crate) fn read(&mut self, seen: Seen) {
-        // After a rest, a notification for nothing is no flood of them.
-        let rested = seen.now.saturating_duration_since(self.last_read) > UNHURRIED;
+        // Only reads that follow each other quickly can be a flood; after a pause, spacing starts again.
+        let paused = seen.now.saturating_duration_since(self.last_read) > FLOOD_WITHIN;
         let by = match seen.woken {
-            Woken::Notification if !rested => Driven::Notification,
-            Woken::Asked if !rested => Driven::Asked,
-            _ => Driven::Time,
+            Woken::Notification if !paused => Driver::Notification,
+            Woken::Request if !paused => Driver::Request,
+            _ => Driver::Time,
         };
         self.spacing.read(by, seen.rows > 0);
         self.last_read = seen.now;
+        // The polling mode depends on how far apart notifications are: that is how long the last wait was.
         let notified = seen.woken == Woken::Notification;
         self.polling.read(polling::Seen {
             now: seen.now,
             took: seen.took,
-            rung_after: notified.then_some(self.slept),
+            notified_after: notified.then_some(self.waited),
             rows: seen.rows,
             xmin: seen.xmin,
-            rings_from: seen.rings_from,
+            notifies_from: seen.notifies_from,
         });
+        // The change may not have reached the server that is read, so this read may have missed it.
         if self.notified_from_elsewhere {
-            self.spacing.ahead(notified);
+            self.spacing.read_ahead_of_change(notified);
         }
     }
 
-    /// After a read of changes that became one of everything.
+    /// Notes that a read of changes became a read of everything, which took so long.
     pub(crate) fn reloaded(&mut self, took: Duration) {
         self.spacing.reloaded(took);
     }
@@ -159,9 +164,9 @@ mod tests {
     const POLL: Duration = Duration::from_secs(1);
     const FAR: Duration = Duration::from_secs(3600);
 
-    /// What happened before each question, and the answer.
+    /// Each line of the table says what happened before, and how the schedule then waits.
     #[test]
-    fn the_next_look() {
+    fn how_it_waits_for_the_next_read() {
         type Before = fn(&mut Schedule, Instant);
         let seen = |now, woken, rows| Seen {
             now,
@@ -169,7 +174,7 @@ mod tests {
             woken,
             rows,
             xmin: 100,
-            rings_from: Some(100),
+            notifies_from: Some(100),
         };
         let quiet = Wake {
             rest: Duration::ZERO,
@@ -179,7 +184,7 @@ mod tests {
         let nothing: Before = |_, _| {};
         let table: [(&str, bool, Before, Duration, Wake); 7] = [
             (
-                "at first it sleeps until it is notified",
+                "at first it waits for a notification",
                 false,
                 nothing,
                 FAR,
@@ -206,7 +211,7 @@ mod tests {
                 },
             ),
             (
-                "a second reload in a row rests as long as it took, and the audit waits meanwhile",
+                "after a second reload in a row it rests as long as that took, and the audit waits",
                 false,
                 |schedule, _| {
                     schedule.reloaded(POLL);
@@ -219,7 +224,7 @@ mod tests {
                 },
             ),
             (
-                "notifications for nothing make it rest",
+                "it rests after notifications without a change",
                 false,
                 |schedule, now| {
                     for _ in 0..13 {
@@ -229,7 +234,7 @@ mod tests {
                             woken: Woken::Notification,
                             rows: 0,
                             xmin: 100,
-                            rings_from: None,
+                            notifies_from: None,
                         });
                     }
                 },
@@ -240,18 +245,18 @@ mod tests {
                 },
             ),
             (
-                "many small commits are read without notifications",
+                "it polls when there are many small commits",
                 false,
                 |schedule, now| {
                     for _ in 0..100 {
-                        schedule.slept(MS);
+                        schedule.waited(MS);
                         schedule.read(Seen {
                             now,
                             took: MS,
                             woken: Woken::Notification,
                             rows: 1,
                             xmin: 100,
-                            rings_from: None,
+                            notifies_from: None,
                         });
                     }
                 },
@@ -263,17 +268,17 @@ mod tests {
                 },
             ),
             (
-                "a notification from elsewhere may be ahead of what is read",
+                "a notification from elsewhere may come before its change",
                 true,
                 |schedule, now| {
-                    schedule.slept(POLL);
+                    schedule.waited(POLL);
                     schedule.read(Seen {
                         now: now + 2 * POLL,
                         took: MS,
                         woken: Woken::Notification,
                         rows: 0,
                         xmin: 100,
-                        rings_from: None,
+                        notifies_from: None,
                     });
                 },
                 FAR,

@@ -1,88 +1,98 @@
-//! Whether to sleep until the bell rings, or to look without being asked.
+//! Decides whether to wait for notifications or to read every few milliseconds.
 //!
-//! Transactions that ring commit one at a time in the whole cluster, so nobody should have them ring who would look anyway.
-//! Whoever sleeps until it rings says so by an advisory lock (W, [`crate::follow::listener`]), and writers ring only while somebody
-//! holds it. Where bells come often, the follower gives W up and reads every few milliseconds instead, as network drivers
-//! do with interrupts; once there is nothing to read for a while, it takes W again.
+//! A transaction that notifies takes a lock of the whole cluster while it commits, so notifying transactions commit one
+//! at a time. Writers should therefore notify only if a follower waits for it. A waiting follower holds the wait lock,
+//! an advisory lock (see [`crate::follow::listener`]). Writers look for that lock, and notify only if somebody holds
+//! it.
 //!
-//! | invariant | |
-//! |---|---|
-//! | W1 | a writer has its transaction id before it looks whether somebody holds W (`log_change()`: log row, then look) |
-//! | W2 | X is the id that the server was to hand out next, asked for after W was taken: a transaction that looked too early has a smaller one; each with X or a greater one notifies |
-//! | W3 | the follower looks again briskly until a snapshot's `xmin` has reached X: then all who looked too early have ended, and that snapshot shows them. Only then is silence of the bell taken for quiet |
+//! When notifications come often, the follower releases the lock and polls, as network drivers do with interrupts. When
+//! there was nothing to read for a while, it takes the lock again.
 //!
-//! W3 has an end ([`BRISK_FOR`]), lest a transaction that stays open for hours keeps us awake: what it commits shows after
-//! the poll interval at the latest, as everything does.
+//! While the lock is being taken, a writer may look too early, find no lock, and commit without a notification. These
+//! invariants make sure that the follower still sees its change:
+//!
+//! # Invariants
+//! - W1: A writer has its transaction id before it looks for the wait lock: `log_change()` first inserts the log row.
+//! - W2: After it has taken the lock, the listener asks which transaction id the server will assign next
+//!   (`notifies_from`). A transaction that looked too early has a smaller id. Each one with this id or a greater one
+//!   notifies.
+//! - W3: The follower goes on polling until `xmin` of a snapshot has reached `notifies_from`. By then every transaction
+//!   that looked too early has ended, and that snapshot shows it. Only then may the follower wait for notifications.
+//!
+//! W3 is given up after [`OVERLAP_FOR`]. Otherwise a transaction that stays open for hours would keep the follower
+//! polling. What such a transaction commits is visible after the poll interval at the latest.
 
 use std::time::{Duration, Instant};
 
-/// More than one ring in so much time, on average, are too many.
+/// If transactions are less than this apart on average, notifications come too often.
 const OFTEN: Duration = Duration::from_millis(20);
 
-/// Bells that come during a read are one afterwards, so transactions are guessed from log rows: a batch of a scrape writes
-/// about so many, a single snapshot with its markets two.
+/// Several notifications that come during a read look like one. So the number of transactions is estimated from the log
+/// rows: a batch of a scrape writes about this many, a single snapshot with its markets two.
 const ROWS_PER_TRANSACTION: usize = 4;
 
-/// More than these leave nothing of the past in the average.
+/// The most transactions that one read counts for. By then nothing of the past is left in the average.
 const MOST_AT_ONCE: usize = 50;
 
-/// What an average begins with, and the most that one interval counts in it.
+/// The average interval at the beginning, and the longest that one interval counts for.
 const SELDOM: Duration = Duration::from_millis(100);
 
-/// Weight of the past in the average.
-const INERTIA: u32 = 8;
+/// The average gives the past a weight of 7/8, and the newest interval 1/8.
+const AVERAGE_OVER: u32 = 8;
 
-/// Between two reads of one's own accord: as long as the last took, so that reading takes half of the time at most, but
-/// within these bounds.
+/// The pause between two polls is as long as the last read took, so that reading takes at most half of the time. These
+/// are its bounds.
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(20);
 
-/// After so long without news it is quiet.
+/// After so long without changes the follower waits for notifications again.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// W3's end.
-const BRISK_FOR: Duration = Duration::from_secs(1);
+/// The longest time for which W3 keeps the follower polling.
+const OVERLAP_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Asleep between bells; how far apart they are on average.
-    Asleep { apart: Duration },
-    /// Reads of its own accord and wants no bell; when there was news last.
-    Awake { news: Instant },
-    /// Wants the bell, but somebody may have looked too early; since when.
-    Dozing { since: Instant },
+    /// Waits for notifications. `apart` is how far apart transactions are on average.
+    Notified { apart: Duration },
+    /// Polls, and writers need not notify. `news` is when a poll last found changes.
+    Polling { news: Instant },
+    /// Writers should notify again, but some may have looked for the lock too early. So it still polls, since `since`
+    /// (W3).
+    Overlap { since: Instant },
 }
 
-/// What a read tells.
+/// What this module learns from a read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
-    /// When it was done.
+    /// When the read ended.
     pub(crate) now: Instant,
-    /// How long it took.
+    /// How long the read took.
     pub(crate) took: Duration,
-    /// How long was slept before it, if a bell ended that.
-    pub(crate) rung_after: Option<Duration>,
+    /// How long the wait before it was, if a notification ended that wait.
+    pub(crate) notified_after: Option<Duration>,
     /// How many log rows were new.
     pub(crate) rows: usize,
-    /// `xmin` of its snapshot.
+    /// `xmin` of the read's snapshot: every transaction with a smaller id had ended.
     pub(crate) xmin: u64,
-    /// X, if W is held.
-    pub(crate) rings_from: Option<u64>,
+    /// See W2. `None` while the listener does not hold the wait lock.
+    pub(crate) notifies_from: Option<u64>,
 }
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Polling {
     mode: Mode,
+    /// How long the last read took.
     took: Duration,
-    /// The X for which W3 was kept, or given up.
+    /// The `notifies_from` for which the overlap has ended.
     settled: Option<u64>,
 }
 
 impl Default for Polling {
     fn default() -> Polling {
         Polling {
-            mode: Mode::Asleep { apart: SELDOM },
+            mode: Mode::Notified { apart: SELDOM },
             took: Duration::ZERO,
             settled: None,
         }
@@ -90,56 +100,61 @@ impl Default for Polling {
 }
 
 impl Polling {
-    /// After each read.
+    /// Learns from a read, and changes the mode.
     pub(crate) fn read(&mut self, seen: Seen) {
         let has_news = seen.rows > 0;
         self.took = seen.took;
-        let asleep = Mode::Asleep { apart: SELDOM };
         self.mode = match self.mode {
-            Mode::Awake { .. } if has_news => Mode::Awake { news: seen.now },
-            awake @ Mode::Awake { news } if seen.now.duration_since(news) < QUIET => awake,
-            Mode::Awake { .. } => Mode::Dozing { since: seen.now },
-            // Also after the bell was away: whoever wrote meanwhile may have found W free.
-            Mode::Asleep { .. } if seen.rings_from.is_some() && seen.rings_from != self.settled => {
-                Mode::Dozing { since: seen.now }
+            Mode::Polling { .. } if has_news => Mode::Polling { news: seen.now },
+            polling @ Mode::Polling { news } if seen.now.duration_since(news) < QUIET => polling,
+            Mode::Polling { .. } => Mode::Overlap { since: seen.now },
+            // The listener has taken the lock anew, for instance after it lost its connection. Writers may have looked
+            // for the lock in between.
+            Mode::Notified { .. }
+                if seen.notifies_from.is_some() && seen.notifies_from != self.settled =>
+            {
+                Mode::Overlap { since: seen.now }
             }
-            Mode::Asleep { apart } => match seen.rung_after {
-                Some(slept) if has_news => {
+            Mode::Notified { apart } => match seen.notified_after {
+                // Only notifications with changes count: any role can send others, and polling would not avoid those.
+                Some(waited) if has_news => {
+                    // A running average over transactions, not over reads: one read may stand for many transactions.
                     let transactions = seen.rows.div_ceil(ROWS_PER_TRANSACTION).min(MOST_AT_ONCE);
                     let transactions = u32::try_from(transactions).unwrap_or(1);
-                    let interval = ((slept + seen.took) / transactions).min(SELDOM);
+                    let interval = ((waited + seen.took) / transactions).min(SELDOM);
                     let apart = (0..transactions).fold(apart, |apart, _| {
-                        (apart * (INERTIA - 1) + interval) / INERTIA
+                        (apart * (AVERAGE_OVER - 1) + interval) / AVERAGE_OVER
                     });
                     if apart < OFTEN {
-                        Mode::Awake { news: seen.now }
+                        Mode::Polling { news: seen.now }
                     } else {
-                        Mode::Asleep { apart }
+                        Mode::Notified { apart }
                     }
                 }
-                _ => Mode::Asleep { apart },
+                _ => Mode::Notified { apart },
             },
-            dozing => dozing,
+            overlap @ Mode::Overlap { .. } => overlap,
         };
-        if let Mode::Dozing { since } = self.mode {
-            let settled = seen.rings_from.is_some_and(|x| seen.xmin >= x);
-            if settled || seen.now.duration_since(since) >= BRISK_FOR {
-                self.settled = seen.rings_from;
-                self.mode = asleep;
+        // Checked at once: the read that begins the overlap may already be the one that ends it.
+        if let Mode::Overlap { since } = self.mode {
+            let settled = seen.notifies_from.is_some_and(|from| seen.xmin >= from);
+            if settled || seen.now.duration_since(since) >= OVERLAP_FOR {
+                self.settled = seen.notifies_from;
+                self.mode = Mode::Notified { apart: SELDOM };
             }
         }
     }
 
-    /// Whether writers should ring.
+    /// Whether writers should notify.
     pub(crate) fn wants_notifications(&self) -> bool {
-        !matches!(self.mode, Mode::Awake { .. })
+        !matches!(self.mode, Mode::Polling { .. })
     }
 
-    /// How soon to look, whatever the bell does; `None` to sleep.
-    pub(crate) fn look_after(&self) -> Option<Duration> {
+    /// How soon to read without a notification. `None` to wait for one.
+    pub(crate) fn poll_after(&self) -> Option<Duration> {
         match self.mode {
-            Mode::Asleep { .. } => None,
-            Mode::Awake { .. } | Mode::Dozing { .. } => Some(self.took.clamp(SHORTEST, LONGEST)),
+            Mode::Notified { .. } => None,
+            Mode::Polling { .. } | Mode::Overlap { .. } => Some(self.took.clamp(SHORTEST, LONGEST)),
         }
     }
 }
@@ -150,11 +165,11 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A follower whose clock goes by what is said to have happened.
+    /// A follower with a clock of its own, which each step moves on.
     struct Follower {
         polling: Polling,
         now: Instant,
-        held: Option<u64>,
+        notifies_from: Option<u64>,
         xmin: u64,
     }
 
@@ -163,23 +178,23 @@ mod tests {
             let mut follower = Follower {
                 polling: Polling::default(),
                 now: Instant::now(),
-                held: Some(100),
+                notifies_from: Some(100),
                 xmin: 100,
             };
             follower.polls(Duration::ZERO, false);
-            assert!(follower.sleeps());
+            assert!(follower.waits_for_notifications());
             follower
         }
 
-        fn read(&mut self, rung_after: Option<Duration>, took: Duration, rows: usize) {
+        fn read(&mut self, notified_after: Option<Duration>, took: Duration, rows: usize) {
             self.now += took;
             self.polling.read(Seen {
                 now: self.now,
                 took,
-                rung_after,
+                notified_after,
                 rows,
                 xmin: self.xmin,
-                rings_from: self.held,
+                notifies_from: self.notifies_from,
             });
         }
 
@@ -193,21 +208,21 @@ mod tests {
             self.read(None, 2 * MS, usize::from(news));
         }
 
-        fn sleeps(&self) -> bool {
-            self.polling.wants_notifications() && self.polling.look_after().is_none()
+        fn waits_for_notifications(&self) -> bool {
+            self.polling.wants_notifications() && self.polling.poll_after().is_none()
         }
     }
 
     #[test]
-    fn few_bells_are_slept_through_until_the_next_and_many_are_not_wanted() {
+    fn it_waits_for_few_notifications_and_polls_instead_of_many() {
         for (after, took, rows, often) in [
             (40 * MS, 2 * MS, 2, false),
             (20 * MS, 2 * MS, 2, false),
             (15 * MS, 2 * MS, 2, true),
             (MS, 2 * MS, 2, true),
-            // A scrape's batches.
+            // The batches of a scrape.
             (10 * MS, 30 * MS, 4, false),
-            // Many small ones, each read for as long.
+            // Many small transactions, several of them in each read.
             (MS, 30 * MS, 20, true),
         ] {
             let mut follower = Follower::new();
@@ -225,38 +240,39 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_of_a_few_is_no_flood() {
+    fn a_short_burst_of_notifications_does_not_make_it_poll() {
         let mut follower = Follower::new();
         for _ in 0..10 {
             follower.notified(MS, MS, 1);
         }
-        assert!(follower.sleeps());
+        assert!(follower.waits_for_notifications());
     }
 
     #[test]
-    fn bells_for_nothing_do_not_count() {
+    fn notifications_without_a_change_do_not_make_it_poll() {
         let mut follower = Follower::new();
         for _ in 0..100 {
             follower.read(Some(MS), MS, 0);
         }
-        assert!(follower.sleeps());
+        assert!(follower.waits_for_notifications());
     }
 
-    fn awake() -> Follower {
+    /// A follower that polls.
+    fn polling() -> Follower {
         let mut follower = Follower::new();
         while follower.polling.wants_notifications() {
             follower.notified(MS, MS, 1);
         }
-        follower.held = None;
+        follower.notifies_from = None;
         follower
     }
 
     #[test]
-    fn awake_it_reads_half_of_the_time_at_most_until_there_is_no_news() {
-        let mut follower = awake();
+    fn polling_takes_at_most_half_of_the_time_and_ends_without_changes() {
+        let mut follower = polling();
         for (took, pause) in [(MS, 5 * MS), (8 * MS, 8 * MS), (200 * MS, 20 * MS)] {
             follower.read(None, took, 1);
-            assert_eq!(follower.polling.look_after(), Some(pause));
+            assert_eq!(follower.polling.poll_after(), Some(pause));
         }
         for _ in 0..100 {
             follower.polls(30 * MS, false);
@@ -268,50 +284,56 @@ mod tests {
             follower.polls(30 * MS, false);
         }
         assert!(follower.polling.wants_notifications());
-        assert!(!follower.sleeps());
+        assert!(!follower.waits_for_notifications());
     }
 
     /// W3.
     #[test]
-    fn it_does_not_sleep_before_all_who_looked_too_early_have_ended() {
-        let mut follower = awake();
+    fn it_polls_until_all_transactions_have_ended_that_looked_too_early() {
+        let mut follower = polling();
         follower.polls(QUIET, false);
-        assert!(!follower.sleeps(), "W is not held yet");
-        (follower.held, follower.xmin) = (Some(200), 199);
+        assert!(
+            !follower.waits_for_notifications(),
+            "the lock is not held yet"
+        );
+        (follower.notifies_from, follower.xmin) = (Some(200), 199);
         for _ in 0..10 {
             follower.polls(5 * MS, true);
-            assert!(!follower.sleeps());
+            assert!(!follower.waits_for_notifications());
         }
         follower.xmin = 200;
         follower.polls(5 * MS, false);
-        assert!(follower.sleeps());
+        assert!(follower.waits_for_notifications());
     }
 
     #[test]
-    fn a_transaction_that_stays_open_does_not_keep_it_awake() {
-        let mut follower = awake();
+    fn a_transaction_that_stays_open_does_not_keep_it_polling() {
+        let mut follower = polling();
         follower.polls(QUIET, false);
-        (follower.held, follower.xmin) = (Some(200), 150);
+        (follower.notifies_from, follower.xmin) = (Some(200), 150);
         let mut reads = 0;
-        while !follower.sleeps() {
+        while !follower.waits_for_notifications() {
             follower.polls(5 * MS, false);
             reads += 1;
         }
         assert!((50..500).contains(&reads), "{reads}");
         follower.polls(QUIET, false);
-        assert!(follower.sleeps(), "not for the same X again");
+        assert!(
+            follower.waits_for_notifications(),
+            "no second overlap for the same id"
+        );
     }
 
     #[test]
-    fn a_bell_that_was_away_is_met_like_a_new_one_and_one_that_stays_away_is_not_waited_for() {
+    fn a_listener_that_reconnects_begins_an_overlap_and_one_that_stays_away_does_not_prolong_it() {
         let mut follower = Follower::new();
-        (follower.held, follower.xmin) = (Some(300), 250);
+        (follower.notifies_from, follower.xmin) = (Some(300), 250);
         follower.polls(5 * MS, false);
-        assert!(!follower.sleeps());
-        follower.held = None;
+        assert!(!follower.waits_for_notifications());
+        follower.notifies_from = None;
         for _ in 0..300 {
             follower.polls(5 * MS, false);
         }
-        assert!(follower.sleeps());
+        assert!(follower.waits_for_notifications());
     }
 }

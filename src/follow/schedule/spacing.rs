@@ -1,81 +1,88 @@
+//! How long to rest between reads that follow each other too fast.
+
 use std::time::Duration;
 
-/// Spaces reads where something drives them on for nothing: everything read again and again, or a bell that anybody may
-/// ring. Ordinary work is not spaced.
+/// Puts rests between reads that follow each other too fast: reload after reload, or reads for notifications and
+/// requests without a change. Any role can send such notifications. A read that finds changes ends the rests.
 #[derive(Debug, Default)]
 pub(crate) struct Spacing {
     /// How long the last read took, if it read everything.
     reload: Option<Duration>,
-    /// Whether the one before did, too.
+    /// Whether the read before it read everything, too.
     reloads_in_a_row: bool,
-    /// Reads for a bell in a row that found no news.
+    /// How many reads in a row were made for a notification and found no change.
     empty_notifications: u32,
-    /// The same for handles that asked, such as for a transaction that is still under way.
-    empty_asks: u32,
-    /// How often to look again for what a bell from elsewhere may have rung for.
-    looks_left: u32,
+    /// The same for requests of handles, for instance for a transaction that is still open.
+    empty_requests: u32,
+    /// How many more times to read soon, because a notification from another server may have come before its change.
+    retries_left: u32,
 }
 
-/// What a read was made for.
+/// What caused a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Driven {
+pub(crate) enum Driver {
     Notification,
-    /// A handle asked.
-    Asked,
+    /// A handle requested it.
+    Request,
     Time,
 }
 
-/// A few find what the read before has already seen; that is ordinary.
+/// So many reads in a row may find nothing without a rest. That is ordinary: the read before may have seen the change.
 const ORDINARY_EMPTY: u32 = 3;
 
-/// However many ask for nothing: bells are not heard meanwhile, and who asks must not make others wait.
-const LONGEST_REST_FOR_ASKS: Duration = Duration::from_millis(16);
+/// The longest rest because of requests. A rest also delays notifications, and one client must not delay all others.
+const LONGEST_REST_FOR_REQUESTS: Duration = Duration::from_millis(16);
 
-/// Looking again after 5, 10, 20, ... ms: for about a third of a second in all.
-const LOOKS: u32 = 6;
+/// It reads again after 5, 10, 20, ... ms: for about a third of a second in all.
+const RETRIES: u32 = 6;
 
-/// However long a reload takes, the next may begin after this.
+/// The longest rest after a reload, however long the reload took.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 
 impl Spacing {
-    /// A read for which everything was read, within `duration`.
+    /// Notes a read of everything, which took `duration`.
     pub(crate) fn reloaded(&mut self, duration: Duration) {
         self.reloads_in_a_row = self.reload.is_some();
         self.reload = Some(duration);
-        (self.empty_notifications, self.empty_asks) = (0, 0);
+        (self.empty_notifications, self.empty_requests) = (0, 0);
     }
 
-    /// Any other read.
-    pub(crate) fn read(&mut self, by: Driven, news: bool) {
+    /// Notes a read of changes. `has_news` says whether it found any.
+    pub(crate) fn read(&mut self, by: Driver, has_news: bool) {
         self.reload = None;
         self.reloads_in_a_row = false;
-        match (by, news) {
-            (Driven::Notification, false) => {
+        match (by, has_news) {
+            (Driver::Notification, false) => {
                 self.empty_notifications = self.empty_notifications.saturating_add(1)
             }
-            (Driven::Asked, false) => self.empty_asks = self.empty_asks.saturating_add(1),
-            (Driven::Time, _) | (_, true) => (self.empty_notifications, self.empty_asks) = (0, 0),
+            (Driver::Request, false) => self.empty_requests = self.empty_requests.saturating_add(1),
+            (Driver::Time, _) | (_, true) => {
+                (self.empty_notifications, self.empty_requests) = (0, 0)
+            }
         }
     }
 
-    /// A bell from elsewhere rings ahead of what it rings for: looks again soon, also after news, for one ring may be for
-    /// several changes.
-    pub(crate) fn ahead(&mut self, after_bell: bool) {
-        self.looks_left = if after_bell {
-            LOOKS
+    /// Notes a read of a server other than the one that notifies. After a notification it schedules some retries,
+    /// because the change may arrive later. It does so even if the read found changes: one notification may stand for
+    /// several.
+    pub(crate) fn read_ahead_of_change(&mut self, notified: bool) {
+        self.retries_left = if notified {
+            RETRIES
         } else {
-            self.looks_left.saturating_sub(1)
+            self.retries_left.saturating_sub(1)
         };
     }
 
-    /// How soon to look again, if at all before the poll interval.
-    pub(crate) fn look_again(&self) -> Option<Duration> {
-        let done = LOOKS - self.looks_left;
-        (self.looks_left > 0).then(|| Duration::from_millis(5 << done))
+    /// How soon to read again. `None` if there is no reason to read before the poll interval has passed.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let done = RETRIES - self.retries_left;
+        (self.retries_left > 0).then(|| Duration::from_millis(5 << done))
     }
 
-    /// How long to rest before the next read: after the second reload in a row as long as it took, and after empty bells
-    /// longer each time, up to the poll interval; after empty asks up to 16 ms.
+    /// How long to rest before the next read:
+    /// - after the second reload in a row as long as that took, up to 30 s;
+    /// - after notifications without a change longer each time, up to the poll interval;
+    /// - after requests without a change longer each time, up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
         let reload = self
             .reload
@@ -87,8 +94,11 @@ impl Spacing {
             extra => Duration::from_millis(1 << extra.min(16)).min(most),
         };
         let notifications = empty(self.empty_notifications, poll_interval);
-        let asks = empty(self.empty_asks, LONGEST_REST_FOR_ASKS.min(poll_interval));
-        reload.max(notifications).max(asks)
+        let requests = empty(
+            self.empty_requests,
+            LONGEST_REST_FOR_REQUESTS.min(poll_interval),
+        );
+        reload.max(notifications).max(requests)
     }
 }
 
@@ -99,7 +109,7 @@ mod tests {
     const POLL: Duration = Duration::from_secs(1);
 
     #[test]
-    fn one_reload_is_not_spaced_from_what_follows_but_a_row_of_them_is() {
+    fn it_rests_after_a_second_reload_in_a_row_but_not_after_one() {
         let mut spacing = Spacing::default();
         spacing.reloaded(Duration::from_secs(2));
         assert_eq!(spacing.rest(POLL), Duration::ZERO);
@@ -107,54 +117,54 @@ mod tests {
         assert_eq!(spacing.rest(POLL), Duration::from_secs(2));
         spacing.reloaded(Duration::from_secs(300));
         assert_eq!(spacing.rest(POLL), LONGEST_REST);
-        spacing.read(Driven::Notification, true);
+        spacing.read(Driver::Notification, true);
         assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 
     #[test]
-    fn a_bell_ahead_of_its_change_is_followed_by_a_few_looks() {
+    fn a_notification_from_elsewhere_is_followed_by_a_few_retries() {
         let mut spacing = Spacing::default();
-        assert_eq!(spacing.look_again(), None);
-        spacing.ahead(true);
-        let mut looks = Vec::new();
-        while let Some(look) = spacing.look_again() {
-            looks.push(look.as_millis());
-            spacing.ahead(false);
+        assert_eq!(spacing.retry_after(), None);
+        spacing.read_ahead_of_change(true);
+        let mut retries = Vec::new();
+        while let Some(retry) = spacing.retry_after() {
+            retries.push(retry.as_millis());
+            spacing.read_ahead_of_change(false);
         }
-        assert_eq!(looks, [5, 10, 20, 40, 80, 160]);
-        assert_eq!(spacing.look_again(), None);
+        assert_eq!(retries, [5, 10, 20, 40, 80, 160]);
+        assert_eq!(spacing.retry_after(), None);
     }
 
     #[test]
-    fn bells_for_nothing_are_answered_ever_more_slowly_up_to_the_poll_interval() {
+    fn rests_after_notifications_without_a_change_grow_up_to_the_poll_interval() {
         let mut spacing = Spacing::default();
         let mut rests = Vec::new();
         for _ in 0..100 {
-            spacing.read(Driven::Notification, false);
+            spacing.read(Driver::Notification, false);
             rests.push(spacing.rest(POLL));
         }
         assert!(rests.is_sorted());
         assert_eq!((rests[2], rests[99]), (Duration::ZERO, POLL));
-        spacing.read(Driven::Notification, true);
+        spacing.read(Driver::Notification, true);
         assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 
-    /// A client that asked again and again for a transaction to come made bells wait for as long as the poll interval.
+    /// A client that waited for a transaction still open delayed all notifications by up to the poll interval.
     #[test]
-    fn asking_for_nothing_makes_nobody_wait_for_long() {
+    fn requests_without_a_change_delay_nobody_for_long() {
         let mut spacing = Spacing::default();
         for _ in 0..100 {
-            spacing.read(Driven::Asked, false);
-            assert!(spacing.rest(POLL) <= LONGEST_REST_FOR_ASKS);
+            spacing.read(Driver::Request, false);
+            assert!(spacing.rest(POLL) <= LONGEST_REST_FOR_REQUESTS);
         }
-        assert_eq!(spacing.rest(POLL), LONGEST_REST_FOR_ASKS);
-        // Nor do they hide a flood of bells.
+        assert_eq!(spacing.rest(POLL), LONGEST_REST_FOR_REQUESTS);
+        // Requests in between do not hide a flood of notifications.
         for _ in 0..100 {
-            spacing.read(Driven::Notification, false);
-            spacing.read(Driven::Asked, false);
+            spacing.read(Driver::Notification, false);
+            spacing.read(Driver::Request, false);
         }
         assert_eq!(spacing.rest(POLL), POLL);
-        spacing.read(Driven::Time, false);
+        spacing.read(Driver::Time, false);
         assert_eq!(spacing.rest(POLL), Duration::ZERO);
     }
 }
