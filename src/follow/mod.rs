@@ -332,7 +332,14 @@ impl Follower {
         // Beside the draft, which is borrowed too.
         let source = Source::new(reader, &self.config, &self.names);
         let prepared = self.prepared.as_ref();
-        let span = tracing::info_span!("warmup", %reason, epoch, rows = Empty, events = Empty);
+        let reload = reason.reason.name();
+        let span = tracing::info_span!(
+            "warmup",
+            reason = reload,
+            epoch,
+            rows = Empty,
+            events = Empty
+        );
         let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
         let read = within(self.config.warmup_timeout, WARMING_UP, read);
         let (known, done) = match read.instrument(span.clone()).await {

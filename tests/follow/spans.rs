@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use oddscache::ReloadReason;
 use oddscache_testkit::{Database, eventually, followed::Followed};
 use tracing::{
     Level, Subscriber,
@@ -88,7 +89,7 @@ async fn warmup_read_and_publish_are_spans() {
             "warmup",
             Level::INFO,
             &[
-                ("reason", "first warmup"),
+                ("reason", ReloadReason::First.name()),
                 ("epoch", "1"),
                 ("rows", &rows),
                 ("events", "3")
@@ -115,7 +116,11 @@ async fn warmup_read_and_publish_are_spans() {
     );
     followed.cache.resync();
     eventually("a reload", async || {
-        let fields = [("reason", "asked for"), ("epoch", "1"), ("events", "3")];
+        let fields = [
+            ("reason", ReloadReason::Asked.name()),
+            ("epoch", "1"),
+            ("events", "3"),
+        ];
         spans.has("warmup", Level::INFO, &fields)
     })
     .await;
