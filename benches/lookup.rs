@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache::{CachedEvent, OddsCache, Reader, State, hashbrown::HashMap};
+use hashbrown::HashMap;
+use oddscache::{CachedEvent, OddsCache, Reader, State};
 use oddscache_testkit::bench::{
     Candidate, REAL, event_ids, filled, line, median, put, quantile, shuffled, side_by_side,
 };

@@ -36,8 +36,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     // The writer could be another process, in any language, that passes on the id of its transaction.
-    let (mut client, wire) = config.open().await?;
-    tokio::spawn(wire);
+    let (mut client, connection) = config.open().await?;
+    tokio::spawn(connection);
     let transaction = client.transaction().await?;
     let confirm = "UPDATE odds_snapshots \
                    SET last_confirmed_at = coalesce(last_confirmed_at, captured_at) + interval '1 us' \

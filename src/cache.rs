@@ -1,7 +1,6 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use hashbrown::HashMap;
 
 use crate::{
     config::Config,
@@ -24,15 +23,15 @@ use crate::{
 
 /// The shared handle: clone it into every task and thread that looks odds up.
 ///
-/// A lookup takes no lock, does no I/O, and allocates nothing unless it returns a map of several events. Each goes to the
-/// latest committed state; take a [`View`] when several must agree.
+/// A look-up takes no lock, does no I/O, and allocates nothing unless it returns a map of several events. Each look-up uses
+/// the latest committed state. Take a [`View`] when several must agree.
 #[derive(Clone)]
 pub struct OddsCache {
     shared: Arc<Shared>,
 }
 
 impl OddsCache {
-    /// A handle, empty as yet, and the follower that fills it from the database and keeps it equal. Does no I/O: spawn
+    /// An empty handle, and the follower that fills it from the database and keeps it equal. Does no I/O: spawn
     /// [`Follower::run`], then await [`OddsCache::ready`].
     #[must_use = "the follower must be spawned for anything to happen"]
     pub fn connect(config: Config) -> (OddsCache, Follower) {
@@ -48,8 +47,8 @@ impl OddsCache {
         (OddsCache { shared }, Writer::new(publisher))
     }
 
-    /// Returns once the cache is warm. Once it was, it always returns at once, even if the follower has ended since:
-    /// readiness is no proof of life, for which there are [`View::age`](State::age) and [`OddsCache::status`].
+    /// Returns once the cache is warm. After that it always returns at once, even if the follower has ended since. To see
+    /// whether the follower lives, ask [`View::age`](State::age) or [`OddsCache::status`].
     ///
     /// # Errors
     /// The error that ended the follower before the cache was warm; [`Error::FollowerStopped`] if it was dropped.
@@ -71,27 +70,27 @@ impl OddsCache {
         }
     }
 
-    /// Whether the cache has been warm: there is something to look up, and will be, however old. Costs a look-up.
+    /// Whether the cache has ever been warm. If so, there is something to look up, however old. Costs a look-up.
     #[must_use]
     pub fn is_warm(&self) -> bool {
         self.shared.load().epoch > 0
     }
 
-    /// What the cache is doing. Takes a lock that nobody holds for long, and copies texts: for probes, not for every
-    /// look-up.
+    /// What the cache is doing. Takes a lock, which is held for moments only, and copies texts: use it for probes, not
+    /// beside every look-up.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status().borrow().clone()
     }
 
-    /// The latest committed state. Counts one reference; hold it as long as you like: older states share what is equal.
+    /// The latest committed state. Counts one reference. Hold it as long as you like: states share what is equal in both.
     #[must_use]
     pub fn view(&self) -> View {
         View(self.shared.load_full())
     }
 
-    /// Looks something up in the latest committed state, without counting a reference to it: the cheapest way there is for
-    /// a look-up or a few that agree with each other. While `look` runs, the state stays in memory; it must not wait for
+    /// Looks something up in the latest committed state, without counting a reference: the cheapest way for one look-up, or
+    /// for a few that agree with each other. The state stays in memory while `look` runs, so `look` must not wait for
     /// anything. Takes no lock, allocates nothing.
     ///
     /// ```
@@ -103,14 +102,14 @@ impl OddsCache {
         look(&self.shared.load())
     }
 
-    /// A reader for a loop that looks up all the time; see [`Reader`]. Counts two references.
+    /// A reader for a hot loop; see [`Reader`]. Counts two references.
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.shared))
     }
 
-    /// The latest committed state, if it was proven current within the last `max_age`. Never waits for a younger one.
-    /// Counts one reference; allocates nothing but the error.
+    /// The latest committed state, if it was proven current within the last `max_age`. Does not wait for a younger one.
+    /// Counts one reference; allocates only for the error.
     ///
     /// # Errors
     /// [`Error::TooStale`] if it is older, and before the first warmup.
@@ -128,15 +127,15 @@ impl OddsCache {
     }
 
     /// Waits for a view that contains what the transaction `xid` wrote, if it committed: read-your-writes across processes.
-    /// The writer learns `xid` before it commits, and passes it on after:
+    /// The writer asks for `xid` before it commits, and passes it on after:
     ///
     /// ```sql
     /// SELECT pg_current_xact_id();
     /// ```
     ///
-    /// Makes the follower read at once rather than at the next bell. See [`Cut::shows`](crate::store::state::Cut::shows) for standbys,
-    /// where it may take until the next poll, or as long as older transactions last. Does not block the thread; dropping
-    /// the future is harmless.
+    /// Makes the follower read at once instead of at the next notification. On a standby it may take until the next poll, or
+    /// as long as older transactions last: see [`Cut::shows`](crate::store::state::Cut::shows). Does not block the thread.
+    /// Dropping the future is harmless. Needs a tokio runtime with time.
     ///
     /// # Errors
     /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended.
@@ -157,15 +156,16 @@ impl OddsCache {
             })
     }
 
-    /// What each publication from now on changes. Take a view *after* this call: what was published in between is in the
-    /// view and comes as a change as well. Subscribers cost the follower nothing but a reference each.
+    /// What each publication from now on changes. Take a view *after* this call: a publication in between is in the view and
+    /// comes as a change, too. A subscriber costs the follower one reference for each publication.
     #[must_use]
     pub fn changes(&self) -> Changes {
         self.shared.changes()
     }
 
-    /// Makes the follower read everything again, beside the readable old view; returns at once. In the database
-    /// `oddscache.resync()` asks the same of all followers. Seldom needed: what could call for it is done without asking.
+    /// Makes the follower read everything again, beside the readable old view. Returns at once. In the database,
+    /// `oddscache.resync()` asks the same of all followers. Seldom needed: the follower reads everything again by itself
+    /// when it must.
     pub fn resync(&self) {
         self.shared.request.resync();
     }
@@ -184,7 +184,8 @@ impl OddsCache {
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
-    /// The same of several events, from one state: event id -> bookmaker id -> snapshot. Events without are absent.
+    /// The same for several events, from one state: event id -> bookmaker id -> snapshot. Events without one are absent.
+    /// Allocates the map and counts a reference for each event.
     pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, BetpawaSnapshots> {
         let found = self.view();
         let found = found.get_betpawa_snapshots(event_ids);
@@ -194,7 +195,8 @@ impl OddsCache {
             .collect()
     }
 
-    /// The same of several events, from one state: event id -> source -> snapshot. Events without are absent.
+    /// The same for several events, from one state: event id -> source -> snapshot. Events without one are absent. Allocates
+    /// the map and counts a reference for each event.
     pub fn get_competitor_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, CompetitorSnapshots> {
         let found = self.view();
         let found = found.get_competitor_snapshots(event_ids);
@@ -209,7 +211,7 @@ impl OddsCache {
         self.shared.load().table.get(event_id).cloned()
     }
 
-    /// When an event begins, UTC; `None` if it is absent or nobody said.
+    /// `events.kickoff`, UTC; `None` if the event is absent, or a [`Writer`] gave no kickoff.
     pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
         self.shared.load().kickoff(event_id)
     }
@@ -219,23 +221,24 @@ impl OddsCache {
         self.view().event_ids()
     }
 
-    /// What the latest state holds and what that weighs. Copies a few numbers.
+    /// What the latest state holds, and the memory it takes. Copies a few numbers.
     pub fn stats(&self) -> Stats {
         self.shared.load().stats.clone()
     }
 
-    /// How much has been done since it was made. Copies a few numbers, each as it is at its own moment.
+    /// How much has been done since the cache was made. Copies a few numbers, one after the other.
     pub fn counters(&self) -> Counters {
         self.shared.counters.get()
     }
 
-    /// How long it took until commits were visible, and where the time went, since it was made. Allocates a short list for
-    /// each of the five.
+    /// How long commits took to become visible, and where the time went, since the cache was made. Allocates a short list
+    /// for each of the five.
     pub fn timings(&self) -> Timings {
         self.shared.timers.get()
     }
 
-    /// What the follower last knew of the change log's length; zeros before the first warmup.
+    /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies three
+    /// numbers.
     pub fn change_log(&self) -> ChangeLog {
         self.shared.change_log()
     }

@@ -1,18 +1,27 @@
-use std::{path::PathBuf, time::Duration};
+use std::{error::Error as StdError, path::PathBuf, time::Duration};
 
-use tokio_postgres::{Client, config::SslMode as Negotiate};
+use tokio_postgres::{
+    Client, Socket,
+    config::SslMode as Negotiate,
+    tls::{MakeTlsConnect, TlsConnect},
+};
 
 use crate::{
     error::Error,
     postgres::{
-        connect::{CONNECT_TIMEOUT, ConnectOptions, Wire},
+        connect::{CONNECT_TIMEOUT, ConnectOptions, Connection},
+        connector::Connector,
         conninfo::Parameters,
         hosts::Session,
+        password::{Login, PasswordSource},
         tls::{SslMode, Tls},
     },
 };
 
-/// How to reach the database and how to follow it. Cheap to clone; its `Debug` hides the password and keys.
+/// How to reach the database and how to follow it.
+///
+/// Building one does no I/O. Cloning copies a few strings. `Debug` hides the password and keys. The names of the methods are
+/// those of the service's settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) connect: ConnectOptions,
@@ -39,25 +48,25 @@ const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 const LONGEST_LOOKBACK: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
 
 impl Config {
-    /// From a connection string as libpq reads it: a URL (`postgres://user@host/database`) or `host=... dbname=...`.
+    /// Reads a connection string as libpq does: a URL (`postgres://user@host/database`) or `host=... dbname=...`.
     ///
     /// It understands `host`, `hostaddr` and `port` (several with commas between), `dbname`, `user`, `password`, `passfile`,
     /// `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslnegotiation`, `channel_binding`, `target_session_attrs`,
     /// `load_balance_hosts`, `connect_timeout` (seconds, for each address), `keepalives` and its like, `tcp_user_timeout`
-    /// (milliseconds), `options`, `application_name`. Without a host it is the socket in `/var/run/postgresql` or `/tmp` if
-    /// there is one, else `localhost`. No file in the home directory is looked at, and no environment variable but `USER`.
+    /// (milliseconds), `options`, `application_name`. Without a host it uses the socket in `/var/run/postgresql` or `/tmp`
+    /// if there is one, else `localhost`. It reads no file in the home directory, and no environment variable but `USER`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it cannot be read; never with a value in it.
+    /// [`Error::Config`] if the string cannot be understood. The error names the parameter, never a value.
     pub fn new(connection_string: &str) -> Result<Config, Error> {
         Config::with_defaults(connection_string, [])
     }
 
-    /// The same, with values for the parameters that the connection string leaves open, by the names they have there:
-    /// `("port", "5433")`. This is how the service adds the `PG*` variables of its environment.
+    /// The same, with values for parameters that the connection string leaves out, by their names in a connection string:
+    /// `("port", "5433")`. The service adds the `PG*` variables of its environment this way.
     ///
     /// # Errors
-    /// [`Error::Config`] if something cannot be read; never with a value in it.
+    /// [`Error::Config`] if something cannot be understood. The error names the parameter, never a value.
     pub fn with_defaults<'a>(
         connection_string: &str,
         defaults: impl IntoIterator<Item = (&'a str, String)>,
@@ -75,8 +84,8 @@ impl Config {
         Ok(config)
     }
 
-    /// From the driver's own configuration. Where it says nothing, the application name becomes `oddscache`, connecting may
-    /// take 10 s for each address, and a dead peer is noticed within 15 s. The driver knows only three of the modes of TLS:
+    /// Takes the driver's own configuration. Where that leaves them out, the application name becomes `oddscache`, connecting
+    /// may take 10 s for each address, and a dead peer is noticed within 15 s. The driver knows only three TLS modes;
     /// [`Config::tls`] sets the others.
     pub fn from_postgres(mut postgres: tokio_postgres::Config) -> Config {
         if postgres.get_application_name().is_none() {
@@ -105,6 +114,8 @@ impl Config {
                 tls: Tls::new(mode),
                 session: Session::of(postgres.get_target_session_attrs()),
                 passfile: None,
+                password: None,
+                connector: None,
                 postgres,
             },
             app_schema: "public".to_owned(),
@@ -123,19 +134,92 @@ impl Config {
         }
     }
 
-    /// Whether and how to encrypt, and whom to trust; replaces what the connection string says of it.
+    /// Whether and how to encrypt, and which certificates to trust. Replaces what the connection string says about TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Config {
         self.connect.tls = tls;
         self
     }
 
-    /// A password file as libpq's `.pgpass`, for where no password is set: lines of `host:port:database:user:password`, read
-    /// whenever a connection is opened, for each host. None is looked at unless set; one that others than its owner may
-    /// read is not used, with a warning.
+    /// A password file as libpq's `.pgpass`: lines of `host:port:database:user:password`. Used where no password is set. It is
+    /// read again for each connection and host. A file that users other than its owner may read is ignored, with a
+    /// warning in the log. No file is read unless set.
     #[must_use]
     pub fn passfile(mut self, path: impl Into<PathBuf>) -> Config {
         self.connect.passfile = Some(path.into());
+        self
+    }
+
+    /// A function that gives the password whenever a connection is opened, for each host that is tried: a token that
+    /// expires, from a cloud's identity service or a vault. It is asked instead of any other password, set or in a file.
+    ///
+    /// The function may take as long as connecting may (`connect_timeout`, 10 s unless set), beside that time. It is not
+    /// called again while a connection lasts. It need not cache: a follower opens three connections, one more for each
+    /// warmup, and one after each loss, with growing pauses.
+    ///
+    /// If it fails or is late, opening fails with [`Error::Password`]. A follower tries again, as with a database that
+    /// cannot be reached. The error's text is logged and shown in [`Status`](crate::metrics::status::Status): it must
+    /// not contain a secret. The password itself is never logged, nor kept once the login is sent.
+    ///
+    /// Not inherited by [`Config::listen_from`], which has its own.
+    ///
+    /// ```
+    /// use oddscache::{Config, Login};
+    ///
+    /// # async fn token(host: &str, port: u16, user: &str) -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # fn example() -> Result<(), oddscache::Error> {
+    /// let config = Config::new("postgres://oddscache@db.example.com/odds?sslmode=verify-full")?
+    ///     .password_with(async |login: Login| token(&login.host, login.port, &login.user).await);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn password_with<F, Fut, E>(mut self, password: F) -> Config
+    where
+        F: Fn(Login) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        self.connect.password = Some(PasswordSource::new(password));
+        self
+    }
+
+    /// A TLS connector of your own, instead of rustls: for a certified implementation, or keys in hardware. Works without
+    /// the cargo feature `tls`. Any connector for the driver will do, such as those of `postgres-openssl`,
+    /// `postgres-native-tls` or `tokio-postgres-rustls`.
+    ///
+    /// `sslmode` still says whether TLS is used: `require` and the stricter modes insist on it, `prefer` (the default) goes
+    /// without where the handshake fails, so set `require` at least. What the server's certificate must stand up to is the
+    /// connector's affair alone, whatever the mode. Root and client certificates belong to the connector: with any of them
+    /// in the connection string or [`Config::tls`], opening fails with [`Error::Config`]. Unix sockets are never encrypted.
+    ///
+    /// A handshake that the connector refuses is [`Error::Tls`] and ends a follower before its first warmup; one that the
+    /// network breaks is [`Error::Unreachable`]. The connector is cloned for each connection. Not inherited by
+    /// [`Config::listen_from`].
+    ///
+    /// ```
+    /// use oddscache::{Config, Error, tokio_postgres::{Socket, tls::{MakeTlsConnect, TlsConnect}}};
+    ///
+    /// fn config<C>(connector: C) -> Result<Config, Error>
+    /// where
+    ///     C: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    ///     C::TlsConnect: Send + 'static,
+    ///     C::Stream: Send + 'static,
+    ///     <C::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    /// {
+    ///     let config = Config::new("postgres://oddscache@db.example.com/odds?sslmode=require")?;
+    ///     Ok(config.tls_connector(connector))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn tls_connector<C>(mut self, connector: C) -> Config
+    where
+        C: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        C::TlsConnect: Send + 'static,
+        C::Stream: Send + 'static,
+        <C::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        self.connect.connector = Some(Connector::new(connector));
         self
     }
 
@@ -146,44 +230,48 @@ impl Config {
         self
     }
 
-    /// The schema that `sql/install.sql` made; `oddscache` unless set.
+    /// The schema of the change feed, which `sql/install.sql` made; `oddscache` unless set.
     #[must_use]
     pub fn cache_schema(mut self, schema: impl Into<String>) -> Config {
         self.cache_schema = schema.into();
         self
     }
 
-    /// For how long an event is held after its kickoff; 2 h unless set, a thousand years at the most.
+    /// How long after its kickoff an event is held, by the server's clock; 2 h unless set, at most a thousand years.
     #[must_use]
     pub fn lookback(mut self, lookback: Duration) -> Config {
         self.lookback = lookback.min(LONGEST_LOOKBACK);
         self
     }
 
-    /// How long to wait for the bell before reading the change log without it; 1 s unless set. Bounds how late a change
-    /// can become visible when notifications are lost, and how old a view of an idle database is at the most, but for the read itself. At least 10 ms.
+    /// How long to wait for a notification before reading the change log without one; 1 s unless set, at least 10 ms.
+    ///
+    /// It bounds how late a change becomes visible when notifications are lost, and how old a view of an idle database
+    /// gets. The time of the read comes on top of both.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Config {
         self.poll_interval = interval.max(Duration::from_millis(10));
         self
     }
 
-    /// How long reading changes may take before the connection counts as dead; 10 s unless set.
+    /// How long reading changes may take; 10 s unless set. After that the follower treats the connection as dead and opens
+    /// another.
     #[must_use]
     pub fn read_timeout(mut self, timeout: Duration) -> Config {
         self.read_timeout = timeout;
         self
     }
 
-    /// How long a warmup may take before the connection counts as dead; 300 s unless set.
+    /// How long reading everything may take; 300 s unless set. After that the follower treats the connection as dead and
+    /// opens another.
     #[must_use]
     pub fn warmup_timeout(mut self, timeout: Duration) -> Config {
         self.warmup_timeout = timeout;
         self
     }
 
-    /// How many connections read everything at a time, between 1 and 8; 2 unless set. Those besides the first are open only
-    /// meanwhile, and where one cannot be had it goes without: each costs the server a session and the share of a core.
+    /// How many connections read everything in parallel, from 1 to 8; 2 unless set. Each costs the server a session and a
+    /// share of a core. All but the first are closed after the warmup; one that cannot be opened is left out.
     #[must_use]
     pub fn warmup_connections(mut self, connections: usize) -> Config {
         self.warmup_connections = connections.clamp(1, 8);
@@ -198,47 +286,51 @@ impl Config {
         self
     }
 
-    /// Whether the change feed must be installed; it must unless set. Without it only [`warm_up`](crate::follow::warm_up) works.
+    /// Whether the change feed must be installed; `true` unless set. With `false`, only [`warm_up`](crate::follow::warm_up)
+    /// works: a follower ends with [`Error::Config`].
     #[must_use]
     pub fn need_feed(mut self, need: bool) -> Config {
         self.need_feed = need;
         self
     }
 
-    /// Whether the role may be subject to row level security; it may not unless set. Only right where its policies show it
-    /// every row: what they hide is missing from the cache, without a word.
+    /// Whether the role may be subject to row level security; `false` unless set. Set it only if the policies show the role
+    /// every row: hidden rows are missing from the cache, without an error.
     #[must_use]
     pub fn allow_row_security(mut self, allow: bool) -> Config {
         self.allow_row_security = allow;
         self
     }
 
-    /// Within which time the audit should have read every event again and compared it with the view; 120 s unless set.
-    /// It takes longer where its budget does not suffice, and where more than 4,000 events are held.
+    /// How long the audit may take to read every event again and compare it with the view; 120 s unless set. It takes longer
+    /// if its budget does not suffice, or if more than 4,000 events are held.
     #[must_use]
     pub fn audit_cycle(mut self, cycle: Duration) -> Config {
         self.audit_cycle = cycle;
         self
     }
 
-    /// Which share of the time the follower may spend reading for the audit, between 0.0001 and 1; 0.01 unless set. The
-    /// load on the server is at most this share of one core.
+    /// The share of time that the follower may spend on reads of the audit, from 0.0001 to 1; 0.01 unless set. The load on
+    /// the server is at most this share of one core.
     #[must_use]
     pub fn audit_budget(mut self, budget: f64) -> Config {
         self.audit_budget = budget;
         self
     }
 
-    /// Where to LISTEN, if not where the tables are read: at the primary of a standby that is read, which cannot notify
-    /// anybody, or past a pooler in transaction mode. Of `bell` only how to connect matters. The follower looks again
-    /// for a moment after a bell for which it finds nothing, since the standby has yet to replay the change.
+    /// Where to LISTEN, if not where the tables are read: at the primary of a standby, since a standby sends no
+    /// notifications; or past a pooler in transaction mode.
+    ///
+    /// Only how to connect is taken from `listener`: its hosts, role, password, TLS and time-outs of connecting. After a
+    /// notification for which the follower finds nothing it reads again for a moment, since the standby has yet to replay
+    /// the change.
     #[must_use]
-    pub fn listen_from(mut self, bell: Config) -> Config {
-        self.listen_from = Some(Box::new(bell));
+    pub fn listen_from(mut self, listener: Config) -> Config {
+        self.listen_from = Some(Box::new(listener));
         self
     }
 
-    /// How to connect for the bell.
+    /// How to connect for notifications.
     pub(crate) fn for_listener(&self) -> Config {
         Config {
             read_timeout: self.read_timeout,
@@ -246,31 +338,33 @@ impl Config {
         }
     }
 
-    /// Whether the bell may ring for what cannot be read yet.
+    /// Whether a notification may come for a change that cannot be read yet.
     pub(crate) fn listens_elsewhere(&self) -> bool {
         self.listen_from.is_some()
     }
 
-    /// Connects as a follower does: with TLS as configured, the password file, and every host in turn until one will do
-    /// (in random order with `load_balance_hosts=random`), each of its addresses with its own `connect_timeout` (10 s
-    /// unless set) for everything up to the login. The [`Wire`] must be polled. Cancellation leaves nothing behind.
+    /// Connects as a follower does, with TLS and password as configured.
     ///
-    /// A host that refuses the login does not keep the next one from being tried.
+    /// It tries every host in turn until one accepts (in random order with `load_balance_hosts=random`), also after one that
+    /// refused the login. Each address of a host has its own `connect_timeout` (10 s unless set) for everything up to the
+    /// login. The [`Connection`] must be polled. Dropping the future leaves nothing behind. Needs a tokio runtime with time
+    /// and I/O.
     ///
     /// # Errors
     /// [`Error::Config`], or what the hosts said: [`Error::Unreachable`] if waiting may help with one of them, else
-    /// [`Error::Tls`] or [`Error::Refused`].
+    /// [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if [`Config::password_with`] gave no password for any of
+    /// them.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let config = oddscache::Config::new("postgres://oddscache@db1,db2/odds?sslmode=verify-full")?;
-    /// let (client, wire) = config.open().await?;
-    /// tokio::spawn(wire);
+    /// let (client, connection) = config.open().await?;
+    /// tokio::spawn(connection);
     /// let rows = client.query("SELECT current_database()", &[]).await?;
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn open(&self) -> Result<(Client, Wire), Error> {
+    pub async fn open(&self) -> Result<(Client, Connection), Error> {
         self.connect.open().await
     }
 

@@ -2,12 +2,12 @@ use std::{error::Error as StdError, io, time::Duration};
 
 use tokio_postgres::error::SqlState;
 
-/// What can go wrong. Each says what it was about and the way out; none carries a password or data of a row.
+/// What can go wrong. Each variant names the object and the way out. None carries a password or data of a row.
 ///
-/// Which one is for programs, its text for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`]
-/// come from the two calls that ask for freshness, all others from connecting and following. It clones, so that
-/// [`Follower::run`](crate::follow::Follower::run) and everybody who awaits [`OddsCache::ready`](crate::cache::OddsCache::ready) get
-/// the same one.
+/// Variants are for programs, texts for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`] come from
+/// the two calls that ask for freshness, all others from connecting and following. Errors can be cloned, so that
+/// [`Follower::run`](crate::follow::Follower::run) and every caller of
+/// [`OddsCache::ready`](crate::cache::OddsCache::ready) return the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,8 +34,17 @@ pub enum Error {
         /// What the server said.
         reason: String,
     },
-    /// TLS with the server did not come about, and waiting does not help: no TLS there, a certificate that is not trusted,
-    /// has expired or is for another host, a client certificate that the server does not take.
+    /// [`Config::password_with`](crate::config::Config::password_with) gave no password, or not within `connect_timeout`.
+    /// Worth trying again.
+    #[error("no password for the database at {target}: {reason}; check what password_with asks")]
+    Password {
+        /// Hosts and database.
+        target: String,
+        /// What the function's error says, with its causes. Never a password, unless that error has one.
+        reason: String,
+    },
+    /// There is no TLS connection to the server, and waiting does not help: the server offers no TLS; its certificate is not
+    /// trusted, has expired or is for another host; or it refuses the client certificate.
     #[error("no TLS connection to the database at {target}: {reason}")]
     Tls {
         /// Hosts and database.
@@ -43,14 +52,15 @@ pub enum Error {
         /// What is wrong, and the way out.
         reason: String,
     },
-    /// The server is older than any that the change feed can be installed on.
+    /// The server is older than any that the change feed can be installed on: see
+    /// [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[error(
         "the server is PostgreSQL {found}; oddscache needs PostgreSQL {oldest} or newer, so upgrade the server"
     )]
     ServerVersion {
         /// Its major version.
         found: u32,
-        /// The oldest that will do.
+        /// The oldest major version that is supported.
         oldest: u32,
     },
     /// A table the cache reads is not there.
@@ -125,18 +135,22 @@ pub enum Error {
         /// What was looked for.
         object: &'static str,
     },
-    /// The change feed is of another version than this library.
+    /// The change feed is of a version that this library does not follow: see
+    /// [`FEED_VERSIONS`](crate::sql::FEED_VERSIONS).
     #[error(
-        "the change feed in schema {schema} is of version {found}, this is oddscache for version {expected}; run \
-         `oddscache sql install --apply` of the newer of the two"
+        "the change feed in schema {schema} is of version {found}, and this oddscache follows versions {oldest} to \
+         {newest}; {}",
+        feed_way_out(*found, *newest)
     )]
     FeedVersion {
         /// Our schema.
         schema: String,
         /// What is installed.
         found: i32,
-        /// What this library speaks.
-        expected: i32,
+        /// The oldest version that this library follows.
+        oldest: i32,
+        /// The newest, which its `install.sql` installs.
+        newest: i32,
     },
     /// The change feed was installed for other tables.
     #[error(
@@ -198,7 +212,7 @@ pub enum Error {
     Pooled,
     /// The connection that should listen is to another database than the one that is read.
     #[error(
-        "the bell is to be heard in another database (cluster and name: {found}) than the one that is read ({expected}); \
+        "notifications come from another database (cluster and name: {found}) than the one that is read ({expected}); \
          check listen_from"
     )]
     OtherListenDatabase {
@@ -237,7 +251,7 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Unreachable { .. } | Error::TimedOut { .. } => true,
+            Error::Unreachable { .. } | Error::Password { .. } | Error::TimedOut { .. } => true,
             Error::Database {
                 disconnected: true, ..
             } => true,
@@ -279,7 +293,7 @@ impl Error {
             if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 reason.push_str("; an administrator can GRANT that right to the role");
             }
-            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting will not mend.
+            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting does not resolve.
             if reason.contains("statement pooling mode") {
                 return Error::Config(format!(
                     "the pooler in between lets no transaction through ({reason}); set its pool_mode to transaction or \
@@ -296,7 +310,7 @@ impl Error {
         }
     }
 
-    /// An error after which the same read, begun anew, will do.
+    /// An error that a retry of the same read resolves.
     pub(crate) fn conflict(doing: &'static str, reason: &str) -> Error {
         let serialization_failure = Some("40001".to_owned());
         Error::Database {
@@ -313,6 +327,15 @@ impl Error {
             reason: reason.into(),
             sqlstate: None,
             disconnected: false,
+        }
+    }
+}
+
+fn feed_way_out(found: i32, newest: i32) -> &'static str {
+    match found > newest {
+        true => "upgrade oddscache here",
+        false => {
+            "let the owner of the tables run `oddscache sql install --apply` (sql/install.sql) of this oddscache"
         }
     }
 }

@@ -1,9 +1,8 @@
 //! The latest betting odds of every upcoming event, held in memory and kept equal to PostgreSQL.
 //!
 //! An application scrapes bookmakers and writes each snapshot of their odds to PostgreSQL. This crate reads the latest
-//! snapshot of every event and bookmaker once, then follows the changes, and hands them out inside the process. What a
-//! reader sees is always exactly one committed state of the database, and it knows how long ago that was proven
-//! current.
+//! snapshot of every event and bookmaker once, follows the changes, and serves them inside the process. A reader always
+//! sees exactly one committed state of the database, and knows how long ago that state was proven current.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), oddscache::Error> {
@@ -30,14 +29,17 @@
 //!
 //! ## The handle and the follower
 //!
-//! [`OddsCache::connect`] gives two halves. [`OddsCache`] is the shared handle: clone it wherever odds are looked up.
-//! [`Follower`] fills it and keeps it equal: spawn [`Follower::run`], once. Dropping that future (aborting its task) is
-//! a clean stop; handles stay readable, and their views grow older. [`Config`] says where the database is and how to
-//! follow it. [`warm_up`] reads once, for a program that wants one view and ends.
+//! [`OddsCache::connect`] returns two halves. [`OddsCache`] is the shared handle: clone it for every task that looks up
+//! odds. [`Follower`] fills it and keeps it equal: spawn [`Follower::run`] once. Dropping that future (aborting its task)
+//! is a clean stop. Handles stay readable then, and their views grow older.
+//!
+//! [`Config`] says where the database is and how to follow it. It takes a password that expires
+//! ([`Config::password_with`]) and a TLS connector of your own ([`Config::tls_connector`]). [`warm_up`] reads once, for a
+//! program that wants one view and ends.
 //!
 //! ## Looking up
 //!
-//! Four ways, from the freest to the fastest; all give the latest committed state:
+//! There are four ways, from the freest to the fastest. All show the latest committed state:
 //!
 //! ```
 //! # let (cache, _writer) = oddscache::OddsCache::detached();
@@ -49,23 +51,26 @@
 //! let _ = reader.state().event(4711);
 //! ```
 //!
-//! What is found: a [`CachedEvent`] has [`BetpawaSnapshots`] by bookmaker id and [`CompetitorSnapshots`] by [`Source`];
-//! each [`CachedSnapshot`] has [`Markets`], each [`CachedMarket`] has [`Outcomes`], each [`Outcome`] a name and odds.
-//! All of it is immutable, borrowed, and serialises under the names of the columns it comes from.
+//! A [`CachedEvent`] has [`BetpawaSnapshots`] by bookmaker id and [`CompetitorSnapshots`] by [`Source`]. A
+//! [`CachedSnapshot`] has [`Markets`], a [`CachedMarket`] has [`Outcomes`], an [`Outcome`] has a name and odds. All of it is
+//! immutable and borrowed, and serialises under the names of the columns it comes from.
+//!
+//! The four `get_*` look-ups keep the names of the Python application's cache, so that its callers can be ported line by
+//! line; every other name follows Rust's habit.
 //!
 //! ## Views
 //!
 //! A [`View`] is one committed state of the database, over all events at once: every row of a transaction or none. It
-//! never changes, may be held as long as you like and cross threads and awaits. Take one for a request that looks up
-//! more than once, so that the answers agree; two calls on the handle may see two states. Its look-ups are those of
-//! [`State`].
+//! never changes. You may hold it as long as you like, across threads and awaits. Take one view for a request that looks
+//! up more than once, so that the answers agree; two calls on the handle may see two states. A view's look-ups are those
+//! of [`State`].
 //!
 //! ## How fresh
 //!
-//! The reader chooses. [`State::age`] is the time since the view was last *proven* current, not since something
-//! changed: with an idle database it stays about below [`Config::poll_interval`] (1 s; it counts from before the read), with a lost
-//! one it grows.
-//! [`State::cut`] says which committed state it is, by the database's clock and by its transactions.
+//! The reader chooses. [`State::age`] is the time since the view was last *proven* current, not since something changed.
+//! While the database is idle, the age stays just below [`Config::poll_interval`] (1 s) plus the time of a read. While the
+//! database is away, the age grows. [`State::cut`] says which committed state a view is: by the database's clock and by
+//! its transactions.
 //!
 //! ```
 //! use std::time::Duration;
@@ -77,17 +82,18 @@
 //! assert!(matches!(stale, Err(Error::TooStale { age: Duration::MAX, .. })));
 //! ```
 //!
-//! [`OddsCache::wait_for`] is read-your-writes across processes: the writer asks `SELECT pg_current_xact_id()` before
-//! it commits, and whoever has that number gets a view with what it wrote. [`State::epoch`] changes where the state was
-//! *replaced*: after a lost connection, a failover, a restore. Only then may a view be of an earlier state than the one
-//! before; within an epoch cuts only move forward. [`State::version`] counts publications: the same version, the same
-//! content.
+//! [`OddsCache::wait_for`] is read-your-writes across processes. The writer asks `SELECT pg_current_xact_id()` before it
+//! commits. Anyone with that number gets a view that contains what the writer wrote.
+//!
+//! [`State::epoch`] changes when the state was *replaced*: after a lost connection, a failover, a restore. Only then may a
+//! view be of an earlier state than the view before it. Within an epoch, cuts only move forward. [`State::version`] counts
+//! publications: the same version has the same content.
 //!
 //! ## Following changes
 //!
-//! [`OddsCache::changes`] gives a [`Change`] for each publication: the ids of the events that differ, per source.
-//! Subscribe first, then take a view, and nothing falls between. At most 256 are kept for a subscriber that is slow;
-//! then it gets [`Lagged`], never silence, and starts again from a new view.
+//! [`OddsCache::changes`] yields a [`Change`] for each publication: the ids of the events that differ, per source.
+//! Subscribe first and take a view after, so that nothing falls between. At most 256 changes are kept for a slow
+//! subscriber. Then it gets [`Lagged`], never silence, and starts again from a new view.
 //!
 //! ```no_run
 //! # async fn example(cache: oddscache::OddsCache) {
@@ -105,32 +111,32 @@
 //!
 //! ## The whole list as JSON
 //!
-//! [`EventList`] is the event list with inline odds and margins as JSON, of which only what changed is written anew;
-//! [`InlineMarkets`] writes single events of it.
+//! [`EventList`] is the event list with inline odds and margins as JSON. It writes anew only what changed.
+//! [`InlineMarkets`] writes single events of the list.
 //!
 //! ## Status and readiness
 //!
-//! [`OddsCache::ready`] and [`OddsCache::is_warm`] say that there is something to serve, and stay true: a view stays
-//! readable whatever happens. [`OddsCache::status`] says what the follower is doing ([`Status`]), [`OddsCache::stats`]
-//! what is held and what it weighs, [`OddsCache::counters`] what was done, [`OddsCache::timings`] how long commits took
-//! to be visible. Let a readiness probe ask `is_warm`, an
-//! alarm the age, and nobody restart a process for either: a restarted cache has nothing.
+//! [`OddsCache::ready`] and [`OddsCache::is_warm`] say that there is something to serve. They stay true, because a view
+//! stays readable. [`OddsCache::status`] says what the follower is doing ([`Status`]), [`OddsCache::stats`] what is held
+//! and how much memory it takes, [`OddsCache::counters`] what was done, [`OddsCache::timings`] how long commits took to
+//! become visible, [`OddsCache::change_log`] which feed is installed and how far its log reaches.
 //!
-//! `ready` waits for as long as the database is away; the status and the log say what for, and
-//! [`Config::retry_unreachable`] can make it an error.
+//! Let a readiness probe ask `is_warm`, and an alarm the age. Restart no process for either: a restarted cache is empty.
+//! `ready` waits for as long as the database is away. The status and the log say what it waits for, and
+//! [`Config::retry_unreachable`] can turn it into an error.
 //!
 //! ## Errors
 //!
-//! There is one, [`Error`]; each variant names the object and the way out, and none carries a password or data of a
-//! row. What waiting mends ([`Error::is_transient`]) the follower waits for, with growing pauses. What it does not mend
-//! (a refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
-//! [`OddsCache::ready`] returns the same. After the first warmup nothing ends it. Look-ups do not fail.
+//! There is one type, [`Error`]. Each variant names the object and the way out. None carries a password or data of a row.
+//! If waiting resolves an error ([`Error::is_transient`]), the follower waits, with growing pauses. Any other error (a
+//! refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
+//! [`OddsCache::ready`] returns the same error. After the first warmup, nothing ends the follower. Look-ups do not fail.
 //!
 //! ## Without PostgreSQL
 //!
-//! [`OddsCache::detached`] gives the handle and a [`Writer`] in the follower's place: for a process that has the odds
-//! at hand, and for tests of code that reads from a cache. Nothing shows before [`Writer::publish`], and then all of it
-//! at once.
+//! [`OddsCache::detached`] returns the handle and a [`Writer`] in the follower's place. It is for a process that has the
+//! odds at hand, and for tests of code that reads from a cache. Nothing shows before [`Writer::publish`], and then all of
+//! it at once.
 //!
 //! ```
 //! use chrono::{Duration, Utc};
@@ -167,8 +173,7 @@
 //! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
 //! | [`OddsCache::view_within`] | only for its error | only its error | no |
 //! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
-//! | [`OddsCache::timings`], [`Histogram::timing`] | no | a short list each | no |
-//! | [`Histogram::record`] | no | no | no |
+//! | [`OddsCache::timings`] | no | a short list each | no |
 //! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
 //! | [`Outcome::extra`] | no | parses, if there is any | no |
 //! | [`Cut::shows`] | no | parses the cut's snapshot | no |
@@ -181,14 +186,14 @@
 //! | [`EventList::render`] | is `&mut` | the list, less what is used again | no: about 1 ms for 1,100 events |
 //! | [`Writer`]'s calls | are `&mut` | what is put, pages that changed | no |
 //!
-//! A thread's first look-up registers it, which allocates once. States that nobody looks at any more are freed by the
-//! follower or the writer, not by readers. Times and ratios are in the README.
+//! A thread's first look-up registers the thread, which allocates once. The follower or the writer frees states that
+//! nobody uses any more; readers never do. Times and ratios are in the README.
 //!
 //! # What it mirrors
 //!
-//! The same thing has the same name here, in SQL and in JSON. Times are UTC to the microsecond (`timestamp` without
-//! time zone is read as UTC), ids 64-bit, odds the very bits of the number in the column. The application's tables are
-//! never written.
+//! The same thing has the same name here, in SQL and in JSON. Times are UTC to the microsecond; `timestamp` without time
+//! zone is read as UTC. Ids have 64 bits. Odds have the very bits of the number in the column. The application's tables
+//! are never written.
 //!
 //! | here | in SQL |
 //! |---|---|
@@ -200,10 +205,17 @@
 //!
 //! # Runtime
 //!
-//! The follower, [`Config::open`] and [`OddsCache::wait_for`] need a tokio runtime with time (and I/O but for the
-//! last). Everything else needs none; [`Changes`] and [`OddsCache::ready`] run on any. All types are `Send`, and what
-//! is shared is `Sync`; so are the futures. Logging is by [`tracing`](https://docs.rs/tracing), with nothing of a row's
-//! data.
+//! The follower, [`Config::open`], [`check_notifications`] and [`warm_up`] need a tokio runtime with time and I/O;
+//! [`OddsCache::wait_for`] needs one with time. Everything else needs none: [`Changes`] and [`OddsCache::ready`] run on
+//! any. All types and futures are `Send`, and what is shared is `Sync`.
+//!
+//! Logging is by [`tracing`](https://docs.rs/tracing), and never shows data of a row. The follower's work has spans:
+//!
+//! | span | level | fields |
+//! |---|---|---|
+//! | `warmup`: reading everything | info | `reason` ([`ReloadReason::name`]), `epoch`; at its end `rows` read and `events` held |
+//! | `read`: reading changes | debug | `reason` (`notification`, `time`, `request`, `audit`, `reload`), `epoch`; at its end `log_rows` and `rows` |
+//! | `publish`: making the next state visible | debug | `epoch`, `events` that changed |
 //!
 //! # Cargo features
 //!
@@ -212,7 +224,7 @@
 //! | `service` | yes | the dependencies of the `oddscache` binary; nothing of the library's own, but `tls` |
 //! | `demo` | yes | the command `oddscache demo`. A production build leaves it out: `--no-default-features --features service` |
 //! | `zstd` | no | answers of the `oddscache` binary compressed by zstd too, beside gzip; needs a C compiler |
-//! | `tls` | by `service` | TLS to the database, by rustls with ring. Without: `sslmode=prefer` goes without it, `require` and stricter are refused |
+//! | `tls` | by `service` | TLS to the database, by rustls with ring. Without it, `sslmode=prefer` connects without TLS, and `require` and stricter need a connector of your own ([`Config::tls_connector`]) |
 //!
 //! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.
 //!
@@ -220,14 +232,17 @@
 //!
 //! [Semantic versioning](https://semver.org/) as cargo reads it: before 1.0 a breaking change raises the minor version,
 //! all else the patch version. Part of the interface are the public names, the JSON that types serialise to, and the
-//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, [`hashbrown`], `serde`, `serde_json`,
-//! [`tokio_postgres`]; the two that are linked are re-exported. What may gain fields or variants is
+//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, `serde`, `serde_json`, and [`tokio_postgres`], which
+//! is re-exported. What may gain fields or variants is
 //! `#[non_exhaustive]`; the inputs of [`Writer`] are not, so that they can be written down: a new field there is a
-//! breaking change. Texts of errors, statuses and log lines are for people and may change. [`sql::FEED_VERSION`] is
-//! counted apart: a follower works with exactly one.
+//! breaking change. Texts of errors, statuses and log lines are for people and may change.
 //!
-//! The oldest Rust that will do is the `rust-version` of `Cargo.toml`, with which all tests run. Raising it counts as a
-//! breaking change, and is done only for something that is needed.
+//! The change feed has a version of its own, [`sql::FEED_VERSION`]. A follower works with that version and the one before
+//! ([`sql::FEED_VERSIONS`]), so the feed and the caches can be upgraded in either order. With the older one it warns once,
+//! [`ChangeLog::feed_version`] tells, and running `install.sql` again upgrades the feed under running caches.
+//!
+//! The oldest Rust is the `rust-version` of `Cargo.toml`, with which all tests run. Raising it counts as a breaking change.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(
     missing_debug_implementations,
     missing_docs,
@@ -252,7 +267,6 @@ pub mod sql;
 mod store;
 mod writer;
 
-pub use hashbrown;
 pub use tokio_postgres;
 
 pub use cache::OddsCache;
@@ -261,7 +275,7 @@ pub use error::Error;
 pub use event_list::{EventList, InlineMarkets};
 pub use follow::{Follower, listener::check_notifications, warm_up};
 pub use metrics::{
-    histogram::{Histogram, Timing, TimingBucket},
+    histogram::{Timing, TimingBucket},
     reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
     status::{ChangeLog, Counters, Status},
@@ -272,8 +286,9 @@ pub use model::{
     Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
 };
 pub use postgres::{
-    connect::Wire,
+    connect::Connection,
     conninfo::without_password,
+    password::Login,
     server_version::SERVER_VERSIONS,
     tls::{SslMode, Tls},
 };

@@ -4,12 +4,11 @@ use arc_swap::{ArcSwap, Cache};
 
 use crate::store::{publish::Shared, state::State};
 
-/// One thread's or task's own reader, for a loop that looks up all the time: made by
-/// [`OddsCache::reader`](crate::cache::OddsCache::reader).
+/// A reader for the hot loop of one thread or task, made by [`OddsCache::reader`](crate::cache::OddsCache::reader).
 ///
-/// Remembers the state it gave last and compares one pointer to see whether there is a newer one. So it keeps that state in
-/// memory until it is asked again or dropped: no reader for what rests for long, for which there is
-/// [`OddsCache::read`](crate::cache::OddsCache::read).
+/// It remembers the last state and compares one pointer to see whether there is a newer one. It keeps that state in memory
+/// until the next call or until it is dropped. Code that rests for long should use
+/// [`OddsCache::read`](crate::cache::OddsCache::read) instead.
 #[derive(Clone)]
 pub struct Reader {
     latest: Cache<Source, Arc<State>>,
@@ -34,8 +33,8 @@ impl Reader {
         }
     }
 
-    /// The latest committed state. Lookups in it agree with each other; the next call may give a newer one. Takes no lock,
-    /// allocates nothing, and leaves it to the writer to free the state before.
+    /// The latest committed state. Look-ups in it agree with each other. The next call may return a newer one. Takes no lock
+    /// and allocates nothing. The writer frees the state before.
     pub fn state(&mut self) -> &State {
         self.latest.load()
     }

@@ -11,9 +11,10 @@ use crate::{
     },
 };
 
-/// The writing half of a cache that no follower feeds: for tests, and for processes that have the odds at hand.
+/// The writing half of a cache without a follower: for tests, and for processes that have the odds at hand.
 ///
-/// Changes are private until [`Writer::publish`] makes all of them visible at once. There is one writer to a cache:
+/// Changes are private until [`Writer::publish`] makes all of them visible at once. Its calls do no I/O and wait for nobody.
+/// A cache has one writer:
 ///
 /// ```compile_fail
 /// let (_cache, writer) = oddscache::OddsCache::detached();
@@ -37,8 +38,8 @@ impl Writer {
         }
     }
 
-    /// Puts the latest snapshot of an event and bookmaker in place of the one held; equal markets are kept where they are.
-    /// `kickoff`: if `None`, the known one stays.
+    /// Puts the latest snapshot of an event and bookmaker in place of the one held, whatever their ids. Equal markets share
+    /// memory with the ones held. `kickoff` is UTC; `None` keeps the known one.
     pub fn put_betpawa_snapshot(
         &mut self,
         snapshot: &SnapshotInput,
@@ -51,8 +52,8 @@ impl Writer {
         });
     }
 
-    /// Puts the latest snapshot of an event and competitor in place of the one held. Its bookmaker id
-    /// becomes 0. `kickoff`: if `None`, the known one stays.
+    /// Puts the latest snapshot of an event and competitor in place of the one held, whatever their ids. Its bookmaker id
+    /// becomes 0. `kickoff` is UTC; `None` keeps the known one.
     pub fn put_competitor_snapshot(
         &mut self,
         source: &str,
@@ -94,7 +95,7 @@ impl Writer {
         );
     }
 
-    /// Removes all events with a kickoff at or before `cutoff`, and says how many. Events without a known kickoff stay.
+    /// Removes all events with a kickoff at or before `cutoff`, and returns how many. Events without a known kickoff stay.
     pub fn evict_expired(&mut self, cutoff: DateTime<Utc>) -> usize {
         self.window_start = self.window_start.max(cutoff);
         self.draft.evict(Micros::from_utc(cutoff))
@@ -107,7 +108,8 @@ impl Writer {
         self.draft = empty;
     }
 
-    /// Makes all changes since the last call visible at once.
+    /// Makes all changes since the last call visible at once, as the next [`State::version`](crate::store::state::State::version).
+    /// Copies only the pages that changed.
     pub fn publish(&mut self) {
         let cut = Arc::new(Cut {
             as_of: Utc::now(),

@@ -7,7 +7,7 @@
 use std::{alloc::System, hint::black_box, time::Duration};
 
 use chrono::Utc;
-use oddscache::{Histogram, MarketInput, OddsCache, OutcomeInput, SnapshotInput};
+use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -45,7 +45,6 @@ fn calls_allocate_as_documented() {
     let view = cache.view();
     let mut reader = cache.reader();
     let hour = Duration::from_secs(3600);
-    let histogram = Histogram::new();
     let market = view
         .get_betpawa_snapshot(7)
         .and_then(|s| s.get(1)?.market("3743", None));
@@ -78,7 +77,6 @@ fn calls_allocate_as_documented() {
         ("OddsCache::stats", allocations(|| cache.stats())),
         ("OddsCache::counters", allocations(|| cache.counters())),
         ("OddsCache::change_log", allocations(|| cache.change_log())),
-        ("Histogram::record", allocations(|| histogram.record(hour))),
         ("OddsCache::changes", allocations(|| cache.changes())),
         ("OddsCache::resync", allocations(|| cache.resync())),
         ("Reader::state", allocations(|| reader.state().len())),
@@ -103,7 +101,6 @@ fn calls_allocate_as_documented() {
     }
     let something = [
         ("OddsCache::event_ids", allocations(|| cache.event_ids())),
-        ("Histogram::timing", allocations(|| histogram.timing())),
         (
             "OddsCache::get_betpawa_snapshots",
             allocations(|| cache.get_betpawa_snapshots(&[7])),

@@ -249,11 +249,22 @@ async fn a_feed_that_is_not_installed_is_named() {
 
 #[tokio::test]
 async fn a_feed_of_another_version_or_for_other_tables_is_named() {
-    let sql = "create or replace function oddscache.feed_version() returns integer language sql as 'select 99'";
-    let error = after(sql).await;
-    let is_it = matches!(error, Error::FeedVersion { found: 99, .. });
-    assert!(is_it, "{error:?}");
-    assert_names(&error, &["99", "install"]);
+    for (version, way_out) in [
+        (1, "oddscache sql install --apply"),
+        (4, "upgrade oddscache"),
+        (99, "upgrade oddscache"),
+    ] {
+        let sql = format!(
+            "create or replace function oddscache.feed_version() returns integer language sql as 'select {version}'"
+        );
+        let error = after(&sql).await;
+        assert!(
+            matches!(error, Error::FeedVersion { found, oldest: 2, newest: 3, .. } if found == version),
+            "{error:?}"
+        );
+        let found = format!("version {version},");
+        assert_names(&error, &[&found, "versions 2 to 3", way_out]);
+    }
     let error = after("update oddscache.log_state set app_schema = 'elsewhere'").await;
     assert!(matches!(error, Error::FeedElsewhere { .. }), "{error:?}");
     assert_names(&error, &["elsewhere", "public"]);

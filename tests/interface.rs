@@ -5,10 +5,10 @@ use std::{error::Error as StdError, fmt::Debug, time::Duration};
 
 use oddscache::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, ChangeLog, Changes,
-    CompetitorSnapshots, Config, Counters, Cut, Error, EventList, Follower, Histogram,
+    CompetitorSnapshots, Config, Connection, Counters, Cut, Error, EventList, Follower,
     InlineMarkets, Lagged, MarketInput, Markets, MemoryStats, OddsCache, Outcome, OutcomeInput,
     Outcomes, Reader, Reloads, SnapshotInput, Source, SslMode, State, Stats, Status, Timing,
-    TimingBucket, Timings, Tls, View, WarmupStats, Wire, Writer, sql,
+    TimingBucket, Timings, Tls, View, WarmupStats, Writer, sql,
 };
 
 fn moves<T: Send + Unpin + Debug>() {}
@@ -55,11 +55,10 @@ fn types_are_send_and_debug_and_cheap_ones_clone() {
     shared::<State>();
     shared::<EventList>();
     shared::<InlineMarkets>();
-    shared::<Histogram>();
     shared::<Changes>();
     moves::<Writer>();
     moves::<Follower>();
-    moves::<Wire>();
+    moves::<Connection>();
     error::<Error>();
     error::<Lagged>();
     error::<sql::ScriptError>();
@@ -135,4 +134,19 @@ fn a_snapshot_goes_from_one_cache_to_another_as_json() {
     writer.publish();
     let event = |cache: &OddsCache| serde_json::to_value(cache.event(7)).expect("JSON");
     assert_eq!(event(&first), event(&second));
+}
+
+/// The table of features is complete.
+#[test]
+fn the_documentation_names_every_feature() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("a manifest");
+    let documentation = include_str!("../src/lib.rs");
+    let features = manifest["features"].as_table().expect("features");
+    for feature in features.keys().filter(|name| *name != "default") {
+        let row = format!("//! | `{feature}` | ");
+        assert!(
+            documentation.contains(&row),
+            "{feature} is not in the table of features"
+        );
+    }
 }

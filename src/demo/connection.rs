@@ -6,9 +6,9 @@ use oddscache::Config;
 use tokio_postgres::{Client, NoTls};
 
 pub(super) async fn connect(dsn: &str) -> anyhow::Result<Client> {
-    let (client, wire) = Config::new(dsn)?.open().await?;
+    let (client, connection) = Config::new(dsn)?.open().await?;
     // Ends with the client.
-    tokio::spawn(wire);
+    tokio::spawn(connection);
     Ok(client)
 }
 

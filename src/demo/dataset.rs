@@ -17,6 +17,7 @@
 
 use std::time::{Duration, Instant};
 
+use oddscache::sql::Table;
 use tokio_postgres::Client;
 
 /// The application's tables.
@@ -207,10 +208,13 @@ async fn load_markets(
     let mut markets = 0;
     for from in (1..=targets as i64).step_by(CHUNK as usize) {
         progress(markets);
-        for (table, competitor) in [("market_odds", false), ("competitor_market_odds", true)] {
+        for (table, competitor) in [
+            (Table::MarketOdds, false),
+            (Table::CompetitorMarketOdds, true),
+        ] {
             let inserted = client
                 .execute(
-                    &markets_of(table),
+                    &markets_of(table.name()),
                     &[&competitor, &from, &(from + CHUNK), &int(scale.markets)],
                 )
                 .await;

@@ -14,6 +14,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures_util::future::{Either, select};
 use tokio::time::{sleep, timeout};
+use tracing::{Instrument, field::Empty};
 
 use crate::{
     config::Config,
@@ -41,6 +42,7 @@ use crate::{
         source::Source,
         transaction::{self, ReadStart},
     },
+    sql::FEED_VERSION,
     store::{
         draft::Draft,
         publish::{Publisher, add},
@@ -81,6 +83,8 @@ pub struct Follower {
     /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
+    /// The feed's, as far as it was told; 0 before.
+    feed_version: i32,
     troubled_since: Option<DateTime<Utc>>,
 }
 
@@ -124,6 +128,7 @@ impl Follower {
             backoff: Backoff::for_connections(),
             connections: 0,
             last_warmup: None,
+            feed_version: 0,
             troubled_since: None,
             config,
         }
@@ -256,11 +261,7 @@ impl Follower {
     }
 
     fn source<'a>(&'a self, reader: &'a Connection) -> Source<'a> {
-        Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
-        }
+        Source::new(reader, &self.config, &self.names)
     }
 
     /// Replaces the time-outs of the role, the database and the server in the reading session. Does so only once the
@@ -290,6 +291,7 @@ impl Follower {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
         })?;
+        self.tell_version(feed.version);
         if self
             .listener
             .as_ref()
@@ -302,6 +304,24 @@ impl Follower {
         Ok(())
     }
 
+    /// Says once that the feed is of the version before, and once that it was upgraded.
+    fn tell_version(&mut self, found: i32) {
+        let told = std::mem::replace(&mut self.feed_version, found);
+        if told == found {
+            return;
+        }
+        if found < FEED_VERSION {
+            tracing::warn!(
+                found,
+                newest = FEED_VERSION,
+                "the change feed is of an older version, which the next oddscache may not follow; let the owner of the tables \
+                 run `oddscache sql install --apply`, which upgrades it under running caches"
+            );
+        } else if told != 0 {
+            tracing::info!(from = told, to = found, "the change feed was upgraded");
+        }
+    }
+
     async fn read_everything(
         &mut self,
         reader: &Connection,
@@ -309,14 +329,20 @@ impl Follower {
         start: ReadStart,
     ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
-        let source = Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
-        };
+        // Beside the draft, which is borrowed too.
+        let source = Source::new(reader, &self.config, &self.names);
         let prepared = self.prepared.as_ref();
+        let reload = reason.reason.name();
+        let span = tracing::info_span!(
+            "warmup",
+            reason = reload,
+            epoch,
+            rows = Empty,
+            events = Empty
+        );
         let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
-        let (known, done) = match within(self.config.warmup_timeout, WARMING_UP, read).await {
+        let read = within(self.config.warmup_timeout, WARMING_UP, read);
+        let (known, done) = match read.instrument(span.clone()).await {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 tracing::warn!(%error, "reading everything on one connection from now on");
@@ -328,6 +354,8 @@ impl Follower {
             }
             read => read?,
         };
+        span.record("rows", done.rows_read);
+        span.record("events", self.draft.len());
         // Only now: if the read fails, the old view stays, and with it its epoch.
         self.epoch = epoch;
         self.publish(&known, done);
@@ -440,14 +468,21 @@ impl Follower {
             (None, Some(Woken::Time)) => Cause::Time,
             (None, _) => Cause::News,
         };
-        let source = Source {
-            client: &reader.client,
-            config: &self.config,
-            names: &self.names,
+        // Beside the draft, which is borrowed too.
+        let source = Source::new(reader, &self.config, &self.names);
+        let reason = match (&cause, woken) {
+            (Cause::Audit(_), _) => "audit",
+            (_, Some(woken)) => woken.name(),
+            (_, None) => "reload",
         };
+        let epoch = self.epoch;
+        let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
         let changes = read::changes(source, &mut self.prepared, &mut self.draft, known, cause);
-        match within(self.config.read_timeout, READING, changes).await? {
+        let changes = within(self.config.read_timeout, READING, changes);
+        match changes.instrument(span.clone()).await? {
             Read::Done(mut done) => {
+                span.record("log_rows", done.log_rows);
+                span.record("rows", done.rows_read);
                 if let Some(woken) = woken {
                     let rows = done.log_rows;
                     self.plan_next(known, woken, rows, begun_at.elapsed());
@@ -613,6 +648,12 @@ impl Follower {
         let cut = Arc::clone(known.cut());
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         if everything || !change.is_empty() {
+            let epoch = self.epoch;
+            let span = tracing::debug_span!("publish", epoch, events = Empty);
+            let _entered = span.enter();
+            if !span.is_disabled() {
+                span.record("events", change.event_ids().len());
+            }
             let warmup = self.last_warmup.clone();
             let state = self.draft.state(cut, self.epoch, done.began, warmup);
             self.publisher.publish(state, change);

@@ -34,17 +34,8 @@ const BOUNDS: [u64; 81] = {
 ///
 /// Any number of threads may record at the same time. Recording costs about ten nanoseconds, takes no lock and
 /// allocates nothing. A histogram takes 664 bytes and never grows.
-///
-/// ```
-/// # use std::time::Duration;
-/// let histogram = oddscache::Histogram::new();
-/// histogram.record(Duration::from_micros(1700));
-/// histogram.record(Duration::from_micros(300));
-/// let timing = histogram.timing();
-/// assert_eq!((timing.count, timing.sum_seconds, timing.up_to(0.001)), (2, 0.002, 1));
-/// ```
 #[derive(Debug)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     /// How many durations fell into each bucket. The last bucket is for those above all bounds.
     counts: [AtomicU64; BOUNDS.len() + 1],
     nanos: AtomicU64,
@@ -52,7 +43,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// A histogram without counts. Allocates nothing.
-    pub fn new() -> Histogram {
+    pub(crate) fn new() -> Histogram {
         Histogram {
             counts: array::from_fn(|_| AtomicU64::new(0)),
             nanos: AtomicU64::new(0),
@@ -60,7 +51,7 @@ impl Histogram {
     }
 
     /// Counts a duration. All durations up to 1 us share a bucket, and so do all above 100 s.
-    pub fn record(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|bound| *bound < nanos);
         if let Some(count) = self.counts.get(bucket) {
@@ -70,7 +61,7 @@ impl Histogram {
     }
 
     /// The counts so far. Allocates the list of the buckets that are not empty.
-    pub fn timing(&self) -> Timing {
+    pub(crate) fn timing(&self) -> Timing {
         let bounds = BOUNDS.iter().map(|nanos| seconds(*nanos));
         let counts = self
             .counts
@@ -104,7 +95,8 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// The counts of a [`Histogram`] at one moment.
+/// How long something took, since the cache was made: durations counted in fixed buckets from 1 us to 100 s, ten per decade
+/// (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timing {

@@ -139,7 +139,8 @@ pub struct Counters {
     pub audit_mismatches: u64,
 }
 
-/// Which transactions the change log still covers, as of the last read: all from `pruned_below` on.
+/// The installed change feed, and which transactions its log still covers: all from `pruned_below` on. As of the last read;
+/// all 0 before the first warmup, and in a cache that a [`Writer`](crate::writer::Writer) feeds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ChangeLog {
@@ -147,6 +148,9 @@ pub struct ChangeLog {
     pub pruned_below: u64,
     /// The first transaction id that had not been handed out, or whose transaction had not ended.
     pub next_xid: u64,
+    /// The version of the installed feed, one of [`FEED_VERSIONS`](crate::sql::FEED_VERSIONS). Below
+    /// [`FEED_VERSION`](crate::sql::FEED_VERSION), `oddscache sql install --apply` upgrades it under running caches.
+    pub feed_version: i32,
 }
 
 impl ChangeLog {

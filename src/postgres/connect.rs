@@ -8,6 +8,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::IpAddr,
     path::PathBuf,
     pin::{Pin, pin},
@@ -25,43 +26,36 @@ use tokio_postgres::{
 use crate::{
     error::{Error, reason},
     postgres::{
+        connector::{Connector, Stream},
         hosts::{self, Session, Target},
-        passfile::{self, Login},
+        passfile,
+        password::{Login, PasswordSource},
         server_version::Major,
         tls::{SslMode, Tls},
     },
 };
 
-#[cfg(feature = "tls")]
-use crate::postgres::rustls::Stream;
-#[cfg(not(feature = "tls"))]
-use tokio_postgres::tls::NoTlsStream as Stream;
-
-#[cfg(feature = "tls")]
-type Connector = tokio_postgres_rustls::MakeRustlsConnect;
-#[cfg(not(feature = "tls"))]
-type Connector = tokio_postgres::NoTls;
-
-/// The part of a connection that moves the bytes of a [`Client`], with or without TLS. Ends with its client.
+/// The part of a connection that moves the bytes of a [`Client`], with or without TLS, as [`tokio_postgres::Connection`]
+/// does. Ends with its client. Dropping it closes the connection.
 ///
-/// It must be polled. `tokio::spawn(wire)` is enough if notices and notifications do not matter; otherwise poll
-/// [`Wire::poll_message`].
+/// It must be polled. `tokio::spawn(connection)` is enough if notices and notifications do not matter; otherwise poll
+/// [`Connection::poll_message`].
 #[must_use = "the client does nothing until this is polled"]
-pub struct Wire(tokio_postgres::Connection<Socket, Stream>);
+pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
-impl Wire {
-    /// The statement that keeps any `transaction_timeout` of the role, the database or the server from ending the
-    /// session. Put it right after `BEGIN;`. Empty before PostgreSQL 17, which introduced that setting.
+impl Connection {
+    /// The server's major version, such as 15, as the server named it at the login. `None` if that cannot be read; a pooler
+    /// may name its own. Does no I/O. See [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[must_use]
-    pub fn without_transaction_timeout(&self) -> &'static str {
-        let version = self.0.parameter("server_version");
-        match version.and_then(Major::parse) {
-            Some(Major(major)) if major >= 17 => "SET LOCAL transaction_timeout = 0; ",
-            _ => "",
-        }
+    pub fn server_version(&self) -> Option<u32> {
+        let version = self.0.parameter("server_version").and_then(Major::parse);
+        version.map(|Major(major)| major)
     }
 
     /// The next notice or notification. Moves the client's bytes meanwhile. `None` once the connection is closed.
+    ///
+    /// # Errors
+    /// The driver's error that ended the connection.
     pub fn poll_message(
         &mut self,
         context: &mut Context<'_>,
@@ -70,7 +64,7 @@ impl Wire {
     }
 }
 
-impl Future for Wire {
+impl Future for Connection {
     type Output = Result<(), tokio_postgres::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -78,9 +72,9 @@ impl Future for Wire {
     }
 }
 
-impl std::fmt::Debug for Wire {
+impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wire")
+        f.write_str("Connection")
     }
 }
 
@@ -94,6 +88,10 @@ pub(crate) struct ConnectOptions {
     pub(crate) tls: Tls,
     pub(crate) session: Session,
     pub(crate) passfile: Option<PathBuf>,
+    /// Asked instead of any other password.
+    pub(crate) password: Option<PasswordSource>,
+    /// Of the user's own, instead of rustls.
+    pub(crate) connector: Option<Connector>,
 }
 
 impl ConnectOptions {
@@ -101,6 +99,12 @@ impl ConnectOptions {
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
         hosts::targets(&self.postgres).map(drop)
+    }
+
+    /// Whether what it asks of TLS makes sense, and is to be had here.
+    pub(crate) fn check_tls(&self) -> Result<(), Error> {
+        self.tls.check(self.postgres.get_ssl_negotiation())?;
+        self.tls.check_connector(self.connector.is_some())
     }
 
     pub(crate) fn is_of_one_server(&self) -> bool {
@@ -120,8 +124,8 @@ impl ConnectOptions {
     }
 
     /// See [`Config::open`](crate::config::Config::open).
-    pub(crate) async fn open(&self) -> Result<(Client, Wire), Error> {
-        self.tls.check(self.postgres.get_ssl_negotiation())?;
+    pub(crate) async fn open(&self) -> Result<(Client, Connection), Error> {
+        self.check_tls()?;
         let targets = hosts::targets(&self.postgres)?;
         let connector = self.connector(&targets).await?;
         let mut failures = Vec::new();
@@ -136,25 +140,28 @@ impl ConnectOptions {
         Err(self.sum_up(failures))
     }
 
-    #[cfg(feature = "tls")]
+    /// The user's connector; else rustls, if any connection may need it.
     async fn connector(&self, targets: &[Target]) -> Result<Connector, Error> {
+        if let Some(connector) = &self.connector {
+            return Ok(connector.clone());
+        }
         // Without a need for TLS, do not read certificates: a missing file must not prevent the connection.
-        let needed =
-            self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket());
-        let tls = if needed {
-            self.tls.clone()
-        } else {
-            crate::postgres::tls::Tls::new(SslMode::Disable)
-        };
-        // Reading certificates blocks.
-        let connector =
-            tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
-        connector.map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?
+        #[cfg(feature = "tls")]
+        if self.tls.mode != SslMode::Disable && targets.iter().any(|target| !target.is_socket()) {
+            let tls = self.tls.clone();
+            // Reading certificates blocks.
+            let connector =
+                tokio::task::spawn_blocking(move || crate::postgres::rustls::connector(&tls)).await;
+            let connector = connector
+                .map_err(|_| Error::Config("reading certificates was interrupted".to_owned()))?;
+            return connector.map(Connector::new);
+        }
+        let _ = targets;
+        Ok(Connector::none())
     }
 
-    #[cfg(not(feature = "tls"))]
-    async fn connector(&self, _: &[Target]) -> Result<Connector, Error> {
-        Ok(tokio_postgres::NoTls)
+    fn may_use_tls(&self) -> bool {
+        cfg!(feature = "tls") || self.connector.is_some()
     }
 
     /// Tries each address of one server, each with its own time limit (O1).
@@ -163,15 +170,16 @@ impl ConnectOptions {
         target: &Target,
         connector: &Connector,
         session: Session,
-    ) -> Result<(Client, Wire), Error> {
+    ) -> Result<(Client, Connection), Error> {
         let bound = self.connect_bound();
         let late = || unreachable(target, format!("no answer within {} s", bound.as_secs()));
         let addresses = timeout(bound, look_up(target))
             .await
             .map_err(|_| late())??;
+        let password = self.password(target).await?;
         let mut failure: Option<Error> = None;
         for address in addresses {
-            let attempt = self.try_address(target, address, connector, session);
+            let attempt = self.try_address(target, address, connector, &password, session);
             let error = match timeout(bound, attempt).await.map_err(|_| late()) {
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(error)) | Err(error) => error,
@@ -187,19 +195,22 @@ impl ConnectOptions {
         target: &Target,
         address: Option<IpAddr>,
         connector: &Connector,
+        password: &Password,
         session: Session,
-    ) -> Result<(Client, Wire), Error> {
+    ) -> Result<(Client, Connection), Error> {
         let (first, second) = match self.tls.mode {
             _ if target.is_socket() => (Negotiate::Disable, None),
             SslMode::Disable => (Negotiate::Disable, None),
-            _ if cfg!(not(feature = "tls")) => (Negotiate::Disable, None),
+            _ if !self.may_use_tls() => (Negotiate::Disable, None),
             SslMode::Allow => (Negotiate::Disable, Some(Negotiate::Require)),
             SslMode::Prefer => (Negotiate::Prefer, Some(Negotiate::Disable)),
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
                 (Negotiate::Require, None)
             }
         };
-        let login = self.log_in(target, address, connector, first).await;
+        let login = self
+            .log_in(target, address, connector, password, first)
+            .await;
         let login = match (login, second) {
             // The handshake failed, or pg_hba.conf has no line for this kind of connection.
             (
@@ -208,16 +219,19 @@ impl ConnectOptions {
                     ..
                 }),
                 Some(second),
-            ) => self.log_in(target, address, connector, second).await,
+            ) => {
+                self.log_in(target, address, connector, password, second)
+                    .await
+            }
             (login, _) => login,
         };
-        let (client, mut wire) = login.map_err(|failed| failed.error)?;
+        let (client, mut connection) = login.map_err(|failed| failed.error)?;
         // The login worked. Now check whether the session is one that `target_session_attrs` accepts.
         let Some((query, wanted, problem)) = session.query() else {
-            return Ok((client, wire));
+            return Ok((client, connection));
         };
-        match first_value(&client, &mut wire, query).await {
-            Ok(Some(answer)) if answer == wanted => Ok((client, wire)),
+        match first_value(&client, &mut connection, query).await {
+            Ok(Some(answer)) if answer == wanted => Ok((client, connection)),
             Ok(_) => Err(unreachable(
                 target,
                 format!("{problem}, which target_session_attrs does not allow"),
@@ -226,27 +240,58 @@ impl ConnectOptions {
         }
     }
 
-    #[cfg_attr(not(feature = "tls"), allow(clippy::clone_on_copy))]
     async fn log_in(
         &self,
         target: &Target,
         address: Option<IpAddr>,
         connector: &Connector,
+        password: &Password,
         negotiate: Negotiate,
-    ) -> Result<(Client, Wire), Failed> {
+    ) -> Result<(Client, Connection), Failed> {
         let mut postgres = target.postgres(&self.postgres, negotiate);
         address.map(|address| postgres.hostaddr(address));
-        let from_file = self.password_from_file(target).await;
-        let from_file = from_file
-            .map(|password| postgres.password(password))
-            .is_some();
+        match password {
+            Password::Configured => {}
+            Password::FromFile(password) => {
+                postgres.password(password);
+            }
+            Password::Asked(password) => {
+                postgres.password(password);
+            }
+        }
         let connect = postgres.connect(connector.clone()).await;
         let (client, connection) = connect.map_err(|error| Failed {
             try_other_way: is_about_tls(&error)
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
-            error: self.classify(target, &error, from_file),
+            error: self.classify(target, &error, password),
         })?;
-        Ok((client, Wire(connection)))
+        Ok((client, Connection(connection)))
+    }
+
+    /// The password for this server, within the time that connecting may take.
+    async fn password(&self, target: &Target) -> Result<Password, Error> {
+        if let Some(source) = &self.password {
+            let bound = self.connect_bound();
+            let user = hosts::user(&self.postgres).unwrap_or_default();
+            let asked = source.ask(self.login(target, user));
+            let asked = timeout(bound, asked).await;
+            let asked = asked.unwrap_or_else(|_| Err(format!("none within {} s", bound.as_secs())));
+            return asked.map(Password::Asked).map_err(|reason| {
+                let target = target.name();
+                Error::Password { target, reason }
+            });
+        }
+        let from_file = self.password_from_file(target).await;
+        Ok(from_file.map_or(Password::Configured, Password::FromFile))
+    }
+
+    fn login(&self, target: &Target, user: String) -> Login {
+        Login {
+            host: target.password_host(),
+            port: target.port,
+            database: self.postgres.get_dbname().unwrap_or(&user).to_owned(),
+            user,
+        }
     }
 
     /// The password for this server from the password file, unless one is configured.
@@ -255,23 +300,18 @@ impl ConnectOptions {
         if self.postgres.get_password().is_some() {
             return None;
         }
-        let user = hosts::user(&self.postgres)?;
-        let database = self.postgres.get_dbname().unwrap_or(&user).to_owned();
-        let (host, port) = (target.password_host(), target.port);
-        let reading = tokio::task::spawn_blocking(move || {
-            let login = Login {
-                host: &host,
-                port,
-                database: &database,
-                user: &user,
-            };
-            passfile::read(&path, &login)
-        });
+        let login = self.login(target, hosts::user(&self.postgres)?);
+        let reading = tokio::task::spawn_blocking(move || passfile::read(&path, &login));
         reading.await.ok().flatten()
     }
 
     /// The error of a login as one of ours. It decides whether a retry makes sense.
-    fn classify(&self, target: &Target, error: &tokio_postgres::Error, from_file: bool) -> Error {
+    fn classify(
+        &self,
+        target: &Target,
+        error: &tokio_postgres::Error,
+        password: &Password,
+    ) -> Error {
         #[cfg(feature = "tls")]
         if let Some(cause) = crate::postgres::rustls::cause(error) {
             return match crate::postgres::rustls::explain(cause) {
@@ -281,27 +321,7 @@ impl ConnectOptions {
         }
         let mut said = reason(error);
         let Some(code) = error.code() else {
-            // The driver does not tell its errors apart by type, only by text.
-            return match error.to_string().as_str() {
-                "error performing TLS handshake"
-                    if said.ends_with("server does not support TLS") =>
-                {
-                    tls(
-                        target,
-                        format!(
-                            "the server does not offer TLS, which sslmode={} requires; switch it on there (ssl = on)",
-                            self.tls.mode
-                        ),
-                    )
-                }
-                "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
-                    target,
-                    "a certificate cannot be issued for this host name".to_owned(),
-                ),
-                // No password is given, the password is wrong, or channel binding is impossible.
-                "invalid configuration" | "authentication error" => refused(target, said),
-                _ => unreachable(target, said),
-            };
+            return self.classify_unanswered(target, error, said);
         };
         // Transient: the server starts up or shuts down, has too many connections or too little memory, or a disk
         // fails.
@@ -322,16 +342,53 @@ impl ConnectOptions {
         {
             return unreachable(target, said);
         }
-        if from_file && *code == SqlState::INVALID_PASSWORD {
-            said.push_str("; the password came from the password file");
+        if *code == SqlState::INVALID_PASSWORD {
+            said.push_str(match password {
+                Password::Configured => "",
+                Password::FromFile(_) => "; the password came from the password file",
+                Password::Asked(_) => "; the password came from password_with",
+            });
         }
         refused(target, said)
+    }
+
+    /// The same, if the server sent no error.
+    fn classify_unanswered(
+        &self,
+        target: &Target,
+        error: &tokio_postgres::Error,
+        said: String,
+    ) -> Error {
+        // The driver does not tell its errors apart by type, only by text.
+        match error.to_string().as_str() {
+            "error performing TLS handshake" if said.ends_with("server does not support TLS") => {
+                tls(
+                    target,
+                    format!(
+                        "the server does not offer TLS, which sslmode={} requires; switch it on there (ssl = on)",
+                        self.tls.mode
+                    ),
+                )
+            }
+            "error performing TLS handshake" if said.ends_with("invalid dns name") => tls(
+                target,
+                "a certificate cannot be issued for this host name".to_owned(),
+            ),
+            // A connector that refuses the server refuses it again. Only trouble with the network may pass.
+            "error performing TLS handshake" if self.connector.is_some() && !is_about_io(error) => {
+                tls(target, said)
+            }
+            // No password is given, the password is wrong, or channel binding is impossible.
+            "invalid configuration" | "authentication error" => refused(target, said),
+            _ => unreachable(target, said),
+        }
     }
 
     /// One error for all servers that were tried.
     fn sum_up(&self, mut failures: Vec<Error>) -> Error {
         let parts = |error: &Error| match error {
             Error::Unreachable { target, reason }
+            | Error::Password { target, reason }
             | Error::Refused { target, reason }
             | Error::Tls { target, reason } => (target.clone(), reason.clone()),
             other => (String::new(), other.to_string()),
@@ -359,12 +416,15 @@ impl ConnectOptions {
             }
         };
         let transient = failures.iter().any(Error::is_transient);
+        let no_password = |error: &Error| matches!(error, Error::Password { .. });
+        let no_password = failures.iter().all(no_password);
         let refused = failures
             .iter()
             .any(|error| matches!(error, Error::Refused { .. }));
         // Transient if any of the failures is (O3).
         match failures.pop() {
             Some(Error::Config(problem)) => Error::Config(problem),
+            _ if no_password => Error::Password { target, reason },
             _ if transient => Error::Unreachable { target, reason },
             _ if refused => Error::Refused { target, reason },
             _ => Error::Tls { target, reason },
@@ -375,6 +435,14 @@ impl ConnectOptions {
         let bound = self.postgres.get_connect_timeout().copied();
         bound.unwrap_or(CONNECT_TIMEOUT)
     }
+}
+
+/// Where the password of a login comes from.
+enum Password {
+    /// From the connection string, or there is none.
+    Configured,
+    FromFile(Vec<u8>),
+    Asked(String),
 }
 
 /// A login that failed, and whether to try again the other way: with TLS if this was without, or the reverse.
@@ -407,6 +475,19 @@ fn tls(target: &Target, reason: String) -> Error {
     Error::Tls { target, reason }
 }
 
+/// Whether the network is a cause, rather than what was said over it.
+fn is_about_io(error: &tokio_postgres::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let said = [io::ErrorKind::InvalidData, io::ErrorKind::Other];
+            return !said.contains(&error.kind());
+        }
+        cause = error.source();
+    }
+    false
+}
+
 fn is_about_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
@@ -429,13 +510,13 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
 /// The first value of a query's answer. The error is a text.
 async fn first_value(
     client: &Client,
-    wire: &mut Wire,
+    connection: &mut Connection,
     query: &str,
 ) -> Result<Option<String>, String> {
     let mut answer = pin!(client.simple_query(query));
     let messages = poll_fn(|context| {
         loop {
-            match wire.poll_message(context) {
+            match connection.poll_message(context) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
                 Poll::Ready(None) => return Poll::Ready(Err(None)),

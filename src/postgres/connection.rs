@@ -37,13 +37,16 @@ struct Events {
 
 impl Connection {
     pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
-        let (client, mut wire) = options.open().await?;
-        let without_transaction_timeout = wire.without_transaction_timeout();
+        let (client, mut connection) = options.open().await?;
+        let without_transaction_timeout = match connection.server_version() {
+            Some(17..) => "SET LOCAL transaction_timeout = 0; ",
+            _ => "",
+        };
         let events = Arc::new(Events::default());
         let sender = Arc::clone(&events);
         let task = tokio::spawn(async move {
             loop {
-                match poll_fn(|context| wire.poll_message(context)).await {
+                match poll_fn(|context| connection.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notification(_))) => sender.notification.notify_one(),
                     Some(Ok(AsyncMessage::Notice(notice))) => {
                         tracing::debug!(message = notice.message(), "notice from the server")
@@ -83,7 +86,8 @@ impl Connection {
         )
     }
 
-    /// See [`Wire::without_transaction_timeout`](crate::postgres::connect::Wire::without_transaction_timeout).
+    /// What a transaction sets first, right after BEGIN, so that no `transaction_timeout` of the role, the database or the
+    /// server ends its session. Empty before PostgreSQL 17, which brought that setting.
     pub(crate) fn without_transaction_timeout(&self) -> &'static str {
         self.without_transaction_timeout
     }

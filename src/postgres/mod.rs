@@ -2,9 +2,11 @@
 
 pub(crate) mod connect;
 pub(crate) mod connection;
+pub(crate) mod connector;
 pub(crate) mod conninfo;
 pub(crate) mod hosts;
 pub(crate) mod passfile;
+pub(crate) mod password;
 pub(crate) mod quote;
 #[cfg(feature = "tls")]
 pub(crate) mod rustls;

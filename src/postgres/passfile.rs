@@ -3,20 +3,14 @@
 
 use std::{fs, io, path::Path};
 
-/// Whose password to look for.
-pub(crate) struct Login<'a> {
-    pub(crate) host: &'a str,
-    pub(crate) port: u16,
-    pub(crate) database: &'a str,
-    pub(crate) user: &'a str,
-}
+use crate::postgres::password::Login;
 
 /// The password in the file, if the file has one. Blocks.
 ///
 /// A missing file gives no password. A file that others than its owner may read is ignored with a warning. A file of
 /// root may be readable by its group, which libpq allows only for keys: systemd and Kubernetes hand over secrets in
 /// such files.
-pub(crate) fn read(path: &Path, login: &Login<'_>) -> Option<Vec<u8>> {
+pub(crate) fn read(path: &Path, login: &Login) -> Option<Vec<u8>> {
     match text(path) {
         Ok(text) => find(&text?, login),
         Err(problem) => {
@@ -50,9 +44,9 @@ fn text(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// The password of the first line that matches. `None` if that password is empty.
-pub(crate) fn find(text: &[u8], login: &Login<'_>) -> Option<Vec<u8>> {
+pub(crate) fn find(text: &[u8], login: &Login) -> Option<Vec<u8>> {
     let port = login.port.to_string();
-    let wanted = [login.host, &port, login.database, login.user];
+    let wanted = [&login.host, &port, &login.database, &login.user];
     let mut lines = text.split(|byte| *byte == b'\n');
     let found = lines.find_map(|line| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -108,10 +102,10 @@ mod tests {
 
     fn found(text: &str) -> Option<String> {
         let login = Login {
-            host: "db:1",
+            host: "db:1".to_owned(),
             port: 5433,
-            database: "odds",
-            user: r"o\d",
+            database: "odds".to_owned(),
+            user: r"o\d".to_owned(),
         };
         find(text.as_bytes(), &login).map(|password| String::from_utf8(password).unwrap())
     }
@@ -153,10 +147,10 @@ mod tests {
     ) {
         let find = |text: &str, port, user: &str| {
             let login = Login {
-                host,
+                host: host.to_owned(),
                 port,
-                database,
-                user,
+                database: database.to_owned(),
+                user: user.to_owned(),
             };
             find(text.as_bytes(), &login)
         };
@@ -204,8 +198,7 @@ mod tests {
 
         #[test]
         fn any_bytes_can_be_searched(text in vec(any::<u8>(), 0..60)) {
-            let login = Login { host: "localhost", port: 5432, database: "odds", user: "oddscache" };
-            find(&text, &login);
+            find(&text, &Login::default());
         }
     }
 }

@@ -19,7 +19,6 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
-use tokio_postgres::{Socket, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use x509_cert::{Certificate, der::Decode};
 
@@ -27,9 +26,6 @@ use crate::{
     error::Error,
     postgres::tls::{Identity, Pem, Roots, Tls, Verify},
 };
-
-/// The stream that a TLS connection reads and writes.
-pub(crate) type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
 /// A connector with these settings. Blocks: reads files.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {

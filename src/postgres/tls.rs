@@ -18,7 +18,7 @@ pub enum SslMode {
     Allow,
     /// Encrypts if the server offers TLS. Does not encrypt if the server does not, if the handshake fails, or if
     /// `pg_hba.conf` has no line for encrypted connections. Does not protect against an attacker on the network. Never
-    /// encrypts without the cargo feature `tls`.
+    /// encrypts without the cargo feature `tls` and a connector of one's own.
     #[default]
     Prefer,
     /// Always encrypts. Does not check the certificate; with root certificates it checks as [`SslMode::VerifyCa`] does.
@@ -187,18 +187,38 @@ impl Tls {
     /// Fails if the settings contradict each other.
     pub(crate) fn check(&self, negotiation: SslNegotiation) -> Result<(), Error> {
         let mode = self.mode;
-        let problem = if cfg!(not(feature = "tls")) && mode.is_mandatory() {
-            "this program was built without TLS; build it with the cargo feature tls of oddscache, or use a Unix socket"
-        } else if matches!(self.roots, Some(Roots::System)) && mode != SslMode::VerifyFull {
-            "the system's root certificates (sslrootcert=system) need sslmode=verify-full"
+        if matches!(self.roots, Some(Roots::System)) && mode != SslMode::VerifyFull {
+            self.wrong(
+                "the system's root certificates (sslrootcert=system) need sslmode=verify-full",
+            )
         } else if mode == SslMode::VerifyCa && self.roots.is_none() {
-            "verify-ca needs root certificates (sslrootcert)"
+            self.wrong("verify-ca needs root certificates (sslrootcert)")
         } else if negotiation == SslNegotiation::Direct && !mode.is_mandatory() {
-            "sslnegotiation=direct needs sslmode=require or stricter"
+            self.wrong("sslnegotiation=direct needs sslmode=require or stricter")
         } else {
-            return Ok(());
-        };
-        Err(Error::Config(format!("sslmode={mode}: {problem}")))
+            Ok(())
+        }
+    }
+
+    /// Whether a connection can do as they say, by rustls or by a connector of the user's own.
+    pub(crate) fn check_connector(&self, is_own: bool) -> Result<(), Error> {
+        if is_own && (self.roots.is_some() || self.identity.is_some()) {
+            self.wrong(
+                "sslrootcert, sslcert and sslkey have no effect on a TLS connector of one's own (tls_connector); give the \
+                 certificates to the connector",
+            )
+        } else if cfg!(not(feature = "tls")) && !is_own && self.mode.is_mandatory() {
+            self.wrong(
+                "this program was built without TLS; build it with oddscache's cargo feature tls, set a connector of your own \
+                 (tls_connector), or use a Unix socket",
+            )
+        } else {
+            Ok(())
+        }
+    }
+
+    fn wrong(&self, problem: &str) -> Result<(), Error> {
+        Err(Error::Config(format!("sslmode={}: {problem}", self.mode)))
     }
 }
 
@@ -235,14 +255,18 @@ mod tests {
     fn a_mode_that_requires_tls_needs_the_feature() {
         for (word, mode) in SslMode::WORDS {
             let text = format!("host=h sslmode={word} sslrootcert=/root.crt");
-            let refused = Config::new(&text).is_err();
+            let config = Config::new(&text).expect("it makes sense");
+            let refused = config.connect.check_tls().is_err();
             assert_eq!(
                 refused,
                 mode.is_mandatory() && cfg!(not(feature = "tls")),
                 "{word}"
             );
-            let tls = Tls::new(mode).root_certificates_pem("x");
-            assert_eq!(tls.check(SslNegotiation::Postgres).is_err(), refused);
+            let tls = Tls::new(mode);
+            assert_eq!(tls.check_connector(false).is_err(), refused, "{word}");
+            assert!(tls.check_connector(true).is_ok(), "{word}");
+            let tls = tls.root_certificates_pem("x");
+            assert!(tls.check_connector(true).is_err(), "{word}");
             assert_eq!(mode.to_string(), word);
         }
         let mut driver = tokio_postgres::Config::new();

@@ -19,6 +19,7 @@ use crate::{
     model::{Micros, PgSnapshot},
     postgres::statement::{Arg, Prepared, Statement},
     read::rows::time,
+    sql::Table,
 };
 
 const DOING: &str = "reading the change log";
@@ -119,15 +120,15 @@ impl ChangeSet {
                 code.unwrap_or("no SQLSTATE"),
             ));
         }
-        let set = match table_name {
-            "events" => &mut self.events,
-            "odds_snapshots" => &mut self.betpawa,
-            "competitor_events" => &mut self.competitors,
-            "competitor_odds_snapshots" => &mut self.competitor_events,
-            "market_odds" => &mut self.betpawa_markets,
-            "competitor_market_odds" => &mut self.competitor_markets,
-            HEARTBEAT => return Ok(()),
-            _ => return Err(ReloadReason::NotUnderstood.into()),
+        let set = match Table::of_name(table_name) {
+            Some(Table::Events) => &mut self.events,
+            Some(Table::OddsSnapshots) => &mut self.betpawa,
+            Some(Table::CompetitorEvents) => &mut self.competitors,
+            Some(Table::CompetitorOddsSnapshots) => &mut self.competitor_events,
+            Some(Table::MarketOdds) => &mut self.betpawa_markets,
+            Some(Table::CompetitorMarketOdds) => &mut self.competitor_markets,
+            None if table_name == HEARTBEAT => return Ok(()),
+            None => return Err(ReloadReason::NotUnderstood.into()),
         };
         let keys = keys.ok_or_else(|| Reload::about(ReloadReason::WholeTable, table_name))?;
         // A merge visits every key of the set once, and is faster for many keys. For few, single inserts are faster.

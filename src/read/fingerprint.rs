@@ -17,7 +17,8 @@ use tokio_postgres::Client;
 use crate::{
     error::Error,
     postgres::{quote::literal, statement::Statement},
-    read::schema::{Names, TABLES},
+    read::schema::Names,
+    sql::Table,
 };
 
 /// The watched objects, and the statements that compare them.
@@ -80,7 +81,7 @@ struct Found {
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.
 fn find(names: &Names) -> String {
-    let tables: Vec<String> = TABLES.iter().map(|table| literal(table)).collect();
+    let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
         "WITH RECURSIVE node AS (\
            SELECT c.oid, 0::oid AS parent, c.relkind, false AS leaving FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

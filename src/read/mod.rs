@@ -126,6 +126,7 @@ impl ReadState {
         ChangeLog {
             pruned_below: self.at.pruned_below,
             next_xid: self.at.cursor.as_ref().map_or(0, Cursor::xmax),
+            feed_version: self.feed().map_or(0, |feed| feed.version),
         }
     }
 

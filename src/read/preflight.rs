@@ -1,4 +1,4 @@
-//! Looks whether everything the follower relies on is there, so that what is missing gets its name and its way out.
+//! Checks that everything the follower relies on is there. An error names what is missing and the way out.
 
 use tokio_postgres::{Client, Row, types::Type};
 
@@ -10,8 +10,7 @@ use crate::{
         quote::quote,
         server_version::Major,
     },
-    read::schema::TABLES,
-    sql::FEED_VERSION,
+    sql::{FEED_VERSION, FEED_VERSIONS, Table},
 };
 
 const DOING: &str = "checking tables, rights and triggers";
@@ -19,6 +18,8 @@ const DOING: &str = "checking tables, rights and triggers";
 /// What the installed feed says of itself.
 #[derive(Debug)]
 pub(crate) struct Feed {
+    /// One of [`FEED_VERSIONS`].
+    pub(crate) version: i32,
     pub(crate) channel: String,
     /// Which database of which cluster it is in, standbys included.
     pub(crate) database: String,
@@ -26,27 +27,24 @@ pub(crate) struct Feed {
     pub(crate) bypasses: Vec<String>,
 }
 
-/// What [`Feed::database`] is asked by, under whatever search path.
+/// The query for [`Feed::database`]. It does not depend on the search path.
 pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
      FROM pg_catalog.pg_control_system() s";
 
-/// Checks tables and rights, and if the feed is needed its version and triggers. Reads catalogs only, in the
-/// transaction under way, whose search path must be pinned. `None` where the feed is not needed.
+/// Checks tables and rights and, if the feed is needed, its version and triggers. Reads catalogs only, in the current
+/// transaction, whose search path must be pinned. `None` if the feed is not needed.
 pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
     if !config.need_feed {
         return Ok(None);
     }
-    let (channel, database) = check_feed(client, config).await?;
-    Ok(Some(Feed {
-        channel,
-        database,
-        bypasses: check_triggers(client, config).await?,
-    }))
+    let mut feed = check_feed(client, config).await?;
+    feed.bypasses = check_triggers(client, config).await?;
+    Ok(Some(feed))
 }
 
-/// The same in a transaction of its own: a search path that is set for it alone, so that neither the role's path nor what
-/// others have created in it has a say in what the names and operators below mean.
+/// The same in a transaction of its own, which pins the search path. So neither the role's path nor objects that others
+/// created in it change the meaning of the names and operators below.
 pub(crate) async fn check_first(
     connection: &Connection,
     config: &Config,
@@ -90,7 +88,7 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
          FROM unnest($2) WITH ORDINALITY AS t(name, position) LEFT JOIN pg_namespace n ON n.nspname = $1 \
          LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name AND c.relkind IN ('r', 'p') \
          ORDER BY t.position";
-    let tables: Vec<&str> = TABLES.to_vec();
+    let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
         (&config.app_schema, Type::TEXT),
         (&tables, Type::TEXT_ARRAY),
@@ -130,8 +128,8 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Channel and database.
-async fn check_feed(client: &Client, config: &Config) -> Result<(String, String), Error> {
+/// Whether the feed's objects are there and the role may use them; then what [`feed_state`] says.
+async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
          s.oid IS NOT NULL, coalesce(has_table_privilege(s.oid, 'SELECT'), false), \
@@ -171,7 +169,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<(String, String)
         if !column::<bool>(row, index + 1)? {
             return Err(right("SELECT", format!("table {table}")));
         }
-        // No policy has any business here.
+        // A policy would hide log rows.
         if column::<bool>(row, row_security)? {
             return Err(Error::RowSecurity {
                 table,
@@ -191,8 +189,8 @@ async fn check_feed(client: &Client, config: &Config) -> Result<(String, String)
     feed_state(client, config).await
 }
 
-/// What the feed says of itself: channel and database, if it is for this library and these tables.
-async fn feed_state(client: &Client, config: &Config) -> Result<(String, String), Error> {
+/// What the feed says of itself, if it is for this library and these tables.
+async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     let schema = &config.cache_schema;
     let version = format!(
         "SELECT {0}.feed_version(), app_schema, channel, ({DATABASE}) FROM {0}.log_state",
@@ -206,12 +204,13 @@ async fn feed_state(client: &Client, config: &Config) -> Result<(String, String)
         schema: schema.clone(),
         object: "row in log_state",
     })?;
-    let found: i32 = column(row, 0)?;
-    if found != FEED_VERSION {
+    let version: i32 = column(row, 0)?;
+    if !FEED_VERSIONS.contains(&version) {
         return Err(Error::FeedVersion {
             schema: schema.clone(),
-            found,
-            expected: FEED_VERSION,
+            found: version,
+            oldest: *FEED_VERSIONS.start(),
+            newest: FEED_VERSION,
         });
     }
     let app_schema: String = column(row, 1)?;
@@ -223,10 +222,15 @@ async fn feed_state(client: &Client, config: &Config) -> Result<(String, String)
             expected,
         });
     }
-    Ok((column(row, 2)?, column(row, 3)?))
+    Ok(Feed {
+        version,
+        channel: column(row, 2)?,
+        database: column(row, 3)?,
+        bypasses: Vec::new(),
+    })
 }
 
-/// A table or partition on which some kind of change does not always fire the trigger.
+/// A table or partition whose trigger for a kind of change is missing or does not always fire.
 struct Gap {
     table: String,
     /// A table rather than a partition.
@@ -249,7 +253,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
            JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $2) \
            ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
          GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name";
-    let tables: Vec<&str> = TABLES.to_vec();
+    let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
         (&config.app_schema, Type::TEXT),
         (&config.cache_schema, Type::TEXT),
@@ -286,8 +290,8 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     Ok(gaps)
 }
 
-/// Every table has its four triggers and they always fire. A partition without them is only warned of: what is written
-/// through its parent is seen all the same. Returns what can be written unseen.
+/// Checks that every table has its four triggers and that they always fire. A partition without them is only a warning:
+/// the parent's triggers see what is written through the parent. Returns the ways to write unseen.
 async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
     let gaps = gaps(client, config).await?;
     if let Some(gap) = gaps.iter().find(|gap| gap.root) {
@@ -300,8 +304,8 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     if !gaps.is_empty() {
         tracing::warn!(
             triggers = gaps.len(),
-            "triggers are missing on partitions: what is written straight into those, not through the parent, shows only \
-             when the audit finds it; run `oddscache sql install --apply` again"
+            "triggers are missing on partitions: a write that names such a partition instead of its parent shows only when \
+             the audit finds it; run `oddscache sql install --apply` again"
         );
     }
     let mut bypasses: Vec<String> = Vec::new();
@@ -322,5 +326,5 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     Ok(bypasses)
 }
 
-/// More are not named.
+/// At most so many are named.
 const MOST_BYPASSES: usize = 8;

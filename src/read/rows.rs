@@ -25,6 +25,7 @@ use crate::{
         statement::{Answer, Arg, Prepared, Statement},
     },
     read::schema::Catalog,
+    sql::Table,
 };
 
 /// A `timestamp` (naive, in UTC) or `timestamptz`. PostgreSQL sends both as microseconds since 2000.
@@ -359,8 +360,8 @@ impl Packing {
     fn new(side: Side, names_malformed: bool) -> Packing {
         Packing {
             table: match side {
-                Side::Betpawa => "market_odds",
-                Side::Competitors => "competitor_market_odds",
+                Side::Betpawa => Table::MarketOdds.name(),
+                Side::Competitors => Table::CompetitorMarketOdds.name(),
             },
             names_malformed,
             malformed: 0,

@@ -12,17 +12,8 @@ use crate::{
     config::Config,
     error::Error,
     postgres::{connection::millis, quote::quote, statement::Statement},
+    sql::Table,
 };
-
-/// The application's tables, in the order in which a read locks them.
-pub(crate) const TABLES: [&str; 6] = [
-    "events",
-    "competitor_events",
-    "odds_snapshots",
-    "competitor_odds_snapshots",
-    "market_odds",
-    "competitor_market_odds",
-];
 
 /// The names of schemas and tables, and the statements that need nothing but these.
 #[derive(Debug)]
@@ -68,10 +59,8 @@ impl Names {
     /// [`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout).
     pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
-        let mut locked: Vec<String> = TABLES
-            .iter()
-            .map(|table| format!("{app}.{}", quote(table)))
-            .collect();
+        let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
+        let mut locked: Vec<String> = Table::ALL.into_iter().map(qualified).collect();
         if config.need_feed {
             locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
         }
@@ -95,7 +84,7 @@ impl Names {
             millis(config.read_timeout),
         );
         // A helper reads market rows only, so it locks no other table.
-        let markets: Vec<&str> = locked.iter().skip(4).take(2).map(String::as_str).collect();
+        let markets = [Table::MarketOdds, Table::CompetitorMarketOdds].map(qualified);
         let import = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
@@ -127,8 +116,8 @@ impl Names {
         }
     }
 
-    fn table(&self, table: &str) -> String {
-        format!("{}.{}", quote(&self.app_schema), quote(table))
+    fn table(&self, table: Table) -> String {
+        format!("{}.{}", quote(&self.app_schema), quote(table.name()))
     }
 
     pub(crate) fn log_table(&self) -> String {
@@ -236,13 +225,13 @@ impl Kind {
 /// The types of the columns that the database has, by table and column.
 struct Columns<'n> {
     names: &'n Names,
-    types: HashMap<(String, String), String>,
+    types: HashMap<(Table, String), String>,
 }
 
 impl Columns<'_> {
-    fn get(&self, table: &str, column: &str) -> Option<&str> {
+    fn get(&self, table: Table, column: &str) -> Option<&str> {
         self.types
-            .get(&(table.to_owned(), column.to_owned()))
+            .get(&(table, column.to_owned()))
             .map(String::as_str)
     }
 
@@ -250,7 +239,7 @@ impl Columns<'_> {
     fn required(
         &self,
         alias: &str,
-        table: &str,
+        table: Table,
         column: &str,
         kind: Kind,
     ) -> Result<String, Error> {
@@ -282,7 +271,7 @@ impl Columns<'_> {
     fn optional(
         &self,
         alias: &str,
-        table: &str,
+        table: Table,
         column: &str,
         kind: Kind,
     ) -> Result<String, Error> {
@@ -293,7 +282,7 @@ impl Columns<'_> {
     }
 
     /// The query for market rows. The order of the columns is that of [`crate::read::rows`].
-    fn markets(&self, table: &str) -> Result<String, Error> {
+    fn markets(&self, table: Table) -> Result<String, Error> {
         let mut sql = String::from("SELECT ");
         let columns = [
             ("id", Kind::Id, true),
@@ -336,7 +325,7 @@ impl Catalog {
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
              JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
              WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
-        let tables: Vec<&str> = TABLES.to_vec();
+        let tables = Table::names();
         let rows = client
             .query_typed(
                 sql,
@@ -350,7 +339,9 @@ impl Catalog {
                 row.try_get::<_, String>(index)
                     .map_err(Error::database("reading the catalog"))
             };
-            types.insert((get(0)?, get(1)?), get(2)?);
+            if let Some(table) = Table::of_name(&get(0)?) {
+                types.insert((table, get(1)?), get(2)?);
+            }
         }
         Catalog::build(&Columns { names, types })
     }
@@ -359,36 +350,36 @@ impl Catalog {
     /// compared.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
-        let event_id = columns.required("e", "events", "id", Kind::Id)?;
-        let kickoff = columns.required("e", "events", "kickoff", Kind::Time)?;
-        let kickoff_type = match columns.get("events", "kickoff") {
+        let event_id = columns.required("e", Table::Events, "id", Kind::Id)?;
+        let kickoff = columns.required("e", Table::Events, "kickoff", Kind::Time)?;
+        let kickoff_type = match columns.get(Table::Events, "kickoff") {
             Some("timestamptz") => Type::TIMESTAMPTZ,
             _ => Type::TIMESTAMP,
         };
         let all_kickoffs = format!(
             "SELECT {event_id}, {kickoff} FROM {} e WHERE e.kickoff > $1",
-            table("events")
+            table(Table::Events)
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
 
         // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last. The
         // id is unique only together with captured_at, hence the second key of the order.
-        let required = |column, kind| columns.required("s", "odds_snapshots", column, kind);
+        let required = |column, kind| columns.required("s", Table::OddsSnapshots, column, kind);
         let betpawa = format!(
             "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
             required("event_id", Kind::Id)?,
             required("bookmaker_id", Kind::Id)?,
             required("id", Kind::Id)?,
             required("captured_at", Kind::Time)?,
-            columns.optional("s", "odds_snapshots", "last_confirmed_at", Kind::Time)?,
-            table("odds_snapshots")
+            columns.optional("s", Table::OddsSnapshots, "last_confirmed_at", Kind::Time)?,
+            table(Table::OddsSnapshots)
         );
         let betpawa_order = "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, s.captured_at DESC";
 
         let required =
-            |column, kind| columns.required("s", "competitor_odds_snapshots", column, kind);
+            |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
         let competitor_event =
-            |column, kind| columns.required("c", "competitor_events", column, kind);
+            |column, kind| columns.required("c", Table::CompetitorEvents, column, kind);
         // These two occur in joins only. Reading them here checks that they exist.
         competitor_event("id", Kind::Id)?;
         let linked = competitor_event("betpawa_event_id", Kind::Id)?;
@@ -400,26 +391,26 @@ impl Catalog {
             required("captured_at", Kind::Time)?,
             columns.optional(
                 "s",
-                "competitor_odds_snapshots",
+                Table::CompetitorOddsSnapshots,
                 "last_confirmed_at",
                 Kind::Time
             )?,
-            table("competitor_events")
+            table(Table::CompetitorEvents)
         );
         // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). LATERAL keeps it
         // from reading the history of all events, which it takes for no more expensive. `+ 0` keeps it from walking
         // down the primary key until it meets a snapshot of this event.
-        let last_confirmed_at = match columns.get("competitor_odds_snapshots", "last_confirmed_at")
-        {
-            Some(_) => ", l.last_confirmed_at",
-            None => "",
-        };
+        let last_confirmed_at =
+            match columns.get(Table::CompetitorOddsSnapshots, "last_confirmed_at") {
+                Some(_) => ", l.last_confirmed_at",
+                None => "",
+            };
         let some_competitors = format!(
             "{competitors} CROSS JOIN LATERAL (SELECT l.id, l.captured_at{last_confirmed_at} FROM {} l \
              WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC LIMIT 1) s",
-            table("competitor_odds_snapshots")
+            table(Table::CompetitorOddsSnapshots)
         );
-        let live = match columns.get("competitor_events", "deleted_at") {
+        let live = match columns.get(Table::CompetitorEvents, "deleted_at") {
             Some(_) => "c.deleted_at IS NULL AND ",
             None => "",
         };
@@ -435,27 +426,27 @@ impl Catalog {
             "{betpawa} JOIN (SELECT event_id, bookmaker_id, max(id) AS id FROM {} GROUP BY event_id, bookmaker_id) AS l \
              ON l.event_id = s.event_id AND l.bookmaker_id = s.bookmaker_id AND l.id = s.id JOIN {} e ON e.id = l.event_id \
              WHERE e.kickoff > $1 AND {betpawa_order}",
-            table("odds_snapshots"),
-            table("events"),
+            table(Table::OddsSnapshots),
+            table(Table::Events),
         );
         let all_competitors = format!(
             "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
              ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
              WHERE e.kickoff > $1 AND {live}{competitor_order}",
-            table("events"),
-            snapshots = table("competitor_odds_snapshots"),
+            table(Table::Events),
+            snapshots = table(Table::CompetitorOddsSnapshots),
         );
         let some_betpawa = format!("{betpawa} WHERE s.event_id = ANY($1) AND {betpawa_order}");
         let some_competitors = format!(
             "{some_competitors} WHERE c.betpawa_event_id = ANY(ARRAY(SELECT unnest($1) UNION ALL \
              SELECT l.betpawa_event_id FROM {} l WHERE l.id = ANY($2))) AND {live}{competitor_order}",
-            table("competitor_events")
+            table(Table::CompetitorEvents)
         );
         let linked_events = format!(
             "SELECT DISTINCT {linked}, {kickoff} FROM {} c LEFT JOIN {} e ON e.id = c.betpawa_event_id AND e.kickoff > $1 \
              WHERE c.id = ANY($2) AND c.betpawa_event_id IS NOT NULL",
-            table("competitor_events"),
-            table("events")
+            table(Table::CompetitorEvents),
+            table(Table::Events)
         );
         let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
         let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
@@ -470,10 +461,10 @@ impl Catalog {
             some_competitor_headers: statement("competitor_headers", some_competitors, &two_lists)
                 .of_columns(5),
             linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
-            betpawa_markets: statement("betpawa_markets", columns.markets("market_odds")?, ids),
+            betpawa_markets: statement("betpawa_markets", columns.markets(Table::MarketOdds)?, ids),
             competitor_markets: statement(
                 "competitor_markets",
-                columns.markets("competitor_market_odds")?,
+                columns.markets(Table::CompetitorMarketOdds)?,
                 ids,
             ),
         })

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Config, sql::Step};
+use oddscache::{Config, Connection, sql::Step};
 use serde::de::DeserializeOwned;
 use tokio::{
     task::JoinHandle,
@@ -78,6 +78,15 @@ impl From<tokio_postgres::Error> for Trouble {
 
 pub(crate) use oddscache::sql::{literal, quote as identifier};
 
+/// What a transaction sets first, right after BEGIN, so that no `transaction_timeout` of the role, the database or the
+/// server ends its session. Empty before PostgreSQL 17, which brought that setting.
+pub(crate) fn without_transaction_timeout(connection: &Connection) -> &'static str {
+    match connection.server_version() {
+        Some(17..) => "SET LOCAL transaction_timeout = 0; ",
+        _ => "",
+    }
+}
+
 /// A connection that ends when dropped. Every call has a time-out. After one time-out all further calls fail at once.
 pub(crate) struct Session {
     client: Client,
@@ -100,15 +109,15 @@ impl Session {
     pub(crate) async fn open(config: &Config, bound: Duration) -> Result<Session, Trouble> {
         // The first ones of several hosts may not answer.
         let patience = bound * CONNECT;
-        let (client, mut wire) = timeout(patience, config.open())
+        let (client, mut connection) = timeout(patience, config.open())
             .await
             .map_err(Trouble::late("connecting", patience))?
             .map_err(|error| Trouble::new(error.to_string()))?;
-        let without_transaction_timeout = wire.without_transaction_timeout();
+        let without_transaction_timeout = without_transaction_timeout(&connection);
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
         let task = tokio::spawn(async move {
-            while let Some(message) = poll_fn(|cx| wire.poll_message(cx)).await {
+            while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
                 if let Err(error) = message {
                     let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
                     *why = Some(Trouble::from(error));

@@ -9,12 +9,18 @@ use interpreter::Interpreter;
 
 mod interpreter;
 mod step;
+mod tables;
 
 pub use crate::postgres::quote::{literal, quote};
 pub use step::{ScriptError, Step, Variables};
+pub use tables::Table;
 
-/// What `feed_version()` must return for this crate to follow the feed.
+/// What `feed_version()` returns where this crate's `install.sql` was run.
 pub const FEED_VERSION: i32 = 3;
+
+/// The feed versions that this crate follows: its own and the one before, so that the feed and the caches can be upgraded in
+/// either order. Others are refused with [`Error::FeedVersion`](crate::error::Error::FeedVersion).
+pub const FEED_VERSIONS: std::ops::RangeInclusive<i32> = FEED_VERSION - 1..=FEED_VERSION;
 
 /// One of the scripts in `sql/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     /// Set by the follower after a read.
     pub(crate) pruned_below: AtomicU64,
     pub(crate) next_xid: AtomicU64,
+    pub(crate) feed_version: AtomicI32,
     /// Weak, because the publisher owns the sender: the stream must end when the publisher is dropped.
     changes: broadcast::WeakSender<Arc<Change>>,
     /// Notified after each publication and each proof.
@@ -128,6 +129,7 @@ impl Shared {
         ChangeLog {
             pruned_below: self.pruned_below.load(Ordering::Relaxed),
             next_xid: self.next_xid.load(Ordering::Relaxed),
+            feed_version: self.feed_version.load(Ordering::Relaxed),
         }
     }
 
@@ -181,6 +183,7 @@ impl Publisher {
             timers: Timers::default(),
             pruned_below: AtomicU64::new(0),
             next_xid: AtomicU64::new(0),
+            feed_version: AtomicI32::new(0),
             changes: changes.downgrade(),
             proven: Notify::new(),
             request: Request::default(),
@@ -260,6 +263,9 @@ impl Publisher {
             .pruned_below
             .store(log.pruned_below, Ordering::Relaxed);
         shared.next_xid.store(log.next_xid, Ordering::Relaxed);
+        shared
+            .feed_version
+            .store(log.feed_version, Ordering::Relaxed);
     }
 }
 

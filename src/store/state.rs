@@ -7,6 +7,7 @@
 //! | V3 | a lookup takes no lock, allocates nothing and does no I/O |
 
 use std::{
+    collections::HashMap,
     fmt,
     ops::Deref,
     sync::Arc,
@@ -15,7 +16,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use hashbrown::HashMap;
 
 use crate::{
     metrics::stats::Stats,

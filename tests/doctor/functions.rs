@@ -40,6 +40,31 @@ fn the_expected_functions_are_those_that_install_makes() {
     );
 }
 
+/// A feed of the version before is followed: a reason to upgrade it, but no fault.
+#[test]
+fn a_feed_of_the_version_before_is_warned_of() {
+    let database = Database::application();
+    psql(&database.name, &["-qf", "tests/sql/install_v2.sql"]);
+    let (code, findings) = doctor(&database.dsn(), &[]);
+    let old = with(&findings, "feed.version", "warn");
+    assert_eq!(old.len(), 1, "{findings:#?}");
+    let fix = old[0]["fix"].as_str().expect("a way out");
+    assert!(fix.contains("sql install --apply"), "{fix}");
+    let fails: Vec<&Value> = findings
+        .iter()
+        .filter(|finding| finding["level"] == "fail")
+        .collect();
+    assert_eq!((code, fails.as_slice()), (0, [].as_slice()));
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    let (_, findings) = doctor(&database.dsn(), &["--quick"]);
+    assert!(with(&findings, "feed.version", "warn").is_empty());
+    assert_eq!(
+        with(&findings, "feed.function", "ok").len(),
+        1,
+        "{findings:#?}"
+    );
+}
+
 #[test]
 fn a_changed_function_is_found() {
     for (change, what) in [

@@ -11,8 +11,11 @@ mod notifications;
 mod partitions;
 mod rows;
 mod settings;
+mod spans;
+mod tables;
 mod timings;
 mod transactions;
+mod versions;
 
 use oddscache_testkit::followed::Followed;
 

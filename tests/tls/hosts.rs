@@ -181,7 +181,7 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
     }
     let error = port_of("standby").await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
-    assert_says(&error, &["it is no standby"]);
+    assert_says(&error, &["it is not a standby"]);
     let driver: oddscache::tokio_postgres::Config = dsn("read-write").parse().unwrap();
     let found = port(Config::from_postgres(driver)).await;
     assert_eq!(found.unwrap(), writable.port());
@@ -217,8 +217,8 @@ async fn the_drivers_configuration_is_taken_as_it_is() {
         .options("-c work_mem=77MB")
         .ssl_mode(oddscache::tokio_postgres::config::SslMode::Require);
     assert_eq!(driver.get_hosts(), [Host::Tcp("localhost".to_owned())]);
-    let (client, wire) = Config::from_postgres(driver).open().await.unwrap();
-    tokio::spawn(wire);
+    let (client, connection) = Config::from_postgres(driver).open().await.unwrap();
+    tokio::spawn(connection);
     let sql = "select current_setting('work_mem'), current_setting('application_name'), ssl from pg_stat_ssl where pid = pg_backend_pid()";
     let row = client.query_one(sql, &[]).await.unwrap();
     assert_eq!((row.get(0), row.get(1), row.get(2)), ("77MB", "mine", true));

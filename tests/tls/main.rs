@@ -9,6 +9,7 @@
 mod certificates;
 mod hosts;
 mod modes;
+mod own;
 mod passwords;
 mod secrets;
 
@@ -122,8 +123,8 @@ pub fn put(directory: &Path, name: &str, text: &str) -> PathBuf {
 /// Connects, and says whether by TLS.
 pub async fn open(config: Config) -> Result<bool, Error> {
     let opening = tokio::time::timeout(Duration::from_secs(60), config.open()).await;
-    let (client, wire) = opening.expect("connecting ends")?;
-    tokio::spawn(wire);
+    let (client, connection) = opening.expect("connecting ends")?;
+    tokio::spawn(connection);
     let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
     Ok(client.query_one(sql, &[]).await.expect("an answer").get(0))
 }

@@ -188,8 +188,8 @@ fn nothing_public_shows_a_secret_when_debugged() {
     let secured = secured();
     runtime.block_on(async {
         let config = Config::new(&secured.dsn("scram", &format!("password={PASSWORD}"))).unwrap();
-        let (client, wire) = config.open().await.unwrap();
-        let said = format!("{client:?} {wire:?} {config:?}");
+        let (client, connection) = config.open().await.unwrap();
+        let said = format!("{client:?} {connection:?} {config:?}");
         assert!(!said.contains(PASSWORD), "{said}");
     });
 }

@@ -1,6 +1,7 @@
 //! Scraping itself: new snapshots with all their markets, confirmations, new events, and retention.
 
 use fastrand::Rng;
+use oddscache::sql::Table;
 use tokio_postgres::{Error, Transaction};
 
 use super::effect::{Effect, Target};
@@ -17,23 +18,23 @@ pub(crate) enum Side {
 impl Side {
     fn snapshots(self) -> &'static str {
         match self {
-            Side::Own => "odds_snapshots",
-            Side::Competitor => "competitor_odds_snapshots",
+            Side::Own => Table::OddsSnapshots.name(),
+            Side::Competitor => Table::CompetitorOddsSnapshots.name(),
         }
     }
 
     fn markets(self) -> &'static str {
         match self {
-            Side::Own => "market_odds",
-            Side::Competitor => "competitor_market_odds",
+            Side::Own => Table::MarketOdds.name(),
+            Side::Competitor => Table::CompetitorMarketOdds.name(),
         }
     }
 
     /// The column by which snapshots are grouped.
     fn owner(self) -> &'static str {
         match self {
-            Side::Own => "event_id",
-            Side::Competitor => "competitor_event_id",
+            Side::Own => Table::OddsSnapshots.key(),
+            Side::Competitor => Table::CompetitorOddsSnapshots.key(),
         }
     }
 

@@ -24,6 +24,17 @@ pub(crate) enum Woken {
     Time,
 }
 
+impl Woken {
+    /// One word, for a span.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Woken::Notification => "notification",
+            Woken::Request => "request",
+            Woken::Time => "time",
+        }
+    }
+}
+
 /// How to wait for the next read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wake {

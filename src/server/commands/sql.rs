@@ -116,10 +116,10 @@ pub(crate) async fn apply(
         Output::Nothing => Box::new(io::sink()),
     };
     let steps = script.steps(variables)?;
-    let (client, mut wire) = config.open().await?;
+    let (client, mut connection) = config.open().await?;
     // Notices are printed as they arrive: a script may wait long for a lock after the first.
     let messages = tokio::spawn(async move {
-        while let Some(message) = poll_fn(|cx| wire.poll_message(cx)).await {
+        while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message {
                 Ok(AsyncMessage::Notice(_)) if output == Output::Nothing => {}
                 Ok(AsyncMessage::Notice(notice)) => eprintln!("{}", describe(&notice)),

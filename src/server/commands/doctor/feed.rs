@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use oddscache::sql::{Script, Step, Variables};
+use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, Script, Step, Variables};
 use serde::Deserialize;
 
-use super::{context::Context, finding::Finding, tables::TABLES};
+use super::{context::Context, finding::Finding, tables::constants};
 use crate::server::session::{Session, Trouble, identifier, literal};
 
 const WHY: &str = "what the functions write to the log is what the cache relies on";
@@ -15,10 +15,14 @@ const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the o
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
     let session = context.session().await?;
     let functions = functions(context, &session).await?;
-    let mut findings: Vec<Finding> = functions
-        .iter()
-        .flat_map(|function| judge(function, context.cache_schema))
-        .collect();
+    let mut findings: Vec<Finding> = match followed_version(context, &session, &functions).await? {
+        // Its functions have other bodies than this binary's.
+        Some(older) => vec![older],
+        None => functions
+            .iter()
+            .flat_map(|function| judge(function, context.cache_schema))
+            .collect(),
+    };
     if findings.is_empty() {
         let what = format!(
             "all {} functions are as this binary installs them",
@@ -29,6 +33,37 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     findings.extend(owners(&functions, context.cache_schema));
     findings.extend(strangers(context, &session, &functions).await?);
     Ok(findings)
+}
+
+/// A finding if the feed is of an older version that this binary follows.
+async fn followed_version(
+    context: &Context<'_>,
+    session: &Session,
+    functions: &[Function],
+) -> Result<Option<Finding>, Trouble> {
+    #[derive(Deserialize)]
+    struct Installed {
+        version: i32,
+    }
+    let mut there = functions.iter().filter(|function| function.there);
+    if !there.any(|function| function.name == "feed_version") {
+        return Ok(None);
+    }
+    let cache = identifier(context.cache_schema);
+    let sql = format!("SELECT {cache}.feed_version() AS version");
+    let Installed { version } = session.row(&sql).await?;
+    if version == FEED_VERSION || !FEED_VERSIONS.contains(&version) {
+        return Ok(None);
+    }
+    let what = format!("is of version {version}; this binary installs version {FEED_VERSION}");
+    Ok(Some(
+        Finding::warn("feed.version", what)
+            .object(format!("schema {}", context.cache_schema))
+            .why(
+                "caches of this version follow it, but the next version may not; running caches keep on while it is upgraded",
+            )
+            .fix(INSTALL),
+    ))
 }
 
 /// A function as it should be, beside what there is.
@@ -74,7 +109,7 @@ async fn functions(context: &Context<'_>, session: &Session) -> Result<Vec<Funct
            p.proconfig IS NOT DISTINCT FROM want.config AS same_settings, \
            p.proowner::regrole::text AS owner, r.rolsuper AS owner_is_superuser, \
            EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-             WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relowner = p.proowner) AS owns_a_table \
+             WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relowner = p.proowner) AS owns_a_table \
          FROM jsonb_to_recordset(current_setting('oddscache.functions')::jsonb) \
            AS want (name text, types text, returns text, attributes text, config text[], body text) \
          LEFT JOIN pg_proc AS p ON p.oid = to_regprocedure(format('%I.%I(%s)', {cache}::text, want.name, want.types)) \
@@ -82,6 +117,7 @@ async fn functions(context: &Context<'_>, session: &Session) -> Result<Vec<Funct
          LEFT JOIN pg_roles AS r ON r.oid = p.proowner ORDER BY want.name",
         cache = literal(cache),
         app = literal(context.app_schema),
+        tables = constants(),
     );
     let functions: Vec<Function> = session.rows_after(&before, &sql).await?;
     if functions.is_empty() {

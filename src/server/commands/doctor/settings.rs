@@ -8,7 +8,7 @@ use super::{
     context::Context,
     finding::{Finding, Findings, Level, or_ok},
     server::Server,
-    tables::TABLES,
+    tables::constants,
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
@@ -287,11 +287,12 @@ async fn locks(
     let sql = format!(
         "SELECT count(*) AS relations FROM (WITH RECURSIVE node AS (\
            SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-            WHERE n.nspname = {} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+            WHERE n.nspname = {} AND c.relname IN ({tables}) AND c.relkind IN ('r', 'p') \
            UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
          SELECT node.oid FROM node UNION ALL \
          SELECT x.indexrelid FROM node JOIN pg_index AS x ON x.indrelid = node.oid) AS relation",
-        literal(context.app_schema)
+        literal(context.app_schema),
+        tables = constants(),
     );
     let Relations { relations } = session.row(&sql).await?;
     let room = number(settings, "max_locks_per_transaction")

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use oddscache::sql::Table;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -16,8 +17,9 @@ use crate::server::session::{Trouble, literal};
 const WARMUP: u32 = 12;
 
 /// The application's tables, as a list of constants.
-pub(super) const TABLES: &str = "'events', 'competitor_events', 'odds_snapshots', 'market_odds', 'competitor_odds_snapshots', \
-    'competitor_market_odds'";
+pub(super) fn constants() -> String {
+    Table::ALL.map(|table| literal(table.name())).join(", ")
+}
 
 /// A foreign table below one of ours.
 #[derive(Deserialize)]
@@ -35,11 +37,12 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     let sql = format!(
         "WITH RECURSIVE node AS (\
            SELECT c.oid, c.relname::text AS root FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-            WHERE n.nspname = {app} AND c.relname IN ({TABLES}) AND c.relkind IN ('r', 'p') \
+            WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relkind IN ('r', 'p') \
            UNION SELECT i.inhrelid, node.root FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
          SELECT c.oid::regclass::text AS name, node.root, i.inhparent::regclass::text AS parent, c.relispartition AS partition \
          FROM node JOIN pg_class AS c ON c.oid = node.oid JOIN pg_inherits AS i ON i.inhrelid = c.oid \
-         WHERE c.relkind = 'f' ORDER BY 1"
+         WHERE c.relkind = 'f' ORDER BY 1",
+        tables = constants(),
     );
     let foreign: Vec<Foreign> = context.session().await?.rows(&sql).await?;
     Ok(foreign.into_iter().map(told).collect())

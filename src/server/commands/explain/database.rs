@@ -1,6 +1,7 @@
 //! What the database says of one event, in SQL of its own.
 
 use chrono::{DateTime, Utc};
+use oddscache::sql::Table;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -268,7 +269,7 @@ impl<'a> Database<'a> {
             ),
             "(r.s).bookmaker_id AS bookmaker_id",
             "(o.s).bookmaker_id = (r.s).bookmaker_id",
-            "market_odds",
+            Table::MarketOdds.name(),
         );
         let theirs = latest(
             &format!(
@@ -280,7 +281,7 @@ impl<'a> Database<'a> {
             ),
             "r.source, r.competitor_event_id",
             "o.source = r.source",
-            "competitor_market_odds",
+            Table::CompetitorMarketOdds.name(),
         );
         let deleted = utc("to_jsonb(c) ->> 'deleted_at'");
         format!(

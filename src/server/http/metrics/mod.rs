@@ -9,7 +9,7 @@ mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use oddscache::{Counters, OddsCache, Stats, Status, Timings, View};
+use oddscache::{Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VERSION};
 
 use serde_json::json;
 
@@ -101,6 +101,10 @@ fn held(text: &mut Text, stats: &Stats) {
 
 fn change_log(text: &mut Text, cache: &OddsCache) {
     let (log, pruning) = (cache.change_log(), prune::pruning());
+    let help = "The version of the installed change feed; 0 before the first warmup.";
+    text.gauge("feed_version", log.feed_version, help);
+    let help = "The version that this binary's install.sql installs. Where it is greater, run `oddscache sql install --apply`.";
+    text.gauge("feed_version_newest", FEED_VERSION, help);
     let help =
         "The change log is pruned below this transaction id. It does not grow if nobody prunes.";
     text.gauge("change_log_pruned_below", log.pruned_below, help);

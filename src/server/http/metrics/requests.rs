@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -13,9 +13,43 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use oddscache::Histogram;
 
-use super::text::Text;
+use super::text::{BOUNDS, Counted, Text};
+
+/// Counts durations by [`BOUNDS`], without a lock.
+#[derive(Debug, Default)]
+struct Histogram {
+    /// Those up to each bound and above the one before; the last: above all bounds.
+    counts: [AtomicU64; BOUNDS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Histogram {
+    fn record(&self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = BOUNDS.partition_point(|bound| *bound < seconds);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Counted for Histogram {
+    fn up_to(&self, seconds: f64) -> u64 {
+        let counts = BOUNDS.iter().zip(&self.counts);
+        let counts = counts.take_while(|(bound, _)| **bound <= seconds);
+        counts.map(|(_, count)| count.load(Ordering::Relaxed)).sum()
+    }
+
+    #[expect(clippy::cast_precision_loss)]
+    fn total(&self) -> (u64, f64) {
+        let counts = self.counts.iter();
+        (
+            counts.map(|count| count.load(Ordering::Relaxed)).sum(),
+            self.micros.load(Ordering::Relaxed) as f64 / 1e6,
+        )
+    }
+}
 
 /// Counts by path and kind of answer.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +80,7 @@ const PATHS: [&str; 13] = [
 const KINDS: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// The lowest and the highest bound that are shown.
-const BOUNDS: (f64, f64) = (0.000_1, 10.0);
+const SHOWN: (f64, f64) = (0.000_1, 10.0);
 
 /// Counts a request. Its time runs until the answer begins, not until a stream ends.
 pub(crate) async fn count(
@@ -91,12 +125,7 @@ impl Requests {
         );
         for (path, route) in routes() {
             let labels = format!("path=\"{path}\"");
-            text.histogram(
-                "http_request_seconds",
-                &labels,
-                &route.time.timing(),
-                BOUNDS,
-            );
+            text.histogram("http_request_seconds", &labels, &route.time, SHOWN);
         }
     }
 }

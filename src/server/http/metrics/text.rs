@@ -54,7 +54,7 @@ impl Text {
         &mut self,
         name: &str,
         labels: &str,
-        timing: &Timing,
+        counted: &impl Counted,
         (lowest, highest): (f64, f64),
     ) {
         let comma = if labels.is_empty() { "" } else { "," };
@@ -64,15 +64,12 @@ impl Text {
             .filter(|bound| (lowest..=highest).contains(*bound));
         for bound in shown {
             let labels = format!("{labels}{comma}le=\"{bound}\"");
-            self.sample(&bucket, &labels, timing.up_to(*bound));
+            self.sample(&bucket, &labels, counted.up_to(*bound));
         }
-        self.sample(
-            &bucket,
-            &format!("{labels}{comma}le=\"+Inf\""),
-            timing.count,
-        );
-        self.sample(&format!("{name}_sum"), labels, timing.sum_seconds);
-        self.sample(&format!("{name}_count"), labels, timing.count);
+        let (count, sum_seconds) = counted.total();
+        self.sample(&bucket, &format!("{labels}{comma}le=\"+Inf\""), count);
+        self.sample(&format!("{name}_sum"), labels, sum_seconds);
+        self.sample(&format!("{name}_count"), labels, count);
     }
 
     /// A metric of the process. All programs have the same names for these.
@@ -84,8 +81,27 @@ impl Text {
     }
 }
 
-/// All of them bounds of [`oddscache::Histogram`].
-const BOUNDS: [f64; 24] = [
+/// Durations that were counted.
+pub(super) trait Counted {
+    /// How many took so many seconds at the most, which is one of [`BOUNDS`].
+    fn up_to(&self, seconds: f64) -> u64;
+
+    /// How many there were, and all of them together, in seconds.
+    fn total(&self) -> (u64, f64);
+}
+
+impl Counted for Timing {
+    fn up_to(&self, seconds: f64) -> u64 {
+        Timing::up_to(self, seconds)
+    }
+
+    fn total(&self) -> (u64, f64) {
+        (self.count, self.sum_seconds)
+    }
+}
+
+/// All of them bounds of [`Timing`].
+pub(super) const BOUNDS: [f64; 24] = [
     0.000_001,
     0.000_002_5,
     0.000_005,
