@@ -1,76 +1,66 @@
 -- check.sql: reports on the feed. Changes nothing.
 --
--- What      Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot
---           work. warn: something is not as the scripts leave it; detail says what follows from it and what to run. info: a
---           default of the server, or something of others, that is good to know.
--- Who       Anyone who may SELECT from change_log; what the caller may not read is reported as such.
--- Locks     ACCESS SHARE, as any SELECT. Works on a standby, and where nothing is installed.
---
--- Run       psql -X -f check.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v role=oddscache]
-\set ON_ERROR_STOP on
-\set QUIET on
-\if :{?app_schema}
-\else
-  \set app_schema public
-\endif
-\if :{?cache_schema}
-\else
-  \set cache_schema oddscache
-\endif
-\if :{?role}
-\else
-  \set role oddscache
-\endif
-
-BEGIN READ ONLY;
-SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL standard_conforming_strings = on;
-SET LOCAL quote_all_identifiers = off;
-SET LOCAL oddscache.app_schema = :'app_schema';
-SET LOCAL oddscache.cache_schema = :'cache_schema';
-SET LOCAL oddscache.role = :'role';
-SET LOCAL oddscache.report = '[]';
-
+-- What     Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot work.
+--          warn: something is not as the scripts leave it; detail says what follows from it and what to run. info: a
+--          default of the server, or something of others, that is good to know.
+-- Who      Any role that may SELECT from change_log. The report says what the caller may not read.
+-- Run      psql -X -f check.sql
+--          Any other client will do. This file is two statements. The first one leaves the report in the session's setting
+--          oddscache.report, the second one lists it. Send them as one text, or one after the other on one connection.
+-- Names    Edit the settings below, or let the program fill them in:
+--          oddscache sql check --app-schema x --cache-schema y --role z
+-- Locks    ACCESS SHARE, as any SELECT. Works on a standby, in any transaction, and where nothing is installed.
 DO $check$
 DECLARE
-    app      constant text := current_setting('oddscache.app_schema');
-    cache    constant text := current_setting('oddscache.cache_schema');
-    role     constant text := current_setting('oddscache.role');
-    expected constant integer := 3;
-    keys     constant json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
+    app_schema constant pg_catalog.text := 'public';  -- the schema of the six tables
+    cache_schema constant pg_catalog.text := 'oddscache';  -- the schema of the feed
+    role constant pg_catalog.text := 'oddscache';  -- the role of the cache
+
+    expected constant integer := 3;  -- the version of the feed
+    keys     constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
         "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
         "competitor_market_odds": "snapshot_id"}';
-    tables   constant text[] := ARRAY(SELECT json_object_keys(keys));
-    log      constant text := format('%I.change_log', cache);
-    func     constant text := format('%I.log_change()', cache);
-    functions constant text[] := ARRAY[format('%I.prune(interval)', cache), format('%I.heartbeat()', cache),
-        format('%I.resync(text)', cache)];
-    report   jsonb := '[]';
-    part     jsonb;
-    server   constant integer := current_setting('server_version_num');
+    server   constant integer := pg_catalog.current_setting('server_version_num');
+    -- The caller's settings. The last statement restores them.
+    settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
+        'search_path', pg_catalog.current_setting('search_path'),
+        'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
+    tables   pg_catalog.text[];
+    log      pg_catalog.text;
+    func     pg_catalog.text;
+    functions pg_catalog.text[];
+    report   pg_catalog.jsonb := '[]';
+    part     pg_catalog.jsonb;
     version  integer;
-    prefix   text;
-    r        record;
+    prefix   pg_catalog.text;
+    r        pg_catalog.record;
 BEGIN
+    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('quote_all_identifiers', 'off', true);
+    tables := ARRAY(SELECT json_object_keys(keys));
+    log := format('%I.change_log', cache_schema);
+    func := format('%I.log_change()', cache_schema);
+    functions := ARRAY[format('%I.prune(interval)', cache_schema), format('%I.heartbeat()', cache_schema),
+        format('%I.resync(text)', cache_schema)];
+
     -- The feed
-    BEGIN
-        EXECUTE format('SELECT %I.feed_version()', cache) INTO version;
-        report := report || jsonb_build_object('kind', 'feed', 'object', quote_ident(cache), 'item', 'feed_version()',
-            'status', CASE version WHEN expected THEN 'ok' ELSE 'FAIL' END, 'detail',
-            format('%s', version) || CASE version WHEN expected THEN '' ELSE format(', not %s: run install.sql', expected) END);
-    EXCEPTION WHEN OTHERS THEN
-        report := report || jsonb_build_object('kind', 'feed', 'object', quote_ident(cache), 'item', 'feed_version()',
-            'status', 'FAIL', 'detail', SQLERRM || CASE WHEN SQLSTATE = '42501' THEN '' ELSE ': run install.sql' END);
-    END;
+    -- Read, not called: the function could be anybody's.
+    version := (SELECT substring(p.prosrc FROM '^ *SELECT ([0-9]{1,9}) *$') FROM pg_proc AS p
+                 WHERE p.oid = to_regprocedure(format('%I.feed_version()', cache_schema)));
+    report := report || jsonb_build_object('kind', 'feed', 'object', quote_ident(cache_schema), 'item', 'feed_version()',
+        'status', CASE version WHEN expected THEN 'ok' ELSE 'FAIL' END, 'detail',
+        CASE WHEN version IS NULL THEN 'is missing, or not the feed''s: run install.sql' WHEN version = expected THEN version::text
+             ELSE format('%s, not %s: run install.sql', version, expected) END);
     SELECT jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail))
       INTO part
       FROM (
         SELECT f.name AS object, 'function' AS item, 'is missing: run install.sql' AS detail
           FROM unnest(ARRAY[func] || functions) AS f (name) WHERE to_regprocedure(f.name) IS NULL
          UNION ALL
-        SELECT format('%I.%I', cache, t.tab), 'table', 'is missing: run install.sql'
+        SELECT format('%I.%I', cache_schema, t.tab), 'table', 'is missing: run install.sql'
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
-         WHERE to_regclass(format('%I.%I', cache, t.tab)) IS NULL
+         WHERE to_regclass(format('%I.%I', cache_schema, t.tab)) IS NULL
          UNION ALL
         SELECT func, 'EXECUTE', format('its owner %1$s may not call %2$s: GRANT EXECUTE ON FUNCTION pg_catalog.%2$s TO %1$s',
                    p.proowner::regrole, f.name)
@@ -81,11 +71,11 @@ BEGIN
            AND NOT coalesce(has_function_privilege(p.proowner, to_regprocedure('pg_catalog.' || f.name), 'EXECUTE'), true)
          UNION ALL
         SELECT n.name, 'rights', format('its owner %s may not %s %s: it cannot prune', p.proowner::regrole, t.needs, t.name)
-          FROM (SELECT format('%I.prune(interval)', cache)) AS n (name)
+          FROM (SELECT format('%I.prune(interval)', cache_schema)) AS n (name)
           JOIN pg_proc AS p ON p.oid = to_regprocedure(n.name)
-         CROSS JOIN (VALUES (log, 'SELECT'), (log, 'DELETE'), (format('%I.log_state', cache), 'UPDATE'),
-                            (format('%I.log_horizon', cache), 'SELECT'), (format('%I.log_horizon', cache), 'INSERT'),
-                            (format('%I.log_horizon', cache), 'DELETE')) AS t (name, needs)
+         CROSS JOIN (VALUES (log, 'SELECT'), (log, 'DELETE'), (format('%I.log_state', cache_schema), 'UPDATE'),
+                            (format('%I.log_horizon', cache_schema), 'SELECT'), (format('%I.log_horizon', cache_schema), 'INSERT'),
+                            (format('%I.log_horizon', cache_schema), 'DELETE')) AS t (name, needs)
          WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(p.proowner, to_regclass(t.name), t.needs)
          UNION ALL
         SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and rows of one transaction are refused; '
@@ -95,7 +85,7 @@ BEGIN
         SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
           FROM pg_proc AS p WHERE p.oid = to_regprocedure(func) AND to_regclass(log) IS NOT NULL
            AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
-                    AND has_schema_privilege(p.proowner, to_regnamespace(quote_ident(cache)), 'USAGE'))
+                    AND has_schema_privilege(p.proowner, to_regnamespace(quote_ident(cache_schema)), 'USAGE'))
       ) AS q;
     report := report || coalesce(part, '[]');
     SELECT jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'warn', 'detail', q.detail))
@@ -112,7 +102,7 @@ BEGIN
           FROM unnest(ARRAY[func] || functions) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
-        SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'bell',
+        SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'notifications',
                'runs with oddscache.notify = off: the cache sees its changes when it polls. Unless that is meant so; ALTER '
                || CASE WHEN s.setrole = 0 AND s.setdatabase <> 0 THEN format('DATABASE %I', d.datname)
                        ELSE 'ROLE ' || coalesce(quote_ident(x.rolname), 'ALL')
@@ -122,15 +112,15 @@ BEGIN
           JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
           LEFT JOIN pg_roles AS x ON x.oid = s.setrole
          CROSS JOIN LATERAL unnest(s.setconfig) AS setting
-         WHERE lower(setting) ~ '^oddscache\.notify=(off|false|no|0)$'
+         WHERE lower(setting) ~ '^oddscache[.]notify=(off|false|no|0)$'
       ) AS q;
     report := report || coalesce(part, '[]');
 
     -- The triggers
-    SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
-     WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
+    SELECT left(cache_schema, n) INTO prefix FROM generate_series(length(cache_schema), 1, -1) AS n
+     WHERE octet_length(left(cache_schema, n)) <= 54 LIMIT 1;
     WITH RECURSIVE node AS (
-        SELECT u.tab, to_regclass(format('%I.%I', app, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
+        SELECT u.tab, to_regclass(format('%I.%I', app_schema, u.tab))::oid AS oid, 0 AS level FROM unnest(tables) AS u (tab)
          UNION SELECT n.tab, i.inhrelid, n.level + 1
           FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
          WHERE c.relpersistence <> 't'
@@ -147,8 +137,8 @@ BEGIN
                CASE WHEN g.oid IS NULL THEN 'missing'
                     WHEN t.above_foreign AND (g.tgoldtable IS NOT NULL OR g.tgnewtable IS NOT NULL) THEN 'refused'
                     WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype OR g.tgqual IS NOT NULL OR g.tgattr <> ''
-                         OR g.tgargs <> CASE WHEN t.above_foreign THEN '*'::bytea || '\x00' ELSE '' END
-                             || convert_to(t.tab, 'UTF8') || '\x00'
+                         OR g.tgargs <> CASE WHEN t.above_foreign THEN convert_to('*', 'UTF8') || decode('00', 'hex') ELSE '' END
+                             || convert_to(t.tab, 'UTF8') || decode('00', 'hex')
                          OR g.tgoldtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.old_table END
                          OR g.tgnewtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.new_table END
                          THEN 'foreign definition'
@@ -175,22 +165,22 @@ BEGIN
                     ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END || '; run install.sql'
           FROM trigger AS t WHERE t.state <> 'ok'
          UNION ALL
-        SELECT 'trigger', format('%I.%I', app, u.tab), 'table', 'FAIL', 'does not exist'
-          FROM unnest(tables) AS u (tab) WHERE to_regclass(format('%I.%I', app, u.tab)) IS NULL
+        SELECT 'trigger', format('%I.%I', app_schema, u.tab), 'table', 'FAIL', 'does not exist'
+          FROM unnest(tables) AS u (tab) WHERE to_regclass(format('%I.%I', app_schema, u.tab)) IS NULL
          UNION ALL
-        SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
+        SELECT 'trigger', format('%I.%I', app_schema, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
                'does not exist: every statement on this table makes the cache load it anew'
           FROM json_each_text(keys) AS k (tab, col)
-         WHERE to_regclass(format('%I.%I', app, k.tab)) IS NOT NULL
-           AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', app, k.tab))
+         WHERE to_regclass(format('%I.%I', app_schema, k.tab)) IS NOT NULL
+           AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', app_schema, k.tab))
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
-        SELECT 'trigger', format('%I.%I', app, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
+        SELECT 'trigger', format('%I.%I', app_schema, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
                format('is a virtual generated column, which triggers cannot see: every statement on this table makes the cache read '
                    'everything again; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
-                   app, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
+                   app_schema, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
           FROM json_each_text(keys) AS k (tab, col)
-          JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app, k.tab)) AND a.attname = k.col
+          JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app_schema, k.tab)) AND a.attname = k.col
           LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attgenerated = 'v'
          UNION ALL
@@ -214,7 +204,7 @@ BEGIN
     SELECT x.* INTO r FROM pg_roles AS x WHERE x.rolname = role;
     IF NOT FOUND THEN
         report := report || jsonb_build_object('kind', 'right', 'object', quote_ident(role), 'item', 'role', 'status', 'warn',
-            'detail', 'does not exist: run grants.sql, or name the cache''s role with -v role=...');
+            'detail', 'does not exist: run grants.sql, or name the cache''s role: oddscache sql check --role ..., or the setting role in the script');
     ELSE
         SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
             SELECT 'right' AS kind, n.object, n.item, CASE WHEN n.has THEN 'ok' ELSE 'FAIL' END AS status,
@@ -224,31 +214,31 @@ BEGIN
                        has_database_privilege(role, current_database(), 'CONNECT') AS has
                  UNION ALL
                 SELECT format('schema %I', s.name), 'USAGE', has_schema_privilege(role, to_regnamespace(quote_ident(s.name)), 'USAGE')
-                  FROM (VALUES (app), (cache)) AS s (name)
+                  FROM (VALUES (app_schema), (cache_schema)) AS s (name)
                  UNION ALL
                 SELECT format('%I.%I', s.schema, s.tab), 'SELECT',
                        has_table_privilege(role, to_regclass(format('%I.%I', s.schema, s.tab)), 'SELECT')
-                  FROM (SELECT app AS schema, u.tab FROM unnest(tables) AS u (tab)
-                         UNION ALL VALUES (cache, 'change_log'), (cache, 'log_state')) AS s
+                  FROM (SELECT app_schema AS schema, u.tab FROM unnest(tables) AS u (tab)
+                         UNION ALL VALUES (cache_schema, 'change_log'), (cache_schema, 'log_state')) AS s
               ) AS n WHERE n.has IS NOT NULL
              UNION ALL
-            SELECT 'right', format('%I.prune(interval)', cache), 'EXECUTE', 'ok',
-                   CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache)), 'EXECUTE')
+            SELECT 'right', format('%I.prune(interval)', cache_schema), 'EXECUTE', 'ok',
+                   CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache_schema)), 'EXECUTE')
                         THEN format('%s may prune the log', role)
-                        ELSE format('%s may not: let a scheduled job call it, or run grants.sql with -v prune=on', role) END
-             WHERE to_regprocedure(format('%I.prune(interval)', cache)) IS NOT NULL
+                        ELSE format('%s may not: let a scheduled job call it, or run oddscache sql grants --prune (grants.sql)', role) END
+             WHERE to_regprocedure(format('%I.prune(interval)', cache_schema)) IS NOT NULL
              UNION ALL
             SELECT 'right', h.name, 'EXECUTE', CASE WHEN h.has THEN 'ok' ELSE 'warn' END,
                    role || CASE WHEN h.has THEN '' ELSE
-                       ' may not: it cannot tell a quiet database from a bell that fell silent; run grants.sql' END
-              FROM (SELECT format('%I.heartbeat()', cache) AS name,
-                           has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache)), 'EXECUTE') AS has) AS h
+                       ' may not: it cannot tell a quiet database from lost notifications; run grants.sql' END
+              FROM (SELECT format('%I.heartbeat()', cache_schema) AS name,
+                           has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache_schema)), 'EXECUTE') AS has) AS h
              WHERE h.has IS NOT NULL
              UNION ALL
             SELECT 'right', c.oid::regclass::text, 'row-level security', 'warn',
                    format('%s must see every row: give it a policy for SELECT that is true, or BYPASSRLS', role)
               FROM unnest(tables) AS u (tab)
-              JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, u.tab))
+              JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, u.tab))
              WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
         ) AS q;
         report := report || coalesce(part, '[]');
@@ -259,21 +249,21 @@ BEGIN
                    coalesce(c.relacl, acldefault('r', c.relowner)) AS acl,
                    ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
                    || CASE WHEN server >= 170000 THEN ARRAY['MAINTAIN'] ELSE '{}' END AS items
-              FROM (SELECT format('%I.%I', app, u.tab) AS name FROM unnest(tables) AS u (tab)
-                     UNION ALL SELECT format('%I.%I', cache, u.tab) FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS u (tab)) AS s
+              FROM (SELECT format('%I.%I', app_schema, u.tab) AS name FROM unnest(tables) AS u (tab)
+                     UNION ALL SELECT format('%I.%I', cache_schema, u.tab) FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS u (tab)) AS s
               JOIN pg_class AS c ON c.oid = to_regclass(s.name)
              UNION ALL
             SELECT 'SCHEMA', n.oid, format('schema %I', n.nspname), format('SCHEMA %I', n.nspname), n.nspowner,
                    coalesce(n.nspacl, acldefault('n', n.nspowner)), ARRAY['CREATE']
-              FROM pg_namespace AS n WHERE n.nspname IN (app, cache)
+              FROM pg_namespace AS n WHERE n.nspname IN (app_schema, cache_schema)
              UNION ALL
             SELECT 'DATABASE', d.oid, format('database %I', d.datname), format('DATABASE %I', d.datname), d.datdba,
                    coalesce(d.datacl, acldefault('d', d.datdba)), ARRAY['CREATE', 'TEMPORARY']
               FROM pg_database AS d WHERE d.datname = current_database()
              UNION ALL
-            SELECT 'FUNCTION', p.oid, format('%I.resync(text)', cache), format('FUNCTION %I.resync(text)', cache), p.proowner,
+            SELECT 'FUNCTION', p.oid, format('%I.resync(text)', cache_schema), format('FUNCTION %I.resync(text)', cache_schema), p.proowner,
                    coalesce(p.proacl, acldefault('f', p.proowner)), ARRAY['EXECUTE']
-              FROM pg_proc AS p WHERE p.oid = to_regprocedure(format('%I.resync(text)', cache))
+              FROM pg_proc AS p WHERE p.oid = to_regprocedure(format('%I.resync(text)', cache_schema))
         ), superfluous AS (
             SELECT t.kind, t.oid, t.name, t.target, t.owner, t.acl, i.item, i.n
               FROM thing AS t CROSS JOIN unnest(t.items) WITH ORDINALITY AS i (item, n)
@@ -364,12 +354,12 @@ BEGIN
                    'op text NOT NULL, keys bigint[], note text, at timestamptz NOT NULL, PRIMARY KEY (xid, id)); '
                    'CREATE TABLE IF NOT EXISTS %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8 NOT NULL, '
                    'app_schema text NOT NULL, channel text NOT NULL, pruned_at timestamptz); '
-                   'CREATE TABLE IF NOT EXISTS %1$I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);', cache)
+                   'CREATE TABLE IF NOT EXISTS %1$I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);', cache_schema)
                || ' or here: '
                || CASE WHEN p.puballtables THEN 'CREATE PUBLICATION of the tables that are needed (FOR TABLE ...'
                             || CASE WHEN server < 150000 THEN '' ELSE ', FOR TABLES IN SCHEMA ...' END
                             || format('), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION, instead of %I', p.pubname)
-                       WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname, cache)
+                       WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname, cache_schema)
                        ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS detail
           FROM pg_publication AS p
           JOIN LATERAL (SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname) AS names,
@@ -377,7 +367,7 @@ BEGIN
                                    SELECT FROM pg_publication_rel AS n WHERE n.prpubid = p.oid AND n.prrelid = c.oid)), '') AS named
                           FROM pg_publication_tables AS l
                           JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', l.schemaname, l.tablename))
-                         WHERE l.pubname = p.pubname AND l.schemaname = cache
+                         WHERE l.pubname = p.pubname AND l.schemaname = cache_schema
                            AND l.tablename IN ('change_log', 'log_state', 'log_horizon')) AS t ON t.names IS NOT NULL
          CROSS JOIN (SELECT string_agg(format('%I (%s)', s.slot_name, CASE
                                 WHEN a.pid IS NOT NULL THEN 'a subscription of PostgreSQL''s own'
@@ -388,9 +378,10 @@ BEGIN
     ) AS q;
     report := report || coalesce(part, '[]');
 
-    -- The log
+    -- The log. What stands there may be somebody's view: let it write nothing. The setting ends with this block.
     BEGIN
-        IF to_regclass(log) IS NOT NULL AND to_regclass(format('%I.log_state', cache)) IS NOT NULL THEN
+        PERFORM set_config('transaction_read_only', 'on', true);
+        IF to_regclass(log) IS NOT NULL AND to_regclass(format('%I.log_state', cache_schema)) IS NOT NULL THEN
             EXECUTE format($sql$
                 SELECT jsonb_agg(to_jsonb(q)) FROM (
                     SELECT 'log' AS kind, %2$L AS object, 'state' AS item,
@@ -398,7 +389,7 @@ BEGIN
                                 AND s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot())) THEN 'ok' ELSE 'FAIL' END AS status,
                            CASE WHEN count(*) <> 1 THEN format('%%s rows instead of one: run install.sql', count(*))
                                 WHEN NOT bool_and(s.app_schema = %3$L)
-                                    THEN format('serves schema %%s: name it with -v app_schema=...', min(s.app_schema))
+                                    THEN format('serves schema %%s: name it: oddscache sql check --app-schema ..., or the setting app_schema in the script', min(s.app_schema))
                                 WHEN NOT bool_and(s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot()))
                                     THEN 'speaks of another cluster''s transactions: run install.sql'
                                 ELSE format('pruned below %%s, channel %%s', min(s.pruned_below::text), min(s.channel)) END AS detail
@@ -407,7 +398,7 @@ BEGIN
                     SELECT 'log', %2$L, 'pruned',
                            CASE WHEN b.late AND b.pruned < now() - interval '7 days' THEN 'FAIL' WHEN b.late THEN 'warn' ELSE 'ok' END,
                            coalesce('last at ' || b.pruned || format(' (%%s ago)', date_trunc('second', now() - b.pruned)), 'never')
-                           || CASE WHEN b.late THEN ': let the cache call prune() (grants.sql -v prune=on), or a scheduled job' ELSE '' END
+                           || CASE WHEN b.late THEN ': let the cache call prune() (oddscache sql grants --prune), or a scheduled job' ELSE '' END
                       FROM (SELECT p.pruned, coalesce(p.pruned < now() - interval '1 day', true)
                                    AND EXISTS (SELECT FROM %1$s AS l WHERE l.at < now() - interval '1 day' ORDER BY l.xid, l.id LIMIT 1) AS late
                               FROM (SELECT max((to_jsonb(s) ->> 'pruned_at')::timestamptz) AS pruned FROM %2$s AS s) AS p) AS b
@@ -434,7 +425,7 @@ BEGIN
                            format('%%s times, last at %%s: %%s', count(*), max(l.at),
                            (array_agg(l.note ORDER BY l.id DESC))[1])
                       FROM %1$s AS l WHERE l.op = 'RESYNC' GROUP BY l.table_name
-                ) AS q$sql$, log, format('%I.log_state', cache), app) INTO part;
+                ) AS q$sql$, log, format('%I.log_state', cache_schema), app_schema) INTO part;
             report := report || coalesce(part, '[]');
         END IF;
     EXCEPTION WHEN insufficient_privilege THEN
@@ -452,28 +443,28 @@ BEGIN
        AND s.query_start < clock_timestamp() - interval '30 s';
     report := report || coalesce(part, '[]');
 
-    -- The bell, and the indexes
+    -- The notifications, and the indexes
     SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
         WITH lock AS (
             SELECT l.pid, l.mode = 'ShareLock' AS waits, coalesce(s.usename::text, 'an unknown role') AS role
               FROM pg_locks AS l LEFT JOIN pg_stat_activity AS s ON s.pid = l.pid
              WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
                AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-               AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('oddscache bell ' || cache, 0)
+               AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('oddscache listener ' || cache_schema, 0)
         )
-        SELECT 'waiting' AS kind, quote_ident(cache) AS object, 'who waits for the bell' AS item, 'ok' AS status,
-               coalesce('writers ring for ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
-                        'nobody: writers do not ring') AS detail
+        SELECT 'waiting' AS kind, quote_ident(cache_schema) AS object, 'who waits for notifications' AS item, 'ok' AS status,
+               coalesce('writers notify ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
+                        'nobody: writers do not notify') AS detail
           FROM lock AS l WHERE l.waits
          UNION ALL
-        SELECT 'waiting', quote_ident(cache), format('process %s', l.pid), 'warn',
-               format('of %I holds the lock exclusively that says who waits: every writer rings, and caches only poll; '
+        SELECT 'waiting', quote_ident(cache_schema), format('process %s', l.pid), 'warn',
+               format('of %I holds exclusively the lock of those who wait: every writer notifies, and caches only poll; '
                    'SELECT pg_terminate_backend(%s)', l.role, l.pid)
           FROM lock AS l WHERE NOT l.waits
          UNION ALL
         SELECT 'queue', 'notification queue', 'usage', CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END,
                format('%s %%', round((u.usage * 100)::numeric, 1))
-               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': the bell is silent; some listener sits in a transaction' END
+               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': writers do not notify; some listener sits in a transaction' END
           FROM pg_notification_queue_usage() AS u (usage)
          UNION ALL
         SELECT 'index', t.root::text, w.columns, CASE WHEN bool_or(x.indisvalid) THEN 'ok' ELSE 'warn' END,
@@ -483,7 +474,7 @@ BEGIN
           FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC', ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
                        ('competitor_odds_snapshots', 'competitor_event_id, id DESC', ARRAY['competitor_event_id', 'id'], '0 3'))
                AS w (tab, columns, keys, options)
-          JOIN LATERAL (SELECT to_regclass(format('%I.%I', app, w.tab)) AS root) AS t ON t.root IS NOT NULL
+          JOIN LATERAL (SELECT to_regclass(format('%I.%I', app_schema, w.tab)) AS root) AS t ON t.root IS NOT NULL
           LEFT JOIN pg_index AS x ON x.indrelid = t.root AND x.indpred IS NULL AND x.indexprs IS NULL
                AND x.indnkeyatts = cardinality(w.keys) AND x.indoption::text = w.options
                AND (SELECT array_agg(a.attname::text ORDER BY k.n)
@@ -493,13 +484,17 @@ BEGIN
          GROUP BY t.root, w.columns
     ) AS q;
     report := report || coalesce(part, '[]');
-    PERFORM set_config('oddscache.report', report::text, true);
+    SELECT jsonb_agg(to_jsonb(q) ORDER BY array_position(ARRAY['FAIL', 'warn', 'info', 'ok'], q.status),
+               array_position(ARRAY['feed', 'trigger', 'right', 'publication', 'log', 'session', 'waiting', 'queue', 'index'], q.kind),
+               q.object, q.item)
+      INTO report
+      FROM jsonb_to_recordset(report) AS q (kind text, object text, item text, status text, detail text);
+    PERFORM set_config('oddscache.report', report::text, false);
+    PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
 END $check$;
 
 SELECT r.kind, r.object, r.item, r.status, r.detail
-  FROM jsonb_to_recordset(current_setting('oddscache.report')::jsonb)
-       AS r (kind text, object text, item text, status text, detail text)
- ORDER BY array_position(ARRAY['FAIL', 'warn', 'info', 'ok'], r.status),
-          array_position(ARRAY['feed', 'trigger', 'right', 'publication', 'log', 'session', 'waiting', 'queue', 'index'], r.kind),
-          r.object, r.item;
-COMMIT;
+  FROM ROWS FROM (pg_catalog.jsonb_to_recordset(pg_catalog.current_setting('oddscache.report')::pg_catalog.jsonb)
+           AS (kind pg_catalog.text, object pg_catalog.text, item pg_catalog.text, status pg_catalog.text, detail pg_catalog.text))
+       WITH ORDINALITY AS r (kind, object, item, status, detail, n)
+ ORDER BY r.n;

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache::{Config, Error, OddsCache, Status, sql::Script, warm_up};
 use oddscache_testkit::{
     Database, cluster,
     cluster::Cluster,
     connect, eventually,
     followed::{Followed, SEED, run},
-    psql, server_version,
+    psql, run_script, server_version,
 };
 
 fn config(dsn: &str) -> Config {
@@ -386,10 +386,7 @@ async fn a_partition_without_triggers_is_no_error() {
 fn granted() -> (Database, String) {
     let database = Database::seeded();
     let role = format!("role_{}", database.name);
-    psql(
-        &database.name,
-        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
-    );
+    run_script(&database.name, Script::Grants, &[("role", &role)]);
     (database, role)
 }
 

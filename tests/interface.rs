@@ -49,7 +49,7 @@ fn types_cross_threads_show_themselves_and_clone_where_that_is_cheap() {
     cloned::<MarketInput>();
     cloned::<OutcomeInput>();
     cloned::<sql::Script>();
-    cloned::<sql::Step>();
+    cloned::<sql::Function>();
     shared::<CachedEvent>();
     shared::<State>();
     shared::<EventList>();

@@ -1,10 +1,10 @@
 //! Deployments differ: types, missing columns, schemas. The cache equals the oracle in all of them.
 
-use oddscache::{Config, Error, OddsCache, Status};
+use oddscache::{Config, Error, OddsCache, Status, sql::Script};
 use oddscache_testkit::{
     Database, dump, eventually,
     followed::{Followed, SEED, run},
-    psql,
+    psql, run_script,
 };
 
 const SCHEMA: &str = include_str!("../src/demo/schema.sql");
@@ -284,22 +284,15 @@ async fn other_schemas_and_another_channel() {
         &database.name,
         &["-q", "-c", &path, "-f", "src/demo/schema.sql", "-c", SEED],
     );
-    let variables = [
-        ("app_schema", app),
-        ("cache_schema", cache),
-        ("channel", channel),
-    ];
-    let variables: Vec<String> = variables
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let mut args = vec!["-qf", "sql/install.sql"];
-    args.extend(
-        variables
-            .iter()
-            .flat_map(|variable| ["-v", variable.as_str()]),
+    run_script(
+        &database.name,
+        Script::Install,
+        &[
+            ("app_schema", app),
+            ("cache_schema", cache),
+            ("channel", channel),
+        ],
     );
-    psql(&database.name, &args);
 
     let followed = Followed::with(&database.dsn(), |config| {
         config.app_schema(app).cache_schema(cache)

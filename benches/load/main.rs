@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oddscache::sql::Script;
 use oddscache_testkit::{
     cluster::Cluster,
     demo::{self, Application, Size},
@@ -63,13 +64,8 @@ async fn prepare(events: u32) -> Cluster {
         ..Size::default()
     };
     demo::fill(&client, &size).await;
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql(DATABASE, &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+    for script in [Script::Install, Script::Indexes] {
+        oddscache_testkit::run_script_on(&cluster, DATABASE, script, &[]);
     }
     client
         .batch_execute("vacuum analyze")

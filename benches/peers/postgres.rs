@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
+use oddscache::sql::Script;
 use oddscache_testkit::{cluster::Cluster, demo};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls, Row, Statement};
@@ -297,15 +298,7 @@ impl Server {
 
     /// Makes the indexes that are recommended for the cache.
     pub fn make_indexes(&mut self) {
-        let output = self
-            .cluster
-            .psql("postgres", &["-qf", "sql/indexes.sql"])
-            .expect("psql");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        oddscache_testkit::run_script_on(&self.cluster, "postgres", Script::Indexes, &[]);
         let dsn = self.dsn.clone();
         self.session = self.runtime.block_on(async {
             let session = Session::new(&dsn).await;

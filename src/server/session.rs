@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Config, sql::Step};
+use oddscache::Config;
 use serde::de::DeserializeOwned;
 use tokio::{
     task::JoinHandle,
@@ -153,26 +153,25 @@ impl Session {
         Ok(messages.into_iter().filter_map(row).collect())
     }
 
-    /// Runs steps that make a transaction of their own, and returns all rows they give.
-    pub(crate) async fn transaction(
+    /// Runs a script in a read-only transaction of its own, and returns all rows it gives.
+    pub(crate) async fn script(&self, text: &str) -> Result<Vec<Vec<Option<String>>>, Trouble> {
+        self.transaction("BEGIN READ ONLY", text).await
+    }
+
+    /// Runs statements after others, of which the first begins a transaction, and rolls it back.
+    async fn transaction(
         &self,
-        steps: &[Step],
+        before: &str,
+        sql: &str,
     ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
-        let mut rows = Vec::new();
-        for step in steps {
-            let Step::Statement(sql) = step else { continue };
-            match self.run(sql).await {
-                Ok(more) => rows.extend(more),
-                Err(trouble) => {
-                    self.roll_back().await;
-                    return Err(trouble);
-                }
-            }
-            if sql.starts_with("BEGIN") {
-                self.run(&self.limits()).await?;
-            }
+        let limits = self.limits();
+        let rows = self
+            .run(&format!("{before}; {limits}; {sql}; ROLLBACK"))
+            .await;
+        if rows.is_err() {
+            self.roll_back().await;
         }
-        Ok(rows)
+        rows
     }
 
     fn limits(&self) -> String {
@@ -204,15 +203,8 @@ impl Session {
         before: &str,
         sql: &str,
     ) -> Result<Vec<T>, Trouble> {
-        let limits = self.limits();
-        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; ROLLBACK");
-        let rows = match self.run(&sql).await {
-            Ok(rows) => rows,
-            Err(trouble) => {
-                self.roll_back().await;
-                return Err(trouble);
-            }
-        };
+        let sql = format!("SELECT to_jsonb(q) FROM ({sql}) AS q");
+        let rows = self.transaction(before, &sql).await?;
         let cells = rows.iter().flatten().flatten();
         let read = |cell: &String| {
             serde_json::from_str(cell).map_err(|error| {

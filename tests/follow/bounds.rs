@@ -2,20 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache::{Config, Error, OddsCache, Status, sql::Script, warm_up};
 use oddscache_testkit::{
     Database, cluster, connect, eventually,
     followed::{Followed, run},
-    psql,
+    run_script,
 };
 
 /// A role with the cache's rights, for a database in which it is subject to what `sql` says.
 fn reader(database: &Database, sql: &str) -> String {
     let role = format!("reader_of_{}", database.name);
-    psql(
-        &database.name,
-        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
-    );
+    run_script(&database.name, Script::Grants, &[("role", &role)]);
     database.psql(&sql.replace("{role}", &role));
     cluster().dsn_as(&role, &database.name)
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache::{Config, Error, OddsCache, Status, sql::Script, warm_up};
 use oddscache_testkit::{
     Database, connect, dump, eventually,
     followed::{Followed, run},
-    psql,
+    run_script,
 };
 
 fn config(dsn: &str) -> Config {
@@ -52,10 +52,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
 async fn row_security_is_refused_unless_allowed() {
     let database = Database::seeded();
     let role = format!("reader_of_{}", database.name);
-    psql(
-        &database.name,
-        &["-qf", "sql/grants.sql", "-v", &format!("role={role}")],
-    );
+    run_script(&database.name, Script::Grants, &[("role", &role)]);
     let dsn = database
         .dsn()
         .replace("user=postgres", &format!("user={role}"));
@@ -241,10 +238,7 @@ async fn the_bell_moves_with_the_channel() {
         config.poll_interval(Duration::from_secs(2))
     })
     .await;
-    psql(
-        &database.name,
-        &["-qf", "sql/install.sql", "-v", "channel=elsewhere"],
-    );
+    run_script(&database.name, Script::Install, &[("channel", "elsewhere")]);
     followed.check("installed again").await;
     let notifications = followed.cache.counters().notifications;
     let mut line = 0;

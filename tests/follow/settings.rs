@@ -1,15 +1,12 @@
 //! What a role, a database or an administrator can set against the follower's sessions.
 
-use oddscache_testkit::{Database, eventually, followed::Followed, psql};
+use oddscache::sql::Script;
+use oddscache_testkit::{Database, eventually, followed::Followed, run_script};
 
 /// A role with the rights of `grants.sql` in a database of its own.
 fn role(database: &Database) -> String {
     let role = format!("follower_{}", database.name);
-    let named = format!("role={role}");
-    psql(
-        &database.name,
-        &["-q", "-v", &named, "-f", "sql/grants.sql"],
-    );
+    run_script(&database.name, Script::Grants, &[("role", &role)]);
     role
 }
 

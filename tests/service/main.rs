@@ -412,10 +412,10 @@ fn failures_name_the_thing_and_the_way_out() {
         (&["serve", "--listen", "nowhere"], &empty, 2, &["--listen"]),
         (&["sql", "destroy"], &empty, 2, &["install", "uninstall"]),
         (
-            &["sql", "install", "-v", "colour=red"],
+            &["sql", "install", "--keep-indexes"],
             &empty,
             2,
-            &["colour", "app_schema"],
+            &["keep_indexes", "app_schema"],
         ),
         (&[], &empty, 2, &["serve", "dump", "demo"]),
     ] {

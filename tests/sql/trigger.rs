@@ -335,7 +335,7 @@ async fn the_bell_rings_once_a_transaction_and_can_be_switched_off() {
     let db = installed();
     let mut listener = Session::open(&db.dsn()).await;
     listener.run("listen oddscache").await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     let writer = Session::open(&db.dsn()).await;
     writer.run("begin; update events set name = 'a'; update market_odds set outcomes = '[]'; savepoint s; insert into events values (50); rollback to s; update events set name = 'b'; commit").await;
     for off in ["off", "FALSE", "no", "0"] {
@@ -369,7 +369,7 @@ async fn prepared_transactions_switch_the_bell_off() {
     let db = installed();
     let session = Session::open(&db.dsn()).await;
     let listener = Session::open(&db.dsn()).await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     assert_eq!(
         session
             .code("begin; update events set name = 'x'; prepare transaction 'p1'")

@@ -208,7 +208,7 @@ async fn a_locked_log_delays_a_writer_once() {
 async fn the_bells_trouble_is_not_the_writers() {
     let db = installed();
     let listener = Session::open(&db.dsn()).await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     db.psql("revoke execute on function pg_notify(text, text) from public; alter function oddscache.log_change() owner to current_user");
     let owner = format!("owner_{}", db.name);
     db.psql(&format!("create role {owner}; grant usage on schema oddscache to {owner}; grant insert on oddscache.change_log to {owner};

@@ -7,7 +7,8 @@ mod process;
 
 use std::time::Duration;
 
-use oddscache_testkit::{Database, cluster, connect, eventually, psql};
+use oddscache::sql::Script;
+use oddscache_testkit::{Database, cluster, connect, eventually, run_script};
 use process::Process;
 use tokio_postgres::Client;
 
@@ -62,11 +63,7 @@ impl Scene {
                from generate_series(1, 3000) g",
         );
         let role = format!("cache_{}", database.name);
-        let variable = format!("role={role}");
-        psql(
-            &database.name,
-            &["-q", "-v", &variable, "-f", "sql/grants.sql"],
-        );
+        run_script(&database.name, Script::Grants, &[("role", &role)]);
         database.psql(&format!("alter role {role} password 'secret'"));
         let dsn = match by {
             By::Socket => cluster().dsn_as(&role, &database.name),
@@ -209,13 +206,12 @@ async fn stopped_among_rows_over_the_socket() {
     let scene = Scene::new(By::Socket).await;
     scene.stop(At::Rows).await;
     scene.writers_pass().await;
-    let role = format!("role=cache_{}", scene.database.name);
+    let role = format!("cache_{}", scene.database.name);
     let way_out = "SELECT pg_terminate_backend(";
     let mut report = String::new();
     // It is named when it has lasted for half a minute: a slow reader is none that was stopped.
     eventually("reported", async || {
-        let args = ["-qAt", "-v", &role, "-f", "sql/check.sql"];
-        report = psql(&scene.database.name, &args);
+        report = run_script(&scene.database.name, Script::Check, &[("role", &role)]);
         report.contains(way_out)
     })
     .await;

@@ -50,7 +50,7 @@ pub(crate) struct ServeArguments {
     /// Read the change log at the latest after this long, bell or no bell: bounds staleness when notifications are lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
-    /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
+    /// Prune rows from the change log that are older than this, if the role may (`oddscache sql grants --prune`)
     #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) log_keep: Duration,
     /// How often to prune the change log, on average

@@ -11,6 +11,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use oddscache::sql::Script;
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
@@ -92,12 +93,39 @@ impl Database {
 /// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
 /// of a read and hold its locks, only in a test with several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
-    let output = cluster().psql(database, args).expect("psql starts");
+    psql_on(cluster(), database, args)
+}
+
+fn psql_on(cluster: &Cluster, database: &str, args: &[&str]) -> String {
+    let output = cluster.psql(database, args).expect("psql starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "psql {args:?}: {errors}");
     String::from_utf8_lossy(&output.stdout)
         .trim_end()
         .to_owned()
+}
+
+/// Runs a script of `sql/` with these settings through psql as the superuser, and returns its rows. With `indexes` it runs
+/// the statements that these rows are. Fails the test unless all succeed.
+pub fn run_script(database: &str, script: Script, settings: &[(&str, &str)]) -> String {
+    run_script_on(cluster(), database, script, settings)
+}
+
+/// The same on another cluster.
+pub fn run_script_on(
+    cluster: &Cluster,
+    database: &str,
+    script: Script,
+    settings: &[(&str, &str)],
+) -> String {
+    let text = script.fill(settings).expect("settings of the script");
+    let rows = psql_on(cluster, database, &["-qAtc", &text]);
+    if script == Script::Indexes && !rows.is_empty() {
+        let statements = rows.lines().flat_map(|statement| ["-c", statement]);
+        let args: Vec<&str> = ["-q"].into_iter().chain(statements).collect();
+        psql_on(cluster, database, &args);
+    }
+    rows
 }
 
 /// The server's major version.

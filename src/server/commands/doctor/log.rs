@@ -74,7 +74,7 @@ async fn prune(
             )
             .object(object)
             .why("somebody must: the change log grows with every write")
-            .fix("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
+            .fix("oddscache sql grants --apply --prune, or a scheduled job for the owner"),
         ]);
     }
     let call = format!("SELECT {schema}.prune() AS rows");

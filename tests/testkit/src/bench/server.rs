@@ -1,5 +1,6 @@
 //! A private server with the real amount of data, the feed and the recommended indexes.
 
+use oddscache::sql::Script;
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
@@ -29,13 +30,8 @@ pub async fn start(settings: &[&str]) -> Server {
     let dsn = cluster.dsn("postgres");
     let client = connect(&dsn).await;
     demo::fill(&client, &Size::default()).await;
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        let output = cluster.psql("postgres", &["-qf", script]).expect("psql");
-        assert!(
-            output.status.success(),
-            "{script}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+    for script in [Script::Install, Script::Indexes] {
+        crate::run_script_on(&cluster, "postgres", script, &[]);
     }
     client
         .batch_execute("vacuum analyze")
