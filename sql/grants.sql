@@ -1,15 +1,15 @@
 -- grants.sql: makes a role for the cache, and grants it what the cache does and nothing else.
 --
--- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state; EXECUTE
---          on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
+-- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state;
+--          EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
 --          SELECT is on whole tables: LOCK TABLE ... IN ACCESS SHARE MODE, which the cache needs, refuses rights on
---          columns. Partitions need no rights of their own.
---          heartbeat() takes no argument. It writes a fixed row that says nothing, at most one a second for each session,
---          and notifies, which any role can do by NOTIFY. A role that calls it all day adds a few thousand log rows an
---          hour, and prune() deletes them. Never granted here is resync(): it makes every cache read everything.
---          The role keeps what PUBLIC has: temporary tables, and before PostgreSQL 15 tables in schema public. check.sql
---          names these rights, with the statements that take them.
--- Who      A role that may grant on the tables and on the feed: their owner or a superuser. CREATEROLE if the role is new.
+--          columns. Partitions need no rights of their own. heartbeat() takes no argument. It writes a fixed row that
+--          says nothing, at most one a second for each session, and notifies, which any role can do by NOTIFY. A role
+--          that calls it all day adds a few thousand log rows an hour, and prune() deletes them. Never granted here is
+--          resync(): it makes every cache read everything. The role keeps what PUBLIC has: temporary tables, and before
+--          PostgreSQL 15 tables in schema public. check.sql names these rights, with the statements that take them.
+-- Who      A role that may grant on the tables and on the feed: their owner or a superuser. CREATEROLE if the role is
+--          new.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f grants.sql
 --          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
 --          transaction or of a migration. The transaction must be READ COMMITTED.
@@ -41,19 +41,33 @@ BEGIN
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
     -- In other isolation levels this transaction would not see what a concurrent run has committed.
-    IF current_setting('transaction_isolation') <> 'read committed' OR current_setting('transaction_read_only') = 'on' THEN
-        RAISE EXCEPTION 'grants.sql needs a transaction that is READ COMMITTED and READ WRITE; this one is % and READ %',
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR current_setting('transaction_read_only') = 'on' THEN
+        RAISE EXCEPTION 'grants.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
                 upper(current_setting('transaction_isolation')),
                 CASE current_setting('transaction_read_only') WHEN 'on' THEN 'ONLY' ELSE 'WRITE' END
             USING ERRCODE = 'invalid_transaction_state', HINT = CASE WHEN pg_is_in_recovery()
                 THEN 'This server is a standby. Run the script on its primary.'
-                ELSE 'Where the session''s defaults are others: SET default_transaction_isolation = ''read committed''; '
-                    'SET default_transaction_read_only = off;' END;
+                ELSE 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE, or before it: SET default_transaction_read_only '
+                    '= off; SET default_transaction_isolation = ''read committed'';' END;
     END IF;
     -- One run of install.sql, grants.sql or uninstall.sql at a time
     PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0));
     PERFORM set_config('lock_timeout', '2s', true);
 
+    SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO problem
+      FROM (SELECT 'schema ' || quote_ident(n.nspname) AS name, n.nspowner AS owner,
+                   has_schema_privilege(n.oid, 'USAGE WITH GRANT OPTION') AS may
+              FROM pg_namespace AS n WHERE n.nspname = cache_schema
+             UNION ALL
+            SELECT c.oid::regclass::text, c.relowner, has_table_privilege(c.oid, 'SELECT WITH GRANT OPTION')
+              FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+             WHERE n.nspname = app_schema AND c.relname = ANY (tables)) AS o
+     WHERE NOT o.may;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Run this script as the owner or as a superuser.';
+    END IF;
     SELECT string_agg(v.name, ', ') INTO problem
       FROM (SELECT format('%I.%I', app_schema, t.tab) AS name
               FROM unnest(tables) AS t (tab)
@@ -64,8 +78,8 @@ BEGIN
     END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'missing: %', problem USING ERRCODE = 'undefined_table',
-            HINT = 'Run install.sql first. Other schemas: oddscache sql grants --app-schema ... --cache-schema ..., or the settings in the '
-                'script.';
+            HINT = 'Run install.sql first. Other schemas: oddscache sql grants --app-schema ... --cache-schema ..., or '
+                'the settings in the script.';
     END IF;
 
     IF to_regrole(quote_ident(role)) IS NULL THEN
@@ -74,7 +88,8 @@ BEGIN
             EXECUTE format('COMMENT ON ROLE %I IS %L', role,
                 'oddscache: reads the odds tables and their change log. Made by grants.sql, removed by uninstall.sql.');
             RAISE NOTICE 'created role %', quote_ident(role)
-                USING HINT = format('It has no password. Give it one: ALTER ROLE %I PASSWORD ...; psql has a command for it that shows none.', role);
+                USING HINT = format('It has no password. Give it one: ALTER ROLE %I PASSWORD ...; psql has a command '
+                    'for it that shows none.', role);
             done := done + 1;
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
             NULL;  -- A run in another database of this server has made it.
@@ -90,7 +105,8 @@ BEGIN
             SELECT 2, 'USAGE', format('SCHEMA %I', s.name), has_schema_privilege(role, s.name, 'USAGE')
               FROM (VALUES (app_schema), (cache_schema)) AS s (name)
              UNION ALL
-            SELECT 3, 'SELECT', format('%I.%I', app_schema, t.tab), has_table_privilege(role, format('%I.%I', app_schema, t.tab), 'SELECT')
+            SELECT 3, 'SELECT', format('%I.%I', app_schema, t.tab),
+                   has_table_privilege(role, format('%I.%I', app_schema, t.tab), 'SELECT')
               FROM unnest(tables) AS t (tab)
              UNION ALL
             SELECT 4, 'SELECT', format('%I.%I', cache_schema, t.tab),
@@ -119,7 +135,8 @@ BEGIN
             USING HINT = 'The cache must see every row: give the role a policy for SELECT that is true, or BYPASSRLS.';
     END IF;
 
-    RAISE NOTICE '%: role % reads schema % by the feed in schema %', CASE done WHEN 0 THEN 'already in place' ELSE 'granted' END,
+    RAISE NOTICE '%: role % reads schema % by the feed in schema %',
+        CASE done WHEN 0 THEN 'already in place' ELSE 'granted' END,
         quote_ident(role), quote_ident(app_schema), quote_ident(cache_schema);
     PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
 END $grants$;

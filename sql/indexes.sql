@@ -8,13 +8,13 @@
 -- Who      The owner of the tables, or a superuser.
 -- Run      psql -XAtq -v ON_ERROR_STOP=1 -f indexes.sql odds > todo.sql
 --          psql -X -v ON_ERROR_STOP=1 -f todo.sql odds
---          Any other client will do. This file is two statements for one connection. It changes nothing. Each row of its
---          result is a statement. Run them in order, in one session, outside a transaction.
---          `oddscache sql indexes --apply` does both.
+--          Any other client will do. This file is two statements for one connection. It changes nothing. Each row of
+--          its result is a statement. Run them in order, in one session, outside a transaction. The
+--          command `oddscache sql indexes --apply` does both.
 -- Names    Edit the settings below, or let the program fill them in: oddscache sql indexes --app-schema x
--- Locks    CREATE INDEX CONCURRENTLY lets readers and writers go on. It waits for transactions older than itself. The other
---          statements take SHARE on a partitioned parent, and ACCESS EXCLUSIVE on the new index alone, for a moment. They
---          wait for at most `lock_timeout`.
+-- Locks    CREATE INDEX CONCURRENTLY lets readers and writers go on. It waits for transactions older than itself. The
+--          other statements take SHARE on a partitioned parent, and ACCESS EXCLUSIVE on the new index alone, for a
+--          moment. They wait for at most `lock_timeout`.
 -- Again    Lists what is missing, and replaces what an interrupted run left INVALID. Not while another run is at work.
 -- Undo     uninstall.sql, or DROP INDEX odds_snapshots_oddscache_latest, competitor_odds_snapshots_oddscache_latest
 DO $indexes$
@@ -35,21 +35,25 @@ BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
-    SELECT string_agg(t.tab, ', ') INTO problem FROM unnest(ARRAY['odds_snapshots', 'competitor_odds_snapshots']) AS t (tab)
+    SELECT string_agg(t.tab, ', ') INTO problem
+        FROM unnest(ARRAY['odds_snapshots', 'competitor_odds_snapshots']) AS t (tab)
      WHERE to_regclass(format('%I.%I', app_schema, t.tab)) IS NULL;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'missing in schema %: %', quote_ident(app_schema), problem USING ERRCODE = 'undefined_table',
-            HINT = 'Name the application''s schema: oddscache sql indexes --app-schema ..., or the setting app_schema in the '
-                'script.';
+            HINT = 'Name the application''s schema: oddscache sql indexes --app-schema ..., or the setting app_schema '
+                'in the script.';
     END IF;
 
-    -- An index that another run is making looks like one that was left behind. CREATE INDEX CONCURRENTLY holds this lock.
-    SELECT format('process %s is at work on %s, whose index %s is not valid yet', l.pid, x.indrelid::regclass, x.indexrelid::regclass)
+    -- An index that another run is making looks like one that was left behind. CREATE INDEX CONCURRENTLY holds this
+    -- lock.
+    SELECT format('process %s is at work on %s, whose index %s is not valid yet', l.pid, x.indrelid::regclass,
+        x.indexrelid::regclass)
       INTO problem
       FROM pg_index AS x
       JOIN pg_class AS i ON i.oid = x.indexrelid AND i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$'
       JOIN pg_class AS c ON c.oid = x.indrelid AND c.relkind = 'r'
-      JOIN pg_locks AS l ON l.relation = c.oid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted AND l.pid <> pg_backend_pid()
+      JOIN pg_locks AS l ON l.relation = c.oid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+          AND l.pid <> pg_backend_pid()
            AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
      WHERE NOT x.indisvalid LIMIT 1;
     IF problem IS NOT NULL THEN
@@ -57,10 +61,12 @@ BEGIN
             HINT = 'Run this again when it is done.';
     END IF;
 
-    -- Every table and partition that should have one of the indexes, with the index of exactly these columns that it has. One
-    -- attached to the parent's comes before a free one, a valid one before an invalid one. `complete` holds for a whole table.
+    -- Every table and partition that should have one of the indexes, with the index of exactly these columns that it
+    -- has. One attached to the parent's comes before a free one, a valid one before an invalid one. `complete` holds
+    -- for a whole table.
     WITH found AS (
-        SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent, r.columns,
+        SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent,
+            r.columns,
                n.nspname,
                CASE WHEN octet_length(c.relname) <= 46 THEN c.relname || '_oddscache_latest'
                     ELSE 'oddscache_latest_' || c.oid END AS name,

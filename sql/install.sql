@@ -1,37 +1,38 @@
 -- install.sql: installs the change feed, through which oddscache learns of every change to six tables.
 --
--- What     A schema with the change log, five functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on their
---          partitions, and on the tables that inherit from them. README.md explains each. check.sql reports on them.
--- Who      The owner of the six tables, with CREATE on the database. A superuser can, too, but then the trigger function
---          runs with the superuser's rights.
+-- What     A schema with the change log, five functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on
+--          their partitions, and on the tables that inherit from them. README.md explains each. check.sql reports on
+--          them.
+-- Who      The owner of the six tables, with CREATE on the database. A superuser can, too, but then the trigger
+--          function runs with the superuser's rights.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f install.sql
 --          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
 --          transaction or of a migration. The transaction must be READ COMMITTED.
 -- Names    Edit the settings below, or let the program fill them in:
 --          oddscache sql install --app-schema x --cache-schema y --channel z
--- Locks    SHARE ROW EXCLUSIVE on each table that lacks a trigger, until the transaction ends. Writers of the table wait
---          meanwhile, readers do not. While this script waits for a writer, later writers wait behind it, for at most
---          `lock_timeout`. Then it fails with 55P03 and has changed nothing. Run it again.
--- Again    Where everything is in place it changes nothing and locks no table. It repairs what is not in place, gives new
---          partitions their triggers, and upgrades an older feed. It refuses to touch a newer one.
+-- Locks    SHARE ROW EXCLUSIVE on each table that lacks a trigger, until the transaction ends. Writers of the table
+--          wait meanwhile, readers do not. While this script waits for a writer, later writers wait behind it, for at
+--          most `lock_timeout`. Then it fails with 55P03 and has changed nothing. Run it again.
+-- Again    Where everything is in place it changes nothing and locks no table. It repairs what is not in place, gives
+--          new partitions their triggers, and upgrades an older feed. It refuses to touch a newer one.
 -- Undo     uninstall.sql
--- Refuses  PostgreSQL 13 and older; tables without the columns it needs; a database with a logical replication subscriber
---          that would stop at the feed's tables, unless `subscribers` says that it has them.
+-- Refuses  PostgreSQL 13 and older; tables without the columns it needs; a database with a logical replication
+--          subscriber that would stop at the feed's tables, unless `subscribers` says that it has them.
 DO $install$
 <<install>>
 DECLARE
     app_schema constant pg_catalog.text := 'public';  -- the schema of the six tables
     lock_timeout constant pg_catalog.text := '2s';  -- how long to wait for locks; 0 waits for ever
-    subscribers constant pg_catalog.text := 'unknown';  -- 'ready': every logical replication subscriber has the feed's tables
+    subscribers constant pg_catalog.text := 'unknown';  -- 'ready': every logical subscriber has the feed's tables
     -- These two stand in the functions below, too: an edit here is not enough. The program fills in all places.
     cache_schema constant pg_catalog.text := 'oddscache';  -- the schema of the feed
     channel constant pg_catalog.text := 'oddscache';  -- the channel of its notifications
 
     version constant integer := 3;
     -- The six tables, and the column of each that says what changed.
-    tables constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
-        "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
-        "competitor_market_odds": "snapshot_id"}';
+    tables constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id",
+        "odds_snapshots": "event_id", "competitor_odds_snapshots": "competitor_event_id",
+        "market_odds": "snapshot_id", "competitor_market_odds": "snapshot_id"}';
     server constant integer := pg_catalog.current_setting('server_version_num');
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
@@ -61,14 +62,15 @@ BEGIN
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
     -- In other isolation levels this transaction would not see what a concurrent run has committed.
-    IF current_setting('transaction_isolation') <> 'read committed' OR current_setting('transaction_read_only') = 'on' THEN
-        RAISE EXCEPTION 'install.sql needs a transaction that is READ COMMITTED and READ WRITE; this one is % and READ %',
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR current_setting('transaction_read_only') = 'on' THEN
+        RAISE EXCEPTION 'install.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
                 upper(current_setting('transaction_isolation')),
                 CASE current_setting('transaction_read_only') WHEN 'on' THEN 'ONLY' ELSE 'WRITE' END
             USING ERRCODE = 'invalid_transaction_state', HINT = CASE WHEN pg_is_in_recovery()
                 THEN 'This server is a standby. Run the script on its primary.'
-                ELSE 'Where the session''s defaults are others: SET default_transaction_isolation = ''read committed''; '
-                    'SET default_transaction_read_only = off;' END;
+                ELSE 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE, or before it: SET default_transaction_read_only '
+                    '= off; SET default_transaction_isolation = ''read committed'';' END;
     END IF;
     -- Concurrent runs wait here for each other, before lock_timeout applies.
     PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0));
@@ -78,30 +80,41 @@ BEGIN
 
     -- 1. The server and the tables
     IF server < 140000 THEN
-        RAISE EXCEPTION 'the server is PostgreSQL %; the feed needs PostgreSQL 14 or newer', current_setting('server_version')
+        RAISE EXCEPTION 'the server is PostgreSQL %; the feed needs PostgreSQL 14 or newer',
+            current_setting('server_version')
             USING ERRCODE = 'feature_not_supported', HINT = 'Upgrade the server.';
     ELSIF server >= 190000 THEN
-        RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18', current_setting('server_version')
+        RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18',
+            current_setting('server_version')
             USING HINT = 'Look for a newer oddscache. Run check.sql after this script.';
     END IF;
-    IF octet_length(cache_schema) NOT BETWEEN 1 AND 63 OR left(cache_schema, 3) = 'pg_' OR cache_schema = app_schema THEN
-        RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache_schema) USING ERRCODE = 'invalid_schema_name',
+    IF octet_length(cache_schema) NOT BETWEEN 1 AND 63 OR left(cache_schema, 3) = 'pg_'
+       OR cache_schema = app_schema THEN
+        RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache_schema)
+            USING ERRCODE = 'invalid_schema_name',
             HINT = 'It must be a schema of the feed''s own: 1 to 63 bytes, not the application''s, not pg_....';
     END IF;
     IF octet_length(channel) NOT BETWEEN 1 AND 63 THEN
         RAISE EXCEPTION 'channel % cannot be used', quote_literal(channel) USING ERRCODE = 'invalid_name',
             HINT = 'The name of a notification channel has 1 to 63 bytes.';
     END IF;
+    IF (parse_ident('oddscache.change_log'))[1] <> cache_schema
+       OR strpos($function$pg_notify('oddscache', $function$, quote_literal(channel)) = 0 THEN
+        RAISE EXCEPTION 'the functions in this script are not for schema % and channel %',
+                quote_ident(cache_schema), quote_ident(channel) USING ERRCODE = 'invalid_name',
+            HINT = 'Let the program fill in both names: oddscache sql install --cache-schema ... --channel ...';
+    END IF;
     IF to_regnamespace(quote_ident(app_schema)) IS NULL THEN
         RAISE EXCEPTION 'schema % does not exist', quote_ident(app_schema) USING ERRCODE = 'invalid_schema_name',
-            HINT = 'Name the application''s schema: oddscache sql install --app-schema ..., or the setting app_schema in the script.';
+            HINT = 'Name the application''s schema: oddscache sql install --app-schema ..., or the setting app_schema '
+                'in the script.';
     END IF;
     SELECT string_agg(format('%I.%I %s', app_schema, k.tab,
                CASE WHEN c.oid IS NULL THEN 'is missing'
                     WHEN c.relkind NOT IN ('r', 'p') THEN 'is not a table'
                     WHEN a.attname IS NULL THEN format('has no column %I', k.col)
-                    WHEN a.attgenerated = 'v' THEN format('has the virtual generated column %I, which triggers cannot see: '
-                        'make it a stored one', k.col)
+                    WHEN a.attgenerated = 'v' THEN format('has the virtual generated column %I, which triggers cannot '
+                        'see: make it a stored one', k.col)
                     ELSE format('has column %I of type %s, not an integer', k.col, format_type(a.atttypid, a.atttypmod))
                END), '; ')
       INTO problem
@@ -112,12 +125,13 @@ BEGIN
         OR a.atttypid NOT IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype);
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'undefined_object',
-            HINT = 'If the tables are in another schema, name it: oddscache sql install --app-schema ..., or the setting app_schema '
-                'in the script.';
+            HINT = 'If the tables are in another schema, name it: oddscache sql install --app-schema ..., or the '
+                'setting app_schema in the script.';
     END IF;
     SELECT string_agg(format('%s inherits from %s', q.node, q.tabs), '; ') INTO problem
       FROM (WITH RECURSIVE node AS (
-                SELECT k.tab, to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid FROM json_object_keys(tables) AS k (tab)
+                SELECT k.tab, to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
+                    FROM json_object_keys(tables) AS k (tab)
                  UNION SELECT n.tab, i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
             SELECT n.oid::regclass AS node, string_agg(n.tab, ' and ' ORDER BY n.tab) AS tabs
               FROM node AS n GROUP BY n.oid HAVING count(*) > 1) AS q;
@@ -125,17 +139,19 @@ BEGIN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'feature_not_supported',
             HINT = 'A trigger can name only one table as changed. Let each table inherit from one of them.';
     END IF;
-    SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname) INTO problem
+    SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname)
+        INTO problem
       FROM (WITH RECURSIVE node AS (
-                SELECT to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid FROM json_object_keys(tables) AS k (tab)
+                SELECT to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
+                    FROM json_object_keys(tables) AS k (tab)
                  UNION SELECT i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
             SELECT n.oid FROM node AS n) AS n
       JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
      WHERE NOT pg_has_role(c.relowner, 'USAGE');
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
-            HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as a superuser, or '
-                'give the table to the owner of the others: ALTER TABLE ... OWNER TO ...';
+            HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as '
+                'a superuser, or give the table to the owner of the others: ALTER TABLE ... OWNER TO ...';
     END IF;
 
     -- A publication FOR ALL TABLES publishes the feed's tables. A subscriber that lacks them stops at the first change.
@@ -143,21 +159,23 @@ BEGIN
       FROM pg_publication AS p
      WHERE p.puballtables AND to_regclass(format('%I.change_log', cache_schema)) IS NULL;
     IF problem IS NOT NULL AND subscribers <> 'ready' THEN
-        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log (xid xid8, id bigint, '
-            'table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY (xid, id)); CREATE TABLE '
-            '%1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, channel text, pruned_at timestamptz); '
-            'then oddscache sql install --subscribers-ready, or this script with the setting subscribers. Or replace the publication '
-            'by one of named tables or, since PostgreSQL 15, of schemas, and let the subscribers follow it. Other consumers, such as '
-            'Debezium, see two more tables.', cache_schema);
+        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log '
+            '(xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY '
+            '(xid, id)); CREATE TABLE %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, '
+            'channel text, pruned_at timestamptz); then oddscache sql install --subscribers-ready, or this script with '
+            'the setting subscribers. Or replace the publication by one of named tables or, since PostgreSQL 15, of '
+            'schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more '
+            'tables.', cache_schema);
         -- A slot's consumer shows only while it is connected. Debezium, which ignores unknown tables, gives its name.
         IF EXISTS (SELECT FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
                     WHERE s.database = current_database() AND s.plugin = 'pgoutput'
                       AND coalesce(a.application_name, '') NOT ILIKE 'debezium%') THEN
-            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would stop for good '
-                'at the feed''s tables, if it lacks them', problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would '
+                'stop for good at the feed''s tables, if it lacks them', problem
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
         END IF;
-        RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native subscriber that '
-            'lacks them stops at the first change', problem USING HINT = hint;
+        RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native '
+            'subscriber that lacks them stops at the first change', problem USING HINT = hint;
     END IF;
 
     SELECT string_agg(q.text, ', ') INTO problem
@@ -169,16 +187,20 @@ BEGIN
               FROM pg_db_role_setting AS s
              CROSS JOIN LATERAL unnest(s.setconfig) AS c (setting)
              WHERE split_part(c.setting, '=', 1) = 'temp_file_limit' AND c.setting <> 'temp_file_limit=-1'
-               AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()))) AS q;
+               AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d
+                   WHERE d.datname = current_database()))) AS q;
     IF problem IS NOT NULL THEN
-        RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)', problem
-            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What exceeds work_mem '
-                'lies in temporary files, which the limit counts. Raise the limit or work_mem for those who change many rows at once.';
+        RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)',
+            problem
+            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What '
+                'exceeds work_mem lies in temporary files, which the limit counts. Raise the limit or work_mem for '
+                'those who change many rows at once.';
     END IF;
 
     -- 2. The schema and the log
-    -- From here on, code of objects that are already there runs with our rights: a function, a trigger of log_state. Anybody
-    -- with CREATE on the database could have made them.
+
+    -- From here on, code of objects that are already there runs with our rights: a function, a trigger of log_state.
+    -- Anybody with CREATE on the database could have made them.
     SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO problem
       FROM (SELECT 'schema ' || quote_ident(cache_schema) AS name, n.nspowner AS owner
               FROM pg_namespace AS n WHERE n.nspname = cache_schema
@@ -196,13 +218,14 @@ BEGIN
        AND (current_setting('is_superuser')::boolean OR NOT pg_has_role(o.owner, 'MEMBER'));
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
-            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose another '
-                'schema: oddscache sql install --cache-schema ...';
+            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose '
+                'another schema: oddscache sql install --cache-schema ...';
     END IF;
     IF to_regprocedure(format('%I.feed_version()', cache_schema)) IS NOT NULL THEN
         present := oddscache.feed_version();
         IF present > version THEN
-            RAISE EXCEPTION 'the feed in schema % has version %, and this script has version %', quote_ident(cache_schema), present, version
+            RAISE EXCEPTION 'the feed in schema % has version %, and this script has version %',
+                quote_ident(cache_schema), present, version
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                     HINT = 'Use the install.sql of that version; to go back, run its uninstall.sql first.';
         END IF;
@@ -221,8 +244,8 @@ BEGIN
     END IF;
 
     IF to_regclass(format('%I.change_log', cache_schema)) IS NULL THEN
-        -- vacuum_truncate is off: cutting off the log's empty end would lock it exclusively, against every writer.
-        -- The id does not come from a sequence: that would change lastval() in the application's session. No two rows of
+        -- vacuum_truncate is off: cutting off the log's empty end would lock it exclusively, against every writer. The
+        -- id does not come from a sequence: that would change lastval() in the application's session. No two rows of
         -- one transaction have the same place in the write-ahead log.
         CREATE TABLE oddscache.change_log (
             xid xid8 NOT NULL,
@@ -239,14 +262,17 @@ BEGIN
         RAISE NOTICE 'created table %.change_log', quote_ident(cache_schema);
         done := done + 1;
     ELSE
-        SELECT string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) INTO problem
+        SELECT string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum)
+            INTO problem
           FROM pg_attribute AS a
          WHERE a.attrelid = to_regclass(format('%I.change_log', cache_schema)) AND a.attnum > 0 AND NOT a.attisdropped;
-        IF problem <> 'xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamp with time zone' THEN
+        IF problem <> 'xid xid8, id bigint, table_name text, op text, keys bigint[], note text, '
+                'at timestamp with time zone' THEN
             RAISE EXCEPTION '%.change_log exists and is not the change log of feed version % (it has %)',
                     quote_ident(cache_schema), version, problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                    HINT = 'Run uninstall.sql first, or choose another schema: oddscache sql install --cache-schema ...';
+                    HINT = 'Run uninstall.sql first, or choose another schema: oddscache sql install --cache-schema '
+                        '...';
         END IF;
     END IF;
 
@@ -283,16 +309,17 @@ BEGIN
         done := done + 1;
     END IF;
 
-    -- UNLOGGED, because a publication FOR ALL TABLES leaves such tables out. It would refuse DELETE on a table without a key.
-    -- A crash empties the table. Then prune() fills it again.
+    -- UNLOGGED, because a publication FOR ALL TABLES leaves such tables out. It would refuse DELETE on a table without
+    -- a key. A crash empties the table. Then prune() fills it again.
     IF to_regclass(format('%I.log_horizon', cache_schema)) IS NULL THEN
         CREATE UNLOGGED TABLE oddscache.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);
         -- prune() runs as the owner of the other tables. Somebody else may run this script.
-        EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache_schema, (SELECT c.relowner::regrole FROM pg_class AS c
-             WHERE c.oid = to_regclass(format('%I.change_log', cache_schema))));
+        EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache_schema, (SELECT c.relowner::regrole
+              FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.change_log', cache_schema))));
         RAISE NOTICE 'created table %.log_horizon', quote_ident(cache_schema);
         done := done + 1;
-    ELSIF (SELECT c.relpersistence <> 'u' FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.log_horizon', cache_schema))) THEN
+    ELSIF (SELECT c.relpersistence <> 'u' FROM pg_class AS c
+            WHERE c.oid = to_regclass(format('%I.log_horizon', cache_schema))) THEN
         ALTER TABLE oddscache.log_horizon SET UNLOGGED;
         RAISE NOTICE 'made table %.log_horizon UNLOGGED', quote_ident(cache_schema);
         done := done + 1;
@@ -312,7 +339,8 @@ BEGIN
 
     SELECT string_agg(c.oid::regclass::text, ', ') INTO problem
       FROM pg_class AS c
-     WHERE c.relnamespace = to_regnamespace(quote_ident(cache_schema)) AND c.relname IN ('change_log', 'log_state', 'log_horizon')
+     WHERE c.relnamespace = to_regnamespace(quote_ident(cache_schema))
+         AND c.relname IN ('change_log', 'log_state', 'log_horizon')
        AND has_table_privilege('public', c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER');
     IF problem IS NOT NULL THEN
         REVOKE ALL ON TABLE oddscache.change_log, oddscache.log_state, oddscache.log_horizon FROM PUBLIC;
@@ -347,20 +375,21 @@ BEGIN
         RAISE EXCEPTION 'prune must not run in a serializable transaction'
             USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED';
     END IF;
-    -- One session prunes at a time. A second one finds the row locked and leaves the work to the first. An advisory lock would
-    -- not do: any role may hold one for ever, while locking this row takes rights on it.
+    -- One session prunes at a time. A second one finds the row locked and leaves the work to the first. An advisory
+    -- lock would not do: any role may hold one for ever, while locking this row takes rights on it.
     PERFORM FROM oddscache.log_state FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    -- A session that stays in its transaction keeps the row, and nobody prunes. These settings make the server end it. They
-    -- last until the transaction ends, not this function. The second does not bound the statement that calls us.
+    -- A session that stays in its transaction keeps the row, and nobody prunes. These settings make the server end it.
+    -- They last until the transaction ends, not this function. The second does not bound the statement that calls us.
     FOREACH setting IN ARRAY ARRAY['idle_in_transaction_session_timeout', 'statement_timeout'] LOOP
         IF current_setting(setting)::interval NOT BETWEEN interval '1 ms' AND bound THEN
             PERFORM set_config(setting, greatest(1, ceil(1000 * extract(epoch FROM bound)))::text, true);
         END IF;
     END LOOP;
-    -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows late.
+    -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows
+    -- late.
     INSERT INTO oddscache.log_horizon (horizon, at)
     SELECT pg_snapshot_xmin(pg_current_snapshot()), clock_timestamp()
      WHERE NOT EXISTS (SELECT FROM oddscache.log_horizon AS h
@@ -397,12 +426,14 @@ BEGIN
                        ORDER BY l.xid DESC, l.id DESC LIMIT 1)) AS newest
          WHERE newest.at BETWEEN clock_timestamp() - interval '1 s' AND clock_timestamp())
     THEN
-        INSERT INTO oddscache.change_log (xid, table_name, op, keys) VALUES (pg_current_xact_id(), 'heartbeat', 'HEARTBEAT', '{}');
+        INSERT INTO oddscache.change_log (xid, table_name, op, keys)
+        VALUES (pg_current_xact_id(), 'heartbeat', 'HEARTBEAT', '{}');
     END IF;
     IF pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('oddscache', '');
     ELSE
-        RAISE WARNING 'no notification: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+        RAISE WARNING 'no notification: the notification queue is % %% full',
+            round((100 * pg_notification_queue_usage())::numeric)
             USING HINT = 'Some listener sits in a transaction.';
     END IF;
 END $function$;
@@ -416,48 +447,52 @@ BEGIN
     IF pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('oddscache', '');
     ELSE
-        RAISE WARNING 'no notification: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+        RAISE WARNING 'no notification: the notification queue is % %% full',
+            round((100 * pg_notification_queue_usage())::numeric)
             USING HINT = 'Some listener sits in a transaction.';
     END IF;
 END $function$;
 
         CREATE OR REPLACE FUNCTION oddscache.log_change() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET exit_on_error = off
+            LANGUAGE plpgsql SECURITY DEFINER
+            SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET exit_on_error = off
             AS $function$
 -- This function must never make the application's statement fail. It catches every error but the cancelling of the
 -- statement. A block with EXCEPTION is a subtransaction, and one that writes gets an xid. More than 64 xids in one
--- transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written in such
--- a block. Each expression costs about a microsecond, so there are few of them.
+-- transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written in
+-- such a block. Each expression costs about a microsecond, so there are few of them.
 DECLARE
     changed bigint[];
     trouble text;       -- if set: everything must be read again, for this reason
-    past    text;       -- how the log rows of this transaction fared: null (none yet), the number in blocks, 'plain' or 'lost'
+    past    text;       -- how its log rows fared: null (none yet), the number in blocks, 'plain' or 'lost'
     plain   boolean;    -- write without a block
 BEGIN
     -- 1. What changed. This block writes nothing, so it has no xid.
     BEGIN
-        past := CASE WHEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 1) = pg_current_xact_id_if_assigned()::text
+        past := CASE WHEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 1)
+                          = pg_current_xact_id_if_assigned()::text
                      THEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 2) END;
         IF past IN ('4', 'plain') THEN
             IF past = '4' THEN
-                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away. So whatever could
-                -- make a later insert fail would show now.
-                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
-                       AND c.relpersistence = 'p' AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
+                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away. So whatever
+                -- could make a later insert fail would show now.
+                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0
+                       AND c.relnatts = 7 AND c.relpersistence = 'p'
+                       AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
                   INTO plain
                   FROM pg_class AS c WHERE c.oid = to_regclass('oddscache.change_log');
                 IF plain THEN
                     PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' plain', true);
                 END IF;
             END IF;
-            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so look again. All that a row can wait for now is
-            -- the disk.
+            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so look again. All that a row can wait for
+            -- now is the disk.
             plain := coalesce(coalesce(plain, past = 'plain')
                 AND has_table_privilege(to_regclass('oddscache.change_log'), 'INSERT'), false);
         END IF;
 
-        -- plpgsql plans a query when it first reaches it. To pass by a branch costs almost a microsecond, so the busiest
-        -- tables come first.
+        -- plpgsql plans a query when it first reaches it. To pass by a branch costs almost a microsecond, so the
+        -- busiest tables come first.
         CASE TG_ARGV[0]
         WHEN 'market_odds' THEN
             IF TG_OP = 'INSERT' THEN
@@ -500,7 +535,8 @@ BEGIN
                 changed := ARRAY(SELECT DISTINCT n.competitor_event_id::bigint FROM new_rows AS n
                                  WHERE n.competitor_event_id IS NOT NULL LIMIT 20000 + 1);
             ELSIF TG_OP = 'UPDATE' THEN
-                changed := ARRAY(SELECT n.competitor_event_id::bigint FROM new_rows AS n WHERE n.competitor_event_id IS NOT NULL
+                changed := ARRAY(SELECT n.competitor_event_id::bigint FROM new_rows AS n
+                                  WHERE n.competitor_event_id IS NOT NULL
                            UNION SELECT o.competitor_event_id::bigint FROM old_rows AS o
                                  WHERE o.competitor_event_id IS NOT NULL LIMIT 20000 + 1);
             ELSIF TG_OP = 'DELETE' THEN
@@ -523,7 +559,8 @@ BEGIN
                 changed := ARRAY(SELECT DISTINCT n.betpawa_event_id::bigint FROM new_rows AS n
                                  WHERE n.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
             ELSIF TG_OP = 'UPDATE' THEN
-                changed := ARRAY(SELECT n.betpawa_event_id::bigint FROM new_rows AS n WHERE n.betpawa_event_id IS NOT NULL
+                changed := ARRAY(SELECT n.betpawa_event_id::bigint FROM new_rows AS n
+                                  WHERE n.betpawa_event_id IS NOT NULL
                            UNION SELECT o.betpawa_event_id::bigint FROM old_rows AS o
                                  WHERE o.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
             ELSIF TG_OP = 'DELETE' THEN
@@ -551,7 +588,8 @@ BEGIN
     IF plain THEN
         PERFORM set_config('lock_timeout', '0', true);
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
+        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
+                CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
                 CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
         RETURN NULL;
     ELSIF past = 'lost' THEN
@@ -561,10 +599,12 @@ BEGIN
     BEGIN
         -- Only DDL on the log can make this wait, for our lock_timeout.
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
-        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
+        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
+                CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
                 CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
         PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text
-            || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END, true);
+            || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END,
+            true);
     EXCEPTION WHEN OTHERS THEN
         -- The missing right that failed above may be one that this needs, too.
         BEGIN
@@ -580,11 +620,11 @@ BEGIN
     END IF;
 
     -- 3. The notification. It is constant and comes only with a transaction's first row, so a transaction sends one.
-    -- Transactions that notify commit one at a time, in the whole cluster. So none is sent while no listener waits. A listener
-    -- that waits holds the advisory lock in share mode. We look after the log row has given us an xid. So a listener that
-    -- begins to wait knows which transactions may have looked too early (src/follow/schedule/polling.rs), and one look in a
-    -- transaction is enough. Nothing can fail between taking the lock and giving it back. Two writers that look at the same
-    -- moment may notify without need. With a full notification queue, COMMIT would fail.
+    -- Transactions that notify commit one at a time, in the whole cluster. So none is sent while no listener waits. A
+    -- listener that waits holds the advisory lock in share mode. We look after the log row has given us an xid. So a
+    -- listener that begins to wait knows which transactions may have looked too early (src/follow/schedule/polling.rs),
+    -- and one look in a transaction is enough. Nothing can fail between taking the lock and giving it back. Two writers
+    -- that look at the same moment may notify without need. With a full notification queue, COMMIT would fail.
     BEGIN
         IF lower(coalesce(current_setting('oddscache.notify', true), '')) NOT IN ('off', 'false', 'no', '0')
            AND (CASE WHEN pg_try_advisory_lock(hashtextextended('oddscache listener oddscache', 0))
@@ -608,7 +648,8 @@ BEGIN
     RETURN NULL;
 END $function$;
 
-        REVOKE ALL ON FUNCTION oddscache.prune(interval), oddscache.heartbeat(), oddscache.resync(text), oddscache.log_change() FROM PUBLIC;
+        REVOKE ALL ON FUNCTION oddscache.prune(interval), oddscache.heartbeat(), oddscache.resync(text),
+            oddscache.log_change() FROM PUBLIC;
 
         gone := done;
         FOR w IN
@@ -626,22 +667,16 @@ END $function$;
     EXCEPTION WHEN SQLSTATE 'SAME0' THEN
         NULL;
     END;
-    -- An edit of the settings alone reaches only half of the script.
-    IF NOT EXISTS (SELECT FROM pg_proc AS p WHERE p.oid = to_regprocedure(format('%I.heartbeat()', cache_schema))
-                      AND strpos(p.prosrc, quote_literal(channel)) > 0) THEN
-        RAISE EXCEPTION 'the functions of this script are for another schema than % or another channel than %',
-                quote_ident(cache_schema), quote_ident(channel) USING ERRCODE = 'invalid_name',
-            HINT = 'Let the program fill in both: oddscache sql install --cache-schema ... --channel ...';
-    END IF;
 
     IF done > 0 THEN
         COMMENT ON FUNCTION oddscache.feed_version() IS
             'Version of the feed: its objects, and the meaning of the change log.';
         COMMENT ON FUNCTION oddscache.prune(interval) IS
-            'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how many.';
+            'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how '
+            'many.';
         COMMENT ON FUNCTION oddscache.heartbeat() IS
-            'Tries the way that a change takes: writes a log row that says nothing, unless the newest row is younger than a '
-            'second, and notifies.';
+            'Tries the way that a change takes: writes a log row that says nothing, unless the newest row is younger '
+            'than a second, and notifies.';
         COMMENT ON FUNCTION oddscache.resync(text) IS
             'Makes every cache read everything again; the reason is for people.';
         COMMENT ON FUNCTION oddscache.log_change() IS
@@ -655,7 +690,8 @@ END $function$;
             'trigger met, or ASKED by resync()); HEARTBEAT: nothing changed, heartbeat() was called.';
         COMMENT ON COLUMN oddscache.change_log.keys IS
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
-            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: nothing.';
+            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: '
+            'nothing.';
         COMMENT ON TABLE oddscache.log_state IS 'The state of the feed: exactly one row.';
         COMMENT ON COLUMN oddscache.log_state.pruned_below IS
             'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.';
@@ -670,7 +706,8 @@ END $function$;
     SELECT left(cache_schema, l.n) INTO prefix FROM generate_series(length(cache_schema), 1, -1) AS l (n)
      WHERE octet_length(left(cache_schema, l.n)) <= 54 LIMIT 1;
 
-    -- The triggers that are missing or not as they should be. A partition or child needs triggers of its own for statements that name it.
+    -- The triggers that are missing or not as they should be. A partition or child needs triggers of its own for
+    -- statements that name it.
     WITH RECURSIVE node AS (
         SELECT k.tab, format('%I.%I', app_schema, k.tab)::regclass::oid AS oid, 0 AS level
           FROM json_object_keys(tables) AS k (tab)
@@ -681,22 +718,27 @@ END $function$;
          WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid, c.oid AS below
-          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f'
+              JOIN pg_inherits AS i ON i.inhrelid = c.oid
          UNION SELECT i.inhparent, a.below FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
     ), wanted AS (
         SELECT n.tab, max(n.level) AS level, c.oid::regclass AS node,
-               (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a WHERE a.oid = c.oid) AS "foreign"
+               (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a
+                   WHERE a.oid = c.oid) AS "foreign"
           FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') GROUP BY n.tab, c.oid
     ), compared AS (
-        SELECT t.tab, t.level, t.node, t.foreign, o.op, g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
+        SELECT t.tab, t.level, t.node, t.foreign, o.op,
+               g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
                CASE WHEN t.foreign IS NULL THEN o.transition ELSE '' END AS transition,
                CASE WHEN t.foreign IS NULL THEN quote_literal(t.tab) ELSE format('%L, %L', '*', t.tab) END AS arguments,
                coalesce(g.tgfoid = format('%I.log_change()', cache_schema)::regprocedure AND g.tgtype = o.tgtype
-                        AND g.tgargs = CASE WHEN t.foreign IS NULL THEN '' ELSE convert_to('*', 'UTF8') || decode('00', 'hex') END
+                        AND g.tgargs = CASE WHEN t.foreign IS NULL THEN ''
+                                            ELSE convert_to('*', 'UTF8') || decode('00', 'hex') END
                             || convert_to(t.tab, 'UTF8') || decode('00', 'hex')
                         AND g.tgqual IS NULL AND g.tgattr = ''
                         AND g.tgoldtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.old_table END
-                        AND g.tgnewtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.new_table END, false) AS same,
+                        AND g.tgnewtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.new_table END,
+                        false) AS same,
                left(prefix || '_' || lower(o.op), 63) AS name
           FROM wanted AS t
          CROSS JOIN (VALUES
@@ -723,15 +765,17 @@ END $function$;
 
     FOR w IN SELECT e.key AS node, e.value AS tables FROM jsonb_each_text(outside) AS e ORDER BY e.key
     LOOP
-        RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read everything again',
+        RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read '
+            'everything again',
             w.node, w.tables, w.node
-            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables out, or let '
-                'statements name the partitions. What names a foreign table, or is written on its own server, is not logged.';
+            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables '
+                'out, or let statements name the partitions. What names a foreign table, or is written on its own '
+                'server, is not logged.';
     END LOOP;
 
     -- All locks are taken before the first change. The first may take its time. Once it is held, the others get 0.7 s
-    -- together. Then all are given back. So a writer that takes the tables in another order gets through before the server,
-    -- after deadlock_timeout (1 s), would cancel one of us.
+    -- together. Then all are given back. So a writer that takes the tables in another order gets through before the
+    -- server, after deadlock_timeout (1 s), would cancel one of us.
     WHILE work IS NOT NULL LOOP
         BEGIN
             held := NULL;
@@ -772,8 +816,8 @@ END $function$;
         RAISE NOTICE 'put % triggers on %', w.n, w.node;
     END LOOP;
 
-    -- 5. What needs the log for itself comes last, for a moment. A writer waits for the log for half a second at most, and then
-    -- gives its row up.
+    -- 5. What needs the log for itself comes last, for a moment. A writer waits for the log for half a second at most,
+    -- and then gives its row up.
     SELECT concat_ws('; ',
                CASE WHEN a.attidentity <> '' THEN format('ALTER TABLE %s ALTER id DROP IDENTITY, '
                    'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', c.oid::regclass, '0/0') END,
@@ -790,13 +834,15 @@ END $function$;
         EXCEPTION WHEN lock_not_available THEN
             RAISE WARNING 'an open transaction has written to %.change_log, which is left to be changed: %',
                     quote_ident(cache_schema), problem
-                USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for those who write.';
+                USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for '
+                    'those who write.';
         END;
     END IF;
 
     RAISE NOTICE '%: feed version % in schema % for the tables in schema %, channel %, % triggers',
-        CASE done WHEN 0 THEN 'already in place' ELSE 'installed' END, version, quote_ident(cache_schema), quote_ident(app_schema),
-        quote_ident(channel), (SELECT count(*) FROM pg_trigger AS g
-                                WHERE g.tgfoid = to_regprocedure(format('%I.log_change()', cache_schema)));
+        CASE done WHEN 0 THEN 'already in place' ELSE 'installed' END,
+        version, quote_ident(cache_schema), quote_ident(app_schema), quote_ident(channel),
+        (SELECT count(*) FROM pg_trigger AS g
+          WHERE g.tgfoid = to_regprocedure(format('%I.log_change()', cache_schema)));
     PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
 END $install$;

@@ -1,18 +1,20 @@
--- uninstall.sql: removes everything that install.sql, grants.sql and indexes.sql made. Works on half an installation, too.
+-- uninstall.sql: removes everything that install.sql, grants.sql and indexes.sql made. Works on half an installation,
+-- too.
 --
--- Who      The owner of the tables and of the feed, or a superuser. To drop the cache's role takes a superuser, the role
---          that made it (PostgreSQL 16 and later), or CREATEROLE (before). Others keep the role, and read who can drop it.
+-- Who      The owner of the tables and of the feed, or a superuser. To drop the cache's role takes a superuser, the
+--          role that made it (PostgreSQL 16 and later), or CREATEROLE (before). Others keep the role, and read who can
+--          drop it.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f uninstall.sql
 --          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
 --          transaction or of a migration. The transaction must be READ COMMITTED.
 -- Names    Edit the settings below, or let the program fill them in:
 --          oddscache sql uninstall --app-schema x --cache-schema y --role z
--- Locks    ACCESS EXCLUSIVE on the tables until the transaction ends: readers and writers wait. While this script waits for
---          another transaction, others wait behind it, for at most `lock_timeout`. Then it fails with 55P03 and has changed
---          nothing.
+-- Locks    ACCESS EXCLUSIVE on the tables until the transaction ends: readers and writers wait. While this script waits
+--          for another transaction, others wait behind it, for at most `lock_timeout`. Then it fails with 55P03 and has
+--          changed nothing.
 -- Keeps    The application's tables and data. Anything in the feed's schema that is not the feed's, with the schema. A
---          role that grants.sql did not make, with its rights. An index that the server named itself on a partition made
---          after indexes.sql and detached now: nothing tells it from one of yours. It says what else it keeps.
+--          role that grants.sql did not make, with its rights. An index that the server named itself on a partition
+--          made after indexes.sql and detached now: nothing tells it from one of yours. It says what else it keeps.
 -- Undo     install.sql
 DO $uninstall$
 DECLARE
@@ -22,6 +24,8 @@ DECLARE
     keep_indexes constant boolean := 'off';  -- 'on': the indexes of indexes.sql stay
     lock_timeout constant pg_catalog.text := '2s';  -- how long to wait for locks; 0 waits for ever
 
+    tables constant pg_catalog.text[] := '{events, competitor_events, odds_snapshots, market_odds, '
+        'competitor_odds_snapshots, competitor_market_odds}';
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
@@ -50,14 +54,15 @@ BEGIN
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
     -- In other isolation levels this transaction would not see what a concurrent run has committed.
-    IF current_setting('transaction_isolation') <> 'read committed' OR current_setting('transaction_read_only') = 'on' THEN
-        RAISE EXCEPTION 'uninstall.sql needs a transaction that is READ COMMITTED and READ WRITE; this one is % and READ %',
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR current_setting('transaction_read_only') = 'on' THEN
+        RAISE EXCEPTION 'uninstall.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
                 upper(current_setting('transaction_isolation')),
                 CASE current_setting('transaction_read_only') WHEN 'on' THEN 'ONLY' ELSE 'WRITE' END
             USING ERRCODE = 'invalid_transaction_state', HINT = CASE WHEN pg_is_in_recovery()
                 THEN 'This server is a standby. Run the script on its primary.'
-                ELSE 'Where the session''s defaults are others: SET default_transaction_isolation = ''read committed''; '
-                    'SET default_transaction_read_only = off;' END;
+                ELSE 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE, or before it: SET default_transaction_read_only '
+                    '= off; SET default_transaction_isolation = ''read committed'';' END;
     END IF;
     -- One run of install.sql, grants.sql or uninstall.sql at a time
     PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0));
@@ -74,11 +79,14 @@ BEGIN
           JOIN (SELECT to_regclass(format('%I.%I', app_schema, v.tab)) AS oid
                   FROM (VALUES ('odds_snapshots'), ('competitor_odds_snapshots')) AS v (tab)
                  UNION SELECT p.relid
-                  FROM pg_partition_tree(to_regclass(format('%I.odds_snapshots', app_schema))) AS p) AS t ON t.oid = x.indrelid
+                  FROM pg_partition_tree(to_regclass(format('%I.odds_snapshots', app_schema))) AS p) AS t
+            ON t.oid = x.indrelid
          WHERE i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$';
-        -- A partition that was detached keeps its index, whatever it is called or wherever it lies now. Name and columns say
-        -- that it is ours. Not in another schema that has such tables itself: its indexes belong to another feed.
-        SELECT coalesce(array_agg(q.index) FILTER (WHERE q.may), '{}'), coalesce(array_agg(q.index) FILTER (WHERE NOT q.may), '{}')
+        -- A partition that was detached keeps its index, whatever it is called or wherever it lies now. Name and
+        -- columns say that it is ours. Not in another schema that has such tables itself: its indexes belong to another
+        -- feed.
+        SELECT coalesce(array_agg(q.index) FILTER (WHERE q.may), '{}'),
+               coalesce(array_agg(q.index) FILTER (WHERE NOT q.may), '{}')
           INTO nodes, kept
           FROM (SELECT x.indexrelid::regclass AS index, pg_has_role(c.relowner, 'USAGE') AS may
                   FROM pg_index AS x
@@ -91,7 +99,8 @@ BEGIN
                    AND (ARRAY(SELECT a.attname::text FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, n)
                                 JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = k.attnum ORDER BY k.n),
                         x.indoption::text)
-                       IN ((ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'), (ARRAY['competitor_event_id', 'id'], '0 3'))
+                       IN ((ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
+                           (ARRAY['competitor_event_id', 'id'], '0 3'))
                    AND x.indexrelid <> ALL (indexes)
                    AND (n.nspname = app_schema
                         OR pg_has_role(c.relowner, 'USAGE')
@@ -142,7 +151,8 @@ BEGIN
         SELECT p.oid::regprocedure::text AS name
           FROM pg_proc AS p
          WHERE p.oid IN (SELECT to_regprocedure(format('%I.%s', cache_schema, f.name))
-                           FROM unnest(ARRAY['log_change()', 'feed_version()', 'prune(interval)', 'heartbeat()', 'resync(text)'])
+                           FROM unnest(ARRAY['log_change()', 'feed_version()', 'prune(interval)', 'heartbeat()',
+                                             'resync(text)'])
                                 AS f (name))
     LOOP
         EXECUTE format('DROP FUNCTION %s', w.name);
@@ -201,11 +211,11 @@ BEGIN
                 SELECT 'SELECT' AS rights, c.oid::regclass::text AS object, c.relacl AS acl
                   FROM pg_class AS c
                  WHERE c.oid IN (SELECT to_regclass(format('%I.%I', app_schema, v.tab))
-                                   FROM unnest('{events, competitor_events, odds_snapshots, market_odds, competitor_odds_snapshots,
-                                       competitor_market_odds}'::text[]) AS v (tab))
+                                   FROM unnest(tables) AS v (tab))
                  UNION ALL
                 SELECT 'USAGE', format('SCHEMA %I', n.nspname), n.nspacl
-                  FROM pg_namespace AS n WHERE n.oid IN (to_regnamespace(quote_ident(app_schema)), to_regnamespace(quote_ident(cache_schema)))
+                  FROM pg_namespace AS n
+                 WHERE n.oid IN (to_regnamespace(quote_ident(app_schema)), to_regnamespace(quote_ident(cache_schema)))
                  UNION ALL
                 SELECT 'CONNECT', format('DATABASE %I', d.datname), d.datacl
                   FROM pg_database AS d WHERE d.datname = current_database()
@@ -244,17 +254,20 @@ BEGIN
                  WHERE d.datname <> current_database()
                    AND EXISTS (SELECT FROM pg_shdepend AS p WHERE p.refclassid = 'pg_authid'::regclass
                                   AND p.refobjid = to_regrole(quote_ident(role))
-                                  AND (p.dbid = d.oid OR (p.dbid = 0 AND p.classid = 'pg_database'::regclass AND p.objid = d.oid)));
+                                  AND (p.dbid = d.oid OR (p.dbid = 0 AND p.classid = 'pg_database'::regclass
+                                      AND p.objid = d.oid)));
                 SELECT count(*) > 0 INTO owned
                   FROM pg_shdepend AS p JOIN pg_database AS d ON d.datname = current_database()
                  WHERE p.refclassid = 'pg_authid'::regclass AND p.refobjid = to_regrole(quote_ident(role))
                    AND (p.dbid = d.oid OR (p.dbid = 0 AND p.classid = 'pg_database'::regclass AND p.objid = d.oid));
                 RAISE NOTICE 'kept role %, without the rights that % could take from it here: %', quote_ident(role),
                         quote_ident(current_user), message
-                    USING HINT = CASE WHEN others IS NULL THEN '' ELSE format('First in database %s: run uninstall.sql there, or as a '
-                            'superuser DROP OWNED BY %I; ', others, role) END
-                        || CASE WHEN owned THEN format('As a superuser, in this database: DROP OWNED BY %1$I; DROP ROLE %1$I;', role)
-                                ELSE format('As a superuser%s: DROP ROLE %I;', coalesce(' or ' || makers, ''), role) END;
+                    USING HINT = CASE WHEN others IS NULL THEN '' ELSE format('First in database %s: run uninstall.sql '
+                            'there, or as a superuser DROP OWNED BY %I; ', others, role) END
+                        || CASE WHEN owned THEN format('As a superuser, in this database: DROP OWNED BY %1$I; DROP '
+                            'ROLE %1$I;', role)
+                                ELSE format('As a superuser%s: DROP ROLE %I;', coalesce(' or ' || makers, ''), role)
+                           END;
             END;
         ELSIF revokes IS NOT NULL THEN
             RAISE NOTICE 'kept role % with its rights: grants.sql did not make it', quote_ident(role)
@@ -263,6 +276,7 @@ BEGIN
     END IF;
 
     RAISE NOTICE '%: the feed in schema % for the tables in schema %',
-        CASE done WHEN 0 THEN 'nothing to remove' ELSE 'uninstalled' END, quote_ident(cache_schema), quote_ident(app_schema);
+        CASE done WHEN 0 THEN 'nothing to remove' ELSE 'uninstalled' END,
+        quote_ident(cache_schema), quote_ident(app_schema);
     PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
 END $uninstall$;

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod check;
+mod clients;
 mod forms;
 mod grants;
 mod heartbeat;
@@ -13,6 +14,7 @@ mod prune;
 mod publication;
 mod refusals;
 mod security;
+mod transactions;
 mod trigger;
 mod trouble;
 mod uninstall;
@@ -170,7 +172,7 @@ impl Session {
         let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
         let (send, notifications) = tokio::sync::mpsc::unbounded_channel();
         let notices = Arc::new(Mutex::new(String::new()));
-        let said = Arc::clone(&notices);
+        let kept = Arc::clone(&notices);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                 match message {
@@ -179,8 +181,9 @@ impl Session {
                     }
                     AsyncMessage::Notice(notice) => {
                         let hint = notice.hint().unwrap_or_default();
-                        let line = format!("{}:  {notice}\nHINT:  {hint}\n", notice.severity());
-                        said.lock().unwrap().push_str(&line);
+                        let (severity, said) = (notice.severity(), notice.message());
+                        let line = format!("{severity}:  {said}\nHINT:  {hint}\n");
+                        kept.lock().unwrap().push_str(&line);
                     }
                     _ => {}
                 }

@@ -207,7 +207,7 @@ async fn an_owner_who_did_not_make_the_role_reads_who_can_drop_it() {
             text.contains("uninstalled: the feed in schema oddscache"),
             "{text}"
         );
-        if !one_query {
+        {
             let who = match server_version() {
                 ..16 => "a role with CREATEROLE",
                 _ => &maker,
@@ -274,7 +274,7 @@ async fn indexes_of_detached_partitions_go_wherever_those_are() {
             db.psql("select string_agg(oid::regclass::text, ' ' order by oid::regclass::text) from pg_class where relkind in ('i', 'I') and relname ~ 'latest'"),
             "archive.mine_latest archive.mine_oddscache_latest other.detached_oddscache_latest other.odds_snapshots_oddscache_latest theirs_oddscache_latest"
         );
-        if !one_query {
+        {
             let kept =
                 "kept index public.theirs_oddscache_latest: public.theirs belongs to postgres";
             let way = "As postgres or a superuser: DROP INDEX public.theirs_oddscache_latest;";
