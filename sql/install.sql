@@ -86,7 +86,7 @@ BEGIN
     ELSIF server >= 190000 THEN
         RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18',
             current_setting('server_version')
-            USING HINT = 'Look for a newer oddscache. Run check.sql after this script.';
+            USING HINT = 'Look for a newer version of this script. Run check.sql after this script.';
     END IF;
     IF octet_length(cache_schema) NOT BETWEEN 1 AND 63 OR left(cache_schema, 3) = 'pg_'
        OR cache_schema = app_schema THEN

@@ -70,6 +70,12 @@ BEGIN
     patience := current_setting('lock_timeout');
     deadline := clock_timestamp() + patience;
 
+    IF NOT has_schema_privilege(to_regnamespace(quote_ident(cache_schema)), 'USAGE') THEN
+        RAISE EXCEPTION 'schema % belongs to %', quote_ident(cache_schema),
+                (SELECT n.nspowner::regrole FROM pg_namespace AS n WHERE n.nspname = cache_schema)
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Run this script as the owner or as a superuser.';
+    END IF;
+
     -- 1. Triggers, functions, tables, indexes, schema
     IF NOT keep_indexes THEN
         -- Those of the partitions go with the index they are attached to; a failed run may have left single ones.

@@ -198,6 +198,7 @@ mod tests {
                 // Settings of our own, the names of advisory locks, the program, and prose.
                 let ours = [
                     "oddscache.notify",
+                    "oddscache[.]notify",
                     "oddscache.prune_timeout",
                     "oddscache.report",
                     "oddscache.log_",

@@ -85,6 +85,10 @@ fn a_migration_that_fails_leaves_nothing_behind() {
     let db = app();
     let was = dump(&db);
     let output = run_by(&python, "alembic-fails", &db, Script::Install.text());
-    assert!(text(&output).contains("division by zero"), "{}", text(&output));
+    assert!(
+        text(&output).contains("division by zero"),
+        "{}",
+        text(&output)
+    );
     assert_eq!(dump(&db), was);
 }

@@ -119,7 +119,7 @@ fn an_equal_index_of_another_name_is_used() {
     let before = dump(&db);
     let text = run(&db, Script::Indexes, &[]);
     assert_eq!(
-        text.matches("has an equal index of another name: theirs")
+        text.matches("has an equal index of another name: public.theirs")
             .count(),
         2,
         "{text}"

@@ -121,7 +121,7 @@ async fn odd_names_are_quoted() {
         "Odd \\ ca'che % \"1\" é, longer than a trigger name can be",
     );
     let role = "the \"role's\"";
-    let channel = "a 'bell' \\";
+    let channel = "a 'channel' \\";
     let names = [("app_schema", app_schema), ("cache_schema", cache_schema)];
     for one_query in [false, true] {
         let db = Database::empty();
@@ -156,7 +156,7 @@ async fn odd_names_are_quoted() {
             }
             if script == Script::Install {
                 let mut listener = Session::open(&db.dsn()).await;
-                listener.run("listen \"a 'bell' \\\"").await;
+                listener.run("listen \"a 'channel' \\\"").await;
                 listener.wait_for_notifications(cache_schema).await;
                 db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
                 assert_eq!(
@@ -449,7 +449,7 @@ async fn version_1_is_upgraded() {
         let args = [variables, &["-f", "tests/sql/install_v1.sql"]].concat();
         oddscache_testkit::psql(&old.name, &args)
     };
-    v1(&["-v", "channel=bell"]);
+    v1(&["-v", "channel=old"]);
     old.psql(ROWS);
     let logged = log(&old);
     let report = run(&old, Script::Check, &[]);
@@ -466,10 +466,10 @@ async fn version_1_is_upgraded() {
     let text = run(
         &old,
         Script::Install,
-        &[("channel", "bell"), ("lock_timeout", "100ms")],
+        &[("channel", "old"), ("lock_timeout", "100ms")],
     );
     assert!(
-        text.contains("installed: feed version 3") && text.contains("channel bell"),
+        text.contains("installed: feed version 3") && text.contains("channel old"),
         "{text}"
     );
     writer.run("update events set name = 'y'; commit").await;

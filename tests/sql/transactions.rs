@@ -233,7 +233,7 @@ async fn a_wrong_schema_or_role_is_named() {
             &stranger,
             Script::Uninstall,
             ("app_schema", "public"),
-            "permission denied for table",
+            "schema oddscache belongs to postgres Run this script as the owner",
         ),
     ] {
         let session = Session::open(&cluster().dsn_as(role, &db.name)).await;

@@ -205,7 +205,7 @@ async fn a_locked_log_delays_a_writer_once() {
 }
 
 #[tokio::test]
-async fn the_bells_trouble_is_not_the_writers() {
+async fn trouble_with_the_notification_is_not_the_writers() {
     let db = installed();
     let listener = Session::open(&db.dsn()).await;
     listener.wait_for_notifications("oddscache").await;
@@ -220,7 +220,7 @@ async fn the_bells_trouble_is_not_the_writers() {
         ),
         ["events UPDATE 1,2,3"; 2]
     );
-    assert!(server_log().contains("oddscache: no bell for public.events: 42501"));
+    assert!(server_log().contains("oddscache: no notification for public.events: 42501"));
 }
 
 #[tokio::test]
