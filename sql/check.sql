@@ -55,9 +55,9 @@ BEGIN
         CASE WHEN version IS NULL THEN 'is missing, or not the feed''s: run install.sql'
              WHEN version = expected THEN version::text
              ELSE format('%s, not %s: run install.sql', version, expected) END);
-    SELECT jsonb_agg(jsonb_build_object(
-               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail))
-      INTO part
+    SELECT report || coalesce(jsonb_agg(jsonb_build_object(
+               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail)), '[]')
+      INTO report
       FROM (
         SELECT f.name AS object, 'function' AS item, 'is missing: run install.sql' AS detail
           FROM unnest(ARRAY[func] || functions) AS f (name) WHERE to_regprocedure(f.name) IS NULL
@@ -96,10 +96,9 @@ BEGIN
            AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
                     AND has_schema_privilege(p.proowner, to_regnamespace(quote_ident(cache_schema)), 'USAGE'))
       ) AS q;
-    report := report || coalesce(part, '[]');
-    SELECT jsonb_agg(jsonb_build_object(
-               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'warn', 'detail', q.detail))
-      INTO part
+    SELECT report || coalesce(jsonb_agg(jsonb_build_object(
+               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'warn', 'detail', q.detail)), '[]')
+      INTO report
       FROM (
         SELECT log AS object, 'as installed' AS item,
                'has triggers, rules, checks, policies, columns or indexes of others: each log row costs a '
@@ -127,7 +126,6 @@ BEGIN
          CROSS JOIN LATERAL unnest(s.setconfig) AS setting
          WHERE lower(setting) ~ '^oddscache[.]notify=(off|false|no|0)$'
       ) AS q;
-    report := report || coalesce(part, '[]');
 
     -- The triggers
     SELECT left(cache_schema, n) INTO prefix FROM generate_series(length(cache_schema), 1, -1) AS n
@@ -169,7 +167,7 @@ BEGIN
           LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
          WHERE t.relkind IN ('r', 'p')
     )
-    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+    SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
         SELECT 'trigger' AS kind, t.node::text AS object, 'INSERT, UPDATE, DELETE, TRUNCATE' AS item, 'ok' AS status,
                'always enabled' AS detail
           FROM trigger AS t GROUP BY t.node HAVING bool_and(t.state = 'ok')
@@ -219,7 +217,6 @@ BEGIN
           FROM pg_subscription_rel AS s
          WHERE s.srrelid IN (SELECT t.node FROM trigger AS t)
     ) AS q;
-    report := report || coalesce(part, '[]');
 
     -- The cache's role: what it needs
     SELECT x.* INTO r FROM pg_roles AS x WHERE x.rolname = role;
@@ -229,7 +226,7 @@ BEGIN
             'detail', 'does not exist: run grants.sql, or name the cache''s role: oddscache sql check --role ..., or '
             'the setting role in the script');
     ELSE
-        SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+        SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
             SELECT 'right' AS kind, n.object, n.item, CASE WHEN n.has THEN 'ok' ELSE 'FAIL' END AS status,
                    CASE WHEN n.has THEN role ELSE format('%s lacks it: run grants.sql', role) END AS detail
               FROM (
@@ -268,7 +265,6 @@ BEGIN
               JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, u.tab))
              WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
         ) AS q;
-        report := report || coalesce(part, '[]');
 
         -- What it has besides, and from whom: a right goes only if it is taken from the one who was granted it.
         WITH thing AS (
@@ -322,7 +318,7 @@ BEGIN
               FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
              WHERE m.member = r.oid
         )
-        SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+        SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
             SELECT 'right' AS kind, s.name AS object, s.items AS item,
                    s.status,
                    format('%s has it and does not need it', role)
@@ -375,11 +371,10 @@ BEGIN
              WHERE a.has AND NOT r.rolsuper AND x.oid <> r.oid
                AND pg_has_role(r.oid, x.oid, CASE WHEN server < 160000 THEN 'MEMBER' ELSE 'SET' END)
         ) AS q;
-        report := report || coalesce(part, '[]');
     END IF;
 
     -- Publications that send the feed's own tables away
-    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+    SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
         SELECT 'publication' AS kind, quote_ident(p.pubname) AS object, 'publishes the feed' AS item,
                CASE WHEN s.names IS NULL THEN 'info' ELSE 'warn' END AS status,
                format('%s: a subscription of PostgreSQL''s own stops for good at the first change of a table that is '
@@ -415,7 +410,6 @@ BEGIN
                        LEFT JOIN pg_stat_replication AS a ON a.pid = s.active_pid AND a.application_name = s.slot_name
                       WHERE s.plugin = 'pgoutput' AND s.database = current_database()) AS s
     ) AS q;
-    report := report || coalesce(part, '[]');
 
     -- The log. What stands there may be somebody's view: let it write nothing. The setting ends with this block.
     BEGIN
@@ -483,27 +477,23 @@ BEGIN
             'detail', format('not readable by %I: %s', current_user, SQLERRM));
     END;
 
-    -- The cache's sessions
-    SELECT jsonb_agg(jsonb_build_object('kind', 'session', 'object', format('process %s', s.pid), 'item', s.wait_event,
-               'status', 'warn', 'detail', format('of %I takes nothing of its answer since %s and keeps TRUNCATE, '
-                   'ALTER and DETACH waiting, and writers behind them; '
-                   'SELECT pg_terminate_backend(%s)', role, s.query_start, s.pid)))
-      INTO part
-      FROM pg_stat_activity AS s
-     WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active' AND s.wait_event = 'ClientWrite'
-       AND s.query_start < clock_timestamp() - interval '30 s';
-    report := report || coalesce(part, '[]');
-
-    -- The notifications, and the indexes
-    SELECT jsonb_agg(to_jsonb(q)) INTO part FROM (
+    -- The cache's sessions, the notifications, the indexes
+    SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
         WITH lock AS (
             SELECT l.pid, l.mode = 'ShareLock' AS waits, coalesce(s.usename::text, 'an unknown role') AS role
               FROM pg_locks AS l LEFT JOIN pg_stat_activity AS s ON s.pid = l.pid
              WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
                AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-               AND ((l.classid::bigint << 32) | l.objid::bigint) = 
+               AND ((l.classid::bigint << 32) | l.objid::bigint) =
                    hashtextextended('oddscache listener ' || cache_schema, 0)
         )
+        SELECT 'session' AS kind, format('process %s', s.pid) AS object, s.wait_event AS item, 'warn' AS status,
+               format('of %I takes nothing of its answer since %s and keeps TRUNCATE, ALTER and DETACH waiting, and '
+                   'writers behind them; SELECT pg_terminate_backend(%s)', role, s.query_start, s.pid) AS detail
+          FROM pg_stat_activity AS s
+         WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active'
+           AND s.wait_event = 'ClientWrite' AND s.query_start < clock_timestamp() - interval '30 s'
+         UNION ALL
         SELECT 'waiting' AS kind, quote_ident(cache_schema) AS object, 'who waits for notifications' AS item,
             'ok' AS status,
                coalesce('writers notify ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
@@ -539,7 +529,6 @@ BEGIN
                      WHERE k.n <= x.indnkeyatts) = w.keys
          GROUP BY t.root, w.columns
     ) AS q;
-    report := report || coalesce(part, '[]');
     SELECT jsonb_agg(to_jsonb(q) ORDER BY array_position(ARRAY['FAIL', 'warn', 'info', 'ok'], q.status),
                array_position(ARRAY['feed', 'trigger', 'right', 'publication', 'log', 'session', 'waiting', 'queue',
                                     'index'], q.kind),

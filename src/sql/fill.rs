@@ -5,32 +5,22 @@ use super::{literal, quote};
 /// The schema and the channel of the feed in the scripts of `sql/`.
 const DEFAULT: &str = "oddscache";
 
-/// A setting, and the line that declares it with its default.
-const SETTINGS: [(&str, &str); 8] = [
-    (
-        "app_schema",
-        "app_schema constant pg_catalog.text := 'public';",
-    ),
-    (
-        "cache_schema",
-        "cache_schema constant pg_catalog.text := 'oddscache';",
-    ),
-    (
-        "channel",
-        "channel constant pg_catalog.text := 'oddscache';",
-    ),
-    ("role", "role constant pg_catalog.text := 'oddscache';"),
-    ("prune", "prune constant boolean := 'off';"),
-    ("keep_indexes", "keep_indexes constant boolean := 'off';"),
-    (
-        "subscribers",
-        "subscribers constant pg_catalog.text := 'unknown';",
-    ),
-    (
-        "lock_timeout",
-        "lock_timeout constant pg_catalog.text := '2s';",
-    ),
+/// A setting, its type and its default. Scripts declare them at their head.
+const SETTINGS: [(&str, &str, &str); 8] = [
+    ("app_schema", "pg_catalog.text", "public"),
+    ("cache_schema", "pg_catalog.text", DEFAULT),
+    ("channel", "pg_catalog.text", DEFAULT),
+    ("role", "pg_catalog.text", "oddscache"),
+    ("subscribers", "pg_catalog.text", "unknown"),
+    ("lock_timeout", "pg_catalog.text", "2s"),
+    ("prune", "boolean", "off"),
+    ("keep_indexes", "boolean", "off"),
 ];
+
+/// The declaration of a setting with this value.
+fn declaration((name, kind, _): (&str, &str, &str), value: &str) -> String {
+    format!("{name} constant {kind} := {};", literal(value))
+}
 
 /// The objects that scripts name in plain SQL.
 const OBJECTS: [&str; 8] = [
@@ -46,24 +36,18 @@ const OBJECTS: [&str; 8] = [
 
 /// The names of the settings that a text declares.
 pub(super) fn settings(text: &str) -> Vec<&'static str> {
-    let declared = |(_, line): &(&str, &str)| text.contains(line);
-    SETTINGS
-        .iter()
-        .filter(|setting| declared(setting))
-        .map(|(name, _)| *name)
-        .collect()
+    let declared =
+        |setting: &&(&str, &str, &str)| text.contains(&declaration(**setting, setting.2));
+    let found = SETTINGS.iter().filter(declared);
+    found.map(|(name, _, _)| *name).collect()
 }
 
 /// The text with these values.
 pub(super) fn fill(text: &str, values: &[(&str, &str)]) -> String {
     let mut changes = Vec::new();
     for (name, value) in values {
-        for (_, line) in SETTINGS.iter().filter(|(setting, _)| setting == name) {
-            let declaration = line.split('\'').next().unwrap_or_default();
-            changes.push((
-                (*line).to_owned(),
-                format!("{declaration}{};", literal(value)),
-            ));
+        for setting in SETTINGS.into_iter().filter(|setting| setting.0 == *name) {
+            changes.push((declaration(setting, setting.2), declaration(setting, value)));
         }
         match *name {
             "cache_schema" => changes.extend(schema(value)),
@@ -170,11 +154,9 @@ mod tests {
     fn each_setting_is_declared_once() {
         for script in Script::ALL {
             for name in script.settings() {
-                let (_, line) = SETTINGS
-                    .iter()
-                    .find(|(setting, _)| *setting == name)
-                    .unwrap();
-                assert_eq!(script.text().matches(line).count(), 1, "{script}: {line}");
+                let setting = SETTINGS.into_iter().find(|setting| setting.0 == name);
+                let line = declaration(setting.unwrap(), setting.unwrap().2);
+                assert_eq!(script.text().matches(&line).count(), 1, "{script}: {line}");
             }
         }
     }
