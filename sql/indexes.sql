@@ -66,8 +66,7 @@ BEGIN
     -- for a whole table.
     WITH found AS (
         SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent,
-            r.columns,
-               n.nspname,
+               r.columns, n.nspname,
                CASE WHEN octet_length(c.relname) <= 46 THEN c.relname || '_oddscache_latest'
                     ELSE 'oddscache_latest_' || c.oid END AS name,
                same.index, same.valid, same.attached, same.ours,
