@@ -174,7 +174,8 @@ impl Session {
         rows
     }
 
-    fn limits(&self) -> String {
+    /// Statements that bound a transaction, whatever the role's own time-outs are. They must come in its first message.
+    pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
             "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \

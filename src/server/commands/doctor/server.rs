@@ -65,7 +65,8 @@ pub(super) async fn reach(
 ) -> Result<Server, Trouble> {
     let session = context.session().await?;
     // A transaction over several messages, which a pooler in statement mode refuses.
-    for part in ["BEGIN READ ONLY", "SELECT 1", "ROLLBACK"] {
+    let begin = format!("BEGIN READ ONLY; {}", session.limits());
+    for part in [&*begin, "SELECT 1", "ROLLBACK"] {
         session.run(part).await?;
     }
     let before = SystemTime::now();
