@@ -174,12 +174,13 @@ impl Session {
         rows
     }
 
-    /// Statements that bound a transaction, whatever the role's own time-outs are. They must come in its first message.
+    /// Statements that bound a transaction, whatever the role's own time-outs are. They must come in its first message. No
+    /// time-out interrupts the server while it compiles a query.
     pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
-            "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \
-             SET LOCAL lock_timeout = {millis}",
+            "{}SET LOCAL jit = off; SET LOCAL idle_in_transaction_session_timeout = {millis}; \
+             SET LOCAL statement_timeout = {millis}; SET LOCAL lock_timeout = {millis}",
             self.without_transaction_timeout
         )
     }
