@@ -184,7 +184,7 @@ fn event(number: usize) -> i32 {
 async fn wait_for_bells(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
-    let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
+    let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache listener oddscache', 0))";
     client.batch_execute(wait).await.expect("waits");
     // The session stays open until the process ends.
     std::mem::forget(client);

@@ -1,112 +1,142 @@
--- indexes.sql: makes the two indexes with which the latest snapshots are found without reading their history.
+-- indexes.sql: lists the statements that make the two indexes with which the latest snapshots are found without reading
+-- their history.
 --
--- What      odds_snapshots (event_id, bookmaker_id, id desc); competitor_odds_snapshots (competitor_event_id, id desc).
---           Where odds_snapshots is partitioned: on the parent alone, then on each partition, then attached, as there is no
---           CREATE INDEX CONCURRENTLY for a whole partitioned table. Later partitions get theirs by themselves.
---           An equal index of another name is used instead.
--- Who       The owner of the tables, or a superuser. Not within a transaction.
--- Locks     CREATE INDEX CONCURRENTLY lets readers and writers go on; it waits for transactions older than itself. On the
---           partitioned parent SHARE, and to attach ACCESS EXCLUSIVE on the new index alone: both for a moment, waited for
---           `lock_timeout` at most.
--- Again     Does what is missing, and replaces what an interrupted run left INVALID.
--- Undo      uninstall.sql, or DROP INDEX odds_snapshots_oddscache_latest, competitor_odds_snapshots_oddscache_latest
---
--- Run       psql -X -f indexes.sql [-v app_schema=public] [-v lock_timeout=2s]
-\set ON_ERROR_STOP on
-\set QUIET on
-\if :{?app_schema}
-\else
-  \set app_schema public
-\endif
-\if :{?lock_timeout}
-\else
-  \set lock_timeout 2s
-\endif
-
-SET search_path = pg_catalog, pg_temp;
-SET standard_conforming_strings = on;
-SET quote_all_identifiers = off;
-SET client_min_messages = notice;
-SET oddscache.app_schema = :'app_schema';
-
--- Not a lock one waits for: a waiting session would keep CREATE INDEX CONCURRENTLY waiting in turn.
-DO $alone$
+-- What     odds_snapshots (event_id, bookmaker_id, id desc); competitor_odds_snapshots (competitor_event_id, id desc).
+--          A partitioned table gets its index on the parent alone, then on each partition, then attached: there is no
+--          CREATE INDEX CONCURRENTLY for a whole partitioned table. Later partitions get theirs by themselves. An equal
+--          index of another name is used instead. No row is listed where nothing is missing.
+-- Who      The owner of the tables, or a superuser.
+-- Run      psql -XAtq -v ON_ERROR_STOP=1 -f indexes.sql odds > todo.sql
+--          psql -X -v ON_ERROR_STOP=1 -f todo.sql odds
+--          Any other client will do. This file is two statements for one connection. It changes nothing. Each row of
+--          its result is a statement. Run them in order, in one session, outside a transaction. The
+--          command `oddscache sql indexes --apply` does both.
+-- Names    Edit the settings below, or let the program fill them in: oddscache sql indexes --app-schema x
+-- Locks    CREATE INDEX CONCURRENTLY lets readers and writers go on. It waits for transactions older than itself. The
+--          other statements take SHARE on a partitioned parent, and ACCESS EXCLUSIVE on the new index alone, for a
+--          moment. They wait for at most `lock_timeout`.
+-- Again    Lists what is missing, and replaces what an interrupted run left INVALID. Not while another run is at work.
+-- Undo     uninstall.sql, or DROP INDEX odds_snapshots_oddscache_latest, competitor_odds_snapshots_oddscache_latest
+DO $indexes$
 DECLARE
-    problem text;
+    app_schema constant pg_catalog.text := 'public';  -- the schema of the tables
+    lock_timeout constant pg_catalog.text := '2s';  -- how long a statement waits for a lock; 0 waits for ever
+
+    -- The caller's settings. The last statement restores them.
+    settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
+        'search_path', pg_catalog.current_setting('search_path'),
+        'client_min_messages', pg_catalog.current_setting('client_min_messages'),
+        'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
+    statements pg_catalog.jsonb;
+    problem    pg_catalog.text;
+    w          pg_catalog.record;
 BEGIN
-    SELECT string_agg(t.tab, ', ') INTO problem FROM unnest(ARRAY['odds_snapshots', 'competitor_odds_snapshots']) AS t (tab)
-     WHERE to_regclass(format('%I.%I', current_setting('oddscache.app_schema'), t.tab)) IS NULL;
+    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
+
+    SELECT string_agg(t.tab, ', ') INTO problem
+        FROM unnest(ARRAY['odds_snapshots', 'competitor_odds_snapshots']) AS t (tab)
+     WHERE to_regclass(format('%I.%I', app_schema, t.tab)) IS NULL;
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION 'missing in schema %: %', quote_ident(current_setting('oddscache.app_schema')), problem
-            USING ERRCODE = 'undefined_table', HINT = 'Name the application''s schema: -v app_schema=...';
+        RAISE EXCEPTION 'missing in schema %: %', quote_ident(app_schema), problem USING ERRCODE = 'undefined_table',
+            HINT = 'Name the application''s schema: oddscache sql indexes --app-schema ..., or the setting app_schema '
+                'in the script.';
     END IF;
-    IF NOT pg_try_advisory_lock(hashtextextended('oddscache indexes', 0)) THEN
-        RAISE EXCEPTION 'another run of indexes.sql is at work in this database' USING ERRCODE = 'lock_not_available';
+
+    -- An index that another run is making looks like one that was left behind. CREATE INDEX CONCURRENTLY holds this
+    -- lock.
+    SELECT format('process %s is at work on %s, whose index %s is not valid yet', l.pid, x.indrelid::regclass,
+        x.indexrelid::regclass)
+      INTO problem
+      FROM pg_index AS x
+      JOIN pg_class AS i ON i.oid = x.indexrelid AND i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$'
+      JOIN pg_class AS c ON c.oid = x.indrelid AND c.relkind = 'r'
+      JOIN pg_locks AS l ON l.relation = c.oid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+          AND l.pid <> pg_backend_pid()
+           AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+     WHERE NOT x.indisvalid LIMIT 1;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%: another run of indexes.sql, or a VACUUM', problem USING ERRCODE = 'object_in_use',
+            HINT = 'Run this again when it is done.';
     END IF;
-END $alone$;
 
--- Every table and partition that should have one of the indexes, with the index of exactly these columns that it has: one
--- attached to the parent's before a free one, a valid one before an invalid. `complete` is true of all of a table's rows.
-CREATE TEMPORARY VIEW oddscache_indexes AS
-SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent, r.columns,
-       CASE WHEN octet_length(c.relname) <= 46 THEN c.relname || '_oddscache_latest' ELSE 'oddscache_latest_' || c.oid END
-           AS name,
-       same.index, same.valid, same.attached, same.ours,
-       bool_or(t.level = 0 AND coalesce(same.valid, false)) OVER (PARTITION BY r.root) AS complete
-  FROM (SELECT to_regclass(format('%I.%I', current_setting('oddscache.app_schema'), v.tab)) AS root, v.columns, v.keys,
-               v.options
-          FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC', ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
-                       ('competitor_odds_snapshots', 'competitor_event_id, id DESC', ARRAY['competitor_event_id', 'id'], '0 3'))
-               AS v (tab, columns, keys, options)) AS r
- CROSS JOIN LATERAL (SELECT r.root AS relid, 0 AS level UNION SELECT f.relid, f.level FROM pg_partition_tree(r.root) AS f) AS t
-  JOIN pg_class AS c ON c.oid = t.relid AND c.relkind IN ('r', 'p')
-  LEFT JOIN pg_inherits AS p ON p.inhrelid = c.oid AND t.level > 0
-  LEFT JOIN LATERAL (
-        SELECT i.oid::regclass AS index, x.indisvalid AS valid, i.relispartition AS attached,
-               i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$' AS ours
-          FROM pg_index AS x
-          JOIN pg_class AS i ON i.oid = x.indexrelid
-          JOIN pg_am AS m ON m.oid = i.relam AND m.amname = 'btree'
-         WHERE x.indrelid = c.oid AND x.indpred IS NULL AND x.indexprs IS NULL
-           AND x.indnkeyatts = cardinality(r.keys) AND x.indoption::text = r.options
-           AND (SELECT array_agg(a.attname::text ORDER BY k.n)
-                  FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, n)
-                  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
-                 WHERE k.n <= x.indnkeyatts) = r.keys
-         ORDER BY i.relispartition DESC, x.indisvalid DESC, i.oid LIMIT 1) AS same ON true;
+    -- Every table and partition that should have one of the indexes, with the index of exactly these columns that it
+    -- has. One attached to the parent's comes before a free one, a valid one before an invalid one. `complete` holds
+    -- for a whole table.
+    WITH found AS (
+        SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent,
+               r.columns, n.nspname,
+               CASE WHEN octet_length(c.relname) <= 46 THEN c.relname || '_oddscache_latest'
+                    ELSE 'oddscache_latest_' || c.oid END AS name,
+               same.index, same.valid, same.attached, same.ours,
+               bool_or(t.level = 0 AND coalesce(same.valid, false)) OVER (PARTITION BY r.root) AS complete
+          FROM (SELECT to_regclass(format('%I.%I', app_schema, v.tab)) AS root, v.columns, v.keys, v.options
+                  FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC',
+                                ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
+                               ('competitor_odds_snapshots', 'competitor_event_id, id DESC',
+                                ARRAY['competitor_event_id', 'id'], '0 3')) AS v (tab, columns, keys, options)) AS r
+         CROSS JOIN LATERAL (SELECT r.root AS relid, 0 AS level
+                              UNION SELECT f.relid, f.level FROM pg_partition_tree(r.root) AS f) AS t
+          JOIN pg_class AS c ON c.oid = t.relid AND c.relkind IN ('r', 'p')
+          JOIN pg_namespace AS n ON n.oid = c.relnamespace
+          LEFT JOIN pg_inherits AS p ON p.inhrelid = c.oid AND t.level > 0
+          LEFT JOIN LATERAL (
+                SELECT i.oid::regclass AS index, x.indisvalid AS valid, i.relispartition AS attached,
+                       i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$' AS ours
+                  FROM pg_index AS x
+                  JOIN pg_class AS i ON i.oid = x.indexrelid
+                  JOIN pg_am AS m ON m.oid = i.relam AND m.amname = 'btree'
+                 WHERE x.indrelid = c.oid AND x.indpred IS NULL AND x.indexprs IS NULL
+                   AND x.indnkeyatts = cardinality(r.keys) AND x.indoption::text = r.options
+                   AND (SELECT array_agg(a.attname::text ORDER BY k.n)
+                          FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, n)
+                          JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                         WHERE k.n <= x.indnkeyatts) = r.keys
+                 ORDER BY i.relispartition DESC, x.indisvalid DESC, i.oid LIMIT 1) AS same ON true
+    ), planned AS (
+        -- The index that each will have when all is done.
+        SELECT f.*, f.relkind = 'r' AND NOT coalesce(f.valid, false) OR f.index IS NULL AS lacks,
+               CASE WHEN f.relkind = 'r' AND NOT coalesce(f.valid, false) OR f.index IS NULL
+                    THEN format('%I.%I', f.nspname, f.name) ELSE f.index::text END AS future
+          FROM found AS f
+    ), step AS (
+        -- What an interrupted run left behind
+        SELECT 1 AS phase, 0 AS level, p.index::text AS name, format('DROP INDEX CONCURRENTLY %s', p.index) AS sql
+          FROM planned AS p WHERE NOT p.complete AND p.relkind = 'r' AND p.ours AND NOT p.valid AND NOT p.attached
+         UNION ALL
+        -- The partitioned tables themselves have no data, so this is instant.
+        SELECT 3, p.level, p.node::text, format('CREATE INDEX %I ON ONLY %s (%s)', p.name, p.node, p.columns)
+          FROM planned AS p WHERE NOT p.complete AND p.relkind = 'p' AND p.lacks
+         UNION ALL
+        -- With a lock_timeout, a long transaction would make this leave an INVALID index behind.
+        SELECT 5, 0, p.node::text, format('CREATE INDEX CONCURRENTLY %I ON %s (%s)', p.name, p.node, p.columns)
+          FROM planned AS p WHERE NOT p.complete AND p.relkind = 'r' AND p.lacks
+         UNION ALL
+        -- Lowest level first. The last one makes the parent's index valid.
+        SELECT 7, -p.level, p.node::text, format('ALTER INDEX %s ATTACH PARTITION %s', u.future, p.future)
+          FROM planned AS p JOIN planned AS u ON u.root = p.root AND u.node = p.parent
+         WHERE NOT p.complete AND (p.lacks OR NOT p.attached)
+    )
+    SELECT jsonb_agg(q.sql || ';' ORDER BY q.phase, q.level, q.name),
+           (SELECT string_agg(format('%s has an equal index of another name: %s', f.root, f.index), '; ')
+              FROM found AS f WHERE f.level = 0 AND f.complete AND NOT f.ours)
+      INTO statements, problem
+      FROM (SELECT s.phase, s.level, s.name, s.sql FROM step AS s
+             UNION ALL
+            SELECT t.phase, 0, '', t.sql
+              FROM (VALUES (0, 'SET lock_timeout = 0'), (2, format('SET lock_timeout = %L', lock_timeout)),
+                           (4, 'SET lock_timeout = 0'), (6, format('SET lock_timeout = %L', lock_timeout)),
+                           (8, 'RESET lock_timeout')) AS t (phase, sql)
+             WHERE EXISTS (SELECT FROM step)) AS q;
+    IF problem IS NOT NULL THEN
+        RAISE NOTICE '%', problem;
+    END IF;
+    PERFORM set_config('oddscache.report', coalesce(statements, '[]')::text, false);
+    PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
+END $indexes$;
 
--- 1. What an interrupted run left behind
-SELECT format('DROP INDEX CONCURRENTLY %s', v.index)
-  FROM oddscache_indexes AS v
- WHERE NOT v.complete AND v.relkind = 'r' AND v.ours AND NOT v.valid AND NOT v.attached \gexec
-
--- 2. The partitioned tables themselves: no data, so this is instant.
-SET lock_timeout = :'lock_timeout';
-SELECT format('CREATE INDEX %I ON ONLY %s (%s)', v.name, v.node, v.columns)
-  FROM oddscache_indexes AS v
- WHERE NOT v.complete AND v.relkind = 'p' AND v.index IS NULL ORDER BY v.root::text, v.level \gexec
-
--- 3. The tables and partitions with data. A lock_timeout here would leave an INVALID index behind any long transaction.
-SET lock_timeout = 0;
-SELECT format('CREATE INDEX CONCURRENTLY %I ON %s (%s)', v.name, v.node, v.columns)
-  FROM oddscache_indexes AS v
- WHERE NOT v.complete AND v.relkind = 'r' AND NOT coalesce(v.valid, false) ORDER BY v.node::text \gexec
-
--- 4. Partition by partition, lowest level first; the last one makes the parent's index valid.
-SET lock_timeout = :'lock_timeout';
-SELECT format('ALTER INDEX %s ATTACH PARTITION %s', u.index, v.index)
-  FROM oddscache_indexes AS v
-  JOIN oddscache_indexes AS u ON u.root = v.root AND u.node = v.parent
- WHERE NOT v.complete AND NOT v.attached ORDER BY v.level DESC, v.node::text \gexec
-RESET lock_timeout;
-
-SELECT v.root AS "table", v.columns, v.index, CASE WHEN v.valid THEN 'valid' ELSE 'INVALID' END AS state,
-       CASE WHEN v.ours THEN 'ours' ELSE 'found: an equal index of another name' END AS origin
-  FROM oddscache_indexes AS v WHERE v.level = 0 ORDER BY v.root::text DESC;
-
-DROP VIEW pg_temp.oddscache_indexes;
-DO $$ BEGIN PERFORM pg_advisory_unlock(hashtextextended('oddscache indexes', 0)); END $$;
-RESET client_min_messages;
-RESET quote_all_identifiers;
-RESET standard_conforming_strings;
-RESET search_path;
+SELECT r.statement
+  FROM pg_catalog.jsonb_array_elements_text(pg_catalog.current_setting('oddscache.report')::pg_catalog.jsonb)
+       WITH ORDINALITY AS r (statement, n)
+ ORDER BY r.n;

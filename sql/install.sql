@@ -1,158 +1,181 @@
--- install.sql: installs the change feed that keeps oddscache equal to these tables.
+-- install.sql: installs the change feed, through which oddscache learns of every change to six tables.
 --
--- What      A schema with the change log, six functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on
---           every partition of theirs and on every table that inherits from them. README.md names everything; check.sql
---           reports on it.
--- Who       The owner of the six tables, with CREATE on the database. A superuser can, but then the trigger function
---           runs as that superuser: prefer the owner.
--- Locks     SHARE ROW EXCLUSIVE on the tables that lack a trigger: their writers wait for the few milliseconds until
---           COMMIT, readers do not. While it waits for a writer that is already there, new writers queue behind it, for
---           `lock_timeout` at most; then it fails with 55P03, undoes everything, and can be run again.
--- Again     Changes nothing and locks nothing where everything is in place; repairs what is not. New partitions and
---           children get their triggers, an older feed version is upgraded (its followers then want their new version, too), a
---           newer one is left alone.
--- Undo      uninstall.sql
---
--- Refuses   PostgreSQL 13 and older; tables without the columns it needs; a database whose logical replication subscriber
---           would stop at the feed's tables, unless -v subscribers=ready says that it has them.
---
--- Run       psql -X -f install.sql [-v app_schema=public] [-v cache_schema=oddscache] [-v channel=oddscache]
---                                  [-v lock_timeout=2s] [-v subscribers=ready]
-\set ON_ERROR_STOP on
-\set QUIET on
-\if :{?app_schema}
-\else
-  \set app_schema public
-\endif
-\if :{?cache_schema}
-\else
-  \set cache_schema oddscache
-\endif
-\if :{?channel}
-\else
-  \set channel oddscache
-\endif
-\if :{?lock_timeout}
-\else
-  \set lock_timeout 2s
-\endif
-\if :{?subscribers}
-\else
-  \set subscribers unknown
-\endif
-
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
-SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL standard_conforming_strings = on;
-SET LOCAL quote_all_identifiers = off;
-SET LOCAL client_min_messages = notice;
-SET LOCAL oddscache.app_schema = :'app_schema';
-SET LOCAL oddscache.cache_schema = :'cache_schema';
-SET LOCAL oddscache.channel = :'channel';
-SET LOCAL oddscache.subscribers = :'subscribers';
-SET LOCAL oddscache.done = '0';
-SET LOCAL oddscache.version = '3';
--- The tables, and the column of each that says what changed.
-SET LOCAL oddscache.keys = '{"events": "id", "competitor_events": "betpawa_event_id", "odds_snapshots": "event_id",
-    "competitor_odds_snapshots": "competitor_event_id", "market_odds": "snapshot_id",
-    "competitor_market_odds": "snapshot_id"}';
-
--- Concurrent runs queue here, before lock_timeout can make the last of them fail.
-DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0)); END $$;
-SET LOCAL lock_timeout = :'lock_timeout';
-
--- 1. Are the server and the tables what the feed needs?
-DO $check$
+-- What     A schema with the change log, five functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on
+--          their partitions, and on the tables that inherit from them. README.md explains each. check.sql reports on
+--          them.
+-- Who      The owner of the six tables, with CREATE on the database. A superuser can, too, but then the trigger
+--          function runs with the superuser's rights.
+-- Run      psql -X -v ON_ERROR_STOP=1 -f install.sql
+--          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
+--          transaction or of a migration. The transaction must be READ COMMITTED.
+-- Names    Edit the settings below, or let the program fill them in:
+--          oddscache sql install --app-schema x --cache-schema y --channel z
+-- Locks    SHARE ROW EXCLUSIVE on each table that lacks a trigger, until the transaction ends. Writers of the table
+--          wait meanwhile, readers do not. While this script waits for a writer, later writers wait behind it, for at
+--          most `lock_timeout`. Then it fails with 55P03 and has changed nothing. Run it again.
+-- Again    Where everything is in place it changes nothing and locks no table. It repairs what is not in place, gives
+--          new partitions their triggers, and upgrades an older feed. It refuses to touch a newer one.
+-- Undo     uninstall.sql
+-- Refuses  PostgreSQL 13 and older; tables without the columns it needs; a database with a logical replication
+--          subscriber that would stop at the feed's tables, unless `subscribers` says that it has them.
+DO $install$
+<<install>>
 DECLARE
-    app     constant text := current_setting('oddscache.app_schema');
-    cache   constant text := current_setting('oddscache.cache_schema');
-    channel constant text := current_setting('oddscache.channel');
-    server  constant integer := current_setting('server_version_num');
-    problem text;
-    hint    text;
+    app_schema constant pg_catalog.text := 'public';  -- the schema of the six tables
+    lock_timeout constant pg_catalog.text := '2s';  -- how long to wait for locks; 0 waits for ever
+    subscribers constant pg_catalog.text := 'unknown';  -- 'ready': every logical subscriber has the feed's tables
+    -- These two stand in the functions below, too: an edit here is not enough. The program fills in all places.
+    cache_schema constant pg_catalog.text := 'oddscache';  -- the schema of the feed
+    channel constant pg_catalog.text := 'oddscache';  -- the channel of its notifications
+
+    version constant integer := 3;
+    -- The six tables, and the column of each that says what changed.
+    tables constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id",
+        "odds_snapshots": "event_id", "competitor_odds_snapshots": "competitor_event_id",
+        "market_odds": "snapshot_id", "competitor_market_odds": "snapshot_id"}';
+    server constant integer := pg_catalog.current_setting('server_version_num');
+    -- The caller's settings. The last statement restores them.
+    settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
+        'search_path', pg_catalog.current_setting('search_path'),
+        'lock_timeout', pg_catalog.current_setting('lock_timeout'),
+        'client_min_messages', pg_catalog.current_setting('client_min_messages'),
+        'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
+    done     integer := 0;  -- changes made
+    problem  pg_catalog.text;
+    hint     pg_catalog.text;
+    prefix   pg_catalog.text;
+    present  integer;  -- the version that is installed
+    gone     bigint;
+    marks    bigint;
+    before   pg_catalog.jsonb;
+    work     pg_catalog.jsonb;
+    outside  pg_catalog.jsonb;
+    nodes    pg_catalog.regclass[];
+    node     pg_catalog.regclass;
+    patience interval;
+    deadline timestamp with time zone;
+    held     timestamp with time zone;
+    w        pg_catalog.record;
 BEGIN
+    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
+
+    -- In other isolation levels this transaction would not see what a concurrent run has committed.
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR current_setting('transaction_read_only') = 'on' THEN
+        RAISE EXCEPTION 'install.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
+                upper(current_setting('transaction_isolation')),
+                CASE current_setting('transaction_read_only') WHEN 'on' THEN 'ONLY' ELSE 'WRITE' END
+            USING ERRCODE = 'invalid_transaction_state', HINT = CASE WHEN pg_is_in_recovery()
+                THEN 'This server is a standby. Run the script on its primary.'
+                ELSE 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE, or before it: SET default_transaction_read_only '
+                    '= off; SET default_transaction_isolation = ''read committed'';' END;
+    END IF;
+    -- Concurrent runs wait here for each other, before lock_timeout applies.
+    PERFORM pg_advisory_xact_lock(hashtextextended('oddscache install', 0));
+    PERFORM set_config('lock_timeout', lock_timeout, true);
+    patience := current_setting('lock_timeout');
+    deadline := clock_timestamp() + patience;
+
+    -- 1. The server and the tables
     IF server < 140000 THEN
-        RAISE EXCEPTION 'the server is PostgreSQL %; the feed needs PostgreSQL 14 or newer', current_setting('server_version')
+        RAISE EXCEPTION 'the server is PostgreSQL %; the feed needs PostgreSQL 14 or newer',
+            current_setting('server_version')
             USING ERRCODE = 'feature_not_supported', HINT = 'Upgrade the server.';
     ELSIF server >= 190000 THEN
-        RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18', current_setting('server_version')
-            USING HINT = 'Look for a newer oddscache. Run check.sql after this script.';
+        RAISE WARNING 'the server is PostgreSQL %; this script was tested with PostgreSQL 14 to 18',
+            current_setting('server_version')
+            USING HINT = 'Look for a newer version of this script. Run check.sql after this script.';
     END IF;
-    IF octet_length(cache) NOT BETWEEN 1 AND 63 OR cache LIKE 'pg\_%' OR cache = app THEN
-        RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache)
-            USING HINT = 'It must be a schema of the feed''s own: 1 to 63 bytes, not the application''s, not pg_....';
+    IF octet_length(cache_schema) NOT BETWEEN 1 AND 63 OR left(cache_schema, 3) = 'pg_'
+       OR cache_schema = app_schema THEN
+        RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache_schema)
+            USING ERRCODE = 'invalid_schema_name',
+            HINT = 'It must be a schema of the feed''s own: 1 to 63 bytes, not the application''s, not pg_....';
     END IF;
     IF octet_length(channel) NOT BETWEEN 1 AND 63 THEN
-        RAISE EXCEPTION 'channel % cannot be used', quote_literal(channel)
-            USING HINT = 'The name of a notification channel has 1 to 63 bytes.';
+        RAISE EXCEPTION 'channel % cannot be used', quote_literal(channel) USING ERRCODE = 'invalid_name',
+            HINT = 'The name of a notification channel has 1 to 63 bytes.';
     END IF;
-    IF to_regnamespace(quote_ident(app)) IS NULL THEN
-        RAISE EXCEPTION 'schema % does not exist', quote_ident(app)
-            USING ERRCODE = 'invalid_schema_name', HINT = 'Name the application''s schema: -v app_schema=...';
+    IF (parse_ident('oddscache.change_log'))[1] <> cache_schema
+       OR strpos($function$pg_notify('oddscache', $function$, quote_literal(channel)) = 0 THEN
+        RAISE EXCEPTION 'the functions in this script are not for schema % and channel %',
+                quote_ident(cache_schema), quote_ident(channel) USING ERRCODE = 'invalid_name',
+            HINT = 'Let the program fill in both names: oddscache sql install --cache-schema ... --channel ...';
     END IF;
-    SELECT string_agg(format('%I.%I %s', app, k.tab,
+    IF to_regnamespace(quote_ident(app_schema)) IS NULL THEN
+        RAISE EXCEPTION 'schema % does not exist', quote_ident(app_schema) USING ERRCODE = 'invalid_schema_name',
+            HINT = 'Name the application''s schema: oddscache sql install --app-schema ..., or the setting app_schema '
+                'in the script.';
+    END IF;
+    SELECT string_agg(format('%I.%I %s', app_schema, k.tab,
                CASE WHEN c.oid IS NULL THEN 'is missing'
                     WHEN c.relkind NOT IN ('r', 'p') THEN 'is not a table'
                     WHEN a.attname IS NULL THEN format('has no column %I', k.col)
-                    WHEN a.attgenerated = 'v' THEN format('has the virtual generated column %I, which triggers cannot see: '
-                        'make it a stored one', k.col)
+                    WHEN a.attgenerated = 'v' THEN format('has the virtual generated column %I, which triggers cannot '
+                        'see: make it a stored one', k.col)
                     ELSE format('has column %I of type %s, not an integer', k.col, format_type(a.atttypid, a.atttypmod))
                END), '; ')
       INTO problem
-      FROM json_each_text(current_setting('oddscache.keys')::json) AS k (tab, col)
-      LEFT JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, k.tab))
+      FROM json_each_text(tables) AS k (tab, col)
+      LEFT JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, k.tab))
       LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped
      WHERE c.oid IS NULL OR c.relkind NOT IN ('r', 'p') OR a.attname IS NULL OR a.attgenerated = 'v'
         OR a.atttypid NOT IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype);
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION '%', problem
-            USING ERRCODE = 'undefined_object', HINT = 'If the tables are in another schema, name it: -v app_schema=...';
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'undefined_object',
+            HINT = 'If the tables are in another schema, name it: oddscache sql install --app-schema ..., or the '
+                'setting app_schema in the script.';
     END IF;
     SELECT string_agg(format('%s inherits from %s', q.node, q.tabs), '; ') INTO problem
       FROM (WITH RECURSIVE node AS (
-                SELECT k.tab, to_regclass(format('%I.%I', app, k.tab))::oid AS oid
-                  FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+                SELECT k.tab, to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
+                    FROM json_object_keys(tables) AS k (tab)
                  UNION SELECT n.tab, i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
             SELECT n.oid::regclass AS node, string_agg(n.tab, ' and ' ORDER BY n.tab) AS tabs
               FROM node AS n GROUP BY n.oid HAVING count(*) > 1) AS q;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'feature_not_supported',
-            HINT = 'A trigger can say for one table only what has changed. Let each table inherit from one of them.';
+            HINT = 'A trigger can name only one table as changed. Let each table inherit from one of them.';
     END IF;
-
-    SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname) INTO problem
+    SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname)
+        INTO problem
       FROM (WITH RECURSIVE node AS (
-                SELECT to_regclass(format('%I.%I', app, k.tab))::oid AS oid
-                  FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+                SELECT to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
+                    FROM json_object_keys(tables) AS k (tab)
                  UNION SELECT i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
             SELECT n.oid FROM node AS n) AS n
       JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
      WHERE NOT pg_has_role(c.relowner, 'USAGE');
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
-            HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as a superuser, or '
-                'give the table to the owner of the others: ALTER TABLE ... OWNER TO ...';
+            HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as '
+                'a superuser, or give the table to the owner of the others: ALTER TABLE ... OWNER TO ...';
     END IF;
 
-    -- The tables of the feed are published with all others. A subscriber that lacks them stops at the first change.
+    -- A publication FOR ALL TABLES publishes the feed's tables. A subscriber that lacks them stops at the first change.
     SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) INTO problem
       FROM pg_publication AS p
-     WHERE p.puballtables AND to_regclass(format('%I.change_log', cache)) IS NULL;
-    IF problem IS NOT NULL AND current_setting('oddscache.subscribers') <> 'ready' THEN
-        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log (xid xid8, id bigint, '
-            'table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY (xid, id)); CREATE TABLE '
-            '%1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, channel text, pruned_at timestamptz); '
-            'then this script with -v subscribers=ready. Or replace the publication by one of named tables or, since PostgreSQL 15, '
-            'of schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more tables.', cache);
-        -- Who uses a slot shows only while its walsender runs. Debezium, which does not mind, says its name.
+     WHERE p.puballtables AND to_regclass(format('%I.change_log', cache_schema)) IS NULL;
+    IF problem IS NOT NULL AND subscribers <> 'ready' THEN
+        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log '
+            '(xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY '
+            '(xid, id)); CREATE TABLE %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, '
+            'channel text, pruned_at timestamptz); then oddscache sql install --subscribers-ready, or this script with '
+            'the setting subscribers. Or replace the publication by one of named tables or, since PostgreSQL 15, of '
+            'schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more '
+            'tables.', cache_schema);
+        -- A slot's consumer shows only while it is connected. Debezium, which ignores unknown tables, gives its name.
         IF EXISTS (SELECT FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
                     WHERE s.database = current_database() AND s.plugin = 'pgoutput'
                       AND coalesce(a.application_name, '') NOT ILIKE 'debezium%') THEN
-            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would stop for good '
-                'at the feed''s tables, if it lacks them', problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would '
+                'stop for good at the feed''s tables, if it lacks them', problem
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
         END IF;
-        RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native subscriber that '
-            'lacks them stops at the first change', problem USING HINT = hint;
+        RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native '
+            'subscriber that lacks them stops at the first change', problem USING HINT = hint;
     END IF;
 
     SELECT string_agg(q.text, ', ') INTO problem
@@ -163,246 +186,179 @@ BEGIN
                           CASE s.setrole WHEN 0 THEN 'all roles' ELSE s.setrole::regrole::text END)
               FROM pg_db_role_setting AS s
              CROSS JOIN LATERAL unnest(s.setconfig) AS c (setting)
-             WHERE c.setting LIKE 'temp\_file\_limit=%' AND c.setting <> 'temp_file_limit=-1'
-               AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()))) AS q;
+             WHERE split_part(c.setting, '=', 1) = 'temp_file_limit' AND c.setting <> 'temp_file_limit=-1'
+               AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d
+                   WHERE d.datname = current_database()))) AS q;
     IF problem IS NOT NULL THEN
-        RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)', problem
-            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What exceeds work_mem '
-                'lies in temporary files, which the limit counts. Raise the limit or work_mem for those who change many rows at once.';
+        RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)',
+            problem
+            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What '
+                'exceeds work_mem lies in temporary files, which the limit counts. Raise the limit or work_mem for '
+                'those who change many rows at once.';
     END IF;
-END $check$;
 
--- 2. The schema, the log and its functions
-DO $objects$
-DECLARE
-    app     constant text := current_setting('oddscache.app_schema');
-    cache   constant text := current_setting('oddscache.cache_schema');
-    channel constant text := current_setting('oddscache.channel');
-    version constant text := current_setting('oddscache.version');
-    log     constant text := format('%I.change_log', cache);
-    done    integer := 0;
-    found   text;
-    n       bigint;
-    m       bigint;
-    w       record;
-BEGIN
-    -- What is there already runs with our rights from here on: a trigger of log_state, a function. Whoever planted it could
-    -- be anybody with CREATE on the database.
-    SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO found
-      FROM (SELECT 'schema ' || quote_ident(cache) AS name, n.nspowner AS owner
-              FROM pg_namespace AS n WHERE n.nspname = cache
+    -- 2. The schema and the log
+
+    -- From here on, code of objects that are already there runs with our rights: a function, a trigger of log_state.
+    -- Anybody with CREATE on the database could have made them.
+    SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO problem
+      FROM (SELECT 'schema ' || quote_ident(cache_schema) AS name, n.nspowner AS owner
+              FROM pg_namespace AS n WHERE n.nspname = cache_schema
              UNION ALL
             SELECT c.oid::regclass::text, c.relowner FROM pg_class AS c
-             WHERE c.relnamespace = to_regnamespace(quote_ident(cache)) AND c.relname IN ('change_log', 'log_state', 'log_horizon')
+             WHERE c.relnamespace = to_regnamespace(quote_ident(cache_schema))
+               AND c.relname IN ('change_log', 'log_state', 'log_horizon')
              UNION ALL
             SELECT p.oid::regprocedure::text, p.proowner FROM pg_proc AS p
-             WHERE p.pronamespace = to_regnamespace(quote_ident(cache))
+             WHERE p.pronamespace = to_regnamespace(quote_ident(cache_schema))
                AND p.proname IN ('feed_version', 'prune', 'heartbeat', 'resync', 'log_change')) AS o
      WHERE o.owner NOT IN (SELECT x.oid FROM pg_roles AS x WHERE x.rolsuper OR x.rolname = current_user)
-       AND o.owner NOT IN (SELECT c.relowner FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
-                             JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app, k.tab)))
+       AND o.owner NOT IN (SELECT c.relowner FROM json_object_keys(tables) AS k (tab)
+                             JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, k.tab)))
        AND (current_setting('is_superuser')::boolean OR NOT pg_has_role(o.owner, 'MEMBER'));
-    IF found IS NOT NULL THEN
-        RAISE EXCEPTION '%', found USING ERRCODE = 'insufficient_privilege',
-            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose another '
-                'schema: -v cache_schema=...';
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
+            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose '
+                'another schema: oddscache sql install --cache-schema ...';
     END IF;
-    IF to_regprocedure(format('%I.feed_version()', cache)) IS NOT NULL THEN
-        EXECUTE format('SELECT %I.feed_version()', cache) INTO found;
-        IF found::integer > version::integer THEN
-            RAISE EXCEPTION 'the feed in schema % has version %, and this script has version %', quote_ident(cache), found, version
-                USING HINT = 'Use the install.sql of that version; to go back, run its uninstall.sql first.';
+    IF to_regprocedure(format('%I.feed_version()', cache_schema)) IS NOT NULL THEN
+        present := oddscache.feed_version();
+        IF present > version THEN
+            RAISE EXCEPTION 'the feed in schema % has version %, and this script has version %',
+                quote_ident(cache_schema), present, version
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                    HINT = 'Use the install.sql of that version; to go back, run its uninstall.sql first.';
         END IF;
     END IF;
 
-    IF to_regnamespace(quote_ident(cache)) IS NULL THEN
-        EXECUTE format('CREATE SCHEMA %I', cache);
-        EXECUTE format('COMMENT ON SCHEMA %I IS %L', cache,
-            'oddscache: the change feed of the odds tables. Made by install.sql, removed by uninstall.sql.');
-        RAISE NOTICE 'created schema %', quote_ident(cache);
+    IF to_regnamespace(quote_ident(cache_schema)) IS NULL THEN
+        CREATE SCHEMA oddscache;
+        COMMENT ON SCHEMA oddscache IS
+            'oddscache: the change feed of the odds tables. Made by install.sql, removed by uninstall.sql.';
+        RAISE NOTICE 'created schema %', quote_ident(cache_schema);
         done := done + 1;
-    ELSIF has_schema_privilege('public', quote_ident(cache)::regnamespace, 'CREATE') THEN
-        EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', cache);
-        RAISE NOTICE 'revoked CREATE on schema % from PUBLIC', quote_ident(cache);
+    ELSIF has_schema_privilege('public', quote_ident(cache_schema)::regnamespace, 'CREATE') THEN
+        REVOKE CREATE ON SCHEMA oddscache FROM PUBLIC;
+        RAISE NOTICE 'revoked CREATE on schema % from PUBLIC', quote_ident(cache_schema);
         done := done + 1;
     END IF;
 
-    IF to_regclass(log) IS NULL THEN
-        -- No vacuum_truncate: cutting off the log's empty end would lock it exclusively, against every writer. The id is no
-        -- sequence's, for that would change lastval() in the application's session; no two rows of one transaction have the
-        -- same place in the write-ahead log.
-        EXECUTE format($sql$
-            CREATE TABLE %s (
-                xid xid8 NOT NULL,
-                id bigint NOT NULL DEFAULT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn),
-                table_name text NOT NULL,
-                op text NOT NULL,
-                keys bigint[],
-                note text,
-                at timestamptz NOT NULL DEFAULT clock_timestamp(),
-                PRIMARY KEY (xid, id)
-            ) WITH (vacuum_truncate = off, toast.vacuum_truncate = off)$sql$, log);
-        -- Compressing 8 kB of keys costs three times what writing them does.
-        EXECUTE format('ALTER TABLE %s ALTER COLUMN keys SET STORAGE EXTERNAL', log);
-        RAISE NOTICE 'created table %', log;
+    IF to_regclass(format('%I.change_log', cache_schema)) IS NULL THEN
+        -- vacuum_truncate is off: cutting off the log's empty end would lock it exclusively, against every writer. The
+        -- id does not come from a sequence: that would change lastval() in the application's session. No two rows of
+        -- one transaction have the same place in the write-ahead log.
+        CREATE TABLE oddscache.change_log (
+            xid xid8 NOT NULL,
+            id bigint NOT NULL DEFAULT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn),
+            table_name text NOT NULL,
+            op text NOT NULL,
+            keys bigint[],
+            note text,
+            at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            PRIMARY KEY (xid, id)
+        ) WITH (vacuum_truncate = off, toast.vacuum_truncate = off);
+        -- To compress 8 kB of keys costs three times what writing them costs.
+        ALTER TABLE oddscache.change_log ALTER COLUMN keys SET STORAGE EXTERNAL;
+        RAISE NOTICE 'created table %.change_log', quote_ident(cache_schema);
         done := done + 1;
     ELSE
         SELECT string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum)
-          INTO found FROM pg_attribute AS a WHERE a.attrelid = log::regclass AND a.attnum > 0 AND NOT a.attisdropped;
-        IF found <> 'xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamp with time zone'
-        THEN
-            RAISE EXCEPTION '% exists and is not the change log of feed version % (it has %)', log, version, found
-                USING HINT = 'Run uninstall.sql first, or choose another schema: -v cache_schema=...';
+            INTO problem
+          FROM pg_attribute AS a
+         WHERE a.attrelid = to_regclass(format('%I.change_log', cache_schema)) AND a.attnum > 0 AND NOT a.attisdropped;
+        IF problem <> 'xid xid8, id bigint, table_name text, op text, keys bigint[], note text, '
+                'at timestamp with time zone' THEN
+            RAISE EXCEPTION '%.change_log exists and is not the change log of feed version % (it has %)',
+                    quote_ident(cache_schema), version, problem
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                    HINT = 'Run uninstall.sql first, or choose another schema: oddscache sql install --cache-schema '
+                        '...';
         END IF;
     END IF;
 
-    IF to_regclass(format('%I.log_state', cache)) IS NULL THEN
-        EXECUTE format($sql$
-            CREATE TABLE %I.log_state (
-                one boolean PRIMARY KEY DEFAULT true CHECK (one),
-                pruned_below xid8 NOT NULL,
-                app_schema text NOT NULL,
-                channel text NOT NULL,
-                pruned_at timestamptz
-            )$sql$, cache);
-        RAISE NOTICE 'created table %.log_state', quote_ident(cache);
+    IF to_regclass(format('%I.log_state', cache_schema)) IS NULL THEN
+        CREATE TABLE oddscache.log_state (
+            one boolean PRIMARY KEY DEFAULT true CHECK (one),
+            pruned_below xid8 NOT NULL,
+            app_schema text NOT NULL,
+            channel text NOT NULL,
+            pruned_at timestamptz
+        );
+        RAISE NOTICE 'created table %.log_state', quote_ident(cache_schema);
         done := done + 1;
-    ELSIF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.log_state', cache))
+    ELSIF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.log_state', cache_schema))
                          AND a.attname = 'pruned_at' AND NOT a.attisdropped) THEN
-        -- Of version 1.
-        EXECUTE format('ALTER TABLE %I.log_state ADD COLUMN pruned_at timestamptz', cache);
-        RAISE NOTICE 'added column %.log_state.pruned_at', quote_ident(cache);
+        -- The table of version 1
+        ALTER TABLE oddscache.log_state ADD COLUMN pruned_at timestamptz;
+        RAISE NOTICE 'added column %.log_state.pruned_at', quote_ident(cache_schema);
         done := done + 1;
     END IF;
-    EXECUTE format('INSERT INTO %I.log_state (pruned_below, app_schema, channel)
-                    SELECT pg_snapshot_xmin(pg_current_snapshot()), %L, %L
-                     WHERE NOT EXISTS (SELECT FROM %1$I.log_state)', cache, app, channel);
-    EXECUTE format('SELECT s.app_schema FROM %I.log_state AS s', cache) INTO found;
-    IF found <> app THEN
+    INSERT INTO oddscache.log_state (pruned_below, app_schema, channel)
+    SELECT pg_snapshot_xmin(pg_current_snapshot()), install.app_schema, install.channel
+     WHERE NOT EXISTS (SELECT FROM oddscache.log_state);
+    SELECT s.app_schema INTO problem FROM oddscache.log_state AS s;
+    IF problem <> install.app_schema THEN
         RAISE EXCEPTION 'the feed in schema % serves the tables in %, not in %',
-            quote_ident(cache), quote_ident(found), quote_ident(app)
-            USING HINT = 'Run uninstall.sql first, or install a second feed: -v cache_schema=...';
+                quote_ident(cache_schema), quote_ident(problem), quote_ident(install.app_schema)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Run uninstall.sql first, or install a second feed: oddscache sql install --cache-schema ...';
     END IF;
-    EXECUTE format('UPDATE %I.log_state AS s SET channel = %L WHERE s.channel <> %2$L', cache, channel);
-    GET DIAGNOSTICS n = ROW_COUNT;
-    IF n > 0 THEN
-        RAISE NOTICE 'changed the channel to %', quote_ident(channel);
+    UPDATE oddscache.log_state AS s SET channel = install.channel WHERE s.channel <> install.channel;
+    IF FOUND THEN
+        RAISE NOTICE 'changed the channel to %', quote_ident(install.channel);
         done := done + 1;
     END IF;
 
-    -- UNLOGGED, for a publication FOR ALL TABLES leaves such tables out: without a key, DELETE would be refused. After a
-    -- crash it is empty, and prune() learns anew.
-    IF (SELECT c.relpersistence <> 'u' FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.log_horizon', cache))) THEN
-        EXECUTE format('ALTER TABLE %I.log_horizon SET UNLOGGED', cache);
-        RAISE NOTICE 'made table %.log_horizon UNLOGGED', quote_ident(cache);
+    -- UNLOGGED, because a publication FOR ALL TABLES leaves such tables out. It would refuse DELETE on a table without
+    -- a key. A crash empties the table. Then prune() fills it again.
+    IF to_regclass(format('%I.log_horizon', cache_schema)) IS NULL THEN
+        CREATE UNLOGGED TABLE oddscache.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);
+        -- prune() runs as the owner of the other tables. Somebody else may run this script.
+        EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache_schema, (SELECT c.relowner::regrole
+              FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.change_log', cache_schema))));
+        RAISE NOTICE 'created table %.log_horizon', quote_ident(cache_schema);
         done := done + 1;
-    END IF;
-    IF to_regclass(format('%I.log_horizon', cache)) IS NULL THEN
-        EXECUTE format('CREATE UNLOGGED TABLE %I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL)', cache);
-        -- prune() runs as the owner of the other tables, who may not be who runs this script.
-        EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache,
-            (SELECT c.relowner::regrole FROM pg_class AS c WHERE c.oid = log::regclass));
-        RAISE NOTICE 'created table %.log_horizon', quote_ident(cache);
-        done := done + 1;
-    END IF;
-
-    FOR w IN
-        SELECT CASE WHEN v.col IS NULL THEN format('TABLE %I.%I', cache, v.tab)
-                    ELSE format('COLUMN %I.%I.%I', cache, v.tab, v.col) END AS object, v.comment
-          FROM (VALUES
-            ('change_log', NULL,
-             'One row per statement that changed an odds table: which table, which keys. Pruned by prune().'),
-            ('change_log', 'xid', 'Top-level transaction that made the change.'),
-            ('change_log', 'op',
-             'INSERT, UPDATE, DELETE, TRUNCATE; RESYNC: read everything again, for the reason in note (trouble that the '
-             'trigger met, or ASKED by resync()); HEARTBEAT: nothing changed, heartbeat() was called.'),
-            ('change_log', 'keys',
-             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
-             'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: nothing.'),
-            ('log_state', NULL, 'The state of the feed: exactly one row.'),
-            ('log_state', 'pruned_below',
-             'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.'),
-            ('log_state', 'pruned_at', 'When prune() last did its work, even if there was nothing to delete.'),
-            ('log_horizon', NULL,
-             'Below which transaction all had ended, and when: noted by prune() for its later calls.')
-          ) AS v (tab, col, comment)
-         WHERE col_description(format('%I.%I', cache, v.tab)::regclass,
-                   coalesce((SELECT a.attnum FROM pg_attribute AS a WHERE a.attname = v.col
-                                AND a.attrelid = format('%I.%I', cache, v.tab)::regclass), 0)) IS DISTINCT FROM v.comment
-    LOOP
-        EXECUTE format('COMMENT ON %s IS %L', w.object, w.comment);
-        done := done + 1;
-    END LOOP;
-
-    -- A log restored from a dump speaks of another cluster's transactions: to this one they lie in the future.
-    EXECUTE format('DELETE FROM %s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot())', log);
-    GET DIAGNOSTICS n = ROW_COUNT;
-    EXECUTE format('DELETE FROM %I.log_horizon AS h WHERE h.horizon > pg_snapshot_xmax(pg_current_snapshot())', cache);
-    EXECUTE format('UPDATE %I.log_state AS s SET pruned_below = pg_snapshot_xmin(pg_current_snapshot())
-                     WHERE s.pruned_below > pg_snapshot_xmax(pg_current_snapshot())', cache);
-    GET DIAGNOSTICS m = ROW_COUNT;
-    IF n + m > 0 THEN
-        RAISE NOTICE 'discarded the log of another cluster (% rows)', n;
+    ELSIF (SELECT c.relpersistence <> 'u' FROM pg_class AS c
+            WHERE c.oid = to_regclass(format('%I.log_horizon', cache_schema))) THEN
+        ALTER TABLE oddscache.log_horizon SET UNLOGGED;
+        RAISE NOTICE 'made table %.log_horizon UNLOGGED', quote_ident(cache_schema);
         done := done + 1;
     END IF;
 
-    SELECT string_agg(c.oid::regclass::text, ', ') INTO found
+    -- A log restored from a dump holds another cluster's transaction ids. Here they lie in the future.
+    DELETE FROM oddscache.change_log AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot());
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    DELETE FROM oddscache.log_horizon AS h WHERE h.horizon > pg_snapshot_xmax(pg_current_snapshot());
+    UPDATE oddscache.log_state AS s SET pruned_below = pg_snapshot_xmin(pg_current_snapshot())
+     WHERE s.pruned_below > pg_snapshot_xmax(pg_current_snapshot());
+    GET DIAGNOSTICS marks = ROW_COUNT;
+    IF gone + marks > 0 THEN
+        RAISE NOTICE 'discarded the log of another cluster (% rows)', gone;
+        done := done + 1;
+    END IF;
+
+    SELECT string_agg(c.oid::regclass::text, ', ') INTO problem
       FROM pg_class AS c
-     WHERE c.oid IN (log::regclass, format('%I.log_state', cache)::regclass, format('%I.log_horizon', cache)::regclass)
+     WHERE c.relnamespace = to_regnamespace(quote_ident(cache_schema))
+         AND c.relname IN ('change_log', 'log_state', 'log_horizon')
        AND has_table_privilege('public', c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER');
-    IF found IS NOT NULL THEN
-        EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', found);
-        RAISE NOTICE 'revoked all on % from PUBLIC', found;
+    IF problem IS NOT NULL THEN
+        REVOKE ALL ON TABLE oddscache.change_log, oddscache.log_state, oddscache.log_horizon FROM PUBLIC;
+        RAISE NOTICE 'revoked all on % from PUBLIC', problem;
         done := done + 1;
     END IF;
-    PERFORM set_config('oddscache.done', done::text, true);
-END $objects$;
 
--- 3. The functions
-DO $functions$
-DECLARE
-    cache    constant text := current_setting('oddscache.cache_schema');
-    done     integer := current_setting('oddscache.done');
-    branches text;
-    name     text;
-    f        record;
-BEGIN
-    -- How log_change() finds the keys of one table: static SQL, which plpgsql plans only when it is reached. The busiest
-    -- tables come first: passing by a branch costs almost a microsecond.
-    SELECT string_agg(format($branch$
-        WHEN %1$L THEN
-            IF TG_OP = 'INSERT' THEN
-                changed := ARRAY(SELECT DISTINCT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL LIMIT {max_keys} + 1);
-            ELSIF TG_OP = 'UPDATE' THEN
-                changed := ARRAY(SELECT n.%2$I::bigint FROM new_rows AS n WHERE n.%2$I IS NOT NULL
-                           UNION SELECT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
-            ELSIF TG_OP = 'DELETE' THEN
-                changed := ARRAY(SELECT DISTINCT o.%2$I::bigint FROM old_rows AS o WHERE o.%2$I IS NOT NULL LIMIT {max_keys} + 1);
-            END IF;$branch$, k.tab, k.col), '' ORDER BY k.tab NOT LIKE '%odds%', length(k.tab))
-      INTO branches
-      FROM json_each_text(current_setting('oddscache.keys')::json) AS k (tab, col);
+    -- 3. The functions, and the comments on everything
+    SELECT coalesce(jsonb_object_agg(p.oid::regprocedure, to_jsonb(p)), '{}') INTO before
+      FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace(quote_ident(cache_schema));
+    BEGIN
+        CREATE OR REPLACE FUNCTION oddscache.feed_version() RETURNS integer
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE
+            AS $function$SELECT 3$function$;
 
-    FOR f IN
-        SELECT v.name, v.args, v.types, v.returns, v.attributes, v.config, v.public, v.comment,
-               replace(replace(replace(replace(replace(replace(replace(replace(v.body, '{branches}', branches),
-                   '{row}', '(pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME), CASE WHEN trouble IS NULL THEN TG_OP ELSE ''RESYNC'' END,
-                CASE WHEN trouble IS NULL AND cardinality(changed) <= {max_keys} THEN changed END, trouble)'),
-                   '{max_keys}', '20000'),
-                   '{bell}', format('hashtextextended(%L, 0)', 'oddscache bell ' || cache)),
-                   '{state}', quote_literal('oddscache.log_' || left(md5(cache), 8))),
-                   '{channel}', quote_literal(current_setting('oddscache.channel'))),
-                   '{log}', quote_literal(format('%I.change_log', cache))),
-                   '{schema}', quote_ident(cache)) AS body
-          FROM (VALUES
-    ('feed_version', '', '', 'integer', 'LANGUAGE sql IMMUTABLE PARALLEL SAFE', NULL::text[], true,
-     'Version of the feed: its objects, and the meaning of the change log.',
-     'SELECT ' || current_setting('oddscache.version')),
-
-    ('prune', 'keep interval DEFAULT ''1 hour''', 'interval', 'bigint',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
-     'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how many.',
-     $body$
+        CREATE OR REPLACE FUNCTION oddscache.prune(keep interval DEFAULT '1 hour') RETURNS bigint
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
+            AS $function$
 DECLARE
     bound   constant interval := coalesce(nullif(current_setting('oddscache.prune_timeout', true), ''), '60 s');
     begun   constant timestamptz := clock_timestamp();
@@ -419,120 +375,198 @@ BEGIN
         RAISE EXCEPTION 'prune must not run in a serializable transaction'
             USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED';
     END IF;
-    -- One at a time: whoever finds the row taken leaves the work to its owner. An advisory lock would not do: any role may
-    -- hold any of those, for ever, while locking this row takes rights on it.
-    PERFORM FROM {schema}.log_state FOR UPDATE SKIP LOCKED;
+    -- One session prunes at a time. A second one finds the row locked and leaves the work to the first. An advisory
+    -- lock would not do: any role may hold one for ever, while locking this row takes rights on it.
+    PERFORM FROM oddscache.log_state FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    -- Whoever stays in the transaction keeps the row, and nobody prunes: the server ends that session. Both settings go
-    -- back at the end of the transaction, not of this function. The second cannot bound the statement that runs us.
+    -- A session that stays in its transaction keeps the row, and nobody prunes. These settings make the server end it.
+    -- They last until the transaction ends, not this function. The second does not bound the statement that calls us.
     FOREACH setting IN ARRAY ARRAY['idle_in_transaction_session_timeout', 'statement_timeout'] LOOP
         IF current_setting(setting)::interval NOT BETWEEN interval '1 ms' AND bound THEN
             PERFORM set_config(setting, greatest(1, ceil(1000 * extract(epoch FROM bound)))::text, true);
         END IF;
     END LOOP;
-    -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows late.
-    INSERT INTO {schema}.log_horizon (horizon, at)
+    -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows
+    -- late.
+    INSERT INTO oddscache.log_horizon (horizon, at)
     SELECT pg_snapshot_xmin(pg_current_snapshot()), clock_timestamp()
-     WHERE NOT EXISTS (SELECT FROM {schema}.log_horizon AS h
+     WHERE NOT EXISTS (SELECT FROM oddscache.log_horizon AS h
                         WHERE h.horizon >= pg_snapshot_xmin(pg_current_snapshot()));
     SELECT h.horizon INTO reached
-      FROM {schema}.log_horizon AS h WHERE h.at <= clock_timestamp() - keep ORDER BY h.horizon DESC LIMIT 1;
+      FROM oddscache.log_horizon AS h WHERE h.at <= clock_timestamp() - keep ORDER BY h.horizon DESC LIMIT 1;
     -- The mark may claim more than this call deletes, never less.
-    UPDATE {schema}.log_state AS s SET pruned_at = begun, pruned_below = greatest(s.pruned_below, reached);
+    UPDATE oddscache.log_state AS s SET pruned_at = begun, pruned_below = greatest(s.pruned_below, reached);
     IF reached IS NULL THEN
         RETURN 0;
     END IF;
-    DELETE FROM {schema}.log_horizon AS h WHERE h.horizon < reached;
+    DELETE FROM oddscache.log_horizon AS h WHERE h.horizon < reached;
     FOR portion IN 1 .. 10 LOOP
-        DELETE FROM {schema}.change_log AS l
-         WHERE l.ctid = ANY (ARRAY(SELECT o.ctid FROM {schema}.change_log AS o
+        DELETE FROM oddscache.change_log AS l
+         WHERE l.ctid = ANY (ARRAY(SELECT o.ctid FROM oddscache.change_log AS o
                                     WHERE o.xid < reached ORDER BY o.xid, o.id LIMIT 5000));
         GET DIAGNOSTICS n = ROW_COUNT;
         deleted := deleted + n;
         EXIT WHEN n < 5000 OR clock_timestamp() > begun + bound / 6;
     END LOOP;
     RETURN deleted;
-END $body$),
+END $function$;
 
-    ('heartbeat', '', '', 'void',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
-     'Tries the way a change takes: a log row that says nothing, unless the newest is younger than a second, and the bell.',
-     $body$
+        CREATE OR REPLACE FUNCTION oddscache.heartbeat() RETURNS void
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
+            AS $function$
 BEGIN
-    -- A transaction's own rows need not be the newest by xid: without the second look it could write any number. A row
-    -- from the future says that the clock went back.
+    -- A transaction's own rows need not have the greatest xid. Without the second query one transaction could write any
+    -- number of rows. A row from the future says that the clock went back.
     IF NOT EXISTS (
-        SELECT FROM ((SELECT l.at FROM {schema}.change_log AS l ORDER BY l.xid DESC, l.id DESC LIMIT 1)
+        SELECT FROM ((SELECT l.at FROM oddscache.change_log AS l ORDER BY l.xid DESC, l.id DESC LIMIT 1)
                       UNION ALL
-                     (SELECT l.at FROM {schema}.change_log AS l WHERE l.xid = pg_current_xact_id_if_assigned()
+                     (SELECT l.at FROM oddscache.change_log AS l WHERE l.xid = pg_current_xact_id_if_assigned()
                        ORDER BY l.xid DESC, l.id DESC LIMIT 1)) AS newest
          WHERE newest.at BETWEEN clock_timestamp() - interval '1 s' AND clock_timestamp())
     THEN
-        INSERT INTO {schema}.change_log (xid, table_name, op, keys) VALUES (pg_current_xact_id(), 'heartbeat', 'HEARTBEAT', '{}');
+        INSERT INTO oddscache.change_log (xid, table_name, op, keys)
+        VALUES (pg_current_xact_id(), 'heartbeat', 'HEARTBEAT', '{}');
     END IF;
     IF pg_notification_queue_usage() < 0.5 THEN
-        PERFORM pg_notify({channel}, '');
+        PERFORM pg_notify('oddscache', '');
     ELSE
-        RAISE WARNING 'no bell: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+        RAISE WARNING 'no notification: the notification queue is % %% full',
+            round((100 * pg_notification_queue_usage())::numeric)
             USING HINT = 'Some listener sits in a transaction.';
     END IF;
-END $body$),
+END $function$;
 
-    ('resync', 'reason text DEFAULT NULL', 'text', 'void',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms''',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms'], false,
-     'Makes every cache read everything again; the reason is for people.',
-     $body$
+        CREATE OR REPLACE FUNCTION oddscache.resync(reason text DEFAULT NULL) RETURNS void
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
+            AS $function$
 BEGIN
-    INSERT INTO {schema}.change_log (xid, table_name, op, note)
+    INSERT INTO oddscache.change_log (xid, table_name, op, note)
     VALUES (pg_current_xact_id(), 'resync', 'RESYNC', concat_ws(' ', 'ASKED', left(reason, 200)));
     IF pg_notification_queue_usage() < 0.5 THEN
-        PERFORM pg_notify({channel}, '');
+        PERFORM pg_notify('oddscache', '');
     ELSE
-        RAISE WARNING 'no bell: the notification queue is % %% full', round((100 * pg_notification_queue_usage())::numeric)
+        RAISE WARNING 'no notification: the notification queue is % %% full',
+            round((100 * pg_notification_queue_usage())::numeric)
             USING HINT = 'Some listener sits in a transaction.';
     END IF;
-END $body$),
+END $function$;
 
-    ('log_change', '', '', 'trigger',
-     'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = ''500ms'' SET exit_on_error = off',
-     ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=500ms', 'exit_on_error=off'], false,
-     'Trigger: writes one row to the change log for a statement that changed the table named by its argument.',
-     $body$
--- Must never make the application's statement fail: whatever can go wrong is caught, except the statement's own
--- cancelling. A block with EXCEPTION is a subtransaction. One that writes gets an xid, and more than 64 xids in one
--- transaction slow down every snapshot of the server; so only a transaction's first four log rows are written in a block.
--- Each expression costs about a microsecond in each transaction, hence few of them.
+        CREATE OR REPLACE FUNCTION oddscache.log_change() RETURNS trigger
+            LANGUAGE plpgsql SECURITY DEFINER
+            SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET exit_on_error = off
+            AS $function$
+-- This function must never make the application's statement fail. It catches every error but the cancelling of the
+-- statement. A block with EXCEPTION is a subtransaction, and one that writes gets an xid. More than 64 xids in one
+-- transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written in
+-- such a block. Each expression costs about a microsecond, so there are few of them.
 DECLARE
     changed bigint[];
-    trouble text;       -- asks for everything to be read again, and why
-    past    text;       -- how this transaction's log rows fared: null (there is none), how many are in blocks, 'plain' or 'lost'
-    plain   boolean;
+    trouble text;       -- if set: everything must be read again, for this reason
+    past    text;       -- how its log rows fared: null (none yet), the number in blocks, 'plain' or 'lost'
+    plain   boolean;    -- write without a block
 BEGIN
-    -- 1. What changed? This block writes nothing, so it has no xid.
+    -- 1. What changed. This block writes nothing, so it has no xid.
     BEGIN
-        past := CASE WHEN split_part(current_setting({state}, true), ' ', 1) = pg_current_xact_id_if_assigned()::text
-                     THEN split_part(current_setting({state}, true), ' ', 2) END;
+        past := CASE WHEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 1)
+                          = pg_current_xact_id_if_assigned()::text
+                     THEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 2) END;
         IF past IN ('4', 'plain') THEN
             IF past = '4' THEN
-                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away: what could make
-                -- one insert fail and not another stays as we find it now.
-                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0 AND c.relnatts = 7
-                       AND c.relpersistence = 'p' AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
+                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away. So whatever
+                -- could make a later insert fail would show now.
+                SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0
+                       AND c.relnatts = 7 AND c.relpersistence = 'p'
+                       AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
                   INTO plain
-                  FROM pg_class AS c WHERE c.oid = to_regclass({log});
+                  FROM pg_class AS c WHERE c.oid = to_regclass('oddscache.change_log');
                 IF plain THEN
-                    PERFORM set_config({state}, pg_current_xact_id()::text || ' plain', true);
+                    PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' plain', true);
                 END IF;
             END IF;
-            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log. All that a row can wait for now is the disk.
-            plain := coalesce(coalesce(plain, past = 'plain') AND has_table_privilege(to_regclass({log}), 'INSERT'), false);
+            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so look again. All that a row can wait for
+            -- now is the disk.
+            plain := coalesce(coalesce(plain, past = 'plain')
+                AND has_table_privilege(to_regclass('oddscache.change_log'), 'INSERT'), false);
         END IF;
 
-        CASE TG_ARGV[0]{branches}
+        -- plpgsql plans a query when it first reaches it. To pass by a branch costs almost a microsecond, so the
+        -- busiest tables come first.
+        CASE TG_ARGV[0]
+        WHEN 'market_odds' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.snapshot_id::bigint FROM new_rows AS n
+                                 WHERE n.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.snapshot_id::bigint FROM new_rows AS n WHERE n.snapshot_id IS NOT NULL
+                           UNION SELECT o.snapshot_id::bigint FROM old_rows AS o
+                                 WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.snapshot_id::bigint FROM old_rows AS o
+                                 WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
+        WHEN 'odds_snapshots' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.event_id::bigint FROM new_rows AS n
+                                 WHERE n.event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.event_id::bigint FROM new_rows AS n WHERE n.event_id IS NOT NULL
+                           UNION SELECT o.event_id::bigint FROM old_rows AS o
+                                 WHERE o.event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.event_id::bigint FROM old_rows AS o
+                                 WHERE o.event_id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
+        WHEN 'competitor_market_odds' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.snapshot_id::bigint FROM new_rows AS n
+                                 WHERE n.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.snapshot_id::bigint FROM new_rows AS n WHERE n.snapshot_id IS NOT NULL
+                           UNION SELECT o.snapshot_id::bigint FROM old_rows AS o
+                                 WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.snapshot_id::bigint FROM old_rows AS o
+                                 WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
+        WHEN 'competitor_odds_snapshots' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.competitor_event_id::bigint FROM new_rows AS n
+                                 WHERE n.competitor_event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.competitor_event_id::bigint FROM new_rows AS n
+                                  WHERE n.competitor_event_id IS NOT NULL
+                           UNION SELECT o.competitor_event_id::bigint FROM old_rows AS o
+                                 WHERE o.competitor_event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.competitor_event_id::bigint FROM old_rows AS o
+                                 WHERE o.competitor_event_id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
+        WHEN 'events' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.id::bigint FROM new_rows AS n
+                                 WHERE n.id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.id::bigint FROM new_rows AS n WHERE n.id IS NOT NULL
+                           UNION SELECT o.id::bigint FROM old_rows AS o WHERE o.id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.id::bigint FROM old_rows AS o
+                                 WHERE o.id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
+        WHEN 'competitor_events' THEN
+            IF TG_OP = 'INSERT' THEN
+                changed := ARRAY(SELECT DISTINCT n.betpawa_event_id::bigint FROM new_rows AS n
+                                 WHERE n.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'UPDATE' THEN
+                changed := ARRAY(SELECT n.betpawa_event_id::bigint FROM new_rows AS n
+                                  WHERE n.betpawa_event_id IS NOT NULL
+                           UNION SELECT o.betpawa_event_id::bigint FROM old_rows AS o
+                                 WHERE o.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
+            ELSIF TG_OP = 'DELETE' THEN
+                changed := ARRAY(SELECT DISTINCT o.betpawa_event_id::bigint FROM old_rows AS o
+                                 WHERE o.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
+            END IF;
         WHEN '*' THEN
             -- A foreign table is below this one. The server refuses to collect rows for triggers there.
             NULL;
@@ -550,11 +584,13 @@ BEGIN
     END;
 
     -- 2. The log row
-    -- Set here, for what was set in a block that met trouble would be as before.
+    -- The settings are set here, because a block that meets an error takes its settings back.
     IF plain THEN
         PERFORM set_config('lock_timeout', '0', true);
-        INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES {row};
+        INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
+        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
+                CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
+                CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
         RETURN NULL;
     ELSIF past = 'lost' THEN
         -- The transaction has waited once.
@@ -562,14 +598,17 @@ BEGIN
     END IF;
     BEGIN
         -- Only DDL on the log can make this wait, for our lock_timeout.
-        INSERT INTO {schema}.change_log (xid, table_name, op, keys, note)
-        VALUES {row};
-        PERFORM set_config({state}, pg_current_xact_id()::text
-            || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END, true);
+        INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
+        VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
+                CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
+                CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
+        PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text
+            || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END,
+            true);
     EXCEPTION WHEN OTHERS THEN
-        -- What was taken from PUBLIC may be what failed above.
+        -- The missing right that failed above may be one that this needs, too.
         BEGIN
-            PERFORM set_config({state}, pg_current_xact_id()::text || ' lost', true);
+            PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' lost', true);
         EXCEPTION WHEN OTHERS THEN
             NULL;
         END;
@@ -580,100 +619,126 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- 3. The bell: constant, and only at a transaction's first row, so that it rings once. Not where nobody waits: those
-    -- who notify commit one at a time, in the whole cluster. Whoever waits holds the advisory lock in share mode. That we
-    -- look after the log row has given us an xid lets a reader who begins to wait know for whom it was too late
-    -- (src/follow/schedule/polling.rs), and makes one look in a transaction enough. Nothing can come between taking the lock and giving it
-    -- back; of two writers who look at the same moment one rings for nothing. A full notification queue would make COMMIT fail.
+    -- 3. The notification. It is constant and comes only with a transaction's first row, so a transaction sends one.
+    -- Transactions that notify commit one at a time, in the whole cluster. So none is sent while no listener waits. A
+    -- listener that waits holds the advisory lock in share mode. We look after the log row has given us an xid. So a
+    -- listener that begins to wait knows which transactions may have looked too early (src/follow/schedule/polling.rs),
+    -- and one look in a transaction is enough. Nothing can fail between taking the lock and giving it back. Two writers
+    -- that look at the same moment may notify without need. With a full notification queue, COMMIT would fail.
     BEGIN
         IF lower(coalesce(current_setting('oddscache.notify', true), '')) NOT IN ('off', 'false', 'no', '0')
-           AND (CASE WHEN pg_try_advisory_lock({bell}) THEN NOT pg_advisory_unlock({bell}) ELSE true END)
+           AND (CASE WHEN pg_try_advisory_lock(hashtextextended('oddscache listener oddscache', 0))
+                     THEN NOT pg_advisory_unlock(hashtextextended('oddscache listener oddscache', 0)) ELSE true END)
            AND pg_notification_queue_usage() < 0.5 THEN
-            PERFORM pg_notify({channel}, '');
+            PERFORM pg_notify('oddscache', '');
         END IF;
     EXCEPTION WHEN insufficient_resources THEN
-        -- No room in the lock table: COMMIT would need it for a bell, and fail.
-        RAISE LOG 'oddscache: no bell for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
+        -- The lock table is full. COMMIT would need a place in it for a notification, and fail.
+        RAISE LOG 'oddscache: no notification for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
     WHEN OTHERS THEN
-        -- Who cannot look otherwise rings.
+        -- If we cannot look for another reason, we notify.
         BEGIN
             IF pg_notification_queue_usage() < 0.5 THEN
-                PERFORM pg_notify({channel}, '');
+                PERFORM pg_notify('oddscache', '');
             END IF;
         EXCEPTION WHEN OTHERS THEN
-            RAISE LOG 'oddscache: no bell for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
+            RAISE LOG 'oddscache: no notification for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
         END;
     END;
     RETURN NULL;
-END $body$)
-               ) AS v (name, args, types, returns, attributes, config, public, comment, body)
-    LOOP
-        name := format('%I.%I(%s)', cache, f.name, f.types);
-        IF NOT EXISTS (
-            SELECT FROM pg_proc AS p
-             WHERE p.oid = to_regprocedure(name) AND p.prosrc = f.body AND p.prorettype = f.returns::regtype
-               AND p.prosecdef = (f.config IS NOT NULL) AND p.proconfig IS NOT DISTINCT FROM f.config)
-        THEN
-            EXECUTE format('CREATE OR REPLACE FUNCTION %I.%I(%s) RETURNS %s %s AS %L',
-                cache, f.name, f.args, f.returns, f.attributes, f.body);
-            EXECUTE format('COMMENT ON FUNCTION %s IS %L', name, f.comment);
-            RAISE NOTICE 'created function %', name;
+END $function$;
+
+        REVOKE ALL ON FUNCTION oddscache.prune(interval), oddscache.heartbeat(), oddscache.resync(text),
+            oddscache.log_change() FROM PUBLIC;
+
+        gone := done;
+        FOR w IN
+            SELECT p.oid::regprocedure AS name FROM pg_proc AS p
+             WHERE p.pronamespace = to_regnamespace(quote_ident(cache_schema))
+               AND to_jsonb(p) IS DISTINCT FROM before -> p.oid::regprocedure::text
+        LOOP
+            RAISE NOTICE 'created function %', w.name;
             done := done + 1;
+        END LOOP;
+        -- Nothing differs: undo this block, so that the catalogs stay as they were.
+        IF done = gone THEN
+            RAISE SQLSTATE 'SAME0';
         END IF;
-        IF NOT f.public AND has_function_privilege('public', name, 'EXECUTE') THEN
-            EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);
-        END IF;
-    END LOOP;
-    PERFORM set_config('oddscache.done', done::text, true);
-END $functions$;
+    EXCEPTION WHEN SQLSTATE 'SAME0' THEN
+        NULL;
+    END;
 
--- 4. The triggers
-DO $triggers$
-DECLARE
-    app      constant text := current_setting('oddscache.app_schema');
-    cache    constant text := current_setting('oddscache.cache_schema');
-    patience constant interval := current_setting('lock_timeout')::interval;
-    deadline timestamptz := clock_timestamp() + patience;
-    held     timestamptz;
-    done     integer := current_setting('oddscache.done');
-    prefix   text;
-    work     jsonb;
-    outside  jsonb;
-    nodes    regclass[];
-    node     regclass;
-    w        record;
-BEGIN
-    -- Names have at most 63 bytes.
-    SELECT left(cache, n) INTO prefix FROM generate_series(length(cache), 1, -1) AS n
-     WHERE octet_length(left(cache, n)) <= 54 LIMIT 1;
+    IF done > 0 THEN
+        COMMENT ON FUNCTION oddscache.feed_version() IS
+            'Version of the feed: its objects, and the meaning of the change log.';
+        COMMENT ON FUNCTION oddscache.prune(interval) IS
+            'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how '
+            'many.';
+        COMMENT ON FUNCTION oddscache.heartbeat() IS
+            'Tries the way that a change takes: writes a log row that says nothing, unless the newest row is younger '
+            'than a second, and notifies.';
+        COMMENT ON FUNCTION oddscache.resync(text) IS
+            'Makes every cache read everything again; the reason is for people.';
+        COMMENT ON FUNCTION oddscache.log_change() IS
+            'Trigger: writes one row to the change log for a statement that changed the table named by its argument.';
+        COMMENT ON TABLE oddscache.change_log IS
+            'One row per statement that changed an odds table: which table, which keys. Pruned by prune().';
+        COMMENT ON COLUMN oddscache.change_log.xid IS
+            'Top-level transaction that made the change.';
+        COMMENT ON COLUMN oddscache.change_log.op IS
+            'INSERT, UPDATE, DELETE, TRUNCATE; RESYNC: read everything again, for the reason in note (trouble that the '
+            'trigger met, or ASKED by resync()); HEARTBEAT: nothing changed, heartbeat() was called.';
+        COMMENT ON COLUMN oddscache.change_log.keys IS
+            'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
+            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: '
+            'nothing.';
+        COMMENT ON TABLE oddscache.log_state IS 'The state of the feed: exactly one row.';
+        COMMENT ON COLUMN oddscache.log_state.pruned_below IS
+            'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.';
+        COMMENT ON COLUMN oddscache.log_state.pruned_at IS
+            'When prune() last did its work, even if there was nothing to delete.';
+        COMMENT ON TABLE oddscache.log_horizon IS
+            'Below which transaction all had ended, and when: noted by prune() for its later calls.';
+    END IF;
 
-    -- What is missing or not as it should be. A partition or child needs triggers of its own for statements that name it.
+    -- 4. The triggers
+    -- A name has at most 63 bytes.
+    SELECT left(cache_schema, l.n) INTO prefix FROM generate_series(length(cache_schema), 1, -1) AS l (n)
+     WHERE octet_length(left(cache_schema, l.n)) <= 54 LIMIT 1;
+
+    -- The triggers that are missing or not as they should be. A partition or child needs triggers of its own for
+    -- statements that name it.
     WITH RECURSIVE node AS (
-        SELECT k.tab, format('%I.%I', app, k.tab)::regclass::oid AS oid, 0 AS level
-          FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
+        SELECT k.tab, format('%I.%I', app_schema, k.tab)::regclass::oid AS oid, 0 AS level
+          FROM json_object_keys(tables) AS k (tab)
          UNION
-        -- A temporary child is its session's own: nobody else reads its rows.
+        -- A temporary child belongs to its session. Nobody else reads its rows.
         SELECT n.tab, i.inhrelid, n.level + 1
           FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
          WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid, c.oid AS below
-          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f' JOIN pg_inherits AS i ON i.inhrelid = c.oid
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f'
+              JOIN pg_inherits AS i ON i.inhrelid = c.oid
          UNION SELECT i.inhparent, a.below FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
     ), wanted AS (
         SELECT n.tab, max(n.level) AS level, c.oid::regclass AS node,
-               (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a WHERE a.oid = c.oid) AS "foreign"
+               (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a
+                   WHERE a.oid = c.oid) AS "foreign"
           FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') GROUP BY n.tab, c.oid
     ), compared AS (
-        SELECT t.tab, t.level, t.node, t.foreign, o.op, g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
+        SELECT t.tab, t.level, t.node, t.foreign, o.op,
+               g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
                CASE WHEN t.foreign IS NULL THEN o.transition ELSE '' END AS transition,
                CASE WHEN t.foreign IS NULL THEN quote_literal(t.tab) ELSE format('%L, %L', '*', t.tab) END AS arguments,
-               coalesce(g.tgfoid = format('%I.log_change()', cache)::regprocedure AND g.tgtype = o.tgtype
-                        AND g.tgargs = CASE WHEN t.foreign IS NULL THEN '' ELSE '*'::bytea || '\x00' END
-                            || convert_to(t.tab, 'UTF8') || '\x00'
+               coalesce(g.tgfoid = format('%I.log_change()', cache_schema)::regprocedure AND g.tgtype = o.tgtype
+                        AND g.tgargs = CASE WHEN t.foreign IS NULL THEN ''
+                                            ELSE convert_to('*', 'UTF8') || decode('00', 'hex') END
+                            || convert_to(t.tab, 'UTF8') || decode('00', 'hex')
                         AND g.tgqual IS NULL AND g.tgattr = ''
                         AND g.tgoldtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.old_table END
-                        AND g.tgnewtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.new_table END, false) AS same,
+                        AND g.tgnewtable IS NOT DISTINCT FROM CASE WHEN t.foreign IS NULL THEN o.new_table END,
+                        false) AS same,
                left(prefix || '_' || lower(o.op), 63) AS name
           FROM wanted AS t
          CROSS JOIN (VALUES
@@ -690,9 +755,9 @@ BEGIN
       FROM compared AS q;
 
     FOR w IN
-        SELECT format('%I.%I', app, k.tab)::regclass AS node, i.inhparent::regclass AS parent
-          FROM json_object_keys(current_setting('oddscache.keys')::json) AS k (tab)
-          JOIN pg_inherits AS i ON i.inhrelid = format('%I.%I', app, k.tab)::regclass
+        SELECT format('%I.%I', app_schema, k.tab)::regclass AS node, i.inhparent::regclass AS parent
+          FROM json_object_keys(tables) AS k (tab)
+          JOIN pg_inherits AS i ON i.inhrelid = format('%I.%I', app_schema, k.tab)::regclass
     LOOP
         RAISE WARNING 'statements that name %, of which % is a part, are not logged', w.parent, w.node
             USING HINT = format('Let statements name %s, or take it out of there.', w.node);
@@ -700,15 +765,17 @@ BEGIN
 
     FOR w IN SELECT e.key AS node, e.value AS tables FROM jsonb_each_text(outside) AS e ORDER BY e.key
     LOOP
-        RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read everything again',
+        RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read '
+            'everything again',
             w.node, w.tables, w.node
-            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables out, or let '
-                'statements name the partitions. What names a foreign table, or is written on its own server, is not logged.';
+            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables '
+                'out, or let statements name the partitions. What names a foreign table, or is written on its own '
+                'server, is not logged.';
     END LOOP;
 
-    -- All locks before the first change. The first may take its time; while some are held the others get 0.7 s together,
-    -- and then all are given back: a writer that wants them in another order is let through before the server, after
-    -- deadlock_timeout (1 s), would have to choose between it and us.
+    -- All locks are taken before the first change. The first may take its time. Once it is held, the others get 0.7 s
+    -- together. Then all are given back. So a writer that takes the tables in another order gets through before the
+    -- server, after deadlock_timeout (1 s), would cancel one of us.
     WHILE work IS NOT NULL LOOP
         BEGIN
             held := NULL;
@@ -724,7 +791,8 @@ BEGIN
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
             IF clock_timestamp() >= deadline THEN
                 RAISE EXCEPTION 'could not lock % within %', node, patience USING ERRCODE = 'lock_not_available',
-                    HINT = 'An open transaction is writing to it. Nothing was changed; try again, or wait longer: -v lock_timeout=10s';
+                    HINT = 'An open transaction is writing to it. Nothing was changed; try again, or wait longer: '
+                        'oddscache sql install --lock-timeout 10s, or the setting lock_timeout in the script.';
             END IF;
         END;
     END LOOP;
@@ -737,7 +805,7 @@ BEGIN
                 EXECUTE format('DROP TRIGGER %I ON %s', w.name, w.node);
             END IF;
             EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.log_change(%s)',
-                w.name, w.op, w.node, w.transition, cache, w.arguments);
+                w.name, w.op, w.node, w.transition, cache_schema, w.arguments);
             EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', w.name, w.node, 'oddscache: writes to the change log.');
         END IF;
         EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', w.node, w.name);
@@ -747,39 +815,34 @@ BEGIN
     LOOP
         RAISE NOTICE 'put % triggers on %', w.n, w.node;
     END LOOP;
-    PERFORM set_config('oddscache.done', done::text, true);
-END $triggers$;
 
--- 5. What wants the log for itself comes last, for a moment: a writer that waits for the log for half a second gives its row up.
-DO $log$
-DECLARE
-    log  constant regclass := format('%I.change_log', current_setting('oddscache.cache_schema'));
-    done integer := current_setting('oddscache.done');
-    work text;
-BEGIN
+    -- 5. What needs the log for itself comes last, for a moment. A writer waits for the log for half a second at most,
+    -- and then gives its row up.
     SELECT concat_ws('; ',
                CASE WHEN a.attidentity <> '' THEN format('ALTER TABLE %s ALTER id DROP IDENTITY, '
-                   'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', log, '0/0') END,
-               CASE WHEN c.relpersistence <> 'p' THEN format('ALTER TABLE %s SET LOGGED', log) END)
-      INTO work
-      FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id' WHERE c.oid = log;
-    IF work = '' THEN
-        RETURN;
+                   'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', c.oid::regclass, '0/0') END,
+               CASE WHEN c.relpersistence <> 'p' THEN format('ALTER TABLE %s SET LOGGED', c.oid::regclass) END)
+      INTO problem
+      FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id'
+     WHERE c.oid = to_regclass(format('%I.change_log', cache_schema));
+    IF problem <> '' THEN
+        BEGIN
+            PERFORM set_config('lock_timeout', '200ms', true);
+            EXECUTE problem;
+            RAISE NOTICE 'changed table %.change_log: %', quote_ident(cache_schema), problem;
+            done := done + 1;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE WARNING 'an open transaction has written to %.change_log, which is left to be changed: %',
+                    quote_ident(cache_schema), problem
+                USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for '
+                    'those who write.';
+        END;
     END IF;
-    BEGIN
-        PERFORM set_config('lock_timeout', '200ms', true);
-        EXECUTE work;
-        RAISE NOTICE 'changed table %: %', log, work;
-        done := done + 1;
-    EXCEPTION WHEN lock_not_available THEN
-        RAISE WARNING 'an open transaction has written to %, which is left to be changed: %', log, work
-            USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for those who write.';
-    END;
-    PERFORM set_config('oddscache.done', done::text, true);
-END $log$;
 
-SELECT CASE current_setting('oddscache.done') WHEN '0' THEN 'already in place' ELSE 'installed' END AS result,
-       current_setting('oddscache.version')::integer AS feed_version, :'app_schema' AS app_schema, :'cache_schema' AS cache_schema, :'channel' AS channel,
-       (SELECT count(*) FROM pg_trigger AS g WHERE g.tgfoid = format('%I.log_change()', :'cache_schema')::regprocedure)
-           AS triggers;
-COMMIT;
+    RAISE NOTICE '%: feed version % in schema % for the tables in schema %, channel %, % triggers',
+        CASE done WHEN 0 THEN 'already in place' ELSE 'installed' END,
+        version, quote_ident(cache_schema), quote_ident(app_schema), quote_ident(channel),
+        (SELECT count(*) FROM pg_trigger AS g
+          WHERE g.tgfoid = to_regprocedure(format('%I.log_change()', cache_schema)));
+    PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
+END $install$;

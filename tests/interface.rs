@@ -50,7 +50,7 @@ fn types_are_send_and_debug_and_cheap_ones_clone() {
     cloned::<MarketInput>();
     cloned::<OutcomeInput>();
     cloned::<sql::Script>();
-    cloned::<sql::Step>();
+    cloned::<sql::Function>();
     shared::<CachedEvent>();
     shared::<State>();
     shared::<EventList>();

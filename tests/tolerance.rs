@@ -1,10 +1,10 @@
 //! Deployments differ: types, missing columns, schemas. The cache equals the oracle in all of them.
 
-use oddscache::{Config, Counters, Error};
+use oddscache::{Config, Counters, Error, sql::Script};
 use oddscache_testkit::{
     Database, dump,
     followed::{Followed, SEED, rarely},
-    psql,
+    psql, run_script,
 };
 
 const SCHEMA: &str = include_str!("../src/demo/schema.sql");
@@ -175,14 +175,15 @@ async fn other_schemas_and_another_channel() {
         &database.name,
         &["-q", "-c", &path, "-f", "src/demo/schema.sql", "-c", SEED],
     );
-    let variables = [
-        &format!("app_schema={app}"),
-        &format!("cache_schema={cache}"),
-        &format!("channel={channel}"),
-    ];
-    let mut args = vec!["-qf", "sql/install.sql"];
-    args.extend(variables.into_iter().flat_map(|variable| ["-v", variable]));
-    psql(&database.name, &args);
+    run_script(
+        &database.name,
+        Script::Install,
+        &[
+            ("app_schema", app),
+            ("cache_schema", cache),
+            ("channel", channel),
+        ],
+    );
 
     let config = |config: Config| config.app_schema(app).cache_schema(cache);
     let followed = Followed::with(&database.dsn(), config).await;

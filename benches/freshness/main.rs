@@ -208,7 +208,7 @@ async fn follow(kind: Kind, server: &Server) -> Follower {
                 client
                     .batch_execute(
                         "LISTEN oddscache; \
-                         SELECT pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))",
+                         SELECT pg_advisory_lock_shared(hashtextextended('oddscache listener oddscache', 0))",
                     )
                     .await
                     .expect("listens");

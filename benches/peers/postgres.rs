@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
+use oddscache::sql::Script;
 use oddscache_testkit::{cluster::Cluster, connect, demo, followed::run};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
@@ -260,8 +261,7 @@ impl Server {
 
     /// Makes the indexes that are recommended for the cache.
     pub fn make_indexes(&mut self) {
-        let indexes = ["-qf", "sql/indexes.sql"];
-        self.cluster.psql_ok("postgres", &indexes);
+        oddscache_testkit::run_script_on(&self.cluster, "postgres", Script::Indexes, &[]);
         let dsn = self.dsn.clone();
         self.session = self.runtime.block_on(async {
             let session = Session::new(&dsn).await;

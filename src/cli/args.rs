@@ -53,7 +53,7 @@ pub(crate) enum Command {
     Config(Box<ServeArguments>),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
-    /// Print one of the SQL scripts for psql, or run it with --apply
+    /// Print one of the SQL scripts, or run it with --apply
     ///
     /// install, check and uninstall the change feed; grants: make a least-privilege role for the cache; indexes: make
     /// the recommended indexes. The owner of the tables runs them.

@@ -35,10 +35,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use oddscache::{
-    Config, Counters, OddsCache,
-    sql::{Script, Variables},
-};
+use oddscache::{Config, Counters, OddsCache, sql::Script};
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::sleep,
@@ -283,7 +280,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
     );
     sql::apply(
         Script::Install,
-        &Variables::new(),
+        Script::Install.text(),
         &Config::new(&cluster.dsn(DATABASE))?,
         sql::Output::Nothing,
     )

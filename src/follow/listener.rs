@@ -498,7 +498,7 @@ fn wait_sql(begin: &str, cache_schema: &str) -> String {
         "{begin}; SET LOCAL lock_timeout = {}; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
          SELECT x::text::numeric + age(x::xid) FROM pg_snapshot_xmax(pg_current_snapshot()) AS x; COMMIT",
         LOCK_TIMEOUT.as_millis(),
-        literal(&format!("oddscache bell {cache_schema}")),
+        literal(&format!("oddscache listener {cache_schema}")),
     )
 }
 

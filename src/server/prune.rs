@@ -90,7 +90,7 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
             Ok(None) => {
                 told = true;
                 tracing::info!(
-                    "this role may not prune the change log: run sql/grants.sql with -v prune=on, or let the owner run \
+                    "this role may not prune the change log: run `oddscache sql grants --prune`, or let the owner run \
                      `select {cache_schema}.prune()` now and then"
                 );
             }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Config, Connection, sql::Step};
+use oddscache::{Config, Connection};
 use serde::de::DeserializeOwned;
 use tokio::{
     task::JoinHandle,
@@ -164,34 +164,35 @@ impl Session {
         Ok(messages.into_iter().filter_map(row).collect())
     }
 
-    /// Runs steps that make a transaction of their own, and returns all their rows.
-    pub(crate) async fn transaction(
-        &self,
-        steps: &[Step],
-    ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
-        let mut rows = Vec::new();
-        for step in steps {
-            let Step::Statement(sql) = step else { continue };
-            match self.run(sql).await {
-                Ok(more) => rows.extend(more),
-                Err(trouble) => {
-                    self.roll_back().await;
-                    return Err(trouble);
-                }
-            }
-            if sql.starts_with("BEGIN") {
-                self.run(&self.limits()).await?;
-            }
-        }
-        Ok(rows)
+    /// Runs a script in a read-only transaction of its own, and returns all rows it gives.
+    pub(crate) async fn script(&self, text: &str) -> Result<Vec<Vec<Option<String>>>, Trouble> {
+        self.transaction("BEGIN READ ONLY", text, "ROLLBACK").await
     }
 
-    /// Settings of a transaction, in place of the role's own.
+    /// Runs statements between others: the first of those begins a transaction, and the last one ends it.
+    async fn transaction(
+        &self,
+        before: &str,
+        sql: &str,
+        after: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
+        let limits = self.limits();
+        let rows = self
+            .run(&format!("{before}; {limits}; {sql}; {after}"))
+            .await;
+        if rows.is_err() {
+            self.roll_back().await;
+        }
+        rows
+    }
+
+    /// Statements that bound a transaction, whatever the role's own time-outs are. They must come in its first message. No
+    /// time-out interrupts the server while it compiles a query.
     pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
-            "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; SET LOCAL statement_timeout = {millis}; \
-             SET LOCAL lock_timeout = {millis}",
+            "{}SET LOCAL jit = off; SET LOCAL idle_in_transaction_session_timeout = {millis}; \
+             SET LOCAL statement_timeout = {millis}; SET LOCAL lock_timeout = {millis}",
             self.without_transaction_timeout
         )
     }
@@ -230,15 +231,8 @@ impl Session {
         sql: &str,
         after: &str,
     ) -> Result<Vec<T>, Trouble> {
-        let limits = self.limits();
-        let sql = format!("{before}; {limits}; SELECT to_jsonb(q) FROM ({sql}) AS q; {after}");
-        let rows = match self.run(&sql).await {
-            Ok(rows) => rows,
-            Err(trouble) => {
-                self.roll_back().await;
-                return Err(trouble);
-            }
-        };
+        let sql = format!("SELECT to_jsonb(q) FROM ({sql}) AS q");
+        let rows = self.transaction(before, &sql, after).await?;
         let cells = rows.iter().flatten().flatten();
         let read = |cell: &String| {
             serde_json::from_str(cell).map_err(|error| {

@@ -1,18 +1,16 @@
-//! The feed's SQL scripts, and the part of psql's language they are written in.
+//! The scripts of `sql/`, embedded, and how to fill in their settings.
 //!
-//! The scripts are for `psql -f`: a DBA reads and runs them without this crate. [`Script::steps`] understands exactly
-//! what they use of psql, so that a program without psql can run the same text.
+//! A script is plain SQL. Any client can run it as one text. Its settings are constants at its head; [`Script::fill`] replaces
+//! their defaults.
 
 use std::{fmt, str::FromStr};
 
-use interpreter::Interpreter;
-
-mod interpreter;
-mod step;
+mod fill;
+mod functions;
 mod tables;
 
 pub use crate::postgres::quote::{literal, quote};
-pub use step::{ScriptError, Step, Variables};
+pub use functions::{FUNCTIONS, Function};
 pub use tables::Table;
 
 /// What `feed_version()` returns where this crate's `install.sql` was run.
@@ -25,15 +23,16 @@ pub const FEED_VERSIONS: std::ops::RangeInclusive<i32> = FEED_VERSION - 1..=FEED
 /// One of the scripts in `sql/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Script {
-    /// Installs the feed, or repairs it, or changes nothing.
+    /// Installs the feed, or repairs it, or changes nothing. One statement, atomic, without a result.
     Install,
-    /// Removes what the other scripts made.
+    /// Removes what the other scripts made. One statement, atomic, without a result.
     Uninstall,
-    /// Reports on the feed; changes nothing.
+    /// Reports on the feed and changes nothing. Two statements for one session; the second returns the report.
     Check,
-    /// Makes the least-privilege role for the cache.
+    /// Makes the least-privilege role for the cache. One statement, atomic, without a result.
     Grants,
-    /// Makes the recommended indexes without locking out writers.
+    /// Lists the statements that make the recommended indexes without locking out writers. Two statements for one session;
+    /// the second returns the list. Run each of its rows outside a transaction, in order, in one session.
     Indexes,
 }
 
@@ -47,7 +46,7 @@ impl Script {
         Script::Indexes,
     ];
 
-    /// The script as psql reads it.
+    /// The script as it stands in `sql/`, with the defaults of its settings.
     pub fn text(self) -> &'static str {
         match self {
             Script::Install => include_str!("../../sql/install.sql"),
@@ -69,67 +68,31 @@ impl Script {
         }
     }
 
-    /// The psql variables it understands; all are optional.
-    pub fn variables(self) -> &'static [&'static str] {
-        match self {
-            Script::Install => &[
-                "app_schema",
-                "cache_schema",
-                "channel",
-                "lock_timeout",
-                "subscribers",
-            ],
-            Script::Uninstall => &[
-                "app_schema",
-                "cache_schema",
-                "role",
-                "keep_indexes",
-                "lock_timeout",
-            ],
-            Script::Check => &["app_schema", "cache_schema", "role"],
-            Script::Grants => &["app_schema", "cache_schema", "role", "prune"],
-            Script::Indexes => &["app_schema", "lock_timeout"],
-        }
+    /// The names of its settings. Each has a default.
+    pub fn settings(self) -> Vec<&'static str> {
+        fill::settings(self.text())
     }
 
-    /// The script with these variables set in its first lines, to be piped into psql.
+    /// The script with these settings, each a name and a value. Values may hold any character.
+    ///
+    /// ```
+    /// # use oddscache::sql::{Script, ScriptError};
+    /// let text = Script::Grants.fill(&[("role", "odds_reader"), ("prune", "on")])?;
+    /// assert!(text.contains("role constant pg_catalog.text := 'odds_reader';"));
+    /// # Ok::<(), ScriptError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`ScriptError::UnknownVariable`] for one that the script would ignore.
-    pub fn with_variables(self, variables: &Variables) -> Result<String, ScriptError> {
-        self.check(variables)?;
-        let mut text = String::new();
-        for (name, value) in variables {
-            let value = value
-                .replace('\\', r"\\")
-                .replace('\'', "''")
-                .replace('\n', r"\n");
-            text.push_str(&format!("\\set {name} '{value}'\n"));
-        }
-        text.push_str(self.text());
-        Ok(text)
-    }
-
-    /// What psql would do with the script and these variables, in order. Runs nothing.
-    ///
-    /// # Errors
-    /// [`ScriptError`] for a variable or a value that the script does not take.
-    pub fn steps(self, variables: &Variables) -> Result<Vec<Step>, ScriptError> {
-        self.check(variables)?;
-        Interpreter::new(self.text(), variables.clone()).run()
-    }
-
-    fn check(self, variables: &Variables) -> Result<(), ScriptError> {
-        match variables
-            .keys()
-            .find(|name| !self.variables().contains(&name.as_str()))
-        {
-            Some(name) => Err(ScriptError::UnknownVariable {
-                name: name.clone(),
+    /// [`ScriptError::UnknownSetting`] for a name that the script does not have. The server judges the values.
+    pub fn fill(self, settings: &[(&str, &str)]) -> Result<String, ScriptError> {
+        let known = self.settings();
+        match settings.iter().find(|(name, _)| !known.contains(name)) {
+            Some((name, _)) => Err(ScriptError::UnknownSetting {
+                name: (*name).to_owned(),
                 script: self.to_string(),
-                known: self.variables().join(", "),
+                known: known.join(", "),
             }),
-            None => Ok(()),
+            None => Ok(fill::fill(self.text(), settings)),
         }
     }
 }
@@ -153,37 +116,90 @@ impl FromStr for Script {
     }
 }
 
+/// Why a script cannot be used as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScriptError {
+    /// No such script.
+    #[error("there is no script {name:?}: install, uninstall, check, grants, indexes")]
+    UnknownScript {
+        /// As given.
+        name: String,
+    },
+    /// The script does not have this setting.
+    #[error("{script} has no setting {name:?}; it has {known}")]
+    UnknownSetting {
+        /// As given.
+        name: String,
+        /// The script it was given for.
+        script: String,
+        /// Those it has.
+        known: String,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_scripts_read_and_name_their_variables() {
-        for script in Script::ALL {
-            script.steps(&Variables::new()).unwrap();
-            let mut asked: Vec<&str> = script
-                .text()
-                .split(":{?")
-                .skip(1)
-                .map(|rest| &rest[..rest.find('}').unwrap()])
-                .collect();
-            let mut named = script.variables().to_vec();
-            asked.sort_unstable();
-            named.sort_unstable();
-            assert_eq!(asked, named, "{script}");
+    fn each_script_has_its_settings() {
+        for (script, settings) in [
+            (
+                Script::Install,
+                "app_schema lock_timeout subscribers cache_schema channel",
+            ),
+            (
+                Script::Uninstall,
+                "app_schema cache_schema role keep_indexes lock_timeout",
+            ),
+            (Script::Check, "app_schema cache_schema role"),
+            (Script::Grants, "app_schema cache_schema role prune"),
+            (Script::Indexes, "app_schema lock_timeout"),
+        ] {
+            let mut expected: Vec<&str> = settings.split(' ').collect();
+            let mut found = script.settings();
+            expected.sort_unstable();
+            found.sort_unstable();
+            assert_eq!(found, expected, "{script}");
             assert_eq!(script.to_string().parse(), Ok(script));
-            let error = script
-                .steps(&Variables::from([("colour".into(), "red".into())]))
-                .unwrap_err();
-            assert!(error.to_string().contains(script.variables()[0]), "{error}");
+            assert_eq!(script.fill(&[]).unwrap(), script.text());
+            let error = script.fill(&[("colour", "red")]).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .contains(settings.split(' ').next().unwrap()),
+                "{error}"
+            );
         }
     }
 
+    /// What some client would take for a parameter, a command of its own or the end of a statement.
     #[test]
-    fn printed_variables_read_back() {
-        let odd = Variables::from([("app_schema".into(), "We\"ird \\ sch'ema\n".into())]);
-        let printed = Script::Install.with_variables(&odd).unwrap();
-        let read = Interpreter::new(&printed, Variables::new()).run().unwrap();
-        assert_eq!(read, Script::Install.steps(&odd).unwrap());
+    fn the_scripts_are_plain_sql() {
+        for script in Script::ALL {
+            let text = script.text();
+            for (number, line) in text.lines().enumerate() {
+                let at = format!("{}:{}: {line}", script.file_name(), number + 1);
+                assert!(
+                    !line.contains('\\') && !line.contains("${") && !line.contains('?'),
+                    "{at}"
+                );
+                assert!(line.chars().count() <= 120, "{at}");
+                // SQLAlchemy takes `:name` for a parameter, but not `::name`.
+                let mut parts = line.split(':');
+                let mut before = parts.next().unwrap_or_default();
+                for part in parts {
+                    let is_parameter = part.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+                        && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                        && !before.is_empty();
+                    assert!(!is_parameter, "{at}");
+                    before = part;
+                }
+                for word in ["BEGIN;", "COMMIT", "ROLLBACK;"] {
+                    assert!(!line.starts_with(word), "{at}");
+                }
+            }
+        }
     }
 }

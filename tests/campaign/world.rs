@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache::OddsCache;
+use oddscache::{OddsCache, sql::Script};
 use oddscache_testkit::cluster::Cluster;
 use tokio_postgres::{Client, NoTls};
 
@@ -88,11 +88,12 @@ pub(crate) fn cluster() -> Cluster {
         .replace("{unseen}", &UNSEEN.to_string())
         .replace("{amount}", &AMOUNT.to_string());
     let old = "create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
+    let grants = Script::Grants.fill(&[("prune", "on")]).expect("a setting");
     for args in [
         ["-qf", "src/demo/schema.sql"].as_slice(),
         &["-qc", old],
         &["-qf", "sql/install.sql"],
-        &["-v", "prune=on", "-qf", "sql/grants.sql"],
+        &["-qc", &grants],
         &["-qc", &data],
     ] {
         cluster.psql_ok("postgres", args);

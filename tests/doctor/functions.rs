@@ -2,28 +2,13 @@
 
 use super::*;
 
-/// The expected functions are computed from the script's text; here they are compared with what it really makes, with names
-/// that must be quoted.
+/// The table of functions and the script's text, compared with what the script makes, with names that must be quoted.
 #[test]
 fn the_expected_functions_are_those_that_install_makes() {
     let database = Database::application();
     let (cache, channel) = (r#"We"ird \ sch'ema"#, "b'ell \\");
-    let (cache_variable, channel_variable) = (
-        format!("cache_schema={cache}"),
-        format!("channel={channel}"),
-    );
-    psql(
-        &database.name,
-        &[
-            "-q",
-            "-v",
-            &cache_variable,
-            "-v",
-            &channel_variable,
-            "-f",
-            "sql/install.sql",
-        ],
-    );
+    let settings = [("cache_schema", cache), ("channel", channel)];
+    run_script(&database.name, Script::Install, &settings);
     let (_, findings) = doctor(&database.dsn(), &["--quick", "--cache-schema", cache]);
     let ok = with(&findings, "feed.function", "ok");
     assert_eq!(ok.len(), 1, "{findings:#?}");

@@ -8,7 +8,8 @@ mod reach;
 
 use std::process::{Command, Output, Stdio};
 
-use oddscache_testkit::{Database, cluster, psql, server_version};
+use oddscache::sql::Script;
+use oddscache_testkit::{Database, cluster, psql, run_script, server_version};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_oddscache");
@@ -92,19 +93,9 @@ impl Sound {
     fn new() -> Sound {
         let database = Database::seeded();
         let role = format!("cache_{}", database.name);
-        psql(
-            &database.name,
-            &[
-                "-q",
-                "-v",
-                &format!("role={role}"),
-                "-v",
-                "prune=on",
-                "-f",
-                "sql/grants.sql",
-            ],
-        );
-        psql(&database.name, &["-qf", "sql/indexes.sql"]);
+        let settings = [("role", &*role), ("prune", "on")];
+        run_script(&database.name, Script::Grants, &settings);
+        run_script(&database.name, Script::Indexes, &[]);
         Sound { database, role }
     }
 
@@ -269,7 +260,7 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
 async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
     let sound = Sound::new();
     let mallory = oddscache_testkit::connect(&sound.database.dsn()).await;
-    let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
+    let lock = "select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))";
     mallory.batch_execute(lock).await.unwrap();
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
     let bell = with(&findings, "notifications", "warn");

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use oddscache::{Config, Error, OddsCache, Status, warm_up};
+use oddscache::{Config, Error, OddsCache, Status, sql::Script, warm_up};
 use oddscache_testkit::{
     Database, cluster,
     cluster::Cluster,
     connect, dump, eventually,
     followed::{Followed, run},
-    psql,
+    run_script,
 };
 
 fn config(dsn: &str) -> Config {
@@ -186,8 +186,7 @@ async fn notifications_move_with_the_channel() {
     let database = Database::seeded();
     let poll = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.poll_interval(poll)).await;
-    let install = ["-qf", "sql/install.sql", "-v", "channel=elsewhere"];
-    psql(&database.name, &install);
+    run_script(&database.name, Script::Install, &[("channel", "elsewhere")]);
     followed.check("installed again").await;
     let notifications = followed.cache.counters().notifications;
     let mut line = 0;

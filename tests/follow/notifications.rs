@@ -80,7 +80,7 @@ async fn a_writer_that_looked_too_early_is_looked_for() {
 async fn a_lock_held_by_others_is_not_waited_for() {
     let database = Database::seeded();
     let mallory = connect(&database.dsn()).await;
-    let key = "hashtextextended('oddscache bell oddscache', 0)";
+    let key = "hashtextextended('oddscache listener oddscache', 0)";
     run(&mallory, &format!("select pg_advisory_lock({key})")).await;
     let followed = Followed::new(&database).await;
     followed.polling("advisory lock").await;

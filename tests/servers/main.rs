@@ -24,7 +24,7 @@ const FORGETFUL: [&str; 4] = [
 /// transaction that is written ahead, and with it all before.
 async fn without_notifications(cluster: &Cluster) -> Client {
     let client = connect(&cluster.dsn("postgres")).await;
-    let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
+    let lock = "select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))";
     run(&client, lock).await;
     client
 }

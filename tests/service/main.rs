@@ -230,7 +230,6 @@ fn failures_name_the_thing_and_the_way_out() {
     let wrong_mode = "host=h user=u sslmode=secret";
     let tables = ["\"public\".\"events\"", "app_schema"];
     let login = ["refused the login", "password authentication failed"];
-    let colour = &["sql", "install", "-v", "colour=red"];
     for (arguments, dsn, code, words) in [
         (&["dump"][..], &*empty, 1, &tables[..]),
         (&["dump"], &wrong_password, 1, &login),
@@ -240,7 +239,12 @@ fn failures_name_the_thing_and_the_way_out() {
         (&["dump", "--lookback", "soon"], &empty, 2, &["--lookback"]),
         (&["serve", "--listen", "nowhere"], &empty, 2, &["--listen"]),
         (&["sql", "destroy"], &empty, 2, &["install", "uninstall"]),
-        (colour, &empty, 2, &["colour", "app_schema"]),
+        (
+            &["sql", "install", "--keep-indexes"],
+            &empty,
+            2,
+            &["keep_indexes", "app_schema"],
+        ),
         (&[], &empty, 2, &["serve", "dump", "demo"]),
     ] {
         let Ended { errors, .. } = run(arguments, dsn).with(code, words);

@@ -52,13 +52,14 @@ fn each_fault_has_its_line() {
         ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
         ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
         ("alter table market_odds rename to markets", "trigger|public.market_odds|table|FAIL|does not exist"),
+        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, which caches still follow"),
         ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 1'", "feed|oddscache|feed_version()|FAIL|1, not 3"),
         ("drop function oddscache.feed_version()", "feed|oddscache|feed_version()|FAIL|"),
         ("drop table oddscache.change_log", "feed|oddscache.change_log|table|FAIL|is missing"),
         ("drop function oddscache.log_change() cascade", "feed|oddscache.log_change()|function|FAIL|is missing"),
         ("alter table oddscache.change_log add check (true)", "feed|oddscache.change_log|as installed|warn|"),
         ("grant execute on function oddscache.prune(interval) to public", "feed|oddscache.prune(interval)|EXECUTE|warn|"),
-        ("create role silent_1; do $$ begin execute format('alter role silent_1 in database %I set oddscache.notify = off', current_database()); end $$", "feed|silent_1|bell|warn|"),
+        ("create role silent_1; do $$ begin execute format('alter role silent_1 in database %I set oddscache.notify = off', current_database()); end $$", "feed|silent_1|notifications|warn|"),
         ("delete from oddscache.log_state", "log|oddscache.log_state|state|FAIL|0 rows"),
         ("update oddscache.log_state set app_schema = 'other'", "log|oddscache.log_state|state|FAIL|serves schema other"),
         ("insert into oddscache.change_log (xid, table_name, op, at) values ('3', 'events', 'UPDATE', now() - interval '2 days')", "log|oddscache.change_log|backlog|warn|1 rows"),
@@ -171,9 +172,8 @@ async fn a_slot_makes_a_publication_of_the_feed_a_warning() {
         .batch_execute("select pg_create_logical_replication_slot('sub', 'pgoutput')")
         .await
         .unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/check.sql");
     let report = server
-        .psql("postgres", &["-At", "-f", path.to_str().unwrap()])
+        .psql("postgres", &["-At", "-f", "sql/check.sql"])
         .unwrap();
     let report = text(&report);
     assert!(

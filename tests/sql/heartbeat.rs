@@ -14,7 +14,7 @@ async fn a_heartbeat_logs_nothing_and_rings() {
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
-    // The bell rings even where no row is due.
+    // It notifies even where no row is due.
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");

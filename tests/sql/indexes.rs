@@ -10,9 +10,9 @@ const ALL: &str = "competitor_odds_snapshots_oddscache_latest odds_snapshots_d1_
 
 #[tokio::test]
 async fn makes_them_on_every_partition() {
-    for interpreter in [false, true] {
+    for one_query in [false, true] {
         let db = app();
-        match interpreter {
+        match one_query {
             true => apply(&db, Script::Indexes, &[]).await.unwrap(),
             false => run(&db, Script::Indexes, &[]),
         };
@@ -119,7 +119,7 @@ fn an_equal_index_of_another_name_is_used() {
     let before = dump(&db);
     let text = run(&db, Script::Indexes, &[]);
     assert_eq!(
-        text.matches("|valid|found: an equal index of another name")
+        text.matches("has an equal index of another name: public.theirs")
             .count(),
         2,
         "{text}"

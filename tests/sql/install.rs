@@ -64,14 +64,15 @@ async fn again_changes_nothing_and_locks_nothing() {
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
     assert!(
-        text.contains("already in place|3|public|oddscache|oddscache|36"),
+        text.contains("already in place: feed version 3 in schema oddscache for the tables in schema public, channel oddscache, 36 triggers"),
         "{text}"
     );
-    assert!(!text.contains("NOTICE"), "{text}");
+    assert_eq!(text.matches("NOTICE").count(), 1, "{text}");
     let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")])
         .await
         .unwrap();
-    assert_eq!(text, "already in place|3|public|oddscache|oddscache|36\n");
+    assert!(text.starts_with("NOTICE:  already in place"), "{text}");
+    assert_eq!(text.matches("NOTICE").count(), 1, "{text}");
     assert_eq!(db.psql(CATALOG), before);
 }
 
@@ -80,13 +81,13 @@ const ROWS_AGAIN: &str = "update events set name = 'x'; update odds_snapshots se
     update competitor_market_odds set outcomes = '[]'; update odds_snapshots_d2 set bookmaker_id = 2";
 
 #[tokio::test]
-async fn the_interpreter_installs_the_same() {
-    let (by_psql, by_steps) = (app(), app());
+async fn one_query_installs_the_same() {
+    let (by_psql, by_query) = (app(), app());
     run(&by_psql, Script::Install, &[("channel", "it's")]);
-    apply(&by_steps, Script::Install, &[("channel", "it's")])
+    apply(&by_query, Script::Install, &[("channel", "it's")])
         .await
         .unwrap();
-    assert_eq!(dump(&by_psql), dump(&by_steps));
+    assert_eq!(dump(&by_psql), dump(&by_query));
 }
 
 #[test]
@@ -100,11 +101,11 @@ fn concurrent_runs_all_succeed() {
     });
     let first = texts
         .iter()
-        .filter(|text| text.contains("installed|3|"))
+        .filter(|text| text.contains("installed: feed version 3"))
         .count();
     let rest = texts
         .iter()
-        .filter(|text| text.contains("already in place|3|"))
+        .filter(|text| text.contains("already in place: feed version 3"))
         .count();
     assert_eq!((first, rest), (1, 7));
     assert_eq!(
@@ -120,9 +121,9 @@ async fn odd_names_are_quoted() {
         "Odd \\ ca'che % \"1\" é, longer than a trigger name can be",
     );
     let role = "the \"role's\"";
-    let channel = "a 'bell' \\";
+    let channel = "a 'channel' \\";
     let names = [("app_schema", app_schema), ("cache_schema", cache_schema)];
-    for interpreter in [false, true] {
+    for one_query in [false, true] {
         let db = Database::empty();
         db.psql("create schema \"We\"\"ird sch'ema\"");
         db.psql(&format!(
@@ -143,7 +144,7 @@ async fn odd_names_are_quoted() {
             (Script::Uninstall, [&names[..], &[("role", role)]].concat()),
         ];
         for (script, variables) in scripts {
-            let text = match interpreter {
+            let text = match one_query {
                 true => apply(&db, script, &variables).await.unwrap(),
                 false => run(&db, script, &variables),
             };
@@ -155,8 +156,8 @@ async fn odd_names_are_quoted() {
             }
             if script == Script::Install {
                 let mut listener = Session::open(&db.dsn()).await;
-                listener.run("listen \"a 'bell' \\\"").await;
-                listener.wait_for_bell(cache_schema).await;
+                listener.run("listen \"a 'channel' \\\"").await;
+                listener.wait_for_notifications(cache_schema).await;
                 db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
                 assert_eq!(
                     listener.notifications.recv().await.unwrap(),
@@ -206,7 +207,7 @@ fn repairs_what_is_wrong() {
         "put 4 triggers on public.odds_snapshots_d4\n",
         "put 4 triggers on public.odds_snapshots_d4_1",
         "created function oddscache.log_change()",
-        "installed|3|",
+        "installed: feed version 3",
     ] {
         assert!(text.contains(said), "{said} is not in {text}");
     }
@@ -235,7 +236,7 @@ fn a_changed_channel_is_taken_up() {
     let db = installed();
     let text = run(&db, Script::Install, &[("channel", "other")]);
     assert!(
-        text.contains("installed|3|public|oddscache|other|36"),
+        text.contains("installed: feed version 3") && text.contains("channel other, 36 triggers"),
         "{text}"
     );
     assert_eq!(db.psql("select channel from oddscache.log_state"), "other");
@@ -310,7 +311,7 @@ fn what_is_missing_is_named() {
     let db = app();
     let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
     assert!(
-        text.contains("schema elsewhere does not exist") && text.contains("-v app_schema="),
+        text.contains("schema elsewhere does not exist") && text.contains("--app-schema"),
         "{text}"
     );
     db.psql("create schema elsewhere");
@@ -357,7 +358,7 @@ fn a_feed_serves_one_schema_and_two_can_live_side_by_side() {
     let text = fails(&db, Script::Install, &[("app_schema", "second")]);
     assert!(
         text.contains("serves the tables in public, not in second")
-            && text.contains("-v cache_schema="),
+            && text.contains("--cache-schema"),
         "{text}"
     );
     run(
@@ -406,7 +407,6 @@ async fn the_tables_owner_can_install_and_remove() {
     let before = dump(&db);
     let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
     let role = format!("cache_{}", db.name);
-    let variables = Variables::from([("role".to_owned(), role.clone())]);
     for script in [
         Script::Install,
         Script::Grants,
@@ -414,29 +414,16 @@ async fn the_tables_owner_can_install_and_remove() {
         Script::Check,
         Script::Uninstall,
     ] {
-        let known: Variables = variables
-            .clone()
-            .into_iter()
-            .filter(|(name, _)| script.variables().contains(&name.as_str()))
-            .collect();
-        for step in script.steps(&known).unwrap() {
-            match step {
-                Step::Statement(sql) => {
-                    for row in session.rows(&sql).await.unwrap() {
-                        assert!(
-                            !row.contains(&"FAIL".to_owned()) && !row.contains(&"warn".to_owned()),
-                            "{row:?}"
-                        );
-                    }
-                }
-                Step::ForEach(sql) => {
-                    for sql in session.rows(&sql).await.unwrap().into_iter().flatten() {
-                        session.run(&sql).await;
-                    }
-                }
-                Step::Echo(_) => {}
-            }
-        }
+        let settings = [("role", &*role)];
+        let settings = match script.settings().contains(&"role") {
+            true => &settings[..],
+            false => &[],
+        };
+        let text = session.script(script, settings).await.unwrap();
+        assert!(
+            !text.contains("|FAIL|") && !text.contains("|warn|"),
+            "{text}"
+        );
         if script == Script::Install {
             assert_eq!(
                 logs(&db, "update events set name = 'x'"),
@@ -462,7 +449,7 @@ async fn version_1_is_upgraded() {
         let args = [variables, &["-f", "tests/sql/install_v1.sql"]].concat();
         oddscache_testkit::psql(&old.name, &args)
     };
-    v1(&["-v", "channel=bell"]);
+    v1(&["-v", "channel=old"]);
     old.psql(ROWS);
     let logged = log(&old);
     let report = run(&old, Script::Check, &[]);
@@ -479,9 +466,12 @@ async fn version_1_is_upgraded() {
     let text = run(
         &old,
         Script::Install,
-        &[("channel", "bell"), ("lock_timeout", "100ms")],
+        &[("channel", "old"), ("lock_timeout", "100ms")],
     );
-    assert!(text.contains("installed|3|public|oddscache|bell"), "{text}");
+    assert!(
+        text.contains("installed: feed version 3") && text.contains("channel old"),
+        "{text}"
+    );
     writer.run("update events set name = 'y'; commit").await;
     assert_eq!(log(&old)[..logged.len()], logged);
     assert!(log(&old).len() > logged.len());

@@ -1,30 +1,32 @@
-//! The SQL scripts on a real server, run by psql and by the crate's own interpreter.
+//! The SQL scripts on a real server, run by psql and as one query, as the program does.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
-mod bell;
 mod check;
+mod clients;
 mod forms;
 mod grants;
 mod heartbeat;
 mod indexes;
 mod install;
 mod log_care;
+mod notifications;
 mod prune;
 mod publication;
 mod refusals;
 mod security;
+mod transactions;
 mod trigger;
 mod trouble;
 mod uninstall;
 
 use std::{
     future::poll_fn,
-    path::Path,
     process::Output,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use oddscache::sql::{Script, Step, Variables};
+use oddscache::sql::Script;
 use oddscache_testkit::{Database, cluster, server_has, server_version};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
@@ -85,48 +87,52 @@ fn installed() -> Database {
 }
 
 /// Runs a script with psql, and returns its output, errors and notices included; fails the test if it fails.
-fn run(db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
-    let output = psql_file(db, script, variables);
+fn run(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
+    let output = psql_file(db, script, settings);
     let text = text(&output);
     assert!(output.status.success(), "{script}: {text}");
     text
 }
 
 /// Runs a script with psql that must fail, and returns what it says.
-fn fails(db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
-    let output = psql_file(db, script, variables);
+fn fails(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
+    let output = psql_file(db, script, settings);
     let text = text(&output);
     assert!(!output.status.success(), "{script} succeeded: {text}");
     text
 }
 
-fn psql_file(db: &Database, script: Script, variables: &[(&str, &str)]) -> Output {
-    psql_file_as("postgres", db, script, variables)
+fn psql_file(db: &Database, script: Script, settings: &[(&str, &str)]) -> Output {
+    psql_file_as("postgres", db, script, settings)
 }
 
 /// Runs a script with psql as another role, and returns its output; fails the test if it fails.
-fn run_as(role: &str, db: &Database, script: Script, variables: &[(&str, &str)]) -> String {
-    let output = psql_file_as(role, db, script, variables);
+fn run_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
+    let output = psql_file_as(role, db, script, settings);
     let text = text(&output);
     assert!(output.status.success(), "{script} as {role}: {text}");
     text
 }
 
-fn psql_file_as(role: &str, db: &Database, script: Script, variables: &[(&str, &str)]) -> Output {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("sql")
-        .join(script.file_name());
-    let settings: Vec<String> = variables
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let mut args = vec!["-At", "-v", "VERBOSITY=verbose"];
-    for setting in &settings {
-        args.extend(["-v", setting]);
+fn psql_file_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> Output {
+    let mut output = psql_text(role, db, &script.fill(settings).unwrap());
+    if script == Script::Indexes && output.status.success() {
+        let more = psql_text(role, db, &String::from_utf8_lossy(&output.stdout));
+        output.status = more.status;
+        output.stderr.extend(more.stderr);
     }
+    output
+}
+
+/// Runs a text as `psql -f` does.
+fn psql_text(role: &str, db: &Database, text: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("script.sql");
+    std::fs::write(&file, text).unwrap();
     // The last `-d` counts.
     let dsn = cluster().dsn_as(role, &db.name);
-    args.extend(["-d", &dsn, "-f", path.to_str().unwrap()]);
+    let file = file.to_str().unwrap();
+    let args = ["-qAt", "-v", "VERBOSITY=verbose", "-d", &dsn, "-f", file];
     cluster().psql(&db.name, &args).unwrap()
 }
 
@@ -134,66 +140,77 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
-/// Runs a script as the crate understands it; its result rows and notices, or the error.
+/// Runs a script as one query; its notices and rows, or the error.
 async fn apply(
     db: &Database,
     script: Script,
-    variables: &[(&str, &str)],
+    settings: &[(&str, &str)],
 ) -> Result<String, tokio_postgres::Error> {
-    apply_as("postgres", db, script, variables).await
+    apply_as("postgres", db, script, settings).await
 }
 
 async fn apply_as(
     role: &str,
     db: &Database,
     script: Script,
-    variables: &[(&str, &str)],
+    settings: &[(&str, &str)],
 ) -> Result<String, tokio_postgres::Error> {
-    let variables: Variables = variables
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
     let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
-    let mut text = String::new();
-    for step in script.steps(&variables).unwrap() {
-        match step {
-            Step::Statement(sql) => {
-                for row in session.rows(&sql).await? {
-                    text.push_str(&(row.join("|") + "\n"));
-                }
-            }
-            Step::ForEach(sql) => {
-                for statement in session.rows(&sql).await?.into_iter().flatten() {
-                    session.rows(&statement).await?;
-                }
-            }
-            Step::Echo(line) => text.push_str(&(line + "\n")),
-        }
-    }
-    Ok(text)
+    session.script(script, settings).await
 }
 
 /// A connection that keeps what the server says by itself.
 struct Session {
     client: Client,
     notifications: tokio::sync::mpsc::UnboundedReceiver<String>,
+    /// Each with its hint.
+    notices: Arc<Mutex<String>>,
 }
 
 impl Session {
     async fn open(dsn: &str) -> Session {
         let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
         let (send, notifications) = tokio::sync::mpsc::unbounded_channel();
+        let notices = Arc::new(Mutex::new(String::new()));
+        let kept = Arc::clone(&notices);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-                if let AsyncMessage::Notification(notice) = message {
-                    let _ = send.send(format!("{}:{}", notice.channel(), notice.payload()));
+                match message {
+                    AsyncMessage::Notification(notice) => {
+                        let _ = send.send(format!("{}:{}", notice.channel(), notice.payload()));
+                    }
+                    AsyncMessage::Notice(notice) => {
+                        let hint = notice.hint().unwrap_or_default();
+                        let (severity, said) = (notice.severity(), notice.message());
+                        let line = format!("{severity}:  {said}\nHINT:  {hint}\n");
+                        kept.lock().unwrap().push_str(&line);
+                    }
+                    _ => {}
                 }
             }
         });
         Session {
             client,
             notifications,
+            notices,
         }
+    }
+
+    /// Runs a script as one query; its notices and rows, or the error.
+    async fn script(
+        &self,
+        script: Script,
+        settings: &[(&str, &str)],
+    ) -> Result<String, tokio_postgres::Error> {
+        let rows = self.rows(&script.fill(settings).unwrap()).await?;
+        let mut text = std::mem::take(&mut *self.notices.lock().unwrap());
+        for row in rows {
+            text.push_str(&(row.join("|") + "\n"));
+            if script == Script::Indexes {
+                self.rows(&row[0]).await?;
+            }
+        }
+        Ok(text)
     }
 
     async fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
@@ -219,11 +236,11 @@ impl Session {
         self.rows(sql).await.unwrap()[0][0].clone()
     }
 
-    /// Has writers ring, as a follower does that sleeps.
-    async fn wait_for_bell(&self, cache_schema: &str) {
+    /// Has writers notify, as a follower does that waits.
+    async fn wait_for_notifications(&self, cache_schema: &str) {
         let name = cache_schema.replace('\'', "''");
         self.run(&format!(
-            "select pg_advisory_lock_shared(hashtextextended('oddscache bell {name}', 0))"
+            "select pg_advisory_lock_shared(hashtextextended('oddscache listener {name}', 0))"
         ))
         .await;
     }
@@ -264,10 +281,7 @@ async fn owned() -> (Database, String, Session) {
 /// Installs the feed as this role, and returns the session that did it.
 async fn install_as(db: &Database, role: &str) -> Session {
     let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
-    for step in Script::Install.steps(&Variables::new()).unwrap() {
-        let Step::Statement(sql) = step else { panic!() };
-        session.run(&sql).await;
-    }
+    session.script(Script::Install, &[]).await.unwrap();
     session
 }
 

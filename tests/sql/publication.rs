@@ -96,8 +96,9 @@ async fn install_does_not_stop_a_subscriber() {
     })
     .await;
 
-    let install = ["-v", "ON_ERROR_STOP=1", "-f", "sql/install.sql"];
-    let refused = cluster.psql("publisher", &install).unwrap();
+    let refused = cluster
+        .psql("publisher", &["-f", "sql/install.sql"])
+        .unwrap();
     let said = text(&refused);
     assert!(!refused.status.success(), "{said}");
     assert!(
@@ -115,13 +116,12 @@ async fn install_does_not_stop_a_subscriber() {
 
     // The way out that it names.
     let (_, ddl) = said.split_once("run on each subscriber: ").unwrap();
-    let (ddl, _) = ddl.split_once("; then this script").unwrap();
+    let (ddl, _) = ddl
+        .split_once("; then oddscache sql install --subscribers-ready")
+        .unwrap();
     ok(&cluster, "subscriber", &["-qc", ddl]);
-    ok(
-        &cluster,
-        "publisher",
-        &[&install[..], &["-v", "subscribers=ready"]].concat(),
-    );
+    let install = Script::Install.fill(&[("subscribers", "ready")]).unwrap();
+    ok(&cluster, "publisher", &["-c", &install]);
     ok(
         &cluster,
         "subscriber",

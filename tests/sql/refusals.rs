@@ -6,11 +6,7 @@ use super::*;
 fn with_text(db: &Database, from: &str, to: &str) -> Output {
     let script = Script::Install.text();
     assert!(script.contains(from), "{from}");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("install.sql");
-    std::fs::write(&file, script.replace(from, to)).unwrap();
-    let args = ["-v", "VERBOSITY=verbose", "-f", file.to_str().unwrap()];
-    cluster().psql(&db.name, &args).unwrap()
+    psql_text("postgres", db, &script.replace(from, to))
 }
 
 #[test]
@@ -110,7 +106,7 @@ fn settings_of_whoever_installs_change_nothing() {
         let variables = [("role", format!("odd_{}", db.name))];
         let variables: Vec<(&str, &str)> = variables
             .iter()
-            .filter(|(name, _)| script.variables().contains(name))
+            .filter(|(name, _)| script.settings().contains(name))
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         let said = run(&db, script, &variables);

@@ -299,7 +299,7 @@ async fn a_forged_setting_harms_nobody_else() {
     let db = installed();
     let role = writer(&db, "");
     let session = session_as(&db, &role).await;
-    let state = "'oddscache.log_' || left(md5('oddscache'), 8)";
+    let state = "'oddscache.log_oddscache'";
     for forged in ["plain", "logged", "lost", "", "x"] {
         session
             .run(&format!(
@@ -357,7 +357,7 @@ async fn the_cache_is_not_led_astray_by_its_search_path() {
     assert_eq!(db.psql("select count(*) from trap.caught"), "0");
 }
 
-/// Anybody can ring, with any payload, as often as they like. It costs the cache reads that find nothing, at the pace that it
+/// Anybody can notify, with any payload, as often as they like. It costs the cache reads that find nothing, at the pace that it
 /// sets itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_can_only_notify_harms_nothing() {
@@ -369,7 +369,7 @@ async fn who_can_only_notify_harms_nothing() {
         config.poll_interval(Duration::from_secs(1))
     })
     .await;
-    eventually("the bell", async || {
+    eventually("the listener", async || {
         followed.cache.status() == oddscache::Status::Live
     })
     .await;
@@ -400,7 +400,7 @@ async fn who_can_only_notify_harms_nothing() {
         "22023"
     );
     // Many at once, and one after the other; the application writes meanwhile.
-    let ringing = tokio::spawn(async move {
+    let notifying = tokio::spawn(async move {
         session
             .run("select pg_notify('oddscache', g || repeat('x', 500)) from generate_series(1, 5000) g")
             .await;
@@ -413,8 +413,8 @@ async fn who_can_only_notify_harms_nothing() {
         run_on(&followed.app, &sql).await;
         followed.check(&sql).await;
     }
-    ringing.await.unwrap();
-    assert_ne!(before, followed.check("the ringing is over").await);
+    notifying.await.unwrap();
+    assert_ne!(before, followed.check("the notifications are over").await);
     let after = followed.cache.counters();
     // Nothing but the application's 20 changes was read, and nothing anew. A heartbeat is a row of nothing.
     assert_eq!((after.reloads - counters.reloads, after.failures), (0, 0));

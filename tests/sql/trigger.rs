@@ -331,11 +331,11 @@ fn many_keys_become_the_whole_table() {
 }
 
 #[tokio::test]
-async fn the_bell_rings_once_a_transaction_and_can_be_switched_off() {
+async fn a_transaction_notifies_once_and_can_be_silent() {
     let db = installed();
     let mut listener = Session::open(&db.dsn()).await;
     listener.run("listen oddscache").await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     let writer = Session::open(&db.dsn()).await;
     writer.run("begin; update events set name = 'a'; update market_odds set outcomes = '[]'; savepoint s; insert into events values (50); rollback to s; update events set name = 'b'; commit").await;
     for off in ["off", "FALSE", "no", "0"] {
@@ -354,7 +354,7 @@ async fn the_bell_rings_once_a_transaction_and_can_be_switched_off() {
         .run("update events set name = 'f'; notify oddscache, 'last'")
         .await;
     let mut heard = Vec::new();
-    while heard.last().is_none_or(|bell| bell != "oddscache:last") {
+    while heard.last().is_none_or(|said| said != "oddscache:last") {
         heard.push(listener.notifications.recv().await.unwrap());
     }
     assert_eq!(
@@ -365,11 +365,11 @@ async fn the_bell_rings_once_a_transaction_and_can_be_switched_off() {
 }
 
 #[tokio::test]
-async fn prepared_transactions_switch_the_bell_off() {
+async fn prepared_transactions_do_not_notify() {
     let db = installed();
     let session = Session::open(&db.dsn()).await;
     let listener = Session::open(&db.dsn()).await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     assert_eq!(
         session
             .code("begin; update events set name = 'x'; prepare transaction 'p1'")

@@ -205,10 +205,10 @@ async fn a_locked_log_delays_a_writer_once() {
 }
 
 #[tokio::test]
-async fn the_bells_trouble_is_not_the_writers() {
+async fn trouble_with_the_notification_is_not_the_writers() {
     let db = installed();
     let listener = Session::open(&db.dsn()).await;
-    listener.wait_for_bell("oddscache").await;
+    listener.wait_for_notifications("oddscache").await;
     db.psql("revoke execute on function pg_notify(text, text) from public; alter function oddscache.log_change() owner to current_user");
     let owner = format!("owner_{}", db.name);
     db.psql(&format!("create role {owner}; grant usage on schema oddscache to {owner}; grant insert on oddscache.change_log to {owner};
@@ -220,7 +220,7 @@ async fn the_bells_trouble_is_not_the_writers() {
         ),
         ["events UPDATE 1,2,3"; 2]
     );
-    assert!(server_log().contains("oddscache: no bell for public.events: 42501"));
+    assert!(server_log().contains("oddscache: no notification for public.events: 42501"));
 }
 
 #[tokio::test]

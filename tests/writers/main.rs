@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use oddscache::sql::Script;
 use oddscache_testkit::{
-    Database, cluster, connect, eventually, followed::run, psql, service::Service,
+    Database, cluster, connect, eventually, followed::run, run_script, service::Service,
 };
 use tokio_postgres::Client;
 
@@ -197,13 +198,12 @@ async fn stopped_among_rows_over_the_socket() {
     let scene = Scene::new(By::Socket).await;
     scene.stop(At::Rows).await;
     scene.writers_pass().await;
-    let role = format!("role=reader_of_{}", scene.database.name);
+    let role = format!("reader_of_{}", scene.database.name);
     let way_out = "SELECT pg_terminate_backend(";
     let mut report = String::new();
     // It is named when it has lasted for half a minute: a slow reader is none that was stopped.
     eventually("reported", async || {
-        let args = ["-qAt", "-v", &role, "-f", "sql/check.sql"];
-        report = psql(&scene.database.name, &args);
+        report = run_script(&scene.database.name, Script::Check, &[("role", &role)]);
         report.contains(way_out)
     })
     .await;

@@ -52,7 +52,7 @@ pub(crate) struct ServeArguments {
     /// lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
-    /// Prune rows from the change log that are older than this, if the role may (sql/grants.sql with -v prune=on)
+    /// Prune rows from the change log that are older than this, if the role may (`oddscache sql grants --prune`)
     #[arg(long, env = "ODDSCACHE_LOG_KEEP", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) log_keep: Duration,
     /// How often to prune the change log, on average

@@ -1,4 +1,4 @@
-//! `oddscache sql`: prints a script of the feed, or runs it as psql would.
+//! `oddscache sql`: prints a script of the feed with its settings filled in, or runs it.
 
 use std::{
     future::poll_fn,
@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use oddscache::{
     Config,
-    sql::{Script, Step, Variables},
+    sql::{Script, ScriptError},
 };
 use tokio_postgres::{
     AsyncMessage, Client, SimpleQueryMessage,
@@ -24,12 +24,9 @@ pub(crate) struct Args {
     /// indexes
     #[arg(value_parser = scripts())]
     script: Script,
-    /// Run it on the database instead of printing it for psql
+    /// Run it on the database instead of printing it
     #[arg(long)]
     apply: bool,
-    /// Set a variable of the script, as psql's -v does; an unknown one is refused with the list of the known
-    #[arg(short = 'v', long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
-    variables: Vec<(String, String)>,
     /// The schema of the application's tables [default: public]
     #[arg(long, env = "ODDSCACHE_APP_SCHEMA")]
     app_schema: Option<String>,
@@ -39,18 +36,26 @@ pub(crate) struct Args {
     /// The notification channel of the feed [default: oddscache]
     #[arg(long, env = "ODDSCACHE_CHANNEL")]
     channel: Option<String>,
+    /// grants, uninstall, check: the role of the cache [default: oddscache]
+    #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
+    role: Option<String>,
+    /// install, uninstall, indexes: how long to wait for locks, such as 10s; 0 waits for ever [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    lock_timeout: Option<String>,
+    /// install: every subscriber of a publication FOR ALL TABLES has the feed's tables
+    #[arg(long)]
+    subscribers_ready: bool,
+    /// grants: the role may also prune the change log
+    #[arg(long)]
+    prune: bool,
+    /// uninstall: leave the indexes
+    #[arg(long)]
+    keep_indexes: bool,
 }
 
 fn scripts() -> impl TypedValueParser<Value = Script> {
     PossibleValuesParser::new(["install", "uninstall", "check", "grants", "indexes"])
         .try_map(|name| name.parse::<Script>())
-}
-
-fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("give it as NAME=VALUE".to_owned()),
-    }
 }
 
 impl Args {
@@ -59,28 +64,42 @@ impl Args {
         self.apply
     }
 
-    /// What `-v` says, and where it says nothing the flags, as far as the script has such a variable: they may come from
-    /// an environment that serves all commands.
-    fn variables(&self) -> Variables {
-        let mut variables: Variables = [
+    /// The script with what the flags say. Those that an environment may set for all commands count only where the script
+    /// has such a setting.
+    fn text(&self) -> Result<String, ScriptError> {
+        let known = self.script.settings();
+        let shared = [
             ("app_schema", &self.app_schema),
             ("cache_schema", &self.cache_schema),
             ("channel", &self.channel),
-        ]
-        .into_iter()
-        .filter(|(name, _)| self.script.variables().contains(name))
-        .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)))
-        .collect();
-        variables.extend(self.variables.iter().cloned());
-        variables
+            ("role", &self.role),
+        ];
+        let mut settings: Vec<(&str, &str)> = shared
+            .into_iter()
+            .filter(|(name, _)| known.contains(name))
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .collect();
+        settings.extend(
+            self.lock_timeout
+                .as_deref()
+                .map(|time| ("lock_timeout", time)),
+        );
+        for (flag, setting) in [
+            (self.subscribers_ready, ("subscribers", "ready")),
+            (self.prune, ("prune", "on")),
+            (self.keep_indexes, ("keep_indexes", "on")),
+        ] {
+            settings.extend(flag.then_some(setting));
+        }
+        self.script.fill(&settings)
     }
 }
 
 /// Prints the script, or with `--apply` runs it. Exit code 1 when `check` finds a FAIL.
 pub(crate) async fn run(args: Args, config: Option<Config>) -> anyhow::Result<ExitCode> {
-    let mut out = io::stdout();
+    let text = args.text()?;
     if !args.apply {
-        let text = args.script.with_variables(&args.variables())?;
+        let mut out = io::stdout();
         return match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             // `oddscache sql install | head`
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
@@ -91,10 +110,10 @@ pub(crate) async fn run(args: Args, config: Option<Config>) -> anyhow::Result<Ex
     }
     let Some(config) = config else {
         bail!(
-            "--apply needs a database: set DATABASE_URL or PGHOST and its like, or print the script and pipe it into psql"
+            "--apply needs a database: set DATABASE_URL or PGHOST and its like, or print the script for another client"
         );
     };
-    apply(args.script, &args.variables(), &config, Output::All).await
+    apply(args.script, &text, &config, Output::All).await
 }
 
 /// What [`apply`] prints.
@@ -104,10 +123,15 @@ pub(crate) enum Output {
     Nothing,
 }
 
-/// Runs a script. Exit code 1 when `check` finds a FAIL.
+/// The defaults of a role or database that the scripts refuse.
+const SESSION: &str =
+    "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off";
+
+/// Runs the filled text of a script as one query, and with `indexes` each statement that it lists. Exit code 1 when `check`
+/// finds a FAIL.
 pub(crate) async fn apply(
     script: Script,
-    variables: &Variables,
+    text: &str,
     config: &Config,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
@@ -115,7 +139,6 @@ pub(crate) async fn apply(
         Output::All => Box::new(io::stdout()),
         Output::Nothing => Box::new(io::sink()),
     };
-    let steps = script.steps(variables)?;
     let (client, mut connection) = config.open().await?;
     // Notices are printed as they arrive: a script may wait long for a lock after the first.
     let messages = tokio::spawn(async move {
@@ -129,43 +152,50 @@ pub(crate) async fn apply(
             }
         }
     });
-    let mut failed = false;
-    for step in &steps {
-        match step {
-            Step::Echo(line) => writeln!(out, "{line}")?,
-            Step::Statement(sql) => {
-                for table in tables(&execute(&client, sql).await?) {
-                    failed |= script == Script::Check && table.has_fail();
-                    table.print(&mut out)?;
-                }
-            }
-            Step::ForEach(sql) => {
-                for table in tables(&execute(&client, sql).await?) {
-                    for sql in table.rows.iter().flatten().flatten() {
-                        eprintln!("{sql}");
-                        execute(&client, sql).await?;
-                    }
-                }
-            }
-        }
-    }
+    let failed = on(&client, script, text, &mut out).await;
     drop(client);
     messages.await.context("reading the server's messages")?;
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
+    Ok(match failed? {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
     })
 }
 
-async fn execute(client: &Client, sql: &str) -> anyhow::Result<Vec<SimpleQueryMessage>> {
-    client.simple_query(sql).await.map_err(|error| {
-        let line = sql.lines().next().unwrap_or_default();
-        match error.as_db_error() {
-            Some(error) => anyhow::anyhow!("{}\nin the statement: {line}", describe(error)),
-            None => anyhow::Error::new(error).context(format!("in the statement: {line}")),
+/// Whether the report has a FAIL.
+async fn on(
+    client: &Client,
+    script: Script,
+    text: &str,
+    out: &mut impl Write,
+) -> anyhow::Result<bool> {
+    execute(client, SESSION, SESSION).await?;
+    let mut failed = false;
+    for table in tables(&execute(client, text, script.file_name()).await?) {
+        if script == Script::Indexes {
+            for statement in table.rows.iter().flatten().flatten() {
+                writeln!(out, "{statement}")?;
+                execute(client, statement, statement).await?;
+            }
+        } else {
+            failed |= table.has_fail();
+            table.print(out)?;
         }
-    })
+    }
+    Ok(failed)
+}
+
+async fn execute(
+    client: &Client,
+    sql: &str,
+    name: &str,
+) -> anyhow::Result<Vec<SimpleQueryMessage>> {
+    client
+        .simple_query(sql)
+        .await
+        .map_err(|error| match error.as_db_error() {
+            Some(error) => anyhow::anyhow!("{}\nin {name}", describe(error)),
+            None => anyhow::Error::new(error).context(format!("in {name}")),
+        })
 }
 
 /// A notice or an error, with everything that helps.
@@ -297,19 +327,28 @@ mod tests {
         }
         let parse = |line: &str| {
             <Command as clap::Parser>::try_parse_from(line.split_whitespace())
-                .map(|command| command.args)
+                .map(|command| command.args.text())
         };
-        let args = parse("sql check --channel bell --app-schema a -v app_schema=b").unwrap();
+        // An environment may set the channel for all commands.
+        let filled = parse("sql check --channel odds --app-schema a").unwrap();
+        assert_eq!(filled, Script::Check.fill(&[("app_schema", "a")]));
+        let filled = parse("sql grants --role r --prune").unwrap();
         assert_eq!(
-            args.variables(),
-            Variables::from([("app_schema".into(), "b".into())])
+            filled,
+            Script::Grants.fill(&[("role", "r"), ("prune", "on")])
         );
-        let args = parse("sql install --channel bell").unwrap();
         assert_eq!(
-            args.variables(),
-            Variables::from([("channel".into(), "bell".into())])
+            parse("sql indexes").unwrap().unwrap(),
+            Script::Indexes.text()
         );
+        for line in [
+            "sql grants --lock-timeout 1s",
+            "sql check --prune",
+            "sql install --keep-indexes",
+            "sql uninstall --subscribers-ready",
+        ] {
+            assert!(parse(line).unwrap().is_err(), "{line}");
+        }
         assert!(parse("sql bake").is_err());
-        assert!(parse("sql check -v x").is_err());
     }
 }

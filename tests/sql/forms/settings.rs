@@ -171,7 +171,7 @@ const SETTINGS: &[Setting] = &[
         ],
         "",
     ),
-    ("bell off", &[("oddscache.notify", "off")], ""),
+    ("notify off", &[("oddscache.notify", "off")], ""),
 ];
 
 /// The forms that meet each setting.

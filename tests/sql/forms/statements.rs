@@ -258,7 +258,7 @@ pub(super) const FORMS: &[Form] = &[
         Prepared("insert into odds_snapshots (event_id) values (1)"),
         Prepared("delete from events where id = 3"),
     ]),
-    form("PREPARE TRANSACTION without the bell", &[
+    form("PREPARE TRANSACTION without a notification", &[
         Sql("begin; set local oddscache.notify = off; update events set name = 'p'; insert into market_odds ({s}) values (2); prepare transaction '{transaction}'"),
         Sql("commit prepared '{transaction}'"),
     ]),

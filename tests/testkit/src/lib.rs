@@ -11,6 +11,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use oddscache::sql::Script;
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
@@ -96,9 +97,7 @@ impl Database {
     /// Makes a role of this database's own, with the rights of `sql/grants.sql`.
     pub fn reader(&self) -> String {
         let role = format!("reader_of_{}", self.name);
-        let variable = format!("role={role}");
-        let grants = ["-q", "-v", &variable, "-f", "sql/grants.sql"];
-        psql(&self.name, &grants);
+        run_script(&self.name, Script::Grants, &[("role", &role)]);
         role
     }
 
@@ -116,6 +115,29 @@ impl Database {
 /// of a read and hold its locks, only in a test with several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
     cluster().psql_ok(database, args)
+}
+
+/// Runs a script of `sql/` with these settings through psql as the superuser, and returns its rows. With `indexes` it runs
+/// the statements that these rows are. Fails the test unless all succeed.
+pub fn run_script(database: &str, script: Script, settings: &[(&str, &str)]) -> String {
+    run_script_on(cluster(), database, script, settings)
+}
+
+/// The same on another cluster.
+pub fn run_script_on(
+    cluster: &Cluster,
+    database: &str,
+    script: Script,
+    settings: &[(&str, &str)],
+) -> String {
+    let text = script.fill(settings).expect("settings of the script");
+    let rows = cluster.psql_ok(database, &["-qAtc", &text]);
+    if script == Script::Indexes && !rows.is_empty() {
+        let statements = rows.lines().flat_map(|statement| ["-c", statement]);
+        let args: Vec<&str> = ["-q"].into_iter().chain(statements).collect();
+        cluster.psql_ok(database, &args);
+    }
+    rows
 }
 
 /// The server's major version.

@@ -59,7 +59,7 @@ async fn pruning(
             )
             .object(object)
             .why("somebody must: the change log grows with every write")
-            .fix("oddscache sql grants --apply -v prune=on, or a scheduled job for the owner"),
+            .fix("oddscache sql grants --apply --prune, or a scheduled job for the owner"),
         ]);
     }
     // As the service calls it, but rolled back, and bounded: its loop deletes for a sixth of this.

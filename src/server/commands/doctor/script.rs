@@ -1,6 +1,6 @@
 //! What `sql/check.sql` reports, run as `oddscache sql check` runs it, with the reason and the way out of each kind of line.
 
-use oddscache::sql::{FEED_VERSIONS, Script, Variables};
+use oddscache::sql::Script;
 
 use super::{
     context::Context,
@@ -18,15 +18,14 @@ struct Line {
 }
 
 pub(super) async fn check(context: &Context<'_>, role: &str) -> Result<Vec<Finding>, Trouble> {
-    let variables = Variables::from([
-        ("app_schema".to_owned(), context.app_schema.to_owned()),
-        ("cache_schema".to_owned(), context.cache_schema.to_owned()),
-        ("role".to_owned(), role.to_owned()),
-    ]);
-    let steps = Script::Check
-        .steps(&variables)
+    let text = Script::Check
+        .fill(&[
+            ("app_schema", context.app_schema),
+            ("cache_schema", context.cache_schema),
+            ("role", role),
+        ])
         .map_err(|error| Trouble::new(error.to_string()))?;
-    let rows = context.session().await?.transaction(&steps).await?;
+    let rows = context.session().await?.script(&text).await?;
     let lines: Vec<Line> = rows.into_iter().filter_map(line).collect();
     if lines.is_empty() {
         return Err(Trouble::new("check.sql reported nothing"));
@@ -113,11 +112,11 @@ fn about(kind: &str) -> (&'static str, &'static str) {
         ),
         "waiting" => (
             "waiting",
-            "writers ring for those who hold an advisory lock in share mode; held exclusively it keeps caches from waiting for the bell",
+            "writers notify those who hold an advisory lock in share mode; held exclusively it keeps caches from waiting for a notification",
         ),
         "queue" => (
             "queue",
-            "where the notification queue is half full the bell stays silent; where it is full, writers fail",
+            "where the notification queue is half full, writers do not notify; where it is full, writers fail",
         ),
         "index" => (
             "index",
@@ -144,14 +143,7 @@ fn finding(line: &Line) -> Finding {
     let (id, why) = about(&line.kind);
     let superfluous = is_superfluous(line);
     let unreadable = line.detail.starts_with("not readable by");
-    // The version before is followed all the same.
-    let old = line.item == "feed_version()"
-        && line.detail.split(',').next().is_some_and(|version| {
-            let version = version.parse();
-            version.is_ok_and(|version| FEED_VERSIONS.contains(&version))
-        });
     let level = match line.status.as_str() {
-        "FAIL" if old => Level::Warn,
         "FAIL" => Level::Fail,
         // The lack of a right to look is no fault.
         "info" => Level::Info,
@@ -194,9 +186,9 @@ fn fix(line: &Line) -> Option<String> {
     Some(if does("install.sql") {
         "oddscache sql install --apply (sql/install.sql), as the owner of the tables".to_owned()
     } else if does("prune") {
-        "oddscache sql grants --apply -v prune=on, or a scheduled job for the owner: SELECT oddscache.prune()".to_owned()
+        "oddscache sql grants --apply --prune, or a scheduled job for the owner: SELECT oddscache.prune()".to_owned()
     } else if does("grants.sql") {
-        "oddscache sql grants --apply (sql/grants.sql), as the owner of the tables; -v role=... names the role".to_owned()
+        "oddscache sql grants --apply (sql/grants.sql), as the owner of the tables; --role names the role".to_owned()
     } else if does("indexes.sql") {
         "oddscache sql indexes --apply (sql/indexes.sql), as the owner of the tables".to_owned()
     } else if does("subscription") {

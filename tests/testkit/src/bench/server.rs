@@ -1,5 +1,6 @@
 //! A private server with the real amount of data, the feed and the recommended indexes.
 
+use oddscache::sql::Script;
 use tokio_postgres::Client;
 
 use crate::{
@@ -29,8 +30,8 @@ pub async fn of_size(settings: &[&str], size: &Size) -> Server {
     let dsn = cluster.dsn("postgres");
     let client = connect(&dsn).await;
     demo::fill(&client, size).await;
-    for script in ["sql/install.sql", "sql/indexes.sql"] {
-        cluster.psql_ok("postgres", &["-qf", script]);
+    for script in [Script::Install, Script::Indexes] {
+        crate::run_script_on(&cluster, "postgres", script, &[]);
     }
     client
         .batch_execute("vacuum analyze")

@@ -1,16 +1,16 @@
-//! Writers ring if and only if somebody waits for the bell, and no look at that harms them.
+//! Writers notify if and only if somebody waits for it, and no look at that harms them.
 
 use super::*;
 
-/// What a change rings, as the listener hears it; `false` if nothing came before what is sent after it.
-async fn rings(listener: &mut Session, writer: &Session, sql: &str) -> bool {
+/// Whether the statement notifies the listener: whether anything came before what is sent after it.
+async fn notifies(listener: &mut Session, writer: &Session, sql: &str) -> bool {
     writer.run(sql).await;
     writer.run("notify oddscache, 'after'").await;
-    let mut rang = false;
+    let mut came = false;
     loop {
         match listener.notifications.recv().await.unwrap().as_str() {
-            "oddscache:after" => return rang,
-            "oddscache:" => rang = true,
+            "oddscache:after" => return came,
+            "oddscache:" => came = true,
             other => panic!("{other}"),
         }
     }
@@ -18,9 +18,9 @@ async fn rings(listener: &mut Session, writer: &Session, sql: &str) -> bool {
 
 const CHANGE: &str = "update events set name = 'x' where id = 1";
 const WAIT: &str =
-    "select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
+    "select pg_advisory_lock_shared(hashtextextended('oddscache listener oddscache', 0))";
 const CEASE: &str =
-    "select pg_advisory_unlock_shared(hashtextextended('oddscache bell oddscache', 0))";
+    "select pg_advisory_unlock_shared(hashtextextended('oddscache listener oddscache', 0))";
 
 async fn sessions(db: &Database) -> (Session, Session) {
     let (listener, writer) = (
@@ -32,28 +32,28 @@ async fn sessions(db: &Database) -> (Session, Session) {
 }
 
 #[tokio::test]
-async fn the_bell_is_silent_while_nobody_waits_for_it() {
+async fn writers_are_silent_while_nobody_waits() {
     let db = installed();
     let (mut listener, writer) = sessions(&db).await;
-    assert!(!rings(&mut listener, &writer, CHANGE).await);
+    assert!(!notifies(&mut listener, &writer, CHANGE).await);
     listener.run(WAIT).await;
-    assert!(rings(&mut listener, &writer, CHANGE).await);
-    // The last of several to cease is who counts, and a connection that is lost has ceased.
+    assert!(notifies(&mut listener, &writer, CHANGE).await);
+    // Of several listeners one is enough, and a lost connection waits no longer.
     let other = Session::open(&db.dsn()).await;
     other.run(WAIT).await;
     listener.run(CEASE).await;
-    assert!(rings(&mut listener, &writer, CHANGE).await);
+    assert!(notifies(&mut listener, &writer, CHANGE).await);
     drop(other);
     until(
         &db,
         "select count(*) = 0 from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
     )
     .await;
-    assert!(!rings(&mut listener, &writer, CHANGE).await);
-    // Asked by name, it rings for whoever listens.
+    assert!(!notifies(&mut listener, &writer, CHANGE).await);
+    // These always notify.
     for call in ["heartbeat()", "resync()"] {
         let sql = format!("select oddscache.{call}");
-        assert!(rings(&mut listener, &writer, &sql).await, "{call}");
+        assert!(notifies(&mut listener, &writer, &sql).await, "{call}");
     }
     // The heartbeat found a row that is young enough.
     assert_eq!(log(&db).len(), 4 + 1);
@@ -74,7 +74,7 @@ async fn a_writer_keeps_no_lock() {
     // Nor does it wait for who holds it in whichever mode.
     listener
         .run(&format!(
-            "{CEASE}; select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))"
+            "{CEASE}; select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))"
         ))
         .await;
     writer
@@ -112,12 +112,12 @@ async fn the_look_comes_after_the_transaction_id() {
     );
 }
 
-/// Where the server's lock table has no room for the look, it may have none for what COMMIT locks after a bell: the bell is
-/// silent, or the application's COMMIT would fail. (With so little room that the log row cannot be written either, or the
+/// If the server's lock table has no room for the look, it may have none for what COMMIT locks after a notification. The
+/// application's COMMIT would fail, so there is none. (With so little room that the log row cannot be written either, or the
 /// statement itself fails, there is no look.)
 #[tokio::test]
-async fn who_cannot_look_rings_unless_that_would_fail() {
-    for (fault, rung) in [
+async fn a_writer_that_cannot_look_notifies_unless_that_would_fail() {
+    for (fault, notified) in [
         (
             "raise 'denied' using errcode = 'insufficient_privilege'",
             true,
@@ -135,10 +135,14 @@ async fn who_cannot_look_rings_unless_that_would_fail() {
              begin execute replace(def, 'pg_try_advisory_lock(', 'public.look() and pg_try_advisory_lock('); end $$"
         ));
         let (mut listener, writer) = sessions(&db).await;
-        assert_eq!(rings(&mut listener, &writer, CHANGE).await, rung, "{fault}");
+        assert_eq!(
+            notifies(&mut listener, &writer, CHANGE).await,
+            notified,
+            "{fault}"
+        );
         assert_eq!(log(&db), ["events UPDATE 1"]);
         let off = "begin; set local oddscache.notify = off; update events set name = 'y' where id = 1; commit";
-        assert!(!rings(&mut listener, &writer, off).await, "{fault}");
+        assert!(!notifies(&mut listener, &writer, off).await, "{fault}");
     }
 }
 
@@ -146,20 +150,19 @@ async fn who_cannot_look_rings_unless_that_would_fail() {
 fn check_says_who_waits() {
     let db = installed();
     let report = run(&db, Script::Check, &[]);
-    let line = "waiting|oddscache|who waits for the bell|ok|";
+    let line = "waiting|oddscache|who waits for notifications|ok|";
     assert!(
-        report.contains(&format!("{line}nobody: writers do not ring")),
+        report.contains(&format!("{line}nobody: writers do not notify")),
         "{report}"
     );
     let check = |lock: &str| {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/check.sql");
-        let sql = format!("select {lock}(hashtextextended('oddscache bell oddscache', 0))");
-        let args = ["-qAt", "-c", &sql, "-f", file.to_str().unwrap()];
+        let sql = format!("select {lock}(hashtextextended('oddscache listener oddscache', 0))");
+        let args = ["-qAt", "-c", &sql, "-f", "sql/check.sql"];
         text(&cluster().psql(&db.name, &args).unwrap())
     };
     let report = check("pg_advisory_lock_shared");
     assert!(
-        report.contains(&format!("{line}writers ring for process ")),
+        report.contains(&format!("{line}writers notify process ")),
         "{report}"
     );
     let report = check("pg_advisory_lock");
@@ -168,7 +171,7 @@ fn check_says_who_waits() {
         .find(|line| line.starts_with("waiting|oddscache|process "));
     let warning = warning.unwrap_or_else(|| panic!("{report}"));
     assert!(
-        warning.contains("|warn|of postgres holds the lock exclusively"),
+        warning.contains("|warn|of postgres holds exclusively the lock"),
         "{warning}"
     );
 }

@@ -1,0 +1,78 @@
+//! The functions that `sql/install.sql` makes.
+
+use super::{Script, fill::schema_name};
+
+/// A function of the feed. `sql/install.sql` holds its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Function {
+    /// Its name, without the schema.
+    pub name: &'static str,
+    /// The types of its arguments, as `regprocedure` shows them.
+    pub arguments: &'static str,
+    /// The type of its result.
+    pub result: &'static str,
+    /// The language of its body.
+    pub language: &'static str,
+    /// Whether it runs with the rights of its owner. All others may be called by everybody.
+    pub security_definer: bool,
+    /// Its own settings, as `pg_proc.proconfig` holds them.
+    pub settings: &'static [&'static str],
+}
+
+/// All of them.
+pub const FUNCTIONS: [Function; 5] = [
+    Function {
+        name: "feed_version",
+        arguments: "",
+        result: "integer",
+        language: "sql",
+        security_definer: false,
+        settings: &[],
+    },
+    definer("prune", "interval", "bigint", BOTH),
+    definer("heartbeat", "", "void", BOTH),
+    definer("resync", "text", "void", BOTH),
+    definer(
+        "log_change",
+        "",
+        "trigger",
+        &[SEARCH_PATH, LOCK_TIMEOUT, "exit_on_error=off"],
+    ),
+];
+
+/// Keeps strangers' objects out.
+const SEARCH_PATH: &str = "search_path=pg_catalog, pg_temp";
+/// Keeps writers from waiting for long.
+const LOCK_TIMEOUT: &str = "lock_timeout=500ms";
+const BOTH: &[&str] = &[SEARCH_PATH, LOCK_TIMEOUT];
+
+const fn definer(
+    name: &'static str,
+    arguments: &'static str,
+    result: &'static str,
+    settings: &'static [&'static str],
+) -> Function {
+    Function {
+        name,
+        arguments,
+        result,
+        language: "plpgsql",
+        security_definer: true,
+        settings,
+    }
+}
+
+impl Function {
+    /// Whether `sql/install.sql` makes the function in this schema, with this channel, with exactly this body (`pg_proc.prosrc`).
+    #[must_use]
+    pub fn has_body(&self, body: &str, cache_schema: &str, channel: &str) -> bool {
+        let settings = [("cache_schema", cache_schema), ("channel", channel)];
+        let Ok(text) = Script::Install.fill(&settings) else {
+            return false;
+        };
+        let head = format!("{}.{}(", schema_name(cache_schema), self.name);
+        text.split("CREATE OR REPLACE FUNCTION ")
+            .any(|made| made.starts_with(&head) && made.contains(&format!("${body}$")))
+    }
+}
