@@ -18,9 +18,9 @@ mod model;
 
 use std::{hint::black_box, sync::Arc};
 
-use decode::packer::{Bodies, MarketRow, Packer};
+use decode::packer::{MarketCollector, MarketRow, Packer};
 use divan::{Bencher, counter::ItemsCount};
-use model::Body;
+use model::PackedMarkets;
 
 const EVENTS: i64 = 1100;
 const BOOKMAKERS: i64 = 3;
@@ -162,16 +162,16 @@ fn rows(round: i64, interleaved: bool) -> Rows {
     Rows { bytes, rows }
 }
 
-fn decode(packer: &mut Packer, rows: &Rows) -> Vec<Arc<Body>> {
+fn decode(packer: &mut Packer, rows: &Rows) -> Vec<Arc<PackedMarkets>> {
     let mut all = Vec::new();
     for some in rows.rows.chunks(ROWS_AT_A_TIME) {
-        let mut bodies = Bodies::new(packer);
+        let mut packed_markets = MarketCollector::new(packer);
         for row in some {
             let market = black_box(row).market(&rows.bytes);
-            let problem = bodies.push(row.snapshot_id, market);
+            let problem = packed_markets.push(row.snapshot_id, market);
             assert!(problem.is_none(), "a row is malformed");
         }
-        all.extend(bodies.finish().into_values());
+        all.extend(packed_markets.finish().into_values());
     }
     all
 }

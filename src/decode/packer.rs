@@ -8,8 +8,8 @@ use hashbrown::{HashMap, HashSet};
 use crate::{
     decode::{self, Malformed},
     model::{
-        Body, BodyBuilder, CachedSnapshot, Interner, MarketKey, Micros, OddsBuffer, SnapshotInput,
-        Source, StagedRow,
+        CachedSnapshot, Interner, MarketKey, MarketsBuilder, Micros, OddsBuffer, PackedMarkets,
+        SnapshotInput, Source, StagedRow,
     },
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct MarketRow<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Packer {
     interner: Interner,
-    builder: BodyBuilder,
+    builder: MarketsBuilder,
     sources: HashSet<Source>,
 }
 
@@ -67,20 +67,20 @@ impl Packer {
 /// Collects the packed markets of many snapshots. Rows may come in any order. It is fastest if the rows of a snapshot
 /// come together, ordered by id.
 #[derive(Debug)]
-pub(crate) struct Bodies<'p> {
+pub(crate) struct MarketCollector<'p> {
     packer: &'p mut Packer,
-    builder: BodyBuilder,
+    builder: MarketsBuilder,
     /// Snapshot id -> the builder's index.
     snapshots: HashMap<i64, u32>,
     /// Id and index of the latest row's snapshot, so that its next row needs no hash lookup.
     last: Option<(i64, u32)>,
 }
 
-impl<'p> Bodies<'p> {
-    pub(crate) fn new(packer: &'p mut Packer) -> Bodies<'p> {
-        Bodies {
+impl<'p> MarketCollector<'p> {
+    pub(crate) fn new(packer: &'p mut Packer) -> MarketCollector<'p> {
+        MarketCollector {
             packer,
-            builder: BodyBuilder::default(),
+            builder: MarketsBuilder::default(),
             snapshots: HashMap::new(),
             last: None,
         }
@@ -110,7 +110,7 @@ impl<'p> Bodies<'p> {
             handicap_away: row.handicap_away,
             market_groups: row.market_groups,
         };
-        let Bodies {
+        let MarketCollector {
             packer: Packer { interner, .. },
             builder,
             ..
@@ -141,16 +141,16 @@ impl<'p> Bodies<'p> {
     }
 
     /// Snapshot id -> packed markets. Snapshots without a market row are absent.
-    pub(crate) fn finish(mut self) -> HashMap<i64, Arc<Body>> {
-        let bodies = self.builder.finish(&mut self.packer.interner);
+    pub(crate) fn finish(mut self) -> HashMap<i64, Arc<PackedMarkets>> {
+        let packed_markets = self.builder.finish(&mut self.packer.interner);
         self.snapshots
             .into_iter()
-            .filter_map(|(id, index)| Some((id, Arc::clone(bodies.get(index as usize)?))))
+            .filter_map(|(id, index)| Some((id, Arc::clone(packed_markets.get(index as usize)?))))
             .collect()
     }
 
     /// The packed markets of a snapshot without markets.
-    pub(crate) fn empty(packer: &mut Packer) -> Arc<Body> {
+    pub(crate) fn empty(packer: &mut Packer) -> Arc<PackedMarkets> {
         packer.builder.finish_one(&mut packer.interner)
     }
 }
@@ -287,14 +287,14 @@ mod tests {
             )
     }
 
-    fn snapshot(body: Arc<Body>) -> CachedSnapshot {
+    fn snapshot(packed: Arc<PackedMarkets>) -> CachedSnapshot {
         CachedSnapshot {
             snapshot_id: 1,
             event_id: 1,
             bookmaker_id: 1,
             captured_at: Micros(0),
             last_confirmed_at: Micros(0),
-            body,
+            packed,
         }
     }
 
@@ -327,13 +327,13 @@ mod tests {
     fn read(
         packer: &mut Packer,
         rows: &[OwnedRow],
-    ) -> (HashMap<i64, Arc<Body>>, Vec<Option<Malformed>>) {
-        let mut bodies = Bodies::new(packer);
+    ) -> (HashMap<i64, Arc<PackedMarkets>>, Vec<Option<Malformed>>) {
+        let mut packed_markets = MarketCollector::new(packer);
         let problems = rows
             .iter()
-            .map(|row| bodies.push(row.snapshot, row.row()))
+            .map(|row| packed_markets.push(row.snapshot, row.row()))
             .collect();
-        (bodies.finish(), problems)
+        (packed_markets.finish(), problems)
     }
 
     proptest! {
@@ -347,11 +347,11 @@ mod tests {
             for (rows, fails, sweeps) in &reads {
                 if *fails {
                     // A read that loses its connection.
-                    let mut bodies = Bodies::new(&mut packer);
-                    rows.iter().for_each(|row| { bodies.push(row.snapshot, row.row()); });
+                    let mut packed_markets = MarketCollector::new(&mut packer);
+                    rows.iter().for_each(|row| { packed_markets.push(row.snapshot, row.row()); });
                     continue;
                 }
-                let (bodies, problems) = read(&mut packer, rows);
+                let (packed_markets, problems) = read(&mut packer, rows);
                 let mut expected: HashMap<i64, Vec<(i64, String)>> = HashMap::new();
                 let mut malformed: HashMap<i64, usize> = HashMap::new();
                 for (row, problem) in rows.iter().zip(problems) {
@@ -362,13 +362,13 @@ mod tests {
                     let market = alone.markets().next().expect("a market");
                     expected.entry(row.snapshot).or_default().push((row.row_id, shown(market)));
                 }
-                prop_assert_eq!(bodies.len(), expected.len());
-                for (id, body) in bodies {
+                prop_assert_eq!(packed_markets.len(), expected.len());
+                for (id, packed) in packed_markets {
                     let mut expected = expected.remove(&id).expect("a snapshot with rows");
                     expected.sort_by_key(|(row_id, _)| *row_id);
                     let expected: Vec<String> = expected.into_iter().map(|(_, shown)| shown).collect();
-                    prop_assert_eq!(body.malformed_rows(), malformed[&id]);
-                    held.push((snapshot(body), expected));
+                    prop_assert_eq!(packed.malformed_rows(), malformed[&id]);
+                    held.push((snapshot(packed), expected));
                 }
                 if *sweeps {
                     held.drain(..held.len() / 2);
@@ -392,8 +392,8 @@ mod tests {
                 let mut back: Vec<OwnedRow> = rows.clone();
                 back.sort_by_key(|row| (row.row_id, row.snapshot));
                 let (and_back, _) = read(&mut packer, &back);
-                for (id, body) in there {
-                    let (a, b) = (snapshot(body), snapshot(Arc::clone(&and_back[&id])));
+                for (id, packed) in there {
+                    let (a, b) = (snapshot(packed), snapshot(Arc::clone(&and_back[&id])));
                     prop_assert_eq!(a.difference(&b), None);
                 }
             }
@@ -441,7 +441,7 @@ mod tests {
         let wrong = problem.is_some() || groups_wrong;
 
         let mut packer = Packer::default();
-        let mut bodies = Bodies::new(&mut packer);
+        let mut packed_markets = MarketCollector::new(&mut packer);
         let rows: Vec<i64> = vec![1, 2, 3, 4];
         for (id, outcomes) in rows.iter().zip([outcomes, other, outcomes, outcomes]) {
             let row = OwnedRow {
@@ -459,15 +459,15 @@ mod tests {
                 market_groups: Some(groups),
                 ..row.row()
             };
-            let said = bodies.push(*id, row);
+            let said = packed_markets.push(*id, row);
             assert!(
                 *id == 2 || said.is_some() == wrong,
                 "{outcomes} {groups}: {said:?}"
             );
         }
-        let bodies = bodies.finish();
+        let packed_markets = packed_markets.finish();
         for id in [1, 3, 4] {
-            let snapshot = snapshot(Arc::clone(&bodies[&id]));
+            let snapshot = snapshot(Arc::clone(&packed_markets[&id]));
             let text = serde_json::to_string(&snapshot).expect("JSON");
             let shown = json(&text).expect("what is shown is JSON");
             let market = &shown["markets"][0];

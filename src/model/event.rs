@@ -51,7 +51,7 @@ impl CachedEvent {
         let sizes = |event: &CachedEvent| (event.betpawa.len(), event.competitors.len());
         let pair = |(a, b): (&CachedSnapshot, &CachedSnapshot)| {
             a.snapshot_id == b.snapshot_id
-                && Arc::ptr_eq(&a.body, &b.body)
+                && Arc::ptr_eq(&a.packed, &b.packed)
                 // Times do not enter the totals, except that a missing `captured_at` counts as a malformed row.
                 && (a.captured_at == Micros::UNKNOWN) == (b.captured_at == Micros::UNKNOWN)
         };
@@ -73,7 +73,7 @@ impl CachedEvent {
             + slice_bytes(&self.competitors.0)
             + self
                 .snapshots()
-                .map(|snapshot| snapshot.body.heap_bytes())
+                .map(|snapshot| snapshot.packed.heap_bytes())
                 .sum::<usize>()
     }
 }

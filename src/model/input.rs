@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{
     interner::Interner,
     market::MarketKey,
-    packed::{BodyBuilder, StagedRow},
+    packed::{MarketsBuilder, StagedRow},
     snapshot::CachedSnapshot,
     time::Micros,
 };
@@ -103,7 +103,7 @@ impl SnapshotInput {
     pub(crate) fn pack(
         &self,
         interner: &mut Interner,
-        builder: &mut BodyBuilder,
+        builder: &mut MarketsBuilder,
     ) -> CachedSnapshot {
         let snapshot = builder.begin();
         for (row_id, market) in (0i64..).zip(&self.markets) {
@@ -143,7 +143,7 @@ impl SnapshotInput {
             bookmaker_id: self.bookmaker_id,
             captured_at: Micros::from_utc(self.captured_at),
             last_confirmed_at: Micros::from_utc(self.last_confirmed_at.unwrap_or(self.captured_at)),
-            body: builder.finish_one(interner),
+            packed: builder.finish_one(interner),
         }
     }
 }

@@ -215,7 +215,7 @@ impl Interner {
 
     /// Frees some of the templates that nobody else holds, and over several calls all of them. Looks at a few snapshot
     /// templates (see the constants above) and frees what it finds unused. Must not be called between
-    /// [`super::BodyBuilder::begin`] and its `finish`.
+    /// [`super::MarketsBuilder::begin`] and its `finish`.
     pub(crate) fn sweep(&mut self) {
         let base = (self.snapshot_templates.slots() / ROUND + 1).clamp(1, MOST_LOOKS);
         let added = std::mem::take(&mut self.added);

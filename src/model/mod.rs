@@ -2,7 +2,7 @@
 //!
 //! Odds change every few minutes; everything else about a market hardly ever changes. The two are therefore kept apart:
 //!
-//! - [`Body`] holds the packed markets of one snapshot: its odds, one 32-bit word per outcome, and a snapshot template.
+//! - [`PackedMarkets`] holds the packed markets of one snapshot: its odds, one 32-bit word per outcome, and a snapshot template.
 //! - [`SnapshotTemplate`](template::SnapshotTemplate) lists the market templates of a snapshot. Interned.
 //! - [`MarketTemplate`] holds the names of a market's outcomes and points to its kind. Interned; all snapshots with the
 //!   same market share it. Many of these names are players, so they belong to one event.
@@ -34,7 +34,7 @@ pub(crate) use interner::Interner;
 pub(crate) use market::{MarketKey, MarketTemplate, same_bytes};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
 pub(crate) use outcome_names::{Names, NamesBuffer};
-pub(crate) use packed::{Body, BodyBuilder, StagedRow};
+pub(crate) use packed::{MarketsBuilder, PackedMarkets, StagedRow};
 pub(crate) use pg_snapshot::PgSnapshot;
 pub use snapshot::{CachedMarket, CachedSnapshot, Markets, Outcome, Outcomes};
 pub(crate) use time::Micros;

@@ -13,7 +13,7 @@ use super::{
 /// The packed markets of a snapshot. They hold no confirmation time, so a confirmed snapshot shares them with the one
 /// before.
 #[derive(Debug)]
-pub(crate) struct Body {
+pub(crate) struct PackedMarkets {
     pub(super) template: Arc<SnapshotTemplate>,
     /// One word per outcome, market after market.
     pub(super) odds: Box<[u32]>,
@@ -30,7 +30,7 @@ struct Rare {
     unavailable_at: Box<[(u32, Micros)]>,
 }
 
-impl Body {
+impl PackedMarkets {
     pub(crate) fn market_count(&self) -> usize {
         self.template.len()
     }
@@ -69,9 +69,9 @@ impl Body {
 
     /// Whether both hold the same markets with the same odds. Both must use the same interner, which gives equal
     /// markets one template.
-    pub(super) fn same(&self, other: &Body) -> bool {
-        fn bits(body: &Body) -> impl Iterator<Item = u64> {
-            body.wide_odds().iter().map(|odds| odds.to_bits())
+    pub(super) fn same(&self, other: &PackedMarkets) -> bool {
+        fn bits(packed: &PackedMarkets) -> impl Iterator<Item = u64> {
+            packed.wide_odds().iter().map(|odds| odds.to_bits())
         }
         std::ptr::eq(self, other)
             || Arc::ptr_eq(&self.template, &other.template)
@@ -88,7 +88,7 @@ impl Body {
             size_of::<Rare>() + size_of_val(&*rare.wide_odds) + size_of_val(&*rare.unavailable_at)
         };
         ARC_HEADER
-            + size_of::<Body>()
+            + size_of::<PackedMarkets>()
             + size_of_val(&*self.odds)
             + self.rare.as_deref().map_or(0, rare)
     }
@@ -96,9 +96,9 @@ impl Body {
 
 /// Packs the markets of many snapshots at once. Their rows may come in any order. The buffers are reused.
 #[derive(Debug, Default)]
-pub(crate) struct BodyBuilder {
+pub(crate) struct MarketsBuilder {
     markets: Vec<StagedMarket>,
-    /// The odds of all staged markets. The caller adds those of the next market before [`BodyBuilder::stage`].
+    /// The odds of all staged markets. The caller adds those of the next market before [`MarketsBuilder::stage`].
     pub(crate) odds: OddsBuffer,
     /// The names of the market that the caller is reading.
     pub(crate) names: NamesBuffer,
@@ -112,7 +112,7 @@ pub(crate) struct BodyBuilder {
 /// A market row without its template and odds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StagedRow {
-    /// The index that [`BodyBuilder::begin`] returned.
+    /// The index that [`MarketsBuilder::begin`] returned.
     pub(crate) snapshot: u32,
     pub(crate) row_id: i64,
     pub(crate) unavailable_at: Option<Micros>,
@@ -138,7 +138,7 @@ struct StagedSnapshot {
     malformed_rows: u32,
 }
 
-impl BodyBuilder {
+impl MarketsBuilder {
     /// Begins a snapshot and returns its index. Indices count from 0 after each `finish`.
     pub(crate) fn begin(&mut self) -> u32 {
         self.snapshots.push(StagedSnapshot {
@@ -199,12 +199,12 @@ impl BodyBuilder {
     }
 
     /// The packed markets of the only snapshot staged since the last `finish`.
-    pub(crate) fn finish_one(&mut self, interner: &mut Interner) -> Arc<Body> {
+    pub(crate) fn finish_one(&mut self, interner: &mut Interner) -> Arc<PackedMarkets> {
         self.sort();
         let malformed_rows = self.snapshots.first().map_or(0, |one| one.malformed_rows);
-        let body = self.body(interner, &self.markets, malformed_rows);
+        let packed = self.packed(interner, &self.markets, malformed_rows);
         self.clear();
-        body
+        packed
     }
 
     fn sort(&mut self) {
@@ -215,27 +215,27 @@ impl BodyBuilder {
     }
 
     /// The packed markets of all snapshots staged since the last `finish`, by index.
-    pub(crate) fn finish(&mut self, interner: &mut Interner) -> Vec<Arc<Body>> {
+    pub(crate) fn finish(&mut self, interner: &mut Interner) -> Vec<Arc<PackedMarkets>> {
         self.sort();
-        let mut bodies = Vec::with_capacity(self.snapshots.len());
+        let mut packed_markets = Vec::with_capacity(self.snapshots.len());
         // After the sort each snapshot's markets are neighbours: take them off the front, snapshot by snapshot.
         let mut rest = self.markets.as_slice();
         for (index, staged) in (0..).zip(&self.snapshots) {
             let others = rest.iter().position(|market| market.snapshot != index);
             let (own, after) = rest.split_at(others.unwrap_or(rest.len()));
             rest = after;
-            bodies.push(self.body(interner, own, staged.malformed_rows));
+            packed_markets.push(self.packed(interner, own, staged.malformed_rows));
         }
         self.clear();
-        bodies
+        packed_markets
     }
 
-    fn body(
+    fn packed(
         &self,
         interner: &mut Interner,
         markets: &[StagedMarket],
         malformed_rows: u32,
-    ) -> Arc<Body> {
+    ) -> Arc<PackedMarkets> {
         let words = |market: &StagedMarket| {
             let words = market.first_word..market.first_word + market.words as usize;
             self.odds.words.get(words).unwrap_or_default()
@@ -263,7 +263,7 @@ impl BodyBuilder {
         let market_templates = markets
             .iter()
             .map(|market| (market.market_template, market.words));
-        Arc::new(Body {
+        Arc::new(PackedMarkets {
             template: interner.snapshot_template(market_templates),
             odds,
             rare,

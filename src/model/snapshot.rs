@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::{market::MarketKind, outcome_names::Names, packed::Body, time::Micros};
+use super::{market::MarketKind, outcome_names::Names, packed::PackedMarkets, time::Micros};
 
 /// The latest snapshot of an event and bookmaker: one row of `odds_snapshots` or `competitor_odds_snapshots` with its
 /// markets.
@@ -21,7 +21,7 @@ pub struct CachedSnapshot {
     pub(crate) bookmaker_id: i64,
     pub(crate) captured_at: Micros,
     pub(crate) last_confirmed_at: Micros,
-    pub(crate) body: Arc<Body>,
+    pub(crate) packed: Arc<PackedMarkets>,
 }
 
 impl CachedSnapshot {
@@ -53,7 +53,7 @@ impl CachedSnapshot {
 
     /// How many rows of this snapshot were malformed: market rows, and its own row if it has no `captured_at`.
     pub(crate) fn malformed_rows(&self) -> usize {
-        self.body.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
+        self.packed.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
     }
 
     /// Names the first field in which `other` differs; `None` if the two are equal. Both must use the same interner.
@@ -67,19 +67,19 @@ impl CachedSnapshot {
         } else if (self.event_id, self.bookmaker_id) != (other.event_id, other.bookmaker_id) {
             Some("event_id or bookmaker_id")
         } else {
-            (!self.body.same(&other.body)).then_some("markets")
+            (!self.packed.same(&other.packed)).then_some("markets")
         }
     }
 
     /// The address of the packed markets. No other markets can have it while these are held.
     pub(crate) fn markets_address(&self) -> usize {
-        Arc::as_ptr(&self.body).addr()
+        Arc::as_ptr(&self.packed).addr()
     }
 
     /// This snapshot, sharing the packed markets of `held` if they are equal. Both must use the same interner.
     pub(crate) fn sharing(mut self, held: Option<&CachedSnapshot>) -> CachedSnapshot {
-        if let Some(held) = held.filter(|held| self.body.same(&held.body)) {
-            self.body = Arc::clone(&held.body);
+        if let Some(held) = held.filter(|held| self.packed.same(&held.packed)) {
+            self.packed = Arc::clone(&held.packed);
         }
         self
     }
@@ -87,7 +87,7 @@ impl CachedSnapshot {
     /// The markets in the order of their row ids. Borrows; allocates nothing.
     pub fn markets(&self) -> Markets<'_> {
         Markets {
-            body: &self.body,
+            packed: &self.packed,
             next: 0,
             next_word: 0,
         }
@@ -99,11 +99,11 @@ impl CachedSnapshot {
     /// Compares one byte per market, and the whole key only where that matches. Faster than going through all markets;
     /// allocates nothing.
     pub fn market(&self, betpawa_market_id: &str, line: Option<f64>) -> Option<CachedMarket<'_>> {
-        let index = self.body.template.find(betpawa_market_id, line)?;
+        let index = self.packed.template.find(betpawa_market_id, line)?;
         Some(CachedMarket {
-            body: &self.body,
+            packed: &self.packed,
             index,
-            first_word: self.body.template.outcomes_before(index),
+            first_word: self.packed.template.outcomes_before(index),
         })
     }
 }
@@ -125,7 +125,7 @@ impl Serialize for CachedSnapshot {
 #[derive(Debug, Clone)]
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct Markets<'a> {
-    body: &'a Body,
+    packed: &'a PackedMarkets,
     next: usize,
     next_word: usize,
 }
@@ -134,21 +134,21 @@ impl<'a> Iterator for Markets<'a> {
     type Item = CachedMarket<'a>;
 
     fn next(&mut self) -> Option<CachedMarket<'a>> {
-        if self.next >= self.body.market_count() {
+        if self.next >= self.packed.market_count() {
             return None;
         }
         let market = CachedMarket {
-            body: self.body,
+            packed: self.packed,
             index: self.next,
             first_word: self.next_word,
         };
         self.next += 1;
-        self.next_word += self.body.template.outcomes(market.index);
+        self.next_word += self.packed.template.outcomes(market.index);
         Some(market)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.body.market_count() - self.next;
+        let left = self.packed.market_count() - self.next;
         (left, Some(left))
     }
 }
@@ -164,7 +164,7 @@ impl Serialize for Markets<'_> {
 /// One row of `market_odds` or `competitor_market_odds`. Borrowed from its snapshot; a copy copies three words.
 #[derive(Debug, Clone, Copy)]
 pub struct CachedMarket<'a> {
-    body: &'a Body,
+    packed: &'a PackedMarkets,
     index: usize,
     /// The index of its first odds word.
     first_word: usize,
@@ -172,7 +172,7 @@ pub struct CachedMarket<'a> {
 
 impl<'a> CachedMarket<'a> {
     fn kind(&self) -> &'a MarketKind {
-        &self.body.market_template(self.index).kind
+        &self.packed.market_template(self.index).kind
     }
 
     /// `betpawa_market_id`: which market this is, in the platform's own numbering. Competitors' markets have the same
@@ -217,16 +217,16 @@ impl<'a> CachedMarket<'a> {
     /// `unavailable_at`: since when the bookmaker no longer offers the market. `None` while it does, or if the column
     /// is missing. UTC, to the microsecond.
     pub fn unavailable_at(&self) -> Option<DateTime<Utc>> {
-        self.body.unavailable_at(self.index).map(Micros::to_utc)
+        self.packed.unavailable_at(self.index).map(Micros::to_utc)
     }
 
     /// `outcomes`, in the order of the column. Borrows; allocates nothing.
     pub fn outcomes(&self) -> Outcomes<'a> {
-        let words = self.first_word..self.first_word + self.body.template.outcomes(self.index);
+        let words = self.first_word..self.first_word + self.packed.template.outcomes(self.index);
         Outcomes {
-            body: self.body,
-            names: self.body.market_template(self.index).names(),
-            words: self.body.odds.get(words).unwrap_or_default(),
+            packed: self.packed,
+            names: self.packed.market_template(self.index).names(),
+            words: self.packed.odds.get(words).unwrap_or_default(),
         }
     }
 }
@@ -251,7 +251,7 @@ impl Serialize for CachedMarket<'_> {
 #[derive(Debug, Clone)]
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct Outcomes<'a> {
-    body: &'a Body,
+    packed: &'a PackedMarkets,
     names: Names<'a>,
     words: &'a [u32],
 }
@@ -264,7 +264,7 @@ impl<'a> Iterator for Outcomes<'a> {
         self.words = rest;
         let names = self.names;
         self.names.skip_one();
-        let (odds, is_active) = self.body.unpack(*word);
+        let (odds, is_active) = self.packed.unpack(*word);
         Some(Outcome {
             names,
             odds,

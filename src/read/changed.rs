@@ -17,7 +17,7 @@ use tokio_postgres::Row;
 
 use crate::{
     error::Error,
-    model::{Body, Micros},
+    model::{Micros, PackedMarkets},
     read::{
         change_log::ChangeSet,
         plan::{Plan, Scope},
@@ -66,7 +66,7 @@ pub(crate) async fn changed(
     change_set: &ChangeSet,
     window_start: Micros,
     newest: &mut Newest,
-) -> Result<(Plan, Bodies), Error> {
+) -> Result<(Plan, PlanMarkets), Error> {
     // First round: the guess. An empty request still reads the linked events, because the log does not name them.
     let mut request = match are_few(change_set) {
         true => Request::at_once(draft, change_set, *newest),
@@ -97,8 +97,8 @@ pub(crate) async fn changed(
     let scope = scope.await?;
     newest.note(&headers);
     let plan = Plan::part(draft, change_set, scope, headers);
-    let bodies = Bodies::read_missing(reader, &plan, draft, &request, &rows).await?;
-    Ok((plan, bodies))
+    let packed_markets = PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await?;
+    Ok((plan, packed_markets))
 }
 
 /// Reads the rows that the first round left out, and drops the extra ones (G1). Returns the events that the plan
@@ -253,22 +253,22 @@ impl Request {
 }
 
 /// The packed markets that a plan needs, by snapshot id.
-pub(crate) struct Bodies {
+pub(crate) struct PlanMarkets {
     /// The number of snapshots whose markets were read.
     snapshots_read: usize,
-    betpawa: HashMap<i64, Arc<Body>>,
-    competitors: HashMap<i64, Arc<Body>>,
+    betpawa: HashMap<i64, Arc<PackedMarkets>>,
+    competitors: HashMap<i64, Arc<PackedMarkets>>,
 }
 
-impl Bodies {
+impl PlanMarkets {
     /// Reads the markets of all snapshots of the plan, on one connection.
     pub(crate) async fn read(
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
-    ) -> Result<Bodies, Error> {
+    ) -> Result<PlanMarkets, Error> {
         let none = (Vec::new(), Vec::new());
-        Bodies::read_missing(reader, plan, draft, &Request::default(), &none).await
+        PlanMarkets::read_missing(reader, plan, draft, &Request::default(), &none).await
     }
 
     /// Reads the same on several connections, each of which reads a share. If one of them fails, or sends nothing for
@@ -279,11 +279,11 @@ impl Bodies {
         reader: Reader<'_>,
         plan: &Plan,
         draft: &mut Draft,
-    ) -> Result<Bodies, Error> {
+    ) -> Result<PlanMarkets, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let packer = &mut draft.packer;
         let shared = async {
-            Ok::<_, Error>(Bodies {
+            Ok::<_, Error>(PlanMarkets {
                 snapshots_read: betpawa.len() + competitors.len(),
                 betpawa: reader
                     .markets(helpers, silence, Side::Betpawa, &betpawa, packer)
@@ -296,7 +296,7 @@ impl Bodies {
         match shared.await {
             Err(error) if !helpers.is_empty() => {
                 tracing::info!(%error, "reading on several connections failed; reading on one");
-                Bodies::read(reader, plan, draft).await
+                PlanMarkets::read(reader, plan, draft).await
             }
             read => read,
         }
@@ -309,7 +309,7 @@ impl Bodies {
         draft: &mut Draft,
         request: &Request,
         rows: &(Vec<Row>, Vec<Row>),
-    ) -> Result<Bodies, Error> {
+    ) -> Result<PlanMarkets, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let snapshots_read = betpawa.len() + competitors.len();
         let packer = &mut draft.packer;
@@ -327,7 +327,7 @@ impl Bodies {
                 .markets(&[], Duration::MAX, Side::Competitors, &missing, packer)
                 .await?,
         );
-        Ok(Bodies {
+        Ok(PlanMarkets {
             snapshots_read,
             betpawa,
             competitors,

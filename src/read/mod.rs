@@ -47,7 +47,7 @@ use crate::{
     read::{
         audit::Audited,
         change_log::{ChangeSet, Changed, Cursor, LogRow},
-        changed::{Bodies, Newest},
+        changed::{Newest, PlanMarkets},
         fingerprint::Watched,
         plan::Plan,
         preflight::Feed,
@@ -238,7 +238,7 @@ pub(crate) async fn everything(
 ) -> Result<(ReadState, Done), Error> {
     let row_counters = RowCounters::default();
     let (schema, cursor) = Schema::load(source, &start).await?;
-    let (plan, bodies, newest) =
+    let (plan, packed_markets, newest) =
         all_rows(source, &schema.catalog, &start, draft, &row_counters).await?;
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
@@ -247,7 +247,7 @@ pub(crate) async fn everything(
 
     // The rest cannot fail and has no await, so it happens whole or not at all (R2).
     let mut next = draft.successor();
-    let snapshots_read = bodies.apply(plan, &mut next);
+    let snapshots_read = packed_markets.apply(plan, &mut next);
     next.replace(draft);
     *draft = next;
     let done = Done {
@@ -332,7 +332,7 @@ async fn all_rows(
     start: &ReadStart,
     draft: &mut Draft,
     row_counters: &RowCounters,
-) -> Result<(Plan, Bodies, Newest), Error> {
+) -> Result<(Plan, PlanMarkets, Newest), Error> {
     let Source {
         client,
         config,
@@ -366,8 +366,9 @@ async fn all_rows(
     // Half of the read time-out: this connection may be idle in its transaction meanwhile, which the server allows only
     // for that time-out.
     let silence = config.read_timeout / 2;
-    let bodies = Bodies::read_with(&helper_readers, silence, reader, &plan, draft).await?;
-    Ok((plan, bodies, newest))
+    let packed_markets =
+        PlanMarkets::read_with(&helper_readers, silence, reader, &plan, draft).await?;
+    Ok((plan, packed_markets, newest))
 }
 
 fn warmup_stats(draft: &Draft, start: &ReadStart) -> WarmupStats {
@@ -520,9 +521,9 @@ async fn read_changes(
     // The rest cannot fail and has no await, so draft and cursor change together (R2).
     let read_at = Instant::now();
     let has_changes = rows.part.is_some();
-    let snapshots_read = rows
-        .part
-        .map_or(0, |(plan, bodies)| bodies.apply(plan, draft));
+    let snapshots_read = rows.part.map_or(0, |(plan, packed_markets)| {
+        packed_markets.apply(plan, draft)
+    });
     let evicted = draft.evict(start.window_start);
     let began = start.began.monotonic;
     let took = Took {
@@ -655,7 +656,7 @@ impl Opened {
 
 /// The rows that changed, and those of a step of the audit.
 struct Rows<'p> {
-    part: Option<(Plan, Bodies)>,
+    part: Option<(Plan, PlanMarkets)>,
     newest: Newest,
     sample: Option<Sample>,
     /// The prepared statements, if this read used them. They are planned for few keys.
@@ -731,7 +732,7 @@ enum Sample {
     /// The ids of all events in the window.
     Window(Vec<i64>),
     /// The ids of some events, and all their rows. Nothing is taken over from the draft.
-    Events(Vec<i64>, Box<Plan>, Bodies),
+    Events(Vec<i64>, Box<Plan>, PlanMarkets),
 }
 
 impl Sample {
@@ -777,18 +778,18 @@ impl Sample {
             betpawa: reader.betpawa_headers(&ids).await?,
             competitors: reader.competitor_headers(&ids, &[]).await?,
         });
-        let bodies = Bodies::read(reader, &plan, draft).await?;
-        Ok(Sample::Events(ids, Box::new(plan), bodies))
+        let packed_markets = PlanMarkets::read(reader, &plan, draft).await?;
+        Ok(Sample::Events(ids, Box::new(plan), packed_markets))
     }
 
     /// Compares the rows with a draft that was brought to the same snapshot.
     fn compare(self, draft: &mut Draft) -> Audited {
         match self {
             Sample::Window(ids) => Audited::Window(ids),
-            Sample::Events(ids, plan, bodies) => {
+            Sample::Events(ids, plan, packed_markets) => {
                 // A second draft that shares the interned names, so that equal snapshots compare as equal.
                 let mut read = draft.successor();
-                bodies.apply(*plan, &mut read);
+                packed_markets.apply(*plan, &mut read);
                 let mismatches = audit::compare(draft, &read, &ids);
                 draft.packer = std::mem::take(&mut read.packer);
                 Audited::Events {

@@ -14,9 +14,10 @@ use std::{collections::BTreeSet, iter::Peekable, sync::Arc, vec};
 use hashbrown::HashMap;
 
 use crate::{
-    decode::packer::{Bodies, Packer},
+    decode::packer::{MarketCollector, Packer},
     model::{
-        BetpawaSnapshots, Body, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros, Source,
+        BetpawaSnapshots, CachedEvent, CachedSnapshot, CompetitorSnapshots, Micros, PackedMarkets,
+        Source,
     },
     read::{
         change_log::ChangeSet,
@@ -89,7 +90,7 @@ impl Scope {
 struct Planned<K> {
     header: SnapshotHeader<K>,
     /// The packed markets that are kept (A1). `None` if they must be read.
-    body: Option<Arc<Body>>,
+    packed: Option<Arc<PackedMarkets>>,
 }
 
 /// What the draft will hold once the missing packed markets are read.
@@ -152,12 +153,12 @@ impl Plan {
         to_read(&self.competitors)
     }
 
-    /// Applies the plan to `draft`. The bodies are those that were read for it; a snapshot without one has no markets.
+    /// Applies the plan to `draft`. The packed markets are those that were read for it; a snapshot without one has no markets.
     pub(crate) fn apply(
         mut self,
         draft: &mut Draft,
-        betpawa_bodies: &HashMap<i64, Arc<Body>>,
-        competitor_bodies: &HashMap<i64, Arc<Body>>,
+        betpawa_markets: &HashMap<i64, Arc<PackedMarkets>>,
+        competitor_markets: &HashMap<i64, Arc<PackedMarkets>>,
     ) {
         // Scope and snapshots both ascend by event, so one pass over each suffices.
         let mut betpawa_left = std::mem::take(&mut self.betpawa).into_iter().peekable();
@@ -175,7 +176,7 @@ impl Plan {
             let betpawa = if self.scope.betpawa.contains(&event_id) {
                 betpawa_read.extend(of_event(&mut betpawa_left, event_id).map(|planned| {
                     let bookmaker_id = planned.header.key;
-                    planned.snapshot(bookmaker_id, betpawa_bodies, &mut draft.packer)
+                    planned.snapshot(bookmaker_id, betpawa_markets, &mut draft.packer)
                 }));
                 BetpawaSnapshots::of(&mut betpawa_read)
             } else {
@@ -186,7 +187,7 @@ impl Plan {
             let competitors = if self.scope.competitors.contains(&event_id) {
                 competitors_read.extend(of_event(&mut competitors_left, event_id).map(|planned| {
                     let source = draft.packer.source(planned.header.key.as_str());
-                    let snapshot = planned.snapshot(0, competitor_bodies, &mut draft.packer);
+                    let snapshot = planned.snapshot(0, competitor_markets, &mut draft.packer);
                     (source, snapshot)
                 }));
                 CompetitorSnapshots::of(&mut competitors_read)
@@ -210,10 +211,10 @@ fn planned<'d, K>(
         let id = header.snapshot_id;
         let keeps =
             |held: &&CachedSnapshot| held.snapshot_id == id && !changed_markets.contains(&id);
-        let body = held(&header)
+        let packed = held(&header)
             .filter(keeps)
-            .map(|held| Arc::clone(&held.body));
-        Planned { header, body }
+            .map(|held| Arc::clone(&held.packed));
+        Planned { header, packed }
     };
     let mut planned: Vec<Planned<K>> = headers.into_iter().map(plan).collect();
     planned.sort_by_key(|planned| planned.header.event_id);
@@ -234,7 +235,7 @@ fn of_event<K>(
 }
 
 fn to_read<K>(planned: &[Planned<K>]) -> Vec<i64> {
-    let missing = planned.iter().filter(|planned| planned.body.is_none());
+    let missing = planned.iter().filter(|planned| planned.packed.is_none());
     let mut ids: Vec<i64> = missing.map(|planned| planned.header.snapshot_id).collect();
     ids.sort_unstable();
     ids
@@ -244,7 +245,7 @@ impl<K> Planned<K> {
     fn snapshot(
         self,
         bookmaker_id: i64,
-        bodies: &HashMap<i64, Arc<Body>>,
+        packed_markets: &HashMap<i64, Arc<PackedMarkets>>,
         packer: &mut Packer,
     ) -> CachedSnapshot {
         let SnapshotHeader {
@@ -254,10 +255,10 @@ impl<K> Planned<K> {
             last_confirmed_at,
             ..
         } = self.header;
-        let body = self
-            .body
-            .or_else(|| bodies.get(&snapshot_id).cloned())
-            .unwrap_or_else(|| Bodies::empty(packer));
+        let packed = self
+            .packed
+            .or_else(|| packed_markets.get(&snapshot_id).cloned())
+            .unwrap_or_else(|| MarketCollector::empty(packer));
         let last_confirmed_at = last_confirmed_at.unwrap_or(captured_at);
         CachedSnapshot {
             snapshot_id,
@@ -265,7 +266,7 @@ impl<K> Planned<K> {
             bookmaker_id,
             captured_at,
             last_confirmed_at,
-            body,
+            packed,
         }
     }
 }

@@ -17,9 +17,9 @@ use tokio_postgres::{
 };
 
 use crate::{
-    decode::packer::{Bodies, MarketRow, Packer},
+    decode::packer::{MarketCollector, MarketRow, Packer},
     error::Error,
-    model::{Body, Micros, Source},
+    model::{Micros, PackedMarkets, Source},
     postgres::{
         connection::within,
         statement::{Answer, Arg, Prepared, Statement},
@@ -274,21 +274,21 @@ impl Reader<'_> {
         side: Side,
         rows: &[Row],
         packer: &mut Packer,
-    ) -> Result<HashMap<i64, Arc<Body>>, Error> {
+    ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
         if rows.is_empty() {
             return Ok(HashMap::new());
         }
         let begun_at = Instant::now();
         let mut packing = Packing::new(side, self.names_malformed);
-        let mut bodies = Bodies::new(packer);
+        let mut packed_markets = MarketCollector::new(packer);
         for row in rows {
-            packing.push(row, &mut bodies)?;
+            packing.push(row, &mut packed_markets)?;
         }
         packing.end(self.row_counters);
-        let bodies = bodies.finish();
+        let packed_markets = packed_markets.finish();
         let nanos = usize::try_from(begun_at.elapsed().as_nanos()).unwrap_or(usize::MAX);
         RowCounters::add(&self.row_counters.decode_nanos, nanos);
-        Ok(bodies)
+        Ok(packed_markets)
     }
 
     /// Reads the markets of the given snapshots and packs each row as it comes. Snapshots without markets are absent.
@@ -302,12 +302,12 @@ impl Reader<'_> {
         side: Side,
         ids: &[i64],
         packer: &mut Packer,
-    ) -> Result<HashMap<i64, Arc<Body>>, Error> {
+    ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
         let mut found = HashMap::with_capacity(ids.len());
         let mut packing = Packing::new(side, self.names_malformed);
         let readers = helpers.len() + 1;
         for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
-            let mut bodies = Bodies::new(packer);
+            let mut packed_markets = MarketCollector::new(packer);
             let shares = ids.chunks(ids.len().div_ceil(readers));
             // Each connection streams its share. The streams mix, but all rows of a snapshot come from one stream, in
             // order.
@@ -326,9 +326,9 @@ impl Reader<'_> {
                     _ => within(silence, MARKETS, next).await?,
                 };
                 let Some(row) = row else { break };
-                packing.push(&row, &mut bodies)?;
+                packing.push(&row, &mut packed_markets)?;
             }
-            found.extend(bodies.finish());
+            found.extend(packed_markets.finish());
         }
         RowCounters::add(&self.row_counters.rows, packing.rows);
         packing.end(self.row_counters);
@@ -369,10 +369,10 @@ impl Packing {
         }
     }
 
-    fn push(&mut self, row: &Row, bodies: &mut Bodies<'_>) -> Result<(), Error> {
+    fn push(&mut self, row: &Row, packed_markets: &mut MarketCollector<'_>) -> Result<(), Error> {
         let (snapshot_id, row) = market(row).map_err(Error::database(MARKETS))?;
         self.rows += 1;
-        if let Some(problem) = bodies.push(snapshot_id, row) {
+        if let Some(problem) = packed_markets.push(snapshot_id, row) {
             self.malformed += 1;
             if self.malformed <= MOST_NAMED && self.names_malformed {
                 let (table, row_id) = (self.table, row.row_id);

@@ -196,7 +196,7 @@ impl Draft {
         self.totals.competitor_events += usize::from(!event.competitors.is_empty());
         for snapshot in event.snapshots() {
             self.totals.total_snapshots += 1;
-            self.totals.total_markets += snapshot.body.market_count();
+            self.totals.total_markets += snapshot.packed.market_count();
             self.totals.malformed_rows += snapshot.malformed_rows();
         }
         self.event_bytes += event.heap_bytes();
@@ -216,7 +216,7 @@ impl Draft {
         self.totals.competitor_events -= usize::from(!event.competitors.is_empty());
         for snapshot in event.snapshots() {
             self.totals.total_snapshots -= 1;
-            self.totals.total_markets -= snapshot.body.market_count();
+            self.totals.total_markets -= snapshot.packed.market_count();
             self.totals.malformed_rows -= snapshot.malformed_rows();
         }
         self.event_bytes -= event.heap_bytes();
@@ -388,7 +388,7 @@ mod tests {
             walk.competitor_events += usize::from(!event.competitors.is_empty());
             for snapshot in event.snapshots() {
                 walk.total_snapshots += 1;
-                walk.total_markets += snapshot.body.market_count();
+                walk.total_markets += snapshot.packed.market_count();
                 walk.malformed_rows += snapshot.malformed_rows();
             }
             bytes += event.heap_bytes();
