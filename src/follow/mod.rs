@@ -582,7 +582,8 @@ impl Follower {
         } else {
             tracing::info!(%reason, "reading everything; the old view stays readable");
             self.publisher.set_status(Status::Resyncing {
-                reason: reason.to_string(),
+                reason: reason.reason,
+                detail: reason.to_string(),
             });
         }
     }

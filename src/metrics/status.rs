@@ -1,7 +1,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::{error::Error, metrics::reload::Reloads};
+use crate::{
+    error::Error,
+    metrics::reload::{ReloadReason, Reloads},
+};
 
 /// What the cache is doing. The last view stays readable in every state; its age tells how old it is.
 #[derive(Debug, Clone)]
@@ -21,7 +24,9 @@ pub enum Status {
     /// Reading everything again. The old view stays readable meanwhile.
     Resyncing {
         /// Why everything is read again.
-        reason: String,
+        reason: ReloadReason,
+        /// The same in words, with the table or the SQLSTATE concerned.
+        detail: String,
     },
     /// Cannot read: there is no connection, or a lock prevents the read. The follower tries again after pauses. This
     /// state may also come before the first warmup.
@@ -79,7 +84,7 @@ impl std::fmt::Display for Status {
             Status::Warming => f.write_str("warming"),
             Status::Live => f.write_str("live"),
             Status::PollingOnly { reason } => write!(f, "polling only: {reason}"),
-            Status::Resyncing { reason } => write!(f, "resyncing: {reason}"),
+            Status::Resyncing { detail, .. } => write!(f, "resyncing: {detail}"),
             Status::Disconnected { since, error } => {
                 write!(
                     f,

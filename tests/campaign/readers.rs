@@ -269,7 +269,7 @@ impl Reader {
     /// Counts each reload that the status names.
     fn announced(&mut self) {
         let reason = match self.cache.status() {
-            Status::Resyncing { reason } => Some(reason),
+            Status::Resyncing { detail, .. } => Some(detail),
             _ => None,
         };
         if reason != self.reason {

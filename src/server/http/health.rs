@@ -14,17 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache::{OddsCache, Status};
-
-/// The status's reason for a reload after a lost connection.
-const CONNECTION_LOST: &str = "connection lost";
+use oddscache::{OddsCache, ReloadReason, Status};
 
 /// Whether changes of the database arrive. They do during a reload on a connection that never broke, because the view
 /// was current when it began. After an outage only the end of the reload proves that the outage is over.
 pub(crate) fn follows(status: &Status) -> bool {
     match status {
         Status::Live | Status::PollingOnly { .. } | Status::Detached => true,
-        Status::Resyncing { reason } => reason != CONNECTION_LOST,
+        Status::Resyncing { reason, .. } => *reason != ReloadReason::ConnectionLost,
         _ => false,
     }
 }
