@@ -180,8 +180,8 @@ fn event(number: usize) -> i32 {
     i32::try_from(101 + number % 1000).expect("an event")
 }
 
-/// A session that waits for the bell for ever, and takes what comes.
-async fn wait_for_bells(dsn: &str) {
+/// Opens a session that listens for ever. It holds the listener's lock, so every writing transaction notifies it.
+async fn listen(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
     let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache bell oddscache', 0))";
@@ -202,18 +202,18 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
     demo::fill(&plain, &size).await;
     run(&plain, "vacuum").await;
     drop(plain);
-    for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {
+    for database in ["empty", "rights", "keys", "feed", "notified", "followed"] {
         let create = format!("create database {database} template plain");
         run(&client, &create).await;
         cluster.psql_ok(database, &["-qf", "sql/install.sql"]);
     }
     let replace = |database: &str, sql: &str| cluster.psql_ok(database, &["-qc", sql]);
-    // The same triggers, with less behind them.
+    // The same triggers with an empty function.
     replace(
         "empty",
         "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
     );
-    // What any function must have that writes to a table for roles without rights on it.
+    // Adds the attributes that a function needs to write to a table on behalf of roles without rights on it.
     replace(
         "rights",
         "create or replace function oddscache.log_change() returns trigger language plpgsql
@@ -229,7 +229,7 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
                end $$",
     );
     run(&client, "checkpoint").await;
-    wait_for_bells(&cluster.dsn("rung")).await;
+    listen(&cluster.dsn("notified")).await;
     let config = Config::new(&cluster.dsn("followed")).expect("a dsn");
     let (cache, follower) = OddsCache::connect(config);
     tokio::spawn(follower.run());

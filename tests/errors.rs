@@ -434,7 +434,7 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ("outcomes = null", "outcomes is null", 0),
         (
             r#"outcomes = '[{"name": "SECRET", "odds": 1e999}]'"#,
-            "no JSON that can be read",
+            "not valid JSON",
             0,
         ),
         (r#"outcomes = '{"SECRET": 1}'"#, "outcomes is not a list", 0),
@@ -451,12 +451,12 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ),
         (
             r#"outcomes = '[{"name": "1", "odds": "SECRET"}]'"#,
-            "odds are no number",
+            "odds are not a number",
             1,
         ),
         (
             r#"outcomes = '[{"name": "1", "is_active": "SECRET"}]'"#,
-            "is_active is no boolean",
+            "is_active is not a boolean",
             1,
         ),
         (

@@ -1,4 +1,4 @@
-//! The data set.
+//! The demo's data set: it is reproducible and contains every special case.
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use crate::{
     loaded, oracle, small, window_start,
 };
 
-/// All rows of all tables, with times as distances from the last kickoff.
+/// A hash of each table, with times relative to the last kickoff.
 async fn digest(client: &Client) -> Vec<String> {
     let mut digests = Vec::new();
     for (table, times) in [
@@ -127,7 +127,7 @@ async fn the_data_set_has_every_special_case() {
         let with = count(&client, &with).await;
         assert_eq!(with == snapshots, in_all, "{id}");
     }
-    // Ids grow with time, on both sides.
+    // In both tables of snapshots, later snapshots have greater ids.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
         let backwards = format!(
             "select from (select captured_at, lag(captured_at) over (order by id) as before from {table}) t where captured_at < before"
@@ -137,7 +137,7 @@ async fn the_data_set_has_every_special_case() {
 }
 
 #[tokio::test]
-async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
+async fn the_oracle_agrees_with_a_simpler_count() {
     let (_db, client) = loaded(small(3)).await;
     let events = oracle(&client, window_start()).await;
     assert!(events.len() > 70);
@@ -171,8 +171,8 @@ async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
 }
 
 #[tokio::test]
-#[ignore = "half a minute of work; --ignored --nocapture shows time and size"]
-async fn the_real_scale_loads_in_well_under_a_minute() {
+#[ignore = "takes half a minute; --ignored --nocapture shows time and size"]
+async fn the_real_scale_loads_within_a_minute() {
     let (_db, client) = created().await;
     let mut seen = (0, 0);
     let scale = Scale::default();

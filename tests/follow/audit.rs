@@ -16,13 +16,13 @@ async fn audited() -> Followed {
     .await
 }
 
-/// Commits a change whose log rows are gone when it does.
+/// Commits a change without its log rows, as if no trigger had seen it.
 async fn unseen(followed: &Followed, sql: &str) {
     let sql = format!("begin; {sql}; delete from oddscache.change_log; commit");
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has gone through everything once more.
+/// Waits until the audit has made one more whole pass.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let two_more = |now: &Counters| now.audit_passes >= before + 2;
@@ -65,9 +65,9 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
     assert_eq!(followed.epoch(), epoch);
 }
 
-/// An audit that finds what is not there would read everything all the time.
+/// A false finding would make the follower read everything again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_triggers_saw_is_never_found() {
+async fn the_audit_finds_nothing_that_triggers_saw() {
     let followed = audited().await;
     for round in 0..30 {
         let sql = format!(
@@ -88,9 +88,9 @@ async fn what_triggers_saw_is_never_found() {
     assert!(counters.audited_events > 0);
 }
 
-/// A partition that was made after install.sql, and written by its own name.
+/// The partition was created after install.sql ran, and rows are written directly into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_straight_into_a_partition_without_triggers_is_found() {
+async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
     let followed = audited().await;
     let before = followed.step("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')").await;
     let mismatches = followed.cache.counters().audit_mismatches;
@@ -101,9 +101,9 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     assert_ne!(before, followed.check("written straight into it").await);
 }
 
-/// The default budget, not the tests' one.
+/// With the default budget, not that of the tests above.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_is_on_unless_told_otherwise() {
+async fn the_audit_is_on_by_default() {
     let followed = Followed::seeded().await;
     let audited = |now: &Counters| now.audited_events > 0;
     let counters = followed.counted("audited", audited).await;

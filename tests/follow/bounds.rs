@@ -1,4 +1,4 @@
-//! Each of these once showed the follower fall short of what it says of its bounds. The first line says how.
+//! Each of these tests failed once: the follower did not keep one of its documented bounds. The first line says how.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,15 @@ use oddscache_testkit::{
     followed::{Followed, rarely, run, shows},
 };
 
-/// A role with the cache's rights, for a database in which it is subject to what `sql` says.
+/// Creates a role with the rights of the cache, runs `sql`, and returns the role's connection string.
 fn reader(database: &Database, sql: &str) -> String {
     let role = database.reader();
     database.psql(&sql.replace("{role}", &role));
     cluster().dsn_as(&role, &database.name)
 }
 
-/// Rows of `events` are readable to a warmup, and not to a read of changes: only the audit of a quiet database reads those.
+/// SQL by which a warmup can read `events`, and a read of changes runs `otherwise`. Without changes only the audit
+/// reads that table.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -24,7 +25,7 @@ fn only_the_audit_fails(otherwise: &str) -> String {
     )
 }
 
-/// Follows until five steps of the audit have failed; returns what became of the rest meanwhile.
+/// Follows until five steps of the audit have failed. Returns the number of reloads, and the epoch.
 async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     let followed = Followed::with(dsn, |config| {
         config
@@ -39,17 +40,18 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     (followed.reloads(), followed.epoch())
 }
 
-/// A step of the audit that took longer than `read_timeout` cost the connection, a warmup and the epoch, again and again.
+/// A step of the audit that took longer than `read_timeout` ended the connection. A warmup and a new epoch followed,
+/// each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_step_of_the_audit_does_not_bring_the_follower_down() {
+async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
     let database = Database::seeded();
     let dsn = reader(&database, &only_the_audit_fails("perform pg_sleep(5)"));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// An error of the audit was answered by a warmup without a pause, again and again.
+/// After each error of the audit a warmup followed, without a pause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
+async fn an_audit_that_always_fails_causes_no_warmups() {
     let database = Database::seeded();
     let trouble = "raise exception 'trouble' using errcode = '22012'";
     let dsn = reader(&database, &only_the_audit_fails(trouble));
@@ -58,7 +60,7 @@ async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
 
 /// After a lock was in the way, the read that it kept from being done waited for another notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
+async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
@@ -79,9 +81,9 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
-/// A budget that is no number ended the follower with a panic.
+/// A budget of NaN ended the follower with a panic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_budget_that_is_no_number_does_not_panic() {
+async fn a_budget_of_nan_does_not_panic() {
     let database = Database::seeded();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -96,9 +98,9 @@ async fn a_budget_that_is_no_number_does_not_panic() {
     .await;
 }
 
-/// The role's search path had a say in what the heartbeat is, and what it named was run with the cache's rights.
+/// The heartbeat resolved names by the role's search path. So it ran a foreign function with the rights of the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
+async fn a_heartbeat_does_not_depend_on_the_search_path() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -139,9 +141,9 @@ async fn a_role_that_is_read_only_is_notified() {
     followed.live().await;
 }
 
-/// "Everything" as a lookback was refused by the server with an error that does not say so.
+/// The server refused the longest lookback, with an error that did not name it.
 #[tokio::test]
-async fn a_lookback_without_end_is_taken() {
+async fn the_longest_lookback_is_accepted() {
     let database = Database::seeded();
     let config = Config::new(&database.dsn()).expect("dsn");
     let view = warm_up(config.lookback(Duration::MAX)).await;
@@ -177,7 +179,7 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
 
 /// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_s_sessions_are_not_left_listening() {
+async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let settings = ["pool_mode = transaction", "default_pool_size = 10"];
@@ -186,7 +188,7 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
     let dsn = pooler.dsn().replace("dbname=postgres", &name);
     let followed = Followed::with(&dsn, |config| config).await;
     followed.polling(&Error::Pooled.to_string()).await;
-    // At once, so that each has a session of its own.
+    // All clients are in a transaction at the same time, so that each has a session of its own.
     let mut clients = Vec::new();
     for _ in 0..8 {
         let client = connect(&dsn).await;
@@ -202,9 +204,9 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// Events of the window that nobody has odds for were not counted, so a pass took as many times longer than its cycle as there are more of them.
+/// The size of a step did not count events without odds. With many of these a pass took much longer than its cycle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_takes_no_longer_for_events_that_nobody_has_odds_for() {
+async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
     let database = Database::seeded();
     database.psql(
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \

@@ -19,7 +19,7 @@ async fn followed(database: &Database) -> Followed {
     Followed::by_notifications(database, "postgres").await
 }
 
-/// Runs statements in a transaction that is left open; returns what the writer passes on.
+/// Runs statements in a transaction and leaves it open. Returns the transaction id, for `wait_for`.
 async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
     let sql = format!("begin; set local oddscache.notify = off; {sql}");
     run(client, &sql).await;
@@ -45,13 +45,13 @@ async fn a_writer_sees_its_own_write_without_notification_or_poll() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
+async fn wait_for_times_out_while_the_transaction_is_open() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let other = connect(&database.dsn()).await;
     let sql = "update market_odds set line = 3 where snapshot_id = 112";
     let open = written(&other, sql).await;
-    // Later ones show all the same.
+    // An open transaction does not hide later ones.
     let sql = "update market_odds set line = 4 where snapshot_id = 222";
     let later = written(&followed.app, sql).await;
     followed.run("commit").await;
@@ -68,7 +68,7 @@ async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
     followed.check("both").await;
 }
 
-/// A replica fed by nothing but the changes and the views they name equals the cache.
+/// A replica that copies only the events named by changes equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
     let followed = Followed::seeded().await;
@@ -107,7 +107,7 @@ async fn changes_name_every_event_that_differs() {
             "update events set kickoff = now() + interval '3 hours' where id = 2",
             naming(&[2], &both, &[]),
         ),
-        // Read again, and nothing differs: no change at all for the first of these.
+        // The first statement writes equal values, so the change does not name its event.
         (
             "update market_odds set line = line where snapshot_id = 222; update market_odds set line = 8 where snapshot_id = 122",
             naming(&[1], &none, &[]),
@@ -129,7 +129,7 @@ async fn changes_name_every_event_that_differs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
+async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     let database = Database::seeded();
     let mut followed = Followed::new(&database).await;
     let mut changes = followed.cache.changes();
@@ -155,7 +155,7 @@ async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_read_again_when_asked_here_or_in_the_database() {
+async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let mut changes = followed.cache.changes();
@@ -175,7 +175,7 @@ async fn everything_is_read_again_when_asked_here_or_in_the_database() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// What is the same after reading everything again is not held twice.
+/// An event that a reload finds unchanged is not held twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_shares_the_memory_of_what_did_not_change() {
     let database = Database::seeded();

@@ -16,12 +16,12 @@ mod transactions;
 
 use oddscache_testkit::followed::Followed;
 
-/// How a change comes to the cache.
+/// How the cache learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
-    /// The keys it names in the log are read again.
+    /// It reads the keys again that the log names.
     Keys,
-    /// Everything is read again.
+    /// It reads everything again.
     Reload,
 }
 
@@ -43,7 +43,7 @@ async fn step(followed: &Followed, by: By, sql: &str) {
     assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
 }
 
-/// Tests that are lists of [`steps`].
+/// Defines tests that are lists of [`steps`].
 macro_rules! changes {
     ($by:expr; $($name:ident: [$($sql:expr),+ $(,)?];)+) => {
         $(#[tokio::test]

@@ -1,4 +1,4 @@
-//! What the cache says of how long commits took to be visible, and of what it did for what reason.
+//! The cache measures how long commits took to become visible, and counts what it did and why.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn seconds(timing: &Timing, before: &Timing) -> Duration {
 #[tokio::test]
 async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     let followed = Followed::seeded().await;
-    // Warmed up, and with heartbeats.
+    // Neither the warmup nor heartbeats count as commits.
     let begun = Instant::now();
     eventually("two heartbeats", async || {
         followed.cache.counters().heartbeats >= 2 && followed.cache.counters().log_rows >= 1
@@ -32,7 +32,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     let reads = followed.cache.counters();
     for line in 1..=4 {
         followed.set_line(line).await;
-        // A transaction of three logged statements, among them one that changes nothing that is held.
+        // One transaction with three log rows. One of its statements changes nothing that the cache holds.
         let sql = format!(
             "begin; update market_odds set line = {line} where snapshot_id = 211;
              update events set kickoff = kickoff + interval '1 minute' where id = 1;
@@ -64,7 +64,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert!(read.rows_read >= reads.rows_read + 8, "{read:?}");
     assert!(read.polls > 0, "{read:?}");
 
-    // A read of everything is a reload for a reason, and no commit.
+    // A reload is counted under its reason, and not as a commit.
     followed.cache.resync();
     followed.counted("read again", |now| now.reloads == 2).await;
     let counters = followed.cache.counters();
@@ -96,7 +96,7 @@ async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it()
 }
 
 #[tokio::test]
-async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
+async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
@@ -114,7 +114,7 @@ async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
 }
 
 #[tokio::test]
-async fn how_far_the_log_reaches_is_known() {
+async fn the_cache_knows_which_transactions_the_log_covers() {
     let followed = Followed::seeded().await;
     followed.set_line(9).await;
     followed.caught_up("a change").await;
@@ -124,7 +124,7 @@ async fn how_far_the_log_reaches_is_known() {
     let pruned_below: String = row.expect("a row").get(0);
     assert_eq!(before.pruned_below.to_string(), pruned_below);
     assert!(before.next_xid > before.pruned_below, "{before:?}");
-    // As a pruner would that keeps nothing.
+    // As a call of prune() that keeps nothing.
     let prune =
         "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())";
     followed.run(prune).await;

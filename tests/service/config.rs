@@ -92,7 +92,7 @@ fn what_is_printed_is_a_file_and_tells_no_secret() {
         .env("ODDSCACHE_TOKEN", secret)
         .env("PGPASSWORD", secret);
     let words = [
-        "postgres://u:***@h/d",
+        "dbname=d host=h password=*** user=u",
         "host=b password=*** user=u",
         "environment PGPASSWORD",
         "ODDSCACHE_TOKEN",
