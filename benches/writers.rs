@@ -62,7 +62,7 @@ const VARIANTS: [Variant; 8] = [
     variant("+ notify, a cache follows", "followed", ""),
 ];
 
-/// The variants that are measured with several clients at once, by index.
+/// The indexes into [`VARIANTS`] of those that are measured with several clients at once.
 const TOGETHER: [usize; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 const MARKETS: usize = 50;
@@ -213,13 +213,14 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
         "empty",
         "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
     );
-    // Adds the attributes that a function needs to write to a table on behalf of roles without rights on it.
+    // A function needs these attributes if it writes to a table on behalf of roles without rights on it.
     replace(
         "rights",
         "create or replace function oddscache.log_change() returns trigger language plpgsql
              security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
              as 'begin return null; end'",
     );
+    // The function collects the keys and returns before it writes the log row.
     replace(
         "keys",
         "do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
@@ -261,7 +262,7 @@ async fn alone(
             let (begun, cpu_before) = (Instant::now(), writer.cpu_ms());
             transaction(writer, round).await;
             let took = begun.elapsed().as_secs_f64() * 1e3;
-            // Gives a following cache time to read the change, so that its work does not slow the next writer. The
+            // Give a following cache time to read the change, so that its work does not slow the next writer. The
             // backend waits by then, so its CPU time is exact.
             tokio::time::sleep(Duration::from_millis(3)).await;
             if round >= 3 {

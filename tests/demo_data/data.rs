@@ -35,6 +35,7 @@ async fn digest(client: &Client) -> Vec<String> {
     digests
 }
 
+/// The same seed gives the same rows at any time. Another seed gives other rows in every table.
 #[tokio::test]
 async fn the_data_set_depends_on_the_seed_alone() {
     let (first, second, other) = tokio::join!(loaded(small(7)), loaded(small(7)), loaded(small(8)));
@@ -44,6 +45,7 @@ async fn the_data_set_depends_on_the_seed_alone() {
     assert!(first.iter().zip(&other).all(|(a, b)| a != b));
 }
 
+/// The data set contains every case that the cache treats specially. Otherwise tests on it would miss that case.
 #[tokio::test]
 async fn the_data_set_has_every_special_case() {
     let (_db, client) = loaded(small(1)).await;
@@ -58,7 +60,7 @@ async fn the_data_set_has_every_special_case() {
             format!("select from competitor_events c where {live} group by betpawa_event_id, source having count(*) = 2"),
         ),
         (
-            "a deleted event beside a live one, and sometimes with the greater snapshot id",
+            "a deleted competitor event with a greater snapshot id than a live one of its source",
             format!(
                 "select from competitor_events c join competitor_events d using (betpawa_event_id, source)
                  where {live} and d.deleted_at is not null
@@ -67,7 +69,7 @@ async fn the_data_set_has_every_special_case() {
             ),
         ),
         (
-            "a source that is wholly deleted",
+            "a source whose competitor events of one event are all deleted",
             "select from competitor_events group by betpawa_event_id, source having count(*) = count(deleted_at)".to_owned(),
         ),
         (
@@ -127,7 +129,7 @@ async fn the_data_set_has_every_special_case() {
         let with = count(&client, &with).await;
         assert_eq!(with == snapshots, in_all, "{id}");
     }
-    // In both tables of snapshots, later snapshots have greater ids.
+    // In both tables of snapshots, a snapshot with a greater id was not captured earlier.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
         let backwards = format!(
             "select from (select captured_at, lag(captured_at) over (order by id) as before from {table}) t where captured_at < before"
@@ -136,6 +138,7 @@ async fn the_data_set_has_every_special_case() {
     }
 }
 
+/// On the data set, the oracle returns as many markets as a simpler query counts, and no event outside the window.
 #[tokio::test]
 async fn the_oracle_agrees_with_a_simpler_count() {
     let (_db, client) = loaded(small(3)).await;
@@ -170,6 +173,7 @@ async fn the_oracle_agrees_with_a_simpler_count() {
     assert_eq!(markets, expected);
 }
 
+/// The demo starts within a minute at its default scale.
 #[tokio::test]
 #[ignore = "takes half a minute; --ignored --nocapture shows time and size"]
 async fn the_real_scale_loads_within_a_minute() {

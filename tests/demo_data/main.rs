@@ -32,7 +32,7 @@ fn small(seed: u64) -> Scale {
     }
 }
 
-/// A database with the application's tables, empty.
+/// A database with the application's tables, but without rows.
 async fn created() -> (Database, Client) {
     let db = Database::empty();
     let client = connect(&db.dsn()).await;

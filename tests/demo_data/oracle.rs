@@ -8,7 +8,8 @@ use crate::{dataset, oracle};
 
 const NOON: &str = "2026-01-01T12:00:00Z";
 
-/// Tables with two bookmakers and three events: 1 at the start of the window, 2 just after, 3 a day later.
+/// A database with two bookmakers and three events. The kickoff of event 1 is the start of the window, that of event 2
+/// a microsecond later, that of event 3 a day later.
 async fn hand_made() -> Client {
     let client = connect(&Database::empty().dsn()).await;
     run(&client, dataset::SCHEMA).await;
@@ -22,24 +23,28 @@ async fn hand_made() -> Client {
     client
 }
 
+/// Runs statements, then returns the oracle's events for a window that starts at noon.
 async fn oracle_after(client: &Client, sql: &str) -> Vec<Value> {
     run(client, sql).await;
     let noon = chrono::DateTime::parse_from_rfc3339(NOON).unwrap();
     oracle(client, noon.into()).await
 }
 
+/// The id of an event's snapshot of this bookmaker, 0 if there is none.
 fn own(event: &Value, bookmaker: &str) -> i64 {
     event["betpawa"][bookmaker]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
+/// The id of an event's snapshot of this source, 0 if there is none.
 fn competitor(event: &Value, source: &str) -> i64 {
     event["competitors"][source]["snapshot_id"]
         .as_i64()
         .unwrap_or(0)
 }
 
+/// The oracle returns every field, in the form that the cache serves.
 #[tokio::test]
 async fn oracle_prints_an_event_in_full() {
     let client = hand_made().await;
@@ -79,6 +84,7 @@ async fn oracle_prints_an_event_in_full() {
     assert_eq!(json!(events), expected);
 }
 
+/// The latest snapshot is the one with the greatest id, whatever its time of capture.
 #[tokio::test]
 async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     let client = hand_made().await;
@@ -93,6 +99,7 @@ async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     assert_eq!([of(&events[0]), of(&events[1])], [[5, 3], [0, 9]]);
 }
 
+/// An event whose kickoff is the very start of the window is outside.
 #[tokio::test]
 async fn oracle_opens_the_window_after_its_start() {
     let client = hand_made().await;
@@ -103,6 +110,8 @@ async fn oracle_opens_the_window_after_its_start() {
     assert_eq!(ids, [2, 3]);
 }
 
+/// Competitor events that are deleted or not linked contribute nothing. Of several live ones, the greatest snapshot id
+/// counts.
 #[tokio::test]
 async fn oracle_takes_live_linked_competitor_events_only() {
     let client = hand_made().await;
@@ -129,6 +138,7 @@ async fn oracle_takes_live_linked_competitor_events_only() {
     }
 }
 
+/// The oracle returns no event without snapshots, and no snapshot without an event.
 #[tokio::test]
 async fn oracle_leaves_out_events_without_snapshots() {
     let client = hand_made().await;
@@ -138,6 +148,8 @@ async fn oracle_leaves_out_events_without_snapshots() {
     assert!(oracle_after(&client, insert).await.is_empty());
 }
 
+/// Markets come in the order of their row ids. A betPawa snapshot does not get the markets of a competitor's with the
+/// same id.
 #[tokio::test]
 async fn oracle_keeps_row_id_order_and_sides_apart() {
     let client = hand_made().await;
@@ -161,6 +173,7 @@ async fn oracle_keeps_row_id_order_and_sides_apart() {
     assert_eq!(events[1]["betpawa"]["1"]["markets"], json!([]));
 }
 
+/// `outcomes` or `market_groups` that are not a JSON list read as an empty list.
 #[tokio::test]
 async fn oracle_reads_a_non_list_as_empty() {
     let client = hand_made().await;
@@ -177,6 +190,7 @@ async fn oracle_reads_a_non_list_as_empty() {
     assert!(groups.eq(&[json!([]), json!([]), json!(["a", null])]));
 }
 
+/// Deployments with other column types, without the optional columns and in another time zone give the same result.
 #[tokio::test]
 async fn oracle_reads_other_deployments_alike() {
     let client = hand_made().await;

@@ -28,6 +28,7 @@ async fn few_markets(seed: u64) -> (Database, Client) {
     loaded(Scale { markets, ..small }).await
 }
 
+/// A fast scraper with many unusual changes and no long transactions.
 fn fast_pace() -> Pace {
     Pace {
         cycle: Duration::from_millis(300),
@@ -47,6 +48,7 @@ async fn do_once(scraper: &Scraper, kind: Kind) {
     panic!("{kind:?} never found anything to change");
 }
 
+/// Each kind of change can be repeated, because the others leave rows for it.
 #[tokio::test]
 async fn every_kind_of_change_works_again_and_again() {
     let (db, client) = few_markets(1).await;
@@ -74,6 +76,7 @@ async fn every_kind_of_change_works_again_and_again() {
     assert!(oracle(&client, window_start()).await.len() > 60);
 }
 
+/// Rolled back transactions, changes to old partitions and retention do not change the latest odds.
 #[tokio::test]
 async fn changes_to_history_leave_the_latest_alone() {
     let (db, client) = few_markets(2).await;
@@ -107,6 +110,7 @@ async fn changes_to_history_leave_the_latest_alone() {
     }
 }
 
+/// The demo's comparison would prove nothing if these kinds of change did not change the oracle's result.
 #[tokio::test]
 async fn the_changes_show_in_the_oracle() {
     let (db, client) = few_markets(4).await;
@@ -135,7 +139,8 @@ async fn the_changes_show_in_the_oracle() {
         Kind::LongTransaction,
     ] {
         let before = oracle(&client, start).await;
-        // A single change may not show, for instance if it hits an event without snapshots. So try several.
+        // A single change may leave the result as it is, for instance if it hits an event without snapshots. So try
+        // several.
         let mut shown = false;
         for _ in 0..30 {
             scraper.once(kind).await.unwrap();
@@ -148,7 +153,7 @@ async fn the_changes_show_in_the_oracle() {
     }
 }
 
-/// A scraper that runs.
+/// A scraper that runs in a task of its own.
 struct Running {
     control: Control,
     counters: Arc<Counters>,
@@ -183,6 +188,8 @@ impl Running {
     }
 }
 
+/// During a pause no transaction is open and nothing changes, so that the demo can compare. A pause ends long
+/// transactions.
 #[tokio::test]
 async fn a_pause_leaves_no_transaction_in_flight() {
     let (db, client) = few_markets(5).await;
@@ -214,11 +221,13 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         running.control.resume();
     }
     running.stop().await;
-    // Long transactions block those that lock whole tables, and these block others. So conflicts are the only failures.
+    // Long transactions block transactions that lock whole tables, and these block others. So conflicts are the only
+    // failures.
     let counts = counters.read();
     assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
 }
 
+/// When the server refuses connections, the scraper counts failures. It goes on when connections work again.
 #[tokio::test]
 async fn a_lost_server_is_survived() {
     let (db, client) = few_markets(6).await;

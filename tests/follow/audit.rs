@@ -1,11 +1,11 @@
-//! What no trigger saw is found by the audit, named, counted and repaired; what triggers saw never is.
+//! The audit finds each change that no trigger saw, and names, counts and repairs it. It finds nothing else.
 
 use std::time::Duration;
 
 use oddscache::Counters;
 use oddscache_testkit::{Database, followed::Followed};
 
-/// Follows the seed, and audits everything all the time.
+/// Follows the seed with an audit that never rests.
 async fn audited() -> Followed {
     Followed::with(&Database::seeded().dsn(), |config| {
         config
@@ -22,7 +22,7 @@ async fn unseen(followed: &Followed, sql: &str) {
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has made one more whole pass.
+/// Waits until the audit has made one whole pass. The pass that is under way does not count, so it waits for two.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let two_more = |now: &Counters| now.audit_passes >= before + 2;
@@ -30,7 +30,7 @@ async fn passed(followed: &Followed) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_no_trigger_saw_is_found_and_repaired() {
+async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
     let followed = audited().await;
     let mut before = followed.check("the seed").await;
     let epoch = followed.epoch();
@@ -57,7 +57,7 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
         followed.counted(sql, found).await;
         passed(&followed).await;
         let after = followed.check(sql).await;
-        assert_ne!(before, after, "{sql}: changes nothing that is held");
+        assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
         let now = followed.cache.counters().audit_mismatches;
         assert_eq!(now, mismatches + 1, "{sql}: one event");
         before = after;
@@ -65,7 +65,7 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
     assert_eq!(followed.epoch(), epoch);
 }
 
-/// A false finding would make the follower read everything again and again.
+/// A false finding would make the follower read everything again, time after time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_nothing_that_triggers_saw() {
     let followed = audited().await;
@@ -88,7 +88,7 @@ async fn the_audit_finds_nothing_that_triggers_saw() {
     assert!(counters.audited_events > 0);
 }
 
-/// The partition was created after install.sql ran, and rows are written directly into it.
+/// The audit finds rows that are written directly into a partition which was created after install.sql ran.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
     let followed = audited().await;
@@ -98,10 +98,13 @@ async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
     let found = |now: &Counters| now.audit_mismatches > mismatches;
     followed.counted("found", found).await;
     passed(&followed).await;
-    assert_ne!(before, followed.check("written straight into it").await);
+    assert_ne!(
+        before,
+        followed.check("written directly into the partition").await
+    );
 }
 
-/// With the default budget, not that of the tests above.
+/// Uses the default budget. The tests above set a larger one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_is_on_by_default() {
     let followed = Followed::seeded().await;

@@ -1,4 +1,5 @@
-//! Each of these tests failed once: the follower did not keep one of its documented bounds. The first line says how.
+//! Each of these tests failed once, because the follower did not keep one of its documented bounds. The first line says
+//! how.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,8 @@ fn reader(database: &Database, sql: &str) -> String {
     cluster().dsn_as(&role, &database.name)
 }
 
-/// SQL by which a warmup can read `events`, and a read of changes runs `otherwise`. Without changes only the audit
-/// reads that table.
+/// SQL that makes reads of `events` run `otherwise`, except in a warmup. While nothing changes, only the audit reads
+/// that table, so only the audit fails.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -40,8 +41,8 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     (followed.reloads(), followed.epoch())
 }
 
-/// A step of the audit that took longer than `read_timeout` ended the connection. A warmup and a new epoch followed,
-/// each time.
+/// A step of the audit that took longer than `read_timeout` ended the connection. Each time, a warmup and a new epoch
+/// followed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
     let database = Database::seeded();
@@ -49,7 +50,7 @@ async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// After each error of the audit a warmup followed, without a pause.
+/// After each error of the audit a warmup followed at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_that_always_fails_causes_no_warmups() {
     let database = Database::seeded();
@@ -58,13 +59,13 @@ async fn an_audit_that_always_fails_causes_no_warmups() {
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// After a lock was in the way, the read that it kept from being done waited for another notification or the poll interval.
+/// A read that a lock had prevented was made only after the next notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
-    // Without the fix a heartbeat brought it, more than 4 s later each time.
+    // With the bug a heartbeat caused the read, each time more than 4 s later.
     let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
@@ -98,7 +99,8 @@ async fn a_budget_of_nan_does_not_panic() {
     .await;
 }
 
-/// The heartbeat resolved names by the role's search path. So it ran a foreign function with the rights of the cache.
+/// The heartbeat resolved names by the role's search path. So another role's function could run with the rights of the
+/// cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_heartbeat_does_not_depend_on_the_search_path() {
     let database = Database::seeded();
@@ -116,9 +118,9 @@ async fn a_heartbeat_does_not_depend_on_the_search_path() {
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
-/// Notifications of another database were live, though no change here ever caused one.
+/// The status was live while the follower listened in another database, where no change of this one notifies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_of_another_database_are_not_live() {
+async fn listening_in_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
     let listen = Config::new(&another.dsn()).expect("dsn");
     let followed = Followed::with(&database.dsn(), |config| config.listen_from(listen)).await;
@@ -129,9 +131,9 @@ async fn notifications_of_another_database_are_not_live() {
     .await;
 }
 
-/// A role that is read-only by default could not send heartbeats, and notifications that arrive were said not to.
+/// A role that is read-only by default could not send heartbeats. So the status was never live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_is_read_only_is_notified() {
+async fn a_role_that_is_read_only_is_live() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -150,9 +152,9 @@ async fn the_longest_lookback_is_accepted() {
     assert!(view.is_ok(), "{view:?}");
 }
 
-/// The listening connection was lost; with a long poll interval the status went on to say live.
+/// After the listening connection was lost, the status stayed live until the next poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_listener_is_not_live_until_the_next_poll() {
+async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     let database = Database::seeded();
     let role = format!("listener_of_{}", database.name);
     database.psql(&format!("create role {role} login superuser"));
@@ -161,7 +163,7 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
     let followed = Followed::with(&database.dsn(), config).await;
     followed.live().await;
     let cache = &followed.cache;
-    // It looks again for a moment after a notification.
+    // With a listener elsewhere it reads a few more times after each notification.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;
@@ -177,7 +179,8 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
     eventually("not live", async || cache.status() != Status::Live).await;
 }
 
-/// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
+/// Behind a pooler in transaction mode, LISTEN stayed behind in sessions of the server. The pooler then gave these to
+/// other clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
@@ -204,7 +207,7 @@ async fn no_session_of_a_pooler_is_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// The size of a step did not count events without odds. With many of these a pass took much longer than its cycle.
+/// The size of a step did not count events without odds. With many of these, a pass took much longer than its cycle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
     let database = Database::seeded();

@@ -1,4 +1,4 @@
-//! Connections that look alive but are dead. At the default settings the follower notices within 15 s, and meanwhile
+//! Connections that look alive but are dead. At the default settings the follower notices within 15 s, and until then
 //! the age of the view is true.
 
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ async fn a_half_open_connection_is_noticed() {
     assert_ne!(before, followed.check("found again").await);
 }
 
-/// Only the listening connection dies: changes show as before, polled, and notifications come back by themselves.
+/// Only the listening connection dies. The follower sees changes by polling, and listens again by itself.
 async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
     let database = Database::seeded();
     let (followed, proxy) = behind_a_proxy(&database).await;
@@ -86,7 +86,7 @@ async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listener_in_a_black_hole_is_noticed() {
+async fn a_listening_connection_in_a_black_hole_is_noticed() {
     let lose = |setting: &mut Setting| {
         setting.whose = Whose::Listeners;
         (setting.up, setting.down) = (Way::BlackHole, Way::BlackHole);
@@ -94,7 +94,7 @@ async fn a_listener_in_a_black_hole_is_noticed() {
     a_lost_listener(|proxy| proxy.set(lose)).await;
 }
 
-/// The connection works; only the notifications are lost on the way.
+/// The connection works, but every notification is lost on the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_notifications_are_noticed() {
     a_lost_listener(|proxy| proxy.set(|setting| setting.notices = Notices::Drop)).await;

@@ -18,6 +18,7 @@ fn allow_connections(database: &Database, allow: bool) {
     psql("postgres", &["-qc", &sql]);
 }
 
+/// A server that is reached again may have lost commits, so a new epoch begins. Until then the old view grows old.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_stays() {
     let database = Database::seeded();
@@ -47,8 +48,9 @@ async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_sta
     followed.step(ANOTHER).await;
 }
 
+/// Changes stay visible without the listening connection, and no new epoch begins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_listening_connection_costs_nothing_but_notifications() {
+async fn after_a_lost_listening_connection_it_only_polls() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     followed.live().await;
@@ -66,6 +68,7 @@ async fn a_lost_listening_connection_costs_nothing_but_notifications() {
     assert_eq!(followed.reloads(), 1);
 }
 
+/// Log rows that were deleted before the follower read them must not go unnoticed.
 #[tokio::test]
 async fn a_log_pruned_beyond_the_cursor_becomes_a_reload() {
     let database = Database::seeded();
@@ -84,6 +87,7 @@ async fn a_log_pruned_beyond_the_cursor_becomes_a_reload() {
     assert_eq!(followed.epoch(), 1);
 }
 
+/// A change stays visible even if its log row is pruned at once.
 #[tokio::test]
 async fn pruning_loses_nothing() {
     let followed = Followed::seeded().await;
@@ -95,6 +99,7 @@ async fn pruning_loses_nothing() {
     }
 }
 
+/// TRUNCATE of the log removes log rows without prune(), so the follower reads everything again.
 #[tokio::test]
 async fn a_truncated_log_is_not_taken_for_an_empty_one() {
     let followed = Followed::seeded().await;
@@ -102,6 +107,7 @@ async fn a_truncated_log_is_not_taken_for_an_empty_one() {
     followed.changes(&sql).await;
 }
 
+/// A disabled trigger logs nothing. The follower sees in the catalog that it was disabled.
 #[tokio::test]
 async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     crate::steps(
@@ -115,6 +121,7 @@ async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
+/// Without a trigger the follower could miss changes. So it stops reading, and says which trigger is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_status_names_a_dropped_trigger_until_it_is_back() {
     let database = Database::seeded();
@@ -137,6 +144,7 @@ async fn the_status_names_a_dropped_trigger_until_it_is_back() {
     followed.step(CHANGE).await;
 }
 
+/// While the change feed is missing, the view stays as it is. It is current again after the installation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {
     let database = Database::seeded();

@@ -1,4 +1,5 @@
-//! What handles ask and are told: transactions waited for, changes, reading again, whether notifications arrive.
+//! What handles request and learn: they wait for transactions, subscribe to changes, request a reload, and see whether
+//! notifications arrive.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A follower that does not look by itself within the test.
+/// A follower that does not poll within the time of the test.
 async fn followed(database: &Database) -> Followed {
     Followed::by_notifications(database, "postgres").await
 }
@@ -26,8 +27,9 @@ async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
     xid(client).await
 }
 
+/// `wait_for` causes a read, so a writer sees its own write at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_sees_its_own_write_without_notification_or_poll() {
+async fn wait_for_shows_a_write_without_notification_or_poll() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     for line in 1..20 {
@@ -44,6 +46,7 @@ async fn a_writer_sees_its_own_write_without_notification_or_poll() {
     }
 }
 
+/// `wait_for` returns only after the commit. The error names the transaction and the status.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_for_times_out_while_the_transaction_is_open() {
     let database = Database::seeded();
@@ -68,7 +71,7 @@ async fn wait_for_times_out_while_the_transaction_is_open() {
     followed.check("both").await;
 }
 
-/// A replica that copies only the events named by changes equals the cache.
+/// Changes name every event that differs: a replica that copies only these events equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
     let followed = Followed::seeded().await;
@@ -128,6 +131,8 @@ async fn changes_name_every_event_that_differs() {
     }
 }
 
+/// A subscriber that is too slow learns how many changes it missed. After the end of the follower it gets no more
+/// changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     let database = Database::seeded();
@@ -154,6 +159,7 @@ async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     assert!(followed.cache.changes().next().await.is_none());
 }
 
+/// A requested reload reads everything within the same epoch. If nothing differs, its change names no event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     let database = Database::seeded();
@@ -175,7 +181,7 @@ async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// An event that a reload finds unchanged is not held twice.
+/// A reload keeps the memory of an event that it finds unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_shares_the_memory_of_what_did_not_change() {
     let database = Database::seeded();
@@ -187,9 +193,9 @@ async fn a_reload_shares_the_memory_of_what_did_not_change() {
     assert!(std::sync::Arc::ptr_eq(&before, &after));
 }
 
-/// Notifications go where nobody listens: a follower is not live only because LISTEN succeeded.
+/// Writers notify another channel. A successful LISTEN alone does not make the status live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_that_nobody_receives_are_found_out() {
+async fn notifications_on_another_channel_are_found_to_be_lost() {
     let database = Database::seeded();
     database.psql("update oddscache.log_state set channel = 'elsewhere'");
     let followed = Followed::new(&database).await;
@@ -199,13 +205,14 @@ async fn notifications_that_nobody_receives_are_found_out() {
     followed.changes(sql).await;
 }
 
-/// A quiet database: notifications stay proven by heartbeats, whose log rows change nothing.
+/// In a quiet database heartbeats prove that notifications arrive. Their log rows change nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_follower_stays_live_by_its_heartbeats() {
+async fn heartbeats_keep_a_quiet_database_live() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let published = followed.cache.counters().published;
-    // A heartbeat counts when its notification arrives, its log row when that is read.
+    // A heartbeat counts when its notification arrives. Its log row counts when it is read, which may be a little
+    // later.
     let three = |now: &Counters| now.heartbeats >= 3 && now.log_rows >= 2;
     let counters = followed.counted("three heartbeats", three).await;
     assert_eq!(followed.cache.status(), Status::Live);

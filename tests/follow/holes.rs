@@ -1,5 +1,5 @@
-//! Each of these tests failed once: a change was missed, a view was torn, or a reader learned too much. The first line
-//! says how.
+//! Each of these tests failed once, because a change was missed, a view was torn, or a reader learned too much. The
+//! first line says how.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     run(&migration, drop).await;
     let (cache, follower) = OddsCache::connect(config(&database.dsn()));
     let follower = tokio::spawn(follower.run());
-    eventually("kept waiting by the lock", async || {
+    eventually("a read that waits for the lock", async || {
         cache.counters().failures > 0
     })
     .await;
@@ -108,7 +108,7 @@ async fn very_many_keys_become_a_reload() {
     followed.check("after all these keys").await;
     let now = followed.cache.counters();
     assert_eq!(now.reloads, before.reloads + 1);
-    // Not one of the 50 rows was counted, at most some heartbeats.
+    // None of the 50 rows was counted, at most some heartbeats.
     assert!(now.log_rows < before.log_rows + 10, "{now:?}");
 }
 
@@ -184,7 +184,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
 
 /// After the feed was installed again with another channel, the follower went on listening to the old one.
 #[tokio::test]
-async fn notifications_move_with_the_channel() {
+async fn the_listener_follows_a_change_of_the_channel() {
     let database = Database::seeded();
     let poll = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.poll_interval(poll)).await;
@@ -202,7 +202,7 @@ async fn notifications_move_with_the_channel() {
     .await;
 }
 
-/// Two events had a snapshot of the same id. A change of its markets reached only one of them.
+/// Two events had snapshots of the same id. A change of its markets reached only one of them.
 #[tokio::test]
 async fn two_events_may_hold_snapshots_of_one_id() {
     let followed = Followed::seeded().await;
@@ -216,7 +216,7 @@ async fn two_events_may_hold_snapshots_of_one_id() {
     }
 }
 
-/// Data of a row went from a trigger's error into the status, which everybody can read.
+/// A trigger's error contained data of a row. It went into the status, which everybody can read.
 #[tokio::test]
 async fn the_status_contains_no_data_of_a_trigger_s_error() {
     let followed = Followed::seeded().await;
@@ -236,7 +236,7 @@ async fn the_status_contains_no_data_of_a_trigger_s_error() {
     assert!(!status.concat().contains("secret"), "{status:?}");
 }
 
-/// With an unescaped @ in a password, its second part was printed as the host. The server refused the longest
+/// For a password with an unescaped @, an error printed its second part as the host. The server refused the longest
 /// time-outs.
 #[tokio::test]
 async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
@@ -251,7 +251,7 @@ async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
     assert!(!warm_up(endless).await.expect("warm").is_empty());
 }
 
-/// The list of tables at the end of a read left out tables that the list at its beginning had. So every read was
+/// The list of tables at the end of a read lacked tables that the list at its beginning had. So every read was
 /// repeated.
 #[tokio::test]
 async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_detached() {
@@ -288,7 +288,7 @@ async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_deta
     followed.step(confirm).await;
 }
 
-/// A server that refused to export a snapshot (no space for its file, no such function) made every warmup fail.
+/// A warmup failed if the server refused to export a snapshot, for instance for lack of disk space.
 #[tokio::test]
 async fn a_warmup_succeeds_without_exporting_a_snapshot() {
     let database = Database::seeded();

@@ -15,6 +15,7 @@ use oddscache_testkit::{
     xid,
 };
 
+/// The follower waits for a lock no longer than its lock time-out, and keeps its connection.
 #[tokio::test]
 async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     let database = Database::seeded();
@@ -80,7 +81,7 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
         let truncating = connect(&database.dsn()).await;
         run(&truncating, "begin; truncate competitor_market_odds").await;
         let xid = xid(&truncating).await;
-        // Makes the next read need the markets of a snapshot that event 2 did not hold.
+        // After this the next read needs the markets of a snapshot that event 2 did not hold.
         let link = "update competitor_events set betpawa_event_id = 2 where id = 11";
         followed.run(link).await;
         followed.reader_waits().await;
@@ -95,8 +96,8 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
     }
 }
 
-/// The migration takes its locks in another order than the reader. After a second the server would cancel one of the
-/// two.
+/// The migration takes its locks in another order than the reader does. After a second the server would cancel one of
+/// the two.
 #[tokio::test]
 async fn a_deadlock_with_the_reader_never_cancels_the_migration() {
     let database = Database::seeded();
@@ -115,7 +116,7 @@ async fn a_deadlock_with_the_reader_never_cancels_the_migration() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// A read that was cancelled must leave nothing behind, least of all its cursor.
+/// A cancelled read leaves everything as it was. Above all, the cursor must not move.
 #[tokio::test]
 async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
     let database = Database::seeded();

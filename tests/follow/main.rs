@@ -33,8 +33,10 @@ async fn steps(by: By, steps: &[&str]) {
     }
 }
 
-/// The cache must equal the oracle before and after, and the oracle must have changed; and the change must have come as it
-/// should, for a cache that reads everything each time is equal too.
+/// Runs a step. After it
+/// - the cache must equal the oracle;
+/// - the oracle must have changed, because otherwise the step proves nothing;
+/// - the cache must have learned of it as `by` says: a cache that always reads everything would be equal, too.
 async fn step(followed: &Followed, by: By, sql: &str) {
     followed.check("before").await;
     let reloads = followed.reloads();

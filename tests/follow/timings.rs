@@ -27,7 +27,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     for timing in [&quiet.decode, &quiet.apply, &quiet.publish] {
         assert_eq!(timing.count, 0);
     }
-    assert!(quiet.read.count > 0, "a notification leads to a read");
+    assert!(quiet.read.count > 0, "heartbeats cause reads");
 
     let reads = followed.cache.counters();
     for line in 1..=4 {
@@ -124,7 +124,7 @@ async fn the_cache_knows_which_transactions_the_log_covers() {
     let pruned_below: String = row.expect("a row").get(0);
     assert_eq!(before.pruned_below.to_string(), pruned_below);
     assert!(before.next_xid > before.pruned_below, "{before:?}");
-    // As a call of prune() that keeps nothing.
+    // Has the effect of a call of prune() that keeps nothing.
     let prune =
         "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())";
     followed.run(prune).await;

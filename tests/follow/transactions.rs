@@ -1,4 +1,4 @@
-//! Transactions: all of one or none, in whatever order they commit, with and without notifications.
+//! A view shows all of a transaction or nothing, in any order of commits, with and without notifications.
 
 use std::{
     sync::{
@@ -108,7 +108,7 @@ async fn notifications_alone_bring_changes() {
         followed.set_line(line).await;
         let notified = |now: &Counters| now.notifications > before;
         followed.counted("a notification", notified).await;
-        // With no claim about when it was read.
+        // Do not check the age of the view here.
         eventually("the change", async || {
             let view = followed.cache.view();
             dump(&view) == followed.oracle(view.cut().window_start).await
@@ -118,7 +118,7 @@ async fn notifications_alone_bring_changes() {
 }
 
 #[tokio::test]
-async fn without_notifications_the_poll_brings_changes() {
+async fn polling_alone_brings_changes() {
     let followed = Followed::seeded().await;
     // A writer can switch notifications off for a transaction or a session.
     let forms = [
@@ -131,19 +131,22 @@ async fn without_notifications_the_poll_brings_changes() {
         let now = followed.cache.counters();
         let only_heartbeats =
             now.notifications == counters.notifications || now.heartbeats > counters.heartbeats;
-        assert!(only_heartbeats, "{sql}: notified");
+        assert!(only_heartbeats, "{sql}: a notification came");
     }
 }
 
 #[tokio::test]
-async fn anybody_may_notify_and_nothing_follows() {
+async fn a_notification_of_any_role_changes_nothing() {
     let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
     let notified = |now: &Counters| now.notifications > counters.notifications;
     followed.counted("a notification", notified).await;
-    assert_eq!(before, followed.check("a false notification").await);
+    assert_eq!(
+        before,
+        followed.check("a notification without a change").await
+    );
     let now = followed.cache.counters();
     assert_eq!(now.published, counters.published);
     assert_eq!(now.reloads, counters.reloads);

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
+/// After any sequence of writes the cache equals an independent query, and a replica fed by changes equals the cache.
 #[test]
 fn the_cache_equals_the_oracle_after_any_writes() {
     let mut config = Config {
@@ -69,7 +70,7 @@ struct Player {
     beside: Client,
     seen: Seen,
     changes: Changes,
-    /// Fed by the changes alone.
+    /// A copy of all events. It updates only those events that a change names.
     replica: Replica,
 }
 
@@ -146,7 +147,7 @@ impl Player {
             self.replica.apply(&change, &view);
         }
         let told = self.replica.equals(&view);
-        told.expect("changes tell everything");
+        told.expect("changes name every event that changed");
         if let Some(before) = before {
             self.seen.checks += 1;
             self.seen.changed += usize::from(before != after);

@@ -181,7 +181,7 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
     }
     let error = port_of("standby").await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
-    assert_says(&error, &["it is no standby"]);
+    assert_says(&error, &["it is not a standby"]);
     let driver: oddscache::tokio_postgres::Config = dsn("read-write").parse().unwrap();
     let found = port(Config::from_postgres(driver)).await;
     assert_eq!(found.unwrap(), writable.port());

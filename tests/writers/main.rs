@@ -121,7 +121,7 @@ impl Scene {
         .await;
     }
 
-    /// Writers of every kind on every table; each fails rather than wait.
+    /// Runs INSERT, UPDATE and DELETE on every table, with a lock time-out so that waiting fails the test.
     async fn writers_pass(&self) {
         self.run("set lock_timeout = '300ms'").await;
         for sql in [
@@ -165,7 +165,10 @@ async fn stopped(by: By, at: At, bound: Duration) {
     scene.stop(at).await;
     scene.writers_pass().await;
     let before = scene.reading().await;
-    assert!(before.is_some(), "the writers were beside a read");
+    assert!(
+        before.is_some(),
+        "the read ended before the writers were done"
+    );
     scene.heavy_statements_pass(bound + SLACK).await;
     scene.service.signal("-CONT");
     let change = "update market_odds set line = 77 where id = 1121";
@@ -177,16 +180,19 @@ async fn stopped(by: By, at: At, bound: Duration) {
     .await;
 }
 
+/// A process that hangs between two statements holds its locks no longer than `BETWEEN`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_tcp() {
     stopped(By::Tcp, At::Between, BETWEEN).await;
 }
 
+/// The same over the Unix socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_the_socket() {
     stopped(By::Socket, At::Between, BETWEEN).await;
 }
 
+/// A process that hangs while it receives rows holds its locks no longer than `ROWS_OVER_TCP`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_among_rows_over_tcp() {
     stopped(By::Tcp, At::Rows, ROWS_OVER_TCP).await;
