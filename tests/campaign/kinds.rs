@@ -42,7 +42,7 @@ const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Rollback, "rolled back", 3),
     (Kind::TwoPhase, "PREPARE, COMMIT PREPARED", 3),
     (Kind::Late, "late commit", 3),
-    (Kind::Leaf, "straight into a partition", 3),
+    (Kind::Leaf, "directly into a partition", 3),
     (Kind::Relink, "competitor events relinked", 4),
     (Kind::Window, "postponed out of the window, or back", 3),
     (Kind::BellOff, "notify off", 3),
@@ -59,7 +59,7 @@ pub(crate) fn name(kind: Kind) -> &'static str {
     found.map_or("", |(_, name, _)| name)
 }
 
-/// Draws one; more often one of this kind, if there is any.
+/// Draws a kind at random, by weight. Draws the kind `bias` more often, if there is one.
 pub(crate) fn draw(rng: &mut Rng, bias: Option<Kind>) -> Kind {
     if let Some(kind) = bias {
         // The heaviest kinds run less often. Otherwise the others would get no turn.

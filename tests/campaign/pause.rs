@@ -52,7 +52,7 @@ pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     }
 }
 
-/// Runs a pause. `faults` are those since the last pause. `unseen` says how to write a row that no trigger sees.
+/// Runs a pause. `faults` are those since the last pause. `unseen` is a fault that writes a row which no trigger sees.
 pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>) {
     let mut result = compare(scene, faults).await;
     if result.is_ok() {
@@ -101,7 +101,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
     let began = Instant::now();
     while mismatches() == before {
         if began.elapsed() > CATCH_UP {
-            let what = format!("nothing within {CATCH_UP:?}");
+            let what = format!("it found nothing within {CATCH_UP:?}");
             return Err(("the audit finds what no trigger saw", what));
         }
         sleep(Duration::from_millis(10)).await;
@@ -123,7 +123,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
 
 type Wrong = (&'static str, String);
 
-/// What is no fault of the cache.
+/// An error that is not the fault of the cache.
 fn itself(error: impl std::fmt::Debug) -> Wrong {
     ("the campaign itself", format!("{error:?}"))
 }
@@ -134,7 +134,7 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let left = "select count(*) from pg_prepared_xacts";
     let row = client.query_one(left, &[]).await.map_err(itself)?;
     if row.get::<_, i64>(0) > 0 {
-        return Err(itself("a prepared transaction was left"));
+        return Err(itself("a prepared transaction is left over"));
     }
     let began = Instant::now();
     let view = caught_up(scene, &client).await?;
@@ -145,7 +145,8 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     replica.map_err(|what| ("a replica fed by changes equals the cache", what))?;
     epochs(scene, faults)?;
 
-    // The service's window moves with the database's clock between two queries, so compare until both are equal.
+    // The two queries run at different times, and the service's window moves with the database's clock. So compare
+    // until both are equal.
     loop {
         let found = scene.service.dump().await;
         let start = "select now() - interval '2 hours'";
@@ -190,7 +191,7 @@ async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
     }
 }
 
-/// Fails if the server may have lost commits and no new epoch began.
+/// Fails if the server may have lost commits, but no new epoch began.
 fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let now = scene.embedded.cache.view().epoch();
     let before = {

@@ -27,8 +27,9 @@ pub(crate) struct Figures {
     pub(crate) lookups: u64,
     pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
-    /// The greatest staleness while no fault could stall the follower. The same holds for `age`.
+    /// The greatest staleness while no fault could stall the follower.
     pub(crate) staleness: Duration,
+    /// The greatest age while no fault could stall the follower.
     pub(crate) age: Duration,
     pub(crate) epochs: u64,
     pub(crate) counters: BTreeMap<String, u64>,
@@ -181,7 +182,7 @@ impl Figures {
             self.faults(),
             self.faults.len()
         ));
-        line("| fault | times | greatest staleness beside it | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
+        line("| fault | times | greatest staleness meanwhile | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
         for (kind, fault) in &self.faults {
             let mean = fault.recovery / u32::try_from(fault.recovered.max(1)).unwrap_or(u32::MAX);
             line(format!(

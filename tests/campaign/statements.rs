@@ -80,7 +80,8 @@ fn own_snapshots(group: usize, table: &str) -> String {
     )
 }
 
-/// Inserts snapshots of the live competitor events, or of the others, whose snapshots no reader may see.
+/// Inserts snapshots of the live competitor events. If `live` is false, inserts some of the others, whose snapshots no
+/// reader may see.
 fn their_snapshots(group: usize, live: bool) -> String {
     let (first, last) = members(group);
     let not = if live { "" } else { "not" };
@@ -139,7 +140,7 @@ fn on_conflict(group: usize, generation: &str) -> Vec<Part> {
     ]
 }
 
-/// Deletes the newest snapshots, so that the ones before become the latest. Gives those the generation.
+/// Deletes the newest snapshots, so that the snapshots before them become the latest. Gives these the generation.
 fn delete_newest(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     // Only events with at least two snapshots lose one.
     let several = |list: String| {
@@ -229,7 +230,7 @@ fn relink(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
-/// Truncates tables and inserts the rows of the groups again. The rows of free events are gone.
+/// Truncates tables and inserts the rows of the groups again. It does not insert the rows of free events again.
 fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     let mut parts = Vec::new();
     if group == 0 {
@@ -355,7 +356,7 @@ pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
     sides.into_iter().flatten().map(Part::Sql).collect()
 }
 
-/// Confirms the latest snapshots of many events, as a scraper does that found their odds unchanged.
+/// Confirms the latest snapshots of many events, as a scraper does when it finds their odds unchanged.
 pub(crate) fn confirm(rng: &mut Rng) -> String {
     let (table, owner, key) = if rng.bool() {
         ("odds_snapshots", "event_id", "event_id, bookmaker_id")

@@ -16,7 +16,7 @@ use crate::{
     world::{UNSEEN, World},
 };
 
-/// A copy of all events. For each change it copies the events that the change names from the view of that time.
+/// A copy of all events. For each change, it copies the named events from the view of that time.
 #[derive(Debug, Clone)]
 pub(crate) struct Replica(Arc<Mutex<replica::Replica>>);
 
@@ -62,7 +62,7 @@ impl Replica {
 /// A few more publications than the cache keeps for a subscriber that does not take them.
 const MORE_THAN_KEPT: u32 = 280;
 
-/// A subscriber that takes no change before the end. It must then be told how many were dropped.
+/// A subscriber that takes no change before the end. It must then learn how many were dropped.
 #[derive(Debug)]
 pub(crate) struct Sleeper {
     changes: Changes,
@@ -78,8 +78,7 @@ impl Sleeper {
         }
     }
 
-    /// Publishes so many more states that some changes must have been dropped. Then takes all changes and compares the
-    /// count.
+    /// Publishes so many more states that some changes are dropped. Then takes all changes and compares their number.
     pub(crate) async fn wake(mut self, world: &World, cache: &OddsCache) -> Result<(), String> {
         let client = world.connect().await;
         let wrong = |error: &dyn Debug| format!("{error:?}");
@@ -88,7 +87,7 @@ impl Sleeper {
         let inserted = client.batch_execute(&insert).await;
         inserted.map_err(|error| wrong(&error))?;
         for _ in 0..MORE_THAN_KEPT {
-            // Waiting for each write makes each a published state of its own.
+            // Wait for each write, so that each becomes a published state of its own.
             let write = format!(
                 "with moved as (update events set kickoff = kickoff + interval '1 second' where id = {UNSEEN}) \
                  select pg_current_xact_id()::text"

@@ -68,13 +68,14 @@ impl Application {
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
             let bias = *self.world.bias.lock().expect("not poisoned");
             let mut kind = draw(&mut rng, bias);
-            // These kinds cause a reload, which would hide that the follower missed something.
+            // These kinds cause a reload, which would hide that the follower missed a change.
             if self.world.ordinary.load(Ordering::Relaxed)
                 && matches!(kind, Kind::Truncate | Kind::ManyKeys)
             {
                 kind = Kind::Batch;
             }
-            // The transaction has its own random numbers. So its end does not influence the transactions after it.
+            // The transaction has its own random numbers. So the way it ends does not influence the transactions after
+            // it.
             let mut own = rng.fork();
             let pause = Duration::from_millis(rng.u64(..8));
             let Some(client) = self.connected().await else {
@@ -97,7 +98,7 @@ impl Application {
             }
             sleep(pause).await;
         }
-        // Connecting rolls back what is still prepared.
+        // Connecting again rolls back a transaction that is still prepared.
         self.client = self.connected().await;
     }
 
@@ -246,8 +247,8 @@ impl Application {
         row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
     }
 
-    /// Waits until the cache shows a transaction, and checks that the view contains the transaction's rows. Skipped
-    /// around a crash with asynchronous commits: it can undo the commit and give its id to another transaction.
+    /// Waits until the cache shows a transaction, and checks that the view contains its rows. Does nothing around a
+    /// crash with asynchronous commits: it can undo the commit and give its id to another transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
         let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
@@ -263,7 +264,7 @@ impl Application {
             let shown = readers::group(&view, group);
             if !shown.is_ok_and(|shown| world.ledger.contains(group, shown, generation)) {
                 let what = format!(
-                    "group {group} lacks generation {generation} in {view:?}, which was waited for"
+                    "group {group} lacks generation {generation} in {view:?}, the view that wait_for returned"
                 );
                 world.violate("read your writes", what);
             }
@@ -315,7 +316,7 @@ impl Application {
             (false, _) => rng.u8(..10) < 6,
         };
         if moves {
-            // Only at the start or at the end. In between it could fall into a savepoint that is rolled back.
+            // Insert it only at the start or at the end. In between it could fall into a savepoint that is rolled back.
             let at = if rng.bool() { 0 } else { parts.len() };
             parts.insert(at, Part::Sql(sql::kickoffs(group, !present)));
         }

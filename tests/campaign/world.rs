@@ -15,8 +15,8 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::{kinds, ledger::Ledger, plan::Kind, report::Report};
 
-/// The number of groups. A transaction that writes odds of a group gives all its events one new generation, for betPawa
-/// and for a competitor.
+/// The number of groups. A transaction that writes odds of a group gives all its events one new generation. It does so
+/// for betPawa and for a competitor.
 pub(crate) const GROUPS: usize = 4;
 
 /// The number of events in a group.
@@ -110,7 +110,7 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     pub(crate) report: Report,
     pub(crate) active: Active,
-    /// What clients do more often for the time being.
+    /// The kind of transaction that clients run more often during a fault.
     pub(crate) bias: Mutex<Option<kinds::Kind>>,
     /// Whether clients commit asynchronously.
     pub(crate) asynchronous: AtomicBool,
@@ -120,7 +120,7 @@ pub(crate) struct World {
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
-    /// The number of differences that the audit may have found. More of them mean that the follower missed a change.
+    /// The number of differences that the audit may have found. If it found more, the follower missed a change.
     pub(crate) mismatches: AtomicU64,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
@@ -200,13 +200,13 @@ struct Span {
 }
 
 impl Span {
-    /// It goes on, or has ended less than this long ago.
+    /// Whether the fault is still active or ended less than this long ago.
     fn ended_within(&self, time: Duration) -> bool {
         self.ended.is_none_or(|ended| ended.elapsed() < time)
     }
 }
 
-/// A fault may still have effects for this time after its end. Faults are remembered for twice as long.
+/// A fault may still have effects for this time after its end. `Active` remembers faults for twice as long.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(20);
 
 impl Active {
@@ -239,8 +239,8 @@ impl Active {
         now.map(|span| span.kind).collect()
     }
 
-    /// Records that a view was proven current at this moment, so that the follower has recovered from all faults that
-    /// ended before. Returns the time each recovery took.
+    /// Records that a view was proven current at this moment. So the follower has recovered from all faults that ended
+    /// before. Returns the time that each recovery took.
     pub(crate) fn recover(&self, proven: Instant) -> Vec<(Kind, Duration)> {
         let mut spans = self.spans();
         let over = spans
