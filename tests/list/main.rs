@@ -60,7 +60,7 @@ enum Step {
     Publish,
     /// Renders the view from this many publications ago.
     Render(usize),
-    /// From here on, keeps the rendered lists (or no longer does), as slow clients would.
+    /// From here on keeps the rendered lists, as slow clients would, or no longer keeps them.
     Keep(bool),
     Forget,
 }
