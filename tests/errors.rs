@@ -56,6 +56,7 @@ fn assert_names(error: &Error, names: &[&str]) {
     }
 }
 
+/// The error has the address that was tried.
 #[tokio::test]
 async fn the_error_names_an_unreachable_database() {
     for (place, name) in [
@@ -123,6 +124,7 @@ async fn the_error_names_a_refused_login_and_the_follower_ends() {
     assert_names(&error, &["/nowhere", "3D000"]);
 }
 
+/// No error about a malformed connection string contains its password.
 #[test]
 fn no_secret_in_a_connection_string_is_shown() {
     let strings = [
@@ -156,6 +158,7 @@ fn quoted(table: &str) -> String {
     format!("\"public\".\"{table}\"")
 }
 
+/// Each table that the cache reads is checked before the first read.
 #[tokio::test]
 async fn the_error_names_a_missing_table() {
     for table in TABLES {
@@ -168,6 +171,7 @@ async fn the_error_names_a_missing_table() {
     assert_names(&error, &["\"elsewhere\".\"events\"", "app_schema"]);
 }
 
+/// Each column that the cache needs is checked before the first read.
 #[tokio::test]
 async fn the_error_names_a_missing_column() {
     for (table, column) in [
@@ -191,6 +195,7 @@ async fn the_error_names_a_missing_column() {
     }
 }
 
+/// A column is refused if the cache cannot read its type without a loss.
 #[tokio::test]
 async fn the_error_names_a_column_with_an_unknown_type() {
     for (table, column, to) in [
@@ -221,6 +226,7 @@ async fn the_error_names_a_column_with_an_unknown_type() {
     }
 }
 
+/// The error for a missing or incomplete change feed says how to install it.
 #[tokio::test]
 async fn the_error_names_a_feed_that_is_not_installed() {
     let application = Database::application();
@@ -249,6 +255,7 @@ async fn the_error_names_a_feed_that_is_not_installed() {
     assert_names(&error, &["schema other"]);
 }
 
+/// A follower must not follow a change feed that it does not understand, or one that logs other tables.
 #[tokio::test]
 async fn the_error_names_a_feed_of_another_version_or_for_other_tables() {
     let sql = "create or replace function oddscache.feed_version() returns integer language sql as 'select 99'";
@@ -328,6 +335,7 @@ async fn the_rights_of_grants_sql_suffice_and_allow_no_write() {
     }
 }
 
+/// Without any one of its rights, the follower ends with an error that names the right and the object.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_error_names_each_missing_right() {
     let database = Database::seeded();

@@ -161,6 +161,7 @@ fn every_example_has_a_test_and_a_place_in_the_readme() {
     }
 }
 
+/// The example prints exactly what it should.
 #[test]
 fn without_postgres() {
     let printed = ended(&mut example("without_postgres")).ok().out;
@@ -177,6 +178,7 @@ fn without_postgres() {
     assert_eq!(printed, expected);
 }
 
+/// The API answers from the cache, follows changes, and refuses odds that are too old.
 #[tokio::test(flavor = "multi_thread")]
 async fn embed_in_axum() {
     let database = with_odds();
@@ -230,6 +232,7 @@ async fn embed_in_axum() {
     assert!(api.child.try_wait().unwrap().is_none());
 }
 
+/// An example is copied into programs, so it must handle errors well, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn embed_in_axum_exits_with_the_reason_if_it_cannot_start() {
     let database = Database::application();
@@ -243,6 +246,7 @@ async fn embed_in_axum_exits_with_the_reason_if_it_cannot_start() {
     said.with(1, &["FeedMissing"]);
 }
 
+/// The example prints each move of odds once, and the end of an event.
 #[tokio::test(flavor = "multi_thread")]
 async fn follow_changes() {
     let database = with_odds();
@@ -272,6 +276,7 @@ async fn follow_changes() {
     assert_eq!(followed.line("  event 1: ").await, "gone");
 }
 
+/// The example sees its own write right after the commit.
 #[test]
 fn read_your_writes() {
     let database = with_odds();

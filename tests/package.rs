@@ -131,6 +131,7 @@ fn the_service_without_the_demo_has_none_of_its_crates() {
     }
 }
 
+/// The README says what each feature costs to compile, and the numbers must be true.
 #[test]
 fn the_readme_counts_the_crates() {
     let readme = readme();
@@ -157,6 +158,7 @@ fn the_readme_counts_the_crates() {
     assert_eq!(direct.len(), 12);
 }
 
+/// A user looks for features in the README or in the documentation of the crate.
 #[test]
 fn the_readme_and_the_crate_documentation_explain_every_feature() {
     let manifest = manifest();
@@ -172,6 +174,7 @@ fn the_readme_and_the_crate_documentation_explain_every_feature() {
     assert_eq!(features["default"], serde_json::json!(["service", "demo"]));
 }
 
+/// The README and the changelog name the versions of the manifest.
 #[test]
 fn versions_agree() {
     let manifest = manifest();

@@ -54,6 +54,7 @@ fn readers_see_nothing_before_publish_and_everything_after_it() {
     assert_eq!(cache.counters().published, 2);
 }
 
+/// An event has one snapshot of each bookmaker and of each source.
 #[test]
 fn a_snapshot_replaces_the_one_of_its_bookmaker_or_source() {
     let (cache, mut writer) = OddsCache::detached();
@@ -79,6 +80,7 @@ fn a_snapshot_replaces_the_one_of_its_bookmaker_or_source() {
     assert_eq!(betpawa.get(1).map(CachedSnapshot::snapshot_id), Some(0));
 }
 
+/// A look-up returns nothing for an event without snapshots of that side, through the handle and in a view.
 #[test]
 fn an_event_without_snapshots_of_a_side_is_absent_there() {
     let (cache, mut writer) = OddsCache::detached();
@@ -103,6 +105,7 @@ fn an_event_without_snapshots_of_a_side_is_absent_there() {
     assert_eq!(&stats, view.stats());
 }
 
+/// Snapshots without a kickoff must not remove a known one.
 #[test]
 fn a_kickoff_stays_until_another_one_is_put() {
     let (cache, mut writer) = OddsCache::detached();
@@ -122,6 +125,7 @@ fn a_kickoff_stays_until_another_one_is_put() {
     assert_eq!(publish(&mut writer), Some(at(20)));
 }
 
+/// Eviction uses the latest kickoff, includes the cutoff, and needs a publication to be visible.
 #[test]
 fn eviction_removes_events_with_a_kickoff_up_to_the_cutoff() {
     let (cache, mut writer) = OddsCache::detached();
@@ -174,6 +178,7 @@ fn a_view_does_not_change_after_it_was_taken() {
     }
 }
 
+/// Readers see markets and outcomes in the order in which they were put.
 #[test]
 fn markets_and_outcomes_keep_their_order() {
     let (cache, mut writer) = OddsCache::detached();
@@ -268,6 +273,7 @@ fn an_event_serialises_to_exactly_these_keys() {
     assert_eq!(snapshots, expected["betpawa"]);
 }
 
+/// An application may add keys to its outcomes without a new version of the cache.
 #[test]
 fn unknown_keys_of_an_outcome_are_kept() {
     let (cache, mut writer) = OddsCache::detached();
@@ -308,6 +314,7 @@ fn bits(odds: &[Option<f64>]) -> Vec<Option<u64>> {
     odds.iter().map(|odds| odds.map(f64::to_bits)).collect()
 }
 
+/// Packing must not change odds that do not fit into its short form.
 #[test]
 fn awkward_odds_keep_their_bits() {
     let usual = [
@@ -348,6 +355,7 @@ fn awkward_odds_keep_their_bits() {
 }
 
 proptest! {
+    /// Packing must not change any odds.
     #[test]
     fn odds_keep_their_bits(odds in proptest::collection::vec(proptest::option::weighted(0.9, prop_oneof![
         any::<u64>().prop_map(f64::from_bits),
@@ -379,6 +387,7 @@ fn a_reader_follows_each_publication() {
     assert_eq!(second.state().len(), 40);
 }
 
+/// Handles and views can be used from any thread.
 #[test]
 fn handles_cross_threads() {
     fn shared<T: Send + Sync + 'static>() {}
@@ -395,6 +404,7 @@ fn handles_cross_threads() {
     sent::<Follower>();
 }
 
+/// A cache without a database has nothing to wait for.
 #[tokio::test]
 async fn a_detached_cache_is_ready_at_once() {
     let (cache, writer) = OddsCache::detached();

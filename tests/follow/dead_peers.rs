@@ -85,6 +85,7 @@ async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
     assert_eq!((counters.reloads, followed.epoch()), (1, 1));
 }
 
+/// Heartbeats that do not arrive show that the connection is dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listening_connection_in_a_black_hole_is_noticed() {
     let lose = |setting: &mut Setting| {

@@ -20,6 +20,7 @@ changes! { By::Reload;
 
 const PARTITION: &str = "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
 
+/// A new partition has no triggers of its own. Writes through its parent are seen all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     let database = Database::seeded();
@@ -45,6 +46,7 @@ async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     step(&followed, By::Reload, "truncate odds_snapshots_2020").await;
 }
 
+/// An UPDATE that moves a row to another partition is a DELETE and an INSERT inside the server.
 #[tokio::test]
 async fn an_update_moves_rows_between_partitions() {
     let database = Database::seeded();
@@ -60,6 +62,7 @@ async fn an_update_moves_rows_between_partitions() {
     }
 }
 
+/// ATTACH, DETACH and DROP change rows without firing a trigger. The fingerprint of the catalog shows that.
 #[tokio::test]
 async fn partitions_are_attached_with_rows_detached_and_dropped() {
     let followed = Followed::seeded().await;
@@ -80,6 +83,7 @@ async fn partitions_are_attached_with_rows_detached_and_dropped() {
     assert_eq!(followed.epoch(), 1);
 }
 
+/// Writes to a detached partition are logged, but its rows belong to no table that the cache reads.
 #[tokio::test]
 async fn a_detached_partition_that_keeps_its_triggers_changes_nothing() {
     let followed = Followed::seeded().await;
@@ -92,6 +96,7 @@ async fn a_detached_partition_that_keeps_its_triggers_changes_nothing() {
     }
 }
 
+/// A partition may itself be partitioned, and changes at each level are seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_of_partitions() {
     let database = Database::seeded();

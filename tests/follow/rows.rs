@@ -258,6 +258,7 @@ async fn a_confirmation_reads_no_markets() {
     assert_eq!(counters.reloads, 1);
 }
 
+/// MERGE fires the triggers of all three operations. It exists since PostgreSQL 15.
 #[tokio::test]
 async fn merge_inserts_updates_and_deletes() {
     if !server_has("MERGE", 15) {

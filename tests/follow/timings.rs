@@ -12,6 +12,7 @@ fn seconds(timing: &Timing, before: &Timing) -> Duration {
     Duration::from_secs_f64(timing.sum_seconds - before.sum_seconds)
 }
 
+/// An alert on the time to visibility must count each commit once, and nothing else.
 #[tokio::test]
 async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     let followed = Followed::seeded().await;
@@ -76,6 +77,8 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
 }
 
+/// Nobody knows the time of a commit. The log row may be much older, so it counts from the last read that did not see
+/// it.
 #[tokio::test]
 async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it() {
     let database = Database::seeded();
@@ -95,6 +98,7 @@ async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it()
     assert!(seconds(&timing, &Timing::default()) < open, "{timing:?}");
 }
 
+/// Failed reads must not make the time to visibility look shorter.
 #[tokio::test]
 async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
     let database = Database::seeded();
@@ -113,6 +117,7 @@ async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
     assert!((held..most).contains(&found), "{timing:?}, held {held:?}");
 }
 
+/// An operator sees how far the log was pruned.
 #[tokio::test]
 async fn the_cache_knows_which_transactions_the_log_covers() {
     let followed = Followed::seeded().await;

@@ -14,6 +14,7 @@ use oddscache_testkit::{
     followed::{Followed, run},
 };
 
+/// Rolled back transactions and savepoints leave nothing in the log and nothing in the cache.
 #[tokio::test]
 async fn a_transaction_that_is_rolled_back_is_never_visible() {
     let followed = Followed::seeded().await;
@@ -32,6 +33,7 @@ async fn a_transaction_that_is_rolled_back_is_never_visible() {
     assert_eq!(now.reloads, 1);
 }
 
+/// Savepoints have transaction ids of their own. Their rows belong to the whole transaction.
 #[tokio::test]
 async fn only_the_kept_part_of_a_transaction_with_savepoints_is_visible() {
     let followed = Followed::seeded().await;
@@ -47,6 +49,7 @@ async fn only_the_kept_part_of_a_transaction_with_savepoints_is_visible() {
     followed.step(many).await;
 }
 
+/// A cursor over ids of log rows would miss a transaction that commits after later ones (P3).
 #[tokio::test]
 async fn transactions_that_commit_late_are_not_missed() {
     let database = Database::seeded();
@@ -78,6 +81,7 @@ async fn transactions_that_commit_late_are_not_missed() {
     assert_eq!(followed.reloads(), 1);
 }
 
+/// A prepared transaction belongs to no session, and must not be visible before COMMIT PREPARED.
 #[tokio::test]
 async fn prepared_transactions_are_visible_once_they_are_committed() {
     let database = Database::seeded();
@@ -99,6 +103,7 @@ async fn prepared_transactions_are_visible_once_they_are_committed() {
     assert_eq!(after, followed.step(&rollback).await);
 }
 
+/// Without polling, each change comes by its notification.
 #[tokio::test]
 async fn notifications_alone_bring_changes() {
     let database = Database::seeded();
@@ -117,6 +122,7 @@ async fn notifications_alone_bring_changes() {
     }
 }
 
+/// Without notifications, each change comes by polling (P3).
 #[tokio::test]
 async fn polling_alone_brings_changes() {
     let followed = Followed::seeded().await;
@@ -135,6 +141,7 @@ async fn polling_alone_brings_changes() {
     }
 }
 
+/// Every role may notify. A notification only causes a read, so it cannot do harm.
 #[tokio::test]
 async fn a_notification_of_any_role_changes_nothing() {
     let followed = Followed::seeded().await;
@@ -207,6 +214,7 @@ async fn no_view_is_torn() {
     assert!(states >= 10, "only {states} states were seen");
 }
 
+/// The window moves with time, so an event leaves it although nobody writes.
 #[tokio::test]
 async fn an_event_leaves_the_window_without_a_write() {
     let database = Database::seeded();

@@ -36,6 +36,7 @@ pub(crate) const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[
 pub(crate) const UPDATE: &str = "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '55.5') where betpawa_market_id = '3743'
     and snapshot_id = (select max(id) from odds_snapshots where event_id = 3)";
 
+/// The page says since when its odds are old and why, and keeps showing them.
 #[tokio::test]
 async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     let cluster = Cluster::with_feed(&odds(12));
@@ -65,6 +66,7 @@ async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     browser.is_content();
 }
 
+/// Without the service the page is stale. It is current again without a reload of the page.
 #[tokio::test]
 async fn the_page_says_that_the_service_is_away_and_shows_its_return() {
     let mut page = Page::of(12).await;

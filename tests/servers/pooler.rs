@@ -50,6 +50,7 @@ async fn transaction_mode_is_polled_and_the_status_says_why() {
     polled(&["default_pool_size = 1"]).await;
 }
 
+/// With a reset query the pooler drops LISTEN after each transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transaction_mode_with_a_reset_query_is_polled_too() {
     polled(&["default_pool_size = 3", "server_reset_query_always = 1"]).await;
@@ -90,6 +91,7 @@ async fn session_mode_is_live_until_pooler_or_server_restart() {
     }
 }
 
+/// While the pooler has no session for it, the follower cannot read, and the age of the view says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_pooler_makes_the_view_old_but_never_wrong() {
     let cluster = Cluster::seeded(&[]);
@@ -145,6 +147,7 @@ async fn an_error_names_what_a_pooler_refuses() {
     }
 }
 
+/// A pooler reports a missing server as an error of its own. Waiting fixes that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_follower_waits_for_a_server_that_is_away_behind_a_pooler() {
     let cluster = Cluster::seeded(&[]);
@@ -171,6 +174,7 @@ async fn the_follower_waits_for_a_server_that_is_away_behind_a_pooler() {
     }
 }
 
+/// A pooler without room refuses the login. Unlike a wrong password, waiting fixes that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_follower_waits_for_a_pooler_with_too_many_clients() {
     let cluster = Cluster::seeded(&[]);

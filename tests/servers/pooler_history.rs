@@ -93,6 +93,7 @@ async fn the_state_loses_the_commits_that_a_server_behind_a_pooler_lost() {
     }
 }
 
+/// The pooler sends the follower to another server without ending its connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_server_behind_a_pooler_begins_one_epoch() {
     // An older backup, started on another machine. It has the same system identifier.

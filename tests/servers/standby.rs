@@ -185,6 +185,7 @@ async fn a_standby_is_polled_and_the_log_says_so_once() {
     assert_eq!(text.matches("WARN").count(), 1, "{text}");
 }
 
+/// Replay may cancel any read of a standby. The follower reads again, and the cache stays right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_that_replay_cancels_are_made_again() {
     let settings = [
@@ -255,6 +256,7 @@ async fn a_promotion_begins_one_epoch_and_keeps_the_connection() {
     assert_eq!(counters.failures, 0, "the connection was kept");
 }
 
+/// A standby that restarts may show an earlier state for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_restart_of_a_standby_begins_one_epoch() {
     let mut behind = Behind::new(&["hot_standby_feedback = on"]).await;

@@ -60,6 +60,7 @@ fn flag_environment_file_and_default_override_each_other_in_this_order() {
     nowhere.with(2, &["/nowhere.toml"]);
 }
 
+/// The example file is complete, and its defaults are those of the binary.
 #[test]
 fn the_example_has_every_setting_with_its_default() {
     let defaults = printed(&mut command(&["config"]));

@@ -18,6 +18,7 @@ async fn told(incident: &str, words: &[&str]) {
     assert!(told.contains("never taken back"), "{printed}");
 }
 
+/// The demo reports the restart, the age of the view, and the new epoch.
 #[tokio::test]
 async fn the_cache_recovers_from_a_restart_of_the_server() {
     let words = [
@@ -28,6 +29,7 @@ async fn the_cache_recovers_from_a_restart_of_the_server() {
     told("restart", &words).await;
 }
 
+/// The demo reports that the age grew while the network was cut.
 #[tokio::test]
 async fn the_cache_notices_a_cut_network_and_recovers() {
     let words = [
@@ -39,6 +41,7 @@ async fn the_cache_notices_a_cut_network_and_recovers() {
     told("partition", &words).await;
 }
 
+/// The demo writes rows that no trigger logs, and reports that the cache has them afterwards.
 #[tokio::test]
 async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
     let words = [
@@ -50,6 +53,7 @@ async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
     told("trigger-off", &words).await;
 }
 
+/// The demo looks at the cache until COMMIT, and sees no part of the transaction before.
 #[tokio::test]
 async fn a_transaction_over_everything_is_one_publication() {
     let words = [
@@ -61,6 +65,7 @@ async fn a_transaction_over_everything_is_one_publication() {
     told("bulk", &words).await;
 }
 
+/// A user who mistypes an incident sees which ones exist.
 #[tokio::test]
 async fn an_unknown_incident_is_refused_with_a_list_of_the_known_ones() {
     let demo = demo(&["--incident", "flood"]);

@@ -54,6 +54,7 @@ pub(super) const CUTS: [&str; 2] = [
 
 const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
 
+/// A client learns which limit it exceeded, and the service reads no more of the request.
 #[tokio::test]
 async fn requests_that_are_too_large_or_malformed_get_a_status() {
     let more = ["--most-target-bytes", "300", "--most-head-bytes", "8192"];

@@ -134,6 +134,7 @@ async fn the_list_equals_an_sql_query_of_the_database() {
     .await;
 }
 
+/// `--inline-markets` chooses the markets of the list. A malformed value ends the service.
 #[tokio::test]
 async fn the_markets_of_the_list_can_be_chosen() {
     let (database, served) = served(&["--inline-markets", "5000:2.5, 77"]).await;
@@ -204,6 +205,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
     assert_eq!(ids(&served.json(&rest).await), [3, 4, 5, 1, 2, 8]);
 }
 
+/// A client can request one bookmaker, one source, and single fields.
 #[tokio::test]
 async fn one_bookmaker_one_source_and_some_fields() {
     let database = with_odds();
@@ -284,6 +286,7 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The compressed body equals the plain one, and its `ETag` gets 304 in each encoding.
 #[tokio::test]
 async fn responses_are_compressed_as_the_client_requests() {
     let (_database, served) = served(&[]).await;

@@ -120,6 +120,7 @@ async fn sigusr2_switches_debug_messages_on_and_off() {
     assert!(!is_told, "{rest:#?}");
 }
 
+/// Without settings the log is text for people, at the level INFO.
 #[test]
 fn the_default_log_is_text_and_an_invalid_filter_is_refused() {
     let dump = run(&["dump", "--without-feed"], &Database::application().dsn());

@@ -77,6 +77,7 @@ fn two_hours_ago() -> chrono::DateTime<chrono::Utc> {
     chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) - chrono::Duration::hours(2)
 }
 
+/// The responses equal an independent query of the database, and change with it.
 #[tokio::test]
 async fn serve_answers_with_the_odds_of_the_database() {
     let (database, served) = served(&[]).await;
@@ -122,6 +123,7 @@ async fn serve_answers_with_the_odds_of_the_database() {
     assert_eq!(database.psql(names), "oddscache");
 }
 
+/// A mistyped or unknown parameter must not be ignored.
 #[tokio::test]
 async fn wrong_requests_get_an_error_that_explains_them() {
     let (_database, served) = served(&[]).await;
@@ -183,6 +185,7 @@ async fn serve_listens_first_and_then_waits_for_the_database() {
     .await;
 }
 
+/// A process manager ends the service with a signal, and expects exit code 0.
 #[tokio::test]
 async fn sigterm_and_sigint_end_the_service_with_success() {
     let database = with_odds();
@@ -204,6 +207,7 @@ async fn serve_exits_on_an_error_that_waiting_does_not_fix() {
     assert!(log.contains("oddscache sql install --apply"), "{log}");
 }
 
+/// `dump` equals an independent query of the database. It needs `--without-feed` if no change feed is installed.
 #[tokio::test]
 async fn dump_prints_the_odds_of_the_database() {
     let database = with_odds();
@@ -252,6 +256,7 @@ fn errors_name_the_object_and_the_way_out() {
     ended(&mut command(&["dump"])).with(2, &["set DATABASE_URL"]);
 }
 
+/// `PGHOST`, `PGPORT` and so on work as they do for psql.
 #[test]
 fn the_environment_variables_of_libpq_are_used() {
     let database = with_odds();
@@ -282,6 +287,7 @@ fn the_environment_variables_of_libpq_are_used() {
     );
 }
 
+/// `sql` prints a script that psql can run, and `--apply` runs it with the same result.
 #[test]
 fn sql_prints_scripts_and_runs_them() {
     let database = Database::application();
@@ -331,6 +337,7 @@ fn socket_directory(line: &str) -> Option<String> {
     rest.split(' ').next().map(str::to_owned)
 }
 
+/// The demo compares the cache with its database, and deletes everything at its end.
 #[tokio::test]
 async fn a_demo_equals_its_database_and_leaves_no_files() {
     let demo = demo(&["--for", "6s", "--verify-every", "2s"]);
@@ -341,6 +348,7 @@ async fn a_demo_equals_its_database_and_leaves_no_files() {
     assert!(!Path::new(&directory).exists(), "{directory}");
 }
 
+/// If `ODDSCACHE_PG_BIN` has no server programs, the demo fails and uses no others.
 #[tokio::test]
 async fn a_demo_uses_only_the_programs_that_the_user_names() {
     let empty = tempfile::tempdir().unwrap();

@@ -79,6 +79,7 @@ fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
     assert!(is_whole, "{family}");
 }
 
+/// `/metrics` must report what `/v1/stats` reports and what the database has.
 #[tokio::test]
 async fn metrics_agree_with_the_database_and_with_the_statistics() {
     let (database, served) = served(&[]).await;

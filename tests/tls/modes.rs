@@ -151,6 +151,7 @@ async fn verify_full_does_not_accept_a_common_name_alone() {
     assert_says(&error, &["common name", "subjectAltName"]);
 }
 
+/// `require` and the stronger modes never send a password without TLS.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_tls_is_refused_if_the_mode_requires_tls() {
     let cluster = oddscache_testkit::cluster();
@@ -357,6 +358,7 @@ async fn a_client_certificate_that_is_not_trusted_is_named() {
     .await;
 }
 
+/// A wrong TLS setting is an error before any connection, and the error names it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_names_settings_that_do_not_fit_together() {
     let secured = secured();

@@ -10,6 +10,7 @@ use oddscache_testkit::cluster::Cluster;
 
 use crate::{PASSWORD, assert_says, open, open_dsn, opened, put, refusal, secured};
 
+/// A password of the file goes only to the host, port, database and role of its line.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_gives_the_password_of_the_right_host_only() {
     let (secured, directory) = (secured(), tempfile::tempdir().unwrap());

@@ -151,6 +151,7 @@ fn the_binary_shows_no_secret_at_any_log_level() {
     }
 }
 
+/// The test above proves something only if the log is as verbose as it can be.
 #[test]
 fn the_log_at_trace_contains_messages() {
     // Otherwise the test above would see nothing.
