@@ -73,7 +73,7 @@ fn a_snapshot_replaces_the_one_of_its_bookmaker_or_source() {
     let held =
         held.map(|(source, held)| (source.as_str(), held.snapshot_id(), held.bookmaker_id()));
     assert!(held.eq([("bet9ja", 3, 0), ("sportybet", 1, 0)]));
-    // The snapshot that was put last counts, whatever its id.
+    // The snapshot that was put last counts, even if its id is smaller.
     writer.put_betpawa_snapshot(&snapshot(0, 7, 1), None);
     writer.publish();
     let betpawa = cache.get_betpawa_snapshot(7).expect("held");

@@ -62,7 +62,7 @@ fn summary(subscribers: &[Shared]) -> String {
         .collect();
     let total = |of: fn(&subscriber::Seen) -> u64| all.iter().map(of).sum::<u64>();
     format!(
-        "{} changes, {} lagged, {} untold gaps, {} reconnects",
+        "{} changes, {} lagged, {} unreported gaps, {} reconnects",
         total(|seen| seen.changes),
         total(|seen| seen.lagged),
         total(|seen| seen.untold),
@@ -244,7 +244,7 @@ async fn main() -> ExitCode {
         all.latencies.line()
     );
     println!(
-        "asked for {rate}/s, answered {achieved:.0}/s; {:.1} MB/s",
+        "requested {rate}/s, answered {achieved:.0}/s; {:.1} MB/s",
         all.bytes as f64 / 1e6 / took.as_secs_f64()
     );
     let unsent = unsent.load(Ordering::Relaxed);

@@ -84,7 +84,7 @@ async fn oracle_prints_an_event_in_full() {
     assert_eq!(json!(events), expected);
 }
 
-/// The latest snapshot is the one with the greatest id, whatever its time of capture.
+/// The latest snapshot is the one with the greatest id, even if it was captured earlier.
 #[tokio::test]
 async fn oracle_takes_the_greatest_id_per_event_and_bookmaker() {
     let client = hand_made().await;

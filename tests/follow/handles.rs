@@ -183,7 +183,7 @@ async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
 
 /// A reload keeps the memory of an event that it finds unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reload_shares_the_memory_of_what_did_not_change() {
+async fn a_reload_shares_the_memory_of_unchanged_events() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let before = followed.cache.event(1).expect("held");

@@ -38,7 +38,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     follower.await.expect("no panic").expect_err("it ends");
 }
 
-/// Somebody enabled row security while the cache followed. It hid rows, and the view lost them.
+/// When row security was enabled while the cache followed, the view lost the rows that it hides.
 #[tokio::test]
 async fn row_security_is_refused_unless_allowed() {
     let database = Database::seeded();

@@ -20,7 +20,7 @@ changes! { By::Reload;
 
 const PARTITION: &str = "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
 
-/// A new partition has no triggers of its own. Writes through its parent are seen all the same.
+/// A new partition has no triggers of its own. The follower still sees writes through its parent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     let database = Database::seeded();

@@ -77,8 +77,8 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
 }
 
-/// Nobody knows the time of a commit. The log row may be much older, so it counts from the last read that did not see
-/// it.
+/// PostgreSQL does not say when a transaction committed. So the time to visibility begins at the last read that did not
+/// see it, and not when the row was logged.
 #[tokio::test]
 async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it() {
     let database = Database::seeded();

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use super::{Page, browser::Browser, loaded};
 
 /// The odds of a market by `event/bookmaker/outcome`, as the database has them.
-async fn asked(client: &tokio_postgres::Client, market: &str) -> BTreeMap<String, String> {
+async fn odds_in_database(
+    client: &tokio_postgres::Client,
+    market: &str,
+) -> BTreeMap<String, String> {
     let sql = format!(
         "with latest as (
              select distinct on (event_id) event_id, 'betpawa ' || bookmaker_id as name, id, true as own from odds_snapshots
@@ -66,7 +69,7 @@ async fn the_board_shows_what_the_database_has_and_how_odds_move() {
     for market in ["3743", "5000 2.5", "3795"] {
         let choose = format!("#markets input[value=\"{market}\"]");
         browser.click(&choose).await;
-        let expected = asked(app, market).await;
+        let expected = odds_in_database(app, market).await;
         assert!(expected.len() > 100, "{market}: {}", expected.len());
         let first = json!(expected.keys().next());
         let script = format!(
@@ -106,7 +109,11 @@ async fn the_board_shows_what_the_database_has_and_how_odds_move() {
     let down = format!("{own}.dataset.moved === 'down' && !{own}.classList.contains('best')");
     browser.until("down again", &down).await;
     let shown_now = shown(browser.eval(SHOWN).await);
-    assert_eq!(shown_now, asked(app, "3743").await, "after the changes");
+    assert_eq!(
+        shown_now,
+        odds_in_database(app, "3743").await,
+        "after the changes"
+    );
     browser.screenshot("board").await;
 
     // An unavailable market is struck out. A deleted event disappears.
@@ -187,7 +194,7 @@ async fn events_are_searched_and_opened() {
         .filter((group) => group.dataset.market.startsWith('over/under - full time 3.5'))
         .flatMap((group) => [...group.querySelectorAll('td.price')])
         .map((cell) => [`290/${cell.dataset.column}/${cell.dataset.outcome}`, cell.firstElementChild.textContent]))";
-    let mut expected = asked(app, "5000 3.5").await;
+    let mut expected = odds_in_database(app, "5000 3.5").await;
     expected.retain(|key, _| key.starts_with("290/"));
     assert_eq!(shown(browser.eval(full).await), expected);
     browser.screenshot("detail").await;

@@ -45,7 +45,7 @@ async fn changes_that_do_not_arrive_make_the_page_stale() {
 
 /// Behind a load balancer, `/v1/stats` may come from another process. Its versions say nothing about this page.
 #[tokio::test]
-async fn another_service_proves_nothing_of_what_is_on_the_page() {
+async fn statistics_of_another_service_do_not_prove_the_page_current() {
     let (page, valve) = behind_a_valve().await;
     let Page { app, browser, .. } = &page;
     // The page has a later version than the other service will count.
@@ -109,7 +109,7 @@ async fn the_page_recovers_from_a_change_that_it_cannot_apply() {
         .until("a spoilt change", "window.spoilt === 1")
         .await;
     is_current(browser).await;
-    // The console has the error, so that somebody can fix it.
+    // The error is in the console, where a developer finds it.
     assert_eq!(browser.complaints(|_| true).len(), 1);
 }
 

@@ -99,7 +99,8 @@ async fn read_again(followed: &Followed) {
     followed.counted("two more reads", two_more).await;
 }
 
-/// Snapshots of a standby list transactions differently. No commit may be missed, in whatever order they commit.
+/// A snapshot on a standby lists transactions in another way than one on a primary. No commit may be missed, in any
+/// order of commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_commit_late_and_out_of_order_are_read() {
     let behind = Behind::new(&[]).await;

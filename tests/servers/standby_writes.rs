@@ -42,7 +42,7 @@ async fn a_standby_is_followed_through_any_writes() {
                     for other in others {
                         committed += alone(app, other, &mut ids).await;
                     }
-                    // Compare wherever replay is now, while the first transaction is in progress.
+                    // Compare at the current point of replay, while the first transaction is in progress.
                     behind.look("beside").await;
                     let ended = begun && execute(&late, &rest).await;
                     committed += usize::from(ended && transaction.commits());

@@ -191,7 +191,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
         assert_eq!((Value::from(paged), sizes), (all, vec![4, 4, 1]), "{path}");
     }
 
-    // A page begins at the same place, whatever comes, goes or moves before it.
+    // A page begins at the same place, even if events come, go or move before it.
     let answer = served.ask("/v1/list?limit=2&bookmaker=1", &[]).await;
     let next = header(&answer, "oddscache-next").map(str::to_owned);
     let next = next.expect("there are more");

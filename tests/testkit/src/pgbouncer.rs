@@ -12,7 +12,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{cluster::Cluster, connect, eventually};
 
-/// A running PgBouncer. It ends when this value is dropped, and also when this process ends, in whatever way.
+/// A running PgBouncer. It ends when this value is dropped, and also when this process ends, even by SIGKILL.
 #[derive(Debug)]
 pub struct PgBouncer {
     dir: PathBuf,

@@ -93,7 +93,7 @@ impl Cluster {
         self.run(promote.arg(self.data())).expect("promoted");
     }
 
-    /// Copies the data of a stopped server into a folder beside them.
+    /// Copies the data of a stopped server into a folder of this name. Returns its path.
     pub fn backup(&self, name: &str) -> PathBuf {
         let path = self.socket_dir().join(name);
         self.copy(&self.data(), &path);
@@ -184,7 +184,7 @@ impl Cluster {
         .await;
     }
 
-    /// Pauses replay wherever it is. Returns the standby's time after that.
+    /// Pauses replay. Returns the time of the standby once it is paused.
     pub async fn pause_replay(&self, standby: &Client) -> chrono::DateTime<chrono::Utc> {
         let pause = "select pg_wal_replay_pause()";
         standby.execute(pause, &[]).await.expect("a standby");

@@ -81,7 +81,7 @@ pub(super) fn notification(channel: &str, payload: &str) -> Vec<u8> {
     message
 }
 
-/// Whatever the sizes of the pieces, all bytes pass in order and every notification is whole.
+/// For any sizes of pieces, all bytes pass in order and every notification is whole.
 #[test]
 fn messages_are_cut_wherever_the_pieces_end() {
     let message = |kind: u8, body: &[u8]| {
