@@ -62,7 +62,7 @@ const VARIANTS: [Variant; 8] = [
     variant("+ notify, a cache follows", "followed", ""),
 ];
 
-/// The indexes into [`VARIANTS`] of those that are measured with several clients at once.
+/// The variants that are measured with several clients at once, as indexes into [`VARIANTS`].
 const TOGETHER: [usize; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 const MARKETS: usize = 50;

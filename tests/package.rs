@@ -187,8 +187,8 @@ fn versions_agree() {
     assert!(changes.contains("\n## Unreleased\n") || changes.contains(&format!("\n## {version}")));
 }
 
-/// The package contains everything that a user needs to build and review it. It contains no binary file and nothing
-/// that nobody reads.
+/// The package contains everything that a user needs to build and review it. It contains only text, and only files that
+/// somebody reads.
 #[test]
 fn the_package_has_all_files_it_needs_and_no_large_ones() {
     let list = cargo(&["package", "--list", "--allow-dirty"]);

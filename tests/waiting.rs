@@ -73,7 +73,7 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
 /// A look-up takes no lock that the writer could hold (P5).
 #[test]
 fn no_look_up_waits_for_a_writer() {
-    // A page fault makes a thread sleep, too. So one try without a sleep is enough. With a lock no try is without one.
+    // A page fault makes a thread sleep, too. So one try without a sleep is enough. With a lock, every try has sleeps.
     let (cache, writer) = OddsCache::detached();
     let writer = Mutex::new(writer);
     let write = |round: i64| {

@@ -414,7 +414,7 @@ async fn a_detached_cache_is_ready_at_once() {
     cache.ready().await.expect("ready");
 }
 
-/// Players change for months. The cache must free the names that no event has any more.
+/// The names of players change over months. The cache must free the names that no event has any more.
 #[test]
 fn names_do_not_pile_up() {
     let (cache, mut writer) = OddsCache::detached();

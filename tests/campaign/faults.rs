@@ -212,7 +212,7 @@ impl Scene {
         }
     }
 
-    /// Terminates the followers' sessions that listen. With `not` = "not", terminates the other ones.
+    /// Terminates the followers' sessions that listen. With `not` = "not", terminates their other sessions.
     async fn terminate(&self, not: &str) {
         self.admin(&format!(
             "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and {not} (query ~ 'LISTEN|advisory')"

@@ -129,8 +129,8 @@ impl Ledger {
         }
     }
 
-    /// Fails if the group cannot have had this state at `proven` or later. Otherwise returns how long ago the first
-    /// commit that the view lacks was made, or `None` if it lacks none.
+    /// Fails if the group cannot have had this state at `proven` or later. Otherwise returns the age of the first
+    /// commit that the view lacks. `None` if it lacks none.
     pub(crate) fn judge(
         &self,
         group: usize,

@@ -1,5 +1,5 @@
-//! The plan of faults. It depends on the seed alone. The exact timing of a fault depends on the machine, and so do the
-//! statements between which it falls.
+//! The plan of faults. It depends on the seed alone. The machine decides when exactly a fault happens, and between
+//! which statements.
 
 use std::time::Duration;
 

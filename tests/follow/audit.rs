@@ -29,7 +29,7 @@ async fn passed(followed: &Followed) {
     followed.counted("two passes", two_more).await;
 }
 
-/// Each statement changes rows without a log row, in another way. Only the audit can find that.
+/// Each statement changes rows in another way, without a log row. Only the audit can find that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
     let followed = audited().await;

@@ -18,7 +18,8 @@ fn allow_connections(database: &Database, allow: bool) {
     psql("postgres", &["-qc", &sql]);
 }
 
-/// A server that is reached again may have lost commits, so a new epoch begins. Until then the old view grows old.
+/// A server that the follower reaches again may have lost commits, so a new epoch begins. Until then the age of the old
+/// view grows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_stays() {
     let database = Database::seeded();

@@ -93,7 +93,7 @@ async fn another_server_behind_the_same_connection_begins_a_new_epoch() {
     assert_eq!(counters.failures, 0, "the connection was not lost");
 }
 
-/// The number of log rows was bounded, the number of keys in them was not. A read took 1.1 GB of memory, and blocked
+/// The number of log rows was bounded, but not the number of keys in them. A read took 1.1 GB of memory, and blocked
 /// the runtime for a minute.
 #[tokio::test]
 async fn very_many_keys_become_a_reload() {

@@ -19,7 +19,7 @@ use oddscache_testkit::followed::Followed;
 /// How the cache learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
-    /// It reads the keys again that the log names.
+    /// It reads again the keys that the log names.
     Keys,
     /// It reads everything again.
     Reload,

@@ -15,7 +15,7 @@ async fn followed(database: &Database) -> Followed {
 /// Notifying commits slow each other down. So while the follower polls, writers do not notify, and it still sees all
 /// commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
+async fn many_small_commits_are_seen_by_polling_without_notifications() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     assert_eq!(followed.waiting().await, 1);
@@ -50,7 +50,7 @@ async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
 /// A writer notifies if a follower waits at the time of its statement. This one sees none waiting and does not notify,
 /// but the follower waits by the time of its commit. So the follower must look for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_looked_too_early_is_looked_for() {
+async fn the_commit_of_a_writer_that_did_not_notify_is_found() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let late = connect(&database.dsn()).await;
@@ -69,7 +69,8 @@ async fn a_writer_that_looked_too_early_is_looked_for() {
         let notifications = followed.cache.counters().notifications;
         run(&late, "commit").await;
         followed.caught_up("the late commit").await;
-        // A heartbeat may show the commit first, by chance. Without the brisk reads one would show it each time.
+        // A heartbeat may show the commit first, by chance. Without the brisk reads a heartbeat would show it each
+        // time.
         briskly += u32::from(followed.cache.counters().notifications == notifications);
         followed.check("the late commit").await;
     }
@@ -79,7 +80,7 @@ async fn a_writer_that_looked_too_early_is_looked_for() {
 /// A session that holds the lock exclusively makes writers notify for ever, and keeps the follower from waiting. So the
 /// follower polls and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_held_by_others_is_not_waited_for() {
+async fn the_follower_polls_while_others_hold_its_lock() {
     let database = Database::seeded();
     let mallory = connect(&database.dsn()).await;
     let key = "hashtextextended('oddscache bell oddscache', 0)";
@@ -100,7 +101,7 @@ async fn a_lock_held_by_others_is_not_waited_for() {
 
 /// Each follower waits for itself: a follower that ends does not take the notifications from the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_followers_each_is_notified() {
+async fn each_of_several_followers_is_notified() {
     let database = Database::seeded();
     let (a, b) = (followed(&database).await, followed(&database).await);
     assert_eq!(a.waiting().await, 2);

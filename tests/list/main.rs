@@ -1,4 +1,4 @@
-//! The event list equals the JSON that serde_json writes for the same view. It writes only what changed.
+//! The event list equals the JSON that serde_json writes for the same view. It writes only changed snapshots again.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use chrono::{DateTime, TimeDelta, Utc};

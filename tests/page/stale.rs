@@ -1,4 +1,4 @@
-//! The page never shows old prices as if they were current. It says since when, and why, it is stale.
+//! The page never shows old prices as if they were current. It says since when and why it is stale.
 
 use oddscache_testkit::{
     cluster::Cluster,

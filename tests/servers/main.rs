@@ -22,7 +22,7 @@ const FORGETFUL: [&str; 4] = [
 ];
 
 /// Keeps later followers from waiting for notifications while this session is open. A follower that begins to wait
-/// commits a transaction. That writes the log ahead, and with it all commits before.
+/// commits a transaction. That commit flushes the write-ahead log, and with it all commits before.
 async fn without_notifications(cluster: &Cluster) -> Client {
     let client = connect(&cluster.dsn("postgres")).await;
     let lock = "select pg_advisory_lock(hashtextextended('oddscache bell oddscache', 0))";
@@ -48,8 +48,8 @@ async fn use_again(app: &Client, lost: &[u64]) {
         if lost.contains(ids.last().expect("one")) {
             return;
         }
-        // Each change takes two ids, the second one here. Otherwise the changes might only get ids that no lost one
-        // had.
+        // Each change takes two ids. Take one more here, because otherwise the changes might get only ids that no lost
+        // one had.
         run(app, "select pg_current_xact_id()").await;
     }
     panic!("none of {ids:?} is one of {lost:?}");

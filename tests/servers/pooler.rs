@@ -174,7 +174,7 @@ async fn the_follower_waits_for_a_server_that_is_away_behind_a_pooler() {
     }
 }
 
-/// A pooler without room refuses the login. Unlike a wrong password, waiting fixes that.
+/// A pooler without room refuses the login. Waiting fixes that, unlike a wrong password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_follower_waits_for_a_pooler_with_too_many_clients() {
     let cluster = Cluster::seeded(&[]);

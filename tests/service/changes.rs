@@ -78,7 +78,7 @@ async fn a_stream_of_changes_is_resumed_without_a_gap() {
     assert_eq!(again.expect("change").await.0, first);
     assert_eq!(again.expect("change").await.0, second);
 
-    // The id is of another process, or from the future, or no id at all.
+    // The first id is of another process, the second is from the future, and the third is no id at all.
     for id in ["00000000-1", &format!("{second}9"), "x"] {
         let mut lost = Stream::open(&served, Some(id)).await;
         assert_eq!(lost.expect("lagged").await.0, second);

@@ -238,7 +238,7 @@ async fn responses_and_the_document_agree() {
         assert_eq!(head.status(), 200);
         assert_eq!(head.text().await.expect("no body"), "");
     }
-    // A request with a body, or with a path that is too long, is refused.
+    // The service refuses a request with a body, and one whose path is too long.
     let long = format!("?{}", "x".repeat(60_000));
     for path in document.0["paths"].as_object().expect("paths").keys() {
         let asked = path.replace("{id}", "3");

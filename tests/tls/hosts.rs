@@ -75,7 +75,7 @@ async fn port(config: Config) -> Result<u16, Error> {
     Ok(row.get::<_, i32>(0) as u16)
 }
 
-/// Each host has its own time-out. Two hosts that never answer would use up one that all hosts share.
+/// Each host has its own time-out. Two hosts that never answer would use up a time-out that all hosts share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_works_is_found_behind_those_that_do_not() {
     let good = secured().cluster.port();

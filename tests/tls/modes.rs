@@ -255,9 +255,9 @@ fn openssl(arguments: &[&str]) {
     ended(Command::new("openssl").args(arguments)).ok();
 }
 
-/// A client certificate works with every format of its key. The key file must not be readable by others.
+/// All formats of a key must work. A key file that others may read is refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn client_certificates_are_shown() {
+async fn a_client_certificate_works_with_every_format_of_its_key() {
     let secured = secured();
     let client = secured.authority.issue("certified", &[]);
     secured.put("client.crt", &client.certificate);
