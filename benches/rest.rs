@@ -5,9 +5,9 @@
 //! cargo bench --bench rest
 //! ```
 //!
-//! The benchmark starts a private server with 1,100 upcoming events. It runs `oddscache serve` on it twice, in a process
-//! of its own, and reads CPU times from /proc. `SECONDS` (120) is the time of each measurement. The default is as long
-//! as a whole pass of the audit.
+//! The benchmark starts a private server with 1,100 upcoming events. It runs `oddscache serve` on it twice, in its own
+//! process, and reads CPU times from /proc. `SECONDS` (120) is the time of each measurement. The default is as long as
+//! a whole pass of the audit.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The demo's data and its simulated application, for the benchmarks.
 //!
-//! The sources are the demo's own. Their names are visible within one crate only, so this file has a public function for
-//! each thing that a benchmark needs. `tests/demo_data` tests their insides and includes them itself.
+//! The sources are the demo's own. Their names are visible within one crate only, so this file has a public function
+//! for each thing that a benchmark needs. `tests/demo_data` includes the sources itself and tests them.
 
 #[allow(dead_code, reason = "the demo uses the rest")]
 #[path = "../../../src/demo/dataset.rs"]

@@ -362,8 +362,8 @@ pub async fn run(client: &Client, sql: &str) {
 ///
 /// An id says what the row belongs to:
 /// - A snapshot of bookmaker `b` is `event * 100 + b * 10 + age`. Age 1 is the older, 2 the newer.
-/// - A competitor event of sportybet has the id of its event, and one of bet9ja has ten more. 21 (sportybet) is linked to
-///   no event.
+/// - A competitor event of sportybet has the id of its event, and one of bet9ja has ten more. Of sportybet, 21 is
+///   linked to no event.
 /// - A competitor's snapshot is `competitor event * 10 + age`.
 /// - A market is `snapshot * 10 + 1` or `+ 2`. Its prices follow from its id.
 pub const SEED: &str = r#"
