@@ -1,8 +1,13 @@
-//! What a follower costs while nothing is written: without and with the audit, on both sides, at real scale.
+//! CPU time of a follower while nobody writes, with and without the audit, at real scale. Measures the service and the
+//! backends that PostgreSQL runs for it.
 //!
-//! Starts a private server with 1,100 upcoming events, and on it `oddscache serve` twice in turn, as a process of its own.
-//! CPU time is read from /proc, of the service and of the server's processes for it. `cargo bench --bench rest`; `SECONDS`
-//! sets how long each is watched (120, a whole pass of the audit).
+//! ```sh
+//! cargo bench --bench rest
+//! ```
+//!
+//! The benchmark starts a private server with 1,100 upcoming events. It runs `oddscache serve` on it twice, in its own
+//! process, and reads CPU times from /proc. `SECONDS` (120) is the time of each measurement. The default is as long as
+//! a whole pass of the audit.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
@@ -23,7 +28,7 @@ async fn backends(client: &Client) -> Vec<u32> {
         .collect()
 }
 
-/// What the service says of its audit.
+/// The counters of the audit, as text.
 async fn audited(service: &Service) -> String {
     let stats = service.json("/v1/stats").await;
     let counter = |name: &str| stats["counters"][name].clone();
@@ -35,10 +40,10 @@ async fn audited(service: &Service) -> String {
     )
 }
 
-/// Shares of a core: the service's, and the server's for it.
+/// The shares of a core that the service and its backends take, and a note.
 async fn watch(dsn: &str, client: &Client, audit_cycle: &str, seconds: f64) -> (f64, f64, String) {
     let service = Service::measured(dsn, &["--audit-cycle", audit_cycle]).await;
-    // Warm, and its notifications proven.
+    // Wait until it is warm and has received its first notification.
     sleep(Duration::from_secs(15)).await;
     let pids = backends(client).await;
     let server = || pids.iter().map(|pid| cpu(*pid)).sum::<f64>();
@@ -47,7 +52,7 @@ async fn watch(dsn: &str, client: &Client, audit_cycle: &str, seconds: f64) -> (
     let after = (cpu(service.pid()), server());
     let mut note = format!("   {}", audited(&service).await);
     if backends(client).await != pids {
-        note.push_str("; it reconnected meanwhile: the server's share is too low");
+        note.push_str("; it connected again meanwhile, so the share of the server is too low");
     }
     (
         (after.0 - before.0) / seconds,

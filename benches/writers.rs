@@ -62,7 +62,7 @@ const VARIANTS: [Variant; 8] = [
     variant("+ notify, a cache follows", "followed", ""),
 ];
 
-/// The variants that are measured with several clients at once, by index.
+/// The variants that are measured with several clients at once, as indexes into [`VARIANTS`].
 const TOGETHER: [usize; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 const MARKETS: usize = 50;
@@ -180,8 +180,8 @@ fn event(number: usize) -> i32 {
     i32::try_from(101 + number % 1000).expect("an event")
 }
 
-/// A session that waits for the bell for ever, and takes what comes.
-async fn wait_for_bells(dsn: &str) {
+/// Opens a session that listens for ever. It holds the listener's lock, so every writing transaction notifies it.
+async fn listen(dsn: &str) {
     let (client, mut connection) = tokio_postgres::connect(dsn, NoTls).await.expect("connects");
     tokio::spawn(async move { while poll_fn(|cx| connection.poll_message(cx)).await.is_some() {} });
     let wait = "listen oddscache; select pg_advisory_lock_shared(hashtextextended('oddscache listener oddscache', 0))";
@@ -202,24 +202,25 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
     demo::fill(&plain, &size).await;
     run(&plain, "vacuum").await;
     drop(plain);
-    for database in ["empty", "rights", "keys", "feed", "rung", "followed"] {
+    for database in ["empty", "rights", "keys", "feed", "notified", "followed"] {
         let create = format!("create database {database} template plain");
         run(&client, &create).await;
         cluster.psql_ok(database, &["-qf", "sql/install.sql"]);
     }
     let replace = |database: &str, sql: &str| cluster.psql_ok(database, &["-qc", sql]);
-    // The same triggers, with less behind them.
+    // The same triggers with an empty function.
     replace(
         "empty",
         "create or replace function oddscache.log_change() returns trigger language plpgsql as 'begin return null; end'",
     );
-    // What any function must have that writes to a table for roles without rights on it.
+    // A function needs these attributes if it writes to a table on behalf of roles without rights on it.
     replace(
         "rights",
         "create or replace function oddscache.log_change() returns trigger language plpgsql
              security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
              as 'begin return null; end'",
     );
+    // The function collects the keys and returns before it writes the log row.
     replace(
         "keys",
         "do $$ declare def text := pg_get_functiondef('oddscache.log_change()'::regprocedure);
@@ -229,7 +230,7 @@ async fn prepare(cluster: &Cluster) -> OddsCache {
                end $$",
     );
     run(&client, "checkpoint").await;
-    wait_for_bells(&cluster.dsn("rung")).await;
+    listen(&cluster.dsn("notified")).await;
     let config = Config::new(&cluster.dsn("followed")).expect("a dsn");
     let (cache, follower) = OddsCache::connect(config);
     tokio::spawn(follower.run());
@@ -261,7 +262,7 @@ async fn alone(
             let (begun, cpu_before) = (Instant::now(), writer.cpu_ms());
             transaction(writer, round).await;
             let took = begun.elapsed().as_secs_f64() * 1e3;
-            // Gives a following cache time to read the change, so that its work does not slow the next writer. The
+            // Give a following cache time to read the change, so that its work does not slow the next writer. The
             // backend waits by then, so its CPU time is exact.
             tokio::time::sleep(Duration::from_millis(3)).await;
             if round >= 3 {

@@ -13,7 +13,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The number of allocations of the second `call`. The first may allocate what a thread or a lock needs once.
+/// The number of allocations of the second `call`. The first call may allocate what a thread or a lock needs only once.
 fn allocations<R>(mut call: impl FnMut() -> R) -> usize {
     black_box(call());
     let region = Region::new(ALLOCATOR);
@@ -22,7 +22,7 @@ fn allocations<R>(mut call: impl FnMut() -> R) -> usize {
     change.allocations + change.reallocations
 }
 
-/// A call allocates if its documentation says so, and otherwise not.
+/// A call allocates if its documentation says so, and not otherwise.
 #[test]
 fn calls_allocate_as_documented() {
     let (cache, mut writer) = OddsCache::detached();

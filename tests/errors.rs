@@ -1,4 +1,4 @@
-//! What is missing or wrong gets its name and the way out; bad rows cost nobody but themselves.
+//! Errors name what is missing or wrong, and the way out. A malformed row affects only itself.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn config(dsn: &str) -> Config {
     config.retry_unreachable(false)
 }
 
-/// The error that following ends with; everybody who asks hears the same.
+/// The error with which the follower ends. `run`, `ready` and the status must all report it.
 async fn refusal(config: Config) -> Error {
     let (cache, follower) = OddsCache::connect(config);
     let follower = tokio::spawn(follower.run());
@@ -30,19 +30,19 @@ async fn refusal(config: Config) -> Error {
     let error = Some(returned);
     assert_eq!(cache.status(), Status::Ended { error });
     assert!(!cache.is_warm() && cache.view().is_empty());
-    cache.ready().await.expect_err("and says so again")
+    cache.ready().await.expect_err("the same error again")
 }
 
 async fn refused_by(database: &Database) -> Error {
     let config = config(&database.dsn());
     let error = refusal(config.clone()).await;
-    // Reading once checks the same.
+    // Reading once makes the same checks.
     let once = warm_up(config).await.expect_err("must not read");
     assert_eq!(once.to_string(), error.to_string());
     error
 }
 
-/// The error of a database with the feed after `sql`.
+/// The error for a database with the change feed after `sql`.
 async fn after(sql: &str) -> Error {
     let database = Database::with_feed();
     database.psql(sql);
@@ -56,8 +56,9 @@ fn assert_names(error: &Error, names: &[&str]) {
     }
 }
 
+/// The error has the address that was tried.
 #[tokio::test]
-async fn an_unreachable_database_is_named() {
+async fn the_error_names_an_unreachable_database() {
     for (place, name) in [
         ("host=127.0.0.1 port=1", "127.0.0.1:1/d"),
         ("host=/nonexistent", "/nonexistent/.s.PGSQL.5432/d"),
@@ -69,8 +70,9 @@ async fn an_unreachable_database_is_named() {
     }
 }
 
+/// With `retry_unreachable` a cache may start before its database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unreachable_database_is_waited_for() {
+async fn the_follower_waits_for_an_unreachable_database() {
     let cluster = Cluster::with_feed(SEED);
     let dsn = cluster.dsn("postgres");
     cluster.stop("fast").expect("stops");
@@ -91,8 +93,9 @@ async fn an_unreachable_database_is_waited_for() {
     follower.abort();
 }
 
+/// Waiting does not fix a wrong password, and no message contains it.
 #[tokio::test]
-async fn a_refused_login_is_named_and_not_waited_for() {
+async fn the_error_names_a_refused_login_and_the_follower_ends() {
     let database = Database::with_feed();
     let role = format!("login_{}", database.name);
     database.psql(&format!("create role {role} login password 's3cret-right'"));
@@ -112,7 +115,7 @@ async fn a_refused_login_is_named_and_not_waited_for() {
     let handles = OddsCache::connect(wrong.clone());
     let shown = format!("{error} {error:?} {wrong:?} {handles:?}");
     assert!(!shown.contains("s3cret"), "{shown}");
-    // Let in, it lacks the rights.
+    // With the right password it still lacks the rights.
     let error = refusal(config(&tcp("s3cret-right"))).await;
     assert!(matches!(error, Error::MissingRight { .. }), "{error:?}");
 
@@ -121,6 +124,7 @@ async fn a_refused_login_is_named_and_not_waited_for() {
     assert_names(&error, &["/nowhere", "3D000"]);
 }
 
+/// No error about a malformed connection string contains its password.
 #[test]
 fn no_secret_in_a_connection_string_is_shown() {
     let strings = [
@@ -143,7 +147,7 @@ fn no_secret_in_a_connection_string_is_shown() {
                 format!("{error} {error:?}")
             }
         };
-        // The name of a parameter is no secret.
+        // A message may contain the name of a parameter.
         let rest = shown.replace("`s3cret`", "");
         assert!(!rest.contains("s3cret"), "{string}: {shown}");
     }
@@ -154,8 +158,9 @@ fn quoted(table: &str) -> String {
     format!("\"public\".\"{table}\"")
 }
 
+/// Each table that the cache reads is checked before the first read.
 #[tokio::test]
-async fn a_missing_table_is_named() {
+async fn the_error_names_a_missing_table() {
     for table in TABLES {
         let error = after(&format!("drop table {table} cascade")).await;
         assert!(matches!(error, Error::MissingTable { .. }), "{error:?}");
@@ -166,8 +171,9 @@ async fn a_missing_table_is_named() {
     assert_names(&error, &["\"elsewhere\".\"events\"", "app_schema"]);
 }
 
+/// Each column that the cache needs is checked before the first read.
 #[tokio::test]
-async fn a_missing_column_is_named() {
+async fn the_error_names_a_missing_column() {
     for (table, column) in [
         ("events", "kickoff"),
         ("competitor_events", "source"),
@@ -189,8 +195,9 @@ async fn a_missing_column_is_named() {
     }
 }
 
+/// A column is refused if the cache cannot read its type without a loss.
 #[tokio::test]
-async fn a_column_of_a_type_that_cannot_be_read_is_named() {
+async fn the_error_names_a_column_with_an_unknown_type() {
     for (table, column, to) in [
         ("events", "kickoff", "text"),
         ("events", "kickoff", "date using kickoff::date"),
@@ -219,13 +226,14 @@ async fn a_column_of_a_type_that_cannot_be_read_is_named() {
     }
 }
 
+/// The error for a missing or incomplete change feed says how to install it.
 #[tokio::test]
-async fn a_feed_that_is_not_installed_is_named() {
+async fn the_error_names_a_feed_that_is_not_installed() {
     let application = Database::application();
     let error = refused_by(&application).await;
     assert!(matches!(error, Error::FeedMissing { .. }), "{error:?}");
     assert_names(&error, &["oddscache", "does not exist", "install.sql"]);
-    // It can be read without one, but not followed.
+    // Without a change feed the tables can be read once, but not followed.
     let without = config(&application.dsn()).need_feed(false);
     let view = warm_up(without.clone()).await.expect("read");
     assert_eq!(view.epoch(), 1);
@@ -247,8 +255,9 @@ async fn a_feed_that_is_not_installed_is_named() {
     assert_names(&error, &["schema other"]);
 }
 
+/// A follower must not follow a change feed that it does not understand, or one that logs other tables.
 #[tokio::test]
-async fn a_feed_of_another_version_or_for_other_tables_is_named() {
+async fn the_error_names_a_feed_of_another_version_or_for_other_tables() {
     for (version, way_out) in [
         (1, "oddscache sql install --apply"),
         (4, "upgrade oddscache"),
@@ -270,8 +279,9 @@ async fn a_feed_of_another_version_or_for_other_tables_is_named() {
     assert_names(&error, &["elsewhere", "public"]);
 }
 
+/// A trigger that may not fire could hide a change, so the follower does not start.
 #[tokio::test]
-async fn a_trigger_that_does_not_always_fire_is_named() {
+async fn the_error_names_a_trigger_that_does_not_always_fire() {
     for (number, table) in TABLES.into_iter().enumerate() {
         let op = ["insert", "update", "delete", "truncate"][number % 4];
         let name = format!("oddscache_{op}");
@@ -291,7 +301,7 @@ async fn a_trigger_that_does_not_always_fire_is_named() {
     }
 }
 
-/// Triggers of a partition see only what names the partition: the rest is followed all the same.
+/// Triggers of a partition only see statements that name the partition. So a missing one does not stop the follower.
 #[tokio::test]
 async fn a_partition_without_triggers_is_no_error() {
     let database = Database::seeded();
@@ -301,8 +311,9 @@ async fn a_partition_without_triggers_is_no_error() {
     followed.changes(insert).await;
 }
 
+/// The role of the cache can follow every change, and can write to nothing.
 #[tokio::test]
-async fn the_granted_rights_suffice() {
+async fn the_rights_of_grants_sql_suffice_and_allow_no_write() {
     let database = Database::seeded();
     let dsn = cluster().dsn_as(&database.reader(), &database.name);
     let followed = Followed::beside(&dsn, &database.dsn(), |config| config).await;
@@ -326,7 +337,7 @@ async fn the_granted_rights_suffice() {
         "select * from bookmakers",
         "create table t ()",
     ] {
-        // Before PostgreSQL 15 every role may make tables in schema public.
+        // Before PostgreSQL 15 every role may create tables in the schema public.
         if server_version() < 15 && sql == "create table t ()" {
             continue;
         }
@@ -335,12 +346,13 @@ async fn the_granted_rights_suffice() {
     }
 }
 
+/// Without any one of its rights, the follower ends with an error that names the right and the object.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_missing_right_is_named() {
+async fn the_error_names_each_missing_right() {
     let database = Database::seeded();
     let role = database.reader();
     let dsn = cluster().dsn_as(&role, &database.name);
-    // What everybody may is taken from everybody.
+    // Revoke the rights that every role has, so that each right is granted explicitly.
     database.psql(&format!(
         "revoke usage on schema public from public; grant usage on schema public to {role};
          revoke execute on function oddscache.feed_version() from public;
@@ -383,7 +395,8 @@ async fn each_missing_right_is_named() {
     let error = refusal(config(&dsn)).await;
     assert!(matches!(error, Error::MissingRight { .. }), "{error:?}");
     database.psql(&format!("grant select on events to {role}"));
-    // All rights are back. One that is lost while it follows is named, and the view stays readable.
+    // All rights are back. If the role loses one while the cache follows, the error names it and the view stays
+    // readable.
     let followed = Followed::with(&dsn, |config| config).await;
     database.psql(&format!("revoke select on market_odds from {role}"));
     let is_it = |error: &Error| matches!(error, Error::MissingRight { .. });
@@ -393,8 +406,9 @@ async fn each_missing_right_is_named() {
     eventually("follows again", async || followed.epoch() == 2).await;
 }
 
+/// `ready` must not wait for ever for a follower that was dropped or aborted.
 #[tokio::test]
-async fn who_waits_for_a_follower_that_is_gone_is_told() {
+async fn ready_fails_once_the_follower_is_gone() {
     let (cache, follower) = OddsCache::connect(config("host=127.0.0.1 port=1 user=u"));
     drop(follower);
     let error = cache.ready().await.expect_err("nobody warms it");
@@ -415,8 +429,9 @@ async fn who_waits_for_a_follower_that_is_gone_is_told() {
     assert!(matches!(error, Error::FollowerStopped), "{error:?}");
 }
 
+/// The view stays readable. The status and its age say that nothing updates it.
 #[tokio::test]
-async fn once_warm_always_ready_but_not_always_live() {
+async fn a_warm_cache_stays_ready_after_its_follower_has_ended() {
     let followed = Followed::seeded().await;
     followed.cache.ready().await.expect("still");
     followed.follower.abort();
@@ -429,8 +444,9 @@ async fn once_warm_always_ready_but_not_always_live() {
     eventually("ages", async || view.age() > Duration::from_millis(200)).await;
 }
 
+/// One malformed row must not hide an event, and the log must not contain its data.
 #[tokio::test]
-async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
+async fn malformed_rows_are_counted_and_logged_and_the_event_is_served() {
     let log = Log::capture(Level::TRACE);
     let database = Database::seeded();
     database.psql(
@@ -445,7 +461,7 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ("outcomes = null", "outcomes is null", 0),
         (
             r#"outcomes = '[{"name": "SECRET", "odds": 1e999}]'"#,
-            "no JSON that can be read",
+            "not valid JSON",
             0,
         ),
         (r#"outcomes = '{"SECRET": 1}'"#, "outcomes is not a list", 0),
@@ -462,12 +478,12 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         ),
         (
             r#"outcomes = '[{"name": "1", "odds": "SECRET"}]'"#,
-            "odds are no number",
+            "odds are not a number",
             1,
         ),
         (
             r#"outcomes = '[{"name": "1", "is_active": "SECRET"}]'"#,
-            "is_active is no boolean",
+            "is_active is not a boolean",
             1,
         ),
         (
@@ -504,8 +520,8 @@ async fn malformed_rows_are_counted_and_named_and_the_event_is_served() {
         let view = followed.caught_up("repaired").await;
         assert_eq!(view.stats().malformed_rows, 0);
     }
-    // A warmup counts and names them too; many of them are not named one by one.
-    // Outcomes that are no list read as empty.
+    // A warmup counts and names malformed rows, too. If there are many, it does not name each. Outcomes that are not a
+    // list read as empty.
     let sql =
         "update market_odds set outcomes = '1'; update competitor_market_odds set outcomes = '2'";
     followed.step(sql).await;

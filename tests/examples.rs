@@ -1,4 +1,4 @@
-//! The examples, run as their users run them, on a real database.
+//! Runs the examples as their users do, on a real database.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -20,8 +20,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Each with its executable. Cargo builds them for `cargo test`, but not for `cargo test --test examples`, and says
-/// only itself where they are; where they are fresh this takes half a second.
+/// The path of each example. Cargo builds the examples for `cargo test`, but not for `cargo test --test examples`. Only
+/// cargo knows where they are. If they are up to date, this takes half a second.
 fn examples() -> &'static HashMap<String, PathBuf> {
     static EXAMPLES: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
     EXAMPLES.get_or_init(|| {
@@ -30,7 +30,8 @@ fn examples() -> &'static HashMap<String, PathBuf> {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        // What cargo tells the test of its package: build scripts of others would take it for a change.
+        // Cargo sets these variables for the test. The build scripts of other packages would take them for a change and
+        // run again.
         for (name, _) in std::env::vars() {
             if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
                 build.env_remove(name);
@@ -48,7 +49,7 @@ fn examples() -> &'static HashMap<String, PathBuf> {
     })
 }
 
-/// An example with nothing of our own environment that it could read.
+/// An example, without the variables of our own environment that it reads.
 fn example(name: &str) -> Command {
     let path = examples().get(name);
     let path = path.unwrap_or_else(|| panic!("no example {name} was built"));
@@ -58,7 +59,7 @@ fn example(name: &str) -> Command {
     command
 }
 
-/// One that runs until it is killed.
+/// An example that runs until it is killed.
 struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -73,7 +74,7 @@ impl Running {
         Running { child, lines }
     }
 
-    /// What follows `start` on the next line that begins so.
+    /// Reads lines up to the first one that begins with `start`. Returns the rest of that line.
     async fn line(&mut self, start: &str) -> String {
         let mut before = String::new();
         let found = timeout(Duration::from_secs(60), async {
@@ -91,7 +92,7 @@ impl Running {
     }
 }
 
-/// Two upcoming events, one with a competitor's odds too.
+/// Two upcoming events. One also has odds of a competitor.
 fn with_odds() -> Database {
     let database = Database::with_feed();
     database.psql(
@@ -113,7 +114,7 @@ fn with_odds() -> Database {
     database
 }
 
-/// A new snapshot of event 1 with its own odds for the outcome "1", as the application would insert it.
+/// Inserts a new snapshot of event 1, as the application does. `odds` are its odds for the outcome "1".
 fn odds_move(database: &Database, odds: f64) {
     database.psql(&format!(
         r#"
@@ -126,7 +127,7 @@ fn odds_move(database: &Database, odds: f64) {
     ));
 }
 
-/// Two markets that only their handicap tells apart.
+/// Inserts two markets that differ only in their handicap.
 const INSERT_HANDICAPS: &str = r#"
     insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, handicap_type, handicap_home,
         handicap_away, outcomes)
@@ -136,8 +137,9 @@ const INSERT_HANDICAPS: &str = r#"
     where s.event_id = 2
 "#;
 
+/// An example that no test runs would stop working unnoticed.
 #[test]
-fn all_that_there_are_are_run_here_and_named_in_the_readme() {
+fn every_example_has_a_test_and_a_place_in_the_readme() {
     let entries = std::fs::read_dir("examples").unwrap();
     let files = entries.map(|entry| entry.unwrap().file_name());
     let name = |file: std::ffi::OsString| Some(file.to_str()?.strip_suffix(".rs")?.to_owned());
@@ -159,6 +161,7 @@ fn all_that_there_are_are_run_here_and_named_in_the_readme() {
     }
 }
 
+/// The example prints exactly what it should.
 #[test]
 fn without_postgres() {
     let printed = ended(&mut example("without_postgres")).ok().out;
@@ -175,6 +178,7 @@ fn without_postgres() {
     assert_eq!(printed, expected);
 }
 
+/// The API answers from the cache, follows changes, and refuses odds that are too old.
 #[tokio::test(flavor = "multi_thread")]
 async fn embed_in_axum() {
     let database = with_odds();
@@ -205,12 +209,12 @@ async fn embed_in_axum() {
     assert_eq!(get("/api/events/3").await, (404, "no event 3\n".to_owned()));
 
     odds_move(&database, 2.75);
-    eventually("the new odds are in the list", async || {
+    eventually("the list has the new odds", async || {
         get("/api/events").await.1.contains("2.75")
     })
     .await;
 
-    // Nobody logs in any more: what it holds grows old, and it says so.
+    // The database refuses all connections. The odds grow old, and the API refuses to serve them.
     let name = &database.name;
     for sql in [
         format!("alter database {name} allow_connections false"),
@@ -228,8 +232,9 @@ async fn embed_in_axum() {
     assert!(api.child.try_wait().unwrap().is_none());
 }
 
+/// An example is copied into programs, so it must handle errors well, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn embed_in_axum_says_what_keeps_it_from_starting() {
+async fn embed_in_axum_exits_with_the_reason_if_it_cannot_start() {
     let database = Database::application();
     let mut command = example("embed_in_axum");
     command
@@ -241,6 +246,7 @@ async fn embed_in_axum_says_what_keeps_it_from_starting() {
     said.with(1, &["FeedMissing"]);
 }
 
+/// The example prints each move of odds once, and the end of an event.
 #[tokio::test(flavor = "multi_thread")]
 async fn follow_changes() {
     let database = with_odds();
@@ -259,7 +265,7 @@ async fn follow_changes() {
     );
     let moved = followed.line("  event 2, ").await;
     assert_eq!(moved, "sportybet, 1X2, 1: 2.4 -> 2.3");
-    // Of markets that share an id and have no line, each is compared with itself.
+    // Several markets share an id and have no line. Each is compared with itself.
     database.psql(INSERT_HANDICAPS);
     database.psql(
         r#"update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5"#,
@@ -270,6 +276,7 @@ async fn follow_changes() {
     assert_eq!(followed.line("  event 1: ").await, "gone");
 }
 
+/// The example sees its own write right after the commit.
 #[test]
 fn read_your_writes() {
     let database = with_odds();

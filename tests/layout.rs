@@ -1,5 +1,5 @@
-//! The order of the folders of `src`. A folder imports only from those before it, and no files import each other in a
-//! circle. `src/README.md` describes the folders.
+//! The order of the folders of `src`. A folder imports only from those before it, and no files import in a circle.
+//! `src/README.md` describes the folders.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -143,7 +143,7 @@ struct Crate {
 }
 
 impl Crate {
-    /// Parses sources, given by their path below `src` without `.rs`.
+    /// Parses sources. Their names are paths below `src` without `.rs`.
     fn of(root: &'static str, sources: &BTreeMap<String, String>) -> Crate {
         let path_of = |file: &str| -> Vec<String> {
             let file = file.strip_suffix("/mod").unwrap_or(file);
@@ -257,7 +257,7 @@ impl Crate {
     }
 }
 
-/// All sources of the library (`binary` is false) or of the binary.
+/// All sources of the library, or of the binary if `binary` is true.
 fn sources(binary: bool) -> BTreeMap<String, String> {
     fn walk(folder: &Path, root: &Path, all: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(folder).expect("a folder").flatten() {
@@ -309,7 +309,7 @@ fn no_files_of_the_binary_import_in_a_circle() {
     assert_eq!(binary.circles(), [""; 0]);
 }
 
-/// The tests above can fail: they find a wrong import and a circle that are planted into the sources.
+/// The tests above can fail: they find a wrong import and a circle that this test adds to the sources.
 #[test]
 fn a_wrong_import_and_a_circle_are_found() {
     let plant = |file: &str, line: &str| {

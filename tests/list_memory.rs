@@ -48,7 +48,10 @@ fn reported_memory_equals_allocated_memory() {
         let json = list.render(&view).len();
         let asked = rendering.change().bytes_allocated;
         if round >= 3 {
-            assert!(asked < json / 2, "asked for {asked} bytes to write {json}");
+            assert!(
+                asked < json / 2,
+                "allocated {asked} bytes to write a list of {json}"
+            );
         }
         drop(view);
         writer.put_betpawa_snapshot(&snapshot(1 + round, 3.0), None);

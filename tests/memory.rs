@@ -77,16 +77,16 @@ fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
     }
 }
 
-/// Maps a key and a salt to a pseudorandom number in [0, 1).
+/// A pseudorandom number in [0, 1) for a key and a salt.
 fn pseudorandom(key: i64, salt: i64) -> f64 {
     let mixed = (key * 64 + salt).wrapping_mul(-7_046_029_254_386_353_131);
     let mixed = (mixed ^ mixed >> 29).wrapping_mul(-4_658_895_280_553_007_687);
     ((mixed ^ mixed >> 32) & 0xffff_ffff) as f64 / 4_294_967_296.0
 }
 
-/// A snapshot with the distribution of `src/demo/dataset.rs`. Of 50 markets 12 name players of this event, the same for
-/// all its bookmakers. A competitor lists three markets of ten without a group, others in each snapshot. One market of
-/// fifty is missing and one unavailable. Another `lineup` gives other players.
+/// A snapshot with the distribution of `src/demo/dataset.rs`. Of 50 markets, 12 name players of this event. All its
+/// bookmakers name the same players. A competitor lists three of ten markets without a group, and not the same ones in
+/// each snapshot. One market of fifty is missing and one is unavailable. Another `lineup` gives other players.
 fn demo_snapshot(event: i64, bookmaker: i64, lineup: i64) -> SnapshotInput {
     const FAMILY_NAMES: [&str; 10] = [
         "Mensah", "Okafor", "Silva", "Diallo", "Kamara", "Banda", "Otieno", "Traore", "Muller",

@@ -1,4 +1,4 @@
-//! What a library user gets: which crates, which files, and that the README says so.
+//! What a user of the library gets: crates, features and files. The README counts them.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-/// What cargo says of this package. Nothing is built.
+/// Runs cargo and returns its output. This builds nothing.
 fn cargo(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO"));
     command.args(arguments).arg("--locked");
@@ -31,7 +31,7 @@ fn readme() -> String {
     std::fs::read_to_string("README.md").unwrap()
 }
 
-/// The crates that are built with these features, each as `name version`, without this one.
+/// The crates that cargo builds with these features, as `name version`, without this package.
 fn tree(features: &str, more: &[&str]) -> BTreeSet<String> {
     let fixed = [
         "tree",
@@ -64,7 +64,7 @@ fn names(crates: &BTreeSet<String>) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Which crates each feature switches on, those of the features it contains too.
+/// The crates that each feature enables, with those of the features it contains.
 fn brought_by(manifest: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let features = manifest["features"].as_object().expect("features");
     let own = |list: &Value, found: &mut BTreeSet<String>| {
@@ -87,8 +87,9 @@ fn brought_by(manifest: &Value) -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
+/// A program that embeds the library compiles only what it uses.
 #[test]
-fn the_bare_library_brings_nothing_of_the_features() {
+fn the_library_without_features_has_none_of_their_crates() {
     let manifest = manifest();
     let brought = brought_by(&manifest);
     let direct = |features| tree(features, &["--depth", "1"]);
@@ -96,15 +97,15 @@ fn the_bare_library_brings_nothing_of_the_features() {
     for name in &brought["service"] {
         let of_tls = brought["tls"].contains(name);
         assert_eq!(names(&direct_tls).contains(name.as_str()), of_tls, "{name}");
-        // tokio and tokio-postgres themselves are built on these.
+        // tokio and tokio-postgres depend on these.
         let beneath = ["socket2", "tokio-util"].contains(&name.as_str());
         assert_eq!(names(&bare).contains(name.as_str()), beneath, "{name}");
         assert!(!names(&direct("")).contains(name.as_str()), "{name}");
     }
-    // Where a feature brings nothing, this test says nothing.
+    // If a feature enabled nothing, this test would prove nothing.
     assert!(brought["service"].len() > brought["tls"].len());
     assert!(!brought["tls"].is_empty());
-    // Nor does a dependency bring a second runtime, another TLS, or something that is compiled from C.
+    // No dependency adds a second runtime, another TLS library, or C code.
     for name in [
         "async-std",
         "smol",
@@ -117,9 +118,9 @@ fn the_bare_library_brings_nothing_of_the_features() {
     }
 }
 
-/// A production build leaves out the demo with all that only it needs.
+/// A build without the demo lacks all crates that only the demo needs.
 #[test]
-fn the_service_brings_nothing_of_the_demo() {
+fn the_service_without_the_demo_has_none_of_its_crates() {
     let brought = brought_by(&manifest());
     let only_of_demo = || brought["demo"].difference(&brought["service"]);
     assert!(only_of_demo().count() > 0);
@@ -130,6 +131,7 @@ fn the_service_brings_nothing_of_the_demo() {
     }
 }
 
+/// The README says what each feature costs to compile, and the numbers must be true.
 #[test]
 fn the_readme_counts_the_crates() {
     let readme = readme();
@@ -156,8 +158,9 @@ fn the_readme_counts_the_crates() {
     assert_eq!(direct.len(), 12);
 }
 
+/// A user looks for features in the README or in the documentation of the crate.
 #[test]
-fn every_feature_is_explained_where_it_is_looked_for() {
+fn the_readme_and_the_crate_documentation_explain_every_feature() {
     let manifest = manifest();
     let (readme, docs) = (readme(), std::fs::read_to_string("src/lib.rs").unwrap());
     let features = manifest["features"].as_object().expect("features");
@@ -171,6 +174,7 @@ fn every_feature_is_explained_where_it_is_looked_for() {
     assert_eq!(features["default"], serde_json::json!(["service", "demo"]));
 }
 
+/// The README and the changelog name the versions of the manifest.
 #[test]
 fn versions_agree() {
     let manifest = manifest();
@@ -183,9 +187,10 @@ fn versions_agree() {
     assert!(changes.contains("\n## Unreleased\n") || changes.contains(&format!("\n## {version}")));
 }
 
-/// Everything that is needed to build and to judge it, and nothing that is no text or that nobody reads.
+/// The package contains everything that a user needs to build and review it. It contains only text, and only files that
+/// somebody reads.
 #[test]
-fn the_package_holds_what_is_needed_and_nothing_big() {
+fn the_package_has_all_files_it_needs_and_no_large_ones() {
     let list = cargo(&["package", "--list", "--allow-dirty"]);
     let files: BTreeSet<&str> = list.lines().collect();
     for file in [
@@ -212,7 +217,7 @@ fn the_package_holds_what_is_needed_and_nothing_big() {
             }
         }
     }
-    // The tests' kit is another package, which is not published.
+    // The testkit is a package of its own, which is not published.
     assert!(!files.iter().any(|file| file.starts_with("tests/testkit/")));
     let mut total = 0;
     for file in &files {
@@ -220,13 +225,13 @@ fn the_package_holds_what_is_needed_and_nothing_big() {
             !file.starts_with('.') || *file == ".cargo_vcs_info.json",
             "{file}"
         );
-        // The two that cargo makes.
+        // Cargo generates two of the files.
         if !Path::new(file).exists() {
             continue;
         }
         let bytes = std::fs::read(file).unwrap();
         assert!(bytes.len() <= 128 * 1024, "{file}: {} bytes", bytes.len());
-        assert!(std::str::from_utf8(&bytes).is_ok(), "{file} is no text");
+        assert!(std::str::from_utf8(&bytes).is_ok(), "{file} is not text");
         total += bytes.len();
     }
     assert!(total < 4 * 1024 * 1024, "{total} bytes in all");

@@ -1,4 +1,4 @@
-//! Deployments differ: types, missing columns, schemas. The cache equals the oracle in all of them.
+//! Deployments differ in types, schemas and missing columns. The cache equals the oracle in all of them.
 
 use oddscache::{Config, Counters, Error, sql::Script};
 use oddscache_testkit::{
@@ -9,10 +9,10 @@ use oddscache_testkit::{
 
 const SCHEMA: &str = include_str!("../src/demo/schema.sql");
 
-/// A database whose tables are made by `schema`, with the seed, then changed by `alter`, then with the feed.
+/// A database with the tables of `schema` and the seed, changed by `alter`, and with the change feed.
 fn deployment(schema: &str, alter: &str) -> Database {
     let database = Database::empty();
-    // In the session's time zone nothing may depend on.
+    // Nothing may depend on the time zone of a session.
     let name = &database.name;
     database.psql(&format!(
         "alter database {name} set timezone = 'Asia/Tokyo'"
@@ -24,7 +24,7 @@ fn deployment(schema: &str, alter: &str) -> Database {
     database
 }
 
-/// One change of each table that is read.
+/// At least one change of each table that the cache reads.
 const CHANGES: [&str; 8] = [
     "update events set kickoff = kickoff + interval '1 hour' where id = 1",
     "insert into odds_snapshots (id, event_id, bookmaker_id) values (900, 1, 1);
@@ -56,7 +56,7 @@ fn replaced(changes: &[(&str, &str)]) -> String {
     schema
 }
 
-/// Tests of deployments: what their schema has in place of what the usual one has, and how it was altered then.
+/// Defines a test for each deployment: replacements in the usual schema, and statements that alter it afterwards.
 macro_rules! deployments {
     ($($(#[$doc:meta])? $name:ident: [$($replaced:expr),*], $alter:expr;)+) => {
         $($(#[$doc])?
@@ -77,7 +77,7 @@ const BIGINT_IDS: [(&str, &str); 3] = [
 deployments! {
     the_schema_as_it_is: [], "";
     timestamptz: [("timestamp", "timestamptz"), ("(now() at time zone 'UTC')", "now()")], "";
-    /// Some columns with, some without.
+    /// Some columns with a time zone, some without.
     timestamptz_here_and_there: [],
         "alter table events alter kickoff type timestamptz; alter table competitor_odds_snapshots alter captured_at type timestamptz;
          alter table market_odds alter unavailable_at type timestamptz;
@@ -121,6 +121,7 @@ deployments! {
            alter table competitor_events add league int, add generated int generated always as (id * 2) stored"#;
 }
 
+/// Ids of type bigint are read in full.
 #[tokio::test]
 async fn ids_beyond_32_bits() {
     let database = deployment(&replaced(&BIGINT_IDS), "");
@@ -141,7 +142,7 @@ async fn ids_beyond_32_bits() {
     assert_eq!(held.map(|held| held.len()), Some(1));
 }
 
-/// The oracle names `deleted_at`, so this one is compared by hand.
+/// The oracle needs `deleted_at`, so this test compares by hand.
 #[tokio::test]
 async fn without_deleted_at_all_competitor_events_are_live() {
     let drop = "alter table competitor_events drop column deleted_at";
@@ -161,7 +162,7 @@ async fn without_deleted_at_all_competitor_events_are_live() {
     assert_eq!(bet9ja.snapshot_id(), 122);
 }
 
-/// Names that want quoting, a feed of its own beside another one, and another channel.
+/// Schemas with names that need quotes, a second change feed in the same database, and another channel.
 #[tokio::test]
 async fn other_schemas_and_another_channel() {
     let app = r#"We"ird sch'ema"#;
@@ -189,12 +190,12 @@ async fn other_schemas_and_another_channel() {
     let followed = Followed::with(&database.dsn(), config).await;
     followed.run(&path).await;
     followed.live().await;
-    // The one at the start may come after the status, which the first reading of everything can set.
+    // The first notification may come later than the status, because a warmup can set the status, too.
     let notified = |now: &Counters| now.notifications > 0;
     followed.counted("a notification", notified).await;
     follows(&database, followed).await;
 
-    // And notifications come on that channel: with an hour between polls nothing else brings a change.
+    // Notifications arrive on this channel. With an hour between polls, nothing else brings a change.
     let config = |config: Config| rarely(config.app_schema(app).cache_schema(cache));
     let followed = Followed::with(&database.dsn(), config).await;
     followed.run(&path).await;
@@ -204,6 +205,7 @@ async fn other_schemas_and_another_channel() {
     assert!(followed.cache.counters().notifications > 0);
 }
 
+/// `infinity` and `-infinity` are times like any other.
 #[tokio::test]
 async fn times_without_an_end() {
     let database = deployment(
@@ -222,7 +224,7 @@ async fn times_without_an_end() {
     }
 }
 
-/// JSON has no word for them, so the accessors are asked.
+/// JSON cannot express these numbers, so the test uses the accessors.
 #[tokio::test]
 async fn numbers_that_json_does_not_know() {
     let database = deployment(
@@ -246,7 +248,7 @@ async fn numbers_that_json_does_not_know() {
     assert_eq!(home.map(f64::to_bits), Some((-0.0f64).to_bits()));
 }
 
-/// A migration while the cache follows.
+/// Migrations change columns while the cache follows.
 #[tokio::test]
 async fn columns_change_while_live() {
     let database = deployment(
@@ -283,8 +285,9 @@ async fn columns_change_while_live() {
     assert_eq!(followed.epoch(), 1);
 }
 
+/// The cache stops reading without a column that it needs, and its view stays.
 #[tokio::test]
-async fn a_column_that_is_renamed_away_is_named_until_it_is_back() {
+async fn the_status_names_a_renamed_column_until_it_is_back() {
     let database = deployment(SCHEMA, "");
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
@@ -292,7 +295,7 @@ async fn a_column_that_is_renamed_away_is_named_until_it_is_back() {
     followed.run(rename).await;
     let is_it = |error: &Error| matches!(error, Error::MissingColumn { .. });
     followed.disconnected_by(is_it).await;
-    // The application goes on writing; its triggers must not mind.
+    // The triggers must not fail the writes of the application meanwhile.
     followed.run("update events set starts_at = starts_at + interval '1 hour'; delete from odds_snapshots where id = 112").await;
     assert_eq!(dump(&followed.cache.view()), before);
     let rename = "alter table events rename column starts_at to kickoff";
@@ -300,7 +303,8 @@ async fn a_column_that_is_renamed_away_is_named_until_it_is_back() {
     assert_ne!(followed.check("back").await, before);
 }
 
-/// The key column of a trigger goes: the write must not fail, and everything is read again once it is back.
+/// A trigger cannot find its key column. The write must not fail, and the follower reads everything once the column is
+/// back.
 #[tokio::test]
 async fn a_key_column_that_is_renamed_fails_no_writer() {
     let database = deployment(SCHEMA, "");

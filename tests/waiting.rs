@@ -1,5 +1,5 @@
 //! Readers never wait for a lock, even while a writer publishes without pause. A thread that waits for a lock gives up
-//! the processor voluntarily, and Linux counts for each thread how often it did so.
+//! the processor voluntarily. Linux counts for each thread how often it did so.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -53,7 +53,7 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
         let readers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    // Warms up: a thread may sleep when it does something for the first time.
+                    // Warm up, because a thread may sleep when it does something for the first time.
                     (0..1000).for_each(&look);
                     let before = sleeps();
                     (0..100_000).for_each(&look);
@@ -70,10 +70,10 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
     })
 }
 
+/// A look-up takes no lock that the writer could hold (P5).
 #[test]
 fn no_look_up_waits_for_a_writer() {
-    // A page fault makes a thread sleep, too. So one of several tries without a sleep is enough: with a lock none has
-    // that.
+    // A page fault makes a thread sleep, too. So one try without a sleep is enough. With a lock, every try has sleeps.
     let (cache, writer) = OddsCache::detached();
     let writer = Mutex::new(writer);
     let write = |round: i64| {
@@ -91,7 +91,7 @@ fn no_look_up_waits_for_a_writer() {
     let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
     assert!(tries.contains(&0), "look-ups slept: {tries:?}");
 
-    // The same with a lock, to show that this test can fail.
+    // The same with a lock, which shows that this test can fail.
     let locked = Mutex::new(HashMap::new());
     let write = |round: i64| {
         let mut map = locked.lock().expect("not poisoned");

@@ -1,4 +1,4 @@
-//! The writing half, and what a reader may rely on with every writer.
+//! The writing half of a cache, and what readers may rely on with every writer.
 
 use std::sync::Arc;
 
@@ -35,8 +35,9 @@ fn snapshot(snapshot_id: i64, event_id: i64, bookmaker_id: i64) -> SnapshotInput
     }
 }
 
+/// Readers see whole publications.
 #[test]
-fn nothing_shows_before_publish_and_then_all_at_once() {
+fn readers_see_nothing_before_publish_and_everything_after_it() {
     let (cache, mut writer) = OddsCache::detached();
     writer.put_betpawa_snapshot(&snapshot(1, 1, 1), Some(at(0)));
     writer.put_competitor_snapshot("sportybet", &snapshot(1, 2, 0), None);
@@ -53,8 +54,9 @@ fn nothing_shows_before_publish_and_then_all_at_once() {
     assert_eq!(cache.counters().published, 2);
 }
 
+/// An event has one snapshot of each bookmaker and of each source.
 #[test]
-fn a_snapshot_takes_the_place_of_the_one_of_its_bookmaker_or_source() {
+fn a_snapshot_replaces_the_one_of_its_bookmaker_or_source() {
     let (cache, mut writer) = OddsCache::detached();
     for (id, bookmaker) in [(1, 1), (2, 2), (3, 1)] {
         writer.put_betpawa_snapshot(&snapshot(id, 7, bookmaker), None);
@@ -71,15 +73,16 @@ fn a_snapshot_takes_the_place_of_the_one_of_its_bookmaker_or_source() {
     let held =
         held.map(|(source, held)| (source.as_str(), held.snapshot_id(), held.bookmaker_id()));
     assert!(held.eq([("bet9ja", 3, 0), ("sportybet", 1, 0)]));
-    // The one put last, whatever its id.
+    // The snapshot that was put last counts, even if its id is smaller.
     writer.put_betpawa_snapshot(&snapshot(0, 7, 1), None);
     writer.publish();
     let betpawa = cache.get_betpawa_snapshot(7).expect("held");
     assert_eq!(betpawa.get(1).map(CachedSnapshot::snapshot_id), Some(0));
 }
 
+/// A look-up returns nothing for an event without snapshots of that side, through the handle and in a view.
 #[test]
-fn events_without_a_side_are_absent_from_it() {
+fn an_event_without_snapshots_of_a_side_is_absent_there() {
     let (cache, mut writer) = OddsCache::detached();
     writer.put_betpawa_snapshot(&snapshot(1, 1, 1), None);
     writer.put_competitor_snapshot("bet9ja", &snapshot(2, 2, 0), None);
@@ -102,8 +105,9 @@ fn events_without_a_side_are_absent_from_it() {
     assert_eq!(&stats, view.stats());
 }
 
+/// Snapshots without a kickoff must not remove a known one.
 #[test]
-fn a_kickoff_once_known_stays_until_another_one_comes() {
+fn a_kickoff_stays_until_another_one_is_put() {
     let (cache, mut writer) = OddsCache::detached();
     let publish = |writer: &mut Writer| {
         writer.publish();
@@ -121,14 +125,15 @@ fn a_kickoff_once_known_stays_until_another_one_comes() {
     assert_eq!(publish(&mut writer), Some(at(20)));
 }
 
+/// Eviction uses the latest kickoff, includes the cutoff, and needs a publication to be visible.
 #[test]
-fn evict_removes_what_began_at_or_before_the_cutoff() {
+fn eviction_removes_events_with_a_kickoff_up_to_the_cutoff() {
     let (cache, mut writer) = OddsCache::detached();
     for event in 1..=4 {
         writer.put_betpawa_snapshot(&snapshot(event, event, 1), Some(at(event)));
     }
     writer.put_betpawa_snapshot(&snapshot(5, 5, 1), None);
-    // Postponed: its first kickoff no longer counts.
+    // This event is postponed, so its first kickoff no longer counts.
     writer.put_betpawa_snapshot(&snapshot(6, 1, 1), Some(at(9)));
     writer.publish();
     assert_eq!(writer.evict_expired(at(3)), 2);
@@ -139,7 +144,7 @@ fn evict_removes_what_began_at_or_before_the_cutoff() {
     assert_eq!(writer.evict_expired(at(3)), 0);
     assert_eq!(writer.evict_expired(at(100)), 2);
     writer.publish();
-    // Nobody said when it begins.
+    // Event 5 has no kickoff, so it stays.
     assert_eq!(cache.event_ids(), [5]);
     writer.clear();
     writer.publish();
@@ -147,12 +152,13 @@ fn evict_removes_what_began_at_or_before_the_cutoff() {
     assert_eq!(cache.stats().total_snapshots, 0);
 }
 
+/// A view is one state for ever (P1).
 #[test]
 fn a_view_does_not_change_after_it_was_taken() {
     let (cache, mut writer) = OddsCache::detached();
     let mut views: Vec<(View, Vec<Value>)> = Vec::new();
     for round in 0..60 {
-        // Across pages, with events that come, change and go.
+        // Events come, change and go, on several pages of the table.
         for event in (round % 7)..(round % 7 + 40) {
             let snapshot = snapshot(round * 100 + event, event, round % 3);
             writer.put_betpawa_snapshot(&snapshot, Some(at(round)));
@@ -172,6 +178,7 @@ fn a_view_does_not_change_after_it_was_taken() {
     }
 }
 
+/// Readers see markets and outcomes in the order in which they were put.
 #[test]
 fn markets_and_outcomes_keep_their_order() {
     let (cache, mut writer) = OddsCache::detached();
@@ -197,11 +204,12 @@ fn markets_and_outcomes_keep_their_order() {
     assert_eq!(names(5), ["1", "2"]);
 }
 
+/// The keys are part of the interface.
 #[test]
-fn serialises_to_exactly_these_keys() {
+fn an_event_serialises_to_exactly_these_keys() {
     let (cache, mut writer) = OddsCache::detached();
     let mut input = snapshot(12, 1, 3);
-    // A key that has a field of its own must not come twice.
+    // An unknown key may have the name of a field. It must not appear twice.
     let extra = json!({"id": 7, "name": "B", "a": {"b": [1, null]}});
     input.last_confirmed_at = Some(at(60));
     input.markets = vec![
@@ -257,7 +265,7 @@ fn serialises_to_exactly_these_keys() {
     });
     let event = cache.event(1).expect("held");
     assert_eq!(serde_json::to_value(&*event).expect("JSON"), expected);
-    // As text too: a key that came twice would be lost in a `Value`.
+    // Compare the text, too, because a `Value` would hide a key that appears twice.
     let text = serde_json::to_string(&*event).expect("JSON");
     assert_eq!(text.matches("\"name\"").count(), 3);
     assert_eq!(text.len(), expected.to_string().len());
@@ -265,6 +273,7 @@ fn serialises_to_exactly_these_keys() {
     assert_eq!(snapshots, expected["betpawa"]);
 }
 
+/// An application may add keys to its outcomes without a new version of the cache.
 #[test]
 fn unknown_keys_of_an_outcome_are_kept() {
     let (cache, mut writer) = OddsCache::detached();
@@ -305,6 +314,7 @@ fn bits(odds: &[Option<f64>]) -> Vec<Option<u64>> {
     odds.iter().map(|odds| odds.map(f64::to_bits)).collect()
 }
 
+/// Packing must not change odds that do not fit into its short form.
 #[test]
 fn awkward_odds_keep_their_bits() {
     let usual = [
@@ -319,7 +329,7 @@ fn awkward_odds_keep_their_bits() {
         1e-3,
         5e-4,
     ];
-    // Around the greatest thousandths that 30 bits hold.
+    // Odds around the greatest number of thousandths that fits into 30 bits.
     let packed = [1_073_741.823, 1_073_741.822, 1_073_741.824];
     let least = [
         0.0,
@@ -345,6 +355,7 @@ fn awkward_odds_keep_their_bits() {
 }
 
 proptest! {
+    /// Packing must not change any odds.
     #[test]
     fn odds_keep_their_bits(odds in proptest::collection::vec(proptest::option::weighted(0.9, prop_oneof![
         any::<u64>().prop_map(f64::from_bits),
@@ -357,7 +368,7 @@ proptest! {
     }
 }
 
-/// The handle's look in place, and a reader, go to the latest state; what they gave before was freed by the writer.
+/// `read` on the handle and a `Reader` both see the latest state, also after the writer has freed the states before.
 #[test]
 fn a_reader_follows_each_publication() {
     let (cache, mut writer) = OddsCache::detached();
@@ -376,6 +387,7 @@ fn a_reader_follows_each_publication() {
     assert_eq!(second.state().len(), 40);
 }
 
+/// Handles and views can be used from any thread.
 #[test]
 fn handles_cross_threads() {
     fn shared<T: Send + Sync + 'static>() {}
@@ -392,6 +404,7 @@ fn handles_cross_threads() {
     sent::<Follower>();
 }
 
+/// A cache without a database has nothing to wait for.
 #[tokio::test]
 async fn a_detached_cache_is_ready_at_once() {
     let (cache, writer) = OddsCache::detached();
@@ -401,7 +414,7 @@ async fn a_detached_cache_is_ready_at_once() {
     cache.ready().await.expect("ready");
 }
 
-/// Player names churn for months: what no event shows any more must go.
+/// The names of players change over months. The cache must free the names that no event has any more.
 #[test]
 fn names_do_not_pile_up() {
     let (cache, mut writer) = OddsCache::detached();
@@ -420,11 +433,11 @@ fn names_do_not_pile_up() {
     let start = put_day(&mut writer, 1);
     let days = (2..100).map(|day| put_day(&mut writer, day));
     let most = days.max().expect("days");
-    // Two days are held at a time at the most; a day's names may wait for the next sweep.
+    // At most two days are held at a time. The names of one more day may wait for the next sweep.
     assert!(most < 3 * start, "{start} bytes grew to {most}");
 }
 
-/// A sweep that only growth brought about kept the names of a great eviction for ever.
+/// Once only growth caused a sweep. So the names of a large eviction stayed for ever.
 #[test]
 fn memory_comes_back_after_everything_is_evicted() {
     let (cache, mut writer) = OddsCache::detached();

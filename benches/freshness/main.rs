@@ -96,7 +96,7 @@ enum Kind {
     Ours,
     /// LISTEN with a prepared SELECT.
     Listen,
-    /// LISTEN with a SELECT that the driver prepares anew each time.
+    /// LISTEN with a SELECT that the driver prepares again each time.
     ListenUnprepared,
     Decoding,
 }

@@ -45,7 +45,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     }
 }
 
-/// All requests together.
+/// The tally of all kinds of request together.
 fn sum(tallies: &Tallies) -> Tally {
     let mut sum = Tally::default();
     for (_, tally) in tallies.lock().expect("a lock").iter() {
@@ -62,7 +62,7 @@ fn summary(subscribers: &[Shared]) -> String {
         .collect();
     let total = |of: fn(&subscriber::Seen) -> u64| all.iter().map(of).sum::<u64>();
     format!(
-        "{} changes, {} lagged, {} untold gaps, {} reconnects",
+        "{} changes, {} lagged, {} unreported gaps, {} reconnects",
         total(|seen| seen.changes),
         total(|seen| seen.lagged),
         total(|seen| seen.untold),
@@ -70,7 +70,8 @@ fn summary(subscribers: &[Shared]) -> String {
     )
 }
 
-/// Waits until every subscriber was told of the view that is served; returns how many were not, and the view.
+/// Waits until every subscriber knows the view that the service serves. Returns the number of those that do not after a
+/// minute, and the view.
 async fn settled(client: &Client, subscribers: &[Shared], id: i64) -> (usize, String) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -218,7 +219,7 @@ async fn main() -> ExitCode {
     let tallies = load.stop().await;
     application.stop().await;
     let (behind, served) = settled(&client, &subscribers, ids[0]).await;
-    // Not in the middle of a round, which has taken what changed already.
+    // Take the lock before aborting. A round that is aborted midway has taken the changes, but has not applied them.
     let mut copy = copy.lock().await;
     following.abort();
     let agreed = agree(&client, &subscribers[0], &mut copy, &dsn).await;
@@ -243,7 +244,7 @@ async fn main() -> ExitCode {
         all.latencies.line()
     );
     println!(
-        "asked for {rate}/s, answered {achieved:.0}/s; {:.1} MB/s",
+        "requested {rate}/s, answered {achieved:.0}/s; {:.1} MB/s",
         all.bytes as f64 / 1e6 / took.as_secs_f64()
     );
     let unsent = unsent.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The data that every store holds: 1,100 events of three snapshots of 50 markets.
+//! The data that every store holds: 1,100 events with three snapshots of 50 markets each.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use oddscache::{
 pub const EVENTS: i64 = 1100;
 pub const MARKETS: i64 = 50;
 pub const SOURCES: [&str; 2] = ["bet9ja", "sportybet"];
-/// All markets there are.
+/// The number of all markets.
 pub const ALL_MARKETS: f64 = (EVENTS * 3 * MARKETS) as f64;
-/// An update: all snapshots of so many events.
+/// The number of events in an update. An update has all their snapshots.
 pub const UPDATED_EVENTS: i64 = 50;
 
 /// The markets shown in the event list.
@@ -38,7 +38,7 @@ pub fn kickoff(event_id: i64) -> DateTime<Utc> {
     time() + Duration::from_secs((event_id * 7919 % EVENTS).unsigned_abs() * 300)
 }
 
-/// Of bookmaker 1 or, from 2 on, of a source; one market in eight has the names of the event's players.
+/// A snapshot of bookmaker 1, or of a source if `offer` is 2 or more. One market in eight names players of the event.
 pub fn snapshot(event_id: i64, offer: i64, generation: i64) -> SnapshotInput {
     let mut key = ((event_id * 10 + offer) * 1000 + generation) as u64;
     let mut outcomes = |names: &[&str]| -> Vec<OutcomeInput> {
@@ -133,12 +133,12 @@ pub fn updated(round: i64) -> impl Iterator<Item = i64> {
     (0..UPDATED_EVENTS).map(move |n| (n * 22 + round * 7) % EVENTS + 1)
 }
 
-/// All event ids in an order that no cache line likes.
+/// All event ids in an order that defeats the processor caches.
 pub fn scattered() -> Vec<i64> {
     (0..EVENTS).map(|n| n * 769 % EVENTS + 1).collect()
 }
 
-/// What a container holds of an event: the cache's own packed snapshots.
+/// An event as a container stores it, with the cache's own packed snapshots.
 #[derive(Clone)]
 pub struct Entry {
     pub event_id: i64,
@@ -157,7 +157,7 @@ impl Entry {
         }
     }
 
-    /// What a look-up does with what it found.
+    /// Reads a little of the event that a look-up found.
     pub fn touch(&self) -> usize {
         self.betpawa.len() + self.competitors.len()
     }

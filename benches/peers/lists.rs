@@ -1,4 +1,4 @@
-//! The event list as JSON, beside a copy of its bytes.
+//! The event list as JSON, compared with copying its bytes.
 
 use oddscache::EventList;
 use oddscache_testkit::{bench::median, plain};
@@ -17,7 +17,7 @@ pub fn measure() {
     assert_eq!(
         json,
         plain::list(&cache.view()),
-        "the list is not what serde makes of it"
+        "the list differs from the one that serde_json writes"
     );
     let mut copy = json.to_vec();
     let mut times: [Vec<f64>; 6] = Default::default();
@@ -36,7 +36,7 @@ pub fn measure() {
         writer.publish();
         times[2].push(timed(|| list.render(&cache.view())));
 
-        // A thousand snapshots seen again: those of a third of the events.
+        // Confirm a thousand snapshots: those of a third of the events.
         let mut confirmed = 0;
         for event_id in 1..=EVENTS / 3 {
             let event_id = (event_id * 3 + round) % EVENTS + 1;

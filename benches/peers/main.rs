@@ -1,12 +1,13 @@
-//! The cache beside what could be taken in its place: the same data, the same work, one run, one table.
+//! The cache compared with what could be used in its place: the same data, the same work, one run, one table.
 //!
 //! ```sh
 //! cargo bench --bench peers
 //! ```
 //!
-//! In this process all but the last one hold the cache's own packed snapshots behind an `Arc` per event, so that the
-//! containers are compared; the last row holds plain objects. Redis (`redis-server`) and PostgreSQL are private servers on
-//! Unix sockets; what is not installed is said and left out. Medians of interleaved rounds.
+//! The stores in this process hold the cache's own packed snapshots behind an `Arc` per event, so that only the
+//! containers are compared. The last of them holds plain objects. Redis (`redis-server`) and PostgreSQL are private
+//! servers on Unix sockets. The benchmark leaves out what is not installed, and says so. The figures are medians of
+//! interleaved rounds.
 #![allow(clippy::expect_used, unreachable_pub, missing_docs)]
 
 mod data;
@@ -35,13 +36,13 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const ROUNDS: usize = 15;
 const SPAN: Duration = Duration::from_millis(700);
 
-/// One line of the table; NaN where there is nothing to say.
+/// A line of the table. NaN stands for a figure that does not exist.
 struct Line {
     name: &'static str,
-    /// Seconds.
+    /// In seconds.
     one: f64,
     speed_up: f64,
-    /// Nanoseconds.
+    /// In nanoseconds.
     p99: [f64; 2],
     many: f64,
     inline: f64,
@@ -50,7 +51,7 @@ struct Line {
     torn: Option<(u64, u64)>,
 }
 
-/// A store and the bytes a market that it holds.
+/// A name, a store, and the bytes per market that it holds.
 type Made = (&'static str, Box<dyn Store>, f64);
 
 fn made<S: Store + 'static>(name: &'static str, make: impl FnOnce() -> S) -> Made {
@@ -61,8 +62,8 @@ fn made<S: Store + 'static>(name: &'static str, make: impl FnOnce() -> S) -> Mad
     (name, Box::new(store), bytes as f64 / data::ALL_MARKETS)
 }
 
-/// The entries of a cache of its own, which is gone afterwards: what they share is theirs alone. Each is made with its
-/// snapshots, so that it lies beside them as an event of the cache does, and not close to the next.
+/// The entries of a cache that is dropped afterwards, so that nobody shares their memory. Each entry is allocated
+/// together with its snapshots. So it lies beside them, as an event of the cache does, and not close to the next entry.
 fn entries() -> impl Iterator<Item = (i64, Arc<data::Entry>)> {
     let (cache, mut writer) = OddsCache::detached();
     let entries: Vec<_> = (1..=data::EVENTS)
@@ -119,7 +120,7 @@ fn stores(publishing: &Arc<Mutex<Vec<f64>>>) -> Vec<Made> {
     ]
 }
 
-/// Fails unless two sums of all inline odds are the same.
+/// Fails unless two sums of all inline odds are equal.
 fn assert_same(sum: f64, expected: f64, name: &str) {
     let is_same = (sum / expected - 1.0).abs() < 1e-9;
     assert!(is_same, "{name} holds other odds");
@@ -147,7 +148,7 @@ fn in_process() -> Vec<Line> {
             times[2].push(timed(|| store.inline()));
         }
     }
-    // Apart from the others: they leave other snapshots behind.
+    // Measure these in a loop of their own, because an update leaves other snapshots behind.
     for round in 0..5 {
         for ((_, store, _), times) in stores.iter().zip(&mut times) {
             times[3].push(measure::p99(&**store, &ids, SPAN / 5));
@@ -181,7 +182,7 @@ fn in_process() -> Vec<Line> {
             one: median(&mut times[0]),
             many: median(&mut times[1]),
             inline: median(&mut times[2]),
-            // Of nothing, it is no number.
+            // Without a measurement this is NaN.
             p99: [median(&mut times[3]), median(&mut stormy)],
             speed_up: median(&mut times[4]),
             update: median(&mut times[5]),
@@ -252,7 +253,7 @@ fn with_postgres(server: &mut postgres::Server, name: &'static str) -> Line {
     }
 }
 
-/// A time in the unit that suits it.
+/// A time as text, in a suitable unit.
 fn time(seconds: f64) -> String {
     match seconds {
         seconds if seconds.is_nan() => "-".to_owned(),
@@ -302,7 +303,7 @@ fn print(lines: &[Line]) {
 }
 
 fn main() {
-    // Of `process`, `redis`, `postgres` and `list` those named, else all.
+    // The arguments choose among `process`, `redis`, `postgres` and `list`. Without arguments, all run.
     let named: Vec<String> = std::env::args()
         .skip(1)
         .filter(|name| !name.starts_with('-'))

@@ -14,14 +14,14 @@ use oddscache_testkit::bench::median;
 
 use crate::{data, stores::Store};
 
-/// Seconds.
+/// The time that `run` takes, in seconds.
 pub fn timed<R>(run: impl FnOnce() -> R) -> f64 {
     let begun = Instant::now();
     black_box(run());
     begun.elapsed().as_secs_f64()
 }
 
-/// Runs `read` while a thread calls `write` with 1, 2, 3 and so on.
+/// Runs `read` while another thread calls `write` with 1, 2, 3 and so on.
 pub fn while_another<R>(write: impl Fn(u64) + Send + Sync, read: impl FnOnce() -> R) -> R {
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -36,7 +36,7 @@ pub fn while_another<R>(write: impl Fn(u64) + Send + Sync, read: impl FnOnce() -
     })
 }
 
-/// Look-ups a second of `threads` together, all of them at it for the whole time.
+/// Look-ups per second of all threads together. All of them run for the whole time.
 pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
     let barrier = Barrier::new(threads);
     let ended = AtomicBool::new(false);
@@ -60,7 +60,7 @@ pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
     })
 }
 
-/// 99th percentile of a look-up in nanoseconds, the clock's own share taken off.
+/// The 99th percentile of a look-up in nanoseconds, without the time that the clock takes.
 pub fn p99(store: &dyn Store, ids: &[i64], span: Duration) -> f64 {
     let look = |_| Instant::now().elapsed().as_nanos() as f64;
     let mut clock: Vec<f64> = (0..10_000).map(look).collect();
@@ -86,7 +86,8 @@ pub fn p99_beside_a_writer(store: &dyn Store, ids: &[i64], span: Duration) -> f6
     while_another(write, || p99(store, ids, span))
 }
 
-/// Views of all events that showed two generations, and views, while a writer touches all events again and again.
+/// Reads all events while a writer touches all of them, again and again. Returns the number of views with two
+/// generations, and of all views.
 pub fn torn(store: &dyn Store, span: Duration) -> (u64, u64) {
     store.touch_all(0);
     while_another(
@@ -104,7 +105,7 @@ pub fn torn(store: &dyn Store, span: Duration) -> (u64, u64) {
     )
 }
 
-/// How much faster two readers are than one.
+/// The rate of two readers, divided by that of one.
 pub fn speed_up(store: &dyn Store, ids: &[i64]) -> f64 {
     rate(store, ids, 2) / rate(store, ids, 1)
 }

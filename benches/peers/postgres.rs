@@ -1,4 +1,4 @@
-//! PostgreSQL itself: the application's read path on a private server, rows read into typed structs.
+//! PostgreSQL itself: the application's queries on a private server, with rows read into typed structs.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,10 +14,10 @@ use crate::{
     redis::Outcome,
 };
 
-/// Snapshots of each event and bookmaker; only the newest have markets.
+/// The number of snapshots of each event and bookmaker. Only the newest have markets.
 const HISTORY: i32 = 52;
 
-/// GROUP BY, joined back.
+/// Selects the latest snapshots by GROUP BY and a join, for betPawa and for the competitors.
 const HEADS: [&str; 2] = [
     "select s.event_id, s.id, s.bookmaker_id::text, s.captured_at, s.last_confirmed_at, s.scrape_run_id
      from odds_snapshots s
@@ -56,7 +56,7 @@ impl Market {
     }
 }
 
-/// One connection with everything prepared.
+/// A connection with all statements prepared.
 struct Session {
     client: Client,
     heads: [Statement; 2],
@@ -91,7 +91,8 @@ impl Session {
         }
     }
 
-    /// Events with all their markets, or with those of the list: how many snapshots, and the sum of the odds.
+    /// Reads events with all their markets, or only with those of the list. Returns the number of snapshots and the sum
+    /// of the odds.
     async fn read(&self, event_ids: &[i32], inline_only: bool) -> (usize, f64) {
         let (mut snapshots, mut sum) = (0, 0.0);
         let statements = match inline_only {
@@ -122,7 +123,7 @@ impl Session {
         (snapshots, sum)
     }
 
-    /// One transaction of 150 snapshots with their markets; says when its rows were ready to be sent.
+    /// Inserts 150 snapshots with their markets in one transaction. Returns when the rows were ready to be sent.
     async fn insert(&mut self, event_ids: &[i32], round: i64) -> Instant {
         let made = |event_id: i32, offer| data::snapshot(i64::from(event_id), offer, round).markets;
         let own: Vec<_> = event_ids.iter().map(|id| made(*id, 1)).collect();
@@ -168,7 +169,7 @@ impl Session {
     }
 }
 
-/// Rows of markets, by column.
+/// The columns of market rows.
 #[derive(Default)]
 struct Columns {
     counts: Vec<usize>,
@@ -208,7 +209,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// With the application's tables and indexes, filled. Fails with a sentence if there are no server binaries.
+    /// Starts a server with the application's tables, indexes and rows. Fails with a message if there are no server
+    /// binaries.
     pub fn start() -> Result<Server, String> {
         let settings = ["shared_buffers = 1GB", "max_wal_size = 4GB"];
         let cluster = Cluster::start(&settings).map_err(|error| error.to_string())?;
@@ -246,7 +248,7 @@ impl Server {
                 "select current_setting('server_version'), pg_total_relation_size('market_odds') + pg_total_relation_size('competitor_market_odds')",
                 &[],
             ).await.expect("sizes");
-            // Prepared again with the statistics at hand.
+            // Prepare again, now that statistics exist.
             (Session::new(&dsn).await, row.get::<_, String>(0), row.get::<_, i64>(1) as f64 / data::ALL_MARKETS)
         });
         Ok(Server {
@@ -259,7 +261,7 @@ impl Server {
         })
     }
 
-    /// Makes the indexes that are recommended for the cache.
+    /// Creates the indexes that are recommended for the cache.
     pub fn make_indexes(&mut self) {
         oddscache_testkit::run_script_on(&self.cluster, "postgres", Script::Indexes, &[]);
         let dsn = self.dsn.clone();
@@ -280,8 +282,9 @@ impl Server {
         self.runtime.block_on(self.session.insert(&ids, round))
     }
 
-    /// Views of the heads of all events with two generations, and views, while one transaction after the other gives a new
-    /// one to all. By the read path as it is: two statements, READ COMMITTED.
+    /// Reads the snapshot headers of all events while a writer gives all of them a new generation in one transaction
+    /// after the other. Reads as the application does: two statements, READ COMMITTED. Returns the number of views with
+    /// two generations, and of all views.
     pub fn torn(&self, span: Duration) -> (u64, u64) {
         let all = event_ids(1..=EVENTS);
         let writer = self.runtime.block_on(Session::new(&self.dsn));

@@ -1,4 +1,4 @@
-//! Redis on this machine: a private server on a Unix socket, one connection, JSON parsed into typed structs.
+//! Redis: a private server on a Unix socket, one connection, and JSON parsed into typed structs.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -13,14 +13,14 @@ use serde_json::Value;
 
 use crate::data;
 
-/// A private server without persistence. Dropping it ends it and deletes its files.
+/// A private server without persistence. Dropping it stops the server and deletes its files.
 pub struct Server {
     child: Child,
     directory: tempfile::TempDir,
 }
 
 impl Server {
-    /// Fails with a sentence if there is no `redis-server`.
+    /// Starts the server. Fails with a message if there is no `redis-server`.
     pub fn start() -> Result<Server, String> {
         let builder = tempfile::Builder::new()
             .prefix("oddscache-redis-")
@@ -62,7 +62,7 @@ impl Drop for Server {
     }
 }
 
-/// Speaks as much of RESP as this needs.
+/// A client with the part of RESP that the benchmark needs.
 pub struct Client(BufReader<UnixStream>);
 
 pub fn version() -> String {
@@ -92,7 +92,7 @@ impl Client {
         line
     }
 
-    /// A bulk string; empty if there is none.
+    /// Reads a bulk string. Empty if there is none.
     fn bulk(&mut self) -> Vec<u8> {
         let line = self.line();
         let length = line.strip_prefix('$').map(str::parse::<usize>);
@@ -218,7 +218,8 @@ impl Market {
     }
 }
 
-/// An event's two keys: all of it, and what the list shows of it, so that the list need not read all.
+/// The two keys of an event: the whole event, and its entry in the list. So reading the list does not read whole
+/// events.
 fn pairs(event_id: i64, generation: i64) -> [(String, Vec<u8>); 2] {
     let json = |inline_only| {
         let event = Event::new(event_id, generation, inline_only);
@@ -230,7 +231,7 @@ fn pairs(event_id: i64, generation: i64) -> [(String, Vec<u8>); 2] {
     ]
 }
 
-/// Fills the server; says how many bytes it uses for a market.
+/// Fills the server. Returns the bytes per market that it uses.
 pub fn fill(client: &mut Client) -> f64 {
     let before = client.used_memory();
     for event_id in 1..=data::EVENTS {
@@ -255,7 +256,7 @@ pub fn many(client: &mut Client, event_ids: &[i64]) -> usize {
     events.map(|json| parse(&json).snapshots.len()).sum()
 }
 
-/// One a kind and event.
+/// The keys of one kind, for all events.
 fn keys(kind: &str) -> Vec<String> {
     (1..=data::EVENTS)
         .map(|id| format!("{kind}:{id}"))
@@ -273,7 +274,7 @@ pub fn inline(client: &mut Client) -> f64 {
     client.mget(&keys).into_iter().map(odds).sum()
 }
 
-/// Says when the JSON was ready to be sent; one MSET, so that nobody sees half of it.
+/// Updates events with one MSET, so that no reader sees half of it. Returns when the JSON was ready to be sent.
 pub fn update(client: &mut Client, round: i64) -> Instant {
     let pairs: Vec<(String, Vec<u8>)> = data::updated(round)
         .flat_map(|id| pairs(id, round))
@@ -283,7 +284,8 @@ pub fn update(client: &mut Client, round: i64) -> Instant {
     begun
 }
 
-/// Views of all events with two generations, and views, while all are set again and again by one MSET and read by one MGET.
+/// Reads all events by one MGET while a writer sets them all by one MSET, again and again. Returns the number of views
+/// with two generations, and of all views.
 pub fn torn(server: &Server, span: Duration) -> (u64, u64) {
     let keys = keys("generation");
     let set = |client: &mut Client, generation: u64| {

@@ -1,5 +1,5 @@
-//! What in this process could hold the events instead, each in the form that its own documentation
-//! recommends, but all with the hash function of `hashbrown`, the quickest of theirs.
+//! Stores in this process that could hold the events. Each is used as its own documentation recommends. All use the
+//! hash function of `hashbrown`, the fastest of theirs.
 
 use std::{
     sync::{Arc, Mutex, RwLock},
@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::data::{self, Entry, inline, is_inline};
 
-/// Events by id. Methods with a body are compiled for each store, so that only their call is dynamic.
+/// Events by id. Methods with a body are compiled for each store, so only their call is dynamic.
 pub trait Store: Send + Sync {
     fn one(&self, event_id: i64) -> usize;
 
-    /// By its own best batch call.
+    /// Looks several events up, with the best batch call of the store.
     fn many(&self, event_ids: &[i64]) -> usize {
         event_ids.iter().map(|id| self.one(*id)).sum()
     }
@@ -25,20 +25,21 @@ pub trait Store: Send + Sync {
     /// The sum of the inline odds of all events.
     fn inline(&self) -> f64;
 
-    /// Prepares an update of 50 events (150 snapshots) and makes it visible: says when it began to do the latter.
+    /// Prepares an update of 50 events (150 snapshots) and makes it visible. Returns when the preparation ended. `None`
+    /// if the store cannot be written.
     fn update(&self, round: i64) -> Option<Instant>;
 
-    /// Gives all events a generation, as one batch.
+    /// Gives all events this generation in one batch.
     fn touch_all(&self, generation: i64);
 
-    /// The least and the greatest generation that a reader of all events sees.
+    /// The least and the greatest generation that a reader of all events sees at once.
     fn span(&self) -> (i64, i64);
 
     fn pass(&self, event_ids: &[i64]) -> usize {
         event_ids.iter().map(|id| self.one(*id)).sum()
     }
 
-    /// How long each look-up takes, in nanoseconds, that of the clock included.
+    /// Measures each look-up in nanoseconds, with the time that the clock takes.
     fn latencies(&self, event_ids: &[i64], out: &mut Vec<u32>) {
         for id in event_ids {
             let begun = Instant::now();
@@ -48,11 +49,11 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// The cache; look-ups through the handle, in the latest state each time.
+/// The cache, with look-ups through the handle. Each look-up sees the latest state.
 pub struct Handle {
     pub cache: OddsCache,
     pub writer: Mutex<Writer>,
-    /// How long `publish` alone took, in seconds.
+    /// The times that `publish` alone took, in seconds.
     pub publishing: Arc<Mutex<Vec<f64>>>,
 }
 
@@ -87,7 +88,7 @@ impl Store for Handle {
             .map(|event| inline(event.betpawa(), event.competitors()))
             .sum()
     }
-    /// Snapshots without markets: the others hold packed ones, and packing is the same for all.
+    /// The snapshots have no markets. The other stores get packed ones, and packing costs the same for all.
     fn update(&self, round: i64) -> Option<Instant> {
         let mut writer = self.writer.lock().expect("the writer");
         let prepare = |id| [1, 2, 3].map(|offer| empty(id, offer, round));
@@ -119,7 +120,7 @@ impl Store for Handle {
     }
 }
 
-/// The cache; look-ups in one view that is held, as a request holds it.
+/// The cache, with look-ups in one view, as a request holds it.
 pub struct Held(pub View);
 
 impl Store for Held {
@@ -149,7 +150,7 @@ fn span(generations: impl Iterator<Item = i64>) -> (i64, i64) {
 
 pub type Map = HashMap<i64, Arc<Entry>>;
 
-/// The floor: a map that nobody changes, borrowed.
+/// The floor: a map that nobody changes.
 pub struct Plain(pub Map);
 
 impl Store for Plain {
@@ -168,7 +169,7 @@ impl Store for Plain {
     }
 }
 
-/// The events of an update as a container takes them.
+/// The events of an update, as a container stores them.
 fn replaced(get: impl Fn(i64) -> Option<Arc<Entry>>, round: i64) -> Vec<Entry> {
     let entry = |id| get(id).map(|entry| Entry::clone(&entry));
     data::updated(round).filter_map(entry).collect()
@@ -185,7 +186,7 @@ fn touched(get: impl Fn(i64) -> Option<Arc<Entry>>, generation: i64) -> Vec<Arc<
     (1..=data::EVENTS).filter_map(entry).collect()
 }
 
-/// A store whose readers share a lock, which they and the writer take for a whole batch.
+/// A store with a lock. Readers and the writer take it for a whole batch.
 macro_rules! locked {
     ($name:ident, $lock:ty, $read:ident, $write:ident) => {
         pub struct $name(pub $lock);
@@ -309,7 +310,7 @@ impl Store for Papaya {
     }
 }
 
-/// Every look-up is a clone of the `Arc`, and is counted for the eviction policy.
+/// Each look-up clones the `Arc` and updates the statistics of the eviction policy.
 pub struct Moka(pub moka::sync::Cache<i64, Arc<Entry>, DefaultHashBuilder>);
 
 impl Store for Moka {
@@ -337,7 +338,7 @@ impl Store for Moka {
     }
 }
 
-/// Text and JSON values, as a program holds them that keeps what it read.
+/// Plain objects with text and JSON values, as a program has them that keeps what it read.
 #[expect(dead_code, reason = "held for what they weigh")]
 pub struct ObjectMarket {
     pub betpawa_market_id: String,
@@ -429,7 +430,7 @@ impl Store for Objects {
         let begun = Instant::now();
         let mut map = std_write(&self.0);
         for (event_id, event) in new {
-            // Frees the old one, which belongs to an update's price.
+            // This frees the old event, which is a part of the cost.
             map.insert(event_id, event);
         }
         Some(begun)

@@ -133,7 +133,7 @@ impl Scene {
             }
             Kind::Resync if rng.bool() => self.embedded.cache.resync(),
             Kind::Resync => self.admin("select oddscache.resync('campaign')").await,
-            // These two belong to the pause.
+            // The pause carries out these two.
             Kind::LostLogRow | Kind::BareLeaf => {}
             Kind::Spoof => self.spoof(&mut rng, lasts).await,
             Kind::Stall => {
@@ -212,6 +212,7 @@ impl Scene {
         }
     }
 
+    /// Terminates the followers' sessions that listen. With `not` = "not", terminates their other sessions.
     async fn terminate(&self, not: &str) {
         self.admin(&format!(
             "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and {not} (query ~ 'LISTEN|advisory')"
@@ -219,7 +220,7 @@ impl Scene {
         .await;
     }
 
-    /// For a while, cancels every statement of the followers for which the condition `which` is true.
+    /// Cancels for a while every statement of the followers for which the condition `which` is true.
     async fn cancel(&self, which: &str, lasts: Duration) {
         self.admin(&format!(
             "do $$ declare stop constant timestamptz := clock_timestamp() + interval '{} ms'; \

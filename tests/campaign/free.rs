@@ -1,11 +1,11 @@
-//! Writes to free events. They keep no invariant, so anything may happen to them. The comparison with the oracle checks
-//! them.
+//! Writes to free events. These events keep no invariant, so a transaction may do anything to them. Only the comparison
+//! with the oracle checks them.
 
 use fastrand::Rng;
 
 use crate::world::FREE;
 
-/// Ids that no other client uses. They are negative, so they never meet those of a sequence.
+/// Ids that no other client uses. They are negative, so no sequence returns them.
 #[derive(Debug)]
 pub(crate) struct Ids(i64);
 

@@ -1,4 +1,4 @@
-//! The kinds of transaction, and how often each is made.
+//! The kinds of transaction, and how often the application runs each.
 
 use fastrand::Rng;
 
@@ -7,7 +7,7 @@ use fastrand::Rng;
 pub(crate) enum Kind {
     /// New snapshots with all their markets.
     Batch,
-    /// The same, the markets by COPY.
+    /// The same, but with the markets written by COPY.
     Copy,
     InPlace,
     OnConflict,
@@ -30,7 +30,7 @@ pub(crate) enum Kind {
     Free,
 }
 
-/// With how often, roughly.
+/// Each kind with its name and its weight.
 const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Batch, "scrape batch", 8),
     (Kind::Copy, "scrape batch by COPY", 3),
@@ -42,10 +42,10 @@ const KINDS: &[(Kind, &str, u32)] = &[
     (Kind::Rollback, "rolled back", 3),
     (Kind::TwoPhase, "PREPARE, COMMIT PREPARED", 3),
     (Kind::Late, "late commit", 3),
-    (Kind::Leaf, "straight into a partition", 3),
+    (Kind::Leaf, "directly into a partition", 3),
     (Kind::Relink, "competitor events relinked", 4),
     (Kind::Window, "postponed out of the window, or back", 3),
-    (Kind::BellOff, "bell off", 3),
+    (Kind::BellOff, "notify off", 3),
     (Kind::Replica, "session_replication_role = replica", 2),
     (Kind::Truncate, "table truncated and rewritten", 1),
     (Kind::ManyKeys, "more than 20,000 keys", 1),
@@ -59,10 +59,10 @@ pub(crate) fn name(kind: Kind) -> &'static str {
     found.map_or("", |(_, name, _)| name)
 }
 
-/// Draws one; more often one of this kind, if there is any.
+/// Draws a kind at random, by weight. Draws the kind `bias` more often, if there is one.
 pub(crate) fn draw(rng: &mut Rng, bias: Option<Kind>) -> Kind {
     if let Some(kind) = bias {
-        // The heaviest less often, or nothing else would get a turn.
+        // The heaviest kinds run less often. Otherwise the others would get no turn.
         let often = match kind {
             Kind::Truncate => 0.15,
             Kind::ManyKeys => 0.08,

@@ -1,5 +1,5 @@
-//! The application's own record of its commits. For each group of events it has the generations that were written, and
-//! when COMMIT was sent and answered. Readers check views against it without the database.
+//! What the application knows of its commits: for each group of events the generations, and when COMMIT was sent and
+//! answered. Readers check views against it without the database.
 
 use std::{
     sync::{
@@ -129,8 +129,8 @@ impl Ledger {
         }
     }
 
-    /// Fails if this state of a group cannot be the database's at the moment `proven` or later. Otherwise returns the
-    /// time since the first commit that the view lacks, if it lacks one.
+    /// Fails if the group cannot have had this state at `proven` or later. Otherwise returns the age of the first
+    /// commit that the view lacks. `None` if it lacks none.
     pub(crate) fn judge(
         &self,
         group: usize,
@@ -154,11 +154,11 @@ impl Ledger {
                             "group {group} shows generation {generation}, whose COMMIT was never sent"
                         ));
                     }
-                    // A reader holds this view for so long that its entry was dropped.
+                    // The reader has held this view for so long that the ledger dropped its entry.
                     Err(0) if ledger.dropped => return Ok(None),
                     Err(_) => {
                         return Err(format!(
-                            "group {group} shows generation {generation}, which nobody wrote"
+                            "group {group} shows generation {generation}, which no transaction wrote"
                         ));
                     }
                 }

@@ -34,7 +34,7 @@ use world::World;
 /// The number of connections that write.
 const CLIENTS: usize = 5;
 
-/// When a campaign is done.
+/// When a campaign ends.
 #[derive(Debug, Clone, Copy)]
 enum Until {
     /// After this many rounds.
@@ -118,10 +118,10 @@ async fn play(world: &Arc<World>, until: Until) {
                 pause::same_epoch(&scene, epoch);
             }
         }
-        // Then the application writes without faults and causes no reload. A reload would hide that something was
-        // missed.
+        // Then the application writes without faults. It runs no transaction that causes a reload, because a reload
+        // would hide a missed change.
         world.ordinary.store(true, Ordering::Relaxed);
-        // In every second round notifications are dropped until the end of the pause.
+        // In every second round, notifications are dropped until the end of the pause.
         let silent = round.number.is_multiple_of(2);
         if silent {
             scene.silence();
@@ -183,7 +183,7 @@ async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
 fn environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     let number = value.parse();
-    Some(number.unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    Some(number.unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
 /// Returns the figures. Panics if a promise was broken, and says how to run the same campaign again.
@@ -220,7 +220,7 @@ fn short() {
     if environment("CAMPAIGN_SEED").is_some() {
         return;
     }
-    // A campaign in which little happens would prove little.
+    // A campaign that does little would prove little.
     assert_eq!(all.faults.len(), plan::Kind::ALL.len());
     assert!(all.committed() > 300, "{} transactions", all.committed());
     assert!(all.distinct_views > 50, "{} views", all.distinct_views);

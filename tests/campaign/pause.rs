@@ -1,4 +1,4 @@
-//! A pause: nobody writes, no fault is under way, and both followers must equal the oracle.
+//! A pause. Nobody writes, no fault is active, and both followers must equal the oracle.
 
 use std::{
     sync::atomic::Ordering,
@@ -16,10 +16,10 @@ use crate::{
     world::UNSEEN,
 };
 
-/// Within this after the last fault everything is as if there had been none.
+/// The cache must be current again within this time after the last fault.
 pub(crate) const CATCH_UP: Duration = Duration::from_secs(40);
 
-/// Waits until a view is proven as of a moment after all faults; returns its epoch.
+/// Waits until a view is proven current after the end of all faults. Returns its epoch.
 pub(crate) async fn recovered(scene: &Scene) -> u64 {
     let world = &scene.world;
     let ended = Instant::now();
@@ -35,12 +35,12 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
     let status = scene.embedded.cache.status();
     world.violate(
         "recovery",
-        format!("nothing was proven within {CATCH_UP:?} after all faults ended: {status}"),
+        format!("no view was proven current within {CATCH_UP:?} after all faults ended: {status}"),
     );
     0
 }
 
-/// What cannot have taken anything back must not replace the state.
+/// Fails if a new epoch began. Only faults that can undo commits may begin one.
 pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     let now = scene.embedded.cache.view().epoch();
     if now != before && scene.world.violation().is_none() {
@@ -52,7 +52,7 @@ pub(crate) fn same_epoch(scene: &Scene, before: u64) {
     }
 }
 
-/// The faults are those since the last pause; `unseen`: what is then written behind the triggers' back.
+/// Runs a pause. `faults` are those since the last pause. `unseen` is a fault that writes a row which no trigger sees.
 pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>) {
     let mut result = compare(scene, faults).await;
     if result.is_ok() {
@@ -72,7 +72,7 @@ pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>
     }
 }
 
-/// What no trigger sees the audit finds, counts and mends.
+/// Writes a row that no trigger sees. The audit must find it, count it and repair the cache.
 async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
     let (world, cache) = (&scene.world, &scene.embedded.cache);
     let mismatches = || cache.counters().audit_mismatches;
@@ -93,7 +93,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
     } else {
         let partition = "create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')";
         scene.admin(partition).await;
-        // The partition itself is seen, and everything read.
+        // The new partition causes a reload. The row must come after that reload.
         caught_up(scene, &world.connect().await).await?;
         let insert = insert("odds_snapshots_2018", "'2018-06-01'");
         scene.admin(&insert).await;
@@ -101,12 +101,12 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
     let began = Instant::now();
     while mismatches() == before {
         if began.elapsed() > CATCH_UP {
-            let what = format!("nothing within {CATCH_UP:?}");
+            let what = format!("it found nothing within {CATCH_UP:?}");
             return Err(("the audit finds what no trigger saw", what));
         }
         sleep(Duration::from_millis(10)).await;
     }
-    // What was found is not yet mended.
+    // The audit counts a difference before it repairs it, so the first comparisons may fail.
     let mut result = compare(scene, &[]).await;
     while result.is_err() && began.elapsed() < CATCH_UP {
         sleep(Duration::from_millis(20)).await;
@@ -123,7 +123,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
 
 type Wrong = (&'static str, String);
 
-/// What is no fault of the cache.
+/// An error that is not the fault of the cache.
 fn itself(error: impl std::fmt::Debug) -> Wrong {
     ("the campaign itself", format!("{error:?}"))
 }
@@ -134,7 +134,7 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let left = "select count(*) from pg_prepared_xacts";
     let row = client.query_one(left, &[]).await.map_err(itself)?;
     if row.get::<_, i64>(0) > 0 {
-        return Err(itself("a prepared transaction was left"));
+        return Err(itself("a prepared transaction is left over"));
     }
     let began = Instant::now();
     let view = caught_up(scene, &client).await?;
@@ -145,7 +145,8 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     replica.map_err(|what| ("a replica fed by changes equals the cache", what))?;
     epochs(scene, faults)?;
 
-    // Its window moves on with the database's clock, so it is compared until it is equal.
+    // The two queries run at different times, and the service's window moves with the database's clock. So compare
+    // until both are equal.
     loop {
         let found = scene.service.dump().await;
         let start = "select now() - interval '2 hours'";
@@ -154,8 +155,8 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
         let result = found.and_then(|found| same(&found, &expected));
         let Err(what) = result else { break };
         if let Some(status) = scene.service.ended() {
-            // One that was started beside a fault that waiting does not mend ends with 1, and is started again as an
-            // operator would have it. Once warm it survives everything.
+            // If the service starts during a fault that waiting does not fix, it exits with 1. Start it again, as a
+            // process manager would. A warm service survives every fault.
             if status.code() != Some(1) || !faults.contains(&Kind::Killed) {
                 return Err(("the service lives", format!("it ended: {status}")));
             }
@@ -170,7 +171,7 @@ async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Waits for a view that shows all that is committed now.
+/// Waits for a view that shows every transaction committed by now.
 async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
     let snapshot = "select pg_current_snapshot()::text";
     let row = client.query_one(snapshot, &[]).await.map_err(itself)?;
@@ -190,7 +191,7 @@ async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
     }
 }
 
-/// The state is replaced if the server's history may have been lost.
+/// Fails if the server may have lost commits, but no new epoch began.
 fn epochs(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
     let now = scene.embedded.cache.view().epoch();
     let before = {

@@ -1,5 +1,5 @@
-//! The plan of faults, which depends on the seed alone. The exact timing of a fault, and the statements between which
-//! it falls, depend on the machine.
+//! The plan of faults. It depends on the seed alone. The machine decides when exactly a fault happens, and between
+//! which statements.
 
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ macro_rules! kinds {
     };
 }
 
-/// Faults of one lane follow each other. Those of different lanes overlap. The first three lanes belong to a round's
-/// rough half, in which the embedded follower mostly loses its connection. The next three belong to the gentle half, in
-/// which it must not lose it.
+/// Faults of one lane follow each other. Faults of different lanes overlap. The first three lanes belong to the rough
+/// half of a round, in which the embedded follower mostly loses its connection. The next three belong to the gentle
+/// half, in which it must not lose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Server,
@@ -107,7 +107,7 @@ kinds! {
         Late "late commits, inverted ids",
         Savepoints "savepoints and rollbacks",
         Replica "session_replication_role = replica",
-        Leaves "rows written straight into partitions",
+        Leaves "rows written directly into partitions",
         BellOff "writers with notify off",
         ManyKeys "statements of more than 20,000 keys",
         Links "competitor events relinked",
@@ -115,7 +115,7 @@ kinds! {
     }
     Unseen {
         LostLogRow "log row lost",
-        BareLeaf "rows written straight into a partition without triggers",
+        BareLeaf "rows written directly into a partition without triggers",
     }
 }
 

@@ -41,8 +41,8 @@ fn plants() -> Vec<Plant> {
     patches.into_iter().map(plant).collect()
 }
 
-/// Applies a patch to the sources in `tree`. With `--dry-run` in `more`, only checks that it applies. The lines around
-/// a change may have moved, and the outer ones may have changed.
+/// Applies a patch to the sources in `tree`. With `--dry-run` in `more`, only checks that it applies. Lines may have
+/// moved, and the outer lines of the context may have changed.
 fn patch(plant: &Plant, tree: &Path, more: &[&str]) {
     let output = Command::new("patch")
         .args(["-p1", "--fuzz=2", "--batch", "--forward"])

@@ -16,7 +16,7 @@ use crate::{
     world::{GROUPS, SUM, World, members},
 };
 
-/// While no fault can stall the follower, a commit shows within this time and no view is older.
+/// While no fault can stall the follower, a commit becomes visible within this time, and no view is older.
 pub(crate) const BOUND: Duration = Duration::from_secs(8);
 
 /// The line of a snapshot's market. `None` if there is no such market or no line.
@@ -65,7 +65,9 @@ pub(crate) fn group(view: &View, group: usize) -> Result<Shown, String> {
         ));
     }
     if generation < 0.0 {
-        return Err(format!("group {group} shows what was never committed"));
+        return Err(format!(
+            "group {group} shows a generation that was never committed"
+        ));
     }
     Ok(Shown::Generation(generation as u64))
 }
@@ -124,7 +126,7 @@ type Wrong = (&'static str, String);
 
 impl Reader {
     fn look(&mut self) -> Result<(), Wrong> {
-        // If this thread itself was not scheduled for long, its view is old for that reason. Do not blame the cache.
+        // If this thread did not run for a while, its view is old for that reason. Do not blame the cache.
         let awake = self.looked.elapsed() < Duration::from_millis(500);
         self.looked = Instant::now();
         let view = self.cache.view();
@@ -181,7 +183,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Fails if the epoch went back, or the cut within an epoch. Returns whether the cut is a new one.
+    /// Fails if the epoch went back, or if the cut went back within an epoch. Returns whether the cut is a new one.
     fn forward(&mut self, view: &View) -> Result<bool, Wrong> {
         let (epoch, cut) = (view.epoch(), view.cut());
         let wrong = |what: String| Err(("forward only", what));
@@ -213,8 +215,7 @@ impl Reader {
         Ok(fresh)
     }
 
-    /// Fails if a lookup through the handle returns odds older than the view before it, or newer than the view after
-    /// it.
+    /// Looks odds up through the handle. Fails if they are older than the view before, or newer than the view after.
     fn lookups(&mut self, before: &View) -> Result<(), Wrong> {
         let number = self.rng.usize(..GROUPS);
         let (first, last) = members(number);

@@ -1,4 +1,4 @@
-//! What a campaign did and saw.
+//! The figures of a campaign: what it did and what it measured.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ pub(crate) struct Report(Mutex<Figures>);
 pub(crate) struct Figures {
     pub(crate) seeds: Vec<u64>,
     pub(crate) rounds: u64,
-    /// By kind: committed; refused by the server for a lock, a key or a restart.
+    /// For each kind the number of committed transactions, and of those refused, rolled back or cut off.
     pub(crate) transactions: BTreeMap<&'static str, (u64, u64)>,
     pub(crate) rows: u64,
     pub(crate) faults: BTreeMap<Kind, FaultFigures>,
@@ -27,8 +27,9 @@ pub(crate) struct Figures {
     pub(crate) lookups: u64,
     pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
-    /// Without a fault that may stall.
+    /// The greatest staleness while no fault could stall the follower.
     pub(crate) staleness: Duration,
+    /// The greatest age while no fault could stall the follower.
     pub(crate) age: Duration,
     pub(crate) epochs: u64,
     pub(crate) counters: BTreeMap<String, u64>,
@@ -39,7 +40,7 @@ pub(crate) struct Figures {
 #[derive(Debug, Default)]
 pub(crate) struct FaultFigures {
     pub(crate) count: u64,
-    /// Beside it, and until it was recovered from.
+    /// The greatest staleness during the fault and until the recovery from it.
     pub(crate) staleness: Duration,
     pub(crate) recovered: u64,
     pub(crate) recovery: Duration,
@@ -66,7 +67,7 @@ impl Report {
         self.figures().faults.entry(kind).or_default().count += 1;
     }
 
-    /// How far a view is behind, beside the given faults.
+    /// Records the staleness and age of a view during the given faults.
     pub(crate) fn staleness(&self, faults: &[Kind], behind: Duration, age: Duration) {
         let mut figures = self.figures();
         if !faults.iter().any(|kind| kind.may_stall()) {
@@ -97,7 +98,7 @@ impl Figures {
         self.faults.values().map(|fault| fault.count).sum()
     }
 
-    /// Adds another campaign's.
+    /// Adds the figures of another campaign.
     pub(crate) fn add(&mut self, other: Figures) {
         self.seeds.extend(other.seeds);
         self.rounds += other.rounds;
@@ -134,7 +135,7 @@ impl Figures {
         self.resident_kb.extend(other.resident_kb);
     }
 
-    /// For people.
+    /// The report as text.
     pub(crate) fn text(&self, violations: usize) -> String {
         let mut text = String::new();
         let mut line = |line: String| writeln!(text, "{line}").expect("into a string");
@@ -167,7 +168,7 @@ impl Figures {
             self.counters
         ));
         line(format!(
-            "reloads announced, as seen by looking now and then: {:?}",
+            "reloads by reason, as far as readers saw them: {:?}",
             self.reasons
         ));
         if let (Some(first), Some(last)) = (self.resident_kb.first(), self.resident_kb.last()) {
@@ -181,7 +182,7 @@ impl Figures {
             self.faults(),
             self.faults.len()
         ));
-        line("| fault | times | greatest staleness beside it | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
+        line("| fault | times | greatest staleness meanwhile | recovery, mean | longest |\n|---|---|---|---|---|".to_owned());
         for (kind, fault) in &self.faults {
             let mean = fault.recovery / u32::try_from(fault.recovered.max(1)).unwrap_or(u32::MAX);
             line(format!(

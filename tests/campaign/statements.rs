@@ -1,4 +1,4 @@
-//! The statements that keep the invariants.
+//! The statements on groups of events. They keep the invariants of `workload.rs`.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 pub(crate) enum Part {
     Sql(String),
     Sleep(Duration),
-    /// COPY into `target` what the query `rows` returns, one line a row.
+    /// Runs the query `rows` and sends its lines to the COPY statement `target`.
     Copy {
         target: String,
         rows: String,
@@ -23,7 +23,7 @@ pub(crate) enum Part {
 
 const NOW: &str = "now() at time zone 'UTC'";
 
-/// A group's latest snapshots of bookmaker 1.
+/// Selects the ids of a group's latest snapshots of bookmaker 1.
 fn own(group: usize) -> String {
     let (first, last) = members(group);
     format!(
@@ -31,7 +31,7 @@ fn own(group: usize) -> String {
     )
 }
 
-/// A group's latest snapshots of sportybet.
+/// Selects the ids of a group's latest snapshots of sportybet.
 fn theirs(group: usize) -> String {
     let (first, last) = members(group);
     format!(
@@ -80,7 +80,8 @@ fn own_snapshots(group: usize, table: &str) -> String {
     )
 }
 
-/// Of the live competitor events, or of the others, which nobody may see.
+/// Inserts snapshots of the live competitor events. If `live` is false, inserts some of the others, whose snapshots no
+/// reader may see.
 fn their_snapshots(group: usize, live: bool) -> String {
     let (first, last) = members(group);
     let not = if live { "" } else { "not" };
@@ -139,9 +140,9 @@ fn on_conflict(group: usize, generation: &str) -> Vec<Part> {
     ]
 }
 
-/// The ones before come back, and get the generation.
+/// Deletes the newest snapshots, so that the snapshots before them become the latest. Gives these the generation.
 fn delete_newest(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
-    // Of those that have one before.
+    // Only events with at least two snapshots lose one.
     let several = |list: String| {
         let end = list.len() - 1;
         format!("{} having count(*) > 1)", &list[..end])
@@ -160,7 +161,7 @@ fn delete_newest(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
-/// Keeps the three newest of each event and bookmaker or competitor event.
+/// Deletes all but the three newest snapshots of each event and bookmaker, and of each competitor event.
 fn retention(group: usize, generation: &str) -> Vec<Part> {
     let (first, last) = members(group);
     let old = format!(
@@ -182,7 +183,7 @@ fn retention(group: usize, generation: &str) -> Vec<Part> {
     parts
 }
 
-/// What a rolled back savepoint wrote must never be seen.
+/// Writes a negative generation within a savepoint that is rolled back. No reader may ever see it.
 fn savepoint(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     let mut parts = vec![Part::Sql("savepoint s".into())];
     parts.extend(in_place(group, "-1"));
@@ -201,7 +202,8 @@ fn savepoint(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
-/// The live competitor event of each member gives way to the other one; what it gets from then on nobody may see.
+/// Replaces the live competitor event of each member by the other one. Sometimes the old one gets more snapshots, which
+/// no reader may see.
 fn relink(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     let (first, last) = members(group);
     let live = "betpawa_event_id is not null and deleted_at is null";
@@ -228,7 +230,7 @@ fn relink(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
-/// All rows out, and most in again: what free events had is gone.
+/// Truncates tables and inserts the rows of the groups again. It does not insert the rows of free events again.
 fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     let mut parts = Vec::new();
     if group == 0 {
@@ -238,7 +240,7 @@ fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
             0 => &[("market_odds", keep)],
             1 | 2 => &[("competitor_market_odds", keep_theirs)],
             3 => &[("odds_snapshots", "event_id >= 1000")],
-            // In this order: the second goes with the first.
+            // The markets refer to the snapshots. TRUNCATE needs both tables, and the snapshots must come back first.
             4 => &[
                 ("competitor_odds_snapshots", "true"),
                 ("competitor_market_odds", keep_theirs),
@@ -276,7 +278,7 @@ fn many_keys(group: usize, generation: &str) -> Vec<Part> {
     ]
 }
 
-/// What gives a group a generation, in a transaction of a kind.
+/// The steps by which a transaction of this kind gives a group a generation.
 pub(crate) fn prices(kind: Kind, group: usize, generation: u64, rng: &mut Rng) -> Vec<Part> {
     let text = &generation.to_string();
     match kind {
@@ -302,7 +304,7 @@ pub(crate) fn prices(kind: Kind, group: usize, generation: u64, rng: &mut Rng) -
     }
 }
 
-/// Moves a group's events into the window, or out.
+/// Moves a group's events into the window or out of it.
 pub(crate) fn kickoffs(group: usize, present: bool) -> String {
     let (first, last) = members(group);
     let by = if present { "1 day" } else { "-3 hours" };
@@ -311,7 +313,7 @@ pub(crate) fn kickoffs(group: usize, present: bool) -> String {
     )
 }
 
-/// Moves an amount between two events of a group, from one side to the other.
+/// Moves an amount from a betPawa snapshot of one event to a competitor's snapshot of another event of the group.
 pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
     let (first, last) = members(group);
     let (from, to) = (rng.i64(first..=last), rng.i64(first..=last));
@@ -337,7 +339,7 @@ pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
                 "update {markets} set line = line + {amount} where betpawa_market_id = 'amount' and snapshot_id = {newest}"
             )];
         }
-        // A new snapshot takes over the amount of the one before.
+        // The new snapshot takes over the amount of the one before it.
         let before = format!("(select max(id) from {snapshots} where {which} and id < {newest})");
         vec![
             format!("insert into {snapshots} {values}"),
@@ -354,7 +356,7 @@ pub(crate) fn transfer(group: usize, rng: &mut Rng) -> Vec<Part> {
     sides.into_iter().flatten().map(Part::Sql).collect()
 }
 
-/// The scraper found the odds of many events unchanged.
+/// Confirms the latest snapshots of many events, as a scraper does when it finds their odds unchanged.
 pub(crate) fn confirm(rng: &mut Rng) -> String {
     let (table, owner, key) = if rng.bool() {
         ("odds_snapshots", "event_id", "event_id, bookmaker_id")

@@ -1,4 +1,4 @@
-//! Who takes `changes()`: a replica that is fed by nothing else, and somebody who takes nothing until the end.
+//! Subscribers of `changes()`: a replica that has no other source, and a subscriber that takes no change until the end.
 
 use std::{
     fmt::Debug,
@@ -16,12 +16,12 @@ use crate::{
     world::{UNSEEN, World},
 };
 
-/// Holds the events that the changes named, as the view said them when the change came.
+/// A copy of all events. For each change, it copies the named events from the view of that time.
 #[derive(Debug, Clone)]
 pub(crate) struct Replica(Arc<Mutex<replica::Replica>>);
 
 impl Replica {
-    /// Follows until the follower is gone, now and then too slow on purpose.
+    /// Follows the changes until the follower ends. Sometimes it sleeps, so that it misses changes.
     pub(crate) fn spawn(cache: &OddsCache, seed: u64) -> Replica {
         let (mut changes, cache) = (cache.changes(), cache.clone());
         let held = Arc::new(Mutex::new(replica::Replica::of(&cache.view())));
@@ -45,7 +45,7 @@ impl Replica {
         Replica(held)
     }
 
-    /// Waits until it equals the cache.
+    /// Waits until the copy equals the cache.
     pub(crate) async fn equals(&self, cache: &OddsCache) -> Result<(), String> {
         let began = Instant::now();
         loop {
@@ -59,10 +59,10 @@ impl Replica {
     }
 }
 
-/// A few more than are kept for who does not take them.
+/// A few more publications than the cache keeps for a subscriber that does not take them.
 const MORE_THAN_KEPT: u32 = 280;
 
-/// Takes no change before the end, and must then be told of each that was dropped.
+/// A subscriber that takes no change before the end. It must then learn how many were dropped.
 #[derive(Debug)]
 pub(crate) struct Sleeper {
     changes: Changes,
@@ -70,7 +70,7 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    /// While nothing is published.
+    /// Must be called while nothing is published.
     pub(crate) fn new(cache: &OddsCache) -> Sleeper {
         Sleeper {
             changes: cache.changes(),
@@ -78,7 +78,7 @@ impl Sleeper {
         }
     }
 
-    /// After so many more publications that some must have been dropped.
+    /// Publishes so many more states that some changes are dropped. Then takes all changes and compares their number.
     pub(crate) async fn wake(mut self, world: &World, cache: &OddsCache) -> Result<(), String> {
         let client = world.connect().await;
         let wrong = |error: &dyn Debug| format!("{error:?}");
@@ -87,7 +87,7 @@ impl Sleeper {
         let inserted = client.batch_execute(&insert).await;
         inserted.map_err(|error| wrong(&error))?;
         for _ in 0..MORE_THAN_KEPT {
-            // One published state each, for each is waited for.
+            // Wait for each write, so that each becomes a published state of its own.
             let write = format!(
                 "with moved as (update events set kickoff = kickoff + interval '1 second' where id = {UNSEEN}) \
                  select pg_current_xact_id()::text"
@@ -111,7 +111,7 @@ impl Sleeper {
             return Ok(());
         }
         Err(format!(
-            "{published} states were published, {taken} changes taken, {missed} said to be missed"
+            "{published} states were published, but {taken} changes were taken and {missed} reported as missed"
         ))
     }
 }

@@ -1,10 +1,10 @@
-//! The application: clients whose transactions are drawn by a seed.
+//! The application: clients that draw their transactions from a seed.
 //!
-//! | invariant | kept by every transaction |
-//! |---|---|
-//! | generations | the markets `gen` of all events of a group carry one number, in `market_odds` (bookmaker 1) and in `competitor_market_odds` (sportybet) alike; it is fresh with each transaction, and grows |
-//! | sums | the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum |
-//! | presence | all events of a group are within the window, or none |
+//! Every transaction keeps three invariants:
+//! - Generations: the markets `gen` of all events of a group have the same number, in `market_odds` (bookmaker 1) and
+//!   in `competitor_market_odds` (sportybet). Each transaction writes a new, greater number.
+//! - Sums: the markets `amount` of a group, of bookmaker 2 and of bet9ja together, have a constant sum.
+//! - Presence: all events of a group are inside the window, or none.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,16 +26,17 @@ use crate::{
     world::{GROUPS, World, members},
 };
 
-/// How a transaction ended without success.
+/// Why a transaction failed.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// By the server, for a lock, a key, a conflict, or because it is going down.
+    /// The server refused a statement, for a lock, a key, a conflict, or because it shuts down.
     Refused,
-    /// The connection.
+    /// The connection was lost.
     Lost,
 }
 
-/// What the server may refuse a statement for; anything else is a harm done to the application.
+/// The codes with which the server may refuse a statement. Any other code means that the triggers harmed the
+/// application.
 const EXPECTED: &[&str] = &[
     "55P03", "40P01", "40001", "57014", "57P01", "57P02", "57P03", "23503", "23505", "23514",
     "42P01", "42809", "42P16", "25P02", "55006", "25P03",
@@ -61,19 +62,20 @@ impl Application {
         }
     }
 
-    /// Transactions until the round is over. All it began have ended then.
+    /// Runs transactions until the round is over. On return none is open.
     pub(crate) async fn play(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
             let bias = *self.world.bias.lock().expect("not poisoned");
             let mut kind = draw(&mut rng, bias);
-            // What makes the follower read everything also mends whatever it may have missed.
+            // These kinds cause a reload, which would hide that the follower missed a change.
             if self.world.ordinary.load(Ordering::Relaxed)
                 && matches!(kind, Kind::Truncate | Kind::ManyKeys)
             {
                 kind = Kind::Batch;
             }
-            // Drawn apart, so that what follows does not depend on how this one ends.
+            // The transaction has its own random numbers. So the way it ends does not influence the transactions after
+            // it.
             let mut own = rng.fork();
             let pause = Duration::from_millis(rng.u64(..8));
             let Some(client) = self.connected().await else {
@@ -96,11 +98,11 @@ impl Application {
             }
             sleep(pause).await;
         }
-        // Leaves nothing prepared behind.
+        // Connecting again rolls back a transaction that is still prepared.
         self.client = self.connected().await;
     }
 
-    /// A connection without a transaction of its own.
+    /// The connection, opened if necessary, without an open or prepared transaction.
     async fn connected(&mut self) -> Option<Client> {
         if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
             return Some(client);
@@ -110,7 +112,7 @@ impl Application {
         tokio::spawn(connection);
         let begin = "set lock_timeout = '2s'; set deadlock_timeout = '200ms'; set client_min_messages = error";
         client.batch_execute(begin).await.ok()?;
-        // What was prepared when the connection was lost still holds its locks.
+        // A transaction that was prepared when the connection was lost still holds its locks.
         let mine = format!(
             "select gid from pg_prepared_xacts where gid like 'c{}\\_%'",
             self.number
@@ -146,7 +148,7 @@ impl Application {
         }
     }
 
-    /// Returns how many rows it wrote.
+    /// Runs one transaction. Returns the number of rows it wrote.
     async fn transaction(
         &mut self,
         client: &Client,
@@ -180,7 +182,7 @@ impl Application {
         }
     }
 
-    /// Gives a group, or all, a fresh generation.
+    /// Gives one group, or all groups, a new generation.
     async fn prices(
         &mut self,
         client: &Client,
@@ -199,7 +201,7 @@ impl Application {
             list.join(", ")
         );
         self.run(client, &lock).await?;
-        // Under the lock, so that generations grow in the order of the commits.
+        // Take the generation under the lock, so that generations grow in the order of the commits.
         let generation = self.world.ledger.begin(&groups);
         let mut rows = 0;
         let mut all_present = true;
@@ -214,7 +216,7 @@ impl Application {
             }
         }
         if kind == Kind::Truncate {
-            // Of several groups, some may be out of the window: they stay there, and are recorded one by one.
+            // Some groups may be outside the window. They stay there, so the ledger needs an entry for each group.
             return self
                 .end_many(client, &groups, generation, asynchronous, rows)
                 .await;
@@ -245,7 +247,8 @@ impl Application {
         row.get::<_, String>(0).parse().map_err(|_| Failed::Refused)
     }
 
-    /// A view that was waited for shows what was committed. A crash that takes commits back hands their ids out again.
+    /// Waits until the cache shows a transaction, and checks that the view contains its rows. Does nothing around a
+    /// crash with asynchronous commits: it can undo the commit and give its id to another transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
         let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
@@ -261,7 +264,7 @@ impl Application {
             let shown = readers::group(&view, group);
             if !shown.is_ok_and(|shown| world.ledger.contains(group, shown, generation)) {
                 let what = format!(
-                    "group {group} lacks generation {generation} in {view:?}, which was waited for"
+                    "group {group} lacks generation {generation} in {view:?}, the view that wait_for returned"
                 );
                 world.violate("read your writes", what);
             }
@@ -297,7 +300,7 @@ impl Application {
         Ok(row.get(0))
     }
 
-    /// Moves a group's events out of the window or back into it, now and then. Says whether they are within afterwards.
+    /// Sometimes moves a group's events out of the window or back into it. Returns whether they are inside afterwards.
     async fn window(
         &self,
         client: &Client,
@@ -313,7 +316,7 @@ impl Application {
             (false, _) => rng.u8(..10) < 6,
         };
         if moves {
-            // Not in between: there may be a savepoint that is rolled back.
+            // Insert it only at the start or at the end. In between it could fall into a savepoint that is rolled back.
             let at = if rng.bool() { 0 } else { parts.len() };
             parts.insert(at, Part::Sql(sql::kickoffs(group, !present)));
         }
@@ -365,7 +368,7 @@ impl Application {
             let text = format!("commit prepared '{gid}'");
             match self.run(client, &text).await {
                 Ok(_) => return Ok(()),
-                // It holds its locks until it is done.
+                // The prepared transaction holds its locks until it is committed, so try again.
                 Err(Failed::Refused) if began.elapsed() < Duration::from_secs(20) => {}
                 Err(failed) => return Err(failed),
             }

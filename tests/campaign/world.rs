@@ -1,4 +1,5 @@
-//! The database of a campaign: groups of events whose odds keep invariants, and free events to which anything may happen.
+//! The database of a campaign, and the state that its parts share. Groups of events keep invariants. Free events keep
+//! none.
 
 use std::{
     sync::{
@@ -14,28 +15,29 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::{kinds, ledger::Ledger, plan::Kind, report::Report};
 
-/// Groups of events, each of which every transaction that prices it gives one fresh generation, on both sides.
+/// The number of groups. A transaction that writes odds of a group gives all its events one new generation. It does so
+/// for betPawa and for a competitor.
 pub(crate) const GROUPS: usize = 4;
 
-/// Events of a group.
+/// The number of events in a group.
 pub(crate) const MEMBERS: i64 = 4;
 
-/// Free events have the ids from 1 up to this.
+/// Free events have the ids from 1 to this.
 pub(crate) const FREE: i64 = 12;
 
-/// An event that nobody writes to but what only the audit finds.
+/// The id of the event for writes that only the audit finds. No other transaction writes to it.
 pub(crate) const UNSEEN: i64 = 500;
 
-/// What the amounts of an event are at first: a group's sum is constant.
+/// The first value of every amount.
 pub(crate) const AMOUNT: i64 = 100;
 
-/// The events of a group: first and last.
+/// The ids of a group's first and last event.
 pub(crate) fn members(group: usize) -> (i64, i64) {
     let first = 1_000 + 10 * group as i64;
     (first, first + MEMBERS - 1)
 }
 
-/// The sum of a group's amounts over both sides.
+/// The sum of a group's amounts, of betPawa and the competitor together. It is constant.
 pub(crate) const SUM: i64 = 2 * AMOUNT * MEMBERS;
 
 const SETTINGS: &[&str] = &[
@@ -43,12 +45,12 @@ const SETTINGS: &[&str] = &[
     "max_connections = 60",
     "max_prepared_transactions = 20",
     "shared_buffers = '64MB'",
-    // So that asynchronous commits are lost in a crash rather than not.
+    // With these settings a crash does lose asynchronous commits.
     "wal_writer_delay = '10s'",
     "wal_writer_flush_after = '128MB'",
 ];
 
-/// Event 99 is long past; the bulk of markets belongs to no snapshot.
+/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot.
 const DATA: &str = r#"
 create schema campaign;
 create table campaign.groups (id int primary key);
@@ -77,7 +79,7 @@ select 50000000 + n, 'bulk', '', '[]' from generate_series(1, 20100) n;
 create role stranger login;
 "#;
 
-/// Makes the database of a campaign.
+/// Starts a cluster and creates the database of a campaign.
 pub(crate) fn cluster() -> Cluster {
     let cluster = Cluster::start(SETTINGS)
         .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
@@ -101,7 +103,7 @@ pub(crate) fn cluster() -> Cluster {
     cluster
 }
 
-/// What all parts of a campaign share.
+/// The state that all parts of a campaign share.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) seed: u64,
@@ -109,17 +111,17 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     pub(crate) report: Report,
     pub(crate) active: Active,
-    /// What clients do more often for the time being.
+    /// The kind of transaction that clients run more often during a fault.
     pub(crate) bias: Mutex<Option<kinds::Kind>>,
-    /// Clients commit asynchronously.
+    /// Whether clients commit asynchronously.
     pub(crate) asynchronous: AtomicBool,
-    /// Clients write nothing for which everything must be read again.
+    /// Whether clients avoid transactions that cause a reload.
     pub(crate) ordinary: AtomicBool,
-    /// The clients' transactions go on until this is set; readers until `ended`.
+    /// Clients stop when this is set. Readers stop when `ended` is set.
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
-    /// The audit may have found this many differences, and no more: all else is a change that was missed.
+    /// The number of differences that the audit may have found. If it found more, the follower missed a change.
     pub(crate) mismatches: AtomicU64,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
@@ -150,14 +152,14 @@ impl World {
         self.cluster.dsn("postgres")
     }
 
-    /// A promise is broken: remembered if it is the first, and the end of the campaign.
+    /// Records a broken promise, if it is the first, and ends the campaign.
     pub(crate) fn violate(&self, check: &str, what: impl std::fmt::Display) {
         let mut violation = self.violation.lock().expect("not poisoned");
         if violation.is_none() {
             let round = self.round.load(Ordering::Relaxed);
             let faults = self.active.names();
             *violation = Some(format!(
-                "check `{check}`: {what}\nround {round}, faults under way or just over: {faults}"
+                "check `{check}`: {what}\nround {round}, faults active or just over: {faults}"
             ));
         }
     }
@@ -170,7 +172,7 @@ impl World {
         self.ended.load(Ordering::Relaxed) || self.violation().is_some()
     }
 
-    /// A connection as the superuser; waits for a server that is starting.
+    /// Connects as the superuser. Waits for up to a minute while the server starts.
     pub(crate) async fn connect(&self) -> Client {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -186,7 +188,7 @@ impl World {
     }
 }
 
-/// The faults under way, and those that ended of late.
+/// The active faults, and those that ended recently.
 #[derive(Debug, Default)]
 pub(crate) struct Active(Mutex<Vec<Span>>);
 
@@ -199,13 +201,13 @@ struct Span {
 }
 
 impl Span {
-    /// It goes on, or has ended less than this long ago.
+    /// Whether the fault is still active or ended less than this long ago.
     fn ended_within(&self, time: Duration) -> bool {
         self.ended.is_none_or(|ended| ended.elapsed() < time)
     }
 }
 
-/// For so long after its end a fault may still have its effects.
+/// A fault may still have effects for this time after its end. `Active` remembers faults for twice as long.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(20);
 
 impl Active {
@@ -231,14 +233,15 @@ impl Active {
         spans.retain(|span| span.ended_within(2 * AFTERMATH));
     }
 
-    /// Those under way, or whose effects are not over as far as readers have seen.
+    /// The faults that are active, and those from which no reader has seen a recovery yet.
     pub(crate) fn now(&self) -> Vec<Kind> {
         let spans = self.spans();
         let now = spans.iter().filter(|span| !span.recovered);
         now.map(|span| span.kind).collect()
     }
 
-    /// A view is proven as of this moment: the faults that ended before are recovered from. Returns how long that took.
+    /// Records that a view was proven current at this moment. So the follower has recovered from all faults that ended
+    /// before. Returns the time that each recovery took.
     pub(crate) fn recover(&self, proven: Instant) -> Vec<(Kind, Duration)> {
         let mut spans = self.spans();
         let over = spans

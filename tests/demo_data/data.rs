@@ -1,4 +1,4 @@
-//! The data set.
+//! The demo's data set: it is reproducible and contains every special case.
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use crate::{
     loaded, oracle, small, window_start,
 };
 
-/// All rows of all tables, with times as distances from the last kickoff.
+/// A hash of each table, with times relative to the last kickoff.
 async fn digest(client: &Client) -> Vec<String> {
     let mut digests = Vec::new();
     for (table, times) in [
@@ -35,6 +35,7 @@ async fn digest(client: &Client) -> Vec<String> {
     digests
 }
 
+/// The same seed gives the same rows at any time. Another seed gives other rows in every table.
 #[tokio::test]
 async fn the_data_set_depends_on_the_seed_alone() {
     let (first, second, other) = tokio::join!(loaded(small(7)), loaded(small(7)), loaded(small(8)));
@@ -44,6 +45,7 @@ async fn the_data_set_depends_on_the_seed_alone() {
     assert!(first.iter().zip(&other).all(|(a, b)| a != b));
 }
 
+/// The data set contains every case that the cache treats specially. Otherwise tests on it would miss that case.
 #[tokio::test]
 async fn the_data_set_has_every_special_case() {
     let (_db, client) = loaded(small(1)).await;
@@ -58,7 +60,7 @@ async fn the_data_set_has_every_special_case() {
             format!("select from competitor_events c where {live} group by betpawa_event_id, source having count(*) = 2"),
         ),
         (
-            "a deleted event beside a live one, and sometimes with the greater snapshot id",
+            "a deleted competitor event with a greater snapshot id than a live one of its source",
             format!(
                 "select from competitor_events c join competitor_events d using (betpawa_event_id, source)
                  where {live} and d.deleted_at is not null
@@ -67,7 +69,7 @@ async fn the_data_set_has_every_special_case() {
             ),
         ),
         (
-            "a source that is wholly deleted",
+            "a source whose competitor events of one event are all deleted",
             "select from competitor_events group by betpawa_event_id, source having count(*) = count(deleted_at)".to_owned(),
         ),
         (
@@ -127,7 +129,7 @@ async fn the_data_set_has_every_special_case() {
         let with = count(&client, &with).await;
         assert_eq!(with == snapshots, in_all, "{id}");
     }
-    // Ids grow with time, on both sides.
+    // In both tables of snapshots, a snapshot with a greater id was not captured earlier.
     for table in ["odds_snapshots", "competitor_odds_snapshots"] {
         let backwards = format!(
             "select from (select captured_at, lag(captured_at) over (order by id) as before from {table}) t where captured_at < before"
@@ -136,8 +138,9 @@ async fn the_data_set_has_every_special_case() {
     }
 }
 
+/// On the data set, the oracle returns as many markets as a simpler query counts, and no event outside the window.
 #[tokio::test]
-async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
+async fn the_oracle_agrees_with_a_simpler_count() {
     let (_db, client) = loaded(small(3)).await;
     let events = oracle(&client, window_start()).await;
     assert!(events.len() > 70);
@@ -170,9 +173,10 @@ async fn the_oracle_tells_of_the_data_set_what_a_count_tells() {
     assert_eq!(markets, expected);
 }
 
+/// The demo starts within a minute at its default scale.
 #[tokio::test]
-#[ignore = "half a minute of work; --ignored --nocapture shows time and size"]
-async fn the_real_scale_loads_in_well_under_a_minute() {
+#[ignore = "takes half a minute; --ignored --nocapture shows time and size"]
+async fn the_real_scale_loads_within_a_minute() {
     let (_db, client) = created().await;
     let mut seen = (0, 0);
     let scale = Scale::default();

@@ -21,7 +21,7 @@ use tokio_postgres::{Client, Row};
 
 const ORACLE: &str = include_str!("../../src/server/commands/explain/oracle.sql");
 
-/// The least that has every special case.
+/// The smallest scale at which the data set contains every special case.
 fn small(seed: u64) -> Scale {
     Scale {
         events: 80,
@@ -32,7 +32,7 @@ fn small(seed: u64) -> Scale {
     }
 }
 
-/// A database with the application's tables, empty.
+/// A database with the application's tables, but without rows.
 async fn created() -> (Database, Client) {
     let db = Database::empty();
     let client = connect(&db.dsn()).await;
@@ -50,7 +50,7 @@ fn window_start() -> SystemTime {
     SystemTime::now() - Duration::from_secs(2 * 3600)
 }
 
-/// The oracle's events, parsed; fails unless they are in event id order.
+/// The events that the oracle returns, parsed. Fails unless they are in the order of their ids.
 async fn oracle(client: &Client, start: SystemTime) -> Vec<Value> {
     let rows = client.query(ORACLE, &[&start]).await.unwrap();
     let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();

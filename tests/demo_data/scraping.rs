@@ -1,4 +1,4 @@
-//! The simulated scraper.
+//! The simulated scraper: every kind of change, pauses, and a lost server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,8 @@ async fn few_markets(seed: u64) -> (Database, Client) {
     loaded(Scale { markets, ..small }).await
 }
 
-fn hurry() -> Pace {
+/// A fast scraper with many unusual changes and no long transactions.
+fn fast_pace() -> Pace {
     Pace {
         cycle: Duration::from_millis(300),
         long: Duration::ZERO,
@@ -37,7 +38,7 @@ fn hurry() -> Pace {
     }
 }
 
-/// Carries out a kind of change until it found rows to change.
+/// Carries out a kind of change. Tries again until it finds rows to change.
 async fn do_once(scraper: &Scraper, kind: Kind) {
     for _ in 0..30 {
         if scraper.once(kind).await.unwrap() {
@@ -47,16 +48,17 @@ async fn do_once(scraper: &Scraper, kind: Kind) {
     panic!("{kind:?} never found anything to change");
 }
 
+/// Each kind of change can be repeated, because the others leave rows for it.
 #[tokio::test]
 async fn every_kind_of_change_works_again_and_again() {
     let (db, client) = few_markets(1).await;
-    let scraper = Scraper::new(pool(&db), 1, hurry());
+    let scraper = Scraper::new(pool(&db), 1, fast_pace());
     for (place, (kind, _)) in Kind::RATES.into_iter().enumerate() {
         assert_eq!(kind.index(), place);
     }
     for _ in 0..12 {
         for (kind, _) in Kind::RATES {
-            // Retention has nothing to do until others have left something behind.
+            // Retention finds nothing to delete until the other kinds have left old rows.
             if kind == Kind::Retention {
                 scraper.once(kind).await.unwrap();
             } else {
@@ -74,10 +76,11 @@ async fn every_kind_of_change_works_again_and_again() {
     assert!(oracle(&client, window_start()).await.len() > 60);
 }
 
+/// Rolled back transactions, changes to old partitions and retention do not change the latest odds.
 #[tokio::test]
-async fn changes_that_are_nobodys_business_leave_the_latest_alone() {
+async fn changes_to_history_leave_the_latest_alone() {
     let (db, client) = few_markets(2).await;
-    let scraper = Scraper::new(pool(&db), 2, hurry());
+    let scraper = Scraper::new(pool(&db), 2, fast_pace());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -88,7 +91,7 @@ async fn changes_that_are_nobodys_business_leave_the_latest_alone() {
         do_once(&scraper, kind).await;
     }
     let before = oracle(&client, start).await;
-    // More often than there are old partitions, so that every path of theirs is taken.
+    // More rounds than there are old partitions, so that each kind also runs when none is left.
     for _ in 0..15 {
         for kind in [
             Kind::RolledBack,
@@ -107,10 +110,11 @@ async fn changes_that_are_nobodys_business_leave_the_latest_alone() {
     }
 }
 
+/// The demo's comparison would prove nothing if these kinds of change did not change the oracle's result.
 #[tokio::test]
 async fn the_changes_show_in_the_oracle() {
     let (db, client) = few_markets(4).await;
-    let scraper = Scraper::new(pool(&db), 4, hurry());
+    let scraper = Scraper::new(pool(&db), 4, fast_pace());
     let start = window_start();
     for kind in [
         Kind::Scrape,
@@ -135,7 +139,8 @@ async fn the_changes_show_in_the_oracle() {
         Kind::LongTransaction,
     ] {
         let before = oracle(&client, start).await;
-        // A single change may hit what does not show: an event without snapshots, say.
+        // A single change may leave the result as it is, for instance if it hits an event without snapshots. So try
+        // several.
         let mut shown = false;
         for _ in 0..30 {
             scraper.once(kind).await.unwrap();
@@ -148,7 +153,7 @@ async fn the_changes_show_in_the_oracle() {
     }
 }
 
-/// A scraper that runs.
+/// A scraper that runs in a task of its own.
 struct Running {
     control: Control,
     counters: Arc<Counters>,
@@ -183,16 +188,18 @@ impl Running {
     }
 }
 
+/// During a pause no transaction is open and nothing changes, so that the demo can compare. A pause ends long
+/// transactions.
 #[tokio::test]
 async fn a_pause_leaves_no_transaction_in_flight() {
     let (db, client) = few_markets(5).await;
-    // A long transaction would outlive the test, if a pause did not end it.
+    // If a pause did not end long transactions, the test would time out.
     let pace = Pace {
         long: Duration::from_secs(3600),
-        // More than there can be long transactions until the next pause.
+        // More workers than long transactions that can begin before the next pause, so that some workers stay free.
         workers: 6,
         mishaps: 1.0,
-        ..hurry()
+        ..fast_pace()
     };
     let scraper = Scraper::new(pool(&db), 5, pace);
     let running = Running::start(scraper);
@@ -214,16 +221,18 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         running.control.resume();
     }
     running.stop().await;
-    // The long transactions hold up those that lock whole tables, and these hold up others.
+    // Long transactions block transactions that lock whole tables, and these block others. So conflicts are the only
+    // failures.
     let counts = counters.read();
     assert_eq!(counts.failed, counts.conflicts, "{counts:?}");
 }
 
+/// When the server refuses connections, the scraper counts failures. It goes on when connections work again.
 #[tokio::test]
 async fn a_lost_server_is_survived() {
     let (db, client) = few_markets(6).await;
     drop(client);
-    let scraper = Scraper::new(pool(&db), 6, hurry());
+    let scraper = Scraper::new(pool(&db), 6, fast_pace());
     let running = Running::start(scraper);
     running.goes_on().await;
     let (name, counters) = (&db.name, &running.counters);

@@ -1,11 +1,11 @@
-//! What no trigger saw is found by the audit, named, counted and repaired; what triggers saw never is.
+//! The audit finds each change that no trigger saw, and names, counts and repairs it. It finds nothing else.
 
 use std::time::Duration;
 
 use oddscache::Counters;
 use oddscache_testkit::{Database, followed::Followed};
 
-/// Follows the seed, and audits everything all the time.
+/// Follows the seed with an audit that never rests.
 async fn audited() -> Followed {
     Followed::with(&Database::seeded().dsn(), |config| {
         config
@@ -16,21 +16,22 @@ async fn audited() -> Followed {
     .await
 }
 
-/// Commits a change whose log rows are gone when it does.
+/// Commits a change without its log rows, as if no trigger had seen it.
 async fn unseen(followed: &Followed, sql: &str) {
     let sql = format!("begin; {sql}; delete from oddscache.change_log; commit");
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has gone through everything once more.
+/// Waits until the audit has made one whole pass. The pass that is under way does not count, so it waits for two.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let two_more = |now: &Counters| now.audit_passes >= before + 2;
     followed.counted("two passes", two_more).await;
 }
 
+/// Each statement changes rows in another way, without a log row. Only the audit can find that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_no_trigger_saw_is_found_and_repaired() {
+async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
     let followed = audited().await;
     let mut before = followed.check("the seed").await;
     let epoch = followed.epoch();
@@ -57,7 +58,7 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
         followed.counted(sql, found).await;
         passed(&followed).await;
         let after = followed.check(sql).await;
-        assert_ne!(before, after, "{sql}: changes nothing that is held");
+        assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
         let now = followed.cache.counters().audit_mismatches;
         assert_eq!(now, mismatches + 1, "{sql}: one event");
         before = after;
@@ -65,9 +66,9 @@ async fn whatever_no_trigger_saw_is_found_and_repaired() {
     assert_eq!(followed.epoch(), epoch);
 }
 
-/// An audit that finds what is not there would read everything all the time.
+/// A false finding would make the follower read everything again, time after time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_triggers_saw_is_never_found() {
+async fn the_audit_finds_nothing_that_triggers_saw() {
     let followed = audited().await;
     for round in 0..30 {
         let sql = format!(
@@ -88,9 +89,9 @@ async fn what_triggers_saw_is_never_found() {
     assert!(counters.audited_events > 0);
 }
 
-/// A partition that was made after install.sql, and written by its own name.
+/// The audit finds rows that are written directly into a partition which was created after install.sql ran.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_straight_into_a_partition_without_triggers_is_found() {
+async fn the_audit_finds_a_write_into_a_partition_without_triggers() {
     let followed = audited().await;
     let before = followed.step("create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01')").await;
     let mismatches = followed.cache.counters().audit_mismatches;
@@ -98,12 +99,15 @@ async fn a_write_straight_into_a_partition_without_triggers_is_found() {
     let found = |now: &Counters| now.audit_mismatches > mismatches;
     followed.counted("found", found).await;
     passed(&followed).await;
-    assert_ne!(before, followed.check("written straight into it").await);
+    assert_ne!(
+        before,
+        followed.check("written directly into the partition").await
+    );
 }
 
-/// The default budget, not the tests' one.
+/// Uses the default budget. The tests above set a larger one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_audit_is_on_unless_told_otherwise() {
+async fn the_audit_is_on_by_default() {
     let followed = Followed::seeded().await;
     let audited = |now: &Counters| now.audited_events > 0;
     let counters = followed.counted("audited", audited).await;

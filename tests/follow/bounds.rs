@@ -1,4 +1,5 @@
-//! Each of these once showed the follower fall short of what it says of its bounds. The first line says how.
+//! Each of these tests failed once, because the follower did not keep one of its documented bounds. The first line says
+//! how.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,15 @@ use oddscache_testkit::{
     followed::{Followed, rarely, run, shows},
 };
 
-/// A role with the cache's rights, for a database in which it is subject to what `sql` says.
+/// Creates a role with the rights of the cache, runs `sql`, and returns the role's connection string.
 fn reader(database: &Database, sql: &str) -> String {
     let role = database.reader();
     database.psql(&sql.replace("{role}", &role));
     cluster().dsn_as(&role, &database.name)
 }
 
-/// Rows of `events` are readable to a warmup, and not to a read of changes: only the audit of a quiet database reads those.
+/// SQL that makes reads of `events` run `otherwise`, except in a warmup. While nothing changes, only the audit reads
+/// that table, so only the audit fails.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -24,7 +26,7 @@ fn only_the_audit_fails(otherwise: &str) -> String {
     )
 }
 
-/// Follows until five steps of the audit have failed; returns what became of the rest meanwhile.
+/// Follows until five steps of the audit have failed. Returns the number of reloads, and the epoch.
 async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     let followed = Followed::with(dsn, |config| {
         config
@@ -39,30 +41,31 @@ async fn after_failed_audits(dsn: &str) -> (u64, u64) {
     (followed.reloads(), followed.epoch())
 }
 
-/// A step of the audit that took longer than `read_timeout` cost the connection, a warmup and the epoch, again and again.
+/// A step of the audit that took longer than `read_timeout` ended the connection. Each time, a warmup and a new epoch
+/// followed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_step_of_the_audit_does_not_bring_the_follower_down() {
+async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
     let database = Database::seeded();
     let dsn = reader(&database, &only_the_audit_fails("perform pg_sleep(5)"));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// An error of the audit was answered by a warmup without a pause, again and again.
+/// After each error of the audit a warmup followed at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audit_that_always_fails_is_not_answered_by_ceaseless_warmups() {
+async fn an_audit_that_always_fails_causes_no_warmups() {
     let database = Database::seeded();
     let trouble = "raise exception 'trouble' using errcode = '22012'";
     let dsn = reader(&database, &only_the_audit_fails(trouble));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// After a lock was in the way, the read that it kept from being done waited for another notification or the poll interval.
+/// A read that a lock had prevented was made only after the next notification or the poll interval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
+async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
-    // Without the fix a heartbeat brought it, more than 4 s later each time.
+    // With the bug a heartbeat caused the read, each time more than 4 s later.
     let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
@@ -79,9 +82,9 @@ async fn a_read_that_gave_way_is_done_once_the_lock_is_gone() {
     assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
-/// A budget that is no number ended the follower with a panic.
+/// A budget of NaN ended the follower with a panic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_budget_that_is_no_number_does_not_panic() {
+async fn a_budget_of_nan_does_not_panic() {
     let database = Database::seeded();
     let followed = Followed::with(&database.dsn(), |config| {
         config
@@ -96,9 +99,10 @@ async fn a_budget_that_is_no_number_does_not_panic() {
     .await;
 }
 
-/// The role's search path had a say in what the heartbeat is, and what it named was run with the cache's rights.
+/// The heartbeat resolved names by the role's search path. So another role's function could run with the rights of the
+/// cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
+async fn a_heartbeat_does_not_depend_on_the_search_path() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -114,9 +118,9 @@ async fn a_heartbeat_is_not_led_astray_by_the_search_path() {
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
-/// Notifications of another database were live, though no change here ever caused one.
+/// The status was live while the follower listened in another database, where no change of this one notifies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_of_another_database_are_not_live() {
+async fn listening_in_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
     let listen = Config::new(&another.dsn()).expect("dsn");
     let followed = Followed::with(&database.dsn(), |config| config.listen_from(listen)).await;
@@ -127,9 +131,9 @@ async fn notifications_of_another_database_are_not_live() {
     .await;
 }
 
-/// A role that is read-only by default could not send heartbeats, and notifications that arrive were said not to.
+/// A role that is read-only by default could not send heartbeats. So the status was never live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_is_read_only_is_notified() {
+async fn a_role_that_is_read_only_is_live() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
@@ -139,18 +143,18 @@ async fn a_role_that_is_read_only_is_notified() {
     followed.live().await;
 }
 
-/// "Everything" as a lookback was refused by the server with an error that does not say so.
+/// The server refused the longest lookback, with an error that did not name it.
 #[tokio::test]
-async fn a_lookback_without_end_is_taken() {
+async fn the_longest_lookback_is_accepted() {
     let database = Database::seeded();
     let config = Config::new(&database.dsn()).expect("dsn");
     let view = warm_up(config.lookback(Duration::MAX)).await;
     assert!(view.is_ok(), "{view:?}");
 }
 
-/// The listening connection was lost; with a long poll interval the status went on to say live.
+/// After the listening connection was lost, the status stayed live until the next poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_listener_is_not_live_until_the_next_poll() {
+async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     let database = Database::seeded();
     let role = format!("listener_of_{}", database.name);
     database.psql(&format!("create role {role} login superuser"));
@@ -159,7 +163,7 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
     let followed = Followed::with(&database.dsn(), config).await;
     followed.live().await;
     let cache = &followed.cache;
-    // It looks again for a moment after a notification.
+    // With a listener elsewhere it reads a few more times after each notification.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;
@@ -175,9 +179,10 @@ async fn a_lost_listener_is_not_live_until_the_next_poll() {
     eventually("not live", async || cache.status() != Status::Live).await;
 }
 
-/// Behind a pooler in transaction mode the server's sessions were left listening. The next client got one of them.
+/// Behind a pooler in transaction mode, LISTEN stayed behind in sessions of the server. The pooler then gave these to
+/// other clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_s_sessions_are_not_left_listening() {
+async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let settings = ["pool_mode = transaction", "default_pool_size = 10"];
@@ -186,7 +191,7 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
     let dsn = pooler.dsn().replace("dbname=postgres", &name);
     let followed = Followed::with(&dsn, |config| config).await;
     followed.polling(&Error::Pooled.to_string()).await;
-    // At once, so that each has a session of its own.
+    // All clients are in a transaction at the same time, so that each has a session of its own.
     let mut clients = Vec::new();
     for _ in 0..8 {
         let client = connect(&dsn).await;
@@ -202,9 +207,9 @@ async fn a_pooler_s_sessions_are_not_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// Events of the window that nobody has odds for were not counted, so a pass took as many times longer than its cycle as there are more of them.
+/// The size of a step did not count events without odds. With many of these, a pass took much longer than its cycle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_takes_no_longer_for_events_that_nobody_has_odds_for() {
+async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
     let database = Database::seeded();
     database.psql(
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \

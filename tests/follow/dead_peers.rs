@@ -1,4 +1,5 @@
-//! Connections that look alive and are not: noticed within 15 s at the default settings, while the age tells the truth.
+//! Connections that look alive but are dead. At the default settings the follower notices within 15 s, and until then
+//! the age of the view is true.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,11 @@ use oddscache_testkit::{
     proxy::{Notices, Proxy, Setting, Way, Whose},
 };
 
-/// What is promised, and what a busy machine may take more.
+/// The documented bound, and the additional time that a busy machine may need.
 const PROMISE: Duration = Duration::from_secs(15);
 const SLACK: Duration = Duration::from_secs(15);
 
-/// A cache that follows through a proxy, at the default settings, and the application beside it.
+/// A cache that follows through a proxy, at the default settings. The application connects without the proxy.
 async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     let proxy = Proxy::before(cluster()).await;
     let (port, name) = (proxy.address.port(), &database.name);
@@ -24,21 +25,21 @@ async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     (followed, proxy)
 }
 
-/// Every byte of every connection vanishes, as behind a firewall that has forgotten them.
+/// Every byte of every connection vanishes, as behind a firewall that has lost their state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_black_hole_is_noticed_and_the_age_says_so_from_its_beginning() {
+async fn a_black_hole_is_noticed_and_the_age_counts_from_its_beginning() {
     let database = Database::seeded();
     let (followed, proxy) = behind_a_proxy(&database).await;
     let before = followed.check("the seed").await;
     proxy.set(|setting| (setting.up, setting.down) = (Way::BlackHole, Way::BlackHole));
     let begun = Instant::now();
-    // Committed while nobody hears of it.
+    // The follower cannot see this commit.
     followed.delete(112).await;
     let committed = Instant::now();
     eventually("noticed", async || {
         let view = followed.cache.view();
         let since = committed.elapsed();
-        // What the view does not show yet it must not claim to have been proven after.
+        // A view that does not show the commit must be at least as old as the commit.
         let age = view.age();
         assert!(dump(&view) != before || age >= since, "{age:?}");
         matches!(followed.cache.status(), Status::Disconnected { .. })
@@ -53,7 +54,7 @@ async fn a_black_hole_is_noticed_and_the_age_says_so_from_its_beginning() {
     assert!(followed.epoch() > 1);
 }
 
-/// What the follower sends arrives, what the server answers does not.
+/// The follower's queries reach the server, but the answers do not come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_connection_is_noticed() {
     let database = Database::seeded();
@@ -68,7 +69,7 @@ async fn a_half_open_connection_is_noticed() {
     assert_ne!(before, followed.check("found again").await);
 }
 
-/// Only the listening connection dies: changes show as before, polled, and notifications come back by themselves.
+/// Only the listening connection dies. The follower sees changes by polling, and listens again by itself.
 async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
     let database = Database::seeded();
     let (followed, proxy) = behind_a_proxy(&database).await;
@@ -84,8 +85,9 @@ async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
     assert_eq!((counters.reloads, followed.epoch()), (1, 1));
 }
 
+/// Heartbeats that do not arrive show that the connection is dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listener_in_a_black_hole_is_noticed() {
+async fn a_listening_connection_in_a_black_hole_is_noticed() {
     let lose = |setting: &mut Setting| {
         setting.whose = Whose::Listeners;
         (setting.up, setting.down) = (Way::BlackHole, Way::BlackHole);
@@ -93,7 +95,7 @@ async fn a_listener_in_a_black_hole_is_noticed() {
     a_lost_listener(|proxy| proxy.set(lose)).await;
 }
 
-/// The connection is as alive as can be; only notifications are lost on the way.
+/// The connection works, but every notification is lost on the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_notifications_are_noticed() {
     a_lost_listener(|proxy| proxy.set(|setting| setting.notices = Notices::Drop)).await;

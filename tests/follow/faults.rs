@@ -1,4 +1,4 @@
-//! Connections, triggers and the server itself fail and come back.
+//! Connections, triggers, the change log and the server fail, and come back.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,16 @@ use oddscache_testkit::{
 const CHANGE: &str = "delete from odds_snapshots where id = 112";
 const ANOTHER: &str = "delete from odds_snapshots where id = 222";
 
-/// Lets nobody into the database any more, or again; who is in stays.
+/// Allows or refuses new connections to the database. Existing ones stay.
 fn allow_connections(database: &Database, allow: bool) {
     let sql = format!("alter database {} allow_connections {allow}", database.name);
     psql("postgres", &["-qc", &sql]);
 }
 
+/// A server that the follower reaches again may have lost commits, so a new epoch begins. Until then the age of the old
+/// view grows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
+async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_stays() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     followed.live().await;
@@ -31,7 +33,7 @@ async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
     followed.disconnected().await;
     followed.run(CHANGE).await;
     let began = Instant::now();
-    // It stays readable, does not change, and ages.
+    // The old view stays readable and unchanged, and ages.
     eventually("ages", async || old.age() > Duration::from_millis(300)).await;
     let view = followed.cache.view();
     assert_eq!(view.epoch(), 1);
@@ -47,8 +49,9 @@ async fn a_lost_reading_connection_becomes_a_new_epoch_beside_the_old_view() {
     followed.step(ANOTHER).await;
 }
 
+/// Changes stay visible without the listening connection, and no new epoch begins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_listening_connection_costs_nothing_but_notifications() {
+async fn after_a_lost_listening_connection_it_only_polls() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     followed.live().await;
@@ -66,12 +69,13 @@ async fn a_lost_listening_connection_costs_nothing_but_notifications() {
     assert_eq!(followed.reloads(), 1);
 }
 
+/// Log rows that were deleted before the follower read them must not go unnoticed.
 #[tokio::test]
-async fn a_log_pruned_beyond_the_cursor_is_read_around() {
+async fn a_log_pruned_beyond_the_cursor_becomes_a_reload() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
-    // Keeps the follower from reading meanwhile.
+    // The lock keeps the follower from reading before the log is pruned.
     let migration = connect(&database.dsn()).await;
     run(&migration, "begin; lock table events").await;
     followed.run(CHANGE).await;
@@ -84,6 +88,7 @@ async fn a_log_pruned_beyond_the_cursor_is_read_around() {
     assert_eq!(followed.epoch(), 1);
 }
 
+/// A change stays visible even if its log row is pruned at once.
 #[tokio::test]
 async fn pruning_loses_nothing() {
     let followed = Followed::seeded().await;
@@ -95,15 +100,17 @@ async fn pruning_loses_nothing() {
     }
 }
 
+/// TRUNCATE of the log removes log rows without prune(), so the follower reads everything again.
 #[tokio::test]
-async fn a_truncated_log_is_no_empty_log() {
+async fn a_truncated_log_is_not_taken_for_an_empty_one() {
     let followed = Followed::seeded().await;
     let sql = format!("{CHANGE}; truncate oddscache.change_log");
     followed.changes(&sql).await;
 }
 
+/// A disabled trigger logs nothing. The follower sees in the catalog that it was disabled.
 #[tokio::test]
-async fn what_is_written_while_a_trigger_is_disabled_is_found() {
+async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     crate::steps(
         crate::By::Reload,
         &[
@@ -115,8 +122,9 @@ async fn what_is_written_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
+/// Without a trigger the follower could miss changes. So it stops reading, and says which trigger is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dropped_trigger_is_named_until_it_is_back() {
+async fn the_status_names_a_dropped_trigger_until_it_is_back() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let before = followed.check("the seed").await;
@@ -137,6 +145,7 @@ async fn a_dropped_trigger_is_named_until_it_is_back() {
     followed.step(CHANGE).await;
 }
 
+/// While the change feed is missing, the view stays as it is. It is current again after the installation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {
     let database = Database::seeded();

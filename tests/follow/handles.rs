@@ -1,4 +1,5 @@
-//! What handles ask and are told: transactions waited for, changes, reading again, whether notifications arrive.
+//! What handles request and learn: they wait for transactions, subscribe to changes, request a reload, and see whether
+//! notifications arrive.
 
 use std::time::Duration;
 
@@ -14,20 +15,21 @@ use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A follower that does not look by itself within the test.
+/// A follower that does not poll within the time of the test.
 async fn followed(database: &Database) -> Followed {
     Followed::by_notifications(database, "postgres").await
 }
 
-/// Runs statements in a transaction that is left open; returns what the writer passes on.
+/// Runs statements in a transaction and leaves it open. Returns the transaction id, for `wait_for`.
 async fn written(client: &tokio_postgres::Client, sql: &str) -> u64 {
     let sql = format!("begin; set local oddscache.notify = off; {sql}");
     run(client, &sql).await;
     xid(client).await
 }
 
+/// `wait_for` causes a read, so a writer sees its own write at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_sees_its_own_write_without_notification_or_poll() {
+async fn wait_for_shows_a_write_without_notification_or_poll() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     for line in 1..20 {
@@ -44,14 +46,15 @@ async fn a_writer_sees_its_own_write_without_notification_or_poll() {
     }
 }
 
+/// `wait_for` returns only after the commit. The error names the transaction and the status.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
+async fn wait_for_times_out_while_the_transaction_is_open() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let other = connect(&database.dsn()).await;
     let sql = "update market_odds set line = 3 where snapshot_id = 112";
     let open = written(&other, sql).await;
-    // Later ones show all the same.
+    // An open transaction does not hide later ones.
     let sql = "update market_odds set line = 4 where snapshot_id = 222";
     let later = written(&followed.app, sql).await;
     followed.run("commit").await;
@@ -68,7 +71,7 @@ async fn a_transaction_that_is_still_open_is_waited_for_in_vain() {
     followed.check("both").await;
 }
 
-/// A replica fed by nothing but the changes and the views they name equals the cache.
+/// Changes name every event that differs: a replica that copies only these events equals the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_name_every_event_that_differs() {
     let followed = Followed::seeded().await;
@@ -107,7 +110,7 @@ async fn changes_name_every_event_that_differs() {
             "update events set kickoff = now() + interval '3 hours' where id = 2",
             naming(&[2], &both, &[]),
         ),
-        // Read again, and nothing differs: no change at all for the first of these.
+        // The first statement writes equal values, so the change does not name its event.
         (
             "update market_odds set line = line where snapshot_id = 222; update market_odds set line = 8 where snapshot_id = 122",
             naming(&[1], &none, &[]),
@@ -128,8 +131,10 @@ async fn changes_name_every_event_that_differs() {
     }
 }
 
+/// A subscriber that is too slow learns how many changes it missed. After the end of the follower it gets no more
+/// changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
+async fn a_subscriber_learns_that_it_lags_and_that_the_follower_ended() {
     let database = Database::seeded();
     let mut followed = Followed::new(&database).await;
     let mut changes = followed.cache.changes();
@@ -154,8 +159,9 @@ async fn a_subscriber_that_lags_is_told_and_one_without_a_follower_too() {
     assert!(followed.cache.changes().next().await.is_none());
 }
 
+/// A requested reload reads everything within the same epoch. If nothing differs, its change names no event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_read_again_when_asked_here_or_in_the_database() {
+async fn a_reload_can_be_requested_by_a_handle_or_in_the_database() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let mut changes = followed.cache.changes();
@@ -175,9 +181,9 @@ async fn everything_is_read_again_when_asked_here_or_in_the_database() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// What is the same after reading everything again is not held twice.
+/// A reload keeps the memory of an event that it finds unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reload_shares_the_memory_of_what_did_not_change() {
+async fn a_reload_shares_the_memory_of_unchanged_events() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let before = followed.cache.event(1).expect("held");
@@ -187,9 +193,9 @@ async fn a_reload_shares_the_memory_of_what_did_not_change() {
     assert!(std::sync::Arc::ptr_eq(&before, &after));
 }
 
-/// Notifications go where nobody listens: a follower is not live only because LISTEN succeeded.
+/// Writers notify another channel. A successful LISTEN alone does not make the status live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notifications_that_nobody_receives_are_found_out() {
+async fn notifications_on_another_channel_are_found_to_be_lost() {
     let database = Database::seeded();
     database.psql("update oddscache.log_state set channel = 'elsewhere'");
     let followed = Followed::new(&database).await;
@@ -199,13 +205,14 @@ async fn notifications_that_nobody_receives_are_found_out() {
     followed.changes(sql).await;
 }
 
-/// A quiet database: notifications stay proven by heartbeats, whose log rows change nothing.
+/// In a quiet database heartbeats prove that notifications arrive. Their log rows change nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_follower_stays_live_by_its_heartbeats() {
+async fn heartbeats_keep_a_quiet_database_live() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let published = followed.cache.counters().published;
-    // A heartbeat counts when its notification arrives, its log row when that is read.
+    // A heartbeat counts when its notification arrives. Its log row counts when it is read, which may be a little
+    // later.
     let three = |now: &Counters| now.heartbeats >= 3 && now.log_rows >= 2;
     let counters = followed.counted("three heartbeats", three).await;
     assert_eq!(followed.cache.status(), Status::Live);

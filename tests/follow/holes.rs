@@ -1,4 +1,5 @@
-//! Each of these once let a change be missed, a state be torn or a reader be told too much. The first line says how.
+//! Each of these tests failed once, because a change was missed, a view was torn, or a reader learned too much. The
+//! first line says how.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn config(dsn: &str) -> Config {
         .poll_interval(Duration::from_millis(50))
 }
 
-/// A trigger dropped between the check and the snapshot of the first read was never noticed.
+/// The follower never noticed a trigger that was dropped between the check and the snapshot of the first read.
 #[tokio::test]
 async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     let database = Database::seeded();
@@ -26,7 +27,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     run(&migration, drop).await;
     let (cache, follower) = OddsCache::connect(config(&database.dsn()));
     let follower = tokio::spawn(follower.run());
-    eventually("kept waiting by the lock", async || {
+    eventually("a read that waits for the lock", async || {
         cache.counters().failures > 0
     })
     .await;
@@ -37,7 +38,7 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     follower.await.expect("no panic").expect_err("it ends");
 }
 
-/// Row security switched on while following hid rows, and the view went on without them.
+/// When row security was enabled while the cache followed, the view lost the rows that it hides.
 #[tokio::test]
 async fn row_security_is_refused_unless_allowed() {
     let database = Database::seeded();
@@ -66,9 +67,9 @@ async fn row_security_is_refused_unless_allowed() {
     assert_eq!(view.expect("allowed").len(), events);
 }
 
-/// While DDL on the log holds writers up, their rows are given up; the reader did not know.
+/// While DDL locks the log, writers give up logging rather than wait. The follower did not notice.
 #[tokio::test]
-async fn a_change_that_met_a_reindex_of_the_log_arrives() {
+async fn a_change_made_during_a_reindex_of_the_log_is_seen() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let dba = connect(&database.dsn()).await;
@@ -78,13 +79,13 @@ async fn a_change_that_met_a_reindex_of_the_log_arrives() {
     followed.check("after the reindex").await;
 }
 
-/// A pooler hides that the server crashed or is another one, so that a lost commit stayed in the view.
+/// A pooler hid that the server had crashed or was another one. A commit that was lost stayed in the view.
 #[tokio::test]
-async fn another_server_behind_the_same_connection_is_a_new_epoch() {
+async fn another_server_behind_the_same_connection_begins_a_new_epoch() {
     let cluster = Cluster::with_feed("");
     let followed = Followed::with(&cluster.dsn("postgres"), |config| config).await;
     let epoch = followed.epoch();
-    // A crash resets all statistics; nothing else here does.
+    // A crash resets all statistics, so this looks like a crash.
     let reset = "select pg_stat_reset_shared('bgwriter'); select pg_stat_reset_shared('archiver')";
     followed.run(reset).await;
     eventually("a new epoch", async || followed.epoch() > epoch).await;
@@ -92,7 +93,8 @@ async fn another_server_behind_the_same_connection_is_a_new_epoch() {
     assert_eq!(counters.failures, 0, "the connection was not lost");
 }
 
-/// Log rows were bounded, the keys in them were not: 1.1 GB of memory, and the runtime blocked for a minute.
+/// The number of log rows was bounded, but not the number of keys in them. A read took 1.1 GB of memory, and blocked
+/// the runtime for a minute.
 #[tokio::test]
 async fn very_many_keys_become_a_reload() {
     let followed = Followed::seeded().await;
@@ -106,13 +108,13 @@ async fn very_many_keys_become_a_reload() {
     followed.check("after all these keys").await;
     let now = followed.cache.counters();
     assert_eq!(now.reloads, before.reloads + 1);
-    // Heartbeats at the most.
+    // None of the 50 rows was counted, at most some heartbeats.
     assert!(now.log_rows < before.log_rows + 10, "{now:?}");
 }
 
-/// Before the first warmup the empty view said that it was fresh.
+/// Before the first warmup the empty view had a small age.
 #[tokio::test]
-async fn a_view_that_was_never_warm_is_as_old_as_can_be() {
+async fn before_the_first_warmup_a_view_has_the_greatest_age() {
     let (cache, _follower) = OddsCache::connect(config("host=/nowhere user=nobody"));
     assert_eq!(cache.view().age(), Duration::MAX);
     let error = cache.view_within(Duration::from_secs(1_000_000_000));
@@ -130,7 +132,7 @@ async fn a_view_that_was_never_warm_is_as_old_as_can_be() {
     .await;
 }
 
-/// One row without captured_at stopped the whole cache, for ever.
+/// One row without captured_at stopped the whole cache for ever.
 #[tokio::test]
 async fn a_snapshot_without_captured_at_is_served_and_counted() {
     let database = Database::seeded();
@@ -149,7 +151,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
     let (_, bad) = bad.next().expect("served");
     assert_eq!(bad.captured_at(), chrono::DateTime::UNIX_EPOCH);
     assert_eq!(view.stats().malformed_rows, 1);
-    // Nothing else of it changes, and it must be counted all the same.
+    // Only captured_at changes, and the count must follow.
     let set = |time: &str| {
         format!("update competitor_odds_snapshots set captured_at = {time} where id = 9999")
     };
@@ -167,7 +169,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
         assert_eq!(stats.malformed_rows, malformed_rows, "{sql}");
     }
 
-    // Many are asked for by other statements, and everything too.
+    // Reads of many keys, and reads of everything, use other statements.
     let many = "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
         select n, 's' || n, 1, now(), n, '' from generate_series(10000, 10499) n;
         insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) select n, n, null from generate_series(10000, 10499) n";
@@ -180,9 +182,9 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
     assert_eq!(shown(&followed), shown(&anew));
 }
 
-/// The feed was installed again with another channel, and nobody listened to that.
+/// After the feed was installed again with another channel, the follower went on listening to the old one.
 #[tokio::test]
-async fn notifications_move_with_the_channel() {
+async fn the_listener_follows_a_change_of_the_channel() {
     let database = Database::seeded();
     let poll = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.poll_interval(poll)).await;
@@ -199,9 +201,9 @@ async fn notifications_move_with_the_channel() {
     .await;
 }
 
-/// Two rows of one snapshot id: a change of the markets reached only one of the two events.
+/// Two events had snapshots of the same id. A change of its markets reached only one of them.
 #[tokio::test]
-async fn two_events_may_show_snapshots_of_one_id() {
+async fn two_events_may_hold_snapshots_of_one_id() {
     let followed = Followed::seeded().await;
     for sql in [
         "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at)
@@ -213,9 +215,9 @@ async fn two_events_may_show_snapshots_of_one_id() {
     }
 }
 
-/// Data of a row went from a trigger's error into the status, and from there to everybody.
+/// A trigger's error contained data of a row. It went into the status, which everybody can read.
 #[tokio::test]
-async fn what_a_trigger_could_not_read_is_not_told() {
+async fn the_status_contains_no_data_of_a_trigger_s_error() {
     let followed = Followed::seeded().await;
     let mut status = Vec::new();
     followed
@@ -233,9 +235,10 @@ async fn what_a_trigger_could_not_read_is_not_told() {
     assert!(!status.concat().contains("secret"), "{status:?}");
 }
 
-/// A part of a password that holds an unescaped @ was printed as the host; time-outs without end were refused by the server.
+/// For a password with an unescaped @, an error printed its second part as the host. The server refused the longest
+/// time-outs.
 #[tokio::test]
-async fn odd_configuration_is_taken_well() {
+async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
     let error = Config::new("postgres://user:sec@ret@127.0.0.1:1/db").expect_err("an @ too many");
     let text = format!("{error} {error:?}");
     assert!(!text.contains("sec") && !text.contains("ret@"), "{text}");
@@ -247,9 +250,10 @@ async fn odd_configuration_is_taken_well() {
     assert!(!warm_up(endless).await.expect("warm").is_empty());
 }
 
-/// The list of tables at the end of a read left out what the one at its beginning had, and every read was begun anew.
+/// The list of tables at the end of a read lacked tables that the list at its beginning had. So every read was
+/// repeated.
 #[tokio::test]
-async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing() {
+async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_detached() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     followed
@@ -263,7 +267,7 @@ async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing
         .await;
     followed.check("partitions without a default").await;
 
-    // An older reader makes the detaching wait, with the partition neither in nor out.
+    // An older transaction makes DETACH CONCURRENTLY wait, with the partition half detached.
     let reader = connect(&database.dsn()).await;
     let read = "begin isolation level repeatable read; select count(*) from odds_snapshots";
     run(&reader, read).await;
@@ -283,9 +287,9 @@ async fn a_partition_that_is_being_detached_and_a_plain_child_table_stop_nothing
     followed.step(confirm).await;
 }
 
-/// A server that refuses to export a snapshot (no room for its file, no such function) was never warmed up from.
+/// A warmup failed if the server refused to export a snapshot, for instance for lack of disk space.
 #[tokio::test]
-async fn a_snapshot_that_cannot_be_exported_stops_no_warmup() {
+async fn a_warmup_succeeds_without_exporting_a_snapshot() {
     let database = Database::seeded();
     database.psql("alter function pg_catalog.pg_export_snapshot() rename to gone");
     let followed = Followed::with(&database.dsn(), |config| config.warmup_connections(2)).await;

@@ -1,4 +1,4 @@
-//! A migration holds a table for a while: the reader gives way, and stands in nobody's way.
+//! A migration locks a table for a while. The follower gives way, and blocks nobody.
 
 use std::{
     sync::{
@@ -15,6 +15,7 @@ use oddscache_testkit::{
     xid,
 };
 
+/// The follower waits for a lock no longer than its lock time-out, and keeps its connection.
 #[tokio::test]
 async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     let database = Database::seeded();
@@ -27,7 +28,7 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     let view = followed.cache.view();
     assert!(view.age() > Duration::from_millis(300));
     assert_eq!(dump(&view), before);
-    // Neither writers nor a second migration wait for the reader for longer than its own patience (300 ms).
+    // Neither a writer nor a second migration waits for the follower for longer than its lock time-out of 300 ms.
     let other = connect(&database.dsn()).await;
     run(&other, "set lock_timeout = '900 ms'").await;
     for hours in 1..=3 {
@@ -49,9 +50,9 @@ async fn the_reader_gives_way_to_a_migration_and_catches_up() {
     assert_eq!(followed.reloads(), 1);
 }
 
-/// TRUNCATE is not MVCC-safe: a read whose snapshot is older than the TRUNCATE finds the table empty all the same.
+/// TRUNCATE is not MVCC-safe: a read with a snapshot from before the TRUNCATE finds the table empty.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_truncate_that_commits_while_the_reader_waits_never_shows_by_half() {
+async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let markets = |view: &View, event: i64| {
@@ -80,7 +81,7 @@ async fn a_truncate_that_commits_while_the_reader_waits_never_shows_by_half() {
         let truncating = connect(&database.dsn()).await;
         run(&truncating, "begin; truncate competitor_market_odds").await;
         let xid = xid(&truncating).await;
-        // Makes the next read look at the markets of a snapshot that event 2 did not show.
+        // After this the next read needs the markets of a snapshot that event 2 did not hold.
         let link = "update competitor_events set betpawa_event_id = 2 where id = 11";
         followed.run(link).await;
         followed.reader_waits().await;
@@ -95,9 +96,10 @@ async fn a_truncate_that_commits_while_the_reader_waits_never_shows_by_half() {
     }
 }
 
-/// A migration that takes its locks in another order than the reader: the server, after a second, would end one of the two.
+/// The migration takes its locks in another order than the reader does. After a second the server would cancel one of
+/// the two.
 #[tokio::test]
-async fn a_deadlock_with_the_reader_never_costs_the_migration() {
+async fn a_deadlock_with_the_reader_never_cancels_the_migration() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
@@ -105,7 +107,7 @@ async fn a_deadlock_with_the_reader_never_costs_the_migration() {
         let lock = "begin; lock table competitor_market_odds in access exclusive mode";
         run(&migration, lock).await;
         followed.reader_waits().await;
-        // Which the reader holds already.
+        // The reader already holds this lock.
         run(&migration, "lock table events in access exclusive mode").await;
         let commit = "update events set kickoff = kickoff + interval '1 hour' where id = 1; commit";
         run(&migration, commit).await;
@@ -114,7 +116,7 @@ async fn a_deadlock_with_the_reader_never_costs_the_migration() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// Nothing of such a read may stay behind, least of all its cursor.
+/// A cancelled read leaves everything as it was. Above all, the cursor must not move.
 #[tokio::test]
 async fn a_read_that_is_cancelled_among_its_rows_is_made_again() {
     let database = Database::seeded();

@@ -19,12 +19,12 @@ mod versions;
 
 use oddscache_testkit::followed::Followed;
 
-/// How a change comes to the cache.
+/// How the cache learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
-    /// The keys it names in the log are read again.
+    /// It reads again the keys that the log names.
     Keys,
-    /// Everything is read again.
+    /// It reads everything again.
     Reload,
 }
 
@@ -36,8 +36,10 @@ async fn steps(by: By, steps: &[&str]) {
     }
 }
 
-/// The cache must equal the oracle before and after, and the oracle must have changed; and the change must have come as it
-/// should, for a cache that reads everything each time is equal too.
+/// Runs a step. After it
+/// - the cache must equal the oracle;
+/// - the oracle must have changed, because otherwise the step proves nothing;
+/// - the cache must have learned of it as `by` says: a cache that always reads everything would be equal, too.
 async fn step(followed: &Followed, by: By, sql: &str) {
     followed.check("before").await;
     let reloads = followed.reloads();
@@ -46,7 +48,7 @@ async fn step(followed: &Followed, by: By, sql: &str) {
     assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
 }
 
-/// Tests that are lists of [`steps`].
+/// Defines tests that are lists of [`steps`].
 macro_rules! changes {
     ($by:expr; $($name:ident: [$($sql:expr),+ $(,)?];)+) => {
         $(#[tokio::test]

@@ -1,6 +1,5 @@
-//! When the follower waits for notifications, when it looks by itself, and that nothing goes unseen between the two.
-//!
-//! The poll interval is an hour where only a notification, or reading briskly, can bring a change.
+//! The follower waits for notifications while the database is quiet, and polls while there are many commits. It misses
+//! nothing when it changes from one to the other.
 
 use std::time::Duration;
 
@@ -13,14 +12,16 @@ async fn followed(database: &Database) -> Followed {
     Followed::by_notifications(database, "postgres").await
 }
 
+/// Notifying commits slow each other down. So while the follower polls, writers do not notify, and it still sees all
+/// commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
+async fn many_small_commits_are_seen_by_polling_without_notifications() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     assert_eq!(followed.waiting().await, 1);
     followed.until_awake().await;
     followed.check("awake").await;
-    // As long as there is news it stays so.
+    // The follower goes on polling while there are commits.
     let notifications = followed.cache.counters().notifications;
     for line in 1..=50 {
         followed.set_line(-line).await;
@@ -28,7 +29,7 @@ async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
     }
     assert!(followed.cache.counters().notifications <= notifications + 2);
     followed.check("still awake").await;
-    // Once it is quiet it waits, and what then changes notifies.
+    // In a quiet database it waits. The next commit notifies it.
     eventually("asleep", async || followed.waiting().await == 1).await;
     eventually("no more reads", async || {
         let reads = followed.cache.counters().reads;
@@ -46,9 +47,10 @@ async fn many_small_commits_are_not_notified_of_and_all_are_seen() {
     assert_eq!((after.reloads, followed.epoch()), (1, 1));
 }
 
-/// The writer looks while nobody waits, and commits, silently, after the follower has taken the lock again.
+/// A writer notifies if a follower waits at the time of its statement. This one sees none waiting and does not notify,
+/// but the follower waits by the time of its commit. So the follower must look for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_looked_too_early_is_looked_for() {
+async fn the_commit_of_a_writer_that_did_not_notify_is_found() {
     let database = Database::seeded();
     let followed = followed(&database).await;
     let late = connect(&database.dsn()).await;
@@ -57,8 +59,8 @@ async fn a_writer_that_looked_too_early_is_looked_for() {
         followed.until_awake().await;
         let sql = "begin; update events set kickoff = kickoff + interval '1 minute' where id = 1";
         run(&late, sql).await;
-        assert_eq!(followed.waiting().await, 0, "it was to look too early");
-        // The follower notifies itself, for it waits again.
+        assert_eq!(followed.waiting().await, 0, "the follower waits already");
+        // When the follower begins to wait again, it notifies itself.
         let notifications = followed.cache.counters().notifications;
         eventually("waiting", async || {
             followed.cache.counters().notifications > notifications && followed.waiting().await == 1
@@ -67,17 +69,18 @@ async fn a_writer_that_looked_too_early_is_looked_for() {
         let notifications = followed.cache.counters().notifications;
         run(&late, "commit").await;
         followed.caught_up("the late commit").await;
-        // A heartbeat may have come first, by chance; without brisk reads it would each time.
+        // A heartbeat may show the commit first, by chance. Without the brisk reads a heartbeat would show it each
+        // time.
         briskly += u32::from(followed.cache.counters().notifications == notifications);
         followed.check("the late commit").await;
     }
     assert!(briskly > 0);
 }
 
-/// A session that holds the lock exclusively makes writers notify for ever and keeps the follower from waiting: it polls,
-/// says why, and goes on.
+/// A session that holds the lock exclusively makes writers notify for ever, and keeps the follower from waiting. So the
+/// follower polls and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_held_by_others_is_not_waited_for() {
+async fn the_follower_polls_while_others_hold_its_lock() {
     let database = Database::seeded();
     let mallory = connect(&database.dsn()).await;
     let key = "hashtextextended('oddscache listener oddscache', 0)";
@@ -89,16 +92,16 @@ async fn a_lock_held_by_others_is_not_waited_for() {
         .await;
     run(&mallory, &format!("select pg_advisory_unlock({key})")).await;
     followed.live().await;
-    // In share mode it makes writers notify, which is no harm.
+    // In share mode the lock only makes writers notify, which does no harm.
     run(&mallory, &format!("select pg_advisory_lock_shared({key})")).await;
     followed.delete(122).await;
     followed.check("notified").await;
     assert_eq!(followed.epoch(), 1);
 }
 
-/// Each waits for itself.
+/// Each follower waits for itself: a follower that ends does not take the notifications from the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_followers_each_is_notified() {
+async fn each_of_several_followers_is_notified() {
     let database = Database::seeded();
     let (a, b) = (followed(&database).await, followed(&database).await);
     assert_eq!(a.waiting().await, 2);
@@ -106,7 +109,7 @@ async fn of_several_followers_each_is_notified() {
     a.check("the first").await;
     b.check("the second").await;
     drop(a);
-    eventually("one is left", async || b.waiting().await == 1).await;
+    eventually("one follower is left", async || b.waiting().await == 1).await;
     b.set_line(8).await;
-    b.check("the one that is left").await;
+    b.check("the follower that is left").await;
 }

@@ -1,11 +1,11 @@
-//! `odds_snapshots` is partitioned: what is written past the parent, and partitions that come and go.
+//! `odds_snapshots` is partitioned. Statements write directly into partitions, and partitions come and go.
 
 use oddscache_testkit::{Database, followed::Followed, psql};
 
 use crate::{By, changes, step};
 
 changes! { By::Keys;
-    rows_straight_into_a_leaf: [
+    rows_written_directly_into_a_partition: [
         "insert into odds_snapshots_default (id, event_id, bookmaker_id) values (900, 1, 1)",
         "update odds_snapshots_default set event_id = 2 where id = 900",
         "update odds_snapshots_default set last_confirmed_at = '2031-01-01' where id = 900",
@@ -15,11 +15,12 @@ changes! { By::Keys;
 }
 
 changes! { By::Reload;
-    a_leaf_is_truncated: ["truncate odds_snapshots_default"];
+    a_partition_is_truncated: ["truncate odds_snapshots_default"];
 }
 
 const PARTITION: &str = "create table odds_snapshots_2020 partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
 
+/// A new partition has no triggers of its own. The follower still sees writes through its parent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     let database = Database::seeded();
@@ -31,7 +32,7 @@ async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     };
     followed.step(PARTITION).await;
     assert_eq!(followed.reloads(), 2);
-    // The parent's triggers see what goes through the parent.
+    // The parent's triggers see rows that are written through the parent.
     step(&followed, By::Keys, &insert("odds_snapshots", 900)).await;
     let parent = "update odds_snapshots set last_confirmed_at = '2031-01-01' where id = 900";
     step(&followed, By::Keys, parent).await;
@@ -45,6 +46,7 @@ async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     step(&followed, By::Reload, "truncate odds_snapshots_2020").await;
 }
 
+/// An UPDATE that moves a row to another partition is a DELETE and an INSERT inside the server.
 #[tokio::test]
 async fn an_update_moves_rows_between_partitions() {
     let database = Database::seeded();
@@ -60,6 +62,7 @@ async fn an_update_moves_rows_between_partitions() {
     }
 }
 
+/// ATTACH, DETACH and DROP change rows without firing a trigger. The fingerprint of the catalog shows that.
 #[tokio::test]
 async fn partitions_are_attached_with_rows_detached_and_dropped() {
     let followed = Followed::seeded().await;
@@ -80,8 +83,9 @@ async fn partitions_are_attached_with_rows_detached_and_dropped() {
     assert_eq!(followed.epoch(), 1);
 }
 
+/// Writes to a detached partition are logged, but its rows belong to no table that the cache reads.
 #[tokio::test]
-async fn a_detached_partition_keeps_its_triggers_and_does_no_harm() {
+async fn a_detached_partition_that_keeps_its_triggers_changes_nothing() {
     let followed = Followed::seeded().await;
     for sql in [
         "alter table odds_snapshots detach partition odds_snapshots_default",
@@ -92,6 +96,7 @@ async fn a_detached_partition_keeps_its_triggers_and_does_no_harm() {
     }
 }
 
+/// A partition may itself be partitioned, and changes at each level are seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_of_partitions() {
     let database = Database::seeded();

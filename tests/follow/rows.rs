@@ -1,4 +1,4 @@
-//! Rows change, one kind of change after the other.
+//! Every kind of change of rows, one after the other.
 
 use oddscache_testkit::{followed::Followed, server_has};
 
@@ -19,7 +19,7 @@ changes! { By::Keys;
          insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
          values (900, '1', 'one', '[{\"name\": \"1\", \"odds\": 1.5}]')",
     ];
-    // No foreign key from snapshots to events: rows may come in any order.
+    // No foreign key leads from snapshots to events, so rows may come in any order.
     snapshots_before_their_event: [
         "insert into odds_snapshots (id, event_id, bookmaker_id) values (900, 5, 1), (150, 1, 2)",
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
@@ -144,7 +144,7 @@ changes! { By::Keys;
         "update odds_snapshots set id = 950 where id = 111",
         "update odds_snapshots set id = 50 where id = 950",
     ];
-    // Held at 2 while it was captured earlier: the greatest id is the latest, whatever captured_at says.
+    // The latest snapshot is the one with the greatest id, even if it was captured earlier.
     a_later_id_with_an_earlier_time_is_the_latest: [
         "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (900, 1, 1, '2020-01-01')",
         "update odds_snapshots set captured_at = '2020-01-02 03:04:05.678901' where id = 900",
@@ -164,20 +164,20 @@ changes! { By::Keys;
          update odds_snapshots set last_confirmed_at = '2031-01-01' where id = 122",
     ];
     foreign_keys_cascade: [
-        // Sets betpawa_event_id of two competitor events null.
+        // The foreign key sets betpawa_event_id of two competitor events to null.
         "delete from events where id = 1; insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
          values (1, 'sr1', '', '', '', now() at time zone 'UTC' + interval '1 day')",
-        // Deletes the markets with it.
+        // The foreign key deletes its markets, too.
         "delete from competitor_odds_snapshots where id = 122; insert into competitor_odds_snapshots (id, competitor_event_id)
          values (122, 12)",
     ];
-    // Statement triggers are ENABLE ALWAYS.
+    // The triggers are ENABLE ALWAYS, so they fire for replication, too.
     writes_of_a_replica_session: [
         "set session_replication_role = replica;
          update market_odds set line = 9 where snapshot_id = 112; reset session_replication_role",
     ];
-    // More than are asked for at once: they come by other statements. One in seven is outside the window, one in five of the
-    // competitor events linked to nothing.
+    // These are too many keys to request all rows at once, so other statements read them. One event in seven is outside
+    // the window. One competitor event in five is linked to no event.
     many_keys_at_once: [
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
          select n, 'sr' || n, '', '', '', now() at time zone 'UTC' + case n % 7 when 0 then -3 else 24 end * interval '1 hour'
@@ -229,8 +229,9 @@ changes! { By::Reload;
     ];
 }
 
+/// The documented limit is 20,000 keys.
 #[tokio::test]
-async fn as_many_keys_as_a_log_row_lists_are_no_reload() {
+async fn the_most_keys_that_a_log_row_lists_need_no_reload() {
     let followed = Followed::seeded().await;
     followed
         .step("insert into odds_snapshots (id, event_id, bookmaker_id) select 100000 + n, n, 1 from generate_series(1, 20000) n")
@@ -238,7 +239,7 @@ async fn as_many_keys_as_a_log_row_lists_are_no_reload() {
     assert_eq!(followed.reloads(), 1);
 }
 
-/// Confirmations are most of all writes, and a snapshot's markets most of all rows.
+/// Most writes are confirmations, and most rows are markets. So a confirmation must not read markets.
 #[tokio::test]
 async fn a_confirmation_reads_no_markets() {
     let followed = Followed::seeded().await;
@@ -257,6 +258,7 @@ async fn a_confirmation_reads_no_markets() {
     assert_eq!(counters.reloads, 1);
 }
 
+/// MERGE fires the triggers of all three operations. It exists since PostgreSQL 15.
 #[tokio::test]
 async fn merge_inserts_updates_and_deletes() {
     if !server_has("MERGE", 15) {

@@ -1,4 +1,4 @@
-//! What the cache says of how long commits took to be visible, and of what it did for what reason.
+//! The cache measures how long commits took to become visible, and counts what it did and why.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ fn seconds(timing: &Timing, before: &Timing) -> Duration {
     Duration::from_secs_f64(timing.sum_seconds - before.sum_seconds)
 }
 
+/// An alert on the time to visibility must count each commit once, and nothing else.
 #[tokio::test]
 async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     let followed = Followed::seeded().await;
-    // Warmed up, and with heartbeats.
+    // Neither the warmup nor heartbeats count as commits.
     let begun = Instant::now();
     eventually("two heartbeats", async || {
         followed.cache.counters().heartbeats >= 2 && followed.cache.counters().log_rows >= 1
@@ -27,12 +28,12 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     for timing in [&quiet.decode, &quiet.apply, &quiet.publish] {
         assert_eq!(timing.count, 0);
     }
-    assert!(quiet.read.count > 0, "a notification leads to a read");
+    assert!(quiet.read.count > 0, "heartbeats cause reads");
 
     let reads = followed.cache.counters();
     for line in 1..=4 {
         followed.set_line(line).await;
-        // A transaction of three logged statements, among them one that changes nothing that is held.
+        // One transaction with three log rows. One of its statements changes nothing that the cache holds.
         let sql = format!(
             "begin; update market_odds set line = {line} where snapshot_id = 211;
              update events set kickoff = kickoff + interval '1 minute' where id = 1;
@@ -64,7 +65,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert!(read.rows_read >= reads.rows_read + 8, "{read:?}");
     assert!(read.polls > 0, "{read:?}");
 
-    // A read of everything is a reload for a reason, and no commit.
+    // A reload is counted under its reason, and not as a commit.
     followed.cache.resync();
     followed.counted("read again", |now| now.reloads == 2).await;
     let counters = followed.cache.counters();
@@ -76,6 +77,8 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
 }
 
+/// PostgreSQL does not say when a transaction committed. So the time to visibility begins at the last read that did not
+/// see it, and not when the row was logged.
 #[tokio::test]
 async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it() {
     let database = Database::seeded();
@@ -95,8 +98,9 @@ async fn a_transaction_left_open_counts_from_the_last_read_that_did_not_see_it()
     assert!(seconds(&timing, &Timing::default()) < open, "{timing:?}");
 }
 
+/// Failed reads must not make the time to visibility look shorter.
 #[tokio::test]
-async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
+async fn a_commit_that_a_lock_hides_from_the_reader_counts_from_the_commit() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
     let migration = connect(&database.dsn()).await;
@@ -113,8 +117,9 @@ async fn what_a_lock_keeps_from_being_seen_is_counted_from_the_commit() {
     assert!((held..most).contains(&found), "{timing:?}, held {held:?}");
 }
 
+/// An operator sees how far the log was pruned.
 #[tokio::test]
-async fn how_far_the_log_reaches_is_known() {
+async fn the_cache_knows_which_transactions_the_log_covers() {
     let followed = Followed::seeded().await;
     followed.set_line(9).await;
     followed.caught_up("a change").await;
@@ -124,7 +129,7 @@ async fn how_far_the_log_reaches_is_known() {
     let pruned_below: String = row.expect("a row").get(0);
     assert_eq!(before.pruned_below.to_string(), pruned_below);
     assert!(before.next_xid > before.pruned_below, "{before:?}");
-    // As a pruner would that keeps nothing.
+    // Has the effect of a call of prune() that keeps nothing.
     let prune =
         "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())";
     followed.run(prune).await;

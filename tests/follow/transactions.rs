@@ -1,4 +1,4 @@
-//! Transactions: all of one or none, in whatever order they commit, with and without notifications.
+//! A view shows all of a transaction or nothing, in any order of commits, with and without notifications.
 
 use std::{
     sync::{
@@ -14,8 +14,9 @@ use oddscache_testkit::{
     followed::{Followed, run},
 };
 
+/// Rolled back transactions and savepoints leave nothing in the log and nothing in the cache.
 #[tokio::test]
-async fn what_is_rolled_back_never_shows() {
+async fn a_transaction_that_is_rolled_back_is_never_visible() {
     let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let before_it = followed.heard().await;
@@ -27,19 +28,20 @@ async fn what_is_rolled_back_never_shows() {
         assert_eq!(before, followed.step(&sql).await, "{sql}");
     }
     let now = followed.cache.counters();
-    // A heartbeat at the most, on a slow machine.
+    // On a slow machine a heartbeat may have come in between.
     assert!(now.log_rows <= before_it.log_rows + 1, "{now:?}");
     assert_eq!(now.reloads, 1);
 }
 
+/// Savepoints have transaction ids of their own. Their rows belong to the whole transaction.
 #[tokio::test]
-async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
+async fn only_the_kept_part_of_a_transaction_with_savepoints_is_visible() {
     let followed = Followed::seeded().await;
     let savepoints = "begin; savepoint a; update market_odds set line = 1 where snapshot_id = 112; savepoint b;
         delete from odds_snapshots where event_id = 2; rollback to b; savepoint c;
         update market_odds set line = 2 where snapshot_id = 222; release c; release b; release a; commit";
     followed.changes(savepoints).await;
-    // Each block with EXCEPTION is a subtransaction; more than 64 no longer fit into a snapshot's list.
+    // Each block with EXCEPTION is a subtransaction. More than 64 do not fit into the list of a snapshot.
     let many = "do $$ begin for n in 1..100 loop begin
              update market_odds set line = n where snapshot_id = 100 + n % 130;
              if n % 3 = 0 then raise 'no'; end if;
@@ -47,6 +49,7 @@ async fn of_a_transaction_with_savepoints_shows_what_was_kept() {
     followed.step(many).await;
 }
 
+/// A cursor over ids of log rows would miss a transaction that commits after later ones (P3).
 #[tokio::test]
 async fn transactions_that_commit_late_are_not_missed() {
     let database = Database::seeded();
@@ -54,7 +57,7 @@ async fn transactions_that_commit_late_are_not_missed() {
     let late = connect(&database.dsn()).await;
     let later = connect(&database.dsn()).await;
     let before = followed.check("the seed").await;
-    // Both have their log rows before the others, with smaller ids and xids.
+    // Both write their log rows before the others do, so these have smaller ids and transaction ids.
     let update = "begin; update market_odds set line = 1 where snapshot_id = 112";
     run(&late, update).await;
     let link = "begin; update competitor_events set betpawa_event_id = 2 where id = 11";
@@ -78,11 +81,12 @@ async fn transactions_that_commit_late_are_not_missed() {
     assert_eq!(followed.reloads(), 1);
 }
 
+/// A prepared transaction belongs to no session, and must not be visible before COMMIT PREPARED.
 #[tokio::test]
-async fn prepared_transactions_arrive_when_they_are_committed() {
+async fn prepared_transactions_are_visible_once_they_are_committed() {
     let database = Database::seeded();
     let followed = Followed::new(&database).await;
-    // Names of prepared transactions are the cluster's.
+    // Names of prepared transactions are unique in the cluster.
     let name = format!("prepared_{}", database.name);
     let prepare = |sql: &str| {
         format!("begin; set local oddscache.notify = off; {sql}; prepare transaction '{name}'")
@@ -99,6 +103,7 @@ async fn prepared_transactions_arrive_when_they_are_committed() {
     assert_eq!(after, followed.step(&rollback).await);
 }
 
+/// Without polling, each change comes by its notification.
 #[tokio::test]
 async fn notifications_alone_bring_changes() {
     let database = Database::seeded();
@@ -108,7 +113,7 @@ async fn notifications_alone_bring_changes() {
         followed.set_line(line).await;
         let notified = |now: &Counters| now.notifications > before;
         followed.counted("a notification", notified).await;
-        // With no claim about when it was read.
+        // Do not check the age of the view here.
         eventually("the change", async || {
             let view = followed.cache.view();
             dump(&view) == followed.oracle(view.cut().window_start).await
@@ -117,10 +122,11 @@ async fn notifications_alone_bring_changes() {
     }
 }
 
+/// Without notifications, each change comes by polling (P3).
 #[tokio::test]
-async fn without_notifications_the_poll_brings_changes() {
+async fn polling_alone_brings_changes() {
     let followed = Followed::seeded().await;
-    // For a role, a database or a session it can be off as well.
+    // A writer can switch notifications off for a transaction or a session.
     let forms = [
         "begin; set local oddscache.notify = off; update market_odds set line = 9 where snapshot_id = 112; commit",
         "set oddscache.notify = off; delete from odds_snapshots where id = 112",
@@ -131,25 +137,29 @@ async fn without_notifications_the_poll_brings_changes() {
         let now = followed.cache.counters();
         let only_heartbeats =
             now.notifications == counters.notifications || now.heartbeats > counters.heartbeats;
-        assert!(only_heartbeats, "{sql}: notified");
+        assert!(only_heartbeats, "{sql}: a notification came");
     }
 }
 
+/// Every role may notify. A notification only causes a read, so it cannot do harm.
 #[tokio::test]
-async fn anybody_may_notify_and_nothing_follows() {
+async fn a_notification_of_any_role_changes_nothing() {
     let followed = Followed::seeded().await;
     let before = followed.check("the seed").await;
     let counters = followed.heard().await;
     followed.run("notify oddscache, 'drop everything'").await;
     let notified = |now: &Counters| now.notifications > counters.notifications;
     followed.counted("a notification", notified).await;
-    assert_eq!(before, followed.check("a false notification").await);
+    assert_eq!(
+        before,
+        followed.check("a notification without a change").await
+    );
     let now = followed.cache.counters();
     assert_eq!(now.published, counters.published);
     assert_eq!(now.reloads, counters.reloads);
 }
 
-/// A value moves between two events, and a competitor event between them too: no view may show half of it.
+/// Each transaction moves a value and a competitor event from one event to another. No view may show half of that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_view_is_torn() {
     let database = Database::seeded();
@@ -179,7 +189,7 @@ async fn no_view_is_torn() {
                 assert_eq!(one + two, 100.0, "a torn view");
                 let (from, to) = (moving(&view, 1), moving(&view, 2));
                 assert_eq!(from + to, 1, "a torn view");
-                // An odd number of transactions leaves it at event 2.
+                // After an odd number of transactions the competitor event is linked to event 2.
                 assert_eq!(to == 1, one as i64 % 2 == 1, "a torn view");
                 states.insert(one as i64);
             }
@@ -204,12 +214,13 @@ async fn no_view_is_torn() {
     assert!(states >= 10, "only {states} states were seen");
 }
 
+/// The window moves with time, so an event leaves it although nobody writes.
 #[tokio::test]
-async fn an_event_leaves_the_window_by_time_alone() {
+async fn an_event_leaves_the_window_without_a_write() {
     let database = Database::seeded();
     let lookback = Duration::from_secs(2);
     let followed = Followed::with(&database.dsn(), |config| config.lookback(lookback)).await;
-    // Held for a second yet; again, should the machine be so slow that it was not seen in time.
+    // The event stays in the window for one more second. On a slow machine that may be too short, so try again.
     eventually("held", async || {
         followed.run("update events set kickoff = now() at time zone 'UTC' - interval '1 s' where id = 1").await;
         followed.caught_up("a late kickoff").await.event(1).is_some()
@@ -223,7 +234,7 @@ async fn an_event_leaves_the_window_by_time_alone() {
     assert_eq!(followed.cache.counters().evicted_events, evicted + 1);
     assert_eq!(followed.cache.counters().snapshots_read, read);
     followed.check("evicted").await;
-    // What happens to it now is nobody's business, until it is postponed.
+    // Changes of an event outside the window are ignored, until it is postponed.
     for (sql, is_held) in [
         (
             "update market_odds set line = 9 where snapshot_id = 112",

@@ -1,4 +1,4 @@
-//! The event list equals the JSON that serde_json writes for the same view. It writes only what changed.
+//! The event list equals the JSON that serde_json writes for the same view. It writes only changed snapshots again.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -60,7 +60,7 @@ enum Step {
     Publish,
     /// Renders the view from this many publications ago.
     Render(usize),
-    /// From here on, keeps the rendered lists (or no longer does), as slow clients would.
+    /// From here on keeps the rendered lists, as slow clients do. `false` ends that.
     Keep(bool),
     Forget,
 }
@@ -184,14 +184,14 @@ proptest! {
     /// After any sequence of writes, the list equals the one written from scratch, for the latest view and for older
     /// ones. A list that was handed out never changes.
     #[test]
-    fn the_list_is_what_serde_makes_of_the_view(steps in vec(step(), 0..80)) {
+    fn the_list_equals_the_one_that_serde_writes(steps in vec(step(), 0..80)) {
         run(steps);
     }
 }
 
 /// The list writes a snapshot's fragment again only if its odds changed. Times and kickoffs cost no fragment.
 #[test]
-fn only_what_changed_is_written() {
+fn only_changed_snapshots_are_written_again() {
     let (cache, mut writer) = filled(100);
     let mut list = EventList::new(plain::INLINE);
     assert_eq!(list.render(&cache.view()), plain::list(&cache.view()));

@@ -1,6 +1,6 @@
-//! Random mixes of everything the application does to its tables, each followed by a comparison with the oracle.
+//! Random sequences of the application's writes, each followed by a comparison of the cache with the oracle.
 //!
-//! The number of cases is `PROPTEST_CASES`, 64 unless set. A failure is shrunk, and printed as the SQL that shows it.
+//! `PROPTEST_CASES` (64) is the number of cases. proptest shrinks a failing case, and the test prints it as SQL.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
+/// After any sequence of writes the cache equals an independent query, and a replica fed by changes equals the cache.
 #[test]
 fn the_cache_equals_the_oracle_after_any_writes() {
     let mut config = Config {
@@ -42,34 +43,34 @@ fn the_cache_equals_the_oracle_after_any_writes() {
     }
     let Player { seen, followed, .. } = player;
     let counters = followed.cache.counters();
-    // Triggers saw everything, or the audit would have found it.
+    // If a trigger had missed a write, the audit would have found a difference.
     assert_eq!(counters.audit_mismatches, 0);
     assert!(counters.audit_passes > 10, "{counters:?}");
     println!("{} cases: {seen:?}", config.cases);
-    // Mixes in which little happens would prove little.
+    // Cases that change little would prove little.
     assert!(seen.changed * 2 > seen.checks, "{seen:?}");
     assert!(seen.committed > 4 * seen.refused, "{seen:?}");
 }
 
-/// What all cases together did.
+/// Totals over all cases.
 #[derive(Debug, Default)]
 struct Seen {
     committed: usize,
     rolled_back: usize,
-    /// By the server: a lock of the other transaction, a foreign key.
+    /// Transactions that the server refused: for a lock of the other transaction, or for a foreign key.
     refused: usize,
     checks: usize,
     changed: usize,
 }
 
-/// Plays cases on one database with one follower: the TRUNCATE between two cases is followed too.
+/// Plays all cases on one database with one follower, which also follows the TRUNCATE between two cases.
 struct Player {
     followed: Followed,
-    /// For transactions that are open beside those of `followed.app`.
+    /// A second client, whose transaction stays open while those of `followed.app` run.
     beside: Client,
     seen: Seen,
     changes: Changes,
-    /// Fed by the changes alone.
+    /// A copy of all events. It updates only those events that a change names.
     replica: Replica,
 }
 
@@ -117,7 +118,7 @@ impl Player {
         self.count(transaction, ended);
     }
 
-    /// `late` is open while the others come and go.
+    /// Runs the first half of `late`, then the other transactions, then the rest of `late`.
     async fn beside(&mut self, late: &Transaction, others: &[Transaction], ids: &mut Ids) {
         let (first, rest) = late.halves(ids);
         let begun = execute(&self.beside, &first).await;
@@ -140,13 +141,13 @@ impl Player {
     async fn check(&mut self, before: Option<Vec<Value>>) -> Vec<Value> {
         let after = self.followed.check("a pause").await;
         let view = self.followed.cache.view();
-        // Published before the view was taken, so it is there already.
+        // The changes were published before the view was taken, so they are in the queue already.
         while let Ok(change) = timeout(Duration::ZERO, self.changes.next()).await {
             let change = change.expect("following").expect("in time");
             self.replica.apply(&change, &view);
         }
         let told = self.replica.equals(&view);
-        told.expect("changes tell everything");
+        told.expect("changes name every event that changed");
         if let Some(before) = before {
             self.seen.checks += 1;
             self.seen.changed += usize::from(before != after);

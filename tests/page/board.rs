@@ -1,4 +1,4 @@
-//! The board and an event's full markets, beside what SQL says.
+//! The board, and the full markets of an event, compared with what SQL returns.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 
 use super::{Page, browser::Browser, loaded};
 
-/// `event/bookmaker/outcome` -> odds of a market, by the database's own words.
-async fn asked(client: &tokio_postgres::Client, market: &str) -> BTreeMap<String, String> {
+/// The odds of a market by `event/bookmaker/outcome`, as the database has them.
+async fn odds_in_database(
+    client: &tokio_postgres::Client,
+    market: &str,
+) -> BTreeMap<String, String> {
     let sql = format!(
         "with latest as (
              select distinct on (event_id) event_id, 'betpawa ' || bookmaker_id as name, id, true as own from odds_snapshots
@@ -28,7 +31,7 @@ async fn asked(client: &tokio_postgres::Client, market: &str) -> BTreeMap<String
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// The same as the board shows it.
+/// JavaScript that returns the same odds as the board shows them.
 const SHOWN: &str = "Object.fromEntries([...document.querySelectorAll('#board td.price')]
     .filter((cell) => cell.firstElementChild.textContent !== '')
     .map((cell) => [`${cell.closest('tr').dataset.event}/${cell.dataset.column}/${cell.dataset.outcome}`,
@@ -38,14 +41,14 @@ fn shown(value: Value) -> BTreeMap<String, String> {
     serde_json::from_value(value).expect("texts")
 }
 
-/// A cell of the board.
+/// JavaScript that finds a cell of the board.
 fn cell(event: i64, column: &str, outcome: &str) -> String {
     format!(
         "document.querySelector('#board tr[data-event=\"{event}\"] td[data-column=\"{column}\"][data-outcome=\"{outcome}\"]')"
     )
 }
 
-/// Counts what lights up, from before the page's own scripts on.
+/// Records every cell that lights up. Begins before the scripts of the page run.
 async fn count_flashes(browser: &Browser) {
     let source = "window.flashes = []; const animate = Element.prototype.animate;
         Element.prototype.animate = function (frames, timing) {
@@ -54,8 +57,9 @@ async fn count_flashes(browser: &Browser) {
     browser.before_scripts(source).await;
 }
 
+/// The board equals the database, marks the best odds, and shows each change.
 #[tokio::test]
-async fn the_board_shows_what_the_database_says_and_how_it_moves() {
+async fn the_board_shows_what_the_database_has_and_how_odds_move() {
     let page = Page::closed(20).await;
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
     count_flashes(browser).await;
@@ -65,7 +69,7 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     for market in ["3743", "5000 2.5", "3795"] {
         let choose = format!("#markets input[value=\"{market}\"]");
         browser.click(&choose).await;
-        let expected = asked(app, market).await;
+        let expected = odds_in_database(app, market).await;
         assert!(expected.len() > 100, "{market}: {}", expected.len());
         let first = json!(expected.keys().next());
         let script = format!(
@@ -76,7 +80,7 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
         assert_eq!(shown(browser.eval(SHOWN).await), expected, "{market}");
     }
 
-    // The greatest odds of each event and outcome are the best, and no others.
+    // Exactly the greatest odds of each event and outcome are marked as best.
     browser.click("#markets input[value=\"3743\"]").await;
     let wrong = "[...document.querySelectorAll('#board tr[data-event]')].flatMap((row) => ['1', 'X', '2'].filter((name) => {
         const cells = [...row.querySelectorAll(`td[data-outcome=\"${name}\"]`)].filter((cell) => cell.firstElementChild.textContent);
@@ -89,7 +93,8 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     assert_eq!(browser.eval(wrong).await, json!([]));
     assert_eq!(browser.eval("flashes").await, json!([]));
 
-    // A committed change shows, lights up, and says where it went; nothing else does.
+    // A committed change is visible and lights up, and the page says in which direction the odds moved. Nothing else
+    // lights up.
     let own = cell(7, "betpawa 1", "X");
     let update = "update market_odds set outcomes = jsonb_set(outcomes, '{1,odds}', '99.5') where betpawa_market_id = '3743'
                   and snapshot_id = (select max(id) from odds_snapshots where event_id = 7)";
@@ -104,10 +109,14 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     let down = format!("{own}.dataset.moved === 'down' && !{own}.classList.contains('best')");
     browser.until("down again", &down).await;
     let shown_now = shown(browser.eval(SHOWN).await);
-    assert_eq!(shown_now, asked(app, "3743").await, "after the changes");
+    assert_eq!(
+        shown_now,
+        odds_in_database(app, "3743").await,
+        "after the changes"
+    );
     browser.screenshot("board").await;
 
-    // Not to be had: struck out. Gone: not there.
+    // An unavailable market is struck out. A deleted event disappears.
     run(
         app,
         "update market_odds set unavailable_at = now() where betpawa_market_id = '3743'
@@ -120,7 +129,7 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
         cell(8, "betpawa 1", "1"),
         loaded(19)
     );
-    browser.until("struck out and gone", &off).await;
+    browser.until("one struck out and one gone", &off).await;
 
     browser.is_content();
     for address in browser.requests() {
@@ -128,6 +137,7 @@ async fn the_board_shows_what_the_database_says_and_how_it_moves() {
     }
 }
 
+/// A user finds an event by scrolling, by keys and by search, and opens its full markets.
 #[tokio::test]
 async fn events_are_searched_and_opened() {
     let page = Page::of(300).await;
@@ -142,7 +152,7 @@ async fn events_are_searched_and_opened() {
         browser.until(events, &script).await;
     };
 
-    // Only the rows in sight exist, wherever one looks, by wheel and by key.
+    // Only the visible rows exist, after scrolling with the wheel and with keys.
     let rows = "document.querySelectorAll('#board tr[data-event]').length";
     assert!(browser.eval(rows).await.as_u64() < Some(80));
     scroll("1e9").await;
@@ -162,7 +172,7 @@ async fn events_are_searched_and_opened() {
     let focused = "document.activeElement.closest('tr')?.dataset.event === '61'";
     browser.until("sixty events further down", focused).await;
 
-    // Search: by the beginning of an id, by bookmaker, by both.
+    // Search by the beginning of an id, by bookmaker, and by both.
     browser.key("/").await;
     browser.text("29").await;
     counts("11 of 300 events").await;
@@ -174,7 +184,7 @@ async fn events_are_searched_and_opened() {
     let search = "const search = document.getElementById('search'); search.value = '290'; search.dispatchEvent(new Event('input'))";
     browser.eval(search).await;
 
-    // One event, with all its markets, which the list has not.
+    // Open one event. It shows all its markets, and the list has only some of them.
     let alone = format!("{rows} === 1");
     browser.until("290 alone", &alone).await;
     browser.click("tr[data-event=\"290\"]").await;
@@ -184,12 +194,12 @@ async fn events_are_searched_and_opened() {
         .filter((group) => group.dataset.market.startsWith('over/under - full time 3.5'))
         .flatMap((group) => [...group.querySelectorAll('td.price')])
         .map((cell) => [`290/${cell.dataset.column}/${cell.dataset.outcome}`, cell.firstElementChild.textContent]))";
-    let mut expected = asked(app, "5000 3.5").await;
+    let mut expected = odds_in_database(app, "5000 3.5").await;
     expected.retain(|key, _| key.starts_with("290/"));
     assert_eq!(shown(browser.eval(full).await), expected);
     browser.screenshot("detail").await;
 
-    // It follows too; and the filter leaves what it names.
+    // The full markets change with the database. The filter leaves the markets that it names.
     run(
         app,
         "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '77.25') where betpawa_market_id = '4703'

@@ -1,4 +1,5 @@
-//! A headless Chromium, driven by the DevTools protocol over a pair of pipes: it ends with them, however the test ends.
+//! A headless Chromium. Tests drive it with the DevTools protocol over two pipes. It ends when the pipes close, however
+//! the test ends.
 
 use std::{
     collections::HashMap,
@@ -20,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// For anything that a page does by itself, on a machine that has other work as well.
+/// A deadline for what a page does by itself, on a machine that is busy with other work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const PROGRAMS: [&str; 4] = [
@@ -30,10 +31,10 @@ const PROGRAMS: [&str; 4] = [
     "google-chrome-stable",
 ];
 
-/// Pipes 3 and 4 are those of the protocol; the standard ones are what a child is given here.
+/// Chromium uses the file descriptors 3 and 4 for the protocol. The shell moves its standard input and output there.
 const WITH_PIPES: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
 
-/// One browser with one page.
+/// A browser with one page.
 pub(crate) struct Browser {
     _child: Child,
     _profile: tempfile::TempDir,
@@ -43,7 +44,7 @@ pub(crate) struct Browser {
     session: String,
 }
 
-/// What came from the browser.
+/// The messages of the browser: who waits for which answer, and the events so far.
 #[derive(Default)]
 struct Heard {
     waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
@@ -103,7 +104,7 @@ impl Browser {
         browser
     }
 
-    /// A command of the protocol, and its result.
+    /// Sends a command of the protocol. Returns its result.
     pub(crate) async fn call(&self, method: &str, params: Value) -> Value {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = oneshot::channel();
@@ -129,7 +130,7 @@ impl Browser {
         assert!(opened["errorText"].is_null(), "{url}: {opened}");
     }
 
-    /// The value of an expression in the page.
+    /// Evaluates an expression in the page. Returns its value.
     pub(crate) async fn eval(&self, script: &str) -> Value {
         let params = json!({ "expression": script, "awaitPromise": true, "returnByValue": true });
         let answer = self.call("Runtime.evaluate", params).await;
@@ -141,7 +142,7 @@ impl Browser {
     /// Waits until an expression is true in the page.
     pub(crate) async fn until(&self, what: &str, script: &str) {
         let deadline = Instant::now() + PATIENCE;
-        // It may meet a page that is just being replaced.
+        // The script may run while the page is being replaced, and fail.
         let script =
             format!("(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()");
         while self.eval(&script).await != json!(true) {
@@ -149,13 +150,13 @@ impl Browser {
                 self.screenshot("waited-in-vain").await;
                 let text = self.eval("document.body.innerText.slice(0, 1500)").await;
                 let complaints = self.complaints(|_| true);
-                panic!("waited in vain: {what}\n{text}\n{complaints:#?}");
+                panic!("timed out: {what}\n{text}\n{complaints:#?}");
             }
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Presses the mouse in the middle of the first element that a selector finds.
+    /// Clicks into the middle of the first element that a selector finds.
     pub(crate) async fn click(&self, selector: &str) {
         let script = format!(
             "(() => {{ const box = document.querySelector({}).getBoundingClientRect();
@@ -169,12 +170,12 @@ impl Browser {
         }
     }
 
-    /// Types into what has the focus.
+    /// Types text into the element that has the focus.
     pub(crate) async fn text(&self, text: &str) {
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
-    /// Presses a key that types nothing, such as `Escape`, or one letter.
+    /// Presses a key: one that types nothing, such as `Escape`, or one letter.
     pub(crate) async fn key(&self, key: &str) {
         let code = match key {
             "ArrowDown" => 40,
@@ -192,7 +193,7 @@ impl Browser {
         }
     }
 
-    /// A window of this size; below 500 pixels that of a phone.
+    /// Sets the size of the window. Below 500 pixels it is that of a phone.
     pub(crate) async fn size(&self, width: u32, height: u32) {
         let mobile = width < 500;
         let scale = if mobile { 2 } else { 1 };
@@ -200,14 +201,14 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// Whether the browser has no network.
+    /// Cuts the browser off from the network, or connects it again.
     pub(crate) async fn offline(&self, offline: bool) {
         let conditions = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
         let method = "Network.emulateNetworkConditions";
         self.call(method, conditions).await;
     }
 
-    /// As for a user who wants `dark` or `light`.
+    /// Sets the color scheme that the user prefers: `dark` or `light`.
     pub(crate) async fn scheme(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.call("Emulation.setEmulatedMedia", features).await;
@@ -226,19 +227,19 @@ impl Browser {
         std::fs::write(path, png.expect("base64")).expect("a screenshot is written");
     }
 
-    /// Runs a script in each page that is opened, before the page's own.
+    /// Runs a script in each page that is opened, before the page's own scripts.
     pub(crate) async fn before_scripts(&self, source: &str) {
         let source = json!({ "source": source });
         let method = "Page.addScriptToEvaluateOnNewDocument";
         self.call(method, source).await;
     }
 
-    /// Fails the test if there are any complaints.
+    /// Fails the test if the browser has any complaints.
     pub(crate) fn is_content(&self) {
         assert_eq!(self.complaints(|_| true), Vec::<Value>::new());
     }
 
-    /// The same where the service is not always there: the browser itself notes each answer that did not come.
+    /// The same, but ignores complaints about the network. The browser itself complains about each request that fails.
     pub(crate) fn is_content_but_for_the_network(&self) {
         let complaints = self.complaints(|source| source != "network");
         assert_eq!(complaints, Vec::<Value>::new());
@@ -248,8 +249,8 @@ impl Browser {
         self.heard.events.lock().unwrap().clone()
     }
 
-    /// What the browser's console shows as wrong, and exceptions that nobody caught; `source` is the console's word for
-    /// where it comes from, such as `network`, `security` or `javascript`.
+    /// The errors and warnings of the console, and uncaught exceptions. `counts` decides by the source of a message,
+    /// such as `network`, `security` or `javascript`, whether it counts.
     pub(crate) fn complaints(&self, counts: impl Fn(&str) -> bool) -> Vec<Value> {
         let wrong = |event: &Value| match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
@@ -266,7 +267,7 @@ impl Browser {
         self.events().into_iter().filter(wrong).collect()
     }
 
-    /// The addresses of all that the page asked for.
+    /// The addresses of all requests of the page.
     pub(crate) fn requests(&self) -> Vec<String> {
         let mut events = self.events();
         events.retain(|event| event["method"] == "Network.requestWillBeSent");
@@ -278,7 +279,7 @@ impl Browser {
     }
 }
 
-/// Messages end with a zero byte.
+/// Reads messages until the browser ends. Each message ends with a zero byte.
 async fn hear(from: ChildStdout, heard: Arc<Heard>) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
@@ -294,6 +295,6 @@ async fn hear(from: ChildStdout, heard: Arc<Heard>) {
             None => heard.events.lock().unwrap().push(message),
         }
     }
-    // Who waits hears that no answer comes.
+    // Tell those who still wait that no answer will come.
     heard.waiting.lock().unwrap().clear();
 }

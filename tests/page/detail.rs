@@ -1,4 +1,5 @@
-//! An event's full markets that cannot be had: neither old prices nor an empty note stand for them.
+//! The full markets of an event when the service cannot send them. The page shows neither old prices as current nor an
+//! empty note.
 
 use std::sync::atomic::Ordering;
 
@@ -8,8 +9,9 @@ use super::{Page, loaded, proxy::Valve, stale::UPDATE};
 
 const NOTE: &str = "document.getElementById('detail-note').textContent";
 
+/// The note stays until the event is current again.
 #[tokio::test]
-async fn an_open_event_that_goes_or_does_not_come_is_told_until_it_is_there() {
+async fn the_page_says_that_an_open_event_is_gone_or_may_be_old() {
     let page = Page::closed(12).await;
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
     let valve = Valve::before(served).await;
@@ -24,12 +26,12 @@ async fn an_open_event_that_goes_or_does_not_come_is_told_until_it_is_there() {
     run(app, delete).await;
     let gone = format!("{NOTE}.startsWith('event 9 is not held') && {prices} === 0");
     browser.until("it is gone", &gone).await;
-    // It stands: what draws the ages comes each second.
+    // The note stays. The page redraws the ages every second, which must not replace it.
     let stands = "new Promise((resolve) => setTimeout(resolve, 2_000))";
     browser.eval(stands).await;
     assert_eq!(browser.eval(&gone).await, true);
 
-    // Not answered, after a change: what is shown stays, and is not passed off as current.
+    // The service does not answer after a change. The page keeps the odds and says that they may be old.
     let again = format!("{}/?again#event=3", valve.base);
     browser.open(&again).await;
     browser.until("the event", &there).await;

@@ -1,4 +1,5 @@
-//! A service of which a part does not arrive: the page says how old is what it shows, not what the service has.
+//! A part of the responses does not arrive. The page shows the age of what it shows, and not the age that the service
+//! has.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -12,7 +13,7 @@ use super::{
 
 const STATUS: &str = "document.getElementById('status').textContent";
 
-/// A page that gets all it shows through a valve, which is open.
+/// A page that reaches its service only through a valve. The valve is open.
 async fn behind_a_valve() -> (Page, Arc<Valve>) {
     let page = Page::closed(12).await;
     let valve = Valve::before(&page.served).await;
@@ -21,12 +22,14 @@ async fn behind_a_valve() -> (Page, Arc<Valve>) {
     (page, valve)
 }
 
+/// The page compares its version with the one in `/v1/stats`, so a silent stream does not look current.
 #[tokio::test]
 async fn changes_that_do_not_arrive_make_the_page_stale() {
     let (page, valve) = behind_a_valve().await;
     let Page { app, browser, .. } = &page;
 
-    // The service has the change, and says so; the stream is open, and silent. Its end would be told in other words.
+    // The service has the change and says so in its health. The stream stays open and silent, because the page has
+    // other words for a stream that ends.
     valve.changes.send_replace(false);
     run(app, UPDATE).await;
     let behind = format!("{STALE} && {STATUS} === 'behind'");
@@ -40,11 +43,12 @@ async fn changes_that_do_not_arrive_make_the_page_stale() {
     browser.is_content_but_for_the_network();
 }
 
+/// Behind a load balancer, `/v1/stats` may come from another process. Its versions say nothing about this page.
 #[tokio::test]
-async fn another_service_proves_nothing_of_what_is_on_the_page() {
+async fn statistics_of_another_service_do_not_prove_the_page_current() {
     let (page, valve) = behind_a_valve().await;
     let Page { app, browser, .. } = &page;
-    // The page is ahead of what the other counts.
+    // The page has a later version than the other service will count.
     for price in ["40.40", "41.41", "42.42"] {
         run(app, &UPDATE.replace("55.5", price)).await;
         let shown = format!("{PRICE} === '{price}'");
@@ -63,8 +67,9 @@ async fn another_service_proves_nothing_of_what_is_on_the_page() {
     browser.is_content_but_for_the_network();
 }
 
+/// A failed request for the list is named, with its reason.
 #[tokio::test]
-async fn a_list_that_does_not_come_is_told() {
+async fn the_page_says_that_the_list_does_not_come() {
     let page = Page::closed(12).await;
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
     let valve = Valve::before(served).await;
@@ -76,17 +81,18 @@ async fn a_list_that_does_not_come_is_told() {
     run(app, UPDATE).await;
     valve.list.store(true, Ordering::Relaxed);
     is_current(browser).await;
-    // That, and not that the page was starting.
+    // Every line names this reason. None says that the page is still starting.
     let bad = "[...document.querySelectorAll('#happened .bad')].every((line) => line.textContent.includes('valve'))";
     assert_eq!(browser.eval(bad).await, true);
     browser.is_content_but_for_the_network();
 }
 
+/// A change that the page cannot apply must not be skipped silently.
 #[tokio::test]
-async fn a_change_that_cannot_be_applied_is_not_left_out() {
+async fn the_page_recovers_from_a_change_that_it_cannot_apply() {
     let page = Page::closed(12).await;
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
-    // The first change comes with something that is no market.
+    // A script damages the first change: one of its markets is no market.
     let source = "window.spoilt = 0; const parse = JSON.parse;
         JSON.parse = (text, ...rest) => {
             const value = parse(text, ...rest);
@@ -103,12 +109,13 @@ async fn a_change_that_cannot_be_applied_is_not_left_out() {
         .until("a spoilt change", "window.spoilt === 1")
         .await;
     is_current(browser).await;
-    // It is in the console, so that somebody can fix it.
+    // The error is in the console, where a developer finds it.
     assert_eq!(browser.complaints(|_| true).len(), 1);
 }
 
+/// While the view is young, the status `disconnected` alone does not make the page stale.
 #[tokio::test]
-async fn a_database_that_a_lock_keeps_from_being_read_is_not_lost() {
+async fn a_short_lock_does_not_make_the_page_stale() {
     let page = Page::of(12).await;
     let browser = &page.browser;
     let answer = async |age: &str| {
@@ -122,7 +129,7 @@ async fn a_database_that_a_lock_keeps_from_being_read_is_not_lost() {
         );
         browser.eval(&script).await;
     };
-    // First of its true age, which is that of a service that reads.
+    // At first the service reports its true age, which is low because it reads.
     answer("").await;
     let heard = format!("{STATUS} === 'disconnected'");
     browser.until("the page hears of it", &heard).await;

@@ -1,4 +1,4 @@
-//! The page at `/`, in a real browser: what it shows of a real database, and what it says when it cannot know.
+//! The page at `/` in a real browser: what it shows of a real database, and what it says when it cannot be current.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod board;
@@ -15,8 +15,8 @@ use browser::Browser;
 use oddscache_testkit::{Database, connect, service::Service};
 use tokio_postgres::Client;
 
-/// Upcoming events 1 to $events, one an hour, of a bookmaker of our own and two competitors; every third lacks one of them.
-/// Odds differ by event and bookmaker, so that each has a best one.
+/// Upcoming events 1 to $events, one each hour. They have odds of one bookmaker and of two competitors. Every third
+/// lacks one of them. Odds differ by event and bookmaker, so that each event has a best one.
 const ODDS: &str = r#"
     insert into bookmakers (id, name, slug) values (1, 'betPawa', 'betpawa');
     insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
@@ -54,7 +54,7 @@ fn with_odds(events: usize) -> Database {
     database
 }
 
-/// The page of a service that shows so many events, in a browser, beside the application's connection.
+/// A service with this many events, its page in a browser, and a connection that plays the application.
 struct Page {
     database: Database,
     app: Client,
@@ -63,7 +63,7 @@ struct Page {
 }
 
 impl Page {
-    /// A browser that has not opened it yet.
+    /// The browser has not opened the page yet.
     async fn closed(events: usize) -> Page {
         let database = with_odds(events);
         Page {
@@ -82,7 +82,7 @@ impl Page {
     }
 }
 
-/// An expression that is true once the page is current and shows this many events.
+/// JavaScript that is true once the page is current and shows this many events.
 fn loaded(events: usize) -> String {
     format!(
         "document.body.dataset.state === 'current' && document.getElementById('count').textContent === '{events} events'"

@@ -1,4 +1,4 @@
-//! What stands between the browser and a service passes requests on by this.
+//! Proxies between the browser and a service.
 
 use std::{
     future::IntoFuture,
@@ -20,7 +20,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use oddscache_testkit::service::Service;
 
-/// What the service at `base` answers.
+/// Sends a request on to the service at `base`. Returns its response.
 pub(crate) async fn forward(base: &str, request: Request) -> Response {
     let mut asked = reqwest::Client::new().get(format!("{base}{}", request.uri()));
     for (name, value) in request.headers() {
@@ -42,15 +42,16 @@ pub(crate) async fn forward(base: &str, request: Request) -> Response {
         .unwrap()
 }
 
-/// Stands before a service, and holds up what it is told to.
+/// A proxy before a service. Tests tell it what to hold back.
 pub(crate) struct Valve {
     pub(crate) base: String,
-    /// Whether streams of changes flow; else they stay open, and silent.
+    /// Whether streams of changes flow. Otherwise they stay open and silent.
     pub(crate) changes: watch::Sender<bool>,
-    /// Whether the list is answered, and single events are; else they are refused.
+    /// Whether requests for the list are answered. Otherwise they are refused.
     pub(crate) list: AtomicBool,
+    /// The same for single events.
     pub(crate) event: AtomicBool,
-    /// Who answers `/v1/stats`, if it is another than the service.
+    /// The address of another service that answers `/v1/stats`.
     pub(crate) stats: watch::Sender<Option<String>>,
     service: String,
 }
@@ -91,7 +92,7 @@ async fn pass(State(valve): State<Arc<Valve>>, request: Request) -> Response {
         let mut flows = valve.changes.subscribe();
         async move {
             if is_stream {
-                // Fails only with the valve gone, when nobody waits any more.
+                // This fails only when the valve is gone. Nobody waits for the piece then.
                 let _ = flows.wait_for(|flows| *flows).await.is_ok();
             }
             piece

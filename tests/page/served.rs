@@ -1,11 +1,13 @@
-//! How the page's files are served.
+//! How the service serves the files of the page.
 
 use oddscache_testkit::service::Service;
 
 use super::with_odds;
 
+/// The page loads nothing from elsewhere and runs no inline script. A browser that has its files does not load them
+/// again.
 #[tokio::test]
-async fn the_page_is_whole_guarded_and_not_sent_twice() {
+async fn all_files_of_the_page_are_served_with_a_policy_and_an_etag() {
     let database = with_odds(1);
     let served = Service::warm(&database.dsn(), &[]).await;
     let mut asked = vec!["/".to_owned()];

@@ -1,4 +1,4 @@
-//! `oddscache demo` as a show: what happens to the cache is seen on the page.
+//! `oddscache demo`: the page shows what happens to the cache.
 
 use std::{process::Stdio, time::Duration};
 
@@ -11,13 +11,14 @@ use tokio::{
 
 use super::browser::Browser;
 
+/// A restart of the server makes the page stale. Afterwards it is current, in a new epoch.
 #[tokio::test]
-async fn an_incident_of_the_demo_is_seen_on_the_page() {
+async fn the_page_shows_an_incident_of_the_demo() {
     let mut demo = command(&["demo", "--events", "40", "--markets", "6", "--history", "2"]);
     demo.args(["--listen", "127.0.0.1:0", "--cycle", "5s"])
         .args(["--incident", "restart", "--incident-after", "20s"])
         .stdout(Stdio::piped());
-    // The demo takes the same server as the tests.
+    // The demo uses the same PostgreSQL programs as the tests.
     if let Some(folder) = std::env::var_os("ODDSCACHE_PG_BIN") {
         demo.env("ODDSCACHE_PG_BIN", folder);
     }
@@ -30,12 +31,12 @@ async fn an_incident_of_the_demo_is_seen_on_the_page() {
         let line = line.expect("it goes on").unwrap();
         line.expect("it does not end by itself")
     };
-    // On a slow machine it may be over before the test looks.
+    // Record the states of the page. On a slow machine the incident may be over before the test looks.
     let source = "window.states = new Set();
         new MutationObserver(() => window.states.add(document.body.dataset.state))
             .observe(document, { subtree: true, attributes: true, attributeFilter: ['data-state'] });";
     browser.before_scripts(source).await;
-    // The address of the page stands below.
+    // The next line is the address of the page.
     while line().await != "open the page" {}
     browser.open(line().await.trim()).await;
     let current = "document.body.dataset.state === 'current'";

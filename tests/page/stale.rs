@@ -1,4 +1,4 @@
-//! What the page says when it cannot know: never old prices as if they were current.
+//! The page never shows old prices as if they were current. It says since when and why it is stale.
 
 use oddscache_testkit::{
     cluster::Cluster,
@@ -13,7 +13,7 @@ use super::{Page, browser::Browser, loaded, odds};
 pub(crate) const STALE: &str =
     "document.body.dataset.state === 'stale' && !document.getElementById('banner').hidden";
 
-/// Waits until the page says that it is stale, in these words.
+/// Waits until the page says that it is stale, with these words.
 pub(crate) async fn is_stale(browser: &Browser, words: &[&str]) {
     browser.until("it says so", STALE).await;
     let banner = "document.getElementById('banner').textContent";
@@ -24,20 +24,21 @@ pub(crate) async fn is_stale(browser: &Browser, words: &[&str]) {
     }
 }
 
-/// Waits until the page is current and shows what [`UPDATE`] makes.
+/// Waits until the page is current and shows the price of [`UPDATE`].
 pub(crate) async fn is_current(browser: &Browser) {
     let current = format!("{} && {PRICE} === '55.50'", loaded(12));
     browser.until("current again", &current).await;
 }
 
-/// The price that event 3 has on the board.
+/// JavaScript for the price of event 3 on the board.
 pub(crate) const PRICE: &str = "document.querySelector('tr[data-event=\"3\"] td[data-column=\"betpawa 1\"][data-outcome=\"1\"]').firstElementChild.textContent";
 
 pub(crate) const UPDATE: &str = "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '55.5') where betpawa_market_id = '3743'
     and snapshot_id = (select max(id) from odds_snapshots where event_id = 3)";
 
+/// The page says since when its odds are old and why, and keeps showing them.
 #[tokio::test]
-async fn a_database_that_is_away_is_told_and_its_return_shown() {
+async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     let cluster = Cluster::with_feed(&odds(12));
     let served = Service::warm(&cluster.dsn("postgres"), &[]).await;
     let browser = Browser::start().await;
@@ -61,21 +62,23 @@ async fn a_database_that_is_away_is_told_and_its_return_shown() {
     is_current(&browser).await;
     let told = "document.getElementById('banner').hidden && /epoch [2-9]/.test(document.getElementById('happened').textContent)
         && document.getElementById('happened').textContent.includes('current again')";
-    browser.until("what happened is told", told).await;
+    browser.until("the page says what happened", told).await;
     browser.is_content();
 }
 
+/// Without the service the page is stale. It is current again without a reload of the page.
 #[tokio::test]
-async fn a_service_that_is_away_is_told_and_its_return_shown() {
+async fn the_page_says_that_the_service_is_away_and_shows_its_return() {
     let mut page = Page::of(12).await;
     let (browser, dsn) = (&page.browser, page.database.dsn());
 
-    // Away for the browser until it is warm again: then what it missed is not told, only that something was.
+    // The browser is offline until the service is warm again. So the page misses a change, and only learns that it
+    // missed something.
     browser.offline(true).await;
     page.served.child.start_kill().unwrap();
     page.served.ended().await;
     is_stale(browser, &["no connection to the service"]).await;
-    // Nobody tells of this one.
+    // No service reports this change.
     run(&page.app, UPDATE).await;
     assert_ne!(browser.eval(PRICE).await, "55.50");
 
@@ -89,7 +92,7 @@ async fn a_service_that_is_away_is_told_and_its_return_shown() {
     browser.is_content_but_for_the_network();
 }
 
-/// A browser has six connections to a host, and each tab with the page would take one for good.
+/// A browser has six connections per host. Each tab with the page would otherwise keep one for ever.
 #[tokio::test]
 async fn a_hidden_page_gives_its_stream_back() {
     let page = Page::of(12).await;
@@ -104,7 +107,7 @@ async fn a_hidden_page_gives_its_stream_back() {
     };
     browser.eval(&hide(true)).await;
     eventually("no stream is open", async || streams().await == 0.0).await;
-    // Which the page notices, and does not tell of: nothing is wrong.
+    // The page notices that it has no changes. It reports no problem, because nothing is wrong.
     let resting = "document.body.dataset.state === 'stale'";
     browser.until("it has no changes", resting).await;
     run(app, UPDATE).await;
@@ -115,6 +118,7 @@ async fn a_hidden_page_gives_its_stream_back() {
     browser.is_content();
 }
 
+/// The tiles show what the service measures, and the page fits a narrow screen.
 #[tokio::test]
 async fn health_is_shown_and_the_page_fits_a_phone() {
     let page = Page::of(12).await;
@@ -137,7 +141,8 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let drawn = "document.querySelector('#tile-age .line').getAttribute('d').includes('L')";
     browser.until("a line in the chart", drawn).await;
 
-    // The quantiles of what is new in a histogram that grows, and over all intervals; in ms, null where nothing is new.
+    // Quantiles of the new entries of a growing histogram, and over all intervals. They are in ms, and NaN where
+    // nothing is new.
     let quantiles = "import('/page/quantiles.js').then(({ Quantiles }) => {
         const [seen, of] = [new Quantiles(), (small, large) => [{ le_seconds: 0.001, count: small }, { le_seconds: null, count: large }]];
         const later = new Quantiles();
@@ -149,14 +154,14 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let expected = json!([none, new, none, new, new]);
     assert_eq!(browser.eval(quantiles).await, expected);
 
-    // A time of day says its day where that is not today.
+    // A time of day has a date unless it is today.
     let clocks = "import('/page/format.js').then(({ clock }) => {
         const days = (count) => clock(new Date().setHours(23, 59, 58, 0) - count * 86_400_000);
         return [days(0), /^[A-Z][a-z]{2} \\d+ [A-Z][a-z]+ 23:59:58$/.test(days(3)), clock(NaN)]; })";
     let expected = json!(["23:59:58", true, "–"]);
     assert_eq!(browser.eval(clocks).await, expected);
 
-    // Attempts leave nothing behind that waits for the next.
+    // An attempt leaves no listener behind for the next one.
     let left = "import('/page/service.js').then(async ({ pause }) => {
         let left = 0;
         const count = (name, by) => {

@@ -1,4 +1,4 @@
-//! A service that wants a token: the page asks for it, and sends it with all it asks for.
+//! A service that requires a token. The page asks the user for it, and sends it with all its requests.
 
 use std::{future::IntoFuture, net::SocketAddr, sync::Arc};
 
@@ -14,7 +14,7 @@ use super::{Page, browser::Browser, loaded, proxy::forward};
 
 const TOKEN: &str = "a-token-of-the-tests";
 
-/// Stands before a service and lets nothing but the page's own files through without the token. Returns its address.
+/// A proxy before a service. Without the token it lets only the files of the page through. Returns its address.
 async fn guard(base: &str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -36,8 +36,9 @@ async fn pass(State(base): State<Arc<str>>, request: Request) -> Response {
     forward(&base, request).await
 }
 
+/// No address contains the token, and it ends with the tab.
 #[tokio::test]
-async fn a_token_is_asked_for_and_kept_out_of_sight() {
+async fn the_page_asks_for_a_token_and_hides_it() {
     let page = Page::closed(12).await;
     let (served, browser) = (&page.served, &page.browser);
     let base = format!("http://{}", guard(&served.base).await);
@@ -55,13 +56,13 @@ async fn a_token_is_asked_for_and_kept_out_of_sight() {
     browser.until("it asks again", again).await;
     give(TOKEN).await;
     browser.until("the list", &loaded(12)).await;
-    // Lasts for the tab, not longer.
+    // The token is kept for the tab, and not longer.
     let kept = "[localStorage.length, sessionStorage.getItem('oddscache-token')]";
     assert_eq!(browser.eval(kept).await, serde_json::json!([0, TOKEN]));
     browser.open(&format!("{base}/?again")).await;
     browser.until("the list again", &loaded(12)).await;
 
-    // Given in the address, it does not stay there.
+    // A token in the address is removed from it.
     let other = Browser::start().await;
     other.open(&format!("{base}/?token={TOKEN}#event=3")).await;
     other.until("the list", &loaded(12)).await;

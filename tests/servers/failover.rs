@@ -1,4 +1,4 @@
-//! A standby takes over: it may never have seen what the cache has shown.
+//! A standby takes over. It may lack commits that the cache has shown.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use crate::{set_line, use_again};
 
-/// A primary and a standby of it, and a connection string that names the standby first.
+/// A primary, its standby, and a connection string that names the standby first.
 struct Pair {
     primary: Cluster,
     standby: Cluster,
@@ -36,7 +36,7 @@ impl Pair {
         )
     }
 
-    /// What is written from here on is the primary's alone.
+    /// Stops replication. The standby lacks all later writes of the primary.
     async fn part(&self, primary: &Client) {
         let standby = connect(&self.standby.dsn("postgres")).await;
         replayed(primary, &standby).await;
@@ -50,8 +50,9 @@ impl Pair {
     }
 }
 
+/// Readers must not go on seeing commits that the promoted standby lacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_lagged_takes_over() {
+async fn a_standby_that_lagged_replaces_the_state() {
     let pair = Pair::new();
     let (dsn, app) = (pair.dsn("read-write"), pair.primary.dsn("postgres"));
     let mut followed = Followed::beside(&dsn, &app, |config| config).await;
@@ -65,7 +66,7 @@ async fn a_standby_that_lagged_takes_over() {
     let before = followed.check("what will be lost").await;
     assert_ne!(seed, before);
     pair.primary.kill();
-    // The standby answers, but takes no writes yet.
+    // The standby accepts connections, but no writes yet.
     followed.ages(&before, 1, Instant::now()).await;
     pair.standby.promote();
     followed.app = connect(&pair.standby.dsn("postgres")).await;
@@ -73,14 +74,15 @@ async fn a_standby_that_lagged_takes_over() {
     let after = followed.check_epoch(2, "promoted").await;
     assert_ne!(before, after);
     assert_ne!(seed, after);
-    // The control file learns of the new timeline with the first checkpoint: that is no other history.
+    // The first checkpoint writes the new timeline into the control file. That must not look like another history.
     followed.run("checkpoint").await;
     set_line(&followed.app, 222, 99).await;
     followed.check_epoch(2, "after a checkpoint").await;
 }
 
+/// A pooler hides the failover, so the follower must notice the other server by its answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_that_is_sent_to_the_promoted_standby_loses_no_connection() {
+async fn a_failover_behind_a_pooler_replaces_the_state_without_a_lost_connection() {
     let pair = Pair::new();
     let pooler = PgBouncer::start(&pair.primary, &["pool_mode = transaction"]).await;
     let mut followed = Followed::beside(&pooler.dsn(), &pair.primary.dsn("postgres"), |c| c).await;
@@ -104,6 +106,7 @@ async fn a_pooler_that_is_sent_to_the_promoted_standby_loses_no_connection() {
     assert_eq!(followed.cache.counters().failures, failures);
 }
 
+/// `target_session_attrs` applies to the reading and to the listening connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_session_attributes_choose_the_server() {
     let pair = Pair::new();
@@ -118,7 +121,7 @@ async fn the_session_attributes_choose_the_server() {
         let followed = Followed::beside(&dsn, &pair.primary.dsn("postgres"), |c| c).await;
         set_line(&followed.app, 112, name.len() as i32).await;
         followed.check(attributes).await;
-        // The listening connection has the same connection string.
+        // The listening connection uses the same connection string.
         let sql =
             format!("select count(*) from pg_stat_activity where application_name = '{name}'");
         for candidate in [&pair.primary, &pair.standby] {

@@ -1,4 +1,5 @@
-//! The server restarts, crashes, or comes back with another past: the connection is lost, so the state is replaced.
+//! The server restarts, crashes, or comes back with another history. The follower loses its connection, so it replaces
+//! the state.
 
 use std::time::Instant;
 
@@ -7,8 +8,9 @@ use oddscache_testkit::{cluster::Cluster, connect, eventually, followed::Followe
 
 use crate::{FORGETFUL, set_line, use_again, without_notifications};
 
+/// A server that restarted may have lost commits, so the follower reads everything again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_restart_is_one_new_epoch_beside_the_old_view() {
+async fn every_restart_begins_one_epoch_and_the_old_view_stays() {
     let cluster = Cluster::seeded(&[]);
     let dsn = cluster.dsn("postgres");
     let mut followed = Followed::with(&dsn, |config| config).await;
@@ -16,7 +18,7 @@ async fn every_restart_is_one_new_epoch_beside_the_old_view() {
     for (epoch, way) in (1..).zip(["fast", "immediate", "kill", "crash"]) {
         match way {
             "kill" => cluster.kill(),
-            // A backend dies, and the server ends all others.
+            // One backend dies, and the server ends all others.
             "crash" => {
                 let victim = connect(&dsn).await;
                 let row = victim.query_one("select pg_backend_pid()::text", &[]).await;
@@ -37,7 +39,7 @@ async fn every_restart_is_one_new_epoch_beside_the_old_view() {
     followed.live().await;
 }
 
-/// `kill`: all processes; otherwise one, and the server recovers by itself with the same postmaster.
+/// `kill` ends all processes. Otherwise only one process dies, and the server recovers with the same postmaster.
 async fn lost_commits(kill: bool) {
     let cluster = Cluster::seeded(&FORGETFUL);
     let _silent = without_notifications(&cluster).await;
@@ -60,22 +62,28 @@ async fn lost_commits(kill: bool) {
     followed.app = connect(&dsn).await;
     let start = followed.cache.view().cut().window_start;
     let left = followed.oracle(start).await;
-    assert_eq!(left, seed, "the crash took nothing back");
+    assert_eq!(
+        left, seed,
+        "the crash lost no commit, so this proves nothing"
+    );
     use_again(&followed.app, &lost).await;
     let after = followed.check_epoch(2, "after the crash").await;
     assert_ne!(seed, after);
 }
 
+/// A view must not keep commits that the server has lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commits_that_a_killed_server_takes_back_are_taken_back() {
+async fn the_state_loses_the_commits_that_a_killed_server_lost() {
     lost_commits(true).await;
 }
 
+/// The same after a crash of one process, which leaves the postmaster running.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commits_that_a_crashed_server_takes_back_are_taken_back() {
+async fn the_state_loses_the_commits_that_a_crashed_server_lost() {
     lost_commits(false).await;
 }
 
+/// A restored backup looks like the same server, but lacks commits and assigns their transaction ids again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_backup_on_the_same_port_replaces_the_state() {
     let cluster = Cluster::seeded(&[]);
@@ -85,7 +93,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     cluster.boot().expect("starts");
     let mut followed = Followed::with(&dsn, |config| config).await;
     let seed = followed.check("the seed").await;
-    // A few, for the follower's heartbeats take transaction ids, too.
+    // Write several times, because the follower's heartbeats take transaction ids, too.
     for line in 20..40 {
         set_line(&followed.app, 112, line).await;
     }
@@ -103,6 +111,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     assert_eq!(followed.epoch(), 2);
 }
 
+/// Recovery to a point in time loses the commits after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recovery_to_a_point_in_time_replaces_the_state() {
     let cluster = Cluster::seeded(&[]);
@@ -118,7 +127,7 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
     set_line(&followed.app, 112, 8).await;
     assert_ne!(followed.check("after the point").await, kept);
     cluster.stop("fast").expect("stops");
-    // The backup with the log of what came after it, up to the point: a new timeline begins there.
+    // Start the backup and replay the log up to the chosen point. A new timeline begins there.
     std::fs::remove_dir_all(backup.join("pg_wal")).expect("removed");
     cluster.copy(&cluster.data().join("pg_wal"), &backup.join("pg_wal"));
     std::fs::write(backup.join("recovery.signal"), "").expect("written");
@@ -127,7 +136,8 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
         "restore_command = 'false'",
         "recovery_target_name = 'here'",
         "recovery_target_action = 'promote'",
-        // The promotion is one more epoch for a follower that is connected by then. Nobody is, before it.
+        // For a follower that is connected before the promotion, the promotion begins one more epoch. So let none
+        // connect before it.
         "hot_standby = off",
     ]);
     cluster.boot().expect("starts");
@@ -140,7 +150,7 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
     assert_eq!(followed.check_epoch(2, "recovered").await, kept);
     set_line(&followed.app, 222, 9).await;
     assert_ne!(followed.check("on the new timeline").await, kept);
-    // The control file learns of the timeline only now; that is no other history.
+    // Only now does the control file contain the new timeline. That must not look like another history.
     followed.run("checkpoint").await;
     set_line(&followed.app, 222, 10).await;
     followed.check("after a checkpoint").await;
@@ -149,6 +159,7 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
     assert_eq!(followed.epoch(), 2);
 }
 
+/// The address stays the same, and the database is another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_server_on_the_same_port_replaces_the_state() {
     let cluster = Cluster::seeded(&[]);
@@ -160,7 +171,7 @@ async fn another_server_on_the_same_port_replaces_the_state() {
     cluster.init(&other).expect("another cluster");
     cluster.replace_data(&other);
     cluster.boot().expect("starts");
-    // While it is empty, the reason has a name.
+    // While the other server is empty, the status says what is missing.
     let is_it = |error: &Error| error.to_string().contains("does not exist");
     followed.disconnected_by(is_it).await;
     followed.ages(&before, 1, Instant::now()).await;
@@ -170,8 +181,8 @@ async fn another_server_on_the_same_port_replaces_the_state() {
     assert_ne!(followed.check_epoch(2, "the other server").await, before);
 }
 
-/// A poll of a database in which nothing is written asks for nothing but the snapshot: it neither waits for locks nor makes
-/// anybody wait. What is written then is read as ever.
+/// In a quiet database a poll reads only the snapshot. It waits for no lock and takes none. A later change is read as
+/// usual.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_database_is_proven_current_without_a_lock() {
     let cluster = Cluster::seeded(&["autovacuum = off"]);
@@ -179,7 +190,7 @@ async fn a_quiet_database_is_proven_current_without_a_lock() {
     let poll = std::time::Duration::from_millis(20);
     let followed = Followed::with(&dsn, |config| config.poll_interval(poll)).await;
     let before = followed.check("the seed").await;
-    // A lock alone is no transaction that the snapshot knows of, so that only a lock of the reader's would wait for it.
+    // A lock alone does not appear in a snapshot. So a poll waits for it only if it takes a lock itself.
     let migration = connect(&dsn).await;
     let lock = "begin; lock table events in access exclusive mode";
     migration.batch_execute(lock).await.expect("locks");

@@ -1,6 +1,7 @@
 //! Servers that lose their history, standbys, and poolers between the cache and a server.
 //!
-//! Each test has servers of its own and destroys them; those are copies of one seeded data directory, and start in half a second.
+//! Each test has servers of its own, because it destroys them. They are copies of one seeded data directory, and start
+//! within half a second.
 
 mod failover;
 mod history;
@@ -12,7 +13,7 @@ mod standby_writes;
 use oddscache_testkit::{cluster::Cluster, connect, followed::run};
 use tokio_postgres::Client;
 
-/// A server that loses what was committed last when it crashes.
+/// Settings with which a crash loses the last commits.
 const FORGETFUL: [&str; 4] = [
     "synchronous_commit = off",
     "wal_writer_delay = 10s",
@@ -20,8 +21,8 @@ const FORGETFUL: [&str; 4] = [
     "checkpoint_timeout = 1h",
 ];
 
-/// Keeps followers that come later from waiting for notifications, for as long as this session lives: to begin, they commit a
-/// transaction that is written ahead, and with it all before.
+/// Keeps later followers from waiting for notifications while this session is open. A follower that begins to wait
+/// commits a transaction. That commit flushes the write-ahead log, and with it all commits before.
 async fn without_notifications(cluster: &Cluster) -> Client {
     let client = connect(&cluster.dsn("postgres")).await;
     let lock = "select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))";
@@ -29,7 +30,7 @@ async fn without_notifications(cluster: &Cluster) -> Client {
     client
 }
 
-/// Sets the line of a snapshot's markets; returns the transaction's id.
+/// Sets the line of a snapshot's markets. Returns the id of the transaction.
 async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {
     let sql = format!(
         "with done as (update market_odds set line = {line} where snapshot_id = {snapshot})
@@ -39,7 +40,7 @@ async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {
     row.get::<_, &str>(0).parse().expect("a transaction id")
 }
 
-/// Changes lines until one of the transactions has an id that was given out before.
+/// Changes lines until a transaction gets an id that a lost one had.
 async fn use_again(app: &Client, lost: &[u64]) {
     let mut ids = Vec::new();
     for line in 1..20 {
@@ -47,7 +48,8 @@ async fn use_again(app: &Client, lost: &[u64]) {
         if lost.contains(ids.last().expect("one")) {
             return;
         }
-        // Each change takes two ids, and may keep to those that others had.
+        // Each change takes two ids. Take one more here, because otherwise the changes might get only ids that no lost
+        // one had.
         run(app, "select pg_current_xact_id()").await;
     }
     panic!("none of {ids:?} is one of {lost:?}");

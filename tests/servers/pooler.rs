@@ -1,4 +1,4 @@
-//! PgBouncer between the cache and its server: in every mode, full, restarted, and with what it does not let through.
+//! PgBouncer between the cache and its server: in each pool mode, full, restarted, and with requests that it refuses.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,14 @@ use tokio_postgres::NoTls;
 
 use crate::set_line;
 
-/// What other clients may leave behind in a connection that is handed out again.
+/// Settings that other clients leave behind in a session, which PgBouncer then gives to the follower.
 const LEFT_BEHIND: &str = "set search_path = nowhere; set default_transaction_isolation = 'serializable';
     set datestyle = 'German'; set intervalstyle = 'iso_8601'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -15;
     set bytea_output = 'escape'; set standard_conforming_strings = off; set lock_timeout = '1 ms'; set row_security = off;
     set xmloption = 'document'; set default_transaction_deferrable = on; set enable_indexscan = off; set jit = on;
     deallocate all; prepare oracle as select 1; listen elsewhere";
 
+/// Checks that the cache stays correct by polling, whatever other clients leave behind.
 async fn polled(settings: &[&str]) {
     let cluster = Cluster::seeded(&[]);
     let settings = [&["pool_mode = transaction"], settings].concat();
@@ -35,29 +36,32 @@ async fn polled(settings: &[&str]) {
         let status = followed.cache.status();
         assert!(matches!(status, Status::PollingOnly { .. }), "{status}");
     }
-    // LISTEN succeeds, and nothing ever comes of it.
+    // LISTEN succeeds, but no notification ever arrives.
     followed.polling(&Error::Pooled.to_string()).await;
     let counters = followed.cache.counters();
     assert_eq!((counters.failures, counters.reloads), (0, 1));
     assert_eq!(followed.epoch(), 1);
 }
 
+/// In transaction mode notifications do not arrive, so the follower must poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn transaction_mode_is_polled_and_says_why() {
-    // One connection for all: whatever one client leaves behind the next one finds.
+async fn transaction_mode_is_polled_and_the_status_says_why() {
+    // All clients share one session. So the follower gets all that the others leave behind.
     polled(&["default_pool_size = 1"]).await;
 }
 
+/// With a reset query the pooler drops LISTEN after each transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transaction_mode_with_a_reset_query_is_polled_too() {
     polled(&["default_pool_size = 3", "server_reset_query_always = 1"]).await;
 }
 
+/// In session mode notifications arrive. A restart of the pooler or of the server begins a new epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_mode_is_live_until_pooler_or_server_restart() {
     let cluster = Cluster::seeded(&[]);
     let mut pooler = PgBouncer::start(&cluster, &["pool_mode = session"]).await;
-    // Without notifications, nothing would be seen in time.
+    // Only a notification can bring a change in time.
     let app = cluster.dsn("postgres");
     let mut followed = Followed::beside(&pooler.dsn(), &app, rarely).await;
     let mut before = followed.check("the seed").await;
@@ -87,8 +91,9 @@ async fn session_mode_is_live_until_pooler_or_server_restart() {
     }
 }
 
+/// While the pooler has no session for it, the follower cannot read, and the age of the view says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_that_is_full_makes_the_view_old_and_no_worse() {
+async fn a_full_pooler_makes_the_view_old_but_never_wrong() {
     let cluster = Cluster::seeded(&[]);
     let settings = [
         "pool_mode = transaction",
@@ -109,7 +114,7 @@ async fn a_pooler_that_is_full_makes_the_view_old_and_no_worse() {
     assert_ne!(followed.check_epoch(2, "room again").await, before);
 }
 
-/// What a follower ends with before it is warm.
+/// The error with which a follower ends before it is warm.
 async fn refused(dsn: &str) -> Error {
     let (cache, follower) = OddsCache::connect(Config::new(dsn).expect("dsn"));
     let follower = tokio::spawn(follower.run());
@@ -122,8 +127,9 @@ async fn refused(dsn: &str) -> Error {
     error
 }
 
+/// Statement mode, an unknown parameter and an unknown user are errors that waiting does not fix.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_pooler_does_not_let_through_is_named() {
+async fn an_error_names_what_a_pooler_refuses() {
     let cluster = Cluster::seeded(&[]);
     let pooler = PgBouncer::start(&cluster, &["pool_mode = statement"]).await;
     let dsn = pooler.dsn();
@@ -141,13 +147,14 @@ async fn what_a_pooler_does_not_let_through_is_named() {
     }
 }
 
+/// A pooler reports a missing server as an error of its own. Waiting fixes that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_away_behind_a_pooler_is_waited_for() {
+async fn the_follower_waits_for_a_server_that_is_away_behind_a_pooler() {
     let cluster = Cluster::seeded(&[]);
     for known in [false, true] {
         let pooler = PgBouncer::start(&cluster, &["pool_mode = transaction"]).await;
         if known {
-            // It has talked to the server before, so it lets clients in while that is away.
+            // A pooler that has reached the server before accepts clients while the server is away.
             run(&connect(&pooler.dsn()).await, "select 1").await;
         }
         cluster.stop("fast").expect("stops");
@@ -167,13 +174,14 @@ async fn a_server_that_is_away_behind_a_pooler_is_waited_for() {
     }
 }
 
+/// A pooler without room refuses the login. Waiting fixes that, unlike a wrong password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_without_room_for_one_more_client_is_waited_for() {
+async fn the_follower_waits_for_a_pooler_with_too_many_clients() {
     let cluster = Cluster::seeded(&[]);
     let settings = ["pool_mode = transaction", "max_client_conn = 1"];
     let pooler = PgBouncer::start(&cluster, &settings).await;
     let mut only = None;
-    // Until the look whether it has started counts no more.
+    // The connection that tested whether the pooler runs may still count for a moment.
     eventually("the only client", async || {
         only = tokio_postgres::connect(&pooler.dsn(), NoTls).await.ok();
         only.is_some()

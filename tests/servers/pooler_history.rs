@@ -1,12 +1,12 @@
-//! The same where a pooler keeps the follower's connection while the server behind it changes: nothing but what the server
-//! says of itself tells.
+//! The server behind a pooler changes, and the pooler keeps the follower's connection. Only what the server reports
+//! about itself shows the change.
 
 use oddscache_testkit::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer};
 use tokio_postgres::Client;
 
 use crate::{FORGETFUL, set_line, use_again, without_notifications};
 
-/// The follower behind a pooler in transaction mode, the application beside it.
+/// A follower behind a pooler in transaction mode. The application connects without it.
 struct Pooled {
     pooler: PgBouncer,
     followed: Followed,
@@ -19,14 +19,14 @@ impl Pooled {
         Pooled { pooler, followed }
     }
 
-    /// Lets the server change between two reads; the application goes on with `server` then.
+    /// Changes the server between two reads. The application goes on with `server`.
     async fn meanwhile(&mut self, what: &str, server: &Cluster, change: impl AsyncFnOnce(&Client)) {
         let (failures, epoch) = (self.failures(), self.followed.epoch());
         self.pooler.command("PAUSE").await;
         change(&self.followed.app).await;
         self.pooler.switch_to(server).await;
         self.followed.app = connect(&server.dsn("postgres")).await;
-        // Before the follower sees anything of this server.
+        // Write before the follower reads from this server.
         set_line(&self.followed.app, 222, epoch as i32).await;
         self.pooler.command("RESUME").await;
         self.followed.check_epoch(epoch + 1, what).await;
@@ -39,8 +39,9 @@ impl Pooled {
     }
 }
 
+/// The follower notices the restart although it keeps its connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_behind_a_pooler_is_one_new_epoch() {
+async fn a_restart_behind_a_pooler_begins_one_epoch() {
     let cluster = Cluster::seeded(&[]);
     let mut pooled = Pooled::new(&cluster).await;
     pooled.followed.check("the seed").await;
@@ -56,8 +57,9 @@ async fn a_restart_behind_a_pooler_is_one_new_epoch() {
     }
 }
 
+/// A view must not keep commits that the server has lost, although the follower keeps its connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commits_that_a_server_behind_a_pooler_takes_back_are_taken_back() {
+async fn the_state_loses_the_commits_that_a_server_behind_a_pooler_lost() {
     for kill in [true, false] {
         let cluster = Cluster::seeded(&FORGETFUL);
         let _silent = without_notifications(&cluster).await;
@@ -81,19 +83,20 @@ async fn commits_that_a_server_behind_a_pooler_takes_back_are_taken_back() {
                 } else {
                     cluster.crash(&cluster.process("walwriter")).await;
                 }
-                // The lost transaction's id comes back, for another change; the follower has not looked yet.
+                // The lost transaction's id is assigned to another change before the follower reads again.
                 let app = connect(&cluster.dsn("postgres")).await;
                 use_again(&app, &lost).await;
             })
             .await;
-        // A crash leaves the postmaster as it was.
+        // After a crash of one process the postmaster is the same.
         assert_eq!(cluster.sql(identity) == before, !kill);
     }
 }
 
+/// The pooler sends the follower to another server without ending its connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_server_behind_a_pooler_is_one_new_epoch() {
-    // The same cluster as to its identifier: an older backup, started on another machine.
+async fn another_server_behind_a_pooler_begins_one_epoch() {
+    // An older backup, started on another machine. It has the same system identifier.
     let (cluster, backup) = (Cluster::seeded(&[]), Cluster::seeded(&[]));
     let mut pooled = Pooled::new(&cluster).await;
     set_line(&pooled.followed.app, 112, 7).await;
@@ -102,10 +105,12 @@ async fn another_server_behind_a_pooler_is_one_new_epoch() {
     assert_ne!(pooled.followed.check("the backup").await, before);
 }
 
+/// If even the times of the server are the same, its transaction ids show that it went back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_goes_back_and_does_not_say_so_is_one_new_epoch() {
+async fn a_server_that_goes_back_unnoticed_begins_one_epoch() {
     let cluster = Cluster::seeded(&[]);
-    // As a virtual machine that is put back to an earlier state, processes and all.
+    // Fake the times that the server reports, so that they do not change. This imitates a virtual machine that is put
+    // back to an earlier state with all its processes.
     cluster.sql(
         "create or replace function pg_catalog.pg_postmaster_start_time() returns timestamptz
              language sql as $$ select timestamptz '2000-01-01' $$;
@@ -129,9 +134,10 @@ async fn a_server_that_goes_back_and_does_not_say_so_is_one_new_epoch() {
     assert_ne!(pooled.followed.check("put back").await, before);
 }
 
-/// What names the server was printed by the session's settings, so two sessions of one pooler seemed to be two servers.
+/// The follower compared values of the server as text, in the format of the session's settings. So two sessions of one
+/// pooler looked like two servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_that_print_values_otherwise_are_of_the_same_server() {
+async fn sessions_with_other_formats_are_of_the_same_server() {
     let cluster = Cluster::seeded(&[]);
     let pooled = Pooled::new(&cluster).await;
     pooled.followed.check("the seed").await;
@@ -147,7 +153,7 @@ async fn sessions_that_print_values_otherwise_are_of_the_same_server() {
         for setting in settings {
             cluster.sql(&format!("alter database postgres set {setting}"));
         }
-        // The pooler replaces its sessions as soon as nobody uses them.
+        // The pooler replaces its sessions once nobody uses them.
         pooled.pooler.command("RECONNECT").await;
         pooled.pooler.command("WAIT_CLOSE").await;
         set_line(&pooled.followed.app, 222, settings[0].len() as i32).await;

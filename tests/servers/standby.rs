@@ -1,4 +1,4 @@
-//! Following a hot standby: by polling, with a rule of its own for which log rows are new.
+//! Following a hot standby. The follower polls, and has a special rule for which log rows are new.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tracing::Level;
 
 use crate::set_line;
 
-/// A primary that is written to, and its standby, which is followed.
+/// A primary, to which the application writes, and its standby, which the cache follows.
 pub(crate) struct Behind {
     pub(crate) primary: Cluster,
     pub(crate) standby: Cluster,
@@ -47,8 +47,8 @@ impl Behind {
         replayed(&self.followed.app, &self.beside).await;
     }
 
-    /// Stops the standby wherever it is, and compares the cache with what the standby shows there. Nothing, where a
-    /// transaction in progress keeps everybody from reading.
+    /// Pauses replay and compares the cache with the standby. Returns `None` if the lock of a replayed transaction
+    /// keeps everybody from reading.
     pub(crate) async fn look(&self, what: &str) -> Option<Vec<serde_json::Value>> {
         let paused = self.standby.pause_replay(&self.beside).await;
         let sql = "select exists (select from pg_locks where mode = 'AccessExclusiveLock')";
@@ -66,7 +66,7 @@ impl Behind {
         shown
     }
 
-    /// The same where no transaction stays in progress with such a lock.
+    /// The same, but tries until no such lock is held.
     pub(crate) async fn check(&self, what: &str) -> Vec<serde_json::Value> {
         let mut shown = None;
         eventually(what, async || {
@@ -77,7 +77,7 @@ impl Behind {
         shown.expect("just seen")
     }
 
-    /// The same once all that was written is replayed.
+    /// The same, after the standby has replayed all writes. Then the primary must have the same rows, too.
     pub(crate) async fn check_all(&self, what: &str) -> Vec<serde_json::Value> {
         self.replayed().await;
         let expected = self.check(what).await;
@@ -92,13 +92,15 @@ impl Behind {
     }
 }
 
-/// Waits until a read has begun after now, and is published.
+/// Waits until the follower has begun and published a read from now on.
 async fn read_again(followed: &Followed) {
     let reads = followed.cache.counters().reads;
     let two_more = |now: &Counters| now.reads >= reads + 2;
     followed.counted("two more reads", two_more).await;
 }
 
+/// A snapshot on a standby lists transactions in another way than one on a primary. No commit may be missed, in any
+/// order of commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_commit_late_and_out_of_order_are_read() {
     let behind = Behind::new(&[]).await;
@@ -127,7 +129,7 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     changed("one that began after it").await;
     run(&late, "commit").await;
     changed("the oldest last").await;
-    // In two subtransactions, one of which is taken back.
+    // A transaction with two subtransactions, one of which is rolled back.
     run(
         &late,
         "begin; savepoint a; update market_odds set line = 5 where snapshot_id = 112; rollback to a;
@@ -138,7 +140,7 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     changed("beside subtransactions").await;
     run(&late, "commit").await;
     changed("with a savepoint rolled back").await;
-    // Prepared, which no connection holds.
+    // A prepared transaction, which belongs to no connection.
     run(
         &late,
         "set oddscache.notify = off; begin; update market_odds set line = 7 where snapshot_id = 112; prepare transaction 'p'",
@@ -148,7 +150,7 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     changed("beside a prepared transaction").await;
     run(&late, "commit prepared 'p'").await;
     changed("committed in two phases").await;
-    // More subtransactions than the server remembers of one backend.
+    // More subtransactions than the server records for one backend.
     let many: String = (0..100)
         .map(|line| {
             format!("savepoint s; update market_odds set line = {line} where snapshot_id = 112;")
@@ -161,13 +163,14 @@ async fn transactions_that_commit_late_and_out_of_order_are_read() {
     run(&late, "rollback").await;
     run(&later, "commit").await;
     changed("one of them committed").await;
-    // All of it was read by the rule, none by reading everything.
+    // The follower read all of this by its rule. It never read everything again.
     assert_eq!(behind.reloads(), reloads);
     assert_eq!(behind.followed.epoch(), 1);
 }
 
+/// A standby refuses LISTEN. The follower tries again, but logs the reason only once.
 #[tokio::test]
-async fn a_standby_is_polled_and_says_so_once() {
+async fn a_standby_is_polled_and_the_log_says_so_once() {
     let log = Log::capture(Level::INFO);
     let behind = Behind::new(&[]).await;
     let refused = "cannot execute LISTEN during recovery";
@@ -183,15 +186,16 @@ async fn a_standby_is_polled_and_says_so_once() {
     assert_eq!(text.matches("WARN").count(), 1, "{text}");
 }
 
+/// Replay may cancel any read of a standby. The follower reads again, and the cache stays right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn conflicts_with_replay_are_survived() {
+async fn reads_that_replay_cancels_are_made_again() {
     let settings = [
         "max_standby_streaming_delay = 0",
         "hot_standby_feedback = off",
     ];
     let behind = Behind::new(&settings).await;
     behind.check_all("the seed").await;
-    // Replayed ACCESS EXCLUSIVE locks and the removal of dead rows cancel reads under way.
+    // Replay cancels reads, for ACCESS EXCLUSIVE locks and for the removal of dead rows.
     for round in 0..30 {
         let sql = format!(
             "update market_odds set line = {round}; update odds_snapshots set last_confirmed_at = now();
@@ -209,7 +213,7 @@ async fn conflicts_with_replay_are_survived() {
         }
     }
     let mut held = behind.check_all("after conflicts").await;
-    // Held up by a lock that is replayed: the view ages, and is right again.
+    // A replayed lock holds up the follower. The view grows old, and is right again afterwards.
     let migration = connect(&behind.primary.dsn("postgres")).await;
     let lock = "begin; lock table events; select pg_switch_wal()";
     run(&migration, lock).await;
@@ -222,18 +226,19 @@ async fn conflicts_with_replay_are_survived() {
     let after = behind.check_all("after the migration").await;
     assert_ne!(held, after);
     held = after;
-    // TRUNCATE on the primary.
+    // TRUNCATE on the primary also locks the table on the standby.
     run(&migration, "truncate competitor_market_odds").await;
     assert_ne!(held, behind.check_all("truncated").await);
     let counters = behind.followed.cache.counters();
     println!("{counters:?}");
 }
 
+/// A promoted standby may lack commits that the primary had in progress.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_is_promoted_while_followed_goes_on() {
+async fn a_promotion_begins_one_epoch_and_keeps_the_connection() {
     let mut behind = Behind::new(&[]).await;
     behind.check_all("the seed").await;
-    // In progress on the primary, known to the standby, and never committed.
+    // This transaction is in progress on the primary, the standby knows of it, and it never commits.
     let lost = connect(&behind.primary.dsn("postgres")).await;
     let begin = "begin; update market_odds set line = 1 where snapshot_id = 112";
     run(&lost, begin).await;
@@ -252,8 +257,9 @@ async fn a_standby_that_is_promoted_while_followed_goes_on() {
     assert_eq!(counters.failures, 0, "the connection was kept");
 }
 
+/// A standby that restarts may show an earlier state for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_restarts_or_crashes_is_followed_on() {
+async fn every_restart_of_a_standby_begins_one_epoch() {
     let mut behind = Behind::new(&["hot_standby_feedback = on"]).await;
     let mut before = behind.check_all("the seed").await;
     for (epoch, way) in (2..).zip(["fast", "kill", "crash"]) {
@@ -282,11 +288,13 @@ async fn a_standby_that_restarts_or_crashes_is_followed_on() {
     }
 }
 
+/// With `listen_from` the notification comes before the standby has the change. The follower must read again until it
+/// has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_primary_notifies_of_what_the_standby_has_yet_to_replay() {
+async fn a_notification_from_the_primary_waits_for_the_standby_to_replay() {
     let primary = Cluster::seeded(&[]);
     let standby = primary.standby(&["recovery_min_apply_delay = 100ms"]);
-    // Without notifications, nothing would be seen in time.
+    // Only a notification can bring a change in time.
     let app = primary.dsn("postgres");
     let listen = Config::new(&app).expect("dsn");
     let config = |config| rarely(config).listen_from(listen);

@@ -1,4 +1,4 @@
-//! Random mixes of everything the application does, written to a primary and followed on its standby.
+//! Random sequences of writes to a primary, followed on its standby.
 
 use oddscache_testkit::{
     connect,
@@ -15,6 +15,7 @@ use crate::standby::Behind;
 
 const CASES: usize = 10;
 
+/// After any sequence of writes, the cache equals the rows that the standby shows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_is_followed_through_any_writes() {
     let behind = Behind::new(&["hot_standby_feedback = on"]).await;
@@ -26,7 +27,7 @@ async fn a_standby_is_followed_through_any_writes() {
     for _ in 0..CASES {
         let case = writes::case().new_tree(&mut runner);
         let case = case.expect("a case").current();
-        // Shown if it fails.
+        // The test harness shows this if the test fails.
         println!("{}\n", case.script());
         run(&late, "rollback").await;
         writes::reset(app).await;
@@ -41,7 +42,7 @@ async fn a_standby_is_followed_through_any_writes() {
                     for other in others {
                         committed += alone(app, other, &mut ids).await;
                     }
-                    // Wherever replay has come to, with the first one in progress.
+                    // Compare at the current point of replay, while the first transaction is in progress.
                     behind.look("beside").await;
                     let ended = begun && execute(&late, &rest).await;
                     committed += usize::from(ended && transaction.commits());
@@ -60,7 +61,7 @@ async fn a_standby_is_followed_through_any_writes() {
     println!("{committed} committed, {changed} changes seen, {counters:?}");
     assert!(changed > CASES, "{changed}");
     assert!(committed > CASES, "{committed}");
-    // Much of it was read by the rule, not by reading everything.
+    // The follower read much of it by its rule, and not only by reading everything again.
     assert!(counters.log_rows > 3 * CASES as u64, "{counters:?}");
 }
 

@@ -1,4 +1,4 @@
-//! Who may ask, and how: tokens, TLS, and addresses beyond this machine.
+//! Access to the service: tokens, TLS, and listening beyond this machine.
 
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{eventually, lifecycle::with_large_odds, limits::say, with_odds};
 
-/// A file that only its owner may read; returns its path.
+/// Writes a file that only its owner may read. Returns its path.
 fn put(directory: &Path, name: &str, text: &str) -> String {
     let path = directory.join(name);
     std::fs::write(&path, text).unwrap();
@@ -25,8 +25,9 @@ fn put(directory: &Path, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// Only `/livez` and `/readyz` answer without the token. It can be renewed, and no log contains it.
 #[tokio::test]
-async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
+async fn every_path_but_health_requires_the_token() {
     let database = with_odds();
     let (one, two) = ("one-token-0123456789abcdef", "two-token-0123456789abcdef");
     let directory = tempfile::tempdir().unwrap();
@@ -68,7 +69,7 @@ async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
     let counted = "\noddscache_http_unauthorized_total 18\n";
     assert!(metrics.contains(counted), "{metrics}");
 
-    // Renewed while it runs; where the file is no good, the old one stays.
+    // SIGHUP reads the token file again. If that fails, the old token stays valid.
     put(directory.path(), "token", two);
     served.signal("-HUP");
     eventually("the new token", async || {
@@ -84,7 +85,7 @@ async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
         assert_eq!(answer.status(), status, "{token}");
     }
 
-    // The tools send it, and no log has it.
+    // The commands send the token, and no log contains it.
     let explain = |token: &str| {
         let mut explain = command(&["explain", "1", "--url", &served.base]);
         explain.env("DATABASE_URL", database.dsn());
@@ -101,7 +102,7 @@ async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
     assert!(!errors.contains("short"), "{errors}");
 }
 
-/// A certificate for 127.0.0.1, its key, and who issued it, in PEM.
+/// A certificate for 127.0.0.1, its key, and the certificate of its authority, in PEM.
 fn certificate() -> [String; 3] {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
@@ -114,7 +115,7 @@ fn certificate() -> [String; 3] {
     [certificate.pem(), key.serialize_pem(), ca]
 }
 
-/// Shakes hands, trusting `ca` alone. Takes little at a time.
+/// Opens a TLS connection that trusts `ca` alone. Its receive buffer is small.
 async fn shake_hands(address: SocketAddr, ca: &str) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(ca.as_bytes()).unwrap();
@@ -132,7 +133,7 @@ async fn shake_hands(address: SocketAddr, ca: &str) -> Result<TlsStream<TcpStrea
     stream.map_err(|error| error.to_string())
 }
 
-/// Asks over TLS, trusting `ca` alone.
+/// Sends a request over TLS, trusting `ca` alone.
 async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
     let mut stream = shake_hands(address, ca).await?;
     let request = b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -143,9 +144,10 @@ async fn ask_tls(address: SocketAddr, ca: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Whether it is in the middle of a flush then is for the network to say: that is tested with `Patient`.
+/// `--idle-timeout` also works over TLS. Unit tests of `io_timeout` cover a connection that is in the middle of a
+/// flush.
 #[tokio::test]
-async fn over_tls_too_silence_after_a_large_answer_is_cut_off() {
+async fn a_silent_client_is_cut_off_after_a_large_response_over_tls() {
     let database = with_large_odds();
     let directory = tempfile::tempdir().unwrap();
     let [certificate, key, ca] = certificate();
@@ -176,6 +178,7 @@ async fn over_tls_too_silence_after_a_large_answer_is_cut_off() {
     served.logs(&cut).await;
 }
 
+/// SIGHUP reads the certificate again, so a new one needs no restart.
 #[tokio::test]
 async fn tls_is_served_and_its_certificate_renewed() {
     let database = with_odds();
@@ -200,7 +203,7 @@ async fn tls_is_served_and_its_certificate_renewed() {
     let answer = ask_tls(address, &first[2]).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(ask_tls(address, &second[2]).await.is_err());
-    // A client that speaks plainly, or says nothing, is not waited for.
+    // Clients that do not speak TLS, or send nothing, do not hold up the others.
     for words in ["GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", ""] {
         assert!(!say(&served, words).await.contains("HTTP/1.1 200"));
     }
@@ -225,8 +228,9 @@ async fn tls_is_served_and_its_certificate_renewed() {
     }
 }
 
+/// Without token and TLS, anybody who reaches the address can read everything.
 #[tokio::test]
-async fn who_listens_beyond_this_machine_is_warned() {
+async fn the_service_warns_when_it_listens_beyond_this_machine() {
     let database = with_odds();
     let mut serve = command(&["serve", "--listen", "0.0.0.0:0", "--log-format", "json"]);
     serve.env("DATABASE_URL", database.dsn());

@@ -1,4 +1,4 @@
-//! `GET /v1/changes`, and what answers say of the view they were made from.
+//! `GET /v1/changes`, and the headers that say which view a response was made from.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,7 +22,7 @@ impl Stream {
         Stream::of(served, "/v1/changes", last).await
     }
 
-    /// Waits for a place: the server learns of streams that were dropped a little later.
+    /// Tries until there is room, because the service notices a little later that a client has closed its stream.
     async fn of(served: &Service, path: &str, last: Option<&str>) -> Stream {
         let header = last.map(|id| ("Last-Event-ID", id));
         let mut answer = None;
@@ -36,13 +36,13 @@ impl Stream {
         Stream(Events::of(answer))
     }
 
-    /// `None` at the stream's end.
+    /// The next event. `None` at the end of the stream.
     async fn next(&mut self) -> Option<Event> {
         let next = timeout(Duration::from_secs(30), self.0.next()).await;
         next.expect("in time").unwrap_or_default()
     }
 
-    /// The id and the data of the next event, which has this name.
+    /// The id and the data of the next event. Fails the test if it has another name.
     async fn expect(&mut self, name: &str) -> (String, Value) {
         let event = self.next().await.expect("an event");
         assert_eq!(event.name, name, "{event:?}");
@@ -51,6 +51,7 @@ impl Stream {
     }
 }
 
+/// A client that comes back misses nothing, or is told that it lagged.
 #[tokio::test]
 async fn a_stream_of_changes_is_resumed_without_a_gap() {
     let (database, served) = served(&["--most-streams", "3"]).await;
@@ -67,7 +68,7 @@ async fn a_stream_of_changes_is_resumed_without_a_gap() {
     assert!(data["as_of"].is_string() && data["epoch"] == 1, "{data}");
     drop(stream);
 
-    // What is missed meanwhile comes when the client is back.
+    // A client that comes back with its last id gets the changes that it missed.
     let delete = "update competitor_events set deleted_at = now() where id = 7";
     write(&app, delete).await;
     let mut back = Stream::open(&served, Some(&first)).await;
@@ -77,20 +78,20 @@ async fn a_stream_of_changes_is_resumed_without_a_gap() {
     assert_eq!(again.expect("change").await.0, first);
     assert_eq!(again.expect("change").await.0, second);
 
-    // Of another process, from the future, and no id at all.
+    // The first id is of another process, the second is from the future, and the third is no id at all.
     for id in ["00000000-1", &format!("{second}9"), "x"] {
         let mut lost = Stream::open(&served, Some(id)).await;
         assert_eq!(lost.expect("lagged").await.0, second);
     }
 
-    // Three are open at the most; one that is closed makes room, once the server has seen that.
+    // At most three streams are open. A closed stream makes room, once the service has noticed that.
     let third = Stream::open(&served, None).await;
     let (status, sentence) = served.get("/v1/changes").await;
     assert_eq!(status, 503, "{sentence}");
     drop(third);
     Stream::open(&served, None).await;
 
-    // The end of the service is the end of its streams, at once.
+    // When the service ends, its streams end at once.
     served.signal("-TERM");
     assert!(back.next().await.is_none());
 }
@@ -99,7 +100,7 @@ fn event_id(event: &Value) -> i64 {
     event["event_id"].as_i64().expect("an id")
 }
 
-/// A client that takes a list and then the changes with their odds, in order, has the list.
+/// A client that reads a list once, and then applies the changes with their odds in order, always has the current list.
 #[tokio::test]
 async fn changes_come_with_their_odds() {
     let (database, served) = served(&[]).await;
@@ -121,7 +122,7 @@ async fn changes_come_with_their_odds() {
         "insert into odds_snapshots (event_id, bookmaker_id) values (2, 1)",
     ] {
         write(&app, sql).await;
-        // Until the change is there, which may come in two.
+        // Wait for the change. It may arrive as two changes.
         eventually("the list by changes", async || {
             let (_, change) = stream.expect("change").await;
             let lists = ["betpawa", "kickoffs"].map(|name| &change[name]);
@@ -138,11 +139,11 @@ async fn changes_come_with_their_odds() {
         })
         .await;
     }
-    // Nothing is lost by coming back, with odds or without; only what was asked for is sent.
+    // A client that comes back loses nothing, with or without odds. It gets only the odds that it requested.
     let mut back = Stream::of(&served, "/v1/changes?odds=true", Some(&start)).await;
     let (id, change) = back.expect("change").await;
     assert_eq!(change["betpawa"], json!([3, 5]));
-    // Of the newest view: what event 3 has now is its competitor's alone.
+    // The odds are those of the newest view. There, event 3 has only odds of its competitor.
     assert_eq!(change["odds"][0], held[&3]);
     let mut plain = Stream::of(&served, "/v1/changes?odds=false", Some(&start)).await;
     let (plain, change) = plain.expect("change").await;
@@ -151,34 +152,36 @@ async fn changes_come_with_their_odds() {
     assert_eq!(status, 400, "{sentence}");
 }
 
-/// The list is one for all, and compressed; the odds of all that was missed are more, and each client's own.
+/// The list is compressed and shared by all clients. The odds of all missed changes would be larger, and made for one
+/// client.
 #[tokio::test]
-async fn who_missed_more_than_the_list_is_sent_to_it() {
+async fn a_client_that_missed_more_than_the_list_is_told_to_read_the_list() {
     let (database, served) = served(&[]).await;
     let app = connect(&database.dsn()).await;
     let mut stream = Stream::open(&served, None).await;
     let mut seen = vec![stream.expect("start").await.0];
     for _ in 0..12 {
         write(&app, "insert into odds_snapshots (event_id, bookmaker_id) select n, 1 from generate_series(1, 9) n").await;
-        // One by one, or they would come in one change.
+        // Wait for each write. Otherwise several would arrive as one change.
         seen.push(stream.expect("change").await.0);
     }
     let with_odds = "/v1/changes?odds=true";
     let mut back = Stream::of(&served, with_odds, Some(&seen[0])).await;
     assert_ne!(back.expect("lagged").await.0, seen[0]);
-    // It goes on from there.
+    // The stream goes on from there.
     let insert = "insert into odds_snapshots (event_id, bookmaker_id) values (3, 1)";
     write(&app, insert).await;
     assert_eq!(back.expect("change").await.1["betpawa"], json!([3]));
-    // Fewer are told, and ids are little.
+    // A client that missed fewer changes gets them. So does one without odds, because ids are small.
     let mut near = Stream::of(&served, with_odds, Some(&seen[8])).await;
     assert_eq!(near.expect("change").await.0, seen[9]);
     let mut plain = Stream::of(&served, "/v1/changes", Some(&seen[0])).await;
     assert_eq!(plain.expect("change").await.0, seen[1]);
 }
 
+/// Every response has the epoch, the age and the time of its view, and an `ETag` that changes with the view.
 #[tokio::test]
-async fn answers_name_their_view_and_are_not_sent_twice() {
+async fn responses_name_their_view_and_an_unchanged_one_gets_304() {
     let (database, served) = served(&[]).await;
     let app = connect(&database.dsn()).await;
     let header =

@@ -1,4 +1,4 @@
-//! Settings: flag, environment, file, default; and what `oddscache config` says of them.
+//! Settings come from flag, environment, file or default, in this order. `oddscache config` says from which.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -8,7 +8,7 @@ use super::with_odds;
 
 const EXAMPLE: &str = "examples/deploy/oddscache.toml";
 
-/// By key: the value, if it is set, and where it comes from.
+/// For each key the value, if it is set, and where it comes from.
 type Printed = BTreeMap<String, (Option<String>, String)>;
 
 fn file(text: &str) -> tempfile::NamedTempFile {
@@ -30,8 +30,9 @@ fn printed(command: &mut Command) -> Printed {
     printed
 }
 
+/// Of several values for a setting, the documented one counts, and `oddscache config` names its source.
 #[test]
-fn a_flag_goes_before_the_environment_that_before_the_file_that_before_the_default() {
+fn flag_environment_file_and_default_override_each_other_in_this_order() {
     let file = file("listen = \"127.0.0.1:1\"\npoll-interval = \"3s\"\nlookback = \"3h\"\n");
     let path = file.path().to_str().unwrap();
     let mut config = command(&["config", "--config", path, "--listen", "127.0.0.1:3"]);
@@ -52,13 +53,14 @@ fn a_flag_goes_before_the_environment_that_before_the_file_that_before_the_defau
     }
     assert_eq!(printed["host"], (None, "not set".to_owned()));
 
-    // The file may be named by the environment; one that is not there is no default.
+    // The environment may name the file. A named file must exist.
     let named = ended(command(&["config"]).env("ODDSCACHE_CONFIG", path));
     named.with(0, &["lookback = \"3h\""]);
     let nowhere = ended(&mut command(&["config", "--config", "/nowhere.toml"]));
     nowhere.with(2, &["/nowhere.toml"]);
 }
 
+/// The example file is complete, and its defaults are those of the binary.
 #[test]
 fn the_example_has_every_setting_with_its_default() {
     let defaults = printed(&mut command(&["config"]));
@@ -81,8 +83,9 @@ fn the_example_has_every_setting_with_its_default() {
     }
 }
 
+/// An operator can turn the output of `oddscache config` into a settings file. It contains no password.
 #[test]
-fn what_is_printed_is_a_file_and_tells_no_secret() {
+fn the_output_of_config_is_a_valid_file_without_secrets() {
     let secret = "hunter2-the-secret";
     let listen = format!("host=b password='{secret}' user=u");
     let mut config = command(&["config", "--options", "-c work_mem='1MB'"]);
@@ -92,7 +95,7 @@ fn what_is_printed_is_a_file_and_tells_no_secret() {
         .env("ODDSCACHE_TOKEN", secret)
         .env("PGPASSWORD", secret);
     let words = [
-        "postgres://u:***@h/d",
+        "dbname=d host=h password=*** user=u",
         "host=b password=*** user=u",
         "environment PGPASSWORD",
         "ODDSCACHE_TOKEN",
@@ -104,8 +107,9 @@ fn what_is_printed_is_a_file_and_tells_no_secret() {
     ended(&mut command(&again)).with(0, &["options = \"-c work_mem='1MB'\""]);
 }
 
+/// A misspelt setting ends the service with an error.
 #[tokio::test]
-async fn the_service_obeys_its_file() {
+async fn the_service_uses_the_settings_of_its_file() {
     let database = with_odds();
     let file = file(&format!(
         "database-url = \"{}\"\nlisten = \"127.0.0.1:0\"\nmost-streams = 1\nlog-format = \"json\"\n",
@@ -122,9 +126,9 @@ async fn the_service_obeys_its_file() {
     misspelt.with(2, &["most-strems", "most-streams", path]);
 }
 
-/// As `${NAME:-}` of a compose file makes them.
+/// A compose file's `${NAME:-}` sets an empty variable if NAME is not set.
 #[tokio::test]
-async fn empty_variables_say_nothing() {
+async fn empty_variables_count_as_not_set() {
     let database = with_odds();
     let names = [
         "ODDSCACHE_CONFIG",
@@ -147,7 +151,7 @@ async fn empty_variables_say_nothing() {
         let mut command = command(arguments);
         ended(command.env("DATABASE_URL", database.dsn()).envs(empty)).ok();
     }
-    // Nor do they hide what the file says.
+    // An empty variable does not hide the value in the file either.
     let file = file("token-file = \"/nowhere/tokens\"\n");
     let path = file.path().to_str().unwrap();
     let printed = printed(command(&["config", "--config", path]).env("ODDSCACHE_TOKEN_FILE", ""));

@@ -1,4 +1,4 @@
-//! Open files: clients must not take all of them from the follower.
+//! Open files. Clients must not take all of them, because the follower needs some for its connections.
 
 use std::{process::Command, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{eventually, with_odds};
 
-/// The service where the shell has said `ulimit` before.
+/// Starts the service with a limit set by `ulimit`.
 async fn with_open_files(ulimit: &str, dsn: &str) -> Service {
     let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
     let mut shell = Command::new("sh");
@@ -17,6 +17,7 @@ async fn with_open_files(ulimit: &str, dsn: &str) -> Service {
     Service::spawn(shell).await
 }
 
+/// The service raises its limit of open files, so that 300 clients leave some for a new database connection.
 #[tokio::test]
 async fn idle_connections_do_not_keep_it_from_the_database() {
     let database = with_odds();
@@ -26,7 +27,7 @@ async fn idle_connections_do_not_keep_it_from_the_database() {
     for _ in 0..300 {
         idle.push(TcpStream::connect(served.address()).await.unwrap());
     }
-    // A client that comes after them is answered, so that they were accepted.
+    // The service answers a client that came later, so it has accepted the idle ones.
     let stats = async || timeout(Duration::from_secs(30), served.json("/v1/stats")).await;
     assert_eq!(stats().await.expect("an answer")["epoch"], 1);
     database.psql(
@@ -40,7 +41,7 @@ async fn idle_connections_do_not_keep_it_from_the_database() {
     .await;
     drop(idle);
 
-    // Where it may not have more, it says so.
+    // If the limit is too low, the service says which settings to change.
     let mut served = with_open_files("-n 256", &database.dsn()).await;
     served.logs(&["--most-connections", "LimitNOFILE"]).await;
 }

@@ -1,14 +1,15 @@
-//! One client's large answer beside what all others ask for.
+//! One client gets a large response, and the others must not wait for it.
 
 use oddscache_testkit::{connect, process::memory, service::Service};
 use reqwest::{Client, header::ACCEPT_ENCODING};
 
 use super::lifecycle::{under_way, with_large_odds};
 
+/// Compressing or selecting fields of a large response must yield to other requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_answers_hold_up_nobody() {
+async fn large_responses_hold_up_no_other_request() {
     let database = with_large_odds();
-    // A thread that one request does not give up, no other request has.
+    // With one thread, a request that does not yield would hold up all others.
     let one_thread = [("TOKIO_WORKER_THREADS", "1")];
     let served = Service::start_with(&database.dsn(), &[], &one_thread).await;
     served.ready().await;
@@ -38,9 +39,9 @@ async fn large_answers_hold_up_nobody() {
     }
 }
 
-/// Each of another view.
+/// A hundred slow readers of a hundred different lists take much less memory than a hundred lists.
 #[tokio::test]
-async fn slow_readers_of_the_list_share_or_have_their_pieces() {
+async fn slow_readers_of_the_list_take_little_memory() {
     const READERS: u64 = 100;
     let database = with_large_odds();
     let app = connect(&database.dsn()).await;
@@ -61,7 +62,7 @@ async fn slow_readers_of_the_list_share_or_have_their_pieces() {
     println!(
         "{grown} KiB for {READERS} readers of {list} bytes each; {before} before, {after} after"
     );
-    // Some old lists, and of each a few pieces.
+    // The service holds a few old lists, and a few pieces for each reader.
     assert!(grown < 60 * 1024 + READERS * 600, "{before}; {after}");
     assert_eq!(served.get("/v1/list").await.0, 200);
 }

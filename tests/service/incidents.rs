@@ -1,8 +1,8 @@
-//! `oddscache demo --incident`: each happens, is told of, and ends with the cache equal to the database.
+//! `oddscache demo --incident`: each incident happens, is reported, and ends with the cache equal to the database.
 
 use super::{demo, ended_demo};
 
-/// Runs a small demo until the incident is over; it must tell of it in these words, in this order.
+/// Runs a small demo until the incident is over. The output must contain these words in this order.
 async fn told(incident: &str, words: &[&str]) {
     let when = ["--incident-after", "500ms", "--for", "1s"];
     let demo = demo(&[&["--incident", incident], &when[..]].concat());
@@ -18,8 +18,9 @@ async fn told(incident: &str, words: &[&str]) {
     assert!(told.contains("never taken back"), "{printed}");
 }
 
+/// The demo reports the restart, the age of the view, and the new epoch.
 #[tokio::test]
-async fn a_restart_of_the_server_passes() {
+async fn the_cache_recovers_from_a_restart_of_the_server() {
     let words = [
         "the cache is disconnected",
         "the server is started; the cache says that it is ",
@@ -28,8 +29,9 @@ async fn a_restart_of_the_server_passes() {
     told("restart", &words).await;
 }
 
+/// The demo reports that the age grew while the network was cut.
 #[tokio::test]
-async fn a_cut_network_is_noticed_and_passes() {
+async fn the_cache_notices_a_cut_network_and_recovers() {
     let words = [
         "the network is cut",
         "the cache is disconnected",
@@ -39,8 +41,9 @@ async fn a_cut_network_is_noticed_and_passes() {
     told("partition", &words).await;
 }
 
+/// The demo writes rows that no trigger logs, and reports that the cache has them afterwards.
 #[tokio::test]
-async fn a_disabled_trigger_is_noticed_and_nothing_is_missed() {
+async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
     let words = [
         "is disabled, so changes would be missed",
         "the trigger is enabled again, after ",
@@ -50,6 +53,7 @@ async fn a_disabled_trigger_is_noticed_and_nothing_is_missed() {
     told("trigger-off", &words).await;
 }
 
+/// The demo looks at the cache until COMMIT, and sees no part of the transaction before.
 #[tokio::test]
 async fn a_transaction_over_everything_is_one_publication() {
     let words = [
@@ -61,8 +65,9 @@ async fn a_transaction_over_everything_is_one_publication() {
     told("bulk", &words).await;
 }
 
+/// A user who mistypes an incident sees which ones exist.
 #[tokio::test]
-async fn an_unknown_incident_is_refused_with_those_there_are() {
+async fn an_unknown_incident_is_refused_with_a_list_of_the_known_ones() {
     let demo = demo(&["--incident", "flood"]);
     ended_demo(demo).await.with(2, &["trigger-off"]);
 }

@@ -1,4 +1,4 @@
-//! From the start to the end: alive, ready, what the service manager hears, and how it drains.
+//! The life of the service: liveness, readiness, messages to the service manager, and draining.
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{Database, eventually, own_cluster, served, with_odds};
 
-/// So large that no buffer on the way takes `/v1/dump` whole.
+/// Odds so large that no buffer on the way holds the whole of `/v1/dump`.
 pub(super) const LARGE: &str = r#"
     insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
         select n, 'sr' || n, 'Home - Away', 'Home', 'Away', now() at time zone 'UTC' + interval '1 day'
@@ -36,7 +36,7 @@ pub(super) fn with_large_odds() -> Database {
     database
 }
 
-/// A client that has asked for `path` and read the head of the answer, and nothing more: the answer is under way.
+/// Sends a request and reads only the head of the response, so that the response stays under way.
 pub(super) async fn under_way(served: &Service, path: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -60,8 +60,9 @@ async fn is_not_ready(served: &Service) {
     .await;
 }
 
+/// A load balancer takes an old view out of use, and nothing restarts a process that only lacks its database.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
+async fn it_is_ready_while_its_view_is_young_and_alive_all_the_time() {
     let cluster = own_cluster();
     cluster.stop("fast").unwrap();
     let served = Service::start(&cluster.dsn("postgres"), &["--ready-max-age", "1s"]).await;
@@ -72,7 +73,7 @@ async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
     served.ready().await;
     probe("ready").with(0, &["ready"]);
 
-    // The server is away: the service is ready for as long as the view is young, then not, and alive.
+    // Without the server the service stays ready while the view is young. Afterwards it is alive, but not ready.
     cluster.stop("fast").unwrap();
     is_not_ready(&served).await;
     let (_, body) = served.get("/readyz").await;
@@ -88,7 +89,7 @@ async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
     cluster.boot().unwrap();
     served.ready().await;
 
-    // Where the service listens, a probe knows from what the service itself is told.
+    // A probe finds the address in the same variables as the service.
     let listen = format!("0.0.0.0:{}", served.address().port());
     ended(command(&["health"]).env("ODDSCACHE_LISTEN", &listen)).ok();
     drop(served);
@@ -96,9 +97,9 @@ async fn it_is_ready_while_it_follows_or_is_young_and_alive_all_the_time() {
     gone.with(1, &["asking http://127.0.0.1:"]);
 }
 
-/// A database that accepts connections, but never finishes the reload after an outage.
+/// The database accepts connections again, but a lock holds up the reload after the outage.
 #[tokio::test]
-async fn it_is_not_ready_before_an_outage_is_made_up_for() {
+async fn it_is_not_ready_before_the_reload_after_an_outage() {
     let (database, served) = served(&["--ready-max-age", "1s"]).await;
     let mut app = connect(&database.dsn()).await;
     let door = |open: bool| {
@@ -120,7 +121,8 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
     door(true);
     eventually("it tries to read everything", async || {
         let mut tries = false;
-        // Without a pause, for it gives way to the lock soon; and again, should that have been missed.
+        // Ask without a pause, because the follower soon gives way to the lock. If no request has seen it, cut the
+        // connection again.
         for _ in 0..200 {
             let (status, body) = served.get("/readyz").await;
             assert_eq!(status, 503, "{body}");
@@ -135,7 +137,7 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
     .await;
     held.rollback().await.unwrap();
     served.ready().await;
-    // A reload on a connection that lives takes nothing away.
+    // A reload on a working connection does not end readiness.
     served.signal("-USR1");
     eventually("it is read again", async || {
         let (status, body) = served.get("/readyz").await;
@@ -146,10 +148,11 @@ async fn it_is_not_ready_before_an_outage_is_made_up_for() {
     .await;
 }
 
+/// A deployment loses no response: the service first stops being ready, then accepts no connections, then ends.
 #[tokio::test]
-async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
+async fn sigterm_lets_responses_under_way_finish() {
     let database = with_large_odds();
-    // A level that leaves out what is said at the end.
+    // This level leaves out the messages at the end.
     let log = "warn,oddscache::server::commands::serve=info";
     let more = ["--drain-delay", "3s", "--drain", "60s", "--log", log];
     let mut served = Service::warm(&database.dsn(), &more).await;
@@ -161,16 +164,16 @@ async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
         status == 503 && body.contains("the service is ending")
     })
     .await;
-    // Requests are answered meanwhile.
+    // The service still answers requests meanwhile.
     assert_eq!(served.get("/v1/events/1").await.0, 200);
-    eventually("nobody else is let in", async || {
+    eventually("no new connection is accepted", async || {
         TcpStream::connect(served.address()).await.is_err()
     })
     .await;
     let end = timeout(Duration::from_secs(30), idle.read(&mut [0])).await;
     let count = end.expect("a connection without a request is closed");
     assert_eq!(count.unwrap_or(0), 0);
-    // It does not end in the middle of an answer.
+    // The service does not end in the middle of a response.
     served.assert_runs();
 
     let mut rest = Vec::new();
@@ -182,8 +185,9 @@ async fn answers_under_way_are_finished_when_the_end_is_asked_for() {
     assert!(status.success(), "{status}");
 }
 
+/// A client that never reads its response must not keep the service from ending.
 #[tokio::test]
-async fn the_end_does_not_wait_for_ever() {
+async fn sigterm_waits_no_longer_than_the_drain_time() {
     let database = with_large_odds();
     let mut served = Service::warm(&database.dsn(), &["--drain", "300ms"]).await;
     let _never_taken = under_way(&served, "/v1/dump").await;
@@ -196,11 +200,11 @@ async fn the_end_does_not_wait_for_ever() {
     assert!(log.contains("cut off"), "{log}");
 }
 
-/// The service manager: what it hears, line by line.
+/// Plays the service manager: receives messages line by line.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// Reads until each of `lines` begins one that was heard; returns all that was.
+    /// Reads until each of `lines` is the beginning of a received line. Returns all received lines.
     fn hear(&self, lines: &[&str]) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(60);
         let (mut heard, mut buffer) = (Vec::<String>::new(), [0; 4096]);
@@ -214,12 +218,13 @@ impl Manager {
             }
         }
         heard.dedup();
-        panic!("{lines:?} were not heard: {heard:?}");
+        panic!("{lines:?} did not come, but {heard:?}");
     }
 }
 
+/// systemd knows when the service is ready, what its status is, and that it still runs.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_manager_hears_how_it_goes() {
+async fn the_service_manager_gets_ready_status_and_watchdog_messages() {
     let cluster = own_cluster();
     cluster.stop("fast").unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -232,7 +237,7 @@ async fn the_service_manager_hears_how_it_goes() {
     let dsn = cluster.dsn("postgres");
     let mut served = Service::start_with(&dsn, &[], &[socket, watchdog]).await;
 
-    // A database that is away is no reason to be restarted, nor for the start to fail.
+    // Without its database the service keeps starting, and gives the manager no reason to restart it.
     let heard = [
         manager.hear(&["STATUS=disconnected", "EXTEND_TIMEOUT_USEC="]),
         manager.hear(&["WATCHDOG=1"]),
@@ -251,7 +256,7 @@ async fn the_service_manager_hears_how_it_goes() {
     let status = served.ended().await;
     assert!(status.success(), "{status}");
 
-    // Without a watchdog, or with that of another process, there is nothing to feed.
+    // If the watchdog belongs to another process, the service sends it nothing.
     cluster.boot().unwrap();
     while manager.0.set_nonblocking(true).is_ok() && manager.0.recv(&mut [0; 4096]).is_ok() {}
     manager.0.set_nonblocking(false).unwrap();
@@ -261,11 +266,11 @@ async fn the_service_manager_hears_how_it_goes() {
     assert!(!heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
 }
 
-/// A signal was once waited for within the macro that logs it: with the level off, the service ended at once.
+/// The service once waited for a signal within the macro that logs it. With that level off, it ended at once.
 #[tokio::test]
-async fn what_is_not_logged_is_done_all_the_same() {
+async fn the_service_runs_with_its_messages_switched_off() {
     let database = with_odds();
-    // Its port is not logged either.
+    // Choose the port here, because the log does not contain it.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
@@ -281,8 +286,9 @@ async fn what_is_not_logged_is_done_all_the_same() {
     assert_eq!(service.try_wait().unwrap(), None);
 }
 
+/// The unit in examples/deploy has no mistake that systemd-analyze finds.
 #[test]
-fn the_unit_is_understood_by_systemd() {
+fn systemd_accepts_the_unit() {
     let program = "systemd-analyze";
     if std::process::Command::new(program)
         .arg("--version")
@@ -295,7 +301,7 @@ fn the_unit_is_understood_by_systemd() {
     let unit = std::fs::read_to_string("examples/deploy/oddscache.service").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("oddscache.service");
-    // It insists that the program is there.
+    // systemd-analyze fails if the program does not exist.
     let binary = command(&[]);
     let binary = binary.get_program().to_str().unwrap();
     std::fs::write(&path, unit.replace("/usr/local/bin/oddscache", binary)).unwrap();

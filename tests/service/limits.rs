@@ -1,4 +1,5 @@
-//! What a client may take: sizes, times, connections; and the service under load while the application writes.
+//! The limits of a client: sizes, times and connections. The last test runs the service at full speed while the
+//! application writes.
 
 use std::{
     sync::{
@@ -32,7 +33,7 @@ use super::{
 /// Sends these bytes and reads to the end of the connection.
 pub(super) async fn say(served: &Service, bytes: &str) -> String {
     let mut stream = TcpStream::connect(served.address()).await.unwrap();
-    // The service may hang up before it has read all.
+    // The service may close the connection before it has read everything.
     let _ = stream.write_all(bytes.as_bytes()).await;
     let mut answer = Vec::new();
     let read = timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await;
@@ -40,12 +41,12 @@ pub(super) async fn say(served: &Service, bytes: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A request on a connection that ends with its answer; `more` are further headers and a body.
+/// A request whose connection ends with the response. `more` contains further headers and a body.
 fn request(method: &str, path: &str, more: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n")
 }
 
-/// For what cuts connections off.
+/// Settings for a log that says which connections are cut off, and why.
 pub(super) const CUTS: [&str; 2] = [
     "--log",
     "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
@@ -53,8 +54,9 @@ pub(super) const CUTS: [&str; 2] = [
 
 const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
 
+/// A client learns which limit it exceeded, and the service reads no more of the request.
 #[tokio::test]
-async fn requests_of_any_size_are_refused_with_a_status() {
+async fn requests_that_are_too_large_or_malformed_get_a_status() {
     let more = ["--most-target-bytes", "300", "--most-head-bytes", "8192"];
     let (_database, served) = served(&more).await;
     let get = |more: &str| request("GET", "/v1/stats", more);
@@ -88,6 +90,7 @@ async fn requests_of_any_size_are_refused_with_a_status() {
     }
 }
 
+/// A client that sends or reads nothing does not keep its connection for ever.
 #[tokio::test]
 async fn silent_and_slow_clients_are_cut_off() {
     let database = with_large_odds();
@@ -98,7 +101,7 @@ async fn silent_and_slow_clients_are_cut_off() {
     ];
     let more = [&times[..], &CUTS].concat();
     let mut served = Service::warm(&database.dsn(), &more).await;
-    // Half a head, nothing, and nothing after an answer.
+    // These clients send half a head, or nothing at all, or nothing after a response.
     for (request, answered) in [
         ("GET /livez HTTP/1.1\r\nHo", false),
         ("", false),
@@ -117,12 +120,13 @@ async fn silent_and_slow_clients_are_cut_off() {
     let _ = read.expect("the connection ends");
     let is_whole = rest.ends_with(b"\r\n0\r\n\r\n");
     assert!(!is_whole && rest.len() < 10_000_000, "{}", rest.len());
-    // A client that takes what it asked for is served.
+    // A client that reads its response is served.
     assert_eq!(served.get("/v1/dump").await.0, 200);
 }
 
+/// A client that reads steadily but too slowly is cut off.
 #[tokio::test]
-async fn an_answer_may_not_take_for_ever_however_steadily() {
+async fn a_response_must_be_read_within_the_answer_timeout() {
     let database = with_large_odds();
     let times = ["--answer-timeout=500ms", "--stall-timeout=1h"];
     let mut served = Service::warm(&database.dsn(), &[times, CUTS].concat()).await;
@@ -138,8 +142,9 @@ async fn an_answer_may_not_take_for_ever_however_steadily() {
     taking.abort();
 }
 
+/// A response under way is not held in memory as a whole.
 #[tokio::test]
-async fn slow_readers_cost_next_to_nothing() {
+async fn slow_readers_take_little_memory() {
     let database = with_large_odds();
     let served = Service::warm(&database.dsn(), &[]).await;
     let mut slow = vec![under_way(&served, "/v1/dump").await];
@@ -153,8 +158,9 @@ async fn slow_readers_cost_next_to_nothing() {
     assert!(each < 600.0, "{each} KiB each: {before}; {after}");
 }
 
+/// A client beyond `--most-connections` gets 503, except for `/livez` and `/readyz`.
 #[tokio::test]
-async fn connections_are_bounded_and_its_health_is_told_all_the_same() {
+async fn health_is_answered_when_no_more_connections_are_accepted() {
     let (_database, served) = served(&["--most-connections", "2"]).await;
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -186,8 +192,9 @@ async fn connections_are_bounded_and_its_health_is_told_all_the_same() {
     .await;
 }
 
+/// A request that waits longer than `--request-timeout` gets 503, and the metrics count it.
 #[tokio::test]
-async fn an_answer_begins_in_time_or_is_an_error() {
+async fn a_response_begins_within_the_request_timeout_or_is_503() {
     let (database, served) = served(&["--request-timeout", "300ms"]).await;
     let app = connect(&database.dsn()).await;
     write(&app, "begin").await;
@@ -198,7 +205,7 @@ async fn an_answer_begins_in_time_or_is_an_error() {
     let (status, body) = served.get(&path).await;
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("no answer within 0.3 s"), "{body}");
-    // It counts, and so does what is refused at the door.
+    // The metrics count this response, and also a request that the router refuses.
     let posted = say(&served, &request("POST", "/v1/list", "")).await;
     assert!(posted.starts_with("HTTP/1.1 405"));
     for answers in [
@@ -210,8 +217,9 @@ async fn an_answer_begins_in_time_or_is_an_error() {
     }
 }
 
+/// Sixteen clients, twenty subscribers and a writer at full speed cause no error and no growth.
 #[tokio::test(flavor = "multi_thread")]
-async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
+async fn under_load_and_writes_nothing_fails_and_memory_does_not_grow() {
     const REQUESTS: usize = 3000;
     let (database, served) = served(&[]).await;
     let (address, pid) = (served.address(), served.pid());
@@ -273,7 +281,7 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
         }
         all
     };
-    // What is made once is made by then.
+    // The service allocates some memory only once. Let it do so before the first figure.
     let warm = run(REQUESTS / 3).await;
     let before = memory(pid);
     next.store(0, Ordering::Relaxed);
@@ -292,7 +300,7 @@ async fn at_full_speed_beside_a_writer_nothing_fails_and_memory_stays() {
     let grown = after.resident.saturating_sub(before.resident);
     assert!(grown < 24 * 1024, "{grown} KiB: {before}, then {after}");
 
-    // All were told of all that happened, to the last.
+    // Every subscriber gets every change, up to the last.
     let asking = client::Client::new(address);
     eventually("everybody is up to date", async || {
         let (_, tag, _) = asking.take("/v1/events/1", None).await.expect("an answer");

@@ -1,4 +1,4 @@
-//! `GET /v1/list`, and what can be asked of it and of `/v1/events`: windows, pages, one bookmaker, some fields,
+//! `GET /v1/list`, and the parameters that it shares with `/v1/events`: windows, pages, one bookmaker, some fields,
 //! encodings.
 
 use std::io::Read;
@@ -18,7 +18,7 @@ fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
     Some(value.to_str().expect("text"))
 }
 
-/// The list as the database itself makes it, and each event as it would be alone.
+/// The event list, made by an SQL query.
 const LIST: &str = r#"
     with offers as (
         select event_id, 'betpawa' as bookmaker, bookmaker_id, coalesce(last_confirmed_at, captured_at) as seen, id, 'own' as side
@@ -62,7 +62,7 @@ const LIST: &str = r#"
         group by e.id, e.kickoff
     ) all_events"#;
 
-/// Times with six digits, as the database prints them.
+/// Gives times six digits, as the database prints them.
 fn normal(value: Value) -> Value {
     let time = |text: &str| {
         chrono::DateTime::parse_from_rfc3339(text)
@@ -86,7 +86,7 @@ fn normal(value: Value) -> Value {
     }
 }
 
-/// Its entries.
+/// The entries of a list.
 fn entries(list: &Value) -> &[Value] {
     list.as_array().expect("a list")
 }
@@ -100,8 +100,9 @@ fn from_database(database: &Database) -> Value {
     serde_json::from_str(&database.psql(LIST)).expect("JSON")
 }
 
+/// The list must equal an independent SQL query.
 #[tokio::test]
-async fn the_list_is_what_the_database_says() {
+async fn the_list_equals_an_sql_query_of_the_database() {
     let database = with_odds();
     database.psql(
         "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, unavailable_at)
@@ -117,14 +118,14 @@ async fn the_list_is_what_the_database_says() {
     assert_eq!(expected[8]["odds"][0]["markets"][2]["available"], false);
     assert_eq!(normal(served.json("/v1/list").await), expected);
 
-    // Alone each is what it is among the others.
+    // An event alone has the same JSON as in the list.
     for at in 0..9 {
         let id = &expected[at]["event_id"];
         let alone = served.json(&format!("/v1/list?ids={id}")).await;
         assert_eq!(normal(alone), json!([expected[at]]));
     }
 
-    // And it changes with the database.
+    // The list changes with the database.
     database.psql("update market_odds set unavailable_at = null; insert into odds_snapshots (event_id, bookmaker_id) values (9, 1)");
     let expected = from_database(&database);
     super::eventually("the list follows", async || {
@@ -133,6 +134,7 @@ async fn the_list_is_what_the_database_says() {
     .await;
 }
 
+/// `--inline-markets` chooses the markets of the list. A malformed value ends the service.
 #[tokio::test]
 async fn the_markets_of_the_list_can_be_chosen() {
     let (database, served) = served(&["--inline-markets", "5000:2.5, 77"]).await;
@@ -147,10 +149,11 @@ async fn the_markets_of_the_list_can_be_chosen() {
     }
 }
 
+/// A client can read windows and pages. It gets each event once, even if events move between two pages.
 #[tokio::test]
 async fn events_come_by_kickoff_and_page_by_page() {
     let database = with_odds();
-    // The other way round than by id.
+    // Gives greater ids an earlier kickoff, roughly.
     database.psql("update events set kickoff = date_trunc('hour', now() at time zone 'UTC') + (20 - id / 3) * interval '1 hour'");
     let app = connect(&database.dsn()).await;
     let served = Service::warm(&database.dsn(), &[]).await;
@@ -158,14 +161,14 @@ async fn events_come_by_kickoff_and_page_by_page() {
         let all = served.json(path).await;
         assert_eq!(ids(&all), [9, 6, 7, 8, 3, 4, 5, 1, 2], "{path}");
 
-        // A window, with its first moment and without its last.
+        // A window includes its start and excludes its end.
         let kickoff = |at: usize| all[at]["kickoff"].as_str().expect("a time").to_owned();
         let window = format!("{path}?from={}&to={}", kickoff(1), kickoff(7));
         assert_eq!(ids(&served.json(&window).await), [6, 7, 8, 3, 4, 5]);
         let two = format!("{window}&ids=1,3,8,77");
         assert_eq!(ids(&served.json(&two).await), [8, 3]);
 
-        // Pages, each by the header of the one before; and they are the list.
+        // The header of each page leads to the next. Together the pages are the list.
         let (mut next, mut paged) = (Some(format!("{path}?limit=4")), Vec::new());
         let mut sizes = Vec::new();
         while let Some(page) = next {
@@ -188,7 +191,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
         assert_eq!((Value::from(paged), sizes), (all, vec![4, 4, 1]), "{path}");
     }
 
-    // A page stays where it is, whatever comes before it, goes and moves.
+    // A page begins at the same place, even if events come, go or move before it.
     let answer = served.ask("/v1/list?limit=2&bookmaker=1", &[]).await;
     let next = header(&answer, "oddscache-next").map(str::to_owned);
     let next = next.expect("there are more");
@@ -202,6 +205,7 @@ async fn events_come_by_kickoff_and_page_by_page() {
     assert_eq!(ids(&served.json(&rest).await), [3, 4, 5, 1, 2, 8]);
 }
 
+/// A client can request one bookmaker, one source, and single fields.
 #[tokio::test]
 async fn one_bookmaker_one_source_and_some_fields() {
     let database = with_odds();
@@ -235,7 +239,7 @@ async fn one_bookmaker_one_source_and_some_fields() {
     let is_theirs = |event: &Value| event["odds"][0]["bookmaker"] == "sportybet";
     assert!(entries(&listed).iter().all(is_theirs));
 
-    // All fields by their names are the whole, byte for byte.
+    // All fields together give the whole response, byte for byte.
     for (path, fields) in [
         ("/v1/events", "event_id,kickoff,betpawa,competitors"),
         (
@@ -277,13 +281,14 @@ fn decoded(encoding: Option<&str>, bytes: &[u8]) -> Vec<u8> {
         }
         #[cfg(feature = "zstd")]
         Some("zstd") => out = zstd::decode_all(bytes).expect("zstd"),
-        Some(other) => panic!("{other}: nobody asked for that"),
+        Some(other) => panic!("{other}: no client requested that"),
     }
     out
 }
 
+/// The compressed body equals the plain one, and its `ETag` gets 304 in each encoding.
 #[tokio::test]
-async fn answers_are_compressed_as_the_client_wants() {
+async fn responses_are_compressed_as_the_client_requests() {
     let (_database, served) = served(&[]).await;
     for path in [
         "/v1/list",
@@ -322,7 +327,7 @@ async fn answers_are_compressed_as_the_client_wants() {
             }
         }
     }
-    // What is small goes as it is, and streams are not held up.
+    // Small responses are not compressed, and streams are not held up.
     for path in [
         "/readyz",
         "/v1/events/77",

@@ -1,4 +1,4 @@
-//! What the service logs: not the same a thousand times, and more while it is asked to.
+//! The log of the service: repeated messages are held back, and a signal asks for more messages.
 
 use oddscache_testkit::{
     Database, connect, eventually,
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{served, with_odds};
 
-/// Messages up to one that is wanted, which is the last.
+/// Reads messages up to the first wanted one, which is the last in the result.
 async fn messages_until(served: &mut Service, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
     let mut messages = Vec::new();
     loop {
@@ -21,7 +21,7 @@ async fn messages_until(served: &mut Service, wanted: impl Fn(&Value) -> bool) -
     }
 }
 
-/// Ends the service; returns what it still said.
+/// Ends the service. Returns its remaining messages.
 async fn last_messages(mut served: Service) -> Vec<Value> {
     served.signal("-TERM");
     let lines = served.rest_of_log().await;
@@ -41,8 +41,9 @@ fn repeated(message: &Value) -> u64 {
 
 const MALFORMED: &str = "malformed row; the cache serves the fields that it can read";
 
+/// Thousands of malformed rows must not fill the log.
 #[tokio::test]
-async fn what_repeats_is_counted_and_not_written() {
+async fn repeated_messages_are_counted_and_held_back() {
     let (database, mut served) = served(&["--log-repeats", "3"]).await;
     database.psql("update market_odds set outcomes = '3'");
     let messages = messages_until(&mut served, |message| repeated(message) > 0).await;
@@ -50,7 +51,7 @@ async fn what_repeats_is_counted_and_not_written() {
     let written = messages.iter().filter(is_written).count();
     assert_eq!(written, 3, "{messages:#?}");
     let last = messages.last().expect("one");
-    // Of sixteen, each of which is named again should a lock on a busy machine make the read begin anew.
+    // There are 16 malformed rows. If a lock on a busy machine makes the read begin again, each row counts twice.
     let held = repeated(last);
     assert!(held >= 13 && last["level"] == "WARN", "{last}");
     let told = format!("{MALFORMED} … repeated {held} times");
@@ -61,7 +62,7 @@ async fn what_repeats_is_counted_and_not_written() {
     let warned = served.metric(warned).await;
     assert!(warned >= 3.0 + held as f64, "{warned}");
 
-    // What is held back at the end is told then.
+    // At its end the service reports what it still holds back.
     database.psql("update market_odds set outcomes = '4'");
     eventually("held back", async || {
         served.metric(held_back).await >= held as f64 + 13.0
@@ -74,11 +75,13 @@ async fn what_repeats_is_counted_and_not_written() {
     assert!(written == 3 && told >= 13, "{rest:#?}");
 }
 
+/// An operator gets debug messages without a restart.
 #[tokio::test]
-async fn a_signal_asks_for_more_and_for_as_before() {
+async fn sigusr2_switches_debug_messages_on_and_off() {
     let (database, mut served) = served(&["--lookback", "2s"]).await;
     let app = connect(&database.dsn()).await;
-    // Held for a moment, then dropped for the time alone; again, should the machine be too slow to see it held.
+    // The event is held for a moment, and then leaves the window as time passes. On a slow machine the service may
+    // never hold it, so try again.
     let evict = async |served: &Service| {
         let evicted = served.metric("oddscache_evicted_events_total").await;
         eventually("an event is dropped", async || {
@@ -101,7 +104,7 @@ async fn a_signal_asks_for_more_and_for_as_before() {
     let messages = messages_until(&mut served, |message| says(message, "evicted")).await;
     assert_eq!(messages.last().expect("one")["level"], "DEBUG");
     for message in messages {
-        // Not what others say.
+        // No other crate logs at this level.
         let target = message["target"].as_str().unwrap();
         assert!(target.starts_with("oddscache"), "{message}");
     }
@@ -117,8 +120,9 @@ async fn a_signal_asks_for_more_and_for_as_before() {
     assert!(!is_told, "{rest:#?}");
 }
 
+/// Without settings the log is text for people, at the level INFO.
 #[test]
-fn text_is_for_people_and_a_filter_that_is_none_is_refused() {
+fn the_default_log_is_text_and_an_invalid_filter_is_refused() {
     let dump = run(&["dump", "--without-feed"], &Database::application().dsn());
     let line = dump.errors.lines().next().expect("a line");
     let warming_up = " INFO oddscache::follow: warming up";
@@ -128,9 +132,9 @@ fn text_is_for_people_and_a_filter_that_is_none_is_refused() {
     dump.with(2, &["--log oddscache=loud: not a log filter"]);
 }
 
-/// Row 5: a log that nobody prunes grows without end, so it must be said.
+/// A change log that is not pruned grows without end. So the service must report a failure, but not each time.
 #[tokio::test]
-async fn a_failing_prune_is_told_once_and_counted() {
+async fn a_failing_prune_is_logged_once_and_counted() {
     let database = with_odds();
     database.psql(
         "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no pruning today'; end $$;

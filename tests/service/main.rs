@@ -1,4 +1,4 @@
-//! The binary, run as its users run it: `serve`, `dump`, `sql`, `demo`.
+//! Runs the binary as its users do: `serve`, `dump`, `sql`, `demo`.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod access;
@@ -55,12 +55,12 @@ fn with_odds() -> Database {
     database
 }
 
-/// A cluster of its own with [`ODDS`], to be stopped.
+/// A private cluster with [`ODDS`], which the test can stop.
 fn own_cluster() -> Cluster {
     Cluster::with_feed(ODDS)
 }
 
-/// The service, warm, on a database with [`ODDS`].
+/// Starts the service on a database with [`ODDS`], and waits until it is warm.
 async fn served(more: &[&str]) -> (Database, Service) {
     let database = with_odds();
     let service = Service::warm(&database.dsn(), more).await;
@@ -77,8 +77,9 @@ fn two_hours_ago() -> chrono::DateTime<chrono::Utc> {
     chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()) - chrono::Duration::hours(2)
 }
 
+/// The responses equal an independent query of the database, and change with it.
 #[tokio::test]
-async fn serve_answers_what_the_database_says() {
+async fn serve_answers_with_the_odds_of_the_database() {
     let (database, served) = served(&[]).await;
     let app = connect(&database.dsn()).await;
     let expected = oracle(&app, two_hours_ago()).await;
@@ -122,8 +123,9 @@ async fn serve_answers_what_the_database_says() {
     assert_eq!(database.psql(names), "oddscache");
 }
 
+/// A mistyped or unknown parameter must not be ignored.
 #[tokio::test]
-async fn wrong_requests_get_a_sentence() {
+async fn wrong_requests_get_an_error_that_explains_them() {
     let (_database, served) = served(&[]).await;
     let many = format!("/v1/events?ids={}", vec!["1"; 5001].join(","));
     for (path, status) in [
@@ -147,8 +149,9 @@ async fn wrong_requests_get_a_sentence() {
     }
 }
 
+/// A service that starts before its database answers health requests, and is ready once the database is there.
 #[tokio::test]
-async fn it_binds_first_and_waits_for_the_database() {
+async fn serve_listens_first_and_then_waits_for_the_database() {
     let cluster = own_cluster();
     cluster.stop("fast").unwrap();
     let served = Service::start(&cluster.dsn("postgres"), &[]).await;
@@ -167,7 +170,7 @@ async fn it_binds_first_and_waits_for_the_database() {
     served.ready().await;
     assert_eq!(served.get("/v1/events/1").await.0, 200);
 
-    // The server is killed without a word, then back: the old state stays readable, and the new one comes.
+    // The server is killed and started again. The old state stays readable until the new one comes.
     cluster.stop("immediate").unwrap();
     assert_eq!(served.get("/v1/events/1").await.0, 200);
     eventually("it says so", async || {
@@ -182,8 +185,9 @@ async fn it_binds_first_and_waits_for_the_database() {
     .await;
 }
 
+/// A process manager ends the service with a signal, and expects exit code 0.
 #[tokio::test]
-async fn a_signal_ends_it_cleanly() {
+async fn sigterm_and_sigint_end_the_service_with_success() {
     let database = with_odds();
     for signal in ["-TERM", "-INT"] {
         let mut served = Service::warm(&database.dsn(), &[]).await;
@@ -193,8 +197,9 @@ async fn a_signal_ends_it_cleanly() {
     }
 }
 
+/// A missing change feed ends the service with the command that installs it.
 #[tokio::test]
-async fn serve_ends_where_waiting_does_not_help() {
+async fn serve_exits_on_an_error_that_waiting_does_not_fix() {
     let database = Database::application();
     let mut served = Service::start(&database.dsn(), &[]).await;
     assert_eq!(served.ended().await.code(), Some(1));
@@ -202,8 +207,9 @@ async fn serve_ends_where_waiting_does_not_help() {
     assert!(log.contains("oddscache sql install --apply"), "{log}");
 }
 
+/// `dump` equals an independent query of the database. It needs `--without-feed` if no change feed is installed.
 #[tokio::test]
-async fn dump_prints_what_the_database_says() {
+async fn dump_prints_the_odds_of_the_database() {
     let database = with_odds();
     let app = connect(&database.dsn()).await;
     let dump = run(&["dump"], &database.dsn()).ok();
@@ -217,8 +223,9 @@ async fn dump_prints_what_the_database_says() {
     assert_eq!((dump.out.lines().count(), &*dump.errors), (9, ""));
 }
 
+/// Errors go to the terminal with an exit code and without a password.
 #[test]
-fn failures_name_the_thing_and_the_way_out() {
+fn errors_name_the_object_and_the_way_out() {
     let empty = Database::empty().dsn();
     let (cluster, secret) = (oddscache_testkit::cluster(), "hunter2-the-secret");
     let wrong_password = format!(
@@ -253,8 +260,9 @@ fn failures_name_the_thing_and_the_way_out() {
     ended(&mut command(&["dump"])).with(2, &["set DATABASE_URL"]);
 }
 
+/// `PGHOST`, `PGPORT` and so on work as they do for psql.
 #[test]
-fn the_variables_of_libpq_are_understood() {
+fn the_environment_variables_of_libpq_are_used() {
     let database = with_odds();
     let (cluster, name) = (oddscache_testkit::cluster(), &database.name);
     let port = cluster.port().to_string();
@@ -271,7 +279,7 @@ fn the_variables_of_libpq_are_understood() {
     };
     dump(cluster.socket_dir(), &[]);
 
-    // What the URL leaves open comes from them too, and a password from the environment.
+    // They also complete a URL, and a password may come from the environment.
     let role = format!("{name}_reader");
     database.psql(&format!(
         "create role {role} login superuser password 'opensesame'"
@@ -283,6 +291,7 @@ fn the_variables_of_libpq_are_understood() {
     );
 }
 
+/// `sql` prints a script that psql can run, and `--apply` runs it with the same result.
 #[test]
 fn sql_prints_scripts_and_runs_them() {
     let database = Database::application();
@@ -305,14 +314,14 @@ fn sql_prints_scripts_and_runs_them() {
     apply("check").with(1, &[]);
 }
 
-/// A small demo, and where its cluster lies.
+/// A small demo on a free port.
 fn demo(more: &[&str]) -> Command {
     let mut command = command(&["demo", "--events", "60", "--markets", "5"]);
     command
         .args(["--history", "3", "--cycle", "5s", "--listen", "127.0.0.1:0"])
         .args(more)
         .stdout(Stdio::piped());
-    // The same server as that of the tests.
+    // The demo uses the same PostgreSQL programs as the tests.
     if let Some(folder) = std::env::var_os("ODDSCACHE_PG_BIN") {
         command.env("ODDSCACHE_PG_BIN", folder);
     }
@@ -332,8 +341,9 @@ fn socket_directory(line: &str) -> Option<String> {
     rest.split(' ').next().map(str::to_owned)
 }
 
+/// The demo compares the cache with its database, and deletes everything at its end.
 #[tokio::test]
-async fn demo_shows_itself_and_leaves_nothing() {
+async fn a_demo_equals_its_database_and_leaves_no_files() {
     let demo = demo(&["--for", "6s", "--verify-every", "2s"]);
     let equal = "events equal the database";
     let printed = ended_demo(demo).await.with(0, &[equal]).out;
@@ -342,8 +352,9 @@ async fn demo_shows_itself_and_leaves_nothing() {
     assert!(!Path::new(&directory).exists(), "{directory}");
 }
 
+/// If `ODDSCACHE_PG_BIN` has no server programs, the demo fails and uses no others.
 #[tokio::test]
-async fn a_demo_takes_the_named_server_or_none() {
+async fn a_demo_uses_only_the_programs_that_the_user_names() {
     let empty = tempfile::tempdir().unwrap();
     let mut demo = demo(&["--for", "1s"]);
     demo.env("ODDSCACHE_PG_BIN", empty.path());
@@ -354,8 +365,9 @@ async fn a_demo_takes_the_named_server_or_none() {
     ended_demo(demo).await.with(1, &[&told]);
 }
 
+/// The files and the server of a demo disappear after any signal, SIGKILL included.
 #[tokio::test]
-async fn the_end_of_a_demo_leaves_nothing_however_it_comes() {
+async fn a_killed_demo_leaves_no_files_and_no_server() {
     for signal in ["-INT", "-TERM", "-KILL"] {
         let mut child = demo(&[]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

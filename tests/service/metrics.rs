@@ -1,4 +1,4 @@
-//! `GET /metrics`, held against the rules of its format and against what else the service says.
+//! `GET /metrics` follows the rules of its format, and agrees with what else the service says.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use oddscache_testkit::eventually;
 
 use super::served;
 
-/// Samples by name and labels; panics where the text breaks the format or its conventions.
+/// The samples by name and labels. Panics if the text breaks the format or its conventions.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut kinds = BTreeMap::new();
     let mut samples = BTreeMap::new();
@@ -46,7 +46,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-/// The buckets of a histogram only grow, with the bound as with the count, up to all of them.
+/// The buckets of a histogram grow with their bound, and the last one has the count of all.
 fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
     let mut last: Option<(&str, f64, f64)> = None;
     for line in text.lines() {
@@ -79,8 +79,9 @@ fn check_buckets(family: &str, text: &str, samples: &BTreeMap<String, f64>) {
     assert!(is_whole, "{family}");
 }
 
+/// `/metrics` must report what `/v1/stats` reports and what the database has.
 #[tokio::test]
-async fn metrics_say_what_is_held_and_what_was_done() {
+async fn metrics_agree_with_the_database_and_with_the_statistics() {
     let (database, served) = served(&[]).await;
     let read = async || {
         let (status, text) = served.get("/metrics").await;
@@ -185,6 +186,6 @@ async fn metrics_say_what_is_held_and_what_was_done() {
     let lost = "oddscache_reloads_total{reason=\"connection_lost\"}";
     assert_eq!(third[lost], 1.0);
     assert!(third["oddscache_reconnects_total"] >= 1.0);
-    // That counted too. A read of everything is none of the timed ones.
+    // The reload is counted, too. The time to visibility does not include it.
     assert_eq!(third["oddscache_commit_to_visible_seconds_count"], 1.0);
 }

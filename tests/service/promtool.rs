@@ -1,4 +1,4 @@
-//! What `examples/deploy` has for Prometheus and Grafana, held against Prometheus' own tool and against what `/metrics` says.
+//! The files for Prometheus and Grafana in `examples/deploy`, checked with promtool and compared with `/metrics`.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(file(path)).expect(path)
 }
 
-/// Fails the test unless promtool finds nothing to say against it; returns what it said.
+/// Runs promtool. Fails the test if it reports a problem. Returns its output.
 fn promtool(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("promtool");
     command.args(arguments).stdin(Stdio::piped());
@@ -37,7 +37,7 @@ fn promtool(arguments: &[&str], input: &str) -> String {
     said.out + &said.errors
 }
 
-/// Names of metrics in a text.
+/// The names of metrics in a text.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
     words
@@ -45,7 +45,7 @@ fn named(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What labels are compared with in expressions: `key="value"`, as it stands in `/metrics`.
+/// The comparisons of labels in an expression, as `key="value"`, which is the form in `/metrics`.
 fn labels(expression: &str) -> Vec<String> {
     let mut found = Vec::new();
     for selector in expression.split('{').skip(1) {
@@ -56,7 +56,7 @@ fn labels(expression: &str) -> Vec<String> {
             };
             let key = key.trim_end_matches('!').trim();
             let values = values.trim_matches(['~', '"']);
-            // What Prometheus adds, and a variable of Grafana.
+            // Skip labels that Prometheus adds, and a variable of Grafana.
             if !["job", "instance", "alertname", "alertstate"].contains(&key) {
                 let label = |value: &str| format!("{key}=\"{}\"", value.replace(".id.", "{id}"));
                 found.extend(values.split('|').map(label));
@@ -66,7 +66,7 @@ fn labels(expression: &str) -> Vec<String> {
     found
 }
 
-/// All expressions of the dashboard, as Prometheus gets them.
+/// The expressions of the dashboard, as Grafana sends them to Prometheus.
 fn expressions(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels");
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array());
@@ -82,8 +82,9 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("examples/deploy/dashboard.json")).expect("JSON")
 }
 
+/// An alert on a metric that does not exist never fires.
 #[tokio::test]
-async fn alerts_and_dashboard_name_metrics_that_there_are() {
+async fn alerts_and_dashboard_name_existing_metrics_and_labels() {
     let (_database, served) = served(&[]).await;
     let (_, metrics) = served.get("/metrics").await;
     promtool(&["check", "metrics"], &metrics);
@@ -108,8 +109,9 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
     }
 }
 
+/// `alerts.test.yml` makes each alert fire, and every alert says what to do.
 #[test]
-fn alerts_are_rules_that_fire_when_they_should() {
+fn every_alert_fires_in_a_test() {
     let on = |arguments: [&str; 2], path: &str| {
         let file = file(path);
         let file = file.to_str().expect("a path");
@@ -127,27 +129,28 @@ fn alerts_are_rules_that_fire_when_they_should() {
     for rule in alerts.split("- alert: ").skip(1) {
         let name = rule.lines().next().expect("a name");
         let is_tested = tests.contains(&format!("alertname=\"{name}\", instance="));
-        assert!(is_tested, "{name} is never seen to fire");
+        assert!(is_tested, "{name} fires in no test");
         for part in ["severity: ", "summary: ", "action: "] {
             assert!(rule.contains(part), "{name} has no {part}");
         }
     }
 }
 
+/// Panels have their own ids and places, a unit, and a data source that the user chooses.
 #[test]
-fn the_dashboard_is_one_that_can_be_imported() {
+fn grafana_can_import_the_dashboard() {
     let dashboard = dashboard();
     assert_eq!(dashboard["templating"]["list"][0]["type"], "datasource");
     let panels = dashboard["panels"].as_array().expect("panels");
     let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
     for panel in panels {
         let is_new = ids.insert(panel["id"].as_u64());
-        assert!(is_new, "{panel}: its id is another's");
+        assert!(is_new, "{panel}: another panel has the same id");
         let place = |name: &str| panel["gridPos"][name].as_u64().expect("a place");
         assert!(place("x") + place("w") <= 24, "{panel}");
         for (x, y) in (0..place("w")).flat_map(|x| (0..place("h")).map(move |y| (x, y))) {
             let free = places.insert((place("x") + x, place("y") + y));
-            assert!(free, "{}: on top of another", panel["title"]);
+            assert!(free, "{}: overlaps another panel", panel["title"]);
         }
         if panel["type"] != "row" {
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
@@ -155,7 +158,7 @@ fn the_dashboard_is_one_that_can_be_imported() {
             assert!(unit.is_string(), "{panel}");
         }
     }
-    // Rules, so that Prometheus reads the expressions.
+    // Make rules of them, so that promtool parses the expressions.
     let mut rules = String::from("groups:\n  - name: dashboard\n    rules:\n");
     for (number, expr) in expressions(&dashboard).iter().enumerate() {
         let expr = Value::from(expr.as_str());

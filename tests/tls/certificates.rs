@@ -1,4 +1,4 @@
-//! Certificates, made anew for each run.
+//! Certificates, which each run makes for itself.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SignatureAlgorithm,
@@ -46,7 +46,7 @@ impl Authority {
         }
     }
 
-    /// An authority below this one.
+    /// An intermediate authority, which this one has signed.
     pub fn below(&self, name: &str) -> Authority {
         let (mut params, key) = (params(name, &[]), key(&rcgen::PKCS_ECDSA_P256_SHA256));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -61,7 +61,7 @@ impl Authority {
         self.issue_within(common_name, names, (2020, 2120))
     }
 
-    /// Valid from the first to the second year.
+    /// A certificate that is valid from the first to the second year.
     pub fn issue_within(&self, common_name: &str, names: &[&str], years: (i32, i32)) -> Certified {
         let (mut params, key) = (
             params(common_name, names),
@@ -76,7 +76,7 @@ impl Authority {
     }
 }
 
-/// Signed by itself; an authority, as `openssl req -x509` makes them, or none.
+/// A self-signed certificate. Either it is an authority, as `openssl req -x509` makes them, or it is none.
 pub fn self_signed(names: &[&str], is_authority: bool, years: (i32, i32)) -> Certified {
     let (mut params, key) = (params("self", names), key(&rcgen::PKCS_ECDSA_P256_SHA256));
     if is_authority {

@@ -1,4 +1,4 @@
-//! Several hosts in one connection string, most of them of no use.
+//! Several hosts in one connection string, most of which do not work.
 
 use std::{
     io::Write,
@@ -11,7 +11,8 @@ use oddscache_testkit::cluster::Cluster;
 
 use crate::{PASSWORD, assert_says, opened, refusal, secured};
 
-/// A listener on its own port, whose connections `serve` gets one after the other. Ends with the process.
+/// Starts a listener that gives its connections to `serve`, one after the other. Returns its port. It ends with the
+/// process.
 fn listener(mut serve: impl FnMut(TcpStream) + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -23,21 +24,21 @@ fn listener(mut serve: impl FnMut(TcpStream) + Send + 'static) -> u16 {
     port
 }
 
-/// Accepts and never answers.
+/// A host that accepts connections and never answers.
 fn deaf() -> u16 {
     let mut held = Vec::new();
     listener(move |stream| held.push(stream))
 }
 
-/// Answers, but is no PostgreSQL.
+/// A host that answers, but is no PostgreSQL server.
 fn garbage(answer: &'static [u8]) -> u16 {
     listener(move |mut stream| {
-        // A client that has closed it already gets nothing.
+        // The client may have closed the connection already.
         let _ = stream.write_all(answer);
     })
 }
 
-/// Nobody is there.
+/// A port on which nobody listens.
 fn refusing() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -53,7 +54,7 @@ fn dsn(ports: &[u16], more: &str) -> String {
     )
 }
 
-/// A connection string of two servers by their sockets, with one more parameter.
+/// A connection string for two servers by their sockets, with one more parameter.
 fn of_two(first: &Cluster, second: &Cluster, name: &str, value: &str) -> String {
     let socket = |cluster: &Cluster| cluster.socket_dir().display().to_string();
     format!(
@@ -65,7 +66,7 @@ fn of_two(first: &Cluster, second: &Cluster, name: &str, value: &str) -> String 
     )
 }
 
-/// The port of the server that is connected to.
+/// Connects. Returns the port of the server.
 async fn port(config: Config) -> Result<u16, Error> {
     let (client, wire) = config.open().await?;
     tokio::spawn(wire);
@@ -74,9 +75,9 @@ async fn port(config: Config) -> Result<u16, Error> {
     Ok(row.get::<_, i32>(0) as u16)
 }
 
-/// Two deaf ones would use up any time that all hosts had in common.
+/// Each host has its own time-out. Two hosts that never answer would use up a time-out that all hosts share.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_good_host_is_found_behind_all_that_are_not() {
+async fn a_host_that_works_is_found_behind_those_that_do_not() {
     let good = secured().cluster.port();
     let http = garbage(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     let ports = [
@@ -92,7 +93,7 @@ async fn the_good_host_is_found_behind_all_that_are_not() {
         let dsn = dsn(&ports, &format!("connect_timeout=1 sslmode={mode}"));
         assert!(opened(&dsn).await);
     }
-    // The name of a server's socket, and a host without an address, are no obstacle either.
+    // A missing socket directory and an unknown host name are no obstacle either.
     let more = format!(
         "connect_timeout=2 user=scram password={} dbname=postgres",
         PASSWORD
@@ -106,8 +107,9 @@ async fn the_good_host_is_found_behind_all_that_are_not() {
     assert!(opened(&url).await);
 }
 
+/// An operator sees for each host why it failed, without a password.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_host_is_named_with_what_it_said() {
+async fn the_error_names_each_host_with_its_own_error() {
     let good = secured().cluster.port();
     let (deaf, refusing, http) = (
         deaf(),
@@ -134,22 +136,23 @@ async fn each_host_is_named_with_what_it_said() {
         assert!(told.iter().all(|word| said.contains(word)), "{text}");
     }
     assert!(!text.contains("hunter2"), "{text}");
-    // Where nothing comes of waiting, nobody waits.
+    // If waiting does not help with any host, the error says so.
     let error = refused(&[good, good], "require").await;
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     let error = refused(&[http, http], "require").await;
     assert!(matches!(error, Error::Tls { .. }), "{error:?}");
 }
 
+/// `hostaddr` works as in libpq.
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_stand_in_for_names() {
+async fn hostaddr_replaces_the_look_up_of_a_name() {
     let port = secured().cluster.port();
     let login = format!("user=scram password={PASSWORD} dbname=postgres port={port}");
     assert!(opened(&format!("hostaddr=127.0.0.1 {login}")).await);
     let root = secured().files.path().join("root.crt");
     let verified = format!("{login} sslmode=verify-full sslrootcert={}", root.display());
     assert!(opened(&format!("hostaddr=127.0.0.1 {verified}")).await);
-    // The name is what the certificate must bear, and is not looked up.
+    // With an address, the name is not looked up. The certificate must contain it.
     assert!(opened(&format!("host=localhost hostaddr=127.0.0.1 {verified}")).await);
     let error = refusal(&format!("host=db.invalid hostaddr=127.0.0.1 {verified}")).await;
     assert!(matches!(error, Error::Tls { .. }), "{error:?}");
@@ -162,8 +165,9 @@ async fn addresses_stand_in_for_names() {
     }
 }
 
+/// All values of `target_session_attrs` work as in libpq.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_server_of_the_wanted_kind_will_do() {
+async fn target_session_attrs_chooses_the_server() {
     let read_only = Cluster::start(&["fsync = off", "default_transaction_read_only = on"]).unwrap();
     let writable = oddscache_testkit::cluster();
     let dsn = |wanted: &str| of_two(&read_only, writable, "target_session_attrs", wanted);
@@ -172,9 +176,9 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
         ("any", read_only.port()),
         ("read-only", read_only.port()),
         ("read-write", writable.port()),
-        // Both are.
+        // Both are primaries.
         ("primary", read_only.port()),
-        // None is.
+        // Neither is a standby.
         ("prefer-standby", read_only.port()),
     ] {
         assert_eq!(port_of(wanted).await.unwrap(), found, "{wanted}");
@@ -187,8 +191,9 @@ async fn only_a_server_of_the_wanted_kind_will_do() {
     assert_eq!(found.unwrap(), writable.port());
 }
 
+/// `load_balance_hosts=random` spreads caches over servers.
 #[tokio::test(flavor = "multi_thread")]
-async fn load_is_spread_if_asked_for() {
+async fn load_balance_hosts_chooses_at_random() {
     let (one, other) = (oddscache_testkit::cluster(), &secured().cluster);
     let first = async |balance: &str| {
         let dsn = of_two(one, other, "load_balance_hosts", balance);
@@ -202,9 +207,9 @@ async fn load_is_spread_if_asked_for() {
     assert!(seen.contains(&true) && seen.contains(&false), "{seen:?}");
 }
 
-/// What the driver's own configuration says is kept.
+/// A `tokio_postgres::Config` keeps all its settings.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_drivers_configuration_is_taken_as_it_is() {
+async fn a_configuration_of_the_driver_is_kept() {
     let mut driver = oddscache::tokio_postgres::Config::new();
     driver
         .host("localhost")

@@ -1,4 +1,4 @@
-//! Connecting: TLS, several hosts, password files, and that no secret comes out.
+//! Connections: TLS, several hosts, password files, and that no secret is shown.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -39,7 +39,7 @@ pub struct Secured {
 pub const PASSWORD: &str = "open-sesame";
 
 impl Secured {
-    /// With a certificate for localhost, issued by an authority in the file `root.crt`.
+    /// Starts a cluster with a certificate for localhost. The file `root.crt` contains its authority.
     pub fn start() -> Secured {
         let authority = Authority::new("root");
         let server = authority.issue("server", &["localhost", "127.0.0.1"]);
@@ -67,7 +67,7 @@ impl Secured {
         secured
     }
 
-    /// Restarts with this certificate.
+    /// Restarts the server with this certificate.
     pub fn serve(&self, server: &Certified) {
         let Certified { certificate, key } = server;
         let roots = &self.authority.certificate;
@@ -76,7 +76,7 @@ impl Secured {
         self.cluster.boot().unwrap();
     }
 
-    /// A file that only its owner may read.
+    /// Writes a file that only its owner may read.
     pub fn put(&self, name: &str, text: &str) -> PathBuf {
         put(self.files.path(), name, text)
     }
@@ -85,7 +85,7 @@ impl Secured {
         self.cluster.sql(sql);
     }
 
-    /// A connection string by TCP, with more parameters.
+    /// A connection string for TCP, with more parameters.
     pub fn dsn(&self, user: &str, more: &str) -> String {
         format!(
             "host=localhost hostaddr=127.0.0.1 port={} user={user} dbname=postgres {more}",
@@ -93,7 +93,7 @@ impl Secured {
         )
     }
 
-    /// What libpq says to the same connection string.
+    /// Connects with psql, which uses libpq, and the same connection string.
     pub fn libpq(&self, dsn: &str) -> Result<(), String> {
         let psql = self.cluster.client("psql").unwrap();
         let mut psql = std::process::Command::new(psql.get_program());
@@ -107,7 +107,7 @@ impl Secured {
     }
 }
 
-/// The cluster that no test changes.
+/// A cluster that no test changes.
 pub fn secured() -> &'static Secured {
     static SECURED: OnceLock<Secured> = OnceLock::new();
     SECURED.get_or_init(Secured::start)
@@ -120,7 +120,7 @@ pub fn put(directory: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// Connects, and says whether by TLS.
+/// Connects. Returns whether the connection uses TLS.
 pub async fn open(config: Config) -> Result<bool, Error> {
     let opening = tokio::time::timeout(Duration::from_secs(60), config.open()).await;
     let (client, connection) = opening.expect("connecting ends")?;
@@ -133,18 +133,18 @@ pub async fn open_dsn(dsn: &str) -> Result<bool, Error> {
     open(Config::new(dsn)?).await
 }
 
-/// Connects, which must succeed; says whether by TLS.
+/// Connects. Fails the test on an error. Returns whether the connection uses TLS.
 pub async fn opened(dsn: &str) -> bool {
     let opened = open_dsn(dsn).await;
     opened.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Why it does not connect.
+/// The error of a connection that must fail.
 pub async fn refusal(dsn: &str) -> Error {
     open_dsn(dsn).await.expect_err("must not connect")
 }
 
-/// Fails the test unless an error says these words.
+/// Fails the test unless the error contains these words.
 pub fn assert_says(error: &Error, words: &[&str]) {
     let text = error.to_string();
     for word in words {

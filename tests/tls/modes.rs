@@ -1,4 +1,4 @@
-//! `sslmode` and all that belongs to it, beside libpq.
+//! `sslmode` and the parameters around it, compared with libpq.
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
@@ -22,8 +22,8 @@ const MODES: [&str; 6] = [
     "verify-full",
 ];
 
-/// Every certificate that a server may show, under every mode: what libpq accepts is accepted, what it refuses is refused,
-/// with a sentence that names the matter. The role may log in with TLS only.
+/// Tries every kind of server certificate in every mode. The library accepts what libpq accepts and refuses what libpq
+/// refuses. Its error names the reason. The role may log in with TLS only.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_mode_judges_every_certificate_as_libpq_does() {
     let secured = Secured::start();
@@ -36,7 +36,8 @@ async fn every_mode_judges_every_certificate_as_libpq_does() {
     let within = |years| authority.issue_within("server", &["localhost"], years);
     let itself = |name: &str, is_authority, years| self_signed(&[name], is_authority, years);
     let old = (2020, 2021);
-    // What it is called; what is shown; whether that itself is trusted, and not the authority; what is said of a refusal.
+    // The name of a case, the certificate of the server, whether the client trusts that one instead of the authority,
+    // and a word of the error.
     let cases = [
         ("good", valid(&["localhost"]), false, ""),
         ("by an authority between", chained, false, ""),
@@ -101,12 +102,13 @@ async fn every_mode_judges_every_certificate_as_libpq_does() {
         };
         let file = secured.put("trusted.crt", roots);
         for mode in MODES {
-            // The file gives require the meaning of verify-ca.
+            // With a file, `require` means `verify-ca`.
             for root in ["", &format!("sslrootcert={}", file.display())] {
                 if mode.starts_with("verify") && root.is_empty()
                     || !root.is_empty() && ["allow", "prefer"].contains(&mode)
                 {
-                    // Without a file libpq looks in the home directory; and it judges certificates in the weak modes too.
+                    // Without a file libpq looks in the home directory. With a file it also checks certificates in the
+                    // weak modes.
                     continue;
                 }
                 let dsn = secured.dsn("secure", &format!("sslmode={mode} {root}"));
@@ -132,8 +134,9 @@ async fn every_mode_judges_every_certificate_as_libpq_does() {
     assert!(refused >= 15, "{refused}");
 }
 
+/// libpq accepts a common name. The library does not, and its error says what the certificate needs.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_common_name_alone_is_no_host_name() {
+async fn verify_full_does_not_accept_a_common_name_alone() {
     let secured = Secured::start();
     secured.serve(&secured.authority.issue("localhost", &[]));
     let root = secured.files.path().join("root.crt");
@@ -148,8 +151,9 @@ async fn a_common_name_alone_is_no_host_name() {
     assert_says(&error, &["common name", "subjectAltName"]);
 }
 
+/// `require` and the stronger modes never send a password without TLS.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
+async fn a_server_without_tls_is_refused_if_the_mode_requires_tls() {
     let cluster = oddscache_testkit::cluster();
     let role = "create role without_tls login superuser password 'p'";
     oddscache_testkit::psql("postgres", &["-qc", role]);
@@ -164,7 +168,7 @@ async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
         assert!(matches!(error, Error::Tls { .. }), "{error:?}");
         assert!(!error.is_transient(), "{error:?}");
         assert_says(&error, &["does not offer TLS", mode]);
-        // Waiting does not help: the follower ends.
+        // Waiting does not help, so the follower ends.
         let (_cache, follower) = OddsCache::connect(Config::new(&dsn).unwrap());
         assert!(matches!(follower.run().await, Err(Error::Tls { .. })));
         // A socket needs no TLS.
@@ -184,9 +188,9 @@ async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
     }
 }
 
-/// The weak modes try both ways; the others never go without.
+/// `allow` and `prefer` accept a connection with or without TLS. The stronger modes never connect without it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_weak_modes_take_what_they_get() {
+async fn allow_and_prefer_connect_with_or_without_tls() {
     let secured = secured();
     for (user, mode, by_tls) in [
         ("secure", "disable", None),
@@ -213,9 +217,10 @@ async fn the_weak_modes_take_what_they_get() {
     }
 }
 
-/// A login that insists on channel binding works by TLS, whatever has signed the certificate, and nowhere else.
+/// A login that requires channel binding works over TLS with any common signature of the certificate, and never without
+/// TLS.
 #[tokio::test(flavor = "multi_thread")]
-async fn scram_is_bound_to_the_channel() {
+async fn scram_uses_channel_binding() {
     let secured = Secured::start();
     let login = |more: &str| secured.dsn("scram", &format!("password={PASSWORD} {more}"));
     for algorithm in [
@@ -230,14 +235,14 @@ async fn scram_is_bound_to_the_channel() {
         let wrong = secured.dsn("scram", "password=wrong channel_binding=require");
         assert!(matches!(open_dsn(&wrong).await, Err(Error::Refused { .. })));
     }
-    // Signed in a way that no binding is defined for: libpq refuses even `prefer`.
+    // No channel binding is defined for this signature. libpq refuses even `prefer`.
     let authority = Authority::with("signs", &PKCS_ED25519);
     secured.serve(&authority.issue("server", &["localhost"]));
     assert!(opened(&login("channel_binding=prefer")).await);
     let error = refusal(&login("channel_binding=require")).await;
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert_says(&error, &["channel binding"]);
-    // A role that is trusted proves nothing.
+    // A role that needs no password cannot prove channel binding.
     let trusted = secured.dsn("secure", "channel_binding=require");
     assert!(matches!(
         open_dsn(&trusted).await,
@@ -250,9 +255,9 @@ fn openssl(arguments: &[&str]) {
     ended(Command::new("openssl").args(arguments)).ok();
 }
 
-/// In every form of key there is, and not where others may read it.
+/// All formats of a key must work. A key file that others may read is refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn client_certificates_are_shown() {
+async fn a_client_certificate_works_with_every_format_of_its_key() {
     let secured = secured();
     let client = secured.authority.issue("certified", &[]);
     secured.put("client.crt", &client.certificate);
@@ -290,7 +295,7 @@ async fn client_certificates_are_shown() {
         "9",
     ];
     openssl(&[&request[..], &["-key", rsa, "-out", certificate]].concat());
-    // The server does not know who signed this one, but the key was read.
+    // The server does not trust this certificate, but the library could read the key.
     let error = refusal(&dsn("rsa.crt", "pkcs1.key")).await;
     assert!(!matches!(error, Error::Config(_)), "{error}");
 
@@ -333,14 +338,15 @@ async fn client_certificates_are_shown() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// A client certificate that the server does not trust is named, and not tried for ever.
+/// The error names a client certificate that the server does not trust, and the library does not try again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_certificate_that_is_not_trusted_is_named() {
     let secured = secured();
     let stranger = Authority::new("stranger").issue("certified", &[]);
     let tls = Tls::new(SslMode::Require).client_certificate_pem(stranger.certificate, stranger.key);
     let config = Config::new(&secured.dsn("certified", "")).unwrap().tls(tls);
-    // The server closes at once, and what it says of the matter may get lost on the way: then trying again is right.
+    // The server closes the connection at once. Its error may get lost on the way. Then the library is right to try
+    // again.
     eventually("it is named", async || match open(config.clone()).await {
         Err(Error::Tls { reason, .. }) => {
             assert!(reason.contains("client certificate"), "{reason}");
@@ -352,8 +358,9 @@ async fn a_client_certificate_that_is_not_trusted_is_named() {
     .await;
 }
 
+/// A wrong TLS setting is an error before any connection, and the error names it.
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_make_no_sense_are_named() {
+async fn an_error_names_settings_that_do_not_fit_together() {
     let secured = secured();
     let root = secured.files.path().join("root.crt");
     for (more, told) in [
@@ -380,12 +387,13 @@ async fn settings_that_make_no_sense_are_named() {
         assert!(matches!(error, Error::Config(_)), "{error:?}");
         assert_says(&error, &[told]);
     }
-    // The system does not trust this one's authority.
+    // The system does not trust the authority of this certificate.
     let error = refusal(&secured.dsn("secure", "sslrootcert=system")).await;
     assert!(matches!(error, Error::Tls { .. }), "{error}");
 }
 
-/// TLS that comes unasked. PostgreSQL 17 is the first to understand it; an older server closes the connection.
+/// Direct TLS, without a request before. PostgreSQL 17 is the first to support it. An older server closes the
+/// connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn direct_tls_is_for_servers_that_understand_it() {
     let secured = secured();
@@ -412,7 +420,7 @@ async fn direct_tls_is_for_servers_that_understand_it() {
     }
 }
 
-/// Both connections of a follower, and a view of what is in the database.
+/// Both connections of a follower use TLS, and the cache equals the database.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_follows_by_tls() {
     let secured = secured();

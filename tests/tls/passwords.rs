@@ -1,4 +1,4 @@
-//! Password files.
+//! Password files, compared with libpq.
 
 use std::{
     fs,
@@ -10,6 +10,7 @@ use oddscache_testkit::cluster::Cluster;
 
 use crate::{PASSWORD, assert_says, open, open_dsn, opened, put, refusal, secured};
 
+/// A password of the file goes only to the host, port, database and role of its line.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_gives_the_password_of_the_right_host_only() {
     let (secured, directory) = (secured(), tempfile::tempdir().unwrap());
@@ -24,28 +25,29 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
     secured.libpq(&dsn).unwrap();
     let config = Config::new(&login).unwrap().passfile(&path);
     assert!(open(config).await.unwrap());
-    // Not unless told, and not where a password is set.
+    // The file counts only if it is named, and only without another password.
     for dsn in [&login, &format!("{dsn} password=x")] {
         let error = refusal(dsn).await;
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     }
-    // Each host gets its own: the first refuses its password, or has none.
+    // Each host gets its own password. The first host refuses it or has none.
     let both = dsn.replace("host=localhost", "host=127.0.0.1,localhost");
     assert!(opened(&both).await);
-    // What the file has wrong is told, but not what it has.
+    // The error says that the password of the file is wrong, and does not show it.
     file(&format!("*:{port}:*:*:hunter2\n"));
     let error = refusal(&dsn).await;
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert_says(&error, &["password file"]);
     assert!(!format!("{error} {error:?}").contains("hunter2"));
-    // It is read anew for each connection; a file that others may read is not.
+    // The file is read again for each connection. A file that others may read is ignored.
     file(&format!("*:*:*:*:{PASSWORD}\n"));
     assert!(opened(&dsn).await);
     let allow = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     allow(0o604);
     assert!(open_dsn(&dsn).await.is_err());
     assert!(secured.libpq(&dsn).is_err());
-    // Its group may read root's, as systemd's credentials are; nobody else's, and not change it.
+    // The group may read a file of root, because systemd stores credentials like that. It may not read a file of
+    // another owner, and not write to any.
     allow(0o440);
     let is_roots = fs::metadata(&path).unwrap().uid() == 0;
     assert_eq!(open_dsn(&dsn).await.is_ok(), is_roots);
@@ -62,9 +64,9 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
     assert!(open_dsn(&dsn).await.is_err());
 }
 
-/// A socket goes by the name of its directory, unless that is the default one.
+/// A socket is found by its directory. The default directory also counts as localhost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_is_known_by_its_directory() {
+async fn the_file_names_a_socket_by_its_directory() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(&["fsync = off"]).unwrap();
     let sql = format!("create role scram login password '{PASSWORD}'");

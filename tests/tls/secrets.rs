@@ -1,4 +1,5 @@
-//! No secret comes out: the binary with a password in every place that may hold one, logging all it can, and every `Debug`.
+//! No secret is shown. The tests put a password into every place that may contain one. They read the log of the binary
+//! at its most verbose level, and every `Debug` output.
 
 use std::{
     fs,
@@ -11,10 +12,11 @@ use oddscache_testkit::service::command;
 
 use crate::{PASSWORD, put, secured};
 
-/// What the password looks like in a URL, and with which the server knows it.
+/// The password as the server knows it, and as it is written in a URL.
 const SECRETS: [&str; 5] = [PASSWORD, "hunter2", "hunter%32", "hunter3", "PRIVATE KEY"];
 
-/// Runs until it ends, or for a while, and returns all it said and what others could see of its arguments.
+/// Runs the binary until it ends, or for a while. Returns its exit code, and all its output together with its visible
+/// arguments.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let (out, errors) = (
@@ -35,7 +37,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) 
             .map(|path: &PathBuf| fs::read_to_string(path).unwrap())
             .concat()
     };
-    // A service that waits for its database has said all it will say once it has tried a few times.
+    // After a few tries, a service that waits for its database has logged everything that it will log.
     let deadline = Instant::now() + Duration::from_secs(60);
     let code = loop {
         match child.try_wait().unwrap() {
@@ -58,8 +60,9 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) 
     (code, text() + &String::from_utf8_lossy(&seen))
 }
 
+/// No output of the binary, and no argument that others can see, contains a password.
 #[test]
-fn the_binary_tells_no_secret_however_much_it_logs() {
+fn the_binary_shows_no_secret_at_any_log_level() {
     let secured = secured();
     secured.psql("create database told");
     secured.cluster.install("told");
@@ -113,7 +116,7 @@ fn the_binary_tells_no_secret_however_much_it_logs() {
         beside(&url("scram:hunter2"), "PGSSLROOTCERT", "system"),
         in_url(&nowhere("hunter2@127.0.0.1:1/told")),
         in_url(&nowhere("hunter2@no-such-host.invalid/told")),
-        // Mistakes: what is not where it belongs is not told either.
+        // Mistakes. Text in the wrong place is not shown either.
         in_url(&nowhere("hunter2/x@127.0.0.1/told")),
         in_url(&nowhere("hunter2")),
         in_url(&nowhere("x@hunter2@127.0.0.1/told")),
@@ -135,7 +138,7 @@ fn the_binary_tells_no_secret_however_much_it_logs() {
             &["serve", "--listen", "127.0.0.1:0"],
         ] {
             if works && arguments[0] == "serve" {
-                // Runs for ever; tests/service.rs and the dump have the same connection.
+                // This would run for ever. `tests/service` and the dump use the same connection.
                 continue;
             }
             let (code, said) = run(arguments, &variables);
@@ -148,9 +151,10 @@ fn the_binary_tells_no_secret_however_much_it_logs() {
     }
 }
 
+/// The test above proves something only if the log is as verbose as it can be.
 #[test]
-fn a_log_at_trace_is_a_log() {
-    // Else the test above would see nothing.
+fn the_log_at_trace_contains_messages() {
+    // Otherwise the test above would see nothing.
     let secured = secured();
     let url = secured.dsn("scram", &format!("password={PASSWORD}"));
     let (_, said) = run(&["dump"], &[("DATABASE_URL", &url)]);
@@ -160,6 +164,7 @@ fn a_log_at_trace_is_a_log() {
     );
 }
 
+/// The `Debug` output of a public type contains no password and no private key.
 #[test]
 fn nothing_public_shows_a_secret_when_debugged() {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,6 +1,6 @@
-//! Whatever becomes of the cache, no statement of the application fails or waits for it: the process is stopped in the middle
-//! of a read, over TCP and over the Unix socket, or killed. INSERT, UPDATE and DELETE never wait; TRUNCATE, ALTER and DETACH
-//! no longer than sql/README.md says.
+//! A cache that hangs or dies does not harm the application's statements. The tests stop or kill the process in the
+//! middle of a read, over TCP and over the Unix socket. INSERT, UPDATE and DELETE never wait for it. TRUNCATE, ALTER
+//! and DETACH wait no longer than sql/README.md says.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -11,28 +11,28 @@ use oddscache_testkit::{
 };
 use tokio_postgres::Client;
 
-/// How the process is connected.
+/// How the process connects to the server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum By {
     Tcp,
     Socket,
 }
 
-/// Where in a read it is stopped.
+/// Where in a read the test stops the process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum At {
-    /// The server waits for its next statement.
+    /// Between two statements: the server waits for the next one.
     Between,
-    /// The server waits for it to take the rows that it has asked for.
+    /// Within the rows of a statement: the server waits for the process to receive them.
     Rows,
 }
 
-/// What sql/README.md promises, and time for a machine that does other work as well.
+/// The bounds that sql/README.md promises. The slack is for a machine that is busy with other work.
 const BETWEEN: Duration = Duration::from_secs(5);
 const ROWS_OVER_TCP: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(15);
 
-/// Statements that want more than a writer's locks. Each on a table of its own, and none changes what the cache holds.
+/// Statements that need a stronger lock than writers do. They lock different tables, and none changes the cached odds.
 const HEAVY: [&str; 4] = [
     "truncate bookmakers, competitor_market_odds",
     "alter table events add column more int",
@@ -40,12 +40,12 @@ const HEAVY: [&str; 4] = [
     "lock table market_odds in access exclusive mode",
 ];
 
-/// The follower's reading session, if it holds the locks of a read: its state and what it waits for.
+/// Selects state and wait event of the follower's reading session, if it holds the locks of a read.
 const READING: &str = "select a.state, coalesce(a.wait_event, '') from pg_stat_activity a
     where a.datname = current_database() and a.application_name = 'oddscache' and a.query not ilike 'listen%'
       and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'events'::regclass and l.granted)";
 
-/// An application beside a process that follows it.
+/// A database, a client of the application, and a process that follows.
 struct Scene {
     database: Database,
     app: Client,
@@ -55,7 +55,7 @@ struct Scene {
 impl Scene {
     async fn new(by: By) -> Scene {
         let database = Database::seeded();
-        // Rows that no socket's buffers hold.
+        // Together these rows are larger than any socket buffer, so the server has to wait for a stopped process.
         database.psql(
             "insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
              select 1000000 + g, 112, 'big', 'big', jsonb_build_array(jsonb_build_object('name', repeat('x', 16000), 'odds', 2))
@@ -82,23 +82,24 @@ impl Scene {
         run(&self.app, sql).await;
     }
 
-    /// State and wait event of the read under way, if any.
+    /// State and wait event of the current read, if there is one.
     async fn reading(&self) -> Option<(String, String)> {
         let row = self.app.query_opt(READING, &[]).await.expect("activity");
         row.map(|row| (row.get(0), row.get(1)))
     }
 
-    /// Stops the process in the middle of a read: at whatever moment, until it is the right one.
+    /// Stops the process in the middle of a read. If that was the wrong point of the read, lets it go on and tries
+    /// again.
     async fn stop(&self, at: At) {
         let mut tries = 0;
         eventually("stopped in the middle of a read", async || {
             tries += 1;
-            // Makes it read the big snapshot again.
+            // Makes the process read the big snapshot again.
             let sql = format!("update market_odds set line = {tries} where id = 1121");
             self.run(&sql).await;
             eventually("reads", async || self.reading().await.is_some()).await;
             self.service.signal("-STOP");
-            // What the server has begun it brings to an end.
+            // The server first finishes the statement, or fills the socket.
             let mut found = None;
             eventually("settled", async || {
                 found = self.reading().await;
@@ -121,7 +122,7 @@ impl Scene {
         .await;
     }
 
-    /// Writers of every kind on every table; each fails rather than wait.
+    /// Runs INSERT, UPDATE and DELETE on every table, with a lock time-out so that waiting fails the test.
     async fn writers_pass(&self) {
         self.run("set lock_timeout = '300ms'").await;
         for sql in [
@@ -146,25 +147,29 @@ impl Scene {
         self.run("reset lock_timeout").await;
     }
 
-    /// Every statement that wants more gets it within this time, all together: behind the first, nothing is left to wait for.
+    /// Runs the heavy statements. Each must get its lock within this time. Once the first has it, the read is over and
+    /// the others do not wait.
     async fn heavy_statements_pass(&self, within: Duration) {
         self.run(&format!("set lock_timeout = {}", within.as_millis()))
             .await;
         for sql in HEAVY {
             self.run(&format!("begin; {sql}; rollback")).await;
         }
-        assert_eq!(self.reading().await, None, "the read is over");
+        assert_eq!(self.reading().await, None, "the read is not over");
         self.run("reset lock_timeout").await;
     }
 }
 
-/// Stopped, it loses its transaction within the bound; let go on, it follows again.
+/// The server ends the transaction of a stopped process within the bound. When the process goes on, it follows again.
 async fn stopped(by: By, at: At, bound: Duration) {
     let scene = Scene::new(by).await;
     scene.stop(at).await;
     scene.writers_pass().await;
     let before = scene.reading().await;
-    assert!(before.is_some(), "the writers were beside a read");
+    assert!(
+        before.is_some(),
+        "the read ended before the writers were done"
+    );
     scene.heavy_statements_pass(bound + SLACK).await;
     scene.service.signal("-CONT");
     let change = "update market_odds set line = 77 where id = 1121";
@@ -176,23 +181,26 @@ async fn stopped(by: By, at: At, bound: Duration) {
     .await;
 }
 
+/// A process that hangs between two statements holds its locks no longer than `BETWEEN`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_tcp() {
     stopped(By::Tcp, At::Between, BETWEEN).await;
 }
 
+/// The same over the Unix socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_between_two_statements_over_the_socket() {
     stopped(By::Socket, At::Between, BETWEEN).await;
 }
 
+/// A process that hangs while it receives rows holds its locks no longer than `ROWS_OVER_TCP`, over TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_among_rows_over_tcp() {
     stopped(By::Tcp, At::Rows, ROWS_OVER_TCP).await;
 }
 
-/// The one case without a bound, for PostgreSQL has none: writers pass all the same, check.sql names the session and the way
-/// out, and that helps.
+/// Over the Unix socket PostgreSQL has no timeout for a client that does not receive its rows. Writers pass
+/// nevertheless. check.sql names the session and the statement that ends it. Running that statement releases the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_among_rows_over_the_socket() {
     let scene = Scene::new(By::Socket).await;
@@ -201,7 +209,7 @@ async fn stopped_among_rows_over_the_socket() {
     let role = format!("reader_of_{}", scene.database.name);
     let way_out = "SELECT pg_terminate_backend(";
     let mut report = String::new();
-    // It is named when it has lasted for half a minute: a slow reader is none that was stopped.
+    // check.sql names a session only after half a minute, because a slow reader is not a stopped one.
     eventually("reported", async || {
         report = run_script(&scene.database.name, Script::Check, &[("role", &role)]);
         report.contains(way_out)
@@ -215,7 +223,7 @@ async fn stopped_among_rows_over_the_socket() {
     scene.service.signal("-CONT");
 }
 
-/// Killed, it is gone at once, and so are its locks.
+/// The locks of a killed process are released at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_of_a_read() {
     for by in [By::Tcp, By::Socket] {

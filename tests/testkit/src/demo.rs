@@ -1,7 +1,7 @@
 //! The demo's data and its simulated application, for the benchmarks.
 //!
-//! The sources are the demo's own. Their names are visible within one crate only, so this file has a public function for
-//! each thing that a benchmark needs. `tests/demo_data` tests their insides and includes them itself.
+//! The sources are the demo's own. Their names are visible within one crate only, so this file has a public function
+//! for each thing that a benchmark needs. `tests/demo_data` includes the sources itself and tests them.
 
 #[allow(dead_code, reason = "the demo uses the rest")]
 #[path = "../../../src/demo/dataset.rs"]
@@ -19,7 +19,7 @@ use tokio_postgres::{Client, NoTls};
 use dataset::Scale;
 use scraper::{Control, Counters, Pace, Scraper};
 
-/// How much data. The default is the real amount.
+/// The amount of data. The default is the real one.
 #[derive(Debug, Clone)]
 pub struct Size {
     /// Upcoming events.
@@ -41,12 +41,12 @@ impl Default for Size {
     }
 }
 
-/// Makes the application's tables in an empty database.
+/// Creates the application's tables in an empty database.
 pub async fn create(client: &Client) {
     dataset::create(client).await.expect("tables");
 }
 
-/// Makes the application's tables and their rows in an empty database.
+/// Creates the application's tables and their rows in an empty database.
 pub async fn fill(client: &Client, size: &Size) {
     create(client).await;
     let scale = Scale {
@@ -94,17 +94,17 @@ impl Application {
         }
     }
 
-    /// How many transactions ended as intended.
+    /// The number of transactions that ended as intended.
     pub fn transactions(&self) -> u64 {
         self.counters.read().transactions
     }
 
-    /// How many transactions failed.
+    /// The number of transactions that failed.
     pub fn failed(&self) -> u64 {
         self.counters.read().failed
     }
 
-    /// Returns when nothing is written any more.
+    /// Stops the application. Returns when it no longer writes.
     pub async fn stop(self) {
         self.control.stop().await;
         self.running.await.expect("the application");

@@ -1,4 +1,4 @@
-//! A followed cache beside a connection that plays the application.
+//! A followed cache, and a connection that plays the application.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::{Database, assert_same, cluster, connect, dump, eventually, oracle};
 
-/// Which transactions a `pg_snapshot` shows.
+/// The transactions that a `pg_snapshot` shows.
 #[derive(Debug, PartialEq)]
 pub struct Shown {
     xmax: u64,
@@ -18,7 +18,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Reads `xmin:xmax:xip,...`; `None` where there is none yet.
+    /// Parses `xmin:xmax:xip,...`. `None` while there is no snapshot.
     pub fn parse(snapshot: &str) -> Option<Shown> {
         let mut parts = snapshot.split(':').skip(1);
         let number = |text: &str| text.parse().expect("a transaction id");
@@ -28,12 +28,13 @@ impl Shown {
         Some(Shown { xmax, in_progress })
     }
 
-    /// Whether it shows a transaction that has committed.
+    /// Whether the snapshot shows this transaction, provided that it has committed.
     pub fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.in_progress.contains(&xid)
     }
 
-    /// Whether it shows all that `earlier` shows. The cluster is shared with other tests, so a greater `xmax` alone says nothing.
+    /// Whether it shows all transactions that `earlier` shows. A greater `xmax` alone does not prove that, because
+    /// other tests use the same cluster.
     pub fn includes(&self, earlier: &Shown) -> bool {
         let hidden = |xid: &&u64| **xid < earlier.xmax && !earlier.in_progress.contains(xid);
         self.xmax >= earlier.xmax && !self.in_progress.iter().any(|xid| hidden(&xid))
@@ -53,7 +54,7 @@ impl Drop for Followed {
     }
 }
 
-/// Neither polls nor audits within a test: only notifications bring changes.
+/// Neither polls nor audits within the time of a test. So only notifications bring changes.
 pub fn rarely(config: Config) -> Config {
     config
         .poll_interval(Duration::from_secs(3600))
@@ -74,7 +75,7 @@ impl Followed {
         Followed::new(&Database::seeded()).await
     }
 
-    /// Polls often, so that a test that runs beside others need not wait for a notification.
+    /// Follows with a short poll interval, so that a test does not depend on notifications.
     pub async fn with(dsn: &str, change: impl FnOnce(Config) -> Config) -> Followed {
         Followed::beside(dsn, dsn, change).await
     }
@@ -86,7 +87,7 @@ impl Followed {
         Followed::start(change(config), app).await
     }
 
-    /// With exactly this configuration.
+    /// Follows with exactly this configuration.
     pub async fn start(config: Config, app: &str) -> Followed {
         let app = connect(app).await;
         let (cache, follower) = OddsCache::connect(config);
@@ -114,13 +115,13 @@ impl Followed {
         run(&self.app, sql).await;
     }
 
-    /// Runs it, and compares the cache with the oracle.
+    /// Runs a statement, and compares the cache with the oracle. Returns the events.
     pub async fn step(&self, sql: &str) -> Vec<Value> {
         self.run(sql).await;
         self.check(sql).await
     }
 
-    /// A step that changes what the cache holds, or it would prove nothing.
+    /// Runs a step that must change what the cache holds. Otherwise it would prove nothing.
     pub async fn changes(&self, sql: &str) -> Vec<Value> {
         let before = self.check("before").await;
         let after = self.step(sql).await;
@@ -134,13 +135,13 @@ impl Followed {
         self.run(&sql).await;
     }
 
-    /// Deletes one of our own snapshots.
+    /// Deletes a betPawa snapshot.
     pub async fn delete(&self, snapshot: i64) {
         let sql = format!("delete from odds_snapshots where id = {snapshot}");
         self.run(&sql).await;
     }
 
-    /// Ends one of the follower's backends: the one that LISTENs, or the one that reads.
+    /// Terminates one of the follower's backends: the one that listens, or the one that reads.
     pub async fn terminate(&self, listening: bool) {
         let its = if listening {
             "query ~ 'LISTEN|advisory'"
@@ -158,14 +159,14 @@ impl Followed {
 
 /// What the cache shows.
 impl Followed {
-    /// What the application's connection sees committed.
+    /// The transactions that are committed now.
     pub async fn committed(&self) -> Shown {
         let sql = "select pg_current_snapshot()::text";
         let row = self.app.query_one(sql, &[]).await.expect("a snapshot");
         Shown::parse(row.get(0)).expect("a snapshot")
     }
 
-    /// Waits for a view that shows all that is committed now.
+    /// Waits for a view that shows every transaction committed by now.
     pub async fn caught_up(&self, what: &str) -> View {
         let committed = self.committed().await;
         eventually(what, async || shows(&self.cache.view(), &committed)).await;
@@ -176,7 +177,8 @@ impl Followed {
         oracle(&self.app, window_start).await
     }
 
-    /// Waits until the view shows what was committed before, and compares it with the oracle. Returns what both say.
+    /// Waits for a view that shows every transaction committed by now, and compares it with the oracle. Returns the
+    /// events.
     pub async fn check(&self, what: &str) -> Vec<Value> {
         let view = self.caught_up(what).await;
         let expected = self.oracle(view.cut().window_start).await;
@@ -185,7 +187,8 @@ impl Followed {
         expected
     }
 
-    /// Waits for a state of this epoch, and compares it with the oracle. An older one may show later transactions.
+    /// Waits for a state of this epoch, and compares it with the oracle. A state of an older epoch may show
+    /// transactions that the server has lost.
     pub async fn check_epoch(&self, epoch: u64, what: &str) -> Vec<Value> {
         eventually(what, async || self.epoch() >= epoch).await;
         let held = self.check(what).await;
@@ -193,8 +196,7 @@ impl Followed {
         held
     }
 
-    /// The view from before stays as it was while nothing can be read, and is no younger than it can be: nothing has been
-    /// read since `gone`.
+    /// Checks the view while nothing can be read. It equals `before`, and its age is at least the time since `gone`.
     pub async fn ages(&self, before: &[Value], epoch: u64, gone: Instant) {
         let view = self.cache.view();
         eventually("ages", async || view.age() > Duration::from_millis(300)).await;
@@ -209,19 +211,19 @@ impl Followed {
         self.cache.view().epoch()
     }
 
-    /// How often everything was read.
+    /// The number of reloads, with the first warmup.
     pub fn reloads(&self) -> u64 {
         self.cache.counters().reloads
     }
 }
 
-/// What the follower does, and says that it does.
+/// The status of the follower, and what it counts.
 impl Followed {
     pub async fn live(&self) {
         eventually("live", async || self.cache.status() == Status::Live).await;
     }
 
-    /// Waits until it polls only, for a reason that has this word.
+    /// Waits until the follower only polls, for a reason that contains this word.
     pub async fn polling(&self, word: &str) {
         eventually("polling", async || {
             matches!(self.cache.status(), Status::PollingOnly { reason } if reason.contains(word))
@@ -229,12 +231,12 @@ impl Followed {
         .await;
     }
 
-    /// Waits until the follower gave up its connection; returns why.
+    /// Waits until the follower has given up its connection. Returns the error.
     pub async fn disconnected(&self) -> Error {
         self.disconnected_by(|_| true).await
     }
 
-    /// The same, for a reason of this kind.
+    /// The same, but waits for an error of this kind.
     pub async fn disconnected_by(&self, is_it: impl Fn(&Error) -> bool) -> Error {
         let mut found = None;
         eventually("disconnected", async || {
@@ -248,38 +250,38 @@ impl Followed {
         found.expect("just seen")
     }
 
-    /// Waits until what the follower counts is so; returns all that it counts.
+    /// Waits until the counters meet a condition. Returns the counters.
     pub async fn counted(&self, what: &str, is_so: impl Fn(&Counters) -> bool) -> Counters {
         eventually(what, async || is_so(&self.cache.counters())).await;
         self.cache.counters()
     }
 
-    /// Waits until so many more reads have failed.
+    /// Waits until this many more reads have failed.
     pub async fn fails(&self, times: u64) {
         let before = self.cache.counters().failures;
         let failed = |counters: &Counters| counters.failures >= before + times;
         self.counted("reads fail", failed).await;
     }
 
-    /// Waits until so many commits were timed.
+    /// Waits until this many commits are timed.
     pub async fn timed(&self, count: u64) -> Timings {
         let commits = || self.cache.timings().commit_to_visible.count;
         eventually("commits are timed", async || commits() >= count).await;
         self.cache.timings()
     }
 
-    /// Waits until a heartbeat was just received, after which there is none for 4 s.
+    /// Waits for a heartbeat, and for the read that it causes. The next one comes 4 s later at the earliest.
     pub async fn heard(&self) -> Counters {
         let before = self.cache.counters().heartbeats;
         self.counted("a heartbeat", |now| now.heartbeats > before)
             .await;
         self.live().await;
-        // What it notified of is read.
+        // Wait until the log row of the heartbeat is read.
         let reads = self.cache.counters().reads;
         self.counted("two reads", |now| now.reads > reads + 1).await
     }
 
-    /// Changes something, which a follower by notifications must show, on its first connection.
+    /// Checks that a notification brings a change, and that the follower lost no connection.
     pub async fn follows_by_notifications(&self) {
         self.set_line(7).await;
         self.check("by notification").await;
@@ -288,7 +290,7 @@ impl Followed {
         assert_eq!(self.epoch(), 1);
     }
 
-    /// How many sessions make writers notify.
+    /// The number of sessions that make writers notify.
     pub async fn waiting(&self) -> i64 {
         let sql = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
             where l.locktype = 'advisory' and l.mode = 'ShareLock' and l.granted and d.datname = current_database()";
@@ -296,7 +298,7 @@ impl Followed {
         row.get(0)
     }
 
-    /// Commits small transactions one after the other until nobody waits for notifications any more.
+    /// Commits small transactions until no follower waits for notifications.
     pub async fn until_awake(&self) {
         let mut line = 0;
         for often in [20, 1] {
@@ -322,7 +324,7 @@ pub fn shows(view: &View, committed: &Shown) -> bool {
     Shown::parse(&view.cut().snapshot).is_some_and(|shown| shown.includes(committed))
 }
 
-/// The counted totals say what is held.
+/// The totals of a view equal what its events hold.
 fn assert_totals(view: &View, events: &[Value], what: &str) {
     let side = |event: &Value, side: &str| event[side].as_object().expect("a map").clone();
     let snapshots = |name| events.iter().map(move |event| side(event, name));
@@ -348,18 +350,22 @@ fn assert_totals(view: &View, events: &[Value], what: &str) {
     assert_eq!(counted, held, "{what}: totals");
 }
 
-/// Fails the test unless it succeeds.
+/// Runs statements. Fails the test unless they succeed.
 pub async fn run(client: &Client, sql: &str) {
     if let Err(error) = client.batch_execute(sql).await {
         panic!("{sql}: {error:?}");
     }
 }
 
-/// Two events of the coming days, one just within the window of two hours (3) and one just out of it (4), each with an older and a newer snapshot of two
-/// bookmakers and two sources, each of those with two markets. All ids can be told: a snapshot of bookmaker `b` is
-/// `event * 100 + b * 10 + age` with age 1 (older) or 2; a competitor event of sportybet has its event's id, of bet9ja ten
-/// more, and 21 (sportybet) is linked to none; a competitor's snapshot is `competitor event * 10 + age`; a market is
-/// `snapshot * 10 + 1` or `+ 2`. Prices follow from the market's id.
+/// Two events of the coming days, one just inside the window of two hours (3) and one just outside it (4). Each has an
+/// older and a newer snapshot of two bookmakers and two sources. Each of these snapshots has two markets.
+///
+/// An id says what the row belongs to:
+/// - A snapshot of bookmaker `b` is `event * 100 + b * 10 + age`. Age 1 is the older, 2 the newer.
+/// - A competitor event of sportybet has the id of its event, and one of bet9ja has ten more. Of sportybet, 21 is
+///   linked to no event.
+/// - A competitor's snapshot is `competitor event * 10 + age`.
+/// - A market is `snapshot * 10 + 1` or `+ 2`. Its prices follow from its id.
 pub const SEED: &str = r#"
 insert into bookmakers (id, name, slug) values (1, 'betpawa', 'betpawa'), (2, 'other', 'other');
 insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
@@ -395,7 +401,7 @@ from competitor_odds_snapshots s, generate_series(1, 2) m;
 "#;
 
 impl Database {
-    /// With the change feed and [`SEED`]. Made once, then copied.
+    /// A database with the change feed and [`SEED`]. The first call creates a template, which is then copied.
     pub fn seeded() -> Database {
         static TEMPLATE: std::sync::OnceLock<Database> = std::sync::OnceLock::new();
         let template = TEMPLATE.get_or_init(|| {

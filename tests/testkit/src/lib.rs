@@ -1,6 +1,7 @@
-//! What the tests and the benchmarks of oddscache share: one private cluster a process, one database a test.
+//! What the tests and the benchmarks of oddscache share. Each process has one private cluster, and each test has one
+//! database.
 //!
-//! Scripts such as `sql/install.sql` are named as seen from the package's root, which is where cargo runs its tests.
+//! Paths such as `sql/install.sql` start at the root of the package, because cargo runs tests there.
 
 use std::{
     sync::{
@@ -76,14 +77,14 @@ impl Database {
         Database { name }
     }
 
-    /// A database with the application's tables, empty.
+    /// A database with the application's tables, but without rows.
     pub fn application() -> Database {
         let database = Database::empty();
         psql(&database.name, &["-qf", "src/demo/schema.sql"]);
         database
     }
 
-    /// The same with the change feed. Made once, then copied: a tenth of the time.
+    /// The same with the change feed. The first call creates a template. Copying it takes a tenth of the time.
     pub fn with_feed() -> Database {
         static TEMPLATE: OnceLock<Database> = OnceLock::new();
         let template = TEMPLATE.get_or_init(|| {
@@ -94,7 +95,7 @@ impl Database {
         Database::copy(&template.name)
     }
 
-    /// Makes a role of this database's own, with the rights of `sql/grants.sql`.
+    /// Creates a role for this database, with the rights of `sql/grants.sql`. Returns its name.
     pub fn reader(&self) -> String {
         let role = format!("reader_of_{}", self.name);
         run_script(&self.name, Script::Grants, &[("role", &role)]);
@@ -105,14 +106,14 @@ impl Database {
         cluster().dsn(&self.name)
     }
 
-    /// Runs statements through psql and returns the rows, unaligned; fails the test on an error.
+    /// Runs statements with psql and returns the rows, unaligned. Fails the test on an error.
     pub fn psql(&self, sql: &str) -> String {
         psql(&self.name, &["-qAtc", sql])
     }
 }
 
-/// Runs psql as the superuser; fails the test unless it succeeds. Blocks: beside a live follower, which may be in the middle
-/// of a read and hold its locks, only in a test with several threads.
+/// Runs psql as the superuser. Fails the test unless psql succeeds. Blocks the thread. A follower may hold the locks of
+/// a read meanwhile, so a test with a running follower needs several threads.
 pub fn psql(database: &str, args: &[&str]) -> String {
     cluster().psql_ok(database, args)
 }
@@ -149,7 +150,7 @@ pub fn server_version() -> u32 {
     })
 }
 
-/// Whether the server has something that came with this version. Says so where it does not, and the test then leaves it out.
+/// Whether the server has a feature that came with this version. If it has not, prints that the test leaves it out.
 pub fn server_has(what: &str, since: u32) -> bool {
     let has = server_version() >= since;
     if !has {
@@ -173,7 +174,7 @@ pub async fn xid(client: &Client) -> u64 {
     row.get::<_, &str>(0).parse().expect("a transaction id")
 }
 
-/// What the cache must hold, by an SQL query of the tests' own.
+/// The events that the cache must hold, by an independent query: the oracle.
 pub async fn oracle(client: &Client, window_start: DateTime<Utc>) -> Vec<Value> {
     let window_start = window_start.to_rfc3339();
     let sql = format!(
@@ -201,8 +202,8 @@ pub async fn oracle(client: &Client, window_start: DateTime<Utc>) -> Vec<Value> 
     .collect()
 }
 
-/// The oracle shows the outcomes of well-formed rows as they are stored; a missing or null `odds` means none, a missing or
-/// null `is_active` means yes.
+/// Adds the defaults that the cache serves. The oracle shows outcomes as they are stored. Missing or null `odds` stay
+/// null, and a missing or null `is_active` means true.
 fn with_defaults(mut event: Value) -> Value {
     for side in ["betpawa", "competitors"] {
         let snapshots = event[side].as_object_mut().into_iter().flatten();
@@ -221,7 +222,7 @@ fn with_defaults(mut event: Value) -> Value {
     event
 }
 
-/// What a view holds, one value an event, in event id order.
+/// The events of a view as JSON, in the order of their ids.
 pub fn dump(view: &oddscache::View) -> Vec<Value> {
     let event = |id| serde_json::to_value(view.event(id).expect("listed")).expect("JSON");
     view.event_ids()
@@ -249,7 +250,7 @@ fn assert_utc(value: &Value) {
     }
 }
 
-/// Times and numbers in one form, so that 2 equals 2.0 and a time equals itself whatever its digits.
+/// Brings numbers and times into one form. So 2 equals 2.0, and a time equals itself however many digits it has.
 pub fn normal(value: Value) -> Value {
     match value {
         Value::Number(number) => Value::from(number.as_f64().expect("a double")),
@@ -265,7 +266,7 @@ pub fn normal(value: Value) -> Value {
     }
 }
 
-/// The cache has the last time it knows in place of `infinity`.
+/// The cache serves the greatest time that it can hold in place of `infinity`.
 fn micros(time: &str) -> i64 {
     if time == "infinity" || time.starts_with("+262142-12-31T23:59:59") {
         return i64::MAX;
@@ -282,7 +283,7 @@ pub fn assert_same(cache: &[Value], oracle: &[Value], what: &str) {
     }
 }
 
-/// Where two lists of events differ first, if they do.
+/// Fails with the first difference between two lists of events.
 pub fn same(cache: &[Value], oracle: &[Value]) -> Result<(), String> {
     let ids = |events: &[Value]| -> Vec<String> {
         let ids = events.iter().map(|event| event["event_id"].to_string());
@@ -313,11 +314,14 @@ fn difference(path: &str, cache: &Value, oracle: &Value) -> Option<String> {
     }
 }
 
-/// Waits until `condition` holds; fails the test after a minute.
+/// Waits until `condition` is true. Fails the test after a minute.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "timed out after a minute: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is logged in this thread, for tests of one thread.
+//! Captures what this thread logs, for tests that use one thread.
 
 use std::{
     io::{Result, Write},
@@ -10,7 +10,7 @@ use tracing::{Dispatch, Level, subscriber::DefaultGuard};
 #[derive(Debug, Clone, Default)]
 struct Bytes(Arc<Mutex<Vec<u8>>>);
 
-/// Ends with its owner.
+/// Captures messages until it is dropped.
 #[derive(Debug)]
 pub struct Log {
     written: Bytes,
@@ -19,11 +19,12 @@ pub struct Log {
 }
 
 impl Log {
-    /// From here on, up to this level.
+    /// Begins to capture messages up to this level.
     pub fn capture(level: Level) -> Log {
         let written = Bytes::default();
         let writer = written.clone();
-        // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+        // If the process has only one subscriber, and a thread without it reaches a log statement first, tracing
+        // switches that statement off for all threads. A second subscriber prevents that.
         let other = tracing_subscriber::fmt().with_writer(std::io::sink);
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())

@@ -1,4 +1,4 @@
-//! PgBouncer, private and unprivileged: its files and its socket lie in the directory of the cluster it was started for.
+//! A private PgBouncer. It runs as an unprivileged user. Its files and its socket lie in the directory of its cluster.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{cluster::Cluster, connect, eventually};
 
-/// Ends with its owner, or with this process, whatever ends that.
+/// A running PgBouncer. It ends when this value is dropped, and also when this process ends, even by SIGKILL.
 #[derive(Debug)]
 pub struct PgBouncer {
     dir: PathBuf,
@@ -21,11 +21,12 @@ pub struct PgBouncer {
     process: Option<Child>,
 }
 
-/// Only names the socket.
+/// The port only gives the socket its name.
 const PORT: u16 = 6432;
 
 impl PgBouncer {
-    /// Between clients and a cluster. `settings` are lines of the section `[pgbouncer]`, such as `pool_mode = transaction`.
+    /// Starts it in front of a cluster. `settings` are lines of the section `[pgbouncer]`, such as `pool_mode =
+    /// transaction`.
     pub async fn start(cluster: &Cluster, settings: &[&str]) -> PgBouncer {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -64,10 +65,11 @@ impl PgBouncer {
         fs::write(self.dir.join("users"), "\"postgres\" \"\"\n").expect("written");
     }
 
-    /// Starts it (again, after [`PgBouncer::stop`]).
+    /// Starts the process, for instance again after [`PgBouncer::stop`].
     pub async fn boot(&mut self) {
         let program = find();
-        // A shell watches for the end of its input, which only this process holds.
+        // The shell kills PgBouncer at the end of its input. Only this process holds the other end of that pipe, so
+        // PgBouncer ends with this process.
         let script = r#""$1" -q "$2" & cat >/dev/null; kill -9 $!; wait $!"#;
         let mut shell = std::process::Command::new("sh");
         shell
@@ -79,7 +81,7 @@ impl PgBouncer {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
-        // It refuses root, as the server does.
+        // PgBouncer refuses to run as root, as the server does.
         if fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0)
         {
             std::os::unix::process::CommandExt::uid(&mut shell, self.user);
@@ -92,7 +94,7 @@ impl PgBouncer {
         .await;
     }
 
-    /// As if its machine were lost.
+    /// Kills it, as if its machine were lost.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             drop(process.stdin.take());
@@ -105,7 +107,7 @@ impl PgBouncer {
         format!("host={dir} port={PORT} user=postgres dbname=postgres")
     }
 
-    /// Its administration console; each answer is a list of rows.
+    /// Connects to its administration console, which answers each command with rows.
     pub async fn console(&self) -> Client {
         let dir = self.dir.display();
         connect(&format!(
@@ -114,14 +116,14 @@ impl PgBouncer {
         .await
     }
 
-    /// One command on the console.
+    /// Runs a command on the console.
     pub async fn command(&self, command: &str) -> Vec<SimpleQueryMessage> {
         let console = self.console().await;
         let answer = console.simple_query(command).await;
         answer.unwrap_or_else(|error| panic!("{command}: {error:?}"))
     }
 
-    /// Sends its clients to another server from their next transactions on, without a word to them.
+    /// Sends its clients to another server from their next transactions on. The clients do not notice.
     pub async fn switch_to(&self, cluster: &Cluster) {
         self.configure(cluster);
         self.command("RELOAD").await;

@@ -1,4 +1,4 @@
-//! The list as serde_json writes it from plain structs: what the bytes are compared with.
+//! The event list as serde_json writes it from plain structs. Tests compare the rendered list with it.
 
 use chrono::{DateTime, Utc};
 use oddscache::{CachedEvent, CachedMarket, CachedSnapshot, View};

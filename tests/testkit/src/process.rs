@@ -1,15 +1,15 @@
-//! What the system says of a process.
+//! Memory and CPU time of a process, from /proc.
 
 use std::{fmt, fs};
 
-/// Clock ticks a second in /proc/PID/stat, on every Linux there is.
+/// Clock ticks per second in /proc/PID/stat. They are the same on every Linux.
 const TICKS: f64 = 100.0;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
-    /// Kilobytes in memory.
+    /// Resident memory, in kilobytes.
     pub resident: u64,
-    /// The most there ever were.
+    /// The greatest resident memory so far, in kilobytes.
     pub peak: u64,
     pub threads: u64,
     pub descriptors: u64,
@@ -43,10 +43,10 @@ pub fn memory(pid: u32) -> Memory {
     }
 }
 
-/// Seconds of a core that it has taken.
+/// CPU time of the process, in seconds.
 pub fn cpu(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything.
+    // The name in parentheses may itself contain spaces and parentheses.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let times = fields.split(' ').skip(12).take(2);
     let ticks = times.filter_map(|field| field.parse::<f64>().ok());

@@ -1,7 +1,8 @@
-//! A proxy between a client and the server that can do what networks do, switched while it runs.
+//! A proxy between a client and the server. It disturbs connections as networks do. A test changes its setting while it
+//! runs.
 //!
-//! It listens on 127.0.0.1 and speaks to the server's socket. What the server sends is cut into the protocol's messages
-//! (type byte and length; no TLS), so that notifications can be lost, doubled, delayed and forged one by one.
+//! It listens on 127.0.0.1 and connects to the server's socket. It cuts what the server sends into messages of the
+//! protocol, without TLS. So it can drop, double, delay and forge single notifications.
 
 mod frames;
 
@@ -29,15 +30,15 @@ use tokio::{
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Way {
     Pass,
-    /// Bytes vanish, for ever on the connections that lost some: the connection stays open and silent.
+    /// Bytes vanish. A connection that has lost bytes stays open and silent for ever.
     BlackHole,
-    /// Nothing moves, nothing is lost.
+    /// Bytes wait, and none are lost.
     Freeze,
-    /// This many bytes, then a pause.
+    /// Passes this many bytes, then pauses.
     Slow(usize, Duration),
-    /// Every piece comes later by this.
+    /// Delays every piece by this time.
     Latency(Duration),
-    /// After this many more bytes, most likely in the middle of a message, both ends are closed.
+    /// Closes both ends after this many more bytes, most likely in the middle of a message.
     Cut(usize),
 }
 
@@ -48,15 +49,15 @@ pub enum Notices {
     Drop,
     Double,
     Delay(Duration),
-    /// Each is followed by some that the server never sent, of other channels and with strange payloads.
+    /// After each notification sends some that the server never sent, on other channels and with strange payloads.
     Forge,
 }
 
-/// Which connections a setting is for.
+/// The connections that a setting applies to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Whose {
     All,
-    /// Those that have sent a LISTEN.
+    /// Connections that have sent a LISTEN.
     Listeners,
     Others,
 }
@@ -71,7 +72,8 @@ pub struct Setting {
     pub notices: Notices,
     /// New connections are closed at once.
     pub refuse: bool,
-    /// Connections there are get closed when this changes; with unsent data, so that the peer sees a reset.
+    /// When this number changes, the proxy closes all connections. It leaves data unsent, so that the peer sees a
+    /// reset.
     pub resets: u64,
 }
 
@@ -86,7 +88,7 @@ impl Setting {
     };
 }
 
-/// Ends its listener when dropped; connections end with the runtime.
+/// A running proxy. Dropping it ends its listener. Connections end with the runtime.
 #[derive(Debug)]
 pub struct Proxy {
     pub address: SocketAddr,
@@ -99,8 +101,9 @@ pub struct Proxy {
 #[derive(Debug, Default)]
 pub struct Counts {
     pub connections: AtomicU64,
-    /// Notifications seen; and those dropped, doubled, delayed or followed by forged ones.
+    /// Notifications that the server sent.
     pub notices: AtomicU64,
+    /// Notifications that the proxy dropped, doubled, delayed or followed by forged ones.
     pub tampered: AtomicU64,
     /// Bytes that vanished.
     pub vanished: AtomicU64,
@@ -134,12 +137,12 @@ impl Proxy {
         }
     }
 
-    /// Puts a setting in place of the one before, for connections there are and those to come.
+    /// Changes the setting of existing and new connections.
     pub fn set(&self, change: impl FnOnce(&mut Setting)) {
         self.setting.send_modify(change);
     }
 
-    /// Back to an ordinary network, for all that did not lose anything.
+    /// Makes the network ordinary again. Connections that have lost bytes stay silent.
     pub fn heal(&self) {
         self.set(|setting| {
             *setting = Setting {
@@ -160,7 +163,7 @@ impl Drop for Proxy {
     }
 }
 
-/// What both directions of a connection know.
+/// What both directions of a connection share.
 #[derive(Debug, Default)]
 struct Kind {
     listens: AtomicBool,
@@ -215,7 +218,7 @@ async fn connection(
             }
         }
     };
-    // Whichever ends first drops both ends of both.
+    // When one direction ends, both connections are closed.
     tokio::select! {
         () = up.run(client_in, server_out) => {}
         () = down.run(server_in, client_out) => {}
@@ -228,9 +231,9 @@ struct Pump {
     setting: watch::Receiver<Setting>,
     kind: Arc<Kind>,
     counts: Arc<Counts>,
-    /// Bytes of this direction vanished: what follows would make no sense.
+    /// Whether bytes of this direction vanished. Then the bytes after them make no sense.
     lost: bool,
-    /// What may still pass before the cut.
+    /// The number of bytes that may still pass before the cut.
     budget: Option<usize>,
 }
 
@@ -260,7 +263,7 @@ impl Pump {
             self.thaw().await;
             let read = tokio::select! {
                 read = from.read(&mut buffer) => read,
-                // A freeze or a cut that begins meanwhile takes hold at once.
+                // A freeze or a cut that begins meanwhile takes effect at once.
                 _ = self.setting.changed() => continue,
             };
             let count = match read {
@@ -293,7 +296,7 @@ impl Pump {
         }
     }
 
-    /// One message or part of one. Says whether the connection lives on.
+    /// Passes on a message or a part of one. Returns whether the connection stays open.
     async fn pass(&mut self, to: &mut (impl AsyncWriteExt + Unpin), piece: Piece) -> bool {
         if !piece.notification {
             return self.send(to, &piece.bytes).await;

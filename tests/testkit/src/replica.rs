@@ -1,4 +1,4 @@
-//! What a client holds that looks only at the events that changes name.
+//! A copy of all events. It updates only those events that a change names.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{normal, same};
 pub struct Replica(BTreeMap<i64, Value>);
 
 impl Replica {
-    /// Everything that a view shows.
+    /// Copies all events of a view.
     pub fn of(view: &View) -> Replica {
         let mut replica = Replica::default();
         for id in view.event_ids() {
@@ -20,7 +20,7 @@ impl Replica {
         replica
     }
 
-    /// Takes from a view the events that a change names.
+    /// Copies the events that a change names from a view.
     pub fn apply(&mut self, change: &Change, view: &View) {
         for id in change.event_ids() {
             self.take(view, id);
@@ -35,7 +35,7 @@ impl Replica {
         };
     }
 
-    /// Whether it holds what a view shows; if not, where they differ.
+    /// Compares the copy with a view. Fails with the first difference.
     pub fn equals(&self, view: &View) -> Result<(), String> {
         let held: Vec<Value> = self.0.values().cloned().collect();
         same(&crate::dump(view), &held)

@@ -1,4 +1,5 @@
-//! Servers with a history: crashes, standbys, promotions, backups. Each test has clusters of its own, for it destroys them.
+//! Servers with a history: crashes, standbys, promotions, backups. Each test has clusters of its own, because it
+//! destroys them.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use tokio_postgres::Client;
 
 use super::{cluster::Cluster, eventually, followed::SEED};
 
-/// What all of them need, and settings that make a crash lose what is not written yet.
+/// The settings of all these servers.
 const SETTINGS: [&str; 4] = [
     "fsync = off",
     "autovacuum = off",
@@ -21,7 +22,7 @@ const SETTINGS: [&str; 4] = [
 ];
 
 impl Cluster {
-    /// A running server whose database `postgres` has the application's tables, the change feed and [`SEED`].
+    /// A running server. Its database `postgres` has the application's tables, the change feed and [`SEED`].
     pub fn seeded(settings: &[&str]) -> Cluster {
         static TEMPLATE: OnceLock<Cluster> = OnceLock::new();
         let template = TEMPLATE.get_or_init(|| {
@@ -35,20 +36,20 @@ impl Cluster {
         })
     }
 
-    /// Makes the tables and their rows.
+    /// Creates the application's tables, the change feed and the rows of [`SEED`].
     pub fn seed(&self) {
         self.install("postgres");
         self.sql(SEED);
     }
 
-    /// Makes the application's tables and the change feed.
+    /// Creates the application's tables and the change feed.
     pub fn install(&self, database: &str) {
         for script in ["src/demo/schema.sql", "sql/install.sql"] {
             self.psql_ok(database, &["-qf", script]);
         }
     }
 
-    /// A running server, whose database `postgres` has the application's tables, the change feed and what `sql` makes.
+    /// A running server. Its database `postgres` has the application's tables, the change feed and what `sql` creates.
     pub fn with_feed(sql: &str) -> Cluster {
         let cluster = Cluster::start(&["fsync = off"]).expect("a cluster");
         cluster.install("postgres");
@@ -85,21 +86,21 @@ impl Cluster {
         format!("host={dir} port={} user=postgres", self.port())
     }
 
-    /// Ends recovery; returns when the server takes writes.
+    /// Promotes a standby. Returns when it accepts writes.
     pub fn promote(&self) {
         let mut promote = self.command("pg_ctl");
         promote.args(["promote", "-w", "-t", "60", "-D"]);
         self.run(promote.arg(self.data())).expect("promoted");
     }
 
-    /// A copy of the data of a stopped server, beside it.
+    /// Copies the data of a stopped server into a folder of this name. Returns its path.
     pub fn backup(&self, name: &str) -> PathBuf {
         let path = self.socket_dir().join(name);
         self.copy(&self.data(), &path);
         path
     }
 
-    /// Gives a stopped server other data, and the settings of its own; the data it had stay under the name `old`.
+    /// Replaces the data of a stopped server, but keeps its settings. The former data stay in the folder `old`.
     pub fn replace_data(&self, by: &Path) {
         let settings = self.data().join("postgresql.auto.conf");
         fs::copy(settings, by.join("postgresql.auto.conf")).expect("the settings");
@@ -107,7 +108,7 @@ impl Cluster {
         fs::rename(by, self.data()).expect("renamed");
     }
 
-    /// Adds lines to the settings, for the next start.
+    /// Adds lines to the settings. They take effect at the next start.
     pub fn add_settings(&self, lines: &[&str]) {
         let path = self.data().join("postgresql.auto.conf");
         let before = fs::read_to_string(&path).expect("the settings");
@@ -124,7 +125,7 @@ impl Cluster {
         self.psql_ok("postgres", &["-qAtc", sql])
     }
 
-    /// Runs psql, which must succeed, and returns the rows.
+    /// Runs psql and returns the rows. Fails the test unless psql succeeds.
     pub fn psql_ok(&self, database: &str, args: &[&str]) -> String {
         let output = self.psql(database, args).expect("psql starts");
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -133,24 +134,26 @@ impl Cluster {
         rows.trim_end().to_owned()
     }
 
-    /// The process of a kind that `pg_stat_activity.backend_type` names.
+    /// The id of the process of this `pg_stat_activity.backend_type`.
     pub fn process(&self, backend_type: &str) -> String {
         self.sql(&format!(
             "select pid from pg_stat_activity where backend_type = '{backend_type}'"
         ))
     }
 
-    /// Keeps what is committed asynchronously out of the write-ahead log for as long as nobody else flushes it: a crash takes it back.
+    /// Stops the WAL writer. From now on a crash undoes asynchronous commits, unless another process flushes the
+    /// write-ahead log.
     pub fn stop_writing_ahead(&self) {
         signal("STOP", &self.process("walwriter"));
     }
 
-    /// SIGKILL for the postmaster and all its processes: what the machine's loss of power is to a server whose disk is safe.
+    /// Kills the postmaster and all its processes, as a power failure would.
     pub fn kill(&self) {
         let lock = self.data().join("postmaster.pid");
         let lines = fs::read_to_string(&lock).expect("a server");
         let postmaster = lines.lines().next().expect("a process id").to_owned();
-        // None may notice that the others are gone, or the next server finds their shared memory in use.
+        // Stop the postmaster first, so that no process notices that others are gone. Otherwise the next server finds
+        // their shared memory in use.
         signal("STOP", &postmaster);
         let children = children_of(&postmaster);
         for pid in children.iter().chain([&postmaster]) {
@@ -160,14 +163,15 @@ impl Cluster {
         while !children.iter().chain([&postmaster]).all(gone) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // As after a reboot: a process id that nobody has any more, not even as a child to be waited for.
+        // After a reboot these files would name a process that no longer exists. Here the process may still exist, as a
+        // child that nobody has waited for. So remove the files.
         let socket = format!(".s.PGSQL.{}.lock", self.port());
         for lock in [lock, self.socket_dir().join(socket)] {
             fs::remove_file(&lock).expect("removed");
         }
     }
 
-    /// SIGKILL for one process: the server ends all connections and recovers, with the same postmaster.
+    /// Kills one process. The postmaster stays, ends all connections and recovers.
     pub async fn crash(&self, pid: &str) {
         let before = self.process("checkpointer");
         signal("KILL", pid);
@@ -180,7 +184,7 @@ impl Cluster {
         .await;
     }
 
-    /// Stops replaying at wherever it is, and returns the standby's time then.
+    /// Pauses replay. Returns the time of the standby once it is paused.
     pub async fn pause_replay(&self, standby: &Client) -> chrono::DateTime<chrono::Utc> {
         let pause = "select pg_wal_replay_pause()";
         standby.execute(pause, &[]).await.expect("a standby");
@@ -201,8 +205,8 @@ pub async fn replayed(primary: &Client, standby: &Client) {
         .query_one("select pg_current_wal_insert_lsn()::text", &[])
         .await;
     let lsn: String = row.expect("a primary").get(0);
-    // What was committed asynchronously is sent once it is flushed, and a commit that can be seen is replayed before its
-    // snapshot shows it.
+    // The primary sends an asynchronous commit once it is flushed. A standby replays a commit before its snapshots show
+    // it.
     let sql = format!("select pg_last_wal_replay_lsn() >= '{lsn}'");
     eventually("replayed", async || {
         standby
@@ -215,13 +219,13 @@ pub async fn replayed(primary: &Client, standby: &Client) {
 }
 
 fn signal(name: &str, pid: &str) {
-    // The shell's own: there may be no other. A process that is gone by itself is all the same.
+    // Use the shell's own `kill`, because there may be no other. A process that has already ended is no error.
     let script = format!("kill -{name} {pid} 2>/dev/null");
     let status = Command::new("sh").args(["-c", &script]).status();
     status.expect("a shell");
 }
 
-/// Fields 3 and 4 of `/proc/PID/stat` are state and parent.
+/// The state and the parent of a process: fields 3 and 4 of `/proc/PID/stat`.
 fn stat(pid: &str) -> Option<(String, String)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit(") ").next()?.split(' ');

@@ -1,4 +1,4 @@
-//! The binary, run as its users run it: commands that end, and the service as a process.
+//! Runs the binary as its users do: commands that end, and the service as a process.
 
 use std::{
     net::SocketAddr,
@@ -17,10 +17,10 @@ use tokio::{
 
 use crate::eventually;
 
-/// Nothing that a process does by itself takes longer, on a machine that has other work as well.
+/// A deadline for what a process does by itself, on a machine that is busy with other work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `oddscache` with these arguments, and with none of our own variables that it reads.
+/// `oddscache` with these arguments, and without those variables of our own environment that it reads.
 pub fn command(arguments: &[&str]) -> Command {
     let binary = std::env::var_os("CARGO_BIN_EXE_oddscache");
     let mut command = Command::new(binary.expect("`cargo test` and `cargo bench` name the binary"));
@@ -29,7 +29,7 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Takes from a command what the binary reads of our own environment.
+/// Removes those variables of our own environment that the binary reads.
 pub fn isolate(command: &mut Command) {
     command.stdin(Stdio::null());
     for (name, _) in std::env::vars() {
@@ -39,7 +39,7 @@ pub fn isolate(command: &mut Command) {
     }
 }
 
-/// What came of a command.
+/// The exit code and the output of a command.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -47,12 +47,12 @@ pub struct Ended {
     pub errors: String,
 }
 
-/// Waits until a command has ended. Blocks.
+/// Runs a command to its end. Blocks the thread.
 pub fn ended(command: &mut Command) -> Ended {
     Ended::of(&command.output().expect("the binary runs"))
 }
 
-/// Runs `oddscache` with these arguments on a database to its end. Blocks.
+/// Runs `oddscache` with these arguments on a database, to its end. Blocks the thread.
 pub fn run(arguments: &[&str], dsn: &str) -> Ended {
     ended(command(arguments).env("DATABASE_URL", dsn))
 }
@@ -67,13 +67,13 @@ impl Ended {
         }
     }
 
-    /// Fails the test unless it ended well.
+    /// Fails the test unless the exit code is 0.
     #[track_caller]
     pub fn ok(self) -> Ended {
         self.with(0, &[])
     }
 
-    /// Fails the test unless it ended with this code and has said all of these words.
+    /// Fails the test unless the exit code is this one and the output contains all of these words.
     #[track_caller]
     pub fn with(self, code: i32, words: &[&str]) -> Ended {
         let Ended { out, errors, .. } = &self;
@@ -93,7 +93,7 @@ pub fn kill(signal: &str, pid: u32) {
     assert!(status.expect("kill").success(), "kill {signal} {pid}");
 }
 
-/// `oddscache serve`. Dropping it kills it.
+/// A running `oddscache serve`. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Service {
     pub child: Child,
@@ -102,16 +102,16 @@ pub struct Service {
     log: mpsc::UnboundedReceiver<String>,
 }
 
-/// On a free port, with a log for [`Service::line`].
+/// The arguments for a free port, and for a log that [`Service::line`] reads.
 pub const SERVE: [&str; 5] = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
 
 impl Service {
-    /// With [`SERVE`] and more arguments; it listens.
+    /// Starts it with [`SERVE`] and more arguments. Returns once it listens.
     pub async fn start(dsn: &str, more: &[&str]) -> Service {
         Service::start_with(dsn, more, &[]).await
     }
 
-    /// With variables, too.
+    /// The same, with environment variables.
     pub async fn start_with(dsn: &str, more: &[&str], variables: &[(&str, &str)]) -> Service {
         let mut command = command(&[&SERVE, more].concat());
         command
@@ -120,15 +120,15 @@ impl Service {
         Service::spawn(command).await
     }
 
-    /// Started, and warm.
+    /// Starts it and waits until it is warm.
     pub async fn warm(dsn: &str, more: &[&str]) -> Service {
         let service = Service::start(dsn, more).await;
         service.ready().await;
         service
     }
 
-    /// For benchmarks: nearly without a log, and with the allocator as the unit and the container in examples/deploy set it,
-    /// unless something else is to be tried.
+    /// Starts it for benchmarks, almost without a log. The allocator is set as in the unit and the container of
+    /// examples/deploy, unless the benchmark is run with another setting.
     pub async fn measured(dsn: &str, more: &[&str]) -> Service {
         let log = "warn,oddscache::server::commands::serve=info";
         let threshold = std::env::var("MALLOC_MMAP_THRESHOLD_");
@@ -137,14 +137,14 @@ impl Service {
         Service::start_with(dsn, &[&["--log", log], more].concat(), &variables).await
     }
 
-    /// Runs a command that starts it with a log in JSON, which says where it listens.
+    /// Runs a command that starts the service with a log in JSON. Reads from the log where it listens.
     pub async fn spawn(command: Command) -> Service {
         let mut command = AsyncCommand::from(command);
         command.stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (to, log) = mpsc::unbounded_channel();
-        // Whether anybody reads it or not, or the service would wait for a full pipe.
+        // Read all lines, even if no test wants them. The service would block on a full pipe.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let _ = to.send(line);
@@ -189,7 +189,7 @@ impl Service {
         assert!(ended.is_none(), "the service ended: {ended:?}");
     }
 
-    /// Each request is on a connection of its own.
+    /// Sends a request on a connection of its own.
     pub async fn try_ask(&self, path: &str, headers: &[(&str, &str)]) -> reqwest::Result<Response> {
         let mut request = reqwest::Client::new().get(format!("{}{path}", self.base));
         for (name, value) in headers {
@@ -209,14 +209,14 @@ impl Service {
         (status, answer.text().await.expect("a body"))
     }
 
-    /// The body of a 200.
+    /// The JSON body of a response, whose status must be 200.
     pub async fn json(&self, path: &str) -> Value {
         let (status, body) = self.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
         serde_json::from_str(&body).expect("JSON")
     }
 
-    /// A sample of `/metrics`, by its name and labels.
+    /// The value of a sample of `/metrics`, by its name and labels.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").await;
         let mut lines = text.lines();
@@ -224,7 +224,7 @@ impl Service {
         value.expect(name).parse().expect("a number")
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` answers 200.
     pub async fn ready(&self) {
         eventually("ready", async || {
             let answer = self.try_ask("/readyz", &[]).await;
@@ -233,19 +233,19 @@ impl Service {
         .await;
     }
 
-    /// The next line of its log; `None` at the end.
+    /// The next line of the log. `None` at its end.
     pub async fn line(&mut self) -> Option<String> {
         let line = timeout(PATIENCE, self.log.recv()).await;
         line.expect("it logs, or ends")
     }
 
-    /// The same, read.
+    /// The next line of the log as JSON. `None` at its end.
     pub async fn message(&mut self) -> Option<Value> {
         let line = self.line().await?;
         Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
     }
 
-    /// Reads the log until a line has all of these words.
+    /// Reads the log until a line contains all of these words. Returns that line.
     pub async fn logs(&mut self, words: &[&str]) -> String {
         loop {
             let line = self.line().await.expect("it runs");
@@ -255,7 +255,7 @@ impl Service {
         }
     }
 
-    /// The log up to its end.
+    /// The rest of the log, up to its end.
     pub async fn rest_of_log(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(line) = self.line().await {

@@ -1,4 +1,4 @@
-//! The application's writes: a small world, and everything that can happen to it.
+//! Random writes of the application to a few rows. They include everything that it does to its tables.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::followed::run;
 
-/// A second partition, and its triggers: what `install.sql` would do.
+/// Creates a second partition, with the triggers that `install.sql` would create.
 pub const PREPARE: &str = "
 create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01');
 do $$ begin
@@ -17,7 +17,7 @@ do $$ begin
              from pg_trigger where tgrelid = 'odds_snapshots_old'::regclass);
 end $$";
 
-/// The world at the beginning of a case.
+/// Creates the rows with which each case begins.
 const RESET: &str = "
 truncate events, competitor_events, odds_snapshots, odds_snapshots_old, competitor_odds_snapshots, market_odds,
     competitor_market_odds;
@@ -37,14 +37,15 @@ select id, '1', 'one', '[{\"name\": \"1\", \"odds\": 1.5}]' from odds_snapshots;
 insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
 select id, '1', 'one', '[{\"name\": \"1\", \"odds\": 1.5}]' from competitor_odds_snapshots";
 
-/// A sequence of steps; after some of them the cache is compared with the oracle, and always at the end.
+/// A sequence of steps. `true` beside a step means that the cache is compared with the oracle after it. It is always
+/// compared at the end.
 #[derive(Debug, Clone)]
 pub struct Case(pub Vec<(Step, bool)>);
 
 #[derive(Debug, Clone)]
 pub enum Step {
     Alone(Transaction),
-    /// The first is open, half done, while the others run from begin to end.
+    /// The first transaction stays open, half done, while the others run from begin to end.
     Beside(Transaction, Vec<Transaction>),
 }
 
@@ -71,12 +72,12 @@ enum Part {
 #[derive(Debug, Clone)]
 struct Change(String);
 
-/// Less than all other ids.
+/// Stands for an id that is less than all others.
 const BELOW: &str = "{below}";
-/// Greater than all other ids.
+/// Stands for an id that is greater than all others.
 const ABOVE: &str = "{above}";
 
-/// New ids, for a case.
+/// Makes the new ids of a case.
 #[derive(Debug, Default)]
 pub struct Ids {
     taken: u32,
@@ -90,7 +91,7 @@ impl Change {
     }
 }
 
-/// The platform's own snapshots, or those of its competitors.
+/// The tables of betPawa's snapshots, or those of the competitors'.
 #[derive(Debug, Clone, Copy)]
 struct Side {
     snapshots: &'static str,
@@ -112,7 +113,7 @@ const COMPETITORS: Side = Side {
 const OUTCOMES: &str =
     r#"[{"name": "1", "odds": 1.5}, {"name": "x", "odds": null, "is_active": false, "more": [1]}]"#;
 
-/// Adds so many markets to a snapshot, which is an SQL expression.
+/// SQL that adds `count` markets to a snapshot. `snapshot` is an SQL expression.
 fn add_markets(side: Side, snapshot: &str, count: u8) -> String {
     format!(
         "insert into {} (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups) \
@@ -127,14 +128,14 @@ impl Transaction {
         self.end == End::Commit
     }
 
-    /// Its statements in two parts, so that others can run in between.
+    /// The statements in two parts, so that others can run in between.
     pub fn halves(&self, ids: &mut Ids) -> (Vec<String>, Vec<String>) {
         let mut first = self.sql(ids);
         let rest = first.split_off(first.len() / 2);
         (first, rest)
     }
 
-    /// Its statements, from begin to end.
+    /// The statements, from begin to end.
     pub fn sql(&self, ids: &mut Ids) -> Vec<String> {
         let mut statements = vec!["begin".to_owned()];
         if !self.notifies {
@@ -161,12 +162,13 @@ impl Transaction {
     }
 }
 
-/// Locks, keys, and partitions that are there already, or not, or whose rows are elsewhere; all else is a mistake in here.
+/// The codes with which the server may refuse a statement: for a lock, for a key, or for a partition that exists
+/// already, does not exist, or does not fit the rows. Any other code is a mistake in this file.
 const REFUSALS: [&str; 9] = [
     "55P03", "40P01", "40001", "23503", "23505", "23514", "42P01", "42809", "42P16",
 ];
 
-/// Runs statements one by one; at the first that the server refuses rolls back. Says whether none was.
+/// Runs statements one by one. Rolls back at the first that the server refuses. Returns whether it accepted all.
 pub async fn execute(client: &Client, statements: &[String]) -> bool {
     for sql in statements {
         if let Err(error) = client.batch_execute(sql).await {
@@ -180,17 +182,17 @@ pub async fn execute(client: &Client, statements: &[String]) -> bool {
     true
 }
 
-/// A statement that waits for another transaction fails, and its transaction with it.
+/// A statement that waits for a lock of another transaction fails, which ends its own transaction.
 pub const PATIENCE: &str = "set lock_timeout = '100 ms'";
 
-/// Puts the world at its beginning.
+/// Restores the rows with which each case begins.
 pub async fn reset(client: &Client) {
     let sql = format!("rollback; set lock_timeout = 0; {RESET}; {PATIENCE}");
     run(client, &sql).await;
 }
 
 impl Case {
-    /// As SQL, for people.
+    /// The case as SQL, for people to read.
     pub fn script(&self) -> String {
         let mut ids = Ids::default();
         let mut script = String::new();
@@ -227,7 +229,7 @@ fn competitor_event() -> impl Strategy<Value = u8> + Clone {
     1..=6u8
 }
 
-/// An event, or none.
+/// The id of an event, or null.
 fn link() -> impl Strategy<Value = String> {
     let event = proptest::option::weighted(0.8, event());
     event.prop_map(|event| event.map_or("null".to_owned(), |event| event.to_string()))
@@ -242,7 +244,7 @@ fn id() -> impl Strategy<Value = &'static str> {
     prop_oneof![4 => Just(ABOVE), 1 => Just(BELOW)]
 }
 
-/// An id of a table by its place from the end, mostly among the newest, so that most writes hit one.
+/// Selects an id of a table by its place from the end. Mostly it is one of the newest, so that most writes find a row.
 fn nth_of(table: &'static str) -> impl Strategy<Value = String> {
     prop_oneof![3 => 0..3u8, 1 => 0..12u8].prop_map(move |nth| {
         format!("(select id from {table} order by id desc offset {nth} limit 1)")
@@ -259,7 +261,7 @@ fn market() -> impl Strategy<Value = (&'static str, String)> {
     side().prop_flat_map(|side| (Just(side.markets), nth_of(side.markets)))
 }
 
-/// In the window, or before it.
+/// A kickoff in the window, or before it.
 fn kickoff() -> impl Strategy<Value = String> {
     prop_oneof![3 => 1..48i8, 1 => -48..-2i8]
         .prop_map(|hours| format!("now() at time zone 'UTC' + interval '{hours} hours'"))
@@ -269,7 +271,7 @@ fn source() -> impl Strategy<Value = &'static str> + Clone {
     select(vec!["a", "b", "c"])
 }
 
-/// A value if true, else null.
+/// The value, or null.
 fn or_null(value: &'static str) -> impl Strategy<Value = &'static str> {
     any::<bool>().prop_map(move |some| if some { value } else { "null" })
 }

@@ -1,8 +1,8 @@
-//! Medians and the like.
+//! Quantiles of times.
 
 use std::time::Duration;
 
-/// Sorts.
+/// The quantile `of`, from 0 to 1. Sorts the times.
 pub fn quantile(times: &mut [Duration], of: f64) -> Duration {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
@@ -12,7 +12,7 @@ pub fn quantile(times: &mut [Duration], of: f64) -> Duration {
         .unwrap_or_default()
 }
 
-/// Sorts.
+/// The median. Sorts the times.
 pub fn median(times: &mut [Duration]) -> Duration {
     quantile(times, 0.5)
 }

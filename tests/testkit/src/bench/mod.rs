@@ -1,4 +1,4 @@
-//! What the benches share: data of the real shape, and timing side by side.
+//! What the benchmarks share: realistic data, and timings of candidates in turn.
 
 pub mod figures;
 pub mod server;
@@ -10,16 +10,16 @@ use oddscache::{MarketInput, OddsCache, OutcomeInput, SnapshotInput, Writer};
 
 pub const REAL: usize = 1_100;
 pub const SOURCES: [&str; 2] = ["sportybet", "bet9ja"];
-/// The markets of the event list, which the first four of each snapshot are.
+/// The markets of the event list. Each snapshot begins with these four.
 pub const INLINE: [&str; 4] = ["3743", "5000", "3795", "4693"];
 
-/// Ids as a sequence leaves them: of each five three are of upcoming events.
+/// Event ids with gaps. Of five ids of the sequence, about three belong to upcoming events.
 pub fn event_ids(events: usize) -> Vec<i64> {
     let all = (0..).filter(|n: &u64| mix(*n) % 5 < 3);
     all.map(|n| n as i64 + 20_000).take(events).collect()
 }
 
-/// A number that looks random (splitmix64).
+/// A pseudorandom number (splitmix64).
 pub fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -27,7 +27,7 @@ pub fn mix(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-/// `ids` in an order that looks random, over and over.
+/// The ids in a pseudorandom order.
 pub fn shuffled(ids: &[i64]) -> Vec<i64> {
     let mut order: Vec<(u64, i64)> = ids.iter().map(|id| (mix(*id as u64), *id)).collect();
     order.sort_unstable();
@@ -56,7 +56,7 @@ pub fn market(event_id: i64, bookmaker: i64, n: i64) -> MarketInput {
     }
 }
 
-/// `version`: a later one has another id.
+/// A snapshot of an event. A later `version` has another id.
 pub fn snapshot(event_id: i64, bookmaker: i64, markets: i64, version: i64) -> SnapshotInput {
     SnapshotInput {
         snapshot_id: (version * 10_000_000 + event_id) * 3 + bookmaker,
@@ -101,8 +101,9 @@ pub fn quantile(values: &mut [f64], at: f64) -> f64 {
 
 pub type Candidate<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
 
-/// Nanoseconds a unit of each candidate: one after the other, round by round, so that what else the machine does meets all
-/// alike. Medians of the rounds. A candidate returns a number that depends on its work.
+/// Measures all candidates in each round, so that other work of the machine affects them alike. Returns for each the
+/// nanoseconds per unit, as the median of the rounds. A candidate returns a number that depends on its work. So the
+/// compiler cannot leave the work out.
 pub fn side_by_side(rounds: usize, units: usize, candidates: &mut [Candidate<'_>]) -> Vec<f64> {
     let mut times = vec![Vec::with_capacity(rounds); candidates.len()];
     for round in 0..=rounds {
@@ -110,7 +111,7 @@ pub fn side_by_side(rounds: usize, units: usize, candidates: &mut [Candidate<'_>
             let begun = Instant::now();
             std::hint::black_box(candidate());
             let took = begun.elapsed().as_nanos() as f64 / units as f64;
-            // The first warms up.
+            // The first round warms up.
             if round > 0 {
                 times.push(took);
             }

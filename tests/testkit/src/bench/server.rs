@@ -1,4 +1,4 @@
-//! A private server with the real amount of data, the feed and the recommended indexes.
+//! A private server with the real amount of data, the change feed and the recommended indexes.
 
 use oddscache::sql::Script;
 use tokio_postgres::Client;
@@ -9,7 +9,7 @@ use crate::{
     demo::{self, Size},
 };
 
-/// Stops, and takes its files with it, when dropped.
+/// A running server. Dropping it stops the server and deletes its files.
 pub struct Server {
     pub cluster: Cluster,
     /// Connection string of the superuser.
@@ -24,7 +24,7 @@ pub async fn start(settings: &[&str]) -> Server {
     of_size(&settings, &Size::default()).await
 }
 
-/// The same with these settings alone, and so much data.
+/// The same with these settings alone, and with this amount of data.
 pub async fn of_size(settings: &[&str], size: &Size) -> Server {
     let cluster = Cluster::start(settings).expect("a cluster");
     let dsn = cluster.dsn("postgres");

@@ -1,4 +1,4 @@
-//! An HTTP client of one connection, and what came of its requests.
+//! An HTTP client with one connection, and a tally of its requests.
 
 use std::{collections::BTreeMap, error::Error as StdError, net::SocketAddr, time::Duration};
 
@@ -6,7 +6,7 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 
 use super::latency::Latencies;
 
-/// After so long an answer is given up.
+/// A request fails if its response takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Client {
     base: String,
 }
 
-/// What went wrong, in words that are the same each time.
+/// An error as text. Equal errors have equal texts, so that a tally can count them.
 pub type Wrong = String;
 
 pub(super) fn wrong(what: &str, error: &dyn StdError) -> Wrong {
@@ -45,12 +45,12 @@ impl Client {
         }
     }
 
-    /// The head of the answer, whose body must be read before the next request.
+    /// Sends a request and returns the head of the response. Read the body before the next request.
     pub async fn ask(&self, path: &str, header: Option<(&str, &str)>) -> Result<Response, Wrong> {
         send(self.request(path, header)).await
     }
 
-    /// Takes the whole answer; returns its status, its tag and how long it was.
+    /// Reads a whole response. Returns its status, its `ETag` and its length in bytes.
     pub async fn take(
         &self,
         path: &str,
@@ -65,7 +65,7 @@ impl Client {
         Ok((answer.status(), tag(&answer), bytes))
     }
 
-    /// The whole answer, which must be 200, and its tag.
+    /// The body and the `ETag` of a response with status 200. Any other status is an error.
     pub async fn text(&self, path: &str) -> Result<(String, Option<String>), Wrong> {
         let answer = self.ask(path, None).await?;
         let (status, tag) = (answer.status(), tag(&answer));
@@ -91,18 +91,18 @@ pub fn view_of(tag: &str) -> Option<(String, u64)> {
     Some((process.to_owned(), digits.parse().ok()?))
 }
 
-/// What came of many requests.
+/// The results of many requests.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     pub latencies: Latencies,
     pub bytes: u64,
     pub statuses: BTreeMap<u16, u64>,
-    /// How often, by what was wrong.
+    /// The number of errors, by text.
     pub errors: BTreeMap<String, u64>,
 }
 
 impl Tally {
-    /// `fine`: the statuses that are no error.
+    /// Adds a result. `fine` are the statuses that are no error.
     pub fn add(
         &mut self,
         took: Duration,

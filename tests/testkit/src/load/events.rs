@@ -13,7 +13,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// `None` of a comment, which keeps the connection alive.
+    /// Parses an event. `None` for a comment, which only keeps the connection alive.
     fn parse(text: &str) -> Option<Event> {
         let field = |name: &str| {
             let mut lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -32,7 +32,7 @@ impl Event {
     }
 }
 
-/// The body of an answer.
+/// Reads events from the body of a response.
 #[derive(Debug)]
 pub struct Events {
     answer: Response,
@@ -47,7 +47,7 @@ impl Events {
         }
     }
 
-    /// `None` at the stream's end.
+    /// The next event. `None` at the end of the stream.
     pub async fn next(&mut self) -> Result<Option<Event>, Wrong> {
         let mut looked = 0;
         loop {

@@ -1,10 +1,10 @@
-//! Times, counted in classes, so that any number of them takes the same room.
+//! A histogram of latencies. Its size does not depend on the number of values.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// How many took how long, in microseconds; exact to two digits.
+/// Counts latencies in microseconds, exact to two digits.
 #[derive(Debug, Clone)]
 pub struct Latencies(Histogram<u64>);
 
@@ -28,7 +28,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// What so large a part of them did not exceed.
+    /// The quantile `part`, from 0 to 1.
     pub fn quantile(&self, part: f64) -> Duration {
         Duration::from_micros(self.0.value_at_quantile(part))
     }

@@ -1,4 +1,4 @@
-//! A client of `/v1/changes` that trusts nothing: it counts what comes, and finds gaps by itself.
+//! A client of `/v1/changes` that does not trust the service. It counts the changes and finds gaps by itself.
 
 use std::{
     collections::BTreeSet,
@@ -15,29 +15,30 @@ use super::{
     events::{Event, Events},
 };
 
-/// What one of them has seen. Read while it goes on.
+/// What a subscriber has seen so far. Others read it while the subscriber runs.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
-    /// The id told last.
+    /// The id of the last event.
     pub last: String,
     pub changes: u64,
-    /// `lagged`: the service told of a gap.
+    /// Gaps that the service reported as `lagged`.
     pub lagged: u64,
-    /// Gaps that it did not tell of, and ids that went back: never right.
+    /// Gaps that the service did not report, and ids that went back. This must stay 0.
     pub untold: u64,
     /// Connections after the first.
     pub reconnects: u64,
-    /// What was wrong last.
+    /// The last error.
     pub wrong: Option<String>,
-    /// Events that differ since somebody last took them from here, if anybody does.
+    /// Events that changed since they were last taken from here. Filled only with `collect`.
     pub changed: BTreeSet<i64>,
-    /// All must be taken anew.
+    /// Whether changes were lost, so that all events must be read again.
     pub lost: bool,
 }
 
 pub type Shared = Arc<Mutex<Seen>>;
 
-/// Reads changes for ever, with the new odds if asked to, and comes back with the last id when the stream ends.
+/// Reads changes for ever, and connects again with the last id when the stream ends. `collect` collects the changed
+/// events, and `odds` requests their new odds.
 pub async fn run(address: SocketAddr, seen: Shared, collect: bool, odds: bool) {
     let mut first = true;
     loop {

@@ -7,12 +7,12 @@ pub(super) struct Piece {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Cuts what the server sends into messages. Only notifications are held back until they are whole.
+/// Holds back notifications until they are complete. Passes all other bytes on at once.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// Of a message's head, or of a notification.
+    /// The bytes of an incomplete head, or of an incomplete notification.
     held: Vec<u8>,
-    /// Still to come of a message that is no notification.
+    /// The number of bytes still to come of a message that is no notification.
     rest: usize,
 }
 
@@ -81,6 +81,7 @@ pub(super) fn notification(channel: &str, payload: &str) -> Vec<u8> {
     message
 }
 
+/// For any sizes of pieces, all bytes pass in order and every notification is whole.
 #[test]
 fn messages_are_cut_wherever_the_pieces_end() {
     let message = |kind: u8, body: &[u8]| {
