@@ -63,7 +63,7 @@ async fn another_service_proves_nothing_of_what_is_on_the_page() {
     app.batch_execute(UPDATE).await.unwrap();
     browser.until("it says so", STALE).await;
     let banner = browser.eval(BANNER).await;
-    let expected = "another service tells its health than the one that sends changes";
+    let expected = "one service reports its health, and another one sends the changes";
     assert!(banner.as_str().unwrap().contains(expected), "{banner}");
 
     valve.stats.send_replace(None);
