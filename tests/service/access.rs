@@ -115,7 +115,7 @@ async fn a_token_is_asked_for_everywhere_but_where_health_is_asked() {
     assert!(explain(two).status.success());
     let refused = explain(one);
     assert!(
-        text(&refused.stderr).contains("asks for a token"),
+        text(&refused.stderr).contains("requires a token"),
         "{}",
         text(&refused.stderr)
     );
