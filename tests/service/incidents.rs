@@ -78,7 +78,7 @@ async fn a_disabled_trigger_is_noticed_and_nothing_is_missed() {
         &[
             "is disabled, so changes would be missed",
             "the trigger is enabled again, after ",
-            " markets nobody logged; the cache says that it is ",
+            " markets without a log row; the cache says that it is ",
             "back: everything was read again",
         ],
     );
@@ -90,7 +90,7 @@ async fn a_transaction_over_everything_is_one_publication() {
     assert_in_order(
         &told,
         &[
-            "the database was looked at since, and none is seen: COMMIT",
+            "the cache read the database since and shows none: COMMIT",
             " events changed in one publication, ",
             "; all ",
             " snapshots are new",
