@@ -1,4 +1,4 @@
-//! The command line. Every flag is also an environment variable, and those of `serve` are the keys of the settings
+//! The command line. Most flags have an environment variable. The long flags of `serve` are the keys of the settings
 //! file.
 
 use std::path::PathBuf;
@@ -44,12 +44,12 @@ pub(crate) enum Command {
     ///
     /// It listens before it warms up; /readyz answers 503 until it is warm. It waits for a database that cannot be
     /// reached. Before the first warmup it ends with code 1 if waiting does not help: a wrong password, missing tables,
-    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain. SIGUSR1 makes it read everything again, SIGHUP the
-    /// tokens and the certificate. SIGUSR2 makes it log in detail, and the next SIGUSR2 as before.
+    /// triggers or rights. SIGTERM and Ctrl-C end it within --drain. SIGUSR1 makes it read everything again. SIGHUP
+    /// makes it read the tokens and the certificate again. SIGUSR2 turns detailed logging on, and the next one off.
     Serve(Box<ServeArguments>),
     /// Print the settings of serve that are in force, and where each comes from: flag, environment, file or default
     ///
-    /// Takes the flags of serve. It prints a file for --config, and hides secrets. Connects to nothing.
+    /// Takes the flags of serve. What it prints is a file for --config, without secrets. Connects to nothing.
     Config(Box<ServeArguments>),
     /// Warm up once, print every event as a line of JSON, in event id order, and exit
     Dump(DumpArguments),
@@ -66,16 +66,16 @@ pub(crate) enum Command {
     /// Look for everything that can be wrong with the database, the feed, the rights, the notifications and the log
     ///
     /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes
-    /// it. Changes nothing. Run it as the role that the cache logs in as; it says what that role may not see. Ends with
-    /// code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
+    /// it. Changes nothing. Run it as the role that the cache logs in as. It reports what that role may not see. Ends
+    /// with code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
     Doctor(DoctorArguments),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it
     ///
-    /// It prints the latest snapshot of each bookmaker and source, with those that it replaced, or why the event is not
-    /// held; and the rows of the change log that name it. Ends with code 0 if the service agrees or none was asked, 1
-    /// if it differs.
+    /// It prints the latest snapshot of each bookmaker and source, with those that it replaced. If the event is not
+    /// held, it prints why. It also prints the rows of the change log that name the event. Ends with code 0 if the
+    /// service agrees or none was asked, 1 if it differs.
     Explain(ExplainArguments),
-    /// Tell whether a running service lives (/livez): ends with code 0 if so, else with 1
+    /// Tell whether a running service is alive (/livez): ends with code 0 if so, else with 1
     ///
     /// For the health check of a container. A service without its database is alive; one with a stuck follower is not.
     Health(ProbeArguments),
@@ -83,8 +83,8 @@ pub(crate) enum Command {
     Ready(ProbeArguments),
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
-    /// Needs PostgreSQL's server binaries, no running server, no configuration. Ctrl-C leaves nothing running and no
-    /// files.
+    /// Needs PostgreSQL's server binaries, but no running server and no configuration. Ctrl-C ends all that it started
+    /// and removes its files.
     #[cfg(feature = "demo")]
     Demo(DemoArguments),
 }

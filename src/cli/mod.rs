@@ -1,4 +1,4 @@
-//! The command line: reads it with the settings, and runs the command that it names.
+//! Reads the command line and the settings, and runs the command.
 
 mod args;
 mod settings;
@@ -22,7 +22,7 @@ pub(crate) fn main() -> ExitCode {
     metrics::process::begin();
     let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
-        Err(unusable) => return unusable.tell(),
+        Err(unusable) => return unusable.report(),
     };
     let _flush = match logging::start(&arguments.log) {
         Ok(flush) => flush,
@@ -39,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(run(arguments.command, &origins));
-    // Without waiting for blocked tasks, such as a write to a pipe that nobody reads.
+    // Do not wait for blocked tasks, such as a write to a pipe that nobody reads.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,

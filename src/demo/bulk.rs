@@ -19,7 +19,7 @@ use super::{
 
 impl Stage<'_> {
     pub(super) async fn bulk(&self, begun: Instant) -> anyhow::Result<()> {
-        // The cache would rightly show what the application commits meanwhile.
+        // Pause the application, because the cache would rightly show what it commits meanwhile.
         self.control.pause().await;
         let done = self.bulk_alone(begun).await;
         self.control.resume();
@@ -42,7 +42,7 @@ impl Stage<'_> {
         // The cache must read the database after the last row was written.
         self.until(
             BACK_WITHIN,
-            "the cache to look at the database before COMMIT",
+            "the cache to read the database before COMMIT",
             |cache| cache.view().age() < written.elapsed(),
         )
         .await?;
@@ -55,7 +55,7 @@ impl Stage<'_> {
         say(
             begun,
             format!(
-                "{} snapshots with {} markets are written, the database was looked at since, and none is seen: COMMIT",
+                "{} snapshots with {} markets are written; the cache read the database since and shows none: COMMIT",
                 HumanCount(done.snapshots),
                 HumanCount(done.markets)
             ),
@@ -89,7 +89,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Takes new odds for these events, of all bookmakers.
+    /// Writes new odds for these events, of all bookmakers.
     async fn rewrite(
         &self,
         tx: &Transaction<'_>,
@@ -156,7 +156,7 @@ impl Newest {
     }
 }
 
-/// Events that were held and still are, and did not change.
+/// Events that were held before and still are, but did not change.
 fn left_out(view: &View, before: &BTreeSet<i64>, changed: &BTreeSet<i64>) -> Vec<i64> {
     before
         .difference(changed)

@@ -1,8 +1,8 @@
 //! A private, throw-away PostgreSQL cluster: started on a free port, stopped and deleted with its owner.
 //!
 //! `oddscache demo` uses it. The package `tests/testkit` includes this file for the tests and the benchmarks.
-//! Crates for this either download server binaries or call `sudo` as root. This must work offline, and as root without
-//! `sudo`.
+//! No crate does what is needed: the known ones download server binaries, or call `sudo` as root. This must work
+//! offline, and as root without `sudo`.
 
 use std::{
     ffi::OsString,
@@ -71,8 +71,8 @@ fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
     }
 }
 
-/// A running private cluster. Dropping it stops the server and deletes its files. So does any death of this process: a
-/// watchdog process waits for the end of a pipe that only this process holds.
+/// A running private cluster. Dropping it stops the server and deletes its files. The same happens if this process
+/// dies: a watchdog process waits for the end of a pipe that only this process holds.
 #[derive(Debug)]
 pub struct Cluster {
     binaries: Binaries,
@@ -95,7 +95,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A directory for a cluster, whose [`Cluster::data`] the caller fills: by [`Cluster::init`], from a backup.
+    /// A directory for a cluster. The caller fills its [`Cluster::data`], by [`Cluster::init`] or from a backup.
     pub fn create() -> Result<Cluster, ClusterError> {
         let binaries = Binaries::of_the_environment();
         let bin = binaries.server()?;
@@ -166,7 +166,7 @@ impl Cluster {
             text.push_str(line);
             text.push('\n');
         }
-        // initdb made it as the server's user. Only its contents change.
+        // initdb made the file as the server's user. Writing changes only the contents, so the owner stays.
         fs::write(&path, text).map_err(step("writing postgresql.auto.conf"))
     }
 
@@ -232,8 +232,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who may log in, and how, from the next [`Cluster::boot`] on: lines of `pg_hba.conf`, after which the superuser
-    /// is trusted on the socket.
+    /// Sets who may log in, and how, from the next [`Cluster::boot`] on, by lines of `pg_hba.conf`. Adds a last line
+    /// that trusts everybody on the socket.
     pub fn set_hba(&self, lines: &[&str]) -> Result<(), ClusterError> {
         self.put(
             "pg_hba.conf",
@@ -296,7 +296,7 @@ impl Cluster {
     /// Runs a command to its end. Its output becomes the error.
     pub fn run(&self, command: &mut Command) -> Result<(), ClusterError> {
         let name = command.get_program().to_string_lossy().into_owned();
-        // Into a file: a server started by pg_ctl would inherit a pipe and hold it open.
+        // Output goes into a file, because a server started by pg_ctl would inherit a pipe and hold it open.
         let path = self.dir.path().join("out");
         let file = fs::File::create(&path).map_err(step(&name))?;
         let both = file.try_clone().map_err(step(&name))?;
@@ -324,7 +324,7 @@ impl Cluster {
             .args(["-X", "-v", "ON_ERROR_STOP=1", "-d"])
             .arg(self.dsn(database))
             .args(args);
-        // The scripts lie in folders that the server's user may not enter: run as ourselves.
+        // Run as ourselves, because the server's user may not enter the folders of the scripts.
         let mut plain = Command::new(command.get_program());
         plain
             .args(command.get_args())
@@ -445,8 +445,8 @@ impl Binaries {
             let there = |name: &&str| is_program(&dir.join(name));
             SERVER.into_iter().filter(|name| !there(name)).collect()
         };
-        // A named folder must be the one that is used: nobody would notice another server in its place. The same goes
-        // for the empty value that a failed `$(...)` leaves.
+        // Use no folder but the named one, because nobody would notice another server in its place. An empty value is
+        // an error too: a failed `$(...)` leaves one.
         if let Some(named) = &self.named {
             let folder = PathBuf::from(named);
             let missing = missing(&folder);

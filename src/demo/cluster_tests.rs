@@ -63,7 +63,7 @@ fn the_named_folder_is_the_only_one() {
     assert_eq!(named(whole.clone()).server().unwrap(), whole);
 
     let part = folder(&machine.at("part"), &["initdb", "psql"]);
-    // A file that nobody may run is none.
+    // A file that nobody may run is no program.
     fs::write(part.join("pg_ctl"), "").unwrap();
     for (folder, missing) in [
         (part, "postgres, pg_ctl"),

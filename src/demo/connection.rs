@@ -7,12 +7,12 @@ use tokio_postgres::{Client, NoTls};
 
 pub(super) async fn connect(dsn: &str) -> anyhow::Result<Client> {
     let (client, connection) = Config::new(dsn)?.open().await?;
-    // Ends with the client.
+    // The task ends with the client.
     tokio::spawn(connection);
     Ok(client)
 }
 
-/// As many as the simulated application needs.
+/// The connections of the simulated application.
 pub(super) fn pool(dsn: &str) -> anyhow::Result<Pool> {
     let manager = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,

@@ -1,7 +1,7 @@
 //! Synthetic data of the application: deterministic for a seed, shaped like the real data, made on the server.
 //!
-//! Events get ids 1, 2, ..: first those long past, then those of the last days, then `Scale::events` upcoming ones.
-//! An event's id decides which rare case it is, so that every case exists at every scale of 40 events or more:
+//! Events get ids from 1 on: first those long past, then those of the last days, then `Scale::events` upcoming ones.
+//! An event's id decides which rare case it is. So every case exists at every scale of 40 events or more:
 //!
 //! | id mod 20 | case |
 //! |---|---|
@@ -55,7 +55,7 @@ impl Default for Scale {
 /// A step of making the data failed.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "making the synthetic data: {step} failed; it wants an empty database and the right to create tables in it"
+    "making the synthetic data: {step} failed; it needs an empty database and the right to create tables in it"
 )]
 pub(crate) struct DatasetError {
     step: &'static str,
@@ -118,6 +118,7 @@ pub(crate) async fn load(
     mut progress: impl FnMut(u64, u64, &str),
 ) -> Result<Loaded, DatasetError> {
     let started = Instant::now();
+    // An estimate, until the rows are counted: one bookmaker of our own and two competitors for each event.
     let of_each = |rows: u32| u64::from(scale.events) * 3 * u64::from(rows);
     let newest = scale.history_with_markets.min(scale.history);
     let expected = of_each(scale.history) + of_each(newest) * u64::from(scale.markets);
@@ -197,7 +198,7 @@ async fn load_snapshots(
     Ok(snapshots)
 }
 
-/// Inserts the markets of so many snapshots, which `market_target` lists.
+/// Inserts the markets of the snapshots that `market_target` lists. There are `targets` of them.
 async fn load_markets(
     client: &Client,
     scale: &Scale,
@@ -248,8 +249,8 @@ fn int(number: u32) -> i32 {
 const BOOKMAKERS: &str = "
     insert into bookmakers (name, slug) values ('betPawa', 'betpawa'), ('betPawa Zambia', 'betpawa-zm')";
 
-/// $1: past events, $2: all. The first three tenths of the past ones kicked off over a month ago, the next tenth three
-/// weeks ago, the others this week; upcoming ones began an hour ago at the earliest, and do in a week at the latest.
+/// $1: past events, $2: all. Of the past ones, the first three tenths kicked off over a month ago, the next tenth three
+/// weeks ago, the others within a week. Upcoming events kick off between an hour ago and a week from now.
 const EVENTS: &str = "
     insert into events (sportradar_id, name, home_team, away_team, tournament, kickoff, created_at)
     select 'sr:match:' || 60000000 + n, home || ' - ' || away, home, away,
@@ -269,7 +270,7 @@ const EVENTS: &str = "
     ) made
     order by n";
 
-/// By event id; see the table at the top of the file. The last arm: events that only a competitor offers.
+/// By event id; see the table at the top of the file. The second statement adds events that only a competitor offers.
 const COMPETITOR_EVENTS: &str = "
     insert into competitor_events (source, betpawa_event_id, name, kickoff, external_id, sportradar_id, deleted_at)
     select c.source,
@@ -346,7 +347,7 @@ const COMPETITOR_SNAPSHOTS: &str = "
       and (t.captured_at < c.kickoff or c.kickoff > clock.now - interval '2 hours')
     order by t.captured_at, c.id";
 
-/// $1: how many per event and bookmaker, newest first. In id order, so that market ids grow with time too.
+/// $1: how many per event and bookmaker, newest first. In the order of time, so that market ids grow with time too.
 const MARKET_TARGETS: &str = "
     insert into pg_temp.market_target (competitor, snapshot_id, event, key, captured_at)
     select competitor, id, event, key, captured_at
@@ -364,8 +365,8 @@ const MARKET_TARGETS: &str = "
     where age <= $1::int and captured_at > clock.now - interval '9 days'
     order by captured_at, key";
 
-/// $1: competitors', $2, $3: range of `market_target.n`, $4: markets of a snapshot.
-/// Odds are drawn around the kind's base and scaled so that the margin is the kind's.
+/// $1: whether the competitors', $2, $3: range of `market_target.n`, $4: markets of a snapshot.
+/// Odds are drawn around the base of the market's kind, and scaled so that the margin is that of the kind.
 fn markets_of(table: &str) -> String {
     format!(
         "insert into {table} (snapshot_id, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home,

@@ -1,8 +1,8 @@
--- What the synthetic data is made from; run once a session by dataset.rs, which has made pg_temp.u() before.
+-- What the synthetic data is made from. dataset.rs runs it once a session, after it has made pg_temp.u().
 -- Everything here is temporary: it goes with the session.
 --
--- pg_temp.u(key, salt) is a number in [0, 1) that depends on the seed, key and salt alone, so that no plan, however
--- the server picks it, changes the data.
+-- pg_temp.u(key, salt) is a number in [0, 1) that depends on the seed, key and salt alone. So the data does not depend
+-- on the plan that the server chooses.
 
 create temp table clock as
 select date_trunc('second', now() at time zone 'UTC') as now;
@@ -23,7 +23,8 @@ $$ select chr(65 + floor(pg_temp.u(key, 91) * 26)::int) || '. '
                          Eze,Bello,Santos,Costa,Rossi,Muller,Jansen,Novak,Larsen,Dubois,Garcia,Moreau,Horvat,O''Brien}',
                        key, 92) $$;
 
--- One row per market of a snapshot, in row order. The markets shown inline come first, so that the smallest scale has them.
+-- One row per market of a snapshot, in row order. The markets of the event list come first, so that the smallest scale
+-- has them.
 -- own_names: the outcomes are players of the event, made per event.
 create temp table market_kind (
     position       int primary key,
@@ -89,7 +90,7 @@ from kinds;
 create function pg_temp.raw_response(key bigint) returns jsonb language sql immutable as
 $$ select jsonb_build_object('status', 'ok', 'etag', md5(key::text), 'body', repeat(md5((key + 1)::text), 8)) $$;
 
--- Which snapshots get markets, filled by dataset.rs. event: what the outcomes' names depend on; key: what the odds do.
+-- Which snapshots get markets; dataset.rs fills it. The outcomes' names depend on event, the odds on key.
 create temp table market_target (
     n           bigserial primary key,
     competitor  boolean not null,

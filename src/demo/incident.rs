@@ -61,10 +61,10 @@ impl Incident {
             ),
             Self::TriggerOff => (
                 "a trigger of market_odds is disabled: the application's changes are not logged",
-                "the cache notices within a poll, takes nothing for current any more, and reads everything again",
+                "the cache notices within a poll, no longer calls its view current, and reads everything again",
             ),
             Self::Bulk => (
-                "one transaction takes new odds for every event of every bookmaker; the application pauses",
+                "one transaction writes new odds for every event and bookmaker; the application pauses",
                 "nothing moves while it runs; at its COMMIT the whole board lights up at once",
             ),
             Self::All => ("everything", "the page"),
@@ -72,7 +72,7 @@ impl Incident {
     }
 }
 
-/// The cache knows a dead connection within 15 s (README). The rest is for a busy machine.
+/// The cache notices a dead connection within 15 s (README). The rest is for a busy machine.
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long the cache may take to connect again and read everything.
@@ -81,7 +81,7 @@ pub(super) const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// How long a fault lasts, so that one can watch it.
 const TROUBLE: Duration = Duration::from_secs(3);
 
-/// Longer than the application's locks keep the cache from reading.
+/// Locks of the application keep the cache from reading for less than this.
 const LONG: Duration = Duration::from_secs(5);
 
 /// A read that was under way may prove the view up to a poll interval after the fault began. The rest is for a busy
@@ -92,10 +92,10 @@ const UNDER_WAY: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Everything that incidents happen to.
+/// Everything that an incident acts on.
 pub(super) struct Stage<'a> {
     pub(super) cluster: &'a Cluster,
-    /// For the application and the comparisons. It leads past the network that can be cut.
+    /// For the application and the comparisons. It does not go through the network that can be cut.
     pub(super) dsn: String,
     pub(super) pool: Pool,
     /// Only if there will be a partition.
@@ -239,7 +239,7 @@ impl Stage<'_> {
         say(
             begun,
             format!(
-                "the trigger is enabled again, after {} markets nobody logged; the cache says that it is {:.1} s old",
+                "the trigger is enabled again, after {} markets without a log row; the cache says that it is {:.1} s old",
                 HumanCount(markets),
                 age.as_secs_f64()
             ),
@@ -310,7 +310,7 @@ impl Stage<'_> {
         );
         ensure!(
             !follows(&self.cache),
-            "the cache takes itself for current: it is {}",
+            "the cache calls itself current: its status is {}",
             self.cache.status()
         );
         Ok(age)
@@ -340,7 +340,7 @@ impl Stage<'_> {
         while !condition(&self.cache) {
             if Instant::now() > deadline {
                 bail!(
-                    "waited {} s in vain for {what}; it is {}",
+                    "waited {} s in vain for {what}; its status is {}",
                     within.as_secs(),
                     self.cache.status()
                 );
@@ -351,7 +351,7 @@ impl Stage<'_> {
     }
 }
 
-/// Whether it follows the database, woken or polling.
+/// Whether it follows the database, with notifications or by polling.
 fn follows(cache: &OddsCache) -> bool {
     matches!(cache.status(), Status::Live | Status::PollingOnly { .. })
 }

@@ -67,8 +67,8 @@ pub(crate) struct DemoArguments {
     /// Snapshots of each event and bookmaker in the database, most of them history
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     history: u32,
-    /// How many of these, newest first, have markets. The real application has 52, with markets: some GB and some
-    /// minutes
+    /// How many of these, newest first, have markets. The real application has 52, all with markets: that takes some GB
+    /// and some minutes
     #[arg(long, env = "ODDSCACHE_DEMO_HISTORY_WITH_MARKETS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     history_with_markets: u32,
     /// The time in which the simulated application scrapes every event once
@@ -89,7 +89,7 @@ pub(crate) struct DemoArguments {
         value_delimiter = ','
     )]
     incidents: Vec<Incident>,
-    /// The quiet before each incident
+    /// How long to wait before each incident
     #[arg(long, env = "ODDSCACHE_DEMO_INCIDENT_AFTER", default_value = "10s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     incident_after: Duration,
     /// Another seed gives other data
@@ -188,7 +188,7 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
     });
     let result = tokio::select! {
         result = watch(arguments, &plan, &stage) => result,
-        // Neither ends by itself.
+        // Neither the follower nor the application ends by itself.
         Some(ended) = tasks.join_next() => ended.map_err(Into::into).flatten().and(Err(anyhow!("a task ended"))),
     };
     stage.control.stop().await;
@@ -301,6 +301,7 @@ async fn watch(
         stage.happen(*incident).await?;
     }
     loop {
+        // Compare at the end of `--for`, if that comes before the next regular comparison.
         let left = arguments
             .duration
             .map(|duration| duration.saturating_sub(lines.begun.elapsed()));
@@ -311,7 +312,7 @@ async fn watch(
         let events = stage.compare().await?;
         let written = stage.counts.read();
         println!(
-            "         the application pauses: all {} events equal the database, after {} transactions of it ({} failed)",
+            "         the application pauses: all {} events equal the database, after {} of its transactions ({} failed)",
             HumanCount(events as u64),
             HumanCount(written.transactions),
             written.failed
@@ -322,7 +323,7 @@ async fn watch(
     }
 }
 
-/// The lines that say how it goes.
+/// Prints how the demo goes, in lines of figures.
 struct Lines {
     begun: Instant,
     before: Counters,
@@ -336,7 +337,7 @@ impl Lines {
         }
     }
 
-    /// One every few seconds and one at the end, for so long.
+    /// Prints a line every few seconds for this time, and one at its end.
     async fn print(&mut self, cache: &OddsCache, time: Duration) {
         let end = Instant::now() + time;
         loop {

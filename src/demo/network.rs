@@ -1,5 +1,5 @@
-//! A network between the cache and the server that can be cut. Then nothing moves and nothing is lost, and neither side
-//! is told.
+//! A network between the cache and the server that can be cut. While it is cut, no byte moves, none is lost, and
+//! neither side gets an error.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{
 /// The pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Listens on 127.0.0.1 and speaks to the server's socket, until dropped.
+/// Listens on 127.0.0.1 and passes bytes on to the server's socket, until dropped.
 #[derive(Debug)]
 pub(super) struct Network {
     address: SocketAddr,
@@ -24,7 +24,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Leads to the server that listens on `socket`.
+    /// Starts a network that leads to the server on `socket`.
     pub(super) async fn start(socket: PathBuf) -> anyhow::Result<Network> {
         const DOING: &str = "making a network that can be cut";
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context(DOING)?;
@@ -54,7 +54,7 @@ impl Network {
         })
     }
 
-    /// How the cache reaches a database of the server through it.
+    /// The connection string of a database of the server, through this network.
     pub(super) fn dsn(&self, database: &str) -> String {
         format!(
             "host=127.0.0.1 port={} user=postgres dbname={database}",
@@ -67,7 +67,7 @@ impl Network {
         self.open.send_replace(false);
     }
 
-    /// Bytes that were held up arrive.
+    /// Opens it again. Bytes that were held up arrive.
     pub(super) fn heal(&self) {
         self.open.send_replace(true);
     }
@@ -106,7 +106,7 @@ async fn carry(
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        // The end of a connection, too, is only seen when the network is whole.
+        // Even the end of a connection waits until the network is open again.
         if open.wait_for(|open| *open).await.is_err() || count == 0 {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use oddscache::{OddsCache, View};
 use tokio::{task::JoinHandle, time::sleep};
 
-/// Between two looks.
+/// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What was seen so far.
@@ -92,7 +92,7 @@ impl Observer {
         );
         ensure!(
             seen.unread == 0,
-            "{} views were of no snapshot that could be read",
+            "the snapshots of {} views could not be read",
             seen.unread
         );
         ensure!(
@@ -148,7 +148,7 @@ async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
     }
 }
 
-/// A line of an incident.
+/// Prints a line of an incident, with the time since it began.
 pub(super) fn say(begun: Instant, text: impl std::fmt::Display) {
     println!("  {:>6.2} s  {text}", begun.elapsed().as_secs_f64());
 }

@@ -1,7 +1,7 @@
 -- The tables of the application that writes the odds: what the cache reads, nothing of the cache's own.
 -- Run by the demo, the tests and the benchmarks on an empty database. Names are unqualified on purpose: the tables
 -- go where search_path says, so that another schema than public can be tried. Undo: drop the tables.
--- Every time is UTC without saying so. Daily partitions are made by dataset.rs.
+-- Every time is in UTC, in a column without a zone. dataset.rs makes the daily partitions.
 
 create table bookmakers (
     id   serial primary key,

@@ -18,6 +18,7 @@ pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result
     const READING: &str = "reading the oracle's answer";
     let view = caught_up(cache, client).await?;
     let window_start = view.cut().window_start.to_rfc3339();
+    // The parameter's type must be named, and text needs no conversion in the driver.
     let sql = ORACLE.replace("$1", "($1::text)");
     let rows = client
         .query_typed(&sql, &[(&window_start, Type::TEXT)])
@@ -44,7 +45,7 @@ pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result
     Ok(rows.len())
 }
 
-/// A view that shows a transaction which begins after all others have ended.
+/// A view that shows everything committed until now. It shows a transaction that begins after all others have ended.
 async fn caught_up(cache: &OddsCache, client: &Client) -> anyhow::Result<View> {
     const DOING: &str = "asking for a transaction id";
     let rows = client

@@ -23,7 +23,7 @@ use ureq::{
 
 use super::{http::auth::Token, options::secret::Secret};
 
-/// No answer about one event is longer.
+/// No answer about one event is longer than this.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Where a service listens: `scheme://host:port`.
@@ -63,7 +63,7 @@ impl Url {
         Url(format!("{scheme}://{place}"))
     }
 
-    /// Where a service on this machine is reached that listens at `address`.
+    /// The URL to use on the machine whose service listens at `address`.
     pub(crate) fn of(address: SocketAddr, tls: bool) -> Url {
         let ip: IpAddr = match address.ip() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -78,7 +78,7 @@ impl Url {
 pub(crate) struct Client {
     agent: Agent,
     authorization: Option<HeaderValue>,
-    /// The time of one request and its answer.
+    /// The most time that a request and its answer may take.
     bound: Duration,
 }
 
@@ -119,6 +119,8 @@ impl Client {
         }
     }
 
+    /// Status and body of the answer to `GET path`.
+    ///
     /// # Errors
     /// If there is no answer, or none in time.
     pub(crate) async fn get(&self, url: &Url, path: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {

@@ -2,9 +2,12 @@
 //!
 //! | invariant | |
 //! |---|---|
-//! | N1 | a call site writes at most `--log-repeats` messages within [`INTERVAL`]; a message says how many more there were, 10 to 20 s later or at the end of the process |
+//! | N1 | a call site writes at most `--log-repeats` messages within [`INTERVAL`] |
 //! | N2 | memory is one entry for each call site that has logged; a program has a fixed number of call sites |
 //! | N3 | all debug and trace messages are written |
+//!
+//! For each call site, a further message says how many of its messages were held back. It comes 10 to 20 s later, or at
+//! the end of the process.
 
 use std::{
     collections::HashMap,
@@ -44,7 +47,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// The target of messages that say how often another one was repeated. They are never held back.
 const REPEATS: &str = "oddscache::repeats";
 
-/// Added to the filter while SIGUSR2 asks for more.
+/// SIGUSR2 adds this to the filter.
 const MORE: &str = "oddscache=debug";
 
 static LOGGING: OnceLock<Logging> = OnceLock::new();
@@ -59,19 +62,19 @@ struct Logging {
     repeats: Repeats,
 }
 
-/// When dropped, at the end of the process, says what was held back.
+/// Logs what was held back when it is dropped, at the end of the process.
 #[derive(Debug)]
 pub(crate) struct Flush;
 
 impl Drop for Flush {
     fn drop(&mut self) {
         if let Some(logging) = LOGGING.get() {
-            logging.repeats.tell(Duration::ZERO);
+            logging.repeats.report(Duration::ZERO);
         }
     }
 }
 
-/// Starts to log. To be called once.
+/// Starts the log. Call it once.
 pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
     let (filter, handle) = reload::Layer::new(filter(&arguments.log)?);
     let (wake, woken) = sync_channel(1);
@@ -95,8 +98,8 @@ pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
     tracing_subscriber::registry().with(layer).try_init()?;
     thread::Builder::new()
         .name("log-repeats".to_owned())
-        .spawn(move || tell_of_repeats(&woken))
-        .context("starting the thread that tells of repeats in the log")?;
+        .spawn(move || report_repeats(&woken))
+        .context("starting the thread that reports repeats in the log")?;
     Ok(Flush)
 }
 
@@ -104,18 +107,18 @@ fn filter(text: &str) -> anyhow::Result<EnvFilter> {
     EnvFilter::try_new(text).with_context(|| format!("--log {text}: not a log filter"))
 }
 
-/// Sleeps unless something was held back.
-fn tell_of_repeats(woken: &Receiver<()>) {
+/// Reports repeats. Sleeps while nothing is held back.
+fn report_repeats(woken: &Receiver<()>) {
     while woken.recv().is_ok() {
         thread::sleep(INTERVAL);
         if let Some(logging) = LOGGING.get() {
-            logging.repeats.tell(INTERVAL);
+            logging.repeats.report(INTERVAL);
         }
     }
 }
 
-/// From now on SIGUSR2 makes the service log in detail, and the next SIGUSR2 as before. Needs a runtime. Before this
-/// call the signal ends the process.
+/// From now on SIGUSR2 turns detailed logging on, and the next SIGUSR2 turns it off. Needs a runtime. Before this call
+/// the signal ends the process.
 pub(crate) fn change_on_signal() -> anyhow::Result<()> {
     let mut asked = signal(SignalKind::user_defined2()).context("waiting for SIGUSR2")?;
     tokio::spawn(async move {
@@ -187,7 +190,7 @@ impl<S: Subscriber> layer::Filter<S> for OfProcess {
     }
 
     fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        // Not `always`: then nobody would ask about each message.
+        // Not `always`, because tracing would then not ask about each message.
         Interest::sometimes()
     }
 
@@ -217,10 +220,11 @@ struct Repeats {
 #[derive(Debug)]
 struct Site {
     level: Level,
+    /// When the current interval began.
     begun: Instant,
-    /// Since then.
+    /// Messages in the current interval.
     count: u32,
-    /// Messages held back that nobody was told of yet, and since when.
+    /// Messages held back that are not reported yet, and when the first of them came.
     held: u64,
     held_since: Instant,
     /// The first message that was held back.
@@ -266,8 +270,8 @@ impl Repeats {
         !repeats
     }
 
-    /// Says how many messages each site held back, if the first was so long ago.
-    fn tell(&self, ago: Duration) {
+    /// Logs how many messages each site held back, if the first of them came at least this long ago.
+    fn report(&self, ago: Duration) {
         let now = Instant::now();
         let mut held = Vec::new();
         {

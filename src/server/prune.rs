@@ -14,16 +14,16 @@ use super::session::{Session, Trouble, identifier, literal};
 /// The shortest interval, whatever `--prune-interval` says.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long the server may take for one call. `prune()` has a bound of its own, which is shorter.
+/// How long the server may take for one call. `prune()` stops by itself sooner.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// One call deletes no more rows. If it deletes as many, there may be more.
+/// The most rows that one call deletes. If it deletes as many, there may be more.
 const MOST: i64 = 50_000;
 
-/// A failure that stays is a warning again after so many failures: about once an hour.
-const TELL_AGAIN: u64 = 60;
+/// A failure that stays is logged as a warning each time after this many attempts: about once an hour.
+const WARN_AGAIN: u64 = 60;
 
-/// `prune()` writes, and refuses to run in a serializable transaction, whatever the role's defaults are.
+/// Overrides the role's defaults: `prune()` writes, and refuses to run in a serializable transaction.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
     SET LOCAL search_path = pg_catalog, pg_temp";
 
@@ -31,7 +31,7 @@ pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 static DONE: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
 
-/// How often it was done, and failed, since the start.
+/// How often pruning was done, and how often it failed, since the start.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Pruning {
     pub(crate) done: u64,
@@ -53,14 +53,14 @@ struct Failures {
 }
 
 impl Failures {
-    /// Whether a failure deserves a warning: the first for each reason, and again if it stays.
+    /// Counts a failure. Returns whether it deserves a warning: the first for a reason does, and again if it stays.
     fn is_news(&mut self, reason: &str) -> bool {
         if self.reason.as_deref() != Some(reason) {
             self.reason = Some(reason.to_owned());
             self.times = 0;
         }
         self.times += 1;
-        self.times % TELL_AGAIN == 1
+        self.times % WARN_AGAIN == 1
     }
 
     /// Forgets them. Returns whether there were any.
@@ -71,11 +71,11 @@ impl Failures {
 
 /// Prunes until it is dropped. It logs what goes wrong, and tries again.
 pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, interval: Duration) {
-    let mut told = false;
+    let mut is_reported = false;
     let mut failures = Failures::default();
     let interval = interval.max(LEAST_INTERVAL);
     loop {
-        // At random times: when many services start together, the first one does the work of all.
+        // The pause is random, so that of many services that start together the first one does the work of all.
         sleep(interval.mul_f64(0.5 + fastrand::f64())).await;
         match prune(&config, &cache_schema, keep).await {
             Ok(Some(rows)) => {
@@ -86,9 +86,9 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
                     tracing::debug!(rows, "pruned the change log");
                 }
             }
-            Ok(None) if told => {}
+            Ok(None) if is_reported => {}
             Ok(None) => {
-                told = true;
+                is_reported = true;
                 tracing::info!(
                     "this role may not prune the change log: run `oddscache sql grants --prune`, or let the owner run \
                      `select {cache_schema}.prune()` now and then"
@@ -139,7 +139,7 @@ pub(crate) struct Pruned {
     pub(crate) rows: i64,
 }
 
-/// How many rows were deleted; `None` if the role may not do it.
+/// Prunes once. Returns how many rows were deleted; `None` if the role may not prune.
 async fn prune(
     config: &Config,
     cache_schema: &str,
@@ -174,7 +174,7 @@ mod tests {
         let mut failures = Failures::default();
         assert!(!failures.end());
         assert!(failures.is_news("55000"));
-        for _ in 1..TELL_AGAIN {
+        for _ in 1..WARN_AGAIN {
             assert!(!failures.is_news("55000"));
         }
         assert!(failures.is_news("55000"), "it stays");

@@ -19,12 +19,12 @@ use tokio::{
 };
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-/// The time for connecting, as a multiple of the time for one question.
+/// The time for connecting, as a multiple of the time for one query.
 const CONNECT: u32 = 6;
 
 const READ_ONLY: &str = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
 
-/// Why the database did not answer a question.
+/// Why the database did not answer a query.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct Trouble {
@@ -92,6 +92,7 @@ pub(crate) struct Session {
     client: Client,
     bound: Duration,
     without_transaction_timeout: &'static str,
+    /// True after a time-out.
     dead: AtomicBool,
     /// The connection's last error, which says more than "connection closed".
     lost: Arc<Mutex<Option<Trouble>>>,
@@ -107,7 +108,7 @@ impl Drop for Session {
 impl Session {
     /// The one place where the tools connect.
     pub(crate) async fn open(config: &Config, bound: Duration) -> Result<Session, Trouble> {
-        // The first ones of several hosts may not answer.
+        // Longer than for a query, because the first of several hosts may not answer.
         let patience = bound * CONNECT;
         let (client, mut connection) = timeout(patience, config.open())
             .await
@@ -138,9 +139,11 @@ impl Session {
     /// Runs statements, and returns all their rows.
     pub(crate) async fn run(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Trouble> {
         if self.dead.load(Ordering::Acquire) {
-            return Err(Trouble::new("the connection gave no answer before"));
+            return Err(Trouble::new(
+                "the connection gave no answer to an earlier query",
+            ));
         }
-        // Longer than the server's own time-out, whose error says more.
+        // Longer than the server's statement_timeout, whose error says more.
         let messages = match timeout(self.bound * 2, self.client.simple_query(sql)).await {
             Ok(Ok(messages)) => messages,
             Ok(Err(error)) => {
@@ -207,7 +210,7 @@ impl Session {
         self.rows_after(READ_ONLY, sql).await
     }
 
-    /// The same after other statements. The first of them begins the transaction.
+    /// The same as `rows`, after other statements. The first of them begins the transaction.
     pub(crate) async fn rows_after<T: DeserializeOwned>(
         &self,
         before: &str,
@@ -216,7 +219,7 @@ impl Session {
         self.rows_between(before, sql, "ROLLBACK").await
     }
 
-    /// The same, and commits.
+    /// The same as `rows_after`, and commits.
     pub(crate) async fn commit_after<T: DeserializeOwned>(
         &self,
         before: &str,
@@ -247,7 +250,7 @@ impl Session {
         self.row_after(READ_ONLY, sql).await
     }
 
-    /// The same after other statements, of which the first begins the transaction.
+    /// The same as `row`, after other statements. The first of them begins the transaction.
     pub(crate) async fn row_after<T: DeserializeOwned>(
         &self,
         before: &str,

@@ -4,13 +4,13 @@
 //! | line | when |
 //! |---|---|
 //! | `READY=1` | once the cache is warm |
-//! | `EXTEND_TIMEOUT_USEC=` | before that, while the follower makes progress, such as waiting for a database that is away |
+//! | `EXTEND_TIMEOUT_USEC=` | before that, while the follower makes progress; waiting for the database is progress |
 //! | `STATUS=` | what the cache is doing, when that changes |
-//! | `WATCHDOG=1` | thrice in the manager's time, while the follower ([`Health::alive`]) and the threads make progress |
+//! | `WATCHDOG=1` | three times in the manager's interval, while the follower and all threads make progress |
 //! | `STOPPING=1` | on SIGTERM or Ctrl-C |
 //!
-//! The crate `sd-notify` would save only [`open`]: it blocks while the manager's socket is full, and the follower's
-//! runtime must not.
+//! [`Health::alive`] says whether the follower makes progress. The crate `sd-notify` would save only [`open`], and it
+//! blocks while the manager's socket is full. The follower's runtime must not block.
 
 use std::{
     convert::Infallible,
@@ -35,7 +35,7 @@ use super::http::health::Health;
 /// How often to look at the follower's progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How much longer the start may take, from each look on.
+/// How long the start may still take after each message.
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// The manager's socket, if there is one.
@@ -52,7 +52,7 @@ impl Notifier {
         let socket = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty());
         let socket = socket.and_then(|path| {
             open(&path)
-                .inspect_err(|error| tracing::warn!(%error, "NOTIFY_SOCKET cannot be used; the service manager is told nothing"))
+                .inspect_err(|error| tracing::warn!(%error, "NOTIFY_SOCKET cannot be used; the manager gets no messages"))
                 .ok()
         });
         let number = |name| env::var(name).ok()?.parse::<u64>().ok();
@@ -65,20 +65,20 @@ impl Notifier {
     }
 
     /// Sends lines. Returns false if that failed: the socket of a busy manager may be full.
-    fn tell(&self, lines: &str) -> bool {
+    fn send(&self, lines: &str) -> bool {
         let Some((socket, address)) = &self.socket else {
             return true;
         };
         let sent = socket.send_to_addr(lines.as_bytes(), address);
         if let Err(error) = &sent {
-            tracing::debug!(%error, "the service manager could not be told");
+            tracing::debug!(%error, "a message to the service manager could not be sent");
         }
         sent.is_ok()
     }
 
     /// Says that the service is ending.
     pub(crate) fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=ending\n");
+        self.send("STOPPING=1\nSTATUS=ending\n");
     }
 
     /// Tells the manager until it is dropped.
@@ -88,13 +88,13 @@ impl Notifier {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut told, mut was_alive) = (Told::default(), true);
         loop {
-            // The runtime's threads make it tick. If all of them are blocked, the watchdog hears nothing.
+            // The runtime's threads drive this timer. If all of them are blocked, the watchdog gets no messages.
             ticks.tick().await;
             let alive = health.alive(cache);
             if let (Err(error), true) = (&alive, was_alive) {
                 tracing::error!(
                     error,
-                    "the follower is stuck; the watchdog hears no more of it"
+                    "the follower is stuck; the watchdog gets no more messages"
                 );
             }
             was_alive = alive.is_ok();
@@ -107,7 +107,7 @@ impl Notifier {
         self.watchdog.map(|granted| granted / 3)
     }
 
-    /// Tells what is new or due. If that fails, the next look tells it.
+    /// Sends what is new or due. If that fails, the next call sends it.
     fn look(&self, cache: &OddsCache, alive: Result<(), String>, told: &mut Told) {
         let mut lines = String::new();
         let (is_alive, is_ready) = (alive.is_ok(), cache.is_warm());
@@ -128,9 +128,10 @@ impl Notifier {
         if feeds {
             lines.push_str("WATCHDOG=1\n");
         }
-        if lines.is_empty() || !self.tell(&lines) {
+        if lines.is_empty() || !self.send(&lines) {
             return;
         }
+        // Only now: what could not be sent is still new to the manager.
         told.ready |= is_ready;
         told.status = status;
         if feeds {
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(one_line("a\nWATCHDOG=1\r\n"), "a WATCHDOG=1  ");
     }
 
-    /// A manager's socket, and who tells it.
+    /// A manager's socket, and a notifier that sends to it.
     fn manager(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Notifier) {
         let name = format!("oddscache-{name}-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
@@ -189,7 +190,7 @@ mod tests {
         (manager, Notifier { socket, watchdog })
     }
 
-    /// The next of what it was told; `None` if there is nothing for a second.
+    /// The next message; `None` if there is none within a second.
     fn hear(manager: &UnixDatagram) -> Option<String> {
         let mut buffer = [0; 1000];
         let length = manager.recv(&mut buffer).ok()?;
@@ -207,7 +208,7 @@ mod tests {
     fn what_a_busy_manager_could_not_hear_is_told_again() {
         let (manager, notifier) = manager("busy", Some(Duration::from_secs(3600)));
         let mut filling = 0;
-        while notifier.tell("X=1\n") {
+        while notifier.send("X=1\n") {
             filling += 1;
         }
         let (cache, mut writer) = OddsCache::detached();
@@ -238,7 +239,7 @@ mod tests {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         std::thread::scope(|scope| {
-            // As the service has it: not on a thread of the workers.
+            // Like the service: not on one of the worker threads.
             scope.spawn(|| {
                 let (cache, mut writer) = OddsCache::detached();
                 writer.publish();
@@ -257,7 +258,7 @@ mod tests {
                 let _ = blocked.recv();
             });
             begins.recv().unwrap();
-            // What was told before.
+            // Skip the messages from before.
             manager.set_nonblocking(true).unwrap();
             while hear(&manager).is_some() {}
             manager.set_nonblocking(false).unwrap();

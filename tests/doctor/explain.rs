@@ -152,7 +152,7 @@ async fn a_service_agrees_and_the_origin_is_told() {
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [
         "bookmaker 1: snapshot 900, captured 2020-01-01T00:00:00Z",
-        "it beat 2: 112 of ",
+        "it replaced 2: 112 of ",
         "competitor event 11 (bet9ja x11) does not count: deleted at",
         "UPDATE market_odds",
         "agrees: ",

@@ -58,7 +58,7 @@ async fn statistics_of_another_service_do_not_prove_the_page_current() {
     valve.stats.send_replace(Some(other.base.clone()));
     valve.changes.send_replace(false);
     run(app, UPDATE).await;
-    let words = ["another service tells its health than the one that sends changes"];
+    let words = ["one service reports its health, and another one sends the changes"];
     is_stale(browser, &words).await;
 
     valve.stats.send_replace(None);

@@ -93,7 +93,7 @@ async fn every_path_but_health_requires_the_token() {
     };
     explain(two).ok();
     let refused = explain(one);
-    assert!(refused.errors.contains("asks for a token"), "{refused:?}");
+    assert!(refused.errors.contains("requires a token"), "{refused:?}");
     served.signal("-TERM");
     let log = served.rest_of_log().await.concat();
     assert!(!log.contains("token-0123"), "{log}");

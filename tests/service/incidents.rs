@@ -47,7 +47,7 @@ async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
     let words = [
         "is disabled, so changes would be missed",
         "the trigger is enabled again, after ",
-        " markets nobody logged; the cache says that it is ",
+        " markets without a log row; the cache says that it is ",
         "back: everything was read again",
     ];
     told("trigger-off", &words).await;
@@ -57,7 +57,7 @@ async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
 #[tokio::test]
 async fn a_transaction_over_everything_is_one_publication() {
     let words = [
-        "the database was looked at since, and none is seen: COMMIT",
+        "the cache read the database since and shows none: COMMIT",
         " events changed in one publication, ",
         "; all ",
         " snapshots are new",

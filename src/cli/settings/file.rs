@@ -1,4 +1,4 @@
-//! The TOML file: its keys, and its values in the form that they have after a flag.
+//! Reads the TOML file. Each value becomes the text that would follow its flag.
 
 use std::{collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
@@ -12,8 +12,8 @@ pub(crate) type Entries = BTreeMap<String, String>;
 /// A larger file is no file of settings.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Less similar words are not taken for typing errors.
-const LIKE: f64 = 0.7;
+/// A known key is suggested for an unknown one if they are at least this similar, from 0 to 1.
+const LEAST_SIMILARITY: f64 = 0.7;
 
 /// The file's entries for `keys`. The error is a sentence with the path and without a secret.
 pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
@@ -27,7 +27,7 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
         return Err(at("it is larger than any file of settings"));
     }
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        // Without the error's own quote of the line, which may hold a password.
+        // Not the error's own text: it quotes the line, which may hold a password.
         let line = error.span().map_or(1, |span| {
             1 + text[..span.start.min(text.len())].matches('\n').count()
         });
@@ -45,8 +45,8 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
         })?;
         if mode & 0o004 != 0 && hide::hidden(&key, &value).is_some() {
             return Err(format!(
-                "{} holds a secret ({key}), and every user of this machine can read it: chmod o= it, or give the secret by \
-                 the environment",
+                "{} holds a secret ({key}), and every user of this machine can read it: run chmod o= on it, or give the secret \
+                 by the environment",
                 path.display()
             ));
         }
@@ -58,20 +58,20 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
 fn unknown(key: &str, keys: &[String]) -> String {
     let like = |known: &&String| strsim::jaro_winkler(&key.replace('_', "-"), known);
     let nearest = keys.iter().max_by(|a, b| like(a).total_cmp(&like(b)));
-    match nearest.filter(|known| like(known) >= LIKE) {
+    match nearest.filter(|known| like(known) >= LEAST_SIMILARITY) {
         Some(known) => format!("there is no setting {key}; did you mean {known}?"),
-        None => format!("there is no setting {key}; `oddscache config` prints those there are"),
+        None => format!("there is no setting {key}; `oddscache config` prints all settings"),
     }
 }
 
-/// The value as after a flag; `None` if it cannot stand there.
+/// The value as text after a flag; `None` if no flag takes such a value.
 fn written(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Integer(number) => Some(number.to_string()),
         Value::Float(number) => Some(number.to_string()),
         Value::Boolean(yes) => Some(yes.to_string()),
-        // As lists are written on the command line.
+        // On the command line, a list is separated by commas.
         Value::Array(values) => {
             let values: Option<Vec<String>> = values
                 .iter()

@@ -33,7 +33,7 @@ mod tests {
                 "dbname='a b' host=h password=*** user=u",
             ),
             ("password=se\\ cret", "password=***"),
-            // What cannot be read may be a secret in any of its parts.
+            // If a text cannot be parsed, any part of it may be a secret.
             ("postgresql://u:se@cret:@h/d", "***"),
             ("postgres://u:secret/?@h", "***"),
             ("postgres://u:secret/d", "***"),

@@ -26,9 +26,9 @@ pub(crate) struct Settings {
 /// Where the values came from.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    /// Of the flags and the environment alone.
+    /// From the flags and the environment alone.
     given: ArgMatches,
-    /// Of the file, too.
+    /// From the flags, the environment and the file.
     all: ArgMatches,
     /// The file's path and entries.
     file: Option<(PathBuf, Entries)>,
@@ -39,13 +39,13 @@ pub(crate) struct Origins {
 pub(crate) enum Unusable {
     /// Wrong usage, or a call for help.
     Usage(clap::Error),
-    /// The file, or something in it, in a sentence.
+    /// The file cannot be read, or an entry in it is wrong. Holds a sentence.
     File(String),
 }
 
 impl Unusable {
     /// Prints it, and returns the exit code.
-    pub(crate) fn tell(&self) -> ExitCode {
+    pub(crate) fn report(&self) -> ExitCode {
         match self {
             Unusable::Usage(error) => {
                 // If the terminal is gone, nobody is there to read it.
@@ -69,7 +69,7 @@ const CONFIG: &str = "config";
 /// Reads the command line, the environment and the file that they name, if they name one.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
     let mut command = Arguments::command();
-    // Makes the flags of all levels known at each level.
+    // Without this, a subcommand does not know the global flags.
     command.build();
     let given = command
         .clone()
@@ -80,10 +80,10 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
         None => (given.clone(), None),
         Some(path) => {
             let entries = file::read(&path, &keys(&command)).map_err(Unusable::File)?;
-            let words = with(words, &command, &given, &entries);
+            let words = add_entries(words, &command, &given, &entries);
             let all = command.try_get_matches_from(words);
             let all = all.map_err(|error| {
-                // The command line alone was parsed, so the file is wrong.
+                // The command line alone was parsed without an error, so the error is in the file.
                 let error = error.render().to_string();
                 let error = error.trim_start_matches("error: ").trim();
                 Unusable::File(format!("in {}: {error}", path.display()))
@@ -117,7 +117,7 @@ fn settings(command: &clap::Command) -> impl Iterator<Item = &clap::Arg> {
 }
 
 /// The command line with the file's entries, for flags that the command has and that nothing else gives.
-fn with(
+fn add_entries(
     mut words: Vec<OsString>,
     command: &clap::Command,
     given: &ArgMatches,
@@ -135,17 +135,17 @@ fn with(
         let Some(value) = entries.get(long) else {
             continue;
         };
-        if giver(given, flag).is_some() {
+        if given_by(given, flag).is_some() {
             continue;
         }
         match flag.get_action() {
             ArgAction::SetTrue if value == "true" => more.push(format!("--{long}").into()),
-            // The default. Any other value goes to the parser, which refuses it.
+            // The default, so nothing is to be added. Other values go to the parser, which refuses them.
             ArgAction::SetTrue if value == "false" => {}
             _ => more.push(format!("--{long}={value}").into()),
         }
     }
-    // Before two dashes, because what follows them is no flag.
+    // Insert before `--`, because nothing after it is a flag.
     let end = words.iter().position(|word| word == "--");
     let end = end.unwrap_or(words.len());
     words.splice(end..end, more);
@@ -153,15 +153,15 @@ fn with(
 }
 
 /// The command line or the environment, if one of them gives the flag. An empty variable gives nothing.
-fn giver(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
+fn given_by(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
     let id = flag.get_id().as_str();
-    let says = || {
+    let is_not_empty = || {
         let mut values = matches.get_raw(id).into_iter().flatten();
         values.any(|value| !value.is_empty())
     };
     match matches.value_source(id)? {
         ValueSource::CommandLine => Some(ValueSource::CommandLine),
-        ValueSource::EnvVariable if says() => Some(ValueSource::EnvVariable),
+        ValueSource::EnvVariable if is_not_empty() => Some(ValueSource::EnvVariable),
         _ => None,
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         };
         assert_eq!(serve.listen.port(), 1);
         assert_eq!(serve.limits.most_streams, 7);
-        // The command line goes before it.
+        // The command line overrides the file.
         let settings = read_with(text, &["serve", "--listen", "127.0.0.1:2"]).unwrap();
         let Command::Serve(serve) = settings.arguments.command else {
             panic!("another command");

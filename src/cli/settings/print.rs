@@ -10,10 +10,10 @@ use std::{
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, parser::ValueSource};
 
-use super::{KEYED, Origins, giver, hide, settings};
+use super::{KEYED, Origins, given_by, hide, settings};
 use crate::cli::args::Arguments;
 
-/// Prints it.
+/// Prints the settings.
 pub(crate) fn run(origins: &Origins) -> anyhow::Result<ExitCode> {
     let text = text(origins)?;
     io::stdout()
@@ -55,6 +55,7 @@ fn text(origins: &Origins) -> anyhow::Result<String> {
             "environment PGPASSWORD".to_owned(),
         ));
     }
+    // A long setting does not move the comments of all others to the right.
     let width = lines
         .iter()
         .map(|(setting, _)| setting.chars().count())
@@ -75,7 +76,7 @@ fn text(origins: &Origins) -> anyhow::Result<String> {
 
 fn origin(origins: &Origins, given: &ArgMatches, flag: &Arg) -> String {
     let key = flag.get_long().unwrap_or_default();
-    match giver(given, flag) {
+    match given_by(given, flag) {
         Some(ValueSource::CommandLine) => "flag".to_owned(),
         Some(ValueSource::EnvVariable) => {
             let name = flag.get_env().unwrap_or_default();
@@ -105,7 +106,7 @@ fn value(matches: &ArgMatches, flag: &Arg) -> Option<String> {
     Some(values.join(",")).filter(|value| !value.is_empty())
 }
 
-/// A number, true or false stays as it is; all else becomes text.
+/// The value in TOML. A number, true or false stays as it is; all else is quoted.
 fn literal(value: &str) -> String {
     let is_number = value
         .parse::<i64>()

@@ -18,7 +18,7 @@ pub(crate) enum Kind {
     /// Some events' odds moved: a new snapshot each, with all its markets.
     Scrape,
     CompetitorScrape,
-    /// Nothing moved: `last_confirmed_at` of a list of snapshots.
+    /// No odds moved: `last_confirmed_at` of a list of snapshots is set.
     Confirm,
     CompetitorConfirm,
     /// Superseded markets and old snapshots are deleted.
@@ -32,10 +32,10 @@ pub(crate) enum Kind {
     CompetitorRelinked,
     CompetitorDeleted,
     CompetitorRestored,
-    /// The newest snapshot goes with its markets; the one before is the latest again.
+    /// The newest snapshot is deleted with its markets, so the one before is the latest again.
     NewestDeleted,
     CompetitorNewestDeleted,
-    /// A market arrives in a transaction after its snapshot's.
+    /// A market arrives in a later transaction than its snapshot.
     LateMarket,
     MarketsUnavailable,
     MarketsAvailable,
@@ -181,7 +181,7 @@ async fn simple(tx: &Transaction<'_>, kind: Kind) -> Result<Effect, Error> {
                   markets as (delete from market_odds where snapshot_id in (select id from doomed))
              delete from odds_snapshots where id in (select id from doomed)"
         ),
-        // Its markets go by the foreign key.
+        // The foreign key deletes its markets.
         CompetitorNewestDeleted => format!(
             "delete from competitor_odds_snapshots
              where id = (select max(id) from competitor_odds_snapshots where competitor_event_id = {})",

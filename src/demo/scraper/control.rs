@@ -11,7 +11,7 @@ enum Request {
     Stop,
 }
 
-/// Both in one value, so that one step decides that a transaction may begin and counts it.
+/// Both are in one value, so that one step decides whether a transaction may begin and counts it.
 #[derive(Debug, Clone, Copy)]
 struct State {
     request: Request,
@@ -43,7 +43,7 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Running.
+    /// A control that lets the scraper run.
     pub(crate) fn new() -> Control {
         let state = State {
             request: Request::Run,
@@ -65,13 +65,13 @@ impl Control {
         self.request(Request::Run);
     }
 
-    /// Makes `run` return, and returns itself once no transaction is in flight.
+    /// Makes the scraper's `run` return, and waits until no transaction is in flight.
     pub(crate) async fn stop(&self) {
         self.request(Request::Stop);
         self.idle().await;
     }
 
-    /// A stop is final.
+    /// Changes the request, unless it is a stop: that is final.
     fn request(&self, request: Request) {
         self.state.send_modify(|state| {
             if state.request != Request::Stop {
@@ -93,7 +93,7 @@ impl Control {
             .await;
     }
 
-    /// Waits until a transaction may begin. `None`: never again.
+    /// Waits until a transaction may begin. `None` after a stop.
     pub(crate) async fn permit(&self) -> Option<Permit> {
         loop {
             let mut granted = false;

@@ -3,7 +3,7 @@
 /// What a change did. `rows` is zero if it found no target.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Effect {
-    /// All rows changed, and partitions.
+    /// How many rows and partitions were changed.
     pub(crate) rows: u64,
     /// Snapshots inserted.
     pub(crate) snapshots: u64,
@@ -16,7 +16,7 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    /// Rows changed, of whatever table.
+    /// The effect of a change of this many rows.
     pub(crate) fn rows(rows: u64) -> Effect {
         Effect {
             rows,
@@ -24,7 +24,7 @@ impl Effect {
         }
     }
 
-    /// Both.
+    /// The effects of both changes.
     pub(crate) fn and(mut self, other: Effect) -> Effect {
         self.rows += other.rows;
         self.snapshots += other.snapshots;
@@ -38,7 +38,7 @@ impl Effect {
 /// The target of a change, as far as the caller chooses it.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Target {
-    /// Event ids, competitor event ids or snapshot ids; none: chosen at random.
+    /// Event ids, competitor event ids or snapshot ids. If empty, they are chosen at random.
     pub(crate) ids: Vec<i64>,
     /// The share of a scrape's events whose odds moved.
     pub(crate) changed: f64,

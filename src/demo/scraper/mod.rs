@@ -1,7 +1,7 @@
 //! The simulated application. It scrapes all events in a cycle, and makes every other kind of change now and then.
 //!
-//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` has the kinds of change, `scrape.rs` and `partitions.rs` the
-//! longer ones.
+//! `control.rs` pauses it, `counters.rs` counts, `changes.rs` has the kinds of change, `scrape.rs` and `partitions.rs`
+//! the longer ones.
 
 use std::{
     error::Error as _,
@@ -37,7 +37,7 @@ use scrape::{BATCH, CONFIRMED_AT_ONCE};
 pub(crate) struct Pace {
     /// The time for all events once. The real application takes 300 s.
     pub(crate) cycle: Duration,
-    /// Transactions at the same time, at most.
+    /// How many transactions may run at the same time.
     pub(crate) workers: usize,
     /// The share of events whose odds moved since the last cycle.
     pub(crate) changed: f64,
@@ -79,7 +79,7 @@ impl ScraperError {
         }
     }
 
-    /// Whether it only met another transaction, which every application sees now and then.
+    /// Whether it only gave way to another transaction, which happens in every application now and then.
     fn is_conflict(&self) -> bool {
         let ScraperError::Statement(error) = self else {
             return false;
@@ -143,7 +143,7 @@ impl Scraper {
         }
     }
 
-    /// To be read while it runs.
+    /// The counters, which can be read while it runs.
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.shared.counters)
     }
@@ -221,7 +221,7 @@ impl Scraper {
                 ids: ids.to_vec(),
             }));
         }
-        // Each visit of retention covers a hundred events of either side: as much as scraping adds.
+        // One retention job covers a hundred events of either side. So this many delete as much as scraping adds.
         let retentions = jobs.len() / 5 + 1;
         let mut rng = self.fork();
         for (kind, rate) in Kind::RATES {
@@ -271,6 +271,7 @@ impl Scraper {
             Err(error) => {
                 self.failed(&format!("{kind:?}"), &error);
                 if error.is_connection() {
+                    // A pause waits for all permits, so do not keep this one while waiting.
                     drop(_permit);
                     self.recover(control).await;
                 }
@@ -287,8 +288,8 @@ impl Scraper {
         let mut rng = self.fork();
         let mut client = self.pool.get().await?;
         let tx = client.transaction().await?;
-        // A lock must not be waited for without end, because others wait behind us. jit would take longer than the
-        // statements.
+        // Do not wait for a lock without end, because others wait behind us. jit would take longer than the statements
+        // themselves.
         tx.batch_execute(&format!(
             "set local lock_timeout = '2s'; set local jit = off; select setseed({})",
             rng.f64()
@@ -338,7 +339,7 @@ impl Scraper {
         }
     }
 
-    /// A confirmation of all unchanged snapshots, if there are `at_least` so many.
+    /// A confirmation of all unchanged snapshots, if there are at least `at_least`.
     fn take_unchanged(&self, kind: Kind, at_least: usize) -> Option<Job> {
         let mut unchanged = self.unchanged();
         let ids = match kind {

@@ -1,7 +1,7 @@
 //! Changes of the partitions of `odds_snapshots`: direct writes, ATTACH, DROP, TRUNCATE.
 //!
-//! It drops and truncates only partitions whose days ended over a month ago, and whose events all kicked off long ago:
-//! never current data.
+//! It truncates only partitions whose days ended over a month ago and whose events all kicked off long ago. It drops
+//! only these, and empty ones. So it never touches current data.
 
 use fastrand::Rng;
 use tokio_postgres::{Error, Transaction};
@@ -20,7 +20,7 @@ const OLD: &str = "day < (now() at time zone 'UTC')::date - 30";
 
 /// Inserts a snapshot with a few markets straight into today's partition, and now and then confirms it there.
 pub(crate) async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
-    // The partition of the time the row will carry: the transaction's.
+    // The partition of the transaction's time, because that is the time of the row.
     let leaf: String = tx
         .query_one(
             "select coalesce(
@@ -75,7 +75,7 @@ pub(crate) async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Ef
     })
 }
 
-/// Attaches the partition of the next day to come; or one of an old day, filled with history of long past events.
+/// Attaches the partition of the next future day, or one of an old day, filled with history of long past events.
 pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
     let old_leaves: i64 = tx
         .query_one(
@@ -84,7 +84,7 @@ pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect
         )
         .await?
         .get(0);
-    // There is always something left for retention to drop.
+    // Keeps a few old partitions for retention to drop.
     let old = old_leaves < 3 || rng.bool();
     let bound = if old {
         "least(min(day) - 1, (now() at time zone 'UTC')::date - 45)"
@@ -133,9 +133,10 @@ pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect
     })
 }
 
-/// Detaches and drops the oldest partition, as retention does; none older than a month: the last one to come, if empty.
+/// Detaches and drops the oldest partition, as retention does. If none is older than a month, drops the last future
+/// partition, provided it is empty.
 pub(crate) async fn drop_old(tx: &Transaction<'_>) -> Result<Effect, Error> {
-    // The parent before the leaf, as everybody else locks.
+    // Lock the parent before the leaf, because all others lock in this order.
     tx.batch_execute("lock table only odds_snapshots in access exclusive mode")
         .await?;
     let leaf = match old_leaf(tx).await? {
@@ -161,7 +162,7 @@ pub(crate) async fn truncate_old(tx: &Transaction<'_>) -> Result<Effect, Error> 
     Ok(Effect::rows(1))
 }
 
-/// The oldest partition that ended over a month ago, locked, and seen to hold nothing but long past events'.
+/// Locks the oldest partition that ended over a month ago. `None` if it has snapshots of events that are not long past.
 async fn old_leaf(tx: &Transaction<'_>) -> Result<Option<String>, Error> {
     let candidates =
         format!("select oid::regclass::text from {LEAVES} leaves where {OLD} order by day limit 1");
@@ -169,7 +170,7 @@ async fn old_leaf(tx: &Transaction<'_>) -> Result<Option<String>, Error> {
     lock_unless(tx, &candidates, current).await
 }
 
-/// The last partition to come, locked, and seen to be empty.
+/// Locks the last future partition. `None` if it is not empty.
 async fn spare_leaf(tx: &Transaction<'_>) -> Result<Option<String>, Error> {
     let candidates = format!(
         "select oid::regclass::text from {LEAVES} leaves where day > (now() at time zone 'UTC')::date + 4 order by day desc limit 1"
@@ -177,6 +178,7 @@ async fn spare_leaf(tx: &Transaction<'_>) -> Result<Option<String>, Error> {
     lock_unless(tx, &candidates, "true").await
 }
 
+/// Locks the candidate and returns it, unless it has a row that matches `forbidden`.
 async fn lock_unless(
     tx: &Transaction<'_>,
     candidates: &str,

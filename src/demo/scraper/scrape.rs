@@ -38,7 +38,7 @@ impl Side {
         }
     }
 
-    /// Ids of what is scraped: of at most $1 of them, at random.
+    /// A query for the ids of at most $1 events or competitor events, at random.
     fn some_owners(self) -> &'static str {
         match self {
             Side::Own => {
@@ -118,8 +118,8 @@ fn latest(side: Side) -> String {
     )
 }
 
-/// Inserts snapshots, and in a second statement their markets: those of the snapshot before with other odds, or those
-/// of some other event, with other players, where there is none before.
+/// Inserts snapshots, and their markets in a second statement. The markets are those of the snapshot before, with other
+/// odds. If there is none before, they are those of another event, with other players.
 async fn insert(
     tx: &Transaction<'_>,
     side: Side,
@@ -134,7 +134,7 @@ async fn insert(
         Side::Own => ("bookmaker_id,", "n.bookmaker_id,"),
         Side::Competitor => ("", ""),
     };
-    // The id is drawn before the row is inserted, so that each is known by the snapshot it follows.
+    // The ids are drawn before the rows are inserted, so that the query can return each beside the snapshot it follows.
     let heads = format!(
         "with made as materialized (
              select nextval(pg_get_serial_sequence('{snapshots}', 'id')) as id, n.owner, n.bookmaker_id, n.before
@@ -165,7 +165,7 @@ async fn insert(
     })
 }
 
-/// $1: new snapshots, $2: the snapshots before them, null where there is none. A random walk of about half of the odds.
+/// $1: new snapshots, $2: the snapshots before them, null where there is none. About half of the odds move a little.
 fn markets(side: Side) -> String {
     format!(
         "insert into {markets} (snapshot_id, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home,

@@ -28,7 +28,7 @@ pub(crate) async fn run(arguments: DumpArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line of JSON an event, in event id order.
+/// Writes one line of JSON per event, in event id order.
 fn dump(view: &View, mut out: impl Write) -> anyhow::Result<()> {
     for event in view.event_ids().into_iter().filter_map(|id| view.event(id)) {
         serde_json::to_writer(&mut out, event).context("writing the dump")?;

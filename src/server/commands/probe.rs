@@ -23,7 +23,7 @@ pub(crate) struct ProbeArguments {
     /// The service's certificate. It is not read: the flag only means that the service speaks TLS
     #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
     tls_cert: Option<PathBuf>,
-    /// How long it may take to answer
+    /// How long the service may take to answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
     Ok(ExitCode::FAILURE)
 }
 
-/// The answer in few words.
+/// What the answer says: its error or status, or else its whole text.
 fn sentence(body: &str) -> String {
     let Ok(answer) = serde_json::from_str::<serde_json::Value>(body) else {
         return body.trim().to_owned();

@@ -29,7 +29,7 @@ pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
     /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private
-    /// network, or ask for a token and serve TLS
+    /// network, or require a token and use TLS
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -37,8 +37,8 @@ pub(crate) struct ServeArguments {
         value_name = "ADDRESS:PORT"
     )]
     pub(crate) listen: SocketAddr,
-    /// The markets in /v1/list: ids as in betpawa_market_id, and after a colon the line where only one of several is
-    /// wanted
+    /// The markets in /v1/list: ids as in betpawa_market_id. If a market has several lines, a colon and a line choose
+    /// one
     #[arg(
         long,
         env = "ODDSCACHE_INLINE_MARKETS",
@@ -48,7 +48,7 @@ pub(crate) struct ServeArguments {
         value_name = "ID[:LINE]"
     )]
     pub(crate) inline_markets: Vec<(String, Option<f64>)>,
-    /// Read the change log at least this often, with or without notifications: bounds staleness if notifications are
+    /// Read the change log at least this often, with or without notifications. Bounds staleness if notifications are
     /// lost
     #[arg(long, env = "ODDSCACHE_POLL_INTERVAL", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) poll_interval: Duration,
@@ -89,19 +89,19 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let inline = InlineMarkets::new(arguments.inline_markets);
     let server = Server::start(arguments.listen, &cache, serving.clone(), inline).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
-    serving.warn_of_the_open(server.address);
+    serving.warn_if_exposed(server.address);
     descriptors::warn_if_few(&serving.limits, open_files);
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = prune::run(config, follow.cache_schema.clone(), arguments.log_keep, arguments.prune_interval) => unreachable_end("the pruner"),
+        () = prune::run(config, follow.cache_schema.clone(), arguments.log_keep, arguments.prune_interval) => unexpected_end("the pruner"),
         error = resync_on_signal(cache.clone()) => error,
-        error = read_again_on_signal(&serving) => error,
+        error = reload_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},
-        () = server.broke() => unreachable_end("the HTTP server"),
+        () = server.broke() => unexpected_end("the HTTP server"),
         // The follower goes on until the server has stopped, because answers under way may wait for a change.
         ended = async {
-            // Outside the macro: a filtered message does not evaluate its fields.
+            // Not within the macro, because a filtered message does not evaluate its fields.
             let signal = end_signal().await?;
             tracing::info!(signal, "ending");
             notifier.stopping();
@@ -113,18 +113,18 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     result
 }
 
-/// Ends only with an error.
+/// Reads everything again at each SIGUSR1. Ends only with an error.
 async fn resync_on_signal(cache: OddsCache) -> anyhow::Result<ExitCode> {
     let mut asked = signal(SignalKind::user_defined1()).context("waiting for SIGUSR1")?;
     while asked.recv().await.is_some() {
-        tracing::info!("SIGUSR1: everything is to be read again");
+        tracing::info!("SIGUSR1: reading everything again");
         cache.resync();
     }
-    unreachable_end("SIGUSR1")
+    unexpected_end("SIGUSR1")
 }
 
 /// Reads certificates and tokens again at each SIGHUP. Ends only with an error.
-async fn read_again_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
+async fn reload_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
     let mut asked = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
     while asked.recv().await.is_some() {
         let tls = serving.tls.as_ref().map_or(Ok(()), Tls::read_again);
@@ -134,14 +134,14 @@ async fn read_again_on_signal(serving: &Serving) -> anyhow::Result<ExitCode> {
                 let error = format!("{error:#}");
                 tracing::error!(
                     error,
-                    "SIGHUP: what could not be read again stays as it was"
+                    "SIGHUP: reading tokens and certificate again failed; the old ones stay in force"
                 );
             }
         }
     }
-    unreachable_end("SIGHUP")
+    unexpected_end("SIGHUP")
 }
 
-fn unreachable_end(what: &str) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("{what} ended, which should not be")
+fn unexpected_end(what: &str) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("{what} ended unexpectedly")
 }

@@ -18,7 +18,7 @@ const FEWEST_BYTES: usize = 16;
 /// A larger file is no file of tokens.
 const MOST_FILE_BYTES: u64 = 64 * 1024;
 
-/// Paths without a token: the health checks, and the page, which asks its reader for one.
+/// Paths that need no token: the health checks, and the page, which asks its user for one.
 fn is_free(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/") || path.starts_with("/page/")
 }
@@ -28,10 +28,10 @@ fn is_free(path: &str) -> bool {
 pub(crate) struct Token(Secret);
 
 impl Token {
-    /// The token that a flag or its variable gives. An empty one gives none.
+    /// The token that a flag or its variable gives. An empty text is no token.
     ///
     /// # Errors
-    /// Says what a token is, without this one.
+    /// Says what a token must look like, and does not quote this one.
     pub(crate) fn given(secret: Option<&Secret>) -> Result<Option<Token>, Error> {
         let text = secret.map(|Secret(text)| text.as_str());
         text.filter(|text| !text.is_empty())
@@ -54,7 +54,7 @@ impl std::str::FromStr for Token {
         if text.len() < FEWEST_BYTES {
             return Err(format!("a token has at least {FEWEST_BYTES} characters"));
         }
-        // As RFC 6750 has it: others do not survive a header.
+        // The characters that RFC 6750 allows in the header.
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
         if !text.bytes().all(fits) {
             return Err(
@@ -69,8 +69,8 @@ impl std::str::FromStr for Token {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access to the HTTP server")]
 pub(crate) struct AccessArguments {
-    /// A bearer token that every request must send, but for /livez, /readyz and the page's own files. Better given by
-    /// the environment or by a file, for arguments can be seen by other users
+    /// A bearer token that every request must send, except for /livez, /readyz and the page's own files. Better given
+    /// by the environment or a file, because other users can see arguments
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",
@@ -78,7 +78,7 @@ pub(crate) struct AccessArguments {
         value_name = "TOKEN"
     )]
     token: Option<Secret>,
-    /// The same from a file that only its owner may read: one token a line, any of which will do. SIGHUP reads it again
+    /// A file of tokens that only its owner may read: one per line, and each is accepted. SIGHUP reads it again
     #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE", value_parser = paths::path())]
     token_file: Option<PathBuf>,
 }
@@ -102,12 +102,12 @@ impl Access {
         Ok(access)
     }
 
-    /// Whether a token is asked for.
+    /// Whether requests need a token.
     pub(crate) fn is_restricted(&self) -> bool {
         self.tokens.load().is_some()
     }
 
-    /// Reads the file again. If that fails, the tokens stay as they were.
+    /// Reads the file again. If that fails, the old tokens stay in force.
     pub(crate) fn read_again(&self) -> anyhow::Result<()> {
         let token = Token::given(self.arguments.token.as_ref())?;
         let mut tokens: Vec<Token> = token.into_iter().collect();
@@ -119,7 +119,8 @@ impl Access {
         Ok(())
     }
 
-    /// Whether to answer a request for `path` with these headers. Every wrong token of a length takes the same time.
+    /// Whether to answer a request for `path` with these headers. Wrong tokens of one length all take the same time, so
+    /// the time says nothing about the right one.
     pub(crate) fn allows(&self, path: &str, headers: &HeaderMap) -> bool {
         let tokens = self.tokens.load();
         let Some(tokens) = tokens.as_ref() else {
@@ -129,7 +130,7 @@ impl Access {
     }
 }
 
-/// What the header says after `Bearer`.
+/// The token in the header, after `Bearer`.
 fn sent(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
@@ -164,18 +165,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<Token>> {
     }
     ensure!(
         !tokens.is_empty(),
-        "there is no token in it: write one a line, as `openssl rand -hex 32` makes one"
+        "there is no token in it: write one per line, as `openssl rand -hex 32` makes one"
     );
     Ok(tokens)
 }
 
-/// Warns if others than the owner and the group may read a secret. It is not refused: a container often gets its
-/// secrets as files that all may read, where "all" is this process alone.
+/// Warns if others than the owner and the group may read a secret. It does not refuse the file: a container often gets
+/// its secrets as files that all may read, but only this process runs in it.
 pub(crate) fn warn_if_open(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o007 != 0) {
-        tracing::warn!(path = %path.display(), "every user of this machine can read this secret: chmod o= it");
+        tracing::warn!(path = %path.display(), "every user of this machine can read this secret: run chmod o= on it");
     }
 }
 

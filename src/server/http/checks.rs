@@ -1,5 +1,5 @@
-//! Checks of every request: its method, no body, a target of bounded length, a token if one is needed. And of every
-//! answer: it must begin in time.
+//! Checks every request: its method, that it has no body, the length of its target, its token if one is needed. Also
+//! checks that every answer begins in time.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -46,13 +46,12 @@ impl Checks {
             .map_or(0, |target| target.as_str().len());
         if length > most {
             let sentence =
-                format!("path and query have {length} bytes, and {most} at the most: ask in parts");
+                format!("path and query have {length} bytes, more than {most}: ask in parts");
             return Some(problem(StatusCode::URI_TOO_LONG, sentence));
         }
         if !self.access.allows(uri.path(), request.headers()) {
             self.counters.unauthorized.fetch_add(1, Ordering::Relaxed);
-            let sentence =
-                "this needs a token that is known: send it as Authorization: Bearer TOKEN";
+            let sentence = "this needs a valid token: send it as Authorization: Bearer TOKEN";
             let mut response = problem(StatusCode::UNAUTHORIZED, sentence);
             let ask = HeaderValue::from_static("Bearer realm=\"oddscache\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, ask);
@@ -62,7 +61,7 @@ impl Checks {
     }
 }
 
-/// Ends the connection with the answer if the request has a body: the server does not wait for it.
+/// Ends the connection with the answer if the request has a body, because the server does not read bodies.
 fn closing(mut response: Response, request: &Request) -> Response {
     if !request.body().is_end_stream() {
         let close = HeaderValue::from_static("close");

@@ -1,4 +1,4 @@
-//! What became of HTTP connections and requests.
+//! Counts how HTTP connections and requests ended.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,11 +9,11 @@ pub(crate) struct HttpCounters {
     pub(crate) accepted: AtomicU64,
     /// Connections beyond the most that may be open.
     pub(crate) turned_away: AtomicU64,
-    /// Connections ended because a head did not come, or no request.
+    /// Connections ended because no request came, or not all of its head.
     pub(crate) silent: AtomicU64,
     /// Connections ended because the client did not take its answer.
     pub(crate) stalled: AtomicU64,
-    /// Requests without a known token.
+    /// Requests without a valid token.
     pub(crate) unauthorized: AtomicU64,
     /// Requests whose answer did not begin in time.
     pub(crate) overdue: AtomicU64,

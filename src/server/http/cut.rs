@@ -15,7 +15,8 @@ pub(crate) const AS_OF: HeaderName = HeaderName::from_static("oddscache-as-of");
 pub(crate) const AGE_MS: HeaderName = HeaderName::from_static("oddscache-age-ms");
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("oddscache-epoch");
 
-/// Tells processes apart: each counts versions from the beginning.
+/// A random number of this process. Each process counts its versions from the beginning, so a version alone does not
+/// name a view.
 static PROCESS: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
 
 /// Names a view for as long as clients may remember it: `<process>-<version>`.
@@ -44,7 +45,7 @@ pub(crate) fn answer(
         return marked(view, make());
     }
     let mut response = StatusCode::NOT_MODIFIED.into_response();
-    // As the whole answer has it, because its body depends on the encoding.
+    // The whole answer has this header, because its body depends on the encoding. So 304 must have it too.
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from(ACCEPT_ENCODING));
     marked(view, response)
@@ -65,7 +66,7 @@ pub(crate) fn marked(view: &View, mut response: Response) -> Response {
         (EPOCH, view.epoch().to_string()),
     ];
     for (name, text) in texts {
-        // Digits, and a time: always a header's value.
+        // Digits and times are always valid in a header.
         if let Ok(value) = HeaderValue::try_from(text) {
             headers.insert(name, value);
         }

@@ -16,8 +16,8 @@ use std::{
 
 use oddscache::{OddsCache, ReloadReason, Status};
 
-/// Whether changes of the database arrive. They do during a reload on a connection that never broke, because the view
-/// was current when it began. After an outage only the end of the reload proves that the outage is over.
+/// Whether changes of the database arrive. A reload on a connection that never broke counts as following, because the
+/// view was current when it began. A reload after an outage does not: only its end proves that the outage is over.
 pub(crate) fn follows(status: &Status) -> bool {
     match status {
         Status::Live | Status::PollingOnly { .. } | Status::Detached => true,
@@ -26,7 +26,7 @@ pub(crate) fn follows(status: &Status) -> bool {
     }
 }
 
-/// Signs of life. Whatever a follower does changes one of them.
+/// Signs of life. Each step of a follower changes at least one of them.
 #[derive(Debug, Clone, PartialEq)]
 struct Signs {
     reads: u64,
@@ -40,9 +40,9 @@ struct Signs {
 /// How long the follower's steps may go without a sign of life.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// While it follows: the time of a wait, and of a read with an audit step.
+    /// While it follows: enough for a wait, and a read with an audit step.
     pub(crate) following: Duration,
-    /// While it reads everything or connects.
+    /// While it reads everything, connects or pauses.
     pub(crate) otherwise: Duration,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Patience {
 const MARGIN: Duration = Duration::from_secs(60);
 
 impl Patience {
-    /// For a follower with these bounds. A read may end with a reload, and a reload may be repeated on one connection.
+    /// For a follower with these time-outs. A read may lead to a reload, which may be repeated on one connection.
     pub(crate) fn new(poll_interval: Duration, read: Duration, warmup: Duration) -> Patience {
         let following = poll_interval + read * 4 + MARGIN;
         Patience {
@@ -70,7 +70,7 @@ impl Default for Patience {
     }
 }
 
-/// When the follower was last seen to do something.
+/// When the follower last showed a sign of life.
 #[derive(Debug)]
 struct Progress {
     signs: Option<Signs>,
@@ -94,7 +94,7 @@ impl Progress {
             self.signs = Some(signs);
             self.since = now;
         }
-        // A read that only proved the view current again shows in its age alone.
+        // A read without changes may only show in the view's age.
         let proven = age.and_then(|age| now.checked_sub(age));
         if let Some(proven) = proven {
             self.since = self.since.max(proven);
@@ -223,7 +223,7 @@ mod tests {
             progress.observe(now, None, signs(state, reads), patience).1
         };
         assert!(!stuck(0, "warming", 0));
-        // Reading everything takes its time.
+        // Reading everything has a longer bound.
         assert!(!stuck(701, "warming", 0));
         assert!(stuck(702, "warming", 0));
         assert!(!stuck(703, "live", 1));

@@ -1,12 +1,13 @@
-//! A connection that ends with an error if its client lets us wait too long.
+//! A connection that ends with an error if its client makes us wait too long.
 //!
 //! | we wait for | at most |
 //! |---|---|
 //! | the next request | `idle_timeout` |
 //! | the rest of a request's head | `head_timeout` after its first byte |
-//! | room for more of an answer | `stall_timeout` since some was last taken, and `answer_timeout` since it was asked for |
+//! | the client to take more of an answer | `stall_timeout` after it last took some |
+//! | the client to take the whole answer | `answer_timeout` after its request |
 //!
-//! While we make an answer, the client waits for us. `request_timeout` bounds that elsewhere.
+//! While we make an answer, the client waits for us. `checks` bounds that by `request_timeout`.
 
 use std::{
     io,
@@ -28,7 +29,7 @@ use tokio::{
 
 use super::{counters::HttpCounters, limits::Limits};
 
-/// What happens on a connection, as far as its time-outs depend on it.
+/// The state of a connection that its time-outs depend on.
 #[derive(Debug)]
 pub(crate) struct Activity(Mutex<State>);
 
@@ -42,7 +43,7 @@ struct State {
     head_since: Option<Instant>,
     /// When the client must have taken the whole answer. `None` for streams, which have no end.
     answer_until: Option<Instant>,
-    /// Woken when the answer ends. hyper waits for bytes by then, and would not look at our timer otherwise.
+    /// Woken when the answer ends, so that hyper reads again and the reading timer is armed.
     reader: Option<Waker>,
 }
 
@@ -61,7 +62,7 @@ impl Activity {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A request's head has come. Keep what this returns until its answer has ended.
+    /// Call it when a request's head has come. Keep the result until the answer has ended.
     pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
         self.state(|state| {
             state.under_way = true;
@@ -72,17 +73,17 @@ impl Activity {
     }
 }
 
-/// An answer is being made or sent.
+/// Lives while an answer is made or sent.
 #[derive(Debug)]
 pub(crate) struct UnderWay(Arc<Activity>);
 
 impl UnderWay {
-    /// The answer goes on for as long as its client likes.
+    /// The answer is a stream, which has no end. So `answer_timeout` does not apply.
     pub(crate) fn is_stream(&self) {
         self.0.state(|state| state.answer_until = None);
     }
 
-    /// The body, with which the answer ends.
+    /// The same body. The answer ends when the body is dropped.
     pub(crate) fn with(self, body: Body) -> Body {
         Body::new(Tracked {
             body,
@@ -130,7 +131,7 @@ impl HttpBody for Tracked {
     }
 }
 
-/// A timer that is armed anew only if its time changes.
+/// A timer that is set again only if its deadline changes, because setting it costs more than polling it.
 #[derive(Debug)]
 struct Timer(Pin<Box<Sleep>>);
 
@@ -139,7 +140,7 @@ impl Timer {
         Timer(Box::pin(sleep_until(Instant::now())))
     }
 
-    /// Whether `deadline` is over; else the task is woken then.
+    /// Whether `deadline` has passed. If not, the task is woken at the deadline.
     fn is_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
         if self.0.deadline() != deadline {
             self.0.as_mut().reset(deadline);
@@ -157,13 +158,13 @@ pub(crate) struct IoTimeout<S> {
     counters: Arc<HttpCounters>,
     reading: Timer,
     writing: Timer,
-    /// Since when the client has taken nothing, though there is something to take.
+    /// Since when the client has taken nothing although an answer waits for it.
     stalled_since: Option<Instant>,
-    /// Whether a write waits. Then a flush that has nothing to do is no progress.
+    /// Whether a write is pending. Then a flush without work is no progress.
     write_waits: bool,
     /// How many bytes the socket has taken. TLS has buffers between the socket and us.
     taken: Arc<AtomicU64>,
-    /// That count at the last look.
+    /// The value of `taken` when it was last compared.
     taken_before: u64,
 }
 
@@ -189,7 +190,7 @@ impl<S> IoTimeout<S> {
         }
     }
 
-    /// Whether the socket has taken more since the last call. A flush that TLS has not finished may have sent some.
+    /// Whether the socket has taken more since the last call. A TLS flush that is still pending may have sent some.
     fn has_taken_more(&mut self) -> bool {
         let taken = self.taken.load(Ordering::Relaxed);
         std::mem::replace(&mut self.taken_before, taken) != taken
@@ -203,7 +204,7 @@ impl<S> IoTimeout<S> {
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
             if self.stalled_since.take().is_some() {
-                // The reading side may have to arm its timer again.
+                // During a stall the reading side has no deadline. Wake it to set its timer again.
                 cx.waker().wake_by_ref();
             }
             return result;
@@ -241,6 +242,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for IoTimeout<S> {
         let more = buffer.filled().len() > before;
         let (limits, stalled) = (&this.limits, this.stalled_since.is_some());
         let pending = result.is_pending();
+        // No deadline while an answer is made or a write stalls: then the client is not to send anything.
         let until = this.activity.state(|state| {
             if more && !state.under_way {
                 state.head_since.get_or_insert_with(Instant::now);
@@ -292,7 +294,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IoTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        // If a write waits, this flush had nothing to send: the stall goes on. Otherwise the socket has taken
+        // If a write is pending, this flush had nothing to send, so the stall goes on. Otherwise the socket has taken
         // everything.
         match result.is_ready() && self.write_waits {
             true => result,
@@ -314,8 +316,8 @@ mod tests {
 
     use super::*;
 
-    /// As TLS does it: takes every write at once, and flushes by a script: the bytes that the socket took meanwhile,
-    /// and whether those were all.
+    /// Behaves like TLS: it takes every write at once, and flushes by a script. Each step of the script says how many
+    /// bytes the socket took, and whether those were all.
     struct Buffering {
         flushes: VecDeque<(u64, bool)>,
         taken: Arc<AtomicU64>,

@@ -8,7 +8,7 @@ use clap::builder::RangedU64ValueParser;
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 #[command(next_help_heading = "Limits of the HTTP server")]
 pub(crate) struct Limits {
-    /// Connections that may be open at a time. One more gets 503, but for /livez and /readyz
+    /// Connections that may be open at a time. Further ones get 503, except for /livez and /readyz
     #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_connections: usize,
     /// Streams of /v1/changes that may be open at a time
@@ -26,10 +26,10 @@ pub(crate) struct Limits {
     /// How long a connection without a request is kept open
     #[arg(long, env = "ODDSCACHE_IDLE_TIMEOUT", default_value = "75s", value_parser = time)]
     pub(crate) idle_timeout: Duration,
-    /// The time in which an answer must begin, or it is 503. Longer than the longest `timeout` of a request, 30 s
+    /// How long an answer may take to begin, else it is 503. Keep it above 30 s, the longest `timeout` of a request
     #[arg(long, env = "ODDSCACHE_REQUEST_TIMEOUT", default_value = "40s", value_parser = time)]
     pub(crate) request_timeout: Duration,
-    /// How long a client may take nothing of an answer that is ready for it, before it is cut off
+    /// How long a client may take nothing of an answer that waits for it, before it is cut off
     #[arg(long, env = "ODDSCACHE_STALL_TIMEOUT", default_value = "15s", value_parser = time)]
     pub(crate) stall_timeout: Duration,
     /// How long a client may take over one answer, other than a stream of changes, before it is cut off
@@ -38,7 +38,7 @@ pub(crate) struct Limits {
     /// How long answers under way may take after SIGTERM or Ctrl-C
     #[arg(long, env = "ODDSCACHE_DRAIN", default_value = "5s", value_parser = time)]
     pub(crate) drain: Duration,
-    /// How long before that connections are still accepted, while /readyz answers 503, so that a balancer notices
+    /// How long to accept connections before that, while /readyz answers 503, so that a load balancer notices
     #[arg(long, env = "ODDSCACHE_DRAIN_DELAY", default_value = "0s", value_parser = time_or_none)]
     pub(crate) drain_delay: Duration,
 }
@@ -79,13 +79,13 @@ fn time_or_none(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match time <= LONGEST {
         true => Ok(time),
-        false => Err("a day at the most".to_owned()),
+        false => Err("at most a day".to_owned()),
     }
 }
 
 fn time(text: &str) -> Result<Duration, String> {
     match time_or_none(text)? {
-        Duration::ZERO => Err("more than nothing".to_owned()),
+        Duration::ZERO => Err("it must be more than 0".to_owned()),
         time => Ok(time),
     }
 }

@@ -1,4 +1,4 @@
-//! Accepts connections, a bounded number of them, serves each within its limits, and lets them finish at the end.
+//! Accepts a bounded number of connections, serves each within its limits, and lets them finish at the end.
 
 use std::{
     convert::Infallible,
@@ -32,16 +32,16 @@ use super::{
     tls::Tls,
 };
 
-/// Connections beyond the limit that get an answer saying so, at a time. Further ones are closed without a word.
+/// How many connections beyond the limit get an answer that says so, at a time. Further ones are closed at once.
 const TURNED_AWAY_AT_ONCE: usize = 64;
 
-/// How much longer the kernel waits for a client than we do.
+/// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 
-/// Headers of a request, at most.
+/// How many headers a request may have.
 const MOST_HEADERS: usize = 64;
 
-/// The pause after a failed accept. Others may free what it lacked, such as descriptors.
+/// The pause after a failed accept. Meanwhile other tasks may free what was missing, such as descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What every connection needs.
@@ -114,13 +114,13 @@ fn accept(
     connections.spawn(serve(stream, peer, shared.clone(), router, place));
 }
 
-/// Makes changes go out at once, and the kernel notice a client whose machine is gone.
+/// Makes the kernel send changes at once, and notice a client whose machine is gone.
 fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // Clearly later than our own time-out, which is counted. The kernel's clock starts when the first byte waits, ours
-    // when the socket takes no more.
+    // Clearly later than our own time-out, because only ours is counted. The kernel's time starts when the first byte
+    // waits, ours when the socket takes no more.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limits.stall_timeout + KERNEL_MARGIN))?;
     Ok(())
@@ -137,7 +137,7 @@ async fn serve(
     let ended = match &shared.tls {
         None => converse(stream, &shared, router, taken).await,
         Some(tls) => {
-            // TLS has buffers: only what the socket takes is on its way to the client.
+            // Count below TLS, which has buffers: only bytes that the socket takes are on their way to the client.
             let counter = Arc::clone(&taken);
             let stream = InspectWriter::new(stream, move |bytes: &[u8]| {
                 counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -163,7 +163,7 @@ async fn serve(
     }
 }
 
-/// All requests of one connection, one after the other.
+/// Answers all requests of one connection, one after the other.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     shared: &Shared,
@@ -192,7 +192,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             Ok::<_, Infallible>(response.map(|body: Body| under_way.with(body)))
         }
     });
-    // hyper's own timers stay off: the stream has the time-outs.
+    // hyper's own timers stay off, because `IoTimeout` has the time-outs.
     let connection = http1::Builder::new()
         .half_close(false)
         .max_buf_size(shared.limits.most_head_bytes)

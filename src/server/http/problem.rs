@@ -16,7 +16,7 @@ pub(super) fn problem(status: StatusCode, message: impl Into<String>) -> Respons
     }
 }
 
-/// Adds when to ask again.
+/// Adds the header that says when to ask again.
 pub(super) fn for_now(mut response: Response) -> Response {
     let seconds = HeaderValue::from_static("1");
     response.headers_mut().insert(RETRY_AFTER, seconds);

@@ -17,7 +17,7 @@ use super::{
         changes::Hub,
         encoding, events, list,
         lists::Lists,
-        query::{self, Asked},
+        query::{self, Parameters},
         state::Api,
         view::age_ms,
     },
@@ -33,13 +33,13 @@ use crate::server::prune;
 /// The markets in the event list, unless `--inline-markets` says otherwise.
 pub(crate) const INLINE_MARKETS: &str = "3743,5000:2.5,3795,4693";
 
-/// Reads one of them: a `betpawa_market_id`, and after a colon the line if the list shall have only one of several.
+/// Parses one of these markets: a `betpawa_market_id`. If it has several lines, a colon and a line choose one.
 pub(crate) fn inline_market(text: &str) -> Result<(String, Option<f64>), String> {
     let (id, line) = match text.split_once(':') {
         None => (text, None),
         Some((id, line)) => {
             let line = line.parse().ok().filter(|line: &f64| line.is_finite());
-            (id, Some(line.ok_or("the line is no number")?))
+            (id, Some(line.ok_or("the line is not a number")?))
         }
     };
     match id.trim() {
@@ -48,7 +48,7 @@ pub(crate) fn inline_market(text: &str) -> Result<(String, Option<f64>), String>
     }
 }
 
-/// Of the demo, which has no such flag, and of tests.
+/// The markets of the demo, which has no such flag, and of tests.
 #[cfg(any(feature = "demo", test))]
 pub(crate) fn default_inline() -> InlineMarkets {
     let markets = INLINE_MARKETS.split(',').map(inline_market);
@@ -71,7 +71,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     ]
 }
 
-/// Answers HTTP. The server adds its checks, and counts into `requests`.
+/// Answers HTTP. The server adds its checks, and counts requests.
 pub(crate) fn router(
     cache: OddsCache,
     hub: Hub,
@@ -94,7 +94,7 @@ pub(crate) fn router(
     .fallback(async || {
         problem(
             StatusCode::NOT_FOUND,
-            "there is no such path; /openapi.json says which there are",
+            "there is no such path; /openapi.json lists all paths",
         )
     })
     .method_not_allowed_fallback(async || {
@@ -112,8 +112,8 @@ async fn changes(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let asked = Asked::read(&uri, query::CHANGES, &[])?;
-    let inline = asked.odds.then(|| api.inline.clone());
+    let parameters = Parameters::read(&uri, query::CHANGES, &[])?;
+    let inline = parameters.odds.then(|| api.inline.clone());
     Ok(api.hub.stream(api.cache, inline, &headers))
 }
 
@@ -141,7 +141,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("version".to_owned(), json!(cut::id(view.version())));
         fields.insert("status".to_owned(), json!(cache.status().to_string()));
         fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
-        // The age of this view, as all values beside it are of this view: its version proves the age.
+        // The age of this view, not of the newest one, because clients relate it to `version`.
         fields.insert(
             "age_ms".to_owned(),
             json!(is_warm.then(|| cut::age_ms(&view))),
@@ -161,7 +161,7 @@ async fn live(
 ) -> Response {
     match health.alive(&cache) {
         Ok(()) => "alive\n".into_response(),
-        // Asking again will not help.
+        // Without Retry-After, because only a restart helps.
         Err(stuck) => {
             let answer = Json(json!({ "error": stuck }));
             (StatusCode::SERVICE_UNAVAILABLE, answer).into_response()
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// What the answers are is tested on the running service.
+    /// `tests/service` checks the answers of the running service.
     #[test]
     fn the_document_has_all_paths_and_parameters() {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();

@@ -1,4 +1,4 @@
-//! The HTTP server: starts it, and ends it without cutting answers off.
+//! Starts the HTTP server, and ends it without cutting answers off.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -38,19 +38,17 @@ pub(crate) struct Serving {
 
 impl Serving {
     /// Warns if anybody who can connect can read, or if a token crosses the network in the clear.
-    pub(crate) fn warn_of_the_open(&self, address: SocketAddr) {
+    pub(crate) fn warn_if_exposed(&self, address: SocketAddr) {
         let restricted = self.access.is_restricted();
         if address.ip().is_loopback() || (restricted && self.tls.is_some()) {
             return;
         }
         let missing = match (restricted, self.tls.is_some()) {
-            (false, false) => {
-                "neither a token is asked for (--token-file) nor is there TLS (--tls-cert)"
-            }
-            (false, true) => "no token is asked for (--token-file)",
-            (true, _) => "there is no TLS (--tls-cert), so that tokens can be heard on the way",
+            (false, false) => "requires no token (--token-file) and has no TLS (--tls-cert)",
+            (false, true) => "requires no token (--token-file)",
+            (true, _) => "has no TLS (--tls-cert), so others can read tokens on the network",
         };
-        tracing::warn!(%address, "listening beyond this machine, and {missing}; right only on a private network or behind a proxy");
+        tracing::warn!(%address, "listening beyond this machine, and the service {missing}: keep it in a private network or behind a proxy");
     }
 }
 
@@ -166,8 +164,8 @@ impl Server {
         self.hub.stop();
         let drained = timeout_at(closing + self.drain, &mut running.task).await;
         if drained.is_err() {
-            tracing::warn!("answers were still under way; cut off");
-            // The connections end with it.
+            tracing::warn!("answers were still under way at the end of --drain, and are cut off");
+            // The task owns the connections, so they end with it.
             running.task.abort();
         }
         *place = None;
@@ -197,7 +195,7 @@ mod tests {
             .unwrap()
     }
 
-    /// As when the follower ends while the service does.
+    /// This happens if the follower ends while the service is ending.
     #[tokio::test]
     async fn a_second_stop_waits_for_the_same_end() {
         let server = server(Duration::from_millis(500)).await;

@@ -23,7 +23,7 @@ pub(crate) struct TlsArguments {
     /// Serve HTTPS with this certificate and its chain, in a PEM file. SIGHUP reads it again
     #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
     tls_cert: Option<PathBuf>,
-    /// Its key, in a PEM file that only its owner may read, not encrypted
+    /// The certificate's key, in a PEM file that only its owner may read, not encrypted
     #[arg(long, env = "ODDSCACHE_TLS_KEY", value_name = "FILE", value_parser = paths::path())]
     tls_key: Option<PathBuf>,
 }
@@ -68,13 +68,13 @@ impl Tls {
         }))
     }
 
-    /// Reads the files again, for new connections. If that fails, the certificate stays as it was.
+    /// Reads the files again, for new connections. If that fails, the old certificate stays in force.
     pub(crate) fn read_again(&self) -> anyhow::Result<()> {
         self.config.store(read(&self.certificate, &self.key)?);
         Ok(())
     }
 
-    /// For one connection.
+    /// An acceptor for one connection, with the certificate as last read.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.load_full())
     }
@@ -105,6 +105,7 @@ fn read(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
                 key.display()
             )
         })?;
+    // The server does not speak HTTP/2, so clients must not choose it.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

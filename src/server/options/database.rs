@@ -1,4 +1,5 @@
-//! Where the database is: `DATABASE_URL`; for what it leaves open libpq's `PG*` variables; then libpq's defaults.
+//! Where the database is: `DATABASE_URL`. What it leaves open comes from libpq's `PG*` variables, then from libpq's
+//! defaults.
 
 use std::env;
 
@@ -11,10 +12,10 @@ use oddscache::{Config, Error};
 )]
 pub(crate) struct DatabaseArguments {
     /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given
-    /// by the environment if it holds a password, for arguments can be seen by other users
+    /// by the environment if it holds a password, because other users can see arguments
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// Host names or addresses with commas between, tried in this order, or the directory of the server's socket
+    /// Host names or addresses, separated by commas and tried in this order, or the directory of the server's socket
     #[arg(long, env = "PGHOST")]
     host: Option<String>,
     /// IP addresses of the hosts, in place of looking them up
@@ -32,25 +33,25 @@ pub(crate) struct DatabaseArguments {
     /// Password file, readable by its owner only: lines of host:port:database:user:password [default: ~/.pgpass]
     #[arg(long, env = "PGPASSFILE", value_name = "FILE")]
     passfile: Option<String>,
-    /// disable, allow, prefer, require, verify-ca or verify-full. Only the last two know whom they talk to
+    /// disable, allow, prefer, require, verify-ca or verify-full. Only the last two check who the server is
     #[arg(long, env = "PGSSLMODE", value_name = "MODE")]
     sslmode: Option<String>,
-    /// Root certificates to trust, in a PEM file, or "system". Files in ~/.postgresql are not looked at
+    /// Root certificates to trust, in a PEM file, or "system". Files in ~/.postgresql are not read
     #[arg(long, env = "PGSSLROOTCERT", value_name = "FILE")]
     sslrootcert: Option<String>,
     /// Client certificate, in a PEM file
     #[arg(long, env = "PGSSLCERT", value_name = "FILE")]
     sslcert: Option<String>,
-    /// Its key, in a PEM file that only its owner may read, not encrypted
+    /// The client certificate's key, in a PEM file that only its owner may read, not encrypted
     #[arg(long, env = "PGSSLKEY", value_name = "FILE")]
     sslkey: Option<String>,
-    /// postgres, or direct: TLS without asking first, from PostgreSQL 17 on
+    /// postgres, or direct: start TLS without asking the server first, from PostgreSQL 17 on
     #[arg(long, env = "PGSSLNEGOTIATION", value_name = "HOW")]
     sslnegotiation: Option<String>,
     /// disable, prefer or require: whether the login must prove that nobody sits in between
     #[arg(long, env = "PGCHANNELBINDING", value_name = "WHETHER")]
     channel_binding: Option<String>,
-    /// any, read-write, read-only, primary, standby or prefer-standby: which of the hosts will do
+    /// any, read-write, read-only, primary, standby or prefer-standby: which hosts to accept
     #[arg(long, env = "PGTARGETSESSIONATTRS", value_name = "WHICH")]
     target_session_attrs: Option<String>,
     /// disable or random: whether the hosts are tried in random order
@@ -62,7 +63,7 @@ pub(crate) struct DatabaseArguments {
     /// Settings for the session, such as "-c work_mem=64MB"
     #[arg(long, env = "PGOPTIONS", allow_hyphen_values = true)]
     options: Option<String>,
-    /// Name to be seen under in pg_stat_activity
+    /// Name to show in pg_stat_activity
     #[arg(
         long,
         env = "PGAPPNAME",
@@ -74,7 +75,7 @@ pub(crate) struct DatabaseArguments {
 
 impl DatabaseArguments {
     /// # Errors
-    /// [`Error::Config`] if no database is named, or something cannot be read. It never holds a value.
+    /// [`Error::Config`] if no database is named, or a setting is wrong. Its text quotes no value.
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let usage = |message: &str| Err(Error::Config(message.to_owned()));
         let url = self.database_url.as_deref().unwrap_or_default();
@@ -97,7 +98,7 @@ impl DatabaseArguments {
         self.at(url, "DATABASE_URL")
     }
 
-    /// Another database with the same defaults. `name` is its variable.
+    /// The database at `url`, with the same defaults. `name` is the variable that gives the URL, for errors.
     pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
         let defaults = [
             ("host", given(&self.host)),

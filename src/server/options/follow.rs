@@ -7,7 +7,7 @@ use oddscache::{Config, Error};
 
 use super::{database::DatabaseArguments, secret::Secret};
 
-/// What `serve` and `dump` read, and how.
+/// The flags of every command that reads the application's tables.
 #[derive(Debug, Args)]
 pub(crate) struct FollowArguments {
     #[command(flatten)]
@@ -31,20 +31,20 @@ pub(crate) struct FollowArguments {
     /// How long an event is held after its kickoff, such as 2h or 90m
     #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
     pub(crate) lookback: Duration,
-    /// Let the role be subject to row level security: only right if its policies show it every row
+    /// Accept that row level security applies to the role: only right if its policies show it every row
     #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
     allow_row_security: bool,
     /// How long reading everything may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_WARMUP_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
     pub(crate) warmup_timeout: Duration,
-    /// How many connections read everything at a time, 1 to 8; those besides the first are open only meanwhile
+    /// How many connections read everything at a time, 1 to 8. All but the first close when everything is read
     #[arg(long, env = "ODDSCACHE_WARMUP_CONNECTIONS", default_value_t = 2)]
     warmup_connections: usize,
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) read_timeout: Duration,
-    /// Where to LISTEN, if not at DATABASE_URL: at the primary of a standby that is read, or past a pooler in
-    /// transaction mode
+    /// Where to LISTEN, if not at DATABASE_URL: at the primary if that is a standby, at the server itself if that is a
+    /// pooler in transaction mode
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN_URL",

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArguments {
-    // rustls warns of what any client can send it; each failed handshake is logged by the listener, at debug.
+    // rustls is off because any client can make it warn. The listener logs each failed handshake, at debug.
     /// What to log to standard error: a level (error, warn, info, debug, trace) or a filter such as oddscache=debug
     #[arg(
         long,
@@ -14,7 +14,7 @@ pub(crate) struct LogArguments {
         value_name = "FILTER"
     )]
     pub(crate) log: String,
-    /// How to write it
+    /// The form of the log
     #[arg(
         long,
         global = true,
@@ -22,7 +22,7 @@ pub(crate) struct LogArguments {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
-    /// How often the same place may log within 10 s; a message says how many more there were. 0: any number
+    /// How often one place in the program may log within 10 s. A message says how many more there were. 0: no limit
     #[arg(
         long,
         global = true,

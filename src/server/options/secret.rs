@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A token, or a connection string that may hold a password. The command line takes any text for it: an error about it
-/// would print it.
+/// A token, or a connection string that may hold a password. The command line accepts any text for it, because an error
+/// of the parser would print the text.
 #[derive(Clone)]
 pub(crate) struct Secret(pub(crate) String);
 

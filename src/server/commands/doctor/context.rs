@@ -16,19 +16,19 @@ pub(crate) struct DoctorArguments {
     /// The role whose rights to look at [default: the one that connects]
     #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
     pub(super) role: Option<String>,
-    /// Leave out reading everything once, as a starting cache does: seconds of work for a large database
+    /// Skip the trial warmup, which reads everything once: seconds of work for a large database
     #[arg(long)]
     pub(super) quick: bool,
     /// Print one JSON object: oddscache, database, findings (id, level, checked, object, what, why, fix), summary
     #[arg(long)]
     pub(super) json: bool,
-    /// End with code 3 where nothing fails but there are warnings
+    /// End with code 3 if nothing fails but there are warnings
     #[arg(long)]
     pub(super) strict: bool,
-    /// How long a transaction that has written may be open, or be prepared, before it is told
+    /// How long a transaction that has written may stay open or prepared before doctor reports it
     #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
     pub(super) long_transaction: Duration,
-    /// How long one question to the server may take; connecting six times as long, reading everything twelve times
+    /// How long one query may take. Connecting may take six times as long, reading everything twelve times
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(super) check_timeout: Duration,
 }

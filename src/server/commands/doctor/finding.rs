@@ -31,15 +31,15 @@ impl Level {
     }
 }
 
-/// One thing that was looked at. The names of the fields are those of `--json`, and stay.
+/// The result of one check. The names of the fields are those of `--json`, and stay.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Finding {
-    /// What was looked at, such as `server.version`: the same for every object it is found on.
+    /// Names the check, such as `server.version`. It is the same for every object.
     pub(crate) id: &'static str,
     pub(crate) level: Level,
-    /// Whether it could be looked at; if not, `what` says why.
+    /// False if the check could not be made; then `what` says why.
     pub(crate) checked: bool,
-    /// What it is about: a table, a role, a setting.
+    /// The table, role or setting that it is about.
     pub(crate) object: Option<String>,
     pub(crate) what: String,
     /// Why it matters.
@@ -77,7 +77,7 @@ impl Finding {
         Finding::new(id, Level::Ok, what)
     }
 
-    /// An error of the library, whose text ends with the way out.
+    /// An error of the library. Its text ends with the fix, after a semicolon.
     pub(crate) fn of_error(id: &'static str, level: Level, text: &str) -> Finding {
         let (what, fix) = match text.rsplit_once("; ") {
             Some((what, fix)) => (what, Some(fix.to_owned())),
@@ -89,7 +89,7 @@ impl Finding {
         }
     }
 
-    /// What could not be looked at. The lack of a right is no fault, because the role is meant to have few.
+    /// A check that could not be made. A missing right is no fault, because the role should have few rights.
     pub(crate) fn unchecked(id: &'static str, trouble: &Trouble) -> Finding {
         let level = if trouble.is_lack_of_rights() {
             Level::Info
@@ -117,7 +117,7 @@ impl Finding {
     }
 }
 
-/// The findings, or one that says that all is well if there are none.
+/// The findings; if there are none, one that says that all is well.
 pub(super) fn or_ok(
     findings: Vec<Finding>,
     id: &'static str,
@@ -129,7 +129,7 @@ pub(super) fn or_ok(
     }
 }
 
-/// Findings as they are made.
+/// Collects findings, in the order of the checks.
 #[derive(Debug, Default)]
 pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
@@ -138,7 +138,7 @@ impl Findings {
         self.0.push(finding);
     }
 
-    /// What a check found, or that it could not be done.
+    /// Adds what a check found, or that it could not be made.
     pub(crate) fn take(&mut self, id: &'static str, found: Result<Vec<Finding>, Trouble>) {
         match found {
             Ok(found) => self.0.extend(found),
@@ -147,7 +147,7 @@ impl Findings {
     }
 }
 
-/// All of it, the worst first.
+/// All findings, the worst first.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     /// Version of this program.
@@ -172,7 +172,7 @@ pub(crate) struct Summary {
 impl Report {
     pub(crate) fn new(database: String, findings: Findings) -> Report {
         let mut findings = findings.0;
-        // Stable: within a level in the order in which things were looked at.
+        // The sort is stable: within a level the findings keep the order of the checks.
         findings.sort_by_key(|finding| finding.level);
         let count = |level| findings.iter().filter(|found| found.level == level).count();
         let summary = Summary {

@@ -1,5 +1,5 @@
-//! What keeps the change log from being pruned and vacuumed. `check.sql` reports how long it is and who prunes it; this
-//! tries whether pruning works.
+//! What keeps the change log from being pruned and vacuumed. `check.sql` reports how long the log is and who prunes it.
+//! This file tries whether pruning works.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::server::{
     session::{Session, Trouble, identifier, literal},
 };
 
-/// With more dead rows than this, and ten times as many as living ones, VACUUM does not do its work.
+/// VACUUM does not do its work if there are more dead rows than this, and ten times as many as live rows.
 const DEAD_ROWS: i64 = 100_000;
 
 pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
@@ -35,7 +35,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
     Ok(findings.0)
 }
 
-/// Failures that pass by themselves, such as locks and time-outs. They say nothing of the next attempt.
+/// SQLSTATEs of failures that pass by themselves, such as locks and time-outs. They say nothing of the next attempt.
 const PASSING: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 
 const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
@@ -46,7 +46,7 @@ async fn pruning(
     session: &Session,
 ) -> Result<Vec<Finding>, Trouble> {
     let schema = identifier(context.cache_schema);
-    // Where there is none, the feed's findings say so.
+    // There is no prune(). The feed's findings say so.
     let Some(may) = prune::is_allowed(session, context.cache_schema).await? else {
         return Ok(Vec::new());
     };
@@ -58,11 +58,11 @@ async fn pruning(
                 format!("not tried: {} may not call it", server.role),
             )
             .object(object)
-            .why("somebody must: the change log grows with every write")
+            .why("the change log grows with every write until another role prunes it")
             .fix("oddscache sql grants --apply --prune, or a scheduled job for the owner"),
         ]);
     }
-    // As the service calls it, but rolled back, and bounded: its loop deletes for a sixth of this.
+    // The same call as the service's, but rolled back and short. prune() deletes for a sixth of this time-out.
     let before = format!(
         "{}; SET LOCAL oddscache.prune_timeout = '1 s'",
         prune::BEGIN
@@ -71,22 +71,22 @@ async fn pruning(
     let finding = match session.rows_after(&before, &call).await {
         Ok(pruned) => {
             let rows: i64 = pruned.iter().map(|Pruned { rows }| rows).sum();
-            Finding::ok("log.prune", format!("works: {rows} rows would go within 0.2 s; taken back"))
+            Finding::ok("log.prune", format!("works: {rows} rows were deleted within 0.2 s, and rolled back"))
         }
         Err(trouble) if PASSING.iter().any(|state| trouble.is(state)) => return Err(trouble),
         Err(trouble) => Finding::fail("log.prune", format!("fails: {trouble}"))
-            .why(format!("{schema}.change_log grows with every write until it works: disk, and the time that VACUUM takes"))
-            .fix(unblock(&trouble, &schema)),
+            .why(format!("until pruning works, {schema}.change_log grows with every write, and so does the time of a VACUUM"))
+            .fix(way_out(&trouble, &schema)),
     };
     Ok(vec![finding.object(object)])
 }
 
-/// What lets `prune()` work again.
-fn unblock(trouble: &Trouble, schema: &str) -> String {
+/// What to do so that `prune()` works again.
+fn way_out(trouble: &Trouble, schema: &str) -> String {
     match trouble.sqlstate.as_deref() {
-        // A publication of deletes wants to know which row went.
+        // A publication that includes deletes must be able to name the deleted row.
         Some("55000") if trouble.text.contains("replica identity") => {
-            // install.sql makes log_horizon a table that no publication has.
+            // log_horizon is UNLOGGED, so no publication has it.
             let tables = ["change_log", "log_state"];
             match tables.iter().find(|table| trouble.text.contains(**table)) {
                 Some(table) => format!(
@@ -96,15 +96,15 @@ fn unblock(trouble: &Trouble, schema: &str) -> String {
             }
         }
         Some("53100") => "make room on the server's disk".to_owned(),
-        // Something of the feed's is missing, or its owner lacks a right.
+        // A part of the feed is missing, or its owner lacks a right.
         Some(state) if ["42501", "42P01", "42703", "42883"].contains(&state) => {
             format!(
                 "{INSTALL}; the owner of prune() needs SELECT, INSERT, UPDATE and DELETE on change_log, log_state and log_horizon"
             )
         }
         _ => format!(
-            "take away what raises this: a trigger, rule, constraint or policy that somebody added to {schema}.change_log, log_state \
-             or log_horizon; then SELECT {schema}.prune()"
+            "remove what raises this error, such as a trigger, rule, constraint or policy that somebody added to \
+             {schema}.change_log, log_state or log_horizon; then SELECT {schema}.prune()"
         ),
     }
 }
@@ -123,6 +123,7 @@ struct Vacuum {
 
 async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>, Trouble> {
     let log = format!("{}.change_log", identifier(context.cache_schema));
+    // A boolean option may be written as f, false, of, off, n, no or 0 to turn it off.
     let sql = format!(
         "SELECT current_setting('autovacuum')::boolean AND NOT EXISTS (SELECT FROM unnest(c.reloptions) AS o (option) \
            WHERE o.option ~ '^autovacuum_enabled=(f|of|n|0)') AS autovacuum, \
@@ -137,7 +138,7 @@ async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>
     if !vacuum.autovacuum {
         findings.push(
             Finding::warn("log.vacuum", "autovacuum is off for it")
-                .why("what prune() deletes stays in the table, which grows for ever")
+                .why("the rows that prune() deletes keep their space, so the table grows for ever")
                 .fix(format!(
                     "ALTER TABLE {log} RESET (autovacuum_enabled); autovacuum = on for the server"
                 )),
@@ -145,8 +146,8 @@ async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>
     }
     if vacuum.dead > DEAD_ROWS && vacuum.dead / 10 > vacuum.live {
         findings.push(
-            Finding::warn("log.vacuum", format!("{} dead rows, {} living", vacuum.dead, vacuum.live))
-                .why("reading the log's end passes over them; something keeps VACUUM from removing them, or it does not run")
+            Finding::warn("log.vacuum", format!("{} dead rows, {} live rows", vacuum.dead, vacuum.live))
+                .why("each read of the log passes over the dead rows; VACUUM does not run, or something keeps it from removing them")
                 .fix(format!("VACUUM {log}; look for old transactions and abandoned replication slots")),
         );
     }
@@ -177,8 +178,8 @@ async fn transactions(
     let seen = "SELECT a.pid, a.usename::text AS role, a.application_name AS application, a.state, \
          extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds FROM pg_stat_activity AS a \
          WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_backend_pid()";
-    // Any role may see which transaction holds the horizon, but not since when. It is open at least since the first log
-    // row of a transaction that began after it.
+    // Any role may see which transaction holds the horizon, but not when it began. It has been open at least since the
+    // first log row of a later transaction.
     let log = format!("{}.change_log", identifier(context.cache_schema));
     let held = format!(
         "SELECT l.pid, a.usename::text AS role, a.application_name AS application, NULL::text AS state, \
@@ -197,7 +198,7 @@ async fn transactions(
         .filter(|open| open.seconds >= long)
         .map(|open| {
             let state = open.state.as_deref().map(|state| format!(", {state}"));
-            Finding::warn("log.transactions", format!("has written, and is open for {}", ago(open.seconds)))
+            Finding::warn("log.transactions", format!("has written, and has been open for {}", ago(open.seconds)))
                 .object(format!(
                     "pid {} of {} ({}{})",
                     open.pid,
@@ -211,10 +212,13 @@ async fn transactions(
         .collect();
     Ok(or_ok(findings, "log.transactions", || {
         match server.sees_all {
-            true => format!("none that has written is open for more than {}", ago(long)),
+            true => format!(
+                "no transaction that has written has been open for more than {}",
+                ago(long)
+            ),
             false => format!(
-                "the oldest that has written is not known to be open for more than {}; as a member of pg_read_all_stats this \
-             role would see all",
+                "this role knows of no transaction that has written and has been open for more than {}; as a member of \
+                 pg_read_all_stats it would see all",
                 ago(long)
             ),
         }
@@ -238,7 +242,7 @@ async fn prepared(context: &Context<'_>, session: &Session) -> Result<Vec<Findin
     let old = prepared.iter().filter(|prepared| prepared.seconds >= long);
     let findings: Vec<Finding> = old
         .map(|old| {
-            Finding::warn("log.prepared", format!("prepared {} ago, and not ended", ago(old.seconds)))
+            Finding::warn("log.prepared", format!("was prepared {} ago, and neither committed nor rolled back", ago(old.seconds)))
                 .object(format!("{} of {} in database {}", old.gid, old.owner, old.database))
                 .why("no log row of a later transaction can be pruned; what it wrote is not committed, and its locks stay")
                 .fix(format!(

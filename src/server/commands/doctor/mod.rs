@@ -1,8 +1,8 @@
 //! `oddscache doctor`: looks for everything that a DBA or an operator can get wrong, and says how to fix it.
 //!
-//! Each file looks at one group of things. `sql/check.sql`, which [`script`] runs, has what SQL alone can see. The
-//! other files add what needs a client: a second connection, a clock, the texts that this binary would install. Doctor
-//! changes nothing: it rolls back what it writes.
+//! Each file makes one group of checks. `sql/check.sql`, which [`script`] runs, makes those that SQL alone can make.
+//! The other files make those that need a client: a second connection, a clock, the texts that this binary would
+//! install. Doctor changes nothing: it rolls back what it writes.
 
 mod context;
 mod feed;

@@ -1,4 +1,4 @@
-//! Do notifications arrive? The library does once what a follower does, by the same statements.
+//! Checks whether notifications arrive. The library runs the same statements once that a follower runs.
 
 use oddscache::Error;
 use tokio::time::timeout;
@@ -9,7 +9,7 @@ use super::{
     server::Server,
 };
 
-/// The time for connecting three times, listening and a notification, as a multiple of the time for one question.
+/// The time for connecting three times, listening and a notification, as a multiple of the time for one query.
 const PATIENCE: u32 = 6;
 
 const POLLS: &str =
@@ -20,7 +20,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Finding {
     if server.standby && context.listen.is_none() {
         return Finding::info(ID, "the server is a standby: it cannot LISTEN, and the cache polls it")
             .why("changes show within the poll interval (1 s), after the standby has replayed them; nothing is missed")
-            .fix("for less delay listen at the primary: --listen-url (ODDSCACHE_LISTEN_URL)");
+            .fix("for less delay, listen at the primary: --listen-url (ODDSCACHE_LISTEN_URL)");
     }
     let config = match context.arguments.follow.config() {
         Ok(config) => config,
@@ -44,20 +44,20 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Finding {
     match &error {
         Error::Pooled => Finding::warn(
             "notifications.pooler",
-            "a pooler in transaction mode is between: LISTEN does not work through it",
+            "the connection goes through a pooler in transaction mode, which does not support LISTEN",
         )
         .why(POLLS)
-        .fix("listen past it: --listen-url (ODDSCACHE_LISTEN_URL) of the server itself, or a pool with pool_mode = session"),
+        .fix("--listen-url (ODDSCACHE_LISTEN_URL) of the server itself, or a pool with pool_mode = session"),
         Error::NotificationLost => Finding::warn(
             ID,
             "a notification was sent on one connection and did not arrive on another",
         )
         .why(POLLS)
         .fix(
-            "see whether a pooler is between, and whether a listener sits in a transaction \
+            "see whether the connection goes through a pooler, and whether a listener stays in a transaction \
              (SELECT pg_notification_queue_usage())",
         ),
-        // What keeps a follower from starting has its finding elsewhere.
+        // Another check reports what keeps a follower from starting.
         Error::FeedMissing { .. }
         | Error::FeedVersion { .. }
         | Error::FeedElsewhere { .. }

@@ -1,4 +1,5 @@
-//! Can the server be reached, is it a version to rely on, is the way to it safe, and does its clock agree with ours?
+//! Checks whether the server can be reached, its version, its clock, its passwords, and whether the connection is
+//! encrypted.
 
 use std::time::SystemTime;
 
@@ -12,15 +13,15 @@ use super::{
 };
 use crate::server::session::{Session, Trouble};
 
-/// The oldest that the library follows; 13 had its last release.
+/// The oldest major version that the library follows. PostgreSQL 13 gets no more releases.
 const OLDEST: i32 = *SERVER_VERSIONS.start() as i32;
 
-/// The newest that the tests run on.
+/// The newest major version that the tests run on.
 const NEWEST: i32 = *SERVER_VERSIONS.end() as i32;
 
-/// Major versions, the last day on which they are supported, and the first minor release in which VACUUM keeps the part
-/// of the commit log that unread notifications need. These are the releases of 12 February 2026. The fix was committed
-/// on 12 November 2025, one day too late for the releases of that month.
+/// Each major version with its last day of support, and its first minor release without a bug in LISTEN: VACUUM removed
+/// the part of the commit log that unread notifications need. The releases of 12 February 2026 have the fix. It was
+/// committed on 12 November 2025, one day too late for the releases of that month.
 const RELEASES: [(i32, (i32, u32, u32), i32); 5] = [
     (14, (2026, 11, 12), 21),
     (15, (2027, 11, 11), 16),
@@ -32,7 +33,7 @@ const RELEASES: [(i32, (i32, u32, u32), i32); 5] = [
 /// A greater difference between the server's clock and ours is a finding.
 const CLOCK_SECONDS: f64 = 2.0;
 
-/// What the server says of itself and of us.
+/// What the server says of itself and of our session.
 #[derive(Debug, Deserialize)]
 pub(super) struct Server {
     version_num: i32,
@@ -40,11 +41,11 @@ pub(super) struct Server {
     pub(super) standby: bool,
     pub(super) role: String,
     pub(super) superuser: bool,
-    /// May see what other sessions do.
+    /// The role may see what other sessions do.
     pub(super) sees_all: bool,
     now: f64,
     tls: Option<bool>,
-    /// Not over a socket, nor within one machine.
+    /// The connection comes from another machine.
     remote: bool,
 }
 
@@ -91,13 +92,13 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
     let text = &trouble.text;
     let (why, fix) = if text.contains("unsupported startup parameter") {
         (
-            "a PgBouncer is between, and refuses a setting of the session",
+            "the connection goes through a PgBouncer, which refuses a setting of the session",
             "in pgbouncer.ini: ignore_startup_parameters = extra_float_digits, options; or leave PGOPTIONS empty",
         )
     } else if text.contains("statement pooling mode") {
         (
-            "a PgBouncer in statement mode is between: no transaction is possible, and every read is one",
-            "in pgbouncer.ini, for this database: pool_mode = session (or transaction: then by polling)",
+            "the connection goes through a PgBouncer in statement mode, which allows no transaction; every read is one",
+            "in pgbouncer.ini, for this database: pool_mode = session (or transaction: the cache then polls)",
         )
     } else if [
         "pgbouncer cannot",
@@ -108,8 +109,8 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
     .any(|said| text.contains(said))
     {
         (
-            "a PgBouncer is between, and does not get through to the server itself",
-            "look into PgBouncer's log: SHOW POOLS, SHOW SERVERS on its admin console",
+            "the connection goes through a PgBouncer, which cannot reach the server itself",
+            "read PgBouncer's log; SHOW POOLS and SHOW SERVERS on its admin console",
         )
     } else if text.contains("SQLSTATE 53300") {
         (
@@ -143,7 +144,7 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
     if major > NEWEST {
         return vec![
             Finding::warn("server.version", format!("PostgreSQL {name} is newer than any that this version was tested with"))
-                .why(format!("its tests run on PostgreSQL {OLDEST} to {NEWEST}; what a newer one does otherwise is not known here"))
+                .why(format!("its tests run on PostgreSQL {OLDEST} to {NEWEST}; a newer server may behave in another way"))
                 .fix("see whether there is a newer version of oddscache"),
         ];
     }
@@ -165,7 +166,7 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
         findings.push(
             Finding::warn(
                 "server.version",
-                format!("PostgreSQL {major} is supported no more since {end}"),
+                format!("PostgreSQL {major} has had no support since {end}"),
             )
             .why("bugs found since then are not fixed")
             .fix("upgrade to a supported version (pg_upgrade)"),
@@ -176,7 +177,7 @@ fn version(number: i32, name: &str, today: NaiveDate) -> Vec<Finding> {
     })
 }
 
-/// The server made its answer between `before` and `after`, by our clock. A time between them proves nothing.
+/// The server read its clock between `before` and `after`, by our clock. So a time between these two is no difference.
 fn clock(server: f64, before: f64, after: f64) -> Finding {
     let off = if server < before {
         server - before
@@ -193,12 +194,12 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
         "server.clock",
         format!("is {:.1} s {} ours", off.abs(), if off > 0.0 { "ahead of" } else { "behind" }),
     )
-    .why("which events are held depends on the server's clock, what readers make of kickoffs and times on theirs")
+    .why("the server's clock decides which events are held; readers compare kickoffs and times with their own clock")
     .fix("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
-/// Whether the names of the hosts lead to another machine. Behind a pooler the server sees only the way from the
-/// pooler.
+/// Whether one of the hosts is another machine. The server cannot tell if there is a pooler: it sees only the
+/// connection from the pooler.
 fn leads_away(target: &str) -> bool {
     let is_here = |host: &str| {
         let local = ["/", "localhost:", "127.", "::1:", "[::1]:"];
@@ -220,7 +221,7 @@ fn encryption(server: &Server, leads_away: bool) -> Finding {
 #[derive(Deserialize)]
 struct Password {
     encryption: String,
-    /// Whether the role's own password is kept as md5; null where we may not know.
+    /// Whether the role's own password is kept as md5; null if we may not see it.
     md5: Option<bool>,
 }
 

@@ -1,4 +1,4 @@
-//! Settings of the server and of the role that connects. The cache sets others itself, in its transactions.
+//! Checks the settings that the cache cannot make for itself, of the server and of the role that connects.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ use crate::server::session::{Session, Trouble, identifier, literal};
 /// Fewer free connections than this are a finding: a cache takes three, and one more now and then to prune.
 const CONNECTIONS: i64 = 5;
 
-/// The checks before the cache starts take milliseconds, but the role's `statement_timeout` applies to them.
+/// A shorter `statement_timeout` is a finding. The role's own applies to the cache's first checks, which take
+/// milliseconds.
 const STATEMENT_MILLIS: i64 = 1_000;
 
 /// How long a cache waits for a lock. It must give way before the server looks for a deadlock.
@@ -31,7 +32,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<
         Err(trouble) => judged.push(Finding::unchecked("setting", &trouble)),
     }
     if judged.iter().all(|finding| finding.level == Level::Info) {
-        findings.push(Finding::ok("setting", "none is in the cache's way"));
+        findings.push(Finding::ok("setting", "no setting disturbs the cache"));
     }
     findings.0.extend(judged);
     findings.take("connections", connections(&session, &settings).await);
@@ -51,7 +52,7 @@ async fn settings(session: &Session) -> Result<Settings, Trouble> {
         name: String,
         value: String,
     }
-    // Reset values: those of our own transaction are not what the cache begins with.
+    // Reset values, because this transaction has changed some settings for itself.
     let sql = "SELECT s.name, s.reset_val AS value FROM pg_settings AS s WHERE s.reset_val IS NOT NULL AND s.name IN \
         ('default_transaction_isolation', 'default_transaction_read_only', 'idle_session_timeout', 'transaction_timeout', \
         'statement_timeout', 'session_replication_role', 'deadlock_timeout', 'max_connections', \
@@ -62,7 +63,7 @@ async fn settings(session: &Session) -> Result<Settings, Trouble> {
     Ok(settings.into_iter().map(pair).collect())
 }
 
-/// 0 where the server does not know it.
+/// The setting as a number; 0 if the server does not have it.
 fn number(settings: &Settings, name: &str) -> i64 {
     settings
         .get(name)
@@ -74,7 +75,7 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
     let role = identifier(&server.role);
     let value = |name: &str| settings.get(name).map(String::as_str).unwrap_or_default();
     let mut findings = Vec::new();
-    let mut tell = |name: &str, what: String, why: &str, fix: String| {
+    let mut warn = |name: &str, what: String, why: &str, fix: String| {
         findings.push(
             Finding::warn("setting", what)
                 .object(name)
@@ -82,107 +83,108 @@ fn judge(settings: &Settings, server: &Server) -> Vec<Finding> {
                 .fix(fix),
         );
     };
-    // Of 16 and older.
+    // PostgreSQL 17 no longer has this setting.
     let snapshots = value("old_snapshot_threshold");
     if !snapshots.is_empty() && snapshots != "-1" {
-        tell(
+        warn(
             "old_snapshot_threshold",
             format!("lets VACUUM remove what a snapshot older than {snapshots} min still needs"),
-            "a read of the cache that takes so long fails with \"snapshot too old\", and is begun anew; PostgreSQL 17 has it no more",
+            "a read of the cache that takes longer fails with \"snapshot too old\" and starts again; PostgreSQL 17 has no such setting",
             "ALTER SYSTEM SET old_snapshot_threshold = -1 (and a restart)".to_owned(),
         );
     }
     let statement = number(settings, "statement_timeout");
     if statement > 0 && statement < STATEMENT_MILLIS {
-        tell(
+        warn(
             "statement_timeout",
             format!("ends statements after {statement} ms"),
-            "the cache sets its own for what it reads, but not for what it checks before",
+            "the cache sets its own time-out for its reads, but not for its checks before the first read",
             format!("ALTER ROLE {role} SET statement_timeout = 0"),
         );
     }
     let deadlock = number(settings, "deadlock_timeout");
     if deadlock > 0 && deadlock <= LOCK_MILLIS {
-        tell(
+        warn(
             "deadlock_timeout",
             format!("is {deadlock} ms"),
-            "a cache waits up to 300 ms for a lock and then gives way; the server, if it looks for deadlocks before that, may \
-             cancel a migration instead",
+            "a cache waits up to 300 ms for a lock and then gives way; a server that looks for deadlocks sooner may cancel a \
+             migration instead",
             "ALTER SYSTEM SET deadlock_timeout = '1s'; SELECT pg_reload_conf()".to_owned(),
         );
     }
     if value("session_replication_role") == "replica" {
-        tell(
+        warn(
             "session_replication_role",
             "is replica for the role that connects".to_owned(),
-            "if the application's role has it too, only triggers that are ENABLE ALWAYS fire for it: the feed's are, the \
-             application's own foreign keys are not",
+            "if the application's role has it too, only ENABLE ALWAYS triggers fire for it: the feed's triggers do, the \
+             application's foreign keys do not",
             format!("ALTER ROLE {role} RESET session_replication_role"),
         );
     }
     let delay = number(settings, "max_standby_streaming_delay");
     if server.standby && value("hot_standby_feedback") == "off" && (0..60_000).contains(&delay) {
-        tell(
+        warn(
             "max_standby_streaming_delay",
             format!("is {delay} ms, and hot_standby_feedback is off"),
-            "replaying a VACUUM cancels what the cache is reading: it reads again, and may be kept from getting through",
+            "when the standby replays a VACUUM, it may cancel a read of the cache; the cache reads again, but may never finish",
             "on the standby: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf()"
                 .to_owned(),
         );
     }
-    findings.extend(known(settings));
+    findings.extend(harmless(settings));
     findings
 }
 
-/// Settings that disturb nothing, but are good to know.
-fn known(settings: &Settings) -> Vec<Finding> {
+/// Settings that do not disturb the cache, but are good to know.
+fn harmless(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut tell = |name: &str, what: String, why: &str, fix: Option<&str>| {
+    let mut note = |name: &str, what: String, why: &str, fix: Option<&str>| {
         let mut finding = Finding::info("setting", what).object(name).why(why);
         finding.fix = fix.map(str::to_owned);
         findings.push(finding);
     };
     let idle = number(settings, "idle_session_timeout");
     if idle > 0 {
-        tell(
+        note(
             "idle_session_timeout",
             format!("ends sessions that were idle for {idle} ms"),
-            "the cache's connections are idle by nature; the cache sets its own for them, so that this ends none of them",
+            "the cache's connections are often idle; the cache sets its own time-out for them, so this one ends none of them",
             None,
         );
     }
     let transaction = number(settings, "transaction_timeout");
     if transaction > 0 {
-        tell(
+        note(
             "transaction_timeout",
             format!("ends sessions whose transaction takes {transaction} ms"),
-            "the cache bounds its own transactions (--warmup-timeout, --read-timeout), so that this ends none of them",
+            "the cache sets its own bounds (--warmup-timeout, --read-timeout), so this one ends none of its sessions",
             None,
         );
     }
-    // The cache sets both for each transaction of its own.
+    // The cache sets the next two itself in each of its transactions.
     let is = |name: &str, value: &str| settings.get(name).is_some_and(|is| is == value);
     if is("default_transaction_isolation", "serializable") {
-        tell(
+        note(
             "default_transaction_isolation",
             "is serializable".to_owned(),
-            "prune() refuses to run so, for it could make a serializable writer fail. The service begins its own transactions otherwise",
+            "prune() refuses to run in a serializable transaction, because it could make a serializable writer fail. The service \
+             sets the isolation level of its own transactions",
             Some(
                 "if something else calls prune() as this role: BEGIN ISOLATION LEVEL READ COMMITTED",
             ),
         );
     }
     if is("default_transaction_read_only", "on") {
-        tell(
+        note(
             "default_transaction_read_only",
             "is on".to_owned(),
-            "prune() and heartbeat() write. The cache begins the transactions for these otherwise",
+            "prune() and heartbeat() write. The cache begins their transactions as READ WRITE",
             Some("if something else calls prune() as this role: BEGIN READ WRITE"),
         );
     }
     let prepared = number(settings, "max_prepared_transactions");
     if prepared > 0 {
-        tell(
+        note(
             "max_prepared_transactions",
             format!("is {prepared}: transactions may end with PREPARE TRANSACTION"),
             "PostgreSQL refuses to prepare a transaction that has notified, and the feed's triggers notify",
@@ -194,7 +196,7 @@ fn known(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Limits of temporary files, of the server or of any role or database, because other roles write.
+/// Limits of temporary files: of the server, and of each role and database. The roles that write are others than ours.
 async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
     #[derive(Deserialize)]
     struct Limited {
@@ -202,6 +204,7 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
         value: String,
         fix: String,
     }
+    // pg_settings has the value of this session. If that comes from its role or database, the second part has it, too.
     let sql = "SELECT 'the server' AS whose, s.reset_val || 'kB' AS value, \
            'ALTER SYSTEM SET temp_file_limit = -1; SELECT pg_reload_conf()' AS fix FROM pg_settings AS s \
          WHERE s.name = 'temp_file_limit' AND s.reset_val <> '-1' AND s.source NOT IN ('database', 'user', 'database user') \
@@ -217,17 +220,17 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
          WHERE o.option LIKE 'temp\\_file\\_limit=%' AND o.option <> 'temp_file_limit=-1' \
            AND (s.setdatabase = 0 OR d.datname = current_database()) ORDER BY 1";
     let limited: Vec<Limited> = session.rows(sql).await?;
-    let told = |limited: Limited| {
+    let finding = |limited: Limited| {
         Finding::warn("setting", format!("is {} for {}", limited.value, limited.whose))
             .object("temp_file_limit")
             .why(
-                "the server keeps the rows that a statement changes for the feed's triggers: about as many bytes as the row has in \
-                 the table, twice for UPDATE. What is beyond work_mem goes into temporary files, which count: a statement that \
-                 changes more than the limit fails",
+                "for the feed's triggers the server keeps the rows that a statement changes, each in about the size that it has in \
+                 the table, and twice for UPDATE. Rows beyond work_mem go into temporary files. A statement fails if its \
+                 temporary files exceed the limit",
             )
             .fix(limited.fix)
     };
-    Ok(limited.into_iter().map(told).collect())
+    Ok(limited.into_iter().map(finding).collect())
 }
 
 #[derive(Deserialize)]
@@ -260,11 +263,11 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
     ];
     let mut findings = Vec::new();
     for (whose, limit, used, fix) in limits {
-        // -1: none.
+        // -1 means no limit.
         if limit >= 0 && limit - used < CONNECTIONS {
             findings.push(
                 Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
-                    .why("a cache takes three connections, a fourth to prune; without them it cannot start, or come back")
+                    .why("a cache takes three connections, and a fourth to prune; without them it cannot start or reconnect")
                     .fix(fix),
             );
         }
@@ -298,9 +301,10 @@ async fn locks(
     let room = number(settings, "max_locks_per_transaction")
         * (number(settings, "max_connections") + number(settings, "max_prepared_transactions"));
     let what = format!("a read of everything takes up to {relations} of the server's {room} locks");
+    // More than half is too much, because other transactions need locks, too.
     Ok(vec![if relations * 2 > room {
         Finding::warn("locks", what)
-            .why("when they are used up, any transaction of the server fails with \"out of shared memory\"")
+            .why("when all locks are taken, any transaction of the server may fail with \"out of shared memory\"")
             .fix("ALTER SYSTEM SET max_locks_per_transaction = ... (and a restart), or drop partitions that nobody needs")
     } else {
         Finding::ok("locks", what)
@@ -321,16 +325,16 @@ async fn standby(session: &Session) -> Result<Vec<Finding>, Trouble> {
     let found: Standby = session.row(sql).await?;
     let behind = found.behind_bytes.unwrap_or_default();
     let what = format!(
-        "{behind:.0} bytes are received and not replayed; the last commit replayed is {} old",
+        "{behind:.0} bytes are received and not replayed; the last commit replayed is {}",
         found
             .behind_seconds
-            .map_or("of unknown age, none".to_owned(), |seconds| format!(
-                "{seconds:.1} s"
+            .map_or("of unknown age".to_owned(), |seconds| format!(
+                "{seconds:.1} s old"
             ))
     );
     Ok(vec![if found.paused {
         Finding::warn("standby", "replay is paused")
-            .why("the cache follows this server: what the primary commits does not show until replay goes on")
+            .why("the cache follows this server, and shows no commit of the primary until replay resumes")
             .fix("SELECT pg_wal_replay_resume()")
     } else {
         Finding::info("standby", what).why(

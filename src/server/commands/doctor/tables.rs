@@ -1,4 +1,4 @@
-//! Foreign tables below the application's, and whether a cache could start from the tables.
+//! Checks for foreign tables below the application's tables, and tries a warmup.
 
 use std::time::Instant;
 
@@ -12,20 +12,19 @@ use super::{
 };
 use crate::server::session::{Trouble, literal};
 
-/// The time for reading everything once, as a multiple of the time for one question. A cache that starts has its own
-/// bound.
+/// The time for reading everything once, as a multiple of the time for one query. A real cache has --warmup-timeout.
 const WARMUP: u32 = 12;
 
-/// The application's tables, as a list of constants.
+/// The application's tables, as a list of SQL literals.
 pub(super) fn constants() -> String {
     Table::ALL.map(|table| literal(table.name())).join(", ")
 }
 
-/// A foreign table below one of ours.
+/// A foreign table below one of the application's tables.
 #[derive(Deserialize)]
 struct Foreign {
     name: String,
-    /// The one of the six that it is below.
+    /// The table of the application that it is below, directly or not.
     root: String,
     /// Its direct parent, as SQL names it.
     parent: String,
@@ -45,11 +44,11 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
         tables = constants(),
     );
     let foreign: Vec<Foreign> = context.session().await?.rows(&sql).await?;
-    Ok(foreign.into_iter().map(told).collect())
+    Ok(foreign.into_iter().map(finding).collect())
 }
 
 /// Triggers above a foreign table get no changed rows from PostgreSQL, so they cannot know the keys.
-fn told(foreign: Foreign) -> Finding {
+fn finding(foreign: Foreign) -> Finding {
     let Foreign {
         name,
         root,
@@ -63,13 +62,13 @@ fn told(foreign: Foreign) -> Finding {
     Finding::warn("trigger.foreign", format!("is a foreign table below {root}"))
         .object(name)
         .why(
-            "the triggers of what is above it log the whole table for each statement, and the cache then reads everything; what \
-             is written to it by name, or on its own server, is not logged at all. Keep its rows in a local table instead",
+            "for each statement on a table above it, the triggers log the whole table, and the cache then reads everything. \
+             Writes to it by name, or on its own server, are not logged at all. Keep its rows in a local table instead",
         )
         .fix(fix)
 }
 
-/// Reads everything once, by the library itself. Its error, with its way out, is what would keep a cache from starting.
+/// Reads everything once, with the library itself. An error would keep a cache from starting; its text names the fix.
 pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
     let config = match context.arguments.follow.config() {
         Ok(config) => config,
@@ -81,17 +80,17 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
         Ok(Ok(view)) => view,
         Ok(Err(error)) if error.is_transient() => {
             return Finding::warn("warmup", format!("could not be done now: {error}"))
-                .why("a cache tries again by itself; if this stays, something holds a lock on a table, or cancels what it reads")
+                .why("a cache tries again by itself; if it keeps failing, something holds a lock on a table or cancels the reads")
                 .fix("SELECT pid, mode, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'");
         }
         Ok(Err(error)) => {
             let text = format!("a cache cannot start: {error}");
             return Finding::of_error("warmup", Level::Fail, &text)
-                .why("this is what `oddscache serve` would end with, or try again for ever");
+                .why("`oddscache serve` would end with this error, or try again for ever");
         }
         Err(_) => {
-            return Finding::warn("warmup", format!("was not done within {:.0} s", bound.as_secs_f64().ceil()))
-                .why("a cache that starts, or comes back, serves nothing or the old state for as long")
+            return Finding::warn("warmup", format!("did not end within {:.0} s", bound.as_secs_f64().ceil()))
+                .why("meanwhile a cache that starts serves nothing, and one that reads again serves its old state")
                 .fix(
                     "oddscache sql indexes --apply (sql/indexes.sql), VACUUM (ANALYZE) of the tables; or end what locks them: \
                      SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'",
@@ -112,7 +111,7 @@ pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
             "warmup",
             format!("{what}; {} malformed rows", stats.malformed_rows),
         )
-        .why("a row that does not read as it should is served as far as it goes")
+        .why("of a malformed row only what could be read is served")
         .fix("the log of `oddscache serve` names them; fix what writes them");
     }
     if view.is_empty() {

@@ -17,7 +17,7 @@ pub(crate) struct ExplainArguments {
     /// The running service to compare with [default: http://127.0.0.1:7979, if it answers]
     #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
     pub(super) url: Option<Url>,
-    /// The token that the service asks for, if it does. Better given by the environment
+    /// The token, if the service requires one. Better given by the environment
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",
@@ -25,19 +25,19 @@ pub(crate) struct ExplainArguments {
         value_name = "TOKEN"
     )]
     pub(super) token: Option<Secret>,
-    /// Who issues the service's certificate, in a PEM file, if https:// is asked and it is none of the system's
+    /// A PEM file with the authority that issued the service's certificate, if the system does not trust it
     #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE", value_parser = paths::path())]
     pub(super) ca: Option<PathBuf>,
-    /// Ask the database alone, even where a service is named
+    /// Ask the database alone, even if a service is named
     #[arg(long)]
     pub(super) no_service: bool,
     /// How long to wait for the service to show what the database says
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(super) wait: Duration,
-    /// How many of the newest log rows that name the event to show
+    /// How many log rows that name the event to show, newest first
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1000))]
     pub(super) log_rows: u16,
-    /// How long one question to the server or the service may take
+    /// How long one query to the server or one request to the service may take
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     pub(super) timeout: Duration,
     /// Print one JSON object: event_id, verdict, reason, differences, database, service

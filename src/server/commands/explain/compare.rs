@@ -1,4 +1,4 @@
-//! Where two events as JSON differ.
+//! Finds the fields in which two events, as JSON, differ.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::oracle::normal;
 
-/// No more differences are told: the first few say what is wrong.
+/// At most this many differences are reported: the first few show what is wrong.
 const MOST: usize = 20;
 
-/// Longer values are cut where people read them: a value may be a whole snapshot.
+/// Longer values are cut in the output for people, because a value may be a whole snapshot.
 const MOST_CHARACTERS: usize = 120;
 
 /// One field that differs.
@@ -49,7 +49,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// What differs, in the order of the fields' names. Forms of the same number or time are equal.
+/// The fields that differ, in the order of their names. Two notations of the same number or time are equal.
 pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> {
     let form = |event: &Value| with_defaults(event.clone());
     let mut found = Vec::new();
@@ -58,8 +58,8 @@ pub(crate) fn differences(service: &Value, database: &Value) -> Vec<Difference> 
 }
 
 fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Difference>) {
-    // Times are compared by their microseconds, and printed as they are.
-    if found.len() >= MOST || of(field, service) == of(field, database) {
+    // The normal form is only for comparing. Differences are reported as the values were written.
+    if found.len() >= MOST || normal_value(field, service) == normal_value(field, database) {
         return;
     }
     let within = |key: &dyn std::fmt::Display| match field {
@@ -90,8 +90,8 @@ fn collect(field: &str, service: &Value, database: &Value, found: &mut Vec<Diffe
     found.truncate(MOST);
 }
 
-/// The value in a form that all equal values have.
-fn of(field: &str, value: &Value) -> Value {
+/// The value in a form that all equal values have. The field's name says whether it is a time.
+fn normal_value(field: &str, value: &Value) -> Value {
     let name = field.rsplit('.').next().unwrap_or_default();
     let named = Value::Object([(name.to_owned(), value.clone())].into_iter().collect());
     normal(named)

@@ -1,4 +1,4 @@
-//! What the database says of one event, in SQL of its own.
+//! Reads one event from the database, in SQL that shares nothing with the cache's.
 
 use chrono::{DateTime, Utc};
 use oddscache::sql::Table;
@@ -11,14 +11,14 @@ use crate::server::{
     session::{Session, Trouble, identifier, literal},
 };
 
-/// How many of the snapshots that the latest one beat are printed.
+/// How many older snapshots are printed with each latest one.
 const OLDER: u32 = 3;
 
 /// Why an event is held, or is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Standing {
-    /// It is.
+    /// It is to be held.
     Held,
     /// `events` has no such row.
     NoSuchEvent,
@@ -34,20 +34,20 @@ pub(crate) struct Reading {
     /// The database's clock, after its snapshot was taken.
     pub(crate) at: DateTime<Utc>,
     pub(crate) standing: Standing,
-    /// Its kickoff has passed, so that the lookback decides whether it is held.
+    /// Its kickoff has passed, so the lookback decides whether it is held.
     pub(crate) has_begun: bool,
     /// As the service should print it; null if the service should not hold it.
     pub(crate) event: Value,
 }
 
 impl Reading {
-    /// Whether nothing but its kickoff keeps it from being held.
+    /// Whether it is not held because of its kickoff.
     pub(crate) fn is_window_only(&self) -> bool {
         self.standing == Standing::OutsideWindow
     }
 }
 
-/// Where it comes from. The names of the fields are those of `--json`, and stay.
+/// Where the odds of the event come from. The names of the fields are those of `--json`, and stay.
 #[derive(Debug, Serialize)]
 pub(crate) struct Facts {
     pub(crate) standing: Standing,
@@ -58,9 +58,9 @@ pub(crate) struct Facts {
     pub(crate) kickoff: Option<String>,
     /// The snapshots that are the latest, of bookmakers and of competitors.
     pub(crate) latest: Vec<Latest>,
-    /// All competitor events linked to it, also those that do not count.
+    /// All competitor events linked to the event, also those that do not count.
     pub(crate) competitor_events: Vec<CompetitorEvent>,
-    /// The newest log rows that name it, newest first.
+    /// The newest log rows that name the event, newest first.
     pub(crate) log: Vec<LogRow>,
     /// Why the log could not be read; null if it could.
     pub(crate) log_trouble: Option<String>,
@@ -79,7 +79,7 @@ pub(crate) struct Latest {
     /// Null where it was never confirmed; `captured_at` is served then.
     pub(crate) last_confirmed_at: Option<String>,
     pub(crate) markets: i64,
-    /// How many snapshots it beat.
+    /// How many older snapshots it replaced.
     pub(crate) beaten: i64,
     /// The newest of these.
     pub(crate) older: Vec<Older>,
@@ -96,7 +96,7 @@ pub(crate) struct CompetitorEvent {
     pub(crate) id: i64,
     pub(crate) source: String,
     pub(crate) external_id: Option<String>,
-    /// Not null: it does not count.
+    /// If not null, the competitor event does not count.
     pub(crate) deleted_at: Option<String>,
     pub(crate) snapshots: i64,
 }
@@ -109,13 +109,13 @@ pub(crate) struct LogRow {
     pub(crate) op: String,
     /// It names no keys: the cache reads the whole table again.
     pub(crate) whole_table: bool,
-    /// The SQLSTATE of an error in a trigger. Its text may quote data, and is left out.
+    /// The SQLSTATE of an error in a trigger. The error's text is left out, because it may quote data.
     pub(crate) sqlstate: Option<String>,
     /// Whether it was written after the service's cut; null without a service.
     pub(crate) after_cut: Option<bool>,
 }
 
-/// The database, and the event to ask it for.
+/// Asks the database about one event.
 pub(crate) struct Database<'a> {
     session: &'a Session,
     app: String,
@@ -124,7 +124,7 @@ pub(crate) struct Database<'a> {
     event: i64,
 }
 
-/// A time of a column as UTC, whether the column has a zone or not.
+/// SQL that turns the text of a column into a time in UTC. If the column has no zone, the text gets a `Z`.
 fn utc(value: &str) -> String {
     format!("regexp_replace({value}, '(T[0-9:.]+)$', '\\1Z')")
 }
@@ -162,7 +162,7 @@ impl<'a> Database<'a> {
     }
 
     fn begin(&self) -> String {
-        // The oracle's names are unqualified.
+        // The oracle's names are unqualified, so search_path must say which schema.
         format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp; SET LOCAL jit = off",
             self.app
@@ -179,7 +179,7 @@ impl<'a> Database<'a> {
         let Some((comments, rest)) = ORACLE.split_once(head) else {
             return Err(Trouble::new("oracle.sql does not begin as expected"));
         };
-        // For the oracle the table `events` has this event alone.
+        // A CTE hides the table `events`, so the oracle sees this event alone.
         let one = format!(
             "{comments}with events as (select * from {}.events where id = {}), upcoming as ({rest}",
             self.app, self.event
@@ -218,7 +218,7 @@ impl<'a> Database<'a> {
         )
     }
 
-    /// Where it comes from, and which log rows name it. Marks those that are newer than the service's `cut`.
+    /// Where the odds come from, and which log rows name the event. Marks log rows newer than the service's `cut`.
     pub(crate) async fn facts(
         &self,
         log_rows: u16,
@@ -248,7 +248,8 @@ impl<'a> Database<'a> {
         let (app, event) = (&self.app, self.event);
         let captured = utc("to_jsonb(r.s) ->> 'captured_at'");
         let confirmed = utc("to_jsonb(r.s) ->> 'last_confirmed_at'");
-        // `ranked` numbers the rivals, the greatest id first. Only of the few that are printed raw_response is read.
+        // `ranked` numbers the snapshots of one bookmaker or source, the greatest id first. to_jsonb() reads the large
+        // raw_response, so it is called only for the few rows that are printed.
         let latest = |ranked: &str, keys: &str, rivals: &str, markets: &str| {
             format!(
                 "SELECT jsonb_agg(to_jsonb(x)) FROM (\
@@ -330,7 +331,7 @@ impl<'a> Database<'a> {
         self.session.rows(&sql).await
     }
 
-    /// How many log rows that name the event were written since; 0 if the log cannot be read.
+    /// How many log rows that name the event were written after `cut`; 0 if the log cannot be read.
     pub(crate) async fn changed_since(&self, cut: DateTime<Utc>) -> Result<usize, Trouble> {
         #[derive(Deserialize)]
         struct Count {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{compare::Difference, database::Facts, http::Service};
 
-/// What comparing came to.
+/// The result of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
@@ -16,12 +16,12 @@ pub(crate) enum Verdict {
     DatabaseOnly,
 }
 
-/// All that is told. The names of the fields are those of `--json`, and stay.
+/// All that `explain` reports. The names of the fields are those of `--json`, and stay.
 #[derive(Debug, Serialize)]
 pub(crate) struct Explanation {
     pub(crate) event_id: i64,
     pub(crate) verdict: Verdict,
-    /// What the verdict rests on, in words.
+    /// A sentence that says why.
     pub(crate) reason: String,
     /// Where they differ: the service's value and the database's.
     pub(crate) differences: Vec<Difference>,

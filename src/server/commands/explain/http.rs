@@ -38,7 +38,7 @@ pub(crate) struct Stats {
     pub(crate) status: String,
 }
 
-/// The service's answer as soon as its cut is not earlier than `at`, or at the end of `--wait`.
+/// Asks until the service's cut is not earlier than `at`, or until `--wait` has passed. Returns the last answer.
 pub(crate) async fn caught_up(
     url: &Url,
     at: DateTime<Utc>,
@@ -65,7 +65,7 @@ async fn ask(url: &Url, event: i64, client: &Client) -> anyhow::Result<Service> 
     let (status, body) = client.get(url, "/v1/stats").await?;
     ensure!(
         status != StatusCode::UNAUTHORIZED,
-        "it asks for a token: --token or ODDSCACHE_TOKEN"
+        "it requires a token: --token or ODDSCACHE_TOKEN"
     );
     ensure!(status == StatusCode::OK, "/v1/stats answers {status}");
     let stats = serde_json::from_slice(&body).context("/v1/stats is not what oddscache answers")?;

@@ -1,9 +1,9 @@
-//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service and
-//! the database agree about it.
+//! `oddscache explain`: where the odds of one event come from, what changed it lately, and whether a running service
+//! and the database agree about it.
 //!
 //! It asks the database in SQL that shares nothing with how the cache reads. Because odds change meanwhile, it reads
-//! the database before and after the service answers. The service differs only if both readings are the same, its cut
-//! lies between them, and its answer is another.
+//! the database before and after the service answers. It calls a difference a fault only if both readings are the same,
+//! the service's cut is not older than the first, and its answer is another.
 
 mod arguments;
 pub(crate) mod compare;
@@ -59,7 +59,7 @@ pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
 enum Round {
     Done(Verdict, String, Vec<Difference>),
     /// The event changed meanwhile, so another round is needed.
-    Moving(String, Vec<Difference>),
+    Changing(String, Vec<Difference>),
 }
 
 async fn explain(
@@ -86,7 +86,7 @@ async fn explain(
         Some(url) => url.clone(),
         None => DEFAULT_URL.parse().map_err(anyhow::Error::msg)?,
     };
-    let mut moving = None;
+    let mut changing = None;
     for _ in 0..ROUNDS {
         let before = database.read().await?;
         let service = match http::caught_up(&url, before.at, arguments).await {
@@ -103,11 +103,12 @@ async fn explain(
             Round::Done(verdict, reason, differences) => {
                 return conclude(verdict, reason, differences, Some(service)).await;
             }
-            Round::Moving(reason, differences) => moving = Some((reason, differences, service)),
+            Round::Changing(reason, differences) => changing = Some((reason, differences, service)),
         }
         sleep(PAUSE).await;
     }
-    let (reason, differences, service) = moving.context("nothing was read")?;
+    // The event changed in every round.
+    let (reason, differences, service) = changing.context("nothing was read")?;
     conclude(Verdict::Differs, reason, differences, Some(service)).await
 }
 
@@ -120,6 +121,7 @@ async fn judge(
     after: &Reading,
 ) -> anyhow::Result<Round> {
     let held = service.event.as_ref().unwrap_or(&Value::Null);
+    // The service answered between the two readings, so it agrees if it holds what either of them says.
     let matches = |reading: &&Reading| differences(held, &reading.event).is_empty();
     if let Some(reading) = [after, before].into_iter().find(matches) {
         let reason = match &reading.event {
@@ -134,7 +136,7 @@ async fn judge(
         None => format!("the service is not warm: {status}"),
         Some(as_of) if as_of < before.at => match database.changed_since(as_of).await? {
             0 => format!(
-                "the service's cut is older than this reading ({status}), but no log row since names the event"
+                "the service's cut is older than this reading ({status}), but no log row since that cut names the event"
             ),
             rows => format!(
                 "a newer change explains it: {rows} log rows since the service's cut name the event or a whole table; the \
@@ -143,29 +145,29 @@ async fn judge(
         },
         Some(_) if !differences(&before.event, &after.event).is_empty() => {
             let reason = "the event changes faster than it can be compared; a newer change explains it";
-            return Ok(Round::Moving(reason.to_owned(), found));
+            return Ok(Round::Changing(reason.to_owned(), found));
         }
         // The service decides by its own lookback whether the event is within the window.
         Some(_) if before.is_window_only() && service.event.is_some() => format!(
-            "the service holds an event that is not within the window here: has it another lookback than {}?",
+            "the service holds an event that is not within the window here: is its lookback not {}?",
             humantime::format_duration(arguments.follow.lookback)
         ),
         Some(_) if differences(held, &read_by_the_library(arguments).await?).is_empty() => {
-            let reason = "the service holds what the library reads; some rows do not read as they should, and are served as far \
-                          as they go (malformed_rows)";
+            let reason = "the service holds what the library reads; some rows are malformed, and only what could be read of \
+                          them is served (malformed_rows)";
             return Ok(Round::Done(Verdict::Agrees, reason.to_owned(), Vec::new()));
         }
         Some(_) if service.event.is_none() && before.has_begun => {
-            "the service does not hold an event that is within the window here: has it a shorter lookback?".to_owned()
+            "the service does not hold an event that is within the window here: is its lookback shorter?".to_owned()
         }
         Some(_) => {
-            "the service's cut is later than the reading before, and nothing changed since: this is a fault".to_owned()
+            "the service's cut is not older than the first reading, and nothing changed since: this is a fault".to_owned()
         }
     };
     Ok(Round::Done(Verdict::Differs, reason, found))
 }
 
-/// The event as the library reads it, which alone knows how far a malformed row is served.
+/// The event as the library reads it. Only the library knows what of a malformed row can be read.
 async fn read_by_the_library(arguments: &ExplainArguments) -> anyhow::Result<Value> {
     let config = arguments.follow.config()?.need_feed(false);
     let reading = timeout(arguments.follow.warmup_timeout, oddscache::warm_up(config)).await;

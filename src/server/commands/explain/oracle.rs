@@ -7,7 +7,8 @@ use serde_json::Value;
 /// What the cache must hold, in SQL. Its head explains it.
 pub(crate) const ORACLE: &str = include_str!("oracle.sql");
 
-/// One form for equal values: 2 and 2.0, a time with and without fraction digits.
+/// The value in a form that all equal values have. 2 and 2.0 are equal, and so is a time with and without fraction
+/// digits.
 pub(crate) fn normal(value: Value) -> Value {
     match value {
         Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),

@@ -1,9 +1,9 @@
--- What the cache must hold, said a second time and in another way: one row per event, in event id order.
+-- What the cache must hold. It shares nothing with how the cache reads. One row per event, in event id order.
 -- $1 (timestamptz): the window's start; only events with a later kickoff count.
 -- Returns event_id bigint, line text: the event as the service prints it. Compare parsed JSON with parsed times.
 --
--- Rows are read through to_jsonb(row): a column that a deployment lacks reads as null, json and jsonb read alike, and
--- a time carries its zone only where the column has one; a time without is UTC. Names are unqualified on purpose:
+-- Rows are read through to_jsonb(row). So a column that a deployment lacks reads as null, and json and jsonb read
+-- alike. A time has a zone only if its column has one; a time without a zone is UTC. Names are unqualified on purpose:
 -- search_path says which schema.
 
 with upcoming as (
@@ -15,7 +15,7 @@ window_events as (
     select id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
 ),
 
--- Newest first among its rivals; only rank 1 is the latest.
+-- The snapshots of one event and bookmaker or source, newest first. Rank 1 is the latest.
 own_ranked as (
     select s.id, s.captured_at, s.event_id, s.bookmaker_id,
            row_number() over (partition by s.event_id, s.bookmaker_id order by s.id desc) as rank

@@ -1,4 +1,4 @@
-//! An explanation, for people.
+//! Prints an explanation for people.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
         writeln!(out, "  {}", origin(latest))?;
     }
     for event in &facts.competitor_events {
-        if let Some(reason) = counts_not(event) {
+        if let Some(reason) = why_it_does_not_count(event) {
             let id = event.external_id.as_deref();
             let id = id.map(|id| format!(" {id}")).unwrap_or_default();
             let (number, source) = (event.id, &event.source);
@@ -30,7 +30,7 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
     }
     print_log(facts, out)?;
     if let Some(service) = &explanation.service {
-        writeln!(out, "{}", said(service))?;
+        writeln!(out, "{}", answer(service))?;
     }
     for difference in &explanation.differences {
         writeln!(out, "  {difference}")?;
@@ -43,7 +43,7 @@ pub(crate) fn print(explanation: &Explanation, out: &mut impl Write) -> io::Resu
     writeln!(out, "{verdict}: {}", explanation.reason)
 }
 
-fn said(service: &Service) -> String {
+fn answer(service: &Service) -> String {
     let stats = &service.stats;
     let held = match service.event {
         Some(_) => "holds it",
@@ -59,7 +59,7 @@ fn said(service: &Service) -> String {
         "service {}: {held}; {}, {}, epoch {}{status}",
         service.url,
         cut.as_deref().unwrap_or("no cut"),
-        age.as_deref().unwrap_or("without age"),
+        age.as_deref().unwrap_or("no age"),
         stats.epoch
     )
 }
@@ -69,7 +69,9 @@ fn standing(facts: &Facts) -> String {
     let start = facts.window_start;
     match facts.standing {
         Standing::Held => {
-            format!("kickoff {kickoff}, within the window from {start} on: to be held")
+            format!(
+                "to be held: its kickoff {kickoff} is within the window, which begins at {start}"
+            )
         }
         Standing::NoSuchEvent => "not to be held: events has no such row".to_owned(),
         Standing::OutsideWindow => {
@@ -78,8 +80,8 @@ fn standing(facts: &Facts) -> String {
             )
         }
         Standing::NoSnapshot => format!(
-            "not to be held: kickoff {kickoff} is within the window, but no bookmaker and no live, linked competitor event has \
-             a snapshot"
+            "not to be held: its kickoff {kickoff} is within the window, but no bookmaker and no live, linked competitor event \
+             has a snapshot"
         ),
     }
 }
@@ -95,7 +97,7 @@ fn origin(latest: &Latest) -> String {
         .map(|id| format!(" of competitor event {id}"));
     let confirmed = match &latest.last_confirmed_at {
         Some(at) => format!("last confirmed {at}"),
-        None => "never confirmed, so served as confirmed then".to_owned(),
+        None => "never confirmed, so this time is served as last_confirmed_at".to_owned(),
     };
     let older: Vec<String> = latest
         .older
@@ -105,7 +107,7 @@ fn origin(latest: &Latest) -> String {
     let beat = match latest.beaten {
         0 => "the only one".to_owned(),
         n => format!(
-            "its id is the greatest; it beat {n}: {}{}",
+            "its id is the greatest; it replaced {n}: {}{}",
             older.join(", "),
             if n as usize > older.len() {
                 ", ..."
@@ -123,7 +125,7 @@ fn origin(latest: &Latest) -> String {
     )
 }
 
-fn counts_not(event: &CompetitorEvent) -> Option<String> {
+fn why_it_does_not_count(event: &CompetitorEvent) -> Option<String> {
     match (&event.deleted_at, event.snapshots) {
         (Some(at), _) => Some(format!("deleted at {at}")),
         (None, 0) => Some("it has no snapshot".to_owned()),
@@ -143,7 +145,9 @@ fn print_log(facts: &Facts, out: &mut impl Write) -> io::Result<()> {
     for row in &facts.log {
         let more = [
             row.whole_table.then(|| "the whole table".to_owned()),
-            row.sqlstate.as_ref().map(|code| format!("for {code}")),
+            row.sqlstate
+                .as_ref()
+                .map(|code| format!("because of error {code}")),
             (row.after_cut == Some(true)).then(|| "after the service's cut".to_owned()),
         ];
         let more: String = more

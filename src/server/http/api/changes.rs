@@ -1,19 +1,22 @@
-//! `GET /v1/changes`: what each publication changed, as server-sent events. An event of its own marks each gap.
+//! `GET /v1/changes`: what each publication changed, as server-sent events. A separate event marks each gap.
 //!
 //! | event | id | data |
 //! |---|---|---|
-//! | `start` | of the view at this moment | `as_of`, `epoch`: take the events after it, and go on from there |
-//! | `change` | of the view that was published | `as_of`, `epoch`, and the ids of the events that differ: `betpawa`, `competitors` by source, `kickoffs` |
-//! | `lagged` | of the view at this moment | as `start`: changes before it are missing, so take all events again |
+//! | `start` | of the current view | `as_of`, `epoch` |
+//! | `change` | of the published view | `as_of`, `epoch`, event ids: `betpawa`, `competitors` by source, `kickoffs` |
+//! | `lagged` | of the current view | `as_of`, `epoch` |
+//!
+//! The ids of a `change` are those of the events that differ. After `start` a client reads all events, then applies
+//! changes. After `lagged` changes are missing, so it reads all events again.
 //!
 //! With `odds=true` a `change` also has `odds`: the entries of the event list for the events that differ and are held.
 //! They are of the newest view at the time of sending, which may be newer than the change. Applied in order they never
 //! go back.
 //!
-//! A client that comes back with `Last-Event-ID` gets what it missed. It gets `lagged` if that is no longer known (of
-//! another process, or too long ago), and so does a client that reads too slowly. With `odds=true` a client also gets
-//! `lagged` if it missed more than the whole list, which is compressed and the same for all. No client delays another
-//! one, or the follower.
+//! A client that comes back with `Last-Event-ID` gets the changes that it missed. It gets `lagged` if they are too long
+//! ago, or if the id is of another process. A client that reads too slowly gets `lagged`, too. So does a client with
+//! `odds=true` if the odds that it missed are more than those of the whole list: the list is compressed and shared. No
+//! client delays another one, or the follower.
 
 use std::{
     collections::VecDeque,
@@ -53,7 +56,7 @@ const STILL_HERE: Bytes = Bytes::from_static(b":\n\n");
 /// How many bytes of recently written events are kept, for all streams that send them.
 const WRITTEN_BYTES: usize = 8 << 20;
 
-/// Up to so many events, writing their odds takes too little time for a thread of its own.
+/// The odds of at most this many events are written without a blocking thread: it would cost more than it saves.
 const FEW_EVENTS: usize = 64;
 
 /// The recent changes, shared by all streams.
@@ -65,7 +68,9 @@ pub(crate) struct Hub {
     written: Arc<Mutex<Written>>,
     /// Locked while the odds of many events are written.
     writer: Arc<tokio::sync::Mutex<()>>,
+    /// One permit for each stream that may still be opened.
     places: Arc<Semaphore>,
+    /// How many streams may be open.
     most: usize,
     keeping: AbortHandle,
 }
@@ -73,7 +78,7 @@ pub(crate) struct Hub {
 impl Hub {
     /// Keeps changes from now on, until the handle's follower is gone. Needs a runtime.
     pub(crate) fn start(cache: &OddsCache, most_streams: usize) -> Hub {
-        // Before the version, so that no change falls between it and the first change.
+        // Subscribe before reading the version, so that no change falls between the two.
         let mut changes = cache.changes();
         let (tell, newest) = watch::channel(cache.view().version());
         let kept = Arc::new(Mutex::new(VecDeque::<Arc<Change>>::with_capacity(KEPT)));
@@ -119,7 +124,7 @@ impl Hub {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let from = kept.partition_point(|change| change.version <= version);
         let changes: Vec<_> = kept.range(from..).cloned().collect();
-        // A version beyond the newest never was, or is of another process.
+        // Versions have no gap. A client's version beyond the newest is of another process.
         let newest = *self.newest.borrow();
         let end = changes.last().map_or(version, |change| change.version);
         let mut expected = version;
@@ -137,7 +142,7 @@ impl Hub {
         cache: &OddsCache,
         inline: Option<&InlineMarkets>,
     ) -> Option<Bytes> {
-        // No event that the client has got is of a newer view than this.
+        // The client has no odds of a newer view than this. So odds of this view or a newer one never go back.
         let least = inline.map(|_| cache.view().version());
         if let Some(event) = self.written(change.version, least) {
             return Some(event);
@@ -150,7 +155,7 @@ impl Hub {
         if let Some(event) = self.written(change.version, least) {
             return Some(event);
         }
-        // On a thread for blocking work: it takes milliseconds, and longer for more events.
+        // On a blocking thread, because it takes milliseconds, and longer for more events.
         let (hub, change) = (self.clone(), Arc::clone(change));
         let (cache, inline) = (cache.clone(), inline.clone());
         let written = spawn_blocking(move || {
@@ -171,7 +176,7 @@ impl Hub {
 
     fn write(&self, change: &Change, cache: &OddsCache, inline: Option<&InlineMarkets>) -> Bytes {
         let odds = inline.map(|inline| (inline, cache.view()));
-        let event = told(change, odds.as_ref().map(|(inline, view)| (*inline, view)));
+        let event = change_event(change, odds.as_ref().map(|(inline, view)| (*inline, view)));
         let key = Key {
             change: change.version,
             odds: odds.map(|(_, view)| view.version()),
@@ -192,6 +197,7 @@ impl Hub {
                 "too many streams of changes are open; try again later, or raise --most-streams";
             return problem(StatusCode::SERVICE_UNAVAILABLE, sentence);
         };
+        // An id that is not ours stands for a version that never comes. So the client gets `lagged`.
         let last = request.get("last-event-id").map(|id| {
             let id = id.to_str().ok();
             id.and_then(cut::version).unwrap_or(u64::MAX)
@@ -237,7 +243,7 @@ struct Written {
 impl Written {
     /// Without `least` an event without odds; else one with odds of version `least` or newer.
     fn get(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
-        // From the newest, which are wanted most.
+        // The newest first, because most clients want it.
         let mut events = self.events.iter().rev();
         let found = events.find(|(key, _)| {
             key.change == change && key.odds.is_some() == least.is_some() && key.odds >= least
@@ -251,7 +257,7 @@ impl Written {
         }
         self.bytes += event.len();
         self.events.push_back((key, event));
-        // Few enough to look through.
+        // Few entries, because `get` looks at each.
         while self.events.len() > 64 || (self.bytes > WRITTEN_BYTES && self.events.len() > 1) {
             let oldest = self.events.pop_front();
             self.bytes -= oldest.map_or(0, |(_, event)| event.len());
@@ -272,12 +278,13 @@ struct Client {
 }
 
 impl Client {
-    /// `None` when no more can come. Dropping the future loses nothing.
+    /// The next event to send; `None` when no more can come. Dropping the future loses nothing.
     async fn next(&mut self) -> Option<Bytes> {
         let Some(last) = self.last else {
-            return Some(self.here("start"));
+            return Some(self.current("start"));
         };
         loop {
+            // The change stays in the queue until its event is made, because this future may be dropped meanwhile.
             if let Some(change) = self.waiting.front() {
                 let inline = self.inline.as_ref();
                 let event = self.hub.event_of(change, &self.cache, inline).await?;
@@ -286,18 +293,20 @@ impl Client {
                 return Some(event);
             }
             match self.hub.after(last) {
-                None => return Some(self.here("lagged")),
+                None => return Some(self.current("lagged")),
                 Some(changes) if changes.is_empty() => {
                     let mut newest = self.hub.newest.clone();
                     newest.wait_for(|newest| *newest > last).await.ok()?;
                 }
-                Some(changes) if self.are_too_many(&changes) => return Some(self.here("lagged")),
+                Some(changes) if self.are_too_many(&changes) => {
+                    return Some(self.current("lagged"));
+                }
                 Some(changes) => self.waiting.extend(changes),
             }
         }
     }
 
-    /// Whether the odds of these changes are more than those of all events. Those of one change never are.
+    /// Whether the odds of these changes are more than those of all held events. Those of one change never are.
     fn are_too_many(&self, changes: &[Arc<Change>]) -> bool {
         if self.inline.is_none() || changes.len() == 1 {
             return false;
@@ -312,11 +321,11 @@ impl Client {
         })
     }
 
-    /// An event from which a client can start: the view at this moment.
-    fn here(&mut self, name: &str) -> Bytes {
+    /// An event of the current view, from which a client can start.
+    fn current(&mut self, name: &str) -> Bytes {
         self.waiting.clear();
         let view = self.cache.view();
-        // Changes that the hub has not seen yet come later, and are no gap.
+        // The hub may not have seen the newest changes yet. The client gets them next, so they are no gap.
         let version = view.version().min(*self.hub.newest.borrow());
         self.last = Some(version);
         event(name, version, &state(&view).to_string().into_bytes())
@@ -327,7 +336,7 @@ fn state(view: &View) -> Value {
     json!({ "as_of": view.cut().as_of, "epoch": view.epoch() })
 }
 
-fn told(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes {
+fn change_event(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes {
     let competitors = change.competitors.iter();
     let competitors: serde_json::Map<String, Value> = competitors
         .map(|(source, ids)| (source.to_string(), json!(ids)))
@@ -341,7 +350,7 @@ fn told(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes {
     });
     let mut data = data.to_string().into_bytes();
     if let Some((inline, view)) = odds {
-        // In place of the last brace.
+        // Goes on where the closing brace was.
         data.pop();
         data.extend_from_slice(b",\"odds\":[");
         let ids = change.event_ids().into_iter();
@@ -388,7 +397,7 @@ mod tests {
         writer.put_betpawa_snapshot(&snapshot, None);
     }
 
-    /// However quickly views follow each other meanwhile.
+    /// Once, even if views follow each other quickly.
     #[tokio::test]
     async fn many_odds_are_written_once_for_all() {
         let (cache, mut writer) = OddsCache::detached();
@@ -416,7 +425,7 @@ mod tests {
         assert_eq!(different.len(), 1);
         let text = String::from_utf8(events[0].to_vec()).unwrap();
         assert_eq!(text.matches("\"event_id\"").count(), 100);
-        // An older one will not do.
+        // An older event is not enough.
         put(&mut writer, 7, 22);
         writer.publish();
         let newer = hub.event_of(&change, &cache, Some(&inline)).await.unwrap();
@@ -448,7 +457,7 @@ mod tests {
             (written.events.len(), written.bytes),
             (1, 2 * WRITTEN_BYTES)
         );
-        // Newer odds will do, older ones not.
+        // Newer odds are good enough, older ones are not.
         assert!(written.get(999, Some(998)).is_some() && written.get(999, Some(1000)).is_none());
         assert!(written.get(999, None).is_none() && written.get(998, Some(999)).is_none());
     }

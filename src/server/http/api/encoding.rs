@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the whole event list | compressed once for each view and encoding, and shared: see `list` |
 //! | other large answers | piece by piece as they are sent, at the fastest level |
-//! | small answers, and streams of changes | not: it saves little, or delays each event until the next |
+//! | small answers | not compressed: it saves little |
+//! | streams of changes | not compressed: it would delay each event until the next |
 
 use std::io::{self, Write};
 
@@ -61,7 +62,7 @@ impl Encoding {
     }
 }
 
-/// The encoding that the client prefers of ours. Of equal ones zstd, which is faster and smaller.
+/// The encoding that the client prefers, of those we have. A tie goes to zstd, which is faster.
 pub(crate) fn wanted(request: &HeaderMap) -> Option<Encoding> {
     let lists = request.get_all(ACCEPT_ENCODING).iter();
     let offers = lists

@@ -1,4 +1,4 @@
-//! Events, one, many or all, with all their markets or as the event list has them.
+//! One, many or all events, with all their markets or as the event list has them.
 
 use std::convert::Infallible;
 
@@ -18,7 +18,7 @@ use tokio::task::coop;
 
 use super::{
     fields::{self, Fields},
-    query::{self, Asked, Only},
+    query::{self, Only, Parameters},
     state::Api,
     view::view as view_of,
 };
@@ -30,7 +30,7 @@ use crate::server::http::{
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// A piece with some of the fields is cut out of about this much at most.
+/// With `fields`, a piece ends after about this much JSON was written and cut, however little of it is wanted.
 const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
 
 /// The cursor of the next page, for clients that do not read `Link`.
@@ -45,18 +45,22 @@ pub(crate) async fn one(
 ) -> Result<Response, Response> {
     let Path(id) =
         id.map_err(|_| problem(StatusCode::BAD_REQUEST, "an event id is a whole number"))?;
-    let asked = Asked::read(&uri, query::EVENT, fields::EVENT)?;
-    let view = view_of(&api.cache, &asked.freshness).await?;
+    let parameters = Parameters::read(&uri, query::EVENT, fields::EVENT)?;
+    let view = view_of(&api.cache, &parameters.freshness).await?;
     let Some(event) = view.event(id) else {
         let sentence =
             format!("event {id} is not held: it has no snapshot, or is not within the window");
         return Err(absent(&view, sentence));
     };
-    if asked.only.as_ref().is_some_and(|only| !only.is_in(event)) {
+    if parameters
+        .only
+        .as_ref()
+        .is_some_and(|only| !only.is_in(event))
+    {
         let sentence = format!("event {id} has no snapshot of that bookmaker or source");
         return Err(absent(&view, sentence));
     }
-    let mut form = Form::new(None, &asked);
+    let mut form = Form::new(None, &parameters);
     Ok(answer(&view, &headers, || {
         let mut json = Vec::new();
         form.write(event, &mut json);
@@ -64,7 +68,7 @@ pub(crate) async fn one(
     }))
 }
 
-/// 404, with the view that does not have it.
+/// The 404 for an event that this view does not have.
 fn absent(view: &View, sentence: String) -> Response {
     marked(view, problem(StatusCode::NOT_FOUND, sentence))
 }
@@ -75,26 +79,26 @@ pub(crate) async fn many(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let asked = Asked::read(&uri, query::EVENTS, fields::EVENT)?;
-    let view = view_of(&api.cache, &asked.freshness).await?;
-    let form = Form::new(None, &asked);
-    Ok(page(&api, &view, &uri, &headers, &asked, form))
+    let parameters = Parameters::read(&uri, query::EVENTS, fields::EVENT)?;
+    let view = view_of(&api.cache, &parameters.freshness).await?;
+    let form = Form::new(None, &parameters);
+    Ok(page(&api, &view, &uri, &headers, &parameters, form))
 }
 
-/// `GET /v1/dump`: one line an event, in event id order.
+/// `GET /v1/dump`: one line per event, in event id order.
 pub(crate) async fn dump(
     State(api): State<Api>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let asked = Asked::read(&uri, query::DUMP, fields::EVENT)?;
-    let view = view_of(&api.cache, &asked.freshness).await?;
+    let parameters = Parameters::read(&uri, query::DUMP, fields::EVENT)?;
+    let view = view_of(&api.cache, &parameters.freshness).await?;
     Ok(answer(&view, &headers, || {
         let pieces = pieces(
             view.clone(),
             view.event_ids(),
             LINES,
-            Form::new(None, &asked),
+            Form::new(None, &parameters),
         );
         streamed("application/x-ndjson", pieces)
     }))
@@ -106,18 +110,20 @@ pub(crate) fn page(
     view: &View,
     uri: &Uri,
     headers: &HeaderMap,
-    asked: &Asked,
+    parameters: &Parameters,
     form: Form,
 ) -> Response {
     answer(view, headers, || {
-        let selection = api.order.select(view, &asked.range, asked.only.as_ref());
+        let selection = api
+            .order
+            .select(view, &parameters.range, parameters.only.as_ref());
         let pieces = pieces(view.clone(), selection.ids, LIST, form);
         let mut response = streamed("application/json", pieces);
         if let Some(place) = selection.next {
             let cursor = query::cursor(place);
             let link = format!("<{}>; rel=\"next\"", query::next_page(uri, &cursor));
             for (name, text) in [(NEXT, cursor), (LINK, link)] {
-                // Parts of a request's target are always a header's value.
+                // Always a valid header, because both texts are ASCII that a request's target may hold.
                 if let Ok(value) = HeaderValue::try_from(text) {
                     response.headers_mut().insert(name, value);
                 }
@@ -130,7 +136,7 @@ pub(crate) fn page(
 /// How an event is written.
 #[derive(Debug)]
 pub(crate) struct Form {
-    /// As the event list has it, with these markets; `None` for all there is.
+    /// The markets, if it is written as in the event list. `None`: with all its markets.
     inline: Option<InlineMarkets>,
     only: Option<Only>,
     fields: Option<Fields>,
@@ -139,11 +145,11 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    pub(crate) fn new(inline: Option<InlineMarkets>, asked: &Asked) -> Form {
+    pub(crate) fn new(inline: Option<InlineMarkets>, parameters: &Parameters) -> Form {
         Form {
             inline,
-            only: asked.only.clone(),
-            fields: asked.fields.clone(),
+            only: parameters.only.clone(),
+            fields: parameters.fields.clone(),
             whole: Vec::new(),
         }
     }
@@ -158,7 +164,7 @@ impl Form {
                 self.write_whole(event, &mut whole);
                 let before = out.len();
                 if fields.cut(&whole, out).is_none() {
-                    // Never for JSON of ours. An object without fields keeps the list well-formed.
+                    // Does not happen with our own JSON. An object without fields keeps the list well-formed.
                     out.truncate(before);
                     out.extend_from_slice(b"{}");
                     let event_id = event.event_id();
@@ -267,7 +273,7 @@ fn streamed(
                 let piece = pieces.next()?;
                 Some((Ok::<_, Infallible>(piece), pieces))
             });
-            // The compression layer asks again after the end.
+            // Fused, because the compression layer polls again after the end.
             Body::from_stream(pieces.fuse())
         }
     };
@@ -280,7 +286,7 @@ fn streamed(
 /// A plain yield does not do: the compression layer polls again at once. Only the scheduler renews a budget that is
 /// spent.
 async fn end_turn() {
-    // The budget is 128. Without a scheduler it has no end, so the loop needs one.
+    // The budget is 128. Without a scheduler there is no budget, so the loop needs a bound.
     for _ in 0..1024 {
         if !coop::has_budget_remaining() {
             break;

@@ -9,7 +9,7 @@ pub(crate) struct Field {
     name: &'static str,
     /// Whether its keys are ids, each with an object of those fields.
     by_id: bool,
-    /// The fields in it, or in each of its elements. None if it can only be had whole.
+    /// The fields in it, or in each of its elements. Empty if the field is always written whole.
     of: &'static [Field],
 }
 
@@ -56,7 +56,7 @@ const SNAPSHOT: &[Field] = &[
     object("markets", MARKET),
 ];
 
-/// Of an event with all its markets.
+/// The fields of an event with all its markets.
 pub(crate) const EVENT: &[Field] = &[
     value("event_id"),
     value("kickoff"),
@@ -81,7 +81,7 @@ const OFFER: &[Field] = &[
     object("markets", INLINE_MARKET),
 ];
 
-/// Of an event in the event list.
+/// The fields of an event in the event list.
 pub(crate) const ENTRY: &[Field] = &[value("event_id"), value("kickoff"), object("odds", OFFER)];
 
 /// The wanted fields of an object.
@@ -93,7 +93,7 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Reads `a,b.c`, of a shape. The error is a sentence.
+    /// Reads `a,b.c`, the names of fields that `shape` has. The error is a sentence.
     pub(crate) fn read(text: &str, shape: &'static [Field]) -> Result<Fields, String> {
         let mut fields = Fields::default();
         for path in text.split(',') {
@@ -110,9 +110,9 @@ impl Fields {
         let Some(field) = shape.iter().find(|field| field.name == name) else {
             let known: Vec<&str> = shape.iter().map(|field| field.name).collect();
             return Err(match known.is_empty() {
-                true => "fields names a part of what has none".to_owned(),
+                true => "fields names a part of a field that has none".to_owned(),
                 false => format!(
-                    "fields names what there is not; there are {}, and parts as in a.b",
+                    "fields names a field that does not exist; there are {}, and parts as in a.b",
                     known.join(", ")
                 ),
             });
@@ -146,7 +146,7 @@ impl Fields {
     /// Appends the wanted fields of an object. `None` if it is not JSON of ours.
     pub(crate) fn cut(&self, json: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let mut scan = Scan { json, at: 0 };
-        scan.some(self, self.by_id, out)?;
+        scan.wanted(self, self.by_id, out)?;
         (scan.at == json.len()).then_some(())
     }
 }
@@ -175,6 +175,7 @@ impl<'a> Scan<'a> {
         loop {
             match self.peek()? {
                 b'"' => break,
+                // An escaped quote does not end the string.
                 b'\\' => self.at += 2,
                 _ => self.at += 1,
             }
@@ -201,6 +202,7 @@ impl<'a> Scan<'a> {
                     self.at += 1;
                 }
                 b',' | b':' => self.at += 1,
+                // A number, true, false or null ends at the next separator.
                 _ => {
                     let rest = self.json.get(self.at..)?;
                     let ends = |byte: &u8| matches!(byte, b',' | b']' | b'}');
@@ -214,14 +216,14 @@ impl<'a> Scan<'a> {
     }
 
     /// Passes an object, or a list of objects, and appends the wanted fields.
-    fn some(&mut self, fields: &Fields, by_id: bool, out: &mut Vec<u8>) -> Option<()> {
+    fn wanted(&mut self, fields: &Fields, by_id: bool, out: &mut Vec<u8>) -> Option<()> {
         match self.peek()? {
             b'{' => self.object(fields, by_id, out),
             b'[' => {
                 self.at += 1;
                 out.push(b'[');
                 while self.peek()? != b']' {
-                    self.some(fields, by_id, out)?;
+                    self.wanted(fields, by_id, out)?;
                     if self.peek()? == b',' {
                         self.at += 1;
                         out.push(b',');
@@ -259,8 +261,8 @@ impl<'a> Scan<'a> {
                 out.push(b':');
             }
             match parts {
-                _ if by_id => self.some(fields, false, out)?,
-                Some(Some(parts)) => self.some(parts, parts.by_id, out)?,
+                _ if by_id => self.wanted(fields, false, out)?,
+                Some(Some(parts)) => self.wanted(parts, parts.by_id, out)?,
                 Some(None) => out.extend_from_slice(self.whole()?),
                 None => {
                     self.whole()?;
@@ -283,7 +285,7 @@ mod tests {
 
     use super::*;
 
-    /// The slow and plain way.
+    /// The same in a slow and plain way.
     fn cut(value: &Value, fields: &Fields) -> Value {
         match value {
             Value::Array(all) => all.iter().map(|value| cut(value, fields)).collect(),
@@ -349,7 +351,7 @@ mod tests {
             prop_assert_eq!(found, cut(&event, &fields));
         }
 
-        /// It is only ever given our own JSON; but nothing else makes it panic or go on for ever.
+        /// It only ever gets our own JSON. Other text must not make it panic or loop for ever.
         #[test]
         fn other_text_is_no_trouble(text in "[\\[\\]{}\",:a\\\\1]{0,40}") {
             let fields = Fields::read("event_id,betpawa.markets", EVENT).unwrap();

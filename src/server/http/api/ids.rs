@@ -30,8 +30,8 @@ mod tests {
 
     use super::*;
 
-    /// In order, each once, none that was not asked for, none left out, and never more than the bound. Says whether the
-    /// list was read.
+    /// Checks that exactly the ids of `list` are found, in order, each once, and never more than the bound. Returns
+    /// whether the list was accepted.
     fn gives_what_is_asked_for(list: &str) -> bool {
         let asked = || list.split(',').map(str::trim).filter(|id| !id.is_empty());
         let found = parse(list);

@@ -1,5 +1,5 @@
-//! `GET /v1/list`: the event list with inline odds. All clients share the whole list, see `lists`. Pages and parts of it
-//! are written for each request.
+//! `GET /v1/list`: the event list with inline odds. All clients share the whole list, see `lists`. Pages and parts of
+//! it are written for each request.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::{
     events::{self, Form},
     fields,
     lists::Owner,
-    query::{self, Asked},
+    query::{self, Parameters},
     state::Api,
     view::view as view_of,
 };
@@ -31,13 +31,13 @@ pub(crate) async fn list(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let asked = Asked::read(&uri, query::EVENTS, fields::ENTRY)?;
-    let view = view_of(&api.cache, &asked.freshness).await?;
+    let parameters = Parameters::read(&uri, query::EVENTS, fields::ENTRY)?;
+    let view = view_of(&api.cache, &parameters.freshness).await?;
     let in_pieces = |view: &View| {
-        let form = Form::new(Some(api.inline.clone()), &asked);
-        events::page(&api, view, &uri, &headers, &asked, form)
+        let form = Form::new(Some(api.inline.clone()), &parameters);
+        events::page(&api, view, &uri, &headers, &parameters, form)
     };
-    if !asked.is_everything() {
+    if !parameters.is_everything() {
         return Ok(in_pieces(&view));
     }
     if is_known(&view, &headers) {
@@ -48,10 +48,10 @@ pub(crate) async fn list(
         .lists
         .of(&api.cache, view.version(), encoding)
         .await?
-        // It may have grown too old while the request waited for it.
-        .filter(|made| asked.freshness.allows(&made.view));
+        // The list may have grown too old while the request waited for it.
+        .filter(|made| parameters.freshness.allows(&made.view));
     let Some(made) = made else {
-        let view = view_of(&api.cache, &asked.freshness).await?;
+        let view = view_of(&api.cache, &parameters.freshness).await?;
         return Ok(in_pieces(&view));
     };
     Ok(answer(&made.view, &headers, || {

@@ -1,11 +1,11 @@
 //! The whole event list with inline odds, made once for all clients.
 //!
-//! Most clients want all of it, and for one view it is the same for all. It is made once, compressed once for each
+//! Most clients want the whole list, and for one view it is the same for all. It is made once, compressed once for each
 //! encoding, and clients share the bytes. One task at a time makes a form of it, from the newest view. All requests
-//! that wait meanwhile get that one, however quickly views follow each other.
+//! that wait meanwhile get that form, however quickly views follow each other.
 //!
-//! The newest list and its compressed forms stay in memory, and older ones until no client reads them. If slow clients
-//! hold too many old lists, the list goes out piece by piece from the view instead.
+//! The newest list and its compressed forms stay in memory. An older list stays only while a client reads it. If slow
+//! clients hold too many old lists, the list goes out piece by piece from the view instead.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -58,7 +58,7 @@ impl Drop for Made {
     }
 }
 
-/// Held by an answer's body, so that the list counts until it was sent.
+/// An answer's body owns this, so that the list counts as held until it is sent.
 pub(crate) struct Owner(pub(crate) Arc<Made>);
 
 impl AsRef<[u8]> for Owner {
@@ -120,7 +120,7 @@ impl Lists {
         }
     }
 
-    /// The list of this version or a newer one, encoded. `None` if clients are reading too many old ones.
+    /// The list of this version or a newer one, encoded. `None` if clients still read too many old ones.
     pub(crate) async fn of(
         self: &Arc<Lists>,
         cache: &OddsCache,
@@ -239,7 +239,7 @@ pub(super) mod tests {
         Lists::new(InlineMarkets::new([("3743", None)]))
     }
 
-    /// However many views follow each other while one is made.
+    /// One list, even if many views follow each other while it is made.
     #[tokio::test]
     async fn all_who_wait_are_served_by_one_list() {
         let (cache, mut writer) = OddsCache::detached();
@@ -289,7 +289,7 @@ pub(super) mod tests {
             assert!((3..30).contains(&slow.len()), "{} are held", slow.len());
             let held = lists.held.load(Ordering::Relaxed);
             assert!((1000..2000).contains(&held), "{held} bytes");
-            // Those that are done make room.
+            // Clients that are done make room.
             drop(slow);
             let version = cache.view().version();
             assert!(lists.of(&cache, version, encoding).await.unwrap().is_some());

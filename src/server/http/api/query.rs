@@ -1,5 +1,5 @@
-//! The query of a request. A parameter that is unknown, given twice or not of its kind makes the answer 400, with a
-//! sentence that says what to do.
+//! The query of a request. An unknown parameter, one given twice or a wrong value gets 400, with a sentence that says
+//! what to do.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const MOST_EVENTS: usize = 1_000;
 
 /// How many characters of a wrong name or value an error quotes.
-const TOLD_BACK: usize = 40;
+const MOST_QUOTED: usize = 40;
 
 /// The parameters that a path knows.
 pub(crate) type Names = &'static [&'static str];
 
-/// Of the dump.
+/// The parameters of the dump.
 pub(crate) const DUMP: Names = &["max_age", "wait_for", "timeout"];
-/// Of one event.
+/// The parameters of one event.
 pub(crate) const EVENT: Names = &[
     "max_age",
     "wait_for",
@@ -37,7 +37,7 @@ pub(crate) const EVENT: Names = &[
     "source",
     "fields",
 ];
-/// Of a list of events.
+/// The parameters of a list of events.
 pub(crate) const EVENTS: Names = &[
     "ids",
     "from",
@@ -51,12 +51,12 @@ pub(crate) const EVENTS: Names = &[
     "wait_for",
     "timeout",
 ];
-/// Of a stream of changes.
+/// The parameters of a stream of changes.
 pub(crate) const CHANGES: Names = &["odds"];
 
 /// What a request wants.
 #[derive(Debug, Default)]
-pub(crate) struct Asked {
+pub(crate) struct Parameters {
     pub(crate) freshness: Freshness,
     pub(crate) range: Range,
     /// The bookmaker or source, if not all.
@@ -67,7 +67,7 @@ pub(crate) struct Asked {
     pub(crate) odds: bool,
 }
 
-/// How fresh the view must be that an answer is made from.
+/// How fresh the view of an answer must be.
 #[derive(Debug, Default)]
 pub(crate) struct Freshness {
     /// A transaction that the view must contain: read-your-writes.
@@ -95,7 +95,7 @@ impl Freshness {
 pub(crate) struct Range {
     /// Ascending, each once.
     pub(crate) ids: Option<Vec<i64>>,
-    /// Kickoffs from this on.
+    /// Kickoffs at or after this.
     pub(crate) from: Option<DateTime<Utc>>,
     /// Kickoffs before this.
     pub(crate) to: Option<DateTime<Utc>>,
@@ -146,12 +146,12 @@ impl Only {
         }
     }
 
-    /// Whether it wants this competitor's.
+    /// Whether it wants the snapshot of this competitor.
     pub(crate) fn wants_competitor(&self, source: &str) -> bool {
         matches!(self, Only::Source(wanted) if wanted == source)
     }
 
-    /// Whether it wants the snapshot that the event list names so.
+    /// Whether it wants the snapshot with these names in the event list.
     pub(crate) fn wants(&self, bookmaker: &str, bookmaker_id: i64) -> bool {
         match bookmaker {
             OWN => self.wants_own(bookmaker_id),
@@ -169,24 +169,28 @@ impl Only {
     }
 }
 
-impl Asked {
+impl Parameters {
     /// Whether the request wants everything of all events.
     pub(crate) fn is_everything(&self) -> bool {
         self.range == Range::default() && self.only.is_none() && self.fields.is_none()
     }
 
     /// Reads the query of `uri`, which may have the parameters `names`, and `fields` of a `shape`.
-    pub(crate) fn read(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Asked, Refusal> {
-        Asked::parse(uri, names, shape).map_err(Refusal)
+    pub(crate) fn read(
+        uri: &Uri,
+        names: Names,
+        shape: &'static [Field],
+    ) -> Result<Parameters, Refusal> {
+        Parameters::parse(uri, names, shape).map_err(Refusal)
     }
 
-    fn parse(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Asked, String> {
-        let mut asked = Asked::default();
+    fn parse(uri: &Uri, names: Names, shape: &'static [Field]) -> Result<Parameters, String> {
+        let mut parameters = Parameters::default();
         let mut seen: Vec<&str> = Vec::new();
         for (name, value) in pairs(uri)? {
             let Some(name) = names.iter().find(|known| **known == name) else {
                 let known = names.join(", ");
-                let name = told_back(&name);
+                let name = quoted(&name);
                 return Err(format!(
                     "there is no parameter {name} here; there are {known}"
                 ));
@@ -195,18 +199,18 @@ impl Asked {
                 return Err(format!("{name} is given twice"));
             }
             seen.push(name);
-            asked.set(name, &value, shape)?;
+            parameters.set(name, &value, shape)?;
         }
         if seen.contains(&"bookmaker") && seen.contains(&"source") {
             return Err("give bookmaker or source, not both".to_owned());
         }
-        let Range { from, to, .. } = &asked.range;
+        let Range { from, to, .. } = &parameters.range;
         if let (Some(from), Some(to)) = (from, to)
             && from > to
         {
             return Err("from is after to: no kickoff lies between".to_owned());
         }
-        Ok(asked)
+        Ok(parameters)
     }
 
     fn set(
@@ -215,7 +219,7 @@ impl Asked {
         value: &str,
         shape: &'static [Field],
     ) -> Result<(), String> {
-        let wrong = |how: &str| Err(format!("{name} is {how}, not {}", told_back(value)));
+        let wrong = |how: &str| Err(format!("{name} is {how}, not {}", quoted(value)));
         match name {
             "ids" => self.range.ids = Some(ids::parse(value)?),
             "from" | "to" => match DateTime::parse_from_rfc3339(value) {
@@ -231,7 +235,7 @@ impl Asked {
             },
             "after" => match place(value) {
                 Some(place) => self.range.after = Some(place),
-                None => return wrong("what oddscache-next said in the answer before"),
+                None => return wrong("the header oddscache-next of the answer before"),
             },
             "bookmaker" => match value.parse() {
                 Ok(id) => self.only = Some(Only::Bookmaker(id)),
@@ -247,9 +251,9 @@ impl Asked {
             },
             "wait_for" => match value.parse() {
                 Ok(xid) => self.freshness.wait_for = Some(xid),
-                Err(_) => return wrong("what pg_current_xact_id() said, a whole number"),
+                Err(_) => return wrong("a whole number, as pg_current_xact_id() returns it"),
             },
-            // The parser takes this one number without a unit.
+            // humantime accepts this one number without a unit.
             "max_age" | "timeout" if value == "0" => {
                 return wrong("a time with its unit, such as 0s");
             }
@@ -273,7 +277,7 @@ fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, String> {
     }
 }
 
-/// Path and query of the same request for the events after `cursor`. It need not wait again.
+/// Path and query of the same request for the events after `cursor`, without `wait_for`: it need not wait again.
 pub(crate) fn next_page(uri: &Uri, cursor: &str) -> String {
     let raw = uri.query().unwrap_or_default().split('&');
     let raw = raw.filter(|pair| !pair.is_empty());
@@ -294,8 +298,8 @@ pub(crate) fn next_page(uri: &Uri, cursor: &str) -> String {
 }
 
 /// The beginning of a client's text, quoted.
-fn told_back(text: &str) -> String {
-    let mut beginning: String = text.chars().take(TOLD_BACK).collect();
+fn quoted(text: &str) -> String {
+    let mut beginning: String = text.chars().take(MOST_QUOTED).collect();
     if beginning.len() < text.len() {
         beginning.push_str("...");
     }
@@ -309,19 +313,19 @@ mod tests {
     use super::*;
     use crate::server::http::api::fields;
 
-    fn read(query: &str) -> Result<Asked, String> {
+    fn read(query: &str) -> Result<Parameters, String> {
         let uri = format!("/v1/events?{query}").parse().expect("a URI");
-        Asked::parse(&uri, EVENTS, fields::EVENT)
+        Parameters::parse(&uri, EVENTS, fields::EVENT)
     }
 
     #[test]
     fn a_query_is_read() {
-        let asked = read(
+        let parameters = read(
             "ids=3,1&from=2026-01-31T18:00:00Z&to=2026-01-31T20:00:00%2B01:00&limit=2&after=5.-7&source=bet9ja\
              &max_age=2s&wait_for=9&timeout=1s&fields=event_id",
         )
         .unwrap();
-        let range = &asked.range;
+        let range = &parameters.range;
         assert_eq!(range.ids, Some(vec![1, 3]));
         assert_eq!(
             range.to.unwrap() - range.from.unwrap(),
@@ -330,11 +334,11 @@ mod tests {
         assert_eq!(range.limit, Some(2));
         let five = DateTime::from_timestamp_micros(5).unwrap();
         assert_eq!(range.after, Some((Some(five), -7)));
-        assert_eq!(asked.only, Some(Only::Source("bet9ja".to_owned())));
-        assert_eq!(asked.freshness.wait_for, Some(9));
-        assert_eq!(asked.freshness.timeout(), Duration::from_secs(1));
-        assert_eq!(asked.freshness.max_age, Some(Duration::from_secs(2)));
-        assert!(asked.fields.is_some() && !asked.odds);
+        assert_eq!(parameters.only, Some(Only::Source("bet9ja".to_owned())));
+        assert_eq!(parameters.freshness.wait_for, Some(9));
+        assert_eq!(parameters.freshness.timeout(), Duration::from_secs(1));
+        assert_eq!(parameters.freshness.max_age, Some(Duration::from_secs(2)));
+        assert!(parameters.fields.is_some() && !parameters.odds);
     }
 
     #[test]
@@ -395,7 +399,7 @@ mod tests {
             prop_assert_eq!(place(&cursor((kickoff, id))), Some((kickoff, id)));
         }
 
-        /// Whatever is asked: no panic, and a refusal is a sentence of a bearable length.
+        /// No query makes it panic, and each refusal is a sentence of a bearable length.
         #[test]
         fn any_query_is_read_or_refused_with_a_sentence(
             pairs in proptest::collection::vec((
@@ -416,7 +420,7 @@ mod tests {
         ) {
             let query: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let Ok(uri) = format!("/v1/x?{}", query.join("&")).parse::<Uri>() else { return Ok(()) };
-            match Asked::parse(&uri, names, fields::EVENT) {
+            match Parameters::parse(&uri, names, fields::EVENT) {
                 Ok(_) => {
                     let next = next_page(&uri, "1.2").parse::<Uri>();
                     prop_assert!(next.is_ok(), "{next:?}");

@@ -93,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Only, Order, Place, View};
-    use crate::server::http::api::query::Range as Asked;
+    use crate::server::http::api::query::Range as Requested;
 
     fn time(hour: i64) -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::hours(hour)
@@ -140,8 +140,8 @@ mod tests {
     }
 
     proptest! {
-        /// Page by page it is what a filter over all events says, whatever the pages' size, also where events come and
-        /// go between them.
+        /// The pages, whatever their size, make up the list that a filter over all events gives. Events that come
+        /// between two pages do not change that.
         #[test]
         fn pages_are_the_list_in_pieces(
             events in events(0..20, 0..30),
@@ -170,11 +170,11 @@ mod tests {
                 wanted
             };
             let order = Order::default();
-            let mut range = Asked {
+            let mut range = Requested {
                 ids: ids.clone().map(|ids| ids.into_iter().collect()),
                 from: from.map(time),
                 to: to.map(time),
-                ..Asked::default()
+                ..Requested::default()
             };
             let whole = order.select(&view_before, &range, only.as_ref());
             let expected: Vec<i64> = wanted(&view_before).iter().map(|place| place.1).collect();
@@ -187,11 +187,11 @@ mod tests {
                 let page = order.select(&view_before, &range, only.as_ref());
                 prop_assert!(page.ids.len() <= limit && (page.next.is_none() || page.ids.len() == limit));
                 paged.extend(&page.ids);
-                // What has been there all the time comes exactly once; what has come in between comes if it is
-                // further on.
+                // An event that was there all the time comes exactly once. A new event comes if its place is after
+                // the page's end.
                 if let Some(next) = page.next {
                     range.after = Some(next);
-                    let ahead = Asked { limit: None, ids: range.ids.clone(), ..range };
+                    let ahead = Requested { limit: None, ids: range.ids.clone(), ..range };
                     let rest = Order::default().select(&view_after, &ahead, only.as_ref());
                     let expected: Vec<i64> =
                         wanted(&view_after).iter().filter(|place| **place > next).map(|place| place.1).collect();

@@ -53,7 +53,7 @@ fn state(text: &mut Text, cache: &OddsCache, view: &View) {
         text.sample("status", &labels, u8::from(status.name() == name));
     }
     let connected = u8::from(health::follows(&status));
-    let help = "Whether changes arrive. Not during the first read of everything, nor in an outage and the read after it.";
+    let help = "1 if changes arrive; 0 until the first read of everything, and from an outage to the end of the next read.";
     text.gauge("connected", connected, help);
     text.gauge("warm", u8::from(warm), "Whether the cache has been warm.");
     // Before the first warmup there is no proof: infinitely old.
@@ -66,7 +66,7 @@ fn state(text: &mut Text, cache: &OddsCache, view: &View) {
     let cut = view.cut();
     #[expect(clippy::cast_precision_loss)]
     let as_of = cut.as_of.timestamp_micros() as f64 / 1e6;
-    let help = "The database's clock in the transaction that last proved the view.";
+    let help = "The database's clock in the transaction that last proved the view current.";
     text.gauge(
         "cut_timestamp_seconds",
         if warm { as_of } else { 0.0 },
@@ -74,7 +74,7 @@ fn state(text: &mut Text, cache: &OddsCache, view: &View) {
     );
     let help = "Whether the cache reads from a standby.";
     text.gauge("standby", u8::from(cut.standby), help);
-    let help = "Changes when the state was replaced rather than moved forward.";
+    let help = "Grows when the state was replaced rather than moved forward.";
     text.gauge("epoch", view.epoch(), help);
 }
 
@@ -86,12 +86,12 @@ fn held(text: &mut Text, stats: &Stats) {
     text.sample("events", "side=\"competitor\"", stats.competitor_events);
     text.gauge("snapshots", stats.total_snapshots, "Snapshots held.");
     text.gauge("markets", stats.total_markets, "Markets held.");
-    let help = "Bytes that the cache asked of the allocator, by purpose.";
+    let help = "Bytes that the cache requested from the allocator, by purpose.";
     text.family("memory_bytes", "gauge", help);
     for (part, bytes) in stats.memory.parts() {
         text.sample("memory_bytes", &format!("part=\"{part}\""), bytes);
     }
-    let help = "Rows held that did not read as they should.";
+    let help = "Malformed rows held.";
     text.gauge("malformed_rows", stats.malformed_rows, help);
     if let Some(warmup) = &stats.last_warmup {
         let help = "How long the last warmup took.";
@@ -105,10 +105,9 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
     text.gauge("feed_version", log.feed_version, help);
     let help = "The version that this binary's install.sql installs. Where it is greater, run `oddscache sql install --apply`.";
     text.gauge("feed_version_newest", FEED_VERSION, help);
-    let help =
-        "The change log is pruned below this transaction id. It does not grow if nobody prunes.";
+    let help = "The change log is pruned below this transaction id. The number stands still if nobody prunes.";
     text.gauge("change_log_pruned_below", log.pruned_below, help);
-    let help = "Transaction ids since then: the change log may hold rows of so many transactions.";
+    let help = "Transaction ids that are not pruned: the change log may hold rows of so many transactions.";
     let unpruned = log.unpruned_transactions();
     text.gauge("change_log_unpruned_transactions", unpruned, help);
     let help = "Times this service pruned the change log.";
@@ -128,14 +127,14 @@ const COUNTERS: [(&str, &str); 16] = [
         "notifications",
         "Notifications; several at once count once.",
     ),
-    ("polls", "Looks at the change log because it was time."),
+    ("polls", "Reads of the change log because a poll was due."),
     (
         "asks",
-        "Looks at the change log because somebody asked for one.",
+        "Reads of the change log because a reader requested one.",
     ),
     (
         "heartbeats",
-        "Heartbeats sent to try the way of notifications.",
+        "Heartbeats sent to find out whether notifications arrive.",
     ),
     ("log_rows", "Rows of the change log that were read."),
     ("snapshots_read", "Snapshots whose markets were read."),
@@ -143,10 +142,7 @@ const COUNTERS: [(&str, &str); 16] = [
         "rows_read",
         "Rows of the application's tables that were read.",
     ),
-    (
-        "malformed_rows_read",
-        "Rows read that were not as they should be.",
-    ),
+    ("malformed_rows_read", "Malformed rows that were read."),
     ("published", "States published."),
     (
         "evicted_events",
@@ -158,7 +154,7 @@ const COUNTERS: [(&str, &str); 16] = [
     ),
     (
         "failures",
-        "Failed reads and connections that were tried again.",
+        "Reads and connections that failed and were tried again.",
     ),
     (
         "audited_events",
@@ -188,12 +184,12 @@ fn counters(text: &mut Text, done: &Counters) {
     }
 }
 
-/// The lowest and the highest bound that are shown: for times that contain the network's, and for times that do not.
+/// The lowest and the highest bound that are shown, in seconds: for times with a network round trip, and for others.
 const SLOW: (f64, f64) = (0.000_25, 50.0);
 const FAST: (f64, f64) = (0.000_005, 1.0);
 
 fn timings(text: &mut Text, timings: &Timings) {
-    let visible = "From a commit until readers see it, an upper bound. Transactions that a reload shows do not count.";
+    let visible = "Upper bound of the time from a commit until readers see it. Commits that a reload shows are left out.";
     for (name, timing, bounds, help) in [
         (
             "commit_to_visible_seconds",
@@ -211,19 +207,19 @@ fn timings(text: &mut Text, timings: &Timings) {
             "decode_seconds",
             &timings.decode,
             FAST,
-            "Of such a read, packing rows of markets.",
+            "The part of such a read that packs rows of markets.",
         ),
         (
             "apply_seconds",
             &timings.apply,
             FAST,
-            "Of such a read, applying it to the next state.",
+            "The part of such a read that applies its rows to the next state.",
         ),
         (
             "publish_seconds",
             &timings.publish,
             FAST,
-            "Of such a read, making the next state and swapping it in.",
+            "The part of such a read that makes the next state and swaps it in.",
         ),
     ] {
         text.family(name, "histogram", help);
@@ -231,9 +227,9 @@ fn timings(text: &mut Text, timings: &Timings) {
     }
 }
 
-/// What became of HTTP connections, and of requests that no path answered.
+/// How HTTP connections ended, and requests that no path answered.
 fn connections(text: &mut Text, counters: &HttpCounters) {
-    let mut tell = |name, count: &AtomicU64, help| {
+    let mut counter = |name, count: &AtomicU64, help| {
         text.counter(
             &format!("http_{name}_total"),
             count.load(Ordering::Relaxed),
@@ -241,22 +237,22 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
         );
     };
     let help = "HTTP connections accepted, those turned away included.";
-    tell("connections", &counters.accepted, help);
+    counter("connections", &counters.accepted, help);
     let help = "HTTP connections beyond the most that may be open.";
-    tell("connections_turned_away", &counters.turned_away, help);
+    counter("connections_turned_away", &counters.turned_away, help);
     let help =
-        "HTTP connections closed because no request came in time; there are always some idle ones.";
-    tell("silent", &counters.silent, help);
+        "HTTP connections closed because no request came in time; some idle ones are normal.";
+    counter("silent", &counters.silent, help);
     let help = "HTTP connections cut off because the client did not take its answer in time.";
-    tell("stalled", &counters.stalled, help);
-    let help = "HTTP requests without a known token.";
-    tell("unauthorized", &counters.unauthorized, help);
+    counter("stalled", &counters.stalled, help);
+    let help = "HTTP requests without a valid token.";
+    counter("unauthorized", &counters.unauthorized, help);
     let help = "HTTP requests whose answer did not begin in time.";
-    tell("overdue", &counters.overdue, help);
+    counter("overdue", &counters.overdue, help);
 }
 
 fn messages(text: &mut Text) {
-    let help = "Messages logged, by level; those held back included.";
+    let help = "Messages by level, including those held back.";
     text.family("messages_total", "counter", help);
     for (level, count) in logging::messages() {
         text.sample("messages_total", &format!("level=\"{level}\""), count);

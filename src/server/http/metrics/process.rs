@@ -1,4 +1,4 @@
-//! What Linux knows about this process, under the names that all clients of Prometheus use. Other systems: nothing.
+//! What Linux knows about this process, under the names that all clients of Prometheus use. Empty on other systems.
 
 use std::{
     fs,
@@ -11,7 +11,8 @@ use super::text::Text;
 /// The unit of times in `/proc`, on every architecture that we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// When the program began: [`begin`] is its first call. Linux has the time in a file that the unit's hardening hides.
+/// When the program began: [`begin`] is its first call. Linux has the time in a file that the hardening of the systemd
+/// unit hides.
 static BEGAN: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
 
 /// Takes the time, at the beginning of the program.

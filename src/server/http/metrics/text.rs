@@ -1,8 +1,7 @@
-//! The text form: families of samples, each with a sentence and a kind.
+//! The text form: families of samples, each family with a help text and a type.
 //!
-//! The encoder of the crate `prometheus-client` is longer to use: it wants a registry of its own metric types, or a
-//! collector and a label type for each family, and it writes OpenMetrics, which changes the content type that scrapers
-//! see.
+//! The encoder of the crate `prometheus-client` would take more code: a registry of its own metric types, or a
+//! collector and a label type for each family. It writes OpenMetrics, which changes the content type that scrapers see.
 
 use std::fmt::{Display, Write};
 
@@ -72,7 +71,7 @@ impl Text {
         self.sample(&format!("{name}_count"), labels, count);
     }
 
-    /// A metric of the process. All programs have the same names for these.
+    /// A metric of the process. All programs use the same names for these, without a prefix of their own.
     pub(super) fn of_process(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         let _ = writeln!(
             self.0,
@@ -100,7 +99,7 @@ impl Counted for Timing {
     }
 }
 
-/// All of them bounds of [`Timing`].
+/// Seconds. Each is a bound of [`Timing`], so no count needs to be split.
 pub(super) const BOUNDS: [f64; 24] = [
     0.000_001,
     0.000_002_5,

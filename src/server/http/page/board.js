@@ -1,17 +1,17 @@
-// The board: a table of which only the rows in sight exist. They are drawn again when they change, and every second for
-// their ages.
+// The board: a table that has elements only for the rows in sight. Rows are drawn again when they change, and every
+// second for their ages.
 
 import { age, kickoff, price } from "./format.js";
 import { now } from "./service.js";
 import { MOVE_SHOWN, isAvailable } from "./store.js";
 
-/** Heights of a row, px: of the table; and of a card, its event and then each bookmaker. As board.css has them. */
+/** Heights in px, as in board.css: of a table row; of a card's event; and of each bookmaker's line in a card. */
 const [ROW, CARD, CARD_LINE] = [34, 46, 34];
-/** Widths of the columns, px; where there is more room, the prices share it. */
+/** Widths of the columns, px. The price columns share what room is left. */
 const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 46];
 /** Rows drawn beyond the visible ones, above and below. */
 const SPARE = 8;
-/** A price that was not confirmed for so long is shown as old, ms. */
+/** A price is shown as old if it was not confirmed for this long, ms. */
 const OLD_PRICE = 15 * 60_000;
 const narrow = matchMedia("(max-width: 720px)");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -27,8 +27,8 @@ export function make(tag, { className, role, text, ...attributes } = {}) {
 }
 
 /**
- * Shows a price in a cell: its text, its move and whether it is the best or not to be had. Lights up if it moved just
- * now.
+ * Shows a price in a cell: its text, its move, and whether it is the best or not available. The cell lights up if the
+ * price moved just now.
  */
 export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
   const moved = outcome?.moved && Date.now() - outcome.moved.at < MOVE_SHOWN ? outcome.moved : null;
@@ -58,7 +58,7 @@ export function showPrice(cell, outcome, { best = false, gone = false } = {}) {
   }
 }
 
-/** The greatest odds that can be had, if bookmakers differ. */
+/** The greatest odds that are available; NaN if all bookmakers have the same. */
 export function best(outcomes) {
   const odds = outcomes.filter((outcome) => outcome?.is_active && outcome.odds !== null).map((outcome) => outcome.odds);
   const most = Math.max(...odds);
@@ -66,8 +66,8 @@ export function best(outcomes) {
 }
 
 /**
- * Whether an event is what the words ask for: each the beginning of its id or of a bookmaker's name, or part of its
- * kickoff.
+ * Returns a function that says whether an event matches every word of the search. A word matches the beginning of the
+ * event's id or of a bookmaker's name, or any part of its kickoff.
  */
 export function matcher(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
@@ -93,12 +93,12 @@ export class Board {
   #market = null;
   #matches = matcher("");
   #listed = [];
-  /** Where each listed row begins, from the top of the first; and where the last one ends. */
+  /** The top of each listed row, and the end of the last one: px below the top of the first. */
   #tops = [0];
-  #asked = false;
+  #willDraw = false;
   #form = "";
 
-  /** `onOpen(id)`: the user wants all of an event. */
+  /** `onOpen(id)`: the user wants to see all markets of an event. */
   constructor(store, onOpen) {
     this.#store = store;
     this.#onOpen = onOpen;
@@ -127,15 +127,15 @@ export class Board {
     this.draw();
   }
 
-  /** At the next frame; however often it is asked for. */
+  /** Draws at the next frame, once for all calls until then. */
   draw() {
-    if (this.#asked) return;
-    this.#asked = true;
+    if (this.#willDraw) return;
+    this.#willDraw = true;
     const go = () => {
-      this.#asked = false;
+      this.#willDraw = false;
       this.#drawNow();
     };
-    // A hidden page gets no frames; its title and its age go on.
+    // A hidden page gets no frames, so a timer draws it.
     if (document.hidden) setTimeout(go, 1_000);
     else requestAnimationFrame(go);
   }
@@ -144,7 +144,7 @@ export class Board {
     return this.#store.markets.get(this.#market)?.outcomes ?? [];
   }
 
-  /** The listed row at a place, from the top of the first. */
+  /** The index of the listed row at `y` px below the top of the first. */
   #at(y) {
     let [low, high] = [0, this.#listed.length];
     while (low < high) {
@@ -164,6 +164,7 @@ export class Board {
       this.#tops.push(this.#tops.at(-1) + (narrow.matches ? CARD + CARD_LINE * event.sides.size : ROW));
     }
     this.#table.setAttribute("aria-rowcount", count + this.#head.rows.length);
+    // Only the rows from `from` to `to` are drawn. The spacers above and below are as high as all other rows.
     const top = Math.max(0, this.#scroller.scrollTop - this.#head.offsetHeight);
     const from = Math.max(0, this.#at(top) - SPARE);
     const to = Math.min(count, this.#at(top + this.#scroller.clientHeight) + 1 + SPARE);
@@ -176,6 +177,7 @@ export class Board {
       row.remove();
       this.#rows.delete(id);
     }
+    // Rows that are in their place are not moved: moving one would take its focus.
     let place = this.#above;
     wanted.forEach((event, index) => {
       const row = this.#row(event.id);
@@ -189,7 +191,7 @@ export class Board {
     this.onDrawn?.(count, this.#store.events.size);
   }
 
-  /** Anew only when there are other columns: rows of the old form go with it. */
+  /** Draws the head anew if the columns have changed. All rows go then, because they have the old columns. */
   #drawHead() {
     const form = JSON.stringify([this.#market, this.#store.columns, this.#outcomes]);
     if (form === this.#form) return;
@@ -209,7 +211,7 @@ export class Board {
       outcomes.append(header("col", "meta", "margin age", { title: meta }));
     }
     this.#head.replaceChildren(names, outcomes);
-    // Widths that do not depend on which rows are drawn: else columns would jump while one scrolls.
+    // The widths do not depend on which rows are drawn. Otherwise columns would jump while the user scrolls.
     const widths = this.#store.columns.flatMap(() => [...this.#outcomes.map(() => ""), `${META_WIDTH}px`]);
     const columns = [`${EVENT_WIDTH}px`, ...widths].map((width) => {
       const column = make("col");
@@ -238,7 +240,7 @@ export class Board {
       const prices = this.#outcomes.map((outcome, index) => {
         const cell = make("td", { role: "cell", className: index ? "price" : "price first", "data-column": column });
         cell.dataset.outcome = outcome;
-        // Seen where the table is folded into cards.
+        // Shown where the table is folded into cards.
         cell.dataset.label = outcome;
         return cell;
       });
@@ -277,7 +279,7 @@ export class Board {
     });
   }
 
-  /** Up and down go from event to event, also to those that are not drawn yet. */
+  /** The keys up and down go from event to event, also to those that are not drawn yet. */
   #key(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const row = event.target.closest("tr[data-event]");

@@ -9,7 +9,7 @@ function shape(name, attributes) {
   return element;
 }
 
-/** Keeps the last `most` values of one or two lines and draws them; a gap where a value is missing. */
+/** Keeps the last `most` values of one or two lines and draws them. A missing value makes a gap. */
 export class Chart {
   #lines;
   #most;
@@ -49,7 +49,7 @@ export class Chart {
         begun ??= x(at, line);
         const next = line[at + 1] ?? null;
         if (next === null) return;
-        // Piece by piece, so that a gap stays one.
+        // The area is drawn piece by piece, so that it has the same gaps as the line.
         const end = `${x(at + 1, line).toFixed(1)} ${y(next).toFixed(1)}`;
         area += `M${x(at, line).toFixed(1)} ${HEIGHT}L${point}L${end}V${HEIGHT}Z`;
       });

@@ -1,4 +1,4 @@
-// An event's full markets: all bookmakers side by side, kept current while it is open.
+// An event's full markets, with all bookmakers side by side. They are kept current while the dialog is open.
 
 import { best, make, showPrice } from "./board.js";
 import { age, kickoff } from "./format.js";
@@ -9,7 +9,7 @@ import { byColumn, isAvailable, noteMoves } from "./store.js";
 const identity = ({ betpawa_market_id, line, handicap_type, handicap_home, handicap_away }) =>
   JSON.stringify([betpawa_market_id, line, handicap_type, handicap_home, handicap_away]);
 
-/** The bookmaker's share in per cent, as the list has it. */
+/** The bookmaker's share in per cent, computed as /v1/list does; `null` if an outcome has no odds above 0. */
 function margin(market) {
   let shares = 0;
   for (const { odds } of market.outcomes) {
@@ -78,13 +78,13 @@ export class Detail {
   }
 
   #say(text) {
-    // Not when nothing changed: it is read out each time.
+    // Only if the text differs, because a screen reader reads out each change.
     if (this.#note.textContent !== text) this.#note.textContent = text;
   }
 
   /**
-   * Asks for the event anew, until it is there or known to be gone. What comes in between is asked for once more, and
-   * no more often.
+   * Requests the event until it is here or known to be gone. All calls that come meanwhile cause one more request
+   * together.
    */
   async refresh() {
     if (this.#id === null) return;
@@ -100,7 +100,7 @@ export class Detail {
         const id = this.#id;
         const failed = await this.#ask(id);
         if (failed) {
-          // Another event is not kept waiting.
+          // `open` ends the pause, so that another event need not wait for it.
           await Promise.race([pause(tries), new Promise((resolve) => (this.#wake = resolve))]);
         }
         tries = failed ? tries + 1 : 0;
@@ -111,7 +111,7 @@ export class Detail {
     }
   }
 
-  /** Asks once; returns whether to ask again. */
+  /** Requests the event once. Returns whether to try again. */
   async #ask(id) {
     try {
       const { body } = await ask(`/v1/events/${id}`);

@@ -5,12 +5,12 @@ import { Chart } from "./chart.js";
 import { bytes, clock, count, duration, rate } from "./format.js";
 import { Quantiles } from "./quantiles.js";
 
-/** Events of the service's life that are kept in the list. */
+/** How many lines the list of what happened keeps. */
 const MOST_LINES = 40;
 
 /**
- * The tiles. `read(stats, per)` gives what one shows; `per(path)` is how much a counter grew in a second since the last
- * answer.
+ * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is by how much a counter grew per
+ * second since the last answer. `visible` has the quantiles of the last minute.
  */
 const TILES = [
   {
@@ -28,7 +28,7 @@ const TILES = [
     lines: 2,
     read: (stats, per, visible) => {
       const times = stats.timings?.commit_to_visible;
-      // Also when there are none yet: the first to come are news then, no history.
+      // Also without buckets: the first ones that come are then measured from 0, and not taken for history.
       const points = visible.take(times?.buckets ?? []);
       if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN, NaN] };
       const [p50, p99] = visible.lately().map(duration);
@@ -122,7 +122,7 @@ export class Health {
     happened.append(make("h3", { text: "What happened" }), this.#lines);
     this.#panel.append(make("h2", { className: "unseen", text: "Health" }), tiles, happened);
     this.#toggle.addEventListener("click", () => this.open(this.#panel.hidden));
-    // Beside the board where there is room for both, else in its place when asked for. As health.css has it.
+    // In a wide window the panel stands beside the board, otherwise in its place when opened. As in health.css.
     const wide = matchMedia("(min-width: 1100px)");
     wide.addEventListener("change", () => this.open(wide.matches));
     this.open(wide.matches);
@@ -134,13 +134,13 @@ export class Health {
     document.body.classList.toggle("with-health", open);
   }
 
-  /** An answer of /v1/stats, or `null` if there was none: a gap in the charts. */
+  /** Shows an answer of /v1/stats. `null` means that there was none, and makes a gap in the charts. */
   take(stats) {
     const asked = performance.now();
     const seconds = this.#last ? (asked - this.#last.asked) / 1000 : NaN;
     const per = (path) => {
       const grown = at(stats, path) - at(this.#last?.stats, path);
-      // A counter that went back is another process's.
+      // A counter that went back belongs to another process.
       return grown >= 0 ? grown / seconds : NaN;
     };
     for (const { id, read } of TILES) {
@@ -155,11 +155,11 @@ export class Health {
     this.#last = stats && { stats, asked };
   }
 
-  /** A line for the list of what happened. */
+  /** Adds a line to the list of what happened. */
   say(text, kind = "") {
     const line = make("li", { className: kind });
     const now = new Date();
-    // A line may stand for days.
+    // With the day, because a line may stay for days.
     const time = make("time", { text: clock(now), datetime: now.toISOString(), title: now.toLocaleString("en-GB") });
     line.append(time, make("span", { text }));
     this.#lines.prepend(line);

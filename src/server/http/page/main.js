@@ -7,20 +7,20 @@ import { Health } from "./health.js";
 import { Problem, ask, follow, hurry, pause, useToken, version } from "./service.js";
 import { Store } from "./store.js";
 
-/** How often /v1/stats is asked for, ms. */
+/** How often to request /v1/stats, ms. */
 const STATS_EVERY = 2_000;
-/** Older than this, what the service serves is called stale, ms. A healthy one proves itself every second. */
+/** The page is called stale beyond this age, ms. A healthy service proves its view current every second. */
 const STALE_AFTER = 10_000;
-/** So long the service may be kept from reading, by a lock for one, ms: what an answer of /v1/stats says of that stands
-    until the next one. */
+/** `disconnected` is not shown until the page is this old, ms. A lock may keep the service from reading for a moment,
+    and only the next answer of /v1/stats tells the page that this is over. */
 const BRIEFLY = 5_000;
-/** So many ids are asked for at a time. */
+/** How many ids one request names at most. */
 const IDS_AT_ONCE = 500;
-/** More changes than these do not wait for the list: it is loaded once more. */
+/** If more changes than this wait for the list, they are dropped and the list is loaded again. */
 const MOST_WAITING = 1_000;
-/** What ends by itself when the page comes back into sight is told in the list of what happened only after this, ms. */
+/** For this long after the page came back into sight, trouble is not listed, ms: most of it ends by itself. */
 const SETTLING = 5_000;
-/** States in which the service does not know the database. */
+/** States in which the service does not know the database's current state. */
 const BLIND = ["disconnected", "ended", "warming"];
 
 const element = (id) => document.getElementById(id);
@@ -29,21 +29,21 @@ const health = new Health();
 const detail = new Detail(store);
 const board = new Board(store, (id) => detail.open(id));
 
-/** What is known of the service. Times are ms since 1970 by the browser's clock. */
+/** What the page knows of the service. Times are ms since 1970 by the browser's clock. */
 const known = {
   /** The last answer of /v1/stats. */
   stats: null,
-  /** When what is on the page was last proven current. What the service itself holds may be younger. */
+  /** When the state on the page was last proven current. The service itself may hold a newer one. */
   proven: NaN,
   /** What an answer of /v1/stats will prove once the page has this version: `{ at, proven }`, or `null`. */
   mark: null,
-  /** Why nobody answers, or the stream is down; `null` if all is well, or if the page starts: then it lacks the list. */
+  /** Why the service does not answer, and why the stream is down; `null` if all is well, and at the start. */
   silent: null,
   streamless: null,
   /** The state on the page: its version and its cut. */
   version: null,
   asOf: NaN,
-  /** Whether all of the list is here, with all changes since; if not, since when, and what was wrong last. */
+  /** Whether the whole list is here, with all changes since. If not: since when, and the last error. */
   whole: false,
   lacking: Date.now(),
   obstacle: null,
@@ -51,13 +51,13 @@ const known = {
 
 // ---- prices ----
 
-/** Changes that are not applied yet, `[id, data]` in the order they came: all wait for the list. */
+/** Changes that are not applied yet, `[id, data]`, in the order in which they came. */
 let waiting = [];
 let working = false;
 /** How often the list was found to lack something. */
 let losses = 0;
 
-/** The list lacks something: it is loaded anew, and all that waits is in it then. */
+/** Marks the list as incomplete, so that it is loaded anew. Changes that wait are dropped: it will contain them. */
 function lose() {
   losses += 1;
   if (known.whole) known.lacking = Date.now();
@@ -65,7 +65,7 @@ function lose() {
   waiting = [];
 }
 
-/** Loads the list if it lacks something, applies the changes that wait, and ends when there is no more to do. */
+/** Loads the list if it is incomplete and applies the changes that wait, until nothing is left to do. */
 async function work() {
   if (working) return;
   working = true;
@@ -89,7 +89,7 @@ async function applyNext() {
   } catch (error) {
     fail(error);
     lose();
-    // Whatever it was, it may come again with the next change.
+    // The next change may fail in the same way, so do not hurry.
     if (!(error instanceof Problem)) await pause(1);
   }
 }
@@ -100,17 +100,17 @@ function fail(error) {
   known.obstacle = error.message;
 }
 
-/** Loads the whole list, and tries until it is there. */
+/** Loads the whole list, and tries until it is here. */
 async function load() {
   for (let tries = 0; ; tries += 1) {
-    // What came before the list is asked for is in it.
+    // The list will contain all changes that came before this request.
     waiting = [];
     const [before, asked] = [losses, Date.now()];
     try {
       const { body, headers } = await ask("/v1/list");
       store.replace(body, Date.now());
       reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
-      // What is asked of an older answer of /v1/stats says less than the list itself.
+      // The list has its own age, which is a newer proof than an older answer of /v1/stats.
       known.mark = null;
       const age = headers.get("oddscache-age-ms");
       if (age !== null) known.proven = asked - Number(age);
@@ -131,18 +131,18 @@ function reach(at, asOf) {
   known.asOf = Date.parse(asOf ?? "");
 }
 
-/** Whether the page has all that the service had when it was asked last. */
+/** Notes the proof of the last answer of /v1/stats, if the page has reached the version that the answer is about. */
 function prove() {
   const { mark, version: here } = known;
   if (!mark || !known.whole || !here) return;
-  // Each process counts its versions from the beginning: that of another says nothing of what is here.
+  // Each process counts its versions from the beginning, so those of another one cannot be compared.
   const says = mark.at.process === here.process;
   if (says && here.version < mark.at.version) return;
   if (says) known.proven = mark.proven;
   known.mark = null;
 }
 
-/** One change: its odds come with it, or are asked for. */
+/** Applies one change. Its odds come with it, or are requested. */
 async function apply(id, change) {
   const at = version(id);
   // The list that was loaded last has it already.
@@ -195,7 +195,7 @@ async function poll() {
     notice(known.stats, body);
     known.stats = body;
     known.silent = null;
-    // It speaks of the newest version that was published: what is on the page is proven when it gets there.
+    // The answer is about the newest published version. It proves the page's state once the page has that version.
     prove();
     const at = version(body.version);
     if (at && body.age_ms !== null) known.mark ??= { at, proven: asked - body.age_ms };
@@ -215,13 +215,13 @@ poll();
 
 const word = (status) => (status ?? "").split(/[ :]/)[0];
 
-/** Tells of what changed between two answers of /v1/stats. */
+/** Lists what changed between two answers of /v1/stats. */
 function notice(before, stats) {
   const status = word(stats.status);
   if (word(before?.status) !== status) health.say(stats.status.replace(/ since \S+:/, ":"), status);
   if (before && before.epoch !== stats.epoch) health.say(`epoch ${stats.epoch}: everything was replaced`);
   const missed = stats.counters.audit_mismatches - (before?.counters.audit_mismatches ?? 0);
-  if (missed > 0) health.say(`the audit found ${count(missed)} events that no trigger had told of`, "bad");
+  if (missed > 0) health.say(`the audit found ${count(missed)} events whose change no trigger saw`, "bad");
 }
 
 function unanswered(problem) {
@@ -246,7 +246,7 @@ function trouble() {
   if (age > STALE_AFTER) {
     if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
     if (known.version && version(stats.version)?.process !== known.version.process) {
-      return { name: "behind", why: "another service tells its health than the one that sends changes" };
+      return { name: "behind", why: "one service reports its health, and another one sends the changes" };
     }
     if (known.mark) return { name: "behind", why: "changes do not arrive, though the service has them" };
     return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
@@ -262,7 +262,7 @@ function blind(status) {
 }
 
 let staleSince = null;
-/** Whether that is in the list of what happened. */
+/** Whether the list of what happened has a line about it. */
 let told = false;
 /** When the page came into sight. */
 let inSight = -Infinity;
@@ -271,7 +271,7 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) poll();
 });
 
-/** Says in which state the page is. Called whenever something is learnt, and by the clock. */
+/** Shows in which state the page is. Called by a timer, and whenever the page learns something. */
 function judge() {
   const found = trouble();
   const stale = found !== null && found.why !== null;
@@ -285,16 +285,16 @@ function judge() {
   document.body.dataset.state = state;
   if (state === "stale" && stale) {
     staleSince ??= Number.isFinite(known.proven) ? known.proven : Date.now();
-    // A page out of sight has no stream and hardly a clock, which is no news.
+    // A page out of sight has no stream and few timers. That is worth no line.
     if (!told && !document.hidden && Date.now() - inSight > SETTLING) {
       told = true;
-      // What the service says of itself is in the list already.
+      // The list has the service's own states already.
       if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
     let is = "There is nothing to see yet";
     if (Number.isFinite(known.asOf)) is = `What you see is the state of ${clock(known.asOf)}`;
     const text = `Stale since ${clock(staleSince)}: ${found.why}. ${is}. Trying again by itself.`;
-    // Not when nothing changed: it is read out each time.
+    // Only if the text differs, because a screen reader reads out each change.
     if (banner.textContent !== text) banner.textContent = text;
     banner.hidden = false;
   } else if (state !== "stale") {

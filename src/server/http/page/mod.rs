@@ -1,7 +1,7 @@
 //! `GET /`: the page, a live odds board and a health panel. All of it is in the binary: no build step, no other host.
 //!
 //! It is a client of the public paths: `/v1/list`, `/v1/changes`, `/v1/events/{id}` and `/v1/stats`. Its own files hold
-//! no odds, so they need no token. The page sends its reader's token with its requests.
+//! no odds, so they need no token. The page sends its user's token with its requests.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -24,7 +24,7 @@ use axum::{
 
 use super::{cut, problem::problem};
 
-/// Nothing but what this service serves: no inline script or style, no other host, no frame around it.
+/// Allows nothing but what this service serves: no inline script or style, no other host, no frame around the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -94,7 +94,7 @@ fn served(file: &'static File, request: &HeaderMap) -> Response {
     let headers = response.headers_mut();
     let fixed: [(HeaderName, &'static str); 4] = [
         (CONTENT_SECURITY_POLICY, POLICY),
-        // A token may stand in the page's address until the page has taken it out.
+        // The page's address may hold a token until the page has taken it out.
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // The browser asks each time, so that it sees a new release at once. A 304 costs nothing.

@@ -1,6 +1,6 @@
 // Quantiles of the last minute, out of a histogram that only grows.
 
-/** So many intervals are looked back: a minute. */
+/** How many intervals between two answers of /v1/stats make up a minute. */
 const INTERVALS = 30;
 
 export class Quantiles {
@@ -34,7 +34,7 @@ export class Quantiles {
   }
 }
 
-/** The upper bounds of the buckets in which they lie. */
+/** The median and the 99th percentile, ms: the upper bounds of the buckets in which they lie. */
 function both(counts) {
   const sorted = [...counts].sort(([a], [b]) => a - b);
   const all = sorted.reduce((sum, [, count]) => sum + count, 0);

@@ -3,16 +3,16 @@
 const TOKEN = "oddscache-token";
 /** A request that takes longer has failed, ms. */
 const PATIENCE = 10_000;
-/** The stream says something every 15 s; silent for longer, its connection is dead, ms. */
+/** The stream sends something every 15 s. If it is silent for this long, its connection is dead, ms. */
 const SILENCE = 40_000;
-/** A page that nobody has seen for so long gives its stream back, ms: a browser has six connections to a host. */
+/** A page that was hidden for this long closes its stream, ms, because a browser has only six connections to a host. */
 const UNSEEN = 10_000;
-/** Pauses between attempts grow from the first to the second, ms; each is drawn from half to one and a half of it. */
+/** Pauses between attempts grow from the first to the second value, ms. Each varies at random by half. */
 const PAUSE = [250, 8_000];
 
 let token = take();
 
-/** A token given in the address goes to where it is neither shown nor sent along in links. */
+/** Moves a token from the address to the tab's storage: there it is neither shown nor copied with a link. */
 function take() {
   const address = new URL(location.href);
   const given = address.searchParams.get("token");
@@ -38,7 +38,7 @@ export function useToken(value) {
   }
 }
 
-/** An answer that is none: `status` is 0 if nobody answered. */
+/** A request that failed. `status` is that of the answer, or 0 if there was none. */
 export class Problem extends Error {
   constructor(status, message) {
     super(message);
@@ -46,8 +46,9 @@ export class Problem extends Error {
   }
 }
 
-/** The browser's clock may be wrong; what the service's says now, in ms since 1970. Read from headers, to a second. */
+/** By how much the service's clock is ahead of the browser's, ms: read from the header `date`, which has seconds. */
 let skew = 0;
+/** The service's clock, in ms since 1970. */
 export function now() {
   return Date.now() + skew;
 }
@@ -82,20 +83,20 @@ export async function ask(path) {
   }
 }
 
-/** `<process>-<version>`, as event ids and tags have it. */
+/** Reads `<process>-<version>`, as in event ids and ETags; `null` if it is not there. */
 export function version(id) {
   const found = /([0-9a-f]{8})-(\d+)/.exec(id ?? "");
   return found && { process: found[1], version: Number(found[2]) };
 }
 
-/** Ends the wait for the next attempt: when the network is back, or by hand. */
+/** Ends all pauses: when the network is back, or when `hurry` is called. */
 const impatient = new EventTarget();
 export function hurry() {
   impatient.dispatchEvent(new Event("now"));
 }
 addEventListener("online", hurry);
 
-/** Waits before attempt number `tries`, longer each time, and never in step with other pages. */
+/** Waits before attempt number `tries`: longer each time, and at random, so that pages do not keep step. */
 export function pause(tries) {
   const mean = Math.min(PAUSE[1], PAUSE[0] * 2 ** Math.min(tries, 10));
   return new Promise((resolve) => {
@@ -109,7 +110,7 @@ export function pause(tries) {
   });
 }
 
-/** Aborts once the page has been hidden for a while; `end()` when there is nothing to abort any more. */
+/** Calls `abort` once the page has been hidden for a while. Returns a function that ends this. */
 function whenUnseen(abort) {
   let timer;
   const look = () => {
@@ -138,9 +139,9 @@ function seen() {
 }
 
 /**
- * Reads the stream of changes for ever, while the page is in sight; comes back to where it was after a break. Calls
- * `onEvent(name, id, data)` for each event, `onUp()` when a stream begins, `onDown(problem)` when one ends or none can
- * be had.
+ * Reads the stream of changes for ever while the page is in sight. After a break it goes on after the last event. Calls
+ * `onEvent(name, id, data)` for each event, `onUp()` when a stream begins, and `onDown(problem)` when it ends or cannot
+ * be opened.
  */
 export async function follow({ onEvent, onUp, onDown }) {
   let last = null;
@@ -176,7 +177,7 @@ export async function follow({ onEvent, onUp, onDown }) {
   }
 }
 
-/** Server-sent events out of pieces of text. */
+/** Makes server-sent events out of pieces of text. */
 class Parser {
   #rest = "";
   #event = {};

@@ -1,6 +1,6 @@
 // What the page holds: every event's inline odds, in kickoff order, and which prices moved lately.
 
-/** A move is shown for so long, ms. */
+/** How long a move is shown, ms. */
 export const MOVE_SHOWN = 12_000;
 
 /** One bookmaker's column: the platform's own by bookmaker id, a competitor by its source. */
@@ -16,7 +16,7 @@ export function marketKey(market) {
   return withLine(market.betpawa_market_id, market.line);
 }
 
-/** "1X2 - Full Time" is "1X2": what is left out is the same for all that stand beside it. */
+/** Shortens "1X2 - Full Time" to "1X2", because the usual markets of the list all end so. */
 export function marketLabel(market) {
   return withLine(market.betpawa_market_name.replace(/ - Full Time$/, ""), market.line);
 }
@@ -70,7 +70,7 @@ export class Store extends EventTarget {
     return this.#sorted;
   }
 
-  /** Puts a whole list in place of what is held. */
+  /** Replaces all events by those of a whole list. */
   replace(elements, at) {
     const gone = new Set(this.events.keys());
     for (const element of elements) gone.delete(element.event_id);
@@ -97,7 +97,7 @@ export class Store extends EventTarget {
       }
       if (before?.kickoff !== now.kickoff) this.#sorted = null;
       this.events.set(id, now);
-      // The order holds the events themselves.
+      // The sorted list holds the events themselves, so the new one must replace the old one.
       if (this.#sorted) this.#sorted[this.#place(before)] = now;
     }
     this.dispatchEvent(new CustomEvent("change", { detail: new Set(ids) }));
@@ -116,7 +116,7 @@ export class Store extends EventTarget {
     return low;
   }
 
-  /** Takes in bookmakers, markets and outcomes that were not seen before. */
+  /** Notes bookmakers, markets and outcomes that were not seen before. */
   #learn(event) {
     let news = false;
     for (const [key, side] of event.sides) {
@@ -142,5 +142,5 @@ export class Store extends EventTarget {
   }
 }
 
-/** The board has room for so many outcomes of a market; all of them are in an event's full markets. */
+/** How many outcomes of a market the board has room for. An event's full markets show all of them. */
 const MOST_OUTCOMES = 6;
