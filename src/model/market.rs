@@ -10,8 +10,8 @@ use super::{outcome_names::Names, slab::Slotted};
 
 /// A market without its odds and times. Interned: equal markets of all snapshots share one template.
 ///
-/// The names of outcomes are often players and then belong to one event. All else is in the [`MarketKind`], which most
-/// other markets share.
+/// The names of outcomes are often those of players, and then belong to one event. Everything else is in the
+/// [`MarketKind`], which markets of many events share.
 #[derive(Debug)]
 pub(crate) struct MarketTemplate {
     pub(super) kind: Arc<MarketKind>,

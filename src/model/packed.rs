@@ -10,8 +10,8 @@ use super::{
     time::Micros,
 };
 
-/// The packed markets of a snapshot. They hold no confirmation time, so a confirmed snapshot shares them with the one
-/// before.
+/// The packed markets of a snapshot. They hold no confirmation time, so a snapshot that was only confirmed shares them
+/// with the one before.
 #[derive(Debug)]
 pub(crate) struct PackedMarkets {
     pub(super) template: Arc<SnapshotTemplate>,
@@ -103,7 +103,7 @@ pub(crate) struct MarketsBuilder {
     /// The names of the market that the caller is reading.
     pub(crate) names: NamesBuffer,
     snapshots: Vec<StagedSnapshot>,
-    /// Whether some row came before another one that readers are to see earlier.
+    /// Whether some row came too early: readers see a later one before it.
     out_of_order: bool,
     /// How many odds words belong to staged markets.
     words_staged: usize,

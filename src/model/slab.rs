@@ -26,7 +26,8 @@ struct Held<T> {
 
 /// A value that a [`Slab`] can hold.
 pub(super) trait Slotted {
-    /// Equal values have equal hashes. The hash is not stored, because there are many slots and the table seldom grows.
+    /// Equal values have equal hashes. The slab does not store the hash: there are many slots, and the table seldom
+    /// grows.
     fn hash(&self, build: &impl BuildHasher) -> u64;
 
     /// Bytes that one value in an `Arc` asked of the allocator, without what it shares.
