@@ -1,10 +1,10 @@
-//! Renders the event list as JSON. Copies what the view has in common with the list rendered last.
+//! Renders the event list as JSON. Copies everything that has not changed from the list rendered last.
 //!
-//! | invariant | |
-//! |---|---|
-//! | L1 | while `last` is held, an address identifies an event or its markets: they never change (V1, M1) |
-//! | L2 | `json` is the list of `last`; the bytes between two neighbouring entry ends are one event |
-//! | L3 | the text of a snapshot's markets depends only on them and on the inline markets: times stand outside |
+//! # Invariants
+//! - L1: While `last` is held, an address identifies an event or its markets: they never change (V1, M1).
+//! - L2: `json` is the list of `last`; the bytes between two neighbouring entry ends are one event.
+//! - L3: The text of a snapshot's markets depends only on the packed markets and on the inline markets: times stand
+//!   outside of it.
 
 mod write;
 

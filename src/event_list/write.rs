@@ -86,6 +86,7 @@ pub(super) fn write_event(
         text(out, bookmaker);
         out.extend_from_slice(b",\"bookmaker_id\":");
         json(out, &snapshot.bookmaker_id());
+        // Times stand outside of `markets`, whose bytes are copied as long as only times change (L3).
         out.extend_from_slice(b",\"last_confirmed_at\":");
         write_time(out, Some(snapshot.last_confirmed_at()));
         out.extend_from_slice(b",\"markets\":");
@@ -114,7 +115,7 @@ pub(super) fn write_entry(
             let (from, markets) = (out.len(), snapshot.markets_address());
             match before.as_ref().and_then(|before| before.written(markets)) {
                 Some(bytes) => out.extend_from_slice(bytes),
-                // The same packed markets give the same bytes, because times stand outside (L3).
+                // Only new packed markets are written: equal ones give equal bytes (L3).
                 None => {
                     write_markets(out, inline, snapshot);
                     written += 1;
