@@ -4,7 +4,7 @@
 //! The fingerprint changes when somebody
 //! - attaches, detaches, drops or rewrites a partition;
 //! - renames a table, puts another in its place, or alters a column;
-//! - replaces or disables a trigger or its function, also if it is enabled again at once (`xmin` shows it);
+//! - replaces or disables a trigger or its function. A trigger that is enabled again at once has another `xmin`;
 //! - changes row security;
 //! - truncates, rebuilds or reinstalls the log.
 //!

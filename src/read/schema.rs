@@ -30,9 +30,9 @@ pub(crate) struct Names {
     /// the read gives way before the server could cancel the migration.
     ///
     /// TRUNCATE, ALTER and DETACH wait for these locks, and writers wait behind those. So the server must end the
-    /// transaction of a process that was stopped. It does so if the next statement does not come (see [`IDLE_BOUND`]),
-    /// or if the process does not take an answer (`tcp_user_timeout`). PostgreSQL has no such time-out for a Unix
-    /// socket.
+    /// transaction of a follower that hangs. It does so if the next statement does not come (see [`IDLE_BOUND`]), or if
+    /// the follower does not take an answer (`tcp_user_timeout`). Over a Unix socket, PostgreSQL lacks the second of
+    /// these time-outs.
     pub(crate) begin: String,
     /// Begins the transaction of a helper of a read of everything. `{}` stands for the snapshot to import.
     pub(crate) import: String,
@@ -346,8 +346,7 @@ impl Catalog {
         Catalog::build(&Columns { names, types })
     }
 
-    /// Builds all statements that read rows. The function is long because it is a list: side by side they can be
-    /// compared.
+    /// Builds all statements that read rows. The function is long because it is a list, in which one can compare them.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
         let event_id = columns.required("e", Table::Events, "id", Kind::Id)?;
@@ -397,9 +396,9 @@ impl Catalog {
             )?,
             table(Table::CompetitorEvents)
         );
-        // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). LATERAL keeps it
-        // from reading the history of all events, which it takes for no more expensive. `+ 0` keeps it from walking
-        // down the primary key until it meets a snapshot of this event.
+        // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). Without LATERAL it
+        // would read the history of all events, because it estimates the same cost for that. Without `+ 0` it would
+        // walk down the primary key until it meets a snapshot of this event.
         let last_confirmed_at =
             match columns.get(Table::CompetitorOddsSnapshots, "last_confirmed_at") {
                 Some(_) => ", l.last_confirmed_at",

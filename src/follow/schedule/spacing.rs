@@ -27,7 +27,8 @@ pub(crate) enum Driver {
     Time,
 }
 
-/// So many reads in a row may find nothing without a rest. That is ordinary: the read before may have seen the change.
+/// How many reads in a row may find nothing before a rest. A few are ordinary: the read before may have seen the
+/// change.
 const ORDINARY_EMPTY: u32 = 3;
 
 /// The longest rest because of requests. A rest also delays notifications, and one client must not delay all others.
