@@ -31,7 +31,7 @@ pub struct OddsCache {
 }
 
 impl OddsCache {
-    /// An empty handle, and the follower that fills it from the database and keeps it equal. Does no I/O: spawn
+    /// An empty handle, and the follower that fills it and keeps it equal to the database. Does no I/O: spawn
     /// [`Follower::run`], then await [`OddsCache::ready`].
     #[must_use = "the follower must be spawned for anything to happen"]
     pub fn connect(config: Config) -> (OddsCache, Follower) {

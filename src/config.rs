@@ -20,8 +20,8 @@ use crate::{
 
 /// How to reach the database and how to follow it.
 ///
-/// Building one does no I/O. Cloning copies a few strings. `Debug` hides the password and keys. A setting of the
-/// service has the same name as its method here.
+/// Building one does no I/O. Cloning copies a few strings. `Debug` hides the password and keys. The service's settings
+/// have the names of these methods.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) connect: ConnectOptions,
@@ -151,8 +151,9 @@ impl Config {
         self
     }
 
-    /// A function that gives the password whenever a connection is opened, for each host that is tried: a token that
-    /// expires, from a cloud's identity service or a vault. It replaces any other password, whether set or in a file.
+    /// A function that returns the password, such as a token that expires, from a cloud's identity service or a vault.
+    /// Each new connection calls it for each host that it tries. It replaces any other password, whether set or in a
+    /// file.
     ///
     /// The function has a time limit of its own, as long as `connect_timeout` (10 s unless set). It is not called again
     /// while a connection lasts. It need not cache the password: a follower opens three connections, one more for each

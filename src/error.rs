@@ -41,7 +41,7 @@ pub enum Error {
     Password {
         /// Hosts and database.
         target: String,
-        /// What the function's error says, with its causes. Never a password, unless that error has one.
+        /// What the function's error says, with its causes. Never a password, unless that error contains one.
         reason: String,
     },
     /// There is no TLS connection to the server, and waiting does not help: the server offers no TLS; its certificate

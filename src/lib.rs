@@ -30,8 +30,8 @@
 //! ## The handle and the follower
 //!
 //! [`OddsCache::connect`] returns two halves. [`OddsCache`] is the shared handle: clone it for every task that looks up
-//! odds. [`Follower`] fills it and keeps it equal: spawn [`Follower::run`] once. Dropping that future (aborting its
-//! task) is a clean stop. Its handles stay readable, and their views grow older.
+//! odds. [`Follower`] fills it and keeps it equal to the database: spawn [`Follower::run`] once. Dropping that future
+//! (aborting its task) is a clean stop. Its handles stay readable, and their views grow older.
 //!
 //! [`Config`] says where the database is and how to follow it. It accepts a function that returns a short-lived
 //! password ([`Config::password_with`]), and a TLS connector of your own ([`Config::tls_connector`]). A program that
@@ -92,8 +92,8 @@
 //!
 //! ## Following changes
 //!
-//! [`OddsCache::changes`] yields a [`Change`] for each publication: the ids of the events that differ, per source.
-//! Subscribe first and take a view after, so that nothing falls between. At most 256 changes are kept for a slow
+//! [`OddsCache::changes`] yields a [`Change`] for each publication: the ids of the events that differ, by source.
+//! Subscribe first and take a view afterwards, so that you miss nothing. At most 256 changes are kept for a slow
 //! subscriber. A subscriber that falls further behind gets [`Lagged`], and starts again from a new view.
 //!
 //! ```no_run
@@ -211,7 +211,7 @@
 //!
 //! The follower, [`Config::open`], [`check_notifications`] and [`warm_up`] need a tokio runtime with time and I/O;
 //! [`OddsCache::wait_for`] needs one with time. Everything else needs none: [`Changes`] and [`OddsCache::ready`] run on
-//! any. All types and futures are `Send`, and what is shared is `Sync`.
+//! any. All types and futures are `Send`, and shared types are `Sync`.
 //!
 //! The crate logs with [`tracing`](https://docs.rs/tracing), and never logs data of a row. The follower's work has
 //! spans:

@@ -107,10 +107,10 @@ pub struct Counters {
     pub reads: u64,
     /// How often a notification ended a wait. Several that came at once count once.
     pub notifications: u64,
-    /// How often the follower looked without a notification because it was time: after the poll interval, for the
-    /// audit, or between many small commits.
+    /// How often the follower read without a notification because it was time: after the poll interval, for the audit,
+    /// or between many small commits.
     pub polls: u64,
-    /// How often the follower looked because a handle requested it: to wait for a transaction, or to read everything
+    /// How often the follower read because a handle requested it: to wait for a transaction, or to read everything
     /// again.
     pub asks: u64,
     /// Heartbeats sent to test whether notifications arrive, when no other notification came.

@@ -25,7 +25,7 @@ pub(crate) struct Interner {
     kinds: HashTable<Arc<MarketKind>>,
     groups: HashTable<Arc<Groups>>,
     build: DefaultHashBuilder,
-    /// Bytes that the values in `kinds` and `groups` asked of the allocator.
+    /// Bytes that the values in `kinds` and `groups` requested from the allocator.
     pointee_bytes: usize,
     /// The market templates expected at the beginning of a snapshot; see [`Interner::expected`].
     first: [u32; 2],
@@ -306,7 +306,7 @@ impl Interner {
             && self.pointee_bytes == 0
     }
 
-    /// Bytes asked of the allocator by the interner and all that it owns.
+    /// Bytes requested from the allocator by the interner and all that it owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
             + self.snapshot_templates.heap_bytes()

@@ -228,14 +228,14 @@ impl Slotted for MarketTemplate {
 }
 
 impl MarketKind {
-    /// Bytes that one kind in an `Arc` asked of the allocator, without the groups that it shares.
+    /// Bytes that one kind in an `Arc` requested from the allocator, without the groups that it shares.
     pub(super) fn heap_bytes(&self) -> usize {
         ARC_HEADER + size_of::<MarketKind>() + self.text.len()
     }
 }
 
 impl Groups {
-    /// Bytes that one value in an `Arc` asked of the allocator.
+    /// Bytes that one value in an `Arc` requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<Groups>()

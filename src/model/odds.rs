@@ -105,7 +105,7 @@ impl OddsBuffer {
         self.words.iter().map(unpack).collect()
     }
 
-    /// Bytes asked of the allocator.
+    /// Bytes requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         self.words.capacity() * size_of::<u32>() + self.wide.capacity() * size_of::<f64>()
     }

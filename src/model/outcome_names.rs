@@ -46,7 +46,7 @@ impl NamesBuffer {
         }
     }
 
-    /// Bytes asked of the allocator.
+    /// Bytes requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         self.text.capacity()
     }

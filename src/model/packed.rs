@@ -82,7 +82,7 @@ impl PackedMarkets {
                 && bits(self).eq(bits(other))
     }
 
-    /// Bytes asked of the allocator, without the template, which the interner owns.
+    /// Bytes requested from the allocator, without the template, which the interner owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         let rare = |rare: &Rare| {
             size_of::<Rare>() + size_of_val(&*rare.wide_odds) + size_of_val(&*rare.unavailable_at)
@@ -280,7 +280,7 @@ impl MarketsBuilder {
         self.words_staged = 0;
     }
 
-    /// Bytes that the buffers asked of the allocator.
+    /// Bytes that the buffers requested from the allocator.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.markets.capacity() * size_of::<StagedMarket>()
             + self.odds.heap_bytes()

@@ -30,7 +30,7 @@ pub(super) trait Slotted {
     /// grows.
     fn hash(&self, build: &impl BuildHasher) -> u64;
 
-    /// Bytes that one value in an `Arc` asked of the allocator, without what it shares.
+    /// Bytes that one value in an `Arc` requested from the allocator, without what it shares.
     fn heap_bytes(&self) -> usize;
 }
 
@@ -182,7 +182,7 @@ impl<T: Slotted> Slab<T> {
         self.by_hash.is_empty() && self.pointee_bytes == 0
     }
 
-    /// Bytes asked of the allocator by the slab and all that it owns.
+    /// Bytes requested from the allocator by the slab and all that it owns.
     pub(super) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
             + self.by_hash.allocation_size()

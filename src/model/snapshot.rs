@@ -123,7 +123,7 @@ impl Serialize for CachedSnapshot {
 
 /// Iterates over the markets of a snapshot, in the order of their row ids.
 #[derive(Debug, Clone)]
-#[must_use = "an iterator does nothing until it is asked"]
+#[must_use = "an iterator does nothing until it is consumed"]
 pub struct Markets<'a> {
     packed: &'a PackedMarkets,
     next: usize,
@@ -249,7 +249,7 @@ impl Serialize for CachedMarket<'_> {
 
 /// Iterates over the outcomes of a market, in the order of the column.
 #[derive(Debug, Clone)]
-#[must_use = "an iterator does nothing until it is asked"]
+#[must_use = "an iterator does nothing until it is consumed"]
 pub struct Outcomes<'a> {
     packed: &'a PackedMarkets,
     names: Names<'a>,

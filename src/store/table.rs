@@ -112,12 +112,12 @@ impl Table {
         pages.flat_map(|page| page.events.iter()).flatten()
     }
 
-    /// Bytes that the pages asked of the allocator.
+    /// Bytes that the pages requested from the allocator.
     pub(crate) fn page_bytes(&self) -> usize {
         self.taken * (size_of::<Events>() + 2 * size_of::<usize>())
     }
 
-    /// Bytes that the hash table asked of the allocator. Unlike the pages, each copy of the table has its own.
+    /// Bytes that the hash table requested from the allocator. Unlike the pages, each copy of the table has its own.
     pub(crate) fn list_bytes(&self) -> usize {
         size_of_val(&*self.pages)
     }
