@@ -136,7 +136,7 @@ impl Follower {
 
     /// Follows until the future is dropped, or until an error *before the first warmup* that waiting does not resolve.
     /// Such errors are a refused login, a missing table, trigger or right, and another feed version. An unreachable
-    /// database is one only if [`Config::retry_unreachable`] is off.
+    /// database ends it only if [`Config::retry_unreachable`] is off.
     ///
     /// After the first warmup no error ends it: it tries again, and the view ages meanwhile.
     ///
@@ -330,7 +330,7 @@ impl Follower {
         start: ReadStart,
     ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
-        // Beside the draft, which is borrowed too.
+        // Not `self.source()`: that would borrow all of `self` beside the draft.
         let source = Source::new(reader, &self.config, &self.names);
         let prepared = self.prepared.as_ref();
         let reload = reason.reason.name();
@@ -469,7 +469,7 @@ impl Follower {
             (None, Some(Woken::Time)) => Cause::Time,
             (None, _) => Cause::News,
         };
-        // Beside the draft, which is borrowed too.
+        // Not `self.source()`: that would borrow all of `self` beside the draft.
         let source = Source::new(reader, &self.config, &self.names);
         let reason = match (&cause, woken) {
             (Cause::Audit(_), _) => "audit",
@@ -548,7 +548,7 @@ impl Follower {
     }
 
     /// Handles the error of a read. After a lock time-out or a conflict it rolls back and pauses. The caller may then
-    /// read again from the same cursor, because nothing was applied. Any other error it returns, which ends the
+    /// read again from the same cursor, because nothing was applied. It returns any other error, which ends the
     /// connection.
     async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
         let reader = &session.reader;

@@ -1,4 +1,4 @@
-//! What speaks TLS on a connection: rustls, or a connector of the user's own, behind one type.
+//! Connectors for TLS: rustls and the user's own, behind one type.
 
 use std::{
     error::Error as StdError,

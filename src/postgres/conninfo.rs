@@ -209,7 +209,7 @@ impl Parameters {
             };
             let name = decode(name)?;
             match (name.as_slice(), value) {
-                // JDBC's spelling.
+                // JDBC spells `sslmode=require` this way.
                 (b"ssl", "true") => self.set("sslmode", b"require".to_vec())?,
                 (name, value) => self.set(
                     std::str::from_utf8(name).unwrap_or_default(),
@@ -410,7 +410,7 @@ impl Parameters {
             .map(|time| postgres.keepalives_idle(time));
         self.time("keepalives_interval", second)?
             .map(|time| postgres.keepalives_interval(time));
-        // The driver's name and libpq's name.
+        // The driver calls it `keepalives_retries`, libpq `keepalives_count`.
         for name in ["keepalives_retries", "keepalives_count"] {
             self.number::<u32>(name)?
                 .filter(|count| *count > 0)
@@ -738,7 +738,7 @@ mod tests {
             assert_eq!(config.get_dbname(), Some(name), "{text}");
             assert_eq!(hosts, ["h:5432"], "{text}");
             assert_eq!(parsed.tls.mode, SslMode::Prefer, "{text}");
-            // Without the password all else stays what it was.
+            // Printing changes nothing but the password.
             let printed = without_password(&text).expect("it holds a password");
             let (parsed, _) = understood(&printed).expect("what is printed is read");
             let config = parsed.postgres;

@@ -195,7 +195,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
             (None, None) => None,
         }
     };
-    // The keys of both events, so that a snapshot counts that only one of them has.
+    // Collect the keys of both events: only one of them may have a snapshot for a key.
     let ids = [held, read];
     let bookmaker = ids
         .iter()
@@ -267,7 +267,7 @@ mod tests {
             assert!(took <= CYCLE, "{events} events: {took:?}");
             let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
             assert_eq!(ids, window);
-            // The ranges leave no gap, so that events are compared that are held but not in the window.
+            // The ranges leave no gap, so the pass also compares held events outside of the window.
             assert_eq!(slices[0].range.0, Bound::Unbounded);
             assert_eq!(slices[slices.len() - 1].range.1, Bound::Unbounded);
             for pair in slices.windows(2) {

@@ -33,8 +33,8 @@ const MOST_KEYS: usize = 100_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {
     snapshot: PgSnapshot,
-    /// Only on a standby, whose snapshots do not list the transactions in progress. The log rows from `xmin` on that
-    /// were read: without them the next read could not tell which of these rows are new.
+    /// The keys of the log rows from `xmin` on that were read. Set only on a standby: its snapshots do not list the
+    /// transactions in progress, so without these keys the next read could not tell which rows are new.
     seen: Option<HashSet<LogRow>>,
 }
 
@@ -294,8 +294,8 @@ pub(crate) fn exactly_new(log: &str) -> Statement {
 
 /// The keys of all visible log rows of the transactions from `from` to before `to`.
 ///
-/// The cost grows with the rows logged since the oldest transaction in progress began. `to` is the snapshot's `xmax`:
-/// no row from it on is visible, and it only helps the planner, as in [`exactly_new`].
+/// The cost grows with the rows logged since the oldest transaction in progress began. `to` is the snapshot's `xmax`.
+/// No row from it on is visible, so it only helps the planner, as in [`exactly_new`].
 async fn ids_between(
     client: &Client,
     log: &str,

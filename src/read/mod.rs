@@ -93,9 +93,9 @@ struct Position {
     server: String,
     window_start: Micros,
     cut: Arc<Cut>,
-    /// When the last read began, also one that only compared snapshots.
+    /// When the last read began, even if it only compared snapshots.
     began: Instant,
-    /// When the last read began that locked the tables.
+    /// When the last read that locked the tables began.
     locked_at: Instant,
     /// Log rows of transactions below this id may be pruned.
     pruned_below: u64,

@@ -129,7 +129,7 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the feed's objects are there and the role may use them; then what [`feed_state`] says.
+/// Checks that the feed's objects exist and that the role may use them. Returns what [`feed_state`] says.
 async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
@@ -190,7 +190,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     feed_state(client, config).await
 }
 
-/// What the feed says of itself, if it is for this library and these tables.
+/// Reads what the feed says of itself. Fails unless it is for this library and these tables.
 async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     let schema = &config.cache_schema;
     let version = format!(

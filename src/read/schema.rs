@@ -134,7 +134,7 @@ impl Names {
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
 ///   checkpoint;
 /// - the time of the last reset of statistics. A crash that the postmaster survives resets all of them, and shows
-///   nowhere else. Of two kinds the older time is taken, so that a manual reset of one kind changes nothing.
+///   nowhere else. The text has the older of the times of two kinds, so a manual reset of one kind changes nothing.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \

@@ -81,9 +81,9 @@ impl Spacing {
     }
 
     /// How long to rest before the next read:
-    /// - after the second reload in a row as long as that took, up to 30 s;
-    /// - after notifications without a change longer each time, up to the poll interval;
-    /// - after requests without a change longer each time, up to 16 ms.
+    /// - after the second reload in a row: as long as that took, up to 30 s;
+    /// - after notifications without a change: longer each time, up to the poll interval;
+    /// - after requests without a change: longer each time, up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
         let reload = self
             .reload
