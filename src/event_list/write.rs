@@ -144,6 +144,7 @@ pub(super) fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &Cac
 }
 
 fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
+    // All markets have the same keys, so the text around the values is constant.
     out.extend_from_slice(b"{\"betpawa_market_id\":");
     text(out, market.betpawa_market_id());
     out.extend_from_slice(b",\"betpawa_market_name\":");

@@ -103,6 +103,7 @@ impl Prepared {
         let prefix = &self.prefix;
         let old = format!("SELECT name FROM pg_prepared_statements WHERE name LIKE '{prefix}%'");
         let rows = client.query_typed(&old, &[]).await;
+        // One batch for all, so that it takes one round trip.
         let mut sql = String::new();
         for row in rows.map_err(Error::database(DOING))? {
             let name: &str = row.try_get(0).map_err(Error::database(DOING))?;

@@ -314,6 +314,7 @@ impl PlanMarkets {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let snapshots_read = betpawa.len() + competitors.len();
         let packer = &mut draft.packer;
+        // The first round read all markets of the snapshots that it requested, so `extend` replaces none of them.
         let missing = without(betpawa, &request.betpawa_markets);
         let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
         betpawa.extend(

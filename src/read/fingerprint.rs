@@ -81,6 +81,7 @@ struct Found {
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.
 fn find(names: &Names) -> String {
+    // `leaving` marks a partition that DETACH CONCURRENTLY is still removing, and all partitions below it.
     let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
         "WITH RECURSIVE node AS (\

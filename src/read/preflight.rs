@@ -205,6 +205,7 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
         schema: schema.clone(),
         object: "row in log_state",
     })?;
+    // The version comes first: in another version the rest may mean something else.
     let version: i32 = column(row, 0)?;
     if !FEED_VERSIONS.contains(&version) {
         return Err(Error::FeedVersion {

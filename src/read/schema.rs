@@ -321,6 +321,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
+        // A column of a domain counts as one of its base type.
         let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
              JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
