@@ -21,17 +21,17 @@ use crate::{
     writer::Writer,
 };
 
-/// The shared handle: clone it into every task and thread that looks odds up.
+/// The shared handle: clone it into every task and thread that reads odds.
 ///
-/// A look-up takes no lock, does no I/O, and allocates nothing unless it returns a map of several events. Each look-up uses
-/// the latest committed state. Take a [`View`] when several must agree.
+/// A lookup takes no lock, does no I/O, and allocates nothing unless it returns a map or a list. Each lookup uses the
+/// latest committed state. Take a [`View`] when several lookups must agree.
 #[derive(Clone)]
 pub struct OddsCache {
     shared: Arc<Shared>,
 }
 
 impl OddsCache {
-    /// An empty handle, and the follower that fills it from the database and keeps it equal. Does no I/O: spawn
+    /// An empty handle, and the follower that fills it and keeps it equal to the database. Does no I/O: spawn
     /// [`Follower::run`], then await [`OddsCache::ready`].
     #[must_use = "the follower must be spawned for anything to happen"]
     pub fn connect(config: Config) -> (OddsCache, Follower) {
@@ -39,16 +39,17 @@ impl OddsCache {
         (OddsCache { shared }, Follower::new(config, publisher))
     }
 
-    /// A handle, and the writing half for a process that feeds the cache itself, or a test. It counts as warm for
-    /// [`OddsCache::ready`] at once, for [`OddsCache::is_warm`] with the first [`Writer::publish`].
+    /// An empty handle, and the writing half for a test or for a process that feeds the cache itself. Does no I/O.
+    /// [`OddsCache::ready`] returns at once; [`OddsCache::is_warm`] is true after the first [`Writer::publish`].
     #[must_use]
     pub fn detached() -> (OddsCache, Writer) {
         let (shared, publisher) = Publisher::new(Status::Detached);
         (OddsCache { shared }, Writer::new(publisher))
     }
 
-    /// Returns once the cache is warm. After that it always returns at once, even if the follower has ended since. To see
-    /// whether the follower lives, ask [`View::age`](State::age) or [`OddsCache::status`].
+    /// Returns once the cache is warm. After that it always returns at once, even if the follower has ended since. To
+    /// learn whether the follower still runs, ask [`View::age`](State::age) or [`OddsCache::status`]. Dropping the
+    /// future is harmless.
     ///
     /// # Errors
     /// The error that ended the follower before the cache was warm; [`Error::FollowerStopped`] if it was dropped.
@@ -70,28 +71,30 @@ impl OddsCache {
         }
     }
 
-    /// Whether the cache has ever been warm. If so, there is something to look up, however old. Costs a look-up.
+    /// Whether the cache has ever been warm. If so, there is something to look up, however old. Takes no lock,
+    /// allocates nothing.
     #[must_use]
     pub fn is_warm(&self) -> bool {
         self.shared.load().epoch > 0
     }
 
-    /// What the cache is doing. Takes a lock, which is held for moments only, and copies texts: use it for probes, not
-    /// beside every look-up.
+    /// What the cache is doing. Takes a lock, which is held only for moments, and copies texts: use it for probes, not
+    /// beside every lookup.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status().borrow().clone()
     }
 
-    /// The latest committed state. Counts one reference. Hold it as long as you like: states share what is equal in both.
+    /// The latest committed state. Counts one reference. Hold it as long as you like: it costs only the memory of what
+    /// has changed since.
     #[must_use]
     pub fn view(&self) -> View {
         View(self.shared.load_full())
     }
 
-    /// Looks something up in the latest committed state, without counting a reference: the cheapest way for one look-up, or
-    /// for a few that agree with each other. The state stays in memory while `look` runs, so `look` must not wait for
-    /// anything. Takes no lock, allocates nothing.
+    /// Looks something up in the latest committed state, without counting a reference: the cheapest way for one lookup,
+    /// or for a few that agree with each other. The state stays in memory while `look` runs, so `look` must not wait
+    /// for anything. Takes no lock, allocates nothing.
     ///
     /// ```
     /// # let (cache, _writer) = oddscache::OddsCache::detached();
@@ -108,7 +111,7 @@ impl OddsCache {
         Reader::new(Arc::clone(&self.shared))
     }
 
-    /// The latest committed state, if it was proven current within the last `max_age`. Does not wait for a younger one.
+    /// The latest committed state, if it was proven current within the last `max_age`. Does not wait for a newer proof.
     /// Counts one reference; allocates only for the error.
     ///
     /// # Errors
@@ -126,16 +129,16 @@ impl OddsCache {
         Ok(view)
     }
 
-    /// Waits for a view that contains what the transaction `xid` wrote, if it committed: read-your-writes across processes.
-    /// The writer asks for `xid` before it commits, and passes it on after:
+    /// Waits for a view that contains what the transaction `xid` wrote, if it committed: read-your-writes across
+    /// processes. The writer asks for `xid` before it commits, and passes it on afterwards:
     ///
     /// ```sql
     /// SELECT pg_current_xact_id();
     /// ```
     ///
-    /// Makes the follower read at once instead of at the next notification. On a standby it may take until the next poll, or
-    /// as long as older transactions last: see [`Cut::shows`](crate::store::state::Cut::shows). Does not block the thread.
-    /// Dropping the future is harmless. Needs a tokio runtime with time.
+    /// Makes the follower read at once instead of at the next notification. On a standby it may take until the next
+    /// poll, or as long as older transactions last: see [`Cut::shows`](crate::store::state::Cut::shows). Does not block
+    /// the thread. Dropping the future is harmless. Needs a tokio runtime with time.
     ///
     /// # Errors
     /// [`Error::NotShown`] after `timeout`, or as soon as the follower has ended.
@@ -156,36 +159,39 @@ impl OddsCache {
             })
     }
 
-    /// What each publication from now on changes. Take a view *after* this call: a publication in between is in the view and
-    /// comes as a change, too. A subscriber costs the follower one reference for each publication.
+    /// A stream of what each later publication changes. Take a view *after* this call: a publication in between is then
+    /// in the view and also comes as a change. A subscriber costs the follower one reference for each publication.
+    /// Takes a lock, which is held only for moments.
     #[must_use]
     pub fn changes(&self) -> Changes {
         self.shared.changes()
     }
 
-    /// Makes the follower read everything again, beside the readable old view. Returns at once. In the database,
-    /// `oddscache.resync()` asks the same of all followers. Seldom needed: the follower reads everything again by itself
-    /// when it must.
+    /// Makes the follower read everything again. The old view stays readable meanwhile. Returns at once, without
+    /// waiting for that read. In the database, `oddscache.resync()` asks the same of all followers. Seldom needed: the
+    /// follower itself notices when it must read everything again.
     pub fn resync(&self) {
         self.shared.request.resync();
     }
 
-    /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none.
+    /// The latest snapshots of an event in `odds_snapshots`, by bookmaker; `None` if there is none. Counts one
+    /// reference.
     pub fn get_betpawa_snapshot(&self, event_id: i64) -> Option<BetpawaSnapshots> {
         let state = self.shared.load();
         let snapshots = state.event(event_id)?.betpawa();
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
-    /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none.
+    /// The latest snapshots of an event in `competitor_odds_snapshots`, by source; `None` if there is none. Counts one
+    /// reference.
     pub fn get_competitor_snapshot(&self, event_id: i64) -> Option<CompetitorSnapshots> {
         let state = self.shared.load();
         let snapshots = state.event(event_id)?.competitors();
         (!snapshots.is_empty()).then(|| snapshots.clone())
     }
 
-    /// The same for several events, from one state: event id -> bookmaker id -> snapshot. Events without one are absent.
-    /// Allocates the map and counts a reference for each event.
+    /// [`OddsCache::get_betpawa_snapshot`] for several events, from one state: event id -> bookmaker id -> snapshot.
+    /// Events without one are absent. Allocates the map and counts a reference for each event.
     pub fn get_betpawa_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, BetpawaSnapshots> {
         let found = self.view();
         let found = found.get_betpawa_snapshots(event_ids);
@@ -195,8 +201,8 @@ impl OddsCache {
             .collect()
     }
 
-    /// The same for several events, from one state: event id -> source -> snapshot. Events without one are absent. Allocates
-    /// the map and counts a reference for each event.
+    /// [`OddsCache::get_competitor_snapshot`] for several events, from one state: event id -> source -> snapshot.
+    /// Events without one are absent. Allocates the map and counts a reference for each event.
     pub fn get_competitor_snapshots(&self, event_ids: &[i64]) -> HashMap<i64, CompetitorSnapshots> {
         let found = self.view();
         let found = found.get_competitor_snapshots(event_ids);
@@ -211,7 +217,8 @@ impl OddsCache {
         self.shared.load().table.get(event_id).cloned()
     }
 
-    /// `events.kickoff`, UTC; `None` if the event is absent, or a [`Writer`] gave no kickoff.
+    /// `events.kickoff`, UTC; `None` if the event is absent, or a [`Writer`] gave no kickoff. Takes no lock, allocates
+    /// nothing.
     pub fn kickoff(&self, event_id: i64) -> Option<DateTime<Utc>> {
         self.shared.load().kickoff(event_id)
     }
@@ -226,19 +233,20 @@ impl OddsCache {
         self.shared.load().stats.clone()
     }
 
-    /// How much has been done since the cache was made. Copies a few numbers, one after the other.
+    /// How much has been done since the cache was made. Copies a few numbers one after the other, so some may be newer
+    /// than others.
     pub fn counters(&self) -> Counters {
         self.shared.counters.get()
     }
 
-    /// How long commits took to become visible, and where the time went, since the cache was made. Allocates a short list
-    /// for each of the five.
+    /// How long commits took to become visible, and where the time went, since the cache was made. Allocates a short
+    /// list for each of the five.
     pub fn timings(&self) -> Timings {
         self.shared.timers.get()
     }
 
-    /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies three
-    /// numbers.
+    /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies
+    /// three numbers.
     pub fn change_log(&self) -> ChangeLog {
         self.shared.change_log()
     }

@@ -20,8 +20,8 @@ use crate::{
 
 /// How to reach the database and how to follow it.
 ///
-/// Building one does no I/O. Cloning copies a few strings. `Debug` hides the password and keys. The names of the methods are
-/// those of the service's settings.
+/// Building one does no I/O. Cloning copies a few strings. `Debug` hides the password and keys. The service's settings
+/// have the names of these methods.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) connect: ConnectOptions,
@@ -40,21 +40,22 @@ pub struct Config {
     listen_from: Option<Box<Config>>,
 }
 
-/// Keeps a dead peer from going unnoticed for hours; the driver's default is two of them.
+/// With the driver's default of two hours, a dead peer would go unnoticed for that long.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const DRIVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// PostgreSQL's times begin in 4713 BC.
+/// PostgreSQL has no time before 4713 BC, so the start of the window must stay after it.
 const LONGEST_LOOKBACK: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
 
 impl Config {
     /// Reads a connection string as libpq does: a URL (`postgres://user@host/database`) or `host=... dbname=...`.
     ///
-    /// It understands `host`, `hostaddr` and `port` (several with commas between), `dbname`, `user`, `password`, `passfile`,
-    /// `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslnegotiation`, `channel_binding`, `target_session_attrs`,
-    /// `load_balance_hosts`, `connect_timeout` (seconds, for each address), `keepalives` and its like, `tcp_user_timeout`
-    /// (milliseconds), `options`, `application_name`. Without a host it uses the socket in `/var/run/postgresql` or `/tmp`
-    /// if there is one, else `localhost`. It reads no file in the home directory, and no environment variable but `USER`.
+    /// It understands `host`, `hostaddr` and `port` (several with commas between), `dbname`, `user`, `password`,
+    /// `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslnegotiation`, `channel_binding`,
+    /// `target_session_attrs`, `load_balance_hosts`, `connect_timeout` (seconds, for each address), `keepalives`,
+    /// `keepalives_idle` and the other `keepalives_*`, `tcp_user_timeout` (milliseconds), `options`,
+    /// `application_name`. Without a host it uses the socket in `/var/run/postgresql` or `/tmp` if there is one, else
+    /// `localhost`. It reads no file in the home directory, and no environment variable but `USER`.
     ///
     /// # Errors
     /// [`Error::Config`] if the string cannot be understood. The error names the parameter, never a value.
@@ -62,8 +63,8 @@ impl Config {
         Config::with_defaults(connection_string, [])
     }
 
-    /// The same, with values for parameters that the connection string leaves out, by their names in a connection string:
-    /// `("port", "5433")`. The service adds the `PG*` variables of its environment this way.
+    /// The same, with defaults for the parameters that the connection string leaves out. A default has the name of a
+    /// parameter, as in `("port", "5433")`. The service adds the `PG*` variables of its environment this way.
     ///
     /// # Errors
     /// [`Error::Config`] if something cannot be understood. The error names the parameter, never a value.
@@ -84,9 +85,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Takes the driver's own configuration. Where that leaves them out, the application name becomes `oddscache`, connecting
-    /// may take 10 s for each address, and a dead peer is noticed within 15 s. The driver knows only three TLS modes;
-    /// [`Config::tls`] sets the others.
+    /// Takes the driver's own configuration, and adds what it leaves out: the application name `oddscache`, a time
+    /// limit of 10 s for connecting to each address, and keepalives that notice a dead peer within 15 s. The driver
+    /// knows only three TLS modes; [`Config::tls`] sets the others.
     pub fn from_postgres(mut postgres: tokio_postgres::Config) -> Config {
         if postgres.get_application_name().is_none() {
             postgres.application_name("oddscache");
@@ -106,7 +107,7 @@ impl Config {
         let mode = match postgres.get_ssl_mode() {
             Negotiate::Disable => SslMode::Disable,
             Negotiate::Prefer => SslMode::Prefer,
-            // Whatever else the driver may come to know.
+            // A mode that a later driver adds gets the strictest of the three.
             _ => SslMode::Require,
         };
         Config {
@@ -141,27 +142,29 @@ impl Config {
         self
     }
 
-    /// A password file as libpq's `.pgpass`: lines of `host:port:database:user:password`. Used where no password is set. It is
-    /// read again for each connection and host. A file that users other than its owner may read is ignored, with a
-    /// warning in the log. No file is read unless set.
+    /// A password file in the form of libpq's `.pgpass`: lines of `host:port:database:user:password`. Used if no
+    /// password is set. Each connection reads it again for each host. A file that users other than its owner may read
+    /// is ignored, with a warning in the log. No file is read unless set.
     #[must_use]
     pub fn passfile(mut self, path: impl Into<PathBuf>) -> Config {
         self.connect.passfile = Some(path.into());
         self
     }
 
-    /// A function that gives the password whenever a connection is opened, for each host that is tried: a token that
-    /// expires, from a cloud's identity service or a vault. It is asked instead of any other password, set or in a file.
+    /// A function that returns the password, such as a token that expires, from a cloud's identity service or a vault.
+    /// Each new connection calls it for each host that it tries. It replaces any other password, whether set or in a
+    /// file.
     ///
-    /// The function may take as long as connecting may (`connect_timeout`, 10 s unless set), beside that time. It is not
-    /// called again while a connection lasts. It need not cache: a follower opens three connections, one more for each
+    /// The function has a time limit of its own, as long as `connect_timeout` (10 s unless set). It is not called again
+    /// while a connection lasts. It need not cache the password: a follower opens three connections, one more for each
     /// warmup, and one after each loss, with growing pauses.
     ///
-    /// If it fails or is late, opening fails with [`Error::Password`]. A follower tries again, as with a database that
-    /// cannot be reached. The error's text is logged and shown in [`Status`](crate::metrics::status::Status): it must
-    /// not contain a secret. The password itself is never logged, nor kept once the login is sent.
+    /// If it fails or takes too long, opening fails with [`Error::Password`]. A follower then tries again, as it does
+    /// when the database cannot be reached. The error's text is logged and shown in
+    /// [`Status`](crate::metrics::status::Status): it must not contain a secret. The password itself is never logged,
+    /// nor kept once the login is sent.
     ///
-    /// Not inherited by [`Config::listen_from`], which has its own.
+    /// [`Config::listen_from`] does not inherit it: that configuration has a function of its own.
     ///
     /// ```
     /// use oddscache::{Config, Login};
@@ -184,18 +187,19 @@ impl Config {
         self
     }
 
-    /// A TLS connector of your own, instead of rustls: for a certified implementation, or keys in hardware. Works without
-    /// the cargo feature `tls`. Any connector for the driver will do, such as those of `postgres-openssl`,
+    /// A TLS connector of your own, instead of rustls: for a certified implementation, or keys in hardware. Works
+    /// without the cargo feature `tls`. Any connector for the driver works, such as those of `postgres-openssl`,
     /// `postgres-native-tls` or `tokio-postgres-rustls`.
     ///
-    /// `sslmode` still says whether TLS is used: `require` and the stricter modes insist on it, `prefer` (the default) goes
-    /// without where the handshake fails, so set `require` at least. What the server's certificate must stand up to is the
-    /// connector's affair alone, whatever the mode. Root and client certificates belong to the connector: with any of them
-    /// in the connection string or [`Config::tls`], opening fails with [`Error::Config`]. Unix sockets are never encrypted.
+    /// `sslmode` still says whether TLS is used: `require` and the stricter modes insist on it, `prefer` (the default)
+    /// connects without TLS if the handshake fails, so set at least `require`. Whatever the mode, the connector alone
+    /// decides which server certificates it accepts. Give root and client certificates to the connector: if the
+    /// connection string or [`Config::tls`] names any, opening fails with [`Error::Config`]. Unix sockets are never
+    /// encrypted.
     ///
-    /// A handshake that the connector refuses is [`Error::Tls`] and ends a follower before its first warmup; one that the
-    /// network breaks is [`Error::Unreachable`]. The connector is cloned for each connection. Not inherited by
-    /// [`Config::listen_from`].
+    /// A handshake that the connector refuses is [`Error::Tls`] and ends a follower before its first warmup; one that
+    /// the network breaks is [`Error::Unreachable`]. Each connection clones the connector. [`Config::listen_from`] does
+    /// not inherit it.
     ///
     /// ```
     /// use oddscache::{Config, Error, tokio_postgres::{Socket, tls::{MakeTlsConnect, TlsConnect}}};
@@ -230,7 +234,7 @@ impl Config {
         self
     }
 
-    /// The schema of the change feed, which `sql/install.sql` made; `oddscache` unless set.
+    /// The schema of the change feed, which `sql/install.sql` creates; `oddscache` unless set.
     #[must_use]
     pub fn cache_schema(mut self, schema: impl Into<String>) -> Config {
         self.cache_schema = schema.into();
@@ -254,63 +258,63 @@ impl Config {
         self
     }
 
-    /// How long reading changes may take; 10 s unless set. After that the follower treats the connection as dead and opens
-    /// another.
+    /// How long reading changes may take; 10 s unless set. After that the follower treats the connection as dead and
+    /// opens another.
     #[must_use]
     pub fn read_timeout(mut self, timeout: Duration) -> Config {
         self.read_timeout = timeout;
         self
     }
 
-    /// How long reading everything may take; 300 s unless set. After that the follower treats the connection as dead and
-    /// opens another.
+    /// How long reading everything may take; 300 s unless set. After that the follower treats the connection as dead
+    /// and opens another.
     #[must_use]
     pub fn warmup_timeout(mut self, timeout: Duration) -> Config {
         self.warmup_timeout = timeout;
         self
     }
 
-    /// How many connections read everything in parallel, from 1 to 8; 2 unless set. Each costs the server a session and a
-    /// share of a core. All but the first are closed after the warmup; one that cannot be opened is left out.
+    /// How many connections read everything in parallel, from 1 to 8; 2 unless set. Each costs the server a session and
+    /// a share of a core. All but the first are closed after the warmup; one that cannot be opened is left out.
     #[must_use]
     pub fn warmup_connections(mut self, connections: usize) -> Config {
         self.warmup_connections = connections.clamp(1, 8);
         self
     }
 
-    /// Whether the follower waits for a database that cannot be reached *before* the first warmup (the default), or ends
-    /// with the error. After the first warmup it always tries again.
+    /// Whether the follower waits for a database that cannot be reached *before* the first warmup (the default), or
+    /// ends with the error. After the first warmup it always tries again.
     #[must_use]
     pub fn retry_unreachable(mut self, retry: bool) -> Config {
         self.retry_unreachable = retry;
         self
     }
 
-    /// Whether the change feed must be installed; `true` unless set. With `false`, only [`warm_up`](crate::follow::warm_up)
-    /// works: a follower ends with [`Error::Config`].
+    /// Whether the change feed must be installed; `true` unless set. With `false`, only
+    /// [`warm_up`](crate::follow::warm_up) works: a follower ends with [`Error::Config`].
     #[must_use]
     pub fn need_feed(mut self, need: bool) -> Config {
         self.need_feed = need;
         self
     }
 
-    /// Whether the role may be subject to row level security; `false` unless set. Set it only if the policies show the role
-    /// every row: hidden rows are missing from the cache, without an error.
+    /// Whether the role may be subject to row level security; `false` unless set. Set it only if the policies show the
+    /// role every row: hidden rows are missing from the cache, without an error.
     #[must_use]
     pub fn allow_row_security(mut self, allow: bool) -> Config {
         self.allow_row_security = allow;
         self
     }
 
-    /// How long the audit may take to read every event again and compare it with the view; 120 s unless set. It takes longer
-    /// if its budget does not suffice, or if more than 4,000 events are held.
+    /// The time in which the audit reads every event again and compares it with the view; 120 s unless set. The audit
+    /// takes longer if its budget does not suffice, or if the cache holds more than 4,000 events.
     #[must_use]
     pub fn audit_cycle(mut self, cycle: Duration) -> Config {
         self.audit_cycle = cycle;
         self
     }
 
-    /// The share of time that the follower may spend on reads of the audit, from 0.0001 to 1; 0.01 unless set. The load on
+    /// The share of its time that the follower may spend on the audit, from 0.0001 to 1; 0.01 unless set. The load on
     /// the server is at most this share of one core.
     #[must_use]
     pub fn audit_budget(mut self, budget: f64) -> Config {
@@ -318,12 +322,12 @@ impl Config {
         self
     }
 
-    /// Where to LISTEN, if not where the tables are read: at the primary of a standby, since a standby sends no
-    /// notifications; or past a pooler in transaction mode.
+    /// Where to LISTEN, if not at the server that is read. A follower of a standby listens at its primary, because a
+    /// standby sends no notifications. A follower behind a pooler in transaction mode listens at the server itself.
     ///
-    /// Only how to connect is taken from `listener`: its hosts, role, password, TLS and time-outs of connecting. After a
-    /// notification for which the follower finds nothing it reads again for a moment, since the standby has yet to replay
-    /// the change.
+    /// The follower takes from `listener` only how to connect: hosts, role, password, TLS and the time limit of
+    /// connecting. After a notification it reads several times within a third of a second, because the standby may not
+    /// have replayed the change yet.
     #[must_use]
     pub fn listen_from(mut self, listener: Config) -> Config {
         self.listen_from = Some(Box::new(listener));
@@ -338,22 +342,22 @@ impl Config {
         }
     }
 
-    /// Whether a notification may come for a change that cannot be read yet.
+    /// Whether notifications come from another server. One may then come before its change can be read.
     pub(crate) fn listens_elsewhere(&self) -> bool {
         self.listen_from.is_some()
     }
 
     /// Connects as a follower does, with TLS and password as configured.
     ///
-    /// It tries every host in turn until one accepts (in random order with `load_balance_hosts=random`), also after one that
-    /// refused the login. Each address of a host has its own `connect_timeout` (10 s unless set) for everything up to the
-    /// login. The [`Connection`] must be polled. Dropping the future leaves nothing behind. Needs a tokio runtime with time
-    /// and I/O.
+    /// It tries one host after the other until one accepts, in random order with `load_balance_hosts=random`. It goes
+    /// on after a host that refused the login. Each address of a host has its own `connect_timeout` (10 s unless set)
+    /// for everything up to the login. The [`Connection`] must be polled. Dropping the future leaves nothing behind.
+    /// Needs a tokio runtime with time and I/O.
     ///
     /// # Errors
-    /// [`Error::Config`], or what the hosts said: [`Error::Unreachable`] if waiting may help with one of them, else
-    /// [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if [`Config::password_with`] gave no password for any of
-    /// them.
+    /// [`Error::Config`] if the settings contradict each other. Otherwise an error of the hosts: [`Error::Unreachable`]
+    /// if waiting may help with one of them, else [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if
+    /// [`Config::password_with`] gave no password for any of them.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,19 +4,20 @@ use tokio_postgres::error::SqlState;
 
 /// What can go wrong. Each variant names the object and the way out. None carries a password or data of a row.
 ///
-/// Variants are for programs, texts for people. Look-ups do not fail: [`Error::TooStale`] and [`Error::NotShown`] come from
-/// the two calls that ask for freshness, all others from connecting and following. Errors can be cloned, so that
+/// Variants are for programs, texts for people. Lookups do not fail. [`Error::TooStale`] and [`Error::NotShown`] come
+/// from the two calls that demand freshness, all others from connecting and following. Errors can be cloned, so that
 /// [`Follower::run`](crate::follow::Follower::run) and every caller of
 /// [`OddsCache::ready`](crate::cache::OddsCache::ready) return the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The configuration makes no sense.
+    /// The configuration is invalid or contradicts itself.
     #[error("configuration: {0}")]
     Config(String),
     /// The database did not answer, or the connection broke. Worth trying again.
     #[error(
-        "cannot reach the database at {target}: {reason}; check that it runs and that host, port and TLS settings are right"
+        "cannot reach the database at {target}: {reason}; check that it runs and that host, port and TLS settings are \
+         right"
     )]
     Unreachable {
         /// Hosts and database.
@@ -34,17 +35,17 @@ pub enum Error {
         /// What the server said.
         reason: String,
     },
-    /// [`Config::password_with`](crate::config::Config::password_with) gave no password, or not within `connect_timeout`.
-    /// Worth trying again.
+    /// [`Config::password_with`](crate::config::Config::password_with) gave no password, or not within
+    /// `connect_timeout`. Worth trying again.
     #[error("no password for the database at {target}: {reason}; check what password_with asks")]
     Password {
         /// Hosts and database.
         target: String,
-        /// What the function's error says, with its causes. Never a password, unless that error has one.
+        /// What the function's error says, with its causes. Never a password, unless that error contains one.
         reason: String,
     },
-    /// There is no TLS connection to the server, and waiting does not help: the server offers no TLS; its certificate is not
-    /// trusted, has expired or is for another host; or it refuses the client certificate.
+    /// There is no TLS connection to the server, and waiting does not help: the server offers no TLS; its certificate
+    /// is not trusted, has expired or is for another host; or it refuses the client certificate.
     #[error("no TLS connection to the database at {target}: {reason}")]
     Tls {
         /// Hosts and database.
@@ -63,34 +64,34 @@ pub enum Error {
         /// The oldest major version that is supported.
         oldest: u32,
     },
-    /// A table the cache reads is not there.
+    /// A table that the cache reads does not exist.
     #[error(
         "table {table} does not exist; set the application's schema (app_schema) if it lies in another one"
     )]
     MissingTable {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
     },
-    /// A column the cache cannot do without is not there.
+    /// A table lacks a column that the cache needs.
     #[error(
         "table {table} has no column {column}, which oddscache needs; is this the application's database, and migrated?"
     )]
     MissingColumn {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
         /// The column.
         column: String,
     },
-    /// A column has a type that cannot be read.
+    /// A column has a type that the cache cannot read.
     #[error("column {table}.{column} is of type {found}; oddscache reads {expected} there")]
     WrongType {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
         /// The column.
         column: String,
         /// Its type.
         found: String,
-        /// What can be read.
+        /// The types that the cache can read there.
         expected: &'static str,
     },
     /// The role lacks a right.
@@ -98,30 +99,31 @@ pub enum Error {
         "role {role} lacks {privilege} on {object}; let the owner run `oddscache sql grants --apply` (sql/grants.sql)"
     )]
     MissingRight {
-        /// Who.
+        /// The role.
         role: String,
         /// SELECT, USAGE or EXECUTE.
         privilege: &'static str,
-        /// What on.
+        /// The schema, table or function.
         object: String,
     },
     /// Row level security hides rows from the role, so it may see less than is committed.
     #[error(
-        "row level security applies to role {role} on table {table}, so rows may be hidden from the cache; give the role \
-         BYPASSRLS, or allow it (allow_row_security) if its policies show it every row"
+        "row level security applies to role {role} on table {table}, so rows may be hidden from the cache; give the \
+         role BYPASSRLS, or allow it (allow_row_security) if its policies show it every row"
     )]
     RowSecurity {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
-        /// Who.
+        /// The role.
         role: String,
     },
     /// A subscription fills the table: logical replication fires no statement triggers, so changes would be missed.
     #[error(
-        "table {table} is filled by logical replication, which fires no statement triggers; follow the publisher instead"
+        "table {table} is filled by logical replication, which fires no statement triggers; follow the publisher \
+         instead"
     )]
     Subscribed {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
     },
     /// The change feed is not installed in this database.
@@ -130,9 +132,9 @@ pub enum Error {
          `oddscache sql install --apply` (sql/install.sql)"
     )]
     FeedMissing {
-        /// Our schema.
+        /// The schema of the change feed.
         schema: String,
-        /// What was looked for.
+        /// The object that is missing.
         object: &'static str,
     },
     /// The change feed is of a version that this library does not follow: see
@@ -143,13 +145,13 @@ pub enum Error {
         feed_way_out(*found, *newest)
     )]
     FeedVersion {
-        /// Our schema.
+        /// The schema of the change feed.
         schema: String,
-        /// What is installed.
+        /// The installed version.
         found: i32,
         /// The oldest version that this library follows.
         oldest: i32,
-        /// The newest, which its `install.sql` installs.
+        /// The newest, which this library's `install.sql` installs.
         newest: i32,
     },
     /// The change feed was installed for other tables.
@@ -157,7 +159,7 @@ pub enum Error {
         "the change feed in schema {schema} was installed for the tables in schema {found}, not for those in {expected}"
     )]
     FeedElsewhere {
-        /// Our schema.
+        /// The schema of the change feed.
         schema: String,
         /// The application schema it was installed for.
         found: String,
@@ -170,17 +172,17 @@ pub enum Error {
          `oddscache sql install --apply` (sql/install.sql)"
     )]
     Trigger {
-        /// Qualified name.
+        /// The table, with its schema.
         table: String,
         /// The trigger.
         trigger: String,
-        /// "missing", "disabled", ...
+        /// What is wrong with it: "missing", "disabled", ...
         problem: &'static str,
     },
-    /// The database answered with an error, or something that could not be understood.
+    /// The database answered with an error, or with something that oddscache does not understand.
     #[error("{doing}: {reason}")]
     Database {
-        /// What was being done.
+        /// The step that failed.
         doing: &'static str,
         /// SQLSTATE and message.
         reason: String,
@@ -192,53 +194,53 @@ pub enum Error {
     /// The database did not answer in time.
     #[error("{doing}: no answer within {seconds} s")]
     TimedOut {
-        /// What was being done.
+        /// The step that failed.
         doing: &'static str,
-        /// The bound.
+        /// The time limit.
         seconds: u64,
     },
     /// A notification that was sent did not arrive at the connection that listens.
     #[error(
-        "a notification was sent but did not arrive; is a pooler in between that hands out connections by the transaction? \
-         LISTEN needs a session of its own: connect to the server itself for it (listen_from, --listen-url). Or is the notification queue half full \
-         (select pg_notification_queue_usage())?"
+        "a notification was sent but did not arrive; is a pooler in between that hands out connections by the \
+         transaction? LISTEN needs a session of its own: connect to the server itself for it (listen_from, \
+         --listen-url). Or is the notification queue half full (select pg_notification_queue_usage())?"
     )]
     NotificationLost,
-    /// A pooler hands out the server's sessions by the transaction, so that nobody can listen in one.
+    /// A pooler hands out the server's sessions by the transaction, so no connection can LISTEN.
     #[error(
-        "a pooler in between hands out connections by the transaction, so notifications do not arrive; LISTEN needs a session \
-         of its own: connect to the server itself for it (listen_from, --listen-url)"
+        "a pooler in between hands out connections by the transaction, so notifications do not arrive; LISTEN needs a \
+         session of its own: connect to the server itself for it (listen_from, --listen-url)"
     )]
     Pooled,
-    /// The connection that should listen is to another database than the one that is read.
+    /// The connection that listens reached another database than the one that is read.
     #[error(
         "notifications come from another database (cluster and name: {found}) than the one that is read ({expected}); \
          check listen_from"
     )]
     OtherListenDatabase {
-        /// System identifier of the cluster and name of the database.
+        /// System identifier of the cluster and name of the database that it reached.
         found: String,
-        /// The same of the one that is read.
+        /// The same for the database that is read.
         expected: String,
     },
-    /// A transaction was waited for, and did not show in time.
+    /// The view did not contain the transaction in time.
     #[error("transaction {xid} did not show within {} ms; {status}", timeout.as_millis())]
     NotShown {
         /// The transaction.
         xid: u64,
-        /// How long was waited.
+        /// How long the call waited.
         timeout: Duration,
-        /// What the cache is doing.
+        /// The status of the cache, in words.
         status: String,
     },
-    /// The view is older than was asked for.
+    /// The view is older than the caller accepts.
     #[error("the latest view {}, more than the {} ms allowed; {status}", old(age), max_age.as_millis())]
     TooStale {
-        /// How old it is; `Duration::MAX` before the first warmup.
+        /// The age of the view; `Duration::MAX` before the first warmup.
         age: Duration,
-        /// What was asked for.
+        /// The age that the caller accepts.
         max_age: Duration,
-        /// What the cache is doing.
+        /// The status of the cache, in words.
         status: String,
     },
     /// The follower was dropped or ended before the cache was warm.
@@ -247,7 +249,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether trying again may help without anybody changing anything: the network, a restart, a lock, a conflict.
+    /// Whether trying again may help although nobody changes anything: after trouble with the network, a restart, a
+    /// lock or a conflict. Allocates nothing.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -255,7 +258,7 @@ impl Error {
             Error::Database {
                 disconnected: true, ..
             } => true,
-            // Not: undefined objects, wrong rights, wrong types, an answer that is not understood.
+            // Other classes need somebody to act: undefined objects, missing rights, wrong types.
             Error::Database {
                 sqlstate: Some(code),
                 ..
@@ -269,20 +272,20 @@ impl Error {
         }
     }
 
-    /// Whether the same read may succeed on the same connection: a lock that was not to be had, a statement that took too
-    /// long, a conflict with recovery on a standby; or what comes after any of these where several statements were sent at
-    /// once (25P02), so that the next try shows what it was.
+    /// Whether the same read may succeed on the same connection: after a lock time-out, a statement time-out, or a
+    /// conflict with recovery on a standby. Also after 25P02, which hides one of these if several statements were sent
+    /// at once. The next try shows which.
     pub(crate) fn is_conflict(&self) -> bool {
         let conflicts = ["55P03", "40001", "40P01", "57014", "25P02"];
         matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
     }
 
-    /// Whether the server refused what is called so.
+    /// Whether the server refused the step with this name.
     pub(crate) fn is_of(&self, what: &str) -> bool {
         matches!(self, Error::Database { doing, sqlstate: Some(_), .. } if *doing == what)
     }
 
-    /// A statement that was prepared is unknown: the session is another.
+    /// Whether the session does not know a prepared statement, because a pooler handed out another session.
     pub(crate) fn is_unprepared(&self) -> bool {
         matches!(self, Error::Database { sqlstate: Some(code), .. } if code == "26000")
     }
@@ -293,7 +296,8 @@ impl Error {
             if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 reason.push_str("; an administrator can GRANT that right to the role");
             }
-            // PgBouncer's errors all have the SQLSTATE of a broken protocol; only words tell this one, which waiting does not resolve.
+            // All errors of PgBouncer have the SQLSTATE 08P01, so only the text identifies this one. Waiting does not
+            // resolve it.
             if reason.contains("statement pooling mode") {
                 return Error::Config(format!(
                     "the pooler in between lets no transaction through ({reason}); set its pool_mode to transaction or \
@@ -353,8 +357,8 @@ fn causes(error: &tokio_postgres::Error) -> impl Iterator<Item = &(dyn StdError 
     })
 }
 
-/// The whole chain of causes: the driver's own `Display` leaves it out. Not what the server says of data it could not
-/// convert, for that quotes the data.
+/// The error with its whole chain of causes, which the driver's `Display` leaves out. Replaces the server's message
+/// about a value that it cannot convert, because that message quotes the value.
 pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
     if let Some(server) = error.as_db_error() {
         let code = server.code().code();

@@ -30,47 +30,48 @@
 //! ## The handle and the follower
 //!
 //! [`OddsCache::connect`] returns two halves. [`OddsCache`] is the shared handle: clone it for every task that looks up
-//! odds. [`Follower`] fills it and keeps it equal: spawn [`Follower::run`] once. Dropping that future (aborting its task)
-//! is a clean stop. Handles stay readable then, and their views grow older.
+//! odds. [`Follower`] fills it and keeps it equal to the database: spawn [`Follower::run`] once. Dropping that future
+//! (aborting its task) is a clean stop. Its handles stay readable, and their views grow older.
 //!
-//! [`Config`] says where the database is and how to follow it. It takes a password that expires
-//! ([`Config::password_with`]) and a TLS connector of your own ([`Config::tls_connector`]). [`warm_up`] reads once, for a
-//! program that wants one view and ends.
+//! [`Config`] says where the database is and how to follow it. It accepts a function that returns a short-lived
+//! password ([`Config::password_with`]), and a TLS connector of your own ([`Config::tls_connector`]). A program that
+//! needs only one view calls [`warm_up`], which reads once and follows nothing.
 //!
-//! ## Looking up
+//! ## Lookups
 //!
-//! There are four ways, from the freest to the fastest. All show the latest committed state:
+//! There are four ways to look something up, from the most flexible to the fastest. All show the latest committed
+//! state:
 //!
 //! ```
 //! # let (cache, _writer) = oddscache::OddsCache::detached();
-//! let _ = cache.get_betpawa_snapshot(4711);                // yours to keep: counts a reference to the snapshots
-//! let view = cache.view();                                 // yours to keep, over all events: counts one for all of it
-//! let _ = view.event(4711);                                //   ... and then each look-up is what a plain map's costs
-//! let _ = cache.read(|state| state.event(4711).is_some()); // in place: counts nothing; what you find stays inside
-//! let mut reader = cache.reader();                         // for a hot loop of one thread: keeps its last state
+//! let _ = cache.get_betpawa_snapshot(4711);                // to keep: counts one reference to the snapshots
+//! let view = cache.view();                                 // to keep, over all events: counts one reference
+//! let _ = view.event(4711);                                // each lookup in a view costs as little as in a map
+//! let _ = cache.read(|state| state.event(4711).is_some()); // in place: counts nothing; borrows end with the call
+//! let mut reader = cache.reader();                         // for a hot loop of one thread: remembers its state
 //! let _ = reader.state().event(4711);
 //! ```
 //!
 //! A [`CachedEvent`] has [`BetpawaSnapshots`] by bookmaker id and [`CompetitorSnapshots`] by [`Source`]. A
-//! [`CachedSnapshot`] has [`Markets`], a [`CachedMarket`] has [`Outcomes`], an [`Outcome`] has a name and odds. All of it is
-//! immutable and borrowed, and serialises under the names of the columns it comes from.
+//! [`CachedSnapshot`] has [`Markets`], a [`CachedMarket`] has [`Outcomes`], an [`Outcome`] has a name and odds. All of
+//! it is immutable and borrowed, and serialises under the names of the columns it comes from.
 //!
-//! The four `get_*` look-ups keep the names of the Python application's cache, so that its callers can be ported line by
-//! line; every other name follows Rust's habit.
+//! The four `get_*` lookups have the names of the Python application's cache, so that its callers can be ported line by
+//! line. All other names follow Rust's conventions.
 //!
 //! ## Views
 //!
 //! A [`View`] is one committed state of the database, over all events at once: every row of a transaction or none. It
-//! never changes. You may hold it as long as you like, across threads and awaits. Take one view for a request that looks
-//! up more than once, so that the answers agree; two calls on the handle may see two states. A view's look-ups are those
+//! never changes. You may hold it as long as you like, across threads and awaits. Take one view for a request that
+//! makes several lookups, so that the answers agree. Two calls on the handle may see two states. A view has the methods
 //! of [`State`].
 //!
 //! ## How fresh
 //!
-//! The reader chooses. [`State::age`] is the time since the view was last *proven* current, not since something changed.
-//! While the database is idle, the age stays just below [`Config::poll_interval`] (1 s) plus the time of a read. While the
-//! database is away, the age grows. [`State::cut`] says which committed state a view is: by the database's clock and by
-//! its transactions.
+//! Each reader decides how old a view may be. [`State::age`] is the time since the view was last *proven* current, not
+//! the time since something changed. While the database is idle, the age stays just below [`Config::poll_interval`]
+//! (1 s) plus the time of a read. While the database is away, the age grows. [`State::cut`] identifies the committed
+//! state of a view, by the database's clock and by its transactions.
 //!
 //! ```
 //! use std::time::Duration;
@@ -82,18 +83,18 @@
 //! assert!(matches!(stale, Err(Error::TooStale { age: Duration::MAX, .. })));
 //! ```
 //!
-//! [`OddsCache::wait_for`] is read-your-writes across processes. The writer asks `SELECT pg_current_xact_id()` before it
-//! commits. Anyone with that number gets a view that contains what the writer wrote.
+//! [`OddsCache::wait_for`] gives read-your-writes across processes. The writer runs `SELECT pg_current_xact_id()`
+//! before it commits, and passes the number on. The call then returns a view that contains what the writer wrote.
 //!
-//! [`State::epoch`] changes when the state was *replaced*: after a lost connection, a failover, a restore. Only then may a
-//! view be of an earlier state than the view before it. Within an epoch, cuts only move forward. [`State::version`] counts
-//! publications: the same version has the same content.
+//! [`State::epoch`] changes when the state was *replaced*: after a lost connection, a failover, a restore. Only then
+//! may a view show an earlier state than the view before it. Within an epoch, cuts only move forward.
+//! [`State::version`] counts publications: views with the same version have the same content.
 //!
 //! ## Following changes
 //!
-//! [`OddsCache::changes`] yields a [`Change`] for each publication: the ids of the events that differ, per source.
-//! Subscribe first and take a view after, so that nothing falls between. At most 256 changes are kept for a slow
-//! subscriber. Then it gets [`Lagged`], never silence, and starts again from a new view.
+//! [`OddsCache::changes`] yields a [`Change`] for each publication: the ids of the events that differ, by source.
+//! Subscribe first and take a view afterwards, so that you miss nothing. At most 256 changes are kept for a slow
+//! subscriber. A subscriber that falls further behind gets [`Lagged`], and starts again from a new view.
 //!
 //! ```no_run
 //! # async fn example(cache: oddscache::OddsCache) {
@@ -111,32 +112,35 @@
 //!
 //! ## The whole list as JSON
 //!
-//! [`EventList`] is the event list with inline odds and margins as JSON. It writes anew only what changed.
-//! [`InlineMarkets`] writes single events of the list.
+//! [`EventList`] is the event list with inline odds and margins as JSON. It writes only what changed, and copies the
+//! rest. [`InlineMarkets`] writes single events of the list.
 //!
 //! ## Status and readiness
 //!
-//! [`OddsCache::ready`] and [`OddsCache::is_warm`] say that there is something to serve. They stay true, because a view
-//! stays readable. [`OddsCache::status`] says what the follower is doing ([`Status`]), [`OddsCache::stats`] what is held
-//! and how much memory it takes, [`OddsCache::counters`] what was done, [`OddsCache::timings`] how long commits took to
-//! become visible, [`OddsCache::change_log`] which feed is installed and how far its log reaches.
+//! [`OddsCache::ready`] and [`OddsCache::is_warm`] say whether there is something to serve. Once true, that stays true,
+//! because a view stays readable. Five more calls give details:
+//! - [`OddsCache::status`]: what the follower is doing ([`Status`]);
+//! - [`OddsCache::stats`]: what the view holds, and how much memory that takes;
+//! - [`OddsCache::counters`]: what was done;
+//! - [`OddsCache::timings`]: how long commits took to become visible;
+//! - [`OddsCache::change_log`]: which change feed is installed, and how far its log reaches.
 //!
-//! Let a readiness probe ask `is_warm`, and an alarm the age. Restart no process for either: a restarted cache is empty.
-//! `ready` waits for as long as the database is away. The status and the log say what it waits for, and
-//! [`Config::retry_unreachable`] can turn it into an error.
+//! A readiness probe should ask `is_warm`; an alarm should watch the age. Do not restart a process because of either: a
+//! restarted cache is empty. `ready` waits for as long as the database is away. The status and the log say what it
+//! waits for. With [`Config::retry_unreachable`] off, it returns an error instead.
 //!
 //! ## Errors
 //!
-//! There is one type, [`Error`]. Each variant names the object and the way out. None carries a password or data of a row.
-//! If waiting resolves an error ([`Error::is_transient`]), the follower waits, with growing pauses. Any other error (a
-//! refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
-//! [`OddsCache::ready`] returns the same error. After the first warmup, nothing ends the follower. Look-ups do not fail.
+//! There is one type, [`Error`]. Each variant names the object and the way out. None carries a password or data of a
+//! row. If waiting resolves an error ([`Error::is_transient`]), the follower waits, with growing pauses. Any other
+//! error (a refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
+//! [`OddsCache::ready`] returns the same error. After the first warmup no error ends the follower. Lookups do not fail.
 //!
 //! ## Without PostgreSQL
 //!
-//! [`OddsCache::detached`] returns the handle and a [`Writer`] in the follower's place. It is for a process that has the
-//! odds at hand, and for tests of code that reads from a cache. Nothing shows before [`Writer::publish`], and then all of
-//! it at once.
+//! [`OddsCache::detached`] returns the handle and a [`Writer`] in the follower's place. It is for a process that gets
+//! the odds from elsewhere, and for tests of code that reads from a cache. Changes show only after [`Writer::publish`],
+//! and then all at once.
 //!
 //! ```
 //! use chrono::{Duration, Utc};
@@ -164,36 +168,36 @@
 //!
 //! # What a call costs
 //!
-//! No call blocks a thread on I/O or on the follower. *Waits* means: as a future, which may be dropped at any time.
+//! No call blocks a thread on I/O or on the follower. A call that waits is a future, which may be dropped at any time.
 //!
 //! | call | locks | allocates | waits |
 //! |---|---|---|---|
-//! | every look-up of a [`View`], [`State`] and of what is found in it, but for those named below | no | no | no |
+//! | every lookup in a [`View`] or [`State`], and in the values found there, except those below | no | no | no |
 //! | [`OddsCache::read`], [`Reader::state`], [`is_warm`](OddsCache::is_warm), [`kickoff`](OddsCache::kickoff) | no | no | no |
-//! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no: count a reference | no | no |
+//! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no, but they count a reference | no | no |
 //! | [`OddsCache::view_within`] | only for its error | only its error | no |
 //! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
 //! | [`OddsCache::timings`] | no | a short list each | no |
 //! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
 //! | [`Outcome::extra`] | no | parses, if there is any | no |
 //! | [`Cut::shows`] | no | parses the cut's snapshot | no |
-//! | [`OddsCache::status`] | one that nobody holds for long | what it says | no |
-//! | [`OddsCache::changes`], [`resync`](OddsCache::resync) | the same | no | no |
-//! | [`Changes::next`] | the same | no | for the next change |
-//! | [`OddsCache::ready`] | the same | its error | for the first warmup |
-//! | [`OddsCache::wait_for`] | the same | what [`Cut::shows`] does, its error | for the view, or its `timeout` |
+//! | [`OddsCache::status`] | one, held only for moments | the texts it returns | no |
+//! | [`OddsCache::changes`], [`resync`](OddsCache::resync) | the same one | no | no |
+//! | [`Changes::next`] | the same one | no | for the next change |
+//! | [`OddsCache::ready`] | the same one | its error | for the first warmup |
+//! | [`OddsCache::wait_for`] | the same one | what [`Cut::shows`] does, its error | for the view, or its `timeout` |
 //! | [`InlineMarkets::write_event`] | no | the bytes it adds | no |
-//! | [`EventList::render`] | is `&mut` | the list, less what is used again | no: about 1 ms for 1,100 events |
-//! | [`Writer`]'s calls | are `&mut` | what is put, pages that changed | no |
+//! | [`EventList::render`] | no, takes `&mut self` | the list, unless it can use old memory again | no: about 1 ms for 1,100 events |
+//! | [`Writer`]'s calls | no, take `&mut self` | what is put, pages that changed | no |
 //!
-//! A thread's first look-up registers the thread, which allocates once. The follower or the writer frees states that
+//! A thread's first lookup registers the thread, which allocates once. The follower or the writer frees states that
 //! nobody uses any more; readers never do. Times and ratios are in the README.
 //!
 //! # What it mirrors
 //!
-//! The same thing has the same name here, in SQL and in JSON. Times are UTC to the microsecond; `timestamp` without time
-//! zone is read as UTC. Ids have 64 bits. Odds have the very bits of the number in the column. The application's tables
-//! are never written.
+//! The same thing has the same name here, in SQL and in JSON. Times are UTC to the microsecond; `timestamp` without
+//! time zone is read as UTC. Ids have 64 bits. Odds keep every bit of the number in the column. The cache never writes
+//! to the application's tables.
 //!
 //! | here | in SQL |
 //! |---|---|
@@ -207,9 +211,10 @@
 //!
 //! The follower, [`Config::open`], [`check_notifications`] and [`warm_up`] need a tokio runtime with time and I/O;
 //! [`OddsCache::wait_for`] needs one with time. Everything else needs none: [`Changes`] and [`OddsCache::ready`] run on
-//! any. All types and futures are `Send`, and what is shared is `Sync`.
+//! any. All types and futures are `Send`, and shared types are `Sync`.
 //!
-//! Logging is by [`tracing`](https://docs.rs/tracing), and never shows data of a row. The follower's work has spans:
+//! The crate logs with [`tracing`](https://docs.rs/tracing), and never logs data of a row. The follower's work has
+//! spans:
 //!
 //! | span | level | fields |
 //! |---|---|---|
@@ -221,9 +226,9 @@
 //!
 //! | feature | default | brings |
 //! |---|---|---|
-//! | `service` | yes | the dependencies of the `oddscache` binary; nothing of the library's own, but `tls` |
+//! | `service` | yes | the dependencies of the `oddscache` binary, and `tls` |
 //! | `demo` | yes | the command `oddscache demo`. A production build leaves it out: `--no-default-features --features service` |
-//! | `zstd` | no | answers of the `oddscache` binary compressed by zstd too, beside gzip; needs a C compiler |
+//! | `zstd` | no | zstd beside gzip for the answers of the `oddscache` binary; needs a C compiler |
 //! | `tls` | by `service` | TLS to the database, by rustls with ring. Without it, `sslmode=prefer` connects without TLS, and `require` and stricter need a connector of your own ([`Config::tls_connector`]) |
 //!
 //! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.
@@ -231,17 +236,19 @@
 //! # Versions
 //!
 //! [Semantic versioning](https://semver.org/) as cargo reads it: before 1.0 a breaking change raises the minor version,
-//! all else the patch version. Part of the interface are the public names, the JSON that types serialise to, and the
-//! crates that show in signatures: `bytes`, `chrono`, `futures-core`, `serde`, `serde_json`, and [`tokio_postgres`], which
-//! is re-exported. What may gain fields or variants is
-//! `#[non_exhaustive]`; the inputs of [`Writer`] are not, so that they can be written down: a new field there is a
-//! breaking change. Texts of errors, statuses and log lines are for people and may change.
+//! and any other change the patch version. The interface consists of the public names, the JSON that types serialise
+//! to, and the crates that show in signatures: `bytes`, `chrono`, `futures-core`, `serde`, `serde_json`, and
+//! [`tokio_postgres`], which is re-exported. Types that may gain fields or variants are `#[non_exhaustive]`. The inputs
+//! of [`Writer`] are not, so that programs can construct them; a new field there is a breaking change. The texts of
+//! errors, statuses and log lines are for people and may change.
 //!
-//! The change feed has a version of its own, [`sql::FEED_VERSION`]. A follower works with that version and the one before
-//! ([`sql::FEED_VERSIONS`]), so the feed and the caches can be upgraded in either order. With the older one it warns once,
-//! [`ChangeLog::feed_version`] tells, and running `install.sql` again upgrades the feed under running caches.
+//! The change feed has a version of its own, [`sql::FEED_VERSION`]. A follower works with that version and the one
+//! before ([`sql::FEED_VERSIONS`]), so the feed and the caches can be upgraded in either order. With the older one it
+//! warns once, and [`ChangeLog::feed_version`] shows it. Running `install.sql` again upgrades the feed under running
+//! caches.
 //!
-//! The oldest Rust is the `rust-version` of `Cargo.toml`, with which all tests run. Raising it counts as a breaking change.
+//! The oldest supported Rust is the `rust-version` of `Cargo.toml`; all tests run with it. Raising it counts as a
+//! breaking change.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(
     missing_debug_implementations,

@@ -6,8 +6,8 @@ use crate::store::{publish::Shared, state::State};
 
 /// A reader for the hot loop of one thread or task, made by [`OddsCache::reader`](crate::cache::OddsCache::reader).
 ///
-/// It remembers the last state and compares one pointer to see whether there is a newer one. It keeps that state in memory
-/// until the next call or until it is dropped. Code that rests for long should use
+/// It remembers the last state. Each call compares one pointer to learn whether there is a newer one. It keeps that
+/// state in memory until the next call or until it is dropped. Code that pauses for long should use
 /// [`OddsCache::read`](crate::cache::OddsCache::read) instead.
 #[derive(Clone)]
 pub struct Reader {
@@ -33,8 +33,8 @@ impl Reader {
         }
     }
 
-    /// The latest committed state. Look-ups in it agree with each other. The next call may return a newer one. Takes no lock
-    /// and allocates nothing. The writer frees the state before.
+    /// The latest committed state. Lookups in it agree with each other. The next call may return a newer one. Takes no
+    /// lock and allocates nothing. It does not free the previous state either; the follower or writer does.
     pub fn state(&mut self) -> &State {
         self.latest.load()
     }

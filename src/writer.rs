@@ -11,10 +11,10 @@ use crate::{
     },
 };
 
-/// The writing half of a cache without a follower: for tests, and for processes that have the odds at hand.
+/// The writing half of a cache without a follower: for tests, and for processes that get the odds from elsewhere.
 ///
-/// Changes are private until [`Writer::publish`] makes all of them visible at once. Its calls do no I/O and wait for nobody.
-/// A cache has one writer:
+/// Changes are private until [`Writer::publish`] makes all of them visible at once. No call does I/O or waits. A cache
+/// has one writer:
 ///
 /// ```compile_fail
 /// let (_cache, writer) = oddscache::OddsCache::detached();
@@ -26,7 +26,7 @@ pub struct Writer {
     window_start: DateTime<Utc>,
 }
 
-/// Its states only ever move forward.
+/// A writer's states never go back, so one epoch suffices.
 const EPOCH: u64 = 1;
 
 impl Writer {
@@ -38,8 +38,8 @@ impl Writer {
         }
     }
 
-    /// Puts the latest snapshot of an event and bookmaker in place of the one held, whatever their ids. Equal markets share
-    /// memory with the ones held. `kickoff` is UTC; `None` keeps the known one.
+    /// Sets the snapshot of an event and bookmaker. Replaces the one held, even if that has a greater id. Equal markets
+    /// share memory with those held. `kickoff` is UTC; `None` keeps the kickoff given before. Allocates what is new.
     pub fn put_betpawa_snapshot(
         &mut self,
         snapshot: &SnapshotInput,
@@ -52,8 +52,8 @@ impl Writer {
         });
     }
 
-    /// Puts the latest snapshot of an event and competitor in place of the one held, whatever their ids. Its bookmaker id
-    /// becomes 0. `kickoff` is UTC; `None` keeps the known one.
+    /// Sets the snapshot of an event and source. Replaces the one held, even if that has a greater id. Its bookmaker id
+    /// becomes 0. `kickoff` is UTC; `None` keeps the kickoff given before. Allocates what is new.
     pub fn put_competitor_snapshot(
         &mut self,
         source: &str,
@@ -95,7 +95,8 @@ impl Writer {
         );
     }
 
-    /// Removes all events with a kickoff at or before `cutoff`, and returns how many. Events without a known kickoff stay.
+    /// Removes all events with a kickoff at or before `cutoff` (UTC), and returns how many. Events without a kickoff
+    /// stay.
     pub fn evict_expired(&mut self, cutoff: DateTime<Utc>) -> usize {
         self.window_start = self.window_start.max(cutoff);
         self.draft.evict(Micros::from_utc(cutoff))
@@ -108,8 +109,8 @@ impl Writer {
         self.draft = empty;
     }
 
-    /// Makes all changes since the last call visible at once, as the next [`State::version`](crate::store::state::State::version).
-    /// Copies only the pages that changed.
+    /// Makes all changes since the last call visible at once, as the next
+    /// [`State::version`](crate::store::state::State::version). Copies only the pages that changed.
     pub fn publish(&mut self) {
         let cut = Arc::new(Cut {
             as_of: Utc::now(),

@@ -2,15 +2,14 @@
 //!
 //! A text with anything unusual is refused and left to [`full`](super::full).
 //!
-//! | invariant | |
-//! |---|---|
-//! | S1 | an accepted text is valid JSON that `full` would read the same, odds bit for bit, with no problem |
-//! | S2 | a refused text changes nothing |
+//! # Invariants
+//! - S1: An accepted text is valid JSON that `full` would read the same, odds bit for bit, with no problem.
+//! - S2: A refused text changes nothing.
 
 use crate::model::{MOST_THOUSANDTHS, Names, NamesBuffer, OddsBuffer, same_bytes};
 
-/// Reads a text with exactly these names, spaced as `jsonb` and Python write it. Does not search for the ends of names.
-/// This is the usual case when odds change, so it is where a cache spends most of its time.
+/// Reads a text with exactly these names, spaced as `jsonb` and Python write it. It knows how long each name is, so it
+/// searches for no quote. This is the usual case when odds change, so a cache spends most of its time here.
 pub(super) fn expected(text: &str, names: Names<'_>, odds: &mut OddsBuffer) -> bool {
     let mark = odds.mark();
     let accepted = names.plain() && read_expected(text.as_bytes(), names, odds).is_some();

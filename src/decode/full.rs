@@ -48,7 +48,7 @@ struct Outcome<'a> {
     extra: Option<String>,
 }
 
-/// Implements the visits of wrong types. They report a problem rather than an error, so that reading goes on.
+/// Implements the visits of wrong types. They note a problem and return no error, so that reading goes on.
 macro_rules! wrong_types {
     ($problem:expr; $($visit:ident($type:ty))*) => {
         $(fn $visit<E: Error>(self, _: $type) -> Result<Self::Value, E> {

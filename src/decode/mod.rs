@@ -1,6 +1,6 @@
 //! Reads the `outcomes` column: the text of a JSON value that should be a list of `{"name", "odds", "is_active"}`.
 //!
-//! Any text gives outcomes to serve, and is reported if something is wrong with it:
+//! Every text yields outcomes to serve, however malformed it is. The caller learns what is wrong with it:
 //! - If the text is not a list or not valid JSON, there are no outcomes.
 //! - An element that is not an object is left out.
 //! - A missing or wrong `name` reads as empty, wrong `odds` as no odds.

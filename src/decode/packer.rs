@@ -115,8 +115,7 @@ impl<'p> MarketCollector<'p> {
             builder,
             ..
         } = self;
-        // The market that mostly follows the one before is tried first; only if it does not fit is the text read in
-        // full.
+        // Try the two market templates that usually follow the one before. Read the text in full only if neither fits.
         let previous = builder.last(snapshot);
         let expected = expected(interner, previous, &key, row.outcomes, &mut builder.odds);
         let (market_template, mut problem) = match expected {
@@ -298,7 +297,7 @@ mod tests {
         }
     }
 
-    /// All that a reader sees of a market, with numbers as bits.
+    /// Everything that a reader sees of a market, with numbers as bits.
     fn shown(market: CachedMarket<'_>) -> String {
         let bits = |number: Option<f64>| number.map(f64::to_bits);
         let numbers = [
@@ -374,7 +373,7 @@ mod tests {
                     held.drain(..held.len() / 2);
                     packer.sweep();
                 }
-                // M1, M3
+                // M1, M3: a view that is held keeps its values.
                 for (snapshot, expected) in &held {
                     let found: Vec<String> = snapshot.markets().map(shown).collect();
                     prop_assert_eq!(&found, expected);

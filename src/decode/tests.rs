@@ -450,7 +450,7 @@ fn the_usual_forms_are_accepted() {
     }
 }
 
-/// All that is unusual is left to `serde_json`.
+/// The fast readers leave everything unusual to `serde_json`.
 #[test]
 fn unusual_texts_are_refused() {
     let element = |fields: &str| format!("[{{{fields}}}]");

@@ -1,10 +1,10 @@
-//! Renders the event list as JSON. Copies what the view has in common with the list rendered last.
+//! Renders the event list as JSON. Copies everything that has not changed from the list rendered last.
 //!
-//! | invariant | |
-//! |---|---|
-//! | L1 | while `last` is held, an address identifies an event or its markets: they never change (V1, M1) |
-//! | L2 | `json` is the list of `last`; the bytes between two neighbouring entry ends are one event |
-//! | L3 | the text of a snapshot's markets depends only on them and on the inline markets: times stand outside |
+//! # Invariants
+//! - L1: While `last` is held, an address identifies an event or its markets: they never change (V1, M1).
+//! - L2: `json` is the list of `last`; the bytes between two neighbouring entry ends are one event.
+//! - L3: The text of a snapshot's markets depends only on the packed markets and on the inline markets: times stand
+//!   outside of it.
 
 mod write;
 
@@ -114,7 +114,7 @@ impl InlineMarkets {
         });
     }
 
-    /// Bytes that the selection asked of the allocator.
+    /// Bytes that the selection requested from the allocator.
     fn heap_bytes(&self) -> usize {
         let ids = self.0.iter().map(Inline::heap_bytes).sum::<usize>();
         2 * size_of::<usize>() + size_of_val(&*self.0) + ids
@@ -177,8 +177,8 @@ impl EventList {
         }
     }
 
-    /// Renders the list of `view`. A clone of the result costs nothing, but while it is held, its memory is not used
-    /// again.
+    /// Renders the list of `view`, as JSON in UTF-8. Cloning the result is cheap. While a clone is held, the list
+    /// cannot use its memory again.
     pub fn render(&mut self, view: &View) -> Bytes {
         if self.last.as_ref().is_some_and(|last| last.is(view)) {
             return self.json.bytes.clone();
@@ -232,8 +232,8 @@ impl EventList {
         self.fragments_written
     }
 
-    /// Bytes asked of the allocator: the last list, the one before it, and about a hundred bytes per event. The list
-    /// also holds the view rendered last, whose memory is not counted here.
+    /// Bytes requested from the allocator: the last list, the one before it, and about a hundred bytes per event. The
+    /// list also holds the view rendered last, whose memory is not counted here.
     pub fn memory_bytes(&self) -> usize {
         self.json.capacity
             + self.spare.capacity
@@ -286,7 +286,7 @@ impl EventList {
         planned
     }
 
-    /// What the last list has of the event at this index.
+    /// The event at this index, as the last list wrote it.
     fn before(&self, index: usize) -> Option<Before<'_>> {
         let entry = self.entries.events.get(index)?;
         let start = self.entries.start(index);

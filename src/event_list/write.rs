@@ -86,6 +86,7 @@ pub(super) fn write_event(
         text(out, bookmaker);
         out.extend_from_slice(b",\"bookmaker_id\":");
         json(out, &snapshot.bookmaker_id());
+        // Times stand outside of `markets`, whose bytes are copied as long as only times change (L3).
         out.extend_from_slice(b",\"last_confirmed_at\":");
         write_time(out, Some(snapshot.last_confirmed_at()));
         out.extend_from_slice(b",\"markets\":");
@@ -114,7 +115,7 @@ pub(super) fn write_entry(
             let (from, markets) = (out.len(), snapshot.markets_address());
             match before.as_ref().and_then(|before| before.written(markets)) {
                 Some(bytes) => out.extend_from_slice(bytes),
-                // The same packed markets give the same bytes, because times stand outside (L3).
+                // Only new packed markets are written: equal ones give equal bytes (L3).
                 None => {
                     write_markets(out, inline, snapshot);
                     written += 1;
@@ -143,6 +144,7 @@ pub(super) fn write_markets(out: &mut Vec<u8>, inline: &[Inline], snapshot: &Cac
 }
 
 fn write_market(out: &mut Vec<u8>, market: CachedMarket<'_>) {
+    // All markets have the same keys, so the text around the values is constant.
     out.extend_from_slice(b"{\"betpawa_market_id\":");
     text(out, market.betpawa_market_id());
     out.extend_from_slice(b",\"betpawa_market_name\":");

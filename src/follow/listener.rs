@@ -40,8 +40,8 @@ use crate::{
     read::preflight::{self, DATABASE, Feed},
 };
 
-/// The listener sends a heartbeat after so much quiet, give or take a fifth. A heartbeat notifies all followers, so the
-/// random part lets one of them send it for all.
+/// The time without a notification after which the listener sends a heartbeat, give or take a fifth. A heartbeat
+/// notifies all followers, so the random part lets one of them send it for all.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// A heartbeat must arrive within this time.
@@ -53,8 +53,8 @@ const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
 /// Writers hold the wait lock exclusively for microseconds. A session that holds it for longer keeps followers out.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// After so many failed proofs in a row the cause is not the network but a pooler, which nobody replaces within
-/// minutes. From then on the listener makes longer pauses.
+/// After this many failed proofs in a row, the cause is probably a pooler and not the network. Nobody replaces a pooler
+/// within minutes, so the listener then makes longer pauses.
 const LOST_BEFORE_LONGER_PAUSES: u32 = 3;
 const FIRST_LONGER_PAUSE: Duration = Duration::from_secs(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -83,7 +83,7 @@ struct State {
     health: Mutex<Health>,
     /// Heartbeats sent since the follower last took the number.
     heartbeats: AtomicUsize,
-    /// Whether the server's sessions stay with their connections, as the last check found.
+    /// Whether connections keep their server sessions, as the last check found.
     own_session: AtomicBool,
 }
 
@@ -169,7 +169,7 @@ impl State {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a notification came, and wakes the follower. Returns whether trouble ends by it.
+    /// Notes that a notification came, and wakes the follower. Returns whether this ends trouble.
     fn note_notification(&self) -> bool {
         let mut health = self.health();
         health.last_notification = Some(Instant::now());
@@ -241,7 +241,7 @@ impl ListenerTask {
     async fn run(mut self) {
         loop {
             let Err(error) = self.listen().await;
-            // The next connection may go through another pooler, so nothing learned about this one holds any more.
+            // The next connection may go through another pooler, so forget what was learned about this one.
             self.state.own_session.store(false, Ordering::Relaxed);
             self.notifier = None;
             if self.state.note_trouble(error.to_string(), true) {
@@ -343,8 +343,8 @@ impl ListenerTask {
     async fn hold_wait_lock(&self, connection: &Connection, wants: bool) -> Result<(), Error> {
         let client = &connection.client;
         if !wants {
-            // Before the lock is released: from then on writers may stay silent, so the follower must no longer rely on
-            // them.
+            // Clear this before releasing the lock. From then on writers need not notify, so the follower must not rely
+            // on them.
             self.state.health().notifies_from = None;
             // The session holds no other advisory lock.
             let unlock = "SELECT pg_catalog.pg_advisory_unlock_all()";
@@ -458,6 +458,7 @@ async fn same_database(
             .await
             .map_err(Error::database(LISTEN))
     };
+    // A transaction, for the time-outs that `begin` sets.
     execute(&connection.begin(Access::Read, bound)).await?;
     let rows = client.query_typed(DATABASE, &[]).await;
     let rows = rows.map_err(Error::database(LISTEN))?;

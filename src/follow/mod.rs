@@ -57,7 +57,7 @@ use crate::{
 ///
 /// | state | what it does | after an error |
 /// |---|---|---|
-/// | connecting | opens the reading connection, checks tables, rights and triggers, LISTENs | paused |
+/// | connecting | opens the reading connection, checks tables, rights and triggers, starts the listener | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
 /// | paused | waits, longer each time, with jitter; then connects | - |
@@ -83,7 +83,7 @@ pub struct Follower {
     /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
-    /// The feed's, as far as it was told; 0 before.
+    /// The feed version that the log named last; 0 before.
     feed_version: i32,
     troubled_since: Option<DateTime<Utc>>,
 }
@@ -136,7 +136,7 @@ impl Follower {
 
     /// Follows until the future is dropped, or until an error *before the first warmup* that waiting does not resolve.
     /// Such errors are a refused login, a missing table, trigger or right, and another feed version. An unreachable
-    /// database is one only if [`Config::retry_unreachable`] is off.
+    /// database ends it only if [`Config::retry_unreachable`] is off.
     ///
     /// After the first warmup no error ends it: it tries again, and the view ages meanwhile.
     ///
@@ -195,7 +195,8 @@ impl Follower {
         add(&self.publisher.counters().reconnects, usize::from(again));
         let check = preflight::check_first(&reader, &self.config);
         let feed = within(self.config.read_timeout, CHECKING, check).await?;
-        // LISTEN comes before the first snapshot, so that every change after the snapshot causes a notification.
+        // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the follower,
+        // which then reads what was committed before (W2, W3 of `schedule::polling`).
         self.listen(feed.as_ref())?;
         Ok(Session {
             reader,
@@ -304,7 +305,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Says once that the feed is of the version before, and once that it was upgraded.
+    /// Logs once that the feed has an older version, and once that it was upgraded.
     fn tell_version(&mut self, found: i32) {
         let told = std::mem::replace(&mut self.feed_version, found);
         if told == found {
@@ -329,7 +330,7 @@ impl Follower {
         start: ReadStart,
     ) -> Result<ReadState, Error> {
         let epoch = self.epoch + u64::from(reason.reason.is_new_epoch());
-        // Beside the draft, which is borrowed too.
+        // Not `self.source()`: that would borrow all of `self` beside the draft.
         let source = Source::new(reader, &self.config, &self.names);
         let prepared = self.prepared.as_ref();
         let reload = reason.reason.name();
@@ -356,7 +357,7 @@ impl Follower {
         };
         span.record("rows", done.rows_read);
         span.record("events", self.draft.len());
-        // Only now: if the read fails, the old view stays, and with it its epoch.
+        // Set it only after the read: if the read fails, the old view stays, with its epoch.
         self.epoch = epoch;
         self.publish(&known, done);
         Ok(known)
@@ -454,7 +455,7 @@ impl Follower {
     }
 
     /// Makes one read and publishes its result. `woken` is given if the read follows a wait, `step` if it is for the
-    /// audit. Without either it makes a reload that is due.
+    /// audit. If neither is given, a reload is due.
     async fn read(
         &mut self,
         reader: &Connection,
@@ -468,7 +469,7 @@ impl Follower {
             (None, Some(Woken::Time)) => Cause::Time,
             (None, _) => Cause::News,
         };
-        // Beside the draft, which is borrowed too.
+        // Not `self.source()`: that would borrow all of `self` beside the draft.
         let source = Source::new(reader, &self.config, &self.names);
         let reason = match (&cause, woken) {
             (Cause::Audit(_), _) => "audit",
@@ -524,7 +525,7 @@ impl Follower {
         }
     }
 
-    /// Notes a step of the audit. Returns whether cache and database were equal.
+    /// Counts and logs the result of a step of the audit. Returns whether cache and database were equal.
     fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
         let ended = self.audit.done(audited, took, Instant::now());
         let Audited::Events { count, mismatches } = audited else {
@@ -547,7 +548,7 @@ impl Follower {
     }
 
     /// Handles the error of a read. After a lock time-out or a conflict it rolls back and pauses. The caller may then
-    /// read again from the same cursor, because nothing was applied. Any other error it returns, which ends the
+    /// read again from the same cursor, because nothing was applied. It returns any other error, which ends the
     /// connection.
     async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
         let reader = &session.reader;
@@ -674,7 +675,7 @@ impl Follower {
     }
 }
 
-/// Logs how the change can have come that the audit found.
+/// Logs how a change that the audit found can have bypassed the triggers.
 fn explain_repair(feed: Option<&Feed>) {
     let bypasses = feed.into_iter().flat_map(|feed| &feed.bypasses);
     let ways: Vec<&str> = bypasses.map(String::as_str).collect();
@@ -692,7 +693,7 @@ fn explain_repair(feed: Option<&Feed>) {
     }
 }
 
-/// The log names so many mismatches of a step. It only counts the rest.
+/// The most mismatches of a step that the log names. It only counts the rest.
 const MOST_NAMED: usize = 10;
 
 const CHECKING: &str = "checking tables, rights and triggers";

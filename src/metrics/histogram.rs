@@ -1,9 +1,8 @@
 //! Counts durations as they happen.
 //!
-//! | invariant | |
-//! |---|---|
-//! | H1 | recording takes no lock and allocates nothing: a search among 81 bounds and two atomic additions |
-//! | H2 | the bounds never change, so counts of two times can be subtracted, and counts of two processes added |
+//! # Invariants
+//! - H1: Recording takes no lock and allocates nothing: a search among 81 bounds and two atomic additions.
+//! - H2: The bounds never change, so one can subtract the counts of two moments, and add those of two processes.
 
 use std::{
     array,
@@ -95,8 +94,8 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// How long something took, since the cache was made: durations counted in fixed buckets from 1 us to 100 s, ten per decade
-/// (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8).
+/// Durations since the cache was made, counted in fixed buckets from 1 us to 100 s, ten per decade (1, 1.25, 1.6, 2,
+/// 2.5, 3.15, 4, 5, 6.3, 8).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timing {

@@ -32,8 +32,7 @@ pub enum ReloadReason {
     /// Another server answered, or the same one after a restart or a promotion. Behind a pooler, a lost connection
     /// looks the same.
     ServerChanged,
-    /// The server had handed out fewer transaction ids than before: its machine was put back to an earlier state while
-    /// running.
+    /// The server had assigned fewer transaction ids than before, so somebody put its machine back to an earlier state.
     WentBack,
     /// The server's clock went back.
     ClockWentBack,
@@ -59,7 +58,7 @@ impl ReloadReason {
         ReloadReason::NotUnderstood,
     ];
 
-    /// One word for machines: a label in `/metrics` and a key in `/v1/stats`.
+    /// A fixed word for machines: a label in `/metrics` and a key in `/v1/stats`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -12,8 +12,8 @@ pub struct Stats {
     pub total_snapshots: usize,
     /// How many markets these snapshots have.
     pub total_markets: usize,
-    /// Bytes asked of the allocator for all that makes up the cache: events, odds, interned names, indexes. Does not
-    /// count what only older views still hold, what the allocator adds by rounding, and about 13 kB for the stream of
+    /// Bytes requested from the allocator for the whole cache: events, odds, interned names, indexes. Leaves out the
+    /// memory that only older views still hold, what the allocator adds by rounding, and about 13 kB for the stream of
     /// changes.
     pub memory_bytes: usize,
     /// The same bytes by purpose.
@@ -37,7 +37,7 @@ pub struct MemoryStats {
     pub table_bytes: usize,
     /// The snapshot indexes, which find the events that show a snapshot.
     pub owners_bytes: usize,
-    /// Events by kickoff, by which the follower finds events that have left the window.
+    /// Events by kickoff, for finding those that have left the window.
     pub kickoffs_bytes: usize,
 }
 

@@ -105,12 +105,12 @@ impl std::fmt::Display for Status {
 pub struct Counters {
     /// Transactions that read the change log or everything.
     pub reads: u64,
-    /// How often a notification came. Several that came at once count once.
+    /// How often a notification ended a wait. Several that came at once count once.
     pub notifications: u64,
-    /// How often the follower looked without a notification because it was time: after the poll interval, for the
-    /// audit, or between many small commits.
+    /// How often the follower read without a notification because it was time: after the poll interval, for the audit,
+    /// or between many small commits.
     pub polls: u64,
-    /// How often the follower looked because a handle requested it: to wait for a transaction, or to read everything
+    /// How often the follower read because a handle requested it: to wait for a transaction, or to read everything
     /// again.
     pub asks: u64,
     /// Heartbeats sent to test whether notifications arrive, when no other notification came.
@@ -144,14 +144,14 @@ pub struct Counters {
     pub audit_mismatches: u64,
 }
 
-/// The installed change feed, and which transactions its log still covers: all from `pruned_below` on. As of the last read;
-/// all 0 before the first warmup, and in a cache that a [`Writer`](crate::writer::Writer) feeds.
+/// The installed change feed, and which transactions its log covers. As of the last read. All fields are 0 before the
+/// first warmup, and in a cache that a [`Writer`](crate::writer::Writer) feeds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ChangeLog {
-    /// Log rows of transactions with smaller ids may have been deleted. Stays the same as long as nobody prunes.
+    /// The log may have lost the rows of transactions with smaller ids. Grows when somebody prunes it.
     pub pruned_below: u64,
-    /// The first transaction id that had not been handed out, or whose transaction had not ended.
+    /// The smallest transaction id that the server had not assigned yet, or whose transaction had not ended.
     pub next_xid: u64,
     /// The version of the installed feed, one of [`FEED_VERSIONS`](crate::sql::FEED_VERSIONS). Below
     /// [`FEED_VERSION`](crate::sql::FEED_VERSION), `oddscache sql install --apply` upgrades it under running caches.

@@ -18,10 +18,10 @@ pub struct Timings {
     /// From a transaction's commit until readers saw its changes. Counts each transaction that wrote to the change log
     /// and was read from there. Does not count what a reload shows, for instance after an outage; the age covers that.
     ///
-    /// The log does not know when a transaction committed. The timing assumes the end of its last logged statement, or
-    /// the beginning of the last read that did not see it yet, whichever is later. Neither is after the commit, so the
-    /// timing is an upper bound, unless a clock is set back. It includes what the transaction did after that statement,
-    /// unless a read came between.
+    /// The log does not know when a transaction committed. The timing starts at the end of its last logged statement,
+    /// or at the beginning of the last read that did not see it yet, whichever is later. Both come before the commit,
+    /// so the timing is an upper bound, unless a clock is set back. It includes what the transaction did after that
+    /// statement, unless a read came between.
     ///
     /// The two clocks need not agree: the time of the statement is compared with the server's own clock. On a standby
     /// the timing includes the lag behind the primary, and the difference between their two clocks.
@@ -30,8 +30,8 @@ pub struct Timings {
     /// only checked for new log rows, nor reads of the audit.
     pub read: Timing,
     /// The part of a read that decodes market rows. Not counted if there were none. Also not counted if rows were
-    /// decoded while they arrived, which is then part of `read`: with many changes, and for snapshots that turned out
-    /// to be needed only during the read.
+    /// decoded while they arrived: that time is part of `read`. This happens with many changes, and with snapshots that
+    /// the read did not expect to need.
     pub decode: Timing,
     /// The part of a read that brings the draft up to date and drops events that have left the window. Not counted if
     /// the log named nothing.

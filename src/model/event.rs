@@ -65,7 +65,8 @@ impl CachedEvent {
             .chain(self.competitors.0.iter().map(|(_, snapshot)| snapshot))
     }
 
-    /// Bytes that this event and its packed markets asked of the allocator. What the interner owns is not counted.
+    /// Bytes that this event and its packed markets requested from the allocator. What the interner owns is not
+    /// counted.
     pub(crate) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<CachedEvent>()

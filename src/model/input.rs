@@ -14,7 +14,7 @@ use super::{
 /// deserialises from the JSON of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInput {
-    /// The snapshot's id: of the row, or of whatever else it came from.
+    /// The snapshot's id, for example that of its row.
     pub snapshot_id: i64,
     /// The event that the snapshot belongs to.
     pub event_id: i64,
@@ -36,16 +36,16 @@ pub struct MarketInput {
     pub betpawa_market_id: String,
     /// The market's name.
     pub betpawa_market_name: String,
-    /// The line, if it has one.
+    /// The line, such as 2.5 in "over/under 2.5"; `None` for a market without a line.
     #[serde(default)]
     pub line: Option<f64>,
-    /// The kind of handicap, if it has one.
+    /// The kind of handicap; `None` for a market without a handicap.
     #[serde(default)]
     pub handicap_type: Option<String>,
-    /// The home side's handicap.
+    /// The home side's handicap, in the units of the sport's score; `None` for a market without a handicap.
     #[serde(default)]
     pub handicap_home: Option<f64>,
-    /// The away side's handicap.
+    /// The away side's handicap, in the units of the sport's score; `None` for a market without a handicap.
     #[serde(default)]
     pub handicap_away: Option<f64>,
     /// The outcomes, in order.
@@ -66,7 +66,7 @@ pub struct OutcomeInput {
     pub name: String,
     /// Decimal odds, kept bit for bit; `None` for an outcome without odds.
     pub odds: Option<f64>,
-    /// Whether bets on it are taken; true if absent.
+    /// Whether bets on it are taken; true if the JSON does not say.
     #[serde(default = "yes")]
     pub is_active: bool,
     /// All other keys, kept as they are. The keys `name`, `odds` and `is_active` are dropped here, because they have

@@ -1,10 +1,10 @@
 //! Keeps one copy of everything that snapshots have in common.
 //!
-//! | invariant | |
-//! |---|---|
-//! | I1 | equal kinds, market templates and snapshot templates are one allocation each: equal addresses, equal values |
-//! | I2 | snapshot templates hold market templates, these hold kinds, kinds hold groups; nothing else does |
-//! | I3 | which template comes next is a guess that each user checks, so a slot reused meanwhile does no harm |
+//! # Invariants
+//! - I1: Equal kinds, market templates and snapshot templates are one allocation each: equal addresses, equal values.
+//! - I2: Snapshot templates hold market templates, market templates hold kinds, and kinds hold groups. Beside the
+//!   interner, nothing else holds them.
+//! - I3: Which template comes next is a guess. Each user checks it, so a slot that was reused meanwhile does no harm.
 
 use std::{hash::BuildHasher, mem::size_of, sync::Arc};
 
@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Owns one `Arc` of every snapshot template and of its parts, so that equal ones are shared. [`Interner::sweep`] frees
-/// those that nobody else holds: team and player names change for months, and keeping them all would leak.
+/// those that nobody else holds: new teams and players keep coming, so keeping all names would leak memory.
 #[derive(Debug)]
 pub(crate) struct Interner {
     snapshot_templates: Slab<SnapshotTemplate>,
@@ -25,7 +25,7 @@ pub(crate) struct Interner {
     kinds: HashTable<Arc<MarketKind>>,
     groups: HashTable<Arc<Groups>>,
     build: DefaultHashBuilder,
-    /// Bytes that the values in `kinds` and `groups` asked of the allocator.
+    /// Bytes that the values in `kinds` and `groups` requested from the allocator.
     pointee_bytes: usize,
     /// The market templates expected at the beginning of a snapshot; see [`Interner::expected`].
     first: [u32; 2],
@@ -59,14 +59,14 @@ impl Default for Interner {
 const LOOKS_PER_ADDED: usize = 8;
 /// A sweep looks at one snapshot template in this many even if none was added, so that 32 sweeps look at all of them.
 const ROUND: usize = 32;
-/// The most that a sweep looks at for that reason, so that a publish stays short. With more templates a round takes
-/// longer.
+/// The most templates that [`ROUND`] makes one sweep look at, so that a publish stays short. If there are more, a round
+/// takes more sweeps.
 const MOST_LOOKS: usize = 1024;
 
 impl Interner {
-    /// The two market templates expected after `previous` ([`NONE`]: at the beginning of a snapshot). The first has come
-    /// there repeatedly; the second came there last. Most snapshots list nearly the same markets in the same order, so
-    /// comparing with these two finds most templates without a hash lookup.
+    /// The two market templates expected after `previous` ([`NONE`]: at the beginning of a snapshot). The first came
+    /// there more than once, the second came there last. Most snapshots list nearly the same markets in the same order,
+    /// so comparing with these two finds most templates without a hash lookup.
     pub(crate) fn expected(&self, previous: u32) -> [u32; 2] {
         if previous == NONE {
             self.first
@@ -213,9 +213,8 @@ impl Interner {
             .unwrap_or_default()
     }
 
-    /// Frees some of the templates that nobody else holds, and over several calls all of them. Looks at a few snapshot
-    /// templates (see the constants above) and frees what it finds unused. Must not be called between
-    /// [`super::MarketsBuilder::begin`] and its `finish`.
+    /// Looks at a few snapshot templates (see the constants above), and frees those that nobody else holds. Over
+    /// several calls it looks at all. Must not be called between [`super::MarketsBuilder::begin`] and its `finish`.
     pub(crate) fn sweep(&mut self) {
         let base = (self.snapshot_templates.slots() / ROUND + 1).clamp(1, MOST_LOOKS);
         let added = std::mem::take(&mut self.added);
@@ -235,7 +234,7 @@ impl Interner {
             }
             self.cursor += 1;
         }
-        // Market templates of a read that failed: no snapshot template releases them, so this loop does.
+        // No snapshot template holds the market templates of a read that failed, so this loop frees them.
         for slot in std::mem::take(&mut self.fresh) {
             self.forget(slot);
         }
@@ -307,7 +306,7 @@ impl Interner {
             && self.pointee_bytes == 0
     }
 
-    /// Bytes asked of the allocator by the interner and all that it owns.
+    /// Bytes requested from the allocator by the interner and all that it owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
             + self.snapshot_templates.heap_bytes()

@@ -10,8 +10,8 @@ use super::{outcome_names::Names, slab::Slotted};
 
 /// A market without its odds and times. Interned: equal markets of all snapshots share one template.
 ///
-/// The names of outcomes are often players and then belong to one event. All else is in the [`MarketKind`], which most
-/// other markets share.
+/// The names of outcomes are often those of players, and then belong to one event. Everything else is in the
+/// [`MarketKind`], which markets of many events share.
 #[derive(Debug)]
 pub(crate) struct MarketTemplate {
     pub(super) kind: Arc<MarketKind>,
@@ -228,14 +228,14 @@ impl Slotted for MarketTemplate {
 }
 
 impl MarketKind {
-    /// Bytes that one kind in an `Arc` asked of the allocator, without the groups that it shares.
+    /// Bytes that one kind in an `Arc` requested from the allocator, without the groups that it shares.
     pub(super) fn heap_bytes(&self) -> usize {
         ARC_HEADER + size_of::<MarketKind>() + self.text.len()
     }
 }
 
 impl Groups {
-    /// Bytes that one value in an `Arc` asked of the allocator.
+    /// Bytes that one value in an `Arc` requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         ARC_HEADER
             + size_of::<Groups>()

@@ -2,18 +2,18 @@
 //!
 //! Odds change every few minutes; everything else about a market hardly ever changes. The two are therefore kept apart:
 //!
-//! - [`PackedMarkets`] holds the packed markets of one snapshot: its odds, one 32-bit word per outcome, and a snapshot template.
+//! - [`PackedMarkets`] holds the packed markets of one snapshot: one 32-bit word of odds per outcome, and a snapshot
+//!   template.
 //! - [`SnapshotTemplate`](template::SnapshotTemplate) lists the market templates of a snapshot. Interned.
 //! - [`MarketTemplate`] holds the names of a market's outcomes and points to its kind. Interned; all snapshots with the
-//!   same market share it. Many of these names are players, so they belong to one event.
-//! - [`MarketKind`](market::MarketKind) holds ids, name, line, handicap and groups. Interned; a few hundred of them
-//!   serve all events.
+//!   same market share it. Many names are those of players, so most templates belong to one event.
+//! - [`MarketKind`](market::MarketKind) holds a market's id, name, line, handicap and groups. Interned; a few hundred
+//!   kinds serve all events.
 //!
-//! | invariant | |
-//! |---|---|
-//! | M1 | nothing that a view reaches ever changes: a new value is a new allocation |
-//! | M2 | odds survive packing bit for bit, whatever their bits are |
-//! | M3 | the interner never frees what a view still reaches: it drops only what it alone owns |
+//! # Invariants
+//! - M1: Nothing that a view reaches ever changes: a new value is a new allocation.
+//! - M2: Odds survive packing bit for bit, whatever their bits are.
+//! - M3: The interner never frees what a view still reaches: it drops only what it alone owns.
 
 mod event;
 mod input;

@@ -31,7 +31,7 @@ fn thousandths(odds: f64) -> Option<u32> {
     ((f64::from(word) / 1000.0).to_bits() == odds.to_bits()).then_some(word)
 }
 
-/// A length of the buffer, to which [`OddsBuffer::truncate`] goes back.
+/// A length of the buffer, for [`OddsBuffer::truncate`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     words: usize,
@@ -76,8 +76,8 @@ impl OddsBuffer {
             .push(payload | if is_active { ACTIVE } else { 0 });
     }
 
-    /// Collects the wide odds that the words of one snapshot use, in the order of the words, and lets the words point
-    /// into the new list.
+    /// Collects the wide odds that the words of one snapshot use, in the order of the words, and points the words into
+    /// the new list.
     pub(super) fn own_wide(&self, words: &mut [u32]) -> Vec<f64> {
         let mut own = Vec::new();
         if self.wide.is_empty() {
@@ -105,7 +105,7 @@ impl OddsBuffer {
         self.words.iter().map(unpack).collect()
     }
 
-    /// Bytes asked of the allocator.
+    /// Bytes requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         self.words.capacity() * size_of::<u32>() + self.wide.capacity() * size_of::<f64>()
     }
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// Packs and unpacks, with the wide odds of another snapshot before it in the buffer.
+    /// Packs odds and unpacks them again. The buffer holds the wide odds of another snapshot before.
     fn packed_and_unpacked(odds: Option<f64>, is_active: bool) -> (Option<u64>, bool) {
         let mut buffer = OddsBuffer::default();
         buffer.push(Some(0.000_1), true);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     proptest! {
-        /// M2
+        /// M2: odds survive packing bit for bit.
         #[test]
         fn every_number_comes_back_bit_for_bit(
             bits in any::<u64>(),

@@ -1,9 +1,9 @@
 //! Packs the names of a market's outcomes into one text. Snapshots share it, one comparison covers all names, and
 //! reading needs no pointer per name.
 //!
-//! The text holds, for each outcome, a length, the name, and, if the outcome has an `extra`, a length and the text of
-//! that. The lowest bit of the first length says whether there is an `extra`. The last character says whether the whole
-//! text is [`plain`](Names::plain).
+//! For each outcome the text holds a length and the name. If the outcome has an `extra`, a second length and the text
+//! of the `extra` follow. The lowest bit of the first length says whether they do. The last character says whether the
+//! whole text is [`plain`](Names::plain).
 //!
 //! A length is written as characters below 0x80, so the whole is valid UTF-8 and its parts can be borrowed as `str`.
 //! Each character holds six bits, the lowest first; all but the last one have 0x40 set.
@@ -16,7 +16,7 @@ pub(crate) struct NamesBuffer {
     complete: bool,
 }
 
-/// Ends a text without any `extra`, whose names all stand in JSON without escapes.
+/// Ends a text without any `extra` and without a name that JSON escapes.
 const PLAIN: char = 'p';
 const ODD: char = 'o';
 
@@ -46,7 +46,7 @@ impl NamesBuffer {
         }
     }
 
-    /// Bytes asked of the allocator.
+    /// Bytes requested from the allocator.
     pub(super) fn heap_bytes(&self) -> usize {
         self.text.capacity()
     }
@@ -86,7 +86,7 @@ impl<'a> Names<'a> {
         Names { text, at: 0 }
     }
 
-    /// Whether every name stands in JSON without escapes, and no outcome has an `extra`.
+    /// Whether JSON needs no escapes for any name, and no outcome has an `extra`.
     pub(crate) fn plain(&self) -> bool {
         self.text.ends_with(PLAIN)
     }

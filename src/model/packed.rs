@@ -10,8 +10,8 @@ use super::{
     time::Micros,
 };
 
-/// The packed markets of a snapshot. They hold no confirmation time, so a confirmed snapshot shares them with the one
-/// before.
+/// The packed markets of a snapshot. They hold no confirmation time, so a snapshot that was only confirmed shares them
+/// with the one before.
 #[derive(Debug)]
 pub(crate) struct PackedMarkets {
     pub(super) template: Arc<SnapshotTemplate>,
@@ -82,7 +82,7 @@ impl PackedMarkets {
                 && bits(self).eq(bits(other))
     }
 
-    /// Bytes asked of the allocator, without the template, which the interner owns.
+    /// Bytes requested from the allocator, without the template, which the interner owns.
     pub(crate) fn heap_bytes(&self) -> usize {
         let rare = |rare: &Rare| {
             size_of::<Rare>() + size_of_val(&*rare.wide_odds) + size_of_val(&*rare.unavailable_at)
@@ -103,7 +103,7 @@ pub(crate) struct MarketsBuilder {
     /// The names of the market that the caller is reading.
     pub(crate) names: NamesBuffer,
     snapshots: Vec<StagedSnapshot>,
-    /// Whether some row came before another one that readers are to see earlier.
+    /// Whether some row came too early: readers see a later one before it.
     out_of_order: bool,
     /// How many odds words belong to staged markets.
     words_staged: usize,
@@ -280,7 +280,7 @@ impl MarketsBuilder {
         self.words_staged = 0;
     }
 
-    /// Bytes that the buffers asked of the allocator.
+    /// Bytes that the buffers requested from the allocator.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.markets.capacity() * size_of::<StagedMarket>()
             + self.odds.heap_bytes()

@@ -26,10 +26,11 @@ struct Held<T> {
 
 /// A value that a [`Slab`] can hold.
 pub(super) trait Slotted {
-    /// Equal values have equal hashes. The hash is not stored, because there are many slots and the table seldom grows.
+    /// Equal values have equal hashes. The slab does not store the hash: there are many slots, and the table seldom
+    /// grows.
     fn hash(&self, build: &impl BuildHasher) -> u64;
 
-    /// Bytes that one value in an `Arc` asked of the allocator, without what it shares.
+    /// Bytes that one value in an `Arc` requested from the allocator, without what it shares.
     fn heap_bytes(&self) -> usize;
 }
 
@@ -181,7 +182,7 @@ impl<T: Slotted> Slab<T> {
         self.by_hash.is_empty() && self.pointee_bytes == 0
     }
 
-    /// Bytes asked of the allocator by the slab and all that it owns.
+    /// Bytes requested from the allocator by the slab and all that it owns.
     pub(super) fn heap_bytes(&self) -> usize {
         self.pointee_bytes
             + self.by_hash.allocation_size()

@@ -96,8 +96,8 @@ impl CachedSnapshot {
     /// The first market with this id and line. A `line` of `None` finds a market without a line. To tell markets
     /// apart that differ only in their handicap, go through [`markets`](CachedSnapshot::markets).
     ///
-    /// Compares one byte per market, and the whole key only where that matches. Faster than going through all markets;
-    /// allocates nothing.
+    /// Compares one byte per market, and the whole key only where that byte matches, so it is faster than iterating
+    /// over all markets. Allocates nothing.
     pub fn market(&self, betpawa_market_id: &str, line: Option<f64>) -> Option<CachedMarket<'_>> {
         let index = self.packed.template.find(betpawa_market_id, line)?;
         Some(CachedMarket {
@@ -123,7 +123,7 @@ impl Serialize for CachedSnapshot {
 
 /// Iterates over the markets of a snapshot, in the order of their row ids.
 #[derive(Debug, Clone)]
-#[must_use = "an iterator does nothing until it is asked"]
+#[must_use = "an iterator does nothing until it is consumed"]
 pub struct Markets<'a> {
     packed: &'a PackedMarkets,
     next: usize,
@@ -249,7 +249,7 @@ impl Serialize for CachedMarket<'_> {
 
 /// Iterates over the outcomes of a market, in the order of the column.
 #[derive(Debug, Clone)]
-#[must_use = "an iterator does nothing until it is asked"]
+#[must_use = "an iterator does nothing until it is consumed"]
 pub struct Outcomes<'a> {
     packed: &'a PackedMarkets,
     names: Names<'a>,

@@ -17,8 +17,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct SnapshotTemplate {
     market_templates: Box<[Arc<MarketTemplate>]>,
-    /// First the [`tag`] of each market, by which [`SnapshotTemplate::find`] looks; then the number of outcomes of each
-    /// market.
+    /// First the [`tag`] of each market, for [`SnapshotTemplate::find`]; then the number of outcomes of each market.
     tags_and_counts: Box<[u8]>,
     /// The numbers of outcomes of all markets, if one of them does not fit a byte.
     wide_counts: Option<Box<[u32]>>,

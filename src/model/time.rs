@@ -8,7 +8,7 @@ pub(crate) struct Micros(pub(crate) i64);
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl Micros {
-    /// Stands for a time that is missing although it must not be: older than any real one.
+    /// Replaces a required time that is missing. It is older than any real one.
     pub(crate) const UNKNOWN: Micros = Micros(0);
 
     /// Reads PostgreSQL's binary form: microseconds since 2000-01-01. `infinity` and times beyond chrono's range become

@@ -1,10 +1,9 @@
 //! Opens a connection: tries every server of the configuration in turn, each with its own time limit.
 //!
-//! | invariant | |
-//! |---|---|
-//! | O1 | each address of each server has the whole `connect_timeout`, up to and including the login |
-//! | O2 | if `sslmode` requires TLS, no byte of the login goes out unencrypted |
-//! | O3 | the error counts as transient only if that of at least one server does |
+//! # Invariants
+//! - O1: Each address of each server has the whole `connect_timeout`, up to and including the login.
+//! - O2: If `sslmode` requires TLS, no byte of the login goes out unencrypted.
+//! - O3: The error counts as transient only if the error of at least one server does.
 
 use std::{
     future::{Future, poll_fn},
@@ -35,8 +34,8 @@ use crate::{
     },
 };
 
-/// The part of a connection that moves the bytes of a [`Client`], with or without TLS, as [`tokio_postgres::Connection`]
-/// does. Ends with its client. Dropping it closes the connection.
+/// The part of a connection that moves the bytes of a [`Client`], with or without TLS, as
+/// [`tokio_postgres::Connection`] does. It ends when the client is dropped. Dropping it closes the connection.
 ///
 /// It must be polled. `tokio::spawn(connection)` is enough if notices and notifications do not matter; otherwise poll
 /// [`Connection::poll_message`].
@@ -44,8 +43,9 @@ use crate::{
 pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
 impl Connection {
-    /// The server's major version, such as 15, as the server named it at the login. `None` if that cannot be read; a pooler
-    /// may name its own. Does no I/O. See [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
+    /// The server's major version, such as 15, as reported at the login. `None` if the report is not understood. A
+    /// pooler may report a version of its own. Does no I/O. See
+    /// [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
     #[must_use]
     pub fn server_version(&self) -> Option<u32> {
         let version = self.0.parameter("server_version").and_then(Major::parse);
@@ -88,9 +88,9 @@ pub(crate) struct ConnectOptions {
     pub(crate) tls: Tls,
     pub(crate) session: Session,
     pub(crate) passfile: Option<PathBuf>,
-    /// Asked instead of any other password.
+    /// Replaces any other password.
     pub(crate) password: Option<PasswordSource>,
-    /// Of the user's own, instead of rustls.
+    /// The user's own connector, which replaces rustls.
     pub(crate) connector: Option<Connector>,
 }
 
@@ -101,7 +101,7 @@ impl ConnectOptions {
         hosts::targets(&self.postgres).map(drop)
     }
 
-    /// Whether what it asks of TLS makes sense, and is to be had here.
+    /// Fails if the TLS settings contradict each other, or if this program has no connector for them.
     pub(crate) fn check_tls(&self) -> Result<(), Error> {
         self.tls.check(self.postgres.get_ssl_negotiation())?;
         self.tls.check_connector(self.connector.is_some())
@@ -261,6 +261,7 @@ impl ConnectOptions {
         }
         let connect = postgres.connect(connector.clone()).await;
         let (client, connection) = connect.map_err(|error| Failed {
+            // `pg_hba.conf` may refuse this kind of connection and accept the other (SQLSTATE 28000).
             try_other_way: is_about_tls(&error)
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
             error: self.classify(target, &error, password),
@@ -305,7 +306,7 @@ impl ConnectOptions {
         reading.await.ok().flatten()
     }
 
-    /// The error of a login as one of ours. It decides whether a retry makes sense.
+    /// Turns an error of the login into one of ours, which decides whether a retry makes sense.
     fn classify(
         &self,
         target: &Target,
@@ -352,7 +353,7 @@ impl ConnectOptions {
         refused(target, said)
     }
 
-    /// The same, if the server sent no error.
+    /// The same for an error that did not come from the server.
     fn classify_unanswered(
         &self,
         target: &Target,
@@ -374,7 +375,8 @@ impl ConnectOptions {
                 target,
                 "a certificate cannot be issued for this host name".to_owned(),
             ),
-            // A connector that refuses the server refuses it again. Only trouble with the network may pass.
+            // A connector that refuses the server will refuse it again. Only trouble with the network may end by
+            // itself.
             "error performing TLS handshake" if self.connector.is_some() && !is_about_io(error) => {
                 tls(target, said)
             }
@@ -451,8 +453,7 @@ struct Failed {
     try_other_way: bool,
 }
 
-/// The error to report of two addresses of one server. An answer of the server is worth more than an address that
-/// nobody answers.
+/// The more useful of the errors of two addresses of one server. An answer from the server says more than no answer.
 fn more_telling(before: Option<Error>, now: Error) -> Error {
     match before {
         Some(before) if !before.is_transient() => before,
@@ -475,7 +476,8 @@ fn tls(target: &Target, reason: String) -> Error {
     Error::Tls { target, reason }
 }
 
-/// Whether the network is a cause, rather than what was said over it.
+/// Whether the network failed. Connectors also wrap refusals of the other side in I/O errors, of the kinds
+/// `InvalidData` and `Other`: these do not count.
 fn is_about_io(error: &tokio_postgres::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -492,7 +494,7 @@ fn is_about_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
 
-/// The addresses of a server. `None` stands for one that needs no lookup because it is a socket.
+/// The addresses of a server. `None` stands for a Unix socket, which has no address.
 async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     let name = match (&target.host, target.address) {
         (_, Some(address)) => return Ok(vec![Some(address)]),
@@ -507,7 +509,8 @@ async fn look_up(target: &Target) -> Result<Vec<Option<IpAddr>>, Error> {
     Ok(addresses)
 }
 
-/// The first value of a query's answer. The error is a text.
+/// The first value of a query's answer. Polls `connection`, without which the client gets no answer. The error is a
+/// text.
 async fn first_value(
     client: &Client,
     connection: &mut Connection,

@@ -38,6 +38,7 @@ struct Events {
 impl Connection {
     pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
         let (client, mut connection) = options.open().await?;
+        // Older servers would refuse a setting that they do not know.
         let without_transaction_timeout = match connection.server_version() {
             Some(17..) => "SET LOCAL transaction_timeout = 0; ",
             _ => "",
@@ -59,6 +60,7 @@ impl Connection {
                     None => break,
                 }
             }
+            // Wake those who wait for a notification, so that they learn of the end.
             sender.closed.store(true, Ordering::Release);
             sender.notification.notify_one();
         });
@@ -86,8 +88,8 @@ impl Connection {
         )
     }
 
-    /// What a transaction sets first, right after BEGIN, so that no `transaction_timeout` of the role, the database or the
-    /// server ends its session. Empty before PostgreSQL 17, which brought that setting.
+    /// The first statement of a transaction, right after BEGIN. Without it, a `transaction_timeout` of the role, the
+    /// database or the server could end the session. Empty before PostgreSQL 17, which added that setting.
     pub(crate) fn without_transaction_timeout(&self) -> &'static str {
         self.without_transaction_timeout
     }

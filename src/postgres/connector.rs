@@ -1,4 +1,4 @@
-//! What speaks TLS on a connection: rustls, or a connector of the user's own, behind one type.
+//! Connectors for TLS: rustls and the user's own, behind one type.
 
 use std::{
     error::Error as StdError,
@@ -34,7 +34,7 @@ where
     <C::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     fn make(&self, domain: &str) -> Result<Handshake, BoxError> {
-        // `make_tls_connect` wants it mutable, and two connections may be opened at once.
+        // `make_tls_connect` needs `&mut self`, but two connections may be opened at once.
         let connect = self.clone().make_tls_connect(domain).map_err(Into::into)?;
         Ok(Handshake(Box::new(move |socket| {
             Box::pin(async move {
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// Never asked for a handshake: the driver asks for none with `sslmode=disable`.
+/// Takes the place of a connector with `sslmode=disable`, with which the driver makes no handshake.
 struct Refusing;
 
 impl Make for Refusing {
@@ -91,7 +91,7 @@ impl MakeTlsConnect<Socket> for Connector {
 
 type Shake = dyn FnOnce(Socket) -> BoxFuture<'static, Result<Stream, BoxError>> + Send;
 
-/// One handshake to come.
+/// A handshake that has not begun.
 pub(crate) struct Handshake(Box<Shake>);
 
 impl TlsConnect<Socket> for Handshake {

@@ -96,7 +96,7 @@ pub(crate) struct Parsed {
 pub fn without_password(connection_string: &str) -> Option<String> {
     const HIDDEN: &str = "***";
     let parameters = Parameters::parse(connection_string);
-    // What parses may still be refused: the piece of a password that is taken for a port, for example.
+    // A string that parses may still be refused, for example if a part of a password stands where a port is expected.
     let Some(parameters) = parameters.ok().filter(|found| found.build().is_ok()) else {
         return Some(HIDDEN.to_owned());
     };
@@ -209,7 +209,7 @@ impl Parameters {
             };
             let name = decode(name)?;
             match (name.as_slice(), value) {
-                // JDBC's spelling.
+                // JDBC spells `sslmode=require` this way.
                 (b"ssl", "true") => self.set("sslmode", b"require".to_vec())?,
                 (name, value) => self.set(
                     std::str::from_utf8(name).unwrap_or_default(),
@@ -222,6 +222,7 @@ impl Parameters {
 
     /// Reads `host:port,[address]:port,...`
     fn read_hosts(&mut self, hosts: &str) -> Result<(), Error> {
+        // A URL pairs hosts and ports; the parameters `host` and `port` are two lists of equal length.
         let (mut names, mut ports) = (Vec::new(), Vec::new());
         for (number, host) in hosts.split(',').enumerate() {
             let (name, port) = match host.strip_prefix('[') {
@@ -299,7 +300,7 @@ impl Parameters {
             .map(|units| unit.saturating_mul(units)))
     }
 
-    /// All settings: the driver's configuration, and what the driver does not know.
+    /// All settings: the driver's configuration, and the settings that the driver does not know.
     pub(crate) fn build(&self) -> Result<Parsed, Error> {
         let mut postgres = tokio_postgres::Config::new();
         self.set_hosts(&mut postgres)?;
@@ -360,6 +361,7 @@ impl Parameters {
             .into_iter()
             .flat_map(|hosts| hosts.split(','))
         {
+            // libpq takes this for an abstract socket, which the driver does not support.
             if host.starts_with('@') {
                 return Err(wrong_value("host", "a name, an address or a directory"));
             }
@@ -408,7 +410,7 @@ impl Parameters {
             .map(|time| postgres.keepalives_idle(time));
         self.time("keepalives_interval", second)?
             .map(|time| postgres.keepalives_interval(time));
-        // The driver's name and libpq's name.
+        // The driver calls it `keepalives_retries`, libpq `keepalives_count`.
         for name in ["keepalives_retries", "keepalives_count"] {
             self.number::<u32>(name)?
                 .filter(|count| *count > 0)
@@ -681,8 +683,8 @@ mod tests {
     /// A character that none of our messages contains.
     const SECRET: &str = "\u{1F511}";
 
-    /// Checks that an error repeats nothing of the text, and that a text which the driver accepts too means the same to
-    /// both. Returns whether both accepted it.
+    /// Checks that an error repeats no part of the text, and that a text accepted by this module and by the driver
+    /// means the same to both. Returns whether both accepted it.
     fn agrees_with_the_driver(text: &str) -> bool {
         let (ours, theirs) = (understood(text), text.parse::<tokio_postgres::Config>());
         let secret = text.replace(|character: char| character.is_ascii_uppercase(), SECRET);
@@ -736,7 +738,7 @@ mod tests {
             assert_eq!(config.get_dbname(), Some(name), "{text}");
             assert_eq!(hosts, ["h:5432"], "{text}");
             assert_eq!(parsed.tls.mode, SslMode::Prefer, "{text}");
-            // Without the password all else stays what it was.
+            // Printing changes nothing but the password.
             let printed = without_password(&text).expect("it holds a password");
             let (parsed, _) = understood(&printed).expect("what is printed is read");
             let config = parsed.postgres;

@@ -7,9 +7,9 @@ use crate::postgres::password::Login;
 
 /// The password in the file, if the file has one. Blocks.
 ///
-/// A missing file gives no password. A file that others than its owner may read is ignored with a warning. A file of
-/// root may be readable by its group, which libpq allows only for keys: systemd and Kubernetes hand over secrets in
-/// such files.
+/// A missing file gives no password. A file that others than its owner may read is ignored with a warning. The group
+/// may read a file of root, because systemd and Kubernetes hand over secrets in such files. (libpq allows that only for
+/// keys.)
 pub(crate) fn read(path: &Path, login: &Login) -> Option<Vec<u8>> {
     match text(path) {
         Ok(text) => find(&text?, login),

@@ -1,10 +1,10 @@
-//! A password that is asked for when a connection is opened.
+//! A password that a function returns for each new connection.
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-/// Whom a password is for. See [`Config::password_with`](crate::config::Config::password_with).
+/// The login that a password is for. See [`Config::password_with`](crate::config::Config::password_with).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Login {

@@ -1,10 +1,10 @@
 //! Makes TLS connectors with rustls, and turns its errors into sentences.
 //!
-//! | invariant | |
-//! |---|---|
-//! | C1 | in every mode, the server proves that it has the private key of its certificate |
-//! | C2 | in verify-ca and verify-full, the certificate is valid, and is itself given or issued by a given root |
-//! | C3 | in verify-full, the certificate is for the host that the connection string names |
+//! # Invariants
+//! - C1: In every mode, the server proves that it has the private key of its certificate.
+//! - C2: In verify-ca and verify-full, the certificate is valid now. It is one of the given certificates, or its chain
+//!   ends in one of them.
+//! - C3: In verify-full, the certificate is for the host that the connection string names.
 
 use std::{error::Error as StdError, io, path::Path, sync::Arc};
 

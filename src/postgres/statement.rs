@@ -1,9 +1,9 @@
-//! Statements that the follower runs again and again. They are parsed and planned once if the session stays ours.
+//! Statements that the follower runs again and again. The server parses and plans them once for each session.
 //!
-//! They are prepared by SQL under names that nobody else uses, not by the protocol. A driver numbers its statements, so
-//! behind a pooler in transaction mode one client could run the statement of another. If the pooler hands out another
-//! session (SQLSTATE 26000), the read is repeated with unprepared statements. An unprepared statement may return
-//! arrays: see [`Answer`].
+//! They are prepared by SQL under names that nobody else uses, not by the protocol. A driver only numbers its
+//! statements, so behind a pooler in transaction mode one client could run the statement of another. If the pooler
+//! hands out another session (SQLSTATE 26000), the read is repeated with unprepared statements. An unprepared statement
+//! may return arrays: see [`Answer`].
 
 use std::fmt::Write;
 
@@ -55,7 +55,7 @@ impl ToSql for Arg<'_> {
 }
 
 impl Arg<'_> {
-    /// Writes the value as an SQL constant. The context gives its type. Texts only ever come from the server's own ids.
+    /// Writes the value as an SQL constant. The context gives its type.
     fn write(&self, sql: &mut String) {
         // Writing to a String cannot fail.
         let _ = match self {
@@ -103,6 +103,7 @@ impl Prepared {
         let prefix = &self.prefix;
         let old = format!("SELECT name FROM pg_prepared_statements WHERE name LIKE '{prefix}%'");
         let rows = client.query_typed(&old, &[]).await;
+        // One batch for all, so that it takes one round trip.
         let mut sql = String::new();
         for row in rows.map_err(Error::database(DOING))? {
             let name: &str = row.try_get(0).map_err(Error::database(DOING))?;
@@ -192,8 +193,8 @@ impl Statement {
     }
 
     /// Runs the statement and returns its answer by columns. A prepared statement returns few rows, so it returns them
-    /// as they are. An unprepared one returns arrays: a driver's work per row costs several times that for the values,
-    /// and arrays cost the server only little.
+    /// as they are. An unprepared one returns arrays: for many rows, the driver's work per row costs several times its
+    /// work for the values, while arrays cost the server little.
     pub(crate) async fn answer(
         &self,
         doing: &'static str,

@@ -18,7 +18,7 @@ pub enum SslMode {
     Allow,
     /// Encrypts if the server offers TLS. Does not encrypt if the server does not, if the handshake fails, or if
     /// `pg_hba.conf` has no line for encrypted connections. Does not protect against an attacker on the network. Never
-    /// encrypts without the cargo feature `tls` and a connector of one's own.
+    /// encrypts if there is neither the cargo feature `tls` nor a connector of one's own.
     #[default]
     Prefer,
     /// Always encrypts. Does not check the certificate; with root certificates it checks as [`SslMode::VerifyCa`] does.
@@ -200,7 +200,8 @@ impl Tls {
         }
     }
 
-    /// Whether a connection can do as they say, by rustls or by a connector of the user's own.
+    /// Fails if neither rustls nor the user's own connector can do what the settings say. `is_own` says whether there
+    /// is such a connector.
     pub(crate) fn check_connector(&self, is_own: bool) -> Result<(), Error> {
         if is_own && (self.roots.is_some() || self.identity.is_some()) {
             self.wrong(

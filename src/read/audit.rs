@@ -111,7 +111,7 @@ impl Audit {
         window.len().div_ceil(STEPS).clamp(1, self.most)
     }
 
-    /// Notes that the step that was due succeeded, and took so long. Returns whether it ended a pass.
+    /// Notes that the step that was due succeeded after `took`. Returns whether it ended a pass.
     pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
         self.rest(took, now);
         // The step was due with the old `most`, so it is raised only after the pass has moved on.
@@ -130,14 +130,14 @@ impl Audit {
         ended
     }
 
-    /// Notes that the step that was due failed, and took so long. The next one will be smaller.
+    /// Notes that the step that was due failed after `took`. The next one will be smaller.
     pub(crate) fn failed(&mut self, took: Duration, now: Instant) {
         self.rest(took, now);
         self.most = (self.most / 2).max(1);
     }
 
-    /// Sets when the next step is due, after the audit took so long (U2). With a budget of 0.01 it rests for 100 times
-    /// as long. It also rests long enough to spread a pass over the whole cycle.
+    /// Sets when the next step is due, after the audit was busy for `took` (U2). With a budget of 0.01 it rests for 100
+    /// times as long. It also rests long enough to spread a pass over the whole cycle.
     pub(crate) fn rest(&mut self, took: Duration, now: Instant) {
         let rest = took.min(LONGEST_REST).div_f64(self.budget);
         // One more for the step that lists the window.
@@ -195,7 +195,7 @@ fn difference(held: Option<&CachedEvent>, read: Option<&CachedEvent>) -> Option<
             (None, None) => None,
         }
     };
-    // The keys of both events, so that a snapshot is found that only one of them has.
+    // Collect the keys of both events: only one of them may have a snapshot for a key.
     let ids = [held, read];
     let bookmaker = ids
         .iter()
@@ -267,7 +267,7 @@ mod tests {
             assert!(took <= CYCLE, "{events} events: {took:?}");
             let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
             assert_eq!(ids, window);
-            // The ranges leave no gap, so that events are compared that are held but not in the window.
+            // The ranges leave no gap, so the pass also compares held events outside of the window.
             assert_eq!(slices[0].range.0, Bound::Unbounded);
             assert_eq!(slices[slices.len() - 1].range.1, Bound::Unbounded);
             for pair in slices.windows(2) {

@@ -33,8 +33,8 @@ const MOST_KEYS: usize = 100_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {
     snapshot: PgSnapshot,
-    /// Only on a standby, whose snapshots do not list the transactions in progress. The log rows from `xmin` on that
-    /// were read: without them the next read could not tell which of these rows are new.
+    /// The keys of the log rows from `xmin` on that were read. Set only on a standby: its snapshots do not list the
+    /// transactions in progress, so without these keys the next read could not tell which rows are new.
     seen: Option<HashSet<LogRow>>,
 }
 
@@ -70,7 +70,7 @@ impl Cursor {
         self.snapshot.xmax > snapshot.xmax
     }
 
-    /// Whether log rows may have been pruned that this cursor has not read.
+    /// Whether somebody may have pruned log rows that this cursor has not read.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
     }
@@ -113,7 +113,7 @@ impl ChangeSet {
             return Err(ReloadReason::Asked.into());
         }
         if let Some(note) = note {
-            // Only the SQLSTATE: the rest of the note may quote data of a row, and this text is shown to everybody.
+            // Keep only the SQLSTATE: the rest of the note may quote data of a row, and anybody can see this text.
             let code = note.split(' ').next().filter(|code| code.len() == 5);
             return Err(Reload::about(
                 ReloadReason::Trouble,
@@ -229,7 +229,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
             column().map_err(Error::database(DOING))?;
         if table_name != HEARTBEAT {
             let (xid, at) = written(&row).map_err(Error::database(DOING))?;
-            // All rows of a transaction come in a row, so comparing with the row before tells the transactions apart.
+            // The rows of a transaction follow each other, so comparing with the row before tells transactions apart.
             match logged.last_mut() {
                 Some(logged) if last == Some(xid) => *logged = at.max(*logged),
                 _ => logged.push(at),
@@ -280,8 +280,9 @@ impl<'a> FromSql<'a> for Xid {
 /// rows. It does not grow with the size of the log, nor with the age of the oldest transaction.
 pub(crate) fn exactly_new(log: &str) -> Statement {
     // The planner must use the primary key even if the log was never analyzed. Without statistics it assumes that an
-    // open range selects a third of the table. So the range has an upper end, above which no row is visible anyway. It
-    // assumes that a long list selects all of the table. So LATERAL looks up one transaction after the other.
+    // open range selects a third of the table. So the range has an upper end; no row is visible beyond it anyway. The
+    // planner also assumes that a long list selects the whole table. So LATERAL looks up one transaction after the
+    // other.
     let sql = format!(
         "(SELECT {COLUMNS} FROM {log} WHERE xid >= $1::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY xid LIMIT {limit}) \
          UNION ALL (SELECT l.* FROM unnest($2::xid8[]) AS writer (id), LATERAL \
@@ -293,8 +294,8 @@ pub(crate) fn exactly_new(log: &str) -> Statement {
 
 /// The keys of all visible log rows of the transactions from `from` to before `to`.
 ///
-/// The cost grows with the rows logged since the oldest transaction in progress began. `to` is the snapshot's `xmax`:
-/// no row from it on is visible, and it only helps the planner, as in [`exactly_new`].
+/// The cost grows with the rows logged since the oldest transaction in progress began. `to` is the snapshot's `xmax`.
+/// No row from it on is visible, so it only helps the planner, as in [`exactly_new`].
 async fn ids_between(
     client: &Client,
     log: &str,

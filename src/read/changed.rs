@@ -164,7 +164,7 @@ struct Request {
     betpawa: BTreeSet<i64>,
     /// Events whose snapshots in `competitor_odds_snapshots` are read.
     competitors: BTreeSet<i64>,
-    /// Whether the snapshots are read, too, of the events to which changed competitor events are linked.
+    /// Whether to read also the snapshots of the events to which changed competitor events are linked.
     with_linked: bool,
     /// Snapshots whose rows in `market_odds` are read; ascending.
     betpawa_markets: Vec<i64>,
@@ -234,7 +234,7 @@ impl Request {
         let betpawa_markets = change_set.betpawa_markets.iter().copied();
         let competitor_markets = change_set.competitor_markets.iter().copied();
         let unknown = |id: &i64| known_kickoff(draft, change_set, *id).is_none();
-        // Of the snapshots whose markets changed only those are needed that the draft holds, or that are new.
+        // Of the snapshots with changed markets, only the new ones and those that the draft holds are needed.
         Request {
             events: events.into_iter().filter(unknown).collect(),
             betpawa,
@@ -271,8 +271,8 @@ impl PlanMarkets {
         PlanMarkets::read_missing(reader, plan, draft, &Request::default(), &none).await
     }
 
-    /// Reads the same on several connections, each of which reads a share. If one of them fails, or sends nothing for
-    /// `silence`, `reader` starts again and reads all by itself.
+    /// Reads the same on several connections, each of which reads a share. If one of them fails or sends nothing for
+    /// `silence`, `reader` starts again and reads everything alone (E2 of [`crate::read::parallel`]).
     pub(crate) async fn read_with(
         helpers: &[Reader<'_>],
         silence: Duration,
@@ -302,7 +302,8 @@ impl PlanMarkets {
         }
     }
 
-    /// Packs the market `rows` that the first round has read, and reads the markets that the plan needs besides.
+    /// Packs the market `rows` of the first round, and reads the other markets that the plan needs. No snapshot is in
+    /// both.
     async fn read_missing(
         reader: Reader<'_>,
         plan: &Plan,
@@ -313,6 +314,7 @@ impl PlanMarkets {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let snapshots_read = betpawa.len() + competitors.len();
         let packer = &mut draft.packer;
+        // The first round read all markets of the snapshots that it requested, so `extend` replaces none of them.
         let missing = without(betpawa, &request.betpawa_markets);
         let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
         betpawa.extend(

@@ -4,7 +4,7 @@
 //! The fingerprint changes when somebody
 //! - attaches, detaches, drops or rewrites a partition;
 //! - renames a table, puts another in its place, or alters a column;
-//! - replaces or disables a trigger or its function, also if it is enabled again at once (`xmin` shows it);
+//! - replaces or disables a trigger or its function. A trigger that is enabled again at once has another `xmin`;
 //! - changes row security;
 //! - truncates, rebuilds or reinstalls the log.
 //!
@@ -81,6 +81,7 @@ struct Found {
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.
 fn find(names: &Names) -> String {
+    // `leaving` marks a partition that DETACH CONCURRENTLY is still removing, and all partitions below it.
     let tables = Table::ALL.map(|table| literal(table.name()));
     format!(
         "WITH RECURSIVE node AS (\

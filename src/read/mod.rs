@@ -93,9 +93,9 @@ struct Position {
     server: String,
     window_start: Micros,
     cut: Arc<Cut>,
-    /// When the last read began, also one that only compared snapshots.
+    /// When the last read began, even if it only compared snapshots.
     began: Instant,
-    /// When the last read began that locked the tables.
+    /// When the last read that locked the tables began.
     locked_at: Instant,
     /// Log rows of transactions below this id may be pruned.
     pruned_below: u64,
@@ -182,7 +182,7 @@ impl Done {
 const BEGIN: &str = "beginning to read";
 const END: &str = "ending a read";
 
-/// Ends a read with COMMIT. If rows were read, `watched` is given, and the read fails if the list of partitions
+/// Ends a read with COMMIT. `watched` is given if rows were read. The read then fails if the list of partitions
 /// changed.
 ///
 /// A query reads the partitions that exist when it runs, not those that existed at the snapshot. A partition attached
@@ -198,6 +198,7 @@ async fn end(
             None => Ok(Vec::new()),
         }
     };
+    // In one round trip (R4). The server runs the query before COMMIT, while the locks are still held.
     let (now, ()) = try_join(tables_now, client.batch_execute("COMMIT"))
         .await
         .map_err(Error::database(END))?;
@@ -218,14 +219,16 @@ async fn end(
     }
 }
 
-/// Raises the times of a read to those of the read before it (R3): the server's clock may have gone back a little.
+/// The server's clock may have gone back a little. Raises the times of a read to at least those of the read before
+/// (R3).
 fn keep_forward(start: &mut ReadStart, at: &Position) {
     start.window_start = start.window_start.max(at.window_start);
     start.cut.window_start = start.window_start.to_utc();
     start.cut.as_of = start.cut.as_of.max(at.cut.as_of);
 }
 
-/// A clock that goes back by less is being adjusted. One that goes back by more was set, and everything is read again.
+/// A clock that goes back by less was only adjusted. If it goes back by more, somebody set it, and everything is read
+/// again.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// Reads everything in the current transaction. Fills a new draft, and replaces `draft` with it after COMMIT.
@@ -282,6 +285,7 @@ impl Schema {
             config,
             names,
         } = source;
+        // First of all: the time-outs of a read of changes are too short for what follows.
         client
             .batch_execute(&names.warmup_bounds)
             .await
@@ -463,7 +467,7 @@ async fn prove_unchanged(
     if !same {
         return Ok(None);
     }
-    // Time has passed all the same: events may have left the window.
+    // Events may have left the window since, because time has passed.
     keep_forward(&mut start, at);
     at.window_start = start.window_start;
     let evicted = draft.evict(at.window_start);
@@ -581,6 +585,7 @@ async fn open(
             _ => Ok(None),
         }
     };
+    // `begin` is polled first, so the server runs the other two inside its transaction.
     let (start, fingerprint, log) = try_join3(
         transaction::begin(source, prepared),
         fingerprint(source.client, prepared, &state.schema.watched),
@@ -608,8 +613,8 @@ impl Opened {
         } = self;
         let at = &state.at;
         let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
-        // First: has the server lost history that was read? These reasons begin a new epoch, so they come before
-        // `keep_forward`, which would carry the times of the lost history on.
+        // First: has the server lost history that was read? These reasons begin a new epoch. They come before
+        // `keep_forward`, which would carry over the times of the lost history.
         if start.server != at.server {
             return reload(ReloadReason::ServerChanged.into(), start);
         }
@@ -763,12 +768,12 @@ impl Sample {
             }
             audit::Step::Slice(slice) => slice,
         };
-        // The log named malformed rows when they were read for the first time.
+        // The log has named the malformed rows already, when they were read for the first time.
         let reader = Reader {
             names_malformed: false,
             ..reader
         };
-        // Also the events that the draft holds: a slice lists only those in the window, and the database may have lost
+        // Add the events that the draft holds: a slice lists only those in the window, and the database may have lost
         // some.
         let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();

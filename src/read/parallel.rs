@@ -24,12 +24,12 @@ use crate::{
     read::{schema::Names, transaction::ReadStart},
 };
 
-/// To wait longer for a helper would cost more time than it saves.
+/// Waiting longer for a helper would cost more time than the helper saves.
 const OPENING: Duration = Duration::from_secs(1);
 
 const DOING: &str = "reading on a further connection";
 
-/// Names the step that fails where the server cannot write the snapshot's file, or does not know the function.
+/// The name of a step that fails if the server cannot write the snapshot's file, or lacks the function.
 pub(crate) const EXPORTING: &str = "exporting a snapshot";
 
 /// Exports the snapshot of the current transaction, so that helpers can import it. `None` if no helper is wanted.

@@ -26,7 +26,8 @@ use crate::{
     store::draft::Draft,
 };
 
-/// Ids of the events that a read changes, and of those whose sides it replaces.
+/// The ids of the events that a read changes (`events`), and of those whose `betpawa` or `competitors` side it
+/// replaces.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scope {
     pub(crate) events: BTreeSet<i64>,
@@ -97,7 +98,7 @@ struct Planned<K> {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     scope: Scope,
-    /// Of the events in the window. An event of the scope without a kickoff is removed.
+    /// The kickoffs of the events in the window. An event of the scope that is missing here is removed.
     kickoffs: HashMap<i64, Micros>,
     /// Ascending by event; those of one event in the order of the answer.
     betpawa: Vec<Planned<i64>>,
@@ -112,6 +113,7 @@ impl Plan {
         scope: Scope,
         headers: SnapshotHeaders,
     ) -> Plan {
+        // The snapshot held under the same key, whose packed markets may be kept (A1).
         let betpawa =
             |header: &SnapshotHeader<i64>| draft.event(header.event_id)?.betpawa.get(header.key);
         let competitors = |header: &SnapshotHeader<Source>| {
@@ -153,7 +155,8 @@ impl Plan {
         to_read(&self.competitors)
     }
 
-    /// Applies the plan to `draft`. The packed markets are those that were read for it; a snapshot without one has no markets.
+    /// Applies the plan to `draft`. The packed markets are those that were read for it; a snapshot without one has no
+    /// markets.
     pub(crate) fn apply(
         mut self,
         draft: &mut Draft,

@@ -99,6 +99,7 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
         .map_err(Error::database(DOING))?;
     for row in &rows {
         let table = format!("{}.{}", quote(&config.app_schema), quote(column(row, 0)?));
+        // In this order, because the role has no right on a table that does not exist.
         if !column::<bool>(row, 1)? {
             return Err(Error::MissingTable { table });
         }
@@ -128,7 +129,7 @@ async fn check_tables(client: &Client, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the feed's objects are there and the role may use them; then what [`feed_state`] says.
+/// Checks that the feed's objects exist and that the role may use them. Returns what [`feed_state`] says.
 async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     let sql = "SELECT coalesce(has_schema_privilege(n.oid, 'USAGE'), false), \
          l.oid IS NOT NULL, coalesce(has_table_privilege(l.oid, 'SELECT'), false), \
@@ -169,7 +170,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
         if !column::<bool>(row, index + 1)? {
             return Err(right("SELECT", format!("table {table}")));
         }
-        // A policy would hide log rows.
+        // A policy of row level security would hide log rows.
         if column::<bool>(row, row_security)? {
             return Err(Error::RowSecurity {
                 table,
@@ -189,7 +190,7 @@ async fn check_feed(client: &Client, config: &Config) -> Result<Feed, Error> {
     feed_state(client, config).await
 }
 
-/// What the feed says of itself, if it is for this library and these tables.
+/// Reads what the feed says of itself. Fails unless it is for this library and these tables.
 async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     let schema = &config.cache_schema;
     let version = format!(
@@ -204,6 +205,7 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
         schema: schema.clone(),
         object: "row in log_state",
     })?;
+    // The version comes first: in another version the rest may mean something else.
     let version: i32 = column(row, 0)?;
     if !FEED_VERSIONS.contains(&version) {
         return Err(Error::FeedVersion {
@@ -240,6 +242,8 @@ struct Gap {
 }
 
 async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
+    // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
+    // trigger that always fires is enough, hence `bool_or`.
     let sql = "WITH RECURSIVE node AS (\
            SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
@@ -308,6 +312,7 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
              the audit finds it; run `oddscache sql install --apply` again"
         );
     }
+    // A partition has a gap for each of the four kinds of change, and all read the same. Name it once.
     let mut bypasses: Vec<String> = Vec::new();
     for gap in &gaps {
         let partition = &gap.table;
@@ -326,5 +331,5 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     Ok(bypasses)
 }
 
-/// At most so many are named.
+/// The most bypasses that are named.
 const MOST_BYPASSES: usize = 8;

@@ -64,16 +64,16 @@ pub(crate) struct SnapshotHeader<K> {
 /// The events and the headers of their latest snapshots, as a read found them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotHeaders {
-    /// Of the requested events that are in the window.
+    /// The kickoffs of those requested events that are in the window.
     pub(crate) kickoffs: HashMap<i64, Micros>,
     pub(crate) betpawa: Vec<SnapshotHeader<i64>>,
     pub(crate) competitors: Vec<SnapshotHeader<Source>>,
 }
 
-/// One query reads the market rows of so many snapshots. This bounds the answer.
+/// The most snapshots whose market rows one query reads. This bounds the answer.
 const SNAPSHOTS_PER_READ: usize = 1_000;
 
-/// The log names so many malformed rows of a read. It only counts the rest.
+/// The most malformed rows of a read that the log names. It only counts the rest.
 const MOST_NAMED: usize = 20;
 
 /// Counts the rows of a read. It is updated once for each statement, not for each row.
@@ -94,7 +94,7 @@ impl RowCounters {
         self.rows.load(Ordering::Relaxed)
     }
 
-    /// Those of them that are malformed. Rows that were counted by an earlier read are left out, see
+    /// The malformed rows among them. Leaves out rows that an earlier read has counted; see
     /// [`Reader::names_malformed`].
     pub(crate) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)

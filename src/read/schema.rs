@@ -30,9 +30,9 @@ pub(crate) struct Names {
     /// the read gives way before the server could cancel the migration.
     ///
     /// TRUNCATE, ALTER and DETACH wait for these locks, and writers wait behind those. So the server must end the
-    /// transaction of a process that was stopped. It does so if the next statement does not come (see [`IDLE_BOUND`]),
-    /// or if the process does not take an answer (`tcp_user_timeout`). PostgreSQL has no such time-out for a Unix
-    /// socket.
+    /// transaction of a follower that hangs. It does so if the next statement does not come (see [`IDLE_BOUND`]), or if
+    /// the follower does not take an answer (`tcp_user_timeout`). Over a Unix socket, PostgreSQL lacks the second of
+    /// these time-outs.
     pub(crate) begin: String,
     /// Begins the transaction of a helper of a read of everything. `{}` stands for the snapshot to import.
     pub(crate) import: String,
@@ -134,7 +134,7 @@ impl Names {
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
 ///   checkpoint;
 /// - the time of the last reset of statistics. A crash that the postmaster survives resets all of them, and shows
-///   nowhere else. Of two kinds the older time is taken, so that a manual reset of one kind changes nothing.
+///   nowhere else. The text has the older of the times of two kinds, so a manual reset of one kind changes nothing.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
@@ -321,6 +321,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
+        // A column of a domain counts as one of its base type.
         let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
              JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
@@ -346,8 +347,7 @@ impl Catalog {
         Catalog::build(&Columns { names, types })
     }
 
-    /// Builds all statements that read rows. The function is long because it is a list: side by side they can be
-    /// compared.
+    /// Builds all statements that read rows. The function is long because it is a list, in which one can compare them.
     fn build(columns: &Columns<'_>) -> Result<Catalog, Error> {
         let table = |name| columns.names.table(name);
         let event_id = columns.required("e", Table::Events, "id", Kind::Id)?;
@@ -397,9 +397,9 @@ impl Catalog {
             )?,
             table(Table::CompetitorEvents)
         );
-        // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). LATERAL keeps it
-        // from reading the history of all events, which it takes for no more expensive. `+ 0` keeps it from walking
-        // down the primary key until it meets a snapshot of this event.
+        // For few events the planner must use the index on competitor_event_id (4 ms instead of 40). Without LATERAL it
+        // would read the history of all events, because it estimates the same cost for that. Without `+ 0` it would
+        // walk down the primary key until it meets a snapshot of this event.
         let last_confirmed_at =
             match columns.get(Table::CompetitorOddsSnapshots, "last_confirmed_at") {
                 Some(_) => ", l.last_confirmed_at",

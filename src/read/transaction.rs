@@ -56,7 +56,7 @@ pub(crate) async fn begin(
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
     let mut start = ReadStart::read(config, row, began)?;
-    // Null, and so an error, where `log_state` has no row.
+    // Null if `log_state` has no row; that is an error.
     start.pruned_below = text(row, 4)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;

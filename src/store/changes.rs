@@ -10,7 +10,7 @@ use crate::{
     store::state::Cut,
 };
 
-/// What differs between a published state and the one before it: ids of events, per source. The odds are in the view.
+/// What differs between a published state and the one before it: ids of events, by source. The view has the odds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {

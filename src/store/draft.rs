@@ -1,10 +1,9 @@
 //! The next state. Only its one writer sees it: the writer applies changes here, then publishes the result as a whole.
 //!
-//! | invariant | |
-//! |---|---|
-//! | D1 | after every change, the totals and both snapshot indexes equal what a walk over all events would give |
-//! | D2 | each held event that has a kickoff is in `kickoffs` under its current kickoff |
-//! | D3 | each event that differs from the last published state is in `before`, with what was published |
+//! # Invariants
+//! - D1: After every change, the totals and both snapshot indexes equal what a walk over all events would give.
+//! - D2: Each held event that has a kickoff is in `kickoffs` under its current kickoff.
+//! - D3: Each event that differs from the last published state is in `before`, with its published value.
 
 use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, ops::RangeBounds, sync::Arc};
 
@@ -22,7 +21,7 @@ use crate::{
     },
 };
 
-/// The writer's copy of the state. All but `packer` change only through its methods.
+/// The writer's copy of the state. Except for `packer`, its fields change only through its methods.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     table: Table,
@@ -33,7 +32,7 @@ pub(crate) struct Draft {
     kickoffs: BinaryHeap<Reverse<(Micros, i64)>>,
     totals: Stats,
     event_bytes: usize,
-    /// What was published of each event that changed since the last [`Draft::change`]; `None` if it was absent.
+    /// The published value of each event that changed since the last [`Draft::change`]; `None` if it was absent.
     before: HashMap<i64, Option<Arc<CachedEvent>>>,
     pub(crate) packer: Packer,
 }
@@ -74,8 +73,8 @@ impl Draft {
         ids.dedup();
         let mut before = std::mem::take(&mut old.before);
         for event_id in ids {
-            // What readers see of this event is in `old.before` if `old` has changed it since, else still in `old`
-            // itself.
+            // Readers see the value in `old.before` if `old` has changed the event since it was published. Otherwise
+            // they see the value in `old` itself.
             let published = match before.remove(&event_id) {
                 Some(published) => published,
                 None => old.event(event_id).cloned(),
@@ -97,7 +96,7 @@ impl Draft {
         }
     }
 
-    /// What differs from the last published state. The caller must publish this draft next.
+    /// What differs from the last published state. Forgets the differences, so the caller must publish this draft next.
     pub(crate) fn change(&mut self, cut: Arc<Cut>, epoch: u64) -> Change {
         let mut change = Change {
             cut,
@@ -113,8 +112,7 @@ impl Draft {
         change
     }
 
-    /// An empty draft with the interned names of this one. This draft keeps everything else, and may take the names
-    /// back.
+    /// An empty draft that takes the interned names of this one, and nothing else. The caller may move the names back.
     pub(crate) fn successor(&mut self) -> Draft {
         Draft {
             packer: std::mem::take(&mut self.packer),

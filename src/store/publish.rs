@@ -1,10 +1,9 @@
-//! Makes a state the one that readers get, by one atomic swap. No other file knows how.
+//! Gives readers the next state by one atomic swap. Only this file knows how.
 //!
-//! | invariant | |
-//! |---|---|
-//! | B1 | a reader gets a state that one `publish` passed as a whole, never a part of one |
-//! | B2 | each cache has exactly one publisher: neither it nor its owner can be cloned |
-//! | B3 | readers do not free retired states, unless they outlive the publisher |
+//! # Invariants
+//! - B1: A reader gets a state that one `publish` passed as a whole, never a part of one.
+//! - B2: Each cache has exactly one publisher: neither it nor its owner can be cloned.
+//! - B3: Readers do not free retired states, unless they outlive the publisher.
 
 use std::sync::{
     Arc,
@@ -44,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) request: Request,
 }
 
-/// What handles request of the follower.
+/// What handles have requested from the follower.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     requested: Notify,
@@ -142,8 +141,8 @@ impl Shared {
         Changes::new(receiver)
     }
 
-    /// Waits until `enough` holds for the published state, whose cut a proof may have moved forward. `None` if the
-    /// publisher ended before that.
+    /// Waits until `enough` accepts the published state. Asks again after each publication, and after each proof that
+    /// moved the cut forward. `None` if the publisher ended before that.
     pub(crate) async fn wait_until(&self, enough: impl Fn(&State) -> bool) -> Option<Arc<State>> {
         let mut proven = std::pin::pin!(self.proven.notified());
         loop {
@@ -271,7 +270,7 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        // Those who wait for a state must learn that none will come: end the stream, then wake them.
+        // Tasks that wait for a state must learn that none will come: end the stream, then wake them.
         self.changes = broadcast::Sender::new(1);
         self.shared.proven.notify_waiters();
     }

@@ -1,10 +1,9 @@
-//! The state that readers look things up in: one committed state of the database, which never changes.
+//! The state in which readers look things up: one committed state of the database. It never changes.
 //!
-//! | invariant | |
-//! |---|---|
-//! | V1 | a state never changes: the draft copies a page that a state shares before it writes to it |
-//! | V2 | each event in the table has at least one snapshot |
-//! | V3 | a lookup takes no lock, allocates nothing and does no I/O |
+//! # Invariants
+//! - V1: A state never changes: the draft copies a page that a state shares before it writes to it.
+//! - V2: Each event in the table has at least one snapshot.
+//! - V3: A lookup takes no lock, allocates nothing and does no I/O.
 
 use std::{
     collections::HashMap,
@@ -59,8 +58,8 @@ pub(crate) struct Proof(ArcSwap<Proven>);
 #[derive(Debug)]
 struct Proven {
     cut: Arc<Cut>,
-    /// When that read began, before the server took its snapshot, so that the age is never understated. `None` before
-    /// the first read.
+    /// When that read began. That was before the server took its snapshot, so the age is never understated. `None`
+    /// before the first read.
     at: Option<Moment>,
 }
 
@@ -80,7 +79,7 @@ impl Moment {
         }
     }
 
-    /// The time since, by the clock that says more. Overstating an age is safe; understating it is not.
+    /// The time since then, by the clock that shows more. Overstating an age is safe; understating it is not.
     pub(crate) fn elapsed(self) -> Duration {
         self.monotonic
             .elapsed()
@@ -250,7 +249,7 @@ impl State {
     }
 
     /// Counts the states that were published since the handle was made: 0 before the first, then 1, 2, ... Two views of
-    /// one handle hold the same data if and only if their versions are equal.
+    /// one handle with the same version hold the same data.
     pub fn version(&self) -> u64 {
         self.version
     }

@@ -1,7 +1,7 @@
 //! Event id -> event: the one structure that lookups go through.
 //!
-//! PostgreSQL hands out ids in order, and events come and go in order, so events of the same time have neighbouring
-//! ids. Thirty-two neighbouring ids share a page, and a hash table finds the pages:
+//! PostgreSQL assigns ids in ascending order, so events that are held at the same time have neighbouring ids.
+//! Thirty-two neighbouring ids share a page, and a hash table finds the pages:
 //!
 //! - A lookup visits one slot of the hash table and one slot of a page.
 //! - A copy of the table counts one reference per page.
@@ -10,12 +10,12 @@
 //!
 //! `hashbrown` alone would give neither the cheap copy nor the order.
 //!
-//! | invariant | |
-//! |---|---|
-//! | T1 | no slot between a page's home slot and its own is empty (linear probing), so a search ends at an empty one |
-//! | T2 | at most half of the slots are taken, so every search meets an empty one |
-//! | T3 | a page that another table shares is copied before it is written to |
-//! | T4 | each page holds at least one event |
+//! # Invariants
+//! - T1: Between a page's home slot and the slot that it has, no slot is empty (linear probing). So a search may end at
+//!   an empty slot.
+//! - T2: At most half of the slots are taken, so every search reaches an empty one.
+//! - T3: A page that another table shares is copied before it is written to.
+//! - T4: Each page holds at least one event.
 
 use std::{mem::size_of, sync::Arc};
 
@@ -112,12 +112,12 @@ impl Table {
         pages.flat_map(|page| page.events.iter()).flatten()
     }
 
-    /// Bytes that the pages asked of the allocator.
+    /// Bytes that the pages requested from the allocator.
     pub(crate) fn page_bytes(&self) -> usize {
         self.taken * (size_of::<Events>() + 2 * size_of::<usize>())
     }
 
-    /// Bytes that the hash table asked of the allocator. Unlike the pages, each copy of the table has its own.
+    /// Bytes that the hash table requested from the allocator. Unlike the pages, each copy of the table has its own.
     pub(crate) fn list_bytes(&self) -> usize {
         size_of_val(&*self.pages)
     }
@@ -253,7 +253,7 @@ mod tests {
     }
 
     proptest! {
-        /// Behaves like a map, and copies taken on the way never change (T3).
+        /// The table behaves like a map, and copies taken on the way never change (T3).
         #[test]
         fn behaves_like_a_map_whose_copies_do_not_change(
             steps in vec((0..8i64, 0..64i64, 0..6u8), 0..400),

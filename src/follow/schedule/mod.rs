@@ -150,7 +150,7 @@ impl Schedule {
         }
     }
 
-    /// Notes that a read of changes became a read of everything, which took so long.
+    /// Notes that a read of changes became a read of everything, which took `took`.
     pub(crate) fn reloaded(&mut self, took: Duration) {
         self.spacing.reloaded(took);
     }

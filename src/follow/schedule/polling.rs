@@ -45,7 +45,7 @@ const AVERAGE_OVER: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(20);
 
-/// After so long without changes the follower waits for notifications again.
+/// After this time without changes the follower waits for notifications again.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The longest time for which W3 keeps the follower polling.

@@ -27,7 +27,8 @@ pub(crate) enum Driver {
     Time,
 }
 
-/// So many reads in a row may find nothing without a rest. That is ordinary: the read before may have seen the change.
+/// How many reads in a row may find nothing before a rest. A few are ordinary: the read before may have seen the
+/// change.
 const ORDINARY_EMPTY: u32 = 3;
 
 /// The longest rest because of requests. A rest also delays notifications, and one client must not delay all others.
@@ -80,9 +81,9 @@ impl Spacing {
     }
 
     /// How long to rest before the next read:
-    /// - after the second reload in a row as long as that took, up to 30 s;
-    /// - after notifications without a change longer each time, up to the poll interval;
-    /// - after requests without a change longer each time, up to 16 ms.
+    /// - after the second reload in a row: as long as that took, up to 30 s;
+    /// - after notifications without a change: longer each time, up to the poll interval;
+    /// - after requests without a change: longer each time, up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
         let reload = self
             .reload
