@@ -113,7 +113,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
         "create publication p for all tables",
         "publication",
         "info",
-        "a subscription of PostgreSQL's own stops for good",
+        "a native subscription stops for good",
     ),
     (
         "create foreign data wrapper w; create server s foreign data wrapper w; create foreign table f () inherits (market_odds) server s",

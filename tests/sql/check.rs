@@ -47,7 +47,7 @@ fn each_fault_has_its_line() {
         (
             "drop trigger oddscache_truncate on market_odds; create trigger oddscache_truncate after truncate on market_odds execute function oddscache.log_change('events');
              alter table market_odds enable always trigger oddscache_truncate",
-            "trigger|public.market_odds|TRUNCATE|FAIL|foreign definition",
+            "trigger|public.market_odds|TRUNCATE|FAIL|not as installed",
         ),
         ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
         ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
@@ -112,7 +112,7 @@ async fn what_the_caller_may_not_read_is_said() {
     }));
 }
 
-/// A subscription of PostgreSQL's own stops at a table that it lacks.
+/// A native subscription stops at a change of a table that its database lacks.
 #[tokio::test]
 async fn publications_of_the_feed_are_named_with_a_way_out() {
     let (db, role) = sound();

@@ -387,7 +387,7 @@ fn a_log_of_another_cluster_is_discarded() {
              insert into oddscache.log_horizon values ('999999999999', now()); update oddscache.log_state set pruned_below = '999999999999'");
     let report = run(&db, Script::Check, &[]);
     assert!(
-        report.contains("log|oddscache.log_state|state|FAIL|speaks of another")
+        report.contains("log|oddscache.log_state|state|FAIL|holds transaction ids of another")
             && report.contains("log|oddscache.change_log|transactions|FAIL|"),
         "{report}"
     );

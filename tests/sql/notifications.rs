@@ -171,7 +171,7 @@ fn check_says_who_waits() {
         .find(|line| line.starts_with("waiting|oddscache|process "));
     let warning = warning.unwrap_or_else(|| panic!("{report}"));
     assert!(
-        warning.contains("|warn|of postgres holds exclusively the lock"),
+        warning.contains("|warn|of postgres holds the listeners' advisory lock exclusively"),
         "{warning}"
     );
 }
