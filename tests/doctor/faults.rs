@@ -40,7 +40,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
         "create function oddscache.now() returns int language sql as 'select 1'",
         "feed.stranger",
         "warn",
-        "no function of the feed's",
+        "not a function of the feed",
     ),
     (
         "create or replace function oddscache.feed_version() returns int language sql immutable as 'select 99'",
