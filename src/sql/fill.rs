@@ -61,8 +61,8 @@ pub(super) fn fill(text: &str, values: &[(&str, &str)]) -> String {
     replace(&dollar_quoted(text, values), &changes)
 }
 
-/// The schema's name, quoted for SQL. The default stays unquoted, as in the files, so that the functions are the same. An empty
-/// name becomes the default here; `install.sql` then refuses the empty setting.
+/// The schema's name, quoted for SQL. The default stays unquoted, as in the files, so that the functions are the same.
+/// An empty name becomes the default here; `install.sql` then refuses the empty setting.
 pub(super) fn schema_name(name: &str) -> String {
     match name {
         DEFAULT | "" => DEFAULT.to_owned(),
@@ -90,8 +90,8 @@ fn schema(name: &str) -> impl Iterator<Item = (String, String)> {
     objects.into_iter().chain(others)
 }
 
-/// The setting in which `log_change()` of this schema keeps its state of a transaction. Names of settings may have only letters,
-/// digits and underscores, and the server ignores their case.
+/// The setting in which `log_change()` of this schema keeps its state of a transaction. Names of settings may have only
+/// letters, digits and underscores, and the server ignores their case.
 fn state(schema: &str) -> String {
     let mut name = "oddscache.log_".to_owned();
     for byte in schema.bytes() {

@@ -14,8 +14,8 @@ pub struct Function {
     pub result: &'static str,
     /// The language of its body.
     pub language: &'static str,
-    /// Whether it is SECURITY DEFINER, so that it runs with the rights of its owner. `install.sql` revokes EXECUTE on such a
-    /// function from PUBLIC.
+    /// Whether it is SECURITY DEFINER, so that it runs with the rights of its owner. `install.sql` revokes EXECUTE on
+    /// such a function from PUBLIC.
     pub security_definer: bool,
     /// The settings in its definition (`SET ...`), as `pg_proc.proconfig` has them.
     pub settings: &'static [&'static str],

@@ -1,7 +1,7 @@
 //! The scripts of `sql/`, embedded, and how to fill in their settings.
 //!
-//! A script is plain SQL. Any client can run it as one text. Its settings are constants at its head. [`Script::fill`] replaces
-//! their defaults.
+//! A script is plain SQL. Any client can run it as one text. Its settings are constants at its head. [`Script::fill`]
+//! replaces their defaults.
 
 use std::{fmt, str::FromStr};
 
@@ -16,8 +16,9 @@ pub use tables::Table;
 /// The feed version that this crate's `install.sql` installs. `feed_version()` returns it.
 pub const FEED_VERSION: i32 = 3;
 
-/// The feed versions that this crate follows: [`FEED_VERSION`] and the one before, with a warning. So the feed and the caches can
-/// be upgraded in either order. A follower ends with [`Error::FeedVersion`](crate::error::Error::FeedVersion) on any other.
+/// The feed versions that this crate follows: [`FEED_VERSION`] and the one before, with a warning. So the feed and the
+/// caches can be upgraded in either order. A follower ends with
+/// [`Error::FeedVersion`](crate::error::Error::FeedVersion) on any other.
 pub const FEED_VERSIONS: std::ops::RangeInclusive<i32> = FEED_VERSION - 1..=FEED_VERSION;
 
 /// One of the scripts in `sql/`.
@@ -31,8 +32,8 @@ pub enum Script {
     Check,
     /// Creates a role for the cache, with only the rights that it needs. One statement, atomic, without a result.
     Grants,
-    /// Lists the statements that create the recommended indexes while writers go on. Two statements for one session; the second
-    /// returns the list. Run its rows in order, in one session, outside a transaction.
+    /// Lists the statements that create the recommended indexes while writers go on. Two statements for one session;
+    /// the second returns the list. Run its rows in order, in one session, outside a transaction.
     Indexes,
 }
 

@@ -1,6 +1,7 @@
 //! The application's six tables, which the feed logs and the cache reads.
 
-/// One of the six tables of the application, all in one schema ([`Config::app_schema`](crate::config::Config::app_schema)).
+/// One of the six tables of the application, all in one schema
+/// ([`Config::app_schema`](crate::config::Config::app_schema)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     /// `events`: the events, with their kickoff.

@@ -127,8 +127,8 @@ pub(crate) enum Output {
 const SESSION: &str =
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off";
 
-/// Runs a script's filled text as one query, and for `indexes` also each statement that it lists. Exit code 1 when `check`
-/// finds a FAIL.
+/// Runs a script's filled text as one query, and for `indexes` also each statement that it lists. Exit code 1 when
+/// `check` finds a FAIL.
 pub(crate) async fn apply(
     script: Script,
     text: &str,

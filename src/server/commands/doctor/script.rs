@@ -1,4 +1,5 @@
-//! Runs `sql/check.sql` as `oddscache sql check` does. Each line of its report becomes a finding with a reason and a fix.
+//! Runs `sql/check.sql` as `oddscache sql check` does. Each line of its report becomes a finding with a reason and a
+//! fix.
 
 use oddscache::sql::Script;
 
