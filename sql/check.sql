@@ -54,7 +54,7 @@ BEGIN
         'status', CASE version WHEN expected THEN 'ok' WHEN expected - 1 THEN 'warn' ELSE 'FAIL' END, 'detail',
         CASE WHEN version IS NULL THEN 'is missing, or not the feed''s: run install.sql'
              WHEN version = expected THEN version::text
-             WHEN version = expected - 1 THEN format('%s, which caches still follow, not %s: run install.sql',
+             WHEN version = expected - 1 THEN format('%s, not %s: caches still follow it; run install.sql',
                  version, expected)
              ELSE format('%s, not %s: run install.sql', version, expected) END);
     SELECT report || coalesce(jsonb_agg(jsonb_build_object(
@@ -210,7 +210,7 @@ BEGIN
          UNION ALL
         SELECT 'trigger', t.node::text, 'foreign table', 'warn',
                format('each statement that names a table above it, such as %s, makes the cache read everything again; '
-                   'statements that name it, or run on its own server, are missed', t.tab)
+                   'statements that name it, or run on the foreign server, are missed', t.tab)
           FROM below AS t WHERE t.relkind = 'f'
          UNION ALL
         SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
@@ -374,7 +374,7 @@ BEGIN
         ) AS q;
     END IF;
 
-    -- Publications that send the feed's own tables away
+    -- Publications that also publish the feed's tables
     SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
         SELECT 'publication' AS kind, quote_ident(p.pubname) AS object, 'publishes the feed' AS item,
                CASE WHEN s.names IS NULL THEN 'info' ELSE 'warn' END AS status,
@@ -388,10 +388,10 @@ BEGIN
                    'app_schema text NOT NULL, channel text NOT NULL, pruned_at timestamptz); CREATE TABLE IF NOT '
                    'EXISTS %1$I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);', cache_schema)
                || ' or here: '
-               || CASE WHEN p.puballtables THEN 'CREATE PUBLICATION of the tables that are needed (FOR TABLE ...'
+               || CASE WHEN p.puballtables THEN format('replace %I: CREATE PUBLICATION of the tables that are needed '
+                                '(FOR TABLE ...', p.pubname)
                             || CASE WHEN server < 150000 THEN '' ELSE ', FOR TABLES IN SCHEMA ...' END
-                            || format('), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION, instead of %I',
-                                p.pubname)
+                            || '), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION'
                        WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname,
                            cache_schema)
                        ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS detail
@@ -453,8 +453,8 @@ BEGIN
                                   pg_size_pretty(b.bytes))
                            || coalesce(', the oldest from ' || b.oldest
                                        || format(' (%%s ago)', date_trunc('second', now() - b.oldest)), '')
-                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': let prune() be called, and let no '
-                                       'transaction stay open for so long'
+                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': make sure that prune() runs, and '
+                                       'end transactions that stay open'
                                    WHEN b.bytes > 1024 ^ 3 THEN ': VACUUM makes the space of deleted rows usable '
                                        'again; an open transaction keeps it from that'
                                    ELSE '' END

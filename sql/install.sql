@@ -171,8 +171,8 @@ BEGIN
         IF EXISTS (SELECT FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
                     WHERE s.database = current_database() AND s.plugin = 'pgoutput'
                       AND coalesce(a.application_name, '') NOT ILIKE 'debezium%') THEN
-            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would '
-                'stop for good at the feed''s tables if it lacks them', problem
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a replication slot: a subscriber '
+                'that lacks the feed''s tables would stop for good', problem
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
         END IF;
         RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native '
@@ -487,8 +487,8 @@ BEGIN
                     PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' plain', true);
                 END IF;
             END IF;
-            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so look for them each time. After that, a row
-            -- can wait for nothing but the disk.
+            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so check their effect each time. After that
+            -- a row can wait for nothing but the disk.
             plain := coalesce(coalesce(plain, past = 'plain')
                 AND has_table_privilege(to_regclass('oddscache.change_log'), 'INSERT'), false);
         END IF;
@@ -608,7 +608,7 @@ BEGIN
             || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END,
             true);
     EXCEPTION WHEN OTHERS THEN
-        -- If a right is missing on a function that this needs, too, this fails as well.
+        -- This calls some of the same functions. If the right to call one of them is missing, this fails as well.
         BEGIN
             PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' lost', true);
         EXCEPTION WHEN OTHERS THEN
@@ -676,10 +676,11 @@ END $function$;
         COMMENT ON FUNCTION oddscache.feed_version() IS
             'Version of the feed: its objects, and the meaning of the change log.';
         COMMENT ON FUNCTION oddscache.prune(interval) IS
-            'Deletes log rows that no cache needs if it has read within keep: at most 50000 a call. Returns how many.';
+            'Deletes log rows that are needed only by caches whose last read is older than keep; at most 50000 a call. '
+            'Returns how many.';
         COMMENT ON FUNCTION oddscache.heartbeat() IS
-            'Tests the way of a change without one: writes a log row without keys, unless the newest row is younger '
-            'than a second, and notifies.';
+            'Tests whether notifications arrive: writes a log row without keys, unless the newest row is younger than '
+            'a second, and notifies.';
         COMMENT ON FUNCTION oddscache.resync(text) IS
             'Makes every cache read everything again. The reason goes into the log row, for people to read.';
         COMMENT ON FUNCTION oddscache.log_change() IS
@@ -773,7 +774,7 @@ END $function$;
             w.node, w.tables, w.node
             USING HINT = 'The server cannot collect the changed rows for a trigger above a foreign table. Detach the '
                 'foreign tables, or let statements name the partitions. A statement that names a foreign table, or '
-                'runs on its own server, is not logged.';
+                'runs on the foreign server, is not logged.';
     END LOOP;
 
     -- Take all locks before the first change. The first one may take until the deadline. Once it is held, the others
@@ -820,7 +821,7 @@ END $function$;
     END LOOP;
 
     -- 5. Changes of the log itself need an exclusive lock, so they come last. A writer waits half a second at most for
-    -- the log. After that its log row is lost, and its next one asks for everything.
+    -- the log. After that its log row is lost, and the transaction's next row is a RESYNC.
     SELECT concat_ws('; ',
                CASE WHEN a.attidentity <> '' THEN format('ALTER TABLE %s ALTER id DROP IDENTITY, '
                    'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', c.oid::regclass, '0/0') END,
@@ -835,7 +836,7 @@ END $function$;
             RAISE NOTICE 'changed table %.change_log: %', quote_ident(cache_schema), problem;
             done := done + 1;
         EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING 'could not change %.change_log, because an open transaction has written to it: %',
+            RAISE WARNING 'an open transaction has written to %.change_log, so this did not run: %',
                     quote_ident(cache_schema), problem
                 USING HINT = 'Run this script again when that transaction has ended. Until then the log may change '
                     'lastval() in the sessions of writers.';

@@ -52,7 +52,7 @@ fn each_fault_has_its_line() {
         ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
         ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
         ("alter table market_odds rename to markets", "trigger|public.market_odds|table|FAIL|does not exist"),
-        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, which caches still follow"),
+        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, not 3: caches still follow it"),
         ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 1'", "feed|oddscache|feed_version()|FAIL|1, not 3"),
         ("drop function oddscache.feed_version()", "feed|oddscache|feed_version()|FAIL|"),
         ("drop table oddscache.change_log", "feed|oddscache.change_log|table|FAIL|is missing"),
