@@ -16,9 +16,9 @@ pub use tables::Table;
 /// The feed version that this crate's `install.sql` installs. `feed_version()` returns it.
 pub const FEED_VERSION: i32 = 3;
 
-/// The feed versions that this crate follows: [`FEED_VERSION`] and the one before, with a warning. So the feed and the
-/// caches can be upgraded in either order. A follower ends with
-/// [`Error::FeedVersion`](crate::error::Error::FeedVersion) on any other.
+/// The feed versions that this crate follows: [`FEED_VERSION`], and with a warning the one before. So the feed and the
+/// caches can be upgraded in either order. On any other version a follower ends with
+/// [`Error::FeedVersion`](crate::error::Error::FeedVersion).
 pub const FEED_VERSIONS: std::ops::RangeInclusive<i32> = FEED_VERSION - 1..=FEED_VERSION;
 
 /// One of the scripts in `sql/`.
@@ -84,8 +84,8 @@ impl Script {
     /// ```
     ///
     /// # Errors
-    /// [`ScriptError::UnknownSetting`] for a name that the script does not have. Only the server checks the values, when the
-    /// script runs.
+    /// [`ScriptError::UnknownSetting`] for a name that the script does not have. Only the server checks the values, when
+    /// the script runs.
     pub fn fill(self, settings: &[(&str, &str)]) -> Result<String, ScriptError> {
         let known = self.settings();
         match settings.iter().find(|(name, _)| !known.contains(name)) {

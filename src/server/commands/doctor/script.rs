@@ -131,7 +131,7 @@ fn is_superfluous(line: &Line) -> bool {
     line.detail.contains("and does not need it")
 }
 
-/// Where the statement that fixes the line begins, with the `; ` before it.
+/// The offset of the `; ` before the statement that fixes the line.
 fn statement_at(line: &Line) -> Option<usize> {
     let keywords = ["; SELECT ", "; REVOKE ", "; ALTER ", "; SET ROLE "];
     let begins = keywords
