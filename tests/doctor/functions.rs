@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn the_expected_functions_are_those_that_install_creates() {
     let database = Database::application();
-    let (cache, channel) = (r#"We"ird \ sch'ema"#, "b'ell \\");
+    let (cache, channel) = (r#"We"ird \ sch'ema"#, "ch'annel \\");
     let settings = [("cache_schema", cache), ("channel", channel)];
     run_script(&database.name, Script::Install, &settings);
     let (_, findings) = doctor(&database.dsn(), &["--quick", "--cache-schema", cache]);

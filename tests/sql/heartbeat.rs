@@ -23,7 +23,7 @@ async fn a_heartbeat_logs_no_keys_and_notifies() {
 /// The newest row counts, also if a trigger wrote it. A row from the future does not count: otherwise a clock that went
 /// back would stop the heartbeats.
 #[test]
-fn one_row_a_second() {
+fn a_heartbeat_writes_at_most_one_row_a_second() {
     for (newest, due) in [
         ("clock_timestamp() - interval '2 s'", true),
         ("clock_timestamp() - interval '0.1 s'", false),
@@ -91,7 +91,7 @@ async fn a_resync_names_its_reason() {
 
 /// The caller is the cache or an administrator, not a writer. So an error must reach the caller, and soon.
 #[tokio::test]
-async fn trouble_is_an_error_within_bounds() {
+async fn an_error_reaches_the_caller_soon() {
     let db = installed();
     let (admin, session) = (
         Session::open(&db.dsn()).await,

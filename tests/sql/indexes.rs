@@ -33,7 +33,7 @@ async fn indexes_are_created_on_every_partition() {
 }
 
 #[test]
-fn a_table_that_is_not_partitioned_and_one_in_two_levels() {
+fn indexes_are_created_without_partitions_and_in_two_levels() {
     let db = Database::empty();
     db.psql(
         &APP.replace(") partition by range (captured_at);", ");")

@@ -11,7 +11,7 @@ const CATALOG: &str = "select md5(string_agg(x, ',' order by x)) from (
     union all select 'comment ' || xmin from pg_description where objoid > 16000) as q (x)";
 
 #[test]
-fn versions_are_equal() {
+fn the_crate_and_the_script_have_the_same_version() {
     let db = installed();
     assert_eq!(
         db.psql("select oddscache.feed_version()"),
@@ -25,7 +25,7 @@ fn versions_are_equal() {
 }
 
 #[test]
-fn installs_what_the_follower_expects() {
+fn install_creates_what_the_follower_expects() {
     let db = installed();
     assert_eq!(
         db.psql(
@@ -177,7 +177,7 @@ async fn odd_names_are_quoted() {
 }
 
 #[test]
-fn repairs_what_is_wrong() {
+fn install_repairs_what_is_wrong() {
     let db = installed();
     db.psql(
         "drop trigger oddscache_insert on events;

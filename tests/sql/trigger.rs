@@ -8,7 +8,7 @@ fn expect(db: &Database, sql: &str, rows: &[&str]) {
 }
 
 #[test]
-fn every_operation_on_every_table() {
+fn every_operation_on_every_table_is_logged() {
     let db = installed();
     expect(
         &db,
@@ -207,7 +207,7 @@ fn statements_that_touch_several_tables_or_none() {
 }
 
 #[test]
-fn partitions() {
+fn changes_of_partitions_are_logged() {
     let db = installed();
     expect(
         &db,

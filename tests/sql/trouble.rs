@@ -224,7 +224,7 @@ async fn an_error_in_the_notification_does_not_fail_the_writer() {
 }
 
 #[tokio::test]
-async fn cancelling_is_the_one_thing_that_ends_the_statement() {
+async fn only_cancelling_ends_the_statement() {
     let db = installed();
     let (admin, writer) = (
         Session::open(&db.dsn()).await,

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn leaves_the_database_as_it_was() {
+async fn uninstall_leaves_the_database_as_it_was() {
     for one_query in [false, true] {
         let db = app();
         db.psql(ROWS);
