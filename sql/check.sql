@@ -1,13 +1,13 @@
 -- check.sql: reports on the feed. Changes nothing.
 --
 -- What     Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot
---          work. warn: something is not as the scripts leave it; detail says what follows from it and what to run.
---          info: a default of the server, or something of others, that is good to know.
+--          work. warn: something is not as the scripts leave it. info: good to know, such as a default of the server.
+--          detail says what follows, and what to run.
 -- Who      Any role that may SELECT from change_log. The report says what the caller may not read.
 -- Run      psql -X -f check.sql
 --          Any other client will do. This file is two statements. The first one leaves the report in the session's
---          setting oddscache.report, the second one lists it. Send them as one text, or one after the other on one
---          connection.
+--          setting oddscache.report, the second one lists it. Send both as one text, or one after the other on the
+--          same connection.
 -- Names    Edit the settings below, or let the program fill them in:
 --          oddscache sql check --app-schema x --cache-schema y --role z
 -- Locks    ACCESS SHARE, as any SELECT. Works on a standby, in any transaction, and where nothing is installed.
@@ -36,7 +36,7 @@ DECLARE
     prefix   pg_catalog.text;
     r        pg_catalog.record;
 BEGIN
-    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('quote_all_identifiers', 'off', true);
     tables := ARRAY(SELECT json_object_keys(keys));
@@ -46,7 +46,7 @@ BEGIN
         format('%I.resync(text)', cache_schema)];
 
     -- The feed
-    -- Read, not called: the function could be anybody's.
+    -- Read the version from the function's text. Any role may have made the function, so do not call it.
     version := (SELECT substring(lower(p.prosrc) FROM '^ *select ([0-9]{1,9}) *$') FROM pg_proc AS p
                  WHERE p.oid = to_regprocedure(format('%I.feed_version()', cache_schema)));
     report := report || jsonb_build_object(
@@ -54,7 +54,7 @@ BEGIN
         'status', CASE version WHEN expected THEN 'ok' WHEN expected - 1 THEN 'warn' ELSE 'FAIL' END, 'detail',
         CASE WHEN version IS NULL THEN 'is missing, or not the feed''s: run install.sql'
              WHEN version = expected THEN version::text
-             WHEN version = expected - 1 THEN format('%s, which caches still follow, not %s: run install.sql',
+             WHEN version = expected - 1 THEN format('%s, not %s: caches still follow it; run install.sql',
                  version, expected)
              ELSE format('%s, not %s: run install.sql', version, expected) END);
     SELECT report || coalesce(jsonb_agg(jsonb_build_object(
@@ -89,8 +89,8 @@ BEGIN
                             (format('%I.log_horizon', cache_schema), 'DELETE')) AS t (name, needs)
          WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(p.proowner, to_regclass(t.name), t.needs)
          UNION ALL
-        SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and rows of one '
-               'transaction are refused; ALTER TABLE %s SET LOGGED', log)
+        SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and a transaction''s '
+               'second row can fail; ALTER TABLE %s SET LOGGED', log)
           FROM pg_class AS c WHERE c.oid = to_regclass(log) AND c.relpersistence = 'u'
          UNION ALL
         SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
@@ -103,8 +103,8 @@ BEGIN
       INTO report
       FROM (
         SELECT log AS object, 'as installed' AS item,
-               'has triggers, rules, checks, policies, columns or indexes of others: each log row costs a '
-               'subtransaction' AS detail
+               'has triggers, rules, checks, policies, columns or indexes that are not the feed''s: each log row '
+               'costs a subtransaction' AS detail
           FROM pg_class AS c
          WHERE c.oid = to_regclass(log)
            AND (c.relhastriggers OR c.relhasrules OR c.relrowsecurity OR c.relchecks > 0 OR c.relnatts <> 7
@@ -116,12 +116,11 @@ BEGIN
              AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
         SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'notifications',
-               'runs with oddscache.notify = off: the cache sees its changes when it polls. Unless that is meant so; '
-               'ALTER '
+               'runs with oddscache.notify = off: the cache sees its changes only when it polls; ALTER '
                || CASE WHEN s.setrole = 0 AND s.setdatabase <> 0 THEN format('DATABASE %I', d.datname)
                        ELSE 'ROLE ' || coalesce(quote_ident(x.rolname), 'ALL')
                             || CASE s.setdatabase WHEN 0 THEN '' ELSE format(' IN DATABASE %I', d.datname) END END
-               || ' RESET oddscache.notify'
+               || ' RESET oddscache.notify, unless this is intended'
           FROM pg_db_role_setting AS s
           JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
           LEFT JOIN pg_roles AS x ON x.oid = s.setrole
@@ -158,7 +157,7 @@ BEGIN
                              || convert_to(t.tab, 'UTF8') || decode('00', 'hex')
                          OR g.tgoldtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.old_table END
                          OR g.tgnewtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.new_table END
-                         THEN 'foreign definition'
+                         THEN 'not as installed'
                     WHEN g.tgenabled IN ('D', 'R') THEN 'disabled'
                     WHEN g.tgenabled = 'O' THEN 'not always'
                     ELSE 'ok' END AS state
@@ -176,8 +175,8 @@ BEGIN
          UNION ALL
         SELECT 'trigger', t.node::text, t.op,
                CASE WHEN t.state = 'refused' OR t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
-               CASE WHEN t.state = 'refused' THEN 'collects the changed rows, and a foreign table is below: statements '
-                        'that reach it fail'
+               CASE WHEN t.state = 'refused' THEN 'has transition tables, and a foreign table is below: statements '
+                        'that reach the foreign table fail'
                     WHEN t.state = 'not always' THEN 'not always: silent under session_replication_role = replica'
                     WHEN t.root THEN t.state || ': changes are missed'
                     ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END
@@ -188,7 +187,7 @@ BEGIN
           FROM unnest(tables) AS u (tab) WHERE to_regclass(format('%I.%I', app_schema, u.tab)) IS NULL
          UNION ALL
         SELECT 'trigger', format('%I.%I', app_schema, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
-               'does not exist: every statement on this table makes the cache load it anew'
+               'does not exist: every statement on this table makes the cache read everything again'
           FROM json_each_text(keys) AS k (tab, col)
          WHERE to_regclass(format('%I.%I', app_schema, k.tab)) IS NOT NULL
            AND NOT EXISTS (SELECT FROM pg_attribute AS a
@@ -206,12 +205,12 @@ BEGIN
          WHERE a.attgenerated = 'v'
          UNION ALL
         SELECT 'trigger', i.inhrelid::regclass::text, 'parent', 'FAIL',
-               format('is a part of %s: statements that name that are missed', i.inhparent::regclass)
+               format('inherits from %1$s: statements that name %1$s are missed', i.inhparent::regclass)
           FROM pg_inherits AS i WHERE i.inhrelid IN (SELECT b.node FROM below AS b WHERE b.root)
          UNION ALL
         SELECT 'trigger', t.node::text, 'foreign table', 'warn',
                format('each statement that names a table above it, such as %s, makes the cache read everything again; '
-                   'changes that name it, or are made on its own server, are missed', t.tab)
+                   'statements that name it, or run on the foreign server, are missed', t.tab)
           FROM below AS t WHERE t.relkind = 'f'
          UNION ALL
         SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
@@ -249,13 +248,13 @@ BEGIN
                    CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache_schema)),
                        'EXECUTE')
                         THEN format('%s may prune the log', role)
-                        ELSE format('%s may not: let a scheduled job call it, or run oddscache sql grants --prune '
-                            '(grants.sql)', role) END
+                        ELSE format('%s may not prune the log: let a scheduled job do it, or run oddscache sql grants '
+                            '--prune (grants.sql)', role) END
              WHERE to_regprocedure(format('%I.prune(interval)', cache_schema)) IS NOT NULL
              UNION ALL
             SELECT 'right', h.name, 'EXECUTE', CASE WHEN h.has THEN 'ok' ELSE 'warn' END,
                    role || CASE WHEN h.has THEN '' ELSE
-                       ' may not: it cannot tell a quiet database from lost notifications; run grants.sql' END
+                       ' may not, so it cannot tell a quiet database from lost notifications: run grants.sql' END
               FROM (SELECT format('%I.heartbeat()', cache_schema) AS name,
                            has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache_schema)),
                                'EXECUTE') AS has) AS h
@@ -268,7 +267,7 @@ BEGIN
              WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
         ) AS q;
 
-        -- What it has besides, and from whom: a right goes only if it is taken from the one who was granted it.
+        -- The rights that the role does not need, and which role was granted each. Only REVOKE from that role takes it.
         WITH thing AS (
             SELECT 'TABLE' AS kind, c.oid, s.name, s.name AS target, c.relowner AS owner,
                    coalesce(c.relacl, acldefault('r', c.relowner)) AS acl,
@@ -304,15 +303,15 @@ BEGIN
               FROM superfluous AS s CROSS JOIN aclexplode(s.acl) AS x
              WHERE x.privilege_type = s.item AND (x.grantee IN (0, r.oid) OR pg_has_role(r.oid, x.grantee, 'USAGE'))
              UNION ALL
-            -- The server's own roles have rights that no list shows.
+            -- The server's predefined roles have rights that no ACL shows.
             SELECT s.*, g.oid, s.owner
               FROM superfluous AS s
               JOIN pg_roles AS g ON (g.rolname = 'pg_write_all_data' AND s.item IN ('INSERT', 'UPDATE', 'DELETE'))
                                  OR (g.rolname = 'pg_maintain' AND s.item = 'MAINTAIN')
              WHERE s.kind = 'TABLE' AND pg_has_role(r.oid, g.oid, 'USAGE')
         ), membership AS (
-            -- The bootstrap superuser (oid 10) grants for all superusers. Since 16 others may have granted the same
-            -- membership.
+            -- The server records a superuser's grant as one by the bootstrap superuser (oid 10). Since PostgreSQL 16
+            -- another role may have granted the same membership, too.
             SELECT m.roleid, format('REVOKE %I FROM %I', g.rolname, role)
                    || CASE WHEN server >= 160000 AND m.grantor <> 10 THEN format(' GRANTED BY %s', m.grantor::regrole)
                        ELSE '' END AS sql,
@@ -324,8 +323,8 @@ BEGIN
             SELECT 'right' AS kind, s.name AS object, s.items AS item,
                    s.status,
                    format('%s has it and does not need it', role)
-                   || CASE WHEN s.grantee = 0 THEN ': PUBLIC was granted it, so every role has it. Before it is taken '
-                                'from PUBLIC, grant it by name to those who need it'
+                   || CASE WHEN s.grantee = 0 THEN ': PUBLIC was granted it, so every role has it. Before you revoke '
+                                'it, grant it by name to the roles that need it'
                            WHEN s.grantee = r.oid THEN CASE WHEN s.owner = r.oid THEN ': it is the owner' ELSE '' END
                            WHEN s.roleid IS NULL THEN ': it owns the database'
                            WHEN s.roleid = s.grantee THEN format(': it is a member of %I', s.rolname)
@@ -344,7 +343,7 @@ BEGIN
               FROM (SELECT s.kind, s.name, s.target, s.owner, s.grantee, s.grantor, m.roleid, m.rolname, m.sql,
                            string_agg(s.item, ', ' ORDER BY s.n) AS items, d.status
                       FROM source AS s
-                     -- What PUBLIC has where nobody changed it is no fault.
+                     -- The rights that PUBLIC has by default are no fault.
                      CROSS JOIN LATERAL (SELECT CASE WHEN s.grantee <> 0 THEN 'warn'
                                                      WHEN s.item = 'TEMPORARY' THEN 'ok'
                                                      WHEN s.name = 'schema public' AND server < 150000 THEN 'info'
@@ -360,7 +359,7 @@ BEGIN
                            ('REPLICATION', r.rolreplication)) AS a (item, has)
              WHERE a.has
              UNION ALL
-            -- Attributes are not inherited, but SET ROLE gives them.
+            -- A member does not inherit role attributes, but it gets them by SET ROLE.
             SELECT 'right', 'role ' || quote_ident(role), a.item, 'warn',
                    format('%s has it by SET ROLE %I and does not need it: it is a member of %I; %s', role, x.rolname,
                        m.rolname, m.sql)
@@ -375,12 +374,12 @@ BEGIN
         ) AS q;
     END IF;
 
-    -- Publications that send the feed's own tables away
+    -- Publications that also publish the feed's tables
     SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
         SELECT 'publication' AS kind, quote_ident(p.pubname) AS object, 'publishes the feed' AS item,
                CASE WHEN s.names IS NULL THEN 'info' ELSE 'warn' END AS status,
-               format('%s: a subscription of PostgreSQL''s own stops for good at the first change of a table that is '
-                   'missing there ("logical replication target relation ... does not exist"). %s', t.names,
+               format('%s: a native subscription stops for good at the first change of a table that its database '
+                   'lacks ("logical replication target relation ... does not exist"). %s', t.names,
                    coalesce('Replication slots that may serve one: ' || s.names, 'No replication slot serves one now'))
                || format('; on the subscriber, before anything else: CREATE SCHEMA IF NOT EXISTS %1$I; CREATE TABLE IF '
                    'NOT EXISTS %1$I.change_log (xid xid8 NOT NULL, id bigint NOT NULL, table_name text NOT NULL, op '
@@ -389,10 +388,10 @@ BEGIN
                    'app_schema text NOT NULL, channel text NOT NULL, pruned_at timestamptz); CREATE TABLE IF NOT '
                    'EXISTS %1$I.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);', cache_schema)
                || ' or here: '
-               || CASE WHEN p.puballtables THEN 'CREATE PUBLICATION of the tables that are needed (FOR TABLE ...'
+               || CASE WHEN p.puballtables THEN format('replace %I: CREATE PUBLICATION of the tables that are needed '
+                                '(FOR TABLE ...', p.pubname)
                             || CASE WHEN server < 150000 THEN '' ELSE ', FOR TABLES IN SCHEMA ...' END
-                            || format('), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION, instead of %I',
-                                p.pubname)
+                            || '), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION'
                        WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname,
                            cache_schema)
                        ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS detail
@@ -406,14 +405,14 @@ BEGIN
                          WHERE l.pubname = p.pubname AND l.schemaname = cache_schema
                            AND l.tablename IN ('change_log', 'log_state', 'log_horizon')) AS t ON t.names IS NOT NULL
          CROSS JOIN (SELECT string_agg(format('%I (%s)', s.slot_name, CASE
-                                WHEN a.pid IS NOT NULL THEN 'a subscription of PostgreSQL''s own'
+                                WHEN a.pid IS NOT NULL THEN 'a native subscription'
                                 WHEN s.active THEN 'active' ELSE 'not active' END), ', ' ORDER BY s.slot_name) AS names
                        FROM pg_replication_slots AS s
                        LEFT JOIN pg_stat_replication AS a ON a.pid = s.active_pid AND a.application_name = s.slot_name
                       WHERE s.plugin = 'pgoutput' AND s.database = current_database()) AS s
     ) AS q;
 
-    -- The log. What stands there may be somebody's view: let it write nothing. The setting ends with this block.
+    -- The log. It may be a view that another role made, so let it write nothing. The setting ends with this block.
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
         IF to_regclass(log) IS NOT NULL AND to_regclass(format('%I.log_state', cache_schema)) IS NOT NULL THEN
@@ -425,10 +424,10 @@ BEGIN
                                     ELSE 'FAIL' END AS status,
                            CASE WHEN count(*) <> 1 THEN format('%%s rows instead of one: run install.sql', count(*))
                                 WHEN NOT bool_and(s.app_schema = %3$L)
-                                    THEN format('serves schema %%s: name it: oddscache sql check --app-schema ..., or '
-                                        'the setting app_schema in the script', min(s.app_schema))
+                                    THEN format('serves schema %%s: check that one, by oddscache sql check '
+                                        '--app-schema ... or the setting app_schema in the script', min(s.app_schema))
                                 WHEN NOT bool_and(s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot()))
-                                    THEN 'speaks of another cluster''s transactions: run install.sql'
+                                    THEN 'holds transaction ids of another cluster: run install.sql'
                                 ELSE format('pruned below %%s, channel %%s', min(s.pruned_below::text),
                                     min(s.channel)) END AS detail
                       FROM %2$s AS s
@@ -452,19 +451,19 @@ BEGIN
                                     ELSE 'ok' END,
                            format('%%s rows, %%s', b.rows || CASE WHEN b.rows > 1000000 THEN ' or more' ELSE '' END,
                                   pg_size_pretty(b.bytes))
-                           || coalesce(', the oldest of ' || b.oldest
+                           || coalesce(', the oldest from ' || b.oldest
                                        || format(' (%%s ago)', date_trunc('second', now() - b.oldest)), '')
-                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': see that prune() is called, and '
-                                       'that no transaction stays open for so long'
-                                   WHEN b.bytes > 1024 ^ 3 THEN ': the space of deleted rows is used again once they '
-                                       'are vacuumed; a transaction that stays open keeps them'
+                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': make sure that prune() runs, and '
+                                       'end transactions that stay open'
+                                   WHEN b.bytes > 1024 ^ 3 THEN ': VACUUM makes the space of deleted rows usable '
+                                       'again; an open transaction keeps it from that'
                                    ELSE '' END
                       FROM (SELECT (SELECT count(*) FROM (SELECT FROM %1$s LIMIT 1000001) AS l) AS rows,
                                    pg_total_relation_size(%1$L::regclass) AS bytes,
                                    (SELECT l.at FROM %1$s AS l ORDER BY l.xid, l.id LIMIT 1) AS oldest) AS b
                      UNION ALL
                     SELECT 'log', %1$L, 'transactions', 'FAIL',
-                        'speaks of another cluster''s transactions: run install.sql'
+                        'holds transaction ids of another cluster: run install.sql'
                      WHERE EXISTS (SELECT FROM %1$s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot()))
                      UNION ALL
                     SELECT 'log', l.table_name, 'RESYNC', CASE l.table_name WHEN 'resync' THEN 'ok' ELSE 'warn' END,
@@ -490,8 +489,9 @@ BEGIN
                    hashtextextended('oddscache listener ' || cache_schema, 0)
         )
         SELECT 'session' AS kind, format('process %s', s.pid) AS object, s.wait_event AS item, 'warn' AS status,
-               format('of %I takes nothing of its answer since %s and keeps TRUNCATE, ALTER and DETACH waiting, and '
-                   'writers behind them; SELECT pg_terminate_backend(%s)', role, s.query_start, s.pid) AS detail
+               format('of %I has been sending a result since %s that its client does not read: TRUNCATE, ALTER and '
+                   'DETACH wait for it, and writers wait behind them; SELECT pg_terminate_backend(%s)',
+                   role, s.query_start, s.pid) AS detail
           FROM pg_stat_activity AS s
          WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active'
            AND s.wait_event = 'ClientWrite' AND s.query_start < clock_timestamp() - interval '30 s'
@@ -503,20 +503,20 @@ BEGIN
           FROM lock AS l WHERE l.waits
          UNION ALL
         SELECT 'waiting', quote_ident(cache_schema), format('process %s', l.pid), 'warn',
-               format('of %I holds exclusively the lock of those who wait: every writer notifies, and caches only '
+               format('of %I holds the listeners'' advisory lock exclusively: every writer notifies, and caches only '
                    'poll; SELECT pg_terminate_backend(%s)', l.role, l.pid)
           FROM lock AS l WHERE NOT l.waits
          UNION ALL
         SELECT 'queue', 'notification queue', 'usage', CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END,
                format('%s %%', round((u.usage * 100)::numeric, 1))
-               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': writers do not notify; some listener sits in a '
+               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': writers do not notify; a listener has an open '
                    'transaction' END
           FROM pg_notification_queue_usage() AS u (usage)
          UNION ALL
         SELECT 'index', t.root::text, w.columns, CASE WHEN bool_or(x.indisvalid) THEN 'ok' ELSE 'warn' END,
                CASE WHEN bool_or(x.indisvalid) THEN 'in place'
                     WHEN count(x.indexrelid) > 0 THEN 'is INVALID, not usable: run indexes.sql'
-                    ELSE 'missing, warmup reads the whole history: run indexes.sql' END
+                    ELSE 'missing, so a warmup reads the whole history: run indexes.sql' END
           FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC',
                         ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
                        ('competitor_odds_snapshots', 'competitor_event_id, id DESC',

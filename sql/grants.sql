@@ -1,13 +1,15 @@
--- grants.sql: makes a role for the cache, and grants it what the cache does and nothing else.
+-- grants.sql: makes a role for the cache, and grants it the rights that the cache needs and no others.
 --
 -- What     LOGIN without a password; USAGE on the two schemas; SELECT on the six tables, change_log and log_state;
 --          EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
---          SELECT is on whole tables: LOCK TABLE ... IN ACCESS SHARE MODE, which the cache needs, refuses rights on
---          columns. Partitions need no rights of their own. heartbeat() takes no argument. It writes a fixed row that
---          says nothing, at most one a second for each session, and notifies, which any role can do by NOTIFY. A role
---          that calls it all day adds a few thousand log rows an hour, and prune() deletes them. Never granted here is
---          resync(): it makes every cache read everything. The role keeps what PUBLIC has: temporary tables, and before
---          PostgreSQL 15 tables in schema public. check.sql names these rights, with the statements that take them.
+--          SELECT is on whole tables, because the cache runs LOCK TABLE ... IN ACCESS SHARE MODE. Rights on columns are
+--          not enough for that. Partitions need no rights of their own.
+--          heartbeat() takes no argument. It writes a log row without keys, at most one a second for each session, and
+--          notifies, which any role can do by NOTIFY. A session that calls it without pause adds a few thousand log
+--          rows an hour, and prune() deletes them.
+--          This script never grants resync(), which makes every cache read everything again.
+--          The role keeps what PUBLIC has: temporary tables, and before PostgreSQL 15 tables in schema public. The
+--          report of check.sql names these rights, with the statements that revoke them.
 -- Who      A role that may grant on the tables and on the feed: their owner or a superuser. CREATEROLE if the role is
 --          new.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f grants.sql
@@ -36,11 +38,11 @@ DECLARE
     problem  pg_catalog.text;
     g        pg_catalog.record;
 BEGIN
-    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
-    -- In other isolation levels this transaction would not see what a concurrent run has committed.
+    -- In a stricter isolation level this transaction would not see what a concurrent run has committed.
     IF current_setting('transaction_isolation') <> 'read committed'
        OR current_setting('transaction_read_only') = 'on' THEN
         RAISE EXCEPTION 'grants.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
@@ -88,11 +90,11 @@ BEGIN
             EXECUTE format('COMMENT ON ROLE %I IS %L', role,
                 'oddscache: reads the odds tables and their change log. Made by grants.sql, removed by uninstall.sql.');
             RAISE NOTICE 'created role %', quote_ident(role)
-                USING HINT = format('It has no password. Give it one: ALTER ROLE %I PASSWORD ...; psql has a command '
-                    'for it that shows none.', role);
+                USING HINT = format('It has no password. Give it one by ALTER ROLE %I PASSWORD ... or by the password '
+                    'command of psql, which does not show it.', role);
             done := done + 1;
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL;  -- A run in another database of this server has made it.
+            NULL;  -- A run in another database of this server has just made it.
         END;
     END IF;
 
@@ -132,10 +134,11 @@ BEGIN
       JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, t.tab)) AND c.relrowsecurity;
     IF problem IS NOT NULL THEN
         RAISE WARNING 'row-level security is on: %', problem
-            USING HINT = 'The cache must see every row: give the role a policy for SELECT that is true, or BYPASSRLS.';
+            USING HINT = 'The cache must see every row: give the role a SELECT policy that is always true, or '
+                'BYPASSRLS.';
     END IF;
 
-    RAISE NOTICE '%: role % reads schema % by the feed in schema %',
+    RAISE NOTICE '%: role % reads schema % through the feed in schema %',
         CASE done WHEN 0 THEN 'already in place' ELSE 'granted' END,
         quote_ident(role), quote_ident(app_schema), quote_ident(cache_schema);
     PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;

@@ -1,21 +1,22 @@
--- indexes.sql: lists the statements that make the two indexes with which the latest snapshots are found without reading
--- their history.
+-- indexes.sql: lists the statements that create two indexes. They let the cache find the latest snapshots without
+-- reading the whole history.
 --
 -- What     odds_snapshots (event_id, bookmaker_id, id desc); competitor_odds_snapshots (competitor_event_id, id desc).
---          A partitioned table gets its index on the parent alone, then on each partition, then attached: there is no
---          CREATE INDEX CONCURRENTLY for a whole partitioned table. Later partitions get theirs by themselves. An equal
---          index of another name is used instead. No row is listed where nothing is missing.
+--          PostgreSQL has no CREATE INDEX CONCURRENTLY for a partitioned table. So the statements create the index on
+--          the parent alone, then on each partition, and then attach these. Later partitions get theirs by themselves.
+--          An equal index of another name will do. If nothing is missing, the list is empty.
 -- Who      The owner of the tables, or a superuser.
 -- Run      psql -XAtq -v ON_ERROR_STOP=1 -f indexes.sql odds > todo.sql
 --          psql -X -v ON_ERROR_STOP=1 -f todo.sql odds
 --          Any other client will do. This file is two statements for one connection. It changes nothing. Each row of
---          its result is a statement. Run them in order, in one session, outside a transaction. The
---          command `oddscache sql indexes --apply` does both.
+--          its result is a statement. Run these in order, in one session, outside a transaction. The command
+--          `oddscache sql indexes --apply` lists them and runs them.
 -- Names    Edit the settings below, or let the program fill them in: oddscache sql indexes --app-schema x
 -- Locks    CREATE INDEX CONCURRENTLY lets readers and writers go on. It waits for transactions older than itself. The
 --          other statements take SHARE on a partitioned parent, and ACCESS EXCLUSIVE on the new index alone, for a
 --          moment. They wait for at most `lock_timeout`.
--- Again    Lists what is missing, and replaces what an interrupted run left INVALID. Not while another run is at work.
+-- Again    Lists what is still missing, and replaces indexes that an interrupted run left INVALID. Fails while another
+--          run is at work.
 -- Undo     uninstall.sql, or DROP INDEX odds_snapshots_oddscache_latest, competitor_odds_snapshots_oddscache_latest
 DO $indexes$
 DECLARE
@@ -31,7 +32,7 @@ DECLARE
     problem    pg_catalog.text;
     w          pg_catalog.record;
 BEGIN
-    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
@@ -44,8 +45,8 @@ BEGIN
                 'in the script.';
     END IF;
 
-    -- An index that another run is making looks like one that was left behind. CREATE INDEX CONCURRENTLY holds this
-    -- lock.
+    -- An index that another run is creating looks like one that an interrupted run has left. But a run that is still
+    -- at work in CREATE INDEX CONCURRENTLY holds this lock.
     SELECT format('process %s is at work on %s, whose index %s is not valid yet', l.pid, x.indrelid::regclass,
         x.indexrelid::regclass)
       INTO problem
@@ -61,9 +62,9 @@ BEGIN
             HINT = 'Run this again when it is done.';
     END IF;
 
-    -- Every table and partition that should have one of the indexes, with the index of exactly these columns that it
-    -- has. One attached to the parent's comes before a free one, a valid one before an invalid one. `complete` holds
-    -- for a whole table.
+    -- Each table and partition that should have one of the indexes, with the index that it has on exactly these
+    -- columns. Of several, prefer one that is attached to the parent's, then a valid one. `complete` says that the
+    -- whole table has its index.
     WITH found AS (
         SELECT r.root::regclass AS root, t.level, c.relkind, c.oid::regclass AS node, p.inhparent::regclass AS parent,
                r.columns, n.nspname,
@@ -95,7 +96,7 @@ BEGIN
                          WHERE k.n <= x.indnkeyatts) = r.keys
                  ORDER BY i.relispartition DESC, x.indisvalid DESC, i.oid LIMIT 1) AS same ON true
     ), planned AS (
-        -- The index that each will have when all is done.
+        -- `future` is the index that each will have in the end.
         SELECT f.*, f.relkind = 'r' AND NOT coalesce(f.valid, false) OR f.index IS NULL AS lacks,
                CASE WHEN f.relkind = 'r' AND NOT coalesce(f.valid, false) OR f.index IS NULL
                     THEN format('%I.%I', f.nspname, f.name) ELSE f.index::text END AS future
@@ -105,11 +106,11 @@ BEGIN
         SELECT 1 AS phase, 0 AS level, p.index::text AS name, format('DROP INDEX CONCURRENTLY %s', p.index) AS sql
           FROM planned AS p WHERE NOT p.complete AND p.relkind = 'r' AND p.ours AND NOT p.valid AND NOT p.attached
          UNION ALL
-        -- The partitioned tables themselves have no data, so this is instant.
+        -- A partitioned table has no data of its own, so this is instant.
         SELECT 3, p.level, p.node::text, format('CREATE INDEX %I ON ONLY %s (%s)', p.name, p.node, p.columns)
           FROM planned AS p WHERE NOT p.complete AND p.relkind = 'p' AND p.lacks
          UNION ALL
-        -- With a lock_timeout, a long transaction would make this leave an INVALID index behind.
+        -- With a lock_timeout, a long transaction would make this fail and leave an INVALID index.
         SELECT 5, 0, p.node::text, format('CREATE INDEX CONCURRENTLY %I ON %s (%s)', p.name, p.node, p.columns)
           FROM planned AS p WHERE NOT p.complete AND p.relkind = 'r' AND p.lacks
          UNION ALL

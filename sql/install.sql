@@ -3,7 +3,7 @@
 -- What     A schema with the change log, five functions, and AFTER ... FOR EACH STATEMENT triggers on six tables, on
 --          their partitions, and on the tables that inherit from them. README.md explains each. check.sql reports on
 --          them.
--- Who      The owner of the six tables, with CREATE on the database. A superuser can, too, but then the trigger
+-- Who      The owner of the six tables, with CREATE on the database. A superuser can run it, too, but then the trigger
 --          function runs with the superuser's rights.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f install.sql
 --          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
@@ -12,24 +12,24 @@
 --          oddscache sql install --app-schema x --cache-schema y --channel z
 -- Locks    SHARE ROW EXCLUSIVE on each table that lacks a trigger, until the transaction ends. Writers of the table
 --          wait meanwhile, readers do not. While this script waits for a writer, later writers wait behind it, for at
---          most `lock_timeout`. Then it fails with 55P03 and has changed nothing. Run it again.
--- Again    Where everything is in place it changes nothing and locks no table. It repairs what is not in place, gives
---          new partitions their triggers, and upgrades an older feed. It refuses to touch a newer one.
+--          most `lock_timeout`. After that the script fails with 55P03 and has changed nothing. Run it again.
+-- Again    If everything is in place, the script changes nothing and locks no table. Otherwise it repairs the feed,
+--          gives new partitions their triggers, and upgrades an older feed. It refuses to touch a newer one.
 -- Undo     uninstall.sql
 -- Refuses  PostgreSQL 13 and older; tables without the columns it needs; a database with a logical replication
---          subscriber that would stop at the feed's tables, unless `subscribers` says that it has them.
+--          subscriber that would stop at the feed's tables, unless `subscribers` is 'ready'.
 DO $install$
 <<install>>
 DECLARE
     app_schema constant pg_catalog.text := 'public';  -- the schema of the six tables
     lock_timeout constant pg_catalog.text := '2s';  -- how long to wait for locks; 0 waits for ever
     subscribers constant pg_catalog.text := 'unknown';  -- 'ready': every logical subscriber has the feed's tables
-    -- These two stand in the functions below, too: an edit here is not enough. The program fills in all places.
+    -- The functions below contain these two names, too. So do not edit them here: let the program fill in every place.
     cache_schema constant pg_catalog.text := 'oddscache';  -- the schema of the feed
     channel constant pg_catalog.text := 'oddscache';  -- the channel of its notifications
 
     version constant integer := 3;
-    -- The six tables, and the column of each that says what changed.
+    -- The six tables, and of each the column whose values the change log records.
     tables constant pg_catalog.json := '{"events": "id", "competitor_events": "betpawa_event_id",
         "odds_snapshots": "event_id", "competitor_odds_snapshots": "competitor_event_id",
         "market_odds": "snapshot_id", "competitor_market_odds": "snapshot_id"}';
@@ -57,11 +57,11 @@ DECLARE
     held     timestamp with time zone;
     w        pg_catalog.record;
 BEGIN
-    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
-    -- In other isolation levels this transaction would not see what a concurrent run has committed.
+    -- In a stricter isolation level this transaction would not see what a concurrent run has committed.
     IF current_setting('transaction_isolation') <> 'read committed'
        OR current_setting('transaction_read_only') = 'on' THEN
         RAISE EXCEPTION 'install.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
@@ -92,7 +92,8 @@ BEGIN
        OR cache_schema = app_schema THEN
         RAISE EXCEPTION 'cache_schema % cannot be used', quote_literal(cache_schema)
             USING ERRCODE = 'invalid_schema_name',
-            HINT = 'It must be a schema of the feed''s own: 1 to 63 bytes, not the application''s, not pg_....';
+            HINT = 'Choose a schema for the feed alone. Its name has 1 to 63 bytes and does not begin with pg_. It is '
+                'not the application''s schema.';
     END IF;
     IF octet_length(channel) NOT BETWEEN 1 AND 63 THEN
         RAISE EXCEPTION 'channel % cannot be used', quote_literal(channel) USING ERRCODE = 'invalid_name',
@@ -100,7 +101,7 @@ BEGIN
     END IF;
     IF (parse_ident('oddscache.change_log'))[1] <> cache_schema
        OR strpos($function$pg_notify('oddscache', $function$, quote_literal(channel)) = 0 THEN
-        RAISE EXCEPTION 'the functions in this script are not for schema % and channel %',
+        RAISE EXCEPTION 'the functions in this script name another schema or channel than % and %',
                 quote_ident(cache_schema), quote_ident(channel) USING ERRCODE = 'invalid_name',
             HINT = 'Let the program fill in both names: oddscache sql install --cache-schema ... --channel ...';
     END IF;
@@ -137,7 +138,7 @@ BEGIN
               FROM node AS n GROUP BY n.oid HAVING count(*) > 1) AS q;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'feature_not_supported',
-            HINT = 'A trigger can name only one table as changed. Let each table inherit from one of them.';
+            HINT = 'A trigger can log a change of one table only. Let each table inherit from only one of the six.';
     END IF;
     SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname)
         INTO problem
@@ -159,19 +160,19 @@ BEGIN
       FROM pg_publication AS p
      WHERE p.puballtables AND to_regclass(format('%I.change_log', cache_schema)) IS NULL;
     IF problem IS NOT NULL AND subscribers <> 'ready' THEN
-        hint := format('Before this script run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE %1$I.change_log '
-            '(xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamptz, PRIMARY KEY '
-            '(xid, id)); CREATE TABLE %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, app_schema text, '
-            'channel text, pruned_at timestamptz); then oddscache sql install --subscribers-ready, or this script with '
-            'the setting subscribers. Or replace the publication by one of named tables or, since PostgreSQL 15, of '
-            'schemas, and let the subscribers follow it. Other consumers, such as Debezium, see two more '
-            'tables.', cache_schema);
-        -- A slot's consumer shows only while it is connected. Debezium, which ignores unknown tables, gives its name.
+        hint := format('Before you run this script, run on each subscriber: CREATE SCHEMA %1$I; CREATE TABLE '
+            '%1$I.change_log (xid xid8, id bigint, table_name text, op text, keys bigint[], note text, at timestamptz, '
+            'PRIMARY KEY (xid, id)); CREATE TABLE %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8, '
+            'app_schema text, channel text, pruned_at timestamptz); then oddscache sql install --subscribers-ready, '
+            'or this script with the setting subscribers. Or replace the publication by one that names tables or, '
+            'since PostgreSQL 15, schemas, and let the subscribers use it. Other consumers, such as Debezium, see two '
+            'more tables.', cache_schema);
+        -- The server shows a slot's consumer only while it is connected. Debezium ignores tables that it does not know.
         IF EXISTS (SELECT FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
                     WHERE s.database = current_database() AND s.plugin = 'pgoutput'
                       AND coalesce(a.application_name, '') NOT ILIKE 'debezium%') THEN
-            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a slot for a subscriber: it would '
-                'stop for good at the feed''s tables, if it lacks them', problem
+            RAISE EXCEPTION 'publication % is FOR ALL TABLES, and this database has a replication slot: a subscriber '
+                'that lacks the feed''s tables would stop for good', problem
                 USING ERRCODE = 'object_not_in_prerequisite_state', HINT = hint;
         END IF;
         RAISE WARNING 'publication % is FOR ALL TABLES: it publishes change_log and log_state, too. A native '
@@ -192,15 +193,15 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE WARNING 'temp_file_limit is %: a statement that changes many rows of these tables can fail (53400)',
             problem
-            USING HINT = 'The server keeps the changed rows for the triggers: an UPDATE both old and new ones. What '
-                'exceeds work_mem lies in temporary files, which the limit counts. Raise the limit or work_mem for '
-                'those who change many rows at once.';
+            USING HINT = 'The server keeps the changed rows for the triggers, of an UPDATE both the old and the new '
+                'ones. Beyond work_mem it writes them to temporary files, which this limit counts. Raise the limit or '
+                'work_mem for the roles that change many rows at once.';
     END IF;
 
     -- 2. The schema and the log
 
-    -- From here on, code of objects that are already there runs with our rights: a function, a trigger of log_state.
-    -- Anybody with CREATE on the database could have made them.
+    -- The rest of this script runs code of existing objects with the caller's rights: feed_version(), and triggers of
+    -- log_state. Any role with CREATE on the database could have made them. So refuse objects of other roles.
     SELECT string_agg(format('%s belongs to %s', o.name, o.owner::regrole), ', ') INTO problem
       FROM (SELECT 'schema ' || quote_ident(cache_schema) AS name, n.nspowner AS owner
               FROM pg_namespace AS n WHERE n.nspname = cache_schema
@@ -218,8 +219,8 @@ BEGIN
        AND (current_setting('is_superuser')::boolean OR NOT pg_has_role(o.owner, 'MEMBER'));
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
-            HINT = 'It belongs neither to you nor to the owner of the tables. See who made it and drop it, or choose '
-                'another schema: oddscache sql install --cache-schema ...';
+            HINT = 'That role is neither you nor the owner of the tables. Find out who made the object and drop it, or '
+                'choose another schema: oddscache sql install --cache-schema ...';
     END IF;
     IF to_regprocedure(format('%I.feed_version()', cache_schema)) IS NOT NULL THEN
         present := oddscache.feed_version();
@@ -244,9 +245,9 @@ BEGIN
     END IF;
 
     IF to_regclass(format('%I.change_log', cache_schema)) IS NULL THEN
-        -- vacuum_truncate is off: cutting off the log's empty end would lock it exclusively, against every writer. The
-        -- id does not come from a sequence: that would change lastval() in the application's session. No two rows of
-        -- one transaction have the same place in the write-ahead log.
+        -- vacuum_truncate is off, because a truncation locks the log exclusively and so stops every writer.
+        -- The id is a position in the write-ahead log, which no two rows of one transaction share. A sequence would
+        -- change lastval() in the application's session.
         CREATE TABLE oddscache.change_log (
             xid xid8 NOT NULL,
             id bigint NOT NULL DEFAULT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn),
@@ -257,7 +258,7 @@ BEGIN
             at timestamptz NOT NULL DEFAULT clock_timestamp(),
             PRIMARY KEY (xid, id)
         ) WITH (vacuum_truncate = off, toast.vacuum_truncate = off);
-        -- To compress 8 kB of keys costs three times what writing them costs.
+        -- Compressing 8 kB of keys costs three times as much as writing them.
         ALTER TABLE oddscache.change_log ALTER COLUMN keys SET STORAGE EXTERNAL;
         RAISE NOTICE 'created table %.change_log', quote_ident(cache_schema);
         done := done + 1;
@@ -288,7 +289,7 @@ BEGIN
         done := done + 1;
     ELSIF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.log_state', cache_schema))
                          AND a.attname = 'pruned_at' AND NOT a.attisdropped) THEN
-        -- The table of version 1
+        -- Version 1 had no such column.
         ALTER TABLE oddscache.log_state ADD COLUMN pruned_at timestamptz;
         RAISE NOTICE 'added column %.log_state.pruned_at', quote_ident(cache_schema);
         done := done + 1;
@@ -309,11 +310,11 @@ BEGIN
         done := done + 1;
     END IF;
 
-    -- UNLOGGED, because a publication FOR ALL TABLES leaves such tables out. It would refuse DELETE on a table without
-    -- a key. A crash empties the table. Then prune() fills it again.
+    -- The table is UNLOGGED, because a publication FOR ALL TABLES leaves unlogged tables out. A logged table without a
+    -- key would refuse DELETE in such a publication. After a crash the table is empty, and prune() fills it again.
     IF to_regclass(format('%I.log_horizon', cache_schema)) IS NULL THEN
         CREATE UNLOGGED TABLE oddscache.log_horizon (horizon xid8 NOT NULL, at timestamptz NOT NULL);
-        -- prune() runs as the owner of the other tables. Somebody else may run this script.
+        -- prune() runs as the owner of the other tables. Another role may be running this script.
         EXECUTE format('ALTER TABLE %I.log_horizon OWNER TO %s', cache_schema, (SELECT c.relowner::regrole
               FROM pg_class AS c WHERE c.oid = to_regclass(format('%I.change_log', cache_schema))));
         RAISE NOTICE 'created table %.log_horizon', quote_ident(cache_schema);
@@ -325,7 +326,7 @@ BEGIN
         done := done + 1;
     END IF;
 
-    -- A log restored from a dump holds another cluster's transaction ids. Here they lie in the future.
+    -- A log restored from a dump has another cluster's transaction ids. In this cluster they lie in the future.
     DELETE FROM oddscache.change_log AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot());
     GET DIAGNOSTICS gone = ROW_COUNT;
     DELETE FROM oddscache.log_horizon AS h WHERE h.horizon > pg_snapshot_xmax(pg_current_snapshot());
@@ -376,27 +377,28 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state', HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED';
     END IF;
     -- One session prunes at a time. A second one finds the row locked and leaves the work to the first. An advisory
-    -- lock would not do: any role may hold one for ever, while locking this row takes rights on it.
+    -- lock would not do, because any role can hold one for ever. Locking this row needs a right on the table.
     PERFORM FROM oddscache.log_state FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    -- A session that stays in its transaction keeps the row, and nobody prunes. These settings make the server end it.
-    -- They last until the transaction ends, not this function. The second does not bound the statement that calls us.
+    -- While the calling session stays in its transaction, it keeps the row locked, and nobody else can prune. These
+    -- settings make the server end such a session. They last until the end of the transaction, not of this function.
+    -- statement_timeout bounds later statements, not the one that is calling this function.
     FOREACH setting IN ARRAY ARRAY['idle_in_transaction_session_timeout', 'statement_timeout'] LOOP
         IF current_setting(setting)::interval NOT BETWEEN interval '1 ms' AND bound THEN
             PERFORM set_config(setting, greatest(1, ceil(1000 * extract(epoch FROM bound)))::text, true);
         END IF;
     END LOOP;
-    -- All transactions below the horizon have ended. Time alone proves nothing: a long transaction commits old rows
-    -- late.
+    -- All transactions below the horizon have ended. The time of a row proves nothing, because a long transaction
+    -- commits old rows late.
     INSERT INTO oddscache.log_horizon (horizon, at)
     SELECT pg_snapshot_xmin(pg_current_snapshot()), clock_timestamp()
      WHERE NOT EXISTS (SELECT FROM oddscache.log_horizon AS h
                         WHERE h.horizon >= pg_snapshot_xmin(pg_current_snapshot()));
     SELECT h.horizon INTO reached
       FROM oddscache.log_horizon AS h WHERE h.at <= clock_timestamp() - keep ORDER BY h.horizon DESC LIMIT 1;
-    -- The mark may claim more than this call deletes, never less.
+    -- Rows above pruned_below must never be deleted. Rows below it may stay until a later call.
     UPDATE oddscache.log_state AS s SET pruned_at = begun, pruned_below = greatest(s.pruned_below, reached);
     IF reached IS NULL THEN
         RETURN 0;
@@ -417,8 +419,8 @@ END $function$;
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
             AS $function$
 BEGIN
-    -- A transaction's own rows need not have the greatest xid. Without the second query one transaction could write any
-    -- number of rows. A row from the future says that the clock went back.
+    -- The second query looks for rows of this transaction, which need not have the greatest xid. Without it one
+    -- transaction could write any number of rows. A row from the future does not count: the clock went back.
     IF NOT EXISTS (
         SELECT FROM ((SELECT l.at FROM oddscache.change_log AS l ORDER BY l.xid DESC, l.id DESC LIMIT 1)
                       UNION ALL
@@ -457,25 +459,25 @@ END $function$;
             LANGUAGE plpgsql SECURITY DEFINER
             SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET exit_on_error = off
             AS $function$
--- This function must never make the application's statement fail. It catches every error but the cancelling of the
--- statement. A block with EXCEPTION is a subtransaction, and one that writes gets an xid. More than 64 xids in one
--- transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written in
--- such a block. Each expression costs about a microsecond, so there are few of them.
+-- This function must never make the application's statement fail. It catches every error except the cancelling of the
+-- statement. A block with EXCEPTION is a subtransaction. A subtransaction that writes gets an xid. More than 64 xids in
+-- one transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written
+-- in such a block. Each expression costs about a microsecond, so there are few of them.
 DECLARE
     changed bigint[];
     trouble text;       -- if set: everything must be read again, for this reason
-    past    text;       -- how its log rows fared: null (none yet), the number in blocks, 'plain' or 'lost'
+    past    text;       -- earlier log rows of the transaction: null (none), '1' to '4' (in blocks), 'plain' or 'lost'
     plain   boolean;    -- write without a block
 BEGIN
-    -- 1. What changed. This block writes nothing, so it has no xid.
+    -- 1. What changed. This block writes nothing, so it gets no xid.
     BEGIN
         past := CASE WHEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 1)
                           = pg_current_xact_id_if_assigned()::text
                      THEN split_part(current_setting('oddscache.log_oddscache', true), ' ', 2) END;
         IF past IN ('4', 'plain') THEN
             IF past = '4' THEN
-                -- The fifth row. Since the first we hold ROW EXCLUSIVE on the log, which keeps DDL away. So whatever
-                -- could make a later insert fail would show now.
+                -- This is the fifth row. Since the first one the transaction holds ROW EXCLUSIVE on the log, so no DDL
+                -- can change it. Whatever in the log's definition could make a later insert fail is visible now.
                 SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0
                        AND c.relnatts = 7 AND c.relpersistence = 'p'
                        AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1
@@ -485,14 +487,14 @@ BEGIN
                     PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' plain', true);
                 END IF;
             END IF;
-            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so look again. All that a row can wait for
-            -- now is the disk.
+            -- REVOKE and ALTER SCHEMA ... RENAME take no lock on the log, so check their effect each time. After that
+            -- a row can wait for nothing but the disk.
             plain := coalesce(coalesce(plain, past = 'plain')
                 AND has_table_privilege(to_regclass('oddscache.change_log'), 'INSERT'), false);
         END IF;
 
-        -- plpgsql plans a query when it first reaches it. To pass by a branch costs almost a microsecond, so the
-        -- busiest tables come first.
+        -- plpgsql plans a query only when it first reaches it. Each branch that is tested and not taken costs almost a
+        -- microsecond, so the busiest tables come first.
         CASE TG_ARGV[0]
         WHEN 'market_odds' THEN
             IF TG_OP = 'INSERT' THEN
@@ -568,7 +570,7 @@ BEGIN
                                  WHERE o.betpawa_event_id IS NOT NULL LIMIT 20000 + 1);
             END IF;
         WHEN '*' THEN
-            -- A foreign table is below this one. The server refuses to collect rows for triggers there.
+            -- There is a foreign table below this one, so the server collects no rows for its triggers.
             NULL;
         ELSE
             RAISE EXCEPTION 'no keys are known for % on %', TG_OP, TG_ARGV[0];
@@ -584,7 +586,7 @@ BEGIN
     END;
 
     -- 2. The log row
-    -- The settings are set here, because a block that meets an error takes its settings back.
+    -- Settings are set outside of the block, because an error in a block undoes them.
     IF plain THEN
         PERFORM set_config('lock_timeout', '0', true);
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
@@ -593,11 +595,11 @@ BEGIN
                 CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
         RETURN NULL;
     ELSIF past = 'lost' THEN
-        -- The transaction has waited once.
+        -- The transaction has waited for the log once already.
         PERFORM set_config('lock_timeout', '1ms', true);
     END IF;
     BEGIN
-        -- Only DDL on the log can make this wait, for our lock_timeout.
+        -- Only DDL on the log can make this wait, for this function's lock_timeout at most.
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
         VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
                 CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
@@ -606,7 +608,7 @@ BEGIN
             || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END,
             true);
     EXCEPTION WHEN OTHERS THEN
-        -- The missing right that failed above may be one that this needs, too.
+        -- This calls some of the same functions. If the right to call one of them is missing, this fails as well.
         BEGIN
             PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text || ' lost', true);
         EXCEPTION WHEN OTHERS THEN
@@ -619,12 +621,14 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- 3. The notification. It is constant and comes only with a transaction's first row, so a transaction sends one.
-    -- Transactions that notify commit one at a time, in the whole cluster. So none is sent while no listener waits. A
-    -- listener that waits holds the advisory lock in share mode. We look after the log row has given us an xid. So a
-    -- listener that begins to wait knows which transactions may have looked too early (src/follow/schedule/polling.rs),
-    -- and one look in a transaction is enough. Nothing can fail between taking the lock and giving it back. Two writers
-    -- that look at the same moment may notify without need. With a full notification queue, COMMIT would fail.
+    -- 3. The notification. A transaction sends one, with its first log row.
+    -- Transactions that notify commit one at a time, in the whole cluster. So a transaction notifies only if a listener
+    -- waits. A listener that waits holds the advisory lock in share mode. A transaction that can take the lock
+    -- exclusively knows that nobody waits, and gives the lock back at once. Nothing can fail in between. Two writers
+    -- that try at the same moment may both notify without need.
+    -- The transaction looks after its log row has given it an xid. So a listener that begins to wait knows which
+    -- transactions may have looked too early (src/follow/schedule/polling.rs), and each needs to look only once.
+    -- COMMIT would fail if the notification queue were full. So nothing is sent when it is half full.
     BEGIN
         IF lower(coalesce(current_setting('oddscache.notify', true), '')) NOT IN ('off', 'false', 'no', '0')
            AND (CASE WHEN pg_try_advisory_lock(hashtextextended('oddscache listener oddscache', 0))
@@ -633,10 +637,10 @@ BEGIN
             PERFORM pg_notify('oddscache', '');
         END IF;
     EXCEPTION WHEN insufficient_resources THEN
-        -- The lock table is full. COMMIT would need a place in it for a notification, and fail.
+        -- The server's lock table is full. A notification needs a place in it at COMMIT, so COMMIT would fail.
         RAISE LOG 'oddscache: no notification for %: % %', TG_RELID::regclass, SQLSTATE, SQLERRM;
     WHEN OTHERS THEN
-        -- If we cannot look for another reason, we notify.
+        -- The look failed for another reason. Notify, as if a listener waited.
         BEGIN
             IF pg_notification_queue_usage() < 0.5 THEN
                 PERFORM pg_notify('oddscache', '');
@@ -660,7 +664,7 @@ END $function$;
             RAISE NOTICE 'created function %', w.name;
             done := done + 1;
         END LOOP;
-        -- Nothing differs: undo this block, so that the catalogs stay as they were.
+        -- No function has changed. Roll this block back, so that the catalogs stay as they were.
         IF done = gone THEN
             RAISE SQLSTATE 'SAME0';
         END IF;
@@ -672,22 +676,22 @@ END $function$;
         COMMENT ON FUNCTION oddscache.feed_version() IS
             'Version of the feed: its objects, and the meaning of the change log.';
         COMMENT ON FUNCTION oddscache.prune(interval) IS
-            'Deletes log rows that no reader who has read within keep can need, at most 50000 a call; returns how '
-            'many.';
+            'Deletes log rows that are needed only by caches whose last read is older than keep; at most 50000 a call. '
+            'Returns how many.';
         COMMENT ON FUNCTION oddscache.heartbeat() IS
-            'Tries the way that a change takes: writes a log row that says nothing, unless the newest row is younger '
-            'than a second, and notifies.';
+            'Tests whether notifications arrive: writes a log row without keys, unless the newest row is younger than '
+            'a second, and notifies.';
         COMMENT ON FUNCTION oddscache.resync(text) IS
-            'Makes every cache read everything again; the reason is for people.';
+            'Makes every cache read everything again. The reason goes into the log row, for people to read.';
         COMMENT ON FUNCTION oddscache.log_change() IS
-            'Trigger: writes one row to the change log for a statement that changed the table named by its argument.';
+            'Trigger function: writes one row to the change log for each statement. Its last argument names the table.';
         COMMENT ON TABLE oddscache.change_log IS
-            'One row per statement that changed an odds table: which table, which keys. Pruned by prune().';
+            'One row for each statement that changed one of the six tables: the table and the keys. See prune().';
         COMMENT ON COLUMN oddscache.change_log.xid IS
             'Top-level transaction that made the change.';
         COMMENT ON COLUMN oddscache.change_log.op IS
-            'INSERT, UPDATE, DELETE, TRUNCATE; RESYNC: read everything again, for the reason in note (trouble that the '
-            'trigger met, or ASKED by resync()); HEARTBEAT: nothing changed, heartbeat() was called.';
+            'INSERT, UPDATE, DELETE, TRUNCATE. RESYNC: read everything again; note has the reason (an error in the '
+            'trigger, or ASKED by resync()). HEARTBEAT: nothing changed; heartbeat() was called.';
         COMMENT ON COLUMN oddscache.change_log.keys IS
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
             'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: '
@@ -696,23 +700,23 @@ END $function$;
         COMMENT ON COLUMN oddscache.log_state.pruned_below IS
             'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.';
         COMMENT ON COLUMN oddscache.log_state.pruned_at IS
-            'When prune() last did its work, even if there was nothing to delete.';
+            'When prune() last ran, even if it deleted nothing.';
         COMMENT ON TABLE oddscache.log_horizon IS
-            'Below which transaction all had ended, and when: noted by prune() for its later calls.';
+            'At this time all transactions below this horizon had ended. prune() notes both for its later calls.';
     END IF;
 
     -- 4. The triggers
-    -- A name has at most 63 bytes.
+    -- A trigger's name has at most 63 bytes, of which its ending (_truncate) takes up to 9.
     SELECT left(cache_schema, l.n) INTO prefix FROM generate_series(length(cache_schema), 1, -1) AS l (n)
      WHERE octet_length(left(cache_schema, l.n)) <= 54 LIMIT 1;
 
-    -- The triggers that are missing or not as they should be. A partition or child needs triggers of its own for
-    -- statements that name it.
+    -- Find the triggers that are missing or differ. A partition or child needs its own triggers, for statements that
+    -- name it.
     WITH RECURSIVE node AS (
         SELECT k.tab, format('%I.%I', app_schema, k.tab)::regclass::oid AS oid, 0 AS level
           FROM json_object_keys(tables) AS k (tab)
          UNION
-        -- A temporary child belongs to its session. Nobody else reads its rows.
+        -- A temporary child belongs to one session. No other session can read its rows.
         SELECT n.tab, i.inhrelid, n.level + 1
           FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
          WHERE c.relpersistence <> 't'
@@ -760,7 +764,7 @@ END $function$;
           JOIN pg_inherits AS i ON i.inhrelid = format('%I.%I', app_schema, k.tab)::regclass
     LOOP
         RAISE WARNING 'statements that name %, of which % is a part, are not logged', w.parent, w.node
-            USING HINT = format('Let statements name %s, or take it out of there.', w.node);
+            USING HINT = format('Let statements name %s itself, or detach it.', w.node);
     END LOOP;
 
     FOR w IN SELECT e.key AS node, e.value AS tables FROM jsonb_each_text(outside) AS e ORDER BY e.key
@@ -768,14 +772,14 @@ END $function$;
         RAISE WARNING 'below % there are foreign tables: %. Each statement that names % makes every cache read '
             'everything again',
             w.node, w.tables, w.node
-            USING HINT = 'The server refuses to collect the changed rows for a trigger there. Take the foreign tables '
-                'out, or let statements name the partitions. What names a foreign table, or is written on its own '
-                'server, is not logged.';
+            USING HINT = 'The server cannot collect the changed rows for a trigger above a foreign table. Detach the '
+                'foreign tables, or let statements name the partitions. A statement that names a foreign table, or '
+                'runs on the foreign server, is not logged.';
     END LOOP;
 
-    -- All locks are taken before the first change. The first may take its time. Once it is held, the others get 0.7 s
-    -- together. Then all are given back. So a writer that takes the tables in another order gets through before the
-    -- server, after deadlock_timeout (1 s), would cancel one of us.
+    -- Take all locks before the first change. The first one may take until the deadline. Once it is held, the others
+    -- get 0.7 s in all. If that is too short, release them all and begin again. So a writer that locks the tables in
+    -- another order can go on before deadlock_timeout (1 s), after which the server would cancel one of the two.
     WHILE work IS NOT NULL LOOP
         BEGIN
             held := NULL;
@@ -816,8 +820,8 @@ END $function$;
         RAISE NOTICE 'put % triggers on %', w.n, w.node;
     END LOOP;
 
-    -- 5. What needs the log for itself comes last, for a moment. A writer waits for the log for half a second at most,
-    -- and then gives its row up.
+    -- 5. Changes of the log itself need an exclusive lock, so they come last. A writer waits half a second at most for
+    -- the log. After that its log row is lost, and the transaction's next row is a RESYNC.
     SELECT concat_ws('; ',
                CASE WHEN a.attidentity <> '' THEN format('ALTER TABLE %s ALTER id DROP IDENTITY, '
                    'ALTER id SET DEFAULT (pg_current_wal_insert_lsn() - %L::pg_lsn)', c.oid::regclass, '0/0') END,
@@ -832,10 +836,10 @@ END $function$;
             RAISE NOTICE 'changed table %.change_log: %', quote_ident(cache_schema), problem;
             done := done + 1;
         EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING 'an open transaction has written to %.change_log, which is left to be changed: %',
+            RAISE WARNING 'an open transaction has written to %.change_log, so this did not run: %',
                     quote_ident(cache_schema), problem
-                USING HINT = 'Run this script again when there is none. Until then the log may change lastval() for '
-                    'those who write.';
+                USING HINT = 'Run this script again when that transaction has ended. Until then the log may change '
+                    'lastval() in the sessions of writers.';
         END;
     END IF;
 

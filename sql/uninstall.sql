@@ -1,20 +1,21 @@
 -- uninstall.sql: removes everything that install.sql, grants.sql and indexes.sql made. Works on half an installation,
 -- too.
 --
--- Who      The owner of the tables and of the feed, or a superuser. To drop the cache's role takes a superuser, the
---          role that made it (PostgreSQL 16 and later), or CREATEROLE (before). Others keep the role, and read who can
---          drop it.
+-- Who      The owner of the tables and of the feed, or a superuser. Only these can drop the cache's role: a superuser,
+--          the role that made it (PostgreSQL 16 and later), or a role with CREATEROLE (before 16). For any other caller
+--          the script keeps the role, and a notice says who can drop it.
 -- Run      psql -X -v ON_ERROR_STOP=1 -f uninstall.sql
 --          Any other client will do: this file is one statement. It has no BEGIN or COMMIT, so it can be part of a
 --          transaction or of a migration. The transaction must be READ COMMITTED.
 -- Names    Edit the settings below, or let the program fill them in:
 --          oddscache sql uninstall --app-schema x --cache-schema y --role z
 -- Locks    ACCESS EXCLUSIVE on the tables until the transaction ends: readers and writers wait. While this script waits
---          for another transaction, others wait behind it, for at most `lock_timeout`. Then it fails with 55P03 and has
---          changed nothing.
--- Keeps    The application's tables and data. Anything in the feed's schema that is not the feed's, with the schema. A
---          role that grants.sql did not make, with its rights. An index that the server named itself on a partition
---          made after indexes.sql and detached now: nothing tells it from one of yours. It says what else it keeps.
+--          for another transaction, others wait behind it, for at most `lock_timeout`. After that the script fails
+--          with 55P03 and has changed nothing.
+-- Keeps    The application's tables and data. Objects in the feed's schema that are not the feed's, and with them the
+--          schema. A role that grants.sql did not make, with its rights. Notices name what else the script keeps,
+--          except for one case: an index on a partition that was made after indexes.sql and is now detached. The
+--          server chose its name, so nothing distinguishes it from your own.
 -- Undo     install.sql
 DO $uninstall$
 DECLARE
@@ -49,11 +50,11 @@ DECLARE
     message  pg_catalog.text;
     w        pg_catalog.record;
 BEGIN
-    -- Until here every name is qualified: the caller's search_path may lead to somebody else's objects.
+    -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
 
-    -- In other isolation levels this transaction would not see what a concurrent run has committed.
+    -- In a stricter isolation level this transaction would not see what a concurrent run has committed.
     IF current_setting('transaction_isolation') <> 'read committed'
        OR current_setting('transaction_read_only') = 'on' THEN
         RAISE EXCEPTION 'uninstall.sql needs a READ COMMITTED, READ WRITE transaction; this one is %, READ %',
@@ -78,7 +79,8 @@ BEGIN
 
     -- 1. Triggers, functions, tables, indexes, schema
     IF NOT keep_indexes THEN
-        -- Those of the partitions go with the index they are attached to; a failed run may have left single ones.
+        -- Indexes that are attached to a parent's index are dropped with it. An interrupted run of indexes.sql may have
+        -- left others.
         SELECT coalesce(array_agg(x.indexrelid::regclass), '{}') INTO indexes
           FROM pg_index AS x
           JOIN pg_class AS i ON i.oid = x.indexrelid AND NOT i.relispartition
@@ -88,9 +90,9 @@ BEGIN
                   FROM pg_partition_tree(to_regclass(format('%I.odds_snapshots', app_schema))) AS p) AS t
             ON t.oid = x.indrelid
          WHERE i.relname ~ '_oddscache_latest$|^oddscache_latest_[0-9]+$';
-        -- A partition that was detached keeps its index, whatever it is called or wherever it lies now. Name and
-        -- columns say that it is ours. Not in another schema that has such tables itself: its indexes belong to another
-        -- feed.
+        -- A detached partition keeps its index, also if the partition was renamed or moved to another schema. The
+        -- index's name and columns show that indexes.sql made it. Leave out schemas that have such tables themselves:
+        -- their indexes belong to another feed.
         SELECT coalesce(array_agg(q.index) FILTER (WHERE q.may), '{}'),
                coalesce(array_agg(q.index) FILTER (WHERE NOT q.may), '{}')
           INTO nodes, kept
@@ -119,7 +121,7 @@ BEGIN
              WHERE g.tgfoid = to_regprocedure(format('%I.log_change()', cache_schema))
              UNION SELECT x.indrelid::regclass FROM pg_index AS x WHERE x.indexrelid = ANY (indexes)) AS u;
 
-    -- As in install.sql: every lock before the first change, and never one held for long while waiting for another.
+    -- As in install.sql: take all locks before the first change, and never hold one for long while waiting for another.
     WHILE nodes IS NOT NULL LOOP
         BEGIN
             held := NULL;
@@ -166,7 +168,7 @@ BEGIN
         done := done + 1;
     END LOOP;
 
-    -- By now nobody writes to the log: its writers were waited for above.
+    -- Nobody writes to the log any more: the locks above have waited for its writers.
     FOR w IN
         SELECT c.oid::regclass::text AS name
           FROM pg_class AS c
@@ -234,7 +236,7 @@ BEGIN
                     EXECUTE w.sql;
                     done := done + 1;
                 EXCEPTION WHEN insufficient_privilege THEN
-                    NULL;  -- The role stays. The statement named below takes this right, too.
+                    NULL;  -- The role is kept. The hint below has a statement that takes this right, too.
                 END;
             ELSE
                 revokes := concat_ws('; ', revokes, w.sql);
@@ -247,7 +249,7 @@ BEGIN
                 done := done + 1;
             EXCEPTION WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS message = MESSAGE_TEXT;
-                -- Who can drop it: the members with ADMIN on it, of which the role that made it is one since 16.
+                -- Members with ADMIN on the role can drop it. Since PostgreSQL 16 the role that made it is one.
                 IF current_setting('server_version_num')::integer < 160000 THEN
                     makers := 'a role with CREATEROLE';
                 ELSE

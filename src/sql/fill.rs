@@ -1,11 +1,11 @@
-//! Replaces the defaults in a script's text.
+//! Fills settings into a script's text.
 
 use super::{literal, quote};
 
-/// The schema and the channel of the feed in the scripts of `sql/`.
+/// The default name of the feed's schema and of its channel in the scripts of `sql/`.
 const DEFAULT: &str = "oddscache";
 
-/// A setting, its type and its default. Scripts declare them at their head.
+/// Each setting with its type and its default. A script declares its settings at its head.
 const SETTINGS: [(&str, &str, &str); 8] = [
     ("app_schema", "pg_catalog.text", "public"),
     ("cache_schema", "pg_catalog.text", DEFAULT),
@@ -22,7 +22,7 @@ fn declaration((name, kind, _): (&str, &str, &str), value: &str) -> String {
     format!("{name} constant {kind} := {};", literal(value))
 }
 
-/// The objects that scripts name in plain SQL.
+/// The objects of the feed's schema that scripts name in plain SQL.
 const OBJECTS: [&str; 8] = [
     "change_log",
     "log_state",
@@ -61,8 +61,8 @@ pub(super) fn fill(text: &str, values: &[(&str, &str)]) -> String {
     replace(&dollar_quoted(text, values), &changes)
 }
 
-/// The schema as the scripts name it. The default stays as it stands, so that it makes the same functions as the files do.
-/// So does it for no name at all, which `install.sql` refuses.
+/// The schema's name, quoted for SQL. The default stays unquoted, as in the files, so that the functions are the same.
+/// An empty name becomes the default here; `install.sql` then refuses the empty setting.
 pub(super) fn schema_name(name: &str) -> String {
     match name {
         DEFAULT | "" => DEFAULT.to_owned(),
@@ -70,7 +70,7 @@ pub(super) fn schema_name(name: &str) -> String {
     }
 }
 
-/// The places where a script names the feed's schema, and what stands there for another schema.
+/// What to replace where a script names the feed's schema, and with what.
 fn schema(name: &str) -> impl Iterator<Item = (String, String)> {
     let (quoted, state) = (schema_name(name), state(name));
     let objects =
@@ -90,8 +90,8 @@ fn schema(name: &str) -> impl Iterator<Item = (String, String)> {
     objects.into_iter().chain(others)
 }
 
-/// The setting in which `log_change()` of this schema keeps what it knows of a transaction. The server takes only letters,
-/// digits and underscores, and ignores case.
+/// The setting in which `log_change()` of this schema keeps its state of a transaction. Names of settings may have only
+/// letters, digits and underscores, and the server ignores their case.
 fn state(schema: &str) -> String {
     let mut name = "oddscache.log_".to_owned();
     for byte in schema.bytes() {
@@ -103,7 +103,7 @@ fn state(schema: &str) -> String {
     name
 }
 
-/// The text with dollar quotes that no value ends.
+/// The text with dollar-quote tags that no value contains. A value with the tag would end the quoted text.
 fn dollar_quoted(text: &str, values: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
     for tag in [
@@ -126,7 +126,7 @@ fn dollar_quoted(text: &str, values: &[(&str, &str)]) -> String {
     text
 }
 
-/// Replaces from left to right, the longest first. What was filled in is not looked at again.
+/// Replaces from left to right, at each place the longest match. Replaced text is not searched again.
 fn replace(text: &str, changes: &[(String, String)]) -> String {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
@@ -161,9 +161,9 @@ mod tests {
         }
     }
 
-    /// Every place that names the schema or the channel is one that is known here.
+    /// A script that names the schema or the channel in a form that `fill` does not know would keep the default there.
     #[test]
-    fn nothing_of_the_default_names_is_left() {
+    fn no_default_name_is_left() {
         for script in Script::ALL {
             let names = [
                 ("cache_schema", "elsewhere"),
@@ -177,7 +177,7 @@ mod tests {
             let text = script.fill(&known).unwrap();
             for line in text.lines() {
                 let code = line.split("--").next().unwrap_or_default();
-                // Settings of our own, the names of advisory locks, the program, and prose.
+                // Names that stay: custom settings, advisory locks, indexes, the program, and prose.
                 let ours = [
                     "oddscache.notify",
                     "oddscache[.]notify",
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_quoted_where_they_stand() {
+    fn each_value_is_quoted_for_its_place() {
         let text = "cache_schema constant pg_catalog.text := 'oddscache';\n$install$ CREATE SCHEMA oddscache; oddscache.prune(), \
                     'oddscache.change_log' 'oddscache listener oddscache' 'oddscache.log_oddscache' $install$";
         let name = "a\"b'c\\ $install$ oddscache.prune(";

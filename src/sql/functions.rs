@@ -1,8 +1,8 @@
-//! The functions that `sql/install.sql` makes.
+//! The functions that `sql/install.sql` creates.
 
 use super::{Script, fill::schema_name};
 
-/// A function of the feed. `sql/install.sql` holds its body.
+/// A function of the feed. Its body is in `sql/install.sql`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Function {
@@ -14,13 +14,14 @@ pub struct Function {
     pub result: &'static str,
     /// The language of its body.
     pub language: &'static str,
-    /// Whether it runs with the rights of its owner. All others may be called by everybody.
+    /// Whether it is SECURITY DEFINER, so that it runs with the rights of its owner. `install.sql` revokes EXECUTE on
+    /// such a function from PUBLIC.
     pub security_definer: bool,
-    /// Its own settings, as `pg_proc.proconfig` holds them.
+    /// The settings in its definition (`SET ...`), as `pg_proc.proconfig` has them.
     pub settings: &'static [&'static str],
 }
 
-/// All of them.
+/// All functions of the feed.
 pub const FUNCTIONS: [Function; 5] = [
     Function {
         name: "feed_version",
@@ -41,9 +42,9 @@ pub const FUNCTIONS: [Function; 5] = [
     ),
 ];
 
-/// Keeps strangers' objects out.
+/// Keeps the function from finding objects of other roles.
 const SEARCH_PATH: &str = "search_path=pg_catalog, pg_temp";
-/// Keeps writers from waiting for long.
+/// Bounds how long a caller, such as a writer, can wait for a lock.
 const LOCK_TIMEOUT: &str = "lock_timeout=500ms";
 const BOTH: &[&str] = &[SEARCH_PATH, LOCK_TIMEOUT];
 
@@ -64,7 +65,8 @@ const fn definer(
 }
 
 impl Function {
-    /// Whether `sql/install.sql` makes the function in this schema, with this channel, with exactly this body (`pg_proc.prosrc`).
+    /// Whether `sql/install.sql`, filled in with this schema and channel, gives the function exactly this body
+    /// (`pg_proc.prosrc`). Allocates the script's text, about 50 kB.
     #[must_use]
     pub fn has_body(&self, body: &str, cache_schema: &str, channel: &str) -> bool {
         let settings = [("cache_schema", cache_schema), ("channel", channel)];

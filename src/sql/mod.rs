@@ -1,7 +1,7 @@
 //! The scripts of `sql/`, embedded, and how to fill in their settings.
 //!
-//! A script is plain SQL. Any client can run it as one text. Its settings are constants at its head; [`Script::fill`] replaces
-//! their defaults.
+//! A script is plain SQL. Any client can run it as one text. Its settings are constants at its head. [`Script::fill`]
+//! replaces their defaults.
 
 use std::{fmt, str::FromStr};
 
@@ -13,31 +13,32 @@ pub use crate::postgres::quote::{literal, quote};
 pub use functions::{FUNCTIONS, Function};
 pub use tables::Table;
 
-/// What `feed_version()` returns where this crate's `install.sql` was run.
+/// The feed version that this crate's `install.sql` installs. `feed_version()` returns it.
 pub const FEED_VERSION: i32 = 3;
 
-/// The feed versions that this crate follows: its own and the one before, so that the feed and the caches can be upgraded in
-/// either order. Others are refused with [`Error::FeedVersion`](crate::error::Error::FeedVersion).
+/// The feed versions that this crate follows: [`FEED_VERSION`], and with a warning the one before. So the feed and the
+/// caches can be upgraded in either order. On any other version a follower ends with
+/// [`Error::FeedVersion`](crate::error::Error::FeedVersion).
 pub const FEED_VERSIONS: std::ops::RangeInclusive<i32> = FEED_VERSION - 1..=FEED_VERSION;
 
 /// One of the scripts in `sql/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Script {
-    /// Installs the feed, or repairs it, or changes nothing. One statement, atomic, without a result.
+    /// Installs the feed, or repairs or upgrades it. One statement, atomic, without a result.
     Install,
-    /// Removes what the other scripts made. One statement, atomic, without a result.
+    /// Removes what the other scripts created. One statement, atomic, without a result.
     Uninstall,
     /// Reports on the feed and changes nothing. Two statements for one session; the second returns the report.
     Check,
-    /// Makes the least-privilege role for the cache. One statement, atomic, without a result.
+    /// Creates a role for the cache, with only the rights that it needs. One statement, atomic, without a result.
     Grants,
-    /// Lists the statements that make the recommended indexes without locking out writers. Two statements for one session;
-    /// the second returns the list. Run each of its rows outside a transaction, in order, in one session.
+    /// Lists the statements that create the recommended indexes while writers go on. Two statements for one session;
+    /// the second returns the list. Run its rows in order, in one session, outside a transaction.
     Indexes,
 }
 
 impl Script {
-    /// All of them.
+    /// All scripts.
     pub const ALL: [Script; 5] = [
         Script::Install,
         Script::Uninstall,
@@ -46,7 +47,7 @@ impl Script {
         Script::Indexes,
     ];
 
-    /// The script as it stands in `sql/`, with the defaults of its settings.
+    /// The script's file in `sql/`, with the defaults of its settings.
     pub fn text(self) -> &'static str {
         match self {
             Script::Install => include_str!("../../sql/install.sql"),
@@ -57,7 +58,7 @@ impl Script {
         }
     }
 
-    /// Its name in `sql/`.
+    /// The name of its file in `sql/`.
     pub fn file_name(self) -> &'static str {
         match self {
             Script::Install => "install.sql",
@@ -73,7 +74,7 @@ impl Script {
         fill::settings(self.text())
     }
 
-    /// The script with these settings, each a name and a value. Values may hold any character.
+    /// The script with these settings, each a name and a value. A value may contain any character. Allocates the text.
     ///
     /// ```
     /// # use oddscache::sql::{Script, ScriptError};
@@ -83,7 +84,8 @@ impl Script {
     /// ```
     ///
     /// # Errors
-    /// [`ScriptError::UnknownSetting`] for a name that the script does not have. The server judges the values.
+    /// [`ScriptError::UnknownSetting`] for a name that the script does not have. Only the server checks the values, when
+    /// the script runs.
     pub fn fill(self, settings: &[(&str, &str)]) -> Result<String, ScriptError> {
         let known = self.settings();
         match settings.iter().find(|(name, _)| !known.contains(name)) {
@@ -116,24 +118,24 @@ impl FromStr for Script {
     }
 }
 
-/// Why a script cannot be used as asked.
+/// Why [`Script::fill`] or parsing a [`Script`]'s name failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScriptError {
-    /// No such script.
+    /// There is no script of this name.
     #[error("there is no script {name:?}: install, uninstall, check, grants, indexes")]
     UnknownScript {
-        /// As given.
+        /// The name that was given.
         name: String,
     },
     /// The script does not have this setting.
     #[error("{script} has no setting {name:?}; it has {known}")]
     UnknownSetting {
-        /// As given.
+        /// The name that was given.
         name: String,
-        /// The script it was given for.
+        /// The script.
         script: String,
-        /// Those it has.
+        /// The names of its settings, separated by commas.
         known: String,
     },
 }
@@ -174,7 +176,7 @@ mod tests {
         }
     }
 
-    /// What some client would take for a parameter, a command of its own or the end of a statement.
+    /// Clients take some texts for a parameter, for a command of their own, or for the end of a statement.
     #[test]
     fn the_scripts_are_plain_sql() {
         for script in Script::ALL {

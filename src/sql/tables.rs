@@ -1,15 +1,16 @@
-//! The application's tables that the feed watches and the cache reads.
+//! The application's six tables, which the feed logs and the cache reads.
 
-/// One of the six tables of the application, all in one schema ([`Config::app_schema`](crate::config::Config::app_schema)).
+/// One of the six tables of the application, all in one schema
+/// ([`Config::app_schema`](crate::config::Config::app_schema)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
-    /// `events`: when each event begins.
+    /// `events`: the events, with their kickoff.
     Events,
-    /// `competitor_events`: which event each competitor's event is linked to.
+    /// `competitor_events`: the competitors' events, each with the event that it is linked to.
     CompetitorEvents,
-    /// `odds_snapshots`: by event and bookmaker. Partitioned in most deployments.
+    /// `odds_snapshots`: the snapshots of each event and bookmaker. Usually partitioned.
     OddsSnapshots,
-    /// `competitor_odds_snapshots`: by competitor event.
+    /// `competitor_odds_snapshots`: the snapshots of each competitor event.
     CompetitorOddsSnapshots,
     /// `market_odds`: the markets of `odds_snapshots`.
     MarketOdds,
@@ -18,7 +19,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// All of them, in the order in which a read locks them.
+    /// All tables, in the order in which a read locks them.
     pub const ALL: [Table; 6] = [
         Table::Events,
         Table::CompetitorEvents,
@@ -28,7 +29,7 @@ impl Table {
         Table::CompetitorMarketOdds,
     ];
 
-    /// Its name, without the schema. It needs no quotes.
+    /// Its name, without the schema. SQL needs no quotes around it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +42,7 @@ impl Table {
         }
     }
 
-    /// The column whose values the triggers log as the keys of a change.
+    /// The column whose values the triggers write to the change log.
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
@@ -53,13 +54,13 @@ impl Table {
         }
     }
 
-    /// The table that a row of the change log is about.
+    /// The table of this name; `None` for other names, such as `heartbeat` in the change log.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Table> {
         Table::ALL.into_iter().find(|table| table.name() == name)
     }
 
-    /// The names of all, as parameters and in the order of [`Table::ALL`].
+    /// The names of all tables, in the order of [`Table::ALL`], as parameters of a query.
     pub(crate) fn names() -> Vec<&'static str> {
         Table::ALL.map(Table::name).to_vec()
     }

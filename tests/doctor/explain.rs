@@ -1,4 +1,4 @@
-//! Where an event comes from, and whether a service agrees.
+//! `oddscache explain`: which rows an event comes from, and whether a service agrees.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ fn explain(dsn: &str, event: &str, more: &[&str]) -> (i32, Value) {
     json_of(&[&["explain", event], more].concat(), dsn)
 }
 
-/// Answers `GET` with what it is told, as a service would.
+/// A stand-in for a service: answers `GET` with given values.
 struct Answering {
     url: String,
 }
@@ -120,7 +120,7 @@ async fn a_service_agrees_and_the_origin_is_told() {
             )
         })
         .collect();
-    // The greatest id wins, whenever it was captured; the deleted competitor event does not count.
+    // The greatest id wins, whatever its captured_at. The deleted competitor event does not count.
     assert_eq!(
         ids,
         [
@@ -147,7 +147,7 @@ async fn a_service_agrees_and_the_origin_is_told() {
         ["market_odds", "competitor_events", "odds_snapshots"]
     );
 
-    // For people.
+    // The text for people.
     let output = run(&["explain", "1", "--url", &served.url], &sound.dsn());
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [
@@ -160,12 +160,12 @@ async fn a_service_agrees_and_the_origin_is_told() {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 
-    // Rows that do not read as they should are served as far as they go, which is no difference.
+    // The service shows what can be read of a malformed row. That is no difference.
     sound.database.psql("update market_odds set outcomes = '[7, {\"name\": \"1\", \"odds\": \"2.5\"}]' where id = 1222");
     let (code, told) = explain(&sound.dsn(), "1", &["--url", &served.url]);
     assert_eq!((code, &told["verdict"]), (0, &json!("agrees")), "{told:#}");
 
-    // Absent on both sides.
+    // The event is absent from the database and from the service.
     let (code, told) = explain(&sound.dsn(), "4", &["--url", &served.url]);
     assert_eq!(
         (code, &told["verdict"], &told["database"]["standing"]),
@@ -192,12 +192,12 @@ fn an_absent_event_has_its_reason() {
         assert_eq!((code, &told["verdict"]), (0, &json!("database_only")));
         assert_eq!(told["database"]["standing"], standing, "{told:#}");
     }
-    // The same event within a longer window.
+    // With a longer lookback the same event is held.
     let (_, told) = explain(&sound.dsn(), "4", &["--no-service", "--lookback", "3h"]);
     assert_eq!(told["database"]["standing"], "held");
 }
 
-/// What a service would hold now, from the database by way of the binary.
+/// What a service would hold now. The binary reads it from the database.
 fn held(dsn: &str, event: i64) -> Value {
     let output = run(&["dump"], dsn);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -210,11 +210,11 @@ fn held(dsn: &str, event: i64) -> Value {
 }
 
 #[test]
-fn a_difference_is_named_and_a_fault_where_no_newer_change_explains_it() {
+fn a_difference_is_a_fault_unless_a_newer_change_explains_it() {
     let sound = Sound::new();
     let stats =
         |as_of: DateTime<Utc>| json!({"as_of": as_of, "age_ms": 7, "epoch": 3, "status": "live"});
-    // Ahead of the database's clock at any reading.
+    // A time that is later than the database's clock in any case.
     let current = stats(hours_ago(-1));
     let right = held(&sound.dsn(), 1);
 
@@ -247,13 +247,13 @@ fn a_difference_is_named_and_a_fault_where_no_newer_change_explains_it() {
         "{told:#}"
     );
 
-    // Held by one side only.
+    // Only one side holds the event.
     let service = Answering::new(current.clone(), None);
     assert_eq!(explain(&sound.dsn(), "1", &["--url", &service.url]).0, 1);
     let service = Answering::new(current, Some(right.clone()));
     assert_eq!(explain(&sound.dsn(), "99", &["--url", &service.url]).0, 1);
 
-    // Behind: what is newer than its cut explains it.
+    // The service is behind: a change that is newer than its cut explains the difference.
     let before = Utc::now();
     sound
         .database
@@ -283,7 +283,7 @@ fn a_difference_is_named_and_a_fault_where_no_newer_change_explains_it() {
 }
 
 #[test]
-fn explain_says_what_it_may_not_read_and_how_it_is_used() {
+fn explain_names_what_it_may_not_read_and_its_usage() {
     let sound = Sound::new();
     let reader = format!("reader_{}", sound.database.name);
     sound.database.psql(&format!(
@@ -310,7 +310,7 @@ fn explain_says_what_it_may_not_read_and_how_it_is_used() {
     ] {
         assert_eq!(run(wrong, &sound.dsn()).status.code(), Some(2), "{wrong:?}");
     }
-    // A service that was named must answer.
+    // A service that the caller names must answer.
     let refused = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

@@ -1,10 +1,10 @@
-//! What a DBA can get wrong: each is found, with its reason and its way out.
+//! Doctor finds each mistake that a DBA can make, with a reason and a fix.
 
 use oddscache_testkit::{connect, eventually};
 
 use super::*;
 
-/// A fault, the id and level it is found under, and a part of what is said of it.
+/// A fault, the id and level of its finding, and a part of the finding's text.
 const FAULTS: [(&str, &str, &str, &str); 27] = [
     (
         "drop trigger oddscache_insert on events",
@@ -40,7 +40,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
         "create function oddscache.now() returns int language sql as 'select 1'",
         "feed.stranger",
         "warn",
-        "no function of the feed's",
+        "not a function of the feed",
     ),
     (
         "create or replace function oddscache.feed_version() returns int language sql immutable as 'select 99'",
@@ -97,7 +97,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
         "it is a member of group_cache_",
     ),
     (
-        // Of all databases it would be seen by the other tests.
+        // In this database only, because other tests would see a setting for all databases.
         "alter role {role} in database {database} set temp_file_limit = '1GB'",
         "setting",
         "warn",
@@ -113,7 +113,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
         "create publication p for all tables",
         "publication",
         "info",
-        "a subscription of PostgreSQL's own stops for good",
+        "a native subscription stops for good",
     ),
     (
         "create foreign data wrapper w; create server s foreign data wrapper w; create foreign table f () inherits (market_odds) server s",
@@ -174,7 +174,7 @@ const FAULTS: [(&str, &str, &str, &str); 27] = [
 ];
 
 #[test]
-fn each_fault_is_found_with_its_reason_and_its_way_out() {
+fn each_fault_is_found_with_its_reason_and_its_fix() {
     for (fault, id, level, what) in FAULTS {
         let sound = Sound::new();
         let fault = fault
@@ -207,9 +207,9 @@ fn each_fault_is_found_with_its_reason_and_its_way_out() {
     }
 }
 
-/// Where the way out is a statement it is run, and the finding must be gone.
+/// If the fix is a statement, running it removes the finding.
 #[test]
-fn what_it_tells_to_run_mends_it() {
+fn the_statement_that_doctor_names_fixes_the_fault() {
     for (fault, id) in [
         (
             "create function oddscache.now() returns int language sql as 'select 1'",
@@ -253,7 +253,7 @@ fn what_it_tells_to_run_mends_it() {
             .replace("{database}", &sound.database.name);
         sound.database.psql(&fault);
         let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-        // What is a default of the test's server stays.
+        // Findings about defaults of the test's server stay.
         let is_fault = |finding: &&Value| {
             let usual = ["schema public", "max_prepared_transactions"];
             finding["id"] == id
@@ -286,7 +286,7 @@ async fn transactions_that_hold_the_log_back_are_named() {
         .await
         .unwrap()
         .get(0);
-    // The oldest of all that have written is this one, once nobody else's is: what other tests do ends soon.
+    // Transactions of other tests may be older, but they end soon. Then this one is the oldest that has written.
     let other = connect(&sound.database.dsn()).await;
     other
         .batch_execute("update events set name = name where id = 2")
@@ -330,9 +330,9 @@ async fn transactions_that_hold_the_log_back_are_named() {
         .unwrap();
 }
 
-/// Row 10: the statement takes the right from the one who was granted it.
+/// The statement revokes the right from PUBLIC, which was granted it.
 #[test]
-fn a_right_of_publics_goes_by_the_statement_that_is_told() {
+fn the_statement_that_doctor_names_revokes_a_right_of_public() {
     let sound = Sound::new();
     sound
         .database
@@ -351,9 +351,9 @@ fn a_right_of_publics_goes_by_the_statement_that_is_told() {
     assert_eq!(public(&findings), None, "{findings:#?}");
 }
 
-/// The cache sets its own bounds on its connections, so that those of the role are in nobody's way.
+/// The cache sets its own time-outs on its connections, so those of the role do no harm.
 #[test]
-fn timeouts_that_the_cache_sets_itself_are_good_to_know_only() {
+fn time_outs_that_the_cache_sets_itself_are_only_good_to_know() {
     let sound = Sound::new();
     for set in [
         "default_transaction_isolation = serializable",
@@ -410,7 +410,7 @@ fn timeouts_that_the_cache_sets_itself_are_good_to_know_only() {
 }
 
 #[test]
-fn a_role_that_may_not_prune_is_told_who_must() {
+fn doctor_says_who_must_prune_if_the_role_may_not() {
     let sound = Sound::new();
     sound.database.psql(&format!(
         "revoke execute on function oddscache.prune(interval) from {}",
@@ -421,9 +421,9 @@ fn a_role_that_may_not_prune_is_told_who_must() {
     assert_eq!(levels_of(&findings, "log.prune"), ["info"]);
 }
 
-/// Another session that prunes is no trouble, and neither is the doctor to it.
+/// Doctor and another session that prunes do not disturb each other.
 #[tokio::test]
-async fn pruning_is_tried_and_taken_back() {
+async fn pruning_is_tried_and_rolled_back() {
     let sound = Sound::new();
     sound.database.psql(
         "insert into oddscache.log_horizon values ('11', now() - interval '2 hours');
@@ -446,9 +446,9 @@ async fn pruning_is_tried_and_taken_back() {
     assert_eq!(levels_of(&findings, "log.prune"), ["ok"], "{findings:#?}");
 }
 
-/// On a server of its own, since others would see these.
+/// On its own server, because other tests would see these settings.
 #[test]
-fn settings_of_the_whole_server_are_told() {
+fn doctor_names_settings_of_the_whole_server() {
     let server = oddscache_testkit::cluster::Cluster::seeded(&[]);
     let dsn = server.dsn("postgres");
     let version = server
@@ -482,7 +482,7 @@ fn settings_of_the_whole_server_are_told() {
     ] {
         run(set);
         run("select pg_reload_conf()");
-        // The server reloads when it gets to it.
+        // The server reloads its configuration some time later.
         let found = std::iter::repeat_with(|| doctor(&dsn, &["--quick"]).1)
             .take(30)
             .find_map(|findings| {
@@ -494,7 +494,7 @@ fn settings_of_the_whole_server_are_told() {
         assert!(found["fix"].as_str().unwrap().starts_with(fix), "{found}");
         run(fix);
     }
-    // PostgreSQL 17 has no such setting.
+    // PostgreSQL 17 no longer has this setting.
     if version >= 170_000 {
         return;
     }

@@ -1,12 +1,12 @@
-//! The functions of the feed beside those that the binary would install.
+//! Doctor compares the feed's functions with those that the binary would install.
 
 use super::*;
 
-/// The table of functions and the script's text, compared with what the script makes, with names that must be quoted.
+/// The list of functions and the script's text equal what the script creates, also with names that must be quoted.
 #[test]
-fn the_expected_functions_are_those_that_install_makes() {
+fn the_expected_functions_are_those_that_install_creates() {
     let database = Database::application();
-    let (cache, channel) = (r#"We"ird \ sch'ema"#, "b'ell \\");
+    let (cache, channel) = (r#"We"ird \ sch'ema"#, "ch'annel \\");
     let settings = [("cache_schema", cache), ("channel", channel)];
     run_script(&database.name, Script::Install, &settings);
     let (_, findings) = doctor(&database.dsn(), &["--quick", "--cache-schema", cache]);
@@ -25,7 +25,7 @@ fn the_expected_functions_are_those_that_install_makes() {
     );
 }
 
-/// A feed of the version before is followed: a reason to upgrade it, but no fault.
+/// A cache still follows a feed of the version before. So that is a reason to upgrade, but no fault.
 #[test]
 fn a_feed_of_the_version_before_is_warned_of() {
     let database = Database::application();
@@ -91,7 +91,7 @@ fn a_changed_function_is_found() {
                 .unwrap()
                 .contains("sql install --apply")
         );
-        // What it tells to run mends it.
+        // The script that doctor names repairs it.
         psql(&sound.database.name, &["-qf", "sql/install.sql"]);
         let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
         assert_eq!(levels_of(&findings, "feed.function"), ["ok"], "{change}");

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_oddscache");
 
-/// A command with nothing of our own environment that it reads.
+/// A command without the environment variables that it would read.
 fn command(arguments: &[&str], dsn: &str) -> Command {
     let mut command = Command::new(BINARY);
     command.args(arguments).stdin(Stdio::null());
@@ -31,7 +31,7 @@ fn run(arguments: &[&str], dsn: &str) -> Output {
     command(arguments, dsn).output().expect("the binary runs")
 }
 
-/// Exit code and what was printed as JSON.
+/// The exit code, and the JSON that was printed.
 fn json_of(arguments: &[&str], dsn: &str) -> (i32, Value) {
     let output = run(&[arguments, &["--json"]].concat(), dsn);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -46,7 +46,7 @@ fn json_of(arguments: &[&str], dsn: &str) -> (i32, Value) {
 fn doctor(dsn: &str, more: &[&str]) -> (i32, Vec<Value>) {
     let (code, report) = json_of(&[&["doctor"], more].concat(), dsn);
     let findings = report["findings"].as_array().expect("findings").clone();
-    // The worst first, and counted.
+    // The worst comes first, and the summary counts them.
     let rank = |finding: &Value| {
         ["fail", "warn", "info", "ok"]
             .iter()
@@ -66,13 +66,13 @@ fn with<'f>(findings: &'f [Value], id: &str, level: &str) -> Vec<&'f Value> {
     findings.iter().filter(is).collect()
 }
 
-/// A version that nobody mends any more is tested too. Its age is the one thing that is wrong with it.
+/// The tests also run on a version that is no longer supported. That is the only finding about it.
 fn is_of_age(finding: &Value) -> bool {
     let what = finding["what"].as_str().expect("a sentence");
     finding["id"] == "server.version" && what.contains("is supported no more since")
 }
 
-/// The exit code of `doctor --strict` where nothing else is found.
+/// The exit code of `doctor --strict` if there is no other finding.
 fn strict_code(findings: &[Value]) -> i32 {
     if findings.iter().any(is_of_age) { 3 } else { 0 }
 }
@@ -83,7 +83,7 @@ fn levels_of(findings: &[Value], id: &str) -> Vec<String> {
         .collect()
 }
 
-/// Feed, odds, indexes, and the least-privilege role of `grants.sql`, which may prune.
+/// A database with odds, feed, indexes, and the role of `grants.sql`, which may prune.
 struct Sound {
     database: Database,
     role: String,
@@ -117,12 +117,12 @@ fn a_sound_database_has_no_warning() {
             assert_eq!(finding["level"], "warn");
             continue;
         }
-        // The cluster's superuser owns what the tests install, and its transactions may be prepared.
+        // In the tests, the superuser owns the feed, and the server allows prepared transactions.
         let known = [
             ("feed.owner", "schema oddscache"),
             ("setting", "max_prepared_transactions"),
         ];
-        // Before PostgreSQL 15 every role may make tables there.
+        // Before PostgreSQL 15 every role can create tables there.
         let by_default = [("right", "schema public")];
         let by_default = by_default.iter().filter(|_| server_version() < 15);
         let is_known = finding["level"] == "info"
@@ -179,7 +179,7 @@ fn a_sound_database_has_no_warning() {
 }
 
 #[test]
-fn what_the_role_may_not_look_at_is_said() {
+fn doctor_names_what_the_role_may_not_read() {
     let sound = Sound::new();
     let nosy = format!("nosy_{}", sound.database.name);
     sound.database.psql(&format!("create role {nosy} login"));
@@ -207,7 +207,7 @@ fn what_the_role_may_not_look_at_is_said() {
 }
 
 #[test]
-fn no_feed_is_a_report_too() {
+fn doctor_reports_where_no_feed_is_installed() {
     let database = Database::application();
     let (code, findings) = doctor(&database.dsn(), &[]);
     assert_eq!(code, 1);
@@ -220,11 +220,11 @@ fn no_feed_is_a_report_too() {
         "{missing:#?}"
     );
     assert!(!missing.is_empty());
-    // A follower ends before it listens.
+    // A follower ends with an error before it listens.
     assert_eq!(levels_of(&findings, "notifications"), ["info"]);
 }
 
-/// Doctor was green while the follower polled, since it tried another statement than the follower's.
+/// Doctor found nothing while the follower only polled, because it tried another statement than the follower.
 #[test]
 fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
     let sound = Sound::new();
@@ -245,17 +245,17 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
          $$ begin raise exception 'no heartbeat today'; end $$",
     );
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-    let bell = with(&findings, "notifications", "warn");
-    assert_eq!(bell.len(), 1, "{findings:#?}");
+    let warned = with(&findings, "notifications", "warn");
+    assert_eq!(warned.len(), 1, "{findings:#?}");
     assert!(
-        bell[0]["what"]
+        warned[0]["what"]
             .as_str()
             .unwrap()
             .contains("no heartbeat today")
     );
 }
 
-/// The lock by which writers know that somebody waits is one of the things a follower needs.
+/// A follower needs the lock by which writers know that it waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
     let sound = Sound::new();
@@ -263,15 +263,18 @@ async fn doctor_names_the_lock_that_keeps_a_follower_from_waiting() {
     let lock = "select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))";
     mallory.batch_execute(lock).await.unwrap();
     let (_, findings) = doctor(&sound.dsn(), &["--quick"]);
-    let bell = with(&findings, "notifications", "warn");
-    assert_eq!(bell.len(), 1, "{findings:#?}");
+    let warned = with(&findings, "notifications", "warn");
+    assert_eq!(warned.len(), 1, "{findings:#?}");
     assert!(
-        bell[0]["what"].as_str().unwrap().contains("advisory lock"),
-        "{bell:?}"
+        warned[0]["what"]
+            .as_str()
+            .unwrap()
+            .contains("advisory lock"),
+        "{warned:?}"
     );
 }
 
-/// A role's own time-outs ended doctor's sessions as they did the follower's.
+/// The role's time-outs ended doctor's sessions, and the follower's.
 #[test]
 fn time_outs_of_the_role_keep_doctor_from_nothing() {
     let sound = Sound::new();

@@ -1,4 +1,4 @@
-//! Servers that cannot be reached, that hang, that are standbys, or that have a pooler in front.
+//! Servers that cannot be reached, that hang, that are standbys, or that are behind a pooler.
 
 use std::net::TcpListener;
 
@@ -7,7 +7,7 @@ use oddscache_testkit::{cluster::Cluster, connect, pgbouncer::PgBouncer, servers
 use super::*;
 
 #[test]
-fn a_server_that_is_not_there_is_said_in_its_own_words() {
+fn doctor_repeats_the_error_of_a_server_that_it_cannot_reach() {
     let refused = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -36,7 +36,7 @@ fn a_server_that_is_not_there_is_said_in_its_own_words() {
     );
     assert!(!format!("{findings:?}").contains("sesame"));
 
-    // Accepts, and says nothing.
+    // This server accepts the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let dsn = format!(
         "postgres://nobody@127.0.0.1:{}/odds",
@@ -53,7 +53,7 @@ fn a_server_that_is_not_there_is_said_in_its_own_words() {
     );
 }
 
-/// A database, and the statements to run there, of a PgBouncer with this pool.
+/// Starts a PgBouncer with this pool.
 async fn pooled(mode: &str, size: u16) -> PgBouncer {
     let (mode, size) = (
         format!("pool_mode = {mode}"),
@@ -69,7 +69,7 @@ fn through(pooler: &PgBouncer, database: &Database) -> String {
 }
 
 #[tokio::test]
-async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
+async fn doctor_distinguishes_poolers_in_transaction_and_session_mode() {
     let database = Database::seeded();
     for size in [1, 20] {
         let pooler = pooled("transaction", size).await;
@@ -79,7 +79,7 @@ async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
         assert_eq!((code, found.len()), (0, 1), "pool of {size}: {findings:#?}");
         assert!(found[0]["fix"].as_str().unwrap().contains("--listen-url"));
         assert_eq!(with(&findings, "warmup", "ok").len(), 1, "{findings:#?}");
-        // Neither a LISTEN stays behind in the pooler's sessions, nor a setting.
+        // No LISTEN and no setting stays behind in the pooler's sessions.
         let sql = "select (select count(*) from pg_listening_channels()), current_setting('statement_timeout'), \
                    current_setting('search_path')";
         let left = connect(&dsn).await.simple_query(sql).await.unwrap();
@@ -91,7 +91,7 @@ async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
         });
         assert_eq!(left.unwrap(), ["0", "0", "\"$user\", public"]);
 
-        // Past it the bell rings.
+        // Past the pooler, notifications arrive.
         let (code, findings) = doctor(&dsn, &["--listen-url", &database.dsn()]);
         assert_eq!(
             (code, levels_of(&findings, "notifications")),
@@ -121,7 +121,7 @@ async fn a_pooler_in_transaction_mode_is_told_from_one_in_session_mode() {
 }
 
 #[tokio::test]
-async fn a_standby_is_looked_at_as_one() {
+async fn doctor_checks_a_standby_as_a_standby() {
     let primary = Cluster::seeded(&[]);
     let standby = primary.standby(&[]);
     let (on_primary, on_standby) = (
@@ -137,7 +137,7 @@ async fn a_standby_is_looked_at_as_one() {
     for id in ["feed", "feed.function", "trigger", "log", "warmup"] {
         assert_eq!(levels_of(&findings, id), ["ok"], "{id}: {findings:#?}");
     }
-    // max_standby_streaming_delay = 5s, without feedback.
+    // The standby has max_standby_streaming_delay = 5s and no hot_standby_feedback.
     let cancelled = with(&findings, "setting", "warn");
     assert_eq!(cancelled.len(), 1, "{findings:#?}");
     assert_eq!(cancelled[0]["object"], "max_standby_streaming_delay");
@@ -162,7 +162,7 @@ async fn a_standby_is_looked_at_as_one() {
         "SELECT pg_wal_replay_resume()"
     );
 
-    // And explained as one.
+    // `explain` works on a standby, too.
     let (code, told) = json_of(&["explain", "1", "--no-service"], &dsn);
     assert_eq!(
         (code, &told["database"]["standing"]),
@@ -171,9 +171,9 @@ async fn a_standby_is_looked_at_as_one() {
     );
 }
 
-/// Whoever holds the log locked keeps each question waiting for no longer than it may take.
+/// While the log is locked, each check waits no longer than its time-out.
 #[tokio::test]
-async fn a_lock_is_not_waited_for_without_end() {
+async fn doctor_waits_for_a_lock_only_until_the_time_out() {
     let sound = Sound::new();
     let app = connect(&sound.database.dsn()).await;
     app.batch_execute("begin; lock table oddscache.change_log in access exclusive mode")
@@ -194,7 +194,7 @@ async fn a_lock_is_not_waited_for_without_end() {
         let what = finding["what"].as_str().unwrap();
         assert!(what.contains("timeout"), "{what}");
     }
-    // What would clear up by itself is no fault of the database's.
+    // A lock that ends by itself is no fault of the database.
     assert_eq!(levels_of(&findings, "warmup"), ["warn"]);
     assert_eq!(levels_of(&findings, "server.reachable"), ["ok"]);
     app.batch_execute("rollback").await.unwrap();

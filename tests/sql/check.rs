@@ -25,11 +25,11 @@ async fn a_sound_feed_has_no_warning() {
         assert_eq!(report.matches("trigger|").count(), 9, "{report}");
     }
     assert_eq!(before, "t");
-    // The cache's role may run it as well.
+    // The cache's role can run it, too.
     let report = apply_as(&role, &db, Script::Check, &[("role", &role)]).await;
     for line in report.unwrap().lines() {
         let row: Vec<&str> = line.split('|').collect();
-        // Before 15 PUBLIC may make tables in schema public.
+        // Before PostgreSQL 15, PUBLIC can create tables in schema public by default.
         let is_default = row[1] == "schema public" && row[3] == "info";
         assert!(row[3] == "ok" || is_default, "{row:?}");
     }
@@ -47,12 +47,12 @@ fn each_fault_has_its_line() {
         (
             "drop trigger oddscache_truncate on market_odds; create trigger oddscache_truncate after truncate on market_odds execute function oddscache.log_change('events');
              alter table market_odds enable always trigger oddscache_truncate",
-            "trigger|public.market_odds|TRUNCATE|FAIL|foreign definition",
+            "trigger|public.market_odds|TRUNCATE|FAIL|not as installed",
         ),
         ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
         ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
         ("alter table market_odds rename to markets", "trigger|public.market_odds|table|FAIL|does not exist"),
-        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, which caches still follow"),
+        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, not 3: caches still follow it"),
         ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 1'", "feed|oddscache|feed_version()|FAIL|1, not 3"),
         ("drop function oddscache.feed_version()", "feed|oddscache|feed_version()|FAIL|"),
         ("drop table oddscache.change_log", "feed|oddscache.change_log|table|FAIL|is missing"),
@@ -79,7 +79,7 @@ fn each_fault_has_its_line() {
 }
 
 #[test]
-fn nothing_installed_is_a_report_too() {
+fn check_reports_where_nothing_is_installed() {
     let db = app();
     let report = run(&db, Script::Check, &[("role", "nobody_here")]);
     for line in [
@@ -98,7 +98,7 @@ fn nothing_installed_is_a_report_too() {
 }
 
 #[tokio::test]
-async fn what_the_caller_may_not_read_is_said() {
+async fn check_names_what_the_caller_may_not_read() {
     let (db, role) = sound();
     let nosy = format!("nosy_{}", db.name);
     db.psql(&format!(
@@ -112,9 +112,9 @@ async fn what_the_caller_may_not_read_is_said() {
     }));
 }
 
-/// A subscription of PostgreSQL's own stops at a table that it lacks.
+/// A native subscription stops at a change of a table that its database lacks.
 #[tokio::test]
-async fn publications_of_the_feed_are_named_with_a_way_out() {
+async fn check_names_publications_of_the_feed_with_a_way_out() {
     let (db, role) = sound();
     let server = server_version();
     let check = || run(&db, Script::Check, &[("role", &role)]);
@@ -148,7 +148,7 @@ async fn publications_of_the_feed_are_named_with_a_way_out() {
     let told = report.lines().find(|at| at.starts_with(&line("info")));
     let told = told.unwrap_or_else(|| panic!("{report}"));
     assert!(told.contains("No replication slot"), "{told}");
-    // What it says to run on the subscriber makes tables of the same columns.
+    // The statements for the subscriber create tables with the same columns.
     let (_, rest) = told.split_once("before anything else: ").unwrap();
     let (statements, _) = rest.split_once(" or here: ").unwrap();
     let subscriber = Database::empty();
@@ -159,7 +159,7 @@ async fn publications_of_the_feed_are_named_with_a_way_out() {
     assert_eq!(subscriber.psql(columns), db.psql(columns));
 }
 
-/// Only a server whose WAL is logical can have such a slot.
+/// A server of its own: only `wal_level = logical` allows such a slot.
 #[tokio::test]
 async fn a_slot_makes_a_publication_of_the_feed_a_warning() {
     let server = oddscache_testkit::cluster::Cluster::seeded(&["wal_level = logical"]);

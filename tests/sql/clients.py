@@ -1,4 +1,4 @@
-"""Runs a text with one of several clients as a user of it would, and prints the rows of its last result.
+"""Runs a text with one of several clients, as their users do, and prints the rows of the last result.
 
 clients.py CLIENT HOST PORT DATABASE FILE
 """
@@ -35,7 +35,7 @@ def asyncpg():
         try:
             await connection.execute(TEXT)
             reported = await connection.fetchval("SELECT current_setting('oddscache.report', true)")
-            # Its second statement, for this call returns no rows.
+            # execute() returns no rows, so fetch the text's second statement.
             return await connection.fetch(TEXT[TEXT.rindex("\nSELECT ") :]) if reported else []
         finally:
             await connection.close()

@@ -1,4 +1,4 @@
-//! The filled text of each script, run by clients that others wrote. `bash .ci/clients` fetches them.
+//! Other clients run the filled text of each script. `bash .ci/clients` fetches these clients.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! grants.sql: what the role has suffices, and nothing less does.
+//! grants.sql: the role has enough rights, and needs each of them.
 
 use super::*;
 
@@ -21,9 +21,9 @@ fn granted(variables: &[(&str, &str)]) -> (Database, String) {
 }
 
 #[tokio::test]
-async fn the_role_suffices_and_each_right_is_needed() {
+async fn the_role_has_enough_rights_and_needs_each() {
     let (db, role) = granted(&[]);
-    // The server may have taken from PUBLIC what the role had through it.
+    // An administrator may have revoked a right from PUBLIC that the role had through it.
     db.psql("revoke usage on schema public from public");
     run(&db, Script::Grants, &[("role", &role)]);
     let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
@@ -44,7 +44,7 @@ async fn the_role_suffices_and_each_right_is_needed() {
         db.psql(&format!("revoke {right} from {role}"));
         let error = session.client.batch_execute(FOLLOW).await.unwrap_err();
         let code = error.code().unwrap().code();
-        // Tables of a schema one may not use are not found.
+        // Without USAGE on a schema its tables are not found.
         assert!(
             code == "42501" || (code == "42P01" && right == "usage on schema public"),
             "{right}: {error:?}"
@@ -76,7 +76,7 @@ async fn the_role_suffices_and_each_right_is_needed() {
 #[tokio::test]
 async fn the_role_can_do_nothing_else() {
     let (db, role) = granted(&[]);
-    // PUBLIC may do this before PostgreSQL 15, and so may the role. check.sql names the statement.
+    // Before PostgreSQL 15 every role can do this. check.sql names the statement that ends it.
     if server_version() < 15 {
         db.psql("revoke create on schema public from public");
     }
@@ -138,7 +138,7 @@ async fn pruning_is_granted_on_demand() {
 }
 
 #[test]
-fn too_early_or_too_much() {
+fn grants_needs_install_and_check_names_what_is_too_much() {
     let db = app();
     let text = fails(&db, Script::Grants, &[("role", "nobody_at_all")]);
     assert!(
@@ -174,9 +174,9 @@ fn too_early_or_too_much() {
     }
 }
 
-/// Row 10: the advice takes the right from the one who was granted it, and then the line is gone.
+/// The statement that check.sql names revokes the right from the role that was granted it. Then the line is gone.
 #[tokio::test]
-async fn what_the_role_has_besides_is_told_with_its_source() {
+async fn check_names_each_superfluous_right_and_its_source() {
     let server = server_version();
     let public = "PUBLIC was granted it, so every role has it";
     let mut faults = vec![
@@ -286,14 +286,14 @@ async fn what_the_role_has_besides_is_told_with_its_source() {
     }
 }
 
-/// A default of the server is no fault of the database's.
+/// A default right of the server is no fault of the database.
 #[test]
 fn what_public_has_by_default_is_no_warning() {
     let (db, role) = granted(&[]);
     let report = run(&db, Script::Check, &[("role", &role)]);
     let line = format!("right|database {}|TEMPORARY|ok|{role} has it", db.name);
     assert!(report.contains(&line), "{line} is not in {report}");
-    // Where it is the server's default. The tests' databases are made without it.
+    // The tests' databases are created without this default of older servers.
     db.psql("grant create on schema public to public");
     let report = run(&db, Script::Check, &[("role", &role)]);
     let status = if server_version() < 15 {

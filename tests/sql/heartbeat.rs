@@ -1,29 +1,29 @@
-//! heartbeat() and resync(): the two rows that no change of the application's made.
+//! heartbeat() and resync(): they write log rows without a change of the application.
 
 use super::*;
 
-/// Every row, with what tells these two kinds.
+/// Every log row, with the columns that distinguish the two kinds.
 const ROWS_LOGGED: &str = "select string_agg(concat_ws(' ', table_name, op, coalesce(keys::text, '*'), note), '; ' order by id) \
     from oddscache.change_log";
 
 #[tokio::test]
-async fn a_heartbeat_logs_nothing_and_rings() {
+async fn a_heartbeat_logs_no_keys_and_notifies() {
     let db = installed();
     let mut session = Session::open(&db.dsn()).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
-    // It notifies even where no row is due.
+    // It notifies even if it writes no row.
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     assert_eq!(db.psql(ROWS_LOGGED), "heartbeat HEARTBEAT {}");
 }
 
-/// Young is what the newest row says, whoever wrote it; a row of the future is not young, or a clock that went back would
-/// silence it.
+/// The newest row counts, also if a trigger wrote it. A row from the future does not count: otherwise a clock that went
+/// back would stop the heartbeats.
 #[test]
-fn one_row_a_second() {
+fn a_heartbeat_writes_at_most_one_row_a_second() {
     for (newest, due) in [
         ("clock_timestamp() - interval '2 s'", true),
         ("clock_timestamp() - interval '0.1 s'", false),
@@ -39,7 +39,7 @@ fn one_row_a_second() {
     }
 }
 
-/// In one transaction, whatever others log meanwhile and whichever snapshot it looks through.
+/// One transaction writes at most one row a second, whatever others log meanwhile, in any isolation level.
 #[tokio::test]
 async fn a_transaction_cannot_flood_the_log() {
     for isolation in ["read committed", "repeatable read", "serializable"] {
@@ -50,7 +50,7 @@ async fn a_transaction_cannot_flood_the_log() {
                 "begin isolation level {isolation}; select pg_current_xact_id()"
             ))
             .await;
-        // Of a greater transaction, committed, and old: it stays the newest by the primary key.
+        // An old row of a committed transaction with a greater xid stays the newest by the primary key.
         db.psql(
             "insert into oddscache.change_log (xid, table_name, op, keys, at)
              values (pg_current_xact_id(), 'events', 'UPDATE', '{1}', now() - interval '1 minute')",
@@ -62,7 +62,7 @@ async fn a_transaction_cannot_flood_the_log() {
             .psql("select count(*) from oddscache.change_log where op = 'HEARTBEAT'")
             .parse()
             .unwrap();
-        // One a second of however long it took.
+        // One row for each second that the loop took.
         assert!((1..10).contains(&rows), "{isolation}: {rows}");
     }
 }
@@ -84,14 +84,14 @@ async fn a_resync_names_its_reason() {
             "é".repeat(200)
         )
     );
-    // Nothing to warn of.
+    // check.sql does not warn of it.
     let report = run(&db, Script::Check, &[]);
     assert!(report.contains("log|resync|RESYNC|ok|3 times"), "{report}");
 }
 
-/// The caller is the cache or an administrator, not a writer: trouble is theirs to hear of, and soon.
+/// The caller is the cache or an administrator, not a writer. So an error must reach the caller, and soon.
 #[tokio::test]
-async fn trouble_is_an_error_within_bounds() {
+async fn an_error_reaches_the_caller_soon() {
     let db = installed();
     let (admin, session) = (
         Session::open(&db.dsn()).await,
@@ -103,7 +103,7 @@ async fn trouble_is_an_error_within_bounds() {
     for call in ["heartbeat()", "resync()", "prune('0')"] {
         let sql = format!("select oddscache.{call}");
         assert_eq!(session.code(&sql).await, "55P03", "{call}");
-        // The caller's own setting is as it was.
+        // The caller's lock_timeout is unchanged.
         assert_eq!(session.value("show lock_timeout").await, "0");
     }
     admin.run("rollback; drop table oddscache.change_log").await;
@@ -114,7 +114,7 @@ async fn trouble_is_an_error_within_bounds() {
 }
 
 #[test]
-fn the_cache_may_try_the_way_and_not_more() {
+fn the_cache_can_call_heartbeat_but_not_resync() {
     let db = installed();
     let role = format!("cache_{}", db.name);
     run(&db, Script::Grants, &[("role", &role)]);

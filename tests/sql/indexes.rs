@@ -9,7 +9,7 @@ const ALL: &str = "competitor_odds_snapshots_oddscache_latest odds_snapshots_d1_
     odds_snapshots_default_oddscache_latest odds_snapshots_oddscache_latest";
 
 #[tokio::test]
-async fn makes_them_on_every_partition() {
+async fn indexes_are_created_on_every_partition() {
     for one_query in [false, true] {
         let db = app();
         match one_query {
@@ -24,7 +24,7 @@ async fn makes_them_on_every_partition() {
         let before = dump(&db);
         run(&db, Script::Indexes, &[]);
         assert_eq!(dump(&db), before);
-        // Later partitions have one of their own from the start.
+        // A later partition gets its index when it is created.
         db.psql("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')");
         assert_eq!(db.psql("select count(*) from pg_inherits where inhparent = 'odds_snapshots_oddscache_latest'::regclass"), "4");
         run(&db, Script::Uninstall, &[]);
@@ -33,7 +33,7 @@ async fn makes_them_on_every_partition() {
 }
 
 #[test]
-fn a_table_that_is_not_partitioned_and_one_in_two_levels() {
+fn indexes_are_created_without_partitions_and_in_two_levels() {
     let db = Database::empty();
     db.psql(
         &APP.replace(") partition by range (captured_at);", ");")
@@ -64,12 +64,12 @@ fn a_table_that_is_not_partitioned_and_one_in_two_levels() {
 }
 
 #[tokio::test]
-async fn interrupted_runs_are_taken_up() {
+async fn a_run_finishes_what_an_interrupted_run_left() {
     let db = app();
     db.psql(ROWS);
     db.psql("create index odds_snapshots_oddscache_latest on only odds_snapshots (event_id, bookmaker_id, id desc);
              create index free on odds_snapshots_d2 (event_id, bookmaker_id, id desc)");
-    // What a cancelled CREATE INDEX CONCURRENTLY leaves behind.
+    // A cancelled CREATE INDEX CONCURRENTLY leaves an INVALID index.
     let (old, creator) = (
         Session::open(&db.dsn()).await,
         Session::open(&db.dsn()).await,
@@ -129,9 +129,9 @@ fn an_equal_index_of_another_name_is_used() {
     assert_eq!(dump(&db), before);
 }
 
-/// A long transaction makes it wait, and meanwhile neither it nor a second run hinders writers.
+/// A long transaction makes the run wait. Meanwhile neither this run nor a second one hinders writers.
 #[tokio::test]
-async fn writers_go_on_meanwhile() {
+async fn writers_go_on_while_indexes_are_created() {
     let db = app();
     db.psql(ROWS);
     let (old, writer) = (

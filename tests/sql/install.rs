@@ -11,7 +11,7 @@ const CATALOG: &str = "select md5(string_agg(x, ',' order by x)) from (
     union all select 'comment ' || xmin from pg_description where objoid > 16000) as q (x)";
 
 #[test]
-fn versions_are_equal() {
+fn the_crate_and_the_script_have_the_same_version() {
     let db = installed();
     assert_eq!(
         db.psql("select oddscache.feed_version()"),
@@ -25,7 +25,7 @@ fn versions_are_equal() {
 }
 
 #[test]
-fn installs_what_the_follower_expects() {
+fn install_creates_what_the_follower_expects() {
     let db = installed();
     assert_eq!(
         db.psql(
@@ -56,10 +56,10 @@ fn installs_what_the_follower_expects() {
 }
 
 #[tokio::test]
-async fn again_changes_nothing_and_locks_nothing() {
+async fn a_second_run_changes_nothing_and_locks_nothing() {
     let db = installed();
     let before = db.psql(CATALOG);
-    // A lock on any of the tables would have to wait for this writer.
+    // If the script locked any table, it would wait for this writer.
     let writer = Session::open(&db.dsn()).await;
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
@@ -177,7 +177,7 @@ async fn odd_names_are_quoted() {
 }
 
 #[test]
-fn repairs_what_is_wrong() {
+fn install_repairs_what_is_wrong() {
     let db = installed();
     db.psql(
         "drop trigger oddscache_insert on events;
@@ -247,7 +247,7 @@ fn a_changed_channel_is_taken_up() {
 }
 
 #[tokio::test]
-async fn an_open_writer_makes_it_give_up_and_leave_nothing() {
+async fn an_open_writer_makes_the_script_give_up_and_leave_nothing() {
     let db = app();
     db.psql(ROWS);
     let before = dump(&db);
@@ -269,8 +269,9 @@ async fn an_open_writer_makes_it_give_up_and_leave_nothing() {
     run(&db, Script::Install, &[]);
 }
 
-/// Deadlock: the script holds events, which a writer waits for, and then comes to want the writer's table. The server would
-/// cancel who waited first, the writer, after deadlock_timeout; before that the script must have given way.
+/// A deadlock: the script holds a lock on `events`, which a writer waits for, and then waits for the writer's table.
+/// After deadlock_timeout the server would cancel the writer, which waited first. So the script must give way before
+/// that.
 #[tokio::test]
 async fn a_writer_in_another_order_gets_through() {
     for script in [Script::Install, Script::Uninstall] {
@@ -307,7 +308,7 @@ async fn a_writer_in_another_order_gets_through() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn install_names_what_is_missing() {
     let db = app();
     let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
     assert!(
@@ -387,7 +388,7 @@ fn a_log_of_another_cluster_is_discarded() {
              insert into oddscache.log_horizon values ('999999999999', now()); update oddscache.log_state set pruned_below = '999999999999'");
     let report = run(&db, Script::Check, &[]);
     assert!(
-        report.contains("log|oddscache.log_state|state|FAIL|speaks of another")
+        report.contains("log|oddscache.log_state|state|FAIL|holds transaction ids of another")
             && report.contains("log|oddscache.change_log|transactions|FAIL|"),
         "{report}"
     );
@@ -398,7 +399,7 @@ fn a_log_of_another_cluster_is_discarded() {
     assert_eq!(db.psql("select count(*) from oddscache.change_log"), "0");
 }
 
-/// The owner of the tables suffices, and is what the README recommends.
+/// The owner of the tables can run all scripts. The README recommends this role.
 #[tokio::test]
 async fn the_tables_owner_can_install_and_remove() {
     let db = Database::empty();
@@ -440,8 +441,8 @@ async fn the_tables_owner_can_install_and_remove() {
     );
 }
 
-/// A feed of version 1 becomes what a new one is, keeps its log and its channel, and the cache that follows version 1 says
-/// what it finds.
+/// install.sql makes a feed of version 1 equal to a new one, and keeps its log and its channel. A cache that only
+/// follows version 1 then says which version it found.
 #[tokio::test]
 async fn version_1_is_upgraded() {
     let (old, new) = (app(), installed());
@@ -460,7 +461,7 @@ async fn version_1_is_upgraded() {
     ] {
         assert!(report.contains(line), "{line} is not in {report}");
     }
-    // A writer in the middle of a transaction is not waited for.
+    // The script does not wait for a writer with an open transaction.
     let writer = Session::open(&old.dsn()).await;
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(
@@ -506,9 +507,9 @@ fn a_newer_feed_is_left_alone() {
     );
 }
 
-/// What somebody else planted in the feed's place would run with the installing role's rights.
+/// An object that another role planted in the feed's schema would run with the installing role's rights.
 #[tokio::test]
-async fn what_a_stranger_planted_is_refused() {
+async fn an_object_that_another_role_planted_is_refused() {
     for plant in [
         "create schema oddscache authorization {mallory}",
         "create schema oddscache; grant all on schema oddscache to {mallory}; set role {mallory};

@@ -1,4 +1,4 @@
-//! The care of the log: what a read costs does not grow with it, and nothing that a pruner does, or fails to do, harms it.
+//! Care of the log. A longer log does not make reads slower. A pruner that hangs, waits or is killed harms nothing.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::*;
 
-/// A database whose follower's statements the server explains in its log, buffers and all, as they run.
+/// A database in which the server logs the plan and the buffers of each statement that a follower runs.
 fn explained(rows: u32, analyzed: bool) -> Database {
     let db = Database::seeded();
-    // Transactions of the past that the rows can be said to be of. Each is a subtransaction that is rolled back.
+    // Take past transaction ids for the rows. Each subtransaction that is rolled back gives one.
     db.psql(
         "create temp table t (n int);
          do $$ begin for i in 1 .. 5000 loop
@@ -43,7 +43,7 @@ fn server_log() -> PathBuf {
     cluster().socket_dir().join("log")
 }
 
-/// The plans of the statements that read the log, of those that the server has run since its own log had this length.
+/// The plans of the statements that have read the change log since the server's own log had this length.
 fn plans_since(length: u64) -> Vec<Value> {
     let log = std::fs::read(server_log()).unwrap();
     let text = String::from_utf8_lossy(&log[usize::try_from(length).unwrap()..]).into_owned();
@@ -59,13 +59,13 @@ fn plans_since(length: u64) -> Vec<Value> {
             let of_log = nodes
                 .iter()
                 .any(|node| node["Relation Name"] == "change_log");
-            // The triggers write it.
+            // Leave out the triggers' INSERTs.
             of_log && nodes.iter().all(|node| node["Node Type"] != "ModifyTable")
         })
         .collect()
 }
 
-/// A node of a plan, and all below it.
+/// A node of a plan, and all nodes below it.
 fn nodes(node: &Value) -> Vec<&Value> {
     let below = node["Plans"].as_array().into_iter().flatten();
     std::iter::once(node).chain(below.flat_map(nodes)).collect()
@@ -79,8 +79,8 @@ fn buffers(plan: &Value) -> u64 {
         .sum()
 }
 
-/// Follows through changes, many writers that stay open for long, their late commits and a pruner that is stuck; returns the
-/// most buffers that reading the log took.
+/// Runs a follower while rows change, many writers stay open and commit late, and a pruner hangs. Returns the most
+/// buffers that one read of the log took.
 async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
     const WRITERS: usize = 40;
     let db = explained(rows, analyzed);
@@ -96,7 +96,6 @@ async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
 
     let mut writers = Vec::new();
     for n in 0..WRITERS {
-        // Not of a database whose statements are explained: of no interest, and there are many.
         let writer = Session::open(&db.dsn()).await;
         writer
             .run(&format!(
@@ -121,7 +120,7 @@ async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
     change(7).await;
     assert_eq!(followed.cache.counters().reloads, 1, "read by keys");
 
-    // Writers in progress are looked up one by one: otherwise their cost was not measured here.
+    // The read must look up each writer in progress. Otherwise this test did not measure that cost.
     let plans = plans_since(begun);
     let late = |plan: &&Value| {
         let mut nodes = nodes(&plan["Plan"]).into_iter();
@@ -139,15 +138,15 @@ async fn most_buffers(rows: u32, analyzed: bool) -> u64 {
     plans.iter().map(buffers).max().unwrap()
 }
 
-/// Counted in pages, so that nothing else on the machine has a say. A log that was never analyzed is one that has just been
-/// installed, restored, or emptied.
+/// Cost is counted in pages, so that other work on the machine does not matter. A log without statistics is one that
+/// was just installed, restored or emptied.
 #[tokio::test]
 async fn a_read_of_a_million_rows_costs_what_ten_thousand_cost() {
     for analyzed in [true, false] {
         let small = most_buffers(10_000, analyzed).await;
         let large = most_buffers(1_000_000, analyzed).await;
         println!("analyzed {analyzed}: {small} pages of 10,000 rows, {large} of 1,000,000");
-        // The primary key is a level higher.
+        // The longer log's primary key has one more level.
         assert!(
             large <= small * 2 + 20,
             "analyzed {analyzed}: {small} and {large}"
@@ -155,7 +154,7 @@ async fn a_read_of_a_million_rows_costs_what_ten_thousand_cost() {
     }
 }
 
-/// Rows that prune() may delete at once.
+/// A database with rows that prune() may delete at once.
 fn with_old_rows(rows: u32) -> Database {
     let db = installed();
     db.psql(&format!(
@@ -166,7 +165,7 @@ fn with_old_rows(rows: u32) -> Database {
 }
 
 #[tokio::test]
-async fn a_pruner_that_stays_is_thrown_out() {
+async fn the_server_ends_a_pruner_that_stays_in_its_transaction() {
     let db = with_old_rows(10);
     let (stuck, other) = (
         Session::open(&db.dsn()).await,
@@ -181,11 +180,11 @@ async fn a_pruner_that_stays_is_thrown_out() {
         &format!("select not exists ({pid} and state like 'idle in%')"),
     )
     .await;
-    // What it did is undone, and the next one does it.
+    // Its work is rolled back, and the next pruner does it.
     assert_eq!(other.value("select oddscache.prune()").await, "10");
     assert!(stuck.client.batch_execute("select 1").await.is_err());
 
-    // So is one that runs something else for long.
+    // The server also cancels a pruner's next statement if that runs for long.
     let db = with_old_rows(10);
     let stuck = Session::open(&db.dsn()).await;
     stuck
@@ -196,7 +195,7 @@ async fn a_pruner_that_stays_is_thrown_out() {
     assert_eq!(stuck.value("select oddscache.prune()").await, "10");
 }
 
-/// The caller's own settings are tightened for the transaction and no longer, and never loosened.
+/// prune() lowers the caller's time-outs until the transaction ends, and never raises them.
 #[tokio::test]
 async fn a_pruners_bounds_end_with_its_transaction() {
     let db = installed();
@@ -225,9 +224,10 @@ async fn a_pruners_bounds_end_with_its_transaction() {
     }
 }
 
-/// Only who may write to log_state can stand in for a pruner: no advisory lock, which any role can take, keeps prune() away.
+/// Only a role that may write to log_state can keep others from pruning. An advisory lock, which any role can take,
+/// cannot.
 #[tokio::test]
-async fn nobody_else_can_hold_the_pruners_place() {
+async fn no_other_role_can_keep_prune_from_working() {
     let db = with_old_rows(10);
     let role = format!("cache_{}", db.name);
     run(&db, Script::Grants, &[("role", &role), ("prune", "on")]);
@@ -241,13 +241,14 @@ async fn nobody_else_can_hold_the_pruners_place() {
     let advisory =
         "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
     assert_eq!(pruner.value(advisory).await, "0");
-    // A second one leaves the work to the first.
+    // A second pruner leaves the work to the first.
     assert_eq!(reader.value("select oddscache.prune()").await, "0");
     pruner.run("rollback").await;
     assert_eq!(reader.value("select oddscache.prune()").await, "10");
 }
 
-/// Killed when it has deleted some and waits for one more: nothing is gone, and the mark says so.
+/// A pruner is killed when it has deleted some rows and waits for one more. No row is gone, and pruned_below is
+/// unchanged.
 #[tokio::test]
 async fn a_pruner_killed_in_the_middle_leaves_all_as_it_was() {
     let db = with_old_rows(12_000);
@@ -258,7 +259,7 @@ async fn a_pruner_killed_in_the_middle_leaves_all_as_it_was() {
         Session::open(&db.dsn()).await,
         Session::open(&db.dsn()).await,
     );
-    // A row of the third portion.
+    // Lock a row of the third portion.
     holder
         .run("begin; select from oddscache.change_log order by xid, id offset 11000 limit 1 for update")
         .await;
@@ -281,14 +282,14 @@ async fn a_pruner_killed_in_the_middle_leaves_all_as_it_was() {
     .await;
     assert_eq!(db.psql(state), before);
     assert_eq!(db.psql("select oddscache.prune()"), "12000");
-    // It says when.
+    // pruned_at says when it ran.
     assert_eq!(
         db.psql("select pruned_below >= '11', pruned_at > now() - interval '1 minute' from oddscache.log_state"),
         "t|t"
     );
 }
 
-/// It gives up soon where an administrator holds the log, and says so.
+/// A pruner gives up soon, with an error, while an administrator has the log locked.
 #[tokio::test]
 async fn a_pruner_does_not_wait_long() {
     let db = with_old_rows(10);
@@ -325,7 +326,7 @@ fn the_backlog_is_reported() {
             "2 days",
             ["backlog|warn|1 rows, ", "pruned|warn|last at "],
         ),
-        // Called, and yet the row stays: a transaction holds it.
+        // prune() was called, but an open transaction keeps the row.
         (
             "8 days",
             "1 minute",

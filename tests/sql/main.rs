@@ -1,4 +1,4 @@
-//! The SQL scripts on a real server, run by psql and as one query, as the program does.
+//! The SQL scripts on a real server: run by psql, and as one query, as the program runs them.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod check;
@@ -30,7 +30,7 @@ use oddscache::sql::Script;
 use oddscache_testkit::{Database, cluster, server_has, server_version};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
-/// The application's tables with the columns the feed knows, and one of each kind of relation between them.
+/// The application's tables with the columns that the feed uses, and with each kind of foreign key between them.
 const APP: &str = "
     create table events (id int primary key, name text, kickoff timestamp not null default now());
     create table bookmakers (id int primary key, name text, slug text);
@@ -62,7 +62,8 @@ const TABLES: [&str; 6] = [
     "competitor_market_odds",
 ];
 
-/// Events 1-3 with snapshots 1-3 (in d1), competitor events 11-13 linked to them with snapshots 1-3, and markets of all.
+/// Events 1-3 with snapshots 1-3 (in d1), competitor events 11-13 linked to them with snapshots 1-3, and markets of
+/// all.
 const ROWS: &str = "
     insert into events select g from generate_series(1, 3) g;
     insert into odds_snapshots (event_id, bookmaker_id) select g, 1 from generate_series(1, 3) g;
@@ -86,7 +87,7 @@ fn installed() -> Database {
     db
 }
 
-/// Runs a script with psql, and returns its output, errors and notices included; fails the test if it fails.
+/// Runs a script with psql, which must succeed. Returns its output with notices.
 fn run(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
     let output = psql_file(db, script, settings);
     let text = text(&output);
@@ -94,7 +95,7 @@ fn run(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
     text
 }
 
-/// Runs a script with psql that must fail, and returns what it says.
+/// Runs a script with psql, which must fail. Returns its output with the error.
 fn fails(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
     let output = psql_file(db, script, settings);
     let text = text(&output);
@@ -106,7 +107,7 @@ fn psql_file(db: &Database, script: Script, settings: &[(&str, &str)]) -> Output
     psql_file_as("postgres", db, script, settings)
 }
 
-/// Runs a script with psql as another role, and returns its output; fails the test if it fails.
+/// Runs a script with psql as another role, which must succeed. Returns its output.
 fn run_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
     let output = psql_file_as(role, db, script, settings);
     let text = text(&output);
@@ -129,7 +130,7 @@ fn psql_text(role: &str, db: &Database, text: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("script.sql");
     std::fs::write(&file, text).unwrap();
-    // The last `-d` counts.
+    // psql uses the last `-d`.
     let dsn = cluster().dsn_as(role, &db.name);
     let file = file.to_str().unwrap();
     let args = ["-qAt", "-v", "VERBOSITY=verbose", "-d", &dsn, "-f", file];
@@ -140,7 +141,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
-/// Runs a script as one query; its notices and rows, or the error.
+/// Runs a script as one query. Returns its notices and rows, or the error.
 async fn apply(
     db: &Database,
     script: Script,
@@ -159,7 +160,7 @@ async fn apply_as(
     session.script(script, settings).await
 }
 
-/// A connection that keeps what the server says by itself.
+/// A connection that keeps the server's notices and notifications.
 struct Session {
     client: Client,
     notifications: tokio::sync::mpsc::UnboundedReceiver<String>,
@@ -196,7 +197,7 @@ impl Session {
         }
     }
 
-    /// Runs a script as one query; its notices and rows, or the error.
+    /// Runs a script as one query. Returns its notices and rows, or the error.
     async fn script(
         &self,
         script: Script,
@@ -236,7 +237,7 @@ impl Session {
         self.rows(sql).await.unwrap()[0][0].clone()
     }
 
-    /// Has writers notify, as a follower does that waits.
+    /// Takes the lock that makes writers notify, as a waiting follower does.
     async fn wait_for_notifications(&self, cache_schema: &str) {
         let name = cache_schema.replace('\'', "''");
         self.run(&format!(
@@ -245,14 +246,14 @@ impl Session {
         .await;
     }
 
-    /// The SQLSTATE with which this fails.
+    /// Runs SQL that must fail. Returns the SQLSTATE.
     async fn code(&self, sql: &str) -> String {
         let error = self.client.batch_execute(sql).await.unwrap_err();
         error.code().unwrap().code().to_owned()
     }
 }
 
-/// A role that owns the application's tables and may make schemas, and is no superuser.
+/// Creates a role without superuser rights that owns the application's tables and can create schemas.
 fn owner(db: &Database) -> String {
     let role = format!("owner_{}", db.name);
     db.psql(&format!(
@@ -265,7 +266,7 @@ fn owner(db: &Database) -> String {
     role
 }
 
-/// A database whose tables a role owns that is no superuser and has installed the feed; the role, and its session.
+/// A database in which such an owner has installed the feed. Returns also the role and its session.
 async fn owned() -> (Database, String, Session) {
     let db = Database::empty();
     let owner = format!("owner_{}", db.name);
@@ -285,7 +286,8 @@ async fn install_as(db: &Database, role: &str) -> Session {
     session
 }
 
-/// Waits until the query returns `t`; fails the test after a minute: other tests on this server may hold things up.
+/// Waits until the query returns `t`. Fails the test after a minute, which is long because other tests share the
+/// server.
 async fn until(db: &Database, sql: &str) {
     let session = Session::open(&db.dsn()).await;
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -295,7 +297,7 @@ async fn until(db: &Database, sql: &str) {
     }
 }
 
-/// Everything logged, in order: `table OP keys`, `*` for the whole table, and the note if there is one.
+/// All log rows in order, as `table OP keys note`. `*` means the whole table.
 fn log(db: &Database) -> Vec<String> {
     db.psql(
         "select concat_ws(' ', table_name, op, coalesce((select string_agg(k::text, ',' order by k) from unnest(keys) k), '*'), \
@@ -313,7 +315,7 @@ fn logs(db: &Database, sql: &str) -> Vec<String> {
     log(db)
 }
 
-/// The whole schema as SQL, without what differs from run to run.
+/// The whole schema as SQL, without the parts that differ from run to run.
 fn dump(db: &Database) -> String {
     let output = cluster()
         .client("pg_dump")

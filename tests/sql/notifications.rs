@@ -1,8 +1,8 @@
-//! Writers notify if and only if somebody waits for it, and no look at that harms them.
+//! Writers notify if and only if a listener waits. Looking for one never harms them.
 
 use super::*;
 
-/// Whether the statement notifies the listener: whether anything came before what is sent after it.
+/// Whether the statement notifies the listener. A second notification, sent afterwards, bounds the wait.
 async fn notifies(listener: &mut Session, writer: &Session, sql: &str) -> bool {
     writer.run(sql).await;
     writer.run("notify oddscache, 'after'").await;
@@ -38,7 +38,7 @@ async fn writers_are_silent_while_nobody_waits() {
     assert!(!notifies(&mut listener, &writer, CHANGE).await);
     listener.run(WAIT).await;
     assert!(notifies(&mut listener, &writer, CHANGE).await);
-    // Of several listeners one is enough, and a lost connection waits no longer.
+    // One listener of several is enough. A listener whose connection was lost does not count.
     let other = Session::open(&db.dsn()).await;
     other.run(WAIT).await;
     listener.run(CEASE).await;
@@ -50,16 +50,16 @@ async fn writers_are_silent_while_nobody_waits() {
     )
     .await;
     assert!(!notifies(&mut listener, &writer, CHANGE).await);
-    // These always notify.
+    // heartbeat() and resync() always notify.
     for call in ["heartbeat()", "resync()"] {
         let sql = format!("select oddscache.{call}");
         assert!(notifies(&mut listener, &writer, &sql).await, "{call}");
     }
-    // The heartbeat found a row that is young enough.
+    // The heartbeat wrote no row, because the newest one was young enough.
     assert_eq!(log(&db).len(), 4 + 1);
 }
 
-/// The look leaves nothing behind: neither for the transaction's time nor for the session's.
+/// The look for a listener leaves no lock: neither until the end of the transaction nor of the session.
 #[tokio::test]
 async fn a_writer_keeps_no_lock() {
     let db = installed();
@@ -71,7 +71,7 @@ async fn a_writer_keeps_no_lock() {
     listener.run(WAIT).await;
     writer.run(&format!("begin; {CHANGE}; {CHANGE}")).await;
     assert_eq!(listener.value(held).await, "1");
-    // Nor does it wait for who holds it in whichever mode.
+    // The writer does not wait for a session that holds the lock, in either mode.
     listener
         .run(&format!(
             "{CEASE}; select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))"
@@ -82,12 +82,12 @@ async fn a_writer_keeps_no_lock() {
         .await;
 }
 
-/// Who begins to wait after the look, and then takes a transaction id, must have a greater one than who looked too early:
-/// the follower relies on it.
+/// The follower relies on this: if it takes the lock after a writer has looked, and then takes a transaction id, its id
+/// is greater than the writer's.
 #[tokio::test]
 async fn the_look_comes_after_the_transaction_id() {
     let db = installed();
-    // Stands for the look: `pg_catalog` is searched first, so it has to be put into the function's text.
+    // look() records the look. The function finds `pg_catalog` first, so the call must be put into its text.
     db.psql(
         "create table looks (xid xid8);
          create function public.look() returns boolean language plpgsql as $$
@@ -112,9 +112,8 @@ async fn the_look_comes_after_the_transaction_id() {
     );
 }
 
-/// If the server's lock table has no room for the look, it may have none for what COMMIT locks after a notification. The
-/// application's COMMIT would fail, so there is none. (With so little room that the log row cannot be written either, or the
-/// statement itself fails, there is no look.)
+/// If the server's lock table has no room for the look, it may have none for the lock that COMMIT takes after a
+/// notification. The application's COMMIT would fail. So the writer does not notify.
 #[tokio::test]
 async fn a_writer_that_cannot_look_notifies_unless_that_would_fail() {
     for (fault, notified) in [
@@ -171,7 +170,7 @@ fn check_says_who_waits() {
         .find(|line| line.starts_with("waiting|oddscache|process "));
     let warning = warning.unwrap_or_else(|| panic!("{report}"));
     assert!(
-        warning.contains("|warn|of postgres holds exclusively the lock"),
+        warning.contains("|warn|of postgres holds the listeners' advisory lock exclusively"),
         "{warning}"
     );
 }

@@ -1,4 +1,4 @@
-//! prune(): what no reader can need goes, and nothing else.
+//! prune() deletes the rows that no reader can need, and no others.
 
 use super::*;
 
@@ -28,7 +28,7 @@ async fn a_long_writers_row_is_never_pruned() {
         .await;
     assert_eq!(log(&db).len(), 7);
     let newest = db.psql("select xid from oddscache.change_log order by xid desc limit 1");
-    // Other tests' transactions on this server hold the horizon back for a moment.
+    // Transactions of other tests on this server can hold the horizon back for a moment.
     until(
         &db,
         &format!(
@@ -39,9 +39,9 @@ async fn a_long_writers_row_is_never_pruned() {
     assert_eq!(log(&db), [""; 0]);
 }
 
-/// The low-water mark a cursor is compared with: every deleted row's transaction lies below it.
+/// A cursor is compared with pruned_below. So the transaction of every deleted row must lie below it.
 #[tokio::test]
-async fn the_mark_covers_what_is_gone() {
+async fn pruned_below_covers_every_deleted_row() {
     let db = installed();
     let session = Session::open(&db.dsn()).await;
     for round in 0..20 {
@@ -56,16 +56,16 @@ async fn the_mark_covers_what_is_gone() {
 }
 
 #[tokio::test]
-async fn it_keeps_what_is_young_and_one_call_is_bounded() {
+async fn prune_keeps_young_rows_and_deletes_a_bounded_number() {
     let db = installed();
     db.psql("insert into oddscache.change_log (xid, table_name, op) select '10', 'events', 'TRUNCATE' from generate_series(1, 60000)");
-    // With no horizon as old as an hour, an hour's rows stay.
+    // No horizon is an hour old yet, so every row stays.
     assert_eq!(db.psql("select oddscache.prune()"), "0");
     assert_eq!(
         db.psql("select count(*) from oddscache.change_log"),
         "60000"
     );
-    // An old horizon: everything below it may go, in portions.
+    // The horizon is old. prune() may delete everything below it, in portions.
     db.psql("delete from oddscache.log_horizon; insert into oddscache.log_horizon values ('11', now() - interval '2 hours'), ('12', now() - interval '30 minutes')");
     assert_eq!(db.psql("select oddscache.prune()"), "50000");
     assert_eq!(db.psql("select oddscache.prune()"), "10000");
@@ -80,7 +80,7 @@ async fn it_keeps_what_is_young_and_one_call_is_bounded() {
 }
 
 #[tokio::test]
-async fn one_at_a_time_and_no_one_waits() {
+async fn one_session_prunes_at_a_time_and_nobody_waits() {
     let db = installed();
     db.psql("update events set name = 'x'");
     let (first, second) = (
@@ -94,7 +94,7 @@ async fn one_at_a_time_and_no_one_waits() {
             .await,
         "0"
     );
-    // Nor does a writer.
+    // A writer does not wait, either.
     second.run("update events set name = 'y'").await;
     first.run("commit").await;
 }

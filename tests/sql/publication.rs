@@ -1,4 +1,4 @@
-//! Publications of all tables, and those who subscribe to them.
+//! Publications of all tables, and their subscribers.
 
 use oddscache_testkit::cluster::Cluster;
 
@@ -6,8 +6,8 @@ use super::*;
 
 const ALL_TABLES: &str = "create publication everything for all tables";
 
-/// Debezium makes such a publication by default. A table without a key then refuses UPDATE and DELETE, and install, upgrade
-/// and prune() failed.
+/// Debezium creates such a publication by default. A table without a key then refuses UPDATE and DELETE, so install,
+/// upgrade and prune() failed.
 #[test]
 fn a_publication_of_all_tables_hinders_neither_install_nor_prune() {
     let prune = "select oddscache.prune('0')";
@@ -31,7 +31,7 @@ fn a_publication_of_all_tables_hinders_neither_install_nor_prune() {
                 .replace("(1, 3)", "(101, 103)")
                 .as_str(),
         );
-        // Transactions of other tests may keep the rows for a while.
+        // Transactions of other tests can keep the rows for a while.
         let deadline = Instant::now() + Duration::from_secs(60);
         while !log(&db).is_empty() {
             assert!(Instant::now() < deadline, "prune deletes nothing");
@@ -42,7 +42,7 @@ fn a_publication_of_all_tables_hinders_neither_install_nor_prune() {
     }
 }
 
-/// The feed of an earlier script had a table that such a publication makes unusable.
+/// An earlier script created a table that such a publication makes unusable.
 #[test]
 fn a_log_horizon_that_a_publication_makes_unusable_is_replaced() {
     let db = installed();
@@ -61,7 +61,8 @@ fn ok(cluster: &Cluster, database: &str, args: &[&str]) -> String {
     text
 }
 
-/// A native subscriber that lacks the feed's tables stops for good at the first change, and the disk of the publisher fills.
+/// A native subscriber that lacks the feed's tables stops for good at the first change. Then the publisher's disk
+/// fills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn install_does_not_stop_a_subscriber() {
     let cluster = Cluster::start(&["fsync = off", "wal_level = logical"]).unwrap();
@@ -74,7 +75,7 @@ async fn install_does_not_stop_a_subscriber() {
         ok(&cluster, database, &["-qc", APP]);
     }
     ok(&cluster, "publisher", &["-qc", ALL_TABLES]);
-    // Within one cluster the slot must be made first.
+    // Within one cluster CREATE SUBSCRIPTION would wait for itself, so create the slot first.
     ok(
         &cluster,
         "publisher",
@@ -114,7 +115,7 @@ async fn install_does_not_stop_a_subscriber() {
         "t\n"
     );
 
-    // The way out that it names.
+    // Do what the hint says.
     let (_, ddl) = said.split_once("run on each subscriber: ").unwrap();
     let (ddl, _) = ddl
         .split_once("; then oddscache sql install --subscribers-ready")

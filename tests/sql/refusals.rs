@@ -1,8 +1,8 @@
-//! What install.sql does not accept, and what it warns of.
+//! What install.sql refuses, and what it warns of.
 
 use super::*;
 
-/// As psql runs it, with a part of its text replaced: what cannot be had otherwise is a server of another version.
+/// Runs the script by psql with a part of its text replaced. So it can meet a server of another version.
 fn with_text(db: &Database, from: &str, to: &str) -> Output {
     let script = Script::Install.text();
     assert!(script.contains(from), "{from}");
@@ -31,7 +31,7 @@ fn a_server_newer_than_any_tested_is_warned_of() {
     assert_eq!(said.matches("WARNING").count(), 1, "{said}");
 }
 
-/// A trigger cannot see such a column: each statement logged that everything must be read.
+/// A trigger cannot see such a column, so each statement made caches read everything again.
 #[test]
 fn a_virtual_generated_key_is_refused() {
     let db = app();
@@ -89,9 +89,9 @@ fn a_limit_of_temporary_files_is_warned_of() {
     assert!(!run(&db, Script::Install, &[]).contains("temp_file_limit"));
 }
 
-/// Settings of the role change how text is read and names are printed.
+/// These settings of a role change how the server reads strings and prints names.
 #[test]
-fn settings_of_whoever_installs_change_nothing() {
+fn settings_of_the_installing_role_change_nothing() {
     let db = app();
     db.psql(&format!(
         "alter database {0} set standard_conforming_strings = off; alter database {0} set quote_all_identifiers = on",
@@ -127,9 +127,9 @@ fn settings_of_whoever_installs_change_nothing() {
     assert!(said.contains("uninstalled"), "{said}");
 }
 
-/// The new table belonged to the superuser, and `prune()`, which runs as the owner of the others, failed for good.
+/// The new table belonged to the superuser. `prune()` runs as the owner of the other tables, so it failed for good.
 #[test]
-fn an_upgrade_by_a_superuser_leaves_what_prunes_to_its_owner() {
+fn after_an_upgrade_by_a_superuser_prune_still_works() {
     let db = app();
     let owner = format!("keeper_{}", db.name);
     run(&db, Script::Install, &[]);
@@ -148,7 +148,7 @@ fn an_upgrade_by_a_superuser_leaves_what_prunes_to_its_owner() {
     assert!(report.contains("it cannot prune"), "{report}");
 }
 
-/// What names a table above one of ours fires none of its triggers.
+/// A statement that names a table above one of the six fires none of its triggers.
 #[test]
 fn a_table_above_one_of_the_six_is_named() {
     let db = app();

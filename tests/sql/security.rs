@@ -1,4 +1,4 @@
-//! Whoever may write to the application's tables, NOTIFY, or read for the cache can do that and nothing else.
+//! A role that may write to the application's tables, NOTIFY, or read for the cache can do that and nothing else.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use oddscache_testkit::{
 
 use super::*;
 
-/// A role that may do what an application does with its tables, and nothing else; with `more`, run as the superuser.
+/// Creates a role with an application's rights on its tables and no others. The superuser then runs `more`.
 fn writer(db: &Database, more: &str) -> String {
     let role = format!("writer_{}", db.name);
     db.psql(&format!(
@@ -78,7 +78,7 @@ async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
     ] {
         assert_eq!(session.code(sql).await, "42501", "{sql}");
     }
-    // With USAGE on the schema, as an administrator may give to read the version, the rest stays shut.
+    // An administrator may grant USAGE on the schema, to let a role read the version. That opens nothing else.
     db.psql(&format!("grant usage on schema oddscache to {role}"));
     session.run("select oddscache.feed_version()").await;
     for sql in [
@@ -95,15 +95,15 @@ async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
     assert_eq!(log(&db), expected());
 }
 
-/// Schemas before pg_catalog in the search path, with objects of the names that the trigger function uses, each of which
-/// would make its writer a superuser if it ever ran as the function's owner.
+/// Schemas to put before pg_catalog in the search path. Their objects have the names that the trigger function uses.
+/// Each would make its writer a superuser if it ran as the function's owner.
 const TRAPS: &str = r#"
     create schema {writer}_trap authorization {writer};
     set role {writer};
     set search_path = {writer}_trap;
     create function sprung(how text) returns void language plpgsql as $$
     begin
-        -- As itself it may do as it likes; with another's rights the trap has sprung.
+        -- Running as the writer itself is harmless. With another role's rights the trap has sprung.
         if current_user <> '{writer}' then
             execute 'alter role {writer} superuser';
             insert into {writer}_trap.caught values (how, current_user);
@@ -140,8 +140,8 @@ const TRAPS: &str = r#"
     reset role;
 "#;
 
-/// What a session can do to names: its search path, temporary objects (which come first whatever it says, unless pg_temp is
-/// named), and settings of ours.
+/// A session's means to change what names mean: its search path, temporary objects, and the feed's own settings.
+/// Temporary objects come first unless the search path names pg_temp.
 const SESSION: &str = "set search_path = {writer}_trap, pg_temp, public, pg_catalog;
     create temp table new_rows (id int, event_id int, snapshot_id bigint, betpawa_event_id int, competitor_event_id int);
     create temp table old_rows (like new_rows); insert into new_rows values (666, 666, 666, 666, 666);
@@ -150,7 +150,7 @@ const SESSION: &str = "set search_path = {writer}_trap, pg_temp, public, pg_cata
     create temp table log_state (like {writer}_trap.log_state); create temp table pg_class (oid oid);
     grant all on change_log, log_state, pg_class to public";
 
-/// That the traps work: a function that does not pin its path falls into them.
+/// The traps work: they catch a function that does not pin its search path.
 #[tokio::test]
 async fn the_traps_catch_a_careless_function() {
     let db = installed();
@@ -182,7 +182,8 @@ async fn a_search_path_changes_nothing() {
     let role = writer(&db, TRAPS);
     let session = session_as(&db, &role).await;
     session.run(&SESSION.replace("{writer}", &role)).await;
-    // Once alone, and once in one transaction, where the later rows take another way through the function.
+    // Once each statement alone, and once all in one transaction. There the later rows take another path in the
+    // function.
     for (sql, _) in WORK {
         session.run(sql).await;
     }
@@ -191,10 +192,10 @@ async fn a_search_path_changes_nothing() {
     session.run(&all.join("; ")).await;
     session.run("commit").await;
     let mut rows = expected();
-    // The second time the rows to delete are gone.
+    // The second time there are no rows left to delete.
     rows.extend(expected().into_iter().filter(|row| !row.contains("DELETE")));
     assert_eq!(log(&db), rows);
-    // Nor do the functions that are called by name, by whoever may.
+    // The same holds for the functions that a role may call by name.
     db.psql(&format!(
         "grant usage on schema oddscache to {role}; grant execute on all functions in schema oddscache to {role}"
     ));
@@ -215,7 +216,7 @@ async fn assert_nothing_caught(db: &Database, role: &str, session: &Session) {
     assert_eq!(own, [["0", "0", "0"]]);
 }
 
-/// In `public`, where whoever may create objects meets everybody whose path is the default.
+/// In `public`, which is in the default search path of every role.
 #[tokio::test]
 async fn objects_in_public_change_nothing() {
     let db = installed();
@@ -224,7 +225,7 @@ async fn objects_in_public_change_nothing() {
         "grant create on schema public to {writer}; create table caught (who text); grant all on caught to public;",
     );
     let session = session_as(&db, &role).await;
-    // More specific than pg_catalog's own: an untyped search path would prefer them.
+    // These signatures are more specific than those of pg_catalog, so an unpinned search path would prefer them.
     session
         .run(&format!(
             "create function public.trap(int, bigint) returns bool language plpgsql as $$ begin
@@ -243,7 +244,7 @@ async fn objects_in_public_change_nothing() {
         session.run(sql).await;
     }
     assert_eq!(log(&db), expected());
-    // The administrator's and the cache's calls, with the default path.
+    // The administrator and the cache call these with the default search path.
     let cache = format!("cache_{}", db.name);
     run(&db, Script::Grants, &[("role", &cache), ("prune", "on")]);
     let reader = session_as(&db, &cache).await;
@@ -256,8 +257,8 @@ async fn objects_in_public_change_nothing() {
     assert_eq!(db.psql("select count(*) from public.caught"), "0");
 }
 
-/// A cast or an operator of the application's own for the key columns can only be made by their types' owner; on a table
-/// whose owner is somebody else the function still runs with the rights of its own owner, who is no superuser.
+/// Only the owner of a type can create a cast or an operator for it, and so for a key column. The function that runs it
+/// has the rights of the tables' owner, who is no superuser.
 #[tokio::test]
 async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
     let (db, owner, installer) = owned().await;
@@ -274,7 +275,7 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
         session.run(sql).await;
     }
     assert_eq!(log(&db), expected());
-    // SET ROLE, whichever way round, changes neither who logs nor what.
+    // SET ROLE, in either direction, changes neither the role that logs nor the log row.
     db.psql(&format!(
         "grant {role} to {owner}; alter role {role} set oddscache.notify = off"
     ));
@@ -292,8 +293,8 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
     assert_eq!(log(&db).len(), WORK.len() + 2);
 }
 
-/// The state that the trigger function keeps in a setting can be forged by the transaction itself: to its own harm alone,
-/// and never so that its statement fails.
+/// A transaction can forge the setting in which the trigger function keeps its state. That harms only the transaction's
+/// own log rows, and never fails its statements.
 #[tokio::test]
 async fn a_forged_setting_harms_nobody_else() {
     let db = installed();
@@ -318,8 +319,7 @@ async fn a_forged_setting_harms_nobody_else() {
     );
 }
 
-/// The cache's own role is a reader like any other; whatever lies in its path, its session reads pg_catalog and the schemas
-/// it names.
+/// The cache's sessions use only pg_catalog and the schemas that they name, whatever the search path of their role has.
 #[tokio::test]
 async fn the_cache_is_not_led_astray_by_its_search_path() {
     let db = Database::seeded();
@@ -357,10 +357,10 @@ async fn the_cache_is_not_led_astray_by_its_search_path() {
     assert_eq!(db.psql("select count(*) from trap.caught"), "0");
 }
 
-/// Anybody can notify, with any payload, as often as they like. It costs the cache reads that find nothing, at the pace that it
-/// sets itself.
+/// Any role can notify, with any payload, as often as it likes. Each time the cache may read once more and find
+/// nothing. It limits how often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_can_only_notify_harms_nothing() {
+async fn a_role_that_can_only_notify_harms_nothing() {
     let db = Database::seeded();
     let nobody = format!("nobody_{}", db.name);
     db.psql(&format!("create role {nobody} login"));
@@ -389,7 +389,7 @@ async fn who_can_only_notify_harms_nothing() {
             .run(&format!("select pg_notify('oddscache', '{payload}')"))
             .await;
     }
-    // As long as one may be: a byte more is refused.
+    // The longest payload: the server refuses one with a byte more.
     session
         .run("select pg_notify('oddscache', repeat('x', 7999))")
         .await;
@@ -399,7 +399,7 @@ async fn who_can_only_notify_harms_nothing() {
             .await,
         "22023"
     );
-    // Many at once, and one after the other; the application writes meanwhile.
+    // Many notifications at once and one after the other, while the application writes.
     let notifying = tokio::spawn(async move {
         session
             .run("select pg_notify('oddscache', g || repeat('x', 500)) from generate_series(1, 5000) g")
@@ -416,7 +416,7 @@ async fn who_can_only_notify_harms_nothing() {
     notifying.await.unwrap();
     assert_ne!(before, followed.check("the notifications are over").await);
     let after = followed.cache.counters();
-    // Nothing but the application's 20 changes was read, and nothing anew. A heartbeat is a row of nothing.
+    // The cache read the application's 20 changes and nothing else, and did not reload. A heartbeat's row has no keys.
     assert_eq!((after.reloads - counters.reloads, after.failures), (0, 0));
     let heartbeats = db.psql("select count(*) from oddscache.change_log where op = 'HEARTBEAT'");
     let rows = after.log_rows - counters.log_rows;
@@ -425,7 +425,7 @@ async fn who_can_only_notify_harms_nothing() {
         "{rows} rows, {heartbeats} heartbeats"
     );
     assert_eq!(followed.cache.view().epoch(), 1);
-    // Nor does it read once for each.
+    // It did not read once for each notification.
     assert!(
         after.reads - counters.reads < 5000,
         "{} reads",

@@ -1,8 +1,8 @@
-//! The scripts in transactions and sessions of somebody else: they take part, give settings back, and leave all or nothing.
+//! The scripts in a caller's transaction or session: they take part, restore settings, and do everything or nothing.
 
 use super::*;
 
-/// Those that change something. Each is one statement.
+/// The scripts that change something. Each is one statement.
 const CHANGING: [Script; 3] = [Script::Install, Script::Grants, Script::Uninstall];
 
 /// The script's text for a role of this database's own.
@@ -39,11 +39,11 @@ async fn a_transaction_that_is_rolled_back_leaves_nothing() {
         session.run("begin; create table mine ()").await;
         session.run(&filled(script, &db)).await;
         assert_ne!(session.code("select 1 / 0").await, "", "{script}");
-        // In a transaction that has failed the server runs nothing.
+        // The server runs nothing in a failed transaction.
         assert_eq!(session.code(&filled(script, &db)).await, "25P02");
         session.run("rollback").await;
         assert_eq!(dump(&db), was, "{script}");
-        // In one that goes on it takes part.
+        // In a transaction that goes on, the script takes part.
         session.run("begin; create table mine ()").await;
         session.run(&filled(script, &db)).await;
         session.run("create table mine_too (); commit").await;
@@ -51,7 +51,7 @@ async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     }
 }
 
-/// A snapshot taken before a concurrent run had ended made the later one fail half-way, or miss what was there.
+/// With a snapshot from before the end of a concurrent run, the later run failed half-way or missed existing objects.
 #[tokio::test]
 async fn a_transaction_that_cannot_see_or_write_is_refused() {
     for script in CHANGING {
@@ -76,7 +76,7 @@ async fn a_transaction_that_cannot_see_or_write_is_refused() {
     }
 }
 
-/// The scripts that only look work in any transaction.
+/// The scripts that only report work in any transaction.
 #[tokio::test]
 async fn reports_need_no_right_to_write() {
     let db = installed();
@@ -97,10 +97,10 @@ async fn reports_need_no_right_to_write() {
 }
 
 #[tokio::test]
-async fn settings_are_given_back() {
+async fn settings_are_restored() {
     let db = app();
     let session = Session::open(&db.dsn()).await;
-    // The first block of a session brings the settings of its language.
+    // The first DO block of a session loads plpgsql, which adds settings.
     session.run("do $$ begin end $$").await;
     let all = "select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings
         where name not in ('transaction_isolation', 'transaction_read_only')";
@@ -125,7 +125,7 @@ async fn settings_are_given_back() {
     }
 }
 
-/// A connection that was cut, a file that was copied in part.
+/// Part of a text, as after a cut connection or an incomplete copy.
 #[tokio::test]
 async fn half_a_text_does_nothing() {
     for script in CHANGING {
@@ -155,7 +155,7 @@ async fn a_session_killed_in_the_middle_leaves_nothing() {
             Session::open(&db.dsn()).await,
         );
         let pid = session.value("select pg_backend_pid()").await;
-        // The script has locked some tables when it comes to this one.
+        // The script has locked some tables when it waits for this one.
         writer.run("begin; insert into odds_snapshots_d2 (event_id, bookmaker_id, captured_at) select 1, 1, '2025-01-02' where false").await;
         let text = script.fill(&[("lock_timeout", "0")]).unwrap();
         let running = tokio::spawn(async move { session.code(&text).await });
@@ -167,7 +167,7 @@ async fn a_session_killed_in_the_middle_leaves_nothing() {
     }
 }
 
-/// Each says what is wrong and what to do, and leaves nothing.
+/// Each error says what is wrong and what to do, and nothing is changed.
 #[tokio::test]
 async fn a_wrong_schema_or_role_is_named() {
     let db = installed();
@@ -241,7 +241,7 @@ async fn a_wrong_schema_or_role_is_named() {
         assert!(found.contains(said), "{script} {settings:?}: {found}");
         assert_eq!(dump(&db), was, "{script} {settings:?}");
     }
-    // It removes what is not there from nowhere, and says so.
+    // uninstall.sql succeeds where nothing is installed, and says so.
     let said = run(
         &db,
         Script::Uninstall,
@@ -254,7 +254,7 @@ async fn a_wrong_schema_or_role_is_named() {
     assert_eq!(dump(&db), was);
 }
 
-/// An edit of the settings that also stand in the functions.
+/// The functions also contain these settings, so an edit of the head alone is not enough.
 #[tokio::test]
 async fn half_an_edit_is_refused() {
     let db = app();
@@ -274,7 +274,7 @@ async fn half_an_edit_is_refused() {
     assert_eq!(dump(&db), was);
 }
 
-/// What the caller's search path finds before `pg_catalog` must not be called with the caller's rights.
+/// A script must not call another role's function with the caller's rights because the search path finds it first.
 #[tokio::test]
 async fn a_search_path_leads_no_script_astray() {
     let db = app();
@@ -311,7 +311,7 @@ async fn a_search_path_leads_no_script_astray() {
         session.rows(&filled(script, &db)).await.unwrap();
         assert_eq!(db.psql("select count(*) from trap.caught"), "0", "{script}");
     }
-    // The trap works.
+    // The trap works for a query that does not pin the search path.
     session.run("select 'x'::text").await;
     assert_eq!(db.psql("select count(*) > 0 from trap.caught"), "t");
 }

@@ -1,4 +1,4 @@
-//! What the triggers log for which statement.
+//! What the triggers log for each statement.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn expect(db: &Database, sql: &str, rows: &[&str]) {
 }
 
 #[test]
-fn every_operation_on_every_table() {
+fn every_operation_on_every_table_is_logged() {
     let db = installed();
     expect(
         &db,
@@ -207,7 +207,7 @@ fn statements_that_touch_several_tables_or_none() {
 }
 
 #[test]
-fn partitions() {
+fn changes_of_partitions_are_logged() {
     let db = installed();
     expect(
         &db,
@@ -272,7 +272,8 @@ fn savepoints_and_subtransactions() {
     assert_eq!(log(&db), ["events INSERT 12", "events INSERT 13"]);
 }
 
-/// More than 64 subtransaction xids in a transaction slow every snapshot of the server; we add four, however many statements.
+/// More than 64 subtransaction xids in one transaction slow down every snapshot of the server. The trigger adds four at
+/// most.
 #[tokio::test]
 async fn a_transaction_costs_four_subtransaction_xids() {
     let db = installed();
@@ -293,7 +294,7 @@ async fn a_transaction_costs_four_subtransaction_xids() {
         let logged = session.value(&format!("select count(*), count(distinct xmin::text) from oddscache.change_log where xid = '{xid}'")).await;
         assert_eq!(logged, "200");
         let subxids = session.value(&format!("select count(distinct xmin::text) from oddscache.change_log where xid = '{xid}' and xmin::text <> '{xid}'")).await;
-        // Within the application's own savepoint its xid carries the rest of the rows.
+        // Within the application's savepoint, the other rows have the savepoint's xid.
         assert_eq!(subxids, if own_savepoints { "5" } else { "4" });
         session.run("commit").await;
     }
@@ -349,7 +350,7 @@ async fn a_transaction_notifies_once_and_can_be_silent() {
     writer
         .run("begin; set local oddscache.notify = 'on'; update events set name = 'e'; commit")
         .await;
-    // After SET LOCAL the setting stays behind as an empty text.
+    // After SET LOCAL the setting stays defined, as an empty text.
     writer
         .run("update events set name = 'f'; notify oddscache, 'last'")
         .await;
@@ -398,7 +399,7 @@ async fn writers_need_no_rights_and_cannot_be_hijacked() {
         "42501"
     );
     assert_eq!(session.code("create trigger mine after insert on market_odds for each statement execute function oddscache.log_change('events')").await, "42501");
-    // Temporary tables of the transition tables' names, and functions, operators and casts before pg_catalog's.
+    // Temporary tables with the names of the transition tables, and functions, operators and casts before pg_catalog's.
     session
         .run(
             "create temp table new_rows (id int, event_id int, snapshot_id int, betpawa_event_id int); insert into new_rows values (666, 666, 666, 666);
@@ -465,7 +466,7 @@ async fn serializable_writers_do_not_fail_each_other() {
     );
 }
 
-/// The log's id came from a sequence, so an application that asks for `lastval()` after its insert got the log's id.
+/// The log's id came from a sequence, so `lastval()` gave an application the log's id after an insert.
 #[tokio::test]
 async fn lastval_stays_the_applications() {
     let db = installed();
@@ -486,8 +487,8 @@ async fn lastval_stays_the_applications() {
     );
 }
 
-/// What an administrator takes from PUBLIC the trigger does without: it notifies where it cannot look whether somebody waits,
-/// and gives up the row where it cannot write it, which the audit finds.
+/// An administrator may revoke functions from PUBLIC. If the trigger cannot look for a listener, it notifies. If it
+/// cannot write the row, the row is lost, and the audit finds the difference.
 #[tokio::test]
 async fn no_function_taken_from_public_makes_a_statement_fail() {
     let db = app();
@@ -501,7 +502,7 @@ async fn no_function_taken_from_public_makes_a_statement_fail() {
         db.psql(&format!(
             "revoke execute on function {function} from public"
         ));
-        // Rows in subtransactions, and more than those.
+        // Some rows are written in subtransactions, and the later ones without.
         let mut work = String::from("begin;");
         for row in 0..8 {
             work += &format!("insert into events (id) values ({});", 1000 + id * 10 + row);

@@ -1,8 +1,8 @@
-//! Whatever happens to the feed, the application's statement succeeds; and where a row can be written, it says RESYNC.
+//! Whatever is wrong with the feed, the application's statement succeeds. If a log row can be written, it says RESYNC.
 
 use super::*;
 
-/// What the server's log says of this database's trouble so far.
+/// The server's log.
 fn server_log() -> String {
     std::fs::read_to_string(cluster().socket_dir().join("log")).unwrap()
 }
@@ -24,7 +24,7 @@ fn a_renamed_column_asks_for_a_resync() {
             "{rows:?}"
         );
     }
-    // Sessions that had planned the statement before are no different.
+    // The same holds in a session that had already planned the statement.
     let db = installed();
     let rows = db.psql(
         "update odds_snapshots set bookmaker_id = 1; alter table odds_snapshots rename event_id to event; update odds_snapshots set bookmaker_id = 2;
@@ -45,7 +45,7 @@ fn a_column_dropped_or_of_another_type_asks_for_a_resync() {
         logs(&db, "insert into market_odds (snapshot_id) values ('nine')")[0]
             .starts_with("market_odds RESYNC * 22P02")
     );
-    // Wider or narrower integers are as good.
+    // Wider and narrower integers work, too.
     db.psql("alter table competitor_market_odds alter snapshot_id type bigint; alter table competitor_odds_snapshots alter competitor_event_id type smallint");
     assert_eq!(
         logs(
@@ -95,7 +95,7 @@ async fn a_log_that_cannot_be_written_harms_nobody() {
     ] {
         let (db, owner, session) = owned().await;
         let trouble = trouble.replace("{owner}", &owner);
-        // Before any row was written by this session, and after.
+        // Once before this session has written a log row, and once after.
         db.psql(&trouble);
         for _ in 0..2 {
             session.run("update events set name = 'y'; insert into odds_snapshots_d1 (event_id, bookmaker_id) values (1, 1)").await;
@@ -108,7 +108,7 @@ async fn a_log_that_cannot_be_written_harms_nobody() {
     }
 }
 
-/// A fault that spares a transaction's first row and strikes a later one must find that row in a block of its own.
+/// A fault may spare a transaction's first log row and fail a later one. So the later row must be in a block, too.
 #[test]
 fn a_log_that_fails_only_sometimes_harms_nobody() {
     for fault in [
@@ -129,13 +129,13 @@ fn a_log_that_fails_only_sometimes_harms_nobody() {
         let rows = log(&db);
         assert_eq!(rows[0], "events UPDATE 1", "{fault}");
         if fault.contains("check") {
-            // What follows a lost row of the transaction stands for it.
+            // The next row after a lost one asks for everything.
             assert!(rows.iter().any(|row| row == "odds_snapshots RESYNC * an earlier change of this transaction could not be logged"), "{fault}: {rows:?}");
         }
     }
 }
 
-/// The first row in a transaction was fine; then the right to write the next is taken, which no lock prevents.
+/// After a transaction's first rows, the right to write more is revoked. No lock prevents that.
 #[tokio::test]
 async fn rights_lost_in_the_middle_of_a_transaction() {
     for (take, give) in [
@@ -169,7 +169,7 @@ async fn rights_lost_in_the_middle_of_a_transaction() {
     }
 }
 
-/// DDL on the log makes a writer wait half a second once, not for ever and not for each statement.
+/// DDL on the log makes a transaction wait for half a second once: not for ever, and not for each statement.
 #[tokio::test]
 async fn a_locked_log_delays_a_writer_once() {
     let db = installed();
@@ -192,7 +192,7 @@ async fn a_locked_log_delays_a_writer_once() {
         waited >= Duration::from_millis(450) && waited < Duration::from_secs(5),
         "{waited:?}"
     );
-    // The writer's own setting is what it was.
+    // The writer's own setting is unchanged.
     assert_eq!(writer.value("show lock_timeout").await, "0");
     admin.run("rollback").await;
     writer
@@ -205,7 +205,7 @@ async fn a_locked_log_delays_a_writer_once() {
 }
 
 #[tokio::test]
-async fn trouble_with_the_notification_is_not_the_writers() {
+async fn an_error_in_the_notification_does_not_fail_the_writer() {
     let db = installed();
     let listener = Session::open(&db.dsn()).await;
     listener.wait_for_notifications("oddscache").await;
@@ -224,7 +224,7 @@ async fn trouble_with_the_notification_is_not_the_writers() {
 }
 
 #[tokio::test]
-async fn cancelling_is_the_one_thing_that_ends_the_statement() {
+async fn only_cancelling_ends_the_statement() {
     let db = installed();
     let (admin, writer) = (
         Session::open(&db.dsn()).await,
@@ -244,8 +244,8 @@ async fn cancelling_is_the_one_thing_that_ends_the_statement() {
     assert_eq!(log(&db), ["events UPDATE 1,2,3"]);
 }
 
-/// A row written outside of any block waited for at most half a second if the keys had met trouble, and then failed the
-/// statement.
+/// After an error in the keys, a row outside of a block kept the lock_timeout of half a second. A longer wait then
+/// failed the statement.
 #[test]
 fn rows_outside_of_a_block_wait_for_the_disk_also_after_trouble() {
     let db = installed();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn leaves_the_database_as_it_was() {
+async fn uninstall_leaves_the_database_as_it_was() {
     for one_query in [false, true] {
         let db = app();
         db.psql(ROWS);
@@ -35,13 +35,13 @@ async fn leaves_the_database_as_it_was() {
             assert_eq!(db.psql("select count(*) from pg_shdepend where dbid = (select oid from pg_database where datname = current_database()) and deptype = 'a'"), "0");
         }
         assert!(run(&db, Script::Uninstall, &[("role", &role)]).contains("nothing to remove: "));
-        // A session that wrote before goes on writing.
+        // A session that wrote before can still write.
         db.psql("update events set name = 'y'");
     }
 }
 
 #[test]
-fn half_an_installation_goes_too() {
+fn half_an_installation_is_removed_too() {
     for fault in [
         "drop function oddscache.log_change() cascade",
         "drop table oddscache.change_log; drop table oddscache.log_state",
@@ -60,7 +60,7 @@ fn half_an_installation_goes_too() {
 }
 
 #[test]
-fn a_detached_partition_is_cleaned_too() {
+fn a_detached_partition_loses_its_triggers_too() {
     let db = installed();
     db.psql("alter table odds_snapshots detach partition odds_snapshots_d1");
     run(&db, Script::Uninstall, &[]);
@@ -71,7 +71,7 @@ fn a_detached_partition_is_cleaned_too() {
 }
 
 #[test]
-fn keeps_what_is_not_the_feeds_and_says_so() {
+fn uninstall_keeps_and_names_what_is_not_the_feeds() {
     let db = installed();
     let role = format!("mine_{}", db.name);
     db.psql(&format!("create role {role}; create table oddscache.mine (); create index mine_idx on competitor_odds_snapshots (captured_at)"));
@@ -136,7 +136,7 @@ fn a_role_still_used_elsewhere_is_kept_without_its_rights_here() {
 }
 
 #[tokio::test]
-async fn an_open_writer_makes_it_give_up_and_remove_nothing() {
+async fn an_open_writer_makes_the_script_give_up_and_remove_nothing() {
     let db = installed();
     let before = dump(&db);
     let writer = Session::open(&db.dsn()).await;
@@ -148,7 +148,7 @@ async fn an_open_writer_makes_it_give_up_and_remove_nothing() {
     assert_eq!(dump(&db), before);
 }
 
-/// No writer may fail because the trigger's function vanished under it.
+/// No writer fails because the script drops the trigger's function at the same time.
 #[tokio::test]
 async fn writers_pass_through_install_and_uninstall() {
     let db = app();
@@ -182,15 +182,15 @@ async fn writers_pass_through_install_and_uninstall() {
     }
 }
 
-/// Row 11: the hint must name somebody who can do it.
+/// The hint must name a role that can drop it.
 #[tokio::test]
-async fn an_owner_who_did_not_make_the_role_reads_who_can_drop_it() {
+async fn an_owner_who_did_not_create_the_role_reads_who_can_drop_it() {
     for one_query in [false, true] {
         let db = app();
         let owner = owner(&db);
         run_as(&owner, &db, Script::Install, &[]);
         let (role, maker) = (format!("cache_{}", db.name), format!("maker_{}", db.name));
-        // Whoever makes the role may not grant on the tables: the owner does.
+        // The role's creator has no rights on the tables, so the owner runs grants.sql.
         db.psql(&format!(
             "create role {maker} login createrole; set role {maker}; create role {role} login; reset role;
              comment on role {role} is 'oddscache: made by grants.sql'"
@@ -215,7 +215,7 @@ async fn an_owner_who_did_not_make_the_role_reads_who_can_drop_it() {
             let hint = format!("HINT:  As a superuser or {who}: DROP ROLE {role};");
             assert!(text.contains(&hint), "{hint} is not in {text}");
         }
-        // What the hint says, by whom it says.
+        // Do what the hint says, as the role that it names.
         let maker = Session::open(&cluster().dsn_as(&maker, &db.name)).await;
         maker.run(&format!("drop role {role}")).await;
     }
@@ -228,7 +228,7 @@ fn a_right_of_another_grantor_stays_and_a_superuser_reads_how_to_take_it() {
     run_as(&owner, &db, Script::Install, &[]);
     let role = format!("cache_{}", db.name);
     db.psql("revoke usage on schema public from public");
-    // By the superuser, who owns the schema.
+    // The superuser owns the schema, and so grants USAGE on it.
     run(&db, Script::Grants, &[("role", &role)]);
     let text = run_as(&owner, &db, Script::Uninstall, &[("role", &role)]);
     let way = format!("As a superuser, in this database: DROP OWNED BY {role}; DROP ROLE {role};");
@@ -236,9 +236,9 @@ fn a_right_of_another_grantor_stays_and_a_superuser_reads_how_to_take_it() {
     db.psql(&format!("drop owned by {role}; drop role {role}"));
 }
 
-/// Row 11, for the indexes.
+/// An index stays on a detached partition, also in another schema or under another name.
 #[tokio::test]
-async fn indexes_of_detached_partitions_go_wherever_those_are() {
+async fn indexes_of_detached_partitions_are_dropped_too() {
     for one_query in [false, true] {
         let db = app();
         let owner = owner(&db);
@@ -248,7 +248,7 @@ async fn indexes_of_detached_partitions_go_wherever_those_are() {
             "create schema archive authorization {owner}; create schema other; grant all on schema other to {owner}; set role {owner};
              alter table odds_snapshots detach partition odds_snapshots_d1; alter table odds_snapshots_d1 rename to old_d1;
              alter table odds_snapshots detach partition odds_snapshots_d2; alter table odds_snapshots_d2 set schema archive;
-             -- Of another feed, and of others.
+             -- Indexes of another feed, and of other applications.
              create table other.odds_snapshots (id int, event_id int, bookmaker_id int);
              create index odds_snapshots_oddscache_latest on other.odds_snapshots (event_id, bookmaker_id, id desc);
              create table other.detached (id int, event_id int, bookmaker_id int);
@@ -257,7 +257,7 @@ async fn indexes_of_detached_partitions_go_wherever_those_are() {
              create index mine_latest on archive.mine (event_id, bookmaker_id, id desc);
              create index mine_oddscache_latest on archive.mine (event_id, id)"
         ));
-        // Somebody else's table in the application's schema.
+        // Another owner's table in the application's schema.
         db.psql(
             "create table theirs (id int, event_id int, bookmaker_id int);
              create index theirs_oddscache_latest on theirs (event_id, bookmaker_id, id desc)",
@@ -284,7 +284,7 @@ async fn indexes_of_detached_partitions_go_wherever_those_are() {
     }
 }
 
-/// Where the indexes are to stay, those of detached partitions do.
+/// With keep_indexes, detached partitions keep their indexes, too.
 #[test]
 fn indexes_of_detached_partitions_are_kept_on_demand() {
     let db = installed();

@@ -17,11 +17,11 @@ use tokio_postgres::{
     error::{DbError, Severity},
 };
 
-/// Which script, and with what.
+/// Which script, and its settings.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The script: install or repair the feed, remove everything, report, make the cache's role, make the recommended
-    /// indexes
+    /// The script: install or repair the feed, remove everything, report, create the cache's role, create the
+    /// recommended indexes
     #[arg(value_parser = scripts())]
     script: Script,
     /// Run it on the database instead of printing it
@@ -42,13 +42,13 @@ pub(crate) struct Args {
     /// install, uninstall, indexes: how long to wait for locks, such as 10s; 0 waits for ever [default: 2s]
     #[arg(long, value_name = "TIME")]
     lock_timeout: Option<String>,
-    /// install: every subscriber of a publication FOR ALL TABLES has the feed's tables
+    /// install: confirm that every subscriber of a publication FOR ALL TABLES has the feed's tables
     #[arg(long)]
     subscribers_ready: bool,
     /// grants: the role may also prune the change log
     #[arg(long)]
     prune: bool,
-    /// uninstall: leave the indexes
+    /// uninstall: keep the indexes
     #[arg(long)]
     keep_indexes: bool,
 }
@@ -59,13 +59,13 @@ fn scripts() -> impl TypedValueParser<Value = Script> {
 }
 
 impl Args {
-    /// Whether it is to be run, not only printed.
+    /// Whether to run the script, not only print it.
     pub(crate) fn needs_database(&self) -> bool {
         self.apply
     }
 
-    /// The script with what the flags say. Those that an environment may set for all commands count only where the script
-    /// has such a setting.
+    /// The script, filled in from the flags. Some flags also come from environment variables, which may be set for all
+    /// commands. So such a flag is ignored if the script has no such setting.
     fn text(&self) -> Result<String, ScriptError> {
         let known = self.script.settings();
         let shared = [
@@ -123,12 +123,12 @@ pub(crate) enum Output {
     Nothing,
 }
 
-/// The defaults of a role or database that the scripts refuse.
+/// Overrides defaults of the role or database with which the scripts refuse to run.
 const SESSION: &str =
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off";
 
-/// Runs the filled text of a script as one query, and with `indexes` each statement that it lists. Exit code 1 when `check`
-/// finds a FAIL.
+/// Runs a script's filled text as one query, and for `indexes` also each statement that it lists. Exit code 1 when
+/// `check` finds a FAIL.
 pub(crate) async fn apply(
     script: Script,
     text: &str,
@@ -140,14 +140,14 @@ pub(crate) async fn apply(
         Output::Nothing => Box::new(io::sink()),
     };
     let (client, mut connection) = config.open().await?;
-    // Notices are printed as they arrive: a script may wait long for a lock after the first.
+    // Print notices as they arrive, because a script may then wait long for a lock.
     let messages = tokio::spawn(async move {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message {
                 Ok(AsyncMessage::Notice(_)) if output == Output::Nothing => {}
                 Ok(AsyncMessage::Notice(notice)) => eprintln!("{}", describe(&notice)),
                 Ok(_) => {}
-                // The query that is waiting gets the same error.
+                // The running query reports the same error.
                 Err(_) => return,
             }
         }
@@ -198,7 +198,7 @@ async fn execute(
         })
 }
 
-/// A notice or an error, with everything that helps.
+/// A notice or an error as text, with its detail and hint.
 fn describe(message: &DbError) -> String {
     let mut text = match message.parsed_severity() {
         Some(
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_reach_only_scripts_that_know_them() {
+    fn flags_reach_only_scripts_with_such_a_setting() {
         #[derive(clap::Parser)]
         struct Command {
             #[command(flatten)]

@@ -1,14 +1,14 @@
-//! What the trigger may leave behind in the session or the database of the application: nothing that it can see.
+//! The trigger leaves nothing behind that the application can see, in its session or in its database.
 
 use super::*;
 
-/// The feed in the application's tables, installed by their owner, who is no superuser.
+/// Tables in range partitions with the feed, installed by their owner, who is no superuser.
 async fn owned() -> Side {
     Side::open(&Kind::range(), true).await
 }
 
 impl Side {
-    /// The SQLSTATE with which this fails, or what it answers.
+    /// Runs SQL. Returns its answer, or the SQLSTATE if it fails.
     async fn answer(&self, sql: &str) -> String {
         match self.ask(sql).await {
             Ok(answer) => answer,
@@ -19,7 +19,7 @@ impl Side {
     }
 }
 
-/// Client libraries ask `lastval()` for the id of the row they inserted.
+/// Client libraries ask `lastval()` for the id of the row that they have inserted.
 #[tokio::test]
 async fn lastval_stays_the_applications() {
     let side = owned().await;
@@ -42,13 +42,13 @@ async fn lastval_stays_the_applications() {
         }
         side.run("reset session authorization").await;
     }
-    // Nor is there one where the application took none.
+    // There is no `lastval()` if the application has not used a sequence.
     let side = owned().await;
     side.run("insert into events (id) values (1)").await;
     assert_eq!(side.answer("select lastval()").await, "55000");
 }
 
-/// Which functions end a transaction of a writer that can no longer be called after so many of its statements.
+/// The functions whose loss after so many statements of a transaction fails its next statement.
 async fn harmful(before: usize) -> Vec<String> {
     let (side, admin) = {
         let side = owned().await;
@@ -102,7 +102,8 @@ async fn harmful(before: usize) -> Vec<String> {
     harmful
 }
 
-/// Some harden a database by taking functions away from PUBLIC. What the trigger may not call must not be the writer's trouble.
+/// Some administrators harden a database by revoking functions from PUBLIC. A function that the trigger then may not
+/// call must not fail the writer.
 #[tokio::test]
 async fn functions_that_the_owner_may_not_call_harm_nobody() {
     for before in [0, 3] {
@@ -110,10 +111,10 @@ async fn functions_that_the_owner_may_not_call_harm_nobody() {
     }
 }
 
-/// A limit that `sql/README.md` names: the trigger tries a transaction's first four rows in blocks. Of the later ones it looks
-/// at the right on the log alone, so a function that is taken away meanwhile fails the statement.
+/// A limit that `sql/README.md` names. The trigger writes a transaction's first four log rows in blocks, and later ones
+/// without. For these it only checks its right on the log. So a function that is revoked meanwhile fails the statement.
 #[tokio::test]
-async fn a_function_taken_away_after_a_transactions_fifth_row_fails_it_and_no_other_does() {
+async fn a_function_revoked_after_a_transactions_fifth_row_fails_it() {
     let known = [
         "set_config",
         "pg_current_xact_id()",
@@ -127,7 +128,7 @@ async fn a_function_taken_away_after_a_transactions_fifth_row_fails_it_and_no_ot
     }
 }
 
-/// The place in the write-ahead log is the row's id. It stays where it is while nothing is written there.
+/// A row's id is a position in the write-ahead log. An unlogged table does not move that position.
 #[tokio::test]
 async fn an_unlogged_log_harms_nobody() {
     for kind in [Kind::unlogged(), Kind::plain()] {
@@ -152,7 +153,7 @@ async fn an_unlogged_log_harms_nobody() {
     }
 }
 
-/// With `exit_on_error` any error ends the session, also one that the trigger catches.
+/// With `exit_on_error`, any error ends the session, even one that the trigger catches.
 #[tokio::test]
 async fn a_renamed_column_harms_no_session_that_ends_at_an_error() {
     let side = owned().await;
@@ -192,7 +193,7 @@ async fn nothing_is_left_in_the_session() {
     );
 }
 
-/// An xid costs, and a transaction that has one writes at COMMIT.
+/// An xid is not free: a transaction that has one writes at COMMIT.
 #[tokio::test]
 async fn a_statement_that_changes_nothing_takes_no_xid() {
     let side = owned().await;
@@ -213,7 +214,7 @@ async fn a_statement_that_changes_nothing_takes_no_xid() {
     side.run("commit").await;
 }
 
-/// Another session's temporary table can be a child, and no one else may alter it.
+/// A temporary table can be a child. No other session may alter it.
 #[tokio::test]
 async fn a_temporary_child_hinders_neither_its_session_nor_the_install() {
     for installed in [true, false] {
@@ -224,13 +225,13 @@ async fn a_temporary_child_hinders_neither_its_session_nor_the_install() {
         .await;
         side.install();
         side.run("insert into mine (id, snapshot_id) values (1, 1); update market_odds set outcomes = '[1]'; delete from mine").await;
-        // A transaction that is read only may write to temporary tables.
+        // A read-only transaction may write to temporary tables.
         side.run("begin read only; insert into mine (id, snapshot_id) values (1, 2); commit; truncate mine").await;
         side.run("drop table mine").await;
     }
 }
 
-/// PostgreSQL has no transition tables for a table with foreign tables below it, and says so at the statement.
+/// PostgreSQL has no transition tables for a table above a foreign table. The error comes only when a statement runs.
 #[tokio::test]
 async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
     for kind in [Kind::list(), Kind::plain()] {
@@ -251,7 +252,7 @@ async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
             kinds::far_server(&far.name)
         ))
         .await;
-        // Before that the statement fails, where it did not without the feed.
+        // Before install.sql runs again, the statement fails, although it does not without the feed.
         assert_eq!(
             side.answer("update market_odds set outcomes = '[1]'").await,
             "0A000",
@@ -280,7 +281,8 @@ async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
     }
 }
 
-/// A publication of all tables has the feed's tables, too. What has no replica identity cannot be deleted from then.
+/// A publication of all tables publishes the feed's tables, too. A table without a replica identity then refuses
+/// DELETE.
 #[tokio::test]
 async fn a_publication_of_all_tables_hinders_neither_the_install_nor_prune() {
     let side = Side::open(&Kind::range(), true).await;
@@ -297,7 +299,7 @@ async fn a_publication_of_all_tables_hinders_neither_the_install_nor_prune() {
     side.install();
 }
 
-/// A domain is no integer to install.sql, which refuses it in a sentence.
+/// install.sql refuses a domain as a key, with an error that says so.
 #[tokio::test]
 async fn a_key_in_a_domain_is_refused() {
     let db = app();

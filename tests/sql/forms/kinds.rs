@@ -1,4 +1,4 @@
-//! The kinds of table that the six tables may be, with three rows each.
+//! The kinds of table that the six tables can be, with three rows each.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +11,21 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// Makes the tables.
     tables: String,
-    /// Makes the tables of the database behind the foreign ones. That database exists if this does.
+    /// Makes the tables that the foreign tables stand for, in another database. Without this there is no such database.
     pub(super) far: Option<String>,
     /// The relation that holds row `n` of a table.
     place: fn(&str, u32) -> String,
     /// The column of `market_odds` that a writer sets to choose the key.
     pub(super) settable: &'static str,
-    /// The bound of one more partition of `odds_snapshots`.
+    /// The bounds of one more partition of `odds_snapshots`.
     bound: &'static str,
-    /// Whether a statement that names the table writes the whole table to the log.
+    /// Whether a statement that names the table is logged as a change of the whole table.
     pub(super) whole: bool,
 }
 
-/// What differs between kinds in the columns of the six tables.
+/// The differences between kinds in the columns of the six tables.
 struct Columns {
-    /// What stands between CREATE and TABLE.
+    /// The text between CREATE and TABLE.
     create: &'static str,
     /// The type of the ids.
     id: &'static str,
@@ -33,7 +33,7 @@ struct Columns {
     snapshot: &'static str,
     /// Whether there are primary and foreign keys.
     keys: bool,
-    /// The column of each table that it is partitioned by, with the primary key; none for a table that is not.
+    /// For each table, the column that it is partitioned by, with the primary key. Empty if it is not partitioned.
     by: fn(&str) -> Option<(String, &'static str)>,
 }
 
@@ -45,7 +45,7 @@ const PLAIN: Columns = Columns {
     by: |_| None,
 };
 
-/// The column that a list or a hash partitions a table by.
+/// The column that a table is partitioned by with LIST or HASH.
 fn column(table: &str) -> &'static str {
     match table {
         "odds_snapshots" => "event_id",
@@ -204,7 +204,7 @@ impl Kind {
         Kind::new("unlogged", tables)
     }
 
-    /// As the application has them.
+    /// The tables as the application has them.
     pub(super) fn range() -> Kind {
         let tables = six(&Columns { by: range, ..PLAIN }) + RANGES;
         Kind {
@@ -272,7 +272,7 @@ impl Kind {
         }
     }
 
-    /// Partitions with the same columns at other places, and with a column that is gone.
+    /// Partitions whose columns have another order, and one of whose columns was dropped.
     pub(super) fn shuffled() -> Kind {
         let tables = six(&Columns {
             by: list,
@@ -316,7 +316,7 @@ impl Kind {
         }
     }
 
-    /// The tables that the foreign ones stand for. The local server fills in the defaults.
+    /// The tables that the foreign tables stand for. The local server fills in the defaults.
     fn behind() -> String {
         each(|table| {
             let columns = columns(&PLAIN, table)
@@ -417,7 +417,7 @@ impl Kind {
         )
     }
 
-    /// The application has triggers of its own: one changes the key, one skips rows, one writes at the end of the
+    /// The application has its own triggers. One changes the key, one skips rows, one writes at the end of the
     /// transaction, and one reads the rows of the statement.
     pub(super) fn own_triggers() -> Kind {
         let tables = six(&PLAIN)
@@ -439,7 +439,7 @@ impl Kind {
         Kind::new("own triggers", tables.to_owned())
     }
 
-    /// The SQL of the superuser, and then the owner's.
+    /// The superuser's SQL, and then the owner's.
     pub(super) fn setup(&self, database: &str, far: Option<&str>) -> String {
         format!(
             "set client_min_messages = warning; {}
@@ -474,7 +474,7 @@ impl Kind {
         )
     }
 
-    /// Puts rows 1 to 3 in their places, and nothing else, without any trigger of the application's.
+    /// Restores rows 1 to 3 and no others, without firing the application's triggers.
     pub(super) fn rows(&self) -> String {
         let mut places = Vec::new();
         let mut rows = String::new();
@@ -522,12 +522,12 @@ impl Kind {
         let deletes: String = places
             .iter()
             .map(|place| {
-                // What lies in partitions and children that hold no row in the beginning, too.
+                // This also empties partitions and children that have no row in the beginning.
                 let only = if self.whole { "only " } else { "" };
                 format!("delete from {only}{place};")
             })
             .collect();
-        // Partitions of a foreign kind that a statement may have filled.
+        // A statement may have filled these foreign tables.
         let others: String = if self.name == "foreign partition" {
             each(|table| format!("delete from {table}_2;"))
         } else {
@@ -545,7 +545,7 @@ impl Kind {
         self.far.is_some() && matches!(key, 3 | 4 | 13 | 14)
     }
 
-    /// Fills in what a statement says of the kind: `{events@1}` is where row 1 of `events` lies.
+    /// Fills the kind's names into a statement: `{events@1}` is the relation that holds row 1 of `events`.
     pub(super) fn fill(&self, sql: &str) -> String {
         let mut sql = sql
             .replace("{s}", self.settable)

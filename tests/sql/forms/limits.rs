@@ -1,10 +1,11 @@
-//! Where the promise to writers ends: the limit on temporary files. And what a dump needs.
+//! The limits of the promise to writers: `temp_file_limit`, and what pg_dump needs.
 
 use super::*;
 
-/// The server keeps the rows of a statement for the trigger until the statement ends: beyond `work_mem` in a temporary file.
-/// INSERT keeps the new rows, UPDATE the old and the new, DELETE the old. A row takes its bytes and 40 more. A value that
-/// is compressed or out of line in the table is so in old rows, but whole in what INSERT keeps.
+/// The server keeps the rows of a statement for the trigger until the statement ends. Beyond `work_mem` it uses a
+/// temporary file. INSERT keeps the new rows, UPDATE the old and the new, DELETE the old. A row takes its bytes and 40
+/// more. An old row keeps a value compressed or out of line, as the table has it. A new row of an INSERT has the whole
+/// value.
 #[tokio::test]
 async fn a_statement_fails_at_a_temp_file_limit_below_what_its_rows_take() {
     const KILOBYTE: usize = 1024;
@@ -15,7 +16,7 @@ async fn a_statement_fails_at_a_temp_file_limit_below_what_its_rows_take() {
     for (before, statement, kilobytes) in [
         (
             "",
-            // These take 240 bytes each in the table.
+            // Each row takes 240 bytes in the table.
             "insert into market_odds (snapshot_id, outcomes) select 1, to_jsonb(repeat('x', 20000)) from generate_series(1, 1000)",
             1000 * (20000 + 40) / KILOBYTE,
         ),
@@ -50,7 +51,7 @@ async fn a_statement_fails_at_a_temp_file_limit_below_what_its_rows_take() {
     }
 }
 
-/// Within `work_mem` there is no temporary file.
+/// Within `work_mem` the server needs no temporary file.
 #[tokio::test]
 async fn a_statement_whose_rows_fit_into_work_mem_needs_no_temporary_file() {
     let mut side = Side::open(&Kind::plain(), true).await;
@@ -65,12 +66,12 @@ async fn a_statement_whose_rows_fit_into_work_mem_needs_no_temporary_file() {
         .await;
 }
 
-/// The keys take temporary files, too, but the trigger catches what befalls it.
+/// Collecting the keys takes temporary files, too, but the trigger catches that error.
 #[tokio::test]
 async fn keys_that_need_larger_temporary_files_than_allowed_ask_for_everything() {
     let mut side = Side::open(&Kind::plain(), true).await;
     side.reset(&Kind::plain()).await;
-    // The rows take 800 kB, and their different keys as much again.
+    // The rows take 800 kB. Their distinct keys take as much again.
     side.run(&format!(
         "set work_mem = '64kB'; set temp_file_limit = 1000; set session authorization {WRITER}"
     ))
@@ -93,7 +94,7 @@ fn dumped(side: &Side, args: &[&str]) -> tempfile::NamedTempFile {
         .output()
         .unwrap();
     assert!(output.status.success(), "{args:?}: {}", text(&output));
-    // A newer pg_dump sets what an older server does not know.
+    // A newer pg_dump sets a parameter that an older server does not know.
     let dump = String::from_utf8(output.stdout)
         .unwrap()
         .replace("SET transaction_timeout = 0;", "");
@@ -102,7 +103,7 @@ fn dumped(side: &Side, args: &[&str]) -> tempfile::NamedTempFile {
     file
 }
 
-/// In one transaction, as `pg_restore --single-transaction` does it.
+/// Restores in one transaction, as `pg_restore --single-transaction` does.
 fn restores(dump: &tempfile::NamedTempFile, database: &str) -> bool {
     cluster()
         .psql(
@@ -120,7 +121,7 @@ fn restores(dump: &tempfile::NamedTempFile, database: &str) -> bool {
         .success()
 }
 
-/// The log's own rows are of no use elsewhere, and its state is there already.
+/// The log's rows are useless in another cluster, and its state exists there already.
 #[tokio::test]
 async fn a_dump_of_data_is_restored_beside_a_feed_if_it_leaves_the_feed_out() {
     let kind = Kind::plain();
@@ -135,7 +136,7 @@ async fn a_dump_of_data_is_restored_beside_a_feed_if_it_leaves_the_feed_out() {
         &to.db.name
     ));
     assert_eq!(from.rows().await, to.rows().await);
-    // ENABLE TRIGGER ALL made them ordinary triggers. To run install.sql again mends that.
+    // ENABLE TRIGGER ALL made them ordinary triggers. Running install.sql again repairs that.
     let ordinary =
         "select count(*) from pg_trigger where tgname like 'oddscache%' and tgenabled = 'O'";
     assert_eq!(to.query(ordinary).await[0][0].as_deref(), Some("24"));
@@ -157,7 +158,7 @@ async fn a_dump_of_the_applications_schema_is_restored_elsewhere_if_it_has_the_f
     }
 }
 
-/// A role that could read everything cannot read the log.
+/// A role with rights on all other tables has none on the log.
 #[tokio::test]
 async fn a_role_that_dumps_needs_rights_on_the_log_or_leaves_it_out() {
     let side = Side::open(&Kind::plain(), true).await;

@@ -1,7 +1,8 @@
-//! No writer is harmed: what worked before the install works after it, and the log has the keys.
+//! No writer is harmed: each statement that worked before the install works after it, and the log has its keys.
 //!
-//! Each form of statement meets each kind of table twice: in a database without the feed and in one with it. Both must
-//! answer the same and then hold the same rows. What changed is computed from the rows, and the log must have its keys.
+//! Each form of statement runs on each kind of table, in a database without the feed and in one with it. Both must give
+//! the same answer and then hold the same rows. The test computes the changed keys from the rows, and the log must have
+//! them.
 
 mod habits;
 mod kinds;
@@ -27,7 +28,7 @@ const OWNER: &str = "forms_owner";
 /// Has SELECT, INSERT, UPDATE, DELETE and TRUNCATE on the tables, and no right on the feed.
 const WRITER: &str = "forms_writer";
 
-/// What a key is, for each table.
+/// The key column of each table.
 const KEYS: [&str; 6] = [
     "id",
     "betpawa_event_id",
@@ -37,20 +38,20 @@ const KEYS: [&str; 6] = [
     "snapshot_id",
 ];
 
-/// The rows of the six tables, with how many there are of each: the table, its key, the row as text.
+/// The rows of the six tables, as table, key and text, with the number of equal rows.
 type Rows = BTreeMap<(String, Option<i64>, String), u32>;
 
-/// A session of the superuser, which takes the roles of others.
+/// A session of the superuser, which sets other roles.
 struct Side {
     client: Client,
     said: tokio::sync::mpsc::UnboundedReceiver<String>,
     feed: bool,
     db: Database,
-    /// The database behind the foreign tables.
+    /// The database that the foreign tables are in.
     far: Option<Client>,
 }
 
-/// What the application sees of a form: the answer to each step, the notices, and then the rows.
+/// What the application sees of a form: the answer to each step, the notices, and the rows afterwards.
 #[derive(Debug, PartialEq)]
 struct Seen {
     answers: Vec<String>,
@@ -58,7 +59,7 @@ struct Seen {
     rows: Rows,
 }
 
-/// What the log has of a form: the keys of each table, or none for the whole table; and the notes.
+/// What the log has of a form: the keys of each table, the tables that changed as a whole, and the notes.
 #[derive(Debug, Default)]
 struct Logged {
     keys: BTreeMap<String, BTreeSet<i64>>,
@@ -130,7 +131,7 @@ impl Side {
             .collect()
     }
 
-    /// Rows 1 to 3, and an empty log.
+    /// Restores rows 1 to 3, and empties the log.
     async fn reset(&mut self, kind: &Kind) {
         if let Some(far) = &self.far {
             let delete: String = TABLES.map(|table| format!("delete from {table};")).concat();
@@ -185,7 +186,7 @@ impl Side {
         logged
     }
 
-    /// Takes one step; the answer as text, or the SQLSTATE.
+    /// Runs one step. Returns the answer as text, or the SQLSTATE.
     async fn step(&self, step: Step, kind: &Kind) -> Result<String, String> {
         let fill = |sql: &str| kind.fill(sql).replace("{transaction}", &self.db.name);
         let answer = match step {
@@ -199,7 +200,7 @@ impl Side {
         })
     }
 
-    /// The numbers of rows, and the rows themselves in an order of ours: the server's depends on where it found room.
+    /// The numbers of rows, and the rows in sorted order, because the server's order depends on where it found room.
     async fn ask(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
         let (mut counts, mut rows) = (String::new(), Vec::new());
         for message in self.client.simple_query(sql).await? {
@@ -265,7 +266,7 @@ impl Side {
                 Err(code) => {
                     answers.push(code);
                     if matches!(step, Step::Load(..)) {
-                        // The client cannot go on after a COPY that the server refused.
+                        // The client cannot continue after a COPY that the server refused.
                         (self.client, self.said) = connect(&self.db).await;
                         self.begin(role, around).await;
                     }
@@ -299,7 +300,7 @@ impl Side {
         }
         let mut notices = Vec::new();
         while let Ok(notice) = self.said.try_recv() {
-            // What ROLLBACK says where there is no transaction.
+            // ROLLBACK says so outside of a transaction.
             if !notice.contains("there is no transaction in progress") {
                 notices.push(notice);
             }
@@ -342,7 +343,7 @@ async fn connect(db: &Database) -> (Client, tokio::sync::mpsc::UnboundedReceiver
     (client, said)
 }
 
-/// What stands around a form: settings of the superuser, and how the transaction begins.
+/// What surrounds a form: the superuser's settings, and how the transaction begins.
 struct Around<'a> {
     before: &'a [&'a str],
     begin: &'a str,
@@ -353,7 +354,7 @@ const NOTHING: Around<'_> = Around {
     begin: "",
 };
 
-/// The keys of all rows that came, went or are different now.
+/// The keys of all rows that were inserted, deleted or changed.
 fn changed(before: &Rows, after: &Rows) -> BTreeMap<String, BTreeSet<i64>> {
     let mut changed: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
     for (row, n) in before.iter().chain(after) {
@@ -419,7 +420,7 @@ async fn no_form_is_harmed(kind: Kind) {
     for role in [OWNER, WRITER] {
         for form in FORMS.iter().filter(|form| form.since <= version) {
             if form.undo && role != OWNER {
-                // Only the owner may.
+                // Only the owner may change the tables.
                 continue;
             }
             without.reset(&kind).await;

@@ -1,9 +1,9 @@
-//! Settings of the writing session that could come between a statement and the log.
+//! Settings of the writing session that could keep a statement from being logged.
 
 use super::*;
 
-/// Objects that a session may have before the system's in its path. They are in nobody's way but that of a function that
-/// takes the session's path.
+/// Objects that a session may find before the system's by its search path. They harm only a function that uses the
+/// session's search path.
 const TRAPS: &str = "
     create schema traps; grant usage on schema traps to public;
     create table traps.new_rows (id int, event_id int, snapshot_id int, betpawa_event_id int, competitor_event_id int);
@@ -22,7 +22,7 @@ const TRAPS: &str = "
     create function traps.same(bigint[], bigint[]) returns boolean language plpgsql as $$ begin raise 'trap'; end $$;
     create operator traps.= (function = traps.same, leftarg = bigint[], rightarg = bigint[]);";
 
-/// A name, settings that are tried together, and how the transaction begins that needs to.
+/// A name, settings that are tried together, and how the transaction begins, if it must begin in a certain way.
 type Setting = (
     &'static str,
     &'static [(&'static str, &'static str)],
@@ -174,7 +174,7 @@ const SETTINGS: &[Setting] = &[
     ("notify off", &[("oddscache.notify", "off")], ""),
 ];
 
-/// The forms that meet each setting.
+/// The forms that run under each setting.
 const CHOSEN: [&str; 12] = [
     "UPDATE of the key",
     "TRUNCATE ... CASCADE",
@@ -216,7 +216,7 @@ async fn no_setting_harms(kind: Kind, wanted: impl Fn(&str) -> bool) {
             before: &set.iter().map(String::as_str).collect::<Vec<_>>(),
             begin,
         };
-        // To compile every query takes long.
+        // Compiling every query takes long.
         let chosen = if *name == "compiled queries" {
             &CHOSEN[..3]
         } else {

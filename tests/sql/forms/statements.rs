@@ -1,32 +1,32 @@
-//! The forms that a statement may have.
+//! The forms of statement.
 
 /// What one form does.
 pub(super) struct Form {
     pub(super) name: &'static str,
     pub(super) steps: &'static [Step],
-    /// The first version of the server that knows it.
+    /// The first version of PostgreSQL that has it.
     pub(super) since: u32,
     /// What the log must have of it.
     pub(super) log: Log,
-    /// Whether the test runs it in a transaction that it rolls back, for it changes the tables themselves.
+    /// Whether the test rolls it back, because it changes the tables' definitions.
     pub(super) undo: bool,
-    /// Whether it names partitions or children. The log learns nothing of those on another server.
+    /// Whether it names partitions or children. The log has nothing of those on another server.
     pub(super) direct: bool,
 }
 
 #[derive(Clone, Copy)]
 pub(super) enum Step {
-    /// As one message of the simple protocol.
+    /// SQL, as one message of the simple protocol.
     Sql(&'static str),
-    /// COPY FROM STDIN, and what the client sends.
+    /// COPY FROM STDIN, and the data that the client sends.
     Load(&'static str, &'static str),
-    /// The extended protocol: a prepared statement, seven times.
+    /// A prepared statement of the extended protocol, seven times.
     Prepared(&'static str),
 }
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Log {
-    /// The keys, and never the whole table, unless the kind of table wants that.
+    /// The keys. The whole table only if the kind of table requires it.
     Keys,
     /// The keys or the whole table.
     Whole,
@@ -66,7 +66,7 @@ const fn since(since: u32, form: Form) -> Form {
     Form { since, ..form }
 }
 
-/// A change of the tables themselves, and statements after it.
+/// A change of the tables' definitions, and statements after it.
 const fn ddl(name: &'static str, log: Log, steps: &'static [Step]) -> Form {
     Form {
         log,
@@ -268,7 +268,7 @@ pub(super) const FORMS: &[Form] = &[
         Sql("begin isolation level repeatable read; update events set name = 'r' where id = 2; delete from odds_snapshots where event_id = 2; commit"),
         Sql("begin read only; update events set name = 'no'; commit"),
     ]),
-    // Changes of the tables themselves.
+    // Changes of the tables' definitions.
     ddl("ALTER TABLE ... ADD COLUMN", Keys, &[
         Sql("alter table market_odds add extra int default 1; update market_odds set extra = 2, outcomes = '[2]' where {s} = 2;
              insert into market_odds ({s}, extra) values (4, 3); alter table market_odds drop extra"),

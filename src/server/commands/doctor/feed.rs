@@ -1,4 +1,4 @@
-//! Are the feed's functions those that this binary would install?
+//! Checks that the feed's functions are those that this binary would install.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use serde::Deserialize;
 use super::{context::Context, finding::Finding, tables::constants};
 use crate::server::session::{Session, Trouble, identifier, literal};
 
-const WHY: &str = "what the functions write to the log is what the cache relies on";
+const WHY: &str = "the cache relies on what these functions write to the log";
 const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
 
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
     let session = context.session().await?;
     let found = found(context, &session).await?;
     let mut findings: Vec<Finding> = match followed_version(context, &session, &found).await? {
-        // Its functions have other bodies than this binary's.
+        // The functions of an older version have other bodies than this binary's.
         Some(older) => vec![older],
         None => FUNCTIONS
             .iter()
@@ -34,7 +34,7 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     Ok(findings)
 }
 
-/// A finding if the feed is of an older version that this binary follows.
+/// A warning if the feed has an older version that this binary still follows.
 async fn followed_version(
     context: &Context<'_>,
     session: &Session,
@@ -56,12 +56,12 @@ async fn followed_version(
     if version == FEED_VERSION || !FEED_VERSIONS.contains(&version) {
         return Ok(None);
     }
-    let what = format!("is of version {version}; this binary installs version {FEED_VERSION}");
+    let what = format!("has version {version}; this binary installs version {FEED_VERSION}");
     Ok(Some(
         Finding::warn("feed.version", what)
             .object(format!("schema {}", context.cache_schema))
             .why(
-                "caches of this version follow it, but the next version may not; running caches keep on while it is upgraded",
+                "caches of this version follow it, but those of the next may not; running caches go on during an upgrade",
             )
             .fix(INSTALL),
     ))
@@ -70,7 +70,7 @@ async fn followed_version(
 /// A function in the feed's schema.
 #[derive(Debug, Deserialize)]
 struct Found {
-    /// As it is written in SQL, with its arguments.
+    /// Its name with its schema and arguments, as in SQL.
     signature: String,
     name: String,
     arguments: String,
@@ -82,7 +82,7 @@ struct Found {
     owner: String,
     owner_is_superuser: bool,
     owns_a_table: bool,
-    /// The channel that the feed says it uses.
+    /// The channel in the feed's `log_state`.
     channel: Option<String>,
 }
 
@@ -147,14 +147,14 @@ fn judge(function: &Function, found: &[Found], cache_schema: &str) -> Vec<Findin
         ),
         (
             found.settings == function.settings,
-            "its settings are not as installed: a search_path of its own keeps strangers' objects out",
+            "its settings are not as installed; its search_path must keep out the objects of other roles",
         ),
     ];
     let faults = parts.iter().filter(|(same, _)| !same);
     faults.map(|(_, what)| fault(what)).collect()
 }
 
-/// Who owns what runs with its owner's rights.
+/// The owners of the SECURITY DEFINER functions, which run with their owner's rights.
 fn owners(found: &[Found], cache_schema: &str) -> Vec<Finding> {
     let mut owners: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
     for function in FUNCTIONS
@@ -175,8 +175,8 @@ fn owners(found: &[Found], cache_schema: &str) -> Vec<Finding> {
             findings.push(
                 Finding::info("feed.owner", what)
                     .object(schema)
-                    .why("log_change() casts columns whose types the tables' owner chooses: let it run as that owner rather")
-                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for all that is in the schema"),
+                    .why("log_change() casts columns whose types the tables' owner chooses, so it should run as that owner")
+                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, for the schema and everything in it"),
             );
         } else if !functions.iter().all(|found| found.owns_a_table) {
             let what = format!("{owner}, who owns none of the tables, owns {names}");
@@ -184,19 +184,19 @@ fn owners(found: &[Found], cache_schema: &str) -> Vec<Finding> {
                 Finding::warn("feed.owner", what)
                     .object(schema)
                     .why("the owner can replace them, and they run within the application's transactions")
-                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, unless this one is to be trusted"),
+                    .fix("ALTER SCHEMA, TABLE and FUNCTION ... OWNER TO the tables' owner, unless you trust this role"),
             );
         }
     }
     findings
 }
 
-/// Functions in the schema that the binary does not know.
+/// Functions in the feed's schema that are not the feed's.
 fn strangers(found: &[Found]) -> impl Iterator<Item = Finding> {
     let unknown = found.iter().filter(|found| !found.is_known());
     unknown.map(|stranger| {
-        Finding::warn("feed.stranger", "is no function of the feed's")
-            .why("the schema is meant for the feed alone; a name found there may be taken for one of its own")
+        Finding::warn("feed.stranger", "is not a function of the feed")
+            .why("the schema is for the feed alone; a function in it may be taken for one of the feed's")
             .fix(format!(
                 "DROP FUNCTION {}, unless somebody needs it",
                 stranger.signature

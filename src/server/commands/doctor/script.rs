@@ -1,4 +1,5 @@
-//! What `sql/check.sql` reports, run as `oddscache sql check` runs it, with the reason and the way out of each kind of line.
+//! Runs `sql/check.sql` as `oddscache sql check` does. Each line of its report becomes a finding with a reason and a
+//! fix.
 
 use oddscache::sql::Script;
 
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::server::session::Trouble;
 
-/// A line of the report.
+/// A row of the report.
 struct Line {
     kind: String,
     object: String,
@@ -34,7 +35,7 @@ pub(super) async fn check(context: &Context<'_>, role: &str) -> Result<Vec<Findi
 }
 
 fn line(row: Vec<Option<String>>) -> Option<Line> {
-    // Other results have other columns.
+    // Results of other statements have other columns.
     let [kind, object, item, status, detail] = <[Option<String>; 5]>::try_from(row).ok()?;
     Some(Line {
         kind: kind?,
@@ -45,9 +46,9 @@ fn line(row: Vec<Option<String>>) -> Option<Line> {
     })
 }
 
-/// One for each line that is not well, one for all the others of a kind.
+/// One finding for each line that is not `ok`, and one for all `ok` lines of a kind.
 fn findings(lines: &[Line]) -> Vec<Finding> {
-    // `tables.rs` tells more of foreign tables.
+    // `tables.rs` has its own finding for foreign tables, with more detail.
     let told_there = |line: &&Line| line.kind == "trigger" && line.item == "foreign table";
     let bad = lines
         .iter()
@@ -73,7 +74,7 @@ fn findings(lines: &[Line]) -> Vec<Finding> {
 
 fn told(kind: &str, line: &Line) -> String {
     match kind {
-        // What it says is the same of each.
+        // The detail is the same for each.
         "trigger" => line.object.clone(),
         "right" if is_superfluous(line) => {
             format!("{} on {}, as every role has", line.item, line.object)
@@ -83,12 +84,12 @@ fn told(kind: &str, line: &Line) -> String {
     }
 }
 
-/// The id, and why the kind of thing matters.
+/// A finding's id for a kind of line, and why such lines matter.
 fn about(kind: &str) -> (&'static str, &'static str) {
     match kind {
         "feed" => (
             "feed",
-            "the cache learns of changes from the feed, and follows only the version it understands",
+            "the cache learns of changes from the feed, and follows only the versions that it understands",
         ),
         "trigger" => (
             "trigger",
@@ -96,31 +97,31 @@ fn about(kind: &str) -> (&'static str, &'static str) {
         ),
         "right" => (
             "right",
-            "the cache's role needs these rights, and is safest with no others",
+            "the cache's role needs certain rights, and is safest without any others",
         ),
         "publication" => (
             "publication",
-            "what stops a subscription makes the server keep its WAL for it; and the feed's tables are of no use elsewhere",
+            "if a subscription stops, the server keeps its WAL for it; and a subscriber has no use for the feed's tables",
         ),
         "log" => (
             "log",
-            "the change log is what the cache reads; it must speak of this server, and stay short",
+            "the cache reads the change log, which must have this server's transactions, and stay short",
         ),
         "session" => (
             "session",
-            "a cache that was stopped in the middle of a read keeps its locks until the server ends its session",
+            "a cache that was stopped during a read keeps its locks until the server ends its session",
         ),
         "waiting" => (
             "waiting",
-            "writers notify those who hold an advisory lock in share mode; held exclusively it keeps caches from waiting for a notification",
+            "a waiting cache holds an advisory lock in share mode; while another session holds it exclusively, caches only poll",
         ),
         "queue" => (
             "queue",
-            "where the notification queue is half full, writers do not notify; where it is full, writers fail",
+            "writers do not notify while the queue is half full; a full queue makes every COMMIT with a notification fail",
         ),
         "index" => (
             "index",
-            "without it finding the latest snapshots reads all their history",
+            "without the index, finding the latest snapshots reads their whole history",
         ),
         _ => ("script", "reported by check.sql"),
     }
@@ -130,7 +131,7 @@ fn is_superfluous(line: &Line) -> bool {
     line.detail.contains("and does not need it")
 }
 
-/// Where the text ends and the statement that is the way out begins.
+/// The offset of the `; ` before the statement that fixes the line.
 fn statement_at(line: &Line) -> Option<usize> {
     let keywords = ["; SELECT ", "; REVOKE ", "; ALTER ", "; SET ROLE "];
     let begins = keywords
@@ -145,7 +146,7 @@ fn finding(line: &Line) -> Finding {
     let unreadable = line.detail.starts_with("not readable by");
     let level = match line.status.as_str() {
         "FAIL" => Level::Fail,
-        // The lack of a right to look is no fault.
+        // A missing right to look is no fault.
         "info" => Level::Info,
         _ if superfluous || unreadable => Level::Info,
         _ => Level::Warn,
@@ -166,10 +167,10 @@ fn finding(line: &Line) -> Finding {
     }
 }
 
-/// What begins the ways out of a publication, of which there are two.
+/// A publication has two fixes. They begin with this text.
 const ON_THE_SUBSCRIBER: &str = "; on the subscriber, ";
 
-/// The command for what the line tells to run.
+/// The command that fixes the line.
 fn fix(line: &Line) -> Option<String> {
     let role = line.detail.split(' ').next().unwrap_or_default();
     let does = |text: &str| line.detail.contains(text);
@@ -179,7 +180,7 @@ fn fix(line: &Line) -> Option<String> {
             ways.replace(" or here: ", "\nor here: ")
         ));
     }
-    // Some lines end with the statement itself.
+    // Some lines end with the statement that fixes them.
     if let Some(at) = statement_at(line) {
         return Some(line.detail[at + 2..].to_owned());
     }
