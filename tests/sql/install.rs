@@ -441,24 +441,51 @@ async fn the_tables_owner_can_install_and_remove() {
     );
 }
 
-/// install.sql makes a feed of version 1 equal to a new one, and keeps its log and its channel. A cache that only
-/// follows version 1 then says which version it found.
+/// install.sql makes an older feed equal to a new one, and keeps its log and its channel.
 #[tokio::test]
-async fn version_1_is_upgraded() {
+async fn older_versions_are_upgraded() {
+    // Version 1 lacked this column and these functions.
+    let to_version_1 = "alter table oddscache.log_state drop column pruned_at;
+        drop function oddscache.heartbeat(), oddscache.resync(text);
+        create or replace function oddscache.feed_version() returns integer language sql immutable parallel safe as 'select 1'";
+    let version = "feed|oddscache|feed_version()|";
+    let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql";
+    for (change, lines) in [
+        (
+            "",
+            [
+                format!("{version}warn|2, not 3: caches still follow it"),
+                "log|oddscache.log_state|pruned|ok|never".into(),
+            ],
+        ),
+        (
+            to_version_1,
+            [
+                format!("{version}FAIL|1, not 3: run install.sql"),
+                missing.into(),
+            ],
+        ),
+    ] {
+        is_upgraded(change, &lines).await;
+    }
+}
+
+/// Upgrades a feed of version 2 that `change` made older. `lines` are in check.sql's report before.
+async fn is_upgraded(change: &str, lines: &[String]) {
     let (old, new) = (app(), installed());
-    let v1 = |variables: &[&str]| {
-        let args = [variables, &["-f", "tests/sql/install_v1.sql"]].concat();
-        oddscache_testkit::psql(&old.name, &args)
-    };
-    v1(&["-v", "channel=old"]);
+    let version_2 = [
+        "-v",
+        "channel=old",
+        "-f",
+        "tests/sql/install_v2.sql",
+        "-c",
+        change,
+    ];
+    oddscache_testkit::psql(&old.name, &version_2);
     old.psql(ROWS);
     let logged = log(&old);
     let report = run(&old, Script::Check, &[]);
-    for line in [
-        "feed|oddscache|feed_version()|FAIL|1, not 3: run install.sql",
-        "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql",
-        "log|oddscache.log_state|pruned|ok|never",
-    ] {
+    for line in lines {
         assert!(report.contains(line), "{line} is not in {report}");
     }
     // The script does not wait for a writer with an open transaction.
