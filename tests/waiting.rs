@@ -38,7 +38,7 @@ fn sleeps() -> u64 {
     line.expect("the count").trim().parse().expect("a number")
 }
 
-/// How often two threads gave up the processor during their look-ups while a third one wrote.
+/// How often two threads gave up the processor during their lookups while a third one wrote.
 fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -70,7 +70,7 @@ fn slept(write: impl Fn(i64) + Sync, look: impl Fn(i64) + Sync) -> u64 {
     })
 }
 
-/// A look-up takes no lock that the writer could hold (P5).
+/// A lookup takes no lock that the writer could hold (P5).
 #[test]
 fn no_look_up_waits_for_a_writer() {
     // A page fault makes a thread sleep, too. So one try without a sleep is enough. With a lock, every try has sleeps.
@@ -89,7 +89,7 @@ fn no_look_up_waits_for_a_writer() {
         black_box(cache.view().age() < Duration::ZERO);
     };
     let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
-    assert!(tries.contains(&0), "look-ups slept: {tries:?}");
+    assert!(tries.contains(&0), "lookups slept: {tries:?}");
 
     // The same with a lock, which shows that this test can fail.
     let locked = Mutex::new(HashMap::new());
@@ -102,5 +102,5 @@ fn no_look_up_waits_for_a_writer() {
         black_box(map.get(&(round % EVENTS)).map(Vec::len));
     };
     let tries: Vec<u64> = (0..5).map(|_| slept(write, look)).collect();
-    assert!(!tries.contains(&0), "look-ups behind a lock: {tries:?}");
+    assert!(!tries.contains(&0), "lookups behind a lock: {tries:?}");
 }

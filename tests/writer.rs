@@ -80,7 +80,7 @@ fn a_snapshot_replaces_the_one_of_its_bookmaker_or_source() {
     assert_eq!(betpawa.get(1).map(CachedSnapshot::snapshot_id), Some(0));
 }
 
-/// A look-up returns nothing for an event without snapshots of that side, through the handle and in a view.
+/// A lookup returns nothing for an event without snapshots of that side, through the handle and in a view.
 #[test]
 fn an_event_without_snapshots_of_a_side_is_absent_there() {
     let (cache, mut writer) = OddsCache::detached();

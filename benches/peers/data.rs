@@ -157,7 +157,7 @@ impl Entry {
         }
     }
 
-    /// Reads a little of the event that a look-up found.
+    /// Reads a little of the event that a lookup found.
     pub fn touch(&self) -> usize {
         self.betpawa.len() + self.competitors.len()
     }

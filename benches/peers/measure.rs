@@ -36,7 +36,7 @@ pub fn while_another<R>(write: impl Fn(u64) + Send + Sync, read: impl FnOnce() -
     })
 }
 
-/// Look-ups per second of all threads together. All of them run for the whole time.
+/// Lookups per second of all threads together. All of them run for the whole time.
 pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
     let barrier = Barrier::new(threads);
     let ended = AtomicBool::new(false);
@@ -60,7 +60,7 @@ pub fn rate(store: &dyn Store, ids: &[i64], threads: usize) -> f64 {
     })
 }
 
-/// The 99th percentile of a look-up in nanoseconds, without the time that the clock takes.
+/// The 99th percentile of a lookup in nanoseconds, without the time that the clock takes.
 pub fn p99(store: &dyn Store, ids: &[i64], span: Duration) -> f64 {
     let look = |_| Instant::now().elapsed().as_nanos() as f64;
     let mut clock: Vec<f64> = (0..10_000).map(look).collect();

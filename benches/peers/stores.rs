@@ -39,7 +39,7 @@ pub trait Store: Send + Sync {
         event_ids.iter().map(|id| self.one(*id)).sum()
     }
 
-    /// Measures each look-up in nanoseconds, with the time that the clock takes.
+    /// Measures each lookup in nanoseconds, with the time that the clock takes.
     fn latencies(&self, event_ids: &[i64], out: &mut Vec<u32>) {
         for id in event_ids {
             let begun = Instant::now();
@@ -49,7 +49,7 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// The cache, with look-ups through the handle. Each look-up sees the latest state.
+/// The cache, with lookups through the handle. Each lookup sees the latest state.
 pub struct Handle {
     pub cache: OddsCache,
     pub writer: Mutex<Writer>,
@@ -120,7 +120,7 @@ impl Store for Handle {
     }
 }
 
-/// The cache, with look-ups in one view, as a request holds it.
+/// The cache, with lookups in one view, as a request holds it.
 pub struct Held(pub View);
 
 impl Store for Held {
@@ -310,7 +310,7 @@ impl Store for Papaya {
     }
 }
 
-/// Each look-up clones the `Arc` and updates the statistics of the eviction policy.
+/// Each lookup clones the `Arc` and updates the statistics of the eviction policy.
 pub struct Moka(pub moka::sync::Cache<i64, Arc<Entry>, DefaultHashBuilder>);
 
 impl Store for Moka {

@@ -376,7 +376,7 @@ impl Follower {
             }
         };
         let notified = pin!(notified);
-        let asked = pin!(self.publisher.request().asked());
+        let asked = pin!(self.publisher.request().requested());
         let woken = match timeout(wake.within, select(notified, asked)).await {
             Ok(Either::Left(_)) => Woken::Notification,
             Ok(Either::Right(_)) => Woken::Request,
@@ -396,7 +396,7 @@ impl Follower {
         let counters = self.publisher.counters();
         let woke = match woken {
             Woken::Notification => &counters.notifications,
-            Woken::Request => &counters.asks,
+            Woken::Request => &counters.requested_reads,
             Woken::Time => &counters.polls,
         };
         add(woke, 1);
@@ -404,7 +404,7 @@ impl Follower {
             add(&counters.heartbeats, listener.take_heartbeats());
         }
         if self.publisher.request().take_resync() {
-            known.reload = Some(ReloadReason::Asked.into());
+            known.reload = Some(ReloadReason::Requested.into());
         }
         self.read(reader, known, Some(woken), None).await?;
         if let Some(step) = self.audit.due(Instant::now()) {

@@ -26,7 +26,7 @@ pub enum ReloadReason {
     /// A trigger met an error and logged that everything must be read.
     Trouble,
     /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it.
-    Asked,
+    Requested,
     /// The audit found a difference. The reload repaired it.
     Audit,
     /// Another server answered, or the same one after a restart or a promotion. Behind a pooler, a lost connection
@@ -50,7 +50,7 @@ impl ReloadReason {
         ReloadReason::WholeTable,
         ReloadReason::TooManyRows,
         ReloadReason::Trouble,
-        ReloadReason::Asked,
+        ReloadReason::Requested,
         ReloadReason::Audit,
         ReloadReason::ServerChanged,
         ReloadReason::WentBack,
@@ -69,7 +69,7 @@ impl ReloadReason {
             ReloadReason::WholeTable => "whole_table",
             ReloadReason::TooManyRows => "too_many_rows",
             ReloadReason::Trouble => "trouble",
-            ReloadReason::Asked => "asked",
+            ReloadReason::Requested => "requested",
             ReloadReason::Audit => "audit",
             ReloadReason::ServerChanged => "server_changed",
             ReloadReason::WentBack => "went_back",
@@ -123,7 +123,7 @@ impl fmt::Display for Reload {
             ReloadReason::WholeTable => return write!(f, "all of {detail} changed"),
             ReloadReason::TooManyRows => "too many changes to read them one by one",
             ReloadReason::Trouble => return write!(f, "a trigger met an error: {detail}"),
-            ReloadReason::Asked => "requested",
+            ReloadReason::Requested => "requested",
             ReloadReason::Audit => "the audit found a difference",
             ReloadReason::ServerChanged => {
                 "another server answers, or the same after a restart or a promotion"

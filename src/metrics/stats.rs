@@ -36,7 +36,7 @@ pub struct MemoryStats {
     /// share.
     pub table_bytes: usize,
     /// The snapshot indexes, which find the events that show a snapshot.
-    pub owners_bytes: usize,
+    pub snapshot_index_bytes: usize,
     /// Events by kickoff, for finding those that have left the window.
     pub kickoffs_bytes: usize,
 }
@@ -53,7 +53,7 @@ impl MemoryStats {
             ("events", self.events_bytes),
             ("names", self.names_bytes),
             ("table", self.table_bytes),
-            ("owners", self.owners_bytes),
+            ("snapshot_index", self.snapshot_index_bytes),
             ("kickoffs", self.kickoffs_bytes),
         ]
     }

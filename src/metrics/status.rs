@@ -112,7 +112,7 @@ pub struct Counters {
     pub polls: u64,
     /// How often the follower read because a handle requested it: to wait for a transaction, or to read everything
     /// again.
-    pub asks: u64,
+    pub requested_reads: u64,
     /// Heartbeats sent to test whether notifications arrive, when no other notification came.
     pub heartbeats: u64,
     /// Rows of the change log that were read.

@@ -110,7 +110,7 @@ impl ChangeSet {
         note: Option<&str>,
     ) -> Result<(), Reload> {
         if table_name == RESYNC {
-            return Err(ReloadReason::Asked.into());
+            return Err(ReloadReason::Requested.into());
         }
         if let Some(note) = note {
             // Keep only the SQLSTATE: the rest of the note may quote data of a row, and anybody can see this text.
@@ -348,7 +348,7 @@ mod tests {
         );
         assert_eq!(
             change_set.add("resync", None, Some("ASKED by hand")),
-            Err(ReloadReason::Asked.into())
+            Err(ReloadReason::Requested.into())
         );
         assert_eq!(change_set.add("heartbeat", Some(vec![]), None), Ok(()));
     }

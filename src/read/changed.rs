@@ -241,11 +241,14 @@ impl Request {
             competitors,
             with_linked: true,
             betpawa_markets: betpawa_markets
-                .filter(|id| *id > newest.betpawa || draft.betpawa_owners(*id).next().is_some())
+                .filter(|id| {
+                    *id > newest.betpawa || draft.events_of_betpawa_snapshot(*id).next().is_some()
+                })
                 .collect(),
             competitor_markets: competitor_markets
                 .filter(|id| {
-                    *id > newest.competitors || draft.competitor_owners(*id).next().is_some()
+                    *id > newest.competitors
+                        || draft.events_of_competitor_snapshot(*id).next().is_some()
                 })
                 .collect(),
         }

@@ -48,7 +48,7 @@ impl Scope {
             .betpawa
             .iter()
             .copied()
-            .chain(markets.flat_map(|id| draft.betpawa_owners(*id)))
+            .chain(markets.flat_map(|id| draft.events_of_betpawa_snapshot(*id)))
             .collect();
         let markets = change_set.competitor_markets.iter();
         let competitors: BTreeSet<i64> = change_set
@@ -56,7 +56,7 @@ impl Scope {
             .iter()
             .chain(linked_events)
             .copied()
-            .chain(markets.flat_map(|id| draft.competitor_owners(*id)))
+            .chain(markets.flat_map(|id| draft.events_of_competitor_snapshot(*id)))
             .collect();
         let events = change_set
             .events

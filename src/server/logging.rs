@@ -1,10 +1,9 @@
 //! The log on standard error: its filter, its form, and a bound for messages that repeat.
 //!
-//! | invariant | |
-//! |---|---|
-//! | N1 | a call site writes at most `--log-repeats` messages within [`INTERVAL`] |
-//! | N2 | memory is one entry for each call site that has logged; a program has a fixed number of call sites |
-//! | N3 | all debug and trace messages are written |
+//! # Invariants
+//! - N1: a call site writes at most `--log-repeats` messages within [`INTERVAL`].
+//! - N2: memory is one entry for each call site that has logged. A program has a fixed number of call sites.
+//! - N3: all debug and trace messages are written.
 //!
 //! For each call site, a further message says how many of its messages were held back. It comes 10 to 20 s later, or at
 //! the end of the process.

@@ -48,12 +48,15 @@ impl Draft {
     }
 
     /// The events that show this snapshot of `odds_snapshots`.
-    pub(crate) fn betpawa_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+    pub(crate) fn events_of_betpawa_snapshot(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
         self.betpawa_index.get(snapshot_id)
     }
 
     /// The events that show this snapshot of `competitor_odds_snapshots`.
-    pub(crate) fn competitor_owners(&self, snapshot_id: i64) -> impl Iterator<Item = i64> {
+    pub(crate) fn events_of_competitor_snapshot(
+        &self,
+        snapshot_id: i64,
+    ) -> impl Iterator<Item = i64> {
         self.competitor_index.get(snapshot_id)
     }
 
@@ -244,7 +247,8 @@ impl Draft {
             names_bytes: self.packer.heap_bytes(),
             // Both the draft and the published view have a list of pages. They share the pages.
             table_bytes: self.table.page_bytes() + 2 * self.table.list_bytes(),
-            owners_bytes: self.betpawa_index.heap_bytes() + self.competitor_index.heap_bytes(),
+            snapshot_index_bytes: self.betpawa_index.heap_bytes()
+                + self.competitor_index.heap_bytes(),
             kickoffs_bytes: self.kickoffs.capacity() * size_of::<(Micros, i64)>(),
         }
     }
@@ -571,13 +575,13 @@ mod tests {
         // A snapshot may move before or after its old event loses it.
         put(&mut draft, 2, &[9, 7]);
         put(&mut draft, 1, &[8]);
-        assert!(draft.betpawa_owners(7).eq([2]));
+        assert!(draft.events_of_betpawa_snapshot(7).eq([2]));
         put(&mut draft, 2, &[9]);
         put(&mut draft, 1, &[7, 8]);
-        assert!(draft.betpawa_owners(7).eq([1]));
+        assert!(draft.events_of_betpawa_snapshot(7).eq([1]));
         draft.remove(1);
-        assert_eq!(draft.betpawa_owners(7).count(), 0);
-        assert!(draft.betpawa_owners(9).eq([2]));
+        assert_eq!(draft.events_of_betpawa_snapshot(7).count(), 0);
+        assert!(draft.events_of_betpawa_snapshot(9).eq([2]));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Request {
 
     /// Waits until a handle requests something. One request since the last call is remembered, however many there were.
     /// A cancelled wait loses none.
-    pub(crate) async fn asked(&self) {
+    pub(crate) async fn requested(&self) {
         self.requested.notified().await;
     }
 
@@ -97,7 +97,7 @@ macro_rules! counting {
 counting! {
     /// [`Counters`] that can be counted up.
     Counting for Counters:
-    reads notifications polls asks heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events
+    reads notifications polls requested_reads heartbeats log_rows snapshots_read rows_read malformed_rows_read published evicted_events
     reloads reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
 }
 

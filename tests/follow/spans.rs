@@ -117,7 +117,7 @@ async fn warmup_read_and_publish_are_spans() {
     followed.cache.resync();
     eventually("a reload", async || {
         let fields = [
-            ("reason", ReloadReason::Asked.name()),
+            ("reason", ReloadReason::Requested.name()),
             ("epoch", "1"),
             ("events", "3"),
         ];

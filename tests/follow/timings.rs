@@ -72,7 +72,7 @@ async fn each_transaction_is_counted_once_and_heartbeats_and_warmups_are_not() {
     let reasons = counters.reloads_by_reason.iter();
     let reasons = reasons.filter(|(_, count)| *count > 0);
     let reasons = reasons.map(|(reason, count)| (reason.name(), count));
-    assert!(reasons.eq([("first", 1), ("asked", 1)]), "{counters:?}");
+    assert!(reasons.eq([("first", 1), ("requested", 1)]), "{counters:?}");
     assert_eq!(counters.reconnects, 0);
     assert_eq!(followed.cache.timings().commit_to_visible.count, 8);
 }

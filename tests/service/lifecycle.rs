@@ -143,7 +143,7 @@ async fn it_is_not_ready_before_the_reload_after_an_outage() {
         let (status, body) = served.get("/readyz").await;
         assert_eq!(status, 200, "{body}");
         let stats = served.json("/v1/stats").await;
-        stats["counters"]["reloads_by_reason"]["asked"] == 1
+        stats["counters"]["reloads_by_reason"]["requested"] == 1
     })
     .await;
 }

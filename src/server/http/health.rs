@@ -46,7 +46,7 @@ pub(crate) struct Patience {
     pub(crate) otherwise: Duration,
 }
 
-/// For steps without a time-out of their own: pauses, name look-ups, connecting.
+/// For steps without a time-out of their own: pauses, name lookups, connecting.
 const MARGIN: Duration = Duration::from_secs(60);
 
 impl Patience {

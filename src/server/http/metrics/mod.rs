@@ -129,7 +129,7 @@ const COUNTERS: [(&str, &str); 16] = [
     ),
     ("polls", "Reads of the change log because a poll was due."),
     (
-        "asks",
+        "requested_reads",
         "Reads of the change log because a reader requested one.",
     ),
     (
