@@ -100,7 +100,8 @@ impl Scene {
                 self.admin(&format!("grant {right} to oddscache")).await;
             }
             Kind::LogDdl => {
-                // The locks must be short, because a writer gives up its log row after half a second.
+                // Empty the log first, so that the DDL holds its locks briefly. A writer that waits for longer than
+                // half a second gives up its log row.
                 self.admin("select oddscache.prune('0')").await;
                 let ddl = match rng.u8(..3) {
                     0 => "vacuum full oddscache.change_log".to_owned(),
@@ -291,7 +292,7 @@ impl Scene {
         self.admin(&format!("drop table {name}")).await;
     }
 
-    /// A role that may only connect sends notifications with any payload.
+    /// Sends notifications of any size on our channel and on another, as a role that may only connect.
     async fn spoof(&self, rng: &mut Rng, lasts: Duration) {
         let dsn = self.world.cluster.dsn_as("stranger", "postgres");
         let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await else {

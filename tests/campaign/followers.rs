@@ -82,7 +82,7 @@ pub(crate) struct Service {
     library: PathBuf,
     clock: PathBuf,
     child: Mutex<Option<Child>>,
-    /// The number of differences that the audit may have found, because the campaign made them.
+    /// How many differences the audit may find, because the campaign made them.
     mismatches: AtomicU64,
     http: reqwest::Client,
 }

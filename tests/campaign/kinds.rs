@@ -59,10 +59,10 @@ pub(crate) fn name(kind: Kind) -> &'static str {
     found.map_or("", |(_, name, _)| name)
 }
 
-/// Draws a kind at random, by weight. Draws the kind `bias` more often, if there is one.
+/// Draws a kind at random, by weight. If there is a `bias`, draws that kind more often.
 pub(crate) fn draw(rng: &mut Rng, bias: Option<Kind>) -> Kind {
     if let Some(kind) = bias {
-        // The heaviest kinds run less often. Otherwise the others would get no turn.
+        // Bias the heaviest kinds less. Otherwise the other kinds would get no turn.
         let often = match kind {
             Kind::Truncate => 0.15,
             Kind::ManyKeys => 0.08,

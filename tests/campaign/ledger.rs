@@ -1,5 +1,5 @@
-//! What the application knows of its commits: for each group of events the generations, and when COMMIT was sent and
-//! answered. Readers check views against it without the database.
+//! What the application knows of its commits. For each group of events, the ledger records every generation, whether
+//! its COMMIT was sent, and when its COMMIT was answered. Readers check views against it without the database.
 
 use std::{
     sync::{
@@ -129,8 +129,8 @@ impl Ledger {
         }
     }
 
-    /// Fails if the group cannot have had this state at `proven` or later. Otherwise returns the age of the first
-    /// commit that the view lacks. `None` if it lacks none.
+    /// Fails if the group cannot have had this state at `proven` or later. Otherwise returns the age of the oldest
+    /// commit that the view lacks, or `None` if the view lacks no commit.
     pub(crate) fn judge(
         &self,
         group: usize,
@@ -154,7 +154,7 @@ impl Ledger {
                             "group {group} shows generation {generation}, whose COMMIT was never sent"
                         ));
                     }
-                    // The reader has held this view for so long that the ledger dropped its entry.
+                    // The reader held this view so long that the ledger has dropped its entry.
                     Err(0) if ledger.dropped => return Ok(None),
                     Err(_) => {
                         return Err(format!(

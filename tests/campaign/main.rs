@@ -110,7 +110,7 @@ async fn play(world: &Arc<World>, until: Until) {
             })
             .collect();
         for lanes in &round.halves {
-            // Each half begins only when the follower reads successfully.
+            // Begin each half only once the follower has recovered from the last one.
             let epoch = pause::recovered(&scene).await;
             inflict(&scene, lanes).await;
             let gentle = |kind: plan::Kind| !kind.is_rough() && kind != plan::Kind::CancelReads;

@@ -1,5 +1,5 @@
-//! The plan of faults. It depends on the seed alone. The machine decides when exactly a fault happens, and between
-//! which statements.
+//! The plan of faults. It depends on the seed alone. The exact moment of each fault depends on the machine as well, so
+//! a fault may hit another statement in a replay.
 
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ macro_rules! kinds {
     };
 }
 
-/// Faults of one lane follow each other. Faults of different lanes overlap. The first three lanes belong to the rough
-/// half of a round, in which the embedded follower mostly loses its connection. The next three belong to the gentle
-/// half, in which it must not lose it.
+/// Faults of one lane follow each other. Faults of different lanes overlap. The first three lanes run in the rough half
+/// of a round, in which the embedded follower may lose its connection. The next three run in the gentle half, in which
+/// it must keep its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Server,

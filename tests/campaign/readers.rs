@@ -132,7 +132,7 @@ impl Reader {
         let view = self.cache.view();
         let asked = Instant::now();
         let age = view.age();
-        // The view was proven at this moment or later.
+        // The view was proven current at this moment or later.
         let proven = asked.checked_sub(age);
         let fresh = self.forward(&view)?;
         let mut behind = Duration::ZERO;

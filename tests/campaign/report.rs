@@ -16,7 +16,7 @@ pub(crate) struct Report(Mutex<Figures>);
 pub(crate) struct Figures {
     pub(crate) seeds: Vec<u64>,
     pub(crate) rounds: u64,
-    /// For each kind the number of committed transactions, and of those refused, rolled back or cut off.
+    /// For each kind: how many transactions committed, and how many were refused, rolled back or cut off.
     pub(crate) transactions: BTreeMap<&'static str, (u64, u64)>,
     pub(crate) rows: u64,
     pub(crate) faults: BTreeMap<Kind, FaultFigures>,

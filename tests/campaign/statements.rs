@@ -80,8 +80,8 @@ fn own_snapshots(group: usize, table: &str) -> String {
     )
 }
 
-/// Inserts snapshots of the live competitor events. If `live` is false, inserts some of the others, whose snapshots no
-/// reader may see.
+/// Inserts snapshots of the live competitor events. If `live` is false, inserts snapshots of the deleted or unlinked
+/// ones. No reader may see those.
 fn their_snapshots(group: usize, live: bool) -> String {
     let (first, last) = members(group);
     let not = if live { "" } else { "not" };

@@ -59,7 +59,7 @@ impl Replica {
     }
 }
 
-/// A few more publications than the cache keeps for a subscriber that does not take them.
+/// Slightly more publications than the cache keeps for a slow subscriber.
 const MORE_THAN_KEPT: u32 = 280;
 
 /// A subscriber that takes no change before the end. It must then learn how many were dropped.
@@ -78,7 +78,7 @@ impl Sleeper {
         }
     }
 
-    /// Publishes so many more states that some changes are dropped. Then takes all changes and compares their number.
+    /// Publishes enough states that the cache drops some changes. Then takes all changes and compares their number.
     pub(crate) async fn wake(mut self, world: &World, cache: &OddsCache) -> Result<(), String> {
         let client = world.connect().await;
         let wrong = |error: &dyn Debug| format!("{error:?}");

@@ -248,7 +248,8 @@ impl Application {
     }
 
     /// Waits until the cache shows a transaction, and checks that the view contains its rows. Does nothing around a
-    /// crash with asynchronous commits: it can undo the commit and give its id to another transaction.
+    /// crash with asynchronous commits. Such a crash can undo the commit, and the server may then give the id to
+    /// another transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
         let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {

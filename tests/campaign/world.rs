@@ -121,7 +121,7 @@ pub(crate) struct World {
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
-    /// The number of differences that the audit may have found. If it found more, the follower missed a change.
+    /// How many differences the audit may find. If it finds more, the follower missed a change.
     pub(crate) mismatches: AtomicU64,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
