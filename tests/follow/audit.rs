@@ -22,14 +22,14 @@ async fn unseen(followed: &Followed, sql: &str) {
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has made one whole pass. The pass that is under way does not count, so it waits for two.
+/// Waits until the audit has made one whole pass. A pass may already be under way, so this waits for the end of two.
 async fn passed(followed: &Followed) {
     let before = followed.cache.counters().audit_passes;
     let two_more = |now: &Counters| now.audit_passes >= before + 2;
     followed.counted("two passes", two_more).await;
 }
 
-/// Each statement changes rows in another way, without a log row. Only the audit can find that.
+/// Each statement changes rows in a different way and leaves no log row. Only the audit can find such a change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
     let followed = audited().await;

@@ -16,8 +16,8 @@ fn reader(database: &Database, sql: &str) -> String {
     cluster().dsn_as(&role, &database.name)
 }
 
-/// SQL that makes reads of `events` run `otherwise`, except in a warmup. While nothing changes, only the audit reads
-/// that table, so only the audit fails.
+/// SQL that makes each read of `events` run the statement `otherwise`, except in a warmup. While nothing changes, only
+/// the audit reads `events`. So only the audit fails.
 fn only_the_audit_fails(otherwise: &str) -> String {
     format!(
         "create function trouble() returns boolean language plpgsql as $$ begin \
@@ -59,7 +59,7 @@ async fn an_audit_that_always_fails_causes_no_warmups() {
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }
 
-/// A read that a lock had prevented was made only after the next notification or the poll interval.
+/// After a read gave way to a lock, the follower read again only at the next notification or poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
@@ -118,7 +118,8 @@ async fn a_heartbeat_does_not_depend_on_the_search_path() {
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
-/// The status was live while the follower listened in another database, where no change of this one notifies.
+/// The status was live although the follower listened in another database. Changes in this database do not notify
+/// there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listening_in_another_database_is_not_live() {
     let (database, another) = (Database::seeded(), Database::application());
@@ -143,7 +144,7 @@ async fn a_role_that_is_read_only_is_live() {
     followed.live().await;
 }
 
-/// The server refused the longest lookback, with an error that did not name it.
+/// The server refused the longest lookback, and its error did not name the setting.
 #[tokio::test]
 async fn the_longest_lookback_is_accepted() {
     let database = Database::seeded();
@@ -163,7 +164,7 @@ async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     let followed = Followed::with(&database.dsn(), config).await;
     followed.live().await;
     let cache = &followed.cache;
-    // With a listener elsewhere it reads a few more times after each notification.
+    // With `listen_from` the follower reads a few more times after each notification. Wait for the last of these reads.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;
@@ -179,8 +180,8 @@ async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     eventually("not live", async || cache.status() != Status::Live).await;
 }
 
-/// Behind a pooler in transaction mode, LISTEN stayed behind in sessions of the server. The pooler then gave these to
-/// other clients.
+/// Behind a pooler in transaction mode, server sessions went on listening after the follower had left them. The pooler
+/// then gave them to other clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
@@ -191,7 +192,7 @@ async fn no_session_of_a_pooler_is_left_listening() {
     let dsn = pooler.dsn().replace("dbname=postgres", &name);
     let followed = Followed::with(&dsn, |config| config).await;
     followed.polling(&Error::Pooled.to_string()).await;
-    // All clients are in a transaction at the same time, so that each has a session of its own.
+    // Keep all clients in a transaction at the same time, so that each has a session of its own.
     let mut clients = Vec::new();
     for _ in 0..8 {
         let client = connect(&dsn).await;
@@ -207,7 +208,7 @@ async fn no_session_of_a_pooler_is_left_listening() {
     assert_eq!(listening, 0);
 }
 
-/// The size of a step did not count events without odds. With many of these, a pass took much longer than its cycle.
+/// The size of an audit step left out events without odds. With many of these, a pass took much longer than its cycle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_keeps_its_cycle_with_many_events_without_odds() {
     let database = Database::seeded();

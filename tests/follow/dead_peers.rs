@@ -25,7 +25,7 @@ async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     (followed, proxy)
 }
 
-/// Every byte of every connection vanishes, as behind a firewall that has lost their state.
+/// Every byte of every connection is lost, as behind a firewall that has forgotten the connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_is_noticed_and_the_age_counts_from_its_beginning() {
     let database = Database::seeded();

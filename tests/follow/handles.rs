@@ -1,5 +1,5 @@
-//! What handles request and learn: they wait for transactions, subscribe to changes, request a reload, and see whether
-//! notifications arrive.
+//! What a handle can do: wait for transactions, subscribe to changes, request a reload, and see whether notifications
+//! arrive.
 
 use std::time::Duration;
 

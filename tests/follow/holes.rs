@@ -38,7 +38,8 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     follower.await.expect("no panic").expect_err("it ends");
 }
 
-/// When row security was enabled while the cache followed, the view lost the rows that it hides.
+/// When row security was enabled on a table while the cache followed, the view lost rows that the role could no longer
+/// see.
 #[tokio::test]
 async fn row_security_is_refused_unless_allowed() {
     let database = Database::seeded();
@@ -79,7 +80,7 @@ async fn a_change_made_during_a_reindex_of_the_log_is_seen() {
     followed.check("after the reindex").await;
 }
 
-/// A pooler hid that the server had crashed or was another one. A commit that was lost stayed in the view.
+/// A server behind a pooler crashed or was replaced, and the follower did not notice. A lost commit stayed in the view.
 #[tokio::test]
 async fn another_server_behind_the_same_connection_begins_a_new_epoch() {
     let cluster = Cluster::with_feed("");
@@ -108,7 +109,7 @@ async fn very_many_keys_become_a_reload() {
     followed.check("after all these keys").await;
     let now = followed.cache.counters();
     assert_eq!(now.reloads, before.reloads + 1);
-    // None of the 50 rows was counted, at most some heartbeats.
+    // The follower counted none of the 50 rows. It may have counted a few heartbeats.
     assert!(now.log_rows < before.log_rows + 10, "{now:?}");
 }
 
@@ -169,7 +170,7 @@ async fn a_snapshot_without_captured_at_is_served_and_counted() {
         assert_eq!(stats.malformed_rows, malformed_rows, "{sql}");
     }
 
-    // Reads of many keys, and reads of everything, use other statements.
+    // Reads of many keys, and reads of everything, use different statements.
     let many = "insert into competitor_events (id, source, betpawa_event_id, kickoff, external_id, sportradar_id)
         select n, 's' || n, 1, now(), n, '' from generate_series(10000, 10499) n;
         insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) select n, n, null from generate_series(10000, 10499) n";
@@ -201,7 +202,7 @@ async fn the_listener_follows_a_change_of_the_channel() {
     .await;
 }
 
-/// Two events had snapshots of the same id. A change of its markets reached only one of them.
+/// Two events had snapshots with the same id. A change of the markets with that id reached only one of the events.
 #[tokio::test]
 async fn two_events_may_hold_snapshots_of_one_id() {
     let followed = Followed::seeded().await;
@@ -215,7 +216,7 @@ async fn two_events_may_hold_snapshots_of_one_id() {
     }
 }
 
-/// A trigger's error contained data of a row. It went into the status, which everybody can read.
+/// The error of a trigger contained row data. The status showed it, and everybody can read the status.
 #[tokio::test]
 async fn the_status_contains_no_data_of_a_trigger_s_error() {
     let followed = Followed::seeded().await;
@@ -235,8 +236,8 @@ async fn the_status_contains_no_data_of_a_trigger_s_error() {
     assert!(!status.concat().contains("secret"), "{status:?}");
 }
 
-/// For a password with an unescaped @, an error printed its second part as the host. The server refused the longest
-/// time-outs.
+/// If a password contained an unescaped @, an error showed the part after the @ as the host. Also, the server refused
+/// the longest time-outs.
 #[tokio::test]
 async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
     let error = Config::new("postgres://user:sec@ret@127.0.0.1:1/db").expect_err("an @ too many");
@@ -250,7 +251,7 @@ async fn odd_passwords_stay_secret_and_the_longest_time_outs_are_accepted() {
     assert!(!warm_up(endless).await.expect("warm").is_empty());
 }
 
-/// The list of tables at the end of a read lacked tables that the list at its beginning had. So every read was
+/// A read lists the tables at its beginning and at its end. The second list left out some tables, so every read was
 /// repeated.
 #[tokio::test]
 async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_detached() {
@@ -267,7 +268,7 @@ async fn it_follows_with_a_plain_child_table_and_while_a_partition_is_being_deta
         .await;
     followed.check("partitions without a default").await;
 
-    // An older transaction makes DETACH CONCURRENTLY wait, with the partition half detached.
+    // An older transaction makes DETACH CONCURRENTLY wait. Until it ends, the partition is half detached.
     let reader = connect(&database.dsn()).await;
     let read = "begin isolation level repeatable read; select count(*) from odds_snapshots";
     run(&reader, read).await;

@@ -96,8 +96,8 @@ async fn no_view_shows_half_of_a_truncate_that_commits_while_the_reader_waits() 
     }
 }
 
-/// The migration takes its locks in another order than the reader does. After a second the server would cancel one of
-/// the two.
+/// The migration takes its locks in a different order than the reader, which makes a deadlock. After a second the
+/// server would cancel one of the two.
 #[tokio::test]
 async fn a_deadlock_with_the_reader_never_cancels_the_migration() {
     let database = Database::seeded();

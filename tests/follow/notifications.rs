@@ -47,8 +47,8 @@ async fn many_small_commits_are_seen_by_polling_without_notifications() {
     assert_eq!((after.reloads, followed.epoch()), (1, 1));
 }
 
-/// A writer notifies if a follower waits at the time of its statement. This one sees none waiting and does not notify,
-/// but the follower waits by the time of its commit. So the follower must look for it.
+/// A writer notifies if a follower waits at the time of its statement. Here no follower waits at that time, so the
+/// writer does not notify. By the time of the commit the follower waits. So it must find the commit by polling.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commit_of_a_writer_that_did_not_notify_is_found() {
     let database = Database::seeded();
@@ -69,16 +69,16 @@ async fn the_commit_of_a_writer_that_did_not_notify_is_found() {
         let notifications = followed.cache.counters().notifications;
         run(&late, "commit").await;
         followed.caught_up("the late commit").await;
-        // A heartbeat may show the commit first, by chance. Without the brisk reads a heartbeat would show it each
-        // time.
+        // By chance a heartbeat may show the commit first. If the follower did not poll here, a heartbeat would show it
+        // each time.
         briskly += u32::from(followed.cache.counters().notifications == notifications);
         followed.check("the late commit").await;
     }
     assert!(briskly > 0);
 }
 
-/// A session that holds the lock exclusively makes writers notify for ever, and keeps the follower from waiting. So the
-/// follower polls and says why.
+/// A session that holds the wait lock exclusively makes writers notify for ever, and keeps the follower from waiting.
+/// So the follower polls and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_follower_polls_while_others_hold_its_lock() {
     let database = Database::seeded();
@@ -99,7 +99,7 @@ async fn the_follower_polls_while_others_hold_its_lock() {
     assert_eq!(followed.epoch(), 1);
 }
 
-/// Each follower waits for itself: a follower that ends does not take the notifications from the others.
+/// When one follower ends, the other still receives notifications.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_of_several_followers_is_notified() {
     let database = Database::seeded();

@@ -176,8 +176,8 @@ changes! { By::Keys;
         "set session_replication_role = replica;
          update market_odds set line = 9 where snapshot_id = 112; reset session_replication_role",
     ];
-    // These are too many keys to request all rows at once, so other statements read them. One event in seven is outside
-    // the window. One competitor event in five is linked to no event.
+    // These are too many keys for queries that are sent at once, so the follower reads the rows with other statements.
+    // One event in seven is outside the window. One competitor event in five is linked to no event.
     many_keys_at_once: [
         "insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
          select n, 'sr' || n, '', '', '', now() at time zone 'UTC' + case n % 7 when 0 then -3 else 24 end * interval '1 hour'

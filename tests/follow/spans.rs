@@ -1,4 +1,4 @@
-//! What a follower does shows as spans of `tracing`, with what a user wants to know of it.
+//! The follower emits `tracing` spans for what it does. Their fields hold what a user wants to know.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, filter::LevelFilter, layer::Context, layer::SubscriberExt};
 
-/// Every span there was. Ids are used again, so the latest of an id is the one that is open.
+/// All spans so far, each with its id. tracing assigns ids again, so the last span with an id is the open one.
 #[derive(Default, Clone)]
 struct Spans(Arc<Mutex<Vec<(u64, Span)>>>);
 
@@ -61,7 +61,7 @@ impl<S: Subscriber> Layer<S> for Spans {
 }
 
 impl Spans {
-    /// One of this name with these fields.
+    /// Whether there was a span with this name, level and fields.
     fn has(&self, name: &str, level: Level, fields: &[(&str, &str)]) -> bool {
         let spans = self.0.lock().unwrap();
         spans.iter().any(|(_, span)| {
@@ -76,7 +76,8 @@ impl Spans {
 #[tokio::test]
 async fn warmup_read_and_publish_are_spans() {
     let spans = Spans::default();
-    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+    // If the process has only one subscriber, and a thread without it reaches a span or an event first, tracing
+    // switches that one off for all threads. A second subscriber prevents that.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber =
         tracing_subscriber::registry().with(spans.clone().with_filter(LevelFilter::DEBUG));

@@ -1,4 +1,4 @@
-//! The tables and their keys stand in one place in Rust, and in the scripts. A real server says that they agree.
+//! Rust and each script list the tables and their keys. A real server shows that the lists agree.
 
 use oddscache::sql::Table;
 use oddscache_testkit::{Database, psql};
@@ -8,7 +8,7 @@ fn the_installed_feed_logs_the_keys_of_these_tables() {
     let database = Database::seeded();
     let mut names: Vec<&str> = Table::ALL.map(Table::name).to_vec();
     names.sort_unstable();
-    // Every table with triggers that is no part of another.
+    // All tables with triggers of the feed, except partitions.
     let watched = "select string_agg(distinct c.relname, ' ' order by c.relname) from pg_class c join pg_trigger t on t.tgrelid = c.oid
         join pg_proc p on p.oid = t.tgfoid where p.proname = 'log_change' and not c.relispartition";
     assert_eq!(database.psql(watched), names.join(" "));
@@ -25,7 +25,7 @@ fn the_installed_feed_logs_the_keys_of_these_tables() {
     }
 }
 
-/// So does the role that it makes: it may read these tables and no others.
+/// The role that grants.sql creates may read these tables and no others.
 #[test]
 fn the_granted_role_may_read_these_tables() {
     let database = Database::with_feed();

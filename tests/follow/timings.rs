@@ -129,7 +129,7 @@ async fn the_cache_knows_which_transactions_the_log_covers() {
     let pruned_below: String = row.expect("a row").get(0);
     assert_eq!(before.pruned_below.to_string(), pruned_below);
     assert!(before.next_xid > before.pruned_below, "{before:?}");
-    // Has the effect of a call of prune() that keeps nothing.
+    // This update has the same effect as a prune() that keeps nothing.
     let prune =
         "update oddscache.log_state set pruned_below = pg_snapshot_xmin(pg_current_snapshot())";
     followed.run(prune).await;

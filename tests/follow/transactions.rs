@@ -57,7 +57,8 @@ async fn transactions_that_commit_late_are_not_missed() {
     let late = connect(&database.dsn()).await;
     let later = connect(&database.dsn()).await;
     let before = followed.check("the seed").await;
-    // Both write their log rows before the others do, so these have smaller ids and transaction ids.
+    // These two transactions write their log rows first. So they have smaller log ids and smaller transaction ids than
+    // the inserts below, which commit before them.
     let update = "begin; update market_odds set line = 1 where snapshot_id = 112";
     run(&late, update).await;
     let link = "begin; update competitor_events set betpawa_event_id = 2 where id = 11";

@@ -1,4 +1,5 @@
-//! The feed and the caches can be upgraded in either order: a follower knows the feed version before its own, too.
+//! The feed and the caches can be upgraded in either order, because a follower also understands the feed version before
+//! its own.
 
 use std::{
     fmt::Debug,
@@ -24,7 +25,7 @@ use tracing_subscriber::{
     layer::{Context, SubscriberExt},
 };
 
-/// As version 2 was released, with the seed.
+/// A database with the seed and with the change feed of version 2, as it was released.
 fn version_2() -> Database {
     let database = Database::application();
     psql(&database.name, &["-qf", "tests/sql/install_v2.sql"]);
@@ -43,7 +44,7 @@ const STEPS: [&str; 7] = [
     "delete from odds_snapshots where id = 9001",
 ];
 
-/// The texts of warnings.
+/// Collects the texts of warnings.
 #[derive(Default, Clone)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
 
@@ -63,11 +64,13 @@ impl Visit for Warnings {
     }
 }
 
-/// Every kind of change shows by its keys, woken by notifications alone. It warns once.
+/// A follower of a version 2 feed reads every kind of change by its keys, after notifications alone. It warns of the
+/// old version once.
 #[tokio::test]
 async fn the_version_before_is_followed() {
     let warnings = Warnings::default();
-    // With one subscriber in the process, what the threads without one meet first is switched off for all of them.
+    // If the process has only one subscriber, and a thread without it reaches a span or an event first, tracing
+    // switches that one off for all threads. A second subscriber prevents that.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber = tracing_subscriber::registry().with(warnings.clone());
     let _guard = tracing::subscriber::set_default(subscriber);
@@ -96,7 +99,8 @@ async fn the_version_before_is_followed() {
     assert_eq!(of_version.count(), 1, "{warnings:?}");
 }
 
-/// While a writer commits without pause, and another has a transaction open that version 2 logged, the feed is upgraded.
+/// The feed is upgraded while one writer commits without pause and another has a transaction open. Version 2 logged the
+/// first statement of that transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn an_upgrade_in_place_leaves_no_gap() {
     let database = version_2();
@@ -142,7 +146,7 @@ async fn an_upgrade_in_place_leaves_no_gap() {
     )
     .await;
     followed.check("a transaction across the upgrade").await;
-    // The log itself is changed once nobody has written to it.
+    // A second run of the script must not disturb the follower either.
     psql(&database.name, &["-qf", "sql/install.sql"]);
     for sql in &STEPS[1..] {
         followed.step(sql).await;
