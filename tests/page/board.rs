@@ -199,7 +199,7 @@ async fn events_are_searched_and_opened() {
     assert_eq!(shown(browser.eval(full).await), expected);
     browser.screenshot("detail").await;
 
-    // The full markets change with the database. The filter leaves the markets that it names.
+    // The full markets change with the database. The filter hides all markets but those whose names match.
     run(
         app,
         "update market_odds set outcomes = jsonb_set(outcomes, '{0,odds}', '77.25') where betpawa_market_id = '4703'

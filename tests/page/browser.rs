@@ -193,7 +193,7 @@ impl Browser {
         }
     }
 
-    /// Sets the size of the window. Below 500 pixels it is that of a phone.
+    /// Sets the size of the window. A width below 500 pixels imitates a phone.
     pub(crate) async fn size(&self, width: u32, height: u32) {
         let mobile = width < 500;
         let scale = if mobile { 2 } else { 1 };

@@ -1,5 +1,5 @@
-//! A part of the responses does not arrive. The page shows the age of what it shows, and not the age that the service
-//! has.
+//! Some responses do not arrive. The page shows the age of the odds on the page, and not the age that the service
+//! reports.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -28,8 +28,8 @@ async fn changes_that_do_not_arrive_make_the_page_stale() {
     let (page, valve) = behind_a_valve().await;
     let Page { app, browser, .. } = &page;
 
-    // The service has the change and says so in its health. The stream stays open and silent, because the page has
-    // other words for a stream that ends.
+    // The service has the change and says so in its health. The stream stays open and sends nothing. If the stream
+    // ended, the page would give another reason.
     valve.changes.send_replace(false);
     run(app, UPDATE).await;
     let behind = format!("{STALE} && {STATUS} === 'behind'");
@@ -67,7 +67,7 @@ async fn statistics_of_another_service_do_not_prove_the_page_current() {
     browser.is_content_but_for_the_network();
 }
 
-/// A failed request for the list is named, with its reason.
+/// If a request for the list fails, the page names the request and the reason.
 #[tokio::test]
 async fn the_page_says_that_the_list_does_not_come() {
     let page = Page::closed(12).await;
@@ -92,7 +92,7 @@ async fn the_page_says_that_the_list_does_not_come() {
 async fn the_page_recovers_from_a_change_that_it_cannot_apply() {
     let page = Page::closed(12).await;
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
-    // A script damages the first change: one of its markets is no market.
+    // A script damages the first change: it replaces a list of markets by `[null]`.
     let source = "window.spoilt = 0; const parse = JSON.parse;
         JSON.parse = (text, ...rest) => {
             const value = parse(text, ...rest);

@@ -15,8 +15,8 @@ use browser::Browser;
 use oddscache_testkit::{Database, connect, service::Service};
 use tokio_postgres::Client;
 
-/// Upcoming events 1 to $events, one each hour. They have odds of one bookmaker and of two competitors. Every third
-/// lacks one of them. Odds differ by event and bookmaker, so that each event has a best one.
+/// Upcoming events 1 to $events, one each hour. They have odds of one bookmaker and of two competitors, but every third
+/// event lacks sportybet. Odds differ by event and bookmaker, so that each event has a best one.
 const ODDS: &str = r#"
     insert into bookmakers (id, name, slug) values (1, 'betPawa', 'betpawa');
     insert into events (id, sportradar_id, name, home_team, away_team, kickoff)

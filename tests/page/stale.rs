@@ -141,8 +141,8 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let drawn = "document.querySelector('#tile-age .line').getAttribute('d').includes('L')";
     browser.until("a line in the chart", drawn).await;
 
-    // Quantiles of the new entries of a growing histogram, and over all intervals. They are in ms, and NaN where
-    // nothing is new.
+    // `take` gets a histogram that only grows. It returns the quantiles of the entries that are new since the call
+    // before. `lately` returns the quantiles over the last minute. Both are in ms, and NaN if nothing is new.
     let quantiles = "import('/page/quantiles.js').then(({ Quantiles }) => {
         const [seen, of] = [new Quantiles(), (small, large) => [{ le_seconds: 0.001, count: small }, { le_seconds: null, count: large }]];
         const later = new Quantiles();
@@ -161,7 +161,7 @@ async fn health_is_shown_and_the_page_fits_a_phone() {
     let expected = json!(["23:59:58", true, "–"]);
     assert_eq!(browser.eval(clocks).await, expected);
 
-    // An attempt leaves no listener behind for the next one.
+    // A pause before an attempt leaves no listener behind.
     let left = "import('/page/service.js').then(async ({ pause }) => {
         let left = 0;
         const count = (name, by) => {

@@ -36,7 +36,7 @@ async fn pass(State(base): State<Arc<str>>, request: Request) -> Response {
     forward(&base, request).await
 }
 
-/// No address contains the token, and it ends with the tab.
+/// No address contains the token. The browser forgets the token when the tab is closed.
 #[tokio::test]
 async fn the_page_asks_for_a_token_and_hides_it() {
     let page = Page::closed(12).await;
@@ -56,7 +56,7 @@ async fn the_page_asks_for_a_token_and_hides_it() {
     browser.until("it asks again", again).await;
     give(TOKEN).await;
     browser.until("the list", &loaded(12)).await;
-    // The token is kept for the tab, and not longer.
+    // The page keeps the token for the tab, and no longer.
     let kept = "[localStorage.length, sessionStorage.getItem('oddscache-token')]";
     assert_eq!(browser.eval(kept).await, serde_json::json!([0, TOKEN]));
     browser.open(&format!("{base}/?again")).await;

@@ -152,8 +152,8 @@ async fn changes_come_with_their_odds() {
     assert_eq!(status, 400, "{sentence}");
 }
 
-/// The list is compressed and shared by all clients. The odds of all missed changes would be larger, and made for one
-/// client.
+/// A client that missed too many changes must read the list. All clients share the compressed list. The odds of all
+/// missed changes would be larger, and the service would make them for one client alone.
 #[tokio::test]
 async fn a_client_that_missed_more_than_the_list_is_told_to_read_the_list() {
     let (database, served) = served(&[]).await;

@@ -121,8 +121,8 @@ async fn it_is_not_ready_before_the_reload_after_an_outage() {
     door(true);
     eventually("it tries to read everything", async || {
         let mut tries = false;
-        // Ask without a pause, because the follower soon gives way to the lock. If no request has seen it, cut the
-        // connection again.
+        // Send requests without a pause, because the follower soon gives way to the lock. If no response came during
+        // its attempt, cut the connection again.
         for _ in 0..200 {
             let (status, body) = served.get("/readyz").await;
             assert_eq!(status, 503, "{body}");
@@ -266,7 +266,8 @@ async fn the_service_manager_gets_ready_status_and_watchdog_messages() {
     assert!(!heard.contains(&"WATCHDOG=1".to_owned()), "{heard:?}");
 }
 
-/// The service once waited for a signal within the macro that logs it. With that level off, it ended at once.
+/// The service once waited for a signal inside the macro that logs the signal. With that log level off, it did not wait
+/// and ended at once.
 #[tokio::test]
 async fn the_service_runs_with_its_messages_switched_off() {
     let database = with_odds();

@@ -196,7 +196,7 @@ async fn responses_and_the_document_agree() {
             document.check(path, asked, answer).await;
         }
     }
-    // Without `fields` the response is a whole event, and not any part of one.
+    // Without `fields` the response must be a whole event, not just a part of one.
     document.assert_is_a(&bodies["/v1/events/{id}"], "Event", "/v1/events/3");
     for (path, schema) in [("/v1/events", "Event"), ("/v1/list", "ListedEvent")] {
         let all = bodies[path].as_array().expect("a list");
@@ -284,8 +284,8 @@ async fn responses_and_the_document_agree() {
     }
     drop(held);
 
-    // Every documented response was seen, with three exceptions. 401 and 503 of a follower that hangs have their own
-    // tests. 500 of the list has no known cause.
+    // The test has seen all documented responses but three. Other tests cover 401, and 503 of a follower that hangs.
+    // 500 of the list has no known cause.
     seen.insert(("/livez".to_owned(), 503));
     seen.insert(("/v1/list".to_owned(), 500));
     let paths = document.0["paths"].as_object().expect("paths");
