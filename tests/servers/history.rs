@@ -136,7 +136,7 @@ async fn recovery_to_a_point_in_time_replaces_the_state() {
         "restore_command = 'false'",
         "recovery_target_name = 'here'",
         "recovery_target_action = 'promote'",
-        // For a follower that is connected before the promotion, the promotion begins one more epoch. So let none
+        // A follower that connected before the promotion would begin one more epoch at the promotion. So let none
         // connect before it.
         "hot_standby = off",
     ]);

@@ -22,7 +22,8 @@ const FORGETFUL: [&str; 4] = [
 ];
 
 /// Keeps later followers from waiting for notifications while this session is open. A follower that begins to wait
-/// commits a transaction. That commit flushes the write-ahead log, and with it all commits before.
+/// commits a transaction. That commit would flush the write-ahead log, so a crash could no longer lose the commits
+/// before.
 async fn without_notifications(cluster: &Cluster) -> Client {
     let client = connect(&cluster.dsn("postgres")).await;
     let lock = "select pg_advisory_lock(hashtextextended('oddscache listener oddscache', 0))";
@@ -40,7 +41,7 @@ async fn set_line(app: &Client, snapshot: i64, line: i32) -> u64 {
     row.get::<_, &str>(0).parse().expect("a transaction id")
 }
 
-/// Changes lines until a transaction gets an id that a lost one had.
+/// Changes lines until a transaction gets the id of a lost one.
 async fn use_again(app: &Client, lost: &[u64]) {
     let mut ids = Vec::new();
     for line in 1..20 {
@@ -48,8 +49,8 @@ async fn use_again(app: &Client, lost: &[u64]) {
         if lost.contains(ids.last().expect("one")) {
             return;
         }
-        // Each change takes two ids. Take one more here, because otherwise the changes might get only ids that no lost
-        // one had.
+        // Each change takes two ids. Take one more here. Otherwise the changes might skip the ids of all lost
+        // transactions.
         run(app, "select pg_current_xact_id()").await;
     }
     panic!("none of {ids:?} is one of {lost:?}");

@@ -66,7 +66,7 @@ impl Behind {
         shown
     }
 
-    /// The same, but tries until no such lock is held.
+    /// Does the same as `look`, but tries again until no such lock is held.
     pub(crate) async fn check(&self, what: &str) -> Vec<serde_json::Value> {
         let mut shown = None;
         eventually(what, async || {
@@ -77,7 +77,8 @@ impl Behind {
         shown.expect("just seen")
     }
 
-    /// The same, after the standby has replayed all writes. Then the primary must have the same rows, too.
+    /// Does the same as `check`, after the standby has replayed all writes. Then the primary must have the same rows,
+    /// too.
     pub(crate) async fn check_all(&self, what: &str) -> Vec<serde_json::Value> {
         self.replayed().await;
         let expected = self.check(what).await;
@@ -92,15 +93,15 @@ impl Behind {
     }
 }
 
-/// Waits until the follower has begun and published a read from now on.
+/// Waits until the follower has published a read that began after this call.
 async fn read_again(followed: &Followed) {
     let reads = followed.cache.counters().reads;
     let two_more = |now: &Counters| now.reads >= reads + 2;
     followed.counted("two more reads", two_more).await;
 }
 
-/// A snapshot on a standby lists transactions in another way than one on a primary. No commit may be missed, in any
-/// order of commits.
+/// A snapshot on a standby lists transactions differently than one on a primary. No commit may be missed, in any order
+/// of commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_commit_late_and_out_of_order_are_read() {
     let behind = Behind::new(&[]).await;
@@ -288,8 +289,8 @@ async fn every_restart_of_a_standby_begins_one_epoch() {
     }
 }
 
-/// With `listen_from` the notification comes before the standby has the change. The follower must read again until it
-/// has.
+/// With `listen_from` the notification comes before the standby has the change. The follower must read again until the
+/// standby has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_notification_from_the_primary_waits_for_the_standby_to_replay() {
     let primary = Cluster::seeded(&[]);

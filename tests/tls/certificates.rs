@@ -76,7 +76,7 @@ impl Authority {
     }
 }
 
-/// A self-signed certificate. Either it is an authority, as `openssl req -x509` makes them, or it is none.
+/// A self-signed certificate. `is_authority` makes it an authority, as `openssl req -x509` does.
 pub fn self_signed(names: &[&str], is_authority: bool, years: (i32, i32)) -> Certified {
     let (mut params, key) = (params("self", names), key(&rcgen::PKCS_ECDSA_P256_SHA256));
     if is_authority {

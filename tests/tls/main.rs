@@ -93,7 +93,7 @@ impl Secured {
         )
     }
 
-    /// Connects with psql, which uses libpq, and the same connection string.
+    /// Connects with psql, which uses libpq, by this connection string.
     pub fn libpq(&self, dsn: &str) -> Result<(), String> {
         let psql = self.cluster.client("psql").unwrap();
         let mut psql = std::process::Command::new(psql.get_program());

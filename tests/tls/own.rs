@@ -1,4 +1,4 @@
-//! What a user brings along: a function that gives passwords, and a TLS connector.
+//! What a program can provide itself: a function that returns passwords, and a TLS connector.
 
 use std::{
     future::pending,
@@ -27,7 +27,8 @@ fn psql(cluster: &Cluster, args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {errors}");
 }
 
-/// A follower outlives a password that expires: each connection asks anew. It waits while there is none.
+/// A follower survives the expiry of a password, because it requests one for each connection. While there is none, it
+/// waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_changes_is_asked_for_with_each_connection() {
     let cluster = Cluster::start(&["fsync = off"]).unwrap();
@@ -42,7 +43,7 @@ async fn a_password_that_changes_is_asked_for_with_each_connection() {
     let current = Arc::new(Mutex::new(Some("first".to_owned())));
     let asked: Arc<Mutex<Vec<Login>>> = Arc::default();
     let (token, log) = (Arc::clone(&current), Arc::clone(&asked));
-    // What the configuration says besides is not used.
+    // The function replaces the password of the connection string.
     let config = Config::new(&(cluster.dsn_as("iam", "postgres") + " password=stale"))
         .unwrap()
         .password_with(move |login| {
@@ -90,7 +91,7 @@ async fn what_is_wrong_with_a_password_is_told_without_it() {
         "{error:?}"
     );
     assert!(!format!("{error} {error:?} {:?}", of("hunter2")).contains("hunter2"));
-    // One that never comes is bounded as the rest is.
+    // `connect_timeout` also bounds the wait for a password.
     let begun_at = Instant::now();
     let never = config().password_with(async |_| pending::<Result<String, io::Error>>().await);
     let error = open(never).await.unwrap_err();
@@ -105,7 +106,7 @@ async fn what_is_wrong_with_a_password_is_told_without_it() {
     assert!(error.to_string().contains("no metadata"), "{error}");
 }
 
-/// Counts what it is asked for; rustls does the rest, with roots that oddscache knows nothing of.
+/// Records the domain of each handshake. rustls makes the handshake, with roots that oddscache does not know.
 #[derive(Clone)]
 struct Counting {
     inner: MakeRustlsConnect,
@@ -140,7 +141,7 @@ impl MakeTlsConnect<Socket> for Counting {
     }
 }
 
-/// Has no key, and says so.
+/// A connector that always fails, and counts how often it was called.
 #[derive(Clone)]
 struct Locked(Arc<AtomicUsize>);
 
@@ -155,7 +156,7 @@ impl MakeTlsConnect<Socket> for Locked {
     }
 }
 
-/// With channel binding, which the connector's stream must hand on.
+/// The program's own connector makes the handshake. For channel binding its stream must pass on the binding data.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connector_of_ones_own_makes_the_handshake() {
     let secured = secured();
@@ -176,7 +177,7 @@ async fn a_connector_of_ones_own_makes_the_handshake() {
         );
     }
     assert_eq!(*connector.domains.lock().unwrap(), ["localhost"; 3]);
-    // It is the connector that trusts, or does not.
+    // The connector alone decides which certificates to trust.
     let stranger = Counting::trusting(&Authority::new("stranger"));
     let error = open(dsn("sslmode=require").tls_connector(stranger))
         .await
@@ -190,7 +191,7 @@ async fn a_connector_of_ones_own_makes_the_handshake() {
         "{error:?}"
     );
     assert_eq!(calls.load(Ordering::Relaxed), 1);
-    // Certificates that would have no effect are not taken for some.
+    // Root certificates would have no effect beside a connector, so they are an error.
     let tls = Tls::new(SslMode::Require).root_certificates_pem("x");
     let error = open(dsn("").tls(tls).tls_connector(connector))
         .await

@@ -25,7 +25,7 @@ async fn the_file_gives_the_password_of_the_right_host_only() {
     secured.libpq(&dsn).unwrap();
     let config = Config::new(&login).unwrap().passfile(&path);
     assert!(open(config).await.unwrap());
-    // The file counts only if it is named, and only without another password.
+    // A password file is used only if it is named, and only if there is no other password.
     for dsn in [&login, &format!("{dsn} password=x")] {
         let error = refusal(dsn).await;
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");

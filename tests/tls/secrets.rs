@@ -116,7 +116,7 @@ fn the_binary_shows_no_secret_at_any_log_level() {
         beside(&url("scram:hunter2"), "PGSSLROOTCERT", "system"),
         in_url(&nowhere("hunter2@127.0.0.1:1/told")),
         in_url(&nowhere("hunter2@no-such-host.invalid/told")),
-        // Mistakes. Text in the wrong place is not shown either.
+        // Mistakes: text in the wrong place must not be shown either.
         in_url(&nowhere("hunter2/x@127.0.0.1/told")),
         in_url(&nowhere("hunter2")),
         in_url(&nowhere("x@hunter2@127.0.0.1/told")),
@@ -154,7 +154,6 @@ fn the_binary_shows_no_secret_at_any_log_level() {
 /// The test above proves something only if the log is as verbose as it can be.
 #[test]
 fn the_log_at_trace_contains_messages() {
-    // Otherwise the test above would see nothing.
     let secured = secured();
     let url = secured.dsn("scram", &format!("password={PASSWORD}"));
     let (_, said) = run(&["dump"], &[("DATABASE_URL", &url)]);
