@@ -42,7 +42,7 @@ async fn refused_by(database: &Database) -> Error {
     error
 }
 
-/// The error for a database with the change feed after `sql`.
+/// The error for a database that has the change feed and on which `sql` has run.
 async fn after(sql: &str) -> Error {
     let database = Database::with_feed();
     database.psql(sql);

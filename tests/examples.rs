@@ -30,8 +30,8 @@ fn examples() -> &'static HashMap<String, PathBuf> {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        // Cargo sets these variables for the test. The build scripts of other packages would take them for a change and
-        // run again.
+        // Cargo sets these variables for the test. The build scripts of other packages would run again, because they
+        // would see a change.
         for (name, _) in std::env::vars() {
             if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
                 build.env_remove(name);
@@ -232,7 +232,7 @@ async fn embed_in_axum() {
     assert!(api.child.try_wait().unwrap().is_none());
 }
 
-/// An example is copied into programs, so it must handle errors well, too.
+/// Users copy this example into their programs, so it must handle errors well, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn embed_in_axum_exits_with_the_reason_if_it_cannot_start() {
     let database = Database::application();
@@ -265,7 +265,7 @@ async fn follow_changes() {
     );
     let moved = followed.line("  event 2, ").await;
     assert_eq!(moved, "sportybet, 1X2, 1: 2.4 -> 2.3");
-    // Several markets share an id and have no line. Each is compared with itself.
+    // These markets share an id and have no line. The example must compare each market with its own former odds.
     database.psql(INSERT_HANDICAPS);
     database.psql(
         r#"update market_odds set outcomes = '[{"name": "1", "odds": 1.8}]' where handicap_home = 1.5"#,

@@ -27,8 +27,8 @@ fn kickoff(event: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::hours(event)
 }
 
-/// A snapshot whose names repeat as in the application's data. It has 50 markets. 45 are chosen from 60 markets that
-/// all events share, others for each bookmaker. 5 name players of this event.
+/// A snapshot whose names repeat as in the application's data. Of its 50 markets, 5 name players of this event. The
+/// other 45 come from 60 markets that all events share. Each bookmaker has its own choice of them.
 fn snapshot(event: i64, bookmaker: i64) -> SnapshotInput {
     let outcome = |name: String, number: i64| OutcomeInput {
         name,

@@ -196,7 +196,7 @@ async fn a_pause_leaves_no_transaction_in_flight() {
     // If a pause did not end long transactions, the test would time out.
     let pace = Pace {
         long: Duration::from_secs(3600),
-        // More workers than long transactions that can begin before the next pause, so that some workers stay free.
+        // More workers than there can be long transactions before the next pause. So some workers stay free.
         workers: 6,
         mishaps: 1.0,
         ..fast_pace()
@@ -221,7 +221,7 @@ async fn a_pause_leaves_no_transaction_in_flight() {
         running.control.resume();
     }
     running.stop().await;
-    // Long transactions block transactions that lock whole tables, and these block others. So conflicts are the only
+    // A long transaction blocks one that locks whole tables, and that one blocks others. So conflicts are the only
     // failures.
     let counts = counters.read();
     assert_eq!(counts.failed, counts.conflicts, "{counts:?}");

@@ -189,7 +189,7 @@ proptest! {
     }
 }
 
-/// The list writes a snapshot's fragment again only if its odds changed. Times and kickoffs cost no fragment.
+/// The list writes a snapshot's fragment again only if its odds changed. A new time or kickoff writes no fragment.
 #[test]
 fn only_changed_snapshots_are_written_again() {
     let (cache, mut writer) = filled(100);

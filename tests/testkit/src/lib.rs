@@ -118,8 +118,8 @@ pub fn psql(database: &str, args: &[&str]) -> String {
     cluster().psql_ok(database, args)
 }
 
-/// Runs a script of `sql/` with these settings through psql as the superuser, and returns its rows. With `indexes` it runs
-/// the statements that these rows are. Fails the test unless all succeed.
+/// Runs a script of `sql/` with these settings through psql as the superuser, and returns its rows. The rows of the
+/// script `indexes` are statements, which this runs as well. Fails the test unless all succeed.
 pub fn run_script(database: &str, script: Script, settings: &[(&str, &str)]) -> String {
     run_script_on(cluster(), database, script, settings)
 }
@@ -150,7 +150,7 @@ pub fn server_version() -> u32 {
     })
 }
 
-/// Whether the server has a feature that came with this version. If it has not, prints that the test leaves it out.
+/// Whether the server has a feature that came with this version. If not, prints that the test leaves this part out.
 pub fn server_has(what: &str, since: u32) -> bool {
     let has = server_version() >= since;
     if !has {

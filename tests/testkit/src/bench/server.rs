@@ -24,7 +24,7 @@ pub async fn start(settings: &[&str]) -> Server {
     of_size(&settings, &Size::default()).await
 }
 
-/// The same with these settings alone, and with this amount of data.
+/// Does the same with this amount of data, and with no settings but these.
 pub async fn of_size(settings: &[&str], size: &Size) -> Server {
     let cluster = Cluster::start(settings).expect("a cluster");
     let dsn = cluster.dsn("postgres");
