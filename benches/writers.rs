@@ -286,7 +286,7 @@ async fn alone(
     }
 }
 
-/// The median, and the median and quartiles of the ratio to the transaction without triggers of the same turn.
+/// The median time, and the median and quartiles of its ratio to the time without triggers in the same turn.
 fn compared(with: &[f64], without: &[f64]) -> String {
     let mut ratios: Vec<f64> = with.iter().zip(without).map(|(a, b)| a / b).collect();
     ratios.sort_by(f64::total_cmp);

@@ -62,8 +62,8 @@ fn made<S: Store + 'static>(name: &'static str, make: impl FnOnce() -> S) -> Mad
     (name, Box::new(store), bytes as f64 / data::ALL_MARKETS)
 }
 
-/// The entries of a cache that is dropped afterwards, so that nobody shares their memory. Each entry is allocated
-/// together with its snapshots. So it lies beside them, as an event of the cache does, and not close to the next entry.
+/// Entries that share no memory with a cache, because their cache is dropped afterwards. Each entry is allocated right
+/// after its snapshots, so it lies beside them in memory, as an event of the cache does.
 fn entries() -> impl Iterator<Item = (i64, Arc<data::Entry>)> {
     let (cache, mut writer) = OddsCache::detached();
     let entries: Vec<_> = (1..=data::EVENTS)
@@ -148,7 +148,7 @@ fn in_process() -> Vec<Line> {
             times[2].push(timed(|| store.inline()));
         }
     }
-    // Measure these in a loop of their own, because an update leaves other snapshots behind.
+    // Measure these after the loop above, because an update leaves other snapshots behind.
     for round in 0..5 {
         for ((_, store, _), times) in stores.iter().zip(&mut times) {
             times[3].push(measure::p99(&**store, &ids, SPAN / 5));

@@ -86,8 +86,8 @@ pub fn p99_beside_a_writer(store: &dyn Store, ids: &[i64], span: Duration) -> f6
     while_another(write, || p99(store, ids, span))
 }
 
-/// Reads all events while a writer touches all of them, again and again. Returns the number of views with two
-/// generations, and of all views.
+/// Reads all events while a writer touches all of them, again and again. Returns how many views showed two generations,
+/// and how many views there were.
 pub fn torn(store: &dyn Store, span: Duration) -> (u64, u64) {
     store.touch_all(0);
     while_another(

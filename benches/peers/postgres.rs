@@ -282,9 +282,9 @@ impl Server {
         self.runtime.block_on(self.session.insert(&ids, round))
     }
 
-    /// Reads the snapshot headers of all events while a writer gives all of them a new generation in one transaction
-    /// after the other. Reads as the application does: two statements, READ COMMITTED. Returns the number of views with
-    /// two generations, and of all views.
+    /// Reads the snapshot headers of all events as the application does: two statements, READ COMMITTED. Meanwhile a
+    /// writer gives all events a new generation, in one transaction after the other. Returns how many views showed two
+    /// generations, and how many views there were.
     pub fn torn(&self, span: Duration) -> (u64, u64) {
         let all = event_ids(1..=EVENTS);
         let writer = self.runtime.block_on(Session::new(&self.dsn));

@@ -284,8 +284,8 @@ pub fn update(client: &mut Client, round: i64) -> Instant {
     begun
 }
 
-/// Reads all events by one MGET while a writer sets them all by one MSET, again and again. Returns the number of views
-/// with two generations, and of all views.
+/// Reads all events by one MGET while a writer sets them all by one MSET, again and again. Returns how many views
+/// showed two generations, and how many views there were.
 pub fn torn(server: &Server, span: Duration) -> (u64, u64) {
     let keys = keys("generation");
     let set = |client: &mut Client, generation: u64| {

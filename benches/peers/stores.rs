@@ -1,5 +1,5 @@
 //! Stores in this process that could hold the events. Each is used as its own documentation recommends. All use the
-//! hash function of `hashbrown`, the fastest of theirs.
+//! hash function of `hashbrown`, which is the fastest among theirs.
 
 use std::{
     sync::{Arc, Mutex, RwLock},
@@ -88,7 +88,7 @@ impl Store for Handle {
             .map(|event| inline(event.betpawa(), event.competitors()))
             .sum()
     }
-    /// The snapshots have no markets. The other stores get packed ones, and packing costs the same for all.
+    /// The new snapshots have no markets. The other stores get packed snapshots, and packing costs the same for all.
     fn update(&self, round: i64) -> Option<Instant> {
         let mut writer = self.writer.lock().expect("the writer");
         let prepare = |id| [1, 2, 3].map(|offer| empty(id, offer, round));
@@ -338,7 +338,7 @@ impl Store for Moka {
     }
 }
 
-/// Plain objects with text and JSON values, as a program has them that keeps what it read.
+/// Plain objects with text and JSON values, as in a program that keeps rows as it read them.
 #[expect(dead_code, reason = "held for what they weigh")]
 pub struct ObjectMarket {
     pub betpawa_market_id: String,
