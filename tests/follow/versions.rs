@@ -146,7 +146,7 @@ async fn an_upgrade_in_place_leaves_no_gap() {
     )
     .await;
     followed.check("a transaction across the upgrade").await;
-    // A second run of the script must not disturb the follower either.
+    // While a transaction was writing, the script left the log as it was. This second run changes it.
     psql(&database.name, &["-qf", "sql/install.sql"]);
     for sql in &STEPS[1..] {
         followed.step(sql).await;
