@@ -110,7 +110,7 @@ async function load() {
       const { body, headers } = await ask("/v1/list");
       store.replace(body, Date.now());
       reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
-      // The list has its own age, which is a newer proof than an older answer of /v1/stats.
+      // The list comes with its own age. That is a newer proof than the last answer of /v1/stats.
       known.mark = null;
       const age = headers.get("oddscache-age-ms");
       if (age !== null) known.proven = asked - Number(age);
@@ -145,7 +145,7 @@ function prove() {
 /** Applies one change. Its odds come with it, or are requested. */
 async function apply(id, change) {
   const at = version(id);
-  // The list that was loaded last has it already.
+  // The list that was loaded last already contains this change.
   if (at && known.version?.process === at.process && at.version <= known.version.version) return;
   const ids = [...new Set([change.betpawa, ...Object.values(change.competitors), change.kickoffs].flat())];
   store.apply(ids, change.odds ?? (await elements(ids)), Date.now());
@@ -285,10 +285,10 @@ function judge() {
   document.body.dataset.state = state;
   if (state === "stale" && stale) {
     staleSince ??= Number.isFinite(known.proven) ? known.proven : Date.now();
-    // A page out of sight has no stream and few timers. That is worth no line.
+    // A hidden page has no stream and few timers. So it gets stale, which is worth no line.
     if (!told && !document.hidden && Date.now() - inSight > SETTLING) {
       told = true;
-      // The list has the service's own states already.
+      // "What happened" already has a line for each state of the service.
       if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
     let is = "There is nothing to see yet";
