@@ -9,8 +9,8 @@ import { Quantiles } from "./quantiles.js";
 const MOST_LINES = 40;
 
 /**
- * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is by how much a counter grew per
- * second since the last answer. `visible` has the quantiles of the last minute.
+ * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is the growth of a counter per second
+ * since the last answer. `visible` has the quantiles of the last minute.
  */
 const TILES = [
   {

@@ -11,14 +11,14 @@ import { Store } from "./store.js";
 const STATS_EVERY = 2_000;
 /** The page is called stale beyond this age, ms. A healthy service proves its view current every second. */
 const STALE_AFTER = 10_000;
-/** `disconnected` is not shown until the page is this old, ms. A lock may keep the service from reading for a moment,
-    and only the next answer of /v1/stats tells the page that this is over. */
+/** `disconnected` is not shown before the page's odds are this old, ms. A lock may keep the service from reading for a
+    moment, and only the next answer of /v1/stats tells the page that this is over. */
 const BRIEFLY = 5_000;
 /** How many ids one request names at most. */
 const IDS_AT_ONCE = 500;
 /** If more changes than this wait for the list, they are dropped and the list is loaded again. */
 const MOST_WAITING = 1_000;
-/** For this long after the page came back into sight, trouble is not listed, ms: most of it ends by itself. */
+/** After the page comes back into sight, trouble is not listed for this long, ms. Most of it ends by itself. */
 const SETTLING = 5_000;
 /** States in which the service does not know the database's current state. */
 const BLIND = ["disconnected", "ended", "warming"];
@@ -57,7 +57,7 @@ let working = false;
 /** How often the list was found to lack something. */
 let losses = 0;
 
-/** Marks the list as incomplete, so that it is loaded anew. Changes that wait are dropped: it will contain them. */
+/** Marks the list as incomplete, so that it is loaded anew. Drops waiting changes, which the new list will contain. */
 function lose() {
   losses += 1;
   if (known.whole) known.lacking = Date.now();
@@ -228,7 +228,7 @@ function unanswered(problem) {
   if (problem.status === 401 && !element("token").open) element("token").showModal();
 }
 
-/** Why what the page shows may be old; `null` if it is current. */
+/** Why the page may show old odds; `null` if it shows current ones. */
 function trouble() {
   prove();
   const { stats, silent, streamless, proven, whole } = known;
@@ -262,7 +262,7 @@ function blind(status) {
 }
 
 let staleSince = null;
-/** Whether the list of what happened has a line about it. */
+/** Whether the list of what happened already says that the page is stale. */
 let told = false;
 /** When the page came into sight. */
 let inSight = -Infinity;
