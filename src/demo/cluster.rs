@@ -264,13 +264,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// A command, of the server's `bin` directory unless its path is absolute, to be run as the server's user.
+    /// A command to run as the server's user. `program` is in the server's `bin` directory, or an absolute path.
     pub fn command(&self, program: &str) -> Command {
         self.command_of(self.bin.join(program))
     }
 
-    /// A program of PostgreSQL's clients, such as `psql`, to be run as the server's user. The server's `bin` directory
-    /// may lack it.
+    /// A command for a client program of PostgreSQL, such as `psql`, to run as the server's user. The server's `bin`
+    /// directory may lack the program; then another version's is used.
     pub fn client(&self, program: &str) -> Result<Command, ClusterError> {
         let path = self.binaries.client(program, &self.bin)?;
         Ok(self.command_of(path))

@@ -24,10 +24,10 @@ use tokio_postgres::Client;
 pub(crate) const SCHEMA: &str = include_str!("schema.sql");
 const MATERIAL: &str = include_str!("dataset.sql");
 
-/// How much data. `default()` is the scale the cache must take without thought.
+/// How much data. The cache must handle the scale of `default()` with ease.
 #[derive(Debug, Clone)]
 pub(crate) struct Scale {
-    /// Upcoming events; about a tenth as many past ones come on top.
+    /// Upcoming events. About a tenth as many past events are added.
     pub(crate) events: u32,
     /// Markets of a snapshot.
     pub(crate) markets: u32,
@@ -365,8 +365,8 @@ const MARKET_TARGETS: &str = "
     where age <= $1::int and captured_at > clock.now - interval '9 days'
     order by captured_at, key";
 
-/// $1: whether the competitors', $2, $3: range of `market_target.n`, $4: markets of a snapshot.
-/// Odds are drawn around the base of the market's kind, and scaled so that the margin is that of the kind.
+/// $1: whether the markets are the competitors'. $2, $3: range of `market_target.n`. $4: markets of a snapshot.
+/// Odds are drawn around the base of the market's kind, then scaled to the margin of the kind.
 fn markets_of(table: &str) -> String {
     format!(
         "insert into {table} (snapshot_id, betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home,

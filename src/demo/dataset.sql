@@ -25,7 +25,7 @@ $$ select chr(65 + floor(pg_temp.u(key, 91) * 26)::int) || '. '
 
 -- One row per market of a snapshot, in row order. The markets of the event list come first, so that the smallest scale
 -- has them.
--- own_names: the outcomes are players of the event, made per event.
+-- own_names: the outcomes are the event's players, so each event has names of its own.
 create temp table market_kind (
     position       int primary key,
     market_id      text not null,
@@ -36,7 +36,7 @@ create temp table market_kind (
     handicap_away  float8,
     names          text[]   not null,
     base           float8[] not null,
-    -- The sum of 1 / odds, kept for every snapshot: the bookmaker's margin.
+    -- The sum of 1 / odds, which is the bookmaker's margin. It is the same in every snapshot.
     overround      float8   not null,
     groups         jsonb,
     own_names      boolean  not null
@@ -90,7 +90,7 @@ from kinds;
 create function pg_temp.raw_response(key bigint) returns jsonb language sql immutable as
 $$ select jsonb_build_object('status', 'ok', 'etag', md5(key::text), 'body', repeat(md5((key + 1)::text), 8)) $$;
 
--- Which snapshots get markets; dataset.rs fills it. The outcomes' names depend on event, the odds on key.
+-- The snapshots that get markets. dataset.rs fills it. event decides the names of outcomes, and key decides the odds.
 create temp table market_target (
     n           bigserial primary key,
     competitor  boolean not null,

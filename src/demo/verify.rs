@@ -45,7 +45,8 @@ pub(crate) async fn verify(cache: &OddsCache, client: &Client) -> anyhow::Result
     Ok(rows.len())
 }
 
-/// A view that shows everything committed until now. It shows a transaction that begins after all others have ended.
+/// A view that shows everything committed so far. To get it, this begins a transaction, and waits for a view that
+/// contains it. A view that contains this transaction contains all that committed before.
 async fn caught_up(cache: &OddsCache, client: &Client) -> anyhow::Result<View> {
     const DOING: &str = "asking for a transaction id";
     let rows = client

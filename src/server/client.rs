@@ -23,7 +23,7 @@ use ureq::{
 
 use super::{http::auth::Token, options::secret::Secret};
 
-/// No answer about one event is longer than this.
+/// The most bytes to read of an answer. An answer about one event has fewer.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Where a service listens: `scheme://host:port`.

@@ -4,7 +4,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::http::limits::Limits;
 
-/// Descriptors besides HTTP connections: the database's, files, standard streams, connections that are turned away.
+/// Descriptors for everything but the HTTP connections within the limit: database connections, files, standard streams,
+/// and HTTP connections beyond the limit.
 const OTHERS: u64 = 128;
 
 /// Raises the limit to the most that this process may have. The usual 1,024 are a relic of `select`.
@@ -28,8 +29,8 @@ pub(crate) fn raise() -> Option<u64> {
     }
 }
 
-/// Warns if HTTP connections can use up all descriptors. Then the service could accept nobody, and not reach the
-/// database again.
+/// Warns if HTTP connections can use up all descriptors. The service could then neither accept a client nor connect to
+/// the database again.
 pub(crate) fn warn_if_few(limits: &Limits, open_files: Option<u64>) {
     let needed = limits.most_connections as u64 + OTHERS;
     if let Some(open_files) = open_files.filter(|most| *most < needed) {

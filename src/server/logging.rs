@@ -61,7 +61,7 @@ struct Logging {
     repeats: Repeats,
 }
 
-/// Logs what was held back when it is dropped, at the end of the process.
+/// Dropped at the end of the process. It then logs how many messages were held back.
 #[derive(Debug)]
 pub(crate) struct Flush;
 
@@ -158,7 +158,7 @@ pub(crate) fn messages() -> impl Iterator<Item = (String, u64)> {
     })
 }
 
-/// How many of them were held back.
+/// How many messages were held back since the process began.
 pub(crate) fn held_back() -> u64 {
     let logging = LOGGING.get();
     logging.map_or(0, |logging| {
@@ -206,9 +206,9 @@ impl<S: Subscriber> layer::Filter<S> for OfProcess {
 /// Counts messages, and holds back those that repeat.
 #[derive(Debug)]
 struct Repeats {
-    /// Messages of a call site within an interval; 0: any number.
+    /// The most messages of a call site within an interval. 0 means no limit.
     most: u32,
-    /// Locked for a moment by each message.
+    /// Each message locks it for a moment.
     sites: Mutex<HashMap<Identifier, Site>>,
     wake: SyncSender<()>,
     counts: [AtomicU64; LEVELS.len()],
@@ -223,7 +223,7 @@ struct Site {
     begun: Instant,
     /// Messages in the current interval.
     count: u32,
-    /// Messages held back that are not reported yet, and when the first of them came.
+    /// How many messages are held back and not reported yet, and when the first of them came.
     held: u64,
     held_since: Instant,
     /// The first message that was held back.
@@ -284,7 +284,7 @@ impl Repeats {
                 }
             }
         }
-        // After unlocking the sites: each of these messages locks them.
+        // Log after unlocking the sites, because each of these messages locks them.
         for (level, times, message) in held {
             match level {
                 Level::ERROR => {

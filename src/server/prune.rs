@@ -17,13 +17,13 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the server may take for one call. `prune()` stops by itself sooner.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// The most rows that one call deletes. If it deletes as many, there may be more.
+/// The most rows that one call deletes. If a call deletes this many, there may be more.
 const MOST: i64 = 50_000;
 
-/// A failure that stays is logged as a warning each time after this many attempts: about once an hour.
+/// If pruning keeps failing for the same reason, every so many failures bring one more warning: about one an hour.
 const WARN_AGAIN: u64 = 60;
 
-/// Overrides the role's defaults: `prune()` writes, and refuses to run in a serializable transaction.
+/// Overrides the role's defaults, because `prune()` writes, and refuses to run in a serializable transaction.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
     SET LOCAL search_path = pg_catalog, pg_temp";
 
@@ -53,7 +53,8 @@ struct Failures {
 }
 
 impl Failures {
-    /// Counts a failure. Returns whether it deserves a warning: the first for a reason does, and again if it stays.
+    /// Counts a failure. Returns whether to warn of it: true for the first failure for a reason, then once in
+    /// [`WARN_AGAIN`].
     fn is_news(&mut self, reason: &str) -> bool {
         if self.reason.as_deref() != Some(reason) {
             self.reason = Some(reason.to_owned());
@@ -63,7 +64,7 @@ impl Failures {
         self.times % WARN_AGAIN == 1
     }
 
-    /// Forgets them. Returns whether there were any.
+    /// Forgets the failures. Returns whether there were any.
     fn end(&mut self) -> bool {
         std::mem::take(self).reason.is_some()
     }
@@ -75,7 +76,7 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
     let mut failures = Failures::default();
     let interval = interval.max(LEAST_INTERVAL);
     loop {
-        // The pause is random, so that of many services that start together the first one does the work of all.
+        // The pause is random. So if many services start together, the first one to wake does the work of all.
         sleep(interval.mul_f64(0.5 + fastrand::f64())).await;
         match prune(&config, &cache_schema, keep).await {
             Ok(Some(rows)) => {
@@ -96,7 +97,7 @@ pub(crate) async fn run(config: Config, cache_schema: String, keep: Duration, in
             }
             Err(Trouble { text, sqlstate }) => {
                 FAILED.fetch_add(1, Ordering::Relaxed);
-                // By SQLSTATE, because the text may name processes and rows.
+                // Compare failures by SQLSTATE, because the text may name processes and rows.
                 let is_news = failures.is_news(sqlstate.as_ref().unwrap_or(&text));
                 let (error, failures) = (text, failures.times);
                 if is_news {

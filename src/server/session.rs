@@ -44,7 +44,7 @@ impl Trouble {
         self.sqlstate.as_deref() == Some(sqlstate)
     }
 
-    /// Whether the role lacks the right.
+    /// Whether the role lacks a right.
     pub(crate) fn is_lack_of_rights(&self) -> bool {
         self.is("42501")
     }
@@ -78,8 +78,8 @@ impl From<tokio_postgres::Error> for Trouble {
 
 pub(crate) use oddscache::sql::{literal, quote as identifier};
 
-/// What a transaction sets first, right after BEGIN, so that no `transaction_timeout` of the role, the database or the
-/// server ends its session. Empty before PostgreSQL 17, which brought that setting.
+/// A statement to run right after BEGIN. With it, no `transaction_timeout` of the role, the database or the server ends
+/// the session. Empty before PostgreSQL 17, which introduced that setting.
 pub(crate) fn without_transaction_timeout(connection: &Connection) -> &'static str {
     match connection.server_version() {
         Some(17..) => "SET LOCAL transaction_timeout = 0; ",
@@ -172,7 +172,7 @@ impl Session {
         self.transaction("BEGIN READ ONLY", text, "ROLLBACK").await
     }
 
-    /// Runs statements between others: the first of those begins a transaction, and the last one ends it.
+    /// Runs `sql` in a transaction. `before` begins it, and `after` ends it. After an error, ROLLBACK ends it.
     async fn transaction(
         &self,
         before: &str,
@@ -189,8 +189,8 @@ impl Session {
         rows
     }
 
-    /// Statements that bound a transaction, whatever the role's own time-outs are. They must come in its first message. No
-    /// time-out interrupts the server while it compiles a query.
+    /// Statements that limit the time of a transaction, in place of the role's own time-outs. They must come in the
+    /// transaction's first message. They turn `jit` off, because no time-out interrupts the compiling of a query.
     pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(

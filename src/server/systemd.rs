@@ -9,8 +9,8 @@
 //! | `WATCHDOG=1` | three times in the manager's interval, while the follower and all threads make progress |
 //! | `STOPPING=1` | on SIGTERM or Ctrl-C |
 //!
-//! [`Health::alive`] says whether the follower makes progress. The crate `sd-notify` would save only [`open`], and it
-//! blocks while the manager's socket is full. The follower's runtime must not block.
+//! [`Health::alive`] says whether the follower makes progress. The crate `sd-notify` would replace only [`open`]. It
+//! also blocks while the manager's socket is full, and the follower's runtime must not block.
 
 use std::{
     convert::Infallible,
@@ -35,7 +35,7 @@ use super::http::health::Health;
 /// How often to look at the follower's progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long the start may still take after each message.
+/// Each message allows the start this much more time.
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// The manager's socket, if there is one.
@@ -81,7 +81,7 @@ impl Notifier {
         self.send("STOPPING=1\nSTATUS=ending\n");
     }
 
-    /// Tells the manager until it is dropped.
+    /// Keeps telling the manager until the future is dropped.
     pub(crate) async fn run(&self, cache: &OddsCache, health: &Health) -> Infallible {
         let feed_interval = self.feed_interval();
         let mut ticks = interval(feed_interval.map_or(LOOK, |interval| interval.min(LOOK)));
@@ -131,7 +131,7 @@ impl Notifier {
         if lines.is_empty() || !self.send(&lines) {
             return;
         }
-        // Only now: what could not be sent is still new to the manager.
+        // Remember it only after it was sent. If sending fails, the next call tries again.
         told.ready |= is_ready;
         told.status = status;
         if feeds {
@@ -164,7 +164,7 @@ fn describe(cache: &OddsCache) -> String {
     format!("{}; {} events", cache.status(), cache.view().len())
 }
 
-/// A line break would begin another line of the protocol.
+/// Replaces control characters, because a line break would begin another line of the protocol.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
@@ -239,7 +239,7 @@ mod tests {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         std::thread::scope(|scope| {
-            // Like the service: not on one of the worker threads.
+            // As in the service, the notifier does not run on a worker thread.
             scope.spawn(|| {
                 let (cache, mut writer) = OddsCache::detached();
                 writer.publish();
@@ -254,7 +254,7 @@ mod tests {
             assert!(hear(&manager).unwrap().contains("WATCHDOG=1"));
             runtime.spawn(async move {
                 begun.send(()).unwrap();
-                // Until the sender is gone.
+                // Blocks the worker thread until the sender is gone.
                 let _ = blocked.recv();
             });
             begins.recv().unwrap();

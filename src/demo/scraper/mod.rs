@@ -288,8 +288,8 @@ impl Scraper {
         let mut rng = self.fork();
         let mut client = self.pool.get().await?;
         let tx = client.transaction().await?;
-        // Do not wait for a lock without end, because others wait behind us. jit would take longer than the statements
-        // themselves.
+        // Do not wait for a lock without limit, because others wait behind us. Turn jit off, because it would take
+        // longer than the statements themselves.
         tx.batch_execute(&format!(
             "set local lock_timeout = '2s'; set local jit = off; select setseed({})",
             rng.f64()

@@ -134,7 +134,7 @@ async fn insert(
         Side::Own => ("bookmaker_id,", "n.bookmaker_id,"),
         Side::Competitor => ("", ""),
     };
-    // The ids are drawn before the rows are inserted, so that the query can return each beside the snapshot it follows.
+    // Draw the ids before inserting the rows. So the query can return each new id with the id of the snapshot before.
     let heads = format!(
         "with made as materialized (
              select nextval(pg_get_serial_sequence('{snapshots}', 'id')) as id, n.owner, n.bookmaker_id, n.before

@@ -123,7 +123,7 @@ pub(crate) enum Output {
     Nothing,
 }
 
-/// Overrides defaults of the role or database with which the scripts refuse to run.
+/// Overrides defaults of the role and the database. With other values the scripts refuse to run.
 const SESSION: &str =
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off";
 
@@ -140,7 +140,7 @@ pub(crate) async fn apply(
         Output::Nothing => Box::new(io::sink()),
     };
     let (client, mut connection) = config.open().await?;
-    // Print notices as they arrive, because a script may then wait long for a lock.
+    // Print notices as they arrive, because the script may wait long for a lock after one.
     let messages = tokio::spawn(async move {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message {
@@ -161,7 +161,7 @@ pub(crate) async fn apply(
     })
 }
 
-/// Whether the report has a FAIL.
+/// Runs the script and prints what it returns. Returns whether the report has a FAIL.
 async fn on(
     client: &Client,
     script: Script,

@@ -40,7 +40,7 @@ impl Token {
             .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")))
     }
 
-    /// What stands in the header `Authorization`.
+    /// The value of the header `Authorization`.
     pub(crate) fn header(&self) -> String {
         format!("Bearer {}", self.0.0)
     }
@@ -69,8 +69,8 @@ impl std::str::FromStr for Token {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access to the HTTP server")]
 pub(crate) struct AccessArguments {
-    /// A bearer token that every request must send, except for /livez, /readyz and the page's own files. Better given
-    /// by the environment or a file, because other users can see arguments
+    /// A bearer token that every request must send, except for /livez, /readyz and the page's own files. Give it by the
+    /// environment or a file, because other users can see arguments
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",

@@ -19,7 +19,7 @@ pub(crate) const EPOCH: HeaderName = HeaderName::from_static("oddscache-epoch");
 /// name a view.
 static PROCESS: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
 
-/// Names a view for as long as clients may remember it: `<process>-<version>`.
+/// Names a view for clients, which may send the name back to a later process: `<process>-<version>`.
 pub(crate) fn id(version: u64) -> String {
     format!("{:08x}-{version}", *PROCESS)
 }
@@ -35,7 +35,7 @@ pub(crate) fn age_ms(view: &View) -> u64 {
     u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The answer that `make` makes of a view, with the view's cut in its headers. 304 if the client has it already.
+/// The answer that `make` makes from `view`, or 304 if the client has it already. The headers have the view's cut.
 pub(crate) fn answer(
     view: &View,
     request: &HeaderMap,

@@ -94,7 +94,7 @@ impl Progress {
             self.signs = Some(signs);
             self.since = now;
         }
-        // A read without changes may only show in the view's age.
+        // A read without changes may change nothing but the view's age.
         let proven = age.and_then(|age| now.checked_sub(age));
         if let Some(proven) = proven {
             self.since = self.since.max(proven);
@@ -135,7 +135,7 @@ impl Health {
         }
     }
 
-    /// From now on it is not ready.
+    /// Makes it not ready from now on.
     pub(crate) fn end(&self) {
         self.ending.store(true, Ordering::Relaxed);
     }

@@ -242,7 +242,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for IoTimeout<S> {
         let more = buffer.filled().len() > before;
         let (limits, stalled) = (&this.limits, this.stalled_since.is_some());
         let pending = result.is_pending();
-        // No deadline while an answer is made or a write stalls: then the client is not to send anything.
+        // No deadline applies while an answer is made or a write stalls: the client need not send anything then.
         let until = this.activity.state(|state| {
             if more && !state.under_way {
                 state.head_since.get_or_insert_with(Instant::now);

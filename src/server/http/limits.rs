@@ -26,19 +26,21 @@ pub(crate) struct Limits {
     /// How long a connection without a request is kept open
     #[arg(long, env = "ODDSCACHE_IDLE_TIMEOUT", default_value = "75s", value_parser = time)]
     pub(crate) idle_timeout: Duration,
-    /// How long an answer may take to begin, else it is 503. Keep it above 30 s, the longest `timeout` of a request
+    /// How long an answer may take to begin. Later the client gets 503. Keep it above 30 s, the longest `timeout` of a
+    /// request
     #[arg(long, env = "ODDSCACHE_REQUEST_TIMEOUT", default_value = "40s", value_parser = time)]
     pub(crate) request_timeout: Duration,
-    /// How long a client may take nothing of an answer that waits for it, before it is cut off
+    /// The client is cut off if it takes nothing of a waiting answer for this long
     #[arg(long, env = "ODDSCACHE_STALL_TIMEOUT", default_value = "15s", value_parser = time)]
     pub(crate) stall_timeout: Duration,
-    /// How long a client may take over one answer, other than a stream of changes, before it is cut off
+    /// The client is cut off if it takes longer than this over one answer. A stream of changes has no such limit
     #[arg(long, env = "ODDSCACHE_ANSWER_TIMEOUT", default_value = "2m", value_parser = time)]
     pub(crate) answer_timeout: Duration,
     /// How long answers under way may take after SIGTERM or Ctrl-C
     #[arg(long, env = "ODDSCACHE_DRAIN", default_value = "5s", value_parser = time)]
     pub(crate) drain: Duration,
-    /// How long to accept connections before that, while /readyz answers 503, so that a load balancer notices
+    /// How long to go on accepting connections after SIGTERM or Ctrl-C. /readyz answers 503 meanwhile, so that a load
+    /// balancer notices
     #[arg(long, env = "ODDSCACHE_DRAIN_DELAY", default_value = "0s", value_parser = time_or_none)]
     pub(crate) drain_delay: Duration,
 }

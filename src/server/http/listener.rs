@@ -32,7 +32,8 @@ use super::{
     tls::Tls,
 };
 
-/// How many connections beyond the limit get an answer that says so, at a time. Further ones are closed at once.
+/// How many connections beyond the limit may be open at a time, each for a short answer. Further ones are closed at
+/// once.
 const TURNED_AWAY_AT_ONCE: usize = 64;
 
 /// How much longer the kernel waits for a client than `stall_timeout`.
@@ -119,8 +120,8 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // Clearly later than our own time-out, because only ours is counted. The kernel's time starts when the first byte
-    // waits, ours when the socket takes no more.
+    // The kernel's time-out must come clearly after ours, because only ours is counted. The kernel's starts when the
+    // first byte waits. Ours starts when the socket takes no more.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limits.stall_timeout + KERNEL_MARGIN))?;
     Ok(())

@@ -149,7 +149,7 @@ impl Server {
     /// Makes `/readyz` fail, then accepts no more connections, ends streams, and gives answers under way a bounded
     /// time.
     ///
-    /// A second call waits for the same end, also if the first one was dropped.
+    /// A second call waits for the same end, even if the first one was dropped.
     pub(crate) async fn stop(&self) {
         let mut place = self.task.lock().await;
         let Some(running) = place.as_mut() else {

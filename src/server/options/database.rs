@@ -11,8 +11,8 @@ use oddscache::{Config, Error};
     next_help_heading = "Database (what the URL leaves open comes from the other flags, then from libpq's defaults)"
 )]
 pub(crate) struct DatabaseArguments {
-    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... Better given
-    /// by the environment if it holds a password, because other users can see arguments
+    /// Where the database is: postgres://user@host:port/name?sslmode=verify-full, or host=... dbname=... If it holds a
+    /// password, give it by the environment, because other users can see arguments
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// Host names or addresses, separated by commas and tried in this order, or the directory of the server's socket
@@ -48,7 +48,7 @@ pub(crate) struct DatabaseArguments {
     /// postgres, or direct: start TLS without asking the server first, from PostgreSQL 17 on
     #[arg(long, env = "PGSSLNEGOTIATION", value_name = "HOW")]
     sslnegotiation: Option<String>,
-    /// disable, prefer or require: whether the login must prove that nobody sits in between
+    /// disable, prefer or require: whether the login must prove that nobody intercepts the connection
     #[arg(long, env = "PGCHANNELBINDING", value_name = "WHETHER")]
     channel_binding: Option<String>,
     /// any, read-write, read-only, primary, standby or prefer-standby: which hosts to accept

@@ -31,7 +31,7 @@ pub(crate) struct FollowArguments {
     /// How long an event is held after its kickoff, such as 2h or 90m
     #[arg(long, env = "ODDSCACHE_LOOKBACK", default_value = "2h", value_parser = humantime::parse_duration)]
     pub(crate) lookback: Duration,
-    /// Accept that row level security applies to the role: only right if its policies show it every row
+    /// Accept a role to which row level security applies. Its policies must show it every row
     #[arg(long, env = "ODDSCACHE_ALLOW_ROW_SECURITY")]
     allow_row_security: bool,
     /// How long reading everything may take before the connection counts as dead
@@ -43,8 +43,8 @@ pub(crate) struct FollowArguments {
     /// How long reading changes may take before the connection counts as dead
     #[arg(long, env = "ODDSCACHE_READ_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) read_timeout: Duration,
-    /// Where to LISTEN, if not at DATABASE_URL: at the primary if that is a standby, at the server itself if that is a
-    /// pooler in transaction mode
+    /// Where to LISTEN, if not at DATABASE_URL. If DATABASE_URL leads to a standby, name its primary. If it leads to a
+    /// pooler in transaction mode, name the server itself
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN_URL",

@@ -15,7 +15,8 @@ use crate::server::{
     session::{Session, Trouble, identifier, literal},
 };
 
-/// VACUUM does not do its work if there are more dead rows than this, and ten times as many as live rows.
+/// It is a finding if there are more dead rows than this, and also more than ten times as many as live rows. VACUUM
+/// then does not do its work.
 const DEAD_ROWS: i64 = 100_000;
 
 pub(super) async fn check(context: &Context<'_>, server: &Server) -> Result<Vec<Finding>, Trouble> {
@@ -123,7 +124,7 @@ struct Vacuum {
 
 async fn vacuum(context: &Context<'_>, session: &Session) -> Result<Vec<Finding>, Trouble> {
     let log = format!("{}.change_log", identifier(context.cache_schema));
-    // A boolean option may be written as f, false, of, off, n, no or 0 to turn it off.
+    // Each of f, false, of, off, n, no and 0 turns a boolean option off.
     let sql = format!(
         "SELECT current_setting('autovacuum')::boolean AND NOT EXISTS (SELECT FROM unnest(c.reloptions) AS o (option) \
            WHERE o.option ~ '^autovacuum_enabled=(f|of|n|0)') AS autovacuum, \

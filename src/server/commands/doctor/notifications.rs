@@ -1,4 +1,4 @@
-//! Checks whether notifications arrive. The library runs the same statements once that a follower runs.
+//! Checks whether notifications arrive. The library runs, one time, the statements that a follower runs for them.
 
 use oddscache::Error;
 use tokio::time::timeout;

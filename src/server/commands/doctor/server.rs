@@ -1,4 +1,4 @@
-//! Checks whether the server can be reached, its version, its clock, its passwords, and whether the connection is
+//! Checks the server: whether it can be reached, its version, its clock, its passwords, and whether the connection is
 //! encrypted.
 
 use std::time::SystemTime;
@@ -198,7 +198,7 @@ fn clock(server: f64, before: f64, after: f64) -> Finding {
     .fix("run a time service (chrony, systemd-timesyncd) on both machines")
 }
 
-/// Whether one of the hosts is another machine. The server cannot tell if there is a pooler: it sees only the
+/// Whether one of the hosts is another machine. Behind a pooler the server cannot tell, because it sees only the
 /// connection from the pooler.
 fn leads_away(target: &str) -> bool {
     let is_here = |host: &str| {

@@ -1,4 +1,4 @@
-//! Checks the settings that the cache cannot make for itself, of the server and of the role that connects.
+//! Checks settings of the server and of the role that connects. The cache cannot change these for itself.
 
 use std::collections::BTreeMap;
 
@@ -196,7 +196,8 @@ fn harmless(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Limits of temporary files: of the server, and of each role and database. The roles that write are others than ours.
+/// Limits of temporary files: of the server, and of each role and database. They matter to the roles that write, which
+/// are not ours.
 async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
     #[derive(Deserialize)]
     struct Limited {

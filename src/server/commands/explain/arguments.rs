@@ -17,7 +17,7 @@ pub(crate) struct ExplainArguments {
     /// The running service to compare with [default: http://127.0.0.1:7979, if it answers]
     #[arg(long, env = "ODDSCACHE_URL", value_name = "URL")]
     pub(super) url: Option<Url>,
-    /// The token, if the service requires one. Better given by the environment
+    /// The token, if the service requires one. Give it by the environment
     #[arg(
         long,
         env = "ODDSCACHE_TOKEN",

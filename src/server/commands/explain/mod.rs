@@ -2,8 +2,9 @@
 //! and the database agree about it.
 //!
 //! It asks the database in SQL that shares nothing with how the cache reads. Because odds change meanwhile, it reads
-//! the database before and after the service answers. It calls a difference a fault only if both readings are the same,
-//! the service's cut is not older than the first, and its answer is another.
+//! the database before and after the service answers. The service agrees if its answer equals one of the two readings.
+//! A difference is a fault only if both readings are the same and the service's cut is not older than the first.
+//! Otherwise the reason says what explains the difference.
 
 mod arguments;
 pub(crate) mod compare;
@@ -167,7 +168,7 @@ async fn judge(
     Ok(Round::Done(Verdict::Differs, reason, found))
 }
 
-/// The event as the library reads it. Only the library knows what of a malformed row can be read.
+/// The event as the library reads it. Only the library knows which parts of a malformed row it can read.
 async fn read_by_the_library(arguments: &ExplainArguments) -> anyhow::Result<Value> {
     let config = arguments.follow.config()?.need_feed(false);
     let reading = timeout(arguments.follow.warmup_timeout, oddscache::warm_up(config)).await;

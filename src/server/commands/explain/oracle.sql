@@ -1,6 +1,6 @@
 -- What the cache must hold. It shares nothing with how the cache reads. One row per event, in event id order.
 -- $1 (timestamptz): the window's start; only events with a later kickoff count.
--- Returns event_id bigint, line text: the event as the service prints it. Compare parsed JSON with parsed times.
+-- Returns event_id bigint, line text: the event as the service prints it. To compare, parse the JSON and its times.
 --
 -- Rows are read through to_jsonb(row). So a column that a deployment lacks reads as null, and json and jsonb read
 -- alike. A time has a zone only if its column has one; a time without a zone is UTC. Names are unqualified on purpose:

@@ -85,7 +85,7 @@ impl Hub {
         let ours = Arc::clone(&kept);
         let keeping = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
-                // Lagging leaves a gap in the versions, which each client sees for itself.
+                // After lagging, versions are missing in `kept`. `after` notices that for each client.
                 let Ok(change) = change else { continue };
                 let version = change.version;
                 {
@@ -124,7 +124,8 @@ impl Hub {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let from = kept.partition_point(|change| change.version <= version);
         let changes: Vec<_> = kept.range(from..).cloned().collect();
-        // Versions have no gap. A client's version beyond the newest is of another process.
+        // Each publication raises the version by one, so a gap means that changes are missing. A client's version
+        // beyond the newest is of another process.
         let newest = *self.newest.borrow();
         let end = changes.last().map_or(version, |change| change.version);
         let mut expected = version;
@@ -241,7 +242,7 @@ struct Written {
 }
 
 impl Written {
-    /// Without `least` an event without odds; else one with odds of version `least` or newer.
+    /// If `least` is `None`, an event without odds. Otherwise an event with odds of version `least` or newer.
     fn get(&self, change: u64, least: Option<u64>) -> Option<Bytes> {
         // The newest first, because most clients want it.
         let mut events = self.events.iter().rev();
@@ -350,7 +351,7 @@ fn change_event(change: &Change, odds: Option<(&InlineMarkets, &View)>) -> Bytes
     });
     let mut data = data.to_string().into_bytes();
     if let Some((inline, view)) = odds {
-        // Goes on where the closing brace was.
+        // Remove the closing brace, to add a field.
         data.pop();
         data.extend_from_slice(b",\"odds\":[");
         let ids = change.event_ids().into_iter();

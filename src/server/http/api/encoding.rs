@@ -38,7 +38,7 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    /// As it stands in headers.
+    /// Its name in headers.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Encoding::Gzip => "gzip",

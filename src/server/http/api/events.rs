@@ -30,7 +30,7 @@ use crate::server::http::{
 /// Streamed answers are written in pieces of about this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// With `fields`, a piece ends after about this much JSON was written and cut, however little of it is wanted.
+/// With `fields`, a piece also ends when this much JSON was written and cut, even if little of it is wanted.
 const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
 
 /// The cursor of the next page, for clients that do not read `Link`.
@@ -283,8 +283,8 @@ fn streamed(
 /// Lets other tasks of this thread go first. Otherwise a quick client, or an answer that compresses well, would have
 /// the whole answer made in one go.
 ///
-/// A plain yield does not do: the compression layer polls again at once. Only the scheduler renews a budget that is
-/// spent.
+/// A plain yield is not enough, because the compression layer polls again at once. So this spends the task's budget,
+/// which only the scheduler renews.
 async fn end_turn() {
     // The budget is 128. Without a scheduler there is no budget, so the loop needs a bound.
     for _ in 0..1024 {

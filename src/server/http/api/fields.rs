@@ -7,7 +7,7 @@
 #[derive(Debug)]
 pub(crate) struct Field {
     name: &'static str,
-    /// Whether its keys are ids, each with an object of those fields.
+    /// Whether the field maps ids to objects. Then `of` has the fields of each object.
     by_id: bool,
     /// The fields in it, or in each of its elements. Empty if the field is always written whole.
     of: &'static [Field],
@@ -240,7 +240,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Passes an object and appends its wanted keys. Of an object whose keys are ids, every key is wanted.
+    /// Passes an object and appends its wanted keys. If the keys are ids, every key is wanted.
     fn object(&mut self, fields: &Fields, by_id: bool, out: &mut Vec<u8>) -> Option<()> {
         self.expect(b'{')?;
         out.push(b'{');

@@ -1,8 +1,9 @@
 //! The whole event list with inline odds, made once for all clients.
 //!
-//! Most clients want the whole list, and for one view it is the same for all. It is made once, compressed once for each
-//! encoding, and clients share the bytes. One task at a time makes a form of it, from the newest view. All requests
-//! that wait meanwhile get that form, however quickly views follow each other.
+//! Most clients want the whole list, which is the same for all clients of one view. So it is made once for each view,
+//! and compressed once for each encoding. All clients share the bytes. Plain text and each encoding are forms of the
+//! list. One task at a time makes a form, from the newest view. All requests that wait meanwhile get that form, even if
+//! newer views follow quickly.
 //!
 //! The newest list and its compressed forms stay in memory. An older list stays only while a client reads it. If slow
 //! clients hold too many old lists, the list goes out piece by piece from the view instead.
@@ -134,7 +135,7 @@ impl Lists {
             Ok(turn) => turn,
             Err(made) => return Ok(Some(made)),
         };
-        // Of the newest view, so that it serves all requests that wait by now.
+        // Make it from the newest view, so that it serves all requests that wait by now.
         let Some(plain) = self.plain(cache, cache.view().version()).await? else {
             return Ok(None);
         };
@@ -161,7 +162,7 @@ impl Lists {
         if self.is_crowded() {
             return Ok(None);
         }
-        // Of the newest view, so that it serves all requests that wait by now.
+        // Make it from the newest view, so that it serves all requests that wait by now.
         let (lists, view) = (Arc::clone(self), cache.view());
         let made = spawn_blocking(move || {
             let json = renderer.render(&view);

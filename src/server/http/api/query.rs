@@ -90,7 +90,7 @@ impl Freshness {
     }
 }
 
-/// Which of the events.
+/// Which events are wanted.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Range {
     /// Ascending, each once.
@@ -175,7 +175,7 @@ impl Parameters {
         self.range == Range::default() && self.only.is_none() && self.fields.is_none()
     }
 
-    /// Reads the query of `uri`, which may have the parameters `names`, and `fields` of a `shape`.
+    /// Reads the query of `uri`. It may have the parameters `names`. The parameter `fields` may name fields of `shape`.
     pub(crate) fn read(
         uri: &Uri,
         names: Names,

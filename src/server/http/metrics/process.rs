@@ -11,8 +11,8 @@ use super::text::Text;
 /// The unit of times in `/proc`, on every architecture that we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// When the program began: [`begin`] is its first call. Linux has the time in a file that the hardening of the systemd
-/// unit hides.
+/// When the program began. The program calls [`begin`] first of all. Linux also has the time, but in a file that the
+/// systemd unit hides from the service.
 static BEGAN: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
 
 /// Takes the time, at the beginning of the program.

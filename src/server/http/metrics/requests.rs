@@ -19,7 +19,7 @@ use super::text::{BOUNDS, Counted, Text};
 /// Counts durations by [`BOUNDS`], without a lock.
 #[derive(Debug, Default)]
 struct Histogram {
-    /// Those up to each bound and above the one before; the last: above all bounds.
+    /// How many durations lie up to each bound and above the bound before. The last count has those above all bounds.
     counts: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }

@@ -82,10 +82,10 @@ impl Text {
 
 /// Durations that were counted.
 pub(super) trait Counted {
-    /// How many took so many seconds at the most, which is one of [`BOUNDS`].
+    /// How many durations were at most `seconds`, which is one of [`BOUNDS`].
     fn up_to(&self, seconds: f64) -> u64;
 
-    /// How many there were, and all of them together, in seconds.
+    /// The number of durations, and their sum in seconds.
     fn total(&self) -> (u64, f64);
 }
 

@@ -5,7 +5,7 @@ import { age, kickoff, price } from "./format.js";
 import { now } from "./service.js";
 import { MOVE_SHOWN, isAvailable } from "./store.js";
 
-/** Heights in px, as in board.css: of a table row; of a card's event; and of each bookmaker's line in a card. */
+/** Heights in px, as in board.css: a table row; the event in a card; each bookmaker's line in a card. */
 const [ROW, CARD, CARD_LINE] = [34, 46, 34];
 /** Widths of the columns, px. The price columns share what room is left. */
 const [EVENT_WIDTH, PRICE_WIDTH, META_WIDTH] = [186, 60, 46];
@@ -191,7 +191,7 @@ export class Board {
     this.onDrawn?.(count, this.#store.events.size);
   }
 
-  /** Draws the head anew if the columns have changed. All rows go then, because they have the old columns. */
+  /** Draws the head anew if the columns have changed. Then removes all rows, because they have the old columns. */
   #drawHead() {
     const form = JSON.stringify([this.#market, this.#store.columns, this.#outcomes]);
     if (form === this.#form) return;

@@ -36,7 +36,7 @@ export class Detail {
   #sides = null;
   #table = null;
   #form = "";
-  /** Why what is shown may be old; `null` if it is current. */
+  /** Why the dialog may show old odds; `null` if it shows current ones. */
   #problem = null;
   #busy = false;
   #again = false;

@@ -9,8 +9,8 @@ import { Quantiles } from "./quantiles.js";
 const MOST_LINES = 40;
 
 /**
- * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is by how much a counter grew per
- * second since the last answer. `visible` has the quantiles of the last minute.
+ * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is the growth of a counter per second
+ * since the last answer. `visible` has the quantiles of the last minute.
  */
 const TILES = [
   {
@@ -28,7 +28,8 @@ const TILES = [
     lines: 2,
     read: (stats, per, visible) => {
       const times = stats.timings?.commit_to_visible;
-      // Also without buckets: the first ones that come are then measured from 0, and not taken for history.
+      // Take an answer without buckets, too. The first buckets that come are then measured from 0, not left out as
+      // history.
       const points = visible.take(times?.buckets ?? []);
       if (!times?.count) return { value: "–", note: "nothing measured yet", points: [NaN, NaN] };
       const [p50, p99] = visible.lately().map(duration);
@@ -122,7 +123,8 @@ export class Health {
     happened.append(make("h3", { text: "What happened" }), this.#lines);
     this.#panel.append(make("h2", { className: "unseen", text: "Health" }), tiles, happened);
     this.#toggle.addEventListener("click", () => this.open(this.#panel.hidden));
-    // In a wide window the panel stands beside the board, otherwise in its place when opened. As in health.css.
+    // In a wide window the panel stands beside the board. Otherwise it replaces the board when it is opened.
+    // health.css has the same width.
     const wide = matchMedia("(min-width: 1100px)");
     wide.addEventListener("change", () => this.open(wide.matches));
     this.open(wide.matches);

@@ -11,14 +11,14 @@ import { Store } from "./store.js";
 const STATS_EVERY = 2_000;
 /** The page is called stale beyond this age, ms. A healthy service proves its view current every second. */
 const STALE_AFTER = 10_000;
-/** `disconnected` is not shown until the page is this old, ms. A lock may keep the service from reading for a moment,
-    and only the next answer of /v1/stats tells the page that this is over. */
+/** `disconnected` is not shown before the page's odds are this old, ms. A lock may keep the service from reading for a
+    moment, and only the next answer of /v1/stats tells the page that this is over. */
 const BRIEFLY = 5_000;
 /** How many ids one request names at most. */
 const IDS_AT_ONCE = 500;
 /** If more changes than this wait for the list, they are dropped and the list is loaded again. */
 const MOST_WAITING = 1_000;
-/** For this long after the page came back into sight, trouble is not listed, ms: most of it ends by itself. */
+/** After the page comes back into sight, trouble is not listed for this long, ms. Most of it ends by itself. */
 const SETTLING = 5_000;
 /** States in which the service does not know the database's current state. */
 const BLIND = ["disconnected", "ended", "warming"];
@@ -57,7 +57,7 @@ let working = false;
 /** How often the list was found to lack something. */
 let losses = 0;
 
-/** Marks the list as incomplete, so that it is loaded anew. Changes that wait are dropped: it will contain them. */
+/** Marks the list as incomplete, so that it is loaded anew. Drops waiting changes, which the new list will contain. */
 function lose() {
   losses += 1;
   if (known.whole) known.lacking = Date.now();
@@ -110,7 +110,7 @@ async function load() {
       const { body, headers } = await ask("/v1/list");
       store.replace(body, Date.now());
       reach(version(headers.get("etag")), headers.get("oddscache-as-of"));
-      // The list has its own age, which is a newer proof than an older answer of /v1/stats.
+      // The list comes with its own age. That is a newer proof than the last answer of /v1/stats.
       known.mark = null;
       const age = headers.get("oddscache-age-ms");
       if (age !== null) known.proven = asked - Number(age);
@@ -145,7 +145,7 @@ function prove() {
 /** Applies one change. Its odds come with it, or are requested. */
 async function apply(id, change) {
   const at = version(id);
-  // The list that was loaded last has it already.
+  // The list that was loaded last already contains this change.
   if (at && known.version?.process === at.process && at.version <= known.version.version) return;
   const ids = [...new Set([change.betpawa, ...Object.values(change.competitors), change.kickoffs].flat())];
   store.apply(ids, change.odds ?? (await elements(ids)), Date.now());
@@ -228,7 +228,7 @@ function unanswered(problem) {
   if (problem.status === 401 && !element("token").open) element("token").showModal();
 }
 
-/** Why what the page shows may be old; `null` if it is current. */
+/** Why the page may show old odds; `null` if it shows current ones. */
 function trouble() {
   prove();
   const { stats, silent, streamless, proven, whole } = known;
@@ -262,7 +262,7 @@ function blind(status) {
 }
 
 let staleSince = null;
-/** Whether the list of what happened has a line about it. */
+/** Whether the list of what happened already says that the page is stale. */
 let told = false;
 /** When the page came into sight. */
 let inSight = -Infinity;
@@ -285,10 +285,10 @@ function judge() {
   document.body.dataset.state = state;
   if (state === "stale" && stale) {
     staleSince ??= Number.isFinite(known.proven) ? known.proven : Date.now();
-    // A page out of sight has no stream and few timers. That is worth no line.
+    // A hidden page has no stream and few timers. So it gets stale, which is worth no line.
     if (!told && !document.hidden && Date.now() - inSight > SETTLING) {
       told = true;
-      // The list has the service's own states already.
+      // "What happened" already has a line for each state of the service.
       if (known.silent !== null || !BLIND.includes(word(known.stats?.status))) health.say(found.why, "bad");
     }
     let is = "There is nothing to see yet";

@@ -13,12 +13,12 @@ export class Quantiles {
     const grown = new Map();
     for (const [bound, count] of now) {
       const more = count - (this.#before?.get(bound) ?? 0);
-      // Less than before: another process counts from the beginning.
+      // A smaller count than before is that of a new process, which counts from zero.
       if (more !== 0) grown.set(bound, more > 0 ? more : count);
     }
     const first = this.#before === null;
     this.#before = now;
-    // What the process did before the page was opened is no interval.
+    // The first answer also counts what came before the page was opened. So it makes no interval.
     this.#intervals.push(first ? new Map() : grown);
     if (this.#intervals.length > INTERVALS) this.#intervals.shift();
     return first ? [NaN, NaN] : both(grown);

@@ -12,7 +12,7 @@ const PAUSE = [250, 8_000];
 
 let token = take();
 
-/** Moves a token from the address to the tab's storage: there it is neither shown nor copied with a link. */
+/** Moves a token from the address to the tab's storage, where it is neither shown nor copied with a link. */
 function take() {
   const address = new URL(location.href);
   const given = address.searchParams.get("token");
@@ -96,7 +96,7 @@ export function hurry() {
 }
 addEventListener("online", hurry);
 
-/** Waits before attempt number `tries`: longer each time, and at random, so that pages do not keep step. */
+/** Waits before attempt number `tries`: longer each time, and at random, so that pages do not all try at once. */
 export function pause(tries) {
   const mean = Math.min(PAUSE[1], PAUSE[0] * 2 ** Math.min(tries, 10));
   return new Promise((resolve) => {

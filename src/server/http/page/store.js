@@ -77,7 +77,7 @@ export class Store extends EventTarget {
     this.apply([...gone, ...elements.map((element) => element.event_id)], elements, at);
   }
 
-  /** Events with these ids are now as `elements` says, or gone if it does not name them. */
+  /** Replaces the events with these ids by those in `elements`. Removes those that `elements` does not name. */
   apply(ids, elements, at) {
     const given = new Map(elements.map((element) => [element.event_id, element]));
     for (const id of ids) {
