@@ -9,7 +9,7 @@ const ROWS_LOGGED: &str = "select string_agg(concat_ws(' ', table_name, op, coal
 #[tokio::test]
 async fn a_heartbeat_logs_no_keys_and_notifies() {
     let db = installed();
-    let mut session = Session::open(&db.dsn()).await;
+    let mut session = open(&db).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
@@ -44,7 +44,7 @@ fn a_heartbeat_writes_at_most_one_row_a_second() {
 async fn a_transaction_cannot_flood_the_log() {
     for isolation in ["read committed", "repeatable read", "serializable"] {
         let db = installed();
-        let session = Session::open(&db.dsn()).await;
+        let session = open(&db).await;
         session
             .run(&format!(
                 "begin isolation level {isolation}; select pg_current_xact_id()"
@@ -70,7 +70,7 @@ async fn a_transaction_cannot_flood_the_log() {
 #[tokio::test]
 async fn a_resync_names_its_reason() {
     let db = installed();
-    let mut session = Session::open(&db.dsn()).await;
+    let mut session = open(&db).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.resync()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
@@ -85,18 +85,14 @@ async fn a_resync_names_its_reason() {
         )
     );
     // check.sql does not warn of it.
-    let report = run(&db, Script::Check, &[]);
-    assert!(report.contains("log|resync|RESYNC|ok|3 times"), "{report}");
+    check(&db).says("log|resync|RESYNC|ok|3 times");
 }
 
 /// The caller is the cache or an administrator, not a writer. So an error must reach the caller, and soon.
 #[tokio::test]
 async fn an_error_reaches_the_caller_soon() {
     let db = installed();
-    let (admin, session) = (
-        Session::open(&db.dsn()).await,
-        Session::open(&db.dsn()).await,
-    );
+    let (admin, session) = open_two(&db).await;
     admin
         .run("begin; lock table oddscache.change_log in access exclusive mode")
         .await;
@@ -116,8 +112,7 @@ async fn an_error_reaches_the_caller_soon() {
 #[test]
 fn the_cache_can_call_heartbeat_but_not_resync() {
     let db = installed();
-    let role = format!("cache_{}", db.name);
-    run(&db, Script::Grants, &[("role", &role)]);
+    let role = cache_role(&db);
     let rights = |who: &str| {
         db.psql(&format!(
             "select string_agg(f::text || ' ' || has_function_privilege('{who}', f, 'execute'), ', ' order by f::text)
@@ -136,15 +131,14 @@ fn the_cache_can_call_heartbeat_but_not_resync() {
     db.psql(&format!(
         "revoke execute on function oddscache.heartbeat() from {role}; grant execute on function oddscache.resync(text) to {role}"
     ));
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    for line in [
-        format!("right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"),
-        format!("right|oddscache.resync(text)|EXECUTE|warn|{role} has it"),
-    ] {
-        assert!(report.contains(&line), "{line} is not in {report}");
-    }
+    check_role(&db, &role)
+        .says(format!(
+            "right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"
+        ))
+        .says(format!(
+            "right|oddscache.resync(text)|EXECUTE|warn|{role} has it"
+        ));
     // A feed of version 1 has no heartbeat to grant.
     db.psql("drop function oddscache.heartbeat()");
-    let text = fails(&db, Script::Grants, &[("role", &role)]);
-    assert!(text.contains("missing: oddscache.heartbeat()"), "{text}");
+    fails(&db, Script::Grants, &[("role", &role)]).says("missing: oddscache.heartbeat()");
 }

@@ -20,10 +20,6 @@ fn writer(db: &Database, more: &str) -> String {
     role
 }
 
-async fn session_as(db: &Database, role: &str) -> Session {
-    Session::open(&cluster().dsn_as(role, &db.name)).await
-}
-
 /// Statements of every kind, and what they log.
 const WORK: [(&str, &str); 4] = [
     (
@@ -52,7 +48,7 @@ fn expected() -> Vec<String> {
 async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
     let db = installed();
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     for (sql, _) in WORK {
         session.run(sql).await;
     }
@@ -160,19 +156,16 @@ async fn the_traps_catch_a_careless_function() {
              $$ begin return pg_catalog.concat(lower('X'), cardinality(array[1, 2]::pg_catalog.int8[])); end $$;
          grant execute on function public.careless() to {role}"
     ));
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     session.run(&SESSION.replace("{writer}", &role)).await;
     session.run("select public.careless()").await;
     assert_ne!(
         db.psql(&format!("select count(*) from {role}_trap.caught")),
         "0"
     );
-    assert_eq!(
-        db.psql(&format!(
-            "select rolsuper from pg_roles where rolname = '{role}'"
-        )),
-        "t"
-    );
+    db.answers(&format!(
+        "select rolsuper from pg_roles where rolname = '{role}' => t"
+    ));
     db.psql(&format!("alter role {role} nosuperuser"));
 }
 
@@ -180,7 +173,7 @@ async fn the_traps_catch_a_careless_function() {
 async fn a_search_path_changes_nothing() {
     let db = installed();
     let role = writer(&db, TRAPS);
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     session.run(&SESSION.replace("{writer}", &role)).await;
     // Once each statement alone, and once all in one transaction. There the later rows take another path in the
     // function.
@@ -224,7 +217,7 @@ async fn objects_in_public_change_nothing() {
         &db,
         "grant create on schema public to {writer}; create table caught (who text); grant all on caught to public;",
     );
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     // These signatures are more specific than those of pg_catalog, so an unpinned search path would prefer them.
     session
         .run(&format!(
@@ -247,12 +240,12 @@ async fn objects_in_public_change_nothing() {
     // The administrator and the cache call these with the default search path.
     let cache = format!("cache_{}", db.name);
     run(&db, Script::Grants, &[("role", &cache), ("prune", "on")]);
-    let reader = session_as(&db, &cache).await;
+    let reader = open_as(&db, &cache).await;
     reader
         .run("select oddscache.heartbeat(); select oddscache.prune('0'); select oddscache.prune()")
         .await;
     db.psql("select oddscache.resync('x')");
-    run(&db, Script::Check, &[]);
+    check(&db);
     run(&db, Script::Install, &[]);
     assert_eq!(db.psql("select count(*) from public.caught"), "0");
 }
@@ -270,7 +263,7 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
         format!("{owner} false")
     );
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     for (sql, _) in WORK {
         session.run(sql).await;
     }
@@ -283,10 +276,9 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
         .run(&format!("set role {role}; {}", WORK[1].0))
         .await;
     assert_eq!(log(&db).last().unwrap(), WORK[1].1);
-    assert_eq!(
-        installer.code("select * from oddscache.change_log").await,
-        "42501"
-    );
+    installer
+        .fails("select * from oddscache.change_log => 42501")
+        .await;
     installer
         .run(&format!("reset role; {}; set role none", WORK[1].0))
         .await;
@@ -299,7 +291,7 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
 async fn a_forged_setting_harms_nobody_else() {
     let db = installed();
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     let state = "'oddscache.log_oddscache'";
     for forged in ["plain", "logged", "lost", "", "x"] {
         session
@@ -364,7 +356,7 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     let db = Database::seeded();
     let nobody = format!("nobody_{}", db.name);
     db.psql(&format!("create role {nobody} login"));
-    let session = session_as(&db, &nobody).await;
+    let session = open_as(&db, &nobody).await;
     let followed = Followed::with(&db.dsn(), |config| {
         config.poll_interval(Duration::from_secs(1))
     })
@@ -393,12 +385,9 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     session
         .run("select pg_notify('oddscache', repeat('x', 7999))")
         .await;
-    assert_eq!(
-        session
-            .code("select pg_notify('oddscache', repeat('x', 8000))")
-            .await,
-        "22023"
-    );
+    session
+        .fails("select pg_notify('oddscache', repeat('x', 8000)) => 22023")
+        .await;
     // Many notifications at once and one after the other, while the application writes.
     let notifying = tokio::spawn(async move {
         session

@@ -304,5 +304,5 @@ async fn a_publication_of_all_tables_hinders_neither_the_install_nor_prune() {
 async fn a_key_in_a_domain_is_refused() {
     let db = app();
     db.psql("create domain event_key as int; alter table competitor_events alter betpawa_event_id type event_key");
-    assert!(fails(&db, Script::Install, &[]).contains("public.competitor_events has column betpawa_event_id of type public.event_key, not an integer"));
+    fails(&db, Script::Install, &[]).says("public.competitor_events has column betpawa_event_id of type public.event_key, not an integer");
 }
