@@ -12,11 +12,8 @@ const FOLLOW: &str = "begin isolation level repeatable read read only;
 fn granted(variables: &[(&str, &str)]) -> (Database, String) {
     let db = installed();
     let role = format!("cache_{}", db.name);
-    run(
-        &db,
-        Script::Grants,
-        &[&[("role", &*role)], variables].concat(),
-    );
+    let settings = [&[("role", &*role)], variables].concat();
+    run(&db, Script::Grants, &settings);
     (db, role)
 }
 
@@ -28,17 +25,10 @@ async fn the_role_has_enough_rights_and_needs_each() {
     run(&db, Script::Grants, &[("role", &role)]);
     let session = open_as(&db, &role).await;
     session.run(FOLLOW).await;
-    let tables: Vec<String> = TABLES
-        .iter()
-        .map(|table| format!("public.{table}"))
-        .chain(["oddscache.change_log".into(), "oddscache.log_state".into()])
-        .collect();
-    let mut rights = vec![
-        "usage on schema public".to_owned(),
-        "usage on schema oddscache".to_owned(),
-    ];
-    rights.extend(tables.iter().map(|table| format!("select on {table}")));
-    for right in rights {
+    let schemas = ["schema public", "schema oddscache"].map(|schema| format!("usage on {schema}"));
+    let logs = ["change_log", "log_state"].map(|table| format!("select on oddscache.{table}"));
+    let tables = TABLES.map(|table| format!("select on public.{table}"));
+    for right in schemas.into_iter().chain(logs).chain(tables) {
         db.psql(&format!("revoke {right} from {role}"));
         let error = session.client.batch_execute(FOLLOW).await.unwrap_err();
         let code = error.code().unwrap().code();
@@ -48,13 +38,9 @@ async fn the_role_has_enough_rights_and_needs_each() {
             "{right}: {error:?}"
         );
         session.run("rollback").await;
-        let report = check_role(&db, &role);
         let (name, object) = right.split_once(" on ").unwrap();
-        let line = format!(
-            "right|{object}|{}|FAIL|{role} lacks it",
-            name.to_uppercase()
-        );
-        report.says(&line);
+        let name = name.to_uppercase();
+        check_role(&db, &role).says(format!("right|{object}|{name}|FAIL|{role} lacks it"));
         // Run again, the script grants exactly this.
         let text = run(&db, Script::Grants, &[("role", &role)]);
         assert_eq!(text.matches("granted ").count(), 1, "{text}");
@@ -75,10 +61,11 @@ async fn the_role_can_do_nothing_else() {
         db.psql("revoke create on schema public from public");
     }
     let session = open_as(&db, &role).await;
+    let logs = ["change_log", "log_state", "log_horizon"].map(|table| format!("oddscache.{table}"));
     for table in TABLES
-        .iter()
         .map(|table| format!("public.{table}"))
-        .chain(["change_log", "log_state", "log_horizon"].map(|table| format!("oddscache.{table}")))
+        .into_iter()
+        .chain(logs)
     {
         for sql in [
             format!("delete from {table}"),
@@ -188,26 +175,24 @@ async fn check_names_each_superfluous_right_and_its_source() {
         db.psql(&named("create role {group}; grant {group} to {role}"));
         db.psql(&named(fault));
         let (line, told) = (named(&format!("right|{object}|")), named(told));
-        let found = |report: &str| {
+        let found = || {
+            let report = check_role(&db, &role);
             let lines = report
                 .lines()
                 .filter(|at| at.starts_with(&line) && at.contains(&told));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
-        let report = check_role(&db, &role);
-        let before = found(&report);
-        let Some(first) = before.first() else {
-            panic!("{fault}: {line} ... {told} is not in {report}")
+        let before = found();
+        let [only] = &before[..] else {
+            panic!("{fault}: not one line {line} ... {told}: {before:?}")
         };
-        assert_eq!(before.len(), 1, "{fault}: {before:?}");
         let keywords = ["; REVOKE ", "; ALTER ", "; SET ROLE "];
         let at = keywords
             .iter()
-            .filter_map(|keyword| first.find(keyword))
+            .filter_map(|keyword| only.find(keyword))
             .min();
-        db.psql(&first[at.unwrap() + 2..]);
-        let report = check_role(&db, &role);
-        assert_eq!(found(&report), [""; 0], "{fault}: {first}");
+        db.psql(&only[at.unwrap() + 2..]);
+        assert_eq!(found(), [""; 0], "{fault}: {only}");
     }
 }
 
@@ -215,17 +200,14 @@ async fn check_names_each_superfluous_right_and_its_source() {
 #[test]
 fn what_public_has_by_default_is_no_warning() {
     let (db, role) = granted(&[]);
-    let report = check_role(&db, &role);
     let line = format!("right|database {}|TEMPORARY|ok|{role} has it", db.name);
-    report.says(&line);
+    check_role(&db, &role).says(line);
     // The tests' databases are created without this default of older servers.
     db.psql("grant create on schema public to public");
-    let report = check_role(&db, &role);
-    let status = if server_version() < 15 {
-        "info"
-    } else {
-        "warn"
+    let status = match server_version() {
+        ..15 => "info",
+        _ => "warn",
     };
     let line = format!("right|schema public|CREATE|{status}|{role} has it");
-    report.says(&line);
+    check_role(&db, &role).says(line);
 }

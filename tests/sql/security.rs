@@ -21,27 +21,21 @@ fn writer(db: &Database, more: &str) -> String {
 }
 
 /// Statements of every kind, and what they log.
-const WORK: [(&str, &str); 4] = [
-    (
-        "insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (3, 1)",
-        "odds_snapshots INSERT 1,3",
-    ),
-    (
-        "update market_odds set outcomes = '[]' where snapshot_id = 2",
-        "market_odds UPDATE 2",
-    ),
-    (
-        "delete from competitor_market_odds where snapshot_id = 3",
-        "competitor_market_odds DELETE 3",
-    ),
-    (
-        "truncate competitor_market_odds",
-        "competitor_market_odds TRUNCATE *",
-    ),
-];
+const WORK: &str = "
+    insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (3, 1) => odds_snapshots INSERT 1,3
+    update market_odds set outcomes = '[]' where snapshot_id = 2 => market_odds UPDATE 2
+    delete from competitor_market_odds where snapshot_id = 3 => competitor_market_odds DELETE 3
+    truncate competitor_market_odds => competitor_market_odds TRUNCATE *
+";
 
-fn expected() -> Vec<String> {
-    WORK.iter().map(|(_, row)| (*row).to_owned()).collect()
+/// The statements.
+fn work() -> Vec<&'static str> {
+    cases(WORK).iter().map(|[sql, _]| *sql).collect()
+}
+
+/// What they log.
+fn expected() -> Vec<&'static str> {
+    cases(WORK).iter().map(|[_, row]| *row).collect()
 }
 
 #[tokio::test]
@@ -49,7 +43,7 @@ async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
     let db = installed();
     let role = writer(&db, "");
     let session = open_as(&db, &role).await;
-    for (sql, _) in WORK {
+    for sql in work() {
         session.run(sql).await;
     }
     assert_eq!(log(&db), expected());
@@ -177,13 +171,11 @@ async fn a_search_path_changes_nothing() {
     session.run(&SESSION.replace("{writer}", &role)).await;
     // Once each statement alone, and once all in one transaction. There the later rows take another path in the
     // function.
-    for (sql, _) in WORK {
+    for sql in work() {
         session.run(sql).await;
     }
-    let all: Vec<&str> = WORK.iter().map(|(sql, _)| *sql).collect();
-    session.run("begin").await;
-    session.run(&all.join("; ")).await;
-    session.run("commit").await;
+    let all = work().join("; ");
+    session.run(&format!("begin; {all}; commit")).await;
     let mut rows = expected();
     // The second time there are no rows left to delete.
     rows.extend(expected().into_iter().filter(|row| !row.contains("DELETE")));
@@ -233,7 +225,7 @@ async fn objects_in_public_change_nothing() {
                  language plpgsql as $$ begin insert into public.caught values (current_user); return 'one'; end $$"
         ))
         .await;
-    for (sql, _) in WORK {
+    for sql in work() {
         session.run(sql).await;
     }
     assert_eq!(log(&db), expected());
@@ -264,7 +256,7 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
     );
     let role = writer(&db, "");
     let session = open_as(&db, &role).await;
-    for (sql, _) in WORK {
+    for sql in work() {
         session.run(sql).await;
     }
     assert_eq!(log(&db), expected());
@@ -273,16 +265,16 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
         "grant {role} to {owner}; alter role {role} set oddscache.notify = off"
     ));
     installer
-        .run(&format!("set role {role}; {}", WORK[1].0))
+        .run(&format!("set role {role}; {}", work()[1]))
         .await;
-    assert_eq!(log(&db).last().unwrap(), WORK[1].1);
+    assert_eq!(log(&db).last().unwrap(), expected()[1]);
     installer
         .fails("select * from oddscache.change_log => 42501")
         .await;
     installer
-        .run(&format!("reset role; {}; set role none", WORK[1].0))
+        .run(&format!("reset role; {}; set role none", work()[1]))
         .await;
-    assert_eq!(log(&db).len(), WORK.len() + 2);
+    assert_eq!(log(&db).len(), work().len() + 2);
 }
 
 /// A transaction can forge the setting in which the trigger function keeps its state. That harms only the transaction's
@@ -297,10 +289,10 @@ async fn a_forged_setting_harms_nobody_else() {
         session
             .run(&format!(
                 "begin; select set_config({state}, pg_current_xact_id()::text || ' {forged}', false); {}; {}; commit",
-                WORK[0].0, WORK[1].0
+                work()[0], work()[1]
             ))
             .await;
-        session.run(WORK[1].0).await;
+        session.run(work()[1]).await;
     }
     let rows = log(&db);
     assert_eq!(rows.len(), 15, "{rows:?}");
