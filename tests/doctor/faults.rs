@@ -250,8 +250,8 @@ fn doctor_names_settings_of_the_whole_server() {
         // The server reloads its configuration some time later.
         let mut reports = std::iter::repeat_with(|| quick(&dsn)).take(30);
         let found = reports.find_map(|report| {
-            let found = report.with("setting", "warn").into_iter();
-            found.cloned().find(|found| found["what"] == what)
+            let mut found = report.with("setting", "warn").into_iter();
+            found.find(|found| found["what"] == what).cloned()
         });
         let found = found.unwrap_or_else(|| panic!("{set}: {what} was not told"));
         assert!(text(&found, "fix").starts_with(fix), "{found}");

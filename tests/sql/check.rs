@@ -129,7 +129,7 @@ fn check_names_publications_of_the_feed_with_a_way_out() {
             "drop publication p; create publication p for {tables}"
         ));
         check()
-            .says(&line("info"))
+            .says(line("info"))
             .says(format!("; or here: {way}"));
         db.psql(way);
         assert!(!check().contains("publication|"), "{tables}");

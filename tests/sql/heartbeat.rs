@@ -77,13 +77,9 @@ async fn a_resync_names_its_reason() {
     session
         .run("select oddscache.resync('restored event 7'); select oddscache.resync(repeat('é', 1000))")
         .await;
-    assert_eq!(
-        db.psql(ROWS_LOGGED),
-        format!(
-            "resync RESYNC * ASKED; resync RESYNC * ASKED restored event 7; resync RESYNC * ASKED {}",
-            "é".repeat(200)
-        )
-    );
+    let (asked, cut) = ("resync RESYNC * ASKED", "é".repeat(200));
+    let rows = format!("{asked}; {asked} restored event 7; {asked} {cut}");
+    assert_eq!(db.psql(ROWS_LOGGED), rows);
     // check.sql does not warn of it.
     check(&db).says("log|resync|RESYNC|ok|3 times");
 }
@@ -113,21 +109,16 @@ async fn an_error_reaches_the_caller_soon() {
 fn the_cache_can_call_heartbeat_but_not_resync() {
     let db = installed();
     let role = cache_role(&db);
-    let rights = |who: &str| {
-        db.psql(&format!(
-            "select string_agg(f::text || ' ' || has_function_privilege('{who}', f, 'execute'), ', ' order by f::text)
-               from unnest(array['oddscache.heartbeat()', 'oddscache.prune(interval)', 'oddscache.resync(text)']) f"
-        ))
-    };
-    assert_eq!(
-        rights(&role),
-        "oddscache.heartbeat() true, oddscache.prune(interval) false, oddscache.resync(text) false"
-    );
-    db.psql(&format!("create role other_{}", db.name));
-    assert_eq!(
-        rights(&format!("other_{}", db.name)),
-        "oddscache.heartbeat() false, oddscache.prune(interval) false, oddscache.resync(text) false"
-    );
+    let other = format!("other_{}", db.name);
+    db.psql(&format!("create role {other}"));
+    for (who, heartbeat) in [(&role, "t"), (&other, "f")] {
+        let may = |function: &str| {
+            format!("select has_function_privilege('{who}', 'oddscache.{function}', 'execute')")
+        };
+        db.answers(&format!("{} => {heartbeat}", may("heartbeat()")));
+        db.answers(&format!("{} => f", may("prune(interval)")));
+        db.answers(&format!("{} => f", may("resync(text)")));
+    }
     db.psql(&format!(
         "revoke execute on function oddscache.heartbeat() from {role}; grant execute on function oddscache.resync(text) to {role}"
     ));

@@ -35,13 +35,9 @@ async fn indexes_are_created_on_every_partition() {
 #[test]
 fn indexes_are_created_without_partitions_and_in_two_levels() {
     let db = Database::empty();
-    db.psql(
-        &APP.replace(") partition by range (captured_at);", ");")
-            .lines()
-            .filter(|line| !line.contains("partition of"))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    );
+    let plain = APP.replace(") partition by range (captured_at);", ");");
+    let lines = plain.lines().filter(|line| !line.contains("partition of"));
+    db.psql(&lines.collect::<Vec<_>>().join("\n"));
     run(&db, Script::Indexes, &[]);
     assert_eq!(
         db.psql(STATE),
@@ -57,10 +53,8 @@ fn indexes_are_created_without_partitions_and_in_two_levels() {
     run(&db, Script::Indexes, &[]);
     assert_eq!(db.psql(STATE).matches(' ').count() + 1, 7);
     assert!(!db.psql(STATE).contains("INVALID"));
-    assert!(db.psql(STATE).contains(&format!(
-        "oddscache_latest_{}",
-        db.psql(&format!("select '{long}'::regclass::oid"))
-    )));
+    let oid = db.psql(&format!("select '{long}'::regclass::oid"));
+    assert!(db.psql(STATE).contains(&format!("oddscache_latest_{oid}")));
 }
 
 #[tokio::test]
@@ -102,12 +96,8 @@ fn an_equal_index_of_another_name_is_used() {
              create index close on odds_snapshots (event_id, bookmaker_id, id)");
     let before = dump(&db);
     let text = run(&db, Script::Indexes, &[]);
-    assert_eq!(
-        text.matches("has an equal index of another name: public.theirs")
-            .count(),
-        2,
-        "{text}"
-    );
+    let equal = "has an equal index of another name: public.theirs";
+    assert_eq!(text.matches(equal).count(), 2, "{text}");
     assert_eq!(dump(&db), before);
     run(&db, Script::Uninstall, &[]);
     assert_eq!(dump(&db), before);

@@ -312,11 +312,10 @@ impl Session {
     async fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
         let messages = self.client.simple_query(sql).await?;
         let row = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => Some(
-                (0..row.len())
-                    .map(|at| row.get(at).unwrap_or_default().to_owned())
-                    .collect(),
-            ),
+            SimpleQueryMessage::Row(row) => {
+                let field = |at| row.get(at).unwrap_or_default().to_owned();
+                Some((0..row.len()).map(field).collect())
+            }
             _ => None,
         };
         Ok(messages.iter().filter_map(row).collect())
@@ -398,7 +397,7 @@ async fn install_as(db: &Database, role: &str) -> Session {
 /// Waits until the query returns `t`. Fails the test after a minute, which is long because other tests share the
 /// server.
 async fn until(db: &Database, sql: &str) {
-    let session = Session::open(&db.dsn()).await;
+    let session = open(db).await;
     let deadline = Instant::now() + Duration::from_secs(60);
     while session.value(sql).await != "t" {
         assert!(Instant::now() < deadline, "never true: {sql}");
@@ -408,13 +407,11 @@ async fn until(db: &Database, sql: &str) {
 
 /// All log rows in order, as `table OP keys note`. `*` means the whole table.
 fn log(db: &Database) -> Vec<String> {
-    db.psql(
+    let rows = db.psql(
         "select concat_ws(' ', table_name, op, coalesce((select string_agg(k::text, ',' order by k) from unnest(keys) k), '*'), \
          note) from oddscache.change_log order by id",
-    )
-    .lines()
-    .map(str::to_owned)
-    .collect()
+    );
+    rows.lines().map(str::to_owned).collect()
 }
 
 trait Feed {
@@ -440,16 +437,11 @@ fn logs(db: &Database, sql: &str) -> Vec<String> {
 
 /// The whole schema as SQL, without the parts that differ from run to run.
 fn dump(db: &Database) -> String {
-    let output = cluster()
-        .client("pg_dump")
-        .unwrap()
-        .args(["--schema-only", "-d", &db.dsn()])
-        .output()
-        .unwrap();
+    let mut pg_dump = cluster().client("pg_dump").unwrap();
+    pg_dump.args(["--schema-only", "-d", &db.dsn()]);
+    let output = pg_dump.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .filter(|line| !line.contains("restrict "))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let lines = text.lines().filter(|line| !line.contains("restrict "));
+    lines.collect::<Vec<_>>().join("\n")
 }
