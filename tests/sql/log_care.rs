@@ -280,7 +280,7 @@ async fn a_pruner_does_not_wait_long() {
 
 #[test]
 fn the_backlog_is_reported() {
-    // With the last one, prune() was called, but an open transaction keeps the row.
+    // In the last case, prune() was called, but an open transaction keeps the row.
     for [age, pruned, backlog, last] in cases(
         "2 hours => 2 hours => ok => ok|last at
          2 days => null => warn => warn|never: let the cache call prune()

@@ -414,6 +414,7 @@ fn log(db: &Database) -> Vec<String> {
     rows.lines().map(str::to_owned).collect()
 }
 
+/// A database with the feed.
 trait Feed {
     /// Fails the test unless each statement, run as the superuser, logs these rows: `statement => row; row`, one a line.
     fn logs(&self, statements: &str);
