@@ -3,18 +3,25 @@
 use std::{
     io::{Read, Write},
     net::TcpListener,
-    process::Child,
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
-use oddscache_testkit::eventually;
+use oddscache_testkit::service::Service;
 use serde_json::json;
 
 use super::*;
 
 fn explain(dsn: &str, event: &str, more: &[&str]) -> (i32, Value) {
     json_of(&[&["explain", event], more].concat(), dsn)
+}
+
+/// Runs `explain`, which must end with this exit code and this verdict.
+#[track_caller]
+fn judged(code: i32, verdict: &str, dsn: &str, event: &str, more: &[&str]) -> Value {
+    let (ended, told) = explain(dsn, event, more);
+    assert_eq!((ended, text(&told, "verdict")), (code, verdict), "{told:#}");
+    told
 }
 
 /// A stand-in for a service: answers `GET` with given values.
@@ -52,45 +59,6 @@ impl Answering {
     }
 }
 
-/// `oddscache serve` on a free port.
-struct Served {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Served {
-    async fn start(dsn: &str) -> Served {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
-        let child = command(&["serve", "--listen", &address], dsn)
-            .spawn()
-            .expect("the binary runs");
-        let served = Served {
-            child,
-            url: format!("http://{address}"),
-        };
-        let ready = format!("{}/readyz", served.url);
-        eventually("it is warm", async || {
-            reqwest::get(&ready)
-                .await
-                .is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
-        served
-    }
-}
-
 fn hours_ago(hours: i64) -> DateTime<Utc> {
     DateTime::<Utc>::from(std::time::SystemTime::now()) - chrono::Duration::hours(hours)
 }
@@ -98,37 +66,24 @@ fn hours_ago(hours: i64) -> DateTime<Utc> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_agrees_and_the_origin_is_told() {
     let sound = Sound::new();
-    let served = Served::start(&sound.dsn()).await;
+    let service = Service::warm(&sound.dsn(), &[]).await;
+    let url = ["--url", &service.base];
     sound.database.psql(
         "insert into odds_snapshots (id, event_id, bookmaker_id, captured_at) values (900, 1, 1, '2020-01-01');
          update competitor_events set deleted_at = now() where id = 11;
          update market_odds set outcomes = '[{\"name\": \"1\", \"odds\": 7.25}]' where id = 1221",
     );
-    let (code, told) = explain(&sound.dsn(), "1", &["--url", &served.url]);
-    assert_eq!((code, &told["verdict"]), (0, &json!("agrees")), "{told:#}");
+    let told = judged(0, "agrees", &sound.dsn(), "1", &url);
     assert_eq!(told["differences"], json!([]));
     assert_eq!(told["database"]["standing"], "held");
     assert!(told["service"]["stats"]["as_of"].is_string());
     let latest = told["database"]["latest"].as_array().unwrap();
-    let ids: Vec<(&Value, &Value, &Value)> = latest
+    let ids: Vec<[&Value; 3]> = latest
         .iter()
-        .map(|latest| {
-            (
-                &latest["snapshot_id"],
-                &latest["beaten"],
-                &latest["markets"],
-            )
-        })
+        .map(|latest| ["snapshot_id", "beaten", "markets"].map(|name| &latest[name]))
         .collect();
     // The greatest id wins, whatever its captured_at. The deleted competitor event does not count.
-    assert_eq!(
-        ids,
-        [
-            (&json!(900), &json!(2), &json!(0)),
-            (&json!(122), &json!(1), &json!(2)),
-            (&json!(12), &json!(1), &json!(2))
-        ]
-    );
+    assert_eq!(json!(ids), json!([[900, 2, 0], [122, 1, 2], [12, 1, 2]]));
     assert_eq!(latest[0]["captured_at"], "2020-01-01T00:00:00Z");
     assert_eq!(latest[0]["older"][0]["snapshot_id"], 112);
     assert_eq!(latest[2]["source"], "sportybet");
@@ -148,25 +103,21 @@ async fn a_service_agrees_and_the_origin_is_told() {
     );
 
     // The text for people.
-    let output = run(&["explain", "1", "--url", &served.url], &sound.dsn());
-    let text = String::from_utf8(output.stdout).unwrap();
-    for part in [
+    let parts = [
         "bookmaker 1: snapshot 900, captured 2020-01-01T00:00:00Z",
         "it replaced 2: 112 of ",
         "competitor event 11 (bet9ja x11) does not count: deleted at",
         "UPDATE market_odds",
         "agrees: ",
-    ] {
-        assert!(text.contains(part), "{part} is not in {text}");
-    }
+    ];
+    service::run(&["explain", "1", "--url", &service.base], &sound.dsn()).with(0, &parts);
 
     // The service shows what can be read of a malformed row. That is no difference.
     sound.database.psql("update market_odds set outcomes = '[7, {\"name\": \"1\", \"odds\": \"2.5\"}]' where id = 1222");
-    let (code, told) = explain(&sound.dsn(), "1", &["--url", &served.url]);
-    assert_eq!((code, &told["verdict"]), (0, &json!("agrees")), "{told:#}");
+    judged(0, "agrees", &sound.dsn(), "1", &url);
 
     // The event is absent from the database and from the service.
-    let (code, told) = explain(&sound.dsn(), "4", &["--url", &served.url]);
+    let (code, told) = explain(&sound.dsn(), "4", &url);
     assert_eq!(
         (code, &told["verdict"], &told["database"]["standing"]),
         (0, &json!("agrees"), &json!("outside_window"))
@@ -188,8 +139,7 @@ fn an_absent_event_has_its_reason() {
         ("7", "no_snapshot"),
         ("3", "held"),
     ] {
-        let (code, told) = explain(&sound.dsn(), event, &["--no-service"]);
-        assert_eq!((code, &told["verdict"]), (0, &json!("database_only")));
+        let told = judged(0, "database_only", &sound.dsn(), event, &["--no-service"]);
         assert_eq!(told["database"]["standing"], standing, "{told:#}");
     }
     // With a longer lookback the same event is held.
@@ -199,12 +149,11 @@ fn an_absent_event_has_its_reason() {
 
 /// What a service would hold now. The binary reads it from the database.
 fn held(dsn: &str, event: i64) -> Value {
-    let output = run(&["dump"], dsn);
-    let text = String::from_utf8(output.stdout).unwrap();
-    let mut lines = text
+    let dump = service::run(&["dump"], dsn).ok().out;
+    let mut events = dump
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines
+    events
         .find(|value| value["event_id"] == event)
         .expect("held")
 }
@@ -219,33 +168,19 @@ fn a_difference_is_a_fault_unless_a_newer_change_explains_it() {
     let right = held(&sound.dsn(), 1);
 
     let service = Answering::new(current.clone(), Some(right.clone()));
-    let (code, told) = explain(&sound.dsn(), "1", &["--url", &service.url]);
-    assert_eq!((code, &told["verdict"]), (0, &json!("agrees")), "{told:#}");
+    judged(0, "agrees", &sound.dsn(), "1", &["--url", &service.url]);
 
     let mut wrong = right.clone();
     wrong["betpawa"]["1"]["markets"][0]["outcomes"][1]["odds"] = json!(9.5);
     wrong["competitors"]["sportybet"]["snapshot_id"] = json!(11);
     let service = Answering::new(current.clone(), Some(wrong));
-    let (code, told) = explain(&sound.dsn(), "1", &["--url", &service.url]);
-    assert_eq!((code, &told["verdict"]), (1, &json!("differs")), "{told:#}");
-    let fields: Vec<&Value> = told["differences"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| &one["field"])
-        .collect();
-    assert_eq!(
-        fields,
-        [
-            "betpawa.1.markets.0.outcomes.1.odds",
-            "competitors.sportybet.snapshot_id"
-        ]
-    );
-    assert_eq!(told["differences"][0]["service"], 9.5);
-    assert!(
-        told["reason"].as_str().unwrap().contains("this is a fault"),
-        "{told:#}"
-    );
+    let told = judged(1, "differs", &sound.dsn(), "1", &["--url", &service.url]);
+    let [odds, snapshot] = [0, 1].map(|at| &told["differences"][at]);
+    assert_eq!(odds["field"], "betpawa.1.markets.0.outcomes.1.odds");
+    assert_eq!(odds["service"], 9.5);
+    assert_eq!(snapshot["field"], "competitors.sportybet.snapshot_id");
+    assert_eq!(told["differences"][2], Value::Null);
+    says(&told, "reason", "this is a fault");
 
     // Only one side holds the event.
     let service = Answering::new(current.clone(), None);
@@ -260,19 +195,14 @@ fn a_difference_is_a_fault_unless_a_newer_change_explains_it() {
         .psql("update events set kickoff = kickoff + interval '1 minute' where id = 1");
     let service = Answering::new(stats(before), Some(right));
     let began = Instant::now();
-    let (code, told) = explain(
+    let told = judged(
+        1,
+        "differs",
         &sound.dsn(),
         "1",
         &["--url", &service.url, "--wait", "200ms"],
     );
-    assert_eq!((code, &told["verdict"]), (1, &json!("differs")), "{told:#}");
-    assert!(
-        told["reason"]
-            .as_str()
-            .unwrap()
-            .contains("a newer change explains it"),
-        "{told:#}"
-    );
+    says(&told, "reason", "a newer change explains it");
     let after_cut = told["database"]["log"]
         .as_array()
         .unwrap()
@@ -295,30 +225,20 @@ fn explain_names_what_it_may_not_read_and_its_usage() {
         &["--no-service"],
     );
     assert_eq!(code, 0);
-    assert!(
-        told["database"]["log_trouble"]
-            .as_str()
-            .unwrap()
-            .contains("permission denied"),
-        "{told:#}"
-    );
+    says(&told["database"], "log_trouble", "permission denied");
     for wrong in [
         &["explain"][..],
         &["explain", "x"],
         &["explain", "1", "--url", "ftp://cache"],
         &["doctor", "--bogus"],
     ] {
-        assert_eq!(run(wrong, &sound.dsn()).status.code(), Some(2), "{wrong:?}");
+        service::run(wrong, &sound.dsn()).with(2, &[]);
     }
     // A service that the caller names must answer.
     let refused = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    let output = run(
-        &["explain", "1", "--url", &format!("http://{refused}")],
-        &sound.dsn(),
-    );
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("asking the service"));
+    let url = format!("http://{refused}");
+    service::run(&["explain", "1", "--url", &url], &sound.dsn()).with(1, &["asking the service"]);
 }

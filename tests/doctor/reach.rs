@@ -6,51 +6,35 @@ use oddscache_testkit::{cluster::Cluster, connect, pgbouncer::PgBouncer, servers
 
 use super::*;
 
+/// The only finding of a report that ends with exit code 1.
+#[track_caller]
+fn only(report: &Report) -> &Value {
+    report.ends(1);
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    &report.findings[0]
+}
+
 #[test]
 fn doctor_repeats_the_error_of_a_server_that_it_cannot_reach() {
-    let refused = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    let refused = port(&TcpListener::bind("127.0.0.1:0").unwrap());
     let dsn = format!("postgres://nobody:sesame@127.0.0.1:{refused}/odds");
-    let (code, findings) = doctor(&dsn, &[]);
-    assert_eq!((code, findings.len()), (1, 1));
-    assert!(
-        findings[0]["what"].as_str().unwrap().contains("refused"),
-        "{findings:?}"
-    );
-    assert!(!format!("{findings:?}").contains("sesame"));
+    let report = doctor(&dsn, &[]);
+    says(only(&report), "what", "refused");
+    assert!(!format!("{report:?}").contains("sesame"));
 
-    let database = Database::application();
-    let dsn = format!(
-        "postgres://postgres:sesame@127.0.0.1:{}/{}",
-        cluster().port(),
-        database.name
-    );
-    let (code, findings) = doctor(&dsn, &[]);
-    assert_eq!((code, findings.len()), (1, 1));
-    assert!(
-        findings[0]["fix"].as_str().unwrap().contains("pg_hba.conf"),
-        "{findings:?}"
-    );
-    assert!(!format!("{findings:?}").contains("sesame"));
+    let name = Database::application().name;
+    let port_of_cluster = cluster().port();
+    let dsn = format!("postgres://postgres:sesame@127.0.0.1:{port_of_cluster}/{name}");
+    let report = doctor(&dsn, &[]);
+    says(only(&report), "fix", "pg_hba.conf");
+    assert!(!format!("{report:?}").contains("sesame"));
 
     // This server accepts the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let dsn = format!(
-        "postgres://nobody@127.0.0.1:{}/odds",
-        silent.local_addr().unwrap().port()
-    );
-    let (code, findings) = doctor(&dsn, &["--check-timeout", "300ms"]);
-    assert_eq!((code, findings.len()), (1, 1));
-    assert!(
-        findings[0]["what"]
-            .as_str()
-            .unwrap()
-            .contains("no answer within 1.8 s"),
-        "{findings:?}"
-    );
+    let dsn = format!("postgres://nobody@127.0.0.1:{}/odds", port(&silent));
+    let report = doctor(&dsn, &["--check-timeout", "300ms"]);
+    says(only(&report), "what", "no answer within 1.8 s");
 }
 
 /// Starts a PgBouncer with this pool.
@@ -74,11 +58,13 @@ async fn doctor_distinguishes_poolers_in_transaction_and_session_mode() {
     for size in [1, 20] {
         let pooler = pooled("transaction", size).await;
         let dsn = through(&pooler, &database);
-        let (code, findings) = doctor(&dsn, &[]);
-        let found = with(&findings, "notifications.pooler", "warn");
-        assert_eq!((code, found.len()), (0, 1), "pool of {size}: {findings:#?}");
-        assert!(found[0]["fix"].as_str().unwrap().contains("--listen-url"));
-        assert_eq!(with(&findings, "warmup", "ok").len(), 1, "{findings:#?}");
+        let report = doctor(&dsn, &[]);
+        report.ends(0).one("warmup", "ok");
+        says(
+            report.one("notifications.pooler", "warn"),
+            "fix",
+            "--listen-url",
+        );
         // No LISTEN and no setting stays behind in the pooler's sessions.
         let sql = "select (select count(*) from pg_listening_channels()), current_setting('statement_timeout'), \
                    current_setting('search_path')";
@@ -92,32 +78,18 @@ async fn doctor_distinguishes_poolers_in_transaction_and_session_mode() {
         assert_eq!(left.unwrap(), ["0", "0", "\"$user\", public"]);
 
         // Past the pooler, notifications arrive.
-        let (code, findings) = doctor(&dsn, &["--listen-url", &database.dsn()]);
-        assert_eq!(
-            (code, levels_of(&findings, "notifications")),
-            (0, vec!["ok".to_owned()]),
-            "{findings:#?}"
-        );
+        doctor(&dsn, &["--listen-url", &database.dsn()])
+            .ends(0)
+            .has(&["notifications"], &["ok"]);
     }
     let pooler = pooled("session", 20).await;
-    let (_, findings) = doctor(&through(&pooler, &database), &[]);
-    assert_eq!(
-        levels_of(&findings, "notifications.pooler"),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        levels_of(&findings, "notifications"),
-        ["ok"],
-        "{findings:#?}"
-    );
+    doctor(&through(&pooler, &database), &[])
+        .has(&["notifications.pooler"], &[])
+        .has(&["notifications"], &["ok"]);
 
     let pooler = pooled("statement", 20).await;
-    let (code, findings) = doctor(&through(&pooler, &database), &[]);
-    assert_eq!((code, findings.len()), (1, 1), "{findings:#?}");
-    assert!(
-        findings[0]["fix"].as_str().unwrap().contains("pool_mode"),
-        "{findings:#?}"
-    );
+    let report = doctor(&through(&pooler, &database), &[]);
+    says(only(&report), "fix", "pool_mode");
 }
 
 #[tokio::test]
@@ -130,37 +102,26 @@ async fn doctor_checks_a_standby_as_a_standby() {
     );
     replayed(&on_primary, &on_standby).await;
     let dsn = standby.dsn("postgres");
-    let (code, findings) = doctor(&dsn, &[]);
-    assert_eq!(code, 0, "{findings:#?}");
-    assert_eq!(levels_of(&findings, "notifications"), ["info"]);
-    assert_eq!(levels_of(&findings, "standby"), ["info"]);
-    for id in ["feed", "feed.function", "trigger", "log", "warmup"] {
-        assert_eq!(levels_of(&findings, id), ["ok"], "{id}: {findings:#?}");
-    }
+    let report = doctor(&dsn, &[]);
+    report
+        .ends(0)
+        .has(&["notifications", "standby"], &["info"])
+        .has(
+            &["feed", "feed.function", "trigger", "log", "warmup"],
+            &["ok"],
+        );
     // The standby has max_standby_streaming_delay = 5s and no hot_standby_feedback.
-    let cancelled = with(&findings, "setting", "warn");
-    assert_eq!(cancelled.len(), 1, "{findings:#?}");
-    assert_eq!(cancelled[0]["object"], "max_standby_streaming_delay");
-    assert!(
-        findings.iter().all(|finding| finding["checked"] == true),
-        "{findings:#?}"
-    );
+    let cancelled = report.one("setting", "warn");
+    assert_eq!(cancelled["object"], "max_standby_streaming_delay");
+    assert!(report.unchecked().is_empty(), "{report:#?}");
 
-    let (_, findings) = doctor(&dsn, &["--quick", "--listen-url", &primary.dsn("postgres")]);
-    assert_eq!(
-        levels_of(&findings, "notifications"),
-        ["ok"],
-        "{findings:#?}"
-    );
-    on_standby
-        .batch_execute("select pg_wal_replay_pause()")
-        .await
-        .unwrap();
-    let (_, findings) = doctor(&dsn, &["--quick"]);
-    assert_eq!(
-        with(&findings, "standby", "warn")[0]["fix"],
-        "SELECT pg_wal_replay_resume()"
-    );
+    doctor(&dsn, &["--quick", "--listen-url", &primary.dsn("postgres")])
+        .has(&["notifications"], &["ok"]);
+    let pause = on_standby.batch_execute("select pg_wal_replay_pause()");
+    pause.await.unwrap();
+    let report = quick(&dsn);
+    let paused = report.with("standby", "warn")[0];
+    assert_eq!(paused["fix"], "SELECT pg_wal_replay_resume()");
 
     // `explain` works on a standby, too.
     let (code, told) = json_of(&["explain", "1", "--no-service"], &dsn);
@@ -176,28 +137,24 @@ async fn doctor_checks_a_standby_as_a_standby() {
 async fn doctor_waits_for_a_lock_only_until_the_time_out() {
     let sound = Sound::new();
     let app = connect(&sound.database.dsn()).await;
-    app.batch_execute("begin; lock table oddscache.change_log in access exclusive mode")
-        .await
-        .unwrap();
-    let (code, findings) = doctor(&sound.dsn(), &["--check-timeout", "300ms"]);
-    assert_eq!(code, 0, "{findings:#?}");
-    let unchecked: Vec<&Value> = findings
-        .iter()
-        .filter(|finding| finding["checked"] == false)
-        .collect();
+    let lock = "begin; lock table oddscache.change_log in access exclusive mode";
+    app.batch_execute(lock).await.unwrap();
+    let report = doctor(&sound.dsn(), &["--check-timeout", "300ms"]);
+    report
+        .ends(0)
+        // A lock that ends by itself is no fault of the database.
+        .has(&["warmup"], &["warn"])
+        .has(&["server.reachable"], &["ok"]);
+    let unchecked = report.unchecked();
     assert!(
         unchecked.iter().any(|finding| finding["id"] == "script"),
-        "{findings:#?}"
+        "{report:#?}"
     );
     for finding in unchecked {
         assert_eq!(finding["level"], "warn");
-        let what = finding["what"].as_str().unwrap();
-        assert!(what.contains("timeout"), "{what}");
+        says(finding, "what", "timeout");
     }
-    // A lock that ends by itself is no fault of the database.
-    assert_eq!(levels_of(&findings, "warmup"), ["warn"]);
-    assert_eq!(levels_of(&findings, "server.reachable"), ["ok"]);
     app.batch_execute("rollback").await.unwrap();
-    let (code, findings) = doctor(&sound.dsn(), &["--strict"]);
-    assert_eq!(code, strict_code(&findings), "{findings:#?}");
+    let report = doctor(&sound.dsn(), &["--strict"]);
+    report.ends(strict_code(&report));
 }

@@ -4,8 +4,7 @@ use super::*;
 
 fn sound() -> (Database, String) {
     let db = installed();
-    let role = format!("cache_{}", db.name);
-    run(&db, Script::Grants, &[("role", &role)]);
+    let role = cache_role(&db);
     run(&db, Script::Indexes, &[]);
     (db, role)
 }
@@ -15,19 +14,16 @@ async fn a_sound_feed_has_no_warning() {
     let (db, role) = sound();
     let before = db.psql("select pg_current_xact_id_if_assigned() is null");
     for report in [
-        run(&db, Script::Check, &[("role", &role)]),
-        apply(&db, Script::Check, &[("role", &role)]).await.unwrap(),
+        check_role(&db, &role),
+        apply(&db, Script::Check, &[("role", &role)]).await,
     ] {
-        assert!(
-            !report.contains("|warn|") && !report.contains("|FAIL|"),
-            "{report}"
-        );
+        report.is_sound();
         assert_eq!(report.matches("trigger|").count(), 9, "{report}");
     }
     assert_eq!(before, "t");
     // The cache's role can run it, too.
-    let report = apply_as(&role, &db, Script::Check, &[("role", &role)]).await;
-    for line in report.unwrap().lines() {
+    let report = run_by(true, &role, &db, Script::Check, &[("role", &role)]).await;
+    for line in report.lines() {
         let row: Vec<&str> = line.split('|').collect();
         // Before PostgreSQL 15, PUBLIC can create tables in schema public by default.
         let is_default = row[1] == "schema public" && row[3] == "info";
@@ -37,39 +33,48 @@ async fn a_sound_feed_has_no_warning() {
 
 #[test]
 fn each_fault_has_its_line() {
-    for (fault, line) in [
-        ("drop trigger oddscache_insert on events", "trigger|public.events|INSERT|FAIL|missing"),
-        ("drop trigger oddscache_insert on odds_snapshots_d1", "trigger|public.odds_snapshots_d1|INSERT|warn|missing"),
-        ("alter table odds_snapshots disable trigger oddscache_update", "trigger|public.odds_snapshots|UPDATE|FAIL|disabled"),
-        ("alter table odds_snapshots_d2 disable trigger all", "trigger|public.odds_snapshots_d2|TRUNCATE|warn|disabled"),
-        ("alter table events enable trigger oddscache_delete", "trigger|public.events|DELETE|warn|not always"),
-        ("alter table events enable replica trigger oddscache_delete", "trigger|public.events|DELETE|FAIL|disabled"),
-        (
-            "drop trigger oddscache_truncate on market_odds; create trigger oddscache_truncate after truncate on market_odds execute function oddscache.log_change('events');
-             alter table market_odds enable always trigger oddscache_truncate",
-            "trigger|public.market_odds|TRUNCATE|FAIL|not as installed",
-        ),
-        ("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')", "trigger|public.odds_snapshots_d3|INSERT|warn|missing"),
-        ("alter table market_odds rename snapshot_id to snap", "trigger|public.market_odds|column snapshot_id|FAIL|does not exist"),
-        ("alter table market_odds rename to markets", "trigger|public.market_odds|table|FAIL|does not exist"),
-        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'", "feed|oddscache|feed_version()|warn|2, not 3: caches still follow it"),
-        ("create or replace function oddscache.feed_version() returns int language sql immutable as 'select 1'", "feed|oddscache|feed_version()|FAIL|1, not 3"),
-        ("drop function oddscache.feed_version()", "feed|oddscache|feed_version()|FAIL|"),
-        ("drop table oddscache.change_log", "feed|oddscache.change_log|table|FAIL|is missing"),
-        ("drop function oddscache.log_change() cascade", "feed|oddscache.log_change()|function|FAIL|is missing"),
-        ("alter table oddscache.change_log add check (true)", "feed|oddscache.change_log|as installed|warn|"),
-        ("grant execute on function oddscache.prune(interval) to public", "feed|oddscache.prune(interval)|EXECUTE|warn|"),
-        ("create role silent_1; do $$ begin execute format('alter role silent_1 in database %I set oddscache.notify = off', current_database()); end $$", "feed|silent_1|notifications|warn|"),
-        ("delete from oddscache.log_state", "log|oddscache.log_state|state|FAIL|0 rows"),
-        ("update oddscache.log_state set app_schema = 'other'", "log|oddscache.log_state|state|FAIL|serves schema other"),
-        ("insert into oddscache.change_log (xid, table_name, op, at) values ('3', 'events', 'UPDATE', now() - interval '2 days')", "log|oddscache.change_log|backlog|warn|1 rows"),
-        ("insert into oddscache.change_log (xid, table_name, op, note) values ('3', 'events', 'RESYNC', '42703 no such column')", "log|events|RESYNC|warn|1 times"),
-        ("drop index odds_snapshots_oddscache_latest", "index|public.odds_snapshots|event_id, bookmaker_id, id DESC|warn|missing"),
-        ("create role low; alter function oddscache.log_change() owner to current_user; grant create on schema oddscache to low; alter function oddscache.log_change() owner to low", "feed|oddscache.log_change()|writes to the log|FAIL|"),
-    ] {
+    for [fault, line] in cases(
+        "
+        drop trigger oddscache_insert on events => trigger|public.events|INSERT|FAIL|missing
+        drop trigger oddscache_insert on odds_snapshots_d1 => trigger|public.odds_snapshots_d1|INSERT|warn|missing
+        alter table odds_snapshots disable trigger oddscache_update
+            => trigger|public.odds_snapshots|UPDATE|FAIL|disabled
+        alter table odds_snapshots_d2 disable trigger all => trigger|public.odds_snapshots_d2|TRUNCATE|warn|disabled
+        alter table events enable trigger oddscache_delete => trigger|public.events|DELETE|warn|not always
+        alter table events enable replica trigger oddscache_delete => trigger|public.events|DELETE|FAIL|disabled
+        drop trigger oddscache_truncate on market_odds; create trigger oddscache_truncate after truncate on market_odds execute function oddscache.log_change('events'); alter table market_odds enable always trigger oddscache_truncate
+            => trigger|public.market_odds|TRUNCATE|FAIL|not as installed
+        create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')
+            => trigger|public.odds_snapshots_d3|INSERT|warn|missing
+        alter table market_odds rename snapshot_id to snap
+            => trigger|public.market_odds|column snapshot_id|FAIL|does not exist
+        alter table market_odds rename to markets => trigger|public.market_odds|table|FAIL|does not exist
+        create or replace function oddscache.feed_version() returns int language sql immutable as 'select 2'
+            => feed|oddscache|feed_version()|warn|2, not 3: caches still follow it
+        create or replace function oddscache.feed_version() returns int language sql immutable as 'select 1'
+            => feed|oddscache|feed_version()|FAIL|1, not 3
+        drop function oddscache.feed_version() => feed|oddscache|feed_version()|FAIL|
+        drop table oddscache.change_log => feed|oddscache.change_log|table|FAIL|is missing
+        drop function oddscache.log_change() cascade => feed|oddscache.log_change()|function|FAIL|is missing
+        alter table oddscache.change_log add check (true) => feed|oddscache.change_log|as installed|warn|
+        grant execute on function oddscache.prune(interval) to public => feed|oddscache.prune(interval)|EXECUTE|warn|
+        create role silent_1; do $$ begin execute format('alter role silent_1 in database %I set oddscache.notify = off', current_database()); end $$
+            => feed|silent_1|notifications|warn|
+        delete from oddscache.log_state => log|oddscache.log_state|state|FAIL|0 rows
+        update oddscache.log_state set app_schema = 'other' => log|oddscache.log_state|state|FAIL|serves schema other
+        insert into oddscache.change_log (xid, table_name, op, at) values ('3', 'events', 'UPDATE', now() - interval '2 days')
+            => log|oddscache.change_log|backlog|warn|1 rows
+        insert into oddscache.change_log (xid, table_name, op, note) values ('3', 'events', 'RESYNC', '42703 no such column')
+            => log|events|RESYNC|warn|1 times
+        drop index odds_snapshots_oddscache_latest
+            => index|public.odds_snapshots|event_id, bookmaker_id, id DESC|warn|missing
+        create role low; alter function oddscache.log_change() owner to current_user; grant create on schema oddscache to low; alter function oddscache.log_change() owner to low
+            => feed|oddscache.log_change()|writes to the log|FAIL|
+        ",
+    ) {
         let (db, role) = sound();
         db.psql(fault);
-        let report = run(&db, Script::Check, &[("role", &role)]);
+        let report = check_role(&db, &role);
         assert!(report.contains(line), "{fault}: {line} is not in {report}");
         // The worst comes first.
         if line.contains("|FAIL|") {
@@ -81,20 +86,13 @@ fn each_fault_has_its_line() {
 #[test]
 fn check_reports_where_nothing_is_installed() {
     let db = app();
-    let report = run(&db, Script::Check, &[("role", "nobody_here")]);
-    for line in [
-        "feed|oddscache|feed_version()|FAIL|",
-        "feed|oddscache.change_log|table|FAIL|is missing",
-        "trigger|public.events|INSERT|FAIL|missing",
-        "right|nobody_here|role|warn|does not exist",
-    ] {
-        assert!(report.contains(line), "{line} is not in {report}");
-    }
-    let report = run(&Database::empty(), Script::Check, &[]);
-    assert!(
-        report.contains("trigger|public.events|table|FAIL|does not exist"),
-        "{report}"
-    );
+    run(&db, Script::Check, &[("role", "nobody_here")])
+        .says("feed|oddscache|feed_version()|FAIL|")
+        .says("feed|oddscache.change_log|table|FAIL|is missing")
+        .says("trigger|public.events|INSERT|FAIL|missing")
+        .says("right|nobody_here|role|warn|does not exist");
+    run(&Database::empty(), Script::Check, &[])
+        .says("trigger|public.events|table|FAIL|does not exist");
 }
 
 #[tokio::test]
@@ -104,49 +102,41 @@ async fn check_names_what_the_caller_may_not_read() {
     db.psql(&format!(
         "create role {nosy} login; grant usage on schema oddscache to {nosy}"
     ));
-    let report = apply_as(&nosy, &db, Script::Check, &[("role", &role)]).await;
+    let report = run_by(true, &nosy, &db, Script::Check, &[("role", &role)]).await;
     let not_readable = format!("not readable by {nosy}");
-    assert!(report.unwrap().lines().any(|line| {
+    assert!(report.lines().any(|line| {
         let row: Vec<&str> = line.split('|').collect();
         row[0] == "log" && row[3] == "warn" && row[4].starts_with(&not_readable)
     }));
 }
 
 /// A native subscription stops at a change of a table that its database lacks.
-#[tokio::test]
-async fn check_names_publications_of_the_feed_with_a_way_out() {
+#[test]
+fn check_names_publications_of_the_feed_with_a_way_out() {
     let (db, role) = sound();
-    let server = server_version();
-    let check = || run(&db, Script::Check, &[("role", &role)]);
+    let check = || check_role(&db, &role);
     let line = |status: &str| format!("publication|p|publishes the feed|{status}|");
     db.psql("create publication p for table events");
-    assert!(!check().contains("publication|"));
-    let mut ways = vec![(
-        "for table events, oddscache.change_log",
-        "ALTER PUBLICATION p DROP TABLE oddscache.change_log",
-    )];
-    if server >= 15 {
-        ways.push((
-            "for tables in schema public, oddscache",
-            "ALTER PUBLICATION p DROP TABLES IN SCHEMA oddscache",
-        ));
-    }
-    for (tables, way) in ways {
+    check().lacks("publication|");
+    for [since, tables, way] in cases(
+        "14 => table events, oddscache.change_log => ALTER PUBLICATION p DROP TABLE oddscache.change_log
+         15 => tables in schema public, oddscache => ALTER PUBLICATION p DROP TABLES IN SCHEMA oddscache",
+    ) {
+        if server_version() < since.parse().unwrap() {
+            continue;
+        }
         db.psql(&format!(
-            "drop publication p; create publication p {tables}"
+            "drop publication p; create publication p for {tables}"
         ));
-        let report = check();
-        assert!(
-            report.contains(&line("info")) && report.contains(&format!("; or here: {way}")),
-            "{tables}: {report}"
-        );
+        check()
+            .says(line("info"))
+            .says(format!("; or here: {way}"));
         db.psql(way);
         assert!(!check().contains("publication|"), "{tables}");
     }
     db.psql("drop publication p; create publication p for all tables");
     let report = check();
-    let told = report.lines().find(|at| at.starts_with(&line("info")));
-    let told = told.unwrap_or_else(|| panic!("{report}"));
+    let told = report.line(line("info"));
     assert!(told.contains("No replication slot"), "{told}");
     // The statements for the subscriber create tables with the same columns.
     let (_, rest) = told.split_once("before anything else: ").unwrap();
@@ -160,30 +150,18 @@ async fn check_names_publications_of_the_feed_with_a_way_out() {
 }
 
 /// A server of its own: only `wal_level = logical` allows such a slot.
-#[tokio::test]
-async fn a_slot_makes_a_publication_of_the_feed_a_warning() {
+#[test]
+fn a_slot_makes_a_publication_of_the_feed_a_warning() {
     let server = oddscache_testkit::cluster::Cluster::seeded(&["wal_level = logical"]);
-    let client = oddscache_testkit::connect(&server.dsn("postgres")).await;
-    client
-        .batch_execute("create publication p for all tables")
-        .await
-        .unwrap();
-    client
-        .batch_execute("select pg_create_logical_replication_slot('sub', 'pgoutput')")
-        .await
-        .unwrap();
-    let report = server
-        .psql("postgres", &["-At", "-f", "sql/check.sql"])
-        .unwrap();
-    let report = text(&report);
-    assert!(
-        report.contains("publication|p|publishes the feed|warn|"),
-        "{report}"
-    );
-    assert!(
-        report.contains("may serve one: sub (not active)"),
-        "{report}"
-    );
+    let psql = |args: &[&str]| server.psql_ok("postgres", args);
+    psql(&["-c", "create publication p for all tables"]);
+    psql(&[
+        "-c",
+        "select pg_create_logical_replication_slot('sub', 'pgoutput')",
+    ]);
+    Said(psql(&["-At", "-f", "sql/check.sql"]))
+        .says("publication|p|publishes the feed|warn|")
+        .says("may serve one: sub (not active)");
 }
 
 /// Triggers see null in a virtual column (PostgreSQL 18).
@@ -200,15 +178,9 @@ fn a_virtual_key_column_is_a_failure() {
     );
     let logged = logs(&db, "update market_odds set outcomes = '[1]'");
     assert!(logged[0].starts_with("market_odds RESYNC *"), "{logged:?}");
-    let report = run(&db, Script::Check, &[("role", &role)]);
+    let report = check_role(&db, &role);
     let line = "trigger|public.market_odds|column snapshot_id|FAIL|is a virtual generated column";
-    let told = report.lines().find(|at| at.starts_with(line));
-    let told = told.unwrap_or_else(|| panic!("{line} is not in {report}"));
-    db.psql(told.split_once("; ").unwrap().1);
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    assert!(!report.contains("|column snapshot_id|FAIL|"), "{report}");
-    assert_eq!(
-        logs(&db, "update market_odds set outcomes = '[1]'"),
-        ["market_odds UPDATE 1,2,3"]
-    );
+    db.psql(report.line(line).split_once("; ").unwrap().1);
+    check_role(&db, &role).lacks("|column snapshot_id|FAIL|");
+    db.logs("update market_odds set outcomes = '[1]' => market_odds UPDATE 1,2,3");
 }

@@ -12,11 +12,8 @@ const FOLLOW: &str = "begin isolation level repeatable read read only;
 fn granted(variables: &[(&str, &str)]) -> (Database, String) {
     let db = installed();
     let role = format!("cache_{}", db.name);
-    run(
-        &db,
-        Script::Grants,
-        &[&[("role", &*role)], variables].concat(),
-    );
+    let settings = [&[("role", &*role)], variables].concat();
+    run(&db, Script::Grants, &settings);
     (db, role)
 }
 
@@ -26,21 +23,12 @@ async fn the_role_has_enough_rights_and_needs_each() {
     // An administrator may have revoked a right from PUBLIC that the role had through it.
     db.psql("revoke usage on schema public from public");
     run(&db, Script::Grants, &[("role", &role)]);
-    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    let session = open_as(&db, &role).await;
     session.run(FOLLOW).await;
-    let tables: Vec<String> = TABLES
-        .iter()
-        .map(|table| format!("public.{table}"))
-        .chain(["oddscache.change_log".into(), "oddscache.log_state".into()])
-        .collect();
-    let rights = tables
-        .iter()
-        .map(|table| format!("select on {table}"))
-        .chain([
-            "usage on schema public".into(),
-            "usage on schema oddscache".into(),
-        ]);
-    for right in rights {
+    let schemas = ["schema public", "schema oddscache"].map(|schema| format!("usage on {schema}"));
+    let logs = ["change_log", "log_state"].map(|table| format!("select on oddscache.{table}"));
+    let tables = TABLES.map(|table| format!("select on public.{table}"));
+    for right in schemas.into_iter().chain(logs).chain(tables) {
         db.psql(&format!("revoke {right} from {role}"));
         let error = session.client.batch_execute(FOLLOW).await.unwrap_err();
         let code = error.code().unwrap().code();
@@ -50,20 +38,12 @@ async fn the_role_has_enough_rights_and_needs_each() {
             "{right}: {error:?}"
         );
         session.run("rollback").await;
-        let report = run(&db, Script::Check, &[("role", &role)]);
         let (name, object) = right.split_once(" on ").unwrap();
-        let line = format!(
-            "right|{object}|{}|FAIL|{role} lacks it",
-            name.to_uppercase()
-        );
-        assert!(report.contains(&line), "{line} is not in {report}");
+        let name = name.to_uppercase();
+        check_role(&db, &role).says(format!("right|{object}|{name}|FAIL|{role} lacks it"));
         // Run again, the script grants exactly this.
-        assert_eq!(
-            run(&db, Script::Grants, &[("role", &role)])
-                .matches("granted ")
-                .count(),
-            1
-        );
+        let text = run(&db, Script::Grants, &[("role", &role)]);
+        assert_eq!(text.matches("granted ").count(), 1, "{text}");
         session.run(FOLLOW).await;
     }
     // Column rights are not enough for LOCK TABLE.
@@ -80,11 +60,12 @@ async fn the_role_can_do_nothing_else() {
     if server_version() < 15 {
         db.psql("revoke create on schema public from public");
     }
-    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    let session = open_as(&db, &role).await;
+    let logs = ["change_log", "log_state", "log_horizon"].map(|table| format!("oddscache.{table}"));
     for table in TABLES
-        .iter()
         .map(|table| format!("public.{table}"))
-        .chain(["change_log", "log_state", "log_horizon"].map(|table| format!("oddscache.{table}")))
+        .into_iter()
+        .chain(logs)
     {
         for sql in [
             format!("delete from {table}"),
@@ -115,174 +96,103 @@ async fn the_role_can_do_nothing_else() {
         )),
         "f|f|f|f|f|t|t|t|t"
     );
-    assert_eq!(
-        db.psql(&format!(
-            "select count(*) from pg_auth_members where member = '{role}'::regrole"
-        )),
-        "0"
-    );
+    db.answers(&format!(
+        "select count(*) from pg_auth_members where member = '{role}'::regrole => 0"
+    ));
 }
 
 #[tokio::test]
 async fn pruning_is_granted_on_demand() {
     let (db, role) = granted(&[("prune", "on")]);
-    let session = Session::open(&cluster().dsn_as(&role, &db.name)).await;
+    let session = open_as(&db, &role).await;
     session.run("select oddscache.prune()").await;
-    assert_eq!(
-        session.code("delete from oddscache.change_log").await,
-        "42501"
-    );
-    assert!(
-        run(&db, Script::Grants, &[("role", &role), ("prune", "on")]).contains("already in place")
-    );
+    session
+        .fails("delete from oddscache.change_log => 42501")
+        .await;
+    run(&db, Script::Grants, &[("role", &role), ("prune", "on")]).says("already in place");
 }
 
 #[test]
 fn grants_needs_install_and_check_names_what_is_too_much() {
     let db = app();
-    let text = fails(&db, Script::Grants, &[("role", "nobody_at_all")]);
-    assert!(
-        text.contains("missing: oddscache.change_log, oddscache.log_state")
-            && text.contains("install.sql"),
-        "{text}"
-    );
-    assert_eq!(
-        db.psql("select count(*) from pg_roles where rolname = 'nobody_at_all'"),
-        "0"
-    );
+    fails(&db, Script::Grants, &[("role", "nobody_at_all")])
+        .says("missing: oddscache.change_log, oddscache.log_state")
+        .says("install.sql");
+    db.answers("select count(*) from pg_roles where rolname = 'nobody_at_all' => 0");
     run(&db, Script::Install, &[]);
     db.psql("alter table events enable row level security");
     let role = format!("cache_{}", db.name);
-    let text = run(&db, Script::Grants, &[("role", &role)]);
-    assert!(
-        text.contains("row-level security is on: public.events"),
-        "{text}"
-    );
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    assert!(
-        report.contains("right|public.events|row-level security|warn|"),
-        "{report}"
-    );
+    run(&db, Script::Grants, &[("role", &role)]).says("row-level security is on: public.events");
+    check_role(&db, &role).says("right|public.events|row-level security|warn|");
     db.psql(&format!("grant update on market_odds to {role}; alter role {role} createdb; grant create on schema oddscache to {role}"));
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    for line in [
-        format!("right|public.market_odds|UPDATE|warn|{role} has it"),
-        format!("right|role {role}|CREATEDB|warn|"),
-        "right|schema oddscache|CREATE|warn|".to_owned(),
-    ] {
-        assert!(report.contains(&line), "{line} is not in {report}");
-    }
+    check_role(&db, &role)
+        .says(format!(
+            "right|public.market_odds|UPDATE|warn|{role} has it"
+        ))
+        .says(format!("right|role {role}|CREATEDB|warn|"))
+        .says("right|schema oddscache|CREATE|warn|");
 }
 
 /// The statement that check.sql names revokes the right from the role that was granted it. Then the line is gone.
 #[tokio::test]
 async fn check_names_each_superfluous_right_and_its_source() {
-    let server = server_version();
-    let public = "PUBLIC was granted it, so every role has it";
-    let mut faults = vec![
-        (
-            "grant create on schema public to public",
-            "schema public|CREATE",
-            public,
-        ),
-        (
-            "grant create on schema public to {role}",
-            "schema public|CREATE",
-            "does not need it; REVOKE CREATE ON SCHEMA public FROM {role}",
-        ),
-        (
-            "grant create on database {db} to public",
-            "database {db}|CREATE",
-            public,
-        ),
-        (
-            "grant temporary on database {db} to {role}",
-            "database {db}|TEMPORARY",
-            "does not need it; REVOKE TEMPORARY",
-        ),
-        (
-            "grant update on market_odds to public",
-            "public.market_odds|UPDATE",
-            public,
-        ),
-        (
-            "grant insert, delete on oddscache.change_log to {group}",
-            "oddscache.change_log|INSERT, DELETE",
-            "it is a member of {group}; REVOKE {group} FROM {role}",
-        ),
-        (
-            "grant execute on function oddscache.resync(text) to public",
-            "oddscache.resync(text)|EXECUTE",
-            public,
-        ),
-        (
-            "grant execute on function oddscache.resync(text) to {group}",
-            "oddscache.resync(text)|EXECUTE",
-            "it is a member of {group}",
-        ),
-        (
-            "grant pg_write_all_data to {group}",
-            "public.events|INSERT, UPDATE, DELETE",
-            "it is a member of {group}, and so of pg_write_all_data",
-        ),
-        (
-            "alter role {group} createdb",
-            "role {role}|CREATEDB",
-            "by SET ROLE {group}",
-        ),
-        (
-            "alter role {role} createrole",
-            "role {role}|CREATEROLE",
-            "ALTER ROLE {role} NOCREATEROLE",
-        ),
-        (
-            "grant insert on events to {group} with grant option; set role {group}; grant insert on events to {role}; reset role; revoke {group} from {role}",
-            "public.events|INSERT",
-            "SET ROLE {group}; REVOKE INSERT ON public.events FROM {role}",
-        ),
-    ];
-    if server >= 17 {
-        faults.push((
-            "grant maintain on events to public",
-            "public.events|MAINTAIN",
-            public,
-        ));
-        faults.push((
-            "grant pg_maintain to {role}",
-            "public.events|MAINTAIN",
-            "it is a member of pg_maintain",
+    let by_public = "PUBLIC was granted it, so every role has it";
+    let mut faults = cases(
+        "
+        grant create on schema public to public => schema public|CREATE => {by public}
+        grant create on schema public to {role}
+            => schema public|CREATE => does not need it; REVOKE CREATE ON SCHEMA public FROM {role}
+        grant create on database {db} to public => database {db}|CREATE => {by public}
+        grant temporary on database {db} to {role} => database {db}|TEMPORARY => does not need it; REVOKE TEMPORARY
+        grant update on market_odds to public => public.market_odds|UPDATE => {by public}
+        grant insert, delete on oddscache.change_log to {group}
+            => oddscache.change_log|INSERT, DELETE => it is a member of {group}; REVOKE {group} FROM {role}
+        grant execute on function oddscache.resync(text) to public => oddscache.resync(text)|EXECUTE => {by public}
+        grant execute on function oddscache.resync(text) to {group}
+            => oddscache.resync(text)|EXECUTE => it is a member of {group}
+        grant pg_write_all_data to {group}
+            => public.events|INSERT, UPDATE, DELETE => it is a member of {group}, and so of pg_write_all_data
+        alter role {group} createdb => role {role}|CREATEDB => by SET ROLE {group}
+        alter role {role} createrole => role {role}|CREATEROLE => ALTER ROLE {role} NOCREATEROLE
+        grant insert on events to {group} with grant option; set role {group}; grant insert on events to {role}; reset role; revoke {group} from {role}
+            => public.events|INSERT => SET ROLE {group}; REVOKE INSERT ON public.events FROM {role}
+        ",
+    );
+    if server_version() >= 17 {
+        faults.extend(cases(
+            "grant maintain on events to public => public.events|MAINTAIN => {by public}
+             grant pg_maintain to {role} => public.events|MAINTAIN => it is a member of pg_maintain",
         ));
     }
-    for (fault, object, told) in faults {
+    for [fault, object, told] in faults {
         let (db, role) = granted(&[]);
         let group = format!("group_{}", db.name);
         let named = |text: &str| {
             let text = text.replace("{role}", &role).replace("{db}", &db.name);
-            text.replace("{group}", &group)
+            let text = text.replace("{group}", &group);
+            text.replace("{by public}", by_public)
         };
         db.psql(&named("create role {group}; grant {group} to {role}"));
         db.psql(&named(fault));
         let (line, told) = (named(&format!("right|{object}|")), named(told));
-        let found = |report: &str| {
+        let found = || {
+            let report = check_role(&db, &role);
             let lines = report
                 .lines()
                 .filter(|at| at.starts_with(&line) && at.contains(&told));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
-        let report = run(&db, Script::Check, &[("role", &role)]);
-        let before = found(&report);
-        let Some(first) = before.first() else {
-            panic!("{fault}: {line} ... {told} is not in {report}")
+        let before = found();
+        let [only] = &before[..] else {
+            panic!("{fault}: not one line {line} ... {told}: {before:?}")
         };
-        assert_eq!(before.len(), 1, "{fault}: {before:?}");
         let keywords = ["; REVOKE ", "; ALTER ", "; SET ROLE "];
         let at = keywords
             .iter()
-            .filter_map(|keyword| first.find(keyword))
+            .filter_map(|keyword| only.find(keyword))
             .min();
-        db.psql(&first[at.unwrap() + 2..]);
-        let report = run(&db, Script::Check, &[("role", &role)]);
-        assert_eq!(found(&report), [""; 0], "{fault}: {first}");
+        db.psql(&only[at.unwrap() + 2..]);
+        assert_eq!(found(), [""; 0], "{fault}: {only}");
     }
 }
 
@@ -290,17 +200,14 @@ async fn check_names_each_superfluous_right_and_its_source() {
 #[test]
 fn what_public_has_by_default_is_no_warning() {
     let (db, role) = granted(&[]);
-    let report = run(&db, Script::Check, &[("role", &role)]);
     let line = format!("right|database {}|TEMPORARY|ok|{role} has it", db.name);
-    assert!(report.contains(&line), "{line} is not in {report}");
+    check_role(&db, &role).says(line);
     // The tests' databases are created without this default of older servers.
     db.psql("grant create on schema public to public");
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    let status = if server_version() < 15 {
-        "info"
-    } else {
-        "warn"
+    let status = match server_version() {
+        ..15 => "info",
+        _ => "warn",
     };
     let line = format!("right|schema public|CREATE|{status}|{role} has it");
-    assert!(report.contains(&line), "{line} is not in {report}");
+    check_role(&db, &role).says(line);
 }

@@ -9,7 +9,7 @@ const ROWS_LOGGED: &str = "select string_agg(concat_ws(' ', table_name, op, coal
 #[tokio::test]
 async fn a_heartbeat_logs_no_keys_and_notifies() {
     let db = installed();
-    let mut session = Session::open(&db.dsn()).await;
+    let mut session = open(&db).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.heartbeat()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
@@ -44,7 +44,7 @@ fn a_heartbeat_writes_at_most_one_row_a_second() {
 async fn a_transaction_cannot_flood_the_log() {
     for isolation in ["read committed", "repeatable read", "serializable"] {
         let db = installed();
-        let session = Session::open(&db.dsn()).await;
+        let session = open(&db).await;
         session
             .run(&format!(
                 "begin isolation level {isolation}; select pg_current_xact_id()"
@@ -70,33 +70,25 @@ async fn a_transaction_cannot_flood_the_log() {
 #[tokio::test]
 async fn a_resync_names_its_reason() {
     let db = installed();
-    let mut session = Session::open(&db.dsn()).await;
+    let mut session = open(&db).await;
     session.run("listen oddscache").await;
     session.run("select oddscache.resync()").await;
     assert_eq!(session.notifications.recv().await.unwrap(), "oddscache:");
     session
         .run("select oddscache.resync('restored event 7'); select oddscache.resync(repeat('é', 1000))")
         .await;
-    assert_eq!(
-        db.psql(ROWS_LOGGED),
-        format!(
-            "resync RESYNC * ASKED; resync RESYNC * ASKED restored event 7; resync RESYNC * ASKED {}",
-            "é".repeat(200)
-        )
-    );
+    let (asked, cut) = ("resync RESYNC * ASKED", "é".repeat(200));
+    let rows = format!("{asked}; {asked} restored event 7; {asked} {cut}");
+    assert_eq!(db.psql(ROWS_LOGGED), rows);
     // check.sql does not warn of it.
-    let report = run(&db, Script::Check, &[]);
-    assert!(report.contains("log|resync|RESYNC|ok|3 times"), "{report}");
+    check(&db).says("log|resync|RESYNC|ok|3 times");
 }
 
 /// The caller is the cache or an administrator, not a writer. So an error must reach the caller, and soon.
 #[tokio::test]
 async fn an_error_reaches_the_caller_soon() {
     let db = installed();
-    let (admin, session) = (
-        Session::open(&db.dsn()).await,
-        Session::open(&db.dsn()).await,
-    );
+    let (admin, session) = open_two(&db).await;
     admin
         .run("begin; lock table oddscache.change_log in access exclusive mode")
         .await;
@@ -116,35 +108,28 @@ async fn an_error_reaches_the_caller_soon() {
 #[test]
 fn the_cache_can_call_heartbeat_but_not_resync() {
     let db = installed();
-    let role = format!("cache_{}", db.name);
-    run(&db, Script::Grants, &[("role", &role)]);
-    let rights = |who: &str| {
-        db.psql(&format!(
-            "select string_agg(f::text || ' ' || has_function_privilege('{who}', f, 'execute'), ', ' order by f::text)
-               from unnest(array['oddscache.heartbeat()', 'oddscache.prune(interval)', 'oddscache.resync(text)']) f"
-        ))
-    };
-    assert_eq!(
-        rights(&role),
-        "oddscache.heartbeat() true, oddscache.prune(interval) false, oddscache.resync(text) false"
-    );
-    db.psql(&format!("create role other_{}", db.name));
-    assert_eq!(
-        rights(&format!("other_{}", db.name)),
-        "oddscache.heartbeat() false, oddscache.prune(interval) false, oddscache.resync(text) false"
-    );
+    let role = cache_role(&db);
+    let other = format!("other_{}", db.name);
+    db.psql(&format!("create role {other}"));
+    for (who, heartbeat) in [(&role, "t"), (&other, "f")] {
+        let may = |function: &str| {
+            format!("select has_function_privilege('{who}', 'oddscache.{function}', 'execute')")
+        };
+        db.answers(&format!("{} => {heartbeat}", may("heartbeat()")));
+        db.answers(&format!("{} => f", may("prune(interval)")));
+        db.answers(&format!("{} => f", may("resync(text)")));
+    }
     db.psql(&format!(
         "revoke execute on function oddscache.heartbeat() from {role}; grant execute on function oddscache.resync(text) to {role}"
     ));
-    let report = run(&db, Script::Check, &[("role", &role)]);
-    for line in [
-        format!("right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"),
-        format!("right|oddscache.resync(text)|EXECUTE|warn|{role} has it"),
-    ] {
-        assert!(report.contains(&line), "{line} is not in {report}");
-    }
+    check_role(&db, &role)
+        .says(format!(
+            "right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"
+        ))
+        .says(format!(
+            "right|oddscache.resync(text)|EXECUTE|warn|{role} has it"
+        ));
     // A feed of version 1 has no heartbeat to grant.
     db.psql("drop function oddscache.heartbeat()");
-    let text = fails(&db, Script::Grants, &[("role", &role)]);
-    assert!(text.contains("missing: oddscache.heartbeat()"), "{text}");
+    fails(&db, Script::Grants, &[("role", &role)]).says("missing: oddscache.heartbeat()");
 }

@@ -12,21 +12,21 @@ const ALL: &str = "competitor_odds_snapshots_oddscache_latest odds_snapshots_d1_
 async fn indexes_are_created_on_every_partition() {
     for one_query in [false, true] {
         let db = app();
-        match one_query {
-            true => apply(&db, Script::Indexes, &[]).await.unwrap(),
-            false => run(&db, Script::Indexes, &[]),
-        };
+        run_by(one_query, "postgres", &db, Script::Indexes, &[]).await;
         assert_eq!(db.psql(STATE), ALL);
-        assert_eq!(
-            db.psql("select pg_get_indexdef('odds_snapshots_oddscache_latest'::regclass)"),
-            "CREATE INDEX odds_snapshots_oddscache_latest ON ONLY public.odds_snapshots USING btree (event_id, bookmaker_id, id DESC)"
+        db.answers(
+            "select pg_get_indexdef('odds_snapshots_oddscache_latest'::regclass)
+             => CREATE INDEX odds_snapshots_oddscache_latest ON ONLY public.odds_snapshots USING btree (event_id, bookmaker_id, id DESC)",
         );
         let before = dump(&db);
         run(&db, Script::Indexes, &[]);
         assert_eq!(dump(&db), before);
         // A later partition gets its index when it is created.
         db.psql("create table odds_snapshots_d3 partition of odds_snapshots for values from ('2025-01-03') to ('2025-01-04')");
-        assert_eq!(db.psql("select count(*) from pg_inherits where inhparent = 'odds_snapshots_oddscache_latest'::regclass"), "4");
+        db.answers(
+            "select count(*) from pg_inherits where inhparent = 'odds_snapshots_oddscache_latest'::regclass
+             => 4",
+        );
         run(&db, Script::Uninstall, &[]);
         assert_eq!(db.psql(STATE), "");
     }
@@ -35,13 +35,9 @@ async fn indexes_are_created_on_every_partition() {
 #[test]
 fn indexes_are_created_without_partitions_and_in_two_levels() {
     let db = Database::empty();
-    db.psql(
-        &APP.replace(") partition by range (captured_at);", ");")
-            .lines()
-            .filter(|line| !line.contains("partition of"))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    );
+    let plain = APP.replace(") partition by range (captured_at);", ");");
+    let lines = plain.lines().filter(|line| !line.contains("partition of"));
+    db.psql(&lines.collect::<Vec<_>>().join("\n"));
     run(&db, Script::Indexes, &[]);
     assert_eq!(
         db.psql(STATE),
@@ -57,10 +53,8 @@ fn indexes_are_created_without_partitions_and_in_two_levels() {
     run(&db, Script::Indexes, &[]);
     assert_eq!(db.psql(STATE).matches(' ').count() + 1, 7);
     assert!(!db.psql(STATE).contains("INVALID"));
-    assert!(db.psql(STATE).contains(&format!(
-        "oddscache_latest_{}",
-        db.psql(&format!("select '{long}'::regclass::oid"))
-    )));
+    let oid = db.psql(&format!("select '{long}'::regclass::oid"));
+    assert!(db.psql(STATE).contains(&format!("oddscache_latest_{oid}")));
 }
 
 #[tokio::test]
@@ -70,45 +64,29 @@ async fn a_run_finishes_what_an_interrupted_run_left() {
     db.psql("create index odds_snapshots_oddscache_latest on only odds_snapshots (event_id, bookmaker_id, id desc);
              create index free on odds_snapshots_d2 (event_id, bookmaker_id, id desc)");
     // A cancelled CREATE INDEX CONCURRENTLY leaves an INVALID index.
-    let (old, creator) = (
-        Session::open(&db.dsn()).await,
-        Session::open(&db.dsn()).await,
-    );
+    let (old, creator) = open_two(&db).await;
     old.run("begin; update odds_snapshots_d1 set bookmaker_id = 2; update competitor_odds_snapshots set captured_at = now()").await;
     for sql in [
         "odds_snapshots_d1_oddscache_latest on odds_snapshots_d1 (event_id, bookmaker_id, id desc)",
         "competitor_odds_snapshots_oddscache_latest on competitor_odds_snapshots (competitor_event_id, id desc)",
     ] {
         creator.run("set statement_timeout = '200ms'").await;
-        assert_eq!(
-            creator
-                .code(&format!("create index concurrently {sql}"))
-                .await,
-            "57014"
-        );
+        creator
+            .fails(&format!("create index concurrently {sql} => 57014"))
+            .await;
     }
     old.run("rollback").await;
     assert_eq!(
         db.psql(STATE),
         "competitor_odds_snapshots_oddscache_latest INVALID free odds_snapshots_d1_oddscache_latest INVALID odds_snapshots_oddscache_latest INVALID"
     );
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        report.contains(
-            "index|public.odds_snapshots|event_id, bookmaker_id, id DESC|warn|is INVALID"
-        ),
-        "{report}"
-    );
+    check(&db).says("index|public.odds_snapshots|event_id, bookmaker_id, id DESC|warn|is INVALID");
     run(&db, Script::Indexes, &[]);
     assert_eq!(
         db.psql(STATE),
         "competitor_odds_snapshots_oddscache_latest free odds_snapshots_d1_oddscache_latest odds_snapshots_default_oddscache_latest odds_snapshots_oddscache_latest"
     );
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        report.contains("index|public.odds_snapshots|event_id, bookmaker_id, id DESC|ok|"),
-        "{report}"
-    );
+    check(&db).says("index|public.odds_snapshots|event_id, bookmaker_id, id DESC|ok|");
 }
 
 #[test]
@@ -118,12 +96,8 @@ fn an_equal_index_of_another_name_is_used() {
              create index close on odds_snapshots (event_id, bookmaker_id, id)");
     let before = dump(&db);
     let text = run(&db, Script::Indexes, &[]);
-    assert_eq!(
-        text.matches("has an equal index of another name: public.theirs")
-            .count(),
-        2,
-        "{text}"
-    );
+    let equal = "has an equal index of another name: public.theirs";
+    assert_eq!(text.matches(equal).count(), 2, "{text}");
     assert_eq!(dump(&db), before);
     run(&db, Script::Uninstall, &[]);
     assert_eq!(dump(&db), before);
@@ -134,10 +108,7 @@ fn an_equal_index_of_another_name_is_used() {
 async fn writers_go_on_while_indexes_are_created() {
     let db = app();
     db.psql(ROWS);
-    let (old, writer) = (
-        Session::open(&db.dsn()).await,
-        Session::open(&db.dsn()).await,
-    );
+    let (old, writer) = open_two(&db).await;
     old.run("begin; update odds_snapshots_d1 set bookmaker_id = 2")
         .await;
     let path = db.clone();
@@ -147,13 +118,10 @@ async fn writers_go_on_while_indexes_are_created() {
     until(&db, "select exists (select from pg_stat_activity where query like 'CREATE INDEX CONCURRENTLY%_d1%' and wait_event_type = 'Lock' and datname = current_database()
             and clock_timestamp() - query_start > '500 ms')").await;
     writer.run("set lock_timeout = '1s'; update odds_snapshots set bookmaker_id = 3 where event_id = 2 and captured_at > '2025-01-02'; insert into odds_snapshots (event_id, bookmaker_id) values (1, 1)").await;
-    let text = fails(&db, Script::Indexes, &[]);
-    assert!(text.contains("another run of indexes.sql"), "{text}");
+    fails(&db, Script::Indexes, &[]).says("another run of indexes.sql");
     old.run("commit").await;
     making.await.unwrap();
     assert_eq!(db.psql(STATE), ALL);
-    assert!(
-        fails(&db, Script::Indexes, &[("app_schema", "nowhere")])
-            .contains("missing in schema nowhere: odds_snapshots")
-    );
+    fails(&db, Script::Indexes, &[("app_schema", "nowhere")])
+        .says("missing in schema nowhere: odds_snapshots");
 }

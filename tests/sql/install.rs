@@ -13,15 +13,9 @@ const CATALOG: &str = "select md5(string_agg(x, ',' order by x)) from (
 #[test]
 fn the_crate_and_the_script_have_the_same_version() {
     let db = installed();
-    assert_eq!(
-        db.psql("select oddscache.feed_version()"),
-        oddscache::sql::FEED_VERSION.to_string()
-    );
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        report.contains("feed|oddscache|feed_version()|ok|3\n"),
-        "{report}"
-    );
+    let version = oddscache::sql::FEED_VERSION;
+    db.answers(&format!("select oddscache.feed_version() => {version}"));
+    check(&db).says("feed|oddscache|feed_version()|ok|3\n");
 }
 
 #[test]
@@ -36,22 +30,22 @@ fn install_creates_what_the_follower_expects() {
         "xid xid8 not null, id bigint not null, table_name text not null, op text not null, keys bigint[] external, note text, \
          at timestamp with time zone not null"
     );
-    assert_eq!(
-        db.psql("select app_schema, channel, pruned_below <= pg_snapshot_xmin(pg_current_snapshot()) from oddscache.log_state"),
-        "public|oddscache|t"
+    db.answers(
+        "select app_schema, channel, pruned_below <= pg_snapshot_xmin(pg_current_snapshot()) from oddscache.log_state
+         => public|oddscache|t",
     );
     // Exactly one row.
     let error = cluster()
         .psql(&db.name, &["-c", "insert into oddscache.log_state (pruned_below, app_schema, channel) values ('1', 'a', 'b')"])
         .unwrap();
     assert!(!error.status.success());
-    assert_eq!(
-        db.psql("select count(*), count(distinct tgrelid), bool_and(tgenabled = 'A'), bool_and(tgtype & 3 = 0) from pg_trigger where tgname like 'oddscache\\_%'"),
-        "36|9|t|t"
-    );
-    assert_eq!(
-        db.psql("select count(*) from pg_proc where pronamespace = 'oddscache'::regnamespace and has_function_privilege('public', oid, 'execute')"),
-        "1"
+    db.answers(
+        "
+        select count(*), count(distinct tgrelid), bool_and(tgenabled = 'A'), bool_and(tgtype & 3 = 0) from pg_trigger where tgname like 'oddscache\\_%'
+            => 36|9|t|t
+        select count(*) from pg_proc where pronamespace = 'oddscache'::regnamespace and has_function_privilege('public', oid, 'execute')
+            => 1
+        ",
     );
 }
 
@@ -60,17 +54,12 @@ async fn a_second_run_changes_nothing_and_locks_nothing() {
     let db = installed();
     let before = db.psql(CATALOG);
     // If the script locked any table, it would wait for this writer.
-    let writer = Session::open(&db.dsn()).await;
+    let writer = open(&db).await;
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
     let text = run(&db, Script::Install, &[("lock_timeout", "100ms")]);
-    assert!(
-        text.contains("already in place: feed version 3 in schema oddscache for the tables in schema public, channel oddscache, 36 triggers"),
-        "{text}"
-    );
+    text.says("already in place: feed version 3 in schema oddscache for the tables in schema public, channel oddscache, 36 triggers");
     assert_eq!(text.matches("NOTICE").count(), 1, "{text}");
-    let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")])
-        .await
-        .unwrap();
+    let text = apply(&db, Script::Install, &[("lock_timeout", "100ms")]).await;
     assert!(text.starts_with("NOTICE:  already in place"), "{text}");
     assert_eq!(text.matches("NOTICE").count(), 1, "{text}");
     assert_eq!(db.psql(CATALOG), before);
@@ -84,34 +73,23 @@ const ROWS_AGAIN: &str = "update events set name = 'x'; update odds_snapshots se
 async fn one_query_installs_the_same() {
     let (by_psql, by_query) = (app(), app());
     run(&by_psql, Script::Install, &[("channel", "it's")]);
-    apply(&by_query, Script::Install, &[("channel", "it's")])
-        .await
-        .unwrap();
+    apply(&by_query, Script::Install, &[("channel", "it's")]).await;
     assert_eq!(dump(&by_psql), dump(&by_query));
 }
 
 #[test]
 fn concurrent_runs_all_succeed() {
     let db = app();
-    let texts: Vec<String> = std::thread::scope(|scope| {
+    let texts: Vec<Said> = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| run(&db, Script::Install, &[])))
             .collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
-    let first = texts
-        .iter()
-        .filter(|text| text.contains("installed: feed version 3"))
-        .count();
-    let rest = texts
-        .iter()
-        .filter(|text| text.contains("already in place: feed version 3"))
-        .count();
-    assert_eq!((first, rest), (1, 7));
-    assert_eq!(
-        db.psql("select count(*) from pg_trigger where tgname like 'oddscache\\_%'"),
-        "36"
-    );
+    let say = |words: &str| texts.iter().filter(|text| text.contains(words)).count();
+    assert_eq!(say("installed: feed version 3"), 1);
+    assert_eq!(say("already in place: feed version 3"), 7);
+    db.answers("select count(*) from pg_trigger where tgname like 'oddscache\\_%' => 36");
 }
 
 #[tokio::test]
@@ -122,7 +100,13 @@ async fn odd_names_are_quoted() {
     );
     let role = "the \"role's\"";
     let channel = "a 'channel' \\";
-    let names = [("app_schema", app_schema), ("cache_schema", cache_schema)];
+    let settings = [
+        ("app_schema", app_schema),
+        ("cache_schema", cache_schema),
+        ("channel", channel),
+        ("role", role),
+        ("prune", "on"),
+    ];
     for one_query in [false, true] {
         let db = Database::empty();
         db.psql("create schema \"We\"\"ird sch'ema\"");
@@ -130,46 +114,22 @@ async fn odd_names_are_quoted() {
             "set search_path = \"We\"\"ird sch'ema\"; {APP} {ROWS}"
         ));
         let before = dump(&db);
-        let scripts: [(Script, Vec<(&str, &str)>); 5] = [
-            (
-                Script::Install,
-                [&names[..], &[("channel", channel)]].concat(),
-            ),
-            (
-                Script::Grants,
-                [&names[..], &[("role", role), ("prune", "on")]].concat(),
-            ),
-            (Script::Indexes, vec![names[0]]),
-            (Script::Check, [&names[..], &[("role", role)]].concat()),
-            (Script::Uninstall, [&names[..], &[("role", role)]].concat()),
-        ];
-        for (script, variables) in scripts {
-            let text = match one_query {
-                true => apply(&db, script, &variables).await.unwrap(),
-                false => run(&db, script, &variables),
-            };
+        for script in IN_ORDER {
+            let settings = settings_of(script, &settings);
+            let text = run_by(one_query, "postgres", &db, script, &settings).await;
             if script == Script::Check {
-                assert!(
-                    !text.contains("|FAIL|") && !text.contains("|warn|"),
-                    "{text}"
-                );
+                text.is_sound();
             }
             if script == Script::Install {
-                let mut listener = Session::open(&db.dsn()).await;
+                let mut listener = open(&db).await;
                 listener.run("listen \"a 'channel' \\\"").await;
                 listener.wait_for_notifications(cache_schema).await;
                 db.psql("update \"We\"\"ird sch'ema\".events set name = 'x' where id = 2");
-                assert_eq!(
-                    listener.notifications.recv().await.unwrap(),
-                    format!("{channel}:")
-                );
-                assert_eq!(
-                    db.psql(&format!(
-                        "select table_name, keys from \"{}\".change_log",
-                        cache_schema.replace('"', "\"\"")
-                    )),
-                    "events|{2}"
-                );
+                let heard = listener.notifications.recv().await.unwrap();
+                assert_eq!(heard, format!("{channel}:"));
+                let quoted = cache_schema.replace('"', "\"\"");
+                let logged = format!("select table_name, keys from \"{quoted}\".change_log");
+                assert_eq!(db.psql(&logged), "events|{2}");
             }
         }
         assert_eq!(dump(&db), before);
@@ -197,48 +157,40 @@ fn install_repairs_what_is_wrong() {
          grant execute on function oddscache.log_change() to public; grant insert on oddscache.change_log to public;
          delete from oddscache.log_state;",
     );
-    let text = run(&db, Script::Install, &[]);
-    for said in [
-        "put 1 triggers on public.events",
-        "put 2 triggers on public.market_odds",
-        "put 1 triggers on public.odds_snapshots\n",
-        "put 2 triggers on public.competitor_events",
-        "put 4 triggers on public.odds_snapshots_d3",
-        "put 4 triggers on public.odds_snapshots_d4\n",
-        "put 4 triggers on public.odds_snapshots_d4_1",
-        "created function oddscache.log_change()",
-        "installed: feed version 3",
-    ] {
-        assert!(text.contains(said), "{said} is not in {text}");
-    }
-    assert!(run(&db, Script::Install, &[]).contains("already in place"));
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        !report.contains("|FAIL|") && !report.contains("trigger|public.odds_snapshots_d3|INSERT|"),
-        "{report}"
-    );
-    assert_eq!(
-        logs(
-            &db,
-            "insert into odds_snapshots_d4_1 (id, event_id, bookmaker_id, captured_at) values (77, 3, 1, '2025-01-04')"
-        ),
-        ["odds_snapshots INSERT 3"]
+    run(&db, Script::Install, &[])
+        .says("put 1 triggers on public.events")
+        .says("put 2 triggers on public.market_odds")
+        .says("put 1 triggers on public.odds_snapshots\n")
+        .says("put 2 triggers on public.competitor_events")
+        .says("put 4 triggers on public.odds_snapshots_d3")
+        .says("put 4 triggers on public.odds_snapshots_d4\n")
+        .says("put 4 triggers on public.odds_snapshots_d4_1")
+        .says("created function oddscache.log_change()")
+        .says("installed: feed version 3");
+    run(&db, Script::Install, &[]).says("already in place");
+    check(&db)
+        .lacks("|FAIL|")
+        .lacks("trigger|public.odds_snapshots_d3|INSERT|");
+    db.logs(
+        "insert into odds_snapshots_d4_1 (id, event_id, bookmaker_id, captured_at) values (77, 3, 1, '2025-01-04')
+         => odds_snapshots INSERT 3",
     );
     assert_eq!(
         logs(&db, "truncate competitor_events cascade")[0],
         "competitor_events TRUNCATE *"
     );
-    assert_eq!(db.psql("select has_function_privilege('public', 'oddscache.log_change()', 'execute'), has_table_privilege('public', 'oddscache.change_log', 'insert')"), "f|f");
+    db.answers(
+        "select has_function_privilege('public', 'oddscache.log_change()', 'execute'), has_table_privilege('public', 'oddscache.change_log', 'insert')
+         => f|f",
+    );
 }
 
 #[test]
 fn a_changed_channel_is_taken_up() {
     let db = installed();
-    let text = run(&db, Script::Install, &[("channel", "other")]);
-    assert!(
-        text.contains("installed: feed version 3") && text.contains("channel other, 36 triggers"),
-        "{text}"
-    );
+    run(&db, Script::Install, &[("channel", "other")])
+        .says("installed: feed version 3")
+        .says("channel other, 36 triggers");
     assert_eq!(db.psql("select channel from oddscache.log_state"), "other");
     assert!(
         db.psql("\\sf oddscache.log_change()")
@@ -251,19 +203,15 @@ async fn an_open_writer_makes_the_script_give_up_and_leave_nothing() {
     let db = app();
     db.psql(ROWS);
     let before = dump(&db);
-    let writer = Session::open(&db.dsn()).await;
+    let writer = open(&db).await;
     writer
         .run("begin; update market_odds set outcomes = '[]'")
         .await;
-    let text = fails(&db, Script::Install, &[("lock_timeout", "300ms")]);
-    assert!(
-        text.contains("55P03") && text.contains("public.market_odds"),
-        "{text}"
-    );
-    let error = apply(&db, Script::Install, &[("lock_timeout", "300ms")])
-        .await
-        .unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "55P03");
+    fails(&db, Script::Install, &[("lock_timeout", "300ms")])
+        .says("55P03")
+        .says("public.market_odds");
+    let text = Script::Install.fill(&[("lock_timeout", "300ms")]).unwrap();
+    assert_eq!(open(&db).await.code(&text).await, "55P03");
     assert_eq!(dump(&db), before);
     writer.run("rollback").await;
     run(&db, Script::Install, &[]);
@@ -275,15 +223,11 @@ async fn an_open_writer_makes_the_script_give_up_and_leave_nothing() {
 #[tokio::test]
 async fn a_writer_in_another_order_gets_through() {
     for script in [Script::Install, Script::Uninstall] {
-        let db = if script == Script::Install {
-            app()
-        } else {
-            installed()
+        let db = match script {
+            Script::Install => app(),
+            _ => installed(),
         };
-        let (writer, other) = (
-            Session::open(&db.dsn()).await,
-            Session::open(&db.dsn()).await,
-        );
+        let (writer, other) = open_two(&db).await;
         writer.run("begin; insert into competitor_market_odds (outcomes, snapshot_id) select '[]', 1 where false").await;
         other
             .run("begin; insert into market_odds (snapshot_id) values (1)")
@@ -310,42 +254,30 @@ async fn a_writer_in_another_order_gets_through() {
 #[test]
 fn install_names_what_is_missing() {
     let db = app();
-    let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
-    assert!(
-        text.contains("schema elsewhere does not exist") && text.contains("--app-schema"),
-        "{text}"
-    );
+    fails(&db, Script::Install, &[("app_schema", "elsewhere")])
+        .says("schema elsewhere does not exist")
+        .says("--app-schema");
     db.psql("create schema elsewhere");
-    let text = fails(&db, Script::Install, &[("app_schema", "elsewhere")]);
-    assert!(
-        text.contains("elsewhere.competitor_events is missing"),
-        "{text}"
-    );
+    fails(&db, Script::Install, &[("app_schema", "elsewhere")])
+        .says("elsewhere.competitor_events is missing");
     db.psql("drop schema elsewhere; alter table market_odds rename snapshot_id to snapshot; alter table events rename to games;
              create view events as select * from games; alter table competitor_odds_snapshots drop competitor_event_id, add competitor_event_id text");
-    let text = fails(&db, Script::Install, &[]);
-    for said in [
-        "public.market_odds has no column snapshot_id",
-        "public.events is not a table",
-        "public.competitor_odds_snapshots has column competitor_event_id of type text",
-    ] {
-        assert!(text.contains(said), "{said} is not in {text}");
-    }
+    fails(&db, Script::Install, &[])
+        .says("public.market_odds has no column snapshot_id")
+        .says("public.events is not a table")
+        .says("public.competitor_odds_snapshots has column competitor_event_id of type text");
     db.psql("alter table market_odds rename snapshot to snapshot_id; drop view events; alter table games rename to events;
              alter table competitor_odds_snapshots alter competitor_event_id type int using null");
     let before = dump(&db);
-    for (name, value) in [
-        ("cache_schema", "public"),
-        ("cache_schema", ""),
-        ("cache_schema", "pg_odds"),
-        ("channel", ""),
-        ("lock_timeout", "soon"),
-    ] {
-        let text = fails(&db, Script::Install, &[(name, value)]);
-        assert!(
-            text.contains(if value.is_empty() { name } else { value }),
-            "{text}"
-        );
+    for [name, value] in cases(
+        "cache_schema => public
+         cache_schema =>
+         cache_schema => pg_odds
+         channel =>
+         lock_timeout => soon",
+    ) {
+        let named = if value.is_empty() { name } else { value };
+        fails(&db, Script::Install, &[(name, value)]).says(named);
     }
     assert_eq!(dump(&db), before);
 }
@@ -356,29 +288,17 @@ fn a_feed_serves_one_schema_and_two_can_live_side_by_side() {
     db.psql(&format!(
         "create schema second; set search_path = second; {APP}"
     ));
-    let text = fails(&db, Script::Install, &[("app_schema", "second")]);
-    assert!(
-        text.contains("serves the tables in public, not in second")
-            && text.contains("--cache-schema"),
-        "{text}"
-    );
-    run(
-        &db,
-        Script::Install,
-        &[("app_schema", "second"), ("cache_schema", "second_cache")],
-    );
+    fails(&db, Script::Install, &[("app_schema", "second")])
+        .says("serves the tables in public, not in second")
+        .says("--cache-schema");
+    let settings = [("app_schema", "second"), ("cache_schema", "second_cache")];
+    run(&db, Script::Install, &settings);
     // Two feeds on the same tables.
     run(&db, Script::Install, &[("cache_schema", "blue")]);
-    assert_eq!(
-        logs(&db, "update events set name = 'x' where id = 1"),
-        ["events UPDATE 1"]
-    );
+    db.logs("update events set name = 'x' where id = 1 => events UPDATE 1");
     assert_eq!(db.psql("select count(*) from blue.change_log union all select count(*) from second_cache.change_log"), "1\n0");
     run(&db, Script::Uninstall, &[("cache_schema", "blue")]);
-    assert_eq!(
-        logs(&db, "update events set name = 'x' where id = 1"),
-        ["events UPDATE 1"]
-    );
+    db.logs("update events set name = 'x' where id = 1 => events UPDATE 1");
 }
 
 #[test]
@@ -386,16 +306,11 @@ fn a_log_of_another_cluster_is_discarded() {
     let db = installed();
     db.psql("insert into oddscache.change_log (xid, table_name, op) values ('999999999999', 'events', 'TRUNCATE');
              insert into oddscache.log_horizon values ('999999999999', now()); update oddscache.log_state set pruned_below = '999999999999'");
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        report.contains("log|oddscache.log_state|state|FAIL|holds transaction ids of another")
-            && report.contains("log|oddscache.change_log|transactions|FAIL|"),
-        "{report}"
-    );
-    assert!(
-        run(&db, Script::Install, &[]).contains("discarded the log of another cluster (1 rows)")
-    );
-    assert!(!run(&db, Script::Check, &[]).contains("|FAIL|"));
+    check(&db)
+        .says("log|oddscache.log_state|state|FAIL|holds transaction ids of another")
+        .says("log|oddscache.change_log|transactions|FAIL|");
+    run(&db, Script::Install, &[]).says("discarded the log of another cluster (1 rows)");
+    check(&db).lacks("|FAIL|");
     assert_eq!(db.psql("select count(*) from oddscache.change_log"), "0");
 }
 
@@ -406,39 +321,17 @@ async fn the_tables_owner_can_install_and_remove() {
     let owner = format!("owner_{}", db.name);
     db.psql(&format!("create role {owner} login createrole; grant create on database {} to {owner}; grant create on schema public to {owner}; set role {owner}; {APP} {ROWS}", db.name));
     let before = dump(&db);
-    let session = Session::open(&cluster().dsn_as(&owner, &db.name)).await;
+    let session = open_as(&db, &owner).await;
     let role = format!("cache_{}", db.name);
-    for script in [
-        Script::Install,
-        Script::Grants,
-        Script::Indexes,
-        Script::Check,
-        Script::Uninstall,
-    ] {
-        let settings = [("role", &*role)];
-        let settings = match script.settings().contains(&"role") {
-            true => &settings[..],
-            false => &[],
-        };
-        let text = session.script(script, settings).await.unwrap();
-        assert!(
-            !text.contains("|FAIL|") && !text.contains("|warn|"),
-            "{text}"
-        );
+    for script in IN_ORDER {
+        let settings = settings_of(script, &[("role", &role)]);
+        session.script(script, &settings).await.unwrap().is_sound();
         if script == Script::Install {
-            assert_eq!(
-                logs(&db, "update events set name = 'x'"),
-                ["events UPDATE 1,2,3"]
-            );
+            db.logs("update events set name = 'x' => events UPDATE 1,2,3");
         }
     }
     assert_eq!(dump(&db), before);
-    assert_eq!(
-        db.psql(&format!(
-            "select count(*) from pg_roles where rolname = '{role}'"
-        )),
-        "0"
-    );
+    has_no_role(&db, &role);
 }
 
 /// install.sql makes an older feed equal to a new one, and keeps its log and its channel.
@@ -450,66 +343,35 @@ async fn older_versions_are_upgraded() {
         create or replace function oddscache.feed_version() returns integer language sql immutable parallel safe as 'select 1'";
     let version = "feed|oddscache|feed_version()|";
     let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql";
-    for (change, lines) in [
-        (
-            "",
-            [
-                format!("{version}warn|2, not 3: caches still follow it"),
-                "log|oddscache.log_state|pruned|ok|never".into(),
-            ],
-        ),
-        (
-            to_version_1,
-            [
-                format!("{version}FAIL|1, not 3: run install.sql"),
-                missing.into(),
-            ],
-        ),
-    ] {
-        is_upgraded(change, &lines).await;
-    }
+    let version_2 = format!("{version}warn|2, not 3: caches still follow it");
+    let never_pruned = "log|oddscache.log_state|pruned|ok|never";
+    is_upgraded("", [&version_2, never_pruned]).await;
+    let version_1 = format!("{version}FAIL|1, not 3: run install.sql");
+    is_upgraded(to_version_1, [&version_1, missing]).await;
 }
 
 /// Upgrades a feed of version 2 that `change` made older. `lines` are in check.sql's report before.
-async fn is_upgraded(change: &str, lines: &[String]) {
+async fn is_upgraded(change: &str, lines: [&str; 2]) {
     let (old, new) = (app(), installed());
-    let version_2 = [
-        "-v",
-        "channel=old",
-        "-f",
-        "tests/sql/install_v2.sql",
-        "-c",
-        change,
-    ];
+    let script = "tests/sql/install_v2.sql";
+    let version_2 = ["-v", "channel=old", "-f", script, "-c", change];
     oddscache_testkit::psql(&old.name, &version_2);
     old.psql(ROWS);
     let logged = log(&old);
-    let report = run(&old, Script::Check, &[]);
-    for line in lines {
-        assert!(report.contains(line), "{line} is not in {report}");
-    }
+    check(&old).says(lines[0]).says(lines[1]);
     // The script does not wait for a writer with an open transaction.
-    let writer = Session::open(&old.dsn()).await;
+    let writer = open(&old).await;
     writer.run(&format!("begin; {ROWS_AGAIN}")).await;
-    let text = run(
-        &old,
-        Script::Install,
-        &[("channel", "old"), ("lock_timeout", "100ms")],
-    );
-    assert!(
-        text.contains("installed: feed version 3") && text.contains("channel old"),
-        "{text}"
-    );
+    let settings = [("channel", "old"), ("lock_timeout", "100ms")];
+    run(&old, Script::Install, &settings)
+        .says("installed: feed version 3")
+        .says("channel old");
     writer.run("update events set name = 'y'; commit").await;
     assert_eq!(log(&old)[..logged.len()], logged);
     assert!(log(&old).len() > logged.len());
-    let text = run(&old, Script::Install, &[]);
-    assert!(
-        text.contains("changed table oddscache.change_log"),
-        "{text}"
-    );
+    run(&old, Script::Install, &[]).says("changed table oddscache.change_log");
     same_dumps(&old, &new);
-    assert!(run(&old, Script::Install, &[]).contains("already in place"));
+    run(&old, Script::Install, &[]).says("already in place");
     run(&old, Script::Uninstall, &[]);
     same_dumps(&old, &app());
 }
@@ -519,19 +381,12 @@ fn a_newer_feed_is_left_alone() {
     let db = installed();
     db.psql("create or replace function oddscache.feed_version() returns integer language sql as 'select 99'");
     let before = dump(&db);
-    let text = fails(&db, Script::Install, &[]);
-    assert!(
-        text.contains("has version 99, and this script has version 3"),
-        "{text}"
-    );
+    fails(&db, Script::Install, &[]).says("has version 99, and this script has version 3");
     assert_eq!(dump(&db), before);
     let db = installed();
     db.psql("alter table oddscache.change_log add column more int");
-    let text = fails(&db, Script::Install, &[]);
-    assert!(
-        text.contains("is not the change log of feed version 3 (it has xid xid8,"),
-        "{text}"
-    );
+    fails(&db, Script::Install, &[])
+        .says("is not the change log of feed version 3 (it has xid xid8,");
 }
 
 /// An object that another role planted in the feed's schema would run with the installing role's rights.
@@ -552,17 +407,8 @@ async fn an_object_that_another_role_planted_is_refused() {
         let mallory = format!("mallory_{}", db.name);
         db.psql(&format!("create role {mallory} login"));
         db.psql(&plant.replace("{mallory}", &mallory));
-        let text = fails(&db, Script::Install, &[]);
-        assert!(
-            text.contains(&format!("belongs to {mallory}")),
-            "{plant}: {text}"
-        );
-        assert_eq!(
-            db.psql(&format!(
-                "select rolsuper from pg_roles where rolname = '{mallory}'"
-            )),
-            "f"
-        );
+        fails(&db, Script::Install, &[]).says(format!("belongs to {mallory}"));
+        db.answers(&format!("select rolsuper from pg_roles where rolname = '{mallory}' => f"));
     }
 }
 

@@ -27,7 +27,7 @@ use std::{
 };
 
 use oddscache::sql::Script;
-use oddscache_testkit::{Database, cluster, server_has, server_version};
+use oddscache_testkit::{Database, TABLES, cases, cluster, server_has, server_version};
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 /// The application's tables with the columns that the feed uses, and with each kind of foreign key between them.
@@ -53,13 +53,13 @@ const APP: &str = "
         id bigserial primary key, snapshot_id int not null references competitor_odds_snapshots on delete cascade,
         outcomes jsonb not null default '[]');";
 
-const TABLES: [&str; 6] = [
-    "events",
-    "competitor_events",
-    "odds_snapshots",
-    "competitor_odds_snapshots",
-    "market_odds",
-    "competitor_market_odds",
+/// All scripts, in an order in which each has something to do.
+const IN_ORDER: [Script; 5] = [
+    Script::Install,
+    Script::Grants,
+    Script::Indexes,
+    Script::Check,
+    Script::Uninstall,
 ];
 
 /// Events 1-3 with snapshots 1-3 (in d1), competitor events 11-13 linked to them with snapshots 1-3, and markets of
@@ -87,32 +87,110 @@ fn installed() -> Database {
     db
 }
 
-/// Runs a script with psql, which must succeed. Returns its output with notices.
-fn run(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
-    let output = psql_file(db, script, settings);
-    let text = text(&output);
-    assert!(output.status.success(), "{script}: {text}");
-    text
+/// The feed's role for a database, made by grants.sql.
+fn cache_role(db: &Database) -> String {
+    let role = format!("cache_{}", db.name);
+    run(db, Script::Grants, &[("role", &role)]);
+    role
 }
 
-/// Runs a script with psql, which must fail. Returns its output with the error.
-fn fails(db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
-    let output = psql_file(db, script, settings);
+/// Those of the settings that the script has.
+fn settings_of<'s>(script: Script, all: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
+    let known = |(name, _): &&(&str, _)| script.settings().contains(name);
+    all.iter().filter(known).copied().collect()
+}
+
+/// Fails the test if the role exists.
+#[track_caller]
+fn has_no_role(db: &Database, role: &str) {
+    let sql = format!("select count(*) from pg_roles where rolname = '{role}'");
+    assert_eq!(db.psql(&sql), "0", "{role}");
+}
+
+/// What a script printed: its rows, notices and errors.
+#[derive(Debug)]
+struct Said(String);
+
+impl Said {
+    /// Fails the test unless it contains this text.
+    #[track_caller]
+    fn says(&self, text: impl AsRef<str>) -> &Said {
+        let (text, said) = (text.as_ref(), &self.0);
+        assert!(said.contains(text), "{text} is not in {said}");
+        self
+    }
+
+    /// Fails the test if it contains this text.
+    #[track_caller]
+    fn lacks(&self, text: impl AsRef<str>) -> &Said {
+        let (text, said) = (text.as_ref(), &self.0);
+        assert!(!said.contains(text), "{text} is in {said}");
+        self
+    }
+
+    /// Fails the test if check.sql found a fault.
+    #[track_caller]
+    fn is_sound(&self) -> &Said {
+        self.lacks("|FAIL|").lacks("|warn|")
+    }
+
+    /// The first line that starts with this text. Fails the test if there is none.
+    #[track_caller]
+    fn line(&self, start: impl AsRef<str>) -> &str {
+        let (start, said) = (start.as_ref(), &self.0);
+        let line = said.lines().find(|line| line.starts_with(start));
+        line.unwrap_or_else(|| panic!("no line starts with {start} in {said}"))
+    }
+}
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::ops::Deref for Said {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Runs a script with psql, which must succeed.
+#[track_caller]
+fn run(db: &Database, script: Script, settings: &[(&str, &str)]) -> Said {
+    run_as("postgres", db, script, settings)
+}
+
+/// Runs a script with psql, which must fail.
+#[track_caller]
+fn fails(db: &Database, script: Script, settings: &[(&str, &str)]) -> Said {
+    let output = psql_file_as("postgres", db, script, settings);
     let text = text(&output);
     assert!(!output.status.success(), "{script} succeeded: {text}");
     text
 }
 
-fn psql_file(db: &Database, script: Script, settings: &[(&str, &str)]) -> Output {
-    psql_file_as("postgres", db, script, settings)
-}
-
-/// Runs a script with psql as another role, which must succeed. Returns its output.
-fn run_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> String {
+/// Runs a script with psql as another role, which must succeed.
+#[track_caller]
+fn run_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> Said {
     let output = psql_file_as(role, db, script, settings);
     let text = text(&output);
     assert!(output.status.success(), "{script} as {role}: {text}");
     text
+}
+
+/// Runs check.sql.
+#[track_caller]
+fn check(db: &Database) -> Said {
+    run(db, Script::Check, &[])
+}
+
+/// Runs check.sql for the cache's role.
+#[track_caller]
+fn check_role(db: &Database, role: &str) -> Said {
+    run(db, Script::Check, &[("role", role)])
 }
 
 fn psql_file_as(role: &str, db: &Database, script: Script, settings: &[(&str, &str)]) -> Output {
@@ -137,27 +215,48 @@ fn psql_text(role: &str, db: &Database, text: &str) -> Output {
     cluster().psql(&db.name, &args).unwrap()
 }
 
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+fn text(output: &Output) -> Said {
+    let [errors, rows] =
+        [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
+    Said(errors.into_owned() + &rows)
 }
 
-/// Runs a script as one query. Returns its notices and rows, or the error.
-async fn apply(
-    db: &Database,
-    script: Script,
-    settings: &[(&str, &str)],
-) -> Result<String, tokio_postgres::Error> {
-    apply_as("postgres", db, script, settings).await
+type Answer = Result<Said, tokio_postgres::Error>;
+
+/// Runs a script as one query, which must succeed. Returns its notices and rows.
+async fn apply(db: &Database, script: Script, settings: &[(&str, &str)]) -> Said {
+    open(db).await.script(script, settings).await.unwrap()
 }
 
-async fn apply_as(
+/// Runs a script, as one query or by psql, as this role.
+async fn run_by(
+    one_query: bool,
     role: &str,
     db: &Database,
     script: Script,
     settings: &[(&str, &str)],
-) -> Result<String, tokio_postgres::Error> {
-    let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
-    session.script(script, settings).await
+) -> Said {
+    match one_query {
+        true => {
+            let session = open_as(db, role).await;
+            session.script(script, settings).await.unwrap()
+        }
+        false => run_as(role, db, script, settings),
+    }
+}
+
+/// A session of the superuser.
+async fn open(db: &Database) -> Session {
+    Session::open(&db.dsn()).await
+}
+
+/// Two sessions of the superuser.
+async fn open_two(db: &Database) -> (Session, Session) {
+    (open(db).await, open(db).await)
+}
+
+async fn open_as(db: &Database, role: &str) -> Session {
+    Session::open(&cluster().dsn_as(role, &db.name)).await
 }
 
 /// A connection that keeps the server's notices and notifications.
@@ -198,11 +297,7 @@ impl Session {
     }
 
     /// Runs a script as one query. Returns its notices and rows, or the error.
-    async fn script(
-        &self,
-        script: Script,
-        settings: &[(&str, &str)],
-    ) -> Result<String, tokio_postgres::Error> {
+    async fn script(&self, script: Script, settings: &[(&str, &str)]) -> Answer {
         let rows = self.rows(&script.fill(settings).unwrap()).await?;
         let mut text = std::mem::take(&mut *self.notices.lock().unwrap());
         for row in rows {
@@ -211,17 +306,16 @@ impl Session {
                 self.rows(&row[0]).await?;
             }
         }
-        Ok(text)
+        Ok(Said(text))
     }
 
     async fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
         let messages = self.client.simple_query(sql).await?;
         let row = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => Some(
-                (0..row.len())
-                    .map(|at| row.get(at).unwrap_or_default().to_owned())
-                    .collect(),
-            ),
+            SimpleQueryMessage::Row(row) => {
+                let field = |at| row.get(at).unwrap_or_default().to_owned();
+                Some((0..row.len()).map(field).collect())
+            }
             _ => None,
         };
         Ok(messages.iter().filter_map(row).collect())
@@ -244,6 +338,20 @@ impl Session {
             "select pg_advisory_lock_shared(hashtextextended('oddscache listener {name}', 0))"
         ))
         .await;
+    }
+
+    /// Fails the test unless each query has this answer: `query => answer`, one a line.
+    async fn answers(&self, queries: &str) {
+        for [sql, answer] in cases(queries) {
+            assert_eq!(self.value(sql).await, answer, "{sql}");
+        }
+    }
+
+    /// Fails the test unless each statement fails with this SQLSTATE: `statement => SQLSTATE`, one a line.
+    async fn fails(&self, statements: &str) {
+        for [sql, code] in cases(statements) {
+            assert_eq!(self.code(sql).await, code, "{sql}");
+        }
     }
 
     /// Runs SQL that must fail. Returns the SQLSTATE.
@@ -281,7 +389,7 @@ async fn owned() -> (Database, String, Session) {
 
 /// Installs the feed as this role, and returns the session that did it.
 async fn install_as(db: &Database, role: &str) -> Session {
-    let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
+    let session = open_as(db, role).await;
     session.script(Script::Install, &[]).await.unwrap();
     session
 }
@@ -289,7 +397,7 @@ async fn install_as(db: &Database, role: &str) -> Session {
 /// Waits until the query returns `t`. Fails the test after a minute, which is long because other tests share the
 /// server.
 async fn until(db: &Database, sql: &str) {
-    let session = Session::open(&db.dsn()).await;
+    let session = open(db).await;
     let deadline = Instant::now() + Duration::from_secs(60);
     while session.value(sql).await != "t" {
         assert!(Instant::now() < deadline, "never true: {sql}");
@@ -299,13 +407,26 @@ async fn until(db: &Database, sql: &str) {
 
 /// All log rows in order, as `table OP keys note`. `*` means the whole table.
 fn log(db: &Database) -> Vec<String> {
-    db.psql(
+    let rows = db.psql(
         "select concat_ws(' ', table_name, op, coalesce((select string_agg(k::text, ',' order by k) from unnest(keys) k), '*'), \
          note) from oddscache.change_log order by id",
-    )
-    .lines()
-    .map(str::to_owned)
-    .collect()
+    );
+    rows.lines().map(str::to_owned).collect()
+}
+
+/// A database with the feed.
+trait Feed {
+    /// Fails the test unless each statement, run as the superuser, logs these rows: `statement => row; row`, one a line.
+    fn logs(&self, statements: &str);
+}
+
+impl Feed for Database {
+    #[track_caller]
+    fn logs(&self, statements: &str) {
+        for [sql, rows] in cases(statements) {
+            assert_eq!(logs(self, sql).join("; "), rows, "{sql}");
+        }
+    }
 }
 
 /// Runs SQL as the superuser, and returns what it logged.
@@ -317,16 +438,11 @@ fn logs(db: &Database, sql: &str) -> Vec<String> {
 
 /// The whole schema as SQL, without the parts that differ from run to run.
 fn dump(db: &Database) -> String {
-    let output = cluster()
-        .client("pg_dump")
-        .unwrap()
-        .args(["--schema-only", "-d", &db.dsn()])
-        .output()
-        .unwrap();
+    let mut pg_dump = cluster().client("pg_dump").unwrap();
+    pg_dump.args(["--schema-only", "-d", &db.dsn()]);
+    let output = pg_dump.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .filter(|line| !line.contains("restrict "))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let lines = text.lines().filter(|line| !line.contains("restrict "));
+    lines.collect::<Vec<_>>().join("\n")
 }

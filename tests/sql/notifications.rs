@@ -23,10 +23,7 @@ const CEASE: &str =
     "select pg_advisory_unlock_shared(hashtextextended('oddscache listener oddscache', 0))";
 
 async fn sessions(db: &Database) -> (Session, Session) {
-    let (listener, writer) = (
-        Session::open(&db.dsn()).await,
-        Session::open(&db.dsn()).await,
-    );
+    let (listener, writer) = open_two(db).await;
     listener.run("listen oddscache").await;
     (listener, writer)
 }
@@ -39,7 +36,7 @@ async fn writers_are_silent_while_nobody_waits() {
     listener.run(WAIT).await;
     assert!(notifies(&mut listener, &writer, CHANGE).await);
     // One listener of several is enough. A listener whose connection was lost does not count.
-    let other = Session::open(&db.dsn()).await;
+    let other = open(&db).await;
     other.run(WAIT).await;
     listener.run(CEASE).await;
     assert!(notifies(&mut listener, &writer, CHANGE).await);
@@ -98,7 +95,7 @@ async fn the_look_comes_after_the_transaction_id() {
              execute replace(def, 'pg_try_advisory_lock(', 'public.look() and pg_try_advisory_lock(');
          end $$",
     );
-    let writer = Session::open(&db.dsn()).await;
+    let writer = open(&db).await;
     writer.run(&format!("begin; {CHANGE}")).await;
     let xid = writer.value("select pg_current_xact_id()").await;
     // Later changes of the transaction do not look again.
@@ -116,17 +113,11 @@ async fn the_look_comes_after_the_transaction_id() {
 /// notification. The application's COMMIT would fail. So the writer does not notify.
 #[tokio::test]
 async fn a_writer_that_cannot_look_notifies_unless_that_would_fail() {
-    for (fault, notified) in [
-        (
-            "raise 'denied' using errcode = 'insufficient_privilege'",
-            true,
-        ),
-        ("return 1 / 0 = 1", true),
-        (
-            "raise 'out of shared memory' using errcode = 'out_of_memory'",
-            false,
-        ),
-    ] {
+    for [fault, notified] in cases(
+        "raise 'denied' using errcode = 'insufficient_privilege' => true
+         return 1 / 0 = 1 => true
+         raise 'out of shared memory' using errcode = 'out_of_memory' => false",
+    ) {
         let db = installed();
         db.psql(&format!(
             "create function public.look() returns boolean language plpgsql as $$ begin {fault}; end $$;
@@ -134,11 +125,8 @@ async fn a_writer_that_cannot_look_notifies_unless_that_would_fail() {
              begin execute replace(def, 'pg_try_advisory_lock(', 'public.look() and pg_try_advisory_lock('); end $$"
         ));
         let (mut listener, writer) = sessions(&db).await;
-        assert_eq!(
-            notifies(&mut listener, &writer, CHANGE).await,
-            notified,
-            "{fault}"
-        );
+        let came = notifies(&mut listener, &writer, CHANGE).await;
+        assert_eq!(came.to_string(), notified, "{fault}");
         assert_eq!(log(&db), ["events UPDATE 1"]);
         let off = "begin; set local oddscache.notify = off; update events set name = 'y' where id = 1; commit";
         assert!(!notifies(&mut listener, &writer, off).await, "{fault}");
@@ -148,27 +136,17 @@ async fn a_writer_that_cannot_look_notifies_unless_that_would_fail() {
 #[test]
 fn check_says_who_waits() {
     let db = installed();
-    let report = run(&db, Script::Check, &[]);
+    let report = check(&db);
     let line = "waiting|oddscache|who waits for notifications|ok|";
-    assert!(
-        report.contains(&format!("{line}nobody: writers do not notify")),
-        "{report}"
-    );
+    report.says(format!("{line}nobody: writers do not notify"));
     let check = |lock: &str| {
         let sql = format!("select {lock}(hashtextextended('oddscache listener oddscache', 0))");
         let args = ["-qAt", "-c", &sql, "-f", "sql/check.sql"];
         text(&cluster().psql(&db.name, &args).unwrap())
     };
-    let report = check("pg_advisory_lock_shared");
-    assert!(
-        report.contains(&format!("{line}writers notify process ")),
-        "{report}"
-    );
+    check("pg_advisory_lock_shared").says(format!("{line}writers notify process "));
     let report = check("pg_advisory_lock");
-    let warning = report
-        .lines()
-        .find(|line| line.starts_with("waiting|oddscache|process "));
-    let warning = warning.unwrap_or_else(|| panic!("{report}"));
+    let warning = report.line("waiting|oddscache|process ");
     assert!(
         warning.contains("|warn|of postgres holds the listeners' advisory lock exclusively"),
         "{warning}"

@@ -13,31 +13,23 @@ fn a_publication_of_all_tables_hinders_neither_install_nor_prune() {
     let prune = "select oddscache.prune('0')";
     let before = app();
     before.psql(ALL_TABLES);
-    let said = run(&before, Script::Install, &[]);
-    assert!(
-        said.contains("WARNING") && said.contains("publication everything"),
-        "{said}"
-    );
-    assert!(said.contains("CREATE TABLE oddscache.change_log"), "{said}");
+    run(&before, Script::Install, &[])
+        .says("WARNING")
+        .says("publication everything")
+        .says("CREATE TABLE oddscache.change_log");
 
     let after = installed();
     after.psql(ALL_TABLES);
-    assert!(run(&after, Script::Install, &[]).contains("already in place"));
+    run(&after, Script::Install, &[]).says("already in place");
     for db in [before, after] {
-        db.psql(
-            ROWS.split_once(';')
-                .unwrap()
-                .0
-                .replace("(1, 3)", "(101, 103)")
-                .as_str(),
-        );
+        db.psql("insert into events select generate_series(101, 103)");
         // Transactions of other tests can keep the rows for a while.
         let deadline = Instant::now() + Duration::from_secs(60);
         while !log(&db).is_empty() {
             assert!(Instant::now() < deadline, "prune deletes nothing");
             db.psql(prune);
         }
-        assert!(run(&db, Script::Install, &[]).contains("already in place"));
+        run(&db, Script::Install, &[]).says("already in place");
         run(&db, Script::Uninstall, &[]);
     }
 }
@@ -54,41 +46,26 @@ fn a_log_horizon_that_a_publication_makes_unusable_is_replaced() {
     db.psql("select oddscache.prune('0')");
 }
 
-fn ok(cluster: &Cluster, database: &str, args: &[&str]) -> String {
-    let output = cluster.psql(database, args).unwrap();
-    let text = text(&output);
-    assert!(output.status.success(), "{args:?}: {text}");
-    text
-}
-
 /// A native subscriber that lacks the feed's tables stops for good at the first change. Then the publisher's disk
 /// fills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn install_does_not_stop_a_subscriber() {
     let cluster = Cluster::start(&["fsync = off", "wal_level = logical"]).unwrap();
+    let run = |database: &str, sql: &str| cluster.psql_ok(database, &["-qAtc", sql]);
     for database in ["publisher", "subscriber"] {
-        ok(
-            &cluster,
-            "postgres",
-            &["-qc", &format!("create database {database}")],
-        );
-        ok(&cluster, database, &["-qc", APP]);
+        run("postgres", &format!("create database {database}"));
+        run(database, APP);
     }
-    ok(&cluster, "publisher", &["-qc", ALL_TABLES]);
+    let publisher = |sql: &str| run("publisher", sql);
+    let subscriber = |sql: &str| run("subscriber", sql);
+    publisher(ALL_TABLES);
     // Within one cluster CREATE SUBSCRIPTION would wait for itself, so create the slot first.
-    ok(
-        &cluster,
-        "publisher",
-        &[
-            "-qc",
-            "select pg_create_logical_replication_slot('follows', 'pgoutput')",
-        ],
-    );
+    publisher("select pg_create_logical_replication_slot('follows', 'pgoutput')");
     let subscribe = format!(
         "create subscription follows connection '{}' publication everything with (create_slot = false)",
         cluster.dsn("publisher")
     );
-    ok(&cluster, "subscriber", &["-qc", &subscribe]);
+    subscriber(&subscribe);
     let client = oddscache_testkit::connect(&cluster.dsn("publisher")).await;
     let active = "select count(*) = 1 from pg_replication_slots s join pg_stat_activity a on a.pid = s.active_pid
         where s.slot_name = 'follows' and a.application_name = 'follows'";
@@ -102,62 +79,26 @@ async fn install_does_not_stop_a_subscriber() {
         .unwrap();
     let said = text(&refused);
     assert!(!refused.status.success(), "{said}");
-    assert!(
-        said.contains("publication everything is FOR ALL TABLES"),
-        "{said}"
-    );
-    assert_eq!(
-        ok(
-            &cluster,
-            "publisher",
-            &["-qAtc", "select to_regnamespace('oddscache') is null"]
-        ),
-        "t\n"
-    );
+    said.says("publication everything is FOR ALL TABLES");
+    let none = publisher("select to_regnamespace('oddscache') is null");
+    assert_eq!(none, "t");
 
     // Do what the hint says.
     let (_, ddl) = said.split_once("run on each subscriber: ").unwrap();
-    let (ddl, _) = ddl
-        .split_once("; then oddscache sql install --subscribers-ready")
-        .unwrap();
-    ok(&cluster, "subscriber", &["-qc", ddl]);
-    let install = Script::Install.fill(&[("subscribers", "ready")]).unwrap();
-    ok(&cluster, "publisher", &["-c", &install]);
-    ok(
-        &cluster,
-        "subscriber",
-        &[
-            "-qc",
-            "alter subscription follows refresh publication with (copy_data = false)",
-        ],
-    );
-    ok(
-        &cluster,
-        "publisher",
-        &["-qc", "insert into events select generate_series(1, 3)"],
-    );
-    ok(
-        &cluster,
-        "publisher",
-        &["-qc", "select oddscache.prune('0')"],
-    );
-    ok(
-        &cluster,
-        "publisher",
-        &["-qc", "insert into events values (4)"],
-    );
+    let end = "; then oddscache sql install --subscribers-ready";
+    subscriber(ddl.split_once(end).unwrap().0);
+    publisher(&Script::Install.fill(&[("subscribers", "ready")]).unwrap());
+    subscriber("alter subscription follows refresh publication with (copy_data = false)");
+    publisher("insert into events select generate_series(1, 3)");
+    publisher("select oddscache.prune('0')");
+    publisher("insert into events values (4)");
     let client = oddscache_testkit::connect(&cluster.dsn("subscriber")).await;
     oddscache_testkit::eventually("the subscriber goes on", async || {
         let sql = "select (select count(*) from events) = 4 and (select count(*) from oddscache.change_log) > 0";
         client.query_one(sql, &[]).await.unwrap().get(0)
     })
     .await;
-    ok(
-        &cluster,
-        "subscriber",
-        &[
-            "-qc",
-            "alter subscription follows disable; alter subscription follows set (slot_name = none); drop subscription follows",
-        ],
+    subscriber(
+        "alter subscription follows disable; alter subscription follows set (slot_name = none); drop subscription follows",
     );
 }

@@ -15,10 +15,7 @@ fn a_server_that_is_too_old_is_refused() {
     let output = with_text(&db, "server < 140000", "server < 990000");
     let said = text(&output);
     assert!(!output.status.success(), "{said}");
-    assert!(
-        said.contains("the feed needs PostgreSQL 14 or newer"),
-        "{said}"
-    );
+    said.says("the feed needs PostgreSQL 14 or newer");
     assert_eq!(db.psql("select to_regnamespace('oddscache') is null"), "t");
 }
 
@@ -42,31 +39,21 @@ fn a_virtual_generated_key_is_refused() {
         "alter table market_odds rename column snapshot_id to snapshot;
          alter table market_odds add column snapshot_id bigint generated always as (snapshot) virtual",
     );
-    let said = fails(&db, Script::Install, &[]);
-    assert!(
-        said.contains("market_odds has the virtual generated column snapshot_id"),
-        "{said}"
-    );
+    fails(&db, Script::Install, &[])
+        .says("market_odds has the virtual generated column snapshot_id");
     db.psql(
         "alter table market_odds drop column snapshot_id;
          alter table market_odds add column snapshot_id bigint generated always as (snapshot) stored",
     );
     run(&db, Script::Install, &[]);
-    assert_eq!(
-        logs(&db, "insert into market_odds (snapshot) values (7)"),
-        ["market_odds INSERT 7"]
-    );
+    db.logs("insert into market_odds (snapshot) values (7) => market_odds INSERT 7");
 }
 
 #[test]
 fn a_table_that_inherits_from_two_of_them_is_refused() {
     let db = app();
     db.psql("create table both_kinds () inherits (events, competitor_events)");
-    let said = fails(&db, Script::Install, &[]);
-    assert!(
-        said.contains("both_kinds inherits from competitor_events and events"),
-        "{said}"
-    );
+    fails(&db, Script::Install, &[]).says("both_kinds inherits from competitor_events and events");
 }
 
 #[test]
@@ -77,22 +64,19 @@ fn a_limit_of_temporary_files_is_warned_of() {
         "create role {role}; alter role {role} in database {} set temp_file_limit = '8MB'",
         db.name
     ));
-    let said = run(&db, Script::Install, &[]);
-    assert!(
-        said.contains(&format!("temp_file_limit is 8MB for {role}")),
-        "{said}"
-    );
+    run(&db, Script::Install, &[]).says(format!("temp_file_limit is 8MB for {role}"));
     db.psql(&format!(
         "alter role {role} in database {} reset temp_file_limit",
         db.name
     ));
-    assert!(!run(&db, Script::Install, &[]).contains("temp_file_limit"));
+    run(&db, Script::Install, &[]).lacks("temp_file_limit");
 }
 
 /// These settings of a role change how the server reads strings and prints names.
 #[test]
 fn settings_of_the_installing_role_change_nothing() {
     let db = app();
+    let role = format!("odd_{}", db.name);
     db.psql(&format!(
         "alter database {0} set standard_conforming_strings = off; alter database {0} set quote_all_identifiers = on",
         db.name
@@ -103,28 +87,14 @@ fn settings_of_the_installing_role_change_nothing() {
         Script::Indexes,
         Script::Check,
     ] {
-        let variables = [("role", format!("odd_{}", db.name))];
-        let variables: Vec<(&str, &str)> = variables
-            .iter()
-            .filter(|(name, _)| script.settings().contains(name))
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        let said = run(&db, script, &variables);
-        assert!(!said.contains("FAIL"), "{script}: {said}");
+        let variables = settings_of(script, &[("role", &role)]);
+        run(&db, script, &variables).lacks("FAIL");
         if script == Script::Install {
-            assert!(run(&db, script, &variables).contains("already in place"));
+            run(&db, script, &variables).says("already in place");
         }
     }
-    assert_eq!(
-        logs(&db, "insert into events values (1)"),
-        ["events INSERT 1"]
-    );
-    let said = run(
-        &db,
-        Script::Uninstall,
-        &[("role", &format!("odd_{}", db.name))],
-    );
-    assert!(said.contains("uninstalled"), "{said}");
+    db.logs("insert into events values (1) => events INSERT 1");
+    run(&db, Script::Uninstall, &[("role", &role)]).says("uninstalled");
 }
 
 /// The new table belonged to the superuser. `prune()` runs as the owner of the other tables, so it failed for good.
@@ -140,12 +110,11 @@ fn after_an_upgrade_by_a_superuser_prune_still_works() {
     ));
     run(&db, Script::Install, &[]);
     db.psql("select oddscache.prune('0')");
-    assert!(!run(&db, Script::Check, &[]).contains("it cannot prune"));
+    check(&db).lacks("it cannot prune");
     db.psql(&format!(
         "alter table oddscache.log_horizon owner to postgres; revoke all on oddscache.log_horizon from {owner}"
     ));
-    let report = run(&db, Script::Check, &[]);
-    assert!(report.contains("it cannot prune"), "{report}");
+    check(&db).says("it cannot prune");
 }
 
 /// A statement that names a table above one of the six fires none of its triggers.
@@ -153,14 +122,6 @@ fn after_an_upgrade_by_a_superuser_prune_still_works() {
 fn a_table_above_one_of_the_six_is_named() {
     let db = app();
     db.psql("create table entity (id int not null); alter table events inherit entity");
-    let said = run(&db, Script::Install, &[]);
-    assert!(
-        said.contains("statements that name public.entity"),
-        "{said}"
-    );
-    let report = run(&db, Script::Check, &[]);
-    assert!(
-        report.contains("trigger|public.events|parent|FAIL"),
-        "{report}"
-    );
+    run(&db, Script::Install, &[]).says("statements that name public.entity");
+    check(&db).says("trigger|public.events|parent|FAIL");
 }

@@ -20,43 +20,38 @@ fn writer(db: &Database, more: &str) -> String {
     role
 }
 
-async fn session_as(db: &Database, role: &str) -> Session {
-    Session::open(&cluster().dsn_as(role, &db.name)).await
+/// Statements of every kind, and what they log.
+const WORK: &str = "
+    insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (3, 1) => odds_snapshots INSERT 1,3
+    update market_odds set outcomes = '[]' where snapshot_id = 2 => market_odds UPDATE 2
+    delete from competitor_market_odds where snapshot_id = 3 => competitor_market_odds DELETE 3
+    truncate competitor_market_odds => competitor_market_odds TRUNCATE *
+";
+
+/// The statements.
+fn work() -> Vec<&'static str> {
+    cases(WORK).iter().map(|[sql, _]| *sql).collect()
 }
 
-/// Statements of every kind, and what they log.
-const WORK: [(&str, &str); 4] = [
-    (
-        "insert into odds_snapshots (event_id, bookmaker_id) values (1, 1), (3, 1)",
-        "odds_snapshots INSERT 1,3",
-    ),
-    (
-        "update market_odds set outcomes = '[]' where snapshot_id = 2",
-        "market_odds UPDATE 2",
-    ),
-    (
-        "delete from competitor_market_odds where snapshot_id = 3",
-        "competitor_market_odds DELETE 3",
-    ),
-    (
-        "truncate competitor_market_odds",
-        "competitor_market_odds TRUNCATE *",
-    ),
-];
+/// What they log.
+fn expected() -> Vec<&'static str> {
+    cases(WORK).iter().map(|[_, row]| *row).collect()
+}
 
-fn expected() -> Vec<String> {
-    WORK.iter().map(|(_, row)| (*row).to_owned()).collect()
+/// Fails the test unless the session can do this work and it is logged.
+async fn works(db: &Database, session: &Session) {
+    for sql in work() {
+        session.run(sql).await;
+    }
+    assert_eq!(log(db), expected());
 }
 
 #[tokio::test]
 async fn a_writer_needs_no_right_on_the_feed_and_has_none() {
     let db = installed();
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
-    for (sql, _) in WORK {
-        session.run(sql).await;
-    }
-    assert_eq!(log(&db), expected());
+    let session = open_as(&db, &role).await;
+    works(&db, &session).await;
     for sql in [
         "select * from oddscache.change_log",
         "insert into oddscache.change_log (xid, table_name, op) values ('1', 'events', 'TRUNCATE')",
@@ -136,7 +131,9 @@ const TRAPS: &str = r#"
     create function float_lt(float8, float8) returns bool language plpgsql as $$ begin perform {writer}_trap.sprung('float <'); return $1 operator(pg_catalog.<) $2; end $$;
     create operator < (leftarg = float8, rightarg = float8, function = float_lt);
     create type bigint as (x int); create domain text as pg_catalog.text;
-    create aggregate array_agg(pg_catalog.int8) (sfunc = pg_catalog.array_append, stype = pg_catalog.int8[]);
+    create function array_agg_one(pg_catalog.int8[], pg_catalog.int8) returns pg_catalog.int8[] language sql as
+        'select array[666::pg_catalog.int8]';
+    create aggregate array_agg(pg_catalog.int8) (sfunc = array_agg_one, stype = pg_catalog.int8[]);
     reset role;
 "#;
 
@@ -160,19 +157,16 @@ async fn the_traps_catch_a_careless_function() {
              $$ begin return pg_catalog.concat(lower('X'), cardinality(array[1, 2]::pg_catalog.int8[])); end $$;
          grant execute on function public.careless() to {role}"
     ));
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     session.run(&SESSION.replace("{writer}", &role)).await;
     session.run("select public.careless()").await;
     assert_ne!(
         db.psql(&format!("select count(*) from {role}_trap.caught")),
         "0"
     );
-    assert_eq!(
-        db.psql(&format!(
-            "select rolsuper from pg_roles where rolname = '{role}'"
-        )),
-        "t"
-    );
+    db.answers(&format!(
+        "select rolsuper from pg_roles where rolname = '{role}' => t"
+    ));
     db.psql(&format!("alter role {role} nosuperuser"));
 }
 
@@ -180,17 +174,13 @@ async fn the_traps_catch_a_careless_function() {
 async fn a_search_path_changes_nothing() {
     let db = installed();
     let role = writer(&db, TRAPS);
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     session.run(&SESSION.replace("{writer}", &role)).await;
     // Once each statement alone, and once all in one transaction. There the later rows take another path in the
     // function.
-    for (sql, _) in WORK {
-        session.run(sql).await;
-    }
-    let all: Vec<&str> = WORK.iter().map(|(sql, _)| *sql).collect();
-    session.run("begin").await;
-    session.run(&all.join("; ")).await;
-    session.run("commit").await;
+    works(&db, &session).await;
+    let all = work().join("; ");
+    session.run(&format!("begin; {all}; commit")).await;
     let mut rows = expected();
     // The second time there are no rows left to delete.
     rows.extend(expected().into_iter().filter(|row| !row.contains("DELETE")));
@@ -224,7 +214,7 @@ async fn objects_in_public_change_nothing() {
         &db,
         "grant create on schema public to {writer}; create table caught (who text); grant all on caught to public;",
     );
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     // These signatures are more specific than those of pg_catalog, so an unpinned search path would prefer them.
     session
         .run(&format!(
@@ -240,19 +230,16 @@ async fn objects_in_public_change_nothing() {
                  language plpgsql as $$ begin insert into public.caught values (current_user); return 'one'; end $$"
         ))
         .await;
-    for (sql, _) in WORK {
-        session.run(sql).await;
-    }
-    assert_eq!(log(&db), expected());
+    works(&db, &session).await;
     // The administrator and the cache call these with the default search path.
     let cache = format!("cache_{}", db.name);
     run(&db, Script::Grants, &[("role", &cache), ("prune", "on")]);
-    let reader = session_as(&db, &cache).await;
+    let reader = open_as(&db, &cache).await;
     reader
         .run("select oddscache.heartbeat(); select oddscache.prune('0'); select oddscache.prune()")
         .await;
     db.psql("select oddscache.resync('x')");
-    run(&db, Script::Check, &[]);
+    check(&db);
     run(&db, Script::Install, &[]);
     assert_eq!(db.psql("select count(*) from public.caught"), "0");
 }
@@ -270,27 +257,23 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
         format!("{owner} false")
     );
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
-    for (sql, _) in WORK {
-        session.run(sql).await;
-    }
-    assert_eq!(log(&db), expected());
+    let session = open_as(&db, &role).await;
+    works(&db, &session).await;
     // SET ROLE, in either direction, changes neither the role that logs nor the log row.
     db.psql(&format!(
         "grant {role} to {owner}; alter role {role} set oddscache.notify = off"
     ));
     installer
-        .run(&format!("set role {role}; {}", WORK[1].0))
+        .run(&format!("set role {role}; {}", work()[1]))
         .await;
-    assert_eq!(log(&db).last().unwrap(), WORK[1].1);
-    assert_eq!(
-        installer.code("select * from oddscache.change_log").await,
-        "42501"
-    );
+    assert_eq!(log(&db).last().unwrap(), expected()[1]);
     installer
-        .run(&format!("reset role; {}; set role none", WORK[1].0))
+        .fails("select * from oddscache.change_log => 42501")
         .await;
-    assert_eq!(log(&db).len(), WORK.len() + 2);
+    installer
+        .run(&format!("reset role; {}; set role none", work()[1]))
+        .await;
+    assert_eq!(log(&db).len(), work().len() + 2);
 }
 
 /// A transaction can forge the setting in which the trigger function keeps its state. That harms only the transaction's
@@ -299,24 +282,21 @@ async fn the_function_has_the_rights_of_the_tables_owner_and_no_more() {
 async fn a_forged_setting_harms_nobody_else() {
     let db = installed();
     let role = writer(&db, "");
-    let session = session_as(&db, &role).await;
+    let session = open_as(&db, &role).await;
     let state = "'oddscache.log_oddscache'";
     for forged in ["plain", "logged", "lost", "", "x"] {
         session
             .run(&format!(
                 "begin; select set_config({state}, pg_current_xact_id()::text || ' {forged}', false); {}; {}; commit",
-                WORK[0].0, WORK[1].0
+                work()[0], work()[1]
             ))
             .await;
-        session.run(WORK[1].0).await;
+        session.run(work()[1]).await;
     }
     let rows = log(&db);
     assert_eq!(rows.len(), 15, "{rows:?}");
-    assert_eq!(
-        rows.iter().filter(|row| row.contains("RESYNC")).count(),
-        1,
-        "{rows:?}"
-    );
+    let resyncs = rows.iter().filter(|row| row.contains("RESYNC"));
+    assert_eq!(resyncs.count(), 1, "{rows:?}");
 }
 
 /// The cache's sessions use only pg_catalog and the schemas that they name, whatever the search path of their role has.
@@ -364,7 +344,7 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     let db = Database::seeded();
     let nobody = format!("nobody_{}", db.name);
     db.psql(&format!("create role {nobody} login"));
-    let session = session_as(&db, &nobody).await;
+    let session = open_as(&db, &nobody).await;
     let followed = Followed::with(&db.dsn(), |config| {
         config.poll_interval(Duration::from_secs(1))
     })
@@ -375,16 +355,16 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     .await;
     let before = followed.check("the seed").await;
     let counters = followed.cache.counters();
-    let payloads = [
+    let json = r#"{"table": "events", "keys": null}"#;
+    for payload in [
         "",
         "events",
-        "{\"table\": \"events\", \"keys\": null}",
+        json,
         "events TRUNCATE *",
         "RESYNC",
         "1",
         "\u{1}\u{7f} é 💥",
-    ];
-    for payload in payloads {
+    ] {
         session
             .run(&format!("select pg_notify('oddscache', '{payload}')"))
             .await;
@@ -393,12 +373,9 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     session
         .run("select pg_notify('oddscache', repeat('x', 7999))")
         .await;
-    assert_eq!(
-        session
-            .code("select pg_notify('oddscache', repeat('x', 8000))")
-            .await,
-        "22023"
-    );
+    session
+        .fails("select pg_notify('oddscache', repeat('x', 8000)) => 22023")
+        .await;
     // Many notifications at once and one after the other, while the application writes.
     let notifying = tokio::spawn(async move {
         session
@@ -420,15 +397,13 @@ async fn a_role_that_can_only_notify_harms_nothing() {
     assert_eq!((after.reloads - counters.reloads, after.failures), (0, 0));
     let heartbeats = db.psql("select count(*) from oddscache.change_log where op = 'HEARTBEAT'");
     let rows = after.log_rows - counters.log_rows;
+    let expected = 20..=20 + heartbeats.parse::<u64>().unwrap();
     assert!(
-        (20..=20 + heartbeats.parse::<u64>().unwrap()).contains(&rows),
+        expected.contains(&rows),
         "{rows} rows, {heartbeats} heartbeats"
     );
     assert_eq!(followed.cache.view().epoch(), 1);
     // It did not read once for each notification.
-    assert!(
-        after.reads - counters.reads < 5000,
-        "{} reads",
-        after.reads - counters.reads
-    );
+    let reads = after.reads - counters.reads;
+    assert!(reads < 5000, "{reads} reads");
 }

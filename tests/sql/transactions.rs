@@ -8,10 +8,8 @@ const CHANGING: [Script; 3] = [Script::Install, Script::Grants, Script::Uninstal
 /// The script's text for a role of this database's own.
 fn filled(script: Script, db: &Database) -> String {
     let role = format!("cache_{}", db.name);
-    match script.settings().contains(&"role") {
-        true => script.fill(&[("role", &role)]).unwrap(),
-        false => script.text().to_owned(),
-    }
+    let settings = settings_of(script, &[("role", &role)]);
+    script.fill(&settings).unwrap()
 }
 
 /// A database in which the script has something to do.
@@ -23,11 +21,11 @@ fn before(script: Script) -> Database {
     db
 }
 
-async fn fails_in(session: &Session, text: &str) -> (String, String) {
+async fn fails_in(session: &Session, text: &str) -> (String, Said) {
     let error = session.client.simple_query(text).await.unwrap_err();
     let error = error.as_db_error().unwrap();
     let said = format!("{} {}", error.message(), error.hint().unwrap_or_default());
-    (error.code().code().to_owned(), said)
+    (error.code().code().to_owned(), Said(said))
 }
 
 #[tokio::test]
@@ -35,7 +33,7 @@ async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     for script in CHANGING {
         let db = before(script);
         let was = dump(&db);
-        let session = Session::open(&db.dsn()).await;
+        let session = open(&db).await;
         session.run("begin; create table mine ()").await;
         session.run(&filled(script, &db)).await;
         assert_ne!(session.code("select 1 / 0").await, "", "{script}");
@@ -57,7 +55,7 @@ async fn a_transaction_that_cannot_see_or_write_is_refused() {
     for script in CHANGING {
         let db = before(script);
         let was = dump(&db);
-        let session = Session::open(&db.dsn()).await;
+        let session = open(&db).await;
         for (begin, named) in [
             ("begin isolation level repeatable read", "REPEATABLE READ"),
             ("begin isolation level serializable", "SERIALIZABLE"),
@@ -66,10 +64,8 @@ async fn a_transaction_that_cannot_see_or_write_is_refused() {
             session.run(begin).await;
             let (code, said) = fails_in(&session, &filled(script, &db)).await;
             assert_eq!(code, "25000", "{said}");
-            assert!(
-                said.contains(named) && said.contains("BEGIN ISOLATION LEVEL READ COMMITTED"),
-                "{said}"
-            );
+            said.says(named)
+                .says("BEGIN ISOLATION LEVEL READ COMMITTED");
             session.run("rollback").await;
         }
         assert_eq!(dump(&db), was);
@@ -80,7 +76,7 @@ async fn a_transaction_that_cannot_see_or_write_is_refused() {
 #[tokio::test]
 async fn reports_need_no_right_to_write() {
     let db = installed();
-    let session = Session::open(&db.dsn()).await;
+    let session = open(&db).await;
     for begin in [
         "begin isolation level serializable read only",
         "begin isolation level repeatable read",
@@ -99,18 +95,12 @@ async fn reports_need_no_right_to_write() {
 #[tokio::test]
 async fn settings_are_restored() {
     let db = app();
-    let session = Session::open(&db.dsn()).await;
+    let session = open(&db).await;
     // The first DO block of a session loads plpgsql, which adds settings.
     session.run("do $$ begin end $$").await;
     let all = "select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings
         where name not in ('transaction_isolation', 'transaction_read_only')";
-    for script in [
-        Script::Install,
-        Script::Grants,
-        Script::Indexes,
-        Script::Check,
-        Script::Uninstall,
-    ] {
+    for script in IN_ORDER {
         for change in [
             "",
             "set local search_path = pg_temp; set local lock_timeout = '7s'; \
@@ -131,7 +121,7 @@ async fn half_a_text_does_nothing() {
     for script in CHANGING {
         let db = before(script);
         let was = dump(&db);
-        let session = Session::open(&db.dsn()).await;
+        let session = open(&db).await;
         let text = filled(script, &db);
         let body = text.find("DO $").unwrap();
         for part in 1..24 {
@@ -150,10 +140,7 @@ async fn a_session_killed_in_the_middle_leaves_nothing() {
     for script in [Script::Install, Script::Uninstall] {
         let db = before(script);
         let was = dump(&db);
-        let (writer, session) = (
-            Session::open(&db.dsn()).await,
-            Session::open(&db.dsn()).await,
-        );
+        let (writer, session) = open_two(&db).await;
         let pid = session.value("select pg_backend_pid()").await;
         // The script has locked some tables when it waits for this one.
         writer.run("begin; insert into odds_snapshots_d2 (event_id, bookmaker_id, captured_at) select 1, 1, '2025-01-02' where false").await;
@@ -174,83 +161,31 @@ async fn a_wrong_schema_or_role_is_named() {
     let stranger = format!("stranger_{}", db.name);
     db.psql(&format!("create role {stranger} login"));
     let was = dump(&db);
-    for (role, script, settings, said) in [
-        (
-            "postgres",
-            Script::Install,
-            ("app_schema", "nowhere"),
-            "schema nowhere does not exist Name the application's",
-        ),
-        (
-            "postgres",
-            Script::Grants,
-            ("app_schema", "nowhere"),
-            "missing: nowhere.events, ",
-        ),
-        (
-            "postgres",
-            Script::Grants,
-            ("cache_schema", "nowhere"),
-            "missing: nowhere.change_log, nowhere.log_state Run install.sql first",
-        ),
-        (
-            "postgres",
-            Script::Indexes,
-            ("app_schema", "nowhere"),
-            "missing in schema nowhere: odds_snapshots, competitor_odds_snapshots Name",
-        ),
-        (
-            "postgres",
-            Script::Grants,
-            ("prune", "perhaps"),
-            "invalid input syntax for type boolean: \"perhaps\"",
-        ),
-        (
-            "postgres",
-            Script::Uninstall,
-            ("lock_timeout", "soon"),
-            "invalid value for parameter \"lock_timeout\": \"soon\"",
-        ),
-        (
-            &stranger,
-            Script::Install,
-            ("app_schema", "public"),
-            "events belongs to postgres",
-        ),
-        (
-            &stranger,
-            Script::Grants,
-            ("app_schema", "public"),
-            "schema oddscache belongs to postgres, ",
-        ),
-        (
-            &stranger,
-            Script::Grants,
-            ("role", &stranger),
-            "events belongs to postgres",
-        ),
-        (
-            &stranger,
-            Script::Uninstall,
-            ("app_schema", "public"),
-            "schema oddscache belongs to postgres Run this script as the owner",
-        ),
-    ] {
-        let session = Session::open(&cluster().dsn_as(role, &db.name)).await;
-        let (_, found) = fails_in(&session, &script.fill(&[settings]).unwrap()).await;
-        assert!(found.contains(said), "{script} {settings:?}: {found}");
-        assert_eq!(dump(&db), was, "{script} {settings:?}");
+    for [role, script, setting, value, said] in cases(
+        "postgres => install => app_schema => nowhere => schema nowhere does not exist Name the application's
+         postgres => grants => app_schema => nowhere => missing: nowhere.events,
+         postgres => grants => cache_schema => nowhere
+             => missing: nowhere.change_log, nowhere.log_state Run install.sql first
+         postgres => indexes => app_schema => nowhere
+             => missing in schema nowhere: odds_snapshots, competitor_odds_snapshots Name
+         postgres => grants => prune => perhaps => invalid input syntax for type boolean: \"perhaps\"
+         postgres => uninstall => lock_timeout => soon => invalid value for parameter \"lock_timeout\": \"soon\"
+         stranger => install => app_schema => public => events belongs to postgres
+         stranger => grants => app_schema => public => schema oddscache belongs to postgres,
+         stranger => grants => role => stranger => events belongs to postgres
+         stranger => uninstall => app_schema => public => schema oddscache belongs to postgres Run this script as the owner",
+    ) {
+        let named = |name| if name == "stranger" { &*stranger } else { name };
+        let script: Script = script.parse().unwrap();
+        let text = script.fill(&[(setting, named(value))]).unwrap();
+        let session = open_as(&db, named(role)).await;
+        let (_, found) = fails_in(&session, &text).await;
+        found.says(said);
+        assert_eq!(dump(&db), was, "{script} {setting} {value}");
     }
     // uninstall.sql succeeds where nothing is installed, and says so.
-    let said = run(
-        &db,
-        Script::Uninstall,
-        &[("cache_schema", "nowhere"), ("app_schema", "nowhere")],
-    );
-    assert!(
-        said.contains("nothing to remove: the feed in schema nowhere"),
-        "{said}"
-    );
+    let nowhere = [("cache_schema", "nowhere"), ("app_schema", "nowhere")];
+    run(&db, Script::Uninstall, &nowhere).says("nothing to remove: the feed in schema nowhere");
     assert_eq!(dump(&db), was);
 }
 
@@ -259,17 +194,14 @@ async fn a_wrong_schema_or_role_is_named() {
 async fn half_an_edit_is_refused() {
     let db = app();
     let was = dump(&db);
-    let session = Session::open(&db.dsn()).await;
+    let session = open(&db).await;
     for name in ["cache_schema", "channel"] {
         let line = format!("{name} constant pg_catalog.text := 'oddscache';");
         let text = Script::Install.text();
         assert!(text.contains(&line));
         let edited = text.replace(&line, &line.replace("'oddscache'", "'mine'"));
         let (_, said) = fails_in(&session, &edited).await;
-        assert!(
-            said.contains("Let the program fill in both names"),
-            "{said}"
-        );
+        said.says("Let the program fill in both names");
     }
     assert_eq!(dump(&db), was);
 }
@@ -296,7 +228,7 @@ async fn a_search_path_leads_no_script_astray() {
          create function trap.ge(bigint, bigint) returns boolean language plpgsql as $$ begin return trap.caught(); end $$;
          create operator trap.<= (leftarg = bigint, rightarg = bigint, function = trap.ge)",
     );
-    let session = Session::open(&db.dsn()).await;
+    let session = open(&db).await;
     session
         .run("set search_path = trap, pg_temp, public, pg_catalog")
         .await;

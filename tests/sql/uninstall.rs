@@ -9,32 +9,24 @@ async fn uninstall_leaves_the_database_as_it_was() {
         db.psql(ROWS);
         let before = dump(&db);
         let role = format!("cache_{}", db.name);
+        let settings = [("role", &*role)];
         for round in 0..2 {
             run(&db, Script::Install, &[]);
             run(&db, Script::Grants, &[("role", &role), ("prune", "on")]);
             run(&db, Script::Indexes, &[]);
             db.psql("update events set name = 'x'; select oddscache.prune('0')");
             assert_ne!(dump(&db), before);
-            let text = match one_query {
-                true => apply(&db, Script::Uninstall, &[("role", &role)])
-                    .await
-                    .unwrap(),
-                false => run(&db, Script::Uninstall, &[("role", &role)]),
-            };
-            assert!(
-                text.contains("uninstalled: the feed in schema oddscache"),
-                "{text}"
-            );
+            run_by(one_query, "postgres", &db, Script::Uninstall, &settings)
+                .await
+                .says("uninstalled: the feed in schema oddscache");
             assert_eq!(dump(&db), before, "round {round}");
-            assert_eq!(
-                db.psql(&format!(
-                    "select count(*) from pg_roles where rolname = '{role}'"
-                )),
-                "0"
+            has_no_role(&db, &role);
+            db.answers(
+                "select count(*) from pg_shdepend where dbid = (select oid from pg_database where datname = current_database()) and deptype = 'a'
+                 => 0",
             );
-            assert_eq!(db.psql("select count(*) from pg_shdepend where dbid = (select oid from pg_database where datname = current_database()) and deptype = 'a'"), "0");
         }
-        assert!(run(&db, Script::Uninstall, &[("role", &role)]).contains("nothing to remove: "));
+        run(&db, Script::Uninstall, &[("role", &role)]).says("nothing to remove: ");
         // A session that wrote before can still write.
         db.psql("update events set name = 'y'");
     }
@@ -64,10 +56,7 @@ fn a_detached_partition_loses_its_triggers_too() {
     let db = installed();
     db.psql("alter table odds_snapshots detach partition odds_snapshots_d1");
     run(&db, Script::Uninstall, &[]);
-    assert_eq!(
-        db.psql("select count(*) from pg_trigger where not tgisinternal"),
-        "0"
-    );
+    db.answers("select count(*) from pg_trigger where not tgisinternal => 0");
 }
 
 #[test]
@@ -77,30 +66,18 @@ fn uninstall_keeps_and_names_what_is_not_the_feeds() {
     db.psql(&format!("create role {role}; create table oddscache.mine (); create index mine_idx on competitor_odds_snapshots (captured_at)"));
     run(&db, Script::Grants, &[("role", &role)]);
     run(&db, Script::Indexes, &[]);
-    let text = run(
-        &db,
-        Script::Uninstall,
-        &[("role", &role), ("keep_indexes", "on")],
-    );
-    assert!(
-        text.contains("kept schema oddscache: it holds table oddscache.mine"),
-        "{text}"
-    );
-    assert!(
-        text.contains(&format!("kept role {role} with its rights"))
-            && text.contains(&format!("REVOKE SELECT ON public.events FROM {role}")),
-        "{text}"
-    );
-    assert_eq!(db.psql(&format!("select has_table_privilege('{role}', 'events', 'select'), has_table_privilege('{role}', 'events', 'update')")), "t|f");
-    assert_eq!(
-        db.psql("select count(*) from pg_class where relname like '%oddscache_latest'"),
-        "5"
-    );
-    let text = run(&db, Script::Uninstall, &[("role", &role)]);
-    assert!(
-        text.contains("dropped index public.odds_snapshots_oddscache_latest"),
-        "{text}"
-    );
+    let settings = [("role", &*role), ("keep_indexes", "on")];
+    run(&db, Script::Uninstall, &settings)
+        .says("kept schema oddscache: it holds table oddscache.mine")
+        .says(format!("kept role {role} with its rights"))
+        .says(format!("REVOKE SELECT ON public.events FROM {role}"));
+    db.answers(&format!(
+        "select has_table_privilege('{role}', 'events', 'select'), has_table_privilege('{role}', 'events', 'update')
+         => t|f",
+    ));
+    db.answers("select count(*) from pg_class where relname like '%oddscache_latest' => 5");
+    run(&db, Script::Uninstall, &[("role", &role)])
+        .says("dropped index public.odds_snapshots_oddscache_latest");
     assert_eq!(db.psql("select count(*) from pg_class where relname like '%oddscache_latest' union all select count(*) from pg_class where relname = 'mine_idx'"), "0\n1");
 }
 
@@ -111,40 +88,24 @@ fn a_role_still_used_elsewhere_is_kept_without_its_rights_here() {
     for db in [&here, &elsewhere] {
         run(db, Script::Grants, &[("role", &role)]);
     }
-    let text = run(&here, Script::Uninstall, &[("role", &role)]);
-    assert!(
-        text.contains(&format!("kept role {role}, without the rights"))
-            && text.contains("DROP OWNED BY"),
-        "{text}"
-    );
-    assert_eq!(
-        here.psql(&format!(
-            "select has_table_privilege('{role}', 'events', 'select')"
-        )),
-        "f"
-    );
-    assert_eq!(
-        elsewhere.psql(&format!(
-            "select has_table_privilege('{role}', 'events', 'select')"
-        )),
-        "t"
-    );
-    assert!(
-        run(&elsewhere, Script::Uninstall, &[("role", &role)])
-            .contains(&format!("dropped role {role}"))
-    );
+    run(&here, Script::Uninstall, &[("role", &role)])
+        .says(format!("kept role {role}, without the rights"))
+        .says("DROP OWNED BY");
+    let may_read = format!("select has_table_privilege('{role}', 'events', 'select')");
+    here.answers(&format!("{may_read} => f"));
+    elsewhere.answers(&format!("{may_read} => t"));
+    run(&elsewhere, Script::Uninstall, &[("role", &role)]).says(format!("dropped role {role}"));
 }
 
 #[tokio::test]
 async fn an_open_writer_makes_the_script_give_up_and_remove_nothing() {
     let db = installed();
     let before = dump(&db);
-    let writer = Session::open(&db.dsn()).await;
+    let writer = open(&db).await;
     writer
         .run("begin; update odds_snapshots_d1 set bookmaker_id = 3")
         .await;
-    let text = fails(&db, Script::Uninstall, &[("lock_timeout", "300ms")]);
-    assert!(text.contains("55P03"), "{text}");
+    fails(&db, Script::Uninstall, &[("lock_timeout", "300ms")]).says("55P03");
     assert_eq!(dump(&db), before);
 }
 
@@ -171,9 +132,7 @@ async fn writers_pass_through_install_and_uninstall() {
         .collect();
     for _ in 0..5 {
         for script in [Script::Install, Script::Uninstall] {
-            apply(&db, script, &[("lock_timeout", "30s")])
-                .await
-                .unwrap();
+            apply(&db, script, &[("lock_timeout", "30s")]).await;
         }
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -197,26 +156,16 @@ async fn an_owner_who_did_not_create_the_role_reads_who_can_drop_it() {
         ));
         run_as(&owner, &db, Script::Grants, &[("role", &role)]);
         let asked = [("role", &*role)];
-        let text = match one_query {
-            true => apply_as(&owner, &db, Script::Uninstall, &asked)
-                .await
-                .unwrap(),
-            false => run_as(&owner, &db, Script::Uninstall, &asked),
+        let who = match server_version() {
+            ..16 => "a role with CREATEROLE",
+            _ => &maker,
         };
-        assert!(
-            text.contains("uninstalled: the feed in schema oddscache"),
-            "{text}"
-        );
-        {
-            let who = match server_version() {
-                ..16 => "a role with CREATEROLE",
-                _ => &maker,
-            };
-            let hint = format!("HINT:  As a superuser or {who}: DROP ROLE {role};");
-            assert!(text.contains(&hint), "{hint} is not in {text}");
-        }
+        run_by(one_query, &owner, &db, Script::Uninstall, &asked)
+            .await
+            .says("uninstalled: the feed in schema oddscache")
+            .says(format!("HINT:  As a superuser or {who}: DROP ROLE {role};"));
         // Do what the hint says, as the role that it names.
-        let maker = Session::open(&cluster().dsn_as(&maker, &db.name)).await;
+        let maker = open_as(&db, &maker).await;
         maker.run(&format!("drop role {role}")).await;
     }
 }
@@ -230,9 +179,8 @@ fn a_right_of_another_grantor_stays_and_a_superuser_reads_how_to_take_it() {
     db.psql("revoke usage on schema public from public");
     // The superuser owns the schema, and so grants USAGE on it.
     run(&db, Script::Grants, &[("role", &role)]);
-    let text = run_as(&owner, &db, Script::Uninstall, &[("role", &role)]);
     let way = format!("As a superuser, in this database: DROP OWNED BY {role}; DROP ROLE {role};");
-    assert!(text.contains(&way), "{way} is not in {text}");
+    run_as(&owner, &db, Script::Uninstall, &[("role", &role)]).says(way);
     db.psql(&format!("drop owned by {role}; drop role {role}"));
 }
 
@@ -262,25 +210,15 @@ async fn indexes_of_detached_partitions_are_dropped_too() {
             "create table theirs (id int, event_id int, bookmaker_id int);
              create index theirs_oddscache_latest on theirs (event_id, bookmaker_id, id desc)",
         );
-        let text = match one_query {
-            true => apply_as(&owner, &db, Script::Uninstall, &[]).await.unwrap(),
-            false => run_as(&owner, &db, Script::Uninstall, &[]),
-        };
-        assert!(
-            text.contains("uninstalled: the feed in schema oddscache"),
-            "{text}"
+        let text = run_by(one_query, &owner, &db, Script::Uninstall, &[]).await;
+        text.says("uninstalled: the feed in schema oddscache");
+        db.answers(
+            "select string_agg(oid::regclass::text, ' ' order by oid::regclass::text) from pg_class where relkind in ('i', 'I') and relname ~ 'latest'
+             => archive.mine_latest archive.mine_oddscache_latest other.detached_oddscache_latest other.odds_snapshots_oddscache_latest theirs_oddscache_latest",
         );
-        assert_eq!(
-            db.psql("select string_agg(oid::regclass::text, ' ' order by oid::regclass::text) from pg_class where relkind in ('i', 'I') and relname ~ 'latest'"),
-            "archive.mine_latest archive.mine_oddscache_latest other.detached_oddscache_latest other.odds_snapshots_oddscache_latest theirs_oddscache_latest"
-        );
-        {
-            let kept =
-                "kept index public.theirs_oddscache_latest: public.theirs belongs to postgres";
-            let way = "As postgres or a superuser: DROP INDEX public.theirs_oddscache_latest;";
-            assert!(text.contains(kept) && text.contains(way), "{text}");
-        }
-        assert!(run_as(&owner, &db, Script::Uninstall, &[]).contains("nothing to remove: "));
+        text.says("kept index public.theirs_oddscache_latest: public.theirs belongs to postgres")
+            .says("As postgres or a superuser: DROP INDEX public.theirs_oddscache_latest;");
+        run_as(&owner, &db, Script::Uninstall, &[]).says("nothing to remove: ");
     }
 }
 
@@ -291,8 +229,5 @@ fn indexes_of_detached_partitions_are_kept_on_demand() {
     run(&db, Script::Indexes, &[]);
     db.psql("alter table odds_snapshots detach partition odds_snapshots_d1");
     run(&db, Script::Uninstall, &[("keep_indexes", "on")]);
-    assert_eq!(
-        db.psql("select count(*) from pg_class where relname like '%oddscache_latest'"),
-        "5"
-    );
+    db.answers("select count(*) from pg_class where relname like '%oddscache_latest' => 5");
 }

@@ -12,9 +12,17 @@ impl Side {
     async fn answer(&self, sql: &str) -> String {
         match self.ask(sql).await {
             Ok(answer) => answer,
-            Err(error) => error
-                .code()
-                .map_or_else(|| format!("{error:?}"), |code| code.code().to_owned()),
+            Err(error) => match error.code() {
+                Some(code) => code.code().to_owned(),
+                None => format!("{error:?}"),
+            },
+        }
+    }
+
+    /// Fails the test unless the SQL has this answer: `SQL => answer`, one a line.
+    async fn answers(&self, queries: &str) {
+        for [sql, answer] in cases(queries) {
+            assert_eq!(self.answer(sql).await.trim_end(), answer, "{sql}");
         }
     }
 }
@@ -25,18 +33,13 @@ async fn lastval_stays_the_applications() {
     let side = owned().await;
     for role in [WRITER, OWNER] {
         side.run(&format!("set session authorization {role}")).await;
-        for own in [
-            "insert into market_odds (snapshot_id) values (1)",
-            "insert into odds_snapshots (event_id) select id from events",
-        ] {
+        for [sql, sequence] in cases(
+            "insert into market_odds (snapshot_id) values (1) => market_ids
+             insert into odds_snapshots (event_id) select id from events => odds_ids",
+        ) {
             side.run("insert into events (id) values (1) on conflict do nothing")
                 .await;
-            side.run(own).await;
-            let sequence = if own.contains("market") {
-                "market_ids"
-            } else {
-                "odds_ids"
-            };
+            side.run(sql).await;
             let own = side.answer(&format!("select currval('{sequence}')")).await;
             assert_eq!(side.answer("select lastval()").await, own, "{role}");
         }
@@ -45,16 +48,13 @@ async fn lastval_stays_the_applications() {
     // There is no `lastval()` if the application has not used a sequence.
     let side = owned().await;
     side.run("insert into events (id) values (1)").await;
-    assert_eq!(side.answer("select lastval()").await, "55000");
+    side.answers("select lastval() => 55000").await;
 }
 
 /// The functions whose loss after so many statements of a transaction fails its next statement.
 async fn harmful(before: usize) -> Vec<String> {
-    let (side, admin) = {
-        let side = owned().await;
-        let admin = oddscache_testkit::connect(&side.db.dsn()).await;
-        (side, admin)
-    };
+    let side = owned().await;
+    let admin = open(&side.db).await;
     let update = |n: usize| "update events set name = 'x' where id = 1;".repeat(n);
     side.run("insert into events (id) values (1)").await;
     let mut harmful = Vec::new();
@@ -77,27 +77,17 @@ async fn harmful(before: usize) -> Vec<String> {
         "lower(text)",
         "concat_ws(text, \"any\")",
     ] {
-        side.run(&format!(
-            "begin; set local session authorization {WRITER}; {}",
-            update(before)
-        ))
-        .await;
-        let change = |what: &str| format!("{what} public");
-        admin
-            .batch_execute(&change(&format!(
-                "revoke execute on function {function} from"
-            )))
-            .await
-            .unwrap();
+        let begin = format!("begin; set local session authorization {WRITER};");
+        side.run(&(begin + &update(before))).await;
+        let revoke = format!("revoke execute on function {function} from public");
+        admin.run(&revoke).await;
         let answer = side.answer(&update(6)).await;
         if answer.len() == 5 {
             harmful.push(format!("{function}: {answer}"));
         }
         side.run("rollback").await;
-        admin
-            .batch_execute(&change(&format!("grant execute on function {function} to")))
-            .await
-            .unwrap();
+        let grant = format!("grant execute on function {function} to public");
+        admin.run(&grant).await;
     }
     harmful
 }
@@ -141,12 +131,8 @@ async fn an_unlogged_log_harms_nobody() {
             "update events set name = 'x'",
             "with a as (update events set name = 'y'), b as (insert into market_odds (snapshot_id) values (1)) delete from competitor_market_odds",
         ] {
-            let answer = side
-                .answer(&format!(
-                    "begin; {} commit",
-                    format!("{statement};").repeat(8)
-                ))
-                .await;
+            let eight = format!("{statement};").repeat(8);
+            let answer = side.answer(&format!("begin; {eight} commit")).await;
             assert!(answer.len() > 5, "{}: {statement}: {answer}", kind.name);
             side.run("rollback").await;
         }
@@ -159,11 +145,8 @@ async fn a_renamed_column_harms_no_session_that_ends_at_an_error() {
     let side = owned().await;
     side.run("alter table market_odds rename snapshot_id to snap; set exit_on_error = on")
         .await;
-    assert_eq!(
-        side.answer("insert into market_odds (snap) values (1)")
-            .await,
-        "1 rows; "
-    );
+    side.answers("insert into market_odds (snap) values (1) => 1 rows;")
+        .await;
 }
 
 #[tokio::test]
@@ -176,21 +159,16 @@ async fn nothing_is_left_in_the_session() {
     let settings = "select md5(string_agg(name || '=' || coalesce(setting, ''), ',' order by name)) from pg_settings where name not like 'plpgsql.%'";
     let locks =
         "select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'";
-    let before = (side.answer(settings).await, side.answer(locks).await);
+    let state = async || (side.answer(settings).await, side.answer(locks).await);
+    let before = state().await;
     side.run("begin").await;
     for _ in 0..6 {
         side.run("insert into market_odds (snapshot_id) values (1)")
             .await;
-        assert_eq!(
-            (side.answer(settings).await, side.answer(locks).await),
-            before
-        );
+        assert_eq!(state().await, before);
     }
     side.run("commit").await;
-    assert_eq!(
-        (side.answer(settings).await, side.answer(locks).await),
-        before
-    );
+    assert_eq!(state().await, before);
 }
 
 /// An xid is not free: a transaction that has one writes at COMMIT.
@@ -205,11 +183,8 @@ async fn a_statement_that_changes_nothing_takes_no_xid() {
         "insert into market_odds select * from market_odds",
     ] {
         side.run(nothing).await;
-        assert_eq!(
-            side.answer("select pg_current_xact_id_if_assigned()").await,
-            "(null) 1 rows; ",
-            "{nothing}"
-        );
+        let xid = side.answer("select pg_current_xact_id_if_assigned()").await;
+        assert_eq!(xid, "(null) 1 rows; ", "{nothing}");
     }
     side.run("commit").await;
 }
@@ -253,12 +228,8 @@ async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
         ))
         .await;
         // Before install.sql runs again, the statement fails, although it does not without the feed.
-        assert_eq!(
-            side.answer("update market_odds set outcomes = '[1]'").await,
-            "0A000",
-            "{}",
-            kind.name
-        );
+        side.answers("update market_odds set outcomes = '[1]' => 0A000")
+            .await;
         side.install();
         side.run(&format!("set session authorization {OWNER}"))
             .await;
@@ -267,17 +238,8 @@ async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
         side.run("drop foreign table far_odds; reset session authorization")
             .await;
         side.install();
-        side.run(
-            "delete from oddscache.change_log; insert into market_odds (snapshot_id) values (1)",
-        )
-        .await;
-        let logged = side.logged().await;
-        assert_eq!(
-            logged.keys["market_odds"],
-            BTreeSet::from([1]),
-            "{}: {logged:?}",
-            kind.name
-        );
+        side.db
+            .logs("insert into market_odds (snapshot_id) values (1) => market_odds INSERT 1");
     }
 }
 
@@ -289,10 +251,8 @@ async fn a_publication_of_all_tables_hinders_neither_the_install_nor_prune() {
     side.run("create publication forms for all tables; delete from oddscache.change_log")
         .await;
     side.run("insert into oddscache.log_horizon values ('1', now() - interval '1 day'), ('2', now() - interval '1 day')").await;
-    assert_eq!(
-        side.answer("select oddscache.prune('0 s')").await,
-        "(0) 1 rows; "
-    );
+    side.answers("select oddscache.prune('0 s') => (0) 1 rows;")
+        .await;
     side.install();
     let side = Side::open(&Kind::range(), false).await;
     side.run("create publication forms for all tables").await;
@@ -304,5 +264,5 @@ async fn a_publication_of_all_tables_hinders_neither_the_install_nor_prune() {
 async fn a_key_in_a_domain_is_refused() {
     let db = app();
     db.psql("create domain event_key as int; alter table competitor_events alter betpawa_event_id type event_key");
-    assert!(fails(&db, Script::Install, &[]).contains("public.competitor_events has column betpawa_event_id of type public.event_key, not an integer"));
+    fails(&db, Script::Install, &[]).says("public.competitor_events has column betpawa_event_id of type public.event_key, not an integer");
 }

@@ -1,7 +1,5 @@
 //! The kinds of table that the six tables can be, with three rows each.
 
-use std::collections::BTreeMap;
-
 use oddscache_testkit::cluster;
 
 use super::{OWNER, TABLES, WRITER};
@@ -63,36 +61,25 @@ fn primary_key(table: &str) -> &'static str {
 }
 
 fn list(table: &str) -> Option<(String, &'static str)> {
-    Some((
-        format!("partition by list ({})", column(table)),
-        primary_key(table),
-    ))
+    let by = format!("partition by list ({})", column(table));
+    Some((by, primary_key(table)))
 }
 
 fn hash(table: &str) -> Option<(String, &'static str)> {
-    Some((
-        format!("partition by hash ({})", column(table)),
-        primary_key(table),
-    ))
+    let by = format!("partition by hash ({})", column(table));
+    Some((by, primary_key(table)))
 }
 
 fn range(table: &str) -> Option<(String, &'static str)> {
-    (table == "odds_snapshots").then(|| {
-        (
-            "partition by range (captured_at)".to_owned(),
-            "id, captured_at",
-        )
-    })
+    let by = "partition by range (captured_at)".to_owned();
+    (table == "odds_snapshots").then_some((by, "id, captured_at"))
 }
 
 fn nested(table: &str) -> Option<(String, &'static str)> {
+    let by = "partition by range (snapshot_id)".to_owned();
     match table {
-        "odds_snapshots" => range(table),
-        "market_odds" | "competitor_market_odds" => Some((
-            "partition by range (snapshot_id)".to_owned(),
-            "id, snapshot_id",
-        )),
-        _ => None,
+        "market_odds" | "competitor_market_odds" => Some((by, "id, snapshot_id")),
+        _ => range(table),
     }
 }
 
@@ -121,23 +108,21 @@ fn six(of: &Columns) -> String {
             .to_owned();
     for table in TABLES {
         let (partition, key) = (of.by)(table).unwrap_or((String::new(), "id"));
-        let keys = if of.keys {
-            let foreign = match table {
-                "competitor_events" => {
-                    ", foreign key (betpawa_event_id) references events on delete set null"
-                }
-                "odds_snapshots" => ", foreign key (event_id) references events on delete cascade",
-                "competitor_odds_snapshots" => {
-                    ", foreign key (competitor_event_id) references competitor_events on delete cascade"
-                }
-                "competitor_market_odds" => {
-                    ", foreign key (snapshot_id) references competitor_odds_snapshots on delete cascade"
-                }
-                _ => "",
-            };
-            format!(", primary key ({key}){foreign}")
-        } else {
-            String::new()
+        let foreign = match table {
+            "competitor_events" => "betpawa_event_id) references events on delete set null",
+            "odds_snapshots" => "event_id) references events on delete cascade",
+            "competitor_odds_snapshots" => {
+                "competitor_event_id) references competitor_events on delete cascade"
+            }
+            "competitor_market_odds" => {
+                "snapshot_id) references competitor_odds_snapshots on delete cascade"
+            }
+            _ => "",
+        };
+        let keys = match (of.keys, foreign) {
+            (false, _) => String::new(),
+            (true, "") => format!(", primary key ({key})"),
+            (true, foreign) => format!(", primary key ({key}), foreign key ({foreign}"),
         };
         let columns = columns(of, table);
         sql.push_str(&format!(
@@ -160,6 +145,14 @@ fn itself(table: &str, _: u32) -> String {
 /// The list's partitions: `_1` and `_2` hold rows 1 and 2, the third holds row 3.
 fn in_list(table: &str, n: u32) -> String {
     format!("{table}_{n}")
+}
+
+/// The child holds row 3.
+fn in_child(table: &str, n: u32) -> String {
+    match n {
+        3 => format!("{table}_child"),
+        _ => table.to_owned(),
+    }
 }
 
 const RANGES: &str = "
@@ -279,18 +272,15 @@ impl Kind {
             keys: false,
             ..PLAIN
         }) + &each(|table| {
-            let mut columns: Vec<String> = columns(&PLAIN, table)
-                .split(", ")
-                .map(str::to_owned)
-                .collect();
-            columns.reverse();
+            let columns = columns(&PLAIN, table);
+            let reversed: Vec<&str> = columns.rsplit(", ").collect();
             format!(
                 "create table {table}_1 (gone int, {}); alter table {table}_1 drop gone;
                      alter table {table} attach partition {table}_1 for values in (1, 11);
                      create table {table}_2 partition of {table} for values in (2, 12);
                      create table {table}_3 (gone int, {0}); alter table {table}_3 drop gone;
                      alter table {table} attach partition {table}_3 default;",
-                columns.join(", ")
+                reversed.join(", ")
             )
         });
         Kind {
@@ -305,13 +295,7 @@ impl Kind {
         let tables = six(&PLAIN)
             + &each(|table| format!("create table {table}_child () inherits ({table});"));
         Kind {
-            place: |table, n| {
-                if n == 3 {
-                    format!("{table}_child")
-                } else {
-                    table.to_owned()
-                }
-            },
+            place: in_child,
             ..Kind::new("inherited", tables)
         }
     }
@@ -319,10 +303,10 @@ impl Kind {
     /// The tables that the foreign tables stand for. The local server fills in the defaults.
     fn behind() -> String {
         each(|table| {
-            let columns = columns(&PLAIN, table)
-                .replace("default nextval('odds_ids')", "")
-                .replace("default nextval('competitor_ids')", "")
-                .replace("default nextval('market_ids')", "");
+            let mut columns = columns(&PLAIN, table);
+            for ids in ["odds_ids", "competitor_ids", "market_ids"] {
+                columns = columns.replace(&format!("default nextval('{ids}')"), "");
+            }
             format!("create table {table} ({columns});")
         })
     }
@@ -361,13 +345,7 @@ impl Kind {
         });
         Kind {
             far: Some(Kind::behind()),
-            place: |table, n| {
-                if n == 3 {
-                    format!("{table}_child")
-                } else {
-                    table.to_owned()
-                }
-            },
+            place: in_child,
             whole: true,
             ..Kind::new("foreign child", tables)
         }
@@ -408,13 +386,11 @@ impl Kind {
     }
 
     pub(super) fn large_ids() -> Kind {
-        Kind::new(
-            "int8 keys",
-            six(&Columns {
-                id: "bigint",
-                ..PLAIN
-            }),
-        )
+        let tables = six(&Columns {
+            id: "bigint",
+            ..PLAIN
+        });
+        Kind::new("int8 keys", tables)
     }
 
     /// The application has its own triggers. One changes the key, one skips rows, one writes at the end of the
@@ -479,59 +455,41 @@ impl Kind {
         let mut places = Vec::new();
         let mut rows = String::new();
         for table in TABLES {
-            let s = if table == "market_odds" {
-                self.settable
-            } else {
-                "snapshot_id"
+            let column = match table {
+                "events" => "name",
+                "competitor_events" => "betpawa_event_id",
+                "odds_snapshots" => "event_id",
+                "competitor_odds_snapshots" => "competitor_event_id",
+                "market_odds" => self.settable,
+                _ => "snapshot_id",
             };
-            let columns = match table {
-                "events" => "id, name".to_owned(),
-                "competitor_events" => "id, betpawa_event_id".to_owned(),
-                "odds_snapshots" => "id, event_id".to_owned(),
-                "competitor_odds_snapshots" => "id, competitor_event_id".to_owned(),
-                _ => format!("id, {s}"),
-            };
-            let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for n in 1..=3 {
-                values
-                    .entry((self.place)(table, n))
-                    .or_default()
-                    .push(match table {
-                        "competitor_events" => format!("(1{n}, {n})"),
-                        "competitor_odds_snapshots" => format!("({n}, 1{n})"),
-                        "events" => format!("({n}, 'e{n}')"),
-                        _ => format!("({n}, {n})"),
-                    });
-            }
-            for (place, values) in values {
+                let values = match table {
+                    "competitor_events" => format!("1{n}, {n}"),
+                    "competitor_odds_snapshots" => format!("{n}, 1{n}"),
+                    "events" => format!("{n}, 'e{n}'"),
+                    _ => format!("{n}, {n}"),
+                };
+                let place = (self.place)(table, n);
                 rows.push_str(&format!(
-                    "insert into {place} ({columns}) values {};",
-                    values.join(", ")
+                    "insert into {place} (id, {column}) values ({values});"
                 ));
                 places.push(place);
             }
         }
-        places.extend(
-            TABLES
-                .map(str::to_owned)
-                .into_iter()
-                .filter(|_| !self.whole),
-        );
+        if !self.whole {
+            places.extend(TABLES.map(str::to_owned));
+        }
         places.sort();
         places.dedup();
-        let deletes: String = places
-            .iter()
-            .map(|place| {
-                // This also empties partitions and children that have no row in the beginning.
-                let only = if self.whole { "only " } else { "" };
-                format!("delete from {only}{place};")
-            })
-            .collect();
+        // Without ONLY this also empties partitions and children that have no row in the beginning.
+        let only = if self.whole { "only " } else { "" };
+        let delete = |place: &String| format!("delete from {only}{place};");
+        let deletes: String = places.iter().map(delete).collect();
         // A statement may have filled these foreign tables.
-        let others: String = if self.name == "foreign partition" {
-            each(|table| format!("delete from {table}_2;"))
-        } else {
-            String::new()
+        let others = match self.name {
+            "foreign partition" => each(|table| format!("delete from {table}_2;")),
+            _ => String::new(),
         };
         format!(
             "set session_replication_role = replica; {deletes} {others} {rows}

@@ -13,24 +13,16 @@ async fn a_statement_fails_at_a_temp_file_limit_below_what_its_rows_take() {
     let mut without = Side::open(&kind, false).await;
     let mut with = Side::open(&kind, true).await;
     let fill = "insert into market_odds (snapshot_id, outcomes) select 1, to_jsonb(repeat('x', 1500)) from generate_series(1, 40) a, generate_series(1, 100) b";
+    let large = "insert into market_odds (snapshot_id, outcomes) select 1, to_jsonb(repeat('x', 20000)) from generate_series(1, 1000)";
+    let update = "update market_odds set outcomes = outcomes where id > 100";
+    let delete = "delete from market_odds where id > 100";
+    let filled = 4000 * (1500 + 40) / KILOBYTE;
     for (before, statement, kilobytes) in [
-        (
-            "",
-            // Each row takes 240 bytes in the table.
-            "insert into market_odds (snapshot_id, outcomes) select 1, to_jsonb(repeat('x', 20000)) from generate_series(1, 1000)",
-            1000 * (20000 + 40) / KILOBYTE,
-        ),
-        ("", fill, 4000 * (1500 + 40) / KILOBYTE),
-        (
-            fill,
-            "update market_odds set outcomes = outcomes where id > 100",
-            2 * 4000 * (1500 + 40) / KILOBYTE,
-        ),
-        (
-            fill,
-            "delete from market_odds where id > 100",
-            4000 * (1500 + 40) / KILOBYTE,
-        ),
+        // Each row takes 240 bytes in the table.
+        ("", large, 1000 * (20000 + 40) / KILOBYTE),
+        ("", fill, filled),
+        (fill, update, 2 * filled),
+        (fill, delete, filled),
     ] {
         for (feed, limit, answer) in [
             (false, 0, "ok"),
@@ -85,19 +77,17 @@ async fn keys_that_need_larger_temporary_files_than_allowed_ask_for_everything()
     assert!(logged.notes[0].starts_with("53400 "), "{logged:?}");
 }
 
+fn pg_dump(dsn: &str, args: &[&str]) -> Output {
+    let mut command = cluster().client("pg_dump").unwrap();
+    command.args(args).args(["-d", dsn]).output().unwrap()
+}
+
 fn dumped(side: &Side, args: &[&str]) -> tempfile::NamedTempFile {
-    let output = cluster()
-        .client("pg_dump")
-        .unwrap()
-        .args(args)
-        .args(["-d", &side.db.dsn()])
-        .output()
-        .unwrap();
+    let output = pg_dump(&side.db.dsn(), args);
     assert!(output.status.success(), "{args:?}: {}", text(&output));
     // A newer pg_dump sets a parameter that an older server does not know.
-    let dump = String::from_utf8(output.stdout)
-        .unwrap()
-        .replace("SET transaction_timeout = 0;", "");
+    let dump = String::from_utf8(output.stdout).unwrap();
+    let dump = dump.replace("SET transaction_timeout = 0;", "");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), dump).unwrap();
     file
@@ -105,20 +95,9 @@ fn dumped(side: &Side, args: &[&str]) -> tempfile::NamedTempFile {
 
 /// Restores in one transaction, as `pg_restore --single-transaction` does.
 fn restores(dump: &tempfile::NamedTempFile, database: &str) -> bool {
-    cluster()
-        .psql(
-            database,
-            &[
-                "-q1",
-                "-o",
-                "/dev/null",
-                "-f",
-                dump.path().to_str().unwrap(),
-            ],
-        )
-        .unwrap()
-        .status
-        .success()
+    let file = dump.path().to_str().unwrap();
+    let args = ["-q1", "-o", "/dev/null", "-f", file];
+    cluster().psql(database, &args).unwrap().status.success()
 }
 
 /// The log's rows are useless in another cluster, and its state exists there already.
@@ -127,14 +106,10 @@ async fn a_dump_of_data_is_restored_beside_a_feed_if_it_leaves_the_feed_out() {
     let kind = Kind::plain();
     let (mut from, to) = (Side::open(&kind, true).await, Side::open(&kind, true).await);
     from.reset(&kind).await;
-    assert!(!restores(
-        &dumped(&from, &["-a", "--disable-triggers"]),
-        &to.db.name
-    ));
-    assert!(restores(
-        &dumped(&from, &["-a", "--disable-triggers", "-N", "oddscache"]),
-        &to.db.name
-    ));
+    let all = dumped(&from, &["-a", "--disable-triggers"]);
+    assert!(!restores(&all, &to.db.name));
+    let without_feed = dumped(&from, &["-a", "--disable-triggers", "-N", "oddscache"]);
+    assert!(restores(&without_feed, &to.db.name));
     assert_eq!(from.rows().await, to.rows().await);
     // ENABLE TRIGGER ALL made them ordinary triggers. Running install.sql again repairs that.
     let ordinary =
@@ -168,18 +143,8 @@ async fn a_role_that_dumps_needs_rights_on_the_log_or_leaves_it_out() {
          grant select on all tables in schema public to {role}; grant select on all sequences in schema public to {role}"
     ))
     .await;
-    let dumps = |args: &[&str]| {
-        let dsn = cluster().dsn_as(&role, &side.db.name);
-        cluster()
-            .client("pg_dump")
-            .unwrap()
-            .args(args)
-            .args(["-d", &dsn])
-            .output()
-            .unwrap()
-            .status
-            .success()
-    };
+    let dsn = cluster().dsn_as(&role, &side.db.name);
+    let dumps = |args: &[&str]| pg_dump(&dsn, args).status.success();
     assert!(!dumps(&[]));
     assert!(dumps(&["-N", "oddscache"]));
     side.run(&format!(

@@ -71,19 +71,14 @@ impl Side {
     async fn open(kind: &Kind, feed: bool) -> Side {
         static ROLES: Once = Once::new();
         ROLES.call_once(|| {
-            oddscache_testkit::psql(
-                "postgres",
-                &["-qc", &format!("create role {OWNER}; create role {WRITER}")],
-            );
+            let roles = format!("create role {OWNER}; create role {WRITER}");
+            oddscache_testkit::psql("postgres", &["-qc", &roles]);
         });
-        let far = match &kind.far {
-            Some(tables) => {
-                let far = Database::empty();
-                far.psql(tables);
-                Some(far)
-            }
-            None => None,
-        };
+        let far = kind.far.as_ref().map(|tables| {
+            let far = Database::empty();
+            far.psql(tables);
+            far
+        });
         let db = Database::empty();
         db.psql(&kind.setup(&db.name, far.as_ref().map(|far| far.name.as_str())));
         if feed {
@@ -114,21 +109,16 @@ impl Side {
     }
 
     async fn query(&self, sql: &str) -> Vec<Vec<Option<String>>> {
-        let messages = match self.client.simple_query(sql).await {
-            Ok(messages) => messages,
-            Err(error) => panic!("{sql}: {error:?}"),
+        let messages = self.client.simple_query(sql).await;
+        let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let fields = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => {
+                let field = |at| row.get(at).map(str::to_owned);
+                Some((0..row.len()).map(field).collect())
+            }
+            _ => None,
         };
-        messages
-            .iter()
-            .filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(
-                    (0..row.len())
-                        .map(|at| row.get(at).map(str::to_owned))
-                        .collect(),
-                ),
-                _ => None,
-            })
-            .collect()
+        messages.iter().filter_map(fields).collect()
     }
 
     /// Restores rows 1 to 3, and empties the log.
@@ -148,15 +138,12 @@ impl Side {
         let tables = TABLES.iter().zip(KEYS).map(|(table, key)| {
             format!("select '{table}', {key}::bigint, t::text from public.{table} as t")
         });
+        let all = tables.collect::<Vec<_>>().join(" union all ");
         let mut rows = Rows::new();
-        for row in self
-            .query(&tables.collect::<Vec<_>>().join(" union all "))
-            .await
-        {
+        for row in self.query(&all).await {
             let key = row[1].as_ref().map(|key| key.parse().unwrap());
-            *rows
-                .entry((row[0].clone().unwrap(), key, row[2].clone().unwrap()))
-                .or_default() += 1;
+            let row = (row[0].clone().unwrap(), key, row[2].clone().unwrap());
+            *rows.entry(row).or_default() += 1;
         }
         rows
     }
@@ -166,17 +153,14 @@ impl Side {
         if !self.feed {
             return logged;
         }
-        for row in self
-            .query("select table_name, array_to_string(keys, ','), note from oddscache.change_log")
-            .await
-        {
+        let log = "select table_name, array_to_string(keys, ','), note from oddscache.change_log";
+        for row in self.query(log).await {
             let table = row[0].clone().unwrap();
             match &row[1] {
-                Some(keys) => logged
-                    .keys
-                    .entry(table)
-                    .or_default()
-                    .extend(keys.split(',').map(|key| key.parse::<i64>().unwrap())),
+                Some(keys) => {
+                    let keys = keys.split(',').map(|key| key.parse::<i64>().unwrap());
+                    logged.keys.entry(table).or_default().extend(keys);
+                }
                 None => {
                     logged.whole.insert(table);
                 }
@@ -207,10 +191,8 @@ impl Side {
             match message {
                 SimpleQueryMessage::CommandComplete(n) => counts.push_str(&format!("{n} rows; ")),
                 SimpleQueryMessage::Row(row) => {
-                    let fields: Vec<&str> = (0..row.len())
-                        .map(|at| row.get(at).unwrap_or("null"))
-                        .collect();
-                    rows.push(format!("({}) ", fields.join(", ")));
+                    let fields = (0..row.len()).map(|at| row.get(at).unwrap_or("null"));
+                    rows.push(format!("({}) ", fields.collect::<Vec<_>>().join(", ")));
                 }
                 _ => {}
             }
@@ -229,10 +211,8 @@ impl Side {
         let statement = self.client.prepare(sql).await?;
         let mut text = String::new();
         for _ in 0..7 {
-            text.push_str(&format!(
-                "{} rows; ",
-                self.client.execute(&statement, &[]).await?
-            ));
+            let rows = self.client.execute(&statement, &[]).await?;
+            text.push_str(&format!("{rows} rows; "));
         }
         Ok(text)
     }
@@ -287,12 +267,8 @@ impl Side {
         self.run("reset session authorization; reset client_min_messages")
             .await;
         for before in around.before {
-            if let Some(name) = before
-                .strip_prefix("set ")
-                .and_then(|rest| rest.split(' ').next())
-            {
-                self.run(&format!("reset {name}")).await;
-            }
+            let name = before.split(' ').nth(1).unwrap();
+            self.run(&format!("reset {name}")).await;
         }
         let (rows, logged) = (self.rows().await, self.logged().await);
         if form.undo {
@@ -305,28 +281,20 @@ impl Side {
                 notices.push(notice);
             }
         }
-        (
-            Seen {
-                answers,
-                notices,
-                rows,
-            },
-            logged,
-        )
+        let seen = Seen {
+            answers,
+            notices,
+            rows,
+        };
+        (seen, logged)
     }
 }
 
 /// Installs the feed, as the owner of the tables.
 fn install(db: &Database) {
-    let args = [
-        "-qAt",
-        "-c",
-        &format!("set role {OWNER}"),
-        "-f",
-        "sql/install.sql",
-    ];
-    let output = cluster().psql(&db.name, &args).unwrap();
-    assert!(output.status.success(), "{}: {}", db.name, text(&output));
+    let role = format!("set role {OWNER}");
+    let args = ["-qAt", "-c", &role, "-f", "sql/install.sql"];
+    oddscache_testkit::psql(&db.name, &args);
 }
 
 /// A connection that keeps the server's notices.
@@ -344,6 +312,7 @@ async fn connect(db: &Database) -> (Client, tokio::sync::mpsc::UnboundedReceiver
 }
 
 /// What surrounds a form: the superuser's settings, and how the transaction begins.
+#[derive(Debug)]
 struct Around<'a> {
     before: &'a [&'a str],
     begin: &'a str,
@@ -402,48 +371,70 @@ fn judge(
     wrong
 }
 
-async fn version(side: &Side) -> u32 {
-    let version: u32 = side.query("show server_version_num").await[0][0]
-        .as_ref()
-        .unwrap()
-        .parse()
-        .unwrap();
-    version / 10000
+/// The same tables without the feed and with it.
+struct Pair {
+    kind: Kind,
+    without: Side,
+    with: Side,
+}
+
+impl Pair {
+    async fn open(kind: Kind) -> Pair {
+        let without = Side::open(&kind, false).await;
+        let with = Side::open(&kind, true).await;
+        Pair {
+            kind,
+            without,
+            with,
+        }
+    }
+
+    /// Tries a form on both, if the server has it. Returns what is wrong.
+    async fn faults(&mut self, form: &Form, role: &str, around: &Around<'_>) -> Vec<String> {
+        let Pair {
+            kind,
+            without,
+            with,
+        } = self;
+        if form.since > server_version() {
+            return Vec::new();
+        }
+        without.reset(kind).await;
+        with.reset(kind).await;
+        let before = without.rows().await;
+        assert_eq!(before, with.rows().await, "{}", kind.name);
+        let (seen_without, _) = without.try_form(kind, form, role, around).await;
+        let (seen_with, logged) = with.try_form(kind, form, role, around).await;
+        let what = format!("{} | {} | {role}", form.name, kind.name);
+        println!("{what} | {around:?} | {:?} | {logged:?}", seen_with.answers);
+        let faults = judge(kind, form, &before, &seen_without, &seen_with, &logged);
+        faults
+            .into_iter()
+            .map(|fault| format!("{what}: {fault}"))
+            .collect()
+    }
+}
+
+fn assert_none(faults: &[String]) {
+    let count = faults.len();
+    assert!(
+        faults.is_empty(),
+        "{count} faults:\n{}",
+        faults.join("\n\n")
+    );
 }
 
 /// Tries all forms on a kind of table, as both roles.
 async fn no_form_is_harmed(kind: Kind) {
-    let mut without = Side::open(&kind, false).await;
-    let mut with = Side::open(&kind, true).await;
-    let version = version(&with).await;
+    let mut pair = Pair::open(kind).await;
     let mut wrong = Vec::new();
     for role in [OWNER, WRITER] {
-        for form in FORMS.iter().filter(|form| form.since <= version) {
-            if form.undo && role != OWNER {
-                // Only the owner may change the tables.
-                continue;
-            }
-            without.reset(&kind).await;
-            with.reset(&kind).await;
-            let before = without.rows().await;
-            assert_eq!(before, with.rows().await, "{}", kind.name);
-            let (seen_without, _) = without.try_form(&kind, form, role, &NOTHING).await;
-            let (seen_with, logged) = with.try_form(&kind, form, role, &NOTHING).await;
-            println!(
-                "{} | {} | {role} | {:?} | {logged:?}",
-                form.name, kind.name, seen_with.answers
-            );
-            for fault in judge(&kind, form, &before, &seen_without, &seen_with, &logged) {
-                wrong.push(format!("{} | {} | {role}: {fault}", form.name, kind.name));
-            }
+        // Only the owner may change the tables.
+        for form in FORMS.iter().filter(|form| !form.undo || role == OWNER) {
+            wrong.extend(pair.faults(form, role, &NOTHING).await);
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} faults:\n{}",
-        wrong.len(),
-        wrong.join("\n\n")
-    );
+    assert_none(&wrong);
 }
 
 macro_rules! kinds {

@@ -22,157 +22,42 @@ const TRAPS: &str = "
     create function traps.same(bigint[], bigint[]) returns boolean language plpgsql as $$ begin raise 'trap'; end $$;
     create operator traps.= (function = traps.same, leftarg = bigint[], rightarg = bigint[]);";
 
-/// A name, settings that are tried together, and how the transaction begins, if it must begin in a certain way.
-type Setting = (
-    &'static str,
-    &'static [(&'static str, &'static str)],
-    &'static str,
-);
-
-const SETTINGS: &[Setting] = &[
-    (
-        "texts",
-        &[
-            ("standard_conforming_strings", "off"),
-            ("backslash_quote", "off"),
-            ("escape_string_warning", "on"),
-            ("quote_all_identifiers", "on"),
-            ("array_nulls", "off"),
-            ("transform_null_equals", "on"),
-            ("bytea_output", "escape"),
-            ("extra_float_digits", "-15"),
-            ("datestyle", "'SQL, DMY'"),
-            ("intervalstyle", "sql_standard"),
-            ("timezone", "'Asia/Kathmandu'"),
-            ("check_function_bodies", "off"),
-            ("xmloption", "document"),
-        ],
-        "",
-    ),
-    (
-        "plpgsql, strict",
-        &[
-            ("plpgsql.extra_errors", "'all'"),
-            ("plpgsql.extra_warnings", "'all'"),
-            ("plpgsql.variable_conflict", "'use_variable'"),
-            ("plpgsql.print_strict_params", "on"),
-        ],
-        "",
-    ),
-    (
-        "plpgsql, columns first",
-        &[
-            ("plpgsql.variable_conflict", "'use_column'"),
-            ("plan_cache_mode", "force_generic_plan"),
-        ],
-        "",
-    ),
-    (
-        "parallel plans",
-        &[
-            ("force_parallel_mode", "on"),
-            ("debug_parallel_query", "on"),
-            ("parallel_setup_cost", "0"),
-            ("parallel_tuple_cost", "0"),
-            ("min_parallel_table_scan_size", "0"),
-            ("parallel_leader_participation", "off"),
-        ],
-        "",
-    ),
-    (
-        "compiled queries",
-        &[
-            ("jit", "on"),
-            ("jit_above_cost", "0"),
-            ("jit_inline_above_cost", "0"),
-            ("jit_optimize_above_cost", "0"),
-        ],
-        "",
-    ),
-    (
-        "other plans",
-        &[
-            ("enable_hashagg", "off"),
-            ("enable_sort", "off"),
-            ("enable_seqscan", "off"),
-            ("enable_partition_pruning", "off"),
-            ("constraint_exclusion", "on"),
-            ("enable_tidscan", "off"),
-            ("jit", "off"),
-            ("from_collapse_limit", "1"),
-            ("geqo_threshold", "2"),
-        ],
-        "",
-    ),
-    (
-        "limits",
-        &[
-            ("work_mem", "64"),
-            ("hash_mem_multiplier", "1"),
-            ("temp_file_limit", "64"),
-            ("statement_timeout", "20000"),
-            ("lock_timeout", "1"),
-            ("deadlock_timeout", "10000"),
-            ("transaction_timeout", "20000"),
-            ("idle_in_transaction_session_timeout", "20000"),
-            ("idle_session_timeout", "20000"),
-            ("temp_buffers", "100"),
-        ],
-        "",
-    ),
-    ("a shallow stack", &[("max_stack_depth", "100")], ""),
-    ("replica", &[("session_replication_role", "replica")], ""),
-    (
-        "read only",
-        &[("default_transaction_read_only", "on")],
-        "begin read write",
-    ),
-    (
-        "serializable",
-        &[
-            ("default_transaction_isolation", "serializable"),
-            ("default_transaction_deferrable", "on"),
-        ],
-        "",
-    ),
-    (
-        "repeatable read",
-        &[("default_transaction_isolation", "'repeatable read'")],
-        "",
-    ),
-    (
-        "traps in the path",
-        &[("search_path", "traps, public, pg_catalog")],
-        "",
-    ),
-    ("row security off", &[("row_security", "off")], ""),
-    (
-        "no views and no foreign tables",
-        &[("restrict_nonsystem_relation_kind", "'view, foreign-table'")],
-        "",
-    ),
-    (
-        "all messages of the log",
-        &[
-            ("client_min_messages", "log"),
-            ("log_min_messages", "log"),
-            ("log_min_error_statement", "log"),
-            ("track_functions", "'all'"),
-            ("synchronous_commit", "off"),
-            ("default_toast_compression", "pglz"),
-        ],
-        "",
-    ),
-    (
-        "errors only",
-        &[
-            ("client_min_messages", "error"),
-            ("oddscache.notify", "'?'"),
-        ],
-        "",
-    ),
-    ("notify off", &[("oddscache.notify", "off")], ""),
-];
+/// A name, and settings that are tried together.
+const SETTINGS: &str = "
+    texts
+        => standard_conforming_strings = off; backslash_quote = off; escape_string_warning = on; \
+        quote_all_identifiers = on; array_nulls = off; transform_null_equals = on; bytea_output = escape; \
+        extra_float_digits = -15; datestyle = 'SQL, DMY'; intervalstyle = sql_standard; timezone = 'Asia/Kathmandu'; \
+        check_function_bodies = off; xmloption = document
+    plpgsql, strict
+        => plpgsql.extra_errors = 'all'; plpgsql.extra_warnings = 'all'; plpgsql.variable_conflict = 'use_variable'; \
+        plpgsql.print_strict_params = on
+    plpgsql, columns first => plpgsql.variable_conflict = 'use_column'; plan_cache_mode = force_generic_plan
+    parallel plans
+        => force_parallel_mode = on; debug_parallel_query = on; parallel_setup_cost = 0; parallel_tuple_cost = 0; \
+        min_parallel_table_scan_size = 0; parallel_leader_participation = off
+    compiled queries => jit = on; jit_above_cost = 0; jit_inline_above_cost = 0; jit_optimize_above_cost = 0
+    other plans
+        => enable_hashagg = off; enable_sort = off; enable_seqscan = off; enable_partition_pruning = off; \
+        constraint_exclusion = on; enable_tidscan = off; jit = off; from_collapse_limit = 1; geqo_threshold = 2
+    limits
+        => work_mem = 64; hash_mem_multiplier = 1; temp_file_limit = 64; statement_timeout = 20000; lock_timeout = 1; \
+        deadlock_timeout = 10000; transaction_timeout = 20000; idle_in_transaction_session_timeout = 20000; \
+        idle_session_timeout = 20000; temp_buffers = 100
+    a shallow stack => max_stack_depth = 100
+    replica => session_replication_role = replica
+    read only => default_transaction_read_only = on
+    serializable => default_transaction_isolation = serializable; default_transaction_deferrable = on
+    repeatable read => default_transaction_isolation = 'repeatable read'
+    traps in the path => search_path = traps, public, pg_catalog
+    row security off => row_security = off
+    no views and no foreign tables => restrict_nonsystem_relation_kind = 'view, foreign-table'
+    all messages of the log
+        => client_min_messages = log; log_min_messages = log; log_min_error_statement = log; track_functions = 'all'; \
+        synchronous_commit = off; default_toast_compression = pglz
+    errors only => client_min_messages = error; oddscache.notify = '?'
+    notify off => oddscache.notify = off
+";
 
 /// The forms that run under each setting.
 const CHOSEN: [&str; 12] = [
@@ -191,61 +76,43 @@ const CHOSEN: [&str; 12] = [
 ];
 
 async fn no_setting_harms(kind: Kind, wanted: impl Fn(&str) -> bool) {
-    let mut without = Side::open(&kind, false).await;
-    let mut with = Side::open(&kind, true).await;
-    for side in [&without, &with] {
+    let mut pair = Pair::open(kind).await;
+    for side in [&pair.without, &pair.with] {
         side.run(TRAPS).await;
         side.run("load 'plpgsql'").await;
     }
-    let version = version(&with).await;
-    let known: BTreeSet<String> = with
-        .query("select lower(name) from pg_settings")
-        .await
-        .into_iter()
-        .flatten()
-        .flatten()
-        .collect();
+    let known = pair.with.query("select lower(name) from pg_settings").await;
+    let known: BTreeSet<String> = known.into_iter().flatten().flatten().collect();
     let mut wrong = Vec::new();
-    for (name, settings, begin) in SETTINGS.iter().filter(|(name, ..)| wanted(name)) {
-        let set: Vec<String> = settings
-            .iter()
-            .filter(|(name, _)| known.contains(*name) || name.starts_with("oddscache."))
-            .map(|(name, value)| format!("set {name} = {value}"))
-            .collect();
+    for [name, settings] in cases(SETTINGS) {
+        if !wanted(name) {
+            continue;
+        }
+        let exists = |setting: &&str| {
+            let (name, _) = setting.split_once(" = ").unwrap();
+            known.contains(name) || name.starts_with("oddscache.")
+        };
+        let settings = settings.split("; ").filter(exists);
+        let before: Vec<String> = settings.map(|setting| format!("set {setting}")).collect();
         let around = Around {
-            before: &set.iter().map(String::as_str).collect::<Vec<_>>(),
-            begin,
+            before: &before.iter().map(String::as_str).collect::<Vec<_>>(),
+            begin: match name {
+                "read only" => "begin read write",
+                _ => "",
+            },
         };
         // Compiling every query takes long.
-        let chosen = if *name == "compiled queries" {
-            &CHOSEN[..3]
-        } else {
-            &CHOSEN
+        let chosen = match name {
+            "compiled queries" => &CHOSEN[..3],
+            _ => &CHOSEN,
         };
-        for form in FORMS
-            .iter()
-            .filter(|form| form.since <= version && chosen.contains(&form.name))
-        {
-            without.reset(&kind).await;
-            with.reset(&kind).await;
-            let before = without.rows().await;
-            let (seen_without, _) = without.try_form(&kind, form, WRITER, &around).await;
-            let (seen_with, logged) = with.try_form(&kind, form, WRITER, &around).await;
-            println!(
-                "{name} | {} | {} | {:?} | {logged:?}",
-                form.name, kind.name, seen_with.answers
-            );
-            for fault in judge(&kind, form, &before, &seen_without, &seen_with, &logged) {
-                wrong.push(format!("{name} | {} | {}: {fault}", form.name, kind.name));
+        for form in FORMS.iter().filter(|form| chosen.contains(&form.name)) {
+            for fault in pair.faults(form, WRITER, &around).await {
+                wrong.push(format!("{name} | {fault}"));
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} faults:\n{}",
-        wrong.len(),
-        wrong.join("\n\n")
-    );
+    assert_none(&wrong);
 }
 
 #[tokio::test]

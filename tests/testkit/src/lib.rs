@@ -110,6 +110,32 @@ impl Database {
     pub fn psql(&self, sql: &str) -> String {
         psql(&self.name, &["-qAtc", sql])
     }
+
+    /// Fails the test unless each query has this answer: `query => answer`, one a line.
+    #[track_caller]
+    pub fn answers(&self, queries: &str) {
+        for [sql, answer] in cases(queries) {
+            assert_eq!(self.psql(sql), answer, "{sql}");
+        }
+    }
+}
+
+/// The rows of a table of test cases: one a line, with ` => ` between its columns. A line that begins with `=>` continues
+/// the row before. Fails the test if a row has another number of columns. A column may be empty.
+pub fn cases<const COLUMNS: usize>(table: &str) -> Vec<[&str; COLUMNS]> {
+    let mut rows: Vec<Vec<&str>> = Vec::new();
+    for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let columns = line.split("=>").map(str::trim);
+        match rows.last_mut() {
+            Some(row) if line.starts_with("=>") => row.extend(columns.skip(1)),
+            _ => rows.push(columns.collect()),
+        }
+    }
+    let fixed = rows.into_iter().map(|row| {
+        let row: Result<[&str; COLUMNS], _> = row.try_into();
+        row.unwrap_or_else(|row| panic!("not {COLUMNS} columns: {row:?}"))
+    });
+    fixed.collect()
 }
 
 /// Runs psql as the superuser. Fails the test unless psql succeeds. Blocks the thread. A follower may hold the locks of
