@@ -113,7 +113,7 @@ fn says(value: &Value, name: &str, words: &str) {
 /// The tests also run on a version that is no longer supported. That is the only finding about it.
 fn is_of_age(finding: &Value) -> bool {
     let what = text(finding, "what");
-    finding["id"] == "server.version" && what.contains("is supported no more since")
+    finding["id"] == "server.version" && what.contains("has had no support since")
 }
 
 /// The exit code of `doctor --strict` if there is no other finding.
