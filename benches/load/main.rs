@@ -27,13 +27,13 @@ use oddscache_testkit::{
     bench::server::{self, Server},
     demo::{Application, Size},
     load::{
-        client::{Client, Tally, view_of},
+        client::{Client, Counts, view_of},
         subscriber::{self, Shared},
     },
     process::{cpu, memory},
     service::Service,
 };
-use rate::{Load, Tallies};
+use rate::{CountsByKind, Load};
 use tokio::{task::JoinSet, time::sleep};
 
 fn setting(name: &str, otherwise: u64) -> u64 {
@@ -45,11 +45,11 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     }
 }
 
-/// The tally of all kinds of request together.
-fn sum(tallies: &Tallies) -> Tally {
-    let mut sum = Tally::default();
-    for (_, tally) in tallies.lock().expect("a lock").iter() {
-        sum.merge(tally);
+/// The counts of all kinds of request together.
+fn sum(by_kind: &CountsByKind) -> Counts {
+    let mut sum = Counts::default();
+    for (_, counts) in by_kind.lock().expect("a lock").iter() {
+        sum.merge(counts);
     }
     sum
 }
@@ -191,13 +191,13 @@ async fn main() -> ExitCode {
     println!("{:>7}  {at_start}", "start");
     let load = Load::start(address, rate, ids.clone());
     let begun = Instant::now();
-    let (mut before, mut spent) = (Tally::default(), cpu(pid));
+    let (mut before, mut spent) = (Counts::default(), cpu(pid));
     let minute = Duration::from_secs(60);
     while begun.elapsed() < seconds {
         let from = Instant::now();
         sleep(minute.min(seconds.saturating_sub(begun.elapsed()))).await;
         service.assert_runs();
-        let (now, spent_now) = (sum(&load.tallies), cpu(pid));
+        let (now, spent_now) = (sum(&load.by_kind), cpu(pid));
         println!(
             "{:>5.0} s  {}  {:.0} answers/s, {:.1} MB/s, {} errors, p99 so far {:.2} ms  {}  cpu {:.0} %  {} transactions ({} failed)",
             begun.elapsed().as_secs_f64(),
@@ -216,7 +216,7 @@ async fn main() -> ExitCode {
     }
     let took = begun.elapsed();
     let unsent = Arc::clone(&load.unsent);
-    let tallies = load.stop().await;
+    let by_kind = load.stop().await;
     application.stop().await;
     let (behind, served) = settled(&client, &subscribers, ids[0]).await;
     // Take the lock before aborting. A round that is aborted midway has taken the changes, but has not applied them.
@@ -225,17 +225,17 @@ async fn main() -> ExitCode {
     let agreed = agree(&client, &subscribers[0], &mut copy, &dsn).await;
 
     println!();
-    for (kind, tally) in tallies.lock().expect("a lock").iter() {
-        if tally.latencies.count() > 0 {
+    for (kind, counts) in by_kind.lock().expect("a lock").iter() {
+        if counts.latencies.count() > 0 {
             println!(
                 "{kind:<18}{:>9} answers  {}  {:?}",
-                tally.latencies.count(),
-                tally.latencies.line(),
-                tally.statuses
+                counts.latencies.count(),
+                counts.latencies.line(),
+                counts.statuses
             );
         }
     }
-    let all = sum(&tallies);
+    let all = sum(&by_kind);
     let achieved = all.latencies.count() as f64 / took.as_secs_f64();
     println!(
         "{:<18}{:>9} answers  {}",

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oddscache_testkit::load::client::{Client, Tally};
+use oddscache_testkit::load::client::{Client, Counts};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// The number of connections that send the requests.
@@ -35,11 +35,11 @@ const MIX: [(&str, u64, &[u16]); 10] = [
     ("/v1/dump gzip", 2, &[200]),
 ];
 
-/// A tally for each kind of request, in the order of [`MIX`].
-pub(crate) type Tallies = Arc<Mutex<Vec<(&'static str, Tally)>>>;
+/// The counts of each kind of request, in the order of [`MIX`].
+pub(crate) type CountsByKind = Arc<Mutex<Vec<(&'static str, Counts)>>>;
 
 pub(crate) struct Load {
-    pub(crate) tallies: Tallies,
+    pub(crate) by_kind: CountsByKind,
     /// Requests that were due when the queue was full.
     pub(crate) unsent: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -49,8 +49,8 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn start(address: SocketAddr, rate: u64, ids: Vec<i64>) -> Load {
-        let tallies = MIX.iter().map(|(kind, ..)| (*kind, Tally::default()));
-        let tallies = Arc::new(Mutex::new(tallies.collect()));
+        let by_kind = MIX.iter().map(|(kind, ..)| (*kind, Counts::default()));
+        let by_kind = Arc::new(Mutex::new(by_kind.collect()));
         let (send, due) = mpsc::channel(MOST_WAITING);
         let due = Arc::new(tokio::sync::Mutex::new(due));
         let (stop, unsent) = (Arc::new(AtomicBool::new(false)), Arc::default());
@@ -58,7 +58,7 @@ impl Load {
         let mut workers = JoinSet::new();
         let ids = Arc::new(ids);
         for number in 0..CONNECTIONS as u64 {
-            let (due, tallies, ids) = (Arc::clone(&due), Arc::clone(&tallies), Arc::clone(&ids));
+            let (due, by_kind, ids) = (Arc::clone(&due), Arc::clone(&by_kind), Arc::clone(&ids));
             workers.spawn(async move {
                 let (client, mut rng) = (Client::new(address), fastrand::Rng::with_seed(number));
                 let mut list_tag = None;
@@ -77,16 +77,16 @@ impl Load {
                     if let (Ok((_, tag, _)), "/v1/list") = (&result, MIX[kind].0) {
                         list_tag = tag.clone();
                     }
-                    let mut tallies: std::sync::MutexGuard<'_, Vec<(&str, Tally)>> =
-                        tallies.lock().expect("a lock");
-                    tallies[kind]
+                    let mut by_kind: std::sync::MutexGuard<'_, Vec<(&str, Counts)>> =
+                        by_kind.lock().expect("a lock");
+                    by_kind[kind]
                         .1
                         .add(Instant::now() - at, MIX[kind].2, result);
                 }
             });
         }
         Load {
-            tallies,
+            by_kind,
             unsent,
             stop,
             scheduler,
@@ -95,7 +95,7 @@ impl Load {
     }
 
     /// Ends the load. Waits for the responses to the requests that were already due.
-    pub(crate) async fn stop(mut self) -> Tallies {
+    pub(crate) async fn stop(mut self) -> CountsByKind {
         self.stop.store(true, Ordering::Relaxed);
         // The thread sees the flag at its next request, at most a second later.
         let scheduler = self.scheduler;
@@ -104,7 +104,7 @@ impl Load {
             .expect("a thread")
             .expect("the scheduler");
         while self.workers.join_next().await.is_some() {}
-        self.tallies
+        self.by_kind
     }
 }
 

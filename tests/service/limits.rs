@@ -255,11 +255,11 @@ async fn under_load_and_writes_nothing_fails_and_memory_does_not_grow() {
             let next = Arc::clone(&next);
             workers.spawn(async move {
                 let client = client::Client::new(address);
-                let mut tally = client::Tally::default();
+                let mut counts = client::Counts::default();
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= upto {
-                        return tally;
+                        return counts;
                     }
                     let path = match number % 10 {
                         0 => "/v1/events".to_owned(),
@@ -271,13 +271,13 @@ async fn under_load_and_writes_nothing_fails_and_memory_does_not_grow() {
                     };
                     let begun = Instant::now();
                     let result = client.take(&path, None).await;
-                    tally.add(begun.elapsed(), &[200], result);
+                    counts.add(begun.elapsed(), &[200], result);
                 }
             });
         }
-        let mut all = client::Tally::default();
-        while let Some(tally) = workers.join_next().await {
-            all.merge(&tally.expect("a worker"));
+        let mut all = client::Counts::default();
+        while let Some(counts) = workers.join_next().await {
+            all.merge(&counts.expect("a worker"));
         }
         all
     };

@@ -1,4 +1,4 @@
-//! An HTTP client with one connection, and a tally of its requests.
+//! An HTTP client with one connection, and the counts of its requests.
 
 use std::{collections::BTreeMap, error::Error as StdError, net::SocketAddr, time::Duration};
 
@@ -15,7 +15,7 @@ pub struct Client {
     base: String,
 }
 
-/// An error as text. Equal errors have equal texts, so that a tally can count them.
+/// An error as text. Equal errors have equal texts, so that they can be counted together.
 pub type Wrong = String;
 
 pub(super) fn wrong(what: &str, error: &dyn StdError) -> Wrong {
@@ -93,7 +93,7 @@ pub fn view_of(tag: &str) -> Option<(String, u64)> {
 
 /// The results of many requests.
 #[derive(Debug, Clone, Default)]
-pub struct Tally {
+pub struct Counts {
     pub latencies: Latencies,
     pub bytes: u64,
     pub statuses: BTreeMap<u16, u64>,
@@ -101,7 +101,7 @@ pub struct Tally {
     pub errors: BTreeMap<String, u64>,
 }
 
-impl Tally {
+impl Counts {
     /// Adds a result. `fine` are the statuses that are no error.
     pub fn add(
         &mut self,
@@ -122,7 +122,7 @@ impl Tally {
         }
     }
 
-    pub fn merge(&mut self, other: &Tally) {
+    pub fn merge(&mut self, other: &Counts) {
         self.latencies.merge(&other.latencies);
         self.bytes += other.bytes;
         for (status, count) in &other.statuses {
