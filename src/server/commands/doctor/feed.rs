@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, FUNCTIONS, Function};
+use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, FUNCTIONS, Function, Script};
 use serde::Deserialize;
 
 use super::{context::Context, finding::Finding, tables::constants};
@@ -17,10 +17,7 @@ pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble
     let mut findings: Vec<Finding> = match followed_version(context, &session, &found).await? {
         // The functions of an older version have other bodies than this binary's.
         Some(older) => vec![older],
-        None => FUNCTIONS
-            .iter()
-            .flat_map(|function| judge(function, &found, context.cache_schema))
-            .collect(),
+        None => judge_all(&found, context.cache_schema)?,
     };
     if findings.is_empty() {
         let what = format!(
@@ -118,7 +115,21 @@ async fn found(context: &Context<'_>, session: &Session) -> Result<Vec<Found>, T
     session.rows(&sql).await
 }
 
-fn judge(function: &Function, found: &[Found], cache_schema: &str) -> Vec<Finding> {
+fn judge_all(found: &[Found], cache_schema: &str) -> Result<Vec<Finding>, Trouble> {
+    let channel = found.iter().find_map(|found| found.channel.as_deref());
+    let settings = [
+        ("cache_schema", cache_schema),
+        ("channel", channel.unwrap_or("oddscache")),
+    ];
+    let install = Script::Install.fill(&settings);
+    let install = install.map_err(|error| Trouble::new(error.to_string()))?;
+    let functions = FUNCTIONS.iter();
+    Ok(functions
+        .flat_map(|function| judge(function, found, &install, cache_schema))
+        .collect())
+}
+
+fn judge(function: &Function, found: &[Found], install: &str, cache_schema: &str) -> Vec<Finding> {
     let name = format!("{}.{}", cache_schema, function.name);
     let fault = |what: &str| {
         let finding = Finding::fail("feed.function", what).object(&*name);
@@ -129,11 +140,7 @@ fn judge(function: &Function, found: &[Found], cache_schema: &str) -> Vec<Findin
     };
     let parts = [
         (
-            function.has_body(
-                &found.body,
-                cache_schema,
-                found.channel.as_deref().unwrap_or("oddscache"),
-            ),
+            function.has_body(&found.body, install, cache_schema),
             "its body is not what this binary installs",
         ),
         (
