@@ -351,10 +351,21 @@ fn old(age: &Duration) -> String {
     }
 }
 
-fn causes(error: &tokio_postgres::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| {
-        (*cause).source()
-    })
+/// The causes of an error, the nearest first.
+pub(crate) fn causes<'e>(
+    error: &'e (dyn StdError + 'static),
+) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
+}
+
+/// The error with its whole chain of causes.
+pub(crate) fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error) {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+    }
+    text
 }
 
 /// The error with its whole chain of causes, which the driver's `Display` leaves out. Replaces the server's message
@@ -369,10 +380,5 @@ pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
         };
         return format!("{message} (SQLSTATE {code})");
     }
-    let mut text = error.to_string();
-    for cause in causes(error) {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-    }
-    text
+    with_causes(error)
 }

@@ -23,7 +23,7 @@ use tokio_postgres::{
 };
 
 use crate::{
-    error::{Error, reason},
+    error::{Error, causes, reason},
     postgres::{
         connector::{Connector, Stream},
         hosts::{self, Session, Target},
@@ -43,13 +43,16 @@ use crate::{
 pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
 impl Connection {
-    /// The server's major version, such as 15, as reported at the login. `None` if the report is not understood. A
-    /// pooler may report a version of its own. Does no I/O. See
-    /// [`SERVER_VERSIONS`](crate::postgres::server_version::SERVER_VERSIONS).
+    /// A statement to run right after BEGIN, with its semicolon. With it, no `transaction_timeout` of the role, the
+    /// database or the server ends the session during the transaction. Empty before PostgreSQL 17, which introduced
+    /// that setting, and if the version that the server reported at the login is not understood. Does no I/O.
     #[must_use]
-    pub fn server_version(&self) -> Option<u32> {
-        let version = self.0.parameter("server_version").and_then(Major::parse);
-        version.map(|Major(major)| major)
+    pub fn without_transaction_timeout(&self) -> &'static str {
+        let version = self.0.parameter("server_version");
+        match version.and_then(Major::parse) {
+            Some(Major(17..)) => "SET LOCAL transaction_timeout = 0; ",
+            _ => "",
+        }
     }
 
     /// The next notice or notification. Moves the client's bytes meanwhile. `None` once the connection is closed.
@@ -479,15 +482,10 @@ fn tls(target: &Target, reason: String) -> Error {
 /// Whether the network failed. Connectors also wrap refusals of the other side in I/O errors, of the kinds
 /// `InvalidData` and `Other`: these do not count.
 fn is_about_io(error: &tokio_postgres::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            let said = [io::ErrorKind::InvalidData, io::ErrorKind::Other];
-            return !said.contains(&error.kind());
-        }
-        cause = error.source();
-    }
-    false
+    let said = [io::ErrorKind::InvalidData, io::ErrorKind::Other];
+    causes(error)
+        .find_map(|cause| cause.downcast_ref::<io::Error>())
+        .is_some_and(|error| !said.contains(&error.kind()))
 }
 
 fn is_about_tls(error: &tokio_postgres::Error) -> bool {

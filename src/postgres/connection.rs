@@ -38,11 +38,7 @@ struct Events {
 impl Connection {
     pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
         let (client, mut connection) = options.open().await?;
-        // Older servers would refuse a setting that they do not know.
-        let without_transaction_timeout = match connection.server_version() {
-            Some(17..) => "SET LOCAL transaction_timeout = 0; ",
-            _ => "",
-        };
+        let without_transaction_timeout = connection.without_transaction_timeout();
         let events = Arc::new(Events::default());
         let sender = Arc::clone(&events);
         let task = tokio::spawn(async move {

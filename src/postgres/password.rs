@@ -4,6 +4,8 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
+use crate::error::with_causes;
+
 /// The login that a password is for. See [`Config::password_with`](crate::config::Config::password_with).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -40,16 +42,7 @@ impl PasswordSource {
     /// The password, or why there is none, with all causes.
     pub(crate) async fn ask(&self, login: Login) -> Result<String, String> {
         let asked = (self.0)(login).await;
-        asked.map_err(|error| {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text.push_str(": ");
-                text.push_str(&error.to_string());
-                cause = error.source();
-            }
-            text
-        })
+        asked.map_err(|error| with_causes(&*error))
     }
 }
 

@@ -2,7 +2,6 @@
 //! Settings are for one transaction only, because clients of a pooler share the server's session.
 
 use std::{
-    error::Error as StdError,
     future::poll_fn,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use oddscache::{Config, Connection};
+use oddscache::Config;
 use serde::de::DeserializeOwned;
 use tokio::{
     task::JoinHandle,
@@ -65,27 +64,11 @@ impl From<tokio_postgres::Error> for Trouble {
                 sqlstate: Some(code.to_owned()),
             };
         }
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Trouble::new(text)
+        Trouble::new(format!("{:#}", anyhow::Error::new(error)))
     }
 }
 
 pub(crate) use oddscache::sql::{literal, quote as identifier};
-
-/// A statement to run right after BEGIN. With it, no `transaction_timeout` of the role, the database or the server ends
-/// the session. Empty before PostgreSQL 17, which introduced that setting.
-pub(crate) fn without_transaction_timeout(connection: &Connection) -> &'static str {
-    match connection.server_version() {
-        Some(17..) => "SET LOCAL transaction_timeout = 0; ",
-        _ => "",
-    }
-}
 
 /// A connection that ends when dropped. Every call has a time-out. After one time-out all further calls fail at once.
 pub(crate) struct Session {
@@ -114,7 +97,7 @@ impl Session {
             .await
             .map_err(Trouble::late("connecting", patience))?
             .map_err(|error| Trouble::new(error.to_string()))?;
-        let without_transaction_timeout = without_transaction_timeout(&connection);
+        let without_transaction_timeout = connection.without_transaction_timeout();
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
         let task = tokio::spawn(async move {
