@@ -114,9 +114,13 @@ impl Audit {
     /// Notes that the step that was due succeeded after `took`. Returns whether it ended a pass.
     pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
         self.rest(took, now);
-        // The step was due with the old `most`, so it is raised only after the pass has moved on.
-        let step_size = self.pass.as_ref().map(|(window, _)| self.step_size(window));
+        // The pass moves on by the size that the step had. Only later steps are larger.
+        let ended = self.move_on(audited);
         self.most = (self.most * 2).min(MOST_EVENTS);
+        ended
+    }
+
+    fn move_on(&mut self, audited: &Audited) -> bool {
         if let Audited::Window(window) = audited {
             self.pass = Some((window.clone(), 0));
             return false;
@@ -124,7 +128,7 @@ impl Audit {
         let Some((window, done)) = self.pass.take() else {
             return false;
         };
-        let done = done + step_size.unwrap_or_default();
+        let done = done + self.step_size(&window);
         let ended = done >= window.len();
         self.pass = (!ended).then_some((window, done));
         ended
