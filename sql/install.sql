@@ -477,7 +477,7 @@ BEGIN
         IF past IN ('4', 'plain') THEN
             IF past = '4' THEN
                 -- This is the fifth row. Since the first one the transaction holds ROW EXCLUSIVE on the log, so no DDL
-                -- can change it. Whatever in the log's definition could make a later insert fail is visible now.
+                -- can change it. So what this query finds stays true for the later inserts.
                 SELECT NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity) AND c.relchecks = 0
                        AND c.relnatts = 7 AND c.relpersistence = 'p'
                        AND (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) = 1

@@ -192,7 +192,7 @@ impl Config {
     /// `postgres-native-tls` or `tokio-postgres-rustls`.
     ///
     /// `sslmode` still says whether TLS is used: `require` and the stricter modes insist on it, `prefer` (the default)
-    /// connects without TLS if the handshake fails, so set at least `require`. Whatever the mode, the connector alone
+    /// connects without TLS if the handshake fails, so set at least `require`. In every mode, the connector alone
     /// decides which server certificates it accepts. Give root and client certificates to the connector: if the
     /// connection string or [`Config::tls`] names any, opening fails with [`Error::Config`]. Unix sockets are never
     /// encrypted.

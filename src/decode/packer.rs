@@ -336,7 +336,7 @@ mod tests {
     }
 
     proptest! {
-        /// Packed markets show each row as if it had been read alone, whatever was read before and in whatever order.
+        /// Packed markets show each row as if it had been read alone. Earlier rows and their order change nothing.
         #[test]
         fn a_row_reads_the_same_whatever_was_read_before(
             reads in vec((vec(any_row(), 0..30), any::<bool>(), any::<bool>()), 1..6),

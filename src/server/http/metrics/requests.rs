@@ -16,7 +16,8 @@ use axum::{
 
 use super::text::{BOUNDS, Counted, Text};
 
-/// Counts durations by [`BOUNDS`], without a lock.
+/// Counts durations by [`BOUNDS`], without a lock. The library has a finer one for its own durations. It is not public,
+/// because only this service would need it.
 #[derive(Debug, Default)]
 struct Histogram {
     /// How many durations lie up to each bound and above the bound before. The last count has those above all bounds.
