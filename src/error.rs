@@ -117,15 +117,6 @@ pub enum Error {
         /// The role.
         role: String,
     },
-    /// A subscription fills the table: logical replication fires no statement triggers, so changes would be missed.
-    #[error(
-        "table {table} is filled by logical replication, which fires no statement triggers; follow the publisher \
-         instead"
-    )]
-    Subscribed {
-        /// The table, with its schema.
-        table: String,
-    },
     /// The change feed is not installed in this database.
     #[error(
         "the change feed is not installed: schema {schema} has no {object}; let the owner of the tables run \
@@ -166,19 +157,6 @@ pub enum Error {
         /// The application schema that was configured.
         expected: String,
     },
-    /// A table has no trigger for some kind of change, or it does not always fire, so changes would be missed.
-    #[error(
-        "trigger {trigger} on {table} is {problem}, so changes would be missed; let the owner of the table run \
-         `oddscache sql install --apply` (sql/install.sql)"
-    )]
-    Trigger {
-        /// The table, with its schema.
-        table: String,
-        /// The trigger.
-        trigger: String,
-        /// What is wrong with it: "missing", "disabled", ...
-        problem: &'static str,
-    },
     /// The database answered with an error, or with something that oddscache does not understand.
     #[error("{doing}: {reason}")]
     Database {
@@ -190,6 +168,18 @@ pub enum Error {
         sqlstate: Option<String>,
         /// Whether the connection broke.
         disconnected: bool,
+    },
+    /// The server cannot send a row of the application's tables: a value is out of range or damaged, or text is not in
+    /// the encoding of the database. A follower finds such rows and goes on without them: see
+    /// [`Status::Degraded`](crate::Status::Degraded). It returns this error only if there are more than 1,000.
+    #[error("{doing}: rows cannot be read: {reason}; repair or delete them")]
+    UnreadableRow {
+        /// The step that failed.
+        doing: &'static str,
+        /// SQLSTATE and message.
+        reason: String,
+        /// SQLSTATE.
+        sqlstate: String,
     },
     /// The database did not answer in time.
     #[error("{doing}: no answer within {seconds} s")]
@@ -273,11 +263,59 @@ impl Error {
     }
 
     /// Whether the same read may succeed on the same connection: after a lock time-out, a statement time-out, or a
-    /// conflict with recovery on a standby. Also after 25P02, which hides one of these if several statements were sent
-    /// at once. The next try shows which.
+    /// conflict with recovery on a standby.
     pub(crate) fn is_conflict(&self) -> bool {
-        let conflicts = ["55P03", "40001", "40P01", "57014", "25P02"];
-        matches!(self, Error::Database { sqlstate: Some(code), .. } if conflicts.contains(&code.as_str()))
+        let conflicts = ["55P03", "40001", "40P01", "57014"];
+        matches!(self.code(), Some(code) if conflicts.contains(&code))
+    }
+
+    /// Whether the server only refused a statement because one before it had failed.
+    pub(crate) fn is_consequence(&self) -> bool {
+        self.code() == Some("25P02")
+    }
+
+    /// The SQLSTATE that the server sent.
+    fn code(&self) -> Option<&str> {
+        match self {
+            Error::Database { sqlstate, .. } => sqlstate.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the server reported the error in a statement, so that the connection is still usable.
+    pub(crate) fn is_of_a_statement(&self) -> bool {
+        matches!(
+            self,
+            Error::UnreadableRow { .. }
+                | Error::Database {
+                    sqlstate: Some(_),
+                    disconnected: false,
+                    ..
+                }
+        )
+    }
+
+    /// An error while rows of the application's tables are read. Tells a row that the server cannot send from every
+    /// other trouble: of the connection, a transaction, the catalog, rights or resources.
+    pub(crate) fn of_rows(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
+        const OTHER_CLASSES: [&str; 14] = [
+            "08", "0A", "25", "26", "28", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57",
+        ];
+        move |error| match Error::database(doing)(error) {
+            Error::Database {
+                doing,
+                reason,
+                sqlstate: Some(sqlstate),
+                disconnected: false,
+            } if !OTHER_CLASSES.contains(&sqlstate.get(..2).unwrap_or_default()) => {
+                Error::UnreadableRow {
+                    doing,
+                    reason,
+                    sqlstate,
+                }
+            }
+            error => error,
+        }
     }
 
     /// Whether the server refused the step with this name.
@@ -287,7 +325,7 @@ impl Error {
 
     /// Whether the session does not know a prepared statement, because a pooler handed out another session.
     pub(crate) fn is_unprepared(&self) -> bool {
-        matches!(self, Error::Database { sqlstate: Some(code), .. } if code == "26000")
+        self.code() == Some("26000")
     }
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {

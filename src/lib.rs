@@ -285,7 +285,7 @@ pub use metrics::{
     histogram::{Timing, TimingBucket},
     reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
-    status::{ChangeLog, Counters, Status},
+    status::{ChangeLog, Counters, Fault, Status},
     timing::Timings,
 };
 pub use model::{

@@ -279,38 +279,6 @@ async fn the_error_names_a_feed_of_another_version_or_for_other_tables() {
     assert_names(&error, &["elsewhere", "public"]);
 }
 
-/// A trigger that may not fire could hide a change, so the follower does not start.
-#[tokio::test]
-async fn the_error_names_a_trigger_that_does_not_always_fire() {
-    for (number, table) in TABLES.into_iter().enumerate() {
-        let op = ["insert", "update", "delete", "truncate"][number % 4];
-        let name = format!("oddscache_{op}");
-        let alter = |what: &str| format!("alter table {table} {what} trigger {name}");
-        for (sql, expected) in [
-            (format!("drop trigger {name} on {table}"), "missing"),
-            (alter("disable"), "disabled"),
-            (alter("enable"), "not ENABLE ALWAYS"),
-            (alter("enable replica"), "not ENABLE ALWAYS"),
-        ] {
-            let error = after(&sql).await;
-            let is_it = matches!(&error, Error::Trigger { table: at, trigger, problem }
-                if at.ends_with(table) && *trigger == name && *problem == expected);
-            assert!(is_it, "{sql}: {error:?}");
-            assert_names(&error, &[table, &name, expected, "install.sql"]);
-        }
-    }
-}
-
-/// Triggers of a partition only see statements that name the partition. So a missing one does not stop the follower.
-#[tokio::test]
-async fn a_partition_without_triggers_is_no_error() {
-    let database = Database::seeded();
-    database.psql("drop trigger oddscache_insert on odds_snapshots_default");
-    let followed = Followed::new(&database).await;
-    let insert = "insert into odds_snapshots (id, event_id, bookmaker_id) values (900, 1, 1)";
-    followed.changes(insert).await;
-}
-
 /// The role of the cache can follow every change, and can write to nothing.
 #[tokio::test]
 async fn the_rights_of_grants_sql_suffice_and_allow_no_write() {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use deadpool_postgres::Pool;
 use indicatif::HumanCount;
-use oddscache::{Error, OddsCache, Status};
+use oddscache::{OddsCache, Status};
 use tokio::{task::block_in_place, time::sleep};
 use tokio_postgres::Client;
 
@@ -270,13 +270,7 @@ impl Stage<'_> {
         let newest: i64 = row.try_get(0).context(DOING)?;
         self.until(KNOWN_WITHIN, "the cache to notice", |cache| {
             let status = cache.status();
-            matches!(
-                status,
-                Status::Disconnected {
-                    error: Error::Trigger { .. },
-                    ..
-                }
-            )
+            matches!(status, Status::Degraded { .. })
         })
         .await?;
         loop {

@@ -22,12 +22,12 @@ use crate::{
     follow::{
         backoff::Backoff,
         listener::Listener,
-        schedule::{Schedule, Seen, Woken},
+        schedule::{Schedule, Seen, Woken, rereads::Rereads},
     },
     metrics::{
         reload::{Reload, ReloadReason},
         stats::WarmupStats,
-        status::Status,
+        status::{Fault, Status},
     },
     postgres::{
         connection::{Connection, within},
@@ -46,7 +46,7 @@ use crate::{
     store::{
         draft::Draft,
         publish::{Publisher, add},
-        state::View,
+        state::{Moment, View},
     },
 };
 
@@ -77,6 +77,11 @@ pub struct Follower {
     epoch: u64,
     schedule: Schedule,
     audit: Audit,
+    /// Replace the audit while the feed is not whole.
+    rereads: Rereads,
+    /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
+    whole_at: Moment,
+    degraded: Degraded,
     /// Pauses between connections. A read of changes resets it, a warmup does not. Otherwise a failure right after each
     /// warmup would cause one warmup after the other, without longer pauses.
     backoff: Backoff,
@@ -86,6 +91,28 @@ pub struct Follower {
     /// The feed version that the log named last; 0 before.
     feed_version: i32,
     troubled_since: Option<DateTime<Utc>>,
+}
+
+/// What is not whole, and since when.
+#[derive(Debug, Default)]
+struct Degraded {
+    since: Option<DateTime<Utc>>,
+    faults: Vec<Fault>,
+}
+
+impl Degraded {
+    /// Notes what is not whole now. Logs each fault once, and once that all are gone.
+    fn note(&mut self, faults: Vec<Fault>) {
+        for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
+            let Fault { what, repair } = fault;
+            tracing::error!(what, repair, "degraded: not every committed change arrives");
+        }
+        if faults.is_empty() && !self.faults.is_empty() {
+            tracing::info!("no longer degraded: every committed change arrives");
+        }
+        self.since = (!faults.is_empty()).then(|| self.since.unwrap_or_else(Utc::now));
+        self.faults = faults;
+    }
 }
 
 /// The state of the loop. Only [`Follower::step`] changes it.
@@ -125,6 +152,9 @@ impl Follower {
             epoch: 0,
             schedule: Schedule::new(config.poll_interval, config.listens_elsewhere(), now),
             audit: Audit::new(config.audit_cycle, config.audit_budget, now),
+            rereads: Rereads::default(),
+            whole_at: Moment::now(),
+            degraded: Degraded::default(),
             backoff: Backoff::for_connections(),
             connections: 0,
             last_warmup: None,
@@ -366,7 +396,9 @@ impl Follower {
     /// Waits for a notification, for the request of a handle, or until it is time to read without either.
     async fn wait(&mut self) -> Woken {
         let begun_at = Instant::now();
-        let wake = self.schedule.next(self.audit.until_due(begun_at));
+        let until_audit = || self.audit.until_due(begun_at);
+        let until_due = self.rereads.until_due(begun_at).unwrap_or_else(until_audit);
+        let wake = self.schedule.next(until_due);
         // A notification or request that comes during the rest is remembered, and ends the wait at once.
         sleep(wake.rest).await;
         let notified = async {
@@ -407,15 +439,21 @@ impl Follower {
             known.reload = Some(ReloadReason::Requested.into());
         }
         self.read(reader, known, Some(woken), None).await?;
-        if let Some(step) = self.audit.due(Instant::now()) {
+        let now = Instant::now();
+        if self.rereads.is_on() {
+            if self.rereads.is_due(now) {
+                known.reload = Some(ReloadReason::FeedNotWhole.into());
+                self.read(reader, known, None, None).await?;
+            }
+        } else if let Some(step) = self.audit.due(now) {
             self.audit_step(reader, known, step).await?;
-        }
-        // The audit found a difference, so everything is read again at once. The time counts against the audit's
-        // budget.
-        if known.reload.is_some() {
-            let begun_at = Instant::now();
-            self.read(reader, known, None, None).await?;
-            self.audit.rest(begun_at.elapsed(), Instant::now());
+            // The audit found a difference, so everything is read again at once. The time counts against the audit's
+            // budget.
+            if known.reload.is_some() {
+                let begun_at = Instant::now();
+                self.read(reader, known, None, None).await?;
+                self.audit.rest(begun_at.elapsed(), Instant::now());
+            }
         }
         Ok(())
     }
@@ -433,16 +471,8 @@ impl Follower {
             return Ok(());
         };
         self.audit.failed(begun_at.elapsed(), Instant::now());
-        // An error that the server reported leaves the connection usable. Any other is the end of the connection.
-        let said_by_server = matches!(
-            &error,
-            Error::Database {
-                sqlstate: Some(_),
-                disconnected: false,
-                ..
-            }
-        );
-        if !said_by_server || reader.is_closed() {
+        // Any other error is the end of the connection.
+        if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);
         }
         add(&self.publisher.counters().failures, 1);
@@ -577,7 +607,9 @@ impl Follower {
     }
 
     fn announce(&mut self, reason: &Reload) {
-        if !self.is_warm() {
+        if reason.reason == ReloadReason::FeedNotWhole {
+            tracing::debug!("reading everything, because the change feed is not whole");
+        } else if !self.is_warm() {
             tracing::info!("warming up");
             self.publisher.set_status(Status::Warming);
         } else {
@@ -614,6 +646,15 @@ impl Follower {
     }
 
     fn following_status(&self) -> Status {
+        if let Some(since) = self.degraded.since {
+            let faults = self.degraded.faults.clone();
+            let bound = self.rereads.bound();
+            return Status::Degraded {
+                since,
+                faults,
+                bound,
+            };
+        }
         let listener = self.listener.as_ref().map(Listener::check);
         match listener {
             Some(Ok(())) => Status::Live,
@@ -624,11 +665,29 @@ impl Follower {
         }
     }
 
+    /// Notes a read of everything that began at `began`: what it found of the feed, and when to read everything again.
+    fn read_whole(&mut self, known: &ReadState, began: Moment) {
+        let faults = known
+            .feed()
+            .map(|feed| feed.faults.clone())
+            .unwrap_or_default();
+        let connections = self.config.warmup_connections;
+        self.rereads.ended(
+            faults.is_empty(),
+            began.elapsed(),
+            connections,
+            Instant::now(),
+        );
+        self.whole_at = began;
+        self.degraded.note(faults);
+    }
+
     fn publish(&mut self, known: &ReadState, done: Done) {
         self.count(&done);
-        let everything = done.warmup.is_some();
-        let repaired =
-            matches!(&done.warmup, Some((reload, _)) if reload.reason == ReloadReason::Audit);
+        let reload = done.warmup.as_ref().map(|(reload, _)| reload.reason);
+        if reload.is_some() {
+            self.read_whole(known, done.began);
+        }
         if let Some((reason, warmup)) = done.warmup {
             let WarmupStats {
                 events,
@@ -637,11 +696,16 @@ impl Follower {
                 memory_bytes,
                 seconds,
             } = warmup;
-            tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
+            if reason.reason != ReloadReason::FeedNotWhole {
+                tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
+            }
             self.last_warmup = Some(warmup);
         }
-        if repaired {
-            explain_repair(known.feed());
+        if reload == Some(ReloadReason::Audit) {
+            tracing::error!(
+                "repaired what the audit found; every table and partition has its triggers now, so look for 'could not be \
+                 logged' in the server's log, and for who disables triggers; if you find neither, please report it"
+            );
         }
         if done.evicted > 0 {
             tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
@@ -649,7 +713,13 @@ impl Follower {
         let begun_at = Instant::now();
         let cut = Arc::clone(known.cut());
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
-        if everything || !change.is_empty() {
+        let proven = if self.rereads.is_on() {
+            self.whole_at
+        } else {
+            done.began
+        };
+        let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole));
+        if is_moved || !change.is_empty() {
             let epoch = self.epoch;
             let span = tracing::debug_span!("publish", epoch, events = Empty);
             let _entered = span.enter();
@@ -657,14 +727,14 @@ impl Follower {
                 span.record("events", change.event_ids().len());
             }
             let warmup = self.last_warmup.clone();
-            let state = self.draft.state(cut, self.epoch, done.began, warmup);
+            let state = self.draft.state(cut, self.epoch, proven, warmup);
             self.publisher.publish(state, change);
-            if !everything {
+            if reload.is_none() {
                 self.publisher.timers().publish.record(begun_at.elapsed());
             }
         } else {
             // Nothing differs: the published state is proven current at the new cut.
-            self.publisher.prove(cut, done.began);
+            self.publisher.prove(cut, proven);
         }
         if let Some(shown) = &done.shown {
             self.publisher.timers().record(done.took.as_ref(), shown);
@@ -672,24 +742,6 @@ impl Follower {
         self.publisher.set_change_log(known.change_log());
         self.troubled_since = None;
         self.publisher.set_status(self.following_status());
-    }
-}
-
-/// Logs how a change that the audit found can have bypassed the triggers.
-fn explain_repair(feed: Option<&Feed>) {
-    let bypasses = feed.into_iter().flat_map(|feed| &feed.bypasses);
-    let ways: Vec<&str> = bypasses.map(String::as_str).collect();
-    if !ways.is_empty() {
-        let ways = ways.join("; ");
-        tracing::error!(
-            ways,
-            "repaired what the audit found; these ways of writing bypass the triggers"
-        );
-    } else {
-        tracing::error!(
-            "repaired what the audit found; every table and partition has its triggers now, so look for 'could not be \
-                 logged' in the server's log, and for who disables triggers; if you find neither, please report it"
-        );
     }
 }
 

@@ -38,11 +38,14 @@ pub enum ReloadReason {
     ClockWentBack,
     /// The follower did not understand a row of the change log.
     NotUnderstood,
+    /// The change feed is not whole, so that some changes are not logged: see
+    /// [`Status::Degraded`](crate::Status::Degraded).
+    FeedNotWhole,
 }
 
 impl ReloadReason {
     /// All reasons, each at the index of its discriminant.
-    pub const ALL: [ReloadReason; 13] = [
+    pub const ALL: [ReloadReason; 14] = [
         ReloadReason::First,
         ReloadReason::ConnectionLost,
         ReloadReason::Pruned,
@@ -56,6 +59,7 @@ impl ReloadReason {
         ReloadReason::WentBack,
         ReloadReason::ClockWentBack,
         ReloadReason::NotUnderstood,
+        ReloadReason::FeedNotWhole,
     ];
 
     /// A fixed word for machines: a label in `/metrics` and a key in `/v1/stats`.
@@ -75,6 +79,7 @@ impl ReloadReason {
             ReloadReason::WentBack => "went_back",
             ReloadReason::ClockWentBack => "clock_went_back",
             ReloadReason::NotUnderstood => "not_understood",
+            ReloadReason::FeedNotWhole => "feed_not_whole",
         }
     }
 
@@ -131,6 +136,7 @@ impl fmt::Display for Reload {
             ReloadReason::WentBack => "the server went back to an earlier state",
             ReloadReason::ClockWentBack => "the server's clock went back",
             ReloadReason::NotUnderstood => "a row of the change log was not understood",
+            ReloadReason::FeedNotWhole => "the change feed is not whole",
         })
     }
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -20,6 +22,21 @@ pub enum Status {
     PollingOnly {
         /// Why notifications do not arrive, as far as known.
         reason: String,
+    },
+    /// Following, but not everything that is committed arrives. What is not whole is listed, with what repairs it. All
+    /// else is followed as usual. The status goes back by itself once it is repaired.
+    ///
+    /// The view may then be a mix of two committed states. Its age counts from the last read of everything, so
+    /// [`View::age`](crate::View::age) and [`OddsCache::view_within`](crate::OddsCache::view_within) stay true.
+    Degraded {
+        /// Since when, by the local clock. UTC.
+        since: DateTime<Utc>,
+        /// What is not whole. Never empty.
+        faults: Vec<Fault>,
+        /// A change that is not logged shows after this time at the latest, because the follower reads everything again
+        /// and again, at a twentieth of the time of one core. As measured by the last such read. `None` if every change
+        /// is logged, and only rows are left out.
+        bound: Option<Duration>,
     },
     /// Reading everything again. The old view stays readable meanwhile.
     Resyncing {
@@ -47,10 +64,11 @@ pub enum Status {
 
 impl Status {
     /// All values of [`Status::name`].
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "warming",
         "live",
         "polling_only",
+        "degraded",
         "resyncing",
         "disconnected",
         "ended",
@@ -63,6 +81,7 @@ impl Status {
             Status::Warming => "warming",
             Status::Live => "live",
             Status::PollingOnly { .. } => "polling_only",
+            Status::Degraded { .. } => "degraded",
             Status::Resyncing { .. } => "resyncing",
             Status::Disconnected { .. } => "disconnected",
             Status::Ended { .. } => "ended",
@@ -84,18 +103,52 @@ impl std::fmt::Display for Status {
             Status::Warming => f.write_str("warming"),
             Status::Live => f.write_str("live"),
             Status::PollingOnly { reason } => write!(f, "polling only: {reason}"),
+            Status::Degraded {
+                since,
+                faults,
+                bound,
+            } => {
+                write!(f, "degraded since {}", rfc3339(since))?;
+                for (nth, fault) in faults.iter().enumerate() {
+                    write!(f, "{} {fault}", if nth == 0 { ":" } else { ";" })?;
+                }
+                match bound {
+                    Some(bound) => write!(
+                        f,
+                        "; a change that is not logged shows within {} s",
+                        bound.as_secs() + 1
+                    ),
+                    None => Ok(()),
+                }
+            }
             Status::Resyncing { detail, .. } => write!(f, "resyncing: {detail}"),
             Status::Disconnected { since, error } => {
-                write!(
-                    f,
-                    "disconnected since {}: {error}",
-                    since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
-                )
+                write!(f, "disconnected since {}: {error}", rfc3339(since))
             }
             Status::Ended { error: Some(error) } => write!(f, "ended: {error}"),
             Status::Ended { error: None } => f.write_str("ended"),
             Status::Detached => f.write_str("detached"),
         }
+    }
+}
+
+fn rfc3339(time: &DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// Why the cache is [degraded](Status::Degraded).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Fault {
+    /// What is not whole: a trigger, or a row that cannot be read. Names the object, never data of a row.
+    pub what: String,
+    /// The statement, the command or the step that repairs it.
+    pub repair: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (repair: {})", self.what, self.repair)
     }
 }
 

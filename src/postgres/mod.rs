@@ -7,6 +7,7 @@ pub(crate) mod conninfo;
 pub(crate) mod hosts;
 pub(crate) mod passfile;
 pub(crate) mod password;
+pub(crate) mod pipeline;
 pub(crate) mod quote;
 #[cfg(feature = "tls")]
 pub(crate) mod rustls;

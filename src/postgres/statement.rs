@@ -204,10 +204,10 @@ impl Statement {
     ) -> Result<Answer, Error> {
         let Some(sql) = self.arrays.as_ref().filter(|_| prepared.is_none()) else {
             let rows = self.rows(client, prepared, args).await;
-            return Ok(Answer::Rows(rows.map_err(Error::database(doing))?));
+            return Ok(Answer::Rows(rows.map_err(Error::of_rows(doing))?));
         };
         let arrays = async { self.run(client, sql, args).await?.try_collect().await };
-        let rows: Vec<Row> = arrays.await.map_err(Error::database(doing))?;
+        let rows: Vec<Row> = arrays.await.map_err(Error::of_rows(doing))?;
         match <[Row; 1]>::try_from(rows) {
             Ok([row]) => Ok(Answer::Arrays(row)),
             // Treat an answer of another shape as an error, not as an empty table.

@@ -11,13 +11,13 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures_util::future::{try_join, try_join3};
 use hashbrown::HashMap;
 use tokio_postgres::Row;
 
 use crate::{
     error::Error,
     model::{Micros, PackedMarkets},
+    postgres::pipeline::{all_three, both},
     read::{
         change_log::ChangeSet,
         plan::{Plan, Scope},
@@ -137,7 +137,7 @@ async fn complete(
     headers
         .competitors
         .retain(|header| scope.competitors.contains(&header.event_id));
-    let (own, others) = try_join(
+    let (own, others) = both(
         reader.betpawa_headers(&betpawa),
         reader.competitor_headers(&competitors, &[]),
     )
@@ -192,16 +192,16 @@ impl Request {
             false => &[],
         };
         // All queries are sent before the first answer is awaited.
-        let (linked, (kickoffs, headers), rows) = try_join3(
+        let (linked, (kickoffs, headers), rows) = all_three(
             reader.linked_events(window_start, &competitor_events),
-            try_join(
+            both(
                 reader.kickoffs(window_start, &events),
-                try_join(
+                both(
                     reader.betpawa_headers(&betpawa),
                     reader.competitor_headers(&competitors, linked_too),
                 ),
             ),
-            try_join(
+            both(
                 reader.market_rows(Side::Betpawa, &self.betpawa_markets),
                 reader.market_rows(Side::Competitors, &self.competitor_markets),
             ),

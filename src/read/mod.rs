@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{join, try_join, try_join3};
+use futures_util::future::join;
 use hashbrown::HashSet;
 use tokio_postgres::Client;
 
@@ -42,6 +42,7 @@ use crate::{
     model::Micros,
     postgres::{
         connection::millis,
+        pipeline::{all_three, both},
         statement::{Prepared, Statement},
     },
     read::{
@@ -194,14 +195,21 @@ async fn end(
 ) -> Result<(), Error> {
     let tables_now = async {
         match watched {
-            Some(watched) => watched.tables_now.rows(client, prepared, &[]).await,
+            Some(watched) => {
+                let now = watched.tables_now.rows(client, prepared, &[]).await;
+                now.map_err(Error::database(END))
+            }
             None => Ok(Vec::new()),
         }
     };
+    let commit = async {
+        client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(Error::database(END))
+    };
     // In one round trip (R4). The server runs the query before COMMIT, while the locks are still held.
-    let (now, ()) = try_join(tables_now, client.batch_execute("COMMIT"))
-        .await
-        .map_err(Error::database(END))?;
+    let (now, ()) = both(tables_now, commit).await?;
     let Some(watched) = watched else {
         return Ok(());
     };
@@ -586,7 +594,7 @@ async fn open(
         }
     };
     // `begin` is polled first, so the server runs the other two inside its transaction.
-    let (start, fingerprint, log) = try_join3(
+    let (start, fingerprint, log) = all_three(
         transaction::begin(source, prepared),
         fingerprint(source.client, prepared, &state.schema.watched),
         log,
@@ -712,9 +720,9 @@ impl<'p> Rows<'p> {
                     .map(Some),
             }
         };
-        // `replan` must reach the server before the queries do. `try_join` sends in this order, without a round trip
+        // `replan` must reach the server before the queries do. `both` sends in this order, without a round trip
         // between.
-        let ((), part) = try_join(replan, part).await?;
+        let ((), part) = both(replan, part).await?;
         let sample = match step {
             Some(step) => Some(Sample::read(source, reader, step, window_start, draft).await?),
             None => None,

@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Row, types::Type};
 use crate::{
     config::Config,
     error::Error,
+    metrics::status::Fault,
     postgres::{
         connection::{Access, Connection},
         quote::quote,
@@ -23,15 +24,15 @@ pub(crate) struct Feed {
     pub(crate) channel: String,
     /// Which database of which cluster it is in, standbys included.
     pub(crate) database: String,
-    /// The ways in which rows can be written at present without any trigger seeing it.
-    pub(crate) bypasses: Vec<String>,
+    /// Why some changes are not logged. Empty while the feed is whole.
+    pub(crate) faults: Vec<Fault>,
 }
 
 /// The query for [`Feed::database`]. It does not depend on the search path.
 pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
      FROM pg_catalog.pg_control_system() s";
 
-/// Checks tables and rights and, if the feed is needed, its version and triggers. Reads catalogs only, in the current
+/// Checks tables and rights and, if the feed is needed, its version. Finds out whether its triggers log every change. Reads catalogs only, in the current
 /// transaction, whose search path must be pinned. `None` if the feed is not needed.
 pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
@@ -39,7 +40,7 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
         return Ok(None);
     }
     let mut feed = check_feed(client, config).await?;
-    feed.bypasses = check_triggers(client, config).await?;
+    feed.faults = check_triggers(client, config).await?;
     Ok(Some(feed))
 }
 
@@ -228,19 +229,73 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
         version,
         channel: column(row, 2)?,
         database: column(row, 3)?,
-        bypasses: Vec::new(),
+        faults: Vec::new(),
     })
 }
 
-/// A table or partition whose trigger for a kind of change is missing or does not always fire.
+/// The triggers of a table or partition, as far as they do not log every change.
+#[derive(Debug, Default)]
 struct Gap {
     table: String,
-    /// A table rather than a partition.
-    root: bool,
-    op: String,
-    problem: &'static str,
+    /// The kinds of change that have no trigger.
+    missing: Vec<String>,
+    /// The names of triggers that are disabled, quoted.
+    disabled: Vec<String>,
+    /// The names of triggers that do not fire for a session with `session_replication_role = replica`, quoted.
+    not_always: Vec<String>,
+    /// Whether a subscription fills the table. Logical replication fires no statement triggers.
+    subscribed: bool,
 }
 
+impl Gap {
+    fn faults(&self) -> impl Iterator<Item = Fault> {
+        let table = &self.table;
+        let enable = |triggers: &[String]| {
+            let each = triggers
+                .iter()
+                .map(|name| format!("ENABLE ALWAYS TRIGGER {name}"));
+            format!(
+                "ALTER TABLE {table} {}",
+                each.collect::<Vec<_>>().join(", ")
+            )
+        };
+        let fault = |names: &[String], what: String, repair: String| {
+            (!names.is_empty()).then_some(Fault { what, repair })
+        };
+        let (missing, disabled) = (self.missing.join(", "), self.disabled.join(", "));
+        let not_always = self.not_always.join(", ");
+        let subscribed = self.subscribed.then(|| Fault {
+            what: format!(
+                "{table} is filled by logical replication, which fires no statement trigger"
+            ),
+            repair: "follow the publisher instead".to_owned(),
+        });
+        [
+            fault(
+                &self.missing,
+                format!("{table} has no trigger for {missing}"),
+                "oddscache sql install --apply (sql/install.sql), as the owner of the tables"
+                    .to_owned(),
+            ),
+            fault(
+                &self.disabled,
+                format!("on {table}, {disabled} is disabled"),
+                enable(&self.disabled),
+            ),
+            fault(
+                &self.not_always,
+                format!("on {table}, {not_always} is not ENABLE ALWAYS"),
+                enable(&self.not_always),
+            ),
+            subscribed,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// Finds the tables and partitions with changes that no trigger logs. Those of a foreign table are never logged, and
+/// nothing can be done about that.
 async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
     // trigger that always fires is enough, hence `bool_or`.
@@ -249,7 +304,8 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
            WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
            UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
            JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
-         SELECT node.oid::regclass::text, node.root, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
+         SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
+           coalesce(array_agg(quote_ident(t.tgname)) FILTER (WHERE t.oid IS NOT NULL), '{}'), \
            EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
@@ -267,69 +323,47 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
         .query_typed(sql, &parameters)
         .await
         .map_err(Error::database(DOING))?;
-    let mut gaps = Vec::new();
+    let mut gaps: Vec<Gap> = Vec::new();
     for row in &rows {
-        if column::<bool>(row, 5)? {
-            return Err(Error::Subscribed {
-                table: column(row, 0)?,
+        let table: String = column(row, 0)?;
+        // The rows of a table follow each other.
+        if gaps.last().is_none_or(|gap| gap.table != table) {
+            gaps.push(Gap {
+                table,
+                ..Gap::default()
             });
         }
+        let Some(gap) = gaps.last_mut() else { continue };
         let (always, enabled) = (
+            column::<Option<bool>>(row, 2)?,
             column::<Option<bool>>(row, 3)?,
-            column::<Option<bool>>(row, 4)?,
         );
-        let problem = match (always, enabled) {
-            (Some(true), _) => continue,
-            (None, _) => "missing",
-            (_, Some(true)) => "not ENABLE ALWAYS",
-            _ => "disabled",
-        };
-        gaps.push(Gap {
-            table: column(row, 0)?,
-            root: column(row, 1)?,
-            op: column(row, 2)?,
-            problem,
-        });
+        let triggers: Vec<String> = column(row, 4)?;
+        match (always, enabled) {
+            (Some(true), _) => {}
+            (None, _) => gap.missing.push(column(row, 1)?),
+            (_, Some(true)) => gap.not_always.extend(triggers),
+            _ => gap.disabled.extend(triggers),
+        }
+        gap.subscribed = column(row, 5)?;
     }
     Ok(gaps)
 }
 
-/// Checks that every table has its four triggers and that they always fire. A partition without them is only a warning:
-/// the parent's triggers see what is written through the parent. Returns the ways to write unseen.
-async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>, Error> {
+/// Says which changes of which tables no trigger logs.
+async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
     let gaps = gaps(client, config).await?;
-    if let Some(gap) = gaps.iter().find(|gap| gap.root) {
-        return Err(Error::Trigger {
-            table: gap.table.clone(),
-            trigger: format!("{}_{}", config.cache_schema, gap.op),
-            problem: gap.problem,
+    let mut faults: Vec<Fault> = gaps.iter().flat_map(Gap::faults).collect();
+    let others = faults.len().saturating_sub(MOST_FAULTS);
+    if others > 0 {
+        faults.truncate(MOST_FAULTS);
+        faults.push(Fault {
+            what: format!("{others} more of this kind"),
+            repair: "oddscache doctor names all".to_owned(),
         });
     }
-    if !gaps.is_empty() {
-        tracing::warn!(
-            triggers = gaps.len(),
-            "triggers are missing on partitions: a write that names such a partition instead of its parent shows only when \
-             the audit finds it; run `oddscache sql install --apply` again"
-        );
-    }
-    // A partition has a gap for each of the four kinds of change, and all read the same. Name it once.
-    let mut bypasses: Vec<String> = Vec::new();
-    for gap in &gaps {
-        let partition = &gap.table;
-        let bypass = match gap.problem {
-            "missing" => format!("writes straight into {partition}, which has no trigger"),
-            "disabled" => format!("writes straight into {partition}, whose trigger is disabled"),
-            _ => format!(
-                "writes straight into {partition} with session_replication_role = replica, since its trigger is not \
-                 ENABLE ALWAYS"
-            ),
-        };
-        if !bypasses.contains(&bypass) && bypasses.len() < MOST_BYPASSES {
-            bypasses.push(bypass);
-        }
-    }
-    Ok(bypasses)
+    Ok(faults)
 }
 
-/// The most bypasses that are named.
-const MOST_BYPASSES: usize = 8;
+/// The most faults that are named.
+const MOST_FAULTS: usize = 8;

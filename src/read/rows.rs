@@ -129,7 +129,7 @@ impl Reader<'_> {
         read: impl FnOnce(&Answer) -> Result<Vec<T>, tokio_postgres::Error>,
     ) -> Result<Vec<T>, Error> {
         let answer = statement.answer(doing, self.client, self.prepared, args);
-        let rows = read(&answer.await?).map_err(Error::database(doing))?;
+        let rows = read(&answer.await?).map_err(Error::of_rows(doing))?;
         RowCounters::add(&self.row_counters.rows, rows.len());
         Ok(rows)
     }
@@ -251,7 +251,7 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let rows = self.market_stream(side, ids).await?;
-        let rows: Vec<Row> = rows.try_collect().await.map_err(Error::database(MARKETS))?;
+        let rows: Vec<Row> = rows.try_collect().await.map_err(Error::of_rows(MARKETS))?;
         RowCounters::add(&self.row_counters.rows, rows.len());
         Ok(rows)
     }
@@ -265,7 +265,7 @@ impl Reader<'_> {
         let prepared = self.prepared.filter(|_| ids.len() <= MOST_PREPARED);
         let args = [Arg::Ids(ids)];
         let rows = statement.stream(self.client, prepared, &args).await;
-        rows.map_err(Error::database(MARKETS))
+        rows.map_err(Error::of_rows(MARKETS))
     }
 
     /// Packs market rows; returns the packed markets by snapshot id.
@@ -320,7 +320,7 @@ impl Reader<'_> {
             };
             let mut rows = select_all(streams.into_iter().map(Box::pin));
             loop {
-                let next = async { rows.try_next().await.map_err(Error::database(MARKETS)) };
+                let next = async { rows.try_next().await.map_err(Error::of_rows(MARKETS)) };
                 let row = match helpers {
                     [] => next.await?,
                     _ => within(silence, MARKETS, next).await?,
@@ -370,7 +370,7 @@ impl Packing {
     }
 
     fn push(&mut self, row: &Row, packed_markets: &mut MarketCollector<'_>) -> Result<(), Error> {
-        let (snapshot_id, row) = market(row).map_err(Error::database(MARKETS))?;
+        let (snapshot_id, row) = market(row).map_err(Error::of_rows(MARKETS))?;
         self.rows += 1;
         if let Some(problem) = packed_markets.push(snapshot_id, row) {
             self.malformed += 1;

@@ -1,13 +1,12 @@
 //! The first query of a read, inside its transaction ([`begin`]) or without one ([`peek`]).
 
-use futures_util::future::try_join;
 use tokio_postgres::Row;
 
 use crate::{
     config::Config,
     error::Error,
     model::{Micros, PgSnapshot},
-    postgres::statement::Prepared,
+    postgres::{pipeline::both, statement::Prepared},
     read::{rows::time, source::Source},
     store::state::{Cut, Moment},
 };
@@ -32,8 +31,7 @@ const BEGIN: &str = "beginning to read";
 
 /// Begins the transaction of a read: takes the locks, then the snapshot (R1 of [`crate::read`]).
 ///
-/// Both are sent at once, in one round trip. If the locks fail, the server refuses the second query with 25P02, and the
-/// error returned is one of the two.
+/// Both are sent at once, in one round trip.
 pub(crate) async fn begin(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -48,10 +46,20 @@ pub(crate) async fn begin(
         Some(_) => &names.begin_prepared,
         None => &names.begin,
     };
-    let locked = client.batch_execute(locks);
-    let ((), rows) = try_join(locked, names.cut.rows(client, prepared, &[]))
-        .await
-        .map_err(Error::database(BEGIN))?;
+    let locked = async {
+        client
+            .batch_execute(locks)
+            .await
+            .map_err(Error::database(BEGIN))
+    };
+    let cut = async {
+        names
+            .cut
+            .rows(client, prepared, &[])
+            .await
+            .map_err(Error::database(BEGIN))
+    };
+    let ((), rows) = both(locked, cut).await?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;

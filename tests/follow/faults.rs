@@ -122,29 +122,6 @@ async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
-/// Without a trigger the follower could miss changes. So it stops reading, and says which trigger is missing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_status_names_a_dropped_trigger_until_it_is_back() {
-    let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let before = followed.check("the seed").await;
-    let drop = "drop trigger oddscache_update on market_odds";
-    followed.run(drop).await;
-    let error = followed.disconnected().await;
-    assert!(matches!(error, Error::Trigger { .. }), "{error:?}");
-    let text = error.to_string();
-    for word in ["market_odds", "oddscache_update", "missing"] {
-        assert!(text.contains(word), "{text}");
-    }
-    followed.set_line(9).await;
-    let view = followed.cache.view();
-    assert_eq!(dump(&view), before);
-    eventually("ages", async || view.age() > Duration::from_millis(300)).await;
-    psql(&database.name, &["-qf", "sql/install.sql"]);
-    assert_ne!(before, followed.check("installed again").await);
-    followed.step(CHANGE).await;
-}
-
 /// While the change feed is missing, the view stays as it is. It is current again after the installation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {

@@ -32,10 +32,12 @@ async fn a_trigger_dropped_before_the_snapshot_is_noticed() {
     })
     .await;
     run(&migration, "commit").await;
-    let error = cache.ready().await.expect_err("it must not become warm");
-    assert!(matches!(error, Error::Trigger { .. }), "{error:?}");
-    assert!(error.to_string().contains("oddscache_update"), "{error}");
-    follower.await.expect("no panic").expect_err("it ends");
+    cache.ready().await.expect("warm");
+    let status = cache.status();
+    let is_it =
+        matches!(&status, Status::Degraded { faults, .. } if faults[0].what.contains("update"));
+    assert!(is_it, "{status}");
+    follower.abort();
 }
 
 /// When row security was enabled on a table while the cache followed, the view lost rows that the role could no longer

@@ -3,6 +3,7 @@
 mod audit;
 mod bounds;
 mod dead_peers;
+mod degraded;
 mod faults;
 mod handles;
 mod holes;

@@ -4,6 +4,7 @@
 //! only these, and empty ones. So it never touches current data.
 
 use fastrand::Rng;
+use oddscache::sql::Script;
 use tokio_postgres::{Error, Transaction};
 
 use super::effect::Effect;
@@ -126,6 +127,8 @@ pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect
         "alter table odds_snapshots attach partition {leaf} for values from ('{from}') to ('{to}')"
     ))
     .await?;
+    // As the feed's documentation asks of whoever creates partitions: give it its triggers.
+    tx.batch_execute(Script::Install.text()).await?;
     Ok(Effect {
         rows: 1 + snapshots,
         snapshots,

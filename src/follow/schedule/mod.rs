@@ -3,9 +3,10 @@
 //! Three parts decide together:
 //! - [`spacing`]: how long to rest after several reloads in a row, and after reads that found nothing;
 //! - [`polling`]: whether to wait for a notification, or to read every few milliseconds;
-//! - the audit, which is due at its own time.
+//! - the audit, or [`rereads`] while the change feed is not whole: due at their own time.
 
 pub(crate) mod polling;
+pub(crate) mod rereads;
 pub(crate) mod spacing;
 
 use std::time::{Duration, Instant};

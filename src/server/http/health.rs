@@ -20,7 +20,9 @@ use oddscache::{OddsCache, ReloadReason, Status};
 /// view was current when it began. A reload after an outage does not: only its end proves that the outage is over.
 pub(crate) fn follows(status: &Status) -> bool {
     match status {
-        Status::Live | Status::PollingOnly { .. } | Status::Detached => true,
+        Status::Live | Status::PollingOnly { .. } | Status::Degraded { .. } | Status::Detached => {
+            true
+        }
         Status::Resyncing { reason, .. } => *reason != ReloadReason::ConnectionLost,
         _ => false,
     }

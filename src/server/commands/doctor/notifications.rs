@@ -63,9 +63,7 @@ pub(super) async fn check(context: &Context<'_>, server: &Server) -> Finding {
         | Error::FeedElsewhere { .. }
         | Error::MissingTable { .. }
         | Error::MissingRight { .. }
-        | Error::RowSecurity { .. }
-        | Error::Subscribed { .. }
-        | Error::Trigger { .. } => Finding::info(ID, "not tried: a follower would end before it listens"),
+        | Error::RowSecurity { .. } => Finding::info(ID, "not tried: a follower would end before it listens"),
         error => Finding::of_error(ID, Level::Warn, &error.to_string()).why(POLLS),
     }
 }
