@@ -41,6 +41,7 @@ use crate::{
         schema::Names,
         source::Source,
         transaction::{self, ReadStart},
+        unreadable::Unreadable,
     },
     sql::FEED_VERSION,
     store::{
@@ -82,6 +83,8 @@ pub struct Follower {
     /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
     whole_at: Moment,
     degraded: Degraded,
+    /// Outlives the connection, so that a row is tried ever more seldom.
+    unreadable: Unreadable,
     /// Pauses between connections. A read of changes resets it, a warmup does not. Otherwise a failure right after each
     /// warmup would cause one warmup after the other, without longer pauses.
     backoff: Backoff,
@@ -155,6 +158,7 @@ impl Follower {
             rereads: Rereads::default(),
             whole_at: Moment::now(),
             degraded: Degraded::default(),
+            unreadable: Unreadable::default(),
             backoff: Backoff::for_connections(),
             connections: 0,
             last_warmup: None,
@@ -371,7 +375,8 @@ impl Follower {
             rows = Empty,
             events = Empty
         );
-        let read = read::everything(source, prepared, &mut self.draft, reason.clone(), start);
+        let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
+        let read = read::everything(source, prepared, draft, unreadable, reason.clone(), start);
         let read = within(self.config.warmup_timeout, WARMING_UP, read);
         let (known, done) = match read.instrument(span.clone()).await {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
@@ -398,6 +403,8 @@ impl Follower {
         let begun_at = Instant::now();
         let until_audit = || self.audit.until_due(begun_at);
         let until_due = self.rereads.until_due(begun_at).unwrap_or_else(until_audit);
+        let until_retry = self.unreadable.until_due(begun_at);
+        let until_due = until_retry.map_or(until_due, |retry| retry.min(until_due));
         let wake = self.schedule.next(until_due);
         // A notification or request that comes during the rest is remembered, and ends the wait at once.
         sleep(wake.rest).await;
@@ -467,7 +474,14 @@ impl Follower {
         step: Step,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
-        let Err(error) = self.read(reader, known, None, Some(step)).await else {
+        let mut result = self.read(reader, known, None, Some(step.clone())).await;
+        if let Err(error) = &result
+            && self.looks_for_rows(error, reader)
+        {
+            self.roll_back(reader).await?;
+            result = self.read(reader, known, None, Some(step)).await;
+        }
+        let Err(error) = result else {
             return Ok(());
         };
         self.audit.failed(begun_at.elapsed(), Instant::now());
@@ -508,7 +522,8 @@ impl Follower {
         };
         let epoch = self.epoch;
         let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
-        let changes = read::changes(source, &mut self.prepared, &mut self.draft, known, cause);
+        let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
+        let changes = read::changes(source, &mut self.prepared, draft, known, unreadable, cause);
         let changes = within(self.config.read_timeout, READING, changes);
         match changes.instrument(span.clone()).await? {
             Read::Done(mut done) => {
@@ -577,11 +592,14 @@ impl Follower {
         mismatches.is_empty()
     }
 
-    /// Handles the error of a read. After a lock time-out or a conflict it rolls back and pauses. The caller may then
-    /// read again from the same cursor, because nothing was applied. It returns any other error, which ends the
-    /// connection.
+    /// Handles the error of a read. If a row could not be read, it rolls back, and the next read looks for that row. After
+    /// a lock time-out or a conflict it rolls back and pauses. The caller may then read again from the same cursor, because
+    /// nothing was applied. It returns any other error, which ends the connection.
     async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
         let reader = &session.reader;
+        if self.looks_for_rows(&error, reader) {
+            return self.roll_back(reader).await;
+        }
         let again = error.is_conflict() && !reader.is_closed();
         if !again {
             return Err(error);
@@ -593,6 +611,19 @@ impl Follower {
         self.troubled(error);
         sleep(pause).await;
         Ok(())
+    }
+
+    /// Whether a read failed at a row, and the next one will find that row. It can be made at once, because it does not
+    /// fail for the same reason.
+    fn looks_for_rows(&mut self, error: &Error, reader: &Connection) -> bool {
+        let is_it = matches!(error, Error::UnreadableRow { .. });
+        if !is_it || self.unreadable.is_careful() || reader.is_closed() {
+            return false;
+        }
+        add(&self.publisher.counters().failures, 1);
+        tracing::warn!(%error, "looking for the row");
+        self.unreadable.search();
+        true
     }
 
     async fn roll_back(&self, reader: &Connection) -> Result<(), Error> {
@@ -638,6 +669,7 @@ impl Follower {
         counters
             .malformed_rows_read
             .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
+        add(&counters.unreadable_rows, done.unreadable_rows_found);
         add(&counters.evicted_events, done.evicted);
         if let Some((reload, _)) = &done.warmup {
             add(&counters.reloads, 1);
@@ -667,19 +699,11 @@ impl Follower {
 
     /// Notes a read of everything that began at `began`: what it found of the feed, and when to read everything again.
     fn read_whole(&mut self, known: &ReadState, began: Moment) {
-        let faults = known
-            .feed()
-            .map(|feed| feed.faults.clone())
-            .unwrap_or_default();
+        let is_whole = known.feed().is_none_or(|feed| feed.faults.is_empty());
         let connections = self.config.warmup_connections;
-        self.rereads.ended(
-            faults.is_empty(),
-            began.elapsed(),
-            connections,
-            Instant::now(),
-        );
+        self.rereads
+            .ended(is_whole, began.elapsed(), connections, Instant::now());
         self.whole_at = began;
-        self.degraded.note(faults);
     }
 
     fn publish(&mut self, known: &ReadState, done: Done) {
@@ -740,6 +764,11 @@ impl Follower {
             self.publisher.timers().record(done.took.as_ref(), shown);
         }
         self.publisher.set_change_log(known.change_log());
+        let mut faults = known
+            .feed()
+            .map_or_else(Vec::new, |feed| feed.faults.clone());
+        faults.extend(self.unreadable.faults());
+        self.degraded.note(faults);
         self.troubled_since = None;
         self.publisher.set_status(self.following_status());
     }

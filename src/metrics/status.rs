@@ -177,6 +177,9 @@ pub struct Counters {
     /// How many of these rows were malformed: market rows, and snapshots without a time. Those of audits are not
     /// counted.
     pub malformed_rows_read: u64,
+    /// Rows that the server could not send, when a read found them: see [`Status::Degraded`]. Each counts once, as long as
+    /// it stays so.
+    pub unreadable_rows: u64,
     /// States that were published.
     pub published: u64,
     /// Events that were dropped because they left the window: their kickoff lay too far back.

@@ -102,6 +102,18 @@ impl ChangeSet {
         *self == ChangeSet::default()
     }
 
+    /// The keys of a table, as the log names them.
+    pub(crate) fn of(&mut self, table: Table) -> &mut BTreeSet<i64> {
+        match table {
+            Table::Events => &mut self.events,
+            Table::OddsSnapshots => &mut self.betpawa,
+            Table::CompetitorEvents => &mut self.competitors,
+            Table::CompetitorOddsSnapshots => &mut self.competitor_events,
+            Table::MarketOdds => &mut self.betpawa_markets,
+            Table::CompetitorMarketOdds => &mut self.competitor_markets,
+        }
+    }
+
     /// Adds the keys that a log row names. An error is the reason to read everything (F2).
     fn add(
         &mut self,
@@ -121,12 +133,7 @@ impl ChangeSet {
             ));
         }
         let set = match Table::of_name(table_name) {
-            Some(Table::Events) => &mut self.events,
-            Some(Table::OddsSnapshots) => &mut self.betpawa,
-            Some(Table::CompetitorEvents) => &mut self.competitors,
-            Some(Table::CompetitorOddsSnapshots) => &mut self.competitor_events,
-            Some(Table::MarketOdds) => &mut self.betpawa_markets,
-            Some(Table::CompetitorMarketOdds) => &mut self.competitor_markets,
+            Some(table) => self.of(table),
             None if table_name == HEARTBEAT => return Ok(()),
             None => return Err(ReloadReason::NotUnderstood.into()),
         };

@@ -22,6 +22,7 @@ use crate::{
         change_log::ChangeSet,
         plan::{Plan, Scope},
         rows::{Reader, Side, SnapshotHeaders},
+        unreadable::Search,
     },
     store::draft::Draft,
 };
@@ -68,7 +69,7 @@ pub(crate) async fn changed(
     newest: &mut Newest,
 ) -> Result<(Plan, PlanMarkets), Error> {
     // First round: the guess. An empty request still reads the linked events, because the log does not name them.
-    let mut request = match are_few(change_set) {
+    let mut request = match are_few(change_set) && reader.search.is_none() {
         true => Request::at_once(draft, change_set, *newest),
         false => Request::default(),
     };
@@ -96,7 +97,8 @@ pub(crate) async fn changed(
     );
     let scope = scope.await?;
     newest.note(&headers);
-    let plan = Plan::part(draft, change_set, scope, headers);
+    let kept = reader.search.map(Search::kept).unwrap_or_default();
+    let plan = Plan::part(draft, change_set, scope, headers, kept);
     let packed_markets = PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await?;
     Ok((plan, packed_markets))
 }
@@ -297,11 +299,19 @@ impl PlanMarkets {
             })
         };
         match shared.await {
-            Err(error) if !helpers.is_empty() => {
-                tracing::info!(%error, "reading on several connections failed; reading on one");
-                PlanMarkets::read(reader, plan, draft).await
+            // This connection's transaction may be aborted, and alone it would meet the same row.
+            Err(error) if helpers.is_empty() || matches!(error, Error::UnreadableRow { .. }) => {
+                Err(error)
             }
-            read => read,
+            Err(error) => {
+                tracing::info!(%error, "reading on several connections failed; reading on one");
+                match PlanMarkets::read(reader, plan, draft).await {
+                    // It was this connection that had failed.
+                    Err(consequence) if consequence.is_consequence() => Err(error),
+                    read => read,
+                }
+            }
+            Ok(read) => Ok(read),
         }
     }
 

@@ -14,6 +14,7 @@ pub(crate) mod audit;
 pub(crate) mod change_log;
 pub(crate) mod changed;
 pub(crate) mod fingerprint;
+mod halves;
 pub(crate) mod parallel;
 pub(crate) mod plan;
 pub(crate) mod preflight;
@@ -21,6 +22,7 @@ pub(crate) mod rows;
 pub(crate) mod schema;
 pub(crate) mod source;
 pub(crate) mod transaction;
+pub(crate) mod unreadable;
 
 use std::{
     sync::Arc,
@@ -56,7 +58,9 @@ use crate::{
         schema::Catalog,
         source::Source,
         transaction::ReadStart,
+        unreadable::{Key, Search, Unreadable},
     },
+    sql::Table,
     store::{
         draft::Draft,
         state::{Cut, Moment},
@@ -151,6 +155,8 @@ pub(crate) struct Done {
     pub(crate) snapshots_read: usize,
     pub(crate) rows_read: u64,
     pub(crate) malformed_rows_read: u64,
+    /// Rows that the server cannot send, and could until now.
+    pub(crate) unreadable_rows_found: usize,
     pub(crate) evicted: usize,
     /// Set if this was a read of changes.
     pub(crate) shown: Option<Shown>,
@@ -171,6 +177,7 @@ impl Done {
             snapshots_read: 0,
             rows_read: 0,
             malformed_rows_read: 0,
+            unreadable_rows_found: 0,
             evicted: 0,
             shown: None,
             took: None,
@@ -244,13 +251,21 @@ pub(crate) async fn everything(
     source: Source<'_>,
     prepared: Option<&Prepared>,
     draft: &mut Draft,
+    unreadable: &mut Unreadable,
     reason: Reload,
     start: ReadStart,
 ) -> Result<(ReadState, Done), Error> {
+    let search = unreadable.begin();
     let row_counters = RowCounters::default();
     let (schema, cursor) = Schema::load(source, &start).await?;
-    let (plan, packed_markets, newest) =
-        all_rows(source, &schema.catalog, &start, draft, &row_counters).await?;
+    let (plan, packed_markets, newest) = all_rows(
+        source,
+        &schema.catalog,
+        &start,
+        draft,
+        (&row_counters, search.as_ref()),
+    )
+    .await?;
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
     }
@@ -258,11 +273,14 @@ pub(crate) async fn everything(
 
     // The rest cannot fail and has no await, so it happens whole or not at all (R2).
     let mut next = draft.successor();
+    plan.keep(draft, &mut next);
     let snapshots_read = packed_markets.apply(plan, &mut next);
     next.replace(draft);
     *draft = next;
+    let unreadable_rows_found = note_unreadable(unreadable, search, draft, |_| true);
     let done = Done {
         snapshots_read,
+        unreadable_rows_found,
         rows_read: row_counters.rows(),
         malformed_rows_read: row_counters.malformed(),
         warmup: Some((reason, warmup_stats(draft, &start))),
@@ -343,7 +361,7 @@ async fn all_rows(
     catalog: &Catalog,
     start: &ReadStart,
     draft: &mut Draft,
-    row_counters: &RowCounters,
+    (row_counters, search): (&RowCounters, Option<&Search>),
 ) -> Result<(Plan, PlanMarkets, Newest), Error> {
     let Source {
         client,
@@ -356,9 +374,13 @@ async fn all_rows(
         prepared: None,
         names_malformed: true,
         row_counters,
+        search,
     };
     // The helpers connect while this connection reads the headers, so opening them costs no time.
-    let exported = parallel::export(client, config, start).await?;
+    let exported = match search {
+        Some(_) => None,
+        None => parallel::export(client, config, start).await?,
+    };
     let (headers, helpers) = join(
         reader.all_headers(start.window_start),
         parallel::open(config, names, start, exported.as_deref()),
@@ -367,7 +389,7 @@ async fn all_rows(
     let headers = headers?;
     let mut newest = Newest::default();
     newest.note(&headers);
-    let plan = Plan::whole(headers);
+    let plan = Plan::whole(headers, search.map(Search::kept).unwrap_or_default());
     let helper_readers: Vec<Reader<'_>> = helpers
         .iter()
         .map(|helper| Reader {
@@ -424,9 +446,13 @@ pub(crate) async fn changes(
     prepared: &mut Option<Prepared>,
     draft: &mut Draft,
     state: &mut ReadState,
+    unreadable: &mut Unreadable,
     cause: Cause,
 ) -> Result<Read, Error> {
+    let now = Instant::now();
+    let is_due = unreadable.until_due(now).is_some_and(|due| due.is_zero());
     if matches!(cause, Cause::Time)
+        && !is_due
         && let Some(done) = prove_unchanged(source, draft, state).await?
     {
         return Ok(Read::Done(Box::new(done)));
@@ -435,14 +461,22 @@ pub(crate) async fn changes(
         Cause::Audit(step) => Some(step),
         Cause::News | Cause::Time => None,
     };
-    match read_changes(source, prepared.as_ref(), draft, state, step.clone()).await {
+    let read = read_changes(
+        source,
+        prepared.as_ref(),
+        draft,
+        state,
+        unreadable,
+        step.clone(),
+    );
+    match read.await {
         // Nothing was applied (R2), so the same read can be made again.
         Err(error) if error.is_unprepared() => *prepared = None,
         read => return read,
     }
     let rollback = source.client.batch_execute("ROLLBACK").await;
     rollback.map_err(Error::database(BEGIN))?;
-    read_changes(source, None, draft, state, step).await
+    read_changes(source, None, draft, state, unreadable, step).await
 }
 
 /// Compares the server's snapshot with that of the last read. If both are equal, no transaction has ended since (R5):
@@ -506,14 +540,17 @@ async fn read_changes(
     prepared: Option<&Prepared>,
     draft: &mut Draft,
     state: &mut ReadState,
+    unreadable: &mut Unreadable,
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
     let locked_at = Instant::now();
     let opened = open(source, prepared, state).await?;
-    let (start, changed, seen) = match opened.news(source, state).await? {
+    let (start, mut changed, seen) = match opened.news(source, state).await? {
         Ok(news) => news,
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
+    let search = unreadable.begin();
+    unreadable.add_due(&mut changed.change_set, locked_at);
     let row_counters = RowCounters::default();
     let for_audit = step.is_some();
     let rows = Rows::read(
@@ -524,7 +561,7 @@ async fn read_changes(
         &start,
         &changed.change_set,
         step,
-        &row_counters,
+        (&row_counters, search.as_ref()),
     );
     let rows = rows.await?;
     let watched = rows.any().then_some(&state.schema.watched);
@@ -537,6 +574,12 @@ async fn read_changes(
         packed_markets.apply(plan, draft)
     });
     let evicted = draft.evict(start.window_start);
+    // The sample is of the same snapshot, so it is compared once the changes are applied.
+    let audited = rows
+        .sample
+        .map(|sample| sample.compare(draft, search.as_ref()));
+    let is_tried = |(table, id)| changed.change_set.of(table).contains(&id);
+    let unreadable_rows_found = note_unreadable(unreadable, search, draft, is_tried);
     let began = start.began.monotonic;
     let took = Took {
         read: read_at.saturating_duration_since(began),
@@ -556,17 +599,34 @@ async fn read_changes(
         snapshots_read,
         rows_read: row_counters.rows(),
         malformed_rows_read: row_counters.malformed(),
+        unreadable_rows_found,
         evicted,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
-        // The sample is of the same snapshot, so it is compared once the changes are applied.
-        audited: rows.sample.map(|sample| sample.compare(draft)),
+        audited,
         ..Done::unchanged(start.began)
     };
     state.newest = rows.newest;
     let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
     state.at = Position::of(start, cursor, locked_at);
     Ok(Read::Done(Box::new(done)))
+}
+
+/// Notes which rows a read could not have, once it is applied. Returns how many of them are new.
+fn note_unreadable(
+    unreadable: &mut Unreadable,
+    search: Option<Search>,
+    draft: &Draft,
+    is_tried: impl FnMut(Key) -> bool,
+) -> usize {
+    let found = search.map_or(0, |search| {
+        unreadable.ended(search, is_tried, Instant::now())
+    });
+    unreadable.keep_held(|table, id| match table {
+        Table::MarketOdds => draft.events_of_betpawa_snapshot(id).next().is_some(),
+        _ => draft.events_of_competitor_snapshot(id).next().is_some(),
+    });
+    found
 }
 
 /// The answers to the queries at the beginning of a read.
@@ -689,9 +749,9 @@ impl<'p> Rows<'p> {
         start: &ReadStart,
         change_set: &ChangeSet,
         step: Option<audit::Step>,
-        row_counters: &RowCounters,
+        (row_counters, search): (&RowCounters, Option<&Search>),
     ) -> Result<Rows<'p>, Error> {
-        let few = changed::are_few(change_set) && step.is_none();
+        let few = changed::are_few(change_set) && step.is_none() && search.is_none();
         let replan = async {
             match prepared.is_some() && !few {
                 true => source
@@ -709,6 +769,7 @@ impl<'p> Rows<'p> {
             prepared,
             names_malformed: true,
             row_counters,
+            search,
         };
         let mut newest = state.newest;
         let window_start = start.window_start;
@@ -786,23 +847,35 @@ impl Sample {
         let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();
         ids.dedup();
-        let plan = Plan::whole(SnapshotHeaders {
+        // The audit does not apply what it reads, so it leaves these to the reads that try them again.
+        if let Some(search) = reader.search {
+            let unreadable = search.events(draft);
+            ids.retain(|id| !unreadable.contains(id));
+        }
+        let headers = SnapshotHeaders {
             kickoffs: reader.kickoffs(window_start, &ids).await?,
             betpawa: reader.betpawa_headers(&ids).await?,
             competitors: reader.competitor_headers(&ids, &[]).await?,
-        });
+        };
+        let kept = reader.search.map(Search::kept).unwrap_or_default();
+        let plan = Plan::whole(headers, kept);
         let packed_markets = PlanMarkets::read(reader, &plan, draft).await?;
         Ok(Sample::Events(ids, Box::new(plan), packed_markets))
     }
 
     /// Compares the rows with a draft that was brought to the same snapshot.
-    fn compare(self, draft: &mut Draft) -> Audited {
+    fn compare(self, draft: &mut Draft, search: Option<&Search>) -> Audited {
         match self {
             Sample::Window(ids) => Audited::Window(ids),
-            Sample::Events(ids, plan, packed_markets) => {
+            Sample::Events(mut ids, plan, packed_markets) => {
                 // A second draft that shares the interned names, so that equal snapshots compare as equal.
                 let mut read = draft.successor();
+                plan.keep(draft, &mut read);
                 packed_markets.apply(*plan, &mut read);
+                if let Some(search) = search {
+                    let unreadable = search.events(draft);
+                    ids.retain(|id| !unreadable.contains(id));
+                }
                 let mismatches = audit::compare(draft, &read, &ids);
                 draft.packer = std::mem::take(&mut read.packer);
                 Audited::Events {

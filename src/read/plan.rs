@@ -22,6 +22,7 @@ use crate::{
     read::{
         change_log::ChangeSet,
         rows::{SnapshotHeader, SnapshotHeaders},
+        unreadable::Kept,
     },
     store::draft::Draft,
 };
@@ -72,6 +73,15 @@ impl Scope {
         }
     }
 
+    /// Takes out what cannot be read, so that the draft keeps it as it is held.
+    fn keep(&mut self, kept: &Kept) {
+        self.events.retain(|id| !kept.events.contains(id));
+        let is_read =
+            |id: &i64, side: &BTreeSet<i64>| !kept.events.contains(id) && !side.contains(id);
+        self.betpawa.retain(|id| is_read(id, &kept.betpawa));
+        self.competitors.retain(|id| is_read(id, &kept.competitors));
+    }
+
     /// Narrows the sides to the events in the window, which are the keys of `kickoffs`. Adds both sides of those that
     /// are not held yet (A3).
     pub(crate) fn narrow(&mut self, draft: &Draft, kickoffs: &HashMap<i64, Micros>) {
@@ -103,6 +113,8 @@ pub(crate) struct Plan {
     /// Ascending by event; those of one event in the order of the answer.
     betpawa: Vec<Planned<i64>>,
     competitors: Vec<Planned<Source>>,
+    /// What cannot be read, so that the draft keeps it.
+    kept: Kept,
 }
 
 impl Plan {
@@ -110,9 +122,11 @@ impl Plan {
     pub(crate) fn part(
         draft: &Draft,
         change_set: &ChangeSet,
-        scope: Scope,
+        mut scope: Scope,
         headers: SnapshotHeaders,
+        kept: Kept,
     ) -> Plan {
+        scope.keep(&kept);
         // The snapshot held under the same key, whose packed markets may be kept (A1).
         let betpawa =
             |header: &SnapshotHeader<i64>| draft.event(header.event_id)?.betpawa.get(header.key);
@@ -131,18 +145,44 @@ impl Plan {
             kickoffs: headers.kickoffs,
             betpawa,
             competitors,
+            kept,
         }
     }
 
-    /// The plan for an empty draft and all events of `headers`.
-    pub(crate) fn whole(headers: SnapshotHeaders) -> Plan {
+    /// The plan for an empty draft and all events of `headers`. What is kept must be [kept](Plan::keep) in that draft.
+    pub(crate) fn whole(headers: SnapshotHeaders, kept: Kept) -> Plan {
         let all: BTreeSet<i64> = headers.kickoffs.keys().copied().collect();
         let scope = Scope {
             events: all.clone(),
             betpawa: all.clone(),
             competitors: all,
         };
-        Plan::part(&Draft::default(), &ChangeSet::default(), scope, headers)
+        let (draft, change_set) = (Draft::default(), ChangeSet::default());
+        Plan::part(&draft, &change_set, scope, headers, kept)
+    }
+
+    /// Copies what is kept from `held` into an empty draft that shares its interned names.
+    pub(crate) fn keep(&self, held: &Draft, draft: &mut Draft) {
+        let Kept {
+            events,
+            betpawa,
+            competitors,
+        } = &self.kept;
+        for id in events.iter().chain(betpawa).chain(competitors) {
+            let Some(event) = held.event(*id) else {
+                continue;
+            };
+            let is_whole = events.contains(id);
+            let betpawa = match is_whole || betpawa.contains(id) {
+                true => event.betpawa.clone(),
+                false => BetpawaSnapshots::default(),
+            };
+            let competitors = match is_whole || competitors.contains(id) {
+                true => event.competitors.clone(),
+                false => CompetitorSnapshots::default(),
+            };
+            draft.set(*id, event.kickoff, betpawa, competitors);
+        }
     }
 
     /// Ids of the snapshots of `odds_snapshots` whose markets must be read, ascending.

@@ -24,7 +24,7 @@ use crate::{
         connection::within,
         statement::{Answer, Arg, Prepared, Statement},
     },
-    read::schema::Catalog,
+    read::{schema::Catalog, unreadable::Search},
     sql::Table,
 };
 
@@ -85,6 +85,11 @@ pub(crate) struct RowCounters {
 }
 
 impl RowCounters {
+    /// Counts rows of the application's tables.
+    pub(crate) fn read(&self, rows: usize) {
+        RowCounters::add(&self.rows, rows);
+    }
+
     fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -117,11 +122,31 @@ pub(crate) struct Reader<'c> {
     /// Whether to log and count malformed rows. Off for the audit, which reads rows that were read before.
     pub(crate) names_malformed: bool,
     pub(crate) row_counters: &'c RowCounters,
+    /// Given if the read looks for rows that the server cannot send. It then reads around them, on one connection and
+    /// without prepared statements.
+    pub(crate) search: Option<&'c Search>,
 }
 
 impl Reader<'_> {
-    /// Runs a statement, decodes its answer with `read`, and counts the rows.
+    /// Runs a statement, decodes its answer with `read`, and counts the rows. The ids among its arguments are keys of
+    /// `table`.
     async fn query<T>(
+        &self,
+        (doing, table): (&'static str, Table),
+        statement: &Statement,
+        args: &[Arg<'_>],
+        read: impl Fn(&Answer) -> Result<Vec<T>, tokio_postgres::Error>,
+    ) -> Result<Vec<T>, Error> {
+        match self.search {
+            None => self.at_once(doing, statement, args, read).await,
+            Some(search) => {
+                self.by_halves(search, (doing, table), statement, args, read)
+                    .await
+            }
+        }
+    }
+
+    pub(super) async fn at_once<T>(
         &self,
         doing: &'static str,
         statement: &Statement,
@@ -130,20 +155,33 @@ impl Reader<'_> {
     ) -> Result<Vec<T>, Error> {
         let answer = statement.answer(doing, self.client, self.prepared, args);
         let rows = read(&answer.await?).map_err(Error::of_rows(doing))?;
-        RowCounters::add(&self.row_counters.rows, rows.len());
+        self.row_counters.read(rows.len());
         Ok(rows)
     }
 
     /// The events in the window, and the headers of all their latest snapshots.
     pub(crate) async fn all_headers(&self, window_start: Micros) -> Result<SnapshotHeaders, Error> {
+        let kickoffs = self.all_kickoffs(window_start).await?;
+        if self.search.is_some() {
+            // By keys, so that they can be halved.
+            let mut ids: Vec<i64> = kickoffs.keys().copied().collect();
+            ids.sort_unstable();
+            return Ok(SnapshotHeaders {
+                kickoffs,
+                betpawa: self.betpawa_headers(&ids).await?,
+                competitors: self.competitor_headers(&ids, &[]).await?,
+            });
+        }
         let window = [Arg::Time(window_start)];
+        let betpawa = &self.catalog.all_betpawa_headers;
+        let competitors = &self.catalog.all_competitor_headers;
         Ok(SnapshotHeaders {
-            kickoffs: self.all_kickoffs(window_start).await?,
+            kickoffs,
             betpawa: self
-                .headers(&self.catalog.all_betpawa_headers, &window, bookmakers)
+                .headers(Table::OddsSnapshots, betpawa, &window, bookmakers)
                 .await?,
             competitors: self
-                .headers(&self.catalog.all_competitor_headers, &window, sources)
+                .headers(Table::CompetitorEvents, competitors, &window, sources)
                 .await?,
         })
     }
@@ -153,9 +191,12 @@ impl Reader<'_> {
         &self,
         window_start: Micros,
     ) -> Result<HashMap<i64, Micros>, Error> {
+        if let Some(search) = self.search {
+            return self.kickoffs_by_halves(search, window_start).await;
+        }
         let window = [Arg::Time(window_start)];
         let all = &self.catalog.all_kickoffs;
-        let kickoffs = self.query(EVENTS, all, &window, kickoffs).await?;
+        let kickoffs = self.at_once(EVENTS, all, &window, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
@@ -170,7 +211,8 @@ impl Reader<'_> {
         }
         let parameters = [Arg::Time(window_start), Arg::Ids(event_ids)];
         let some = &self.catalog.some_kickoffs;
-        let kickoffs = self.query(EVENTS, some, &parameters, kickoffs).await?;
+        let of = (EVENTS, Table::Events);
+        let kickoffs = self.query(of, some, &parameters, kickoffs).await?;
         Ok(kickoffs.into_iter().collect())
     }
 
@@ -183,7 +225,8 @@ impl Reader<'_> {
             return Ok(Vec::new());
         }
         let headers = &self.catalog.some_betpawa_headers;
-        self.headers(headers, &[Arg::Ids(event_ids)], bookmakers)
+        let ids = [Arg::Ids(event_ids)];
+        self.headers(Table::OddsSnapshots, headers, &ids, bookmakers)
             .await
     }
 
@@ -199,18 +242,20 @@ impl Reader<'_> {
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
         let headers = &self.catalog.some_competitor_headers;
-        self.headers(headers, &args, sources).await
+        self.headers(Table::CompetitorEvents, headers, &args, sources)
+            .await
     }
 
     /// Reads headers, and logs those without a time.
     async fn headers<K>(
         &self,
+        table: Table,
         statement: &Statement,
         args: &[Arg<'_>],
-        keys: impl FnOnce(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
+        keys: impl Fn(&Answer) -> Result<Vec<K>, tokio_postgres::Error>,
     ) -> Result<Vec<SnapshotHeader<K>>, Error> {
-        let read = |answer: &Answer| headers(answer, keys);
-        let headers = self.query(HEADERS, statement, args, read).await?;
+        let read = |answer: &Answer| headers(answer, &keys);
+        let headers = self.query((HEADERS, table), statement, args, read).await?;
         if self.names_malformed {
             let unknown = |header: &&SnapshotHeader<K>| header.captured_at == Micros::UNKNOWN;
             let malformed = headers.iter().filter(unknown).count();
@@ -242,7 +287,8 @@ impl Reader<'_> {
             let kickoffs = kickoffs.map(|time| Some(time?.0));
             Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
         };
-        self.query(EVENTS, linked, &args, events).await
+        let of = (EVENTS, Table::CompetitorOddsSnapshots);
+        self.query(of, linked, &args, events).await
     }
 
     /// The market rows of a few snapshots, to be packed later.
@@ -252,7 +298,7 @@ impl Reader<'_> {
         }
         let rows = self.market_stream(side, ids).await?;
         let rows: Vec<Row> = rows.try_collect().await.map_err(Error::of_rows(MARKETS))?;
-        RowCounters::add(&self.row_counters.rows, rows.len());
+        self.row_counters.read(rows.len());
         Ok(rows)
     }
 
@@ -303,6 +349,9 @@ impl Reader<'_> {
         ids: &[i64],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
+        if let Some(search) = self.search {
+            return self.markets_by_halves(search, side, ids, packer).await;
+        }
         let mut found = HashMap::with_capacity(ids.len());
         let mut packing = Packing::new(side, self.names_malformed);
         let readers = helpers.len() + 1;
@@ -330,7 +379,7 @@ impl Reader<'_> {
             }
             found.extend(packed_markets.finish());
         }
-        RowCounters::add(&self.row_counters.rows, packing.rows);
+        self.row_counters.read(packing.rows);
         packing.end(self.row_counters);
         Ok(found)
     }
@@ -397,11 +446,11 @@ impl Packing {
     }
 }
 
-const EVENTS: &str = "reading events";
+pub(super) const EVENTS: &str = "reading events";
 const HEADERS: &str = "reading the latest snapshots";
-const MARKETS: &str = "reading markets";
+pub(super) const MARKETS: &str = "reading markets";
 
-fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
+pub(super) fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_postgres::Error> {
     let kickoffs = answer.column::<PostgresTime>(1)?.into_iter();
     let kickoffs = kickoffs.map(|time| time.0);
     Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
@@ -443,7 +492,8 @@ fn sources(answer: &Answer) -> Result<Vec<Source>, tokio_postgres::Error> {
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
     let market = MarketRow {
-        row_id: row.try_get(0)?,
+        // Nothing depends on it, so a table without a primary key may have none.
+        row_id: row.try_get::<_, Option<i64>>(0)?.unwrap_or_default(),
         betpawa_market_id: row.try_get(2)?,
         betpawa_market_name: row.try_get(3)?,
         line: row.try_get(4)?,

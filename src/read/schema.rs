@@ -150,6 +150,8 @@ pub(crate) struct Catalog {
     pub(crate) all_kickoffs: Statement,
     /// `(window start, event ids)` -> the same.
     pub(crate) some_kickoffs: Statement,
+    /// `(window start, first and last event id)` -> the same.
+    pub(crate) kickoffs_between: Statement,
     /// `(window start)` -> event id, bookmaker id, snapshot id, captured_at, last_confirmed_at.
     pub(crate) all_betpawa_headers: Statement,
     /// `(event ids)` -> the same.
@@ -166,6 +168,12 @@ pub(crate) struct Catalog {
     pub(crate) betpawa_markets: Statement,
     /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
     pub(crate) competitor_markets: Statement,
+    /// `(snapshot ids)` -> ids of their market rows.
+    pub(crate) betpawa_market_ids: Statement,
+    pub(crate) competitor_market_ids: Statement,
+    /// `(snapshot ids, ids of market rows)` -> these market rows.
+    pub(crate) some_betpawa_markets: Statement,
+    pub(crate) some_competitor_markets: Statement,
 }
 
 /// How a column is read.
@@ -361,6 +369,7 @@ impl Catalog {
             table(Table::Events)
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
+        let kickoffs_between = format!("{all_kickoffs} AND e.id BETWEEN ($2)[1] AND ($2)[2]");
 
         // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last. The
         // id is unique only together with captured_at, hence the second key of the order.
@@ -450,9 +459,22 @@ impl Catalog {
         );
         let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
         let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
+        let markets = |name, table| Ok::<_, Error>(statement(name, columns.markets(table)?, ids));
+        let some_markets = |name, table| {
+            let sql = columns.markets(table)? + " AND m.id = ANY($2)";
+            Ok::<_, Error>(statement(name, sql, &two_lists))
+        };
+        let market_ids = |name, of| {
+            let table = table(of);
+            let sql = format!("SELECT m.id::int8 FROM {table} m WHERE m.snapshot_id = ANY($1)");
+            statement(name, sql, ids)
+        };
+        let (betpawa, competitors) = (Table::MarketOdds, Table::CompetitorMarketOdds);
         Ok(Catalog {
             all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
             some_kickoffs: statement("kickoffs", some_kickoffs, &of_both).of_columns(2),
+            kickoffs_between: statement("kickoffs_between", kickoffs_between, &of_both)
+                .of_columns(2),
             all_betpawa_headers: statement("all_betpawa_headers", all_betpawa, of_window)
                 .of_columns(5),
             some_betpawa_headers: statement("betpawa_headers", some_betpawa, ids).of_columns(5),
@@ -461,12 +483,12 @@ impl Catalog {
             some_competitor_headers: statement("competitor_headers", some_competitors, &two_lists)
                 .of_columns(5),
             linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
-            betpawa_markets: statement("betpawa_markets", columns.markets(Table::MarketOdds)?, ids),
-            competitor_markets: statement(
-                "competitor_markets",
-                columns.markets(Table::CompetitorMarketOdds)?,
-                ids,
-            ),
+            betpawa_markets: markets("betpawa_markets", betpawa)?,
+            competitor_markets: markets("competitor_markets", competitors)?,
+            betpawa_market_ids: market_ids("betpawa_market_ids", betpawa),
+            competitor_market_ids: market_ids("competitor_market_ids", competitors),
+            some_betpawa_markets: some_markets("some_betpawa_markets", betpawa)?,
+            some_competitor_markets: some_markets("some_competitor_markets", competitors)?,
         })
     }
 

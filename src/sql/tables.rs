@@ -2,7 +2,7 @@
 
 /// One of the six tables of the application, all in one schema
 /// ([`Config::app_schema`](crate::config::Config::app_schema)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// `events`: the events, with their kickoff.
     Events,

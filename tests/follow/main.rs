@@ -16,6 +16,7 @@ mod spans;
 mod tables;
 mod timings;
 mod transactions;
+mod unreadable;
 mod versions;
 
 use oddscache_testkit::followed::Followed;

@@ -1,0 +1,290 @@
+//! Rows that the server cannot send: a value is out of range or damaged, or text is not in the encoding of the database.
+//! The error of such a row ends the transaction, and with it the read of all other rows.
+//!
+//! So the read is made again, this time with a savepoint before each statement. A statement that fails is repeated for
+//! each half of its keys, until the keys at fault remain. The read goes on without their rows: of a market, it leaves
+//! out the row; of an event, it keeps what is held.
+//!
+//! # Invariants
+//! - N1: A read either fails or has all rows but those of the keys in [`Search::found`].
+//! - N2: While there are such keys, every read looks for more of them. So an error of a row ends no read.
+//! - N3: Such a key is read again when the log names it, when everything is read, and after growing pauses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::Error, metrics::status::Fault, read::change_log::ChangeSet, sql::Table,
+    store::draft::Draft,
+};
+
+/// What is read at once: the rows of a table that belong to this value of the column that the change log records of it.
+/// For [`Table::CompetitorEvents`] these are the latest competitor snapshots of an event. For
+/// [`Table::CompetitorOddsSnapshots`] it is the link of a competitor event.
+pub(crate) type Key = (Table, i64);
+
+/// The rows of a key that cannot be read.
+#[derive(Debug, Clone)]
+struct Found {
+    /// The ids of its market rows that cannot be read. Empty if none of its rows can be.
+    rows: Vec<i64>,
+    reason: String,
+}
+
+/// The keys that cannot be read, and when to try each again.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable {
+    keys: BTreeMap<Key, Entry>,
+    /// Whether the next read must look for more.
+    is_searching: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    found: Found,
+    tries: u32,
+    retry_at: Instant,
+}
+
+/// If more keys cannot be read, the trouble is not that of rows, and the read fails.
+const MOST_KEYS: usize = 1_000;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// The most keys that the status names. It only counts the rest.
+const MOST_NAMED: usize = 20;
+
+impl Unreadable {
+    /// Lets the next read look for rows that cannot be read.
+    pub(crate) fn search(&mut self) {
+        self.is_searching = true;
+    }
+
+    /// Begins a read. `None` if there is no reason to look for such rows.
+    pub(crate) fn begin(&self) -> Option<Search> {
+        self.is_careful().then(|| Search {
+            known: self.keys.keys().copied().collect(),
+            progress: Mutex::default(),
+        })
+    }
+
+    /// Whether the next read looks for such rows.
+    pub(crate) fn is_careful(&self) -> bool {
+        self.is_searching || !self.keys.is_empty()
+    }
+
+    /// How long until a key is to be tried again. `None` if there is none.
+    pub(crate) fn until_due(&self, now: Instant) -> Option<Duration> {
+        let due = self.keys.values().map(|entry| entry.retry_at).min();
+        due.map(|due| due.saturating_duration_since(now))
+    }
+
+    /// Adds the keys that are to be tried again to those that changed.
+    pub(crate) fn add_due(&self, change_set: &mut ChangeSet, now: Instant) {
+        for ((table, id), entry) in &self.keys {
+            if entry.retry_at <= now {
+                change_set.of(*table).insert(*id);
+            }
+        }
+    }
+
+    /// Notes the end of a read. `is_tried` says which known keys it read, beside those that it met. Returns how many rows
+    /// cannot be read any more.
+    pub(crate) fn ended(
+        &mut self,
+        search: Search,
+        mut is_tried: impl FnMut(Key) -> bool,
+        now: Instant,
+    ) -> usize {
+        self.is_searching = false;
+        let Progress { found, tried } = search.into_progress();
+        self.keys
+            .retain(|key, _| found.contains_key(key) || !(tried.contains(key) || is_tried(*key)));
+        let mut new_rows: usize = 0;
+        for (key, found) in found {
+            let known = self.keys.get(&key);
+            let known_rows = known.map_or(0, |entry| entry.found.rows.len().max(1));
+            new_rows += found.rows.len().max(1).saturating_sub(known_rows);
+            let tries = known.map_or(0, |entry| entry.tries.saturating_add(1));
+            let pause = FIRST_PAUSE
+                .saturating_mul(1 << tries.min(16))
+                .min(LONGEST_PAUSE);
+            let retry_at = now + pause;
+            self.keys.insert(
+                key,
+                Entry {
+                    found,
+                    tries,
+                    retry_at,
+                },
+            );
+        }
+        new_rows
+    }
+
+    /// Forgets the markets of snapshots that are no longer held.
+    pub(crate) fn keep_held(&mut self, is_held: impl Fn(Table, i64) -> bool) {
+        self.keys.retain(|(table, id), _| match table {
+            Table::MarketOdds | Table::CompetitorMarketOdds => is_held(*table, *id),
+            _ => true,
+        });
+    }
+
+    /// The keys, for the status.
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let named = self.keys.iter().take(MOST_NAMED);
+        let mut faults: Vec<Fault> = named.map(|(key, entry)| entry.found.fault(*key)).collect();
+        let others = self.keys.len().saturating_sub(MOST_NAMED);
+        if others > 0 {
+            faults.push(Fault {
+                what: format!("{others} more that cannot be read"),
+                repair: REPAIR.to_owned(),
+            });
+        }
+        faults
+    }
+}
+
+const REPAIR: &str = "correct or delete the row; until then it is tried again after 1 s, 2 s, 4 s and so on up to 5 min";
+
+impl Found {
+    fn fault(&self, (table, id): Key) -> Fault {
+        let (name, reason) = (table.name(), &self.reason);
+        let rows: Vec<String> = self
+            .rows
+            .iter()
+            .take(MOST_NAMED)
+            .map(i64::to_string)
+            .collect();
+        let rows = rows.join(", ");
+        let what = match table {
+            Table::Events => format!("event {id} in {name}, served as last known"),
+            Table::OddsSnapshots => {
+                format!("the latest snapshots of event {id} in {name}, served as last known")
+            }
+            Table::CompetitorEvents => format!(
+                "the latest snapshots of event {id} in competitor_odds_snapshots, served as last known"
+            ),
+            Table::CompetitorOddsSnapshots => {
+                format!("the event of competitor event {id}, not followed")
+            }
+            Table::MarketOdds | Table::CompetitorMarketOdds if rows.is_empty() => {
+                format!("all markets of snapshot {id} in {name}, left out")
+            }
+            Table::MarketOdds | Table::CompetitorMarketOdds => {
+                format!("{name} id {rows} of snapshot {id}, left out")
+            }
+        };
+        let what = format!("cannot read {what}: {reason}");
+        Fault {
+            what,
+            repair: REPAIR.to_owned(),
+        }
+    }
+}
+
+/// A read that looks for rows that cannot be read.
+#[derive(Debug)]
+pub(crate) struct Search {
+    /// The keys that could not be read before. Each is read on its own.
+    known: BTreeSet<Key>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    found: BTreeMap<Key, Found>,
+    /// The known keys that were read, whether they could be or not.
+    tried: BTreeSet<Key>,
+}
+
+impl Search {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // Nothing panics while it is locked; the data would still be whole.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn into_progress(self) -> Progress {
+        self.progress
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Divides ids into shares that are read one by one: known keys alone, of the others up to `most` together.
+    pub(crate) fn shares(&self, table: Table, ids: &[i64], most: usize) -> Vec<Vec<i64>> {
+        let is_known = |id: &i64| self.known.contains(&(table, *id));
+        let (known, others): (Vec<i64>, Vec<i64>) = ids.iter().partition(|id| is_known(id));
+        self.progress()
+            .tried
+            .extend(known.iter().map(|id| (table, *id)));
+        let alone = known.into_iter().map(|id| vec![id]);
+        others
+            .chunks(most)
+            .map(<[i64]>::to_vec)
+            .chain(alone)
+            .collect()
+    }
+
+    /// Notes that rows of a key cannot be read. `rows` is empty if none of them can be.
+    ///
+    /// # Errors
+    /// `error` itself if there are too many such keys.
+    pub(crate) fn note(&self, key: Key, rows: Vec<i64>, error: &Error) -> Result<(), Error> {
+        let Error::UnreadableRow { reason, .. } = error else {
+            return Err(error.clone());
+        };
+        let mut progress = self.progress();
+        if progress.found.len() >= MOST_KEYS {
+            return Err(error.clone());
+        }
+        let reason = reason.clone();
+        progress.found.insert(key, Found { rows, reason });
+        Ok(())
+    }
+
+    /// The events with rows that cannot be read, or could not before.
+    pub(crate) fn events(&self, draft: &Draft) -> BTreeSet<i64> {
+        let progress = self.progress();
+        let mut events = BTreeSet::new();
+        for (table, id) in self.known.iter().chain(progress.found.keys()) {
+            match table {
+                Table::MarketOdds => events.extend(draft.events_of_betpawa_snapshot(*id)),
+                Table::CompetitorMarketOdds => {
+                    events.extend(draft.events_of_competitor_snapshot(*id));
+                }
+                Table::Events | Table::OddsSnapshots | Table::CompetitorEvents => {
+                    events.insert(*id);
+                }
+                // It is not known which event that is.
+                Table::CompetitorOddsSnapshots => {}
+            }
+        }
+        events
+    }
+
+    /// The events of which a part is kept as it is held, because it cannot be read.
+    pub(crate) fn kept(&self) -> Kept {
+        let mut kept = Kept::default();
+        for (table, id) in self.progress().found.keys() {
+            match table {
+                Table::Events => kept.events.insert(*id),
+                Table::OddsSnapshots => kept.betpawa.insert(*id),
+                Table::CompetitorEvents => kept.competitors.insert(*id),
+                _ => false,
+            };
+        }
+        kept
+    }
+}
+
+/// The ids of the events that are kept as they are held, and of those whose `betpawa` or `competitors` side is.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) events: BTreeSet<i64>,
+    pub(crate) betpawa: BTreeSet<i64>,
+    pub(crate) competitors: BTreeSet<i64>,
+}
