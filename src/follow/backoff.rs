@@ -19,10 +19,10 @@ impl Backoff {
         }
     }
 
-    /// Up to 1 s, for a lock that another session holds. An attempt is cheap, and a late one makes the view old.
+    /// Up to 5 s, for a lock that another session holds. An attempt is cheap, and a late one makes the view old.
     pub(crate) fn for_locks() -> Backoff {
         Backoff {
-            longest: Duration::from_secs(1),
+            longest: Duration::from_secs(5),
             failures: 0,
         }
     }

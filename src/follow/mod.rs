@@ -2,6 +2,8 @@
 
 pub(crate) mod backoff;
 pub(crate) mod listener;
+pub(crate) mod repairs;
+pub(crate) mod retry;
 pub(crate) mod schedule;
 
 use std::{
@@ -20,8 +22,9 @@ use crate::{
     config::Config,
     error::Error,
     follow::{
-        backoff::Backoff,
         listener::Listener,
+        repairs::{Repairs, Verdict},
+        retry::{Again, Retry},
         schedule::{Schedule, Seen, Woken, rereads::Rereads},
     },
     metrics::{
@@ -54,17 +57,18 @@ use crate::{
 /// Keeps a cache equal to the database. It warms the cache up. Then, whenever a notification comes or the poll interval
 /// has passed, it reads what changed and publishes it. The loop is [`Follower::run`].
 ///
-/// The follower is in one of four states. The last column says which state follows an error:
+/// The follower is in one of five states. The last column says which state follows an error:
 ///
 /// | state | what it does | after an error |
 /// |---|---|---|
-/// | connecting | opens the reading connection, checks tables, rights and triggers, starts the listener | paused |
+/// | connecting | opens the reading connection, checks tables, rights and the feed, starts the listener | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
+/// | without feed | reads everything at a budget until the feed is there again, then warms up | the same (a) or paused |
 /// | paused | waits, longer each time, with jitter; then connects | - |
 ///
-/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 1 s, and reads again. When it was following,
-/// it reads from the same cursor.
+/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If a row could not be
+/// read, it looks for that row at once. When it was following, it reads from the same cursor.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
 pub struct Follower {
@@ -78,16 +82,19 @@ pub struct Follower {
     epoch: u64,
     schedule: Schedule,
     audit: Audit,
+    repairs: Repairs,
     /// Replace the audit while the feed is not whole.
     rereads: Rereads,
+    /// Whether the configuration asks for the feed.
+    needs_feed: bool,
+    /// Set while it goes on without the feed.
+    without_feed: Option<Fault>,
     /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
     whole_at: Moment,
     degraded: Degraded,
     /// Outlives the connection, so that a row is tried ever more seldom.
     unreadable: Unreadable,
-    /// Pauses between connections. A read of changes resets it, a warmup does not. Otherwise a failure right after each
-    /// warmup would cause one warmup after the other, without longer pauses.
-    backoff: Backoff,
+    retry: Retry,
     /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
@@ -121,21 +128,15 @@ impl Degraded {
 /// The state of the loop. Only [`Follower::step`] changes it.
 enum State {
     Connecting,
-    WarmingUp(Session),
+    WarmingUp(Connection),
     Following(Box<Following>),
+    WithoutFeed(Box<Following>),
     Paused(Duration),
-}
-
-/// The connection that reads.
-struct Session {
-    reader: Connection,
-    /// Pauses after lock time-outs and conflicts.
-    locks: Backoff,
 }
 
 /// The following state: the cache is warm.
 struct Following {
-    session: Session,
+    reader: Connection,
     known: ReadState,
     /// Whether the session has our time-outs in place of the role's.
     is_bounded: bool,
@@ -155,11 +156,14 @@ impl Follower {
             epoch: 0,
             schedule: Schedule::new(config.poll_interval, config.listens_elsewhere(), now),
             audit: Audit::new(config.audit_cycle, config.audit_budget, now),
+            repairs: Repairs::default(),
             rereads: Rereads::default(),
+            needs_feed: config.need_feed,
+            without_feed: None,
             whole_at: Moment::now(),
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
-            backoff: Backoff::for_connections(),
+            retry: Retry::new(),
             connections: 0,
             last_warmup: None,
             feed_version: 0,
@@ -189,11 +193,20 @@ impl Follower {
 
     /// Does what the state says, and returns the next state. An error drops the connection that the state held.
     async fn step(&mut self, state: State) -> Result<State, Error> {
-        let warm = |following| State::Following(Box::new(following));
         let next = match state {
-            State::Connecting => self.connect().await.map(State::WarmingUp),
-            State::WarmingUp(session) => self.warm_up(session).await.map(warm),
-            State::Following(following) => self.follow(*following).await.map(warm),
+            State::Connecting => self.connect().await,
+            State::WarmingUp(reader) => {
+                let warm = self.warm_up(reader).await.map(Box::new);
+                match self.without_feed {
+                    None => warm.map(State::Following),
+                    Some(_) => warm.map(State::WithoutFeed),
+                }
+            }
+            State::Following(following) => {
+                let following = self.follow(*following).await;
+                following.map(|following| State::Following(Box::new(following)))
+            }
+            State::WithoutFeed(following) => self.look_for_feed(*following).await,
             State::Paused(pause) => {
                 sleep(pause).await;
                 Ok(State::Connecting)
@@ -211,7 +224,7 @@ impl Follower {
             self.publisher.end(Some(error.clone()));
             return Err(error);
         }
-        let pause = self.backoff.next();
+        let pause = self.retry.reconnect();
         tracing::warn!(%error, pause_ms = millis(pause), "not following; trying again after a pause");
         self.troubled(error);
         Ok(pause)
@@ -221,78 +234,131 @@ impl Follower {
         self.last_warmup.is_some()
     }
 
-    async fn connect(&mut self) -> Result<Session, Error> {
+    async fn connect(&mut self) -> Result<State, Error> {
         let reader = Connection::open(&self.config.connect).await?;
         self.connections += 1;
-        self.names = Names::new(&self.config, reader.without_transaction_timeout());
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
-        let check = preflight::check_first(&reader, &self.config);
-        let feed = within(self.config.read_timeout, CHECKING, check).await?;
-        // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the follower,
-        // which then reads what was committed before (W2, W3 of `schedule::polling`).
-        self.listen(feed.as_ref())?;
-        Ok(Session {
-            reader,
-            locks: Backoff::for_locks(),
-        })
+        match self.check(&reader).await {
+            // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the
+            // follower, which then reads what was committed before (W2, W3 of `schedule::polling`).
+            Ok(feed) => self.listen(feed.as_ref())?,
+            Err(error) if self.is_warm() && self.works_without_feed(&reader, &error).await => {
+                self.go_without_feed(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(State::WarmingUp(reader))
+    }
+
+    /// Checks that everything it relies on is there, with the feed.
+    async fn check(&mut self, reader: &Connection) -> Result<Option<Feed>, Error> {
+        self.config.need_feed = self.needs_feed;
+        self.names = Names::new(&self.config, reader.without_transaction_timeout());
+        let check = preflight::check_first(reader, &self.config);
+        within(self.config.read_timeout, CHECKING, check).await
     }
 
     /// Reads everything into the next epoch.
-    async fn warm_up(&mut self, mut session: Session) -> Result<Following, Error> {
+    async fn warm_up(&mut self, reader: Connection) -> Result<Following, Error> {
         let reason = match self.is_warm() {
             false => ReloadReason::First,
             true => ReloadReason::ConnectionLost,
         };
         self.announce(&reason.into());
         loop {
-            match self.try_warm_up(&session, reason).await {
+            match self.try_warm_up(&reader, reason).await {
                 Ok(known) => {
-                    session.locks = Backoff::for_locks();
+                    self.retry.warmed_up();
                     return Ok(Following {
-                        session,
+                        reader,
                         known,
                         is_bounded: false,
                         put_off: None,
                     });
                 }
-                Err(error) => self.give_way(&mut session, error).await?,
+                Err(error) => self.give_way(&reader, error).await?,
             }
         }
     }
 
     async fn try_warm_up(
         &mut self,
-        session: &Session,
+        reader: &Connection,
         reason: ReloadReason,
     ) -> Result<ReadState, Error> {
-        let begin = transaction::begin(self.source(&session.reader), None);
+        let begin = transaction::begin(self.source(reader), None);
         let start = within(self.config.read_timeout, BEGINNING, begin).await?;
-        self.read_everything(&session.reader, reason.into(), start)
-            .await
+        self.read_everything(reader, reason.into(), start).await
     }
 
     /// Waits, then reads what changed.
     async fn follow(&mut self, mut following: Following) -> Result<Following, Error> {
         if !following.is_bounded {
-            following.is_bounded = self.bound_session(&following.session.reader).await?;
+            following.is_bounded = self.bound_session(&following.reader).await?;
         }
         let woken = match following.put_off.take() {
             Some(woken) => woken,
             None => self.wait().await,
         };
-        let Following { session, known, .. } = &mut following;
-        match self.catch_up(&session.reader, known, woken).await {
-            Ok(()) => {
-                session.locks = Backoff::for_locks();
-                self.backoff = Backoff::for_connections();
-            }
+        let Following { reader, known, .. } = &mut following;
+        match self.catch_up(reader, known, woken).await {
+            Ok(()) => self.retry.caught_up(),
             Err(error) => {
-                self.give_way(session, error).await?;
+                self.give_way(reader, error).await?;
                 following.put_off = Some(woken);
             }
         }
         Ok(following)
+    }
+
+    /// Whether only the feed keeps a reading connection from following: the application's tables can be read.
+    async fn works_without_feed(&mut self, reader: &Connection, error: &Error) -> bool {
+        if error.is_transient() || reader.is_closed() || self.roll_back(reader).await.is_err() {
+            return false;
+        }
+        self.config.need_feed = false;
+        let check = preflight::check_first(reader, &self.config);
+        within(self.config.read_timeout, CHECKING, check)
+            .await
+            .is_ok()
+    }
+
+    /// Goes on although the feed is not there: somebody has uninstalled it, or taken a right.
+    fn go_without_feed(&mut self, error: Error) {
+        let fault = Fault {
+            what: format!("no change is logged: {error}"),
+            repair: "oddscache sql install --apply, then oddscache sql grants --apply".to_owned(),
+        };
+        self.without_feed = Some(fault);
+        self.config.need_feed = false;
+        self.names = Names::new(&self.config, self.names.right_after_begin);
+    }
+
+    /// Waits, then looks for the feed. Without one, it reads everything again.
+    async fn look_for_feed(&mut self, mut following: Following) -> Result<State, Error> {
+        // Requests do not shorten the rest: they would exceed its budget.
+        let rest = self.rereads.until_due(Instant::now()).unwrap_or_default();
+        sleep(rest).await;
+        match self.check(&following.reader).await {
+            Ok(feed) => {
+                self.without_feed = None;
+                self.listen(feed.as_ref())?;
+                return Ok(State::WarmingUp(following.reader));
+            }
+            Err(error) if self.works_without_feed(&following.reader, &error).await => {
+                self.go_without_feed(error);
+            }
+            Err(error) => return Err(error),
+        }
+        self.publisher.request().take_resync();
+        let Following { reader, known, .. } = &mut following;
+        known.reload = Some(ReloadReason::FeedNotWhole.into());
+        match self.read(reader, known, None, None).await {
+            Ok(()) => self.retry.caught_up(),
+            Err(error) => self.give_way(reader, error).await?,
+        }
+        Ok(State::WithoutFeed(Box::new(following)))
     }
 
     fn source<'a>(&'a self, reader: &'a Connection) -> Source<'a> {
@@ -475,9 +541,11 @@ impl Follower {
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
         let mut result = self.read(reader, known, None, Some(step.clone())).await;
-        if let Err(error) = &result
-            && self.looks_for_rows(error, reader)
+        if let Err(error @ Error::UnreadableRow { .. }) = &result
+            && !self.unreadable.is_careful()
         {
+            tracing::warn!(%error, "looking for the row");
+            self.unreadable.search();
             self.roll_back(reader).await?;
             result = self.read(reader, known, None, Some(step)).await;
         }
@@ -522,9 +590,14 @@ impl Follower {
         };
         let epoch = self.epoch;
         let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
+        // To find rows that cannot be read takes some hundred statements for each.
+        let bound = match self.unreadable.is_careful() {
+            true => self.config.read_timeout.max(LOOKING),
+            false => self.config.read_timeout,
+        };
         let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
         let changes = read::changes(source, &mut self.prepared, draft, known, unreadable, cause);
-        let changes = within(self.config.read_timeout, READING, changes);
+        let changes = within(bound, READING, changes);
         match changes.instrument(span.clone()).await? {
             Read::Done(mut done) => {
                 span.record("log_rows", done.log_rows);
@@ -545,10 +618,19 @@ impl Follower {
                 }
             }
             Read::Reload(reason, start) => {
+                let (why, way_out) = (reason.reason.name(), reason.reason.way_out());
                 self.announce(&reason);
                 *known = self.read_everything(reader, reason, *start).await?;
-                self.schedule.reloaded(begun_at.elapsed());
-                self.listen(known.feed())?;
+                let in_a_row = self.schedule.reloaded(begun_at.elapsed());
+                if in_a_row == MANY_RELOADS {
+                    tracing::warn!(
+                        reason = why,
+                        "everything was read {in_a_row} times in a row, and pauses grow; {way_out}"
+                    );
+                }
+                if self.without_feed.is_none() {
+                    self.listen(known.feed())?;
+                }
             }
         }
         Ok(())
@@ -580,6 +662,16 @@ impl Follower {
         add(&counters.audited_events, *count);
         add(&counters.audit_mismatches, mismatches.len());
         add(&counters.audit_passes, usize::from(ended));
+        if ended {
+            self.repairs.pass_ended();
+        }
+        if mismatches.is_empty() {
+            return true;
+        }
+        let verdict = self.repairs.found(mismatches, Instant::now());
+        if verdict == Verdict::Wait {
+            return true;
+        }
         for mismatch in mismatches.iter().take(MOST_NAMED) {
             tracing::error!(%mismatch, "the audit found a change that no trigger saw");
         }
@@ -589,41 +681,50 @@ impl Follower {
                 "changes that no trigger saw; the log names the first {MOST_NAMED}"
             );
         }
-        mismatches.is_empty()
+        if verdict == Verdict::RepairInVain {
+            tracing::error!(
+                "the audit found the same again after everything was read, so that does not repair it; it is done ever more \
+                 seldom; please report it"
+            );
+        }
+        false
     }
 
     /// Handles the error of a read. If a row could not be read, it rolls back, and the next read looks for that row. After
     /// a lock time-out or a conflict it rolls back and pauses. The caller may then read again from the same cursor, because
     /// nothing was applied. It returns any other error, which ends the connection.
-    async fn give_way(&mut self, session: &mut Session, error: Error) -> Result<(), Error> {
-        let reader = &session.reader;
-        if self.looks_for_rows(&error, reader) {
-            return self.roll_back(reader).await;
-        }
-        let again = error.is_conflict() && !reader.is_closed();
-        if !again {
+    async fn give_way(&mut self, reader: &Connection, error: Error) -> Result<(), Error> {
+        let is_looking = self.unreadable.is_careful();
+        let again = match reader.is_closed() {
+            true => None,
+            false => self.retry.same_connection(&error, is_looking),
+        };
+        let Some(again) = again else {
             return Err(error);
-        }
+        };
         add(&self.publisher.counters().failures, 1);
-        let pause = session.locks.next();
-        tracing::info!(%error, pause_ms = millis(pause), "gave way; reading again after a pause");
-        self.roll_back(reader).await?;
-        self.troubled(error);
-        sleep(pause).await;
-        Ok(())
-    }
-
-    /// Whether a read failed at a row, and the next one will find that row. It can be made at once, because it does not
-    /// fail for the same reason.
-    fn looks_for_rows(&mut self, error: &Error, reader: &Connection) -> bool {
-        let is_it = matches!(error, Error::UnreadableRow { .. });
-        if !is_it || self.unreadable.is_careful() || reader.is_closed() {
-            return false;
+        match again {
+            Again::LookForRows => {
+                tracing::warn!(%error, "looking for the row");
+                self.unreadable.search();
+                self.roll_back(reader).await
+            }
+            Again::After(pause) => {
+                let pause_ms = millis(pause);
+                match pause < LONG_PAUSE {
+                    true => {
+                        tracing::info!(%error, pause_ms, "gave way; reading again after a pause")
+                    }
+                    false => {
+                        tracing::warn!(%error, pause_ms, "still giving way; reading again after a pause")
+                    }
+                }
+                self.roll_back(reader).await?;
+                self.troubled(error);
+                sleep(pause).await;
+                Ok(())
+            }
         }
-        add(&self.publisher.counters().failures, 1);
-        tracing::warn!(%error, "looking for the row");
-        self.unreadable.search();
-        true
     }
 
     async fn roll_back(&self, reader: &Connection) -> Result<(), Error> {
@@ -699,7 +800,7 @@ impl Follower {
 
     /// Notes a read of everything that began at `began`: what it found of the feed, and when to read everything again.
     fn read_whole(&mut self, known: &ReadState, began: Moment) {
-        let is_whole = known.feed().is_none_or(|feed| feed.faults.is_empty());
+        let is_whole = known.feed().is_some_and(|feed| feed.faults.is_empty());
         let connections = self.config.warmup_connections;
         self.rereads
             .ended(is_whole, began.elapsed(), connections, Instant::now());
@@ -767,12 +868,23 @@ impl Follower {
         let mut faults = known
             .feed()
             .map_or_else(Vec::new, |feed| feed.faults.clone());
+        faults.extend(self.without_feed.clone());
+        faults.extend(self.repairs.faults());
         faults.extend(self.unreadable.faults());
         self.degraded.note(faults);
         self.troubled_since = None;
         self.publisher.set_status(self.following_status());
     }
 }
+
+/// A read that looks for rows may take this long.
+const LOOKING: Duration = Duration::from_secs(30);
+
+/// After pauses of this length a conflict is no passing one.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+
+/// After this many reads of everything in a row, the log says what would end it.
+const MANY_RELOADS: u32 = 4;
 
 /// The most mismatches of a step that the log names. It only counts the rest.
 const MOST_NAMED: usize = 10;
@@ -804,8 +916,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
     follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
-    let locks = Backoff::for_locks();
-    follower.warm_up(Session { reader, locks }).await?;
+    follower.warm_up(reader).await?;
     Ok(View(shared.load_full()))
 }
 

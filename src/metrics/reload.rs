@@ -83,6 +83,26 @@ impl ReloadReason {
         }
     }
 
+    /// What ends it if the follower reads everything for this reason again and again.
+    pub(crate) fn way_out(self) -> &'static str {
+        match self {
+            ReloadReason::First | ReloadReason::ConnectionLost => "see who ends its connections",
+            ReloadReason::Pruned => "prune the log less often, or keep its rows for longer",
+            ReloadReason::Catalog => "see which DDL repeats on the tables, partitions or triggers",
+            ReloadReason::WholeTable | ReloadReason::TooManyRows => {
+                "see which TRUNCATE or which large statement repeats, and split it"
+            }
+            ReloadReason::Trouble => "see 'could not be logged' in the server's log",
+            ReloadReason::Requested => "see who calls resync()",
+            ReloadReason::Audit => "see who disables triggers",
+            ReloadReason::ServerChanged => "see whether several servers answer behind one address",
+            ReloadReason::WentBack => "see who restores the server",
+            ReloadReason::ClockWentBack => "see who sets the server's clock",
+            ReloadReason::NotUnderstood => "upgrade oddscache",
+            ReloadReason::FeedNotWhole => "run `oddscache doctor`",
+        }
+    }
+
     /// Whether the server may have taken back what was read before. The state is then replaced, rather than moved
     /// forward.
     pub(crate) fn is_new_epoch(self) -> bool {

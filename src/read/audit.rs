@@ -154,7 +154,7 @@ impl Audit {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) event_id: i64,
-    what: String,
+    pub(crate) what: String,
 }
 
 /// Compares the given events of the cache with those read from the database.

@@ -21,6 +21,8 @@ pub(crate) struct Names {
     pub(crate) app_schema: String,
     pub(crate) cache_schema: String,
     pub(crate) need_feed: bool,
+    /// The statement that each transaction must run first.
+    pub(crate) right_after_begin: &'static str,
     /// The tables that a read locks, qualified and quoted.
     pub(crate) locked: Vec<String>,
     /// Begins the transaction of a read and takes all its locks (ACCESS SHARE) before its snapshot, because TRUNCATE
@@ -57,7 +59,7 @@ const IDLE_BOUND: Duration = Duration::from_secs(5);
 impl Names {
     /// `right_after_begin` is the statement that each transaction must run first, see
     /// [`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout).
-    pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
+    pub(crate) fn new(config: &Config, right_after_begin: &'static str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
         let mut locked: Vec<String> = Table::ALL.into_iter().map(qualified).collect();
@@ -105,6 +107,7 @@ impl Names {
             app_schema,
             cache_schema,
             need_feed: config.need_feed,
+            right_after_begin,
             locked,
             begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,

@@ -54,7 +54,7 @@ async fn a_slow_step_of_the_audit_does_not_end_the_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_that_always_fails_causes_no_warmups() {
     let database = Database::seeded();
-    let trouble = "raise exception 'trouble' using errcode = '22012'";
+    let trouble = "raise exception 'trouble' using errcode = '53400'";
     let dsn = reader(&database, &only_the_audit_fails(trouble));
     assert_eq!(after_failed_audits(&dsn).await, (1, 1));
 }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Counters, Error};
+use oddscache::{Counters, Status, sql::Script};
 use oddscache_testkit::{
-    Database, connect, dump, eventually,
+    Database, cluster, connect, dump, eventually,
     followed::{Followed, run},
-    psql,
+    psql, run_script,
 };
 
 const CHANGE: &str = "delete from odds_snapshots where id = 112";
@@ -122,18 +122,44 @@ async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
-/// While the change feed is missing, the view stays as it is. It is current again after the installation.
+/// Without the feed nothing is logged. So the follower reads everything again and again, and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {
     let database = Database::seeded();
-    let followed = Followed::new(&database).await;
-    let before = followed.check("the seed").await;
-    psql(&database.name, &["-qf", "sql/uninstall.sql"]);
-    let is_it = |error: &Error| matches!(error, Error::FeedMissing { .. });
-    followed.disconnected_by(is_it).await;
-    followed.run(CHANGE).await;
-    assert_eq!(dump(&followed.cache.view()), before);
-    psql(&database.name, &["-qf", "sql/install.sql"]);
-    assert_ne!(before, followed.check("installed again").await);
-    followed.step(ANOTHER).await;
+    let reader = database.reader();
+    let dsn = cluster().dsn_as(&reader, &database.name);
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| config).await;
+    let (schema, table) = (
+        "schema oddscache has no objects",
+        "SELECT on table \"oddscache\".change_log",
+    );
+    for (break_it, why) in [("sql/uninstall.sql", schema), ("", table)] {
+        let before = followed.check("the feed is there").await;
+        match break_it {
+            "" => {
+                followed
+                    .run(&format!(
+                        "revoke select on oddscache.change_log from {reader}"
+                    ))
+                    .await
+            }
+            script => drop(psql(&database.name, &["-qf", script])),
+        }
+        eventually(why, async || {
+            matches!(followed.cache.status(), Status::Degraded { faults, bound: Some(_), .. } if faults[0].what.contains(why))
+        })
+        .await;
+        for line in [11, 12] {
+            followed.set_line(line).await;
+            followed.check("a change without the feed").await;
+        }
+        assert_ne!(before, dump(&followed.cache.view()));
+        let reconnects = followed.cache.counters().reconnects;
+        psql(&database.name, &["-qf", "sql/install.sql"]);
+        run_script(&database.name, Script::Grants, &[("role", &reader)]);
+        followed.live().await;
+        followed.set_line(13).await;
+        followed.check("a change with the feed").await;
+        assert_eq!(followed.cache.counters().reconnects, reconnects);
+    }
 }

@@ -151,9 +151,10 @@ impl Schedule {
         }
     }
 
-    /// Notes that a read of changes became a read of everything, which took `took`.
-    pub(crate) fn reloaded(&mut self, took: Duration) {
+    /// Notes that a read of changes became a read of everything, which took `took`. Returns how many in a row did.
+    pub(crate) fn reloaded(&mut self, took: Duration) -> u32 {
         self.spacing.reloaded(took);
+        self.spacing.reloads_in_a_row()
     }
 }
 

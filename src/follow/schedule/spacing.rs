@@ -8,8 +8,8 @@ use std::time::Duration;
 pub(crate) struct Spacing {
     /// How long the last read took, if it read everything.
     reload: Option<Duration>,
-    /// Whether the read before it read everything, too.
-    reloads_in_a_row: bool,
+    /// How many reads in a row read everything.
+    reloads_in_a_row: u32,
     /// How many reads in a row were made for a notification and found no change.
     empty_notifications: u32,
     /// The same for requests of handles, for instance for a transaction that is still open.
@@ -40,18 +40,26 @@ const RETRIES: u32 = 6;
 /// The longest rest after a reload, however long the reload took.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 
+/// The longest rest after a reload, as a multiple of the time that the reload took.
+const MOST_TIMES: u32 = 10;
+
 impl Spacing {
     /// Notes a read of everything, which took `duration`.
     pub(crate) fn reloaded(&mut self, duration: Duration) {
-        self.reloads_in_a_row = self.reload.is_some();
+        self.reloads_in_a_row = self.reloads_in_a_row.saturating_add(1);
         self.reload = Some(duration);
         (self.empty_notifications, self.empty_requests) = (0, 0);
+    }
+
+    /// How many reads in a row read everything.
+    pub(crate) fn reloads_in_a_row(&self) -> u32 {
+        self.reloads_in_a_row
     }
 
     /// Notes a read of changes. `has_news` says whether it found any.
     pub(crate) fn read(&mut self, by: Driver, has_news: bool) {
         self.reload = None;
-        self.reloads_in_a_row = false;
+        self.reloads_in_a_row = 0;
         match (by, has_news) {
             (Driver::Notification, false) => {
                 self.empty_notifications = self.empty_notifications.saturating_add(1)
@@ -81,15 +89,17 @@ impl Spacing {
     }
 
     /// How long to rest before the next read:
-    /// - after the second reload in a row: as long as that took, up to 30 s;
+    /// - after the second reload in a row: as long as that took, then twice and four times as long, up to ten times and to
+    ///   30 s;
     /// - after notifications without a change: longer each time, up to the poll interval;
     /// - after requests without a change: longer each time, up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {
-        let reload = self
-            .reload
-            .filter(|_| self.reloads_in_a_row)
-            .unwrap_or_default()
-            .min(LONGEST_REST);
+        let times = match self.reloads_in_a_row {
+            0 | 1 => 0,
+            count => (1 << (count - 2).min(16)).min(MOST_TIMES),
+        };
+        let reload = self.reload.unwrap_or_default();
+        let reload = reload.saturating_mul(times).min(LONGEST_REST);
         let empty = |count: u32, most: Duration| match count.saturating_sub(ORDINARY_EMPTY) {
             0 => Duration::ZERO,
             extra => Duration::from_millis(1 << extra.min(16)).min(most),
@@ -116,6 +126,12 @@ mod tests {
         assert_eq!(spacing.rest(POLL), Duration::ZERO);
         spacing.reloaded(Duration::from_secs(2));
         assert_eq!(spacing.rest(POLL), Duration::from_secs(2));
+        let mut rests = Vec::new();
+        for _ in 0..6 {
+            spacing.reloaded(Duration::from_secs(2));
+            rests.push(spacing.rest(POLL).as_secs());
+        }
+        assert_eq!(rests, [4, 8, 16, 20, 20, 20]);
         spacing.reloaded(Duration::from_secs(300));
         assert_eq!(spacing.rest(POLL), LONGEST_REST);
         spacing.read(Driver::Notification, true);
