@@ -242,7 +242,10 @@ impl Follower {
         match self.check(&reader).await {
             // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the
             // follower, which then reads what was committed before (W2, W3 of `schedule::polling`).
-            Ok(feed) => self.listen(feed.as_ref())?,
+            Ok(feed) => {
+                self.without_feed = None;
+                self.listen(feed.as_ref())?;
+            }
             Err(error) if self.is_warm() && self.works_without_feed(&reader, &error).await => {
                 self.go_without_feed(error);
             }
