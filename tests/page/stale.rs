@@ -66,6 +66,46 @@ async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     browser.is_content();
 }
 
+/// While a trigger does not log every change, the page is not stale. It says what is not whole, and how late other
+/// changes may show.
+#[tokio::test]
+async fn the_page_says_that_the_feed_is_not_whole() {
+    let cluster = Cluster::with_feed(&odds(12));
+    let served = Service::warm(&cluster.dsn("postgres"), &[]).await;
+    let browser = Browser::start().await;
+    browser.open(&served.base).await;
+    browser.until("the list", &loaded(12)).await;
+    let app = connect(&cluster.dsn("postgres")).await;
+    run(&app, "alter table market_odds disable trigger user").await;
+    let banner = "document.getElementById('banner').hidden ? '' : document.getElementById('banner').textContent";
+    let says = |word: &str| format!("({banner}).includes('{word}')");
+    for word in [
+        "Degraded since ",
+        "market_odds",
+        "ALTER TABLE",
+        "shows within ",
+    ] {
+        browser.until(word, &says(word)).await;
+    }
+    let pill = "document.getElementById('status').textContent === 'degraded'";
+    browser.until("the pill", pill).await;
+    run(&app, UPDATE).await;
+    browser
+        .until(
+            "a change that is not logged",
+            &format!("{PRICE} === '55.50'"),
+        )
+        .await;
+    for kind in ["insert", "update", "delete", "truncate"] {
+        let enable = format!("alter table market_odds enable always trigger oddscache_{kind}");
+        run(&app, &enable).await;
+    }
+    is_current(&browser).await;
+    browser
+        .until("no banner", "document.getElementById('banner').hidden")
+        .await;
+}
+
 /// Without the service the page is stale. It is current again without a reload of the page.
 #[tokio::test]
 async fn the_page_says_that_the_service_is_away_and_shows_its_return() {

@@ -9,8 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
-use oddscache::{InlineMarkets, OddsCache};
-use serde_json::json;
+use oddscache::{InlineMarkets, OddsCache, Status};
+use serde_json::{Value, json};
 
 use super::{
     api::{
@@ -139,7 +139,9 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
     let mut stats = json!(view.stats());
     if let Some(fields) = stats.as_object_mut() {
         fields.insert("version".to_owned(), json!(cut::id(view.version())));
-        fields.insert("status".to_owned(), json!(cache.status().to_string()));
+        let status = cache.status();
+        fields.insert("status".to_owned(), json!(status.to_string()));
+        fields.insert("degraded".to_owned(), degraded(&status));
         fields.insert("as_of".to_owned(), json!(is_warm.then(|| view.cut().as_of)));
         // The age of this view, not of the newest one, because clients relate it to `version`.
         fields.insert(
@@ -153,6 +155,21 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("pruning".to_owned(), json!(prune::pruning()));
     }
     Json(stats).into_response()
+}
+
+/// What is not whole, for programs. Null unless the cache is degraded.
+fn degraded(status: &Status) -> Value {
+    match status {
+        Status::Degraded {
+            since,
+            faults,
+            bound,
+        } => {
+            let bound = bound.map(|bound| u64::try_from(bound.as_millis()).unwrap_or(u64::MAX));
+            json!({ "since": since, "bound_ms": bound, "faults": faults })
+        }
+        _ => Value::Null,
+    }
 }
 
 async fn live(
@@ -174,7 +191,13 @@ async fn ready(
     Extension(health): Extension<Arc<Health>>,
 ) -> Response {
     let ready = health.ready(&cache);
-    let mut answer = json!({ "ready": ready.is_ok(), "status": cache.status().to_string(), "age_ms": age_ms(&cache) });
+    let status = cache.status();
+    let mut answer = json!({
+        "ready": ready.is_ok(),
+        "status": status.to_string(),
+        "degraded": degraded(&status),
+        "age_ms": age_ms(&cache),
+    });
     match (ready, answer.as_object_mut()) {
         (Err(why), Some(fields)) => {
             fields.insert("error".to_owned(), json!(why));

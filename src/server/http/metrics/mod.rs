@@ -72,6 +72,15 @@ fn state(text: &mut Text, cache: &OddsCache, view: &View) {
         if warm { as_of } else { 0.0 },
         help,
     );
+    let (faults, bound) = match &status {
+        Status::Degraded { faults, bound, .. } => (faults.len(), *bound),
+        _ => (0, None),
+    };
+    let help = "What is not whole: triggers, and rows that cannot be read. The field degraded of /v1/stats names each.";
+    text.gauge("faults", faults, help);
+    let help = "A change that is not logged shows within this time; 0 if every change is logged.";
+    let bound = bound.unwrap_or_default().as_secs_f64();
+    text.gauge("degraded_bound_seconds", bound, help);
     let help = "Whether the cache reads from a standby.";
     text.gauge("standby", u8::from(cut.standby), help);
     let help = "Grows when the state was replaced rather than moved forward.";
@@ -118,7 +127,7 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
 }
 
 /// What the follower has done: the names are those of [`Counters`] as JSON.
-const COUNTERS: [(&str, &str); 16] = [
+const COUNTERS: [(&str, &str); 17] = [
     (
         "reads",
         "Transactions that read the change log, or everything.",
@@ -143,6 +152,10 @@ const COUNTERS: [(&str, &str); 16] = [
         "Rows of the application's tables that were read.",
     ),
     ("malformed_rows_read", "Malformed rows that were read."),
+    (
+        "unreadable_rows",
+        "Rows that the server could not send, each counted when it was found.",
+    ),
     ("published", "States published."),
     (
         "evicted_events",

@@ -243,7 +243,9 @@ function trouble() {
   if (!whole && Date.now() - known.lacking > STALE_AFTER) {
     return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
   }
-  if (age > STALE_AFTER) {
+  // While not every change is logged, the age counts from the last read of everything.
+  const bound = stats.degraded?.bound_ms ?? 0;
+  if (age > STALE_AFTER + bound) {
     if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
     if (known.version && version(stats.version)?.process !== known.version.process) {
       return { name: "behind", why: "one service reports its health, and another one sends the changes" };
@@ -252,7 +254,15 @@ function trouble() {
     return { name: "old", why: `for more than ${duration(STALE_AFTER)} nothing proved it current: ${stats.status}` };
   }
   if (!whole) return { name: "loading", why: null };
+  if (stats.degraded) return { name: "degraded", why: null };
   return null;
+}
+
+/** What is not whole, for the banner. */
+function lacking({ since, bound_ms, faults }) {
+  const what = faults.map((fault) => `${fault.what} (repair: ${fault.repair})`).join("; ");
+  const bound = bound_ms === null ? "All else is current" : `A change that is not logged shows within ${duration(bound_ms)}`;
+  return `Degraded since ${clock(Date.parse(since))}: ${what}. ${bound}.`;
 }
 
 function blind(status) {
@@ -294,15 +304,20 @@ function judge() {
     let is = "There is nothing to see yet";
     if (Number.isFinite(known.asOf)) is = `What you see is the state of ${clock(known.asOf)}`;
     const text = `Stale since ${clock(staleSince)}: ${found.why}. ${is}. Trying again by itself.`;
-    // Only if the text differs, because a screen reader reads out each change.
-    if (banner.textContent !== text) banner.textContent = text;
-    banner.hidden = false;
+    tell(banner, text);
   } else if (state !== "stale") {
     if (told) health.say(`current again, after ${duration(Date.now() - staleSince)}`, "good");
     [staleSince, told] = [null, false];
-    banner.hidden = true;
+    if (state === "degraded") tell(banner, lacking(known.stats.degraded));
+    else banner.hidden = true;
   }
   tick();
+}
+
+function tell(banner, text) {
+  // Only if the text differs, because a screen reader reads out each change.
+  if (banner.textContent !== text) banner.textContent = text;
+  banner.hidden = false;
 }
 
 function tick() {
