@@ -133,8 +133,11 @@
 //!
 //! There is one type, [`Error`]. Each variant names the object and the way out. None carries a password or data of a
 //! row. If waiting resolves an error ([`Error::is_transient`]), the follower waits, with growing pauses. Any other
-//! error (a refused login; a missing table, trigger or right) ends [`Follower::run`] before the first warmup, and
+//! error (a refused login; a missing table, feed or right) ends [`Follower::run`] before the first warmup, and
 //! [`OddsCache::ready`] returns the same error. After the first warmup no error ends the follower. Lookups do not fail.
+//!
+//! Two kinds of trouble are no error but a status, [`Status::Degraded`]: a feed that does not log every change, and a row
+//! that the server cannot send. Everything else is followed meanwhile.
 //!
 //! ## Without PostgreSQL
 //!

@@ -6,9 +6,9 @@
 //! out the row; of an event, it keeps what is held.
 //!
 //! # Invariants
-//! - N1: A read either fails or has all rows but those of the keys in [`Search::found`].
-//! - N2: While there are such keys, every read looks for more of them. So an error of a row ends no read.
-//! - N3: Such a key is read again when the log names it, when everything is read, and after growing pauses.
+//! - X1: A read either fails or has all rows but those of the keys in [`Search::found`].
+//! - X2: While there are such keys, every read looks for more of them. So an error of a row ends no read.
+//! - X3: Such a key is read again when the log names it, when everything is read, and after growing pauses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
