@@ -15,7 +15,7 @@ fn the_crate_and_the_script_have_the_same_version() {
     let db = installed();
     let version = oddscache::sql::FEED_VERSION;
     db.answers(&format!("select oddscache.feed_version() => {version}"));
-    check(&db).says("feed|oddscache|feed_version()|ok|3\n");
+    check(&db).says("feed|oddscache|feed_version()|ok|3|");
 }
 
 #[test]
@@ -342,11 +342,12 @@ async fn older_versions_are_upgraded() {
         drop function oddscache.heartbeat(), oddscache.resync(text);
         create or replace function oddscache.feed_version() returns integer language sql immutable parallel safe as 'select 1'";
     let version = "feed|oddscache|feed_version()|";
-    let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql";
-    let version_2 = format!("{version}warn|2, not 3: caches still follow it");
+    let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing|install.sql";
+    let version_2 =
+        format!("{version}warn|2, not 3: caches of this version still follow it|install.sql");
     let never_pruned = "log|oddscache.log_state|pruned|ok|never";
     is_upgraded("", [&version_2, never_pruned]).await;
-    let version_1 = format!("{version}FAIL|1, not 3: run install.sql");
+    let version_1 = format!("{version}FAIL|1, not 3|install.sql");
     is_upgraded(to_version_1, [&version_1, missing]).await;
 }
 

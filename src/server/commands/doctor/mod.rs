@@ -61,7 +61,6 @@ async fn look(context: &Context<'_>) -> Findings {
     let role = context.arguments.role.as_ref().unwrap_or(&server.role);
     findings.take("script", script::check(context, role).await);
     findings.take("feed", feed::check(context).await);
-    findings.take("tables", tables::check(context).await);
     findings.push(notifications::check(context, &server).await);
     findings.take("log", log::check(context, &server).await);
     findings.take("settings", settings::check(context, &server).await);
