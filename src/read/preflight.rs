@@ -308,8 +308,8 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
     if !gaps.is_empty() {
         tracing::warn!(
             triggers = gaps.len(),
-            "triggers are missing on partitions: a write that names such a partition instead of its parent shows only when \
-             the audit finds it; run `oddscache sql install --apply` again"
+            "triggers are missing on partitions or child tables: a write that names such a table instead of its parent shows \
+             only when the audit finds it; run `oddscache sql install --apply` again"
         );
     }
     // A partition has a gap for each of the four kinds of change, and all read the same. Name it once.
@@ -328,7 +328,41 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<String>,
             bypasses.push(bypass);
         }
     }
+    for (parent, table) in parents_outside(client, config).await? {
+        tracing::warn!(
+            %parent,
+            %table,
+            "the table inherits from another table, too: a write that names that table shows only when the audit finds it; \
+             `oddscache doctor` names the statement that ends the inheritance"
+        );
+        if bypasses.len() < MOST_BYPASSES {
+            bypasses.push(format!(
+                "writes that name {parent}, from which {table} inherits"
+            ));
+        }
+    }
     Ok(bypasses)
+}
+
+/// The tables that are above one of the application's tables, or above a child of one, without being one themselves:
+/// parent and child. A statement that names such a parent changes the child's rows, and fires no trigger of the feed.
+async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<(String, String)>, Error> {
+    let sql = "WITH RECURSIVE node AS (\
+           SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') \
+           UNION SELECT i.inhrelid FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
+           JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
+         SELECT i.inhparent::regclass::text, i.inhrelid::regclass::text FROM pg_inherits i \
+         WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2";
+    let tables = Table::names();
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
+        (&config.app_schema, Type::TEXT),
+        (&tables, Type::TEXT_ARRAY),
+    ];
+    let rows = client.query_typed(sql, &parameters).await;
+    let rows = rows.map_err(Error::database(DOING))?;
+    let pair = |row: &Row| Ok((column(row, 0)?, column(row, 1)?));
+    rows.iter().map(pair).collect()
 }
 
 /// The most bypasses that are named.

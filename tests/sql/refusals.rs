@@ -125,3 +125,16 @@ fn a_table_above_one_of_the_six_is_named() {
     run(&db, Script::Install, &[]).says("statements that name public.entity");
     check(&db).says("trigger|public.events|parent|FAIL");
 }
+
+/// The same above a child: an UPDATE of the other parent changes rows that a reader of `market_odds` sees.
+#[test]
+fn a_second_parent_of_a_child_is_named() {
+    let db = app();
+    db.psql("create table other (note text); create table child () inherits (market_odds, other)");
+    run(&db, Script::Install, &[]).says("statements that name public.other, of which public.child");
+    db.logs(
+        "insert into child (snapshot_id) values (5) => market_odds INSERT 5
+         update other set note = 'unseen' => ",
+    );
+    check(&db).says("trigger|public.child|parent|FAIL|inherits from public.other, too");
+}
