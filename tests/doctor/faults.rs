@@ -39,7 +39,8 @@ const FAULTS: &str = "
         => log.prune => fail => replica identity
     alter role {role} set statement_timeout = '500ms' => setting => warn => 500 ms
     alter role {role} set default_transaction_isolation = serializable => setting => info => serializable
-    alter role {role} connection limit 4 => connections => warn => of the 4 of the role
+    alter role {role} connection limit 4 => connections => warn => of the 4 of role \"cache_
+    alter database {database} connection limit 4 => connections => warn => of the 4 of database \"test_
     alter table market_odds drop column outcomes => warmup => fail => has no column outcomes
     alter table odds_snapshots alter column last_confirmed_at type text => warmup => fail => is of type text
 ";
@@ -95,6 +96,10 @@ fn the_statement_that_doctor_names_fixes_the_fault() {
         alter database {database} set temp_file_limit = 1 => setting
         alter database {database} set oddscache.notify = off => feed
         alter table oddscache.log_state replica identity nothing; create publication p for all tables => log.prune
+        alter role {role} connection limit 4 => connections
+        alter database {database} connection limit 4 => connections
+        alter table market_odds disable trigger all; alter table market_odds enable trigger all => trigger
+        alter table odds_snapshots_default disable trigger user => trigger
         {server s} create foreign table f () inherits (market_odds) server s => trigger
         {server s} drop table odds_snapshots_default; alter table odds_snapshots drop constraint odds_snapshots_pkey cascade; create foreign table f partition of odds_snapshots default server s
             => trigger
