@@ -28,6 +28,7 @@ DECLARE
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
+        'exit_on_error', pg_catalog.current_setting('exit_on_error'),
         'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
     tables   pg_catalog.text[];
     log      pg_catalog.text;
@@ -41,7 +42,7 @@ DECLARE
 BEGIN
     -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    PERFORM set_config('quote_all_identifiers', 'off', true);
+    PERFORM set_config('exit_on_error', 'off', true), set_config('quote_all_identifiers', 'off', true);
     tables := ARRAY(SELECT json_object_keys(keys));
     log := format('%I.change_log', cache_schema);
     func := format('%I.log_change()', cache_schema);

@@ -72,31 +72,6 @@ fn a_limit_of_temporary_files_is_warned_of() {
     run(&db, Script::Install, &[]).lacks("temp_file_limit");
 }
 
-/// These settings of a role change how the server reads strings and prints names.
-#[test]
-fn settings_of_the_installing_role_change_nothing() {
-    let db = app();
-    let role = format!("odd_{}", db.name);
-    db.psql(&format!(
-        "alter database {0} set standard_conforming_strings = off; alter database {0} set quote_all_identifiers = on",
-        db.name
-    ));
-    for script in [
-        Script::Install,
-        Script::Grants,
-        Script::Indexes,
-        Script::Check,
-    ] {
-        let variables = settings_of(script, &[("role", &role)]);
-        run(&db, script, &variables).lacks("FAIL");
-        if script == Script::Install {
-            run(&db, script, &variables).says("already in place");
-        }
-    }
-    db.logs("insert into events values (1) => events INSERT 1");
-    run(&db, Script::Uninstall, &[("role", &role)]).says("uninstalled");
-}
-
 /// The new table belonged to the superuser. `prune()` runs as the owner of the other tables, so it failed for good.
 #[test]
 fn after_an_upgrade_by_a_superuser_prune_still_works() {
