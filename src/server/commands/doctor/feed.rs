@@ -6,10 +6,9 @@ use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, FUNCTIONS, Function, Script};
 use serde::Deserialize;
 
 use super::{
-    context::Context,
+    context::{Context, tables},
     finding::{Finding, or_ok},
     script::run,
-    tables::constants,
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
@@ -100,7 +99,7 @@ async fn found(context: &Context<'_>, session: &Session) -> Result<Vec<Found>, T
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          JOIN pg_roles AS r ON r.oid = p.proowner \
          WHERE n.nspname = {cache} ORDER BY p.oid",
-        tables = constants(),
+        tables = tables(),
         app = literal(context.app_schema),
         cache = literal(context.cache_schema),
         schema = identifier(context.cache_schema),

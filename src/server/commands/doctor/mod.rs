@@ -12,7 +12,7 @@ mod notifications;
 mod script;
 mod server;
 mod settings;
-mod tables;
+mod warmup;
 
 use std::{
     io::{self, Write},
@@ -67,7 +67,7 @@ async fn look(context: &Context<'_>) -> Findings {
     if context.arguments.quick {
         findings.push(Finding::info("warmup", "left out by --quick"));
     } else {
-        findings.push(tables::warm_up(context).await);
+        findings.push(warmup::check(context).await);
     }
     findings
 }

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    context::Context,
+    context::{Context, tables},
     finding::{Finding, Findings, Level, or_ok},
     server::Server,
-    tables::constants,
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
@@ -335,7 +334,7 @@ async fn locks(
          SELECT node.oid FROM node UNION ALL \
          SELECT x.indexrelid FROM node JOIN pg_index AS x ON x.indrelid = node.oid) AS relation",
         literal(context.app_schema),
-        tables = constants(),
+        tables = tables(),
     );
     let Relations { relations } = session.row(&sql).await?;
     let room = number(settings, "max_locks_per_transaction")

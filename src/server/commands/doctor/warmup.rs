@@ -1,26 +1,19 @@
-//! Tries a warmup.
+//! Tries a warmup, as a cache that starts does.
 
 use std::time::Instant;
 
-use oddscache::sql::Table;
 use tokio::time::timeout;
 
 use super::{
     context::Context,
     finding::{Finding, Level},
 };
-use crate::server::session::literal;
 
 /// The time for reading everything once, as a multiple of the time for one query. A real cache has --warmup-timeout.
 const WARMUP: u32 = 12;
 
-/// The application's tables, as a list of SQL literals.
-pub(super) fn constants() -> String {
-    Table::ALL.map(|table| literal(table.name())).join(", ")
-}
-
 /// Reads everything once, with the library itself. An error would keep a cache from starting; its text names the fix.
-pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
+pub(super) async fn check(context: &Context<'_>) -> Finding {
     let config = match context.arguments.follow.config() {
         Ok(config) => config,
         Err(error) => return Finding::fail("warmup", error.to_string()),
