@@ -1,8 +1,11 @@
 -- check.sql: reports on the feed. Changes nothing.
 --
--- What     Rows (kind, object, item, status, detail), the worst first. FAIL: changes can be missed, or the cache cannot
---          work. warn: something is not as the scripts leave it. info: good to know, such as a default of the server.
---          detail says what follows, and what to run.
+-- What     Rows (kind, object, item, status, detail, fix), the worst first.
+--          status   FAIL: changes can be missed, or the cache cannot work. warn: it works, but worse than it could.
+--                   unknown: the caller may not look. info: good to know, such as a right that the cache's role has
+--                   and does not need. ok: as it should be.
+--          fix      What repairs it: a statement, or the name of a script to run, such as install.sql. Null if nothing
+--                   needs to be done, or if only you can tell what to do.
 -- Who      Any role that may SELECT from change_log. The report says what the caller may not read.
 -- Run      psql -X -f check.sql
 --          Any other client will do. This file is two statements. The first one leaves the report in the session's
@@ -25,6 +28,7 @@ DECLARE
     -- The caller's settings. The last statement restores them.
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
+        'exit_on_error', pg_catalog.current_setting('exit_on_error'),
         'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
     tables   pg_catalog.text[];
     log      pg_catalog.text;
@@ -38,7 +42,7 @@ DECLARE
 BEGIN
     -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    PERFORM set_config('quote_all_identifiers', 'off', true);
+    PERFORM set_config('exit_on_error', 'off', true), set_config('quote_all_identifiers', 'off', true);
     tables := ARRAY(SELECT json_object_keys(keys));
     log := format('%I.change_log', cache_schema);
     func := format('%I.log_change()', cache_schema);
@@ -52,25 +56,26 @@ BEGIN
     report := report || jsonb_build_object(
         'kind', 'feed', 'object', quote_ident(cache_schema), 'item', 'feed_version()',
         'status', CASE version WHEN expected THEN 'ok' WHEN expected - 1 THEN 'warn' ELSE 'FAIL' END, 'detail',
-        CASE WHEN version IS NULL THEN 'is missing, or not the feed''s: run install.sql'
+        CASE WHEN version IS NULL THEN 'is missing, or not the feed''s'
              WHEN version = expected THEN version::text
-             WHEN version = expected - 1 THEN format('%s, not %s: caches still follow it; run install.sql',
-                 version, expected)
-             ELSE format('%s, not %s: run install.sql', version, expected) END);
-    SELECT report || coalesce(jsonb_agg(jsonb_build_object(
-               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'FAIL', 'detail', q.detail)), '[]')
+             WHEN version = expected - 1 THEN format('%s, not %s: caches of this version still follow it', version,
+                 expected)
+             ELSE format('%s, not %s', version, expected) END,
+        'fix', CASE WHEN version > expected THEN 'use the scripts and the program of that version'
+                    WHEN version = expected THEN NULL ELSE 'install.sql' END);
+    SELECT report || coalesce(jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item,
+               'status', 'FAIL', 'detail', q.detail, 'fix', q.fix)), '[]')
       INTO report
       FROM (
-        SELECT f.name AS object, 'function' AS item, 'is missing: run install.sql' AS detail
+        SELECT f.name AS object, 'function' AS item, 'is missing' AS detail, 'install.sql' AS fix
           FROM unnest(ARRAY[func] || functions) AS f (name) WHERE to_regprocedure(f.name) IS NULL
          UNION ALL
-        SELECT format('%I.%I', cache_schema, t.tab), 'table', 'is missing: run install.sql'
+        SELECT format('%I.%I', cache_schema, t.tab), 'table', 'is missing', 'install.sql'
           FROM unnest(ARRAY['change_log', 'log_state', 'log_horizon']) AS t (tab)
          WHERE to_regclass(format('%I.%I', cache_schema, t.tab)) IS NULL
          UNION ALL
-        SELECT func, 'EXECUTE', format('its owner %1$s may not call %2$s: GRANT EXECUTE ON FUNCTION pg_catalog.%2$s TO '
-            '%1$s',
-                   p.proowner::regrole, f.name)
+        SELECT func, 'EXECUTE', format('its owner %s may not call %s', p.proowner::regrole, f.name),
+               format('GRANT EXECUTE ON FUNCTION pg_catalog.%s TO %s', f.name, p.proowner::regrole)
           FROM pg_proc AS p, unnest(ARRAY['pg_current_xact_id()', 'pg_current_xact_id_if_assigned()',
                'pg_current_wal_insert_lsn()', 'clock_timestamp()', 'set_config(text, text, boolean)',
                'current_setting(text, boolean)', 'cardinality(anyarray)',
@@ -80,7 +85,7 @@ BEGIN
                true)
          UNION ALL
         SELECT n.name, 'rights', format('its owner %s may not %s %s: it cannot prune', p.proowner::regrole, t.needs,
-            t.name)
+                   t.name), format('GRANT %s ON %s TO %s', t.needs, t.name, p.proowner::regrole)
           FROM (SELECT format('%I.prune(interval)', cache_schema)) AS n (name)
           JOIN pg_proc AS p ON p.oid = to_regprocedure(n.name)
          CROSS JOIN (VALUES (log, 'SELECT'), (log, 'DELETE'), (format('%I.log_state', cache_schema), 'UPDATE'),
@@ -89,38 +94,41 @@ BEGIN
                             (format('%I.log_horizon', cache_schema), 'DELETE')) AS t (name, needs)
          WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(p.proowner, to_regclass(t.name), t.needs)
          UNION ALL
-        SELECT log, 'table', format('is UNLOGGED: a crash empties it, a standby cannot read it, and a transaction''s '
-               'second row can fail; ALTER TABLE %s SET LOGGED', log)
+        SELECT log, 'table', 'is UNLOGGED: a crash empties it, a standby cannot read it, and a transaction''s second '
+               'row can fail', format('ALTER TABLE %s SET LOGGED', log)
           FROM pg_class AS c WHERE c.oid = to_regclass(log) AND c.relpersistence = 'u'
          UNION ALL
-        SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log)
+        SELECT func, 'writes to the log', format('its owner %s may not INSERT into %s', p.proowner::regrole, log),
+               format('GRANT USAGE ON SCHEMA %I TO %s; GRANT INSERT ON %s TO %2$s', cache_schema, p.proowner::regrole,
+                   log)
           FROM pg_proc AS p WHERE p.oid = to_regprocedure(func) AND to_regclass(log) IS NOT NULL
            AND NOT (has_table_privilege(p.proowner, to_regclass(log), 'INSERT')
                     AND has_schema_privilege(p.proowner, to_regnamespace(quote_ident(cache_schema)), 'USAGE'))
       ) AS q;
-    SELECT report || coalesce(jsonb_agg(jsonb_build_object(
-               'kind', 'feed', 'object', q.object, 'item', q.item, 'status', 'warn', 'detail', q.detail)), '[]')
+    SELECT report || coalesce(jsonb_agg(jsonb_build_object('kind', 'feed', 'object', q.object, 'item', q.item,
+               'status', 'warn', 'detail', q.detail, 'fix', q.fix)), '[]')
       INTO report
       FROM (
         SELECT log AS object, 'as installed' AS item,
                'has triggers, rules, checks, policies, columns or indexes that are not the feed''s: each log row '
-               'costs a subtransaction' AS detail
+               'costs a subtransaction' AS detail, NULL AS fix
           FROM pg_class AS c
          WHERE c.oid = to_regclass(log)
            AND (c.relhastriggers OR c.relhasrules OR c.relrowsecurity OR c.relchecks > 0 OR c.relnatts <> 7
                 OR (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = c.oid) <> 1)
          UNION ALL
-        SELECT p.name, 'EXECUTE', 'granted to PUBLIC: run install.sql'
+        SELECT p.name, 'EXECUTE', 'is granted to PUBLIC', format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', p.name)
           FROM unnest(ARRAY[func] || functions) AS p (name)
          WHERE to_regprocedure(p.name) IS NOT NULL
              AND has_function_privilege('public', to_regprocedure(p.name), 'EXECUTE')
          UNION ALL
         SELECT coalesce(quote_ident(x.rolname), 'all roles'), 'notifications',
-               'runs with oddscache.notify = off: the cache sees its changes only when it polls; ALTER '
+               'runs with oddscache.notify = off: the cache sees its changes only when it polls. That may be intended',
+               'ALTER '
                || CASE WHEN s.setrole = 0 AND s.setdatabase <> 0 THEN format('DATABASE %I', d.datname)
                        ELSE 'ROLE ' || coalesce(quote_ident(x.rolname), 'ALL')
                             || CASE s.setdatabase WHEN 0 THEN '' ELSE format(' IN DATABASE %I', d.datname) END END
-               || ' RESET oddscache.notify, unless this is intended'
+               || ' RESET oddscache.notify'
           FROM pg_db_role_setting AS s
           JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
           LEFT JOIN pg_roles AS x ON x.oid = s.setrole
@@ -136,6 +144,7 @@ BEGIN
             FROM unnest(tables) AS u (tab)
          UNION SELECT n.tab, i.inhrelid, n.level + 1
           FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+         -- A temporary child belongs to one session. No other session can read its rows.
          WHERE c.relpersistence <> 't'
     ), above_foreign AS (
         SELECT i.inhparent AS oid
@@ -143,11 +152,18 @@ BEGIN
               JOIN pg_inherits AS i ON i.inhrelid = c.oid
          UNION SELECT i.inhparent FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
     ), below AS (
-        SELECT n.tab, c.oid::regclass AS node, max(n.level) = 0 AS root, c.relkind,
+        SELECT c.oid::regclass AS node, min(n.tab) AS tab, max(n.level) = 0 AS root, c.relkind,
+               string_agg(DISTINCT n.tab, ' and ' ORDER BY n.tab) AS tabs, count(DISTINCT n.tab) > 1 AS mixed,
                c.oid IN (SELECT a.oid FROM above_foreign AS a) AS above_foreign
-          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid GROUP BY n.tab, c.oid, c.relkind
+          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid GROUP BY c.oid, c.relkind
+    ), parent AS (
+        SELECT i.inhrelid::regclass AS node, i.inhparent::regclass AS parent, CASE WHEN c.relispartition
+                   THEN format('ALTER TABLE %s DETACH PARTITION %s', i.inhparent::regclass, i.inhrelid::regclass)
+                   ELSE format('ALTER TABLE %s NO INHERIT %s', i.inhrelid::regclass, i.inhparent::regclass) END AS fix
+          FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE i.inhrelid IN (SELECT b.node FROM below AS b)
     ), trigger AS (
-        SELECT t.node, t.root, t.tab, t.above_foreign, o.op,
+        SELECT t.node, t.root, t.tab, o.n, o.op, prefix || '_' || lower(o.op) AS name,
                CASE WHEN g.oid IS NULL THEN 'missing'
                     WHEN t.above_foreign AND (g.tgoldtable IS NOT NULL OR g.tgnewtable IS NOT NULL) THEN 'refused'
                     WHEN g.tgfoid <> to_regprocedure(func) OR g.tgtype <> o.tgtype
@@ -158,36 +174,41 @@ BEGIN
                          OR g.tgoldtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.old_table END
                          OR g.tgnewtable IS DISTINCT FROM CASE WHEN NOT t.above_foreign THEN o.new_table END
                          THEN 'not as installed'
-                    WHEN g.tgenabled IN ('D', 'R') THEN 'disabled'
+                    WHEN g.tgenabled = 'D' THEN 'disabled'
+                    WHEN g.tgenabled = 'R' THEN 'enabled for replicas only'
                     WHEN g.tgenabled = 'O' THEN 'not always'
                     ELSE 'ok' END AS state
           FROM below AS t
-         CROSS JOIN (VALUES ('INSERT', 4, NULL, 'new_rows'), ('UPDATE', 16, 'old_rows', 'new_rows'),
-                            ('DELETE', 8, 'old_rows', NULL), ('TRUNCATE', 32, NULL, NULL))
-               AS o (op, tgtype, old_table, new_table)
+         CROSS JOIN (VALUES (1, 'INSERT', 4, NULL, 'new_rows'), (2, 'UPDATE', 16, 'old_rows', 'new_rows'),
+                            (3, 'DELETE', 8, 'old_rows', NULL), (4, 'TRUNCATE', 32, NULL, NULL))
+               AS o (n, op, tgtype, old_table, new_table)
           LEFT JOIN pg_trigger AS g ON g.tgrelid = t.node AND g.tgname = prefix || '_' || lower(o.op)
-         WHERE t.relkind IN ('r', 'p')
+         WHERE t.relkind IN ('r', 'p') AND NOT t.mixed
     )
     SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
-        SELECT 'trigger' AS kind, t.node::text AS object, 'INSERT, UPDATE, DELETE, TRUNCATE' AS item, 'ok' AS status,
-               'always enabled' AS detail
-          FROM trigger AS t GROUP BY t.node HAVING bool_and(t.state = 'ok')
-         UNION ALL
-        SELECT 'trigger', t.node::text, t.op,
-               CASE WHEN t.state = 'refused' OR t.root AND t.state <> 'not always' THEN 'FAIL' ELSE 'warn' END,
-               CASE WHEN t.state = 'refused' THEN 'has transition tables, and a foreign table is below: statements '
+        SELECT 'trigger' AS kind, t.node::text AS object, string_agg(t.op, ', ' ORDER BY t.n) AS item,
+               CASE t.state WHEN 'ok' THEN 'ok' ELSE 'FAIL' END AS status,
+               CASE WHEN t.state = 'ok' THEN 'always enabled'
+                    WHEN t.state = 'refused' THEN 'has transition tables, and a foreign table is below: statements '
                         'that reach the foreign table fail'
-                    WHEN t.state = 'not always' THEN 'not always: silent under session_replication_role = replica'
+                    WHEN t.state = 'not always' THEN 'not always enabled: silent under session_replication_role = '
+                        'replica'
                     WHEN t.root THEN t.state || ': changes are missed'
                     ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END
-               || '; run install.sql'
-          FROM trigger AS t WHERE t.state <> 'ok'
+                   AS detail,
+               CASE WHEN t.state IN ('disabled', 'enabled for replicas only', 'not always') THEN
+                        format('ALTER TABLE %s %s', t.node,
+                            string_agg(format('ENABLE ALWAYS TRIGGER %I', t.name), ', ' ORDER BY t.n))
+                    WHEN t.state <> 'ok' THEN 'install.sql' END AS fix
+          FROM trigger AS t GROUP BY t.node, t.root, t.tab, t.state HAVING t.state <> 'ok' OR count(*) = 4
          UNION ALL
-        SELECT 'trigger', format('%I.%I', app_schema, u.tab), 'table', 'FAIL', 'does not exist'
+        SELECT 'trigger', format('%I.%I', app_schema, u.tab), 'table', 'FAIL', 'does not exist',
+               'name the schema of the six tables: oddscache sql check --app-schema ..., or the setting app_schema in '
+                   'the script'
           FROM unnest(tables) AS u (tab) WHERE to_regclass(format('%I.%I', app_schema, u.tab)) IS NULL
          UNION ALL
         SELECT 'trigger', format('%I.%I', app_schema, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
-               'does not exist: every statement on this table makes the cache read everything again'
+               'does not exist: every statement on this table makes the cache read everything again', NULL
           FROM json_each_text(keys) AS k (tab, col)
          WHERE to_regclass(format('%I.%I', app_schema, k.tab)) IS NOT NULL
            AND NOT EXISTS (SELECT FROM pg_attribute AS a
@@ -195,28 +216,36 @@ BEGIN
                               AND a.attname = k.col AND a.attnum > 0 AND NOT a.attisdropped)
          UNION ALL
         SELECT 'trigger', format('%I.%I', app_schema, k.tab), 'column ' || quote_ident(k.col), 'FAIL',
-               format('is a virtual generated column, which triggers cannot see: every statement on this table makes '
-                   'the cache read everything again; ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s '
-                   'GENERATED ALWAYS AS (%5$s) STORED',
+               'is a virtual generated column, which triggers cannot see: every statement on this table makes the '
+                   'cache read everything again',
+               format('ALTER TABLE %1$I.%2$I DROP COLUMN %3$I, ADD COLUMN %3$I %4$s GENERATED ALWAYS AS (%5$s) STORED',
                    app_schema, k.tab, k.col, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
           FROM json_each_text(keys) AS k (tab, col)
           JOIN pg_attribute AS a ON a.attrelid = to_regclass(format('%I.%I', app_schema, k.tab)) AND a.attname = k.col
           LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attgenerated = 'v'
          UNION ALL
-        SELECT 'trigger', i.inhrelid::regclass::text, 'parent', 'FAIL',
-               format('inherits from %1$s: statements that name %1$s are missed', i.inhparent::regclass)
-          FROM pg_inherits AS i WHERE i.inhrelid IN (SELECT b.node FROM below AS b WHERE b.root)
+        SELECT 'trigger', p.node::text, 'parent', 'FAIL',
+               format('inherits from %1$s, too: statements that name %1$s are missed', p.parent), p.fix
+          FROM parent AS p WHERE p.parent NOT IN (SELECT b.node FROM below AS b)
+         UNION ALL
+        SELECT 'trigger', t.node::text, 'parents', 'FAIL',
+               format('inherits from %s, and a trigger can log a change of one table only: statements that name this '
+                   'table are missed', t.tabs),
+               (SELECT string_agg(p.fix, ', or ' ORDER BY p.fix) FROM parent AS p WHERE p.node = t.node)
+          FROM below AS t WHERE t.mixed AND t.relkind <> 'f'
          UNION ALL
         SELECT 'trigger', t.node::text, 'foreign table', 'warn',
-               format('each statement that names a table above it, such as %s, makes the cache read everything again; '
-                   'statements that name it, or run on the foreign server, are missed', t.tab)
-          FROM below AS t WHERE t.relkind = 'f'
+               format('is a foreign table below %s: each statement that names a table above it makes the cache read '
+                   'everything again, and statements that name it, or run on the foreign server, are missed. Keep its '
+                   'rows in a local table', t.tabs), p.fix
+          FROM below AS t JOIN parent AS p ON p.node = t.node WHERE t.relkind = 'f'
          UNION ALL
         SELECT 'trigger', s.srrelid::regclass::text, 'replication', 'FAIL',
-               'is filled by a subscription: its apply worker fires no statement triggers; follow the publisher instead'
+               'is filled by a subscription: its apply worker fires no statement triggers',
+               'follow the publisher instead'
           FROM pg_subscription_rel AS s
-         WHERE s.srrelid IN (SELECT t.node FROM trigger AS t)
+         WHERE s.srrelid IN (SELECT t.node FROM below AS t)
     ) AS q;
 
     -- The cache's role: what it needs
@@ -224,12 +253,13 @@ BEGIN
     IF NOT FOUND THEN
         report := report || jsonb_build_object(
             'kind', 'right', 'object', quote_ident(role), 'item', 'role', 'status', 'warn',
-            'detail', 'does not exist: run grants.sql, or name the cache''s role: oddscache sql check --role ..., or '
-            'the setting role in the script');
+            'detail', 'does not exist. If the cache has another role, name it: oddscache sql check --role ..., or the '
+            'setting role in the script', 'fix', 'grants.sql');
     ELSE
         SELECT report || coalesce(jsonb_agg(to_jsonb(q)), '[]') INTO report FROM (
             SELECT 'right' AS kind, n.object, n.item, CASE WHEN n.has THEN 'ok' ELSE 'FAIL' END AS status,
-                   CASE WHEN n.has THEN role ELSE format('%s lacks it: run grants.sql', role) END AS detail
+                   CASE WHEN n.has THEN role ELSE format('%s lacks it', role) END AS detail,
+                   CASE WHEN NOT n.has THEN format('GRANT %s ON %s TO %I', n.item, n.object, role) END AS fix
               FROM (
                 SELECT format('database %I', current_database()) AS object, 'CONNECT' AS item,
                        has_database_privilege(role, current_database(), 'CONNECT') AS has
@@ -248,20 +278,22 @@ BEGIN
                    CASE WHEN has_function_privilege(role, to_regprocedure(format('%I.prune(interval)', cache_schema)),
                        'EXECUTE')
                         THEN format('%s may prune the log', role)
-                        ELSE format('%s may not prune the log: let a scheduled job do it, or run oddscache sql grants '
-                            '--prune (grants.sql)', role) END
+                        ELSE format('%s may not prune the log: let a scheduled job do it, or grants.sql with prune',
+                            role) END, NULL
              WHERE to_regprocedure(format('%I.prune(interval)', cache_schema)) IS NOT NULL
              UNION ALL
             SELECT 'right', h.name, 'EXECUTE', CASE WHEN h.has THEN 'ok' ELSE 'warn' END,
                    role || CASE WHEN h.has THEN '' ELSE
-                       ' may not, so it cannot tell a quiet database from lost notifications: run grants.sql' END
+                       ' may not, so it cannot tell a quiet database from lost notifications' END,
+                   CASE WHEN NOT h.has THEN format('GRANT EXECUTE ON FUNCTION %s TO %I', h.name, role) END
               FROM (SELECT format('%I.heartbeat()', cache_schema) AS name,
                            has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache_schema)),
                                'EXECUTE') AS has) AS h
              WHERE h.has IS NOT NULL
              UNION ALL
             SELECT 'right', c.oid::regclass::text, 'row-level security', 'warn',
-                   format('%s must see every row: give it a policy for SELECT that is true, or BYPASSRLS', role)
+                   format('%s must see every row: by BYPASSRLS, or by a policy for SELECT that is always true', role),
+                   format('ALTER ROLE %I BYPASSRLS', role)
               FROM unnest(tables) AS u (tab)
               JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', app_schema, u.tab))
              WHERE c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
@@ -329,8 +361,8 @@ BEGIN
                            WHEN s.roleid IS NULL THEN ': it owns the database'
                            WHEN s.roleid = s.grantee THEN format(': it is a member of %I', s.rolname)
                            ELSE format(': it is a member of %I, and so of %s', s.rolname, s.grantee::regrole) END
-                   || '; '
-                   || CASE WHEN s.grantee = r.oid AND s.owner = r.oid THEN format('ALTER %s OWNER TO another role',
+                       AS detail,
+                   CASE WHEN s.grantee = r.oid AND s.owner = r.oid THEN format('ALTER %s OWNER TO another role',
                                 concat_ws(' ', nullif(s.kind, split_part(s.target, ' ', 1)), s.target))
                            WHEN s.grantee IN (0, r.oid) THEN
                                 CASE WHEN s.grantor = s.owner THEN '' ELSE format('SET ROLE %s; ',
@@ -339,30 +371,28 @@ BEGIN
                                           CASE s.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(role) END)
                            WHEN s.roleid IS NULL THEN format('ALTER DATABASE %I OWNER TO another role',
                                current_database())
-                           ELSE s.sql END AS detail
+                           ELSE s.sql END AS fix
               FROM (SELECT s.kind, s.name, s.target, s.owner, s.grantee, s.grantor, m.roleid, m.rolname, m.sql,
                            string_agg(s.item, ', ' ORDER BY s.n) AS items, d.status
                       FROM source AS s
-                     -- The rights that PUBLIC has by default are no fault.
-                     CROSS JOIN LATERAL (SELECT CASE WHEN s.grantee <> 0 THEN 'warn'
-                                                     WHEN s.item = 'TEMPORARY' THEN 'ok'
-                                                     WHEN s.name = 'schema public' AND server < 150000 THEN 'info'
-                                                     ELSE 'warn' END AS status) AS d
+                     -- PUBLIC has this right by default.
+                     CROSS JOIN LATERAL (SELECT CASE WHEN s.grantee = 0 AND s.item = 'TEMPORARY' THEN 'ok'
+                                                     ELSE 'info' END AS status) AS d
                       LEFT JOIN membership AS m ON s.grantee NOT IN (0, r.oid) AND m.inherits
                            AND (m.roleid = s.grantee OR pg_has_role(m.roleid, s.grantee, 'USAGE'))
                      GROUP BY s.kind, s.name, s.target, s.owner, s.grantee, s.grantor, m.roleid, m.rolname, m.sql,
                          d.status) AS s
              UNION ALL
-            SELECT 'right', 'role ' || quote_ident(role), a.item, 'warn',
-                   format('%s has it and does not need it; ALTER ROLE %I NO%s', role, role, a.item)
+            SELECT 'right', 'role ' || quote_ident(role), a.item, 'info',
+                   format('%s has it and does not need it', role), format('ALTER ROLE %I NO%s', role, a.item)
               FROM (VALUES ('SUPERUSER', r.rolsuper), ('CREATEROLE', r.rolcreaterole), ('CREATEDB', r.rolcreatedb),
                            ('REPLICATION', r.rolreplication)) AS a (item, has)
              WHERE a.has
              UNION ALL
             -- A member does not inherit role attributes, but it gets them by SET ROLE.
-            SELECT 'right', 'role ' || quote_ident(role), a.item, 'warn',
-                   format('%s has it by SET ROLE %I and does not need it: it is a member of %I; %s', role, x.rolname,
-                       m.rolname, m.sql)
+            SELECT 'right', 'role ' || quote_ident(role), a.item, 'info',
+                   format('%s has it by SET ROLE %I and does not need it: it is a member of %I', role, x.rolname,
+                       m.rolname), m.sql
               FROM pg_roles AS x
              CROSS JOIN LATERAL (VALUES
                            ('SUPERUSER', x.rolsuper), ('CREATEROLE', x.rolcreaterole), ('CREATEDB', x.rolcreatedb),
@@ -381,7 +411,8 @@ BEGIN
                format('%s: a native subscription stops for good at the first change of a table that its database '
                    'lacks ("logical replication target relation ... does not exist"). %s', t.names,
                    coalesce('Replication slots that may serve one: ' || s.names, 'No replication slot serves one now'))
-               || format('; on the subscriber, before anything else: CREATE SCHEMA IF NOT EXISTS %1$I; CREATE TABLE IF '
+                   AS detail,
+               format('on the subscriber, before anything else: CREATE SCHEMA IF NOT EXISTS %1$I; CREATE TABLE IF '
                    'NOT EXISTS %1$I.change_log (xid xid8 NOT NULL, id bigint NOT NULL, table_name text NOT NULL, op '
                    'text NOT NULL, keys bigint[], note text, at timestamptz NOT NULL, PRIMARY KEY (xid, id)); CREATE '
                    'TABLE IF NOT EXISTS %1$I.log_state (one boolean PRIMARY KEY, pruned_below xid8 NOT NULL, '
@@ -394,7 +425,7 @@ BEGIN
                             || '), and on the subscriber ALTER SUBSCRIPTION ... SET PUBLICATION'
                        WHEN t.named = '' THEN format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I', p.pubname,
                            cache_schema)
-                       ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS detail
+                       ELSE format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, t.named) END AS fix
           FROM pg_publication AS p
           JOIN LATERAL (SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname) AS names,
                                coalesce(string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname) FILTER (
@@ -422,23 +453,27 @@ BEGIN
                            CASE WHEN count(*) = 1 AND bool_and(s.app_schema = %3$L
                                 AND s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot())) THEN 'ok'
                                     ELSE 'FAIL' END AS status,
-                           CASE WHEN count(*) <> 1 THEN format('%%s rows instead of one: run install.sql', count(*))
+                           CASE WHEN count(*) <> 1 THEN format('%%s rows instead of one', count(*))
                                 WHEN NOT bool_and(s.app_schema = %3$L)
-                                    THEN format('serves schema %%s: check that one, by oddscache sql check '
-                                        '--app-schema ... or the setting app_schema in the script', min(s.app_schema))
+                                    THEN format('serves schema %%s, not %%s', min(s.app_schema), %3$L)
                                 WHEN NOT bool_and(s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot()))
-                                    THEN 'holds transaction ids of another cluster: run install.sql'
+                                    THEN 'holds transaction ids of another cluster'
                                 ELSE format('pruned below %%s, channel %%s', min(s.pruned_below::text),
-                                    min(s.channel)) END AS detail
+                                    min(s.channel)) END AS detail,
+                           CASE WHEN count(*) = 1 AND NOT bool_and(s.app_schema = %3$L)
+                                    THEN 'check that schema: oddscache sql check --app-schema ..., or the setting '
+                                        'app_schema in the script'
+                                WHEN count(*) <> 1
+                                    OR NOT bool_and(s.pruned_below <= pg_snapshot_xmax(pg_current_snapshot()))
+                                    THEN 'install.sql' END AS fix
                       FROM %2$s AS s
                      UNION ALL
                     SELECT 'log', %2$L, 'pruned',
                            CASE WHEN b.late AND b.pruned < now() - interval '7 days' THEN 'FAIL'
                                 WHEN b.late THEN 'warn' ELSE 'ok' END,
                            coalesce('last at ' || b.pruned
-                                    || format(' (%%s ago)', date_trunc('second', now() - b.pruned)), 'never')
-                           || CASE WHEN b.late THEN ': let the cache call prune() (oddscache sql grants --prune), or a '
-                               'scheduled job' ELSE '' END
+                                    || format(' (%%s ago)', date_trunc('second', now() - b.pruned)), 'never'),
+                           CASE WHEN b.late THEN %4$L END
                       FROM (SELECT p.pruned, coalesce(p.pruned < now() - interval '1 day', true)
                                    AND EXISTS (SELECT FROM %1$s AS l WHERE l.at < now() - interval '1 day'
                                             ORDER BY l.xid, l.id LIMIT 1) AS late
@@ -453,28 +488,29 @@ BEGIN
                                   pg_size_pretty(b.bytes))
                            || coalesce(', the oldest from ' || b.oldest
                                        || format(' (%%s ago)', date_trunc('second', now() - b.oldest)), '')
-                           || CASE WHEN b.oldest < now() - interval '1 day' THEN ': make sure that prune() runs, and '
-                                       'end transactions that stay open'
-                                   WHEN b.bytes > 1024 ^ 3 THEN ': VACUUM makes the space of deleted rows usable '
-                                       'again; an open transaction keeps it from that'
-                                   ELSE '' END
+                           || CASE WHEN b.oldest < now() - interval '1 day' OR b.bytes > 1024 ^ 3
+                                   THEN '. A transaction that stays open keeps the rows and their space' ELSE '' END,
+                           CASE WHEN b.oldest < now() - interval '1 day' THEN %4$L
+                                WHEN b.bytes > 1024 ^ 3 THEN format('VACUUM %%s', %1$L) END
                       FROM (SELECT (SELECT count(*) FROM (SELECT FROM %1$s LIMIT 1000001) AS l) AS rows,
                                    pg_total_relation_size(%1$L::regclass) AS bytes,
                                    (SELECT l.at FROM %1$s AS l ORDER BY l.xid, l.id LIMIT 1) AS oldest) AS b
                      UNION ALL
                     SELECT 'log', %1$L, 'transactions', 'FAIL',
-                        'holds transaction ids of another cluster: run install.sql'
+                        'holds transaction ids of another cluster', 'install.sql'
                      WHERE EXISTS (SELECT FROM %1$s AS l WHERE l.xid >= pg_snapshot_xmax(pg_current_snapshot()))
                      UNION ALL
                     SELECT 'log', l.table_name, 'RESYNC', CASE l.table_name WHEN 'resync' THEN 'ok' ELSE 'warn' END,
                            format('%%s times, last at %%s: %%s', count(*), max(l.at),
-                           (array_agg(l.note ORDER BY l.id DESC))[1])
+                           (array_agg(l.note ORDER BY l.id DESC))[1]), NULL
                       FROM %1$s AS l WHERE l.op = 'RESYNC' GROUP BY l.table_name
-                ) AS q$sql$, log, format('%I.log_state', cache_schema), app_schema) INTO part;
+                ) AS q$sql$, log, format('%I.log_state', cache_schema), app_schema,
+                format('a scheduled job that runs SELECT %I.prune(), or let the cache call it: oddscache sql grants '
+                    '--prune, or the setting prune in grants.sql', cache_schema)) INTO part;
             report := report || coalesce(part, '[]');
         END IF;
     EXCEPTION WHEN insufficient_privilege THEN
-        report := report || jsonb_build_object('kind', 'log', 'object', log, 'item', 'rows', 'status', 'warn',
+        report := report || jsonb_build_object('kind', 'log', 'object', log, 'item', 'rows', 'status', 'unknown',
             'detail', format('not readable by %I: %s', current_user, SQLERRM));
     END;
 
@@ -490,8 +526,8 @@ BEGIN
         )
         SELECT 'session' AS kind, format('process %s', s.pid) AS object, s.wait_event AS item, 'warn' AS status,
                format('of %I has been sending a result since %s that its client does not read: TRUNCATE, ALTER and '
-                   'DETACH wait for it, and writers wait behind them; SELECT pg_terminate_backend(%s)',
-                   role, s.query_start, s.pid) AS detail
+                   'DETACH wait for it, and writers wait behind them', role, s.query_start) AS detail,
+               format('SELECT pg_terminate_backend(%s)', s.pid) AS fix
           FROM pg_stat_activity AS s
          WHERE s.datname = current_database() AND s.usename = role AND s.state = 'active'
            AND s.wait_event = 'ClientWrite' AND s.query_start < clock_timestamp() - interval '30 s'
@@ -499,24 +535,27 @@ BEGIN
         SELECT 'waiting' AS kind, quote_ident(cache_schema) AS object, 'who waits for notifications' AS item,
             'ok' AS status,
                coalesce('writers notify ' || string_agg(format('process %s of %I', l.pid, l.role), ', ' ORDER BY l.pid),
-                        'nobody: writers do not notify') AS detail
+                        'nobody: writers do not notify') AS detail, NULL
           FROM lock AS l WHERE l.waits
          UNION ALL
         SELECT 'waiting', quote_ident(cache_schema), format('process %s', l.pid), 'warn',
                format('of %I holds the listeners'' advisory lock exclusively: every writer notifies, and caches only '
-                   'poll; SELECT pg_terminate_backend(%s)', l.role, l.pid)
+                   'poll', l.role), format('SELECT pg_terminate_backend(%s)', l.pid)
           FROM lock AS l WHERE NOT l.waits
          UNION ALL
         SELECT 'queue', 'notification queue', 'usage', CASE WHEN u.usage < 0.5 THEN 'ok' ELSE 'warn' END,
                format('%s %%', round((u.usage * 100)::numeric, 1))
-               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': writers do not notify; a listener has an open '
-                   'transaction' END
+               || CASE WHEN u.usage < 0.5 THEN '' ELSE ': writers do not notify. A listener has an open '
+                   'transaction' END,
+               CASE WHEN u.usage >= 0.5 THEN 'end the oldest: SELECT pid, usename, xact_start FROM pg_stat_activity '
+                   'WHERE state LIKE ''idle in transaction%'' ORDER BY xact_start' END
           FROM pg_notification_queue_usage() AS u (usage)
          UNION ALL
         SELECT 'index', t.root::text, w.columns, CASE WHEN bool_or(x.indisvalid) THEN 'ok' ELSE 'warn' END,
                CASE WHEN bool_or(x.indisvalid) THEN 'in place'
-                    WHEN count(x.indexrelid) > 0 THEN 'is INVALID, not usable: run indexes.sql'
-                    ELSE 'missing, so a warmup reads the whole history: run indexes.sql' END
+                    WHEN count(x.indexrelid) > 0 THEN 'is INVALID, not usable'
+                    ELSE 'missing, so a warmup reads the whole history' END,
+               CASE WHEN bool_or(x.indisvalid) THEN NULL ELSE 'indexes.sql' END
           FROM (VALUES ('odds_snapshots', 'event_id, bookmaker_id, id DESC',
                         ARRAY['event_id', 'bookmaker_id', 'id'], '0 0 3'),
                        ('competitor_odds_snapshots', 'competitor_event_id, id DESC',
@@ -531,19 +570,19 @@ BEGIN
                      WHERE k.n <= x.indnkeyatts) = w.keys
          GROUP BY t.root, w.columns
     ) AS q;
-    SELECT jsonb_agg(to_jsonb(q) ORDER BY array_position(ARRAY['FAIL', 'warn', 'info', 'ok'], q.status),
+    SELECT jsonb_agg(to_jsonb(q) ORDER BY array_position(ARRAY['FAIL', 'warn', 'unknown', 'info', 'ok'], q.status),
                array_position(ARRAY['feed', 'trigger', 'right', 'publication', 'log', 'session', 'waiting', 'queue',
                                     'index'], q.kind),
                q.object, q.item)
       INTO report
-      FROM jsonb_to_recordset(report) AS q (kind text, object text, item text, status text, detail text);
+      FROM jsonb_to_recordset(report) AS q (kind text, object text, item text, status text, detail text, fix text);
     PERFORM set_config('oddscache.report', report::text, false);
     PERFORM set_config(s.key, s.value, true) FROM jsonb_each_text(settings) AS s;
 END $check$;
 
-SELECT r.kind, r.object, r.item, r.status, r.detail
+SELECT r.kind, r.object, r.item, r.status, r.detail, r.fix
   FROM ROWS FROM (pg_catalog.jsonb_to_recordset(pg_catalog.current_setting('oddscache.report')::pg_catalog.jsonb)
            AS (kind pg_catalog.text, object pg_catalog.text, item pg_catalog.text, status pg_catalog.text,
-               detail pg_catalog.text))
-       WITH ORDINALITY AS r (kind, object, item, status, detail, n)
+               detail pg_catalog.text, fix pg_catalog.text))
+       WITH ORDINALITY AS r (kind, object, item, status, detail, fix, n)
  ORDER BY r.n;

@@ -27,6 +27,7 @@ DECLARE
     settings constant pg_catalog.jsonb := pg_catalog.jsonb_build_object(
         'search_path', pg_catalog.current_setting('search_path'),
         'client_min_messages', pg_catalog.current_setting('client_min_messages'),
+        'exit_on_error', pg_catalog.current_setting('exit_on_error'),
         'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
     statements pg_catalog.jsonb;
     problem    pg_catalog.text;
@@ -34,7 +35,8 @@ DECLARE
 BEGIN
     -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
+    PERFORM set_config('client_min_messages', 'notice', true), set_config('exit_on_error', 'off', true),
+        set_config('quote_all_identifiers', 'off', true);
 
     SELECT string_agg(t.tab, ', ') INTO problem
         FROM unnest(ARRAY['odds_snapshots', 'competitor_odds_snapshots']) AS t (tab)

@@ -39,6 +39,8 @@ DECLARE
         'search_path', pg_catalog.current_setting('search_path'),
         'lock_timeout', pg_catalog.current_setting('lock_timeout'),
         'client_min_messages', pg_catalog.current_setting('client_min_messages'),
+        'default_table_access_method', pg_catalog.current_setting('default_table_access_method'),
+        'exit_on_error', pg_catalog.current_setting('exit_on_error'),
         'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
     done     integer := 0;  -- changes made
     problem  pg_catalog.text;
@@ -47,6 +49,7 @@ DECLARE
     present  integer;  -- the version that is installed
     gone     bigint;
     marks    bigint;
+    family   pg_catalog.jsonb;  -- the six tables with everything below them
     before   pg_catalog.jsonb;
     work     pg_catalog.jsonb;
     outside  pg_catalog.jsonb;
@@ -59,7 +62,8 @@ DECLARE
 BEGIN
     -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
+    PERFORM set_config('client_min_messages', 'notice', true), set_config('exit_on_error', 'off', true),
+        set_config('quote_all_identifiers', 'off', true), set_config('default_table_access_method', 'heap', true);
 
     -- In a stricter isolation level this transaction would not see what a concurrent run has committed.
     IF current_setting('transaction_isolation') <> 'read committed'
@@ -129,26 +133,28 @@ BEGIN
             HINT = 'If the tables are in another schema, name it: oddscache sql install --app-schema ..., or the '
                 'setting app_schema in the script.';
     END IF;
+    -- A temporary child belongs to one session, and no other session can read its rows.
+    WITH RECURSIVE node AS (
+        SELECT k.tab, to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid, 0 AS level
+          FROM json_object_keys(tables) AS k (tab)
+         UNION SELECT n.tab, i.inhrelid, n.level + 1
+          FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE c.relpersistence <> 't'
+    )
+    SELECT jsonb_agg(to_jsonb(q)) INTO family
+      FROM (SELECT n.tab, n.oid, max(n.level) AS level, c.relkind
+              FROM node AS n JOIN pg_class AS c ON c.oid = n.oid GROUP BY n.tab, n.oid, c.relkind) AS q;
     SELECT string_agg(format('%s inherits from %s', q.node, q.tabs), '; ') INTO problem
-      FROM (WITH RECURSIVE node AS (
-                SELECT k.tab, to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
-                    FROM json_object_keys(tables) AS k (tab)
-                 UNION SELECT n.tab, i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
-            SELECT n.oid::regclass AS node, string_agg(n.tab, ' and ' ORDER BY n.tab) AS tabs
-              FROM node AS n GROUP BY n.oid HAVING count(*) > 1) AS q;
+      FROM (SELECT n.oid::regclass AS node, string_agg(n.tab, ' and ' ORDER BY n.tab) AS tabs
+              FROM jsonb_to_recordset(family) AS n (tab text, oid oid) GROUP BY n.oid HAVING count(*) > 1) AS q;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'feature_not_supported',
             HINT = 'A trigger can log a change of one table only. Let each table inherit from only one of the six.';
     END IF;
     SELECT string_agg(format('%s belongs to %s', c.oid::regclass, c.relowner::regrole), ', ' ORDER BY c.relname)
         INTO problem
-      FROM (WITH RECURSIVE node AS (
-                SELECT to_regclass(format('%I.%I', app_schema, k.tab))::oid AS oid
-                    FROM json_object_keys(tables) AS k (tab)
-                 UNION SELECT i.inhrelid FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid)
-            SELECT n.oid FROM node AS n) AS n
-      JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-     WHERE NOT pg_has_role(c.relowner, 'USAGE');
+      FROM jsonb_to_recordset(family) AS n (oid oid) JOIN pg_class AS c ON c.oid = n.oid
+     WHERE c.relkind IN ('r', 'p') AND NOT pg_has_role(c.relowner, 'USAGE');
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'insufficient_privilege',
             HINT = 'Only its owner may put triggers on a table. Run this script as a member of the owner''s role or as '
@@ -713,23 +719,17 @@ END $function$;
     -- Find the triggers that are missing or differ. A partition or child needs its own triggers, for statements that
     -- name it.
     WITH RECURSIVE node AS (
-        SELECT k.tab, format('%I.%I', app_schema, k.tab)::regclass::oid AS oid, 0 AS level
-          FROM json_object_keys(tables) AS k (tab)
-         UNION
-        -- A temporary child belongs to one session. No other session can read its rows.
-        SELECT n.tab, i.inhrelid, n.level + 1
-          FROM node AS n JOIN pg_inherits AS i ON i.inhparent = n.oid JOIN pg_class AS c ON c.oid = i.inhrelid
-         WHERE c.relpersistence <> 't'
+        SELECT n.tab, n.oid, n.level, n.relkind
+          FROM jsonb_to_recordset(family) AS n (tab text, oid oid, level integer, relkind text)
     ), above_foreign AS (
-        SELECT i.inhparent AS oid, c.oid AS below
-          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind = 'f'
-              JOIN pg_inherits AS i ON i.inhrelid = c.oid
+        SELECT i.inhparent AS oid, n.oid AS below
+          FROM node AS n JOIN pg_inherits AS i ON i.inhrelid = n.oid WHERE n.relkind = 'f'
          UNION SELECT i.inhparent, a.below FROM above_foreign AS a JOIN pg_inherits AS i ON i.inhrelid = a.oid
     ), wanted AS (
-        SELECT n.tab, max(n.level) AS level, c.oid::regclass AS node,
+        SELECT n.tab, n.level, n.oid::regclass AS node,
                (SELECT string_agg(a.below::regclass::text, ', ') FROM above_foreign AS a
-                   WHERE a.oid = c.oid) AS "foreign"
-          FROM node AS n JOIN pg_class AS c ON c.oid = n.oid AND c.relkind IN ('r', 'p') GROUP BY n.tab, c.oid
+                   WHERE a.oid = n.oid) AS "foreign"
+          FROM node AS n WHERE n.relkind IN ('r', 'p')
     ), compared AS (
         SELECT t.tab, t.level, t.node, t.foreign, o.op,
                g.oid IS NOT NULL AS there, coalesce(g.tgenabled = 'A', false) AS always,
@@ -759,9 +759,11 @@ END $function$;
       FROM compared AS q;
 
     FOR w IN
-        SELECT format('%I.%I', app_schema, k.tab)::regclass AS node, i.inhparent::regclass AS parent
-          FROM json_object_keys(tables) AS k (tab)
-          JOIN pg_inherits AS i ON i.inhrelid = format('%I.%I', app_schema, k.tab)::regclass
+        SELECT i.inhrelid::regclass AS node, i.inhparent::regclass AS parent
+          FROM pg_inherits AS i
+         WHERE i.inhrelid IN (SELECT n.oid FROM jsonb_to_recordset(family) AS n (oid oid))
+           AND i.inhparent NOT IN (SELECT n.oid FROM jsonb_to_recordset(family) AS n (oid oid))
+         ORDER BY 1
     LOOP
         RAISE WARNING 'statements that name %, of which % is a part, are not logged', w.parent, w.node
             USING HINT = format('Let statements name %s itself, or detach it.', w.node);

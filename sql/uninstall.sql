@@ -32,6 +32,7 @@ DECLARE
         'search_path', pg_catalog.current_setting('search_path'),
         'lock_timeout', pg_catalog.current_setting('lock_timeout'),
         'client_min_messages', pg_catalog.current_setting('client_min_messages'),
+        'exit_on_error', pg_catalog.current_setting('exit_on_error'),
         'quote_all_identifiers', pg_catalog.current_setting('quote_all_identifiers'));
     done     integer := 0;  -- changes made
     patience interval;
@@ -52,7 +53,8 @@ DECLARE
 BEGIN
     -- Every name above this line is qualified, because the caller's search_path may find another role's objects first.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    PERFORM set_config('client_min_messages', 'notice', true), set_config('quote_all_identifiers', 'off', true);
+    PERFORM set_config('client_min_messages', 'notice', true), set_config('exit_on_error', 'off', true),
+        set_config('quote_all_identifiers', 'off', true);
 
     -- In a stricter isolation level this transaction would not see what a concurrent run has committed.
     IF current_setting('transaction_isolation') <> 'read committed'

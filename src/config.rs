@@ -355,9 +355,10 @@ impl Config {
     /// Needs a tokio runtime with time and I/O.
     ///
     /// # Errors
-    /// [`Error::Config`] if the settings contradict each other. Otherwise an error of the hosts: [`Error::Unreachable`]
-    /// if waiting may help with one of them, else [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if
-    /// [`Config::password_with`] gave no password for any of them.
+    /// [`Error::Config`] if the settings contradict each other. Otherwise an error of the hosts:
+    /// [`Error::TooManyConnections`] if one of them has no connection left, [`Error::Unreachable`] if waiting may help
+    /// with one of them, else [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if [`Config::password_with`]
+    /// gave no password for any of them.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,6 +25,23 @@ pub enum Error {
         /// What the network or the server said.
         reason: String,
     },
+    /// The server lets the role in no more at present (SQLSTATE 53300): the role, the database or the server has all
+    /// the connections that it may have. Worth trying again.
+    #[error(
+        "no connection is left at {target}: {reason}; end idle sessions, or raise the limit that is reached: \
+         ALTER ROLE {role} CONNECTION LIMIT n, ALTER DATABASE {database} CONNECTION LIMIT n, or the server's \
+         max_connections, of which some are reserved"
+    )]
+    TooManyConnections {
+        /// Hosts and database.
+        target: String,
+        /// What the server said. It names the limit, in the server's language.
+        reason: String,
+        /// The role, quoted as in SQL.
+        role: String,
+        /// The database, quoted as in SQL.
+        database: String,
+    },
     /// The server refused the role or its password, or knows no such database.
     #[error(
         "the database at {target} refused the login: {reason}; check user, password, database name and pg_hba.conf"
@@ -244,7 +261,10 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Unreachable { .. } | Error::Password { .. } | Error::TimedOut { .. } => true,
+            Error::Unreachable { .. }
+            | Error::TooManyConnections { .. }
+            | Error::Password { .. }
+            | Error::TimedOut { .. } => true,
             Error::Database {
                 disconnected: true, ..
             } => true,

@@ -70,6 +70,28 @@ async fn the_error_names_an_unreachable_database() {
     }
 }
 
+/// The limit of a role is not a limit of the server, and waiting may help.
+#[tokio::test]
+async fn the_error_names_the_limits_of_connections() {
+    let cluster = Cluster::with_feed(SEED);
+    cluster.psql_ok(
+        "postgres",
+        &["-qc", "create role few login connection limit 0"],
+    );
+    let error = refusal(config(&cluster.dsn_as("few", "postgres"))).await;
+    assert!(
+        matches!(error, Error::TooManyConnections { .. }),
+        "{error:?}"
+    );
+    assert!(error.is_transient());
+    let statements = [
+        "ALTER ROLE \"few\" CONNECTION LIMIT",
+        "ALTER DATABASE \"postgres\" CONNECTION LIMIT",
+        "(SQLSTATE 53300)",
+    ];
+    assert_names(&error, &statements);
+}
+
 /// With `retry_unreachable` a cache may start before its database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_follower_waits_for_an_unreachable_database() {

@@ -29,6 +29,7 @@ use crate::{
         hosts::{self, Session, Target},
         passfile,
         password::{Login, PasswordSource},
+        quote::quote,
         server_version::Major,
         tls::{SslMode, Tls},
     },
@@ -327,8 +328,16 @@ impl ConnectOptions {
         let Some(code) = error.code() else {
             return self.classify_unanswered(target, error, said);
         };
-        // Transient: the server starts up or shuts down, has too many connections or too little memory, or a disk
-        // fails.
+        if *code == SqlState::TOO_MANY_CONNECTIONS {
+            let role = self.postgres.get_user().unwrap_or_default();
+            return Error::TooManyConnections {
+                target: target.name(),
+                reason: said,
+                role: quote(role),
+                database: quote(self.postgres.get_dbname().unwrap_or(role)),
+            };
+        }
+        // Transient: the server starts up or shuts down, has too little memory, or a disk fails.
         if ["57P", "53", "58"]
             .iter()
             .any(|class| code.code().starts_with(class))
@@ -393,6 +402,7 @@ impl ConnectOptions {
     fn sum_up(&self, mut failures: Vec<Error>) -> Error {
         let parts = |error: &Error| match error {
             Error::Unreachable { target, reason }
+            | Error::TooManyConnections { target, reason, .. }
             | Error::Password { target, reason }
             | Error::Refused { target, reason }
             | Error::Tls { target, reason } => (target.clone(), reason.clone()),
@@ -420,6 +430,12 @@ impl ConnectOptions {
                 (self.target(), all.join("; "))
             }
         };
+        let full = failures.iter().find_map(|error| match error {
+            Error::TooManyConnections { role, database, .. } => {
+                Some((role.clone(), database.clone()))
+            }
+            _ => None,
+        });
         let transient = failures.iter().any(Error::is_transient);
         let no_password = |error: &Error| matches!(error, Error::Password { .. });
         let no_password = failures.iter().all(no_password);
@@ -427,8 +443,14 @@ impl ConnectOptions {
             .iter()
             .any(|error| matches!(error, Error::Refused { .. }));
         // Transient if any of the failures is (O3).
-        match failures.pop() {
-            Some(Error::Config(problem)) => Error::Config(problem),
+        match (failures.pop(), full) {
+            (Some(Error::Config(problem)), _) => Error::Config(problem),
+            (_, Some((role, database))) => Error::TooManyConnections {
+                target,
+                reason,
+                role,
+                database,
+            },
             _ if no_password => Error::Password { target, reason },
             _ if transient => Error::Unreachable { target, reason },
             _ if refused => Error::Refused { target, reason },

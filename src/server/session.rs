@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use oddscache::Config;
+use oddscache::{Config, Error};
 use serde::de::DeserializeOwned;
 use tokio::{
     task::JoinHandle,
@@ -46,6 +46,18 @@ impl Trouble {
     /// Whether the role lacks a right.
     pub(crate) fn is_lack_of_rights(&self) -> bool {
         self.is("42501")
+    }
+
+    /// The error of a login. The texts of the library's errors end with the way out.
+    fn of_login(error: Error) -> Trouble {
+        let sqlstate = match error {
+            Error::TooManyConnections { .. } => Some("53300".to_owned()),
+            _ => None,
+        };
+        Trouble {
+            text: error.to_string(),
+            sqlstate,
+        }
     }
 
     fn late(doing: &str, bound: Duration) -> impl FnOnce(Elapsed) -> Trouble {
@@ -96,7 +108,7 @@ impl Session {
         let (client, mut connection) = timeout(patience, config.open())
             .await
             .map_err(Trouble::late("connecting", patience))?
-            .map_err(|error| Trouble::new(error.to_string()))?;
+            .map_err(Trouble::of_login)?;
         let without_transaction_timeout = connection.without_transaction_timeout();
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);

@@ -2,7 +2,10 @@
 
 use std::net::TcpListener;
 
-use oddscache_testkit::{cluster::Cluster, connect, pgbouncer::PgBouncer, servers::replayed};
+use oddscache_testkit::{
+    cluster::Cluster, connect, eventually, pgbouncer::PgBouncer, servers::replayed,
+};
+use tokio_postgres::NoTls;
 
 use super::*;
 
@@ -35,6 +38,61 @@ fn doctor_repeats_the_error_of_a_server_that_it_cannot_reach() {
     let dsn = format!("postgres://nobody@127.0.0.1:{}/odds", port(&silent));
     let report = doctor(&dsn, &["--check-timeout", "300ms"]);
     says(only(&report), "what", "no answer within 1.8 s");
+}
+
+/// All three limits end with the same SQLSTATE. Doctor cannot look which one it is, so it names all.
+#[test]
+fn doctor_names_the_limits_of_connections_that_keep_it_out() {
+    let sound = Sound::new();
+    for limited in ["role {role}", "database {database}"] {
+        sound.psql(&format!("alter {limited} connection limit 0"));
+        let report = sound.quick();
+        let found = only(&report);
+        says(found, "what", "too many connections for");
+        for statement in [
+            format!("ALTER ROLE \"{}\" CONNECTION LIMIT", sound.role),
+            format!(
+                "ALTER DATABASE \"{}\" CONNECTION LIMIT",
+                sound.database.name
+            ),
+            "max_connections".to_owned(),
+        ] {
+            says(found, "fix", &statement);
+        }
+        // The limits do not apply to a superuser, who sees no finding.
+        quick(&sound.database.dsn()).has(&["connections"], &["ok"]);
+        sound.psql(&format!("alter {limited} connection limit -1"));
+    }
+}
+
+/// On a server of its own, which other tests do not fill.
+#[tokio::test]
+async fn doctor_says_which_connections_are_reserved() {
+    let server = Cluster::seeded(&["max_connections = 10", "superuser_reserved_connections = 5"]);
+    server.psql_ok("postgres", &["-qc", "create role reader login"]);
+    let dsn = server.dsn_as("reader", "postgres");
+    let report = quick(&dsn);
+    let full = report.one("connections", "warn");
+    says(
+        full,
+        "what",
+        "of the 5 of the server, besides 5 reserved ones, are taken",
+    );
+    says(full, "fix", "ALTER SYSTEM SET max_connections = ");
+    // Doctor's own connections end some time after doctor.
+    let mut held = Vec::new();
+    eventually("all are taken", async || {
+        if let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await {
+            held.push((client, tokio::spawn(connection)));
+        }
+        held.len() == 5
+    })
+    .await;
+    says(
+        only(&quick(&dsn)),
+        "fix",
+        "max_connections, of which some are reserved",
+    );
 }
 
 /// Starts a PgBouncer with this pool.

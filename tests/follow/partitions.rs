@@ -46,6 +46,29 @@ async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
     step(&followed, By::Reload, "truncate odds_snapshots_2020").await;
 }
 
+/// A table that inherits from one of the six, without being a partition, is covered in the same way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_to_a_child_table_are_followed_once_install_has_run_again() {
+    let database = Database::seeded();
+    database.psql(
+        "create table child (more text) inherits (market_odds); create table grandchild () inherits (child);
+         insert into child select m.*, 'x' from only market_odds m where snapshot_id / 100 = 1;
+         insert into grandchild select m.*, 'x' from only market_odds m where snapshot_id / 100 = 2;
+         delete from only market_odds where snapshot_id / 100 < 3",
+    );
+    psql(&database.name, &["-qf", "sql/install.sql"]);
+    let followed = Followed::new(&database).await;
+    for sql in [
+        "update child set line = line + 1 where line is not null",
+        "update grandchild set line = line + 1 where line is not null",
+        "update market_odds set line = line + 1 where line is not null",
+        "delete from only child where line is not null",
+    ] {
+        step(&followed, By::Keys, sql).await;
+    }
+    step(&followed, By::Reload, "truncate grandchild").await;
+}
+
 /// An UPDATE that moves a row to another partition is a DELETE and an INSERT inside the server.
 #[tokio::test]
 async fn an_update_moves_rows_between_partitions() {

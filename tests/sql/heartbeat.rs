@@ -127,7 +127,7 @@ fn the_cache_can_call_heartbeat_but_not_resync() {
             "right|oddscache.heartbeat()|EXECUTE|warn|{role} may not"
         ))
         .says(format!(
-            "right|oddscache.resync(text)|EXECUTE|warn|{role} has it"
+            "right|oddscache.resync(text)|EXECUTE|info|{role} has it"
         ));
     // A feed of version 1 has no heartbeat to grant.
     db.psql("drop function oddscache.heartbeat()");

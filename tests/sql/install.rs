@@ -15,7 +15,7 @@ fn the_crate_and_the_script_have_the_same_version() {
     let db = installed();
     let version = oddscache::sql::FEED_VERSION;
     db.answers(&format!("select oddscache.feed_version() => {version}"));
-    check(&db).says("feed|oddscache|feed_version()|ok|3\n");
+    check(&db).says("feed|oddscache|feed_version()|ok|3|");
 }
 
 #[test]
@@ -301,6 +301,51 @@ fn a_feed_serves_one_schema_and_two_can_live_side_by_side() {
     db.logs("update events set name = 'x' where id = 1 => events UPDATE 1");
 }
 
+/// A statement on a child fires no trigger of its parent. So each child has its own, at every level, whatever its
+/// columns and its schema. A temporary child has none, because no other session can read it.
+#[tokio::test]
+async fn children_are_covered_as_partitions_are() {
+    let db = app();
+    let own = open(&db).await;
+    db.psql(ROWS);
+    db.psql(
+        "create schema far; create table far.child (more text) inherits (market_odds);
+         create table far.grandchild () inherits (far.child);
+         create table joined (more int, like market_odds including defaults); alter table joined inherit market_odds;
+         insert into far.child (snapshot_id) values (7); insert into far.grandchild (snapshot_id) values (8);
+         insert into joined (id, snapshot_id) values (9, 9)",
+    );
+    let before = dump(&db);
+    own.run("create temp table kept () inherits (market_odds)")
+        .await;
+    for child in ["far.child", "far.grandchild", "public.joined"] {
+        check(&db).says(format!(
+            "trigger|{child}|INSERT, UPDATE, DELETE, TRUNCATE|FAIL|missing"
+        ));
+    }
+    run(&db, Script::Install, &[])
+        .says("put 4 triggers on far.child")
+        .says("put 4 triggers on far.grandchild")
+        .says("put 4 triggers on public.joined")
+        .lacks("kept");
+    run(&db, Script::Install, &[]).says("already in place");
+    check(&db).lacks("|FAIL|").lacks("kept");
+    // The keys once, whether a statement names the parent or a child.
+    db.logs(
+        "insert into far.grandchild (snapshot_id) values (80) => market_odds INSERT 80
+         insert into joined (id, snapshot_id) values (90, 90) => market_odds INSERT 90
+         update market_odds set outcomes = '[]' where snapshot_id > 3 => market_odds UPDATE 7,8,9,80,90
+         update only market_odds set outcomes = '[]' where snapshot_id = 1 => market_odds UPDATE 1
+         update far.child set snapshot_id = snapshot_id + 1 where snapshot_id < 9 => market_odds UPDATE 7,8,9
+         delete from far.child where snapshot_id = 80 => market_odds DELETE 80
+         truncate far.grandchild => market_odds TRUNCATE *",
+    );
+    own.run("insert into kept (snapshot_id) values (5)").await;
+    run(&db, Script::Uninstall, &[]).says("dropped 4 triggers on far.grandchild");
+    db.answers("select count(*) from pg_trigger where tgname like 'oddscache%' => 0");
+    assert_eq!(dump(&db), before);
+}
+
 #[test]
 fn a_log_of_another_cluster_is_discarded() {
     let db = installed();
@@ -342,11 +387,12 @@ async fn older_versions_are_upgraded() {
         drop function oddscache.heartbeat(), oddscache.resync(text);
         create or replace function oddscache.feed_version() returns integer language sql immutable parallel safe as 'select 1'";
     let version = "feed|oddscache|feed_version()|";
-    let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing: run install.sql";
-    let version_2 = format!("{version}warn|2, not 3: caches still follow it");
+    let missing = "feed|oddscache.heartbeat()|function|FAIL|is missing|install.sql";
+    let version_2 =
+        format!("{version}warn|2, not 3: caches of this version still follow it|install.sql");
     let never_pruned = "log|oddscache.log_state|pruned|ok|never";
     is_upgraded("", [&version_2, never_pruned]).await;
-    let version_1 = format!("{version}FAIL|1, not 3: run install.sql");
+    let version_1 = format!("{version}FAIL|1, not 3|install.sql");
     is_upgraded(to_version_1, [&version_1, missing]).await;
 }
 

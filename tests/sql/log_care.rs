@@ -283,7 +283,7 @@ fn the_backlog_is_reported() {
     // In the last case, prune() was called, but an open transaction keeps the row.
     for [age, pruned, backlog, last] in cases(
         "2 hours => 2 hours => ok => ok|last at
-         2 days => null => warn => warn|never: let the cache call prune()
+         2 days => null => warn => warn|never|a scheduled job that runs SELECT oddscache.prune(), or let the cache call it
          2 days => 2 days => warn => warn|last at
          8 days => 8 days => FAIL => FAIL|last at
          8 days => 1 minute => FAIL => ok|last at",

@@ -6,6 +6,7 @@ mod clients;
 mod forms;
 mod grants;
 mod heartbeat;
+mod hostile;
 mod indexes;
 mod install;
 mod log_care;

@@ -72,31 +72,6 @@ fn a_limit_of_temporary_files_is_warned_of() {
     run(&db, Script::Install, &[]).lacks("temp_file_limit");
 }
 
-/// These settings of a role change how the server reads strings and prints names.
-#[test]
-fn settings_of_the_installing_role_change_nothing() {
-    let db = app();
-    let role = format!("odd_{}", db.name);
-    db.psql(&format!(
-        "alter database {0} set standard_conforming_strings = off; alter database {0} set quote_all_identifiers = on",
-        db.name
-    ));
-    for script in [
-        Script::Install,
-        Script::Grants,
-        Script::Indexes,
-        Script::Check,
-    ] {
-        let variables = settings_of(script, &[("role", &role)]);
-        run(&db, script, &variables).lacks("FAIL");
-        if script == Script::Install {
-            run(&db, script, &variables).says("already in place");
-        }
-    }
-    db.logs("insert into events values (1) => events INSERT 1");
-    run(&db, Script::Uninstall, &[("role", &role)]).says("uninstalled");
-}
-
 /// The new table belonged to the superuser. `prune()` runs as the owner of the other tables, so it failed for good.
 #[test]
 fn after_an_upgrade_by_a_superuser_prune_still_works() {
@@ -124,4 +99,17 @@ fn a_table_above_one_of_the_six_is_named() {
     db.psql("create table entity (id int not null); alter table events inherit entity");
     run(&db, Script::Install, &[]).says("statements that name public.entity");
     check(&db).says("trigger|public.events|parent|FAIL");
+}
+
+/// The same above a child: an UPDATE of the other parent changes rows that a reader of `market_odds` sees.
+#[test]
+fn a_second_parent_of_a_child_is_named() {
+    let db = app();
+    db.psql("create table other (note text); create table child () inherits (market_odds, other)");
+    run(&db, Script::Install, &[]).says("statements that name public.other, of which public.child");
+    db.logs(
+        "insert into child (snapshot_id) values (5) => market_odds INSERT 5
+         update other set note = 'unseen' => ",
+    );
+    check(&db).says("trigger|public.child|parent|FAIL|inherits from public.other, too");
 }

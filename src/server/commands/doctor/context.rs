@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use oddscache::Config;
+use oddscache::{Config, sql::Table};
 
 use crate::server::{
     options::follow::FollowArguments,
-    session::{Session, Trouble},
+    session::{Session, Trouble, literal},
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,11 @@ pub(super) struct Context<'a> {
     pub(super) listen: Option<Config>,
     pub(super) app_schema: &'a str,
     pub(super) cache_schema: &'a str,
+}
+
+/// The application's tables, as a list of SQL literals.
+pub(super) fn tables() -> String {
+    Table::ALL.map(|table| literal(table.name())).join(", ")
 }
 
 impl Context<'_> {

@@ -5,38 +5,41 @@ use std::collections::BTreeMap;
 use oddscache::sql::{FEED_VERSION, FEED_VERSIONS, FUNCTIONS, Function, Script};
 use serde::Deserialize;
 
-use super::{context::Context, finding::Finding, tables::constants};
+use super::{
+    context::{Context, tables},
+    finding::{Finding, or_ok},
+    script::run,
+};
 use crate::server::session::{Session, Trouble, identifier, literal};
 
 const WHY: &str = "the cache relies on what these functions write to the log";
-const INSTALL: &str = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
 
 pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
     let session = context.session().await?;
     let found = found(context, &session).await?;
-    let mut findings: Vec<Finding> = match followed_version(context, &session, &found).await? {
-        // The functions of an older version have other bodies than this binary's.
-        Some(older) => vec![older],
-        None => judge_all(&found, context.cache_schema)?,
+    // The functions of an older version have other bodies than this binary's.
+    let mut findings = match is_older(context, &session, &found).await? {
+        true => Vec::new(),
+        false => or_ok(
+            judge_all(&found, context.cache_schema)?,
+            "feed.function",
+            || {
+                let all = FUNCTIONS.len();
+                format!("all {all} functions are as this binary installs them")
+            },
+        ),
     };
-    if findings.is_empty() {
-        let what = format!(
-            "all {} functions are as this binary installs them",
-            FUNCTIONS.len()
-        );
-        findings.push(Finding::ok("feed.function", what));
-    }
     findings.extend(owners(&found, context.cache_schema));
     findings.extend(strangers(&found));
     Ok(findings)
 }
 
-/// A warning if the feed has an older version that this binary still follows.
-async fn followed_version(
+/// Whether the feed has an older version that this binary still follows. `check.sql` reports it.
+async fn is_older(
     context: &Context<'_>,
     session: &Session,
     found: &[Found],
-) -> Result<Option<Finding>, Trouble> {
+) -> Result<bool, Trouble> {
     #[derive(Deserialize)]
     struct Installed {
         version: i32,
@@ -45,23 +48,12 @@ async fn followed_version(
         .iter()
         .any(|found| found.name == "feed_version" && found.arguments.is_empty())
     {
-        return Ok(None);
+        return Ok(false);
     }
     let cache = identifier(context.cache_schema);
     let sql = format!("SELECT {cache}.feed_version() AS version");
     let Installed { version } = session.row(&sql).await?;
-    if version == FEED_VERSION || !FEED_VERSIONS.contains(&version) {
-        return Ok(None);
-    }
-    let what = format!("has version {version}; this binary installs version {FEED_VERSION}");
-    Ok(Some(
-        Finding::warn("feed.version", what)
-            .object(format!("schema {}", context.cache_schema))
-            .why(
-                "caches of this version follow it, but those of the next may not; running caches go on during an upgrade",
-            )
-            .fix(INSTALL),
-    ))
+    Ok(version < FEED_VERSION && FEED_VERSIONS.contains(&version))
 }
 
 /// A function in the feed's schema.
@@ -107,7 +99,7 @@ async fn found(context: &Context<'_>, session: &Session) -> Result<Vec<Found>, T
          FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang \
          JOIN pg_roles AS r ON r.oid = p.proowner \
          WHERE n.nspname = {cache} ORDER BY p.oid",
-        tables = constants(),
+        tables = tables(),
         app = literal(context.app_schema),
         cache = literal(context.cache_schema),
         schema = identifier(context.cache_schema),
@@ -133,7 +125,7 @@ fn judge(function: &Function, found: &[Found], install: &str, cache_schema: &str
     let name = format!("{}.{}", cache_schema, function.name);
     let fault = |what: &str| {
         let finding = Finding::fail("feed.function", what).object(&*name);
-        finding.why(WHY).fix(INSTALL)
+        finding.why(WHY).fix(run(Script::Install))
     };
     let Some(found) = found.iter().find(|found| found.is(function)) else {
         return vec![fault("is missing, or has other arguments")];

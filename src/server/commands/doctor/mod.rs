@@ -12,7 +12,7 @@ mod notifications;
 mod script;
 mod server;
 mod settings;
-mod tables;
+mod warmup;
 
 use std::{
     io::{self, Write},
@@ -61,14 +61,13 @@ async fn look(context: &Context<'_>) -> Findings {
     let role = context.arguments.role.as_ref().unwrap_or(&server.role);
     findings.take("script", script::check(context, role).await);
     findings.take("feed", feed::check(context).await);
-    findings.take("tables", tables::check(context).await);
     findings.push(notifications::check(context, &server).await);
     findings.take("log", log::check(context, &server).await);
     findings.take("settings", settings::check(context, &server).await);
     if context.arguments.quick {
         findings.push(Finding::info("warmup", "left out by --quick"));
     } else {
-        findings.push(tables::warm_up(context).await);
+        findings.push(warmup::check(context).await);
     }
     findings
 }

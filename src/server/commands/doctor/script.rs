@@ -3,10 +3,7 @@
 
 use oddscache::sql::Script;
 
-use super::{
-    context::Context,
-    finding::{Finding, Level},
-};
+use super::{context::Context, finding::Finding};
 use crate::server::session::Trouble;
 
 /// A row of the report.
@@ -14,8 +11,67 @@ struct Line {
     kind: String,
     object: String,
     item: String,
-    status: String,
+    status: Status,
     detail: String,
+    fix: Option<Fix>,
+}
+
+/// The report's levels, by the names that it gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Fail,
+    Warn,
+    /// The role may not look.
+    Unknown,
+    Info,
+    Ok,
+}
+
+impl Status {
+    fn of_name(name: &str) -> Option<Status> {
+        Some(match name {
+            "FAIL" => Status::Fail,
+            "warn" => Status::Warn,
+            "unknown" => Status::Unknown,
+            "info" => Status::Info,
+            "ok" => Status::Ok,
+            _ => return None,
+        })
+    }
+}
+
+/// What repairs a line: one of the scripts, or anything else.
+#[derive(Debug, PartialEq, Eq)]
+enum Fix {
+    Script(Script),
+    Text(String),
+}
+
+impl Fix {
+    fn of_cell(cell: String) -> Fix {
+        let named = |script: &Script| script.file_name() == cell;
+        match Script::ALL.into_iter().find(named) {
+            Some(script) => Fix::Script(script),
+            None => Fix::Text(cell),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Fix::Script(script) => run(*script),
+            Fix::Text(text) => text.clone(),
+        }
+    }
+}
+
+/// The command that runs a script.
+pub(super) fn run(script: Script) -> String {
+    let file = script.file_name();
+    let role = match script {
+        Script::Grants => "; --role names the role",
+        _ => "",
+    };
+    format!("oddscache sql {script} --apply (sql/{file}), as the owner of the tables{role}")
 }
 
 pub(super) async fn check(context: &Context<'_>, role: &str) -> Result<Vec<Finding>, Trouble> {
@@ -34,25 +90,22 @@ pub(super) async fn check(context: &Context<'_>, role: &str) -> Result<Vec<Findi
     Ok(findings(&lines))
 }
 
+/// `None` for a row of another statement, which has other columns.
 fn line(row: Vec<Option<String>>) -> Option<Line> {
-    // Results of other statements have other columns.
-    let [kind, object, item, status, detail] = <[Option<String>; 5]>::try_from(row).ok()?;
+    let [kind, object, item, status, detail, fix] = <[Option<String>; 6]>::try_from(row).ok()?;
     Some(Line {
         kind: kind?,
         object: object.unwrap_or_default(),
         item: item.unwrap_or_default(),
-        status: status?,
+        status: Status::of_name(&status?)?,
         detail: detail.unwrap_or_default(),
+        fix: fix.map(Fix::of_cell),
     })
 }
 
 /// One finding for each line that is not `ok`, and one for all `ok` lines of a kind.
 fn findings(lines: &[Line]) -> Vec<Finding> {
-    // `tables.rs` has its own finding for foreign tables, with more detail.
-    let told_there = |line: &&Line| line.kind == "trigger" && line.item == "foreign table";
-    let bad = lines
-        .iter()
-        .filter(|line| line.status != "ok" && !told_there(line));
+    let bad = lines.iter().filter(|line| line.status != Status::Ok);
     let mut findings: Vec<Finding> = bad.map(finding).collect();
     let mut kinds: Vec<&str> = Vec::new();
     for line in lines {
@@ -63,7 +116,7 @@ fn findings(lines: &[Line]) -> Vec<Finding> {
     for kind in kinds {
         let good = lines
             .iter()
-            .filter(|line| line.kind == kind && line.status == "ok");
+            .filter(|line| line.kind == kind && line.status == Status::Ok);
         let good: Vec<String> = good.map(|line| told(kind, line)).collect();
         if !good.is_empty() {
             findings.push(Finding::ok(about(kind).0, good.join("; ")));
@@ -76,9 +129,6 @@ fn told(kind: &str, line: &Line) -> String {
     match kind {
         // The detail is the same for each.
         "trigger" => line.object.clone(),
-        "right" if is_superfluous(line) => {
-            format!("{} on {}, as every role has", line.item, line.object)
-        }
         "right" => format!("{} on {}", line.item, line.object),
         _ => format!("{} {} {}", line.object, line.item, line.detail),
     }
@@ -93,7 +143,8 @@ fn about(kind: &str) -> (&'static str, &'static str) {
         ),
         "trigger" => (
             "trigger",
-            "a change that no trigger sees is not logged: the cache shows it late, or not at all",
+            "a change that no trigger sees is not logged. Until the triggers are whole, the cache keeps reading everything \
+             again, with status degraded",
         ),
         "right" => (
             "right",
@@ -127,136 +178,84 @@ fn about(kind: &str) -> (&'static str, &'static str) {
     }
 }
 
-fn is_superfluous(line: &Line) -> bool {
-    line.detail.contains("and does not need it")
-}
-
-/// The offset of the `; ` before the statement that fixes the line.
-fn statement_at(line: &Line) -> Option<usize> {
-    let keywords = ["; SELECT ", "; REVOKE ", "; ALTER ", "; SET ROLE "];
-    let begins = keywords
-        .iter()
-        .filter_map(|keyword| line.detail.find(keyword));
-    begins.min()
-}
-
 fn finding(line: &Line) -> Finding {
     let (id, why) = about(&line.kind);
-    let superfluous = is_superfluous(line);
-    let unreadable = line.detail.starts_with("not readable by");
-    let level = match line.status.as_str() {
-        "FAIL" => Level::Fail,
+    let what = format!("{}: {}", line.item, line.detail);
+    let mut finding = match line.status {
+        Status::Fail => Finding::fail(id, what),
+        Status::Warn => Finding::warn(id, what),
         // A missing right to look is no fault.
-        "info" => Level::Info,
-        _ if superfluous || unreadable => Level::Info,
-        _ => Level::Warn,
+        Status::Unknown | Status::Info => Finding::info(id, what),
+        Status::Ok => Finding::ok(id, what),
     };
-    let way = line.detail.find(ON_THE_SUBSCRIBER);
-    let said = &line.detail[..way.or(statement_at(line)).unwrap_or(line.detail.len())];
-    let what = format!("{}: {said}", line.item);
-    let mut finding = match level {
-        Level::Fail => Finding::fail(id, what),
-        Level::Warn => Finding::warn(id, what),
-        _ => Finding::info(id, what),
-    };
-    finding.checked = !unreadable;
-    let finding = finding.object(line.object.clone()).why(why);
-    match fix(line) {
-        Some(fix) => finding.fix(fix),
-        None => finding,
-    }
-}
-
-/// A publication has two fixes. They begin with this text.
-const ON_THE_SUBSCRIBER: &str = "; on the subscriber, ";
-
-/// The command that fixes the line.
-fn fix(line: &Line) -> Option<String> {
-    let role = line.detail.split(' ').next().unwrap_or_default();
-    let does = |text: &str| line.detail.contains(text);
-    if let Some((_, ways)) = line.detail.split_once(ON_THE_SUBSCRIBER) {
-        return Some(format!(
-            "on the subscriber, {}",
-            ways.replace(" or here: ", "\nor here: ")
-        ));
-    }
-    // Some lines end with the statement that fixes them.
-    if let Some(at) = statement_at(line) {
-        return Some(line.detail[at + 2..].to_owned());
-    }
-    Some(if does("install.sql") {
-        "oddscache sql install --apply (sql/install.sql), as the owner of the tables".to_owned()
-    } else if does("prune") {
-        "oddscache sql grants --apply --prune, or a scheduled job for the owner: SELECT oddscache.prune()".to_owned()
-    } else if does("grants.sql") {
-        "oddscache sql grants --apply (sql/grants.sql), as the owner of the tables; --role names the role".to_owned()
-    } else if does("indexes.sql") {
-        "oddscache sql indexes --apply (sql/indexes.sql), as the owner of the tables".to_owned()
-    } else if does("subscription") {
-        "set DATABASE_URL to the publisher".to_owned()
-    } else if does("BYPASSRLS") {
-        format!("ALTER ROLE {role} BYPASSRLS")
-    } else if line.kind == "queue" {
-        "SELECT pid, usename, xact_start FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start"
-            .to_owned()
-    } else {
-        return None;
-    })
+    finding.checked = line.status != Status::Unknown;
+    finding.fix = line.fix.as_ref().map(Fix::text);
+    finding.object(line.object.clone()).why(why)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::finding::Level, *};
 
-    fn given(kind: &str, object: &str, item: &str, status: &str, detail: &str) -> Line {
-        let [kind, object, item, status, detail] =
-            [kind, object, item, status, detail].map(str::to_owned);
-        Line {
-            kind,
-            object,
-            item,
-            status,
-            detail,
-        }
+    fn given(cells: [&str; 5], fix: Option<&str>) -> Line {
+        let mut row: Vec<Option<String>> = cells.map(|cell| Some(cell.to_owned())).to_vec();
+        row.push(fix.map(str::to_owned));
+        line(row).unwrap()
     }
 
     #[test]
     fn lines_become_findings() {
+        let revoke = "REVOKE INSERT ON public.events FROM cache";
         let found = findings(&[
             given(
-                "trigger",
-                "public.events",
-                "INSERT",
-                "FAIL",
-                "missing: changes are missed; run install.sql",
+                [
+                    "trigger",
+                    "public.events",
+                    "INSERT",
+                    "FAIL",
+                    "missing: changes are missed",
+                ],
+                Some("install.sql"),
             ),
             given(
-                "right",
-                "public.events",
-                "INSERT",
-                "warn",
-                "cache has it and does not need it; REVOKE INSERT ON public.events FROM cache",
+                [
+                    "right",
+                    "public.events",
+                    "INSERT",
+                    "info",
+                    "cache does not need it",
+                ],
+                Some(revoke),
             ),
             given(
-                "log",
-                "oddscache.change_log",
-                "rows",
-                "warn",
-                "not readable by nosy: permission denied",
+                [
+                    "log",
+                    "oddscache.change_log",
+                    "rows",
+                    "unknown",
+                    "not readable by nosy",
+                ],
+                None,
             ),
             given(
-                "trigger",
-                "public.market_odds",
-                "INSERT, UPDATE",
-                "ok",
-                "always enabled",
+                [
+                    "trigger",
+                    "public.market_odds",
+                    "INSERT",
+                    "ok",
+                    "always enabled",
+                ],
+                None,
             ),
             given(
-                "trigger",
-                "public.odds_snapshots",
-                "INSERT, UPDATE",
-                "ok",
-                "always enabled",
+                [
+                    "trigger",
+                    "public.odds_snapshots",
+                    "INSERT",
+                    "ok",
+                    "always enabled",
+                ],
+                None,
             ),
         ]);
         let told: Vec<_> = found.iter().map(|f| (f.id, f.level, f.checked)).collect();
@@ -269,45 +268,27 @@ mod tests {
                 ("trigger", Level::Ok, true)
             ]
         );
-        assert!(
-            found[0]
-                .fix
-                .as_deref()
-                .unwrap()
-                .contains("sql install --apply")
-        );
-        assert_eq!(
-            found[1].fix.as_deref(),
-            Some("REVOKE INSERT ON public.events FROM cache")
-        );
-        assert_eq!(found[1].what, "INSERT: cache has it and does not need it");
+        let fixes: Vec<_> = found.iter().map(|f| f.fix.as_deref()).collect();
+        let install = "oddscache sql install --apply (sql/install.sql), as the owner of the tables";
+        assert_eq!(fixes, [Some(install), Some(revoke), None, None]);
+        assert_eq!(found[0].what, "INSERT: missing: changes are missed");
         assert_eq!(found[3].what, "public.market_odds; public.odds_snapshots");
-        let stuck = given(
-            "session",
-            "process 7",
-            "ClientWrite",
-            "warn",
-            "takes nothing; SELECT pg_terminate_backend(7)",
-        );
-        assert_eq!(
-            fix(&stuck).as_deref(),
-            Some("SELECT pg_terminate_backend(7)")
-        );
-        let published = given(
-            "publication",
-            "p",
-            "publishes the feed",
-            "info",
-            "log: stops. No slot; on the subscriber, before: CREATE SCHEMA s; or here: ALTER PUBLICATION p DROP TABLE log",
-        );
-        let published = finding(&published);
-        assert_eq!(published.level, Level::Info);
-        assert_eq!(published.what, "publishes the feed: log: stops. No slot");
-        assert_eq!(
-            published.fix.as_deref(),
-            Some(
-                "on the subscriber, before: CREATE SCHEMA s;\nor here: ALTER PUBLICATION p DROP TABLE log"
-            )
-        );
+    }
+
+    /// Each status of the report is known, and each script that it names is one.
+    #[test]
+    fn the_report_has_only_known_values() {
+        let text = Script::Check.text();
+        for name in ["FAIL", "warn", "unknown", "info", "ok"] {
+            assert!(text.contains(&format!("'{name}'")), "{name}");
+            assert!(Status::of_name(name).is_some(), "{name}");
+        }
+        for script in [Script::Install, Script::Grants, Script::Indexes] {
+            let cell = script.file_name();
+            assert!(text.contains(&format!("'{cell}'")), "{cell}");
+            assert_eq!(Fix::of_cell(cell.to_owned()), Fix::Script(script));
+        }
+        let cell = "run install.sql".to_owned();
+        assert_eq!(Fix::of_cell(cell.clone()), Fix::Text(cell));
     }
 }

@@ -112,14 +112,14 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
             "the connection goes through a PgBouncer, which cannot reach the server itself",
             "read PgBouncer's log; SHOW POOLS and SHOW SERVERS on its admin console",
         )
-    } else if text.contains("SQLSTATE 53300") {
-        (
-            "the server has no connection left; the cache needs three",
-            "ALTER SYSTEM SET max_connections = ... (and a restart), or end idle sessions",
-        )
     } else {
         let finding = Finding::of_error("server.reachable", Level::Fail, text);
-        let finding = finding.why("nothing else can be checked");
+        let finding = finding.why(match trouble.is("53300") {
+            true => {
+                "the cache takes three connections and a fourth to prune, and doctor two more. Nothing else can be checked"
+            }
+            false => "nothing else can be checked",
+        });
         return match finding.fix {
             Some(_) => finding,
             None => finding.fix("see whether psql \"$DATABASE_URL\" gets through"),

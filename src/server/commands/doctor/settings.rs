@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    context::Context,
+    context::{Context, tables},
     finding::{Finding, Findings, Level, or_ok},
     server::Server,
-    tables::constants,
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
@@ -237,30 +236,69 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
 #[derive(Deserialize)]
 struct Connections {
     used: i64,
+    /// How many of the server's connections are reserved for others.
+    reserved: i64,
+    role: String,
     role_limit: i64,
     role_used: i64,
+    database: String,
     database_limit: i64,
     database_used: i64,
 }
 
+/// SQLSTATE 53300 comes of each of three limits. Those of a role and of a database do not apply to superusers, and the
+/// reserved connections are for them. Since PostgreSQL 16, a part of these is for members of a role, too.
 async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Finding>, Trouble> {
-    let sql = "SELECT (SELECT sum(d.numbackends) FROM pg_stat_database AS d)::int8 AS used, \
-         (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS role_limit, \
+    let reserved = number(settings, "superuser_reserved_connections");
+    let reserved_for_members = number(settings, "reserved_connections");
+    let sql = format!(
+        "SELECT (SELECT sum(d.numbackends) FROM pg_stat_database AS d)::int8 AS used, \
+         CASE WHEN r.rolsuper THEN 0 ELSE {reserved} + CASE WHEN EXISTS (SELECT FROM pg_roles AS g \
+             WHERE g.rolname = 'pg_use_reserved_connections' AND pg_has_role(r.oid, g.oid, 'USAGE')) THEN 0 \
+             ELSE {reserved_for_members} END END AS reserved, \
+         r.rolname AS role, CASE WHEN r.rolsuper THEN -1 ELSE r.rolconnlimit END AS role_limit, \
          (SELECT count(*) FROM pg_stat_activity AS a WHERE a.usename = session_user) AS role_used, \
-         (SELECT d.datconnlimit FROM pg_database AS d WHERE d.datname = current_database()) AS database_limit, \
-         (SELECT d.numbackends FROM pg_stat_database AS d WHERE d.datname = current_database())::int8 AS database_used";
-    let found: Connections = session.row(sql).await?;
-    let reserved = ["superuser_reserved_connections", "reserved_connections"];
-    let reserved: i64 = reserved.iter().map(|name| number(settings, name)).sum();
-    let server = number(settings, "max_connections") - reserved;
-    let grow = "ALTER SYSTEM SET max_connections = ... (and a restart), or a pool in session mode";
-    let of_role = "ALTER ROLE ... CONNECTION LIMIT -1";
-    let of_database = "ALTER DATABASE ... CONNECTION LIMIT -1";
-    let (role, database) = (found.role_limit, found.database_limit);
+         d.datname AS database, CASE WHEN r.rolsuper THEN -1 ELSE d.datconnlimit END AS database_limit, \
+         (SELECT s.numbackends FROM pg_stat_database AS s WHERE s.datid = d.oid)::int8 AS database_used \
+         FROM pg_roles AS r, pg_database AS d WHERE r.rolname = session_user AND d.datname = current_database()"
+    );
+    let found: Connections = session.row(&sql).await?;
+    let server = number(settings, "max_connections") - found.reserved;
+    let (role, database) = (identifier(&found.role), identifier(&found.database));
+    let of_server = match found.reserved {
+        0 => "the server".to_owned(),
+        reserved => format!("the server, besides {reserved} reserved ones,"),
+    };
+    // Leave room for the cache and for somebody else.
+    let more = 2 * CONNECTIONS;
     let limits = [
-        ("the server", server, found.used, grow),
-        ("the role", role, found.role_used, of_role),
-        ("the database", database, found.database_used, of_database),
+        (
+            of_server,
+            server,
+            found.used,
+            format!(
+                "ALTER SYSTEM SET max_connections = {} (and a restart), or a pool in session mode",
+                found.used + more + found.reserved
+            ),
+        ),
+        (
+            format!("role {role}"),
+            found.role_limit,
+            found.role_used,
+            format!(
+                "ALTER ROLE {role} CONNECTION LIMIT {}",
+                found.role_used + more
+            ),
+        ),
+        (
+            format!("database {database}"),
+            found.database_limit,
+            found.database_used,
+            format!(
+                "ALTER DATABASE {database} CONNECTION LIMIT {}",
+                found.database_used + more
+            ),
+        ),
     ];
     let mut findings = Vec::new();
     for (whose, limit, used, fix) in limits {
@@ -296,7 +334,7 @@ async fn locks(
          SELECT node.oid FROM node UNION ALL \
          SELECT x.indexrelid FROM node JOIN pg_index AS x ON x.indrelid = node.oid) AS relation",
         literal(context.app_schema),
-        tables = constants(),
+        tables = tables(),
     );
     let Relations { relations } = session.row(&sql).await?;
     let room = number(settings, "max_locks_per_transaction")

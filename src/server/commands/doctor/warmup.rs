@@ -1,75 +1,19 @@
-//! Checks for foreign tables below the application's tables, and tries a warmup.
+//! Tries a warmup, as a cache that starts does.
 
 use std::time::Instant;
 
-use oddscache::sql::Table;
-use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
     context::Context,
     finding::{Finding, Level},
 };
-use crate::server::session::{Trouble, literal};
 
 /// The time for reading everything once, as a multiple of the time for one query. A real cache has --warmup-timeout.
 const WARMUP: u32 = 12;
 
-/// The application's tables, as a list of SQL literals.
-pub(super) fn constants() -> String {
-    Table::ALL.map(|table| literal(table.name())).join(", ")
-}
-
-/// A foreign table below one of the application's tables.
-#[derive(Deserialize)]
-struct Foreign {
-    name: String,
-    /// The table of the application that it is below, directly or not.
-    root: String,
-    /// Its direct parent, as SQL names it.
-    parent: String,
-    partition: bool,
-}
-
-pub(super) async fn check(context: &Context<'_>) -> Result<Vec<Finding>, Trouble> {
-    let app = literal(context.app_schema);
-    let sql = format!(
-        "WITH RECURSIVE node AS (\
-           SELECT c.oid, c.relname::text AS root FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-            WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relkind IN ('r', 'p') \
-           UNION SELECT i.inhrelid, node.root FROM pg_inherits AS i JOIN node ON node.oid = i.inhparent) \
-         SELECT c.oid::regclass::text AS name, node.root, i.inhparent::regclass::text AS parent, c.relispartition AS partition \
-         FROM node JOIN pg_class AS c ON c.oid = node.oid JOIN pg_inherits AS i ON i.inhrelid = c.oid \
-         WHERE c.relkind = 'f' ORDER BY 1",
-        tables = constants(),
-    );
-    let foreign: Vec<Foreign> = context.session().await?.rows(&sql).await?;
-    Ok(foreign.into_iter().map(finding).collect())
-}
-
-/// Triggers above a foreign table get no changed rows from PostgreSQL, so they cannot know the keys.
-fn finding(foreign: Foreign) -> Finding {
-    let Foreign {
-        name,
-        root,
-        parent,
-        partition,
-    } = foreign;
-    let fix = match partition {
-        true => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
-        false => format!("ALTER TABLE {name} NO INHERIT {parent}"),
-    };
-    Finding::warn("trigger.foreign", format!("is a foreign table below {root}"))
-        .object(name)
-        .why(
-            "for each statement on a table above it, the triggers log the whole table, and the cache then reads everything. \
-             Writes to it by name, or on its own server, are not logged at all. Keep its rows in a local table instead",
-        )
-        .fix(fix)
-}
-
 /// Reads everything once, with the library itself. An error would keep a cache from starting; its text names the fix.
-pub(super) async fn warm_up(context: &Context<'_>) -> Finding {
+pub(super) async fn check(context: &Context<'_>) -> Finding {
     let config = match context.arguments.follow.config() {
         Ok(config) => config,
         Err(error) => return Finding::fail("warmup", error.to_string()),
