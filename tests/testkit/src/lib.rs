@@ -23,6 +23,8 @@ pub mod demo;
 pub mod followed;
 pub mod load;
 pub mod log;
+#[path = "../../../src/demo/packages.rs"]
+pub mod packages;
 pub mod pgbouncer;
 pub mod plain;
 pub mod process;
