@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::packages::{FetchError, Packages};
+use super::packages::{FetchError, Packages, SERVER};
 
 /// What went wrong while finding or starting the private cluster.
 #[derive(Debug, thiserror::Error)]
@@ -410,9 +410,6 @@ fn unprivileged_user() -> Option<(u32, u32)> {
     };
     find("postgres").or_else(|| find("nobody"))
 }
-
-/// The programs of a server. The demo runs no client program, so psql may be missing.
-const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
 
 /// Where to look for PostgreSQL's programs.
 #[derive(Debug)]

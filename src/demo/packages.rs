@@ -59,8 +59,8 @@ fn file(path: &Path) -> impl FnOnce(io::Error) -> FetchError {
     move |error| FetchError::File { path, error }
 }
 
-/// What must run before a fetched server is used.
-const PROGRAMS: [&str; 4] = ["initdb", "postgres", "pg_ctl", "psql"];
+/// The programs of a server. Clients may be missing: those that are installed are not fetched.
+pub const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
 
 /// The package whose dependencies are the server and the clients of the distribution's version.
 const PACKAGE: &str = "postgresql";
@@ -127,7 +127,7 @@ impl Packages {
         })
     }
 
-    /// The folder of the server's and the clients' programs. Fetches them if the cache folder has none that run.
+    /// The folder of the server's programs, with those of the clients that are not installed. Fetches them if the cache folder has none that run.
     /// Blocks: 10 ms for a look into the cache folder; a fetch takes as long as a download of 70 MB, and says on standard
     /// error what it does. If several processes call this at once, one fetches and the others wait.
     pub fn bin(&self) -> Result<PathBuf, FetchError> {
@@ -177,7 +177,7 @@ impl Packages {
 
     /// Whether the programs in a folder run, and find their libraries.
     fn runs(&self, bin: &Path) -> Result<(), FetchError> {
-        for program in PROGRAMS {
+        for program in SERVER {
             let path = bin.join(program);
             let output = version(&path).map_err(file(&path))?;
             if !output.status.success() {
