@@ -14,9 +14,7 @@ fn deployment(schema: &str, alter: &str) -> Database {
     let database = Database::empty();
     // Nothing may depend on the time zone of a session.
     let name = &database.name;
-    database.psql(&format!(
-        "alter database {name} set timezone = 'Asia/Tokyo'"
-    ));
+    database.psql(&format!("alter database {name} set timezone = '<+09>-9'"));
     for sql in [schema, SEED, alter] {
         database.psql(&format!("set timezone = 'UTC'; {sql}"));
     }

@@ -11,6 +11,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -438,9 +439,14 @@ impl Binaries {
             },
             versions: PathBuf::from("/usr/lib/postgresql"),
             fetched: || {
-                let packages = Packages::of_the_environment(is_root()?);
-                let bin = packages.and_then(|packages| packages.bin());
-                bin.map_err(ClusterError::NotInstalled)
+                // A process tries it once. Without a network, each of its tests would wait for the same failure.
+                static FETCHED: OnceLock<Result<PathBuf, FetchError>> = OnceLock::new();
+                let is_root = is_root()?;
+                let fetch = || Packages::of_the_environment(is_root)?.bin();
+                FETCHED
+                    .get_or_init(fetch)
+                    .clone()
+                    .map_err(ClusterError::NotInstalled)
             },
         }
     }

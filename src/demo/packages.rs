@@ -17,7 +17,7 @@ use std::{
 };
 
 /// Why no server could be fetched.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     /// Not Debian, Ubuntu or a system like them.
     #[error("this system has no {0}, with which Debian's and Ubuntu's packages are fetched")]
@@ -50,13 +50,16 @@ pub enum FetchError {
         /// The file or folder.
         path: PathBuf,
         /// The operating system's error.
-        error: io::Error,
+        error: String,
     },
 }
 
 fn file(path: &Path) -> impl FnOnce(io::Error) -> FetchError {
     let path = path.to_owned();
-    move |error| FetchError::File { path, error }
+    move |error| FetchError::File {
+        path,
+        error: error.to_string(),
+    }
 }
 
 /// The programs of a server. Clients may be missing: those that are installed are not fetched.

@@ -15,7 +15,7 @@ use crate::set_line;
 
 /// Settings that other clients leave behind in a session, which PgBouncer then gives to the follower.
 const LEFT_BEHIND: &str = "set search_path = nowhere; set default_transaction_isolation = 'serializable';
-    set datestyle = 'German'; set intervalstyle = 'iso_8601'; set timezone = 'Asia/Tokyo'; set extra_float_digits = -15;
+    set datestyle = 'German'; set intervalstyle = 'iso_8601'; set timezone = '<+09>-9'; set extra_float_digits = -15;
     set bytea_output = 'escape'; set standard_conforming_strings = off; set lock_timeout = '1 ms'; set row_security = off;
     set xmloption = 'document'; set default_transaction_deferrable = on; set enable_indexscan = off; set jit = on;
     deallocate all; prepare oracle as select 1; listen elsewhere";
