@@ -97,7 +97,7 @@ pub struct Packages {
     pub apt_get: PathBuf,
     /// dpkg's list of installed packages. Packages that it names are not fetched.
     pub installed: PathBuf,
-    /// A time limit for each program, and for another process that is fetching.
+    /// A time limit for each program. A download that stalls ends earlier, by apt's own time-outs.
     pub limit: Duration,
     /// Says what happens, a line at a time.
     pub say: fn(fmt::Arguments<'_>),
@@ -122,7 +122,7 @@ impl Packages {
             system: system(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
             apt_get: PathBuf::from("apt-get"),
             installed: PathBuf::from("/var/lib/dpkg/status"),
-            limit: Duration::from_secs(300),
+            limit: Duration::from_secs(900),
             say: |line| {
                 // Not by `eprintln`, which the test harness captures: users should see why their tests wait.
                 let _ = writeln!(io::stderr(), "oddscache: {line}");
@@ -157,25 +157,23 @@ impl Packages {
         let path = self.folder.join("lock");
         let lock = File::create(&path).map_err(file(&path))?;
         let begun = Instant::now();
+        let mut waits = false;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(fs::TryLockError::Error(error)) => return Err(file(&path)(error)),
                 Err(fs::TryLockError::WouldBlock) => {
-                    self.pause("waiting for another fetch", begun)?
+                    if !waits {
+                        (self.say)(format_args!(
+                            "another process fetches PostgreSQL; waiting ..."
+                        ));
+                        waits = true;
+                    }
+                    // The other process runs apt-get twice.
+                    pause("waiting for another fetch", begun, 2 * self.limit)?;
                 }
             }
         }
-    }
-
-    /// Fails if the time is up. Pauses otherwise.
-    fn pause(&self, step: &'static str, begun: Instant) -> Result<(), FetchError> {
-        if begun.elapsed() > self.limit {
-            let limit = self.limit;
-            return Err(FetchError::TimedOut { step, limit });
-        }
-        std::thread::sleep(Duration::from_millis(20));
-        Ok(())
     }
 
     /// Whether the programs in a folder run, and find their libraries.
@@ -193,14 +191,12 @@ impl Packages {
 
     /// Puts the folder of this system in place. A rename is the last step, so the folder is complete or not there.
     fn fetch(&self) -> Result<(), FetchError> {
-        // Nobody else fetches, so such a folder is the rest of an interrupted fetch.
+        // Nobody else fetches, so such a folder is the rest of an interrupted fetch. If its apt-get still writes, the folder
+        // may stay until the next fetch.
         for entry in fs::read_dir(&self.folder).map_err(file(&self.folder))? {
-            let path = entry.map_err(file(&self.folder))?.path();
-            if path
-                .file_name()
-                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"new-"))
-            {
-                fs::remove_dir_all(&path).map_err(file(&path))?;
+            let entry = entry.map_err(file(&self.folder))?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"new-") {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
         let place = self.folder.join(&self.system);
@@ -228,7 +224,7 @@ impl Packages {
         if let Err(error) = self.runs(&place.join("bin")) {
             fs::remove_dir_all(&place).map_err(file(&place))?;
             return Err(match error {
-                file @ FetchError::File { .. } => FetchError::Unusable(file.to_string()),
+                missing @ FetchError::File { .. } => FetchError::Unusable(missing.to_string()),
                 other => other,
             });
         }
@@ -343,7 +339,7 @@ impl Packages {
                     size(folder) / 1_000_000
                 ));
             }
-            if let Err(error) = self.pause(step, begun) {
+            if let Err(error) = pause(step, begun, self.limit) {
                 // If it has ended by itself meanwhile, there is nothing to kill.
                 let _ = child.kill();
                 child.wait().map_err(file(&program))?;
@@ -356,6 +352,15 @@ impl Packages {
             errors: String::from_utf8_lossy(&errors).into_owned(),
         })
     }
+}
+
+/// Fails if the time is up. Pauses otherwise.
+fn pause(step: &'static str, begun: Instant, limit: Duration) -> Result<(), FetchError> {
+    if begun.elapsed() > limit {
+        return Err(FetchError::TimedOut { step, limit });
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(())
 }
 
 /// Asks a program for its version.
