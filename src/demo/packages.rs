@@ -130,9 +130,9 @@ impl Packages {
         })
     }
 
-    /// The folder of the server's programs, with those of the clients that are not installed. Fetches them if the cache folder has none that run.
-    /// Blocks: 10 ms for a look into the cache folder; a fetch takes as long as a download of 70 MB, and says on standard
-    /// error what it does. If several processes call this at once, one fetches and the others wait.
+    /// The folder of the server's programs, with those of the clients that are not installed. Fetches them if the cache
+    /// folder has none that run. Blocks: 10 ms for a look into the cache folder; a fetch takes as long as a download of
+    /// 70 MB, and says what it does. If several processes call this at once, one fetches and the others wait.
     pub fn bin(&self) -> Result<PathBuf, FetchError> {
         let bin = self.folder.join(&self.system).join("bin");
         if self.runs(&bin).is_ok() {
@@ -191,8 +191,8 @@ impl Packages {
 
     /// Puts the folder of this system in place. A rename is the last step, so the folder is complete or not there.
     fn fetch(&self) -> Result<(), FetchError> {
-        // Nobody else fetches, so such a folder is the rest of an interrupted fetch. If its apt-get still writes, the folder
-        // may stay until the next fetch.
+        // Nobody else fetches, so such a folder is the rest of an interrupted fetch. If its apt-get still writes, the
+        // folder may stay until the next fetch.
         for entry in fs::read_dir(&self.folder).map_err(file(&self.folder))? {
             let entry = entry.map_err(file(&self.folder))?;
             if entry.file_name().as_encoded_bytes().starts_with(b"new-") {
@@ -260,7 +260,7 @@ impl Packages {
             command
         };
         (self.say)(format_args!("reading the lists of packages ..."));
-        // Some lists may be out of reach, of which others name the server. So an error counts only if no server is found.
+        // A list of another vendor may be out of reach. So an error counts only if no server is found.
         let (lists, archives) = (state.join("lists"), cache.join("archives"));
         let update = self.run(
             "apt-get update",
@@ -472,7 +472,8 @@ fn wrap(server: &Path, place: &Path) -> Result<(), FetchError> {
         let program = entry.map_err(file(&programs))?;
         let script = bin.join(program.file_name());
         let text = format!(
-            "#!/bin/sh\nexport LD_LIBRARY_PATH='{libraries}'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\nexec '{}' \"$@\"\n",
+            "#!/bin/sh\nexport LD_LIBRARY_PATH='{libraries}'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\n\
+             exec '{}' \"$@\"\n",
             placed(&program.path())?
         );
         fs::write(&script, text).map_err(file(&script))?;

@@ -18,8 +18,8 @@ pub fn optional(names: &[&str], package: &str) -> Option<PathBuf> {
     found
 }
 
-/// Says which test is skipped for want of what, and what installs it. Fails the test if `ODDSCACHE_SKIP_NOTHING` is set,
-/// as `.ci/run` does.
+/// Says which test is skipped for want of what, and what installs it. Fails the test if `ODDSCACHE_SKIP_NOTHING` is
+/// set, as `.ci/run` does.
 pub fn missing(what: &str, way: &str) {
     let may_skip = std::env::var_os("ODDSCACHE_SKIP_NOTHING").is_none();
     assert!(may_skip, "it needs {what} ({way})");
