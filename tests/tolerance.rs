@@ -14,11 +14,9 @@ fn deployment(schema: &str, alter: &str) -> Database {
     let database = Database::empty();
     // Nothing may depend on the time zone of a session.
     let name = &database.name;
-    database.psql(&format!(
-        "alter database {name} set timezone = 'Asia/Tokyo'"
-    ));
+    database.psql(&format!("alter database {name} set timezone = '<+09>-9'"));
     for sql in [schema, SEED, alter] {
-        database.psql(&format!("set timezone = 'UTC'; {sql}"));
+        database.psql(&format!("set timezone = '<+00>0'; {sql}"));
     }
     psql(&database.name, &["-qf", "sql/install.sql"]);
     database
@@ -90,7 +88,7 @@ deployments! {
          alter table odds_snapshots alter bookmaker_id type smallint";
     times_in_domains: [],
         "create domain moment as timestamp; create domain instant as timestamptz;
-         set timezone = 'UTC';
+         set timezone = '<+00>0';
          alter table events alter kickoff type instant;
          alter table odds_snapshots alter last_confirmed_at type moment;
          alter table competitor_odds_snapshots alter captured_at type instant, alter last_confirmed_at type moment";

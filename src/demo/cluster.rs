@@ -1,8 +1,8 @@
 //! A private, throw-away PostgreSQL cluster: started on a free port, stopped and deleted with its owner.
 //!
 //! `oddscache demo` uses it. The package `tests/testkit` includes this file for the tests and the benchmarks.
-//! No crate does what is needed: the known ones download server binaries, or call `sudo` as root. This must work
-//! offline, and as root without `sudo`.
+//! No crate does what is needed: the known ones download server binaries that no distribution signed, or call `sudo` as
+//! root. This must work offline with an installed server, and as root without `sudo`.
 
 use std::{
     ffi::OsString,
@@ -11,19 +11,23 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
+
+use super::packages::{FetchError, Packages, SERVER};
 
 /// What went wrong while finding or starting the private cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// No directory holds `initdb`, `postgres` and `pg_ctl`.
+    /// No directory holds `initdb`, `postgres` and `pg_ctl`, and they could not be fetched.
     #[error(
         "PostgreSQL's server binaries (initdb, postgres, pg_ctl) were not found in PATH, `pg_config --bindir` or \
-         /usr/lib/postgresql/*/bin; install them (Debian, Ubuntu: `apt-get install postgresql`; Fedora: \
-         `dnf install postgresql-server`; macOS: `brew install postgresql`), or name their folder in ODDSCACHE_PG_BIN"
+         /usr/lib/postgresql/*/bin, and could not be fetched ({0}); install them (Debian, Ubuntu: `apt-get install \
+         postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql`), or name their folder \
+         in ODDSCACHE_PG_BIN"
     )]
-    NotInstalled,
+    NotInstalled(FetchError),
     /// The directory that the environment names is not that of a server.
     #[error(
         "ODDSCACHE_PG_BIN is `{}`, where there is no {missing}; it must name the folder that holds a PostgreSQL \
@@ -86,7 +90,8 @@ pub struct Cluster {
 
 impl Cluster {
     /// Creates and starts a cluster whose superuser is `postgres`: trusted on the socket (in a directory only its owner
-    /// can enter), by password on 127.0.0.1. `settings` are lines of `postgresql.conf`. Blocks for about two seconds.
+    /// can enter), by password on 127.0.0.1. `settings` are lines of `postgresql.conf`. Blocks for about two seconds;
+    /// much longer once, on a machine without a server, whose packages are then fetched.
     pub fn start(settings: &[&str]) -> Result<Cluster, ClusterError> {
         let mut cluster = Cluster::create()?;
         cluster.init(&cluster.data())?;
@@ -407,9 +412,6 @@ fn unprivileged_user() -> Option<(u32, u32)> {
     find("postgres").or_else(|| find("nobody"))
 }
 
-/// The programs of a server. The demo runs no client program, so psql may be missing.
-const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
-
 /// Where to look for PostgreSQL's programs.
 #[derive(Debug)]
 pub struct Binaries {
@@ -421,6 +423,8 @@ pub struct Binaries {
     pub configured: fn() -> Option<PathBuf>,
     /// Has a directory for each version, each with a directory `bin`.
     pub versions: PathBuf,
+    /// Fetches a server, unless that was done before.
+    pub fetched: fn() -> Result<PathBuf, ClusterError>,
 }
 
 impl Binaries {
@@ -434,10 +438,21 @@ impl Binaries {
                 Some(String::from_utf8_lossy(&output.stdout).trim().into())
             },
             versions: PathBuf::from("/usr/lib/postgresql"),
+            fetched: || {
+                // A process tries it once. Without a network, each of its tests would wait for the same failure.
+                static FETCHED: OnceLock<Result<PathBuf, FetchError>> = OnceLock::new();
+                let is_root = is_root()?;
+                let fetch = || Packages::of_the_environment(is_root)?.bin();
+                FETCHED
+                    .get_or_init(fetch)
+                    .clone()
+                    .map_err(ClusterError::NotInstalled)
+            },
         }
     }
 
-    /// The directory that holds the server's programs; the newest version where several are installed.
+    /// The directory that holds the server's programs; the newest version where several are installed. Fetches them
+    /// where none is.
     pub fn server(&self) -> Result<PathBuf, ClusterError> {
         // Commands run in other directories than this process.
         let absolute = |dir: &Path| std::path::absolute(dir).map_err(step("finding the programs"));
@@ -461,7 +476,10 @@ impl Binaries {
         let found = in_path
             .or_else(|| (self.configured)().filter(complete))
             .or_else(|| self.installed().into_iter().find(complete));
-        absolute(&found.ok_or(ClusterError::NotInstalled)?)
+        match found {
+            Some(dir) => absolute(&dir),
+            None => (self.fetched)(),
+        }
     }
 
     /// A client program: the server's own, else another version's.

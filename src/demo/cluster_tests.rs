@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::cluster::Binaries;
+use super::{
+    cluster::{Binaries, ClusterError},
+    packages::FetchError,
+};
 
 const SERVER: [&str; 3] = ["initdb", "postgres", "pg_ctl"];
 
@@ -48,6 +51,7 @@ impl Machine {
             path: vec![PathBuf::new(), folder(&self.at("empty"), &[])],
             configured: || None,
             versions: self.at("lib"),
+            fetched: || Err(ClusterError::NotInstalled(FetchError::NoFolder)),
         }
     }
 }
@@ -94,10 +98,18 @@ fn without_a_name_the_path_comes_first_and_the_newest_whole_version_last() {
     binaries.path.clear();
     binaries.versions = machine.at("nowhere");
     let error = binaries.server().unwrap_err().to_string();
-    assert!(
-        error.contains("in PATH") && error.contains("ODDSCACHE_PG_BIN"),
-        "{error}"
-    );
+    let reason = FetchError::NoFolder.to_string();
+    for told in [
+        "in PATH",
+        &reason,
+        "apt-get install postgresql",
+        "ODDSCACHE_PG_BIN",
+    ] {
+        assert!(error.contains(told), "{error}");
+    }
+
+    binaries.fetched = || Ok(PathBuf::from("/fetched/bin"));
+    assert_eq!(binaries.server().unwrap(), Path::new("/fetched/bin"));
 }
 
 #[test]

@@ -19,6 +19,10 @@ mod dataset;
 mod incident;
 mod network;
 mod observer;
+#[allow(unreachable_pub, reason = "tests/testkit includes it")]
+mod packages;
+#[cfg(test)]
+mod packages_tests;
 #[allow(
     dead_code,
     unreachable_pub,

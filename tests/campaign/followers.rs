@@ -15,7 +15,7 @@ use std::{
 };
 
 use oddscache::{Config, OddsCache};
-use oddscache_testkit::{normal, proxy::Proxy, service::command};
+use oddscache_testkit::{normal, programs::missing, proxy::Proxy, service::command};
 use serde_json::Value;
 
 use crate::world::World;
@@ -79,7 +79,8 @@ pub(crate) struct Service {
     dsn: String,
     base: String,
     port: u16,
-    library: PathBuf,
+    /// libfaketime. Without it, clock jumps have no effect.
+    library: Option<PathBuf>,
     clock: PathBuf,
     child: Mutex<Option<Child>>,
     /// How many differences the audit may find, because the campaign made them.
@@ -124,12 +125,15 @@ impl Service {
             .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
             .args(["--audit-cycle", "3s", "--audit-budget", "0.3"])
             .env("DATABASE_URL", &self.dsn)
-            .env("LD_PRELOAD", &self.library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(library) = &self.library {
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME_TIMESTAMP_FILE", &self.clock)
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         self.mismatches.store(0, Ordering::Relaxed);
         *self.child() = Some(command.spawn().expect("the binary runs"));
     }
@@ -210,14 +214,14 @@ impl Drop for Service {
 }
 
 pub(crate) fn kill(signal: &str, pid: u32) {
-    let status = Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status();
+    // The shell's own `kill`, because there may be no other.
+    let script = format!("kill {signal} {pid}");
+    let status = Command::new("sh").args(["-c", &script]).status();
     assert!(status.is_ok(), "kill {signal} {pid}: {status:?}");
 }
 
 /// The path of libfaketime, in its version for processes with several threads.
-fn faketime() -> PathBuf {
+fn faketime() -> Option<PathBuf> {
     let name = Path::new("faketime/libfaketimeMT.so.1");
     let direct = ["/usr/lib", "/usr/local/lib"].map(PathBuf::from);
     let by_machine = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
@@ -225,7 +229,9 @@ fn faketime() -> PathBuf {
         .into_iter()
         .chain(by_machine.map(|entry| entry.path()))
         .map(|directory| directory.join(name));
-    places
-        .find(|path| path.is_file())
-        .expect("libfaketime is needed for clock jumps (Debian: apt-get install faketime)")
+    let found = places.find(|path| path.is_file());
+    if found.is_none() {
+        missing("libfaketime for clock jumps", "apt-get install faketime");
+    }
+    found
 }

@@ -12,6 +12,8 @@ use std::{
     time::Instant,
 };
 
+use oddscache_testkit::programs::optional;
+
 /// A planted bug.
 struct Plant {
     patch: PathBuf,
@@ -66,6 +68,9 @@ fn patch(plant: &Plant, tree: &Path, more: &[&str]) {
 fn every_planted_patch_still_applies() {
     let plants = plants();
     assert!(plants.len() >= 36);
+    if optional(&["patch"], "patch").is_none() {
+        return;
+    }
     for plant in &plants {
         patch(plant, root(), &["--dry-run"]);
     }

@@ -81,8 +81,7 @@ create role stranger login;
 
 /// Starts a cluster and creates the database of a campaign.
 pub(crate) fn cluster() -> Cluster {
-    let cluster = Cluster::start(SETTINGS)
-        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
+    let cluster = Cluster::start(SETTINGS).expect("a private PostgreSQL cluster");
     let data = DATA
         .replace("{groups}", &GROUPS.to_string())
         .replace("{members}", &MEMBERS.to_string())

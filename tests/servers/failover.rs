@@ -84,7 +84,9 @@ async fn a_standby_that_lagged_replaces_the_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_behind_a_pooler_replaces_the_state_without_a_lost_connection() {
     let pair = Pair::new();
-    let pooler = PgBouncer::start(&pair.primary, &["pool_mode = transaction"]).await;
+    let Some(pooler) = PgBouncer::start(&pair.primary, &["pool_mode = transaction"]).await else {
+        return;
+    };
     let mut followed = Followed::beside(&pooler.dsn(), &pair.primary.dsn("postgres"), |c| c).await;
     let seed = followed.check("the seed").await;
     pair.part(&followed.app).await;

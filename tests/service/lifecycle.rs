@@ -6,7 +6,9 @@ use std::{
 };
 
 use oddscache_testkit::{
-    connect, psql,
+    connect,
+    programs::skipped,
+    psql,
     service::{Service, command, ended, isolate},
 };
 use serde_json::Value;
@@ -296,7 +298,7 @@ fn systemd_accepts_the_unit() {
         .output()
         .is_err()
     {
-        println!("SKIPPED: systemd-analyze is not installed (Debian: apt-get install systemd)");
+        skipped(program, "apt-get install systemd");
         return;
     }
     let unit = std::fs::read_to_string("examples/deploy/oddscache.service").unwrap();

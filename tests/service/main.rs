@@ -6,6 +6,7 @@ mod changes;
 mod config;
 mod descriptors;
 mod fair;
+mod fetched;
 mod incidents;
 mod lifecycle;
 mod limits;

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use oddscache_testkit::programs::missing;
+
 use super::*;
 
 /// The Python that has the clients.
@@ -10,7 +12,7 @@ fn python() -> Option<String> {
     let found = std::env::var("ODDSCACHE_CLIENTS").ok();
     let found = found.or_else(|| std::fs::exists(usual).ok()?.then(|| usual.to_owned()));
     if found.is_none() {
-        println!("LEFT OUT: no clients; run bash .ci/clients, or set ODDSCACHE_CLIENTS");
+        missing("other clients", "bash .ci/clients");
     }
     found
 }

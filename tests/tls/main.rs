@@ -43,8 +43,7 @@ impl Secured {
     pub fn start() -> Secured {
         let authority = Authority::new("root");
         let server = authority.issue("server", &["localhost", "127.0.0.1"]);
-        let cluster = Cluster::start(&["fsync = off"])
-            .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)");
+        let cluster = Cluster::start(&["fsync = off"]).expect("a private PostgreSQL cluster");
         let secured = Secured {
             cluster,
             files: tempfile::tempdir().unwrap(),

@@ -1,6 +1,6 @@
 //! The kinds of table that the six tables can be, with three rows each.
 
-use oddscache_testkit::cluster;
+use oddscache_testkit::{cluster, programs::missing};
 
 use super::{OWNER, TABLES, WRITER};
 
@@ -159,6 +159,16 @@ const RANGES: &str = "
     create table odds_snapshots_1 partition of odds_snapshots for values from ('2025-01-01') to ('2025-01-02');
     create table odds_snapshots_2 partition of odds_snapshots for values from ('2025-01-02') to ('2025-01-03');
     create table odds_snapshots_default partition of odds_snapshots default;";
+
+/// Whether foreign tables work. postgres_fdw sets the time zone UTC, which the smallest systems have no file for.
+pub(super) fn far_works() -> bool {
+    let set = cluster().psql("postgres", &["-qc", "set timezone = 'UTC'"]);
+    let works = set.expect("psql runs").status.success();
+    if !works {
+        missing("the time zone UTC", "apt-get install tzdata");
+    }
+    works
+}
 
 /// Makes the server `far` stand for another database of the cluster.
 pub(super) fn far_server(database: &str) -> String {

@@ -426,6 +426,9 @@ fn assert_none(faults: &[String]) {
 
 /// Tries all forms on a kind of table, as both roles.
 async fn no_form_is_harmed(kind: Kind) {
+    if kind.far.is_some() && !kinds::far_works() {
+        return;
+    }
     let mut pair = Pair::open(kind).await;
     let mut wrong = Vec::new();
     for role in [OWNER, WRITER] {

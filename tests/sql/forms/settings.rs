@@ -27,7 +27,7 @@ const SETTINGS: &str = "
     texts
         => standard_conforming_strings = off; backslash_quote = off; escape_string_warning = on; \
         quote_all_identifiers = on; array_nulls = off; transform_null_equals = on; bytea_output = escape; \
-        extra_float_digits = -15; datestyle = 'SQL, DMY'; intervalstyle = sql_standard; timezone = 'Asia/Kathmandu'; \
+        extra_float_digits = -15; datestyle = 'SQL, DMY'; intervalstyle = sql_standard; timezone = '<+0545>-5:45'; \
         check_function_bodies = off; xmloption = document
     plpgsql, strict
         => plpgsql.extra_errors = 'all'; plpgsql.extra_warnings = 'all'; plpgsql.variable_conflict = 'use_variable'; \

@@ -23,9 +23,12 @@ pub mod demo;
 pub mod followed;
 pub mod load;
 pub mod log;
+#[path = "../../../src/demo/packages.rs"]
+pub mod packages;
 pub mod pgbouncer;
 pub mod plain;
 pub mod process;
+pub mod programs;
 pub mod proxy;
 pub mod replica;
 pub mod servers;
@@ -43,7 +46,7 @@ pub fn cluster() -> &'static Cluster {
             "max_connections = 200",
             "max_prepared_transactions = 10",
         ])
-        .expect("a private PostgreSQL cluster (Debian: apt-get install postgresql)")
+        .expect("a private PostgreSQL cluster")
     })
 }
 

@@ -3,18 +3,19 @@
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt, chown},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{cluster::Cluster, connect, eventually};
+use super::{cluster::Cluster, connect, eventually, programs::optional};
 
 /// A running PgBouncer. It ends when this value is dropped, and also when this process ends, even by SIGKILL.
 #[derive(Debug)]
 pub struct PgBouncer {
+    program: PathBuf,
     dir: PathBuf,
     settings: Vec<String>,
     user: u32,
@@ -26,8 +27,9 @@ const PORT: u16 = 6432;
 
 impl PgBouncer {
     /// Starts it in front of a cluster. `settings` are lines of the section `[pgbouncer]`, such as `pool_mode =
-    /// transaction`.
-    pub async fn start(cluster: &Cluster, settings: &[&str]) -> PgBouncer {
+    /// transaction`. `None` where PgBouncer is not installed.
+    pub async fn start(cluster: &Cluster, settings: &[&str]) -> Option<PgBouncer> {
+        let program = optional(&["pgbouncer"], "pgbouncer")?;
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = cluster.socket_dir().join(format!("pooler{number}"));
@@ -43,6 +45,7 @@ impl PgBouncer {
         chown(&dir, Some(user), Some(group)).expect("chown");
         let settings = settings.iter().map(|line| (*line).to_owned()).collect();
         let mut pooler = PgBouncer {
+            program,
             dir,
             settings,
             user,
@@ -50,7 +53,7 @@ impl PgBouncer {
         };
         pooler.configure(cluster);
         pooler.boot().await;
-        pooler
+        Some(pooler)
     }
 
     fn configure(&self, cluster: &Cluster) {
@@ -67,14 +70,13 @@ impl PgBouncer {
 
     /// Starts the process, for instance again after [`PgBouncer::stop`].
     pub async fn boot(&mut self) {
-        let program = find();
         // The shell kills PgBouncer at the end of its input. Only this process holds the other end of that pipe, so
         // PgBouncer ends with this process.
         let script = r#""$1" -q "$2" & cat >/dev/null; kill -9 $!; wait $!"#;
         let mut shell = std::process::Command::new("sh");
         shell
             .args(["-c", script, "pooler"])
-            .arg(program)
+            .arg(&self.program)
             .arg(self.dir.join("ini"))
             .current_dir(&self.dir)
             .stdin(Stdio::piped())
@@ -134,13 +136,4 @@ impl Drop for PgBouncer {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn find() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    let found = path
-        .map(|dir| dir.join("pgbouncer"))
-        .find(|file| Path::is_file(file));
-    found.expect("PgBouncer is in no directory of PATH nor /usr/sbin; install it (Debian, Ubuntu: apt-get install pgbouncer)")
 }
