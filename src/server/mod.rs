@@ -12,7 +12,6 @@ mod descriptors;
 pub(crate) mod http;
 pub(crate) mod logging;
 pub(crate) mod options;
-pub(crate) mod paths;
 mod prune;
 mod session;
 pub(crate) mod signals;

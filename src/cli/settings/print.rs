@@ -103,7 +103,7 @@ fn value(matches: &ArgMatches, flag: &Arg) -> Option<String> {
         .get_raw(id)?
         .map(|value| value.to_string_lossy().into_owned())
         .collect();
-    Some(values.join(",")).filter(|value| !value.is_empty())
+    Some(values.join(","))
 }
 
 /// The value in TOML. A number, true or false stays as it is; all else is quoted.
