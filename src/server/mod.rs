@@ -15,4 +15,6 @@ pub(crate) mod options;
 mod prune;
 mod session;
 pub(crate) mod signals;
+pub(crate) mod stderr;
+pub(crate) mod stdout;
 mod systemd;

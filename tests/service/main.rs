@@ -14,6 +14,7 @@ mod logging;
 mod metrics;
 mod openapi;
 mod promtool;
+mod streams;
 
 use std::{path::Path, process::Stdio, time::Duration};
 

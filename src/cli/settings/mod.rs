@@ -11,11 +11,11 @@ mod file;
 mod hide;
 mod print;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 
-use crate::cli::args::Arguments;
+use crate::{cli::args::Arguments, server::stderr};
 use file::Entries;
 pub(crate) use print::run;
 
@@ -51,12 +51,17 @@ impl Unusable {
     pub(crate) fn report(&self) -> ExitCode {
         match self {
             Unusable::Usage(error) => {
-                // If the terminal is gone, nobody is there to read it.
-                let _ = error.print();
-                ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+                let code = u8::try_from(error.exit_code()).unwrap_or(2);
+                match error.print() {
+                    Err(failed) if code == 0 && failed.kind() != io::ErrorKind::BrokenPipe => {
+                        stderr::say(&format!("oddscache: printing: {failed}"));
+                        ExitCode::FAILURE
+                    }
+                    _ => ExitCode::from(code),
+                }
             }
             Unusable::Refused(error) => {
-                eprintln!("oddscache: {error}");
+                stderr::say(&format!("oddscache: {error}"));
                 ExitCode::from(2)
             }
         }

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use crate::server::client::{Client, Url};
+use crate::server::{
+    client::{Client, Url},
+    stdout::print_line,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProbeArguments {
@@ -25,7 +28,8 @@ pub(crate) struct ProbeArguments {
     timeout: Duration,
 }
 
-/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1.
+/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1. It is the answer
+/// for an orchestrator, so it does not depend on whether the sentence could be printed.
 pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
     let url = arguments
         .url
@@ -35,10 +39,10 @@ pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result
     let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
     let said = sentence(&String::from_utf8_lossy(&body));
     if status.is_success() {
-        println!("{url}: {said}");
+        print_line!("{url}: {said}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{url}: {}: {said}", status.as_u16());
+    print_line!("{url}: {}: {said}", status.as_u16());
     Ok(ExitCode::FAILURE)
 }
 

@@ -14,7 +14,7 @@ use oddscache::{Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VER
 use serde_json::json;
 
 use super::{counters::HttpCounters, health};
-use crate::server::{logging, prune};
+use crate::server::{logging, prune, stderr};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -259,6 +259,8 @@ fn messages(text: &mut Text) {
     }
     let help = "Messages not logged one by one, because they repeat.";
     text.counter("messages_held_back_total", logging::held_back(), help);
+    let help = "Messages dropped, because standard error could not be written.";
+    text.counter("log_lines_dropped_total", stderr::dropped(), help);
 }
 
 #[cfg(test)]
