@@ -52,7 +52,7 @@ pub(super) const CUTS: [&str; 2] = [
     "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
 ];
 
-const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
+pub(super) const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
 
 /// A client learns which limit it exceeded, and the service reads no more of the request.
 #[tokio::test]

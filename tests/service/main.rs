@@ -4,6 +4,7 @@
 mod access;
 mod changes;
 mod config;
+mod cut;
 mod descriptors;
 mod fair;
 mod incidents;

@@ -4,10 +4,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,12 +20,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use tokio_util::io::InspectWriter;
-
 use super::{
     counters::HttpCounters,
     io_timeout::{Activity, IoTimeout},
     limits::Limits,
+    socket::Socket,
     tls::Tls,
 };
 
@@ -120,6 +116,9 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
+    // `Socket` takes it back for an orderly end. So a connection that ends otherwise is reset, even if the process is
+    // killed.
+    socket.set_linger(Some(Duration::ZERO))?;
     // The kernel's time-out must come clearly after ours, because only ours is counted. The kernel's starts when the
     // first byte waits. Ours starts when the socket takes no more.
     #[cfg(target_os = "linux")]
@@ -134,18 +133,14 @@ async fn serve(
     router: Router,
     _place: OwnedSemaphorePermit,
 ) {
-    let taken = Arc::<AtomicU64>::default();
+    let activity = Arc::new(Activity::new());
+    let stream = Socket::new(stream, Arc::clone(&activity));
     let ended = match &shared.tls {
-        None => converse(stream, &shared, router, taken).await,
+        None => converse(stream, &shared, router, activity).await,
         Some(tls) => {
-            // Count below TLS, which has buffers: only bytes that the socket takes are on their way to the client.
-            let counter = Arc::clone(&taken);
-            let stream = InspectWriter::new(stream, move |bytes: &[u8]| {
-                counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            });
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
-                Ok(Ok(stream)) => converse(stream, &shared, router, taken).await,
+                Ok(Ok(stream)) => converse(stream, &shared, router, activity).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "the TLS handshake failed");
                     return;
@@ -169,16 +164,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     shared: &Shared,
     router: Router,
-    taken: Arc<AtomicU64>,
+    activity: Arc<Activity>,
 ) -> hyper::Result<()> {
     let limits = Arc::clone(&shared.limits);
-    let activity = Arc::new(Activity::new());
     let stream = IoTimeout::new(
         stream,
         Arc::clone(&activity),
         Arc::clone(&limits),
         Arc::clone(&shared.counters),
-        taken,
     );
     let inner = TowerToHyperService::new(router);
     let service = service_fn(move |request: Request<Incoming>| {

@@ -14,4 +14,5 @@ mod page;
 mod problem;
 pub(crate) mod router;
 pub(crate) mod server;
+mod socket;
 pub(crate) mod tls;

@@ -23,6 +23,7 @@ pub mod demo;
 pub mod followed;
 pub mod load;
 pub mod log;
+pub mod nginx;
 pub mod pgbouncer;
 pub mod plain;
 pub mod process;
