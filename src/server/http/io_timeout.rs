@@ -43,6 +43,8 @@ struct State {
     under_way: bool,
     /// Between a request's head and the moment when the socket has taken the whole answer.
     unsent: bool,
+    /// Whether the head of a request has come.
+    has_asked: bool,
     /// When the last answer ended, or the connection began.
     idle_since: Instant,
     /// When the first byte of a head came.
@@ -59,6 +61,7 @@ impl Activity {
             state: Mutex::new(State {
                 under_way: false,
                 unsent: false,
+                has_asked: false,
                 idle_since: Instant::now(),
                 head_since: None,
                 answer_until: None,
@@ -76,6 +79,7 @@ impl Activity {
     pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
         self.state(|state| {
             (state.under_way, state.unsent) = (true, true);
+            state.has_asked = true;
             state.head_since = None;
             state.answer_until = Some(Instant::now() + within);
         });
@@ -88,14 +92,33 @@ impl Activity {
     }
 
     /// Call it when all that was written is flushed.
-    fn flushed(&self) {
+    pub(super) fn flushed(&self) {
         self.state(|state| state.unsent = state.under_way);
+    }
+
+    /// `None` if the client waits for an answer or takes one.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.state(|state| {
+            (!state.under_way && !state.unsent).then_some(Silence {
+                has_asked: state.has_asked,
+                since: state.idle_since,
+            })
+        })
     }
 
     /// Whether the socket has not taken all of an answer. If the connection ends now, the answer is cut.
     pub(crate) fn is_unsent(&self) -> bool {
         self.state(|state| state.unsent)
     }
+}
+
+/// A connection without an answer under way.
+#[derive(Debug)]
+pub(super) struct Silence {
+    /// Whether the head of a request has ever come.
+    pub(super) has_asked: bool,
+    /// When the last answer ended, or the connection began.
+    pub(super) since: Instant,
 }
 
 /// Lives while an answer is made or sent.

@@ -15,22 +15,19 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
-    time::{sleep, timeout},
+    sync::watch,
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     counters::HttpCounters,
     io_timeout::{Activity, IoTimeout},
     limits::Limits,
+    pool::Pool,
     socket::Socket,
     tls::Tls,
 };
-
-/// How many connections beyond the limit may be open at a time, each for a short answer. Further ones are closed at
-/// once.
-const TURNED_AWAY_AT_ONCE: usize = 64;
 
 /// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
@@ -55,11 +52,22 @@ pub(crate) struct Shared {
     pub(crate) ending: watch::Receiver<bool>,
 }
 
+/// The open connections, and their tasks.
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Connections within the limit.
+    usual: Pool,
+    /// Connections beyond it. Each gets one short answer, so that health checks get one whatever clients do.
+    beyond: Pool,
+}
+
 /// Accepts connections until `ending`, and returns when all of them have ended.
 pub(crate) async fn run(listener: TcpListener, shared: Shared) {
-    let places = Arc::new(Semaphore::new(shared.limits.most_connections));
-    let more = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
-    let mut connections = JoinSet::new();
+    let mut connections = Connections {
+        tasks: JoinSet::new(),
+        usual: Pool::new(shared.limits.most_connections),
+        beyond: Pool::new(shared.limits.most_beyond),
+    };
     let mut ending = shared.ending.clone();
     loop {
         let accepted = tokio::select! {
@@ -67,48 +75,72 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
             // An error means that the sender is gone, which is an end as well.
             _ = ending.wait_for(|end| *end) => break,
             // Ended connections must not pile up.
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.tasks.join_next_with_id() => {
+                connections.ended(ended);
+                continue;
+            }
         };
         match accepted {
             Ok((stream, peer)) => {
                 shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                accept(&mut connections, &shared, &places, &more, stream, peer);
+                connections.accept(&shared, stream, peer);
             }
             // The client has gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted; is the limit of open files too low?");
+                let now = Instant::now();
+                // A silent client may hold what is missing.
+                if connections.usual.evict(now) || connections.beyond.evict(now) {
+                    shared.counters.evicted.fetch_add(1, Ordering::Relaxed);
+                }
                 sleep(PAUSE).await;
             }
         }
     }
     // No client can connect from here on.
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while connections.tasks.join_next().await.is_some() {}
 }
 
-fn accept(
-    connections: &mut JoinSet<()>,
-    shared: &Shared,
-    places: &Arc<Semaphore>,
-    more: &Arc<Semaphore>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) {
-    let (place, router) = match Arc::clone(places).try_acquire_owned() {
-        Ok(place) => (place, shared.router.clone()),
-        Err(_) => {
-            shared.counters.turned_away.fetch_add(1, Ordering::Relaxed);
-            match Arc::clone(more).try_acquire_owned() {
-                Ok(place) => (place, shared.turned_away.clone()),
-                Err(_) => return,
-            }
-        }
-    };
-    if let Err(error) = prepare(&stream, &shared.limits) {
-        tracing::debug!(%peer, %error, "a connection could not be set up");
+impl Connections {
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+        self.usual.remove(id);
+        self.beyond.remove(id);
     }
-    connections.spawn(serve(stream, peer, shared.clone(), router, place));
+
+    fn accept(&mut self, shared: &Shared, stream: TcpStream, peer: SocketAddr) {
+        // Places of connections that have ended are free.
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.ended(ended);
+        }
+        let find = |pool: &mut Pool| {
+            pool.has_room() || {
+                let evicts = pool.evict(Instant::now());
+                shared
+                    .counters
+                    .evicted
+                    .fetch_add(u64::from(evicts), Ordering::Relaxed);
+                evicts
+            }
+        };
+        let (pool, router) = if find(&mut self.usual) {
+            (&mut self.usual, shared.router.clone())
+        } else {
+            shared.counters.turned_away.fetch_add(1, Ordering::Relaxed);
+            if !find(&mut self.beyond) {
+                return;
+            }
+            (&mut self.beyond, shared.turned_away.clone())
+        };
+        if let Err(error) = prepare(&stream, &shared.limits) {
+            tracing::debug!(%peer, %error, "a connection could not be set up");
+        }
+        let activity = Arc::new(Activity::new());
+        let serving = serve(stream, peer, shared.clone(), router, Arc::clone(&activity));
+        pool.add(activity, self.tasks.spawn(serving));
+    }
 }
 
 /// Makes the kernel send changes at once, and notice a client whose machine is gone.
@@ -131,9 +163,8 @@ async fn serve(
     peer: SocketAddr,
     shared: Shared,
     router: Router,
-    _place: OwnedSemaphorePermit,
+    activity: Arc<Activity>,
 ) {
-    let activity = Arc::new(Activity::new());
     let stream = Socket::new(stream, Arc::clone(&activity));
     let ended = match &shared.tls {
         None => converse(stream, &shared, router, activity).await,

@@ -11,6 +11,7 @@ pub(crate) mod limits;
 mod listener;
 pub(crate) mod metrics;
 mod page;
+mod pool;
 mod problem;
 pub(crate) mod router;
 pub(crate) mod server;

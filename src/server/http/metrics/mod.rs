@@ -240,6 +240,8 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
     counter("connections", &counters.accepted, help);
     let help = "HTTP connections beyond the most that may be open.";
     counter("connections_turned_away", &counters.turned_away, help);
+    let help = "Silent HTTP connections closed because others needed their place.";
+    counter("connections_evicted", &counters.evicted, help);
     let help =
         "HTTP connections closed because no request came in time; some idle ones are normal.";
     counter("silent", &counters.silent, help);
