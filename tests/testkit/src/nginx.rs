@@ -27,7 +27,7 @@ impl Nginx {
     /// `None` if nginx is not installed. It then prints that the test is skipped.
     pub async fn start(upstream: SocketAddr, location: &str) -> Option<Nginx> {
         let Some(program) = find() else {
-            println!("SKIPPED: nginx is not installed (Debian: apt-get install nginx-light)");
+            println!("SKIPPED: nginx is not installed (Debian: apt-get install nginx)");
             return None;
         };
         let folder = tempfile::tempdir().expect("a folder");
