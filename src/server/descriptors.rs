@@ -46,8 +46,8 @@ pub(crate) fn warn_if_few(limits: &Limits, wanted: usize, open_files: Option<u64
         tracing::warn!(
             open_files,
             needed,
-            "the limit of open files leaves room for {} HTTP connections at a time: lower --most-connections, or raise the \
-             limit (ulimit -n, LimitNOFILE)",
+            "the limit of open files leaves room for {} HTTP connections at a time: lower --most-connections, or raise \
+             the limit (ulimit -n, LimitNOFILE)",
             limits.most_connections
         );
     }

@@ -192,11 +192,8 @@ const WHOLE: &str = "GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n";
 #[tokio::test(flavor = "multi_thread")]
 async fn row_11_probes_are_answered_whatever_clients_do() {
     let database = with_large_odds();
-    let served = Service::warm(
-        &database.dsn(),
-        &["--most-connections", "50", "--stall-timeout", "1h"],
-    )
-    .await;
+    let more = ["--most-connections", "50", "--stall-timeout", "1h"];
+    let mut served = Service::warm(&database.dsn(), &more).await;
     for (name, bytes) in [
         ("silent", ""),
         ("half a head", "GET /livez HTTP/1.1\r\nHo"),
@@ -220,6 +217,9 @@ async fn row_11_probes_are_answered_whatever_clients_do() {
             .await
             > 100.0
     );
+    served
+        .logs(&["as many connections are open as may be"])
+        .await;
 
     // Clients that do not take their answers keep their places, and silent ones take all that is beyond.
     let mut readers = Vec::new();

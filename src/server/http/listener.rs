@@ -32,6 +32,9 @@ use super::{
 /// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 
+/// How often the log says that all places are taken.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
 /// How many headers a request may have.
 const MOST_HEADERS: usize = 64;
 
@@ -59,6 +62,8 @@ struct Connections {
     usual: Pool,
     /// Connections beyond it. Each gets one short answer, so that health checks get one whatever clients do.
     beyond: Pool,
+    /// When the log last said that all places are taken.
+    told: Option<Instant>,
 }
 
 /// Accepts connections until `ending`, and returns when all of them have ended.
@@ -67,6 +72,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
         tasks: JoinSet::new(),
         usual: Pool::new(shared.limits.most_connections),
         beyond: Pool::new(shared.limits.most_beyond),
+        told: None,
     };
     let mut ending = shared.ending.clone();
     loop {
@@ -115,9 +121,18 @@ impl Connections {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.ended(ended);
         }
+        let now = Instant::now();
+        if !self.usual.has_room() && self.told.is_none_or(|told| now - told >= TELL_AGAIN) {
+            self.told = Some(now);
+            tracing::warn!(
+                connections = shared.limits.most_connections,
+                "as many connections are open as may be: silent ones lose their places, and if there are none, clients get \
+                 503; raise --most-connections, or find the client that opens so many"
+            );
+        }
         let find = |pool: &mut Pool| {
             pool.has_room() || {
-                let evicts = pool.evict(Instant::now());
+                let evicts = pool.evict(now);
                 shared
                     .counters
                     .evicted

@@ -9,8 +9,8 @@ use tokio::{
 
 use super::io_timeout::{Activity, Silence};
 
-/// A connection that has had an answer must have been silent for this long before it loses its place, because its client
-/// may be about to send the next request.
+/// A connection that has had an answer must have been silent for this long before it loses its place. Its client may be
+/// about to send the next request.
 const PAUSE_BETWEEN_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Open connections. Only the task that accepts connections uses it.
