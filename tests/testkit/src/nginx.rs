@@ -40,7 +40,7 @@ impl Nginx {
         let text = format!(
             "daemon off;\nmaster_process off;\npid pid;\nerror_log log info;\nevents {{}}\nhttp {{\naccess_log off;\n\
              {temporary}upstream oddscache {{ server {upstream}; }}\n\
-             server {{\nlisten {address} sndbuf=8k;\nlocation / {{ {location} }}\n}}\n}}\n"
+             server {{\nlisten {address} sndbuf=64k;\nlocation / {{ {location} }}\n}}\n}}\n"
         );
         let file = folder.path().join("nginx.conf");
         fs::write(&file, text).expect("written");
