@@ -13,7 +13,6 @@ use crate::server::{
         probe::ProbeArguments, serve::ServeArguments, sql,
     },
     options::{database::DatabaseArguments, log::LogArguments},
-    paths,
 };
 
 /// Keeps the latest betting odds of every upcoming event in memory, equal to PostgreSQL, and serves them.
@@ -34,7 +33,7 @@ pub(crate) struct Arguments {
     pub(crate) log: LogArguments,
     /// A TOML file of settings: `listen = "127.0.0.1:7979"`, named as the long flags of serve. Flags and the
     /// environment override it
-    #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, global = true, env = "ODDSCACHE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 

@@ -3,7 +3,7 @@
 mod args;
 mod settings;
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use oddscache::{Error, sql::ScriptError};
 
@@ -12,7 +12,7 @@ use crate::demo;
 use crate::server::{
     commands::{doctor, dump, explain, probe, serve, sql},
     http::metrics,
-    logging,
+    logging, stderr,
 };
 use args::Command;
 use settings::{Origins, Settings};
@@ -20,6 +20,14 @@ use settings::{Origins, Settings};
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
     metrics::process::begin();
+    // Declared first, and so dropped last.
+    let _written = match stderr::start() {
+        Ok(flush) => flush,
+        Err(error) => {
+            stderr::say(&format!("oddscache: cannot start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let Settings { arguments, origins } = match settings::read(std::env::args_os().collect()) {
         Ok(settings) => settings,
         Err(unusable) => return unusable.report(),
@@ -27,14 +35,14 @@ pub(crate) fn main() -> ExitCode {
     let _flush = match logging::start(&arguments.log) {
         Ok(flush) => flush,
         Err(error) => {
-            eprintln!("oddscache: {error:#}");
+            stderr::say(&format!("oddscache: {error:#}"));
             return ExitCode::from(2);
         }
     };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("oddscache: cannot start: {error}");
+            stderr::say(&format!("oddscache: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -43,9 +51,8 @@ pub(crate) fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("oddscache: {error:#}");
+            stderr::say(&format!("oddscache: {error:#}"));
             let usage =
                 matches!(error.downcast_ref(), Some(Error::Config(_))) || error.is::<ScriptError>();
             ExitCode::from(if usage { 2 } else { 1 })
@@ -73,15 +80,4 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(arguments).await,
     }
-}
-
-/// The reader of our output has closed it, as `head` does. That is no error.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let kind = match cause.downcast_ref::<serde_json::Error>() {
-            Some(error) => error.io_error_kind(),
-            None => cause.downcast_ref::<io::Error>().map(io::Error::kind),
-        };
-        kind == Some(io::ErrorKind::BrokenPipe)
-    })
 }

@@ -11,6 +11,8 @@ use oddscache::{OddsCache, Status};
 use tokio::{task::block_in_place, time::sleep};
 use tokio_postgres::Client;
 
+use crate::server::stdout::print_line;
+
 use super::{
     cluster::Cluster,
     connection::connect,
@@ -122,7 +124,7 @@ impl Stage<'_> {
         let name = incident
             .to_possible_value()
             .map_or(String::new(), |value| value.get_name().to_owned());
-        println!("\nincident {name}: {what}\n  watch     {watch}");
+        print_line!("\nincident {name}: {what}\n  watch     {watch}");
         let begun = Instant::now();
         let observer = Observer::start(&self.cache, begun);
         match incident {

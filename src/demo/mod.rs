@@ -52,6 +52,7 @@ use crate::server::{
         server::{Server, Serving},
     },
     signals::end_signal,
+    stdout::print_line,
 };
 use cluster::Cluster;
 use connection::{connect, pool};
@@ -123,13 +124,13 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
         "max_wal_size = 4GB",
         "autovacuum_naptime = 15s",
     ];
-    println!("starting a private PostgreSQL ...");
+    print_line!("starting a private PostgreSQL ...");
     let starting = spawn_blocking(move || Cluster::start(&settings));
     let cluster = starting.await.context("starting the cluster")??;
     let result = tokio::select! {
         result = show(&arguments, &cluster) => result.map(|()| ExitCode::SUCCESS),
         signal = end_signal() => {
-            println!("\n{}: ending", signal?);
+            print_line!("\n{}: ending", signal?);
             Ok(ExitCode::SUCCESS)
         }
     };
@@ -137,7 +138,7 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
     spawn_blocking(move || drop(cluster))
         .await
         .context("stopping the cluster")?;
-    println!("stopped PostgreSQL and deleted its files");
+    print_line!("stopped PostgreSQL and deleted its files");
     result
 }
 
@@ -204,7 +205,7 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
 /// Says what was warmed up, and where to look.
 fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: &str) {
     let warmup = cache.stats().last_warmup.clone().unwrap_or_default();
-    println!(
+    print_line!(
         "warmed up in {:.2} s: {} events, {} snapshots, {} markets, {} of memory",
         warmup.seconds,
         HumanCount(warmup.events as u64),
@@ -216,7 +217,7 @@ fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: 
         format!("http://{address}"),
         cache.event_ids().first().copied().unwrap_or(1),
     );
-    println!("\nopen the page\n  {base}/\nand look at");
+    print_line!("\nopen the page\n  {base}/\nand look at");
     for path in [
         &format!("/v1/events/{id}"),
         "/v1/events?ids=200,201",
@@ -225,13 +226,13 @@ fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: 
         "/metrics",
         "/readyz",
     ] {
-        println!("  {base}{path}");
+        print_line!("  {base}{path}");
     }
-    println!(
+    print_line!(
         "and at the database ({server_version}), with psql or any command that reads DATABASE_URL\n  \
          psql \"{dsn}\"\n  export DATABASE_URL=\"{dsn}\""
     );
-    println!("\nthe simulated application writes; Ctrl-C ends everything\n");
+    print_line!("\nthe simulated application writes; Ctrl-C ends everything\n");
 }
 
 /// Creates the database, its data and the change feed; returns the server's version.
@@ -256,7 +257,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
         ProgressStyle::with_template("loading {msg:<12} {wide_bar} {human_pos}/{human_len} rows")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    println!(
+    print_line!(
         "loading synthetic data ({} events) ...",
         HumanCount(arguments.events.into())
     );
@@ -274,7 +275,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
     })
     .await?;
     bar.finish_and_clear();
-    println!(
+    print_line!(
         "loaded {} events, {} snapshots, {} markets in {:.1} s ({})",
         HumanCount(loaded.events),
         HumanCount(loaded.snapshots),
@@ -289,7 +290,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
         sql::Output::Nothing,
     )
     .await?;
-    println!("installed the change feed (sql/install.sql)");
+    print_line!("installed the change feed (sql/install.sql)");
     Ok(format!("PostgreSQL {version}"))
 }
 
@@ -315,7 +316,7 @@ async fn watch(
             .await;
         let events = stage.compare().await?;
         let written = stage.counts.read();
-        println!(
+        print_line!(
             "         the application pauses: all {} events equal the database, after {} of its transactions ({} failed)",
             HumanCount(events as u64),
             HumanCount(written.transactions),
@@ -359,7 +360,7 @@ impl Lines {
 
 fn line(elapsed: Duration, cache: &OddsCache, before: Counters, now: Counters) {
     let (view, stats) = (cache.view(), cache.stats());
-    println!(
+    print_line!(
         "{:>6.0} s  {}  age {:>4} ms  {} events  {} snapshots  {} markets  {}  +{} updates  +{} snapshots read  {} reloads",
         elapsed.as_secs_f64(),
         cache.status(),

@@ -10,6 +10,8 @@ use chrono::{DateTime, Utc};
 use oddscache::{OddsCache, View};
 use tokio::{task::JoinHandle, time::sleep};
 
+use crate::server::stdout::print_line;
+
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -150,7 +152,7 @@ async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
 
 /// Prints a line of an incident, with the time since it began.
 pub(super) fn say(begun: Instant, text: impl std::fmt::Display) {
-    println!("  {:>6.2} s  {text}", begun.elapsed().as_secs_f64());
+    print_line!("  {:>6.2} s  {text}", begun.elapsed().as_secs_f64());
 }
 
 #[cfg(test)]

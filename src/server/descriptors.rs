@@ -4,9 +4,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::http::limits::Limits;
 
-/// Descriptors for everything but the HTTP connections within the limit: database connections, files, standard streams,
-/// and HTTP connections beyond the limit.
-const OTHERS: u64 = 128;
+/// Files for everything but HTTP connections: database connections, files, standard streams.
+const OTHERS: usize = 64;
 
 /// Raises the limit to the most that this process may have. The usual 1,024 are a relic of `select`.
 ///
@@ -29,16 +28,53 @@ pub(crate) fn raise() -> Option<u64> {
     }
 }
 
-/// Warns if HTTP connections can use up all descriptors. The service could then neither accept a client nor connect to
-/// the database again.
-pub(crate) fn warn_if_few(limits: &Limits, open_files: Option<u64>) {
-    let needed = limits.most_connections as u64 + OTHERS;
-    if let Some(open_files) = open_files.filter(|most| *most < needed) {
+/// Fits the limits of HTTP connections into the limit of open files. Otherwise clients could take all files, and the
+/// service could neither accept a health check nor connect to the database again.
+pub(crate) fn fit(limits: &mut Limits, open_files: Option<u64>) {
+    let Some(open_files) = open_files.and_then(|most| usize::try_from(most).ok()) else {
+        return;
+    };
+    limits.most_beyond = limits.most_beyond.min(open_files / 4);
+    let left = open_files.saturating_sub(limits.most_beyond + OTHERS);
+    limits.most_connections = limits.most_connections.min(left).max(1);
+}
+
+/// Warns if [`fit`] left fewer connections than `wanted`.
+pub(crate) fn warn_if_few(limits: &Limits, wanted: usize, open_files: Option<u64>) {
+    if limits.most_connections < wanted {
+        let needed = wanted + Limits::MOST_BEYOND + OTHERS;
         tracing::warn!(
             open_files,
             needed,
-            "clients can use up all files that this process may have open, and then the database cannot be reached again: \
-             lower --most-connections, or raise the limit (ulimit -n, LimitNOFILE)"
+            "the limit of open files leaves room for {} HTTP connections at a time: lower --most-connections, or raise \
+             the limit (ulimit -n, LimitNOFILE)",
+            limits.most_connections
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        for (wanted, open_files, usual, beyond) in [
+            (1024, None, 1024, 256),
+            (1024, Some(524_288), 1024, 256),
+            (1024, Some(1344), 1024, 256),
+            (1024, Some(1024), 704, 256),
+            (50, Some(1024), 50, 256),
+            (1024, Some(160), 56, 40),
+            (1024, Some(64), 1, 16),
+        ] {
+            let mut limits = Limits {
+                most_connections: wanted,
+                ..Limits::default()
+            };
+            fit(&mut limits, open_files);
+            let found = (limits.most_connections, limits.most_beyond);
+            assert_eq!(found, (usual, beyond), "{wanted}, {open_files:?}");
+        }
     }
 }

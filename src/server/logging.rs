@@ -38,7 +38,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::options::log::{LogArguments, LogFormat};
+use super::{
+    options::log::{LogArguments, LogFormat},
+    stderr,
+};
 
 /// The time over which repeats are counted.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -87,7 +90,7 @@ pub(crate) fn start(arguments: &LogArguments) -> anyhow::Result<Flush> {
         return Err(anyhow!("logging was started twice"));
     }
     let written = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| stderr::Messages)
         .with_ansi(io::stderr().is_terminal());
     let written: Box<dyn Layer<Registry> + Send + Sync> = match arguments.log_format {
         LogFormat::Text => written.boxed(),

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use oddscache_testkit::{followed::run, service::Service};
+use oddscache_testkit::{followed::run, nginx::Nginx, service::Service};
 
 use super::{
     Page, loaded,
@@ -148,4 +148,51 @@ async fn a_short_lock_does_not_make_the_page_stale() {
     let words = ["the service cannot read the database: a lock is in the way"];
     is_stale(browser, &words).await;
     browser.is_content();
+}
+
+/// Behind nginx with its defaults the page stayed on "loading".
+#[tokio::test]
+async fn the_page_works_behind_nginx() {
+    let Some(page) = Page::closed(12).await else {
+        return;
+    };
+    let Page {
+        app,
+        browser,
+        served,
+        ..
+    } = &page;
+    let location = "proxy_pass http://oddscache;";
+    let Some(nginx) = Nginx::start(served.address(), location).await else {
+        return;
+    };
+    browser.open(&format!("http://{}", nginx.address())).await;
+    browser.until("the list", &loaded(12)).await;
+    run(app, UPDATE).await;
+    let shown = format!("{PRICE} === '55.50'");
+    browser.until("the change", &shown).await;
+    is_current(browser).await;
+}
+
+/// A proxy may hold the stream back whatever the service says. The page then shows the odds, and says why they are old.
+#[tokio::test]
+async fn the_page_shows_odds_also_without_changes() {
+    let Some(page) = Page::closed(12).await else {
+        return;
+    };
+    let Page {
+        browser, served, ..
+    } = &page;
+    let location = "proxy_pass http://oddscache; proxy_ignore_headers X-Accel-Buffering;";
+    let Some(nginx) = Nginx::start(served.address(), location).await else {
+        return;
+    };
+    browser.open(&format!("http://{}", nginx.address())).await;
+    let shown = "document.getElementById('count').textContent === '12 events'";
+    browser.until("the list", shown).await;
+    is_stale(
+        browser,
+        &["changes do not arrive", "a proxy may hold it back"],
+    )
+    .await;
 }

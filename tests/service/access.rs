@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use super::{eventually, lifecycle::with_large_odds, limits::say, with_odds};
 
 /// Writes a file that only its owner may read. Returns its path.
-fn put(directory: &Path, name: &str, text: &str) -> String {
+pub(super) fn put(directory: &Path, name: &str, text: &str) -> String {
     let path = directory.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -103,7 +103,7 @@ async fn every_path_but_health_requires_the_token() {
 }
 
 /// A certificate for 127.0.0.1, its key, and the certificate of its authority, in PEM.
-fn certificate() -> [String; 3] {
+pub(super) fn certificate() -> [String; 3] {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -116,7 +116,10 @@ fn certificate() -> [String; 3] {
 }
 
 /// Opens a TLS connection that trusts `ca` alone. Its receive buffer is small.
-async fn shake_hands(address: SocketAddr, ca: &str) -> Result<TlsStream<TcpStream>, String> {
+pub(super) async fn shake_hands(
+    address: SocketAddr,
+    ca: &str,
+) -> Result<TlsStream<TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(ca.as_bytes()).unwrap();
     roots.add(ca).unwrap();

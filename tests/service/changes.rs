@@ -6,6 +6,7 @@ use oddscache_testkit::{
     connect, eventually,
     followed::run as write,
     load::events::{Event, Events},
+    nginx::Nginx,
     service::Service,
 };
 use reqwest::Response;
@@ -216,5 +217,35 @@ async fn responses_name_their_view_and_an_unchanged_one_gets_304() {
             answer.status() == 200 && header(&answer, "etag") != tag
         })
         .await;
+    }
+}
+
+/// nginx collects an answer before it passes it on. With nothing but `proxy_pass`, not a byte of a stream came in 25 s.
+#[tokio::test]
+async fn changes_come_at_once_behind_a_proxy() {
+    let (database, served) = served(&[]).await;
+    let app = connect(&database.dsn()).await;
+    for location in [
+        "proxy_pass http://oddscache;",
+        "proxy_pass http://oddscache; proxy_http_version 1.1; proxy_set_header Connection '';",
+    ] {
+        let Some(nginx) = Nginx::start(served.address(), location).await else {
+            return;
+        };
+        let url = |path: &str| format!("http://{}{path}", nginx.address());
+        let answer = reqwest::get(url("/v1/changes?odds=true"));
+        let answer = timeout(Duration::from_secs(10), answer).await;
+        let answer = answer.expect("it begins at once").unwrap();
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        let mut stream = Stream(Events::of(answer));
+        let next = timeout(Duration::from_secs(10), stream.expect("start")).await;
+        next.expect("it comes at once");
+        let insert = "insert into odds_snapshots (event_id, bookmaker_id) values (3, 1)";
+        write(&app, insert).await;
+        let next = timeout(Duration::from_secs(10), stream.expect("change")).await;
+        assert_eq!(next.expect("it comes at once").1["betpawa"], json!([3]));
+        // Other answers are whole.
+        let dump = reqwest::get(url("/v1/dump")).await.unwrap();
+        assert_eq!(dump.text().await.unwrap().lines().count(), 9);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use oddscache_testkit::service::{Service, command, ended};
+use oddscache_testkit::service::{Ended, Service, command, ended, run};
 
 use super::with_odds;
 
@@ -126,35 +126,84 @@ async fn the_service_uses_the_settings_of_its_file() {
     misspelt.with(2, &["most-strems", "most-streams", path]);
 }
 
-/// A compose file's `${NAME:-}` sets an empty variable if NAME is not set.
-#[tokio::test]
-async fn empty_variables_count_as_not_set() {
-    let database = with_odds();
-    let names = [
-        "ODDSCACHE_CONFIG",
-        "ODDSCACHE_TOKEN",
-        "ODDSCACHE_TOKEN_FILE",
-        "ODDSCACHE_TLS_CERT",
-        "ODDSCACHE_TLS_KEY",
-        "ODDSCACHE_CA",
-    ];
-    let empty = names.map(|name| (name, ""));
-    let served = Service::start_with(&database.dsn(), &[], &empty).await;
-    served.ready().await;
-    let address = served.address().to_string();
-    for arguments in [
-        &["health", "--listen", &address][..],
-        &["ready", "--listen", &address],
-        &["explain", "1", "--url", &served.base],
-        &["config"],
-    ] {
+/// `--token ''` and `--token $TOKEN` with a variable that was not set once served everything to everybody. Only a setting
+/// that is absent has its default.
+#[test]
+fn an_empty_value_is_refused() {
+    let nowhere = "host=/nowhere user=u dbname=d";
+    let refused = |arguments: &[&str], variable: Option<&str>, name: &str| {
         let mut command = command(arguments);
-        ended(command.env("DATABASE_URL", database.dsn()).envs(empty)).ok();
+        command.env("DATABASE_URL", nowhere);
+        command.envs(variable.map(|name| (name, "")));
+        let Ended { code, errors, .. } = ended(&mut command);
+        assert_eq!(code, Some(2), "{arguments:?} {variable:?}: {errors}");
+        assert!(
+            errors.contains(name),
+            "{arguments:?} {variable:?}: {errors}"
+        );
+    };
+    for flag in [
+        "--token",
+        "--token-file",
+        "--tls-cert",
+        "--tls-key",
+        "--listen",
+        "--listen-url",
+        "--inline-markets",
+        "--config",
+        "--log",
+        "--app-schema",
+        "--sslmode",
+        "--sslrootcert",
+        "--database-url",
+    ] {
+        refused(&["serve", flag, ""], None, flag);
+        refused(&["serve", &format!("{flag}=")], None, flag);
+        // The flag may come before the command, if it is a flag of all commands.
+        if matches!(flag, "--config" | "--log") {
+            refused(&[flag, "", "serve"], None, flag);
+        }
     }
-    // An empty variable does not hide the value in the file either.
-    let file = file("token-file = \"/nowhere/tokens\"\n");
-    let path = file.path().to_str().unwrap();
-    let printed = printed(command(&["config", "--config", path]).env("ODDSCACHE_TOKEN_FILE", ""));
-    let expected = (Some("\"/nowhere/tokens\"".to_owned()), "file".to_owned());
-    assert_eq!(printed["token-file"], expected);
+    for (variable, name) in [
+        ("ODDSCACHE_TOKEN", "ODDSCACHE_TOKEN is given and empty"),
+        ("ODDSCACHE_TOKEN_FILE", "--token-file"),
+        ("ODDSCACHE_TLS_CERT", "--tls-cert"),
+        ("ODDSCACHE_TLS_KEY", "--tls-key"),
+        ("ODDSCACHE_CONFIG", "--config"),
+        (
+            "ODDSCACHE_LISTEN_URL",
+            "ODDSCACHE_LISTEN_URL is given and empty",
+        ),
+        // libpq refuses this one, too.
+        ("PGSSLMODE", "PGSSLMODE is given and empty"),
+    ] {
+        refused(&["serve"], Some(variable), name);
+        refused(&["config"], Some(variable), name);
+    }
+    for (text, name) in [
+        ("token = \"\"", "token is empty"),
+        ("token-file = \"\"", "token-file is empty"),
+        ("inline-markets = []", "inline-markets is empty"),
+    ] {
+        let file = file(text);
+        refused(
+            &["serve", "--config", file.path().to_str().unwrap()],
+            None,
+            name,
+        );
+    }
+    for command in [
+        &["explain", "1", "--token", ""][..],
+        &["sql", "install", "--cache-schema", ""],
+    ] {
+        refused(command, None, command[command.len() - 2]);
+    }
+
+    // A file of tokens without a token opens nothing either.
+    for text in ["", "\n", "# none\n\n"] {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        run(&["serve", "--token-file", path], nowhere)
+            .with(1, &["--token-file", "there is no token in it"]);
+    }
 }

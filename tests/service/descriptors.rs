@@ -8,7 +8,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{eventually, with_odds};
 
 /// Starts the service with a limit set by `ulimit`.
-async fn with_open_files(ulimit: &str, dsn: &str) -> Service {
+pub(super) async fn with_open_files(ulimit: &str, dsn: &str) -> Service {
     let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
     let mut shell = Command::new("sh");
     isolate(&mut shell);

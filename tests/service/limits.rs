@@ -19,7 +19,7 @@ use oddscache_testkit::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::timeout,
 };
@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     eventually,
     lifecycle::{under_way, with_large_odds},
-    served,
+    served, with_odds,
 };
 
 /// Sends these bytes and reads to the end of the connection.
@@ -52,7 +52,7 @@ pub(super) const CUTS: [&str; 2] = [
     "oddscache::server::commands::serve=info,oddscache::server::http::io_timeout=debug",
 ];
 
-const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
+pub(super) const NOT_TAKEN: [&str; 2] = ["cut off", "the client does not take its answer"];
 
 /// A client learns which limit it exceeded, and the service reads no more of the request.
 #[tokio::test]
@@ -158,38 +158,129 @@ async fn slow_readers_take_little_memory() {
     assert!(each < 600.0, "{each} KiB each: {before}; {after}");
 }
 
-/// A client beyond `--most-connections` gets 503, except for `/livez` and `/readyz`.
-#[tokio::test]
-async fn health_is_answered_when_no_more_connections_are_accepted() {
-    let (_database, served) = served(&["--most-connections", "2"]).await;
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let client = client::Client::new(served.address());
+/// Opens so many connections, and sends these bytes on each.
+async fn crowd(served: &Service, count: usize, bytes: &str) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for _ in 0..count {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(served.address()).await.unwrap();
+        // The service may have closed it.
+        let _ = stream.write_all(bytes.as_bytes()).await;
+        crowd.push(stream);
+    }
+    crowd
+}
+
+/// Health checks get their answers within seconds, ten times in a row.
+async fn assert_probed(served: &Service, crowd: &str) {
+    for path in ["/livez", "/readyz"].repeat(10) {
+        let asked = request("GET", path, "");
+        let answer = timeout(Duration::from_secs(3), say(served, &asked)).await;
+        let answer = answer.unwrap_or_default();
+        assert!(
+            answer.starts_with("HTTP/1.1 200"),
+            "{crowd}: {path}: {answer:?}"
+        );
+    }
+}
+
+const WHOLE: &str = "GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// 160 connections that said nothing once held all places, and health checks were reset for 75 s. An orchestrator would
+/// have restarted a healthy service.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_are_answered_whatever_clients_do() {
+    let database = with_large_odds();
+    let more = ["--most-connections", "50", "--stall-timeout", "1h"];
+    let mut served = Service::warm(&database.dsn(), &more).await;
+    for (name, bytes) in [
+        ("silent", ""),
+        ("half a head", "GET /livez HTTP/1.1\r\nHo"),
+        ("silent after an answer", WHOLE),
+        ("half a head after an answer", &format!("{WHOLE}GET /livez")),
+    ] {
+        let crowd = crowd(&served, 160, bytes).await;
+        assert_probed(&served, name).await;
+        // Others are served, too.
         eventually("a place", async || {
-            let taken = client.take("/v1/stats", None).await;
-            taken.is_ok_and(|(status, ..)| status == 200)
+            say(&served, &request("GET", "/v1/stats", ""))
+                .await
+                .starts_with("HTTP/1.1 200")
         })
         .await;
-        held.push(client);
+        drop(crowd);
     }
-    let get = |path: &str| request("GET", path, "");
-    let answer = say(&served, &get("/v1/stats")).await;
+    assert!(
+        served
+            .metric("oddscache_http_connections_evicted_total")
+            .await
+            > 100.0
+    );
+    served
+        .logs(&["as many connections are open as may be"])
+        .await;
+
+    // Clients that do not take their answers keep their places, and silent ones take all that is beyond.
+    let mut readers = Vec::new();
+    for _ in 0..50 {
+        readers.push(under_way(&served, "/v1/dump").await);
+    }
+    let silent = crowd(&served, 400, "").await;
+    assert_probed(&served, "not reading").await;
+    let answer = say(&served, &request("GET", "/v1/stats", "")).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("--most-connections"), "{answer}");
-    for path in ["/livez", "/readyz"] {
-        let answer = say(&served, &get(path)).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-    let (metrics, _) = held[0].text("/metrics").await.unwrap();
-    let turned_away = "\noddscache_http_requests_total{path=\"/v1/stats\",code=\"5xx\"} ";
-    let (_, count) = metrics.split_once(turned_away).unwrap();
-    assert!(!count.starts_with("0\n"), "{metrics}");
-    drop(held.pop());
+    // Clients may also keep coming, and send their heads byte by byte.
+    let (ended, address) = (Arc::new(AtomicBool::new(false)), served.address());
+    let coming = tokio::spawn({
+        let ended = Arc::clone(&ended);
+        async move {
+            let mut open = std::collections::VecDeque::new();
+            // 500 a second.
+            let mut ticks = tokio::time::interval(Duration::from_millis(2));
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while !ended.load(Ordering::Relaxed) {
+                if let Ok(stream) = TcpStream::connect(address).await {
+                    open.push_back(stream);
+                }
+                for stream in &mut open {
+                    let _ = stream.try_write(b"G");
+                }
+                ticks.tick().await;
+                if open.len() > 500 {
+                    open.pop_front();
+                }
+            }
+        }
+    });
+    assert_probed(&served, "coming").await;
+    ended.store(true, Ordering::Relaxed);
+    coming.await.unwrap();
+    drop((readers, silent));
     eventually("a place again", async || {
-        let answer = say(&served, &get("/v1/stats")).await;
+        let answer = say(&served, &request("GET", "/v1/stats", "")).await;
         answer.starts_with("HTTP/1.1 200")
     })
     .await;
+
+    // The same with the default limits.
+    let served = Service::warm(&database.dsn(), &[]).await;
+    let crowd = crowd(&served, 2000, "").await;
+    assert_probed(&served, "2,000 silent").await;
+    drop(crowd);
+}
+
+/// Where few files may be open, clients get fewer connections, and probes are answered.
+#[tokio::test]
+async fn also_where_few_files_may_be_open() {
+    let database = with_odds();
+    let served = super::descriptors::with_open_files("-n 160", &database.dsn()).await;
+    served.ready().await;
+    let crowd = crowd(&served, 400, "").await;
+    assert_probed(&served, "few files").await;
+    assert_eq!(served.json("/v1/stats").await["epoch"], 1);
+    drop(crowd);
 }
 
 /// A request that waits longer than `--request-timeout` gets 503, and the metrics count it.

@@ -4,6 +4,7 @@
 mod access;
 mod changes;
 mod config;
+mod cut;
 mod descriptors;
 mod fair;
 mod fetched;
@@ -15,6 +16,7 @@ mod logging;
 mod metrics;
 mod openapi;
 mod promtool;
+mod streams;
 
 use std::{path::Path, process::Stdio, time::Duration};
 

@@ -43,6 +43,11 @@ pub(crate) fn read(path: &Path, keys: &[String]) -> Result<Entries, String> {
                 "{key}: give it as text, a number, true or false, as after the flag --{key}"
             ))
         })?;
+        if value.is_empty() {
+            return Err(at(&format!(
+                "{key} is empty: give it a value, or remove the line"
+            )));
+        }
         if mode & 0o004 != 0 && hide::hidden(&key, &value).is_some() {
             return Err(format!(
                 "{} holds a secret ({key}), and every user of this machine can read it: run chmod o= on it, or give the secret \

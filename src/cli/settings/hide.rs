@@ -6,7 +6,6 @@ const SECRET: &str = "token";
 /// The value with its secret hidden; `None` if it holds none. Connection strings are read as the library reads them.
 pub(crate) fn hidden(key: &str, value: &str) -> Option<String> {
     match key {
-        _ if value.is_empty() => None,
         SECRET => Some("***".to_owned()),
         key if key.ends_with("-url") => oddscache::without_password(value),
         _ => None,
@@ -48,7 +47,6 @@ mod tests {
             "postgres://u@h/d",
             "postgres://h/d?sslmode=require",
             "host=/run/postgresql  user=u dbname='a b'",
-            "",
         ] {
             assert_eq!(hidden("listen-url", plain), None, "{plain}");
         }

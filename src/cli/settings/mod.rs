@@ -3,16 +3,19 @@
 //! The keys of the file are the long names of `oddscache serve`'s flags. The entries of the file are appended to the
 //! command line, for flags that neither the command line nor the environment gives. So there is one parser and one set
 //! of errors, and the file serves every command that has the flag.
+//!
+//! An empty value is refused wherever it stands, because it is most often a variable that somebody forgot to set. Only
+//! a setting that is absent has its default: `--token ''` must not open the service to all.
 
 mod file;
 mod hide;
 mod print;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 
-use crate::{cli::args::Arguments, server::paths};
+use crate::{cli::args::Arguments, server::stderr};
 use file::Entries;
 pub(crate) use print::run;
 
@@ -39,8 +42,8 @@ pub(crate) struct Origins {
 pub(crate) enum Unusable {
     /// Wrong usage, or a call for help.
     Usage(clap::Error),
-    /// The file cannot be read, or an entry in it is wrong. Holds a sentence.
-    File(String),
+    /// A value is empty, the file cannot be read, or an entry in it is wrong. Holds a sentence.
+    Refused(String),
 }
 
 impl Unusable {
@@ -48,12 +51,17 @@ impl Unusable {
     pub(crate) fn report(&self) -> ExitCode {
         match self {
             Unusable::Usage(error) => {
-                // If the terminal is gone, nobody is there to read it.
-                let _ = error.print();
-                ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+                let code = u8::try_from(error.exit_code()).unwrap_or(2);
+                match error.print() {
+                    Err(failed) if code == 0 && failed.kind() != io::ErrorKind::BrokenPipe => {
+                        stderr::say(&format!("oddscache: printing: {failed}"));
+                        ExitCode::FAILURE
+                    }
+                    _ => ExitCode::from(code),
+                }
             }
-            Unusable::File(error) => {
-                eprintln!("oddscache: {error}");
+            Unusable::Refused(error) => {
+                stderr::say(&format!("oddscache: {error}"));
                 ExitCode::from(2)
             }
         }
@@ -75,18 +83,18 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
         .clone()
         .try_get_matches_from(&words)
         .map_err(Unusable::Usage)?;
-    let path = paths::given(&given.get_one::<PathBuf>(CONFIG).cloned()).cloned();
-    let (all, file) = match path {
+    refuse_empty(&command, &given)?;
+    let (all, file) = match given.get_one::<PathBuf>(CONFIG).cloned() {
         None => (given.clone(), None),
         Some(path) => {
-            let entries = file::read(&path, &keys(&command)).map_err(Unusable::File)?;
+            let entries = file::read(&path, &keys(&command)).map_err(Unusable::Refused)?;
             let words = add_entries(words, &command, &given, &entries);
             let all = command.try_get_matches_from(words);
             let all = all.map_err(|error| {
                 // The command line alone was parsed without an error, so the error is in the file.
                 let error = error.render().to_string();
                 let error = error.trim_start_matches("error: ").trim();
-                Unusable::File(format!("in {}: {error}", path.display()))
+                Unusable::Refused(format!("in {}: {error}", path.display()))
             })?;
             (all, Some((path, entries)))
         }
@@ -94,6 +102,28 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Settings, Unusable> {
     let arguments = Arguments::from_arg_matches(&all).map_err(Unusable::Usage)?;
     let origins = Origins { given, all, file };
     Ok(Settings { arguments, origins })
+}
+
+/// Refuses a flag or a variable that has an empty value.
+fn refuse_empty(command: &clap::Command, matches: &ArgMatches) -> Result<(), Unusable> {
+    for argument in command.get_arguments() {
+        let given = given_by(matches, argument);
+        let values = matches.try_get_raw(argument.get_id().as_str());
+        let mut values = values.ok().flatten().into_iter().flatten();
+        if given.is_some() && values.any(|value| value.is_empty()) {
+            let name = match (given, argument.get_env()) {
+                (Some(ValueSource::EnvVariable), Some(name)) => name.display().to_string(),
+                _ => argument.to_string(),
+            };
+            return Err(Unusable::Refused(format!(
+                "{name} is given and empty: give it a value, or leave it out (a variable: unset it)"
+            )));
+        }
+    }
+    let subcommand = matches.subcommand();
+    let subcommand =
+        subcommand.and_then(|(name, matches)| Some((command.find_subcommand(name)?, matches)));
+    subcommand.map_or(Ok(()), |(command, matches)| refuse_empty(command, matches))
 }
 
 /// The keys that a file may have.
@@ -152,18 +182,10 @@ fn add_entries(
     words
 }
 
-/// The command line or the environment, if one of them gives the flag. An empty variable gives nothing.
+/// The command line or the environment, if one of them gives the flag.
 fn given_by(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
-    let id = flag.get_id().as_str();
-    let is_not_empty = || {
-        let mut values = matches.get_raw(id).into_iter().flatten();
-        values.any(|value| !value.is_empty())
-    };
-    match matches.value_source(id)? {
-        ValueSource::CommandLine => Some(ValueSource::CommandLine),
-        ValueSource::EnvVariable if is_not_empty() => Some(ValueSource::EnvVariable),
-        _ => None,
-    }
+    let source = matches.value_source(flag.get_id().as_str());
+    source.filter(|source| *source != ValueSource::DefaultValue)
 }
 
 #[cfg(test)]
@@ -217,10 +239,12 @@ mod tests {
             ("[serve]\nlisten = \"127.0.0.1:1\"", "serve"),
             ("listen = ", "line 1"),
             ("config = \"x\"", "config"),
+            ("token = \"\"", "token"),
+            ("inline-markets = []", "inline-markets"),
             ("allow-row-security = \"perhaps\"", "allow-row-security"),
         ] {
             match read_with(text, &["serve"]) {
-                Err(Unusable::File(error)) => {
+                Err(Unusable::Refused(error)) => {
                     assert!(
                         error.contains(word) && error.contains("/"),
                         "{text}: {error}"
@@ -247,7 +271,7 @@ mod tests {
             "listen-url = \"host=h password=hunter22\"",
             "token = \"hunter22hunter22\"",
         ] {
-            let Err(Unusable::File(error)) = try_read(secret, 0o644) else {
+            let Err(Unusable::Refused(error)) = try_read(secret, 0o644) else {
                 panic!("{secret} was read");
             };
             assert!(

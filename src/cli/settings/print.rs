@@ -1,24 +1,17 @@
 //! `oddscache config`: the settings in force and where each comes from, as a file that `--config` reads.
 
-use std::{
-    env,
-    fmt::Write as _,
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{env, fmt::Write as _, io::Write as _, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, parser::ValueSource};
 
 use super::{KEYED, Origins, given_by, hide, settings};
-use crate::cli::args::Arguments;
+use crate::{cli::args::Arguments, server::stdout::stdout};
 
 /// Prints the settings.
 pub(crate) fn run(origins: &Origins) -> anyhow::Result<ExitCode> {
     let text = text(origins)?;
-    io::stdout()
-        .write_all(text.as_bytes())
-        .context("printing")?;
+    stdout().write_all(text.as_bytes()).context("printing")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,7 +96,7 @@ fn value(matches: &ArgMatches, flag: &Arg) -> Option<String> {
         .get_raw(id)?
         .map(|value| value.to_string_lossy().into_owned())
         .collect();
-    Some(values.join(",")).filter(|value| !value.is_empty())
+    Some(values.join(","))
 }
 
 /// The value in TOML. A number, true or false stays as it is; all else is quoted.

@@ -1,7 +1,7 @@
 //! `oddscache dump`: everything once, as lines of JSON.
 
 use std::{
-    io::{self, BufWriter, Write},
+    io::{BufWriter, Write},
     process::ExitCode,
 };
 
@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use oddscache::View;
 
-use crate::server::options::follow::FollowArguments;
+use crate::server::{options::follow::FollowArguments, stdout::stdout};
 
 #[derive(Debug, Args)]
 pub(crate) struct DumpArguments {
@@ -24,7 +24,7 @@ pub(crate) async fn run(arguments: DumpArguments) -> anyhow::Result<ExitCode> {
     let mut config = arguments.follow.config()?;
     config = config.need_feed(!arguments.without_feed);
     let view = oddscache::warm_up(config).await?;
-    dump(&view, BufWriter::new(io::stdout().lock()))?;
+    dump(&view, BufWriter::new(stdout()))?;
     Ok(ExitCode::SUCCESS)
 }
 

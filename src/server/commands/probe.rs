@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::server::{
     client::{Client, Url},
-    paths,
+    stdout::print_line,
 };
 
 #[derive(Debug, clap::Args)]
@@ -21,30 +21,28 @@ pub(crate) struct ProbeArguments {
     )]
     listen: SocketAddr,
     /// The service's certificate. It is not read: the flag only means that the service speaks TLS
-    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// How long the service may take to answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
 
-/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1.
+/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1. It is the answer
+/// for an orchestrator, so it does not depend on whether the sentence could be printed.
 pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
-    let url = arguments.url.unwrap_or_else(|| {
-        Url::of(
-            arguments.listen,
-            paths::given(&arguments.tls_cert).is_some(),
-        )
-    });
+    let url = arguments
+        .url
+        .unwrap_or_else(|| Url::of(arguments.listen, arguments.tls_cert.is_some()));
     let client = Client::for_health_checks(arguments.timeout);
     let answer = client.get(&url, path).await;
     let (status, body) = answer.map_err(|error| error.context(format!("asking {url}{path}")))?;
     let said = sentence(&String::from_utf8_lossy(&body));
     if status.is_success() {
-        println!("{url}: {said}");
+        print_line!("{url}: {said}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{url}: {}: {said}", status.as_u16());
+    print_line!("{url}: {}: {said}", status.as_u16());
     Ok(ExitCode::FAILURE)
 }
 

@@ -79,8 +79,11 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         follow.read_timeout,
         follow.warmup_timeout,
     );
+    let mut limits = arguments.limits.clone();
+    let wanted = limits.most_connections;
+    descriptors::fit(&mut limits, open_files);
     let serving = Serving {
-        limits: arguments.limits.clone(),
+        limits,
         access: Access::new(arguments.access.clone())?,
         tls: Tls::new(&arguments.tls)?,
         health: Arc::new(Health::new(arguments.ready_max_age, patience)),
@@ -90,7 +93,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let server = Server::start(arguments.listen, &cache, serving.clone(), inline).await?;
     tracing::info!(address = %server.address, "serving HTTP; /readyz says when it is warm");
     serving.warn_if_exposed(server.address);
-    descriptors::warn_if_few(&serving.limits, open_files);
+    descriptors::warn_if_few(&serving.limits, wanted, open_files);
     let notifier = Notifier::from_environment();
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),

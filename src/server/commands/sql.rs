@@ -17,6 +17,8 @@ use tokio_postgres::{
     error::{DbError, Severity},
 };
 
+use crate::server::{stderr, stdout::stdout};
+
 /// Which script, and its settings.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -99,14 +101,11 @@ impl Args {
 pub(crate) async fn run(args: Args, config: Option<Config>) -> anyhow::Result<ExitCode> {
     let text = args.text()?;
     if !args.apply {
-        let mut out = io::stdout();
-        return match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // `oddscache sql install | head`
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-            result => result
-                .context("printing the script")
-                .map(|()| ExitCode::SUCCESS),
-        };
+        let mut out = stdout();
+        let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        return printed
+            .context("printing the script")
+            .map(|()| ExitCode::SUCCESS);
     }
     let Some(config) = config else {
         bail!(
@@ -136,7 +135,7 @@ pub(crate) async fn apply(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let mut out: Box<dyn Write> = match output {
-        Output::All => Box::new(io::stdout()),
+        Output::All => Box::new(stdout()),
         Output::Nothing => Box::new(io::sink()),
     };
     let (client, mut connection) = config.open().await?;
@@ -145,7 +144,7 @@ pub(crate) async fn apply(
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message {
                 Ok(AsyncMessage::Notice(_)) if output == Output::Nothing => {}
-                Ok(AsyncMessage::Notice(notice)) => eprintln!("{}", describe(&notice)),
+                Ok(AsyncMessage::Notice(notice)) => stderr::say(&describe(&notice)),
                 Ok(_) => {}
                 // The running query reports the same error.
                 Err(_) => return,

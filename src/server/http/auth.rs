@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, header::AUTHORIZATION};
 use oddscache::Error;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::server::{options::secret::Secret, paths};
+use crate::server::options::secret::Secret;
 
 /// A token of fewer bytes can be guessed.
 const FEWEST_BYTES: usize = 16;
@@ -28,14 +28,13 @@ fn is_free(path: &str) -> bool {
 pub(crate) struct Token(Secret);
 
 impl Token {
-    /// The token that a flag or its variable gives. An empty text is no token.
+    /// The token that a flag or its variable gives, if one of them is there.
     ///
     /// # Errors
     /// Says what a token must look like, and does not quote this one.
     pub(crate) fn given(secret: Option<&Secret>) -> Result<Option<Token>, Error> {
-        let text = secret.map(|Secret(text)| text.as_str());
-        text.filter(|text| !text.is_empty())
-            .map(str::parse)
+        secret
+            .map(|Secret(text)| text.parse())
             .transpose()
             .map_err(|wrong: String| Error::Config(format!("--token or ODDSCACHE_TOKEN: {wrong}")))
     }
@@ -79,7 +78,7 @@ pub(crate) struct AccessArguments {
     )]
     token: Option<Secret>,
     /// A file of tokens that only its owner may read: one per line, and each is accepted. SIGHUP reads it again
-    #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, env = "ODDSCACHE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
@@ -111,7 +110,7 @@ impl Access {
     pub(crate) fn read_again(&self) -> anyhow::Result<()> {
         let token = Token::given(self.arguments.token.as_ref())?;
         let mut tokens: Vec<Token> = token.into_iter().collect();
-        if let Some(path) = paths::given(&self.arguments.token_file) {
+        if let Some(path) = &self.arguments.token_file {
             tokens.extend(read(path).with_context(|| format!("--token-file {}", path.display()))?);
         }
         self.tokens

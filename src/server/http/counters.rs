@@ -9,6 +9,8 @@ pub(crate) struct HttpCounters {
     pub(crate) accepted: AtomicU64,
     /// Connections beyond the most that may be open.
     pub(crate) turned_away: AtomicU64,
+    /// Silent connections ended because others needed their place.
+    pub(crate) evicted: AtomicU64,
     /// Connections ended because no request came, or not all of its head.
     pub(crate) silent: AtomicU64,
     /// Connections ended because the client did not take its answer.

@@ -31,12 +31,20 @@ use super::{counters::HttpCounters, limits::Limits};
 
 /// The state of a connection that its time-outs depend on.
 #[derive(Debug)]
-pub(crate) struct Activity(Mutex<State>);
+pub(crate) struct Activity {
+    state: Mutex<State>,
+    /// How many bytes the socket has taken. TLS has buffers between the socket and us.
+    taken: AtomicU64,
+}
 
 #[derive(Debug)]
 struct State {
     /// Between a request's head and the end of its answer.
     under_way: bool,
+    /// Between a request's head and the moment when the socket has taken the whole answer.
+    unsent: bool,
+    /// Whether the head of a request has come.
+    has_asked: bool,
     /// When the last answer ended, or the connection began.
     idle_since: Instant,
     /// When the first byte of a head came.
@@ -49,28 +57,68 @@ struct State {
 
 impl Activity {
     pub(crate) fn new() -> Activity {
-        Activity(Mutex::new(State {
-            under_way: false,
-            idle_since: Instant::now(),
-            head_since: None,
-            answer_until: None,
-            reader: None,
-        }))
+        Activity {
+            state: Mutex::new(State {
+                under_way: false,
+                unsent: false,
+                has_asked: false,
+                idle_since: Instant::now(),
+                head_since: None,
+                answer_until: None,
+                reader: None,
+            }),
+            taken: AtomicU64::new(0),
+        }
     }
 
     fn state<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Call it when a request's head has come. Keep the result until the answer has ended.
     pub(crate) fn begin(self: &Arc<Self>, within: Duration) -> UnderWay {
         self.state(|state| {
-            state.under_way = true;
+            (state.under_way, state.unsent) = (true, true);
+            state.has_asked = true;
             state.head_since = None;
             state.answer_until = Some(Instant::now() + within);
         });
         UnderWay(Arc::clone(self))
     }
+
+    /// Counts bytes that the socket has taken.
+    pub(crate) fn take(&self, bytes: usize) {
+        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Call it when all that was written is flushed.
+    pub(super) fn flushed(&self) {
+        self.state(|state| state.unsent = state.under_way);
+    }
+
+    /// `None` if the client waits for an answer or takes one.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.state(|state| {
+            (!state.under_way && !state.unsent).then_some(Silence {
+                has_asked: state.has_asked,
+                since: state.idle_since,
+            })
+        })
+    }
+
+    /// Whether the socket has not taken all of an answer. If the connection ends now, the answer is cut.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.state(|state| state.unsent)
+    }
+}
+
+/// A connection without an answer under way.
+#[derive(Debug)]
+pub(super) struct Silence {
+    /// Whether the head of a request has ever come.
+    pub(super) has_asked: bool,
+    /// When the last answer ended, or the connection began.
+    pub(super) since: Instant,
 }
 
 /// Lives while an answer is made or sent.
@@ -162,9 +210,7 @@ pub(crate) struct IoTimeout<S> {
     stalled_since: Option<Instant>,
     /// Whether a write is pending. Then a flush without work is no progress.
     write_waits: bool,
-    /// How many bytes the socket has taken. TLS has buffers between the socket and us.
-    taken: Arc<AtomicU64>,
-    /// The value of `taken` when it was last compared.
+    /// [`Activity::taken`] when it was last compared.
     taken_before: u64,
 }
 
@@ -174,7 +220,6 @@ impl<S> IoTimeout<S> {
         activity: Arc<Activity>,
         limits: Arc<Limits>,
         counters: Arc<HttpCounters>,
-        taken: Arc<AtomicU64>,
     ) -> IoTimeout<S> {
         IoTimeout {
             inner,
@@ -185,14 +230,13 @@ impl<S> IoTimeout<S> {
             writing: Timer::new(),
             stalled_since: None,
             write_waits: false,
-            taken,
             taken_before: 0,
         }
     }
 
     /// Whether the socket has taken more since the last call. A TLS flush that is still pending may have sent some.
     fn has_taken_more(&mut self) -> bool {
-        let taken = self.taken.load(Ordering::Relaxed);
+        let taken = self.activity.taken.load(Ordering::Relaxed);
         std::mem::replace(&mut self.taken_before, taken) != taken
     }
 
@@ -296,6 +340,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IoTimeout<S> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
         // If a write is pending, this flush had nothing to send, so the stall goes on. Otherwise the socket has taken
         // everything.
+        if matches!(result, Poll::Ready(Ok(()))) && !self.write_waits {
+            self.activity.flushed();
+        }
         match result.is_ready() && self.write_waits {
             true => result,
             false => self.written(cx, result),
@@ -319,8 +366,8 @@ mod tests {
     /// Behaves like TLS: it takes every write at once, and flushes by a script. Each step of the script says how many
     /// bytes the socket took, and whether those were all.
     struct Buffering {
-        flushes: VecDeque<(u64, bool)>,
-        taken: Arc<AtomicU64>,
+        flushes: VecDeque<(usize, bool)>,
+        activity: Arc<Activity>,
     }
 
     impl AsyncRead for Buffering {
@@ -344,7 +391,7 @@ mod tests {
 
         fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             let (bytes, done) = self.flushes.pop_front().unwrap();
-            self.taken.fetch_add(bytes, Ordering::Relaxed);
+            self.activity.take(bytes);
             match done {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Pending,
@@ -356,18 +403,17 @@ mod tests {
         }
     }
 
-    fn io_timeout(flushes: &[(u64, bool)], stall_timeout: Duration) -> IoTimeout<Buffering> {
-        let taken = Arc::<AtomicU64>::default();
+    fn io_timeout(flushes: &[(usize, bool)], stall_timeout: Duration) -> IoTimeout<Buffering> {
+        let activity = Arc::new(Activity::new());
         let inner = Buffering {
             flushes: flushes.iter().copied().collect(),
-            taken: Arc::clone(&taken),
+            activity: Arc::clone(&activity),
         };
         let limits = Limits {
             stall_timeout,
             ..Limits::default()
         };
-        let activity = Arc::new(Activity::new());
-        IoTimeout::new(inner, activity, Arc::new(limits), Arc::default(), taken)
+        IoTimeout::new(inner, activity, Arc::new(limits), Arc::default())
     }
 
     #[tokio::test]

@@ -8,9 +8,14 @@ use clap::builder::RangedU64ValueParser;
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 #[command(next_help_heading = "Limits of the HTTP server")]
 pub(crate) struct Limits {
-    /// Connections that may be open at a time. Further ones get 503, except for /livez and /readyz
+    /// Connections that may be open at a time. A further one takes the place of a silent one. If there is none, it gets
+    /// 503, except for /livez and /readyz
     #[arg(long, env = "ODDSCACHE_MOST_CONNECTIONS", default_value_t = Limits::MOST_CONNECTIONS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_connections: usize,
+    /// Connections beyond these, each for one short answer. The more there are, the more time has a health check to
+    /// send its request while others keep connecting
+    #[arg(skip = Limits::MOST_BEYOND)]
+    pub(crate) most_beyond: usize,
     /// Streams of /v1/changes that may be open at a time
     #[arg(long, env = "ODDSCACHE_MOST_STREAMS", default_value_t = Limits::MOST_STREAMS, value_name = "COUNT", value_parser = within(1..=100_000))]
     pub(crate) most_streams: usize,
@@ -47,6 +52,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     const MOST_CONNECTIONS: usize = 1024;
+    pub(crate) const MOST_BEYOND: usize = 256;
     const MOST_STREAMS: usize = 256;
     const MOST_HEAD_BYTES: usize = 64 * 1024;
     const MOST_TARGET_BYTES: usize = 60_000;
@@ -56,6 +62,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             most_connections: Limits::MOST_CONNECTIONS,
+            most_beyond: Limits::MOST_BEYOND,
             most_streams: Limits::MOST_STREAMS,
             most_head_bytes: Limits::MOST_HEAD_BYTES,
             most_target_bytes: Limits::MOST_TARGET_BYTES,

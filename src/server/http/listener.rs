@@ -4,10 +4,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,26 +15,25 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
-    time::{sleep, timeout},
+    sync::watch,
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, sleep, timeout},
 };
-
-use tokio_util::io::InspectWriter;
 
 use super::{
     counters::HttpCounters,
     io_timeout::{Activity, IoTimeout},
     limits::Limits,
+    pool::Pool,
+    socket::Socket,
     tls::Tls,
 };
 
-/// How many connections beyond the limit may be open at a time, each for a short answer. Further ones are closed at
-/// once.
-const TURNED_AWAY_AT_ONCE: usize = 64;
-
 /// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
+
+/// How often the log says that all places are taken.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// How many headers a request may have.
 const MOST_HEADERS: usize = 64;
@@ -59,11 +55,25 @@ pub(crate) struct Shared {
     pub(crate) ending: watch::Receiver<bool>,
 }
 
+/// The open connections, and their tasks.
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Connections within the limit.
+    usual: Pool,
+    /// Connections beyond it. Each gets one short answer, so that health checks get one whatever clients do.
+    beyond: Pool,
+    /// When the log last said that all places are taken.
+    told: Option<Instant>,
+}
+
 /// Accepts connections until `ending`, and returns when all of them have ended.
 pub(crate) async fn run(listener: TcpListener, shared: Shared) {
-    let places = Arc::new(Semaphore::new(shared.limits.most_connections));
-    let more = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
-    let mut connections = JoinSet::new();
+    let mut connections = Connections {
+        tasks: JoinSet::new(),
+        usual: Pool::new(shared.limits.most_connections),
+        beyond: Pool::new(shared.limits.most_beyond),
+        told: None,
+    };
     let mut ending = shared.ending.clone();
     loop {
         let accepted = tokio::select! {
@@ -71,48 +81,81 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
             // An error means that the sender is gone, which is an end as well.
             _ = ending.wait_for(|end| *end) => break,
             // Ended connections must not pile up.
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.tasks.join_next_with_id() => {
+                connections.ended(ended);
+                continue;
+            }
         };
         match accepted {
             Ok((stream, peer)) => {
                 shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                accept(&mut connections, &shared, &places, &more, stream, peer);
+                connections.accept(&shared, stream, peer);
             }
             // The client has gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted; is the limit of open files too low?");
+                let now = Instant::now();
+                // A silent client may hold what is missing.
+                if connections.usual.evict(now) || connections.beyond.evict(now) {
+                    shared.counters.evicted.fetch_add(1, Ordering::Relaxed);
+                }
                 sleep(PAUSE).await;
             }
         }
     }
     // No client can connect from here on.
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while connections.tasks.join_next().await.is_some() {}
 }
 
-fn accept(
-    connections: &mut JoinSet<()>,
-    shared: &Shared,
-    places: &Arc<Semaphore>,
-    more: &Arc<Semaphore>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) {
-    let (place, router) = match Arc::clone(places).try_acquire_owned() {
-        Ok(place) => (place, shared.router.clone()),
-        Err(_) => {
-            shared.counters.turned_away.fetch_add(1, Ordering::Relaxed);
-            match Arc::clone(more).try_acquire_owned() {
-                Ok(place) => (place, shared.turned_away.clone()),
-                Err(_) => return,
-            }
-        }
-    };
-    if let Err(error) = prepare(&stream, &shared.limits) {
-        tracing::debug!(%peer, %error, "a connection could not be set up");
+impl Connections {
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+        self.usual.remove(id);
+        self.beyond.remove(id);
     }
-    connections.spawn(serve(stream, peer, shared.clone(), router, place));
+
+    fn accept(&mut self, shared: &Shared, stream: TcpStream, peer: SocketAddr) {
+        // Places of connections that have ended are free.
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.ended(ended);
+        }
+        let now = Instant::now();
+        if !self.usual.has_room() && self.told.is_none_or(|told| now - told >= TELL_AGAIN) {
+            self.told = Some(now);
+            tracing::warn!(
+                connections = shared.limits.most_connections,
+                "as many connections are open as may be: silent ones lose their places, and if there are none, clients get \
+                 503; raise --most-connections, or find the client that opens so many"
+            );
+        }
+        let find = |pool: &mut Pool| {
+            pool.has_room() || {
+                let evicts = pool.evict(now);
+                shared
+                    .counters
+                    .evicted
+                    .fetch_add(u64::from(evicts), Ordering::Relaxed);
+                evicts
+            }
+        };
+        let (pool, router) = if find(&mut self.usual) {
+            (&mut self.usual, shared.router.clone())
+        } else {
+            shared.counters.turned_away.fetch_add(1, Ordering::Relaxed);
+            if !find(&mut self.beyond) {
+                return;
+            }
+            (&mut self.beyond, shared.turned_away.clone())
+        };
+        if let Err(error) = prepare(&stream, &shared.limits) {
+            tracing::debug!(%peer, %error, "a connection could not be set up");
+        }
+        let activity = Arc::new(Activity::new());
+        let serving = serve(stream, peer, shared.clone(), router, Arc::clone(&activity));
+        pool.add(activity, self.tasks.spawn(serving));
+    }
 }
 
 /// Makes the kernel send changes at once, and notice a client whose machine is gone.
@@ -120,6 +163,9 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
+    // `Socket` takes it back for an orderly end. So a connection that ends otherwise is reset, even if the process is
+    // killed.
+    socket.set_linger(Some(Duration::ZERO))?;
     // The kernel's time-out must come clearly after ours, because only ours is counted. The kernel's starts when the
     // first byte waits. Ours starts when the socket takes no more.
     #[cfg(target_os = "linux")]
@@ -132,20 +178,15 @@ async fn serve(
     peer: SocketAddr,
     shared: Shared,
     router: Router,
-    _place: OwnedSemaphorePermit,
+    activity: Arc<Activity>,
 ) {
-    let taken = Arc::<AtomicU64>::default();
+    let stream = Socket::new(stream, Arc::clone(&activity));
     let ended = match &shared.tls {
-        None => converse(stream, &shared, router, taken).await,
+        None => converse(stream, &shared, router, activity).await,
         Some(tls) => {
-            // Count below TLS, which has buffers: only bytes that the socket takes are on their way to the client.
-            let counter = Arc::clone(&taken);
-            let stream = InspectWriter::new(stream, move |bytes: &[u8]| {
-                counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            });
             let handshake = tls.acceptor().accept(stream);
             match timeout(shared.limits.head_timeout, handshake).await {
-                Ok(Ok(stream)) => converse(stream, &shared, router, taken).await,
+                Ok(Ok(stream)) => converse(stream, &shared, router, activity).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "the TLS handshake failed");
                     return;
@@ -169,16 +210,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     shared: &Shared,
     router: Router,
-    taken: Arc<AtomicU64>,
+    activity: Arc<Activity>,
 ) -> hyper::Result<()> {
     let limits = Arc::clone(&shared.limits);
-    let activity = Arc::new(Activity::new());
     let stream = IoTimeout::new(
         stream,
         Arc::clone(&activity),
         Arc::clone(&limits),
         Arc::clone(&shared.counters),
-        taken,
     );
     let inner = TowerToHyperService::new(router);
     let service = service_fn(move |request: Request<Incoming>| {

@@ -6,6 +6,7 @@ use axum::{
     Extension, Json, Router,
     extract::State,
     http::{HeaderMap, StatusCode, Uri, header::CONTENT_TYPE},
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
@@ -17,6 +18,7 @@ use super::{
         changes::Hub,
         encoding, events, list,
         lists::Lists,
+        pieces,
         query::{self, Parameters},
         state::Api,
         view::age_ms,
@@ -104,6 +106,7 @@ pub(crate) fn router(
         )
     })
     .layer(encoding::layer())
+    .layer(from_fn(pieces::with_length))
     .with_state(api)
 }
 

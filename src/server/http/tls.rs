@@ -15,16 +15,15 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::warn_if_open;
-use crate::server::paths;
 
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access to the HTTP server")]
 pub(crate) struct TlsArguments {
     /// Serve HTTPS with this certificate and its chain, in a PEM file. SIGHUP reads it again
-    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, env = "ODDSCACHE_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The certificate's key, in a PEM file that only its owner may read, not encrypted
-    #[arg(long, env = "ODDSCACHE_TLS_KEY", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, env = "ODDSCACHE_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 }
 
@@ -51,10 +50,7 @@ impl Tls {
     /// # Errors
     /// Names the flag that is missing, or the file and what is wrong with it.
     pub(crate) fn new(arguments: &TlsArguments) -> anyhow::Result<Option<Tls>> {
-        let (certificate, key) = match (
-            paths::given(&arguments.tls_cert),
-            paths::given(&arguments.tls_key),
-        ) {
+        let (certificate, key) = match (&arguments.tls_cert, &arguments.tls_key) {
             (None, None) => return Ok(None),
             (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
             (Some(_), None) => bail!("--tls-cert needs the certificate's key: give --tls-key"),

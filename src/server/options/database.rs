@@ -88,7 +88,7 @@ impl DatabaseArguments {
             }
             if [&self.host, &self.hostaddr, &self.dbname, &self.user]
                 .into_iter()
-                .all(|flag| given(flag).is_none())
+                .all(Option::is_none)
             {
                 return usage(
                     "no database is named; set DATABASE_URL (postgres://user@host/name) or PGHOST, PGUSER and PGDATABASE",
@@ -101,28 +101,29 @@ impl DatabaseArguments {
     /// The database at `url`, with the same defaults. `name` is the variable that gives the URL, for errors.
     pub(crate) fn at(&self, url: &str, name: &str) -> Result<Config, Error> {
         let defaults = [
-            ("host", given(&self.host)),
-            ("hostaddr", given(&self.hostaddr)),
-            ("port", given(&self.port)),
+            ("host", self.host.clone()),
+            ("hostaddr", self.hostaddr.clone()),
+            ("port", self.port.clone()),
             (
                 "user",
-                given(&self.user)
+                self.user
+                    .clone()
                     .or_else(|| variable("USER"))
                     .or_else(|| variable("LOGNAME")),
             ),
             ("password", variable("PGPASSWORD")),
-            ("dbname", given(&self.dbname)),
-            ("passfile", given(&self.passfile).or_else(home_passfile)),
-            ("sslmode", given(&self.sslmode)),
-            ("sslrootcert", given(&self.sslrootcert)),
-            ("sslcert", given(&self.sslcert)),
-            ("sslkey", given(&self.sslkey)),
-            ("sslnegotiation", given(&self.sslnegotiation)),
-            ("channel_binding", given(&self.channel_binding)),
-            ("target_session_attrs", given(&self.target_session_attrs)),
-            ("load_balance_hosts", given(&self.load_balance_hosts)),
-            ("connect_timeout", given(&self.connect_timeout)),
-            ("options", given(&self.options)),
+            ("dbname", self.dbname.clone()),
+            ("passfile", self.passfile.clone().or_else(home_passfile)),
+            ("sslmode", self.sslmode.clone()),
+            ("sslrootcert", self.sslrootcert.clone()),
+            ("sslcert", self.sslcert.clone()),
+            ("sslkey", self.sslkey.clone()),
+            ("sslnegotiation", self.sslnegotiation.clone()),
+            ("channel_binding", self.channel_binding.clone()),
+            ("target_session_attrs", self.target_session_attrs.clone()),
+            ("load_balance_hosts", self.load_balance_hosts.clone()),
+            ("connect_timeout", self.connect_timeout.clone()),
+            ("options", self.options.clone()),
             ("application_name", Some(self.application_name.clone())),
         ];
         let defaults = defaults
@@ -137,13 +138,9 @@ impl DatabaseArguments {
     }
 }
 
-/// The value of a flag or variable. An empty one counts as none.
-fn given(flag: &Option<String>) -> Option<String> {
-    flag.clone().filter(|value| !value.is_empty())
-}
-
+/// The value of a variable that is no flag. An empty one counts as none, as for libpq.
 fn variable(name: &str) -> Option<String> {
-    given(&env::var(name).ok())
+    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn home_passfile() -> Option<String> {

@@ -23,6 +23,7 @@ pub mod demo;
 pub mod followed;
 pub mod load;
 pub mod log;
+pub mod nginx;
 #[path = "../../../src/demo/packages.rs"]
 pub mod packages;
 pub mod pgbouncer;

@@ -14,13 +14,11 @@ mod server;
 mod settings;
 mod warmup;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Context as _;
 
+use crate::server::stdout::stdout;
 use context::Context;
 pub(crate) use context::DoctorArguments;
 use finding::{Finding, Findings, Report};
@@ -35,7 +33,7 @@ pub(crate) async fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> 
         arguments: &arguments,
     };
     let report = Report::new(context.config.target(), look(&context).await);
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out).context("printing the report")?;

@@ -5,7 +5,6 @@ use std::{path::PathBuf, time::Duration};
 use crate::server::{
     client::Url,
     options::{follow::FollowArguments, secret::Secret},
-    paths,
 };
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +25,7 @@ pub(crate) struct ExplainArguments {
     )]
     pub(super) token: Option<Secret>,
     /// A PEM file with the authority that issued the service's certificate, if the system does not trust it
-    #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE", value_parser = paths::path())]
+    #[arg(long, env = "ODDSCACHE_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
     /// Ask the database alone, even if a service is named
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! What a running service says about an event.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use axum::http::StatusCode;
@@ -10,10 +10,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::arguments::ExplainArguments;
-use crate::server::{
-    client::{Client, Url},
-    paths,
-};
+use crate::server::client::{Client, Url};
 
 /// How often the service is asked whether it has caught up.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
@@ -46,7 +43,7 @@ pub(crate) async fn caught_up(
 ) -> anyhow::Result<Service> {
     let deadline = Instant::now() + arguments.wait;
     let client = Client::new(
-        paths::given(&arguments.ca).map(PathBuf::as_path),
+        arguments.ca.as_deref(),
         arguments.token.as_ref(),
         arguments.timeout,
     )?;

@@ -14,16 +14,13 @@ mod http;
 pub(crate) mod oracle;
 mod print;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Context as _;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use crate::server::session::Session;
+use crate::server::{session::Session, stdout::stdout};
 pub(crate) use arguments::ExplainArguments;
 use compare::{Difference, differences};
 use database::Reading;
@@ -43,7 +40,7 @@ pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
         .context("connecting to the database")?;
     let database = database::Database::new(&session, &arguments.follow, arguments.event);
     let explanation = explain(&arguments, &database).await?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &explanation)?;
         writeln!(out).context("printing")?;

@@ -28,7 +28,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     http::{
-        HeaderMap, StatusCode,
+        HeaderMap, HeaderName, StatusCode,
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
     response::{IntoResponse, Response},
@@ -220,7 +220,10 @@ impl Hub {
         });
         let headers = [
             (CONTENT_TYPE, "text/event-stream"),
-            (CACHE_CONTROL, "no-cache"),
+            // A proxy that compressed it would hold events back.
+            (CACHE_CONTROL, "no-cache, no-transform"),
+            // nginx collects an answer before it passes it on, unless this header forbids it.
+            (HeaderName::from_static("x-accel-buffering"), "no"),
         ];
         (headers, Body::from_stream(events)).into_response()
     }

@@ -1,9 +1,7 @@
 //! One, many or all events, with all their markets or as the event list has them.
 
-use std::convert::Infallible;
-
 use axum::{
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{Path, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
@@ -11,13 +9,12 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, stream};
 use oddscache::{CachedEvent, CachedSnapshot, InlineMarkets, View};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
-use tokio::task::coop;
 
 use super::{
     fields::{self, Fields},
+    pieces::{PIECE_BYTES, streamed},
     query::{self, Only, Parameters},
     state::Api,
     view::view as view_of,
@@ -26,9 +23,6 @@ use crate::server::http::{
     cut::{answer, marked},
     problem::problem,
 };
-
-/// Streamed answers are written in pieces of about this size.
-const PIECE_BYTES: usize = 64 * 1024;
 
 /// With `fields`, a piece also ends when this much JSON was written and cut, even if little of it is wanted.
 const PIECE_WORK_BYTES: usize = 4 * PIECE_BYTES;
@@ -134,7 +128,7 @@ pub(crate) fn page(
 }
 
 /// How an event is written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Form {
     /// The markets, if it is written as in the event list. `None`: with all its markets.
     inline: Option<InlineMarkets>,
@@ -240,6 +234,7 @@ impl<K: Serialize> Serialize for Map<'_, K> {
 }
 
 /// The text before, between and after the events of an answer.
+#[derive(Clone, Copy)]
 struct Frame {
     before: &'static str,
     between: &'static str,
@@ -258,50 +253,12 @@ const LINES: Frame = Frame {
     after: "\n",
 };
 
-fn streamed(
-    content_type: &'static str,
-    mut pieces: impl Iterator<Item = Bytes> + Send + 'static,
-) -> Response {
-    let beginning = pieces.next();
-    let body = match (beginning, pieces.next()) {
-        (beginning, None) => Body::from(beginning.unwrap_or_default()),
-        // Made piece by piece as the client takes them. A slow client costs two pieces and the view that it holds.
-        (beginning, second) => {
-            let pieces = beginning.into_iter().chain(second).chain(pieces);
-            let pieces = stream::unfold(pieces, async |mut pieces| {
-                end_turn().await;
-                let piece = pieces.next()?;
-                Some((Ok::<_, Infallible>(piece), pieces))
-            });
-            // Fused, because the compression layer polls again after the end.
-            Body::from_stream(pieces.fuse())
-        }
-    };
-    ([(CONTENT_TYPE, content_type)], body).into_response()
-}
-
-/// Lets other tasks of this thread go first. Otherwise a quick client, or an answer that compresses well, would have
-/// the whole answer made in one go.
-///
-/// A plain yield is not enough, because the compression layer polls again at once. So this spends the task's budget,
-/// which only the scheduler renews.
-async fn end_turn() {
-    // The budget is 128. Without a scheduler there is no budget, so the loop needs a bound.
-    for _ in 0..1024 {
-        if !coop::has_budget_remaining() {
-            break;
-        }
-        coop::consume_budget().await;
-    }
-    coop::consume_budget().await;
-}
-
 fn pieces(
     view: View,
     ids: Vec<i64>,
     frame: Frame,
     mut form: Form,
-) -> impl Iterator<Item = Bytes> + Send + 'static {
+) -> impl Iterator<Item = Bytes> + Clone + Send + Sync + 'static {
     let mut ids = ids.into_iter();
     let mut first = true;
     let mut done = false;

@@ -7,6 +7,7 @@ pub(super) mod fields;
 mod ids;
 pub(super) mod list;
 pub(super) mod lists;
+pub(super) mod pieces;
 pub(super) mod query;
 pub(super) mod select;
 pub(super) mod state;

@@ -14,7 +14,7 @@ use oddscache::{Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VER
 use serde_json::json;
 
 use super::{counters::HttpCounters, health};
-use crate::server::{logging, prune};
+use crate::server::{logging, prune, stderr};
 pub(crate) use requests::{Requests, count};
 use text::Text;
 
@@ -253,6 +253,8 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
     counter("connections", &counters.accepted, help);
     let help = "HTTP connections beyond the most that may be open.";
     counter("connections_turned_away", &counters.turned_away, help);
+    let help = "Silent HTTP connections closed because others needed their place.";
+    counter("connections_evicted", &counters.evicted, help);
     let help =
         "HTTP connections closed because no request came in time; some idle ones are normal.";
     counter("silent", &counters.silent, help);
@@ -272,6 +274,8 @@ fn messages(text: &mut Text) {
     }
     let help = "Messages not logged one by one, because they repeat.";
     text.counter("messages_held_back_total", logging::held_back(), help);
+    let help = "Messages dropped, because standard error could not be written.";
+    text.counter("log_lines_dropped_total", stderr::dropped(), help);
 }
 
 #[cfg(test)]

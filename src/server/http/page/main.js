@@ -180,6 +180,8 @@ follow({
     known.streamless = problem.message;
     unanswered(problem);
     poll();
+    // Old odds, which the page calls stale, are better than none.
+    work();
   },
 });
 

@@ -157,7 +157,8 @@ export async function follow({ onEvent, onUp, onDown }) {
       const parser = new Parser();
       for (;;) {
         clearTimeout(alarm);
-        alarm = setTimeout(() => stop.abort(), SILENCE);
+        // A new stream begins with an event.
+        alarm = setTimeout(() => stop.abort(), last ? SILENCE : PATIENCE);
         const { done, value } = await reader.read();
         if (done) throw new Problem(0, "it has ended the stream of changes");
         for (const event of parser.feed(value)) {
@@ -167,7 +168,9 @@ export async function follow({ onEvent, onUp, onDown }) {
         }
       }
     } catch (error) {
-      onDown(error instanceof Problem ? error : new Problem(0, `the stream of changes broke off (${error.message})`));
+      const why = stop.signal.aborted ? "says nothing; a proxy may hold it back" : `broke off (${error.message})`;
+      const known = error instanceof Problem && !stop.signal.aborted;
+      onDown(known ? error : new Problem(0, `the stream of changes ${why}`));
     } finally {
       clearTimeout(alarm);
       end();

@@ -1,0 +1,95 @@
+//! A client's socket. Its end tells the client whether the last answer is whole.
+//!
+//! An answer to HTTP/1.0 without a length ends with the connection. nginx asks in HTTP/1.0 unless told otherwise, and
+//! makes a whole answer of what it got. So a connection that ends in the middle of an answer must be reset: the client,
+//! or the proxy, then gets an error.
+//!
+//! The listener sets SO_LINGER to zero, so that each end is a reset: also that of a task that is aborted or panics, and
+//! that of a process which is killed. [`Socket`] takes this back if no answer is cut. The kernel then goes on sending
+//! what it has.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::io_timeout::Activity;
+
+/// A socket that counts the bytes it takes, and ends as the head of this file says.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream, activity: Arc<Activity>) -> Socket {
+        Socket { stream, activity }
+    }
+
+    fn taken(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.activity.take(bytes);
+        }
+        written
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if !self.activity.is_unsent() {
+            // It fails only if the connection has ended already.
+            let _ = SockRef::from(&self.stream).set_linger(None);
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.taken(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.taken(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
