@@ -281,6 +281,17 @@ impl Columns<'_> {
         }
     }
 
+    /// Orders snapshots of one id, the one that counts first. A partitioned table may have an id twice, also for one
+    /// event, because its key includes captured_at. All columns that are read take part in the order. So all reads
+    /// choose the same values, whatever the plan of their query.
+    fn latest_first(&self, table: Table, alias: &str) -> String {
+        let confirmed = match self.get(table, "last_confirmed_at") {
+            Some(_) => format!(", {alias}.last_confirmed_at DESC NULLS LAST"),
+            None => String::new(),
+        };
+        format!("{alias}.captured_at DESC NULLS LAST{confirmed}")
+    }
+
     /// The query for market rows. The order of the columns is that of [`crate::read::rows`].
     fn markets(&self, table: Table) -> Result<String, Error> {
         let mut sql = String::from("SELECT ");
@@ -362,8 +373,7 @@ impl Catalog {
         );
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
 
-        // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last. The
-        // id is unique only together with captured_at, hence the second key of the order.
+        // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last.
         let required = |column, kind| columns.required("s", Table::OddsSnapshots, column, kind);
         let betpawa = format!(
             "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
@@ -374,7 +384,10 @@ impl Catalog {
             columns.optional("s", Table::OddsSnapshots, "last_confirmed_at", Kind::Time)?,
             table(Table::OddsSnapshots)
         );
-        let betpawa_order = "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, s.captured_at DESC";
+        let latest_first = columns.latest_first(Table::OddsSnapshots, "s");
+        let betpawa_order = format!(
+            "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, {latest_first}"
+        );
 
         let required =
             |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
@@ -407,15 +420,18 @@ impl Catalog {
             };
         let some_competitors = format!(
             "{competitors} CROSS JOIN LATERAL (SELECT l.id, l.captured_at{last_confirmed_at} FROM {} l \
-             WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC LIMIT 1) s",
-            table(Table::CompetitorOddsSnapshots)
+             WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC, {} LIMIT 1) s",
+            table(Table::CompetitorOddsSnapshots),
+            columns.latest_first(Table::CompetitorOddsSnapshots, "l")
         );
         let live = match columns.get(Table::CompetitorEvents, "deleted_at") {
             Some(_) => "c.deleted_at IS NULL AND ",
             None => "",
         };
-        let competitor_order =
-            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
+        let competitor_order = format!(
+            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC, {}",
+            columns.latest_first(Table::CompetitorOddsSnapshots, "s")
+        );
         let statement =
             |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
         let window = std::slice::from_ref(&kickoff_type);
@@ -431,7 +447,8 @@ impl Catalog {
         );
         let all_competitors = format!(
             "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
-             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
+             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.competitor_event_id = l.competitor_event_id AND s.id = l.id \
+             JOIN {} e ON e.id = c.betpawa_event_id \
              WHERE e.kickoff > $1 AND {live}{competitor_order}",
             table(Table::Events),
             snapshots = table(Table::CompetitorOddsSnapshots),
