@@ -54,7 +54,7 @@ use crate::{
         rows::{Reader, RowCounters, SnapshotHeaders},
         schema::Catalog,
         source::Source,
-        transaction::ReadStart,
+        transaction::{ReadStart, Server},
     },
     store::{
         draft::Draft,
@@ -89,8 +89,7 @@ struct Schema {
 struct Position {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
-    /// Identifies the server and its run; see [`schema`].
-    server: String,
+    server: Server,
     window_start: Micros,
     cut: Arc<Cut>,
     /// When the last read began, even if it only compared snapshots.
@@ -460,7 +459,7 @@ async fn prove_unchanged(
         Err(error) => return Err(error),
     };
     // R5 holds for the same server and the same primary only.
-    let same = start.server == at.server
+    let same = start.server.has_run_on_since(&at.server)
         && !start.cut.standby
         && cursor.is_at(&start.snapshot)
         && start.window_start >= at.window_start.minus(CLOCK_TOLERANCE);
@@ -472,6 +471,7 @@ async fn prove_unchanged(
     at.window_start = start.window_start;
     let evicted = draft.evict(at.window_start);
     at.cut = Arc::new(start.cut);
+    at.server = start.server;
     at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
@@ -615,7 +615,7 @@ impl Opened {
         let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
         // First: has the server lost history that was read? These reasons begin a new epoch. They come before
         // `keep_forward`, which would carry over the times of the lost history.
-        if start.server != at.server {
+        if !start.server.has_run_on_since(&at.server) {
             return reload(ReloadReason::ServerChanged.into(), start);
         }
         let cursor = at.cursor.as_ref();

@@ -125,23 +125,28 @@ impl Names {
     }
 }
 
-/// The columns of the first query of a read: snapshot, clock, whether in recovery, and a text that identifies the
-/// server.
+/// The columns of the first query of a read: snapshot, clock, whether in recovery, and the three texts of
+/// [`Server`](crate::read::transaction::Server).
 ///
 /// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
-/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the text contains:
+/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the first text contains:
 /// - the start time of the postmaster and the system identifier;
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
-///   checkpoint;
-/// - the time of the last reset of statistics. A crash that the postmaster survives resets all of them, and shows
-///   nowhere else. The text has the older of the times of two kinds, so a manual reset of one kind changes nothing.
+///   checkpoint.
+///
+/// A crash that the postmaster survives changes neither. It resets all statistics, and its recovery ends with a
+/// checkpoint. The second text is the oldest reset of several kinds of statistics: `pg_stat_reset_shared` resets one
+/// kind, so it changes nothing. The third text is the place of the last checkpoint; null on a standby, which may restart
+/// without one.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
-         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END, \
-       extract(epoch FROM least(b.stats_reset, a.stats_reset)))";
+         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END), \
+     extract(epoch FROM least(b.stats_reset, a.stats_reset, w.stats_reset, \
+       (SELECT pg_catalog.min(slru.stats_reset) FROM pg_catalog.pg_stat_slru slru)))::pg_catalog.text, \
+     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN c.checkpoint_lsn::pg_catalog.text END";
 const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
-     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a";
+     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a, pg_catalog.pg_stat_wal w";
 
 /// The statements that read rows, with the column types of this database.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! The server behind a pooler changes, and the pooler keeps the follower's connection. Only what the server reports
 //! about itself shows the change.
 
-use oddscache_testkit::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer};
+use oddscache_testkit::{
+    cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
+};
 use tokio_postgres::Client;
 
 use crate::{FORGETFUL, set_line, use_again, without_notifications};
@@ -161,4 +163,48 @@ async fn sessions_with_other_formats_are_of_the_same_server() {
     }
     let reloads = pooled.followed.reloads();
     assert_eq!((reloads, pooled.followed.epoch()), (1, 1));
+}
+
+/// A reset of statistics by hand looked like a crash, and began a new epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_statistics_is_no_crash() {
+    let cluster = Cluster::seeded(&["checkpoint_timeout = '1h'", "autovacuum = off"]);
+    let followed = Followed::with(&cluster.dsn("postgres"), |config| config).await;
+    followed.check("the seed").await;
+    let mut resets = vec![
+        "select pg_stat_reset()",
+        "select pg_stat_reset_shared('bgwriter')",
+        "select pg_stat_reset_shared('archiver')",
+        "select pg_stat_reset_shared('wal')",
+        "select pg_stat_reset_slru(null)",
+    ];
+    let all = resets.join("; ");
+    resets.push(&all);
+    if cluster.sql("show server_version_num") >= "170000".to_owned() {
+        resets.push("select pg_stat_reset_shared(null)");
+    }
+    let times = "select concat_ws(' ', b.stats_reset, a.stats_reset, w.stats_reset, d.stats_reset,
+        (select string_agg(stats_reset::text, ' ') from pg_stat_slru)) from pg_stat_bgwriter b, pg_stat_archiver a, pg_stat_wal w,
+        pg_stat_database d where d.datname = current_database()";
+    // Waits for a read that begins later.
+    let read_again = async || {
+        let clock = followed.app.query_one("select clock_timestamp()", &[]);
+        let now: std::time::SystemTime = clock.await.expect("a clock").get(0);
+        let now = chrono::DateTime::<chrono::Utc>::from(now);
+        let view = &followed.cache;
+        eventually("a read", async || view.view().cut().as_of > now).await;
+    };
+    for (line, reset) in (1..).zip(resets) {
+        let before = cluster.sql(times);
+        followed.run(reset).await;
+        // PostgreSQL 14 resets them a little later.
+        eventually("reset", async || cluster.sql(times) != before).await;
+        read_again().await;
+        set_line(&followed.app, 112, line).await;
+        followed.check(reset).await;
+        // The next reset is compared with this checkpoint.
+        followed.run("checkpoint").await;
+        read_again().await;
+    }
+    assert_eq!((followed.reloads(), followed.epoch()), (1, 1));
 }
