@@ -88,6 +88,10 @@ async fn the_state_loses_the_commits_that_a_server_behind_a_pooler_lost() {
                 // The lost transaction's id is assigned to another change before the follower reads again.
                 let app = connect(&cluster.dsn("postgres")).await;
                 use_again(&app, &lost).await;
+                // More ids, so that the server does not seem to have gone back.
+                for line in 1..30 {
+                    set_line(&app, 112, line).await;
+                }
             })
             .await;
         // After a crash of one process the postmaster is the same.
