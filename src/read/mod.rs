@@ -213,7 +213,7 @@ async fn end(
     } else {
         Err(Error::conflict(
             END,
-            "a partition was attached or detached meanwhile",
+            "a partition was attached or detached, or a label of an enum renamed, meanwhile",
         ))
     }
 }

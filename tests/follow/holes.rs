@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use oddscache::{Config, Error, OddsCache, Status, sql::Script, warm_up};
 use oddscache_testkit::{
-    Database, cluster,
-    cluster::Cluster,
-    connect, dump, eventually,
+    Database, cluster, connect, dump, eventually,
     followed::{Followed, run},
     run_script,
 };

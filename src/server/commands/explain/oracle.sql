@@ -43,7 +43,7 @@ candidates as (
         and s.captured_at is not distinct from r.captured_at
     where r.rank = 1
     union all
-    select 'competitors', r.id, r.event_id, 0, r.source, to_jsonb(s) - 'raw_response'
+    select 'competitors', r.id, r.event_id, 0, r.source::text, to_jsonb(s) - 'raw_response'
     from competitor_ranked r
     join competitor_odds_snapshots s on s.id = r.id and s.competitor_event_id = r.competitor_event_id
         and s.captured_at is not distinct from r.captured_at
