@@ -190,7 +190,7 @@ impl Follower {
     async fn connect(&mut self) -> Result<Session, Error> {
         let reader = Connection::open(&self.config.connect).await?;
         self.connections += 1;
-        self.names = Names::new(&self.config, reader.without_transaction_timeout());
+        self.names = Names::new(&self.config, reader.settings_after_begin());
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
         let check = preflight::check_first(&reader, &self.config);
@@ -722,7 +722,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
-    follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
+    follower.names = Names::new(&follower.config, reader.settings_after_begin());
     let locks = Backoff::for_locks();
     follower.warm_up(Session { reader, locks }).await?;
     Ok(View(shared.load_full()))

@@ -454,7 +454,7 @@ async fn prove_unchanged(
     }
     let mut start = match transaction::peek(source).await {
         Ok(start) => start,
-        // This statement runs outside of a transaction block, so time-outs of the role can end it. A read sets its own.
+        // Time-outs of the role can end this query. A read sets its own.
         Err(error) if error.is_conflict() => return Ok(None),
         Err(error) => return Err(error),
     };

@@ -46,7 +46,7 @@ pub(crate) struct Names {
     pub(crate) replan: &'static str,
     /// `()` -> snapshot, clock, whether in recovery, server, `pruned_below`.
     pub(crate) cut: Statement,
-    /// The same without `pruned_below`. It may run outside of a transaction, so it must not depend on the search path.
+    /// The same without `pruned_below`. It may run without any settings, so it must not depend on the search path.
     pub(crate) peek: String,
 }
 
@@ -55,9 +55,9 @@ pub(crate) struct Names {
 const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 impl Names {
-    /// `right_after_begin` is the statement that each transaction must run first, see
-    /// [`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout).
-    pub(crate) fn new(config: &Config, right_after_begin: &str) -> Names {
+    /// `settings` are the statements that each transaction must run first, see
+    /// [`Connection::settings_after_begin`](crate::postgres::connection::Connection::settings_after_begin).
+    pub(crate) fn new(config: &Config, settings: &str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
         let mut locked: Vec<String> = Table::ALL.into_iter().map(qualified).collect();
@@ -67,10 +67,9 @@ impl Names {
         // The lock time-out bounds each lock, the statement time-out all of them together. Reading then may take
         // longer.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}\
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {settings}\
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
-             SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
             locked.join(", "),
@@ -86,10 +85,10 @@ impl Names {
         // A helper reads market rows only, so it locks no other table.
         let markets = [Table::MarketOdds, Table::CompetitorMarketOdds].map(qualified);
         let import = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {settings}SET TRANSACTION SNAPSHOT {{}}; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
-             SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \
+             SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE",
             millis(config.warmup_timeout),
             markets.join(", "),

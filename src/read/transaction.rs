@@ -1,6 +1,6 @@
-//! The first query of a read, inside its transaction ([`begin`]) or without one ([`peek`]).
+//! The first query of a read, inside its transaction ([`begin`]) or in one of its own ([`peek`]).
 
-use futures_util::future::try_join;
+use futures_util::future::{try_join, try_join3};
 use tokio_postgres::Row;
 
 use crate::{
@@ -95,12 +95,19 @@ pub(crate) async fn begin(
     Ok(start)
 }
 
-/// Runs the same query outside of a transaction. It takes no locks and reads no table, so it leaves `pruned_below` at
-/// 0. The answer suffices to see that nothing has been written since a read.
+/// Runs the same query in a transaction of its own, in one round trip. It takes no locks and reads no table, so it
+/// leaves `pruned_below` at 0. The answer suffices to see that nothing has been written since a read.
 pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
-    let rows = source.client.query_typed(&source.names.peek, &[]).await;
-    let rows = rows.map_err(Error::database(BEGIN))?;
+    let client = source.client;
+    // A role's default isolation could make a single statement wait for other transactions.
+    let (_, rows, _) = try_join3(
+        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"),
+        client.query_typed(&source.names.peek, &[]),
+        client.batch_execute("COMMIT"),
+    )
+    .await
+    .map_err(Error::database(BEGIN))?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;

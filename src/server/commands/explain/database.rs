@@ -164,7 +164,7 @@ impl<'a> Database<'a> {
     fn begin(&self) -> String {
         // The oracle's names are unqualified, so search_path must say which schema.
         format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp; SET LOCAL jit = off",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp",
             self.app
         )
     }
