@@ -452,12 +452,7 @@ async fn prove_unchanged(
     if cursor.is_of_standby() || state.reload.is_some() || is_due {
         return Ok(None);
     }
-    let mut start = match transaction::peek(source).await {
-        Ok(start) => start,
-        // Time-outs of the role can end this query. A read sets its own.
-        Err(error) if error.is_conflict() => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let mut start = transaction::peek(source).await?;
     // R5 holds for the same server and the same primary only.
     let same = start.server.has_run_on_since(&at.server)
         && !start.cut.standby

@@ -46,8 +46,10 @@ pub(crate) struct Names {
     pub(crate) replan: &'static str,
     /// `()` -> snapshot, clock, whether in recovery, server, `pruned_below`.
     pub(crate) cut: Statement,
-    /// The same without `pruned_below`. It may run without any settings, so it must not depend on the search path.
+    /// The same without `pruned_below`.
     pub(crate) peek: String,
+    /// Begins a transaction for `peek` alone. Takes no locks.
+    pub(crate) begin_peek: String,
 }
 
 /// The server ends the transaction of a read of changes if the next statement does not come within this time. Normally
@@ -112,6 +114,10 @@ impl Names {
             replan: "SET LOCAL plan_cache_mode = auto",
             cut: Statement::new("cut", cut, []),
             peek: format!("SELECT {CUT} {SERVER}"),
+            begin_peek: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {settings}SET LOCAL statement_timeout = {}",
+                millis(config.read_timeout)
+            ),
         }
     }
 

@@ -99,11 +99,12 @@ pub(crate) async fn begin(
 /// leaves `pruned_below` at 0. The answer suffices to see that nothing has been written since a read.
 pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
-    let client = source.client;
-    // A role's default isolation could make a single statement wait for other transactions.
+    let Source { client, names, .. } = source;
+    // Without the settings of `begin_peek`, a role's time-outs could end the session, and its default isolation could
+    // make the query wait for other transactions.
     let (_, rows, _) = try_join3(
-        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"),
-        client.query_typed(&source.names.peek, &[]),
+        client.batch_execute(&names.begin_peek),
+        client.query_typed(&names.peek, &[]),
         client.batch_execute("COMMIT"),
     )
     .await

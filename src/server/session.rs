@@ -164,9 +164,13 @@ impl Session {
         after: &str,
     ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
         let limits = self.limits();
-        let rows = self
-            .run(&format!("{before}; {limits}; {sql}; {after}"))
-            .await;
+        // In two messages. The server reads the texts of a message before it runs the first statement, so `sql` would
+        // still depend on the role's standard_conforming_strings.
+        let rows = async {
+            self.run(&format!("{before}; {limits}")).await?;
+            self.run(&format!("{sql}; {after}")).await
+        };
+        let rows = rows.await;
         if rows.is_err() {
             self.roll_back().await;
         }

@@ -1,8 +1,9 @@
 //! The server behind a pooler changes, and the pooler keeps the follower's connection. Only what the server reports
 //! about itself shows the change.
 
+use oddscache::Counters;
 use oddscache_testkit::{
-    cluster::Cluster, connect, eventually, followed::Followed, pgbouncer::PgBouncer,
+    cluster::Cluster, connect, eventually, followed::Followed, hostile, pgbouncer::PgBouncer,
 };
 use tokio_postgres::Client;
 
@@ -167,6 +168,39 @@ async fn sessions_with_other_formats_are_of_the_same_server() {
     }
     let reloads = pooled.followed.reloads();
     assert_eq!((reloads, pooled.followed.epoch()), (1, 1));
+}
+
+/// Behind a pooler nothing may be set for a session. Each transaction sets what it relies on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_settings_of_the_database_change_nothing() {
+    let cluster = Cluster::seeded(&[]);
+    let pooled = Pooled::new(&cluster).await;
+    pooled.followed.check("the seed").await;
+    // The application's session keeps the settings that it began with.
+    let settings = hostile::settings(&cluster.sql(hostile::NAMES));
+    // Two that no transaction can override. With the first the server ends sessions that the pooler keeps for later.
+    // With the second it ends a session that sends a query in an aborted transaction, as a pipeline does.
+    let beyond = ["idle_session_timeout", "exit_on_error"];
+    let settings = settings.filter(|setting| !beyond.iter().any(|name| setting.starts_with(name)));
+    let alter: Vec<String> = settings
+        .map(|setting| format!("alter database postgres set {setting}"))
+        .collect();
+    cluster.sql(&alter.join("; "));
+    pooled.pooler.command("RECONNECT").await;
+    pooled.pooler.command("WAIT_CLOSE").await;
+    for line in 1..5 {
+        set_line(&pooled.followed.app, 112, line).await;
+        pooled.followed.check("a change").await;
+    }
+    // Polls in a quiet database read the snapshot alone.
+    let polls = pooled.followed.cache.counters().polls;
+    let several = |now: &Counters| now.polls > polls + 5;
+    pooled.followed.counted("polls", several).await;
+    assert_eq!(pooled.failures(), 0);
+    assert_eq!((pooled.followed.reloads(), pooled.followed.epoch()), (1, 1));
+    let anew = Followed::with(&pooled.pooler.dsn(), |config| config).await;
+    let events = |followed: &Followed| followed.cache.view().len();
+    assert_eq!(events(&anew), events(&pooled.followed));
 }
 
 /// A reset of statistics by hand looked like a crash, and began a new epoch.

@@ -74,17 +74,23 @@ const SETTINGS: &str = "
     log_min_messages = 'debug1'
     vacuum_freeze_min_age = 0";
 
+/// Lists the settings that a server has, for [`settings`].
+pub const NAMES: &str = "select string_agg(lower(name), ' ') from pg_settings";
+
+/// The hostile settings among those that the server `has`.
+pub fn settings(has: &str) -> impl Iterator<Item = &'static str> + use<> {
+    let has: Vec<String> = has.split(' ').map(str::to_owned).collect();
+    let settings = SETTINGS.lines().map(str::trim);
+    settings.filter(move |setting| {
+        let name = setting.split(' ').next().unwrap_or_default();
+        has.contains(&name.to_lowercase())
+    })
+}
+
 impl Database {
     /// Gives a role all hostile settings that this version of the server has: half of them for this database only.
     pub fn make_hostile(&self, role: &str) {
-        let has = self.psql("select string_agg(lower(name), ' ') from pg_settings");
-        let has: Vec<&str> = has.split(' ').collect();
-        let settings = SETTINGS.lines().map(str::trim);
-        let settings = settings.filter(|setting| {
-            let name = setting.split(' ').next().unwrap_or_default();
-            has.contains(&name.to_lowercase().as_str())
-        });
-        let alter: Vec<String> = settings
+        let alter: Vec<String> = settings(&self.psql(NAMES))
             .zip(
                 [String::new(), format!("in database {}", self.name)]
                     .iter()
