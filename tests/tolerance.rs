@@ -1,5 +1,7 @@
 //! Deployments differ in types, schemas and missing columns. The cache equals the oracle in all of them.
 
+use std::time::Duration;
+
 use oddscache::{Config, Counters, Error, sql::Script};
 use oddscache_testkit::{
     Database, dump,
@@ -117,6 +119,92 @@ deployments! {
            alter table odds_snapshots add hash bytea, add column "select" int default 1;
            alter table market_odds add column position point;
            alter table competitor_events add league int, add generated int generated always as (id * 2) stored"#;
+}
+
+/// A partitioned table has ids that are unique only together with the partition key. A read of everything took the times
+/// of another row with that id, each audit found it, and no reload repaired it.
+#[tokio::test]
+async fn ids_that_a_partitioned_table_has_twice() {
+    let schema = replaced(&[
+        (
+            "id                  serial primary key,\n    competitor_event_id int       not null,",
+            "id                  serial,\n    competitor_event_id int       not null,",
+        ),
+        (
+            "last_confirmed_at   timestamp\n);",
+            "last_confirmed_at   timestamp,\n    primary key (id, captured_at)\n) partition by range (captured_at);
+             create table of_2029 partition of competitor_odds_snapshots for values from ('2029-01-01') to ('2030-01-01');
+             create table competitor_default partition of competitor_odds_snapshots default;",
+        ),
+        (" references competitor_odds_snapshots (id) on delete cascade", ""),
+        (" references events (id) on delete set null", ""),
+        (
+            "id            serial primary key,\n    sportradar_id varchar(50)  not null unique,",
+            "id            serial,\n    sportradar_id varchar(50)  not null,",
+        ),
+        (
+            "created_at    timestamp    not null default (now() at time zone 'UTC')\n);",
+            "created_at    timestamp    not null default (now() at time zone 'UTC'),\n    primary key (id, kickoff)\n)
+             partition by range (kickoff); create table events_default partition of events default;",
+        ),
+    ]);
+    let twice = "
+        insert into competitor_odds_snapshots (id, competitor_event_id, captured_at, last_confirmed_at) values
+            (9000, 1, '2029-02-01', '2029-02-02'), (9000, 11, '2029-03-01', null), (9000, 2, '2028-04-01', '2028-04-02'),
+            (9001, 3, '2028-01-01', null), (9001, 3, '2029-01-01', '2029-01-02');
+        insert into odds_snapshots (id, event_id, bookmaker_id, captured_at, last_confirmed_at) values
+            (9000, 1, 1, '2029-02-01', null), (9000, 1, 2, '2029-02-02', null), (9000, 2, 1, '2029-02-03', null),
+            (9000, 2, 1, '2029-02-04', '2029-02-05'), (9000, 2, 1, '2029-02-06', null);
+        insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+            select 9000, m::text, 'x', '[]' from generate_series(1, 3) m;
+        insert into competitor_market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+            select 9000, m::text, 'x', '[]' from generate_series(1, 3) m;
+        insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
+            select id, '', '', '', '', '2040-01-01' from events where id = 2";
+    let database = deployment(&schema, twice);
+    let followed = Followed::with(&database.dsn(), |config| {
+        config
+            .warmup_connections(2)
+            .audit_cycle(Duration::from_millis(1))
+            .audit_budget(1.0)
+    })
+    .await;
+    followed.check("the seed").await;
+    for sql in CHANGES.into_iter().chain([
+        "update competitor_odds_snapshots set last_confirmed_at = '2031-01-01' where id = 9000 and competitor_event_id = 2",
+        "update competitor_odds_snapshots set last_confirmed_at = '2031-01-01' where id = 9001 and captured_at = '2028-01-01'",
+        "update competitor_odds_snapshots set captured_at = '2031-01-01' where id = 9001 and captured_at = '2028-01-01'",
+        "update competitor_market_odds set line = 7 where snapshot_id = 9000",
+        "update market_odds set line = 7 where snapshot_id = 9000",
+        "update events set kickoff = '2041-01-01' where id = 2 and kickoff <> '2040-01-01'",
+        "delete from events where id = 2 and kickoff = '2041-01-01'",
+        "insert into competitor_odds_snapshots (id, competitor_event_id, captured_at) values (9000, 12, '2029-05-01')",
+        "update competitor_events set betpawa_event_id = 3 where id = 12",
+    ]) {
+        followed.step(sql).await;
+    }
+    // A full pass of the audit finds nothing, so all reads agree.
+    let passes = followed.cache.counters().audit_passes;
+    let two_more = |now: &Counters| now.audit_passes > passes + 1;
+    let counters = followed.counted("two passes of the audit", two_more).await;
+    assert_eq!(counters.audit_mismatches, 0);
+    assert_eq!(counters.reloads, 1);
+}
+
+/// The two snapshots of a read share an id, and each of two connections reads the markets of one of them. Each market
+/// was there twice.
+#[tokio::test]
+async fn helpers_read_the_markets_of_an_id_once() {
+    let database = deployment(
+        SCHEMA,
+        "delete from market_odds; delete from odds_snapshots;
+         insert into odds_snapshots (id, event_id, bookmaker_id, captured_at)
+         values (9000, 1, 1, '2029-02-01'), (9000, 2, 1, '2029-02-02');
+         insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+         select 9000, m::text, 'x', '[]' from generate_series(1, 3) m",
+    );
+    let followed = Followed::with(&database.dsn(), |config| config.warmup_connections(2)).await;
+    followed.check("the seed").await;
 }
 
 /// Ids of type bigint are read in full.

@@ -27,7 +27,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState, types::Type};
+use tokio_postgres::{SimpleQueryMessage, error::SqlState, types::Type};
 
 use crate::{
     config::Config,
@@ -378,14 +378,14 @@ impl ListenerTask {
     /// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others
     /// use.
     async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
-        let before = session(&connection.client).await?;
         let bound = self.config.read_timeout;
+        let before = session(connection, bound).await?;
         let notifier = &self.notifier().await?.connection;
         let begin = notifier.begin(Access::Read, bound);
         let execute = async |sql: &str| notifier.client.batch_execute(sql).await;
         execute(&begin).await.map_err(Error::database(LISTEN))?;
         // A pooler with a single session keeps this query waiting while the notifier holds that session.
-        let now = timeout(SESSION_TIMEOUT, session(&connection.client)).await;
+        let now = timeout(SESSION_TIMEOUT, session(connection, bound)).await;
         let now = now.map_err(|_| Error::Pooled)??;
         execute("COMMIT").await.map_err(Error::database(LISTEN))?;
         match before == now {
@@ -478,13 +478,17 @@ async fn same_database(
 }
 
 /// The process id of the server session that answers.
-async fn session(client: &Client) -> Result<i32, Error> {
-    let rows = client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[]);
-    let rows = rows.await.map_err(Error::database(LISTEN))?;
-    let row = rows
-        .first()
-        .ok_or_else(|| Error::unexpected(LISTEN, "no answer"))?;
-    row.try_get(0).map_err(Error::database(LISTEN))
+async fn session(connection: &Connection, bound: Duration) -> Result<String, Error> {
+    // A transaction, for the settings and time-outs that `begin` sets.
+    let begin = connection.begin(Access::Read, bound);
+    let sql = format!("{begin}; SELECT pg_catalog.pg_backend_pid(); COMMIT");
+    let answer = connection.client.simple_query(&sql).await;
+    let answer = answer.map_err(Error::database(LISTEN))?;
+    let id = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    id.ok_or_else(|| Error::unexpected(LISTEN, "no answer"))
 }
 
 /// Takes the wait lock, then asks which transaction id the server will assign next. A transaction that looked for the
@@ -517,8 +521,10 @@ async fn notification(connection: &Connection, within: Duration) -> Result<bool,
 #[derive(Debug)]
 struct Notifier {
     connection: Connection,
-    /// Begins a transaction and sends the heartbeat.
-    sql: String,
+    /// Begins a transaction that may write.
+    begin: String,
+    /// The statement that sends the heartbeat.
+    heartbeat: String,
 }
 
 impl Notifier {
@@ -547,24 +553,28 @@ impl Notifier {
             true => format!("pg_catalog.pg_notify({}, '')", literal(channel)),
         };
         let begin = connection.begin(Access::Write, bound);
-        let sql = format!("{begin}; SELECT {call}");
-        Ok(Notifier { connection, sql })
+        Ok(Notifier {
+            connection,
+            begin,
+            heartbeat: format!("SELECT {call}"),
+        })
     }
 
     async fn send(&self) -> Result<(), Error> {
-        self.run(&format!("{}; COMMIT", self.sql)).await
+        self.run(&self.heartbeat, "COMMIT").await
     }
 
     /// Sends a heartbeat and rolls it back, so that nothing is written and nobody is notified. Then sends a
     /// notification without a heartbeat.
     async fn try_notify(&self, channel: &str) -> Result<(), Error> {
-        self.run(&format!("{}; ROLLBACK", self.sql)).await?;
+        self.run(&self.heartbeat, "ROLLBACK").await?;
         let notify = format!("SELECT pg_catalog.pg_notify({}, '')", literal(channel));
-        self.run(&notify).await
+        self.run(&notify, "COMMIT").await
     }
 
-    async fn run(&self, sql: &str) -> Result<(), Error> {
-        let run = self.connection.client.batch_execute(sql).await;
+    async fn run(&self, statement: &str, end: &str) -> Result<(), Error> {
+        let sql = format!("{}; {statement}; {end}", self.begin);
+        let run = self.connection.client.batch_execute(&sql).await;
         run.map_err(Error::database(HEARTBEAT))
     }
 }

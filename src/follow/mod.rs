@@ -257,7 +257,7 @@ impl Follower {
     /// Checks that everything it relies on is there, with the feed.
     async fn check(&mut self, reader: &Connection) -> Result<Option<Feed>, Error> {
         self.config.need_feed = self.needs_feed;
-        self.names = Names::new(&self.config, reader.without_transaction_timeout());
+        self.names = Names::new(&self.config, reader.settings_after_begin());
         let check = preflight::check_first(reader, &self.config);
         within(self.config.read_timeout, CHECKING, check).await
     }
@@ -335,7 +335,7 @@ impl Follower {
         };
         self.without_feed = Some(fault);
         self.config.need_feed = false;
-        self.names = Names::new(&self.config, self.names.right_after_begin);
+        self.names = Names::new(&self.config, self.names.settings);
     }
 
     /// Waits, then looks for the feed. Without one, it reads everything again.
@@ -918,7 +918,7 @@ pub async fn warm_up(config: Config) -> Result<View, Error> {
     .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
-    follower.names = Names::new(&follower.config, reader.without_transaction_timeout());
+    follower.names = Names::new(&follower.config, reader.settings_after_begin());
     follower.warm_up(reader).await?;
     Ok(View(shared.load_full()))
 }

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    without_transaction_timeout: &'static str,
+    settings_after_begin: &'static str,
     events: Arc<Events>,
     task: JoinHandle<()>,
 }
@@ -38,7 +38,7 @@ struct Events {
 impl Connection {
     pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
         let (client, mut connection) = options.open().await?;
-        let without_transaction_timeout = connection.without_transaction_timeout();
+        let settings_after_begin = connection.settings_after_begin();
         let events = Arc::new(Events::default());
         let sender = Arc::clone(&events);
         let task = tokio::spawn(async move {
@@ -62,14 +62,14 @@ impl Connection {
         });
         Ok(Connection {
             client,
-            without_transaction_timeout,
+            settings_after_begin,
             events,
             task,
         })
     }
 
-    /// The statement that begins a transaction with our own time-outs and search path, not those of the role, the
-    /// database or the server. Each statement may take `bound`, and the session may idle for `bound` before the next
+    /// The statements that begin a transaction with our own settings, time-outs and search path, not those of the role,
+    /// the database or the server. Each statement may take `bound`, and the session may idle for `bound` before the next
     /// one.
     pub(crate) fn begin(&self, access: Access, bound: Duration) -> String {
         format!(
@@ -79,24 +79,23 @@ impl Connection {
                 Access::Read => "READ COMMITTED READ ONLY",
                 Access::Write => "READ COMMITTED READ WRITE",
             },
-            self.without_transaction_timeout(),
+            self.settings_after_begin(),
             bound = millis(bound),
         )
     }
 
-    /// The first statement of a transaction, right after BEGIN. Without it, a `transaction_timeout` of the role, the
-    /// database or the server could end the session. Empty before PostgreSQL 17, which added that setting.
-    pub(crate) fn without_transaction_timeout(&self) -> &'static str {
-        self.without_transaction_timeout
+    /// See [`settings_after_begin`](crate::postgres::connect::Connection::settings_after_begin).
+    pub(crate) fn settings_after_begin(&self) -> &'static str {
+        self.settings_after_begin
     }
 
     /// The settings for a session that nobody else uses. Statements outside of a transaction may take `bound`. The
     /// server does not end the session for being idle, as a listener is most of the time.
     pub(crate) fn session_bounds(&self, bound: Duration) -> String {
         format!(
-            "SET idle_session_timeout = 0; SET statement_timeout = {}; {}",
+            "SET idle_session_timeout = 0; SET statement_timeout = {}; SET default_transaction_isolation = 'read committed'; {}",
             millis(bound),
-            self.without_transaction_timeout.replace("SET LOCAL", "SET"),
+            self.settings_after_begin.replace("SET LOCAL", "SET"),
         )
     }
 

@@ -59,14 +59,15 @@ impl Session {
     pub(crate) fn query(self) -> Option<(&'static str, &'static str, &'static str)> {
         let (read_only, recovery) = (
             "SHOW transaction_read_only",
-            "SELECT pg_catalog.pg_is_in_recovery()",
+            // SHOW needs no snapshot. With default_transaction_isolation = serializable, a standby refuses queries.
+            "SHOW in_hot_standby",
         );
         match self {
             Session::Any | Session::PreferStandby => None,
             Session::ReadWrite => Some((read_only, "off", "sessions there are read-only")),
             Session::ReadOnly => Some((read_only, "on", "sessions there are not read-only")),
-            Session::Primary => Some((recovery, "f", "it is a standby")),
-            Session::Standby => Some((recovery, "t", "it is not a standby")),
+            Session::Primary => Some((recovery, "off", "it is a standby")),
+            Session::Standby => Some((recovery, "on", "it is not a standby")),
         }
     }
 }

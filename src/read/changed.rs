@@ -21,7 +21,7 @@ use crate::{
     read::{
         change_log::ChangeSet,
         plan::{Plan, Scope},
-        rows::{Reader, Side, SnapshotHeaders},
+        rows::{Reader, Side, SnapshotHeaders, note_kickoff},
         unreadable::Search,
     },
     store::draft::Draft,
@@ -80,11 +80,11 @@ pub(crate) async fn changed(
         request.competitors.extend(&linked_events);
     }
     request.events.extend(&linked_events);
-    headers.kickoffs.extend(
-        linked
-            .into_iter()
-            .filter_map(|(id, kickoff)| Some((id, kickoff?))),
-    );
+    for (event_id, kickoff) in linked {
+        if let Some(kickoff) = kickoff {
+            note_kickoff(&mut headers.kickoffs, event_id, kickoff);
+        }
+    }
     // Second round: what the guess left out. Then the plan, and the markets that it still lacks.
     let scope = complete(
         reader,

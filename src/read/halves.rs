@@ -12,7 +12,7 @@ use crate::{
     model::{Micros, PackedMarkets},
     postgres::statement::{Answer, Arg, Statement},
     read::{
-        rows::{EVENTS, MARKETS, Reader, Side, kickoffs},
+        rows::{EVENTS, MARKETS, Reader, Side, kickoffs, latest},
         unreadable::Search,
     },
     sql::Table,
@@ -103,7 +103,7 @@ impl Reader<'_> {
                 .guarded(self.at_once(EVENTS, statement, &args, kickoffs))
                 .await?
             {
-                Ok(kickoffs) => found.extend(kickoffs),
+                Ok(kickoffs) => found.extend(latest(kickoffs)),
                 Err(error) if first == last => {
                     search.note((Table::Events, first), Vec::new(), &error)?;
                 }

@@ -57,7 +57,7 @@ use crate::{
         rows::{Reader, RowCounters, SnapshotHeaders},
         schema::Catalog,
         source::Source,
-        transaction::ReadStart,
+        transaction::{ReadStart, Server},
         unreadable::{Key, Search, Unreadable},
     },
     sql::Table,
@@ -94,8 +94,7 @@ struct Schema {
 struct Position {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
-    /// Identifies the server and its run; see [`schema`].
-    server: String,
+    server: Server,
     window_start: Micros,
     cut: Arc<Cut>,
     /// When the last read began, even if it only compared snapshots.
@@ -229,7 +228,7 @@ async fn end(
     } else {
         Err(Error::conflict(
             END,
-            "a partition was attached or detached meanwhile",
+            "a partition was attached or detached, or a label of an enum renamed, meanwhile",
         ))
     }
 }
@@ -495,14 +494,9 @@ async fn prove_unchanged(
     if cursor.is_of_standby() || state.reload.is_some() || is_due {
         return Ok(None);
     }
-    let mut start = match transaction::peek(source).await {
-        Ok(start) => start,
-        // This statement runs outside of a transaction block, so time-outs of the role can end it. A read sets its own.
-        Err(error) if error.is_conflict() => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let mut start = transaction::peek(source).await?;
     // R5 holds for the same server and the same primary only.
-    let same = start.server == at.server
+    let same = start.server.has_run_on_since(&at.server)
         && !start.cut.standby
         && cursor.is_at(&start.snapshot)
         && start.window_start >= at.window_start.minus(CLOCK_TOLERANCE);
@@ -514,6 +508,7 @@ async fn prove_unchanged(
     at.window_start = start.window_start;
     let evicted = draft.evict(at.window_start);
     at.cut = Arc::new(start.cut);
+    at.server = start.server;
     at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
@@ -683,7 +678,7 @@ impl Opened {
         let reload = |reason: Reload, start| Ok(Err((reason, Box::new(start))));
         // First: has the server lost history that was read? These reasons begin a new epoch. They come before
         // `keep_forward`, which would carry over the times of the lost history.
-        if start.server != at.server {
+        if !start.server.has_run_on_since(&at.server) {
             return reload(ReloadReason::ServerChanged.into(), start);
         }
         let cursor = at.cursor.as_ref();

@@ -21,7 +21,10 @@ use crate::{
         connection::{Connection, within},
         quote::literal,
     },
-    read::{schema::Names, transaction::ReadStart},
+    read::{
+        schema::Names,
+        transaction::{ReadStart, Server},
+    },
 };
 
 /// Waiting longer for a helper would cost more time than the helper saves.
@@ -87,10 +90,12 @@ async fn import(
     // A connection string may name several hosts, and another one may have answered.
     let rows = client.query_typed(&names.peek, &[]).await;
     let rows = rows.map_err(Error::database(DOING))?;
-    let column = |index| rows.first().and_then(|row| row.try_get(index).ok());
-    let same =
-        column(0) == Some(start.cut.snapshot.as_str()) && column(3) == Some(start.server.as_str());
-    match same {
+    let found = rows.first().map(|row| row.try_get(0)).transpose();
+    let snapshot: Option<&str> = found.map_err(Error::database(DOING))?;
+    let server = rows.first().map(Server::read).transpose();
+    let server = server.map_err(Error::database(DOING))?;
+    let runs_on = server.is_some_and(|server| server.has_run_on_since(&start.server));
+    match snapshot == Some(start.cut.snapshot.as_str()) && runs_on {
         true => Ok(connection),
         false => Err(Error::unexpected(DOING, "another server answered")),
     }

@@ -185,12 +185,12 @@ impl Plan {
         }
     }
 
-    /// Ids of the snapshots of `odds_snapshots` whose markets must be read, ascending.
+    /// Ids of the snapshots of `odds_snapshots` whose markets must be read, ascending, each once.
     pub(crate) fn betpawa_to_read(&self) -> Vec<i64> {
         to_read(&self.betpawa)
     }
 
-    /// Ids of the snapshots of `competitor_odds_snapshots` whose markets must be read, ascending.
+    /// Ids of the snapshots of `competitor_odds_snapshots` whose markets must be read, ascending, each once.
     pub(crate) fn competitors_to_read(&self) -> Vec<i64> {
         to_read(&self.competitors)
     }
@@ -281,6 +281,8 @@ fn to_read<K>(planned: &[Planned<K>]) -> Vec<i64> {
     let missing = planned.iter().filter(|planned| planned.packed.is_none());
     let mut ids: Vec<i64> = missing.map(|planned| planned.header.snapshot_id).collect();
     ids.sort_unstable();
+    // Several events may have snapshots of one id. Requested twice, its markets could come from two connections.
+    ids.dedup();
     ids
 }
 

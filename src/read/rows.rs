@@ -197,7 +197,7 @@ impl Reader<'_> {
         let window = [Arg::Time(window_start)];
         let all = &self.catalog.all_kickoffs;
         let kickoffs = self.at_once(EVENTS, all, &window, kickoffs).await?;
-        Ok(kickoffs.into_iter().collect())
+        Ok(latest(kickoffs))
     }
 
     /// The kickoffs of those given events that are in the window.
@@ -213,7 +213,7 @@ impl Reader<'_> {
         let some = &self.catalog.some_kickoffs;
         let of = (EVENTS, Table::Events);
         let kickoffs = self.query(of, some, &parameters, kickoffs).await?;
-        Ok(kickoffs.into_iter().collect())
+        Ok(latest(kickoffs))
     }
 
     /// The headers of the latest snapshots of the given events in `odds_snapshots`.
@@ -454,6 +454,21 @@ pub(super) fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_post
     let kickoffs = answer.column::<PostgresTime>(1)?.into_iter();
     let kickoffs = kickoffs.map(|time| time.0);
     Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
+}
+
+/// The kickoff of each event. The latest counts if the database has an event twice, which a partitioned table allows.
+pub(super) fn latest(kickoffs: Vec<(i64, Micros)>) -> HashMap<i64, Micros> {
+    let mut latest = HashMap::with_capacity(kickoffs.len());
+    for (event_id, kickoff) in kickoffs {
+        note_kickoff(&mut latest, event_id, kickoff);
+    }
+    latest
+}
+
+/// Adds a kickoff, unless the event has a later one.
+pub(crate) fn note_kickoff(latest: &mut HashMap<i64, Micros>, event_id: i64, kickoff: Micros) {
+    let held = latest.entry(event_id).or_insert(kickoff);
+    *held = kickoff.max(*held);
 }
 
 fn headers<K>(

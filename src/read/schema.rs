@@ -22,7 +22,7 @@ pub(crate) struct Names {
     pub(crate) cache_schema: String,
     pub(crate) need_feed: bool,
     /// The statement that each transaction must run first.
-    pub(crate) right_after_begin: &'static str,
+    pub(crate) settings: &'static str,
     /// The tables that a read locks, qualified and quoted.
     pub(crate) locked: Vec<String>,
     /// Begins the transaction of a read and takes all its locks (ACCESS SHARE) before its snapshot, because TRUNCATE
@@ -48,8 +48,10 @@ pub(crate) struct Names {
     pub(crate) replan: &'static str,
     /// `()` -> snapshot, clock, whether in recovery, server, `pruned_below`.
     pub(crate) cut: Statement,
-    /// The same without `pruned_below`. It may run outside of a transaction, so it must not depend on the search path.
+    /// The same without `pruned_below`.
     pub(crate) peek: String,
+    /// Begins a transaction for `peek` alone. Takes no locks.
+    pub(crate) begin_peek: String,
 }
 
 /// The server ends the transaction of a read of changes if the next statement does not come within this time. Normally
@@ -57,9 +59,9 @@ pub(crate) struct Names {
 const IDLE_BOUND: Duration = Duration::from_secs(5);
 
 impl Names {
-    /// `right_after_begin` is the statement that each transaction must run first, see
-    /// [`Connection::without_transaction_timeout`](crate::postgres::connection::Connection::without_transaction_timeout).
-    pub(crate) fn new(config: &Config, right_after_begin: &'static str) -> Names {
+    /// `settings` are the statements that each transaction must run first, see
+    /// [`Connection::settings_after_begin`](crate::postgres::connection::Connection::settings_after_begin).
+    pub(crate) fn new(config: &Config, settings: &'static str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
         let mut locked: Vec<String> = Table::ALL.into_iter().map(qualified).collect();
@@ -69,10 +71,9 @@ impl Names {
         // The lock time-out bounds each lock, the statement time-out all of them together. Reading then may take
         // longer.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}\
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {settings}\
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '700ms'; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {timeout}; \
-             SET LOCAL jit = off; \
              SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL statement_timeout = {timeout}",
             locked.join(", "),
@@ -88,10 +89,10 @@ impl Names {
         // A helper reads market rows only, so it locks no other table.
         let markets = [Table::MarketOdds, Table::CompetitorMarketOdds].map(qualified);
         let import = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {right_after_begin}SET TRANSACTION SNAPSHOT {{}}; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {settings}SET TRANSACTION SNAPSHOT {{}}; \
              SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; SET LOCAL tcp_user_timeout = {idle}; \
-             SET LOCAL jit = off; SET LOCAL search_path = pg_catalog, pg_temp; \
+             SET LOCAL search_path = pg_catalog, pg_temp; \
              LOCK TABLE {} IN ACCESS SHARE MODE",
             millis(config.warmup_timeout),
             markets.join(", "),
@@ -107,7 +108,7 @@ impl Names {
             app_schema,
             cache_schema,
             need_feed: config.need_feed,
-            right_after_begin,
+            settings,
             locked,
             begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,
@@ -116,6 +117,10 @@ impl Names {
             replan: "SET LOCAL plan_cache_mode = auto",
             cut: Statement::new("cut", cut, []),
             peek: format!("SELECT {CUT} {SERVER}"),
+            begin_peek: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {settings}SET LOCAL statement_timeout = {}",
+                millis(config.read_timeout)
+            ),
         }
     }
 
@@ -128,23 +133,28 @@ impl Names {
     }
 }
 
-/// The columns of the first query of a read: snapshot, clock, whether in recovery, and a text that identifies the
-/// server.
+/// The columns of the first query of a read: snapshot, clock, whether in recovery, and the three texts of
+/// [`Server`](crate::read::transaction::Server).
 ///
 /// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
-/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the text contains:
+/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the first text contains:
 /// - the start time of the postmaster and the system identifier;
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
-///   checkpoint;
-/// - the time of the last reset of statistics. A crash that the postmaster survives resets all of them, and shows
-///   nowhere else. The text has the older of the times of two kinds, so a manual reset of one kind changes nothing.
+///   checkpoint.
+///
+/// A crash that the postmaster survives changes neither. It resets all statistics, and its recovery ends with a
+/// checkpoint. The second text is the oldest reset of several kinds of statistics: `pg_stat_reset_shared` resets one
+/// kind, so it changes nothing. The third text is the place of the last checkpoint; null on a standby, which may restart
+/// without one.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
-         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END, \
-       extract(epoch FROM least(b.stats_reset, a.stats_reset)))";
+         ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END), \
+     extract(epoch FROM least(b.stats_reset, a.stats_reset, w.stats_reset, \
+       (SELECT pg_catalog.min(slru.stats_reset) FROM pg_catalog.pg_stat_slru slru)))::pg_catalog.text, \
+     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN c.checkpoint_lsn::pg_catalog.text END";
 const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
-     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a";
+     pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a, pg_catalog.pg_stat_wal w";
 
 /// The statements that read rows, with the column types of this database.
 #[derive(Debug)]
@@ -292,6 +302,17 @@ impl Columns<'_> {
         }
     }
 
+    /// Orders snapshots of one id, the one that counts first. A partitioned table may have an id twice, also for one
+    /// event, because its key includes captured_at. All columns that are read take part in the order. So all reads
+    /// choose the same values, whatever the plan of their query.
+    fn latest_first(&self, table: Table, alias: &str) -> String {
+        let confirmed = match self.get(table, "last_confirmed_at") {
+            Some(_) => format!(", {alias}.last_confirmed_at DESC NULLS LAST"),
+            None => String::new(),
+        };
+        format!("{alias}.captured_at DESC NULLS LAST{confirmed}")
+    }
+
     /// The query for market rows. The order of the columns is that of [`crate::read::rows`].
     fn markets(&self, table: Table) -> Result<String, Error> {
         let mut sql = String::from("SELECT ");
@@ -332,10 +353,12 @@ impl Catalog {
     /// # Errors
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
-        // A column of a domain counts as one of its base type.
-        let sql = "SELECT c.relname::text, a.attname::text, coalesce(base.typname, t.typname)::text \
+        // A column of a domain counts as one of its base type, which may be a domain, too.
+        let sql = "SELECT c.relname::text, a.attname::text, (\
+               WITH RECURSIVE base AS (SELECT oid, typname, typbasetype FROM pg_type WHERE oid = a.atttypid \
+               UNION ALL SELECT t.oid, t.typname, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype) \
+               SELECT typname::text FROM base WHERE typbasetype = 0) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
-             JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type base ON base.oid = t.typbasetype \
              WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
         let tables = Table::names();
         let rows = client
@@ -374,8 +397,7 @@ impl Catalog {
         let some_kickoffs = format!("{all_kickoffs} AND e.id = ANY($2)");
         let kickoffs_between = format!("{all_kickoffs} AND e.id BETWEEN ($2)[1] AND ($2)[2]");
 
-        // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last. The
-        // id is unique only together with captured_at, hence the second key of the order.
+        // The latest snapshot of an event and bookmaker is the one with the greatest id, not the one captured last.
         let required = |column, kind| columns.required("s", Table::OddsSnapshots, column, kind);
         let betpawa = format!(
             "SELECT DISTINCT ON (s.event_id, s.bookmaker_id) {}, {}, {}, {}, {} FROM {} s",
@@ -386,7 +408,10 @@ impl Catalog {
             columns.optional("s", Table::OddsSnapshots, "last_confirmed_at", Kind::Time)?,
             table(Table::OddsSnapshots)
         );
-        let betpawa_order = "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, s.captured_at DESC";
+        let latest_first = columns.latest_first(Table::OddsSnapshots, "s");
+        let betpawa_order = format!(
+            "s.bookmaker_id IS NOT NULL ORDER BY s.event_id, s.bookmaker_id, s.id DESC, {latest_first}"
+        );
 
         let required =
             |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
@@ -419,15 +444,18 @@ impl Catalog {
             };
         let some_competitors = format!(
             "{competitors} CROSS JOIN LATERAL (SELECT l.id, l.captured_at{last_confirmed_at} FROM {} l \
-             WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC LIMIT 1) s",
-            table(Table::CompetitorOddsSnapshots)
+             WHERE l.competitor_event_id = c.id ORDER BY l.id + 0 DESC, {} LIMIT 1) s",
+            table(Table::CompetitorOddsSnapshots),
+            columns.latest_first(Table::CompetitorOddsSnapshots, "l")
         );
         let live = match columns.get(Table::CompetitorEvents, "deleted_at") {
             Some(_) => "c.deleted_at IS NULL AND ",
             None => "",
         };
-        let competitor_order =
-            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC";
+        let competitor_order = format!(
+            "c.source IS NOT NULL ORDER BY c.betpawa_event_id, c.source, s.id DESC, {}",
+            columns.latest_first(Table::CompetitorOddsSnapshots, "s")
+        );
         let statement =
             |name, sql: String, types: &[Type]| Statement::new(name, sql, types.to_vec());
         let window = std::slice::from_ref(&kickoff_type);
@@ -443,7 +471,8 @@ impl Catalog {
         );
         let all_competitors = format!(
             "{competitors} JOIN (SELECT competitor_event_id, max(id) AS id FROM {snapshots} GROUP BY competitor_event_id) AS l \
-             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.id = l.id JOIN {} e ON e.id = c.betpawa_event_id \
+             ON l.competitor_event_id = c.id JOIN {snapshots} s ON s.competitor_event_id = l.competitor_event_id AND s.id = l.id \
+             JOIN {} e ON e.id = c.betpawa_event_id \
              WHERE e.kickoff > $1 AND {live}{competitor_order}",
             table(Table::Events),
             snapshots = table(Table::CompetitorOddsSnapshots),

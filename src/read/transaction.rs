@@ -1,4 +1,4 @@
-//! The first query of a read, inside its transaction ([`begin`]) or without one ([`peek`]).
+//! The first query of a read, inside its transaction ([`begin`]) or in one of its own ([`peek`]).
 
 use tokio_postgres::Row;
 
@@ -6,7 +6,10 @@ use crate::{
     config::Config,
     error::Error,
     model::{Micros, PgSnapshot},
-    postgres::{pipeline::both, statement::Prepared},
+    postgres::{
+        pipeline::{all_three, both},
+        statement::Prepared,
+    },
     read::{rows::time, source::Source},
     store::state::{Cut, Moment},
 };
@@ -21,10 +24,42 @@ pub(crate) struct ReadStart {
     /// The server's clock. It may go back; the cut's time may not.
     pub(crate) server_now: Micros,
     pub(crate) snapshot: PgSnapshot,
-    /// Identifies the server and its run. Another value means that commits may have been taken back.
-    pub(crate) server: String,
+    pub(crate) server: Server,
     /// Log rows of transactions below this id may be pruned. 0 where no feed is read.
     pub(crate) pruned_below: u64,
+}
+
+/// Identifies the server and its run; see [`crate::read::schema`] for how the server tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// The start of the postmaster, the system identifier and the timeline.
+    identity: String,
+    /// The oldest reset of statistics. A crash resets all of them, also one that the postmaster survives.
+    stats_reset: Option<String>,
+    /// The place of the last checkpoint. `None` on a standby.
+    checkpoint: Option<String>,
+}
+
+impl Server {
+    /// Reads it from the answer of [`begin`] or [`peek`].
+    pub(crate) fn read(row: &Row) -> Result<Server, tokio_postgres::Error> {
+        Ok(Server {
+            identity: row.try_get(3)?,
+            stats_reset: row.try_get(4)?,
+            checkpoint: row.try_get(5)?,
+        })
+    }
+
+    /// Whether the server has run on since it gave the answer `before`. If not, commits may have been taken back.
+    ///
+    /// Somebody may reset all statistics by hand. Recovery from a crash ends with a checkpoint, before any session can
+    /// read. So if there was no checkpoint since, there was no crash. On a standby nothing tells the two apart, and in
+    /// doubt this is false.
+    pub(crate) fn has_run_on_since(&self, before: &Server) -> bool {
+        let no_checkpoint = self.checkpoint.is_some() && self.checkpoint == before.checkpoint;
+        self.identity == before.identity
+            && (self.stats_reset == before.stats_reset || no_checkpoint)
+    }
 }
 
 const BEGIN: &str = "beginning to read";
@@ -65,18 +100,30 @@ pub(crate) async fn begin(
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
     let mut start = ReadStart::read(config, row, began)?;
     // Null if `log_state` has no row; that is an error.
-    start.pruned_below = text(row, 4)?
+    start.pruned_below = text(row, 6)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;
     Ok(start)
 }
 
-/// Runs the same query outside of a transaction. It takes no locks and reads no table, so it leaves `pruned_below` at
-/// 0. The answer suffices to see that nothing has been written since a read.
+/// Runs the same query in a transaction of its own, in one round trip. It takes no locks and reads no table, so it
+/// leaves `pruned_below` at 0. The answer suffices to see that nothing has been written since a read.
 pub(crate) async fn peek(source: Source<'_>) -> Result<ReadStart, Error> {
     let began = Moment::now();
-    let rows = source.client.query_typed(&source.names.peek, &[]).await;
-    let rows = rows.map_err(Error::database(BEGIN))?;
+    let Source { client, names, .. } = source;
+    // Without the settings of `begin_peek`, a role's time-outs could end the session, and its default isolation could
+    // make the query wait for other transactions.
+    let run = async |sql| {
+        client
+            .batch_execute(sql)
+            .await
+            .map_err(Error::database(BEGIN))
+    };
+    let peeked = async {
+        let rows = client.query_typed(&names.peek, &[]).await;
+        rows.map_err(Error::database(BEGIN))
+    };
+    let ((), rows, ()) = all_three(run(&names.begin_peek), peeked, run("COMMIT")).await?;
     let row = rows
         .first()
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
@@ -91,7 +138,7 @@ impl ReadStart {
         Ok(ReadStart {
             began,
             pruned_below: 0,
-            server: text(row, 3)?,
+            server: Server::read(row).map_err(Error::database(BEGIN))?,
             window_start,
             server_now: now,
             cut: Cut {
@@ -109,4 +156,37 @@ impl ReadStart {
 
 fn text(row: &Row, index: usize) -> Result<String, Error> {
     row.try_get(index).map_err(Error::database(BEGIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_of_statistics_alone_is_no_crash() {
+        let server = |stats_reset: &str, checkpoint: Option<&str>| Server {
+            identity: "here".to_owned(),
+            stats_reset: Some(stats_reset.to_owned()),
+            checkpoint: checkpoint.map(str::to_owned),
+        };
+        let before = server("1", Some("A"));
+        assert!(server("1", Some("A")).has_run_on_since(&before));
+        assert!(
+            server("1", Some("B")).has_run_on_since(&before),
+            "a checkpoint"
+        );
+        assert!(server("2", Some("A")).has_run_on_since(&before), "a reset");
+        assert!(!server("2", Some("B")).has_run_on_since(&before), "a crash");
+        let elsewhere = Server {
+            identity: "there".to_owned(),
+            ..before.clone()
+        };
+        assert!(!elsewhere.has_run_on_since(&before));
+        let standby = server("1", None);
+        assert!(server("1", None).has_run_on_since(&standby));
+        assert!(
+            !server("2", None).has_run_on_since(&standby),
+            "nothing tells them apart"
+        );
+    }
 }

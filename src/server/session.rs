@@ -21,7 +21,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 /// The time for connecting, as a multiple of the time for one query.
 const CONNECT: u32 = 6;
 
-const READ_ONLY: &str = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
+const READ_ONLY: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp";
 
 /// Why the database did not answer a query.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -86,7 +87,7 @@ pub(crate) use oddscache::sql::{literal, quote as identifier};
 pub(crate) struct Session {
     client: Client,
     bound: Duration,
-    without_transaction_timeout: &'static str,
+    settings_after_begin: &'static str,
     /// True after a time-out.
     dead: AtomicBool,
     /// The connection's last error, which says more than "connection closed".
@@ -109,7 +110,7 @@ impl Session {
             .await
             .map_err(Trouble::late("connecting", patience))?
             .map_err(Trouble::of_login)?;
-        let without_transaction_timeout = connection.without_transaction_timeout();
+        let settings_after_begin = connection.settings_after_begin();
         let lost = Arc::new(Mutex::new(None));
         let why = Arc::clone(&lost);
         let task = tokio::spawn(async move {
@@ -124,7 +125,7 @@ impl Session {
         Ok(Session {
             client,
             bound,
-            without_transaction_timeout,
+            settings_after_begin,
             dead: AtomicBool::new(false),
             lost,
             task,
@@ -164,7 +165,7 @@ impl Session {
 
     /// Runs a script in a read-only transaction of its own, and returns all rows it gives.
     pub(crate) async fn script(&self, text: &str) -> Result<Vec<Vec<Option<String>>>, Trouble> {
-        self.transaction("BEGIN READ ONLY", text, "ROLLBACK").await
+        self.transaction(READ_ONLY, text, "ROLLBACK").await
     }
 
     /// Runs `sql` in a transaction. `before` begins it, and `after` ends it. After an error, ROLLBACK ends it.
@@ -175,23 +176,27 @@ impl Session {
         after: &str,
     ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
         let limits = self.limits();
-        let rows = self
-            .run(&format!("{before}; {limits}; {sql}; {after}"))
-            .await;
+        // In two messages. The server reads the texts of a message before it runs the first statement, so `sql` would
+        // still depend on the role's standard_conforming_strings.
+        let rows = async {
+            self.run(&format!("{before}; {limits}")).await?;
+            self.run(&format!("{sql}; {after}")).await
+        };
+        let rows = rows.await;
         if rows.is_err() {
             self.roll_back().await;
         }
         rows
     }
 
-    /// Statements that limit the time of a transaction, in place of the role's own time-outs. They must come in the
-    /// transaction's first message. They turn `jit` off, because no time-out interrupts the compiling of a query.
+    /// Statements that replace the role's own settings and time-outs for a transaction. They must come in its first
+    /// message.
     pub(crate) fn limits(&self) -> String {
         let millis = self.bound.as_millis().clamp(1, 600_000);
         format!(
-            "{}SET LOCAL jit = off; SET LOCAL idle_in_transaction_session_timeout = {millis}; \
+            "{}SET LOCAL idle_in_transaction_session_timeout = {millis}; \
              SET LOCAL statement_timeout = {millis}; SET LOCAL lock_timeout = {millis}",
-            self.without_transaction_timeout
+            self.settings_after_begin
         )
     }
 

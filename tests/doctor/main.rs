@@ -292,3 +292,28 @@ fn time_outs_of_the_role_keep_doctor_from_nothing() {
     assert!(report.unchecked().is_empty(), "{report:#?}");
     assert!(!report.levels("log.prune").contains(&"fail"), "{report:#?}");
 }
+
+/// With all hostile settings of the role, doctor checks the same and finds the same. It only adds what it says about
+/// settings.
+#[test]
+fn hostile_settings_of_the_role_keep_doctor_from_nothing() {
+    let sound = Sound::new();
+    let before = doctor(&sound.dsn(), &[]);
+    sound.database.make_hostile(&sound.role);
+    let report = doctor(&sound.dsn(), &[]);
+    assert!(report.unchecked().is_empty(), "{report:#?}");
+    let others = |report: &Report| {
+        let findings = report
+            .findings
+            .iter()
+            .filter(|finding| finding["id"] != "setting");
+        let mut about: Vec<(String, String)> = findings
+            .map(|finding| (finding["id"].to_string(), finding["level"].to_string()))
+            .collect();
+        about.sort();
+        about
+    };
+    assert_eq!(others(&report), others(&before), "{report:#?}");
+    let ended = service::run(&["explain", "1"], &sound.dsn());
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+}

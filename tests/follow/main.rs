@@ -2,6 +2,7 @@
 
 mod audit;
 mod bounds;
+mod catalog;
 mod dead_peers;
 mod degraded;
 mod faults;

@@ -1,6 +1,13 @@
 //! Settings of a role, a database or an administrator that could disturb the follower's sessions.
 
-use oddscache_testkit::{Database, followed::Followed, server_version};
+use std::time::Duration;
+
+use oddscache::Counters;
+use oddscache_testkit::{
+    Database, cluster,
+    followed::{Followed, rarely},
+    server_version,
+};
 
 /// The listener called a function that writes to the write-ahead log. Its arguments differ between versions (17 added a
 /// fourth), and an administrator can revoke the right to call it.
@@ -59,4 +66,60 @@ async fn no_time_out_of_the_role_ends_a_session() {
         })
         .await;
     followed.follows_by_notifications().await;
+}
+
+/// Any setting can be given to a role. With some of these the server ended sessions, or the cache held texts in another
+/// form.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_hostile_settings_at_once_change_nothing() {
+    let database = Database::seeded();
+    let role = database.reader();
+    // The text of these depends on the settings.
+    database.psql(
+        "alter table market_odds alter handicap_type type interval using '1 day 02:03:04';
+         alter table competitor_market_odds alter handicap_type type bytea using '\\x00ff5c';
+         alter table market_odds alter betpawa_market_name type date using '2001-02-13';
+         update market_odds set line = 0.1::float8 + 0.2::float8",
+    );
+    database.make_hostile(&role);
+    let dsn = cluster().dsn_as(&role, &database.name);
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| {
+        rarely(config).warmup_connections(2)
+    })
+    .await;
+    followed.check("the seed").await;
+    followed.live().await;
+    for sql in [
+        "update market_odds set line = 1 / 3.0::float8, handicap_type = '3 days'",
+        "insert into odds_snapshots (id, event_id, bookmaker_id) values (9000, 1, 1)",
+        "insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) values (9000, 'é', '2002-03-04', '[]')",
+        "update competitor_events set betpawa_event_id = 2 where id = 1",
+        "update events set kickoff = kickoff + interval '1 hour'",
+        "truncate competitor_market_odds",
+    ] {
+        followed.changes(sql).await;
+    }
+    // The next heartbeat comes later than the idle time-outs of the role allow.
+    let sent = followed.cache.counters().heartbeats;
+    let heartbeat = |now: &Counters| now.heartbeats > sent;
+    followed
+        .counted("a heartbeat after five quiet seconds", heartbeat)
+        .await;
+    followed.follows_by_notifications().await;
+    assert_eq!(followed.cache.counters().failures, 0);
+    drop(followed);
+
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| {
+        config
+            .audit_cycle(Duration::from_millis(1))
+            .audit_budget(1.0)
+    })
+    .await;
+    let passes = |now: &Counters| now.audit_passes > 1;
+    let counters = followed.counted("two passes of the audit", passes).await;
+    assert_eq!(counters.audit_mismatches, 0);
+    followed
+        .step("update market_odds set line = 3 / 7.0::float8")
+        .await;
+    assert_eq!(followed.cache.counters().failures, 0);
 }

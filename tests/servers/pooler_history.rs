@@ -1,7 +1,10 @@
 //! The server behind a pooler changes, and the pooler keeps the follower's connection. Only what the server reports
 //! about itself shows the change.
 
-use oddscache_testkit::{cluster::Cluster, connect, followed::Followed, pgbouncer::PgBouncer};
+use oddscache::Counters;
+use oddscache_testkit::{
+    cluster::Cluster, connect, eventually, followed::Followed, hostile, pgbouncer::PgBouncer,
+};
 use tokio_postgres::Client;
 
 use crate::{FORGETFUL, set_line, use_again, without_notifications};
@@ -90,6 +93,10 @@ async fn the_state_loses_the_commits_that_a_server_behind_a_pooler_lost() {
                 // The lost transaction's id is assigned to another change before the follower reads again.
                 let app = connect(&cluster.dsn("postgres")).await;
                 use_again(&app, &lost).await;
+                // More ids, so that the server does not seem to have gone back.
+                for line in 1..30 {
+                    set_line(&app, 112, line).await;
+                }
             })
             .await;
         // After a crash of one process the postmaster is the same.
@@ -171,4 +178,89 @@ async fn sessions_with_other_formats_are_of_the_same_server() {
     }
     let reloads = pooled.followed.reloads();
     assert_eq!((reloads, pooled.followed.epoch()), (1, 1));
+}
+
+/// Behind a pooler nothing may be set for a session. Each transaction sets what it relies on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_settings_of_the_database_change_nothing() {
+    let cluster = Cluster::seeded(&[]);
+    let Some(pooled) = Pooled::new(&cluster).await else {
+        return;
+    };
+    pooled.followed.check("the seed").await;
+    // The application's session keeps the settings that it began with.
+    let settings = hostile::settings(&cluster.sql(hostile::NAMES));
+    // Four that no transaction can override. With the first the server ends sessions that the pooler keeps for later. The
+    // others come back when a query fails, as in a session without the prepared statements. They can end the session
+    // before ROLLBACK arrives.
+    let beyond = [
+        "idle_session_timeout",
+        "exit_on_error",
+        "idle_in_transaction_session_timeout",
+        "transaction_timeout",
+    ];
+    let settings = settings.filter(|setting| !beyond.iter().any(|name| setting.starts_with(name)));
+    let alter: Vec<String> = settings
+        .map(|setting| format!("alter database postgres set {setting}"))
+        .collect();
+    cluster.sql(&alter.join("; "));
+    pooled.pooler.command("RECONNECT").await;
+    pooled.pooler.command("WAIT_CLOSE").await;
+    for line in 1..5 {
+        set_line(&pooled.followed.app, 112, line).await;
+        pooled.followed.check("a change").await;
+    }
+    // Polls in a quiet database read the snapshot alone.
+    let polls = pooled.followed.cache.counters().polls;
+    let several = |now: &Counters| now.polls > polls + 5;
+    pooled.followed.counted("polls", several).await;
+    assert_eq!(pooled.followed.cache.counters().reconnects, 0);
+    assert_eq!((pooled.followed.reloads(), pooled.followed.epoch()), (1, 1));
+    let anew = Followed::with(&pooled.pooler.dsn(), |config| config).await;
+    let events = |followed: &Followed| followed.cache.view().len();
+    assert_eq!(events(&anew), events(&pooled.followed));
+}
+
+/// A reset of statistics by hand looked like a crash, and began a new epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_statistics_is_no_crash() {
+    let cluster = Cluster::seeded(&["checkpoint_timeout = '1h'", "autovacuum = off"]);
+    let followed = Followed::with(&cluster.dsn("postgres"), |config| config).await;
+    followed.check("the seed").await;
+    let mut resets = vec![
+        "select pg_stat_reset()",
+        "select pg_stat_reset_shared('bgwriter')",
+        "select pg_stat_reset_shared('archiver')",
+        "select pg_stat_reset_shared('wal')",
+        "select pg_stat_reset_slru(null)",
+    ];
+    let all = resets.join("; ");
+    resets.push(&all);
+    if cluster.sql("show server_version_num") >= *"170000" {
+        resets.push("select pg_stat_reset_shared(null)");
+    }
+    let times = "select concat_ws(' ', b.stats_reset, a.stats_reset, w.stats_reset, d.stats_reset,
+        (select string_agg(stats_reset::text, ' ') from pg_stat_slru)) from pg_stat_bgwriter b, pg_stat_archiver a, pg_stat_wal w,
+        pg_stat_database d where d.datname = current_database()";
+    // Waits for a read that begins later.
+    let read_again = async || {
+        let clock = followed.app.query_one("select clock_timestamp()", &[]);
+        let now: std::time::SystemTime = clock.await.expect("a clock").get(0);
+        let now = chrono::DateTime::<chrono::Utc>::from(now);
+        let view = &followed.cache;
+        eventually("a read", async || view.view().cut().as_of > now).await;
+    };
+    for (line, reset) in (1..).zip(resets) {
+        let before = cluster.sql(times);
+        followed.run(reset).await;
+        // PostgreSQL 14 resets them a little later.
+        eventually("reset", async || cluster.sql(times) != before).await;
+        read_again().await;
+        set_line(&followed.app, 112, line).await;
+        followed.check(reset).await;
+        // The next reset is compared with this checkpoint.
+        followed.run("checkpoint").await;
+        read_again().await;
+    }
+    assert_eq!((followed.reloads(), followed.epoch()), (1, 1));
 }

@@ -21,6 +21,7 @@ pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod followed;
+pub mod hostile;
 pub mod load;
 pub mod log;
 pub mod nginx;

@@ -64,7 +64,10 @@ pub(super) async fn reach(
     let session = context.session().await?;
     // A transaction over several messages, which a pooler in statement mode refuses.
     // The role's own time-outs must not end it between two of them.
-    let begin = format!("BEGIN READ ONLY; {}", session.limits());
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {}",
+        session.limits()
+    );
     for part in [&*begin, "SELECT 1", "ROLLBACK"] {
         session.run(part).await?;
     }

@@ -164,7 +164,7 @@ impl<'a> Database<'a> {
     fn begin(&self) -> String {
         // The oracle's names are unqualified, so search_path must say which schema.
         format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp; SET LOCAL jit = off",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {}, pg_temp",
             self.app
         )
     }
@@ -248,6 +248,8 @@ impl<'a> Database<'a> {
         let (app, event) = (&self.app, self.event);
         let captured = utc("to_jsonb(r.s) ->> 'captured_at'");
         let confirmed = utc("to_jsonb(r.s) ->> 'last_confirmed_at'");
+        // As in the oracle: a partitioned table may have an id twice.
+        let latest_first = "s.id DESC, s.captured_at DESC NULLS LAST";
         // `ranked` numbers the snapshots of one bookmaker or source, the greatest id first. to_jsonb() reads the large
         // raw_response, so it is called only for the few rows that are printed.
         let latest = |ranked: &str, keys: &str, rivals: &str, markets: &str| {
@@ -266,7 +268,7 @@ impl<'a> Database<'a> {
         let own = latest(
             &format!(
                 "SELECT s, row_number() OVER w AS rank, count(*) OVER (PARTITION BY s.bookmaker_id) AS rivals \
-                 FROM {app}.odds_snapshots AS s WHERE s.event_id = {event} WINDOW w AS (PARTITION BY s.bookmaker_id ORDER BY s.id DESC)"
+                 FROM {app}.odds_snapshots AS s WHERE s.event_id = {event} WINDOW w AS (PARTITION BY s.bookmaker_id ORDER BY {latest_first})"
             ),
             "(r.s).bookmaker_id AS bookmaker_id",
             "(o.s).bookmaker_id = (r.s).bookmaker_id",
@@ -278,7 +280,7 @@ impl<'a> Database<'a> {
                    count(*) OVER (PARTITION BY c.source) AS rivals \
                  FROM {app}.competitor_events AS c JOIN {app}.competitor_odds_snapshots AS s ON s.competitor_event_id = c.id \
                  WHERE c.betpawa_event_id = {event} AND c.deleted_at IS NULL \
-                 WINDOW w AS (PARTITION BY c.source ORDER BY s.id DESC)"
+                 WINDOW w AS (PARTITION BY c.source ORDER BY {latest_first})"
             ),
             "r.source, r.competitor_event_id",
             "o.source = r.source",

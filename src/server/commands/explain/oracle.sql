@@ -11,20 +11,23 @@ with upcoming as (
            regexp_replace(to_jsonb(e) ->> 'kickoff', '(T[0-9:.]+)$', '\1Z') as kickoff
     from events e
 ),
+-- An event may be there twice in a partitioned table: its latest kickoff counts.
 window_events as (
-    select id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
+    select distinct on (id) id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
+    order by id, kickoff::timestamptz desc
 ),
 
--- The snapshots of one event and bookmaker or source, newest first. Rank 1 is the latest.
+-- The snapshots of one event and bookmaker or source, newest first. Rank 1 is the latest. A partitioned table may have
+-- an id twice: the snapshot captured last counts, and of these the one confirmed last.
 own_ranked as (
     select s.id, s.captured_at, s.event_id, s.bookmaker_id,
-           row_number() over (partition by s.event_id, s.bookmaker_id order by s.id desc) as rank
+           rank() over (partition by s.event_id, s.bookmaker_id order by s.id desc, s.captured_at desc nulls last) as rank
     from odds_snapshots s
     join window_events w on w.id = s.event_id
 ),
 competitor_ranked as (
-    select s.id, c.betpawa_event_id as event_id, c.source,
-           row_number() over (partition by c.betpawa_event_id, c.source order by s.id desc) as rank
+    select s.id, s.captured_at, s.competitor_event_id, c.betpawa_event_id as event_id, c.source,
+           rank() over (partition by c.betpawa_event_id, c.source order by s.id desc, s.captured_at desc nulls last) as rank
     from competitor_events c
     join window_events w on w.id = c.betpawa_event_id
     join competitor_odds_snapshots s on s.competitor_event_id = c.id
@@ -32,17 +35,23 @@ competitor_ranked as (
 ),
 
 -- The latest snapshots of both sides, in one shape. key: the bookmaker's id, or the competitor's source.
-latest as materialized (
+candidates as (
     select 'betpawa' as side, r.id::bigint as snapshot_id, r.event_id, r.bookmaker_id::bigint as bookmaker_id,
            r.bookmaker_id::text as key, to_jsonb(s) - 'raw_response' as row
     from own_ranked r
-    join odds_snapshots s on s.id = r.id and s.captured_at = r.captured_at
+    join odds_snapshots s on s.id = r.id and s.event_id = r.event_id and s.bookmaker_id = r.bookmaker_id
+        and s.captured_at is not distinct from r.captured_at
     where r.rank = 1
     union all
-    select 'competitors', r.id, r.event_id, 0, r.source, to_jsonb(s) - 'raw_response'
+    select 'competitors', r.id, r.event_id, 0, r.source::text, to_jsonb(s) - 'raw_response'
     from competitor_ranked r
-    join competitor_odds_snapshots s on s.id = r.id
+    join competitor_odds_snapshots s on s.id = r.id and s.competitor_event_id = r.competitor_event_id
+        and s.captured_at is not distinct from r.captured_at
     where r.rank = 1
+),
+latest as materialized (
+    select distinct on (c.side, c.event_id, c.key) c.* from candidates c
+    order by c.side, c.event_id, c.key, (c.row ->> 'last_confirmed_at')::timestamptz desc nulls last
 ),
 
 markets as (
