@@ -94,6 +94,8 @@ pub struct Follower {
     degraded: Degraded,
     /// Outlives the connection, so that a row is tried ever more seldom.
     unreadable: Unreadable,
+    /// As the published state has them.
+    published_unreadable: Vec<Fault>,
     retry: Retry,
     /// How many reading connections were opened.
     connections: u64,
@@ -163,6 +165,7 @@ impl Follower {
             whole_at: Moment::now(),
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
+            published_unreadable: Vec::new(),
             retry: Retry::new(),
             connections: 0,
             last_warmup: None,
@@ -846,7 +849,9 @@ impl Follower {
         } else {
             done.began
         };
-        let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole));
+        let unreadable = self.unreadable.faults();
+        let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole))
+            || unreadable != self.published_unreadable;
         if is_moved || !change.is_empty() {
             let epoch = self.epoch;
             let span = tracing::debug_span!("publish", epoch, events = Empty);
@@ -855,7 +860,9 @@ impl Follower {
                 span.record("events", change.event_ids().len());
             }
             let warmup = self.last_warmup.clone();
-            let state = self.draft.state(cut, self.epoch, proven, warmup);
+            let mut state = self.draft.state(cut, self.epoch, proven, warmup);
+            state.unreadable.clone_from(&unreadable);
+            self.published_unreadable.clone_from(&unreadable);
             self.publisher.publish(state, change);
             if reload.is_none() {
                 self.publisher.timers().publish.record(begun_at.elapsed());
@@ -873,7 +880,7 @@ impl Follower {
             .map_or_else(Vec::new, |feed| feed.faults.clone());
         faults.extend(self.without_feed.clone());
         faults.extend(self.repairs.faults());
-        faults.extend(self.unreadable.faults());
+        faults.extend(unreadable);
         self.degraded.note(faults);
         self.troubled_since = None;
         self.publisher.set_status(self.following_status());

@@ -279,6 +279,7 @@ impl Draft {
                 ..self.stats()
             },
             proof: Proof::new(cut, Some(proven)),
+            unreadable: Vec::new(),
         }
     }
 }

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 
 use crate::{
-    metrics::stats::Stats,
+    metrics::{stats::Stats, status::Fault},
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, PgSnapshot},
     store::table::Table,
 };
@@ -114,6 +114,7 @@ pub struct State {
     pub(crate) version: u64,
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
+    pub(crate) unreadable: Vec<Fault>,
 }
 
 /// A [`State`] to hold: one committed state of the database, over all events at once. Its methods are those of
@@ -148,6 +149,7 @@ impl State {
             version: 0,
             stats: Stats::default(),
             proof: Proof::new(Arc::default(), None),
+            unreadable: Vec::new(),
         }
     }
 
@@ -221,6 +223,12 @@ impl State {
     /// What the view holds and how much memory that takes, as counted when it was published.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// The rows that this view lacks, or shows as last known, because the server cannot send them. Empty as a rule. At
+    /// most 21; the last one then counts the rest. See [`Status::Degraded`](crate::Status::Degraded).
+    pub fn unreadable(&self) -> &[Fault] {
+        &self.unreadable
     }
 
     /// The latest committed state of the database that was found to equal this view. It moves forward while nothing

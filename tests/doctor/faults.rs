@@ -83,6 +83,23 @@ fn each_fault_is_found_with_its_reason_and_its_fix() {
     }
 }
 
+/// Doctor waited for a minute, and did not say why no cache became warm.
+#[test]
+fn a_row_that_the_server_cannot_send_is_named() {
+    let sound = faulty(
+        "alter table market_odds alter column line type numeric;
+         update market_odds set line = '1e400' where snapshot_id = 112",
+    );
+    let report = doctor(&sound.dsn(), &[]);
+    let found = report.ends(0).one("warmup", "warn");
+    says(found, "what", "a cache would start within");
+    says(
+        found,
+        "what",
+        "cannot read market_odds id 1121, 1122 of snapshot 112, left out",
+    );
+}
+
 /// If the fix is a statement, running it removes the finding.
 #[test]
 fn the_statement_that_doctor_names_fixes_the_fault() {

@@ -114,6 +114,8 @@ async fn a_cache_that_starts_leaves_the_row_out() {
         unreadable(&followed.cache, &HUGE_ROWS).await;
         let config = Config::new(&database.dsn()).expect("dsn");
         let view = warm_up(several(config)).await.expect("warm");
+        let named = view.unreadable().iter().map(|fault| fault.what.as_str());
+        assert!(named.eq(HUGE_ROWS));
         assert_same(
             &dump(&view),
             &without(&followed, WITHOUT_HUGE).await,

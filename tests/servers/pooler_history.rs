@@ -236,7 +236,7 @@ async fn a_reset_of_statistics_is_no_crash() {
     ];
     let all = resets.join("; ");
     resets.push(&all);
-    if cluster.sql("show server_version_num") >= *"170000" {
+    if cluster.sql("show server_version_num").as_str() >= "170000" {
         resets.push("select pg_stat_reset_shared(null)");
     }
     let times = "select concat_ws(' ', b.stats_reset, a.stats_reset, w.stats_reset, d.stats_reset,

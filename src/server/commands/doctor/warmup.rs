@@ -50,6 +50,15 @@ pub(super) async fn check(context: &Context<'_>) -> Finding {
         stats.total_markets,
         stats.memory_bytes as f64 / f64::from(1 << 20),
     );
+    if let [fault, others @ ..] = view.unreadable() {
+        let others = match others.len() {
+            0 => String::new(),
+            count => format!(", and {count} more"),
+        };
+        return Finding::warn("warmup", format!("{what}; {}{others}", fault.what))
+            .why("the server cannot send the row: a cache goes on without it, and is degraded until it is repaired")
+            .fix("correct or delete the row");
+    }
     if stats.malformed_rows > 0 {
         return Finding::warn(
             "warmup",
