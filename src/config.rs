@@ -355,10 +355,11 @@ impl Config {
     /// Needs a tokio runtime with time and I/O.
     ///
     /// # Errors
-    /// [`Error::Config`] if the settings contradict each other. Otherwise an error of the hosts:
-    /// [`Error::TooManyConnections`] if one of them has no connection left, [`Error::Unreachable`] if waiting may help
-    /// with one of them, else [`Error::Tls`] or [`Error::Refused`]. [`Error::Password`] if [`Config::password_with`]
-    /// gave no password for any of them.
+    /// - [`Error::Config`]: the settings contradict each other.
+    /// - [`Error::Password`]: [`Config::password_with`] gave no password for any host.
+    /// - [`Error::TooManyConnections`]: one of the hosts has no connection left.
+    /// - [`Error::Unreachable`]: waiting may help with one of the hosts.
+    /// - [`Error::Tls`] or [`Error::Refused`]: waiting helps with none of them.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,8 +25,8 @@ pub enum Error {
         /// What the network or the server said.
         reason: String,
     },
-    /// The server lets the role in no more at present (SQLSTATE 53300): the role, the database or the server has all
-    /// the connections that it may have. Worth trying again.
+    /// The role, the database or the server has as many connections as its limit allows (SQLSTATE 53300). Waiting may
+    /// help.
     #[error(
         "no connection is left at {target}: {reason}; end idle sessions, or raise the limit that is reached: \
          ALTER ROLE {role} CONNECTION LIMIT n, ALTER DATABASE {database} CONNECTION LIMIT n, or the server's \
@@ -188,7 +188,8 @@ pub enum Error {
     },
     /// The server cannot send a row of the application's tables: a value is out of range or damaged, or text is not in
     /// the encoding of the database. A follower finds such rows and goes on without them: see
-    /// [`Status::Degraded`](crate::Status::Degraded). It returns this error only if there are more than 1,000.
+    /// [`Status::Degraded`](crate::Status::Degraded). If more than 1,000 events or snapshots have such rows, its read
+    /// fails with this error.
     #[error("{doing}: rows cannot be read: {reason}; repair or delete them")]
     UnreadableRow {
         /// The step that failed.
@@ -289,7 +290,7 @@ impl Error {
         matches!(self.code(), Some(code) if conflicts.contains(&code))
     }
 
-    /// Whether the server only refused a statement because one before it had failed.
+    /// Whether the server refused the statement only because an earlier one in the transaction had failed.
     pub(crate) fn is_consequence(&self) -> bool {
         self.code() == Some("25P02")
     }
@@ -315,8 +316,8 @@ impl Error {
         )
     }
 
-    /// An error while rows of the application's tables are read. Tells a row that the server cannot send from every
-    /// other trouble: of the connection, a transaction, the catalog, rights or resources.
+    /// The error of a statement that reads rows of the application's tables. It is [`Error::UnreadableRow`], unless the
+    /// SQLSTATE is of a class that says otherwise: the connection, the transaction, the catalog, rights or resources.
     pub(crate) fn of_rows(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Error {
         const OTHER_CLASSES: [&str; 14] = [
             "08", "0A", "25", "26", "28", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57",

@@ -136,8 +136,8 @@
 //! error (a refused login; a missing table, feed or right) ends [`Follower::run`] before the first warmup, and
 //! [`OddsCache::ready`] returns the same error. After the first warmup no error ends the follower. Lookups do not fail.
 //!
-//! Two kinds of trouble are no error but a status, [`Status::Degraded`]: a feed that does not log every change, and a row
-//! that the server cannot send. Everything else is followed meanwhile.
+//! Two kinds of trouble are no error but a status, [`Status::Degraded`]: a feed that does not log every change, and a
+//! row that the server cannot send. The follower follows everything else meanwhile.
 //!
 //! ## Without PostgreSQL
 //!

@@ -1,7 +1,7 @@
 //! The `oddscache` binary: the service, its tools, and the demo.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
-// They panic if the output cannot be written, and they block. `server::stdout` and `server::stderr` are in their place.
+// `println!` and `eprintln!` block, and panic if they cannot write. Use `server::stdout` and `server::stderr` instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod cli;

@@ -20,7 +20,7 @@ use settings::{Origins, Settings};
 /// Parses the command line and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
     metrics::process::begin();
-    // Declared first, and so dropped last.
+    // Declared first, so that it is dropped last and also flushes the messages of the end.
     let _written = match stderr::start() {
         Ok(flush) => flush,
         Err(error) => {

@@ -64,11 +64,12 @@ use crate::{
 /// | connecting | opens the reading connection, checks tables, rights and the feed, starts the listener | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
-/// | without feed | reads everything at a budget until the feed is there again, then warms up | the same (a) or paused |
+/// | without feed | reads everything again and again until the feed is back, then warms up | the same (a) or paused |
 /// | paused | waits, longer each time, with jitter; then connects | - |
 ///
-/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If a row could not be
-/// read, it looks for that row at once. When it was following, it reads from the same cursor.
+/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If the server could not
+/// send a row, it rolls back, and reads again at once to find that row. When it was following, it reads from the same
+/// cursor.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
 pub struct Follower {
@@ -83,18 +84,18 @@ pub struct Follower {
     schedule: Schedule,
     audit: Audit,
     repairs: Repairs,
-    /// Replace the audit while the feed is not whole.
+    /// Takes the place of the audit while the feed is not whole, that is, does not log every change.
     rereads: Rereads,
     /// Whether the configuration asks for the feed.
     needs_feed: bool,
-    /// Set while it goes on without the feed.
+    /// Why there is no feed. Set while the follower goes on without it.
     without_feed: Option<Fault>,
     /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
     whole_at: Moment,
     degraded: Degraded,
-    /// Outlives the connection, so that a row is tried ever more seldom.
+    /// Outlives the connection, so that pauses between tries of a row keep growing.
     unreadable: Unreadable,
-    /// As the published state has them.
+    /// The unreadable rows that the published state names.
     published_unreadable: Vec<Fault>,
     retry: Retry,
     /// How many reading connections were opened.
@@ -105,7 +106,7 @@ pub struct Follower {
     troubled_since: Option<DateTime<Utc>>,
 }
 
-/// What is not whole, and since when.
+/// The faults of [`Status::Degraded`], and since when there are any.
 #[derive(Debug, Default)]
 struct Degraded {
     since: Option<DateTime<Utc>>,
@@ -113,7 +114,7 @@ struct Degraded {
 }
 
 impl Degraded {
-    /// Notes what is not whole now. Logs each fault once, and once that all are gone.
+    /// Replaces the faults. Logs each new one, and when the last one has gone.
     fn note(&mut self, faults: Vec<Fault>) {
         for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
             let Fault { what, repair } = fault;
@@ -176,7 +177,7 @@ impl Follower {
     }
 
     /// Follows until the future is dropped, or until an error *before the first warmup* that waiting does not resolve.
-    /// Such errors are a refused login, a missing table, trigger or right, and another feed version. An unreachable
+    /// Such errors are a refused login, a missing table, feed or right, and another feed version. An unreachable
     /// database ends it only if [`Config::retry_unreachable`] is off.
     ///
     /// After the first warmup no error ends it: it tries again, and the view ages meanwhile.
@@ -257,7 +258,7 @@ impl Follower {
         Ok(State::WarmingUp(reader))
     }
 
-    /// Checks that everything it relies on is there, with the feed.
+    /// Checks tables, rights and, if the configuration asks for it, the feed.
     async fn check(&mut self, reader: &Connection) -> Result<Option<Feed>, Error> {
         self.config.need_feed = self.needs_feed;
         self.names = Names::new(&self.config, reader.settings_after_begin());
@@ -318,7 +319,8 @@ impl Follower {
         Ok(following)
     }
 
-    /// Whether only the feed keeps a reading connection from following: the application's tables can be read.
+    /// Whether the follower can go on without the feed: `error` concerns the feed alone, and the application's tables can
+    /// be read.
     async fn works_without_feed(&mut self, reader: &Connection, error: &Error) -> bool {
         if error.is_transient() || reader.is_closed() || self.roll_back(reader).await.is_err() {
             return false;
@@ -330,7 +332,7 @@ impl Follower {
             .is_ok()
     }
 
-    /// Goes on although the feed is not there: somebody has uninstalled it, or taken a right.
+    /// Goes on without the feed: somebody has uninstalled it, or revoked a right on it.
     fn go_without_feed(&mut self, error: Error) {
         let fault = Fault {
             what: format!("no change is logged: {error}"),
@@ -343,7 +345,7 @@ impl Follower {
 
     /// Waits, then looks for the feed. Without one, it reads everything again.
     async fn look_for_feed(&mut self, mut following: Following) -> Result<State, Error> {
-        // Requests do not shorten the rest: they would exceed its budget.
+        // Requests do not shorten the rest. Otherwise clients could make the follower exceed its budget.
         let rest = self.rereads.until_due(Instant::now()).unwrap_or_default();
         sleep(rest).await;
         match self.check(&following.reader).await {
@@ -548,7 +550,7 @@ impl Follower {
         let begun_at = Instant::now();
         let mut result = self.read(reader, known, None, Some(step.clone())).await;
         if let Err(error @ Error::UnreadableRow { .. }) = &result
-            && !self.unreadable.is_careful()
+            && !self.unreadable.is_looking()
         {
             tracing::warn!(%error, "looking for the row");
             self.unreadable.search();
@@ -596,8 +598,8 @@ impl Follower {
         };
         let epoch = self.epoch;
         let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
-        // To find rows that cannot be read takes some hundred statements for each.
-        let bound = match self.unreadable.is_careful() {
+        // Finding a row that cannot be read may take a few hundred statements.
+        let bound = match self.unreadable.is_looking() {
             true => self.config.read_timeout.max(LOOKING),
             false => self.config.read_timeout,
         };
@@ -689,18 +691,18 @@ impl Follower {
         }
         if verdict == Verdict::RepairInVain {
             tracing::error!(
-                "the audit found the same again after everything was read, so that does not repair it; it is done ever more \
-                 seldom; please report it"
+                "the audit found the same difference after everything was read again, so reading does not repair it; \
+                 the follower repeats it after growing pauses; please report this"
             );
         }
         false
     }
 
-    /// Handles the error of a read. If a row could not be read, it rolls back, and the next read looks for that row. After
-    /// a lock time-out or a conflict it rolls back and pauses. The caller may then read again from the same cursor, because
-    /// nothing was applied. It returns any other error, which ends the connection.
+    /// Handles the error of a read. If the server could not send a row, it rolls back, and the next read looks for that
+    /// row. After a lock time-out or a conflict it rolls back and pauses. The caller may then read again from the same
+    /// cursor, because nothing was applied. It returns any other error, which ends the connection.
     async fn give_way(&mut self, reader: &Connection, error: Error) -> Result<(), Error> {
-        let is_looking = self.unreadable.is_careful();
+        let is_looking = self.unreadable.is_looking();
         let again = match reader.is_closed() {
             true => None,
             false => self.retry.same_connection(&error, is_looking),
@@ -746,7 +748,7 @@ impl Follower {
 
     fn announce(&mut self, reason: &Reload) {
         if reason.reason == ReloadReason::FeedNotWhole {
-            tracing::debug!("reading everything, because the change feed is not whole");
+            tracing::debug!("reading everything, because the feed does not log every change");
         } else if !self.is_warm() {
             tracing::info!("warming up");
             self.publisher.set_status(Status::Warming);
@@ -804,7 +806,7 @@ impl Follower {
         }
     }
 
-    /// Notes a read of everything that began at `began`: what it found of the feed, and when to read everything again.
+    /// Notes a read of everything that began at `began`: whether the feed is whole, and when to read everything again.
     fn read_whole(&mut self, known: &ReadState, began: Moment) {
         let is_whole = known.feed().is_some_and(|feed| feed.faults.is_empty());
         let connections = self.config.warmup_connections;
@@ -834,8 +836,8 @@ impl Follower {
         }
         if reload == Some(ReloadReason::Audit) {
             tracing::error!(
-                "repaired what the audit found; every table and partition has its triggers now, so look for 'could not be \
-                 logged' in the server's log, and for who disables triggers; if you find neither, please report it"
+                "repaired what the audit found; every table and partition has its triggers now, so look for 'could not \
+                 be logged' in the server's log, and for who disables triggers; if you find neither, please report it"
             );
         }
         if done.evicted > 0 {
@@ -887,13 +889,13 @@ impl Follower {
     }
 }
 
-/// A read that looks for rows may take this long.
+/// The least time limit of a read that looks for rows that cannot be read.
 const LOOKING: Duration = Duration::from_secs(30);
 
-/// After pauses of this length a conflict is no passing one.
+/// From a pause of this length on, a conflict is logged as a warning.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 
-/// After this many reads of everything in a row, the log says what would end it.
+/// After this many reads of everything in a row, the log says why they happen and what to do.
 const MANY_RELOADS: u32 = 4;
 
 /// The most mismatches of a step that the log names. It only counts the rest.

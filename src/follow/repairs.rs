@@ -12,22 +12,23 @@ use crate::{metrics::status::Fault, read::audit::Mismatch};
 pub(crate) enum Verdict {
     /// Read everything again.
     Repair,
-    /// The last such read changed nothing: the same events differ again. Say so, and read everything again all the same.
+    /// The last read of everything did not repair these events: they differ again. Log that, and read everything again.
     RepairInVain,
-    /// It is too early for another such read.
+    /// It is too early to read everything for these events again.
     Wait,
 }
 
-/// The events for which everything was read again. If they differ again, reading everything does not repair them. Then
-/// it is done ever more seldom.
+/// The events for which everything was read again. If they differ again, reading everything does not repair them, and
+/// the pauses between such reads grow.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
-    /// What differed, by event.
+    /// What the audit found, by event.
     repaired: BTreeMap<i64, String>,
-    /// How often the same events differed again.
+    /// How many reads of everything did not repair these events.
     in_vain: u32,
+    /// Not before then is everything read again for them.
     next: Option<Instant>,
-    /// Whether a step of the current pass found one of them.
+    /// Whether a step of the current pass found a mismatch.
     is_found: bool,
 }
 
@@ -62,7 +63,7 @@ impl Repairs {
         Verdict::RepairInVain
     }
 
-    /// Notes the end of a pass. If it found none of the events, they are repaired.
+    /// Notes the end of a pass. If it found no mismatch, the events are repaired.
     pub(crate) fn pass_ended(&mut self) {
         if !std::mem::take(&mut self.is_found) {
             *self = Repairs::default();

@@ -1,4 +1,4 @@
-//! What to do after an error, and how long to wait before. Pure: it only counts.
+//! How to go on after an error, and how long to wait first. Pure: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use crate::{error::Error, follow::backoff::Backoff};
 /// How to go on with the same connection after a read failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
-    /// At once, looking for the row that the server cannot send. That read does not fail for the same reason.
+    /// At once, with a read that looks for the row that the server cannot send. An error of a row does not end such a
+    /// read.
     LookForRows,
     /// After a pause, because of a lock or a conflict.
     After(Duration),
@@ -16,8 +17,8 @@ pub(crate) enum Again {
 /// Pauses that grow as long as reads fail.
 #[derive(Debug)]
 pub(crate) struct Retry {
-    /// Between connections. A read of changes resets it, a warmup does not. Otherwise a failure right after each warmup
-    /// would cause one warmup after the other, without longer pauses.
+    /// Between connections. A read of changes resets it. A warmup does not: if reads failed right after each warmup, the
+    /// follower would warm up again and again without growing pauses.
     connections: Backoff,
     /// After lock time-outs and conflicts.
     locks: Backoff,
@@ -31,8 +32,8 @@ impl Retry {
         }
     }
 
-    /// How to read again on a connection that is still open. `None` if that does not help. `is_looking` says whether the
-    /// failed read was already looking for rows.
+    /// How to read again on a connection that is still open. `None` if that does not help. `is_looking` says whether
+    /// the failed read already looked for rows that cannot be read.
     pub(crate) fn same_connection(&mut self, error: &Error, is_looking: bool) -> Option<Again> {
         if matches!(error, Error::UnreadableRow { .. }) && !is_looking {
             return Some(Again::LookForRows);

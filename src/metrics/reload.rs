@@ -38,8 +38,7 @@ pub enum ReloadReason {
     ClockWentBack,
     /// The follower did not understand a row of the change log.
     NotUnderstood,
-    /// The change feed is not whole, so that some changes are not logged: see
-    /// [`Status::Degraded`](crate::Status::Degraded).
+    /// The change feed is not whole: it does not log every change. See [`Status::Degraded`](crate::Status::Degraded).
     FeedNotWhole,
 }
 
@@ -83,7 +82,7 @@ impl ReloadReason {
         }
     }
 
-    /// What ends it if the follower reads everything for this reason again and again.
+    /// What to do if the follower reads everything for this reason again and again. For the log.
     pub(crate) fn way_out(self) -> &'static str {
         match self {
             ReloadReason::First | ReloadReason::ConnectionLost => "see who ends its connections",

@@ -23,19 +23,22 @@ pub enum Status {
         /// Why notifications do not arrive, as far as known.
         reason: String,
     },
-    /// Following, but not everything that is committed arrives. What is not whole is listed, with what repairs it. All
-    /// else is followed as usual. The status goes back by itself once it is repaired.
+    /// Following, but not every committed change arrives: the change feed does not log every change, or the server
+    /// cannot send a row. The follower follows everything else as usual. The status goes back by itself after the
+    /// repair.
     ///
-    /// The view may then be a mix of two committed states. Its age counts from the last read of everything, so
-    /// [`View::age`](crate::View::age) and [`OddsCache::view_within`](crate::OddsCache::view_within) stay true.
+    /// While changes are not logged, a view may mix two committed states. Its age then counts from the last read of
+    /// everything, so [`View::age`](crate::View::age) and
+    /// [`OddsCache::view_within`](crate::OddsCache::view_within) stay true.
+    /// [`State::unreadable`](crate::State::unreadable) names the rows that a view lacks.
     Degraded {
         /// Since when, by the local clock. UTC.
         since: DateTime<Utc>,
-        /// What is not whole. Never empty.
+        /// What is wrong, each with its repair. Never empty.
         faults: Vec<Fault>,
-        /// A change that is not logged shows after this time at the latest, because the follower reads everything again
-        /// and again, at a twentieth of the time of one core. As measured by the last such read. `None` if every change
-        /// is logged, and only rows are left out.
+        /// A change that is not logged shows within about this time. The follower reads everything again and again, for
+        /// at most a twentieth of the time. The bound is computed from how long the last such read took. `None` if every
+        /// change is logged, and the only faults are rows.
         bound: Option<Duration>,
     },
     /// Reading everything again. The old view stays readable meanwhile.
@@ -140,7 +143,7 @@ fn rfc3339(time: &DateTime<Utc>) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Fault {
-    /// What is not whole: a trigger, or a row that cannot be read. Names the object, never data of a row.
+    /// What is wrong: a trigger, or a row that cannot be read. Names the object, never data of a row.
     pub what: String,
     /// The statement, the command or the step that repairs it.
     pub repair: String,
@@ -177,8 +180,8 @@ pub struct Counters {
     /// How many of these rows were malformed: market rows, and snapshots without a time. Those of audits are not
     /// counted.
     pub malformed_rows_read: u64,
-    /// Rows that the server could not send, when a read found them: see [`Status::Degraded`]. Each counts once, as long as
-    /// it stays so.
+    /// Rows that the server could not send: see [`Status::Degraded`]. A row counts when a read finds it, and again only
+    /// if it could be read in between.
     pub unreadable_rows: u64,
     /// States that were published.
     pub published: u64,

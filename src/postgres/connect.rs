@@ -35,8 +35,8 @@ use crate::{
     },
 };
 
-/// A macro, so that `concat!` can take it. Settings that only slow a query down are left out, because each costs the
-/// server 2 us a transaction; those are here without which a read would take minutes.
+/// The settings that hold for a transaction. A macro, because `concat!` takes only literals. Each setting costs the
+/// server 2 us a transaction. So planner settings are here only if another value could make a read take minutes.
 macro_rules! settings {
     () => {
         "SET LOCAL exit_on_error = off; SET LOCAL standard_conforming_strings = on; SET LOCAL quote_all_identifiers = off; \
@@ -57,13 +57,13 @@ macro_rules! settings {
 pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
 
 impl Connection {
-    /// Statements to run right after BEGIN, each with its semicolon. They hold for the transaction, in place of what
-    /// the role, the database or the server sets. With them
-    /// - SQL text means what it says, and values look the same in every session, with times in UTC;
+    /// Statements to run right after BEGIN, each with its semicolon. For the transaction they replace what the role,
+    /// the database or the server sets. With them
+    /// - the server reads SQL text and prints values in the same way in every session, with times in UTC;
     /// - an error does not end the session, nor does `transaction_timeout` (since PostgreSQL 17);
     /// - the planner may use indexes and every way to join, and `jit` is off.
     ///
-    /// They leave out the other time-outs and `search_path`, which depend on the transaction. Does no I/O.
+    /// They do not include the other time-outs and `search_path`, which depend on the transaction. Does no I/O.
     #[must_use]
     pub fn settings_after_begin(&self) -> &'static str {
         let version = self.0.parameter("server_version");

@@ -69,8 +69,8 @@ impl Connection {
     }
 
     /// The statements that begin a transaction with our own settings, time-outs and search path, not those of the role,
-    /// the database or the server. Each statement may take `bound`, and the session may idle for `bound` before the next
-    /// one.
+    /// the database or the server. Each statement may take `bound`, and the session may idle for `bound` before the
+    /// next one.
     pub(crate) fn begin(&self, access: Access, bound: Duration) -> String {
         format!(
             "BEGIN ISOLATION LEVEL {}; {}SET LOCAL statement_timeout = {bound}; SET LOCAL lock_timeout = {bound}; \
@@ -90,7 +90,7 @@ impl Connection {
     }
 
     /// The settings for a session that nobody else uses. Statements outside of a transaction may take `bound`. The
-    /// server does not end the session for being idle, as a listener is most of the time.
+    /// session may idle for any time, because a listener does so.
     pub(crate) fn session_bounds(&self, bound: Duration) -> String {
         format!(
             "SET idle_session_timeout = 0; SET statement_timeout = {}; SET default_transaction_isolation = 'read committed'; {}",

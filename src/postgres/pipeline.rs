@@ -1,10 +1,10 @@
-//! Awaits statements that were sent at once, and tells which of their errors is the cause.
+//! Awaits statements that were sent at once, and finds out which of their errors is the cause.
 //!
-//! After an error in a transaction the server refuses every further statement with SQLSTATE 25P02. Of several
-//! statements that were sent at once, any may be the first whose error is seen. So these functions await all answers,
-//! and return an error other than 25P02 if there is one. `try_join` would return whichever it polls first.
+//! After an error in a transaction the server refuses every further statement with SQLSTATE 25P02. The client may see
+//! such a consequence before the cause. So these functions await all answers, and return an error other than 25P02 if
+//! there is one. `try_join` would return the error that it sees first.
 
-// These are no `async fn`: one would hold each of its arguments twice, and doubles in size with every nesting.
+// Not `async fn`: its future holds each argument twice, so nested futures would double in size at every level.
 
 use futures_util::future::{FutureExt, join, join3};
 

@@ -102,7 +102,7 @@ impl ChangeSet {
         *self == ChangeSet::default()
     }
 
-    /// The keys of a table, as the log names them.
+    /// The changed keys of a table.
     pub(crate) fn of(&mut self, table: Table) -> &mut BTreeSet<i64> {
         match table {
             Table::Events => &mut self.events,

@@ -299,14 +299,14 @@ impl PlanMarkets {
             })
         };
         match shared.await {
-            // This connection's transaction may be aborted, and alone it would meet the same row.
+            // This connection's transaction may be aborted. And without helpers it would meet the same row.
             Err(error) if helpers.is_empty() || matches!(error, Error::UnreadableRow { .. }) => {
                 Err(error)
             }
             Err(error) => {
                 tracing::info!(%error, "reading on several connections failed; reading on one");
                 match PlanMarkets::read(reader, plan, draft).await {
-                    // It was this connection that had failed.
+                    // This connection's own statement had failed first, so that error is the cause.
                     Err(consequence) if consequence.is_consequence() => Err(error),
                     read => read,
                 }

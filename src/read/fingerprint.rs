@@ -82,18 +82,18 @@ struct Found {
     indexes: String,
     /// The functions of the feed.
     functions: String,
-    /// The enums of which a column's type is made. This list and the next two are usually empty.
+    /// The enums that a column's type is or contains. This list and the next two are usually empty.
     enums: String,
-    /// The same of composite types: the relations that have their attributes.
+    /// The same for composite types: the relations that have their attributes.
     composites: String,
     /// The expressions of virtual generated columns.
     expressions: String,
-    /// Not ids, but the quoted names of those enums whose schema the role may use.
+    /// Not ids but quoted names: of the enums whose schema the role may use.
     nameable_enums: String,
 }
 
-/// Selects one row of lists: roots, nodes, log, its indexes, functions, tables, partitioned tables, and the last four of
-/// [`Found`].
+/// Selects one row of lists: roots, nodes, log, its indexes, functions, tables, partitioned tables, and the last four
+/// lists of [`Found`].
 ///
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.

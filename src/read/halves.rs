@@ -1,4 +1,4 @@
-//! Reads around rows that the server cannot send: see [`crate::read::unreadable`].
+//! Finds rows that the server cannot send, and reads all others: see [`crate::read::unreadable`].
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ use crate::{
 
 const DOING: &str = "reading around a row";
 
-/// How many keys one statement reads.
+/// The most keys that one statement reads.
 const SHARE: usize = 1_000;
 
 impl Reader<'_> {
-    /// Runs a statement inside a savepoint. Returns `Err` inside of `Ok` if the server cannot send a row; the
-    /// transaction then goes on as if the statement had not been sent.
-    async fn guarded<T>(
+    /// Runs a statement inside a savepoint. If the server cannot send a row, returns `Ok(Err(_))` and rolls back to the
+    /// savepoint, so the transaction is usable.
+    async fn in_savepoint<T>(
         &self,
         statement: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, Error> {
@@ -50,8 +50,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Runs a statement for the ids among its arguments, and for each half of them where it fails. Notes the ids at
-    /// fault.
+    /// Runs a statement for the ids among its arguments. If it fails, runs it for each half of them, and so on. Notes the
+    /// ids at fault.
     pub(super) async fn by_halves<T>(
         &self,
         search: &Search,
@@ -73,7 +73,7 @@ impl Reader<'_> {
                 let mut args = args.clone();
                 args[position] = Arg::Ids(&ids);
                 let rows = self.at_once(doing, statement, &args, &read);
-                self.guarded(rows).await?
+                self.in_savepoint(rows).await?
             };
             match (answer, ids.as_slice()) {
                 (Ok(rows), _) => found.extend(rows),
@@ -87,8 +87,8 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// The kickoffs of all events in the window, but those whose row cannot be read. Halves the range of ids, because
-    /// the ids are not known.
+    /// The kickoffs of all events in the window, except those whose row cannot be read. Halves ranges of ids, because it
+    /// does not know the ids.
     pub(super) async fn kickoffs_by_halves(
         &self,
         search: &Search,
@@ -100,7 +100,7 @@ impl Reader<'_> {
             let args = [Arg::Time(window_start), Arg::Ids(&range)];
             let statement = &self.catalog.kickoffs_between;
             match self
-                .guarded(self.at_once(EVENTS, statement, &args, kickoffs))
+                .in_savepoint(self.at_once(EVENTS, statement, &args, kickoffs))
                 .await?
             {
                 Ok(kickoffs) => found.extend(latest(kickoffs)),
@@ -150,14 +150,14 @@ impl Reader<'_> {
         let mut left = search.shares(table, ids, SHARE);
         while let Some(mut ids) = left.pop() {
             let answer = self
-                .guarded(self.rows(statement, &[Arg::Ids(&ids)]))
+                .in_savepoint(self.rows(statement, &[Arg::Ids(&ids)]))
                 .await?;
             match (answer, ids.as_slice()) {
                 (Ok(rows), _) => found.extend(self.pack(side, &rows, packer)?),
                 (Err(error), [id]) => {
                     let snapshot = [*id];
                     let listed = self
-                        .guarded(self.rows(listing, &[Arg::Ids(&snapshot)]))
+                        .in_savepoint(self.rows(listing, &[Arg::Ids(&snapshot)]))
                         .await?;
                     let (rows, unreadable) = match listed {
                         Ok(listed) => self.rows_by_halves(some, *id, &listed).await?,
@@ -191,7 +191,7 @@ impl Reader<'_> {
         while let Some(mut ids) = left.pop() {
             let args = [Arg::Ids(&snapshot), Arg::Ids(&ids)];
             match (
-                self.guarded(self.rows(statement, &args)).await?,
+                self.in_savepoint(self.rows(statement, &args)).await?,
                 ids.as_slice(),
             ) {
                 (Ok(rows), _) => found.extend(rows),

@@ -154,7 +154,7 @@ pub(crate) struct Done {
     pub(crate) snapshots_read: usize,
     pub(crate) rows_read: u64,
     pub(crate) malformed_rows_read: u64,
-    /// Rows that the server cannot send, and could until now.
+    /// Rows that the server cannot send, and that no read found before.
     pub(crate) unreadable_rows_found: usize,
     pub(crate) evicted: usize,
     /// Set if this was a read of changes.
@@ -228,7 +228,7 @@ async fn end(
     } else {
         Err(Error::conflict(
             END,
-            "a partition was attached or detached, or a label of an enum renamed, meanwhile",
+            "meanwhile a partition was attached or detached, or a label of an enum was renamed",
         ))
     }
 }
@@ -607,7 +607,7 @@ async fn read_changes(
     Ok(Read::Done(Box::new(done)))
 }
 
-/// Notes which rows a read could not have, once it is applied. Returns how many of them are new.
+/// Notes which rows the server could not send. Call it once the read is applied. Returns how many of them are new.
 fn note_unreadable(
     unreadable: &mut Unreadable,
     search: Option<Search>,
@@ -776,8 +776,7 @@ impl<'p> Rows<'p> {
                     .map(Some),
             }
         };
-        // `replan` must reach the server before the queries do. `both` sends in this order, without a round trip
-        // between.
+        // `replan` must reach the server before the queries do. `both` sends in this order, and does not wait in between.
         let ((), part) = both(replan, part).await?;
         let sample = match step {
             Some(step) => Some(Sample::read(source, reader, step, window_start, draft).await?),
@@ -842,7 +841,8 @@ impl Sample {
         let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
         ids.sort_unstable();
         ids.dedup();
-        // The audit does not apply what it reads, so it leaves these to the reads that try them again.
+        // The audit does not apply what it reads. So it leaves events with unreadable rows to the reads that try them
+        // again.
         if let Some(search) = reader.search {
             let unreadable = search.events(draft);
             ids.retain(|id| !unreadable.contains(id));

@@ -73,7 +73,7 @@ impl Scope {
         }
     }
 
-    /// Takes out what cannot be read, so that the draft keeps it as it is held.
+    /// Takes what cannot be read out of the scope, so the draft keeps it as it is.
     fn keep(&mut self, kept: &Kept) {
         self.events.retain(|id| !kept.events.contains(id));
         let is_read =
@@ -113,7 +113,7 @@ pub(crate) struct Plan {
     /// Ascending by event; those of one event in the order of the answer.
     betpawa: Vec<Planned<i64>>,
     competitors: Vec<Planned<Source>>,
-    /// What cannot be read, so that the draft keeps it.
+    /// What the draft keeps, because it cannot be read.
     kept: Kept,
 }
 
@@ -149,7 +149,8 @@ impl Plan {
         }
     }
 
-    /// The plan for an empty draft and all events of `headers`. What is kept must be [kept](Plan::keep) in that draft.
+    /// The plan for an empty draft and all events of `headers`. The caller must copy what is kept into that draft, by
+    /// [`Plan::keep`].
     pub(crate) fn whole(headers: SnapshotHeaders, kept: Kept) -> Plan {
         let all: BTreeSet<i64> = headers.kickoffs.keys().copied().collect();
         let scope = Scope {
@@ -281,7 +282,8 @@ fn to_read<K>(planned: &[Planned<K>]) -> Vec<i64> {
     let missing = planned.iter().filter(|planned| planned.packed.is_none());
     let mut ids: Vec<i64> = missing.map(|planned| planned.header.snapshot_id).collect();
     ids.sort_unstable();
-    // Several events may have snapshots of one id. Requested twice, its markets could come from two connections.
+    // Several events may have snapshots of one id. If the id were listed twice, two connections could each read its
+    // markets.
     ids.dedup();
     ids
 }

@@ -24,7 +24,7 @@ pub(crate) struct Feed {
     pub(crate) channel: String,
     /// Which database of which cluster it is in, standbys included.
     pub(crate) database: String,
-    /// Why some changes are not logged. Empty while the feed is whole.
+    /// Why some changes are not logged. If this is empty, the feed is *whole*: it logs every change.
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -32,8 +32,8 @@ pub(crate) struct Feed {
 pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_identifier, pg_catalog.current_database()) \
      FROM pg_catalog.pg_control_system() s";
 
-/// Checks tables and rights and, if the feed is needed, its version. Finds out whether its triggers log every change. Reads catalogs only, in the current
-/// transaction, whose search path must be pinned. `None` if the feed is not needed.
+/// Checks tables and rights and, if the feed is needed, its version and whether its triggers log every change. Reads
+/// only catalogs, in the current transaction, whose search path must be pinned. `None` if the feed is not needed.
 pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
     if !config.need_feed {
@@ -233,7 +233,7 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     })
 }
 
-/// The triggers of a table or partition, as far as they do not log every change.
+/// What keeps the triggers of a table or partition from logging every change.
 #[derive(Debug, Default)]
 struct Gap {
     table: String,
@@ -294,8 +294,8 @@ impl Gap {
     }
 }
 
-/// Finds the tables and partitions with changes that no trigger logs. Those of a foreign table are never logged, and
-/// nothing can be done about that.
+/// Finds the tables and partitions with changes that no trigger logs. Leaves out foreign tables, whose changes no trigger
+/// can log.
 async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
     // trigger that always fires is enough, hence `bool_or`.
@@ -350,7 +350,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     Ok(gaps)
 }
 
-/// Says which changes of which tables no trigger logs.
+/// The faults because of which some changes are not logged.
 async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
     let gaps = gaps(client, config).await?;
     let mut faults: Vec<Fault> = gaps.iter().flat_map(Gap::faults).collect();
@@ -372,8 +372,8 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, 
     Ok(faults)
 }
 
-/// The tables that are above one of the application's tables, or above a child of one, without being one themselves:
-/// parent and child. A statement that names such a parent changes the child's rows, and fires no trigger of the feed.
+/// Pairs of parent and child. The child is one of the application's tables or below one. The parent is neither. A
+/// statement that names such a parent changes the child's rows, and fires no trigger of the feed.
 async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<(String, String)>, Error> {
     let sql = "WITH RECURSIVE node AS (\
            SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

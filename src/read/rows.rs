@@ -122,7 +122,7 @@ pub(crate) struct Reader<'c> {
     /// Whether to log and count malformed rows. Off for the audit, which reads rows that were read before.
     pub(crate) names_malformed: bool,
     pub(crate) row_counters: &'c RowCounters,
-    /// Given if the read looks for rows that the server cannot send. It then reads around them, on one connection and
+    /// Given if the read looks for rows that the server cannot send. It then leaves them out, on one connection and
     /// without prepared statements.
     pub(crate) search: Option<&'c Search>,
 }
@@ -456,7 +456,7 @@ pub(super) fn kickoffs(answer: &Answer) -> Result<Vec<(i64, Micros)>, tokio_post
     Ok(answer.column(0)?.into_iter().zip(kickoffs).collect())
 }
 
-/// The kickoff of each event. The latest counts if the database has an event twice, which a partitioned table allows.
+/// The kickoff of each event. If a partitioned table has an event twice, the latest kickoff counts.
 pub(super) fn latest(kickoffs: Vec<(i64, Micros)>) -> HashMap<i64, Micros> {
     let mut latest = HashMap::with_capacity(kickoffs.len());
     for (event_id, kickoff) in kickoffs {
@@ -507,7 +507,7 @@ fn sources(answer: &Answer) -> Result<Vec<Source>, tokio_postgres::Error> {
 
 fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
     let market = MarketRow {
-        // Nothing depends on it, so a table without a primary key may have none.
+        // Null counts as 0, because a table without a primary key may have null ids, and nothing depends on the id.
         row_id: row.try_get::<_, Option<i64>>(0)?.unwrap_or_default(),
         betpawa_market_id: row.try_get(2)?,
         betpawa_market_name: row.try_get(3)?,

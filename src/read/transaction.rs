@@ -29,14 +29,15 @@ pub(crate) struct ReadStart {
     pub(crate) pruned_below: u64,
 }
 
-/// Identifies the server and its run; see [`crate::read::schema`] for how the server tells it.
+/// Identifies the server and its run. `CUT` in [`crate::read::schema`] says what these values are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Server {
     /// The start of the postmaster, the system identifier and the timeline.
     identity: String,
-    /// The oldest reset of statistics. A crash resets all of them, also one that the postmaster survives.
+    /// The time of the oldest reset of statistics. Every crash resets all statistics, even one that the postmaster
+    /// survives.
     stats_reset: Option<String>,
-    /// The place of the last checkpoint. `None` on a standby.
+    /// The WAL location of the last checkpoint. `None` on a standby.
     checkpoint: Option<String>,
 }
 
@@ -50,11 +51,12 @@ impl Server {
         })
     }
 
-    /// Whether the server has run on since it gave the answer `before`. If not, commits may have been taken back.
+    /// Whether the server has run without a crash or restart since it gave the answer `before`. If not, it may have lost
+    /// commits that were read.
     ///
-    /// Somebody may reset all statistics by hand. Recovery from a crash ends with a checkpoint, before any session can
-    /// read. So if there was no checkpoint since, there was no crash. On a standby nothing tells the two apart, and in
-    /// doubt this is false.
+    /// A reset of all statistics is a sign of a crash, but somebody may also have reset them by hand. Recovery from a
+    /// crash ends with a checkpoint, before any session can read. So if there was no checkpoint since, there was no
+    /// crash. A standby shows no checkpoint, so there this is false after any reset.
     pub(crate) fn has_run_on_since(&self, before: &Server) -> bool {
         let no_checkpoint = self.checkpoint.is_some() && self.checkpoint == before.checkpoint;
         self.identity == before.identity

@@ -1,12 +1,12 @@
-//! Rows that the server cannot send: a value is out of range or damaged, or text is not in the encoding of the database.
-//! The error of such a row ends the transaction, and with it the read of all other rows.
+//! Rows that the server cannot send: a value is out of range or damaged, or text is not in the encoding of the
+//! database. The error of such a row ends the transaction, and with it the read of all other rows.
 //!
-//! So the read is made again, this time with a savepoint before each statement. A statement that fails is repeated for
-//! each half of its keys, until the keys at fault remain. The read goes on without their rows: of a market, it leaves
-//! out the row; of an event, it keeps what is held.
+//! So the follower makes the read again, this time with a savepoint before each statement. It repeats a statement that
+//! fails for each half of its keys, until only the keys at fault remain. The read goes on without their rows. It leaves
+//! out a market row, and it keeps an event, or a side of it, as the draft holds it.
 //!
 //! # Invariants
-//! - X1: A read either fails or has all rows but those of the keys in [`Search::found`].
+//! - X1: A read either fails or has all rows but those of the keys in [`Progress::found`].
 //! - X2: While there are such keys, every read looks for more of them. So an error of a row ends no read.
 //! - X3: Such a key is read again when the log names it, when everything is read, and after growing pauses.
 
@@ -21,15 +21,16 @@ use crate::{
     store::draft::Draft,
 };
 
-/// What is read at once: the rows of a table that belong to this value of the column that the change log records of it.
-/// For [`Table::CompetitorEvents`] these are the latest competitor snapshots of an event. For
-/// [`Table::CompetitorOddsSnapshots`] it is the link of a competitor event.
+/// Names the smallest set of rows that one statement reads: a table, and a value of its key column, the one that the
+/// change log records. Two tables stand for something else. [`Table::CompetitorEvents`] with an event's id means the
+/// event's latest competitor snapshots. [`Table::CompetitorOddsSnapshots`] with a competitor event's id means its link
+/// to an event.
 pub(crate) type Key = (Table, i64);
 
 /// The rows of a key that cannot be read.
 #[derive(Debug, Clone)]
 struct Found {
-    /// The ids of its market rows that cannot be read. Empty if none of its rows can be.
+    /// The ids of the market rows that cannot be read. Empty if no row of the key can be read.
     rows: Vec<i64>,
     reason: String,
 }
@@ -38,7 +39,7 @@ struct Found {
 #[derive(Debug, Default)]
 pub(crate) struct Unreadable {
     keys: BTreeMap<Key, Entry>,
-    /// Whether the next read must look for more.
+    /// Whether the next read must look for such rows, because the last one met one.
     is_searching: bool,
 }
 
@@ -49,7 +50,7 @@ struct Entry {
     retry_at: Instant,
 }
 
-/// If more keys cannot be read, the trouble is not that of rows, and the read fails.
+/// If more keys cannot be read, single rows are not the cause, and the read fails.
 const MOST_KEYS: usize = 1_000;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -59,21 +60,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const MOST_NAMED: usize = 20;
 
 impl Unreadable {
-    /// Lets the next read look for rows that cannot be read.
+    /// Makes the next read look for rows that cannot be read.
     pub(crate) fn search(&mut self) {
         self.is_searching = true;
     }
 
     /// Begins a read. `None` if there is no reason to look for such rows.
     pub(crate) fn begin(&self) -> Option<Search> {
-        self.is_careful().then(|| Search {
+        self.is_looking().then(|| Search {
             known: self.keys.keys().copied().collect(),
             progress: Mutex::default(),
         })
     }
 
     /// Whether the next read looks for such rows.
-    pub(crate) fn is_careful(&self) -> bool {
+    pub(crate) fn is_looking(&self) -> bool {
         self.is_searching || !self.keys.is_empty()
     }
 
@@ -92,8 +93,8 @@ impl Unreadable {
         }
     }
 
-    /// Notes the end of a read. `is_tried` says which known keys it read, beside those that it met. Returns how many rows
-    /// cannot be read any more.
+    /// Notes the end of a read. `is_tried` says whether the read covered a known key, besides those that
+    /// [`Search::shares`] noted. Returns how many rows were not known to be unreadable before.
     pub(crate) fn ended(
         &mut self,
         search: Search,
@@ -134,7 +135,7 @@ impl Unreadable {
         });
     }
 
-    /// The keys, for the status.
+    /// A fault for each of the first keys, and one that counts the rest. For the status.
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let named = self.keys.iter().take(MOST_NAMED);
         let mut faults: Vec<Fault> = named.map(|(key, entry)| entry.found.fault(*key)).collect();
@@ -149,7 +150,7 @@ impl Unreadable {
     }
 }
 
-const REPAIR: &str = "correct or delete the row; until then it is tried again after 1 s, 2 s, 4 s and so on up to 5 min";
+const REPAIR: &str = "correct or delete the row; until then it is tried again, first after 1 s, later every 5 min";
 
 impl Found {
     fn fault(&self, (table, id): Key) -> Fault {
@@ -214,7 +215,8 @@ impl Search {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Divides ids into shares that are read one by one: known keys alone, of the others up to `most` together.
+    /// Divides ids into shares, each for one statement: a known key has a share of its own, other keys share one by up to
+    /// `most`. Notes that the known keys are tried.
     pub(crate) fn shares(&self, table: Table, ids: &[i64], most: usize) -> Vec<Vec<i64>> {
         let is_known = |id: &i64| self.known.contains(&(table, *id));
         let (known, others): (Vec<i64>, Vec<i64>) = ids.iter().partition(|id| is_known(id));
@@ -259,14 +261,14 @@ impl Search {
                 Table::Events | Table::OddsSnapshots | Table::CompetitorEvents => {
                     events.insert(*id);
                 }
-                // It is not known which event that is.
+                // Nobody knows the event, because the link to it cannot be read.
                 Table::CompetitorOddsSnapshots => {}
             }
         }
         events
     }
 
-    /// The events of which a part is kept as it is held, because it cannot be read.
+    /// The events that the draft must keep as it holds them, whole or in part, because they cannot be read.
     pub(crate) fn kept(&self) -> Kept {
         let mut kept = Kept::default();
         for (table, id) in self.progress().found.keys() {
@@ -281,7 +283,7 @@ impl Search {
     }
 }
 
-/// The ids of the events that are kept as they are held, and of those whose `betpawa` or `competitors` side is.
+/// The ids of events that the draft keeps as it holds them: whole events, and events of which one side is kept.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) events: BTreeSet<i64>,

@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::http::limits::Limits;
 
-/// Files for everything but HTTP connections: database connections, files, standard streams.
+/// How many open files everything but HTTP connections takes: database connections, files, standard streams.
 const OTHERS: usize = 64;
 
 /// Raises the limit to the most that this process may have. The usual 1,024 are a relic of `select`.
@@ -28,8 +28,8 @@ pub(crate) fn raise() -> Option<u64> {
     }
 }
 
-/// Fits the limits of HTTP connections into the limit of open files. Otherwise clients could take all files, and the
-/// service could neither accept a health check nor connect to the database again.
+/// Lowers the limits of HTTP connections to fit the limit of open files. Otherwise clients could use up all files, and
+/// the service could neither accept a health check nor connect to the database again.
 pub(crate) fn fit(limits: &mut Limits, open_files: Option<u64>) {
     let Some(open_files) = open_files.and_then(|most| usize::try_from(most).ok()) else {
         return;

@@ -49,7 +49,7 @@ impl Trouble {
         self.is("42501")
     }
 
-    /// The error of a login. The texts of the library's errors end with the way out.
+    /// The error of a login. Its text ends with the way out, as the library's errors do.
     fn of_login(error: Error) -> Trouble {
         let sqlstate = match error {
             Error::TooManyConnections { .. } => Some("53300".to_owned()),
@@ -176,8 +176,8 @@ impl Session {
         after: &str,
     ) -> Result<Vec<Vec<Option<String>>>, Trouble> {
         let limits = self.limits();
-        // In two messages. The server reads the texts of a message before it runs the first statement, so `sql` would
-        // still depend on the role's standard_conforming_strings.
+        // In two messages: the server parses a whole message before it runs the first statement. In one message `sql`
+        // would be parsed under the role's own standard_conforming_strings.
         let rows = async {
             self.run(&format!("{before}; {limits}")).await?;
             self.run(&format!("{sql}; {after}")).await

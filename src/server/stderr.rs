@@ -1,8 +1,8 @@
-//! Standard error, which one thread writes, so that nobody else waits for its reader.
+//! Standard error. One thread writes it, so that no other thread waits for its reader.
 //!
-//! A pipe that nobody reads, or a terminal stopped by Ctrl-S, blocks each write. Messages then wait in a queue, up to
-//! [`MOST_BYTES`]. Further ones are dropped and counted. When messages can be written again, the log says how many were
-//! dropped. A message that cannot be written at all, for instance to a full disk, is dropped and counted, too.
+//! A pipe that nobody reads, or a terminal stopped by Ctrl-S, blocks each write. Messages then wait in a queue of up to
+//! [`MOST_BYTES`]. The program drops further ones and counts them. It also drops and counts a message whose write fails,
+//! for instance on a full disk. When it can write again, the log says how many messages it dropped.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use std::{
 /// The most bytes of messages that wait.
 const MOST_BYTES: usize = 1 << 20;
 
-/// How long the end of the process waits for messages to be written.
+/// How long the process waits at its end for messages to be written.
 const AT_THE_END: Duration = Duration::from_secs(1);
 
 /// The pause before a message is written again to an output that is in non-blocking mode and full.
@@ -39,9 +39,10 @@ struct Waiting {
     /// The thread removes a message when it has written it.
     messages: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// How many messages were dropped since the process began, and how many of these the log has told.
+    /// How many messages were dropped since the process began.
     dropped: u64,
-    told: u64,
+    /// How many of these the log has reported.
+    reported: u64,
 }
 
 impl Queue {
@@ -60,7 +61,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Takes the next message out, as soon as there is one. It counts as waiting until [`Queue::done`].
+    /// Waits for the next message, and returns it. Its bytes count as waiting until [`Queue::done`].
     fn next(&self) -> Vec<u8> {
         let mut waiting = self.waiting();
         loop {
@@ -74,8 +75,8 @@ impl Queue {
         }
     }
 
-    /// Call it when the message that was taken is written, or failed to be. Returns how many messages were dropped
-    /// and not told yet, if this one was written.
+    /// Call it when the message from [`Queue::next`] is written, or its write failed. If it was written, returns how
+    /// many messages were dropped and not reported before.
     fn done(&self, bytes: usize, is_written: bool) -> u64 {
         let mut waiting = self.waiting();
         waiting.messages.pop_front();
@@ -87,12 +88,12 @@ impl Queue {
             waiting.dropped += 1;
             return 0;
         }
-        let untold = waiting.dropped - waiting.told;
-        waiting.told = waiting.dropped;
-        untold
+        let unreported = waiting.dropped - waiting.reported;
+        waiting.reported = waiting.dropped;
+        unreported
     }
 
-    /// Waits until all messages are written, but not for longer than this.
+    /// Waits until all messages are written, for at most `bound`.
     fn flush(&self, bound: Duration) {
         let until = Instant::now() + bound;
         let mut waiting = self.waiting();
@@ -115,7 +116,7 @@ impl Queue {
             let is_written = write(&mut out, &message).is_ok();
             let dropped = self.done(message.len(), is_written);
             if dropped > 0 {
-                // This message waits behind those that were not dropped.
+                // This goes into the queue, so it never blocks this thread.
                 tracing::warn!(
                     dropped,
                     "standard error could not be written for a while: {dropped} messages were dropped"
@@ -138,7 +139,7 @@ fn write(out: &mut impl Write, mut message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Dropped at the end of the process. It then waits a bounded time for messages to be written.
+/// When this is dropped, at the end of the process, it waits up to 1 s for messages to be written.
 #[derive(Debug)]
 pub(crate) struct Flush;
 
@@ -150,10 +151,10 @@ impl Drop for Flush {
     }
 }
 
-/// Starts the thread. Panics are then logged, because the usual report of a panic is written at once and could block.
-/// Call it once. Before it, and if it fails, [`say`] writes at once.
+/// Starts the thread. Call it once. Before that, and if it fails, [`say`] writes directly. Afterwards panics go to the
+/// log, because Rust's own report of a panic writes directly and could block.
 pub(crate) fn start() -> io::Result<Flush> {
-    // A descriptor of its own: whoever writes to `io::stderr()` locks it.
+    // A descriptor of its own, because a thread that writes to `io::stderr()` keeps its lock while it is blocked.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     thread::Builder::new()
         .name("stderr".to_owned())
@@ -166,7 +167,7 @@ pub(crate) fn start() -> io::Result<Flush> {
     Ok(Flush)
 }
 
-/// Writes a line. Never blocks and never fails.
+/// Puts a line into the queue, or drops it. Never fails. Blocks only before [`start`].
 pub(crate) fn say(line: &str) {
     let line = format!("{line}\n");
     match QUEUE.get() {
@@ -177,7 +178,8 @@ pub(crate) fn say(line: &str) {
     }
 }
 
-/// A writer that never blocks and never fails. Each call writes one message.
+/// A writer for the log. Each call puts one message into the queue, or drops it. Never fails. Blocks only before
+/// [`start`].
 #[derive(Debug)]
 pub(crate) struct Messages;
 
@@ -207,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_bounded_and_what_is_dropped_is_counted_and_told_once() {
+    fn what_waits_is_bounded_and_what_is_dropped_is_counted_and_reported_once() {
         let queue = Queue::default();
         let message = vec![b'x'; MOST_BYTES / 4];
         for _ in 0..6 {
@@ -217,12 +219,12 @@ mod tests {
         let begun = Instant::now();
         queue.flush(Duration::from_millis(20));
         assert!(begun.elapsed() >= Duration::from_millis(20));
-        for (is_written, untold) in [(false, 0), (true, 3), (true, 0), (true, 0)] {
+        for (is_written, unreported) in [(false, 0), (true, 3), (true, 0), (true, 0)] {
             let taken = queue.next();
             assert_eq!(taken, message);
-            // While it is being written, it still takes its place.
+            // A message that is being written keeps its place in the queue.
             assert_eq!(queue.waiting().messages.front(), Some(&Vec::new()));
-            assert_eq!(queue.done(taken.len(), is_written), untold);
+            assert_eq!(queue.done(taken.len(), is_written), unreported);
         }
         assert_eq!(queue.waiting().bytes, 0);
         queue.flush(Duration::ZERO);

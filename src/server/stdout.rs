@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-/// Standard output. If its reader has gone, as `head` does, the rest is thrown away: that is no error, and a command
+/// Standard output. If its reader has gone, as `head` does early, the rest is discarded. That is no error: the command
 /// still does its work and ends with its own exit code. Any other failure is an error, such as a full disk.
 ///
 /// Blocks while its reader does not read.
@@ -20,7 +20,7 @@ pub(crate) fn stdout() -> Stdout {
 }
 
 impl Stdout {
-    /// The result of a write, or `otherwise` from the time on when the reader has gone.
+    /// `result`, or `otherwise` if it says that the reader has gone.
     fn unless_closed<T>(&mut self, result: io::Result<T>, otherwise: T) -> io::Result<T> {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -50,8 +50,7 @@ impl Write for Stdout {
     }
 }
 
-/// Prints a line for people whose loss does no harm. Unlike `println!`, it does not panic if the output cannot be
-/// written.
+/// Prints a line that may get lost. Unlike `println!`, it does not panic if the output cannot be written.
 macro_rules! print_line {
     ($($text:tt)*) => {{
         use std::io::Write as _;

@@ -4,8 +4,8 @@
 //! command line, for flags that neither the command line nor the environment gives. So there is one parser and one set
 //! of errors, and the file serves every command that has the flag.
 //!
-//! An empty value is refused wherever it stands, because it is most often a variable that somebody forgot to set. Only
-//! a setting that is absent has its default: `--token ''` must not open the service to all.
+//! An empty value is an error, in a flag, a variable or the file. Its cause is usually a shell variable that somebody
+//! forgot to set. Only an absent setting gets its default: `--token ''` must not open the service to all.
 
 mod file;
 mod hide;
@@ -42,7 +42,7 @@ pub(crate) struct Origins {
 pub(crate) enum Unusable {
     /// Wrong usage, or a call for help.
     Usage(clap::Error),
-    /// A value is empty, the file cannot be read, or an entry in it is wrong. Holds a sentence.
+    /// A value is empty, the file cannot be read, or an entry in it is wrong. Holds the message.
     Refused(String),
 }
 
@@ -182,7 +182,7 @@ fn add_entries(
     words
 }
 
-/// The command line or the environment, if one of them gives the flag.
+/// Where a flag's value comes from: the command line or the environment. `None` if it has only its default.
 fn given_by(matches: &ArgMatches, flag: &clap::Arg) -> Option<ValueSource> {
     let source = matches.value_source(flag.get_id().as_str());
     source.filter(|source| *source != ValueSource::DefaultValue)

@@ -1,8 +1,9 @@
-//! When to read everything again while the change feed is not whole.
+//! When to read everything again while the change feed is not whole, that is, does not log every change.
 
 use std::time::{Duration, Instant};
 
-/// Reads everything again at a budget, because some changes are not logged. Off while the feed is whole.
+/// When everything is due to be read again, within a budget, because some changes are not logged. Off while the feed is
+/// whole.
 #[derive(Debug, Default)]
 pub(crate) struct Rereads(Option<Due>);
 
@@ -12,14 +13,15 @@ struct Due {
     bound: Duration,
 }
 
-/// Reading everything again takes at most one part in this many of the time.
+/// Reading everything again takes at most this fraction of the time: one part in `BUDGET`.
 const BUDGET: u32 = 20;
 
-/// It rests at least this long, so that a small database is not read all the time.
+/// The shortest rest between two reads. Without it, a small database would be read all the time.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 
 impl Rereads {
-    /// Notes a read of everything, which took `took` and used `connections`. `is_whole` says what it found of the feed.
+    /// Notes the end of a read of everything, which took `took` on `connections` connections. `is_whole` says whether
+    /// the feed logs every change.
     pub(crate) fn ended(
         &mut self,
         is_whole: bool,
@@ -35,7 +37,8 @@ impl Rereads {
             .clamp(SHORTEST_REST, LONGEST_REST);
         self.0 = (!is_whole).then(|| Due {
             at: now + rest,
-            // A change right after the snapshot of this read shows when the next one ends. That one may take longer.
+            // A change right after this read's snapshot shows when the next read ends: after the time since the
+            // snapshot, the rest, and the next read. The next read may take twice as long as this one.
             bound: rest + took.saturating_mul(3),
         });
     }
@@ -50,20 +53,20 @@ impl Rereads {
         self.0.as_ref().is_some_and(|due| due.at <= now)
     }
 
-    /// How long until then. `None` while it is off.
+    /// How long until everything is due to be read again. `None` while it is off.
     pub(crate) fn until_due(&self, now: Instant) -> Option<Duration> {
         self.0
             .as_ref()
             .map(|due| due.at.saturating_duration_since(now))
     }
 
-    /// A change that is not logged shows within this time. `None` while it is off.
+    /// The estimate, from the last read, of how late a change shows that is not logged. `None` while it is off.
     pub(crate) fn bound(&self) -> Option<Duration> {
         self.0.as_ref().map(|due| due.bound)
     }
 }
 
-/// It never rests longer, however long a read took.
+/// The longest rest. If it cuts a rest short (after a read of more than three minutes), reads exceed the budget.
 const LONGEST_REST: Duration = Duration::from_secs(60 * 60);
 
 #[cfg(test)]

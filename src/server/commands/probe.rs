@@ -28,8 +28,8 @@ pub(crate) struct ProbeArguments {
     timeout: Duration,
 }
 
-/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if its status is 200, else 1. It is the answer
-/// for an orchestrator, so it does not depend on whether the sentence could be printed.
+/// Asks for `path`, and prints the answer in a sentence. The exit code is 0 if the status of the answer is 200, else 1.
+/// An orchestrator reads only the exit code, so it does not depend on whether the sentence could be printed.
 pub(crate) async fn run(arguments: ProbeArguments, path: &str) -> anyhow::Result<ExitCode> {
     let url = arguments
         .url

@@ -9,7 +9,7 @@ pub(crate) struct HttpCounters {
     pub(crate) accepted: AtomicU64,
     /// Connections beyond the most that may be open.
     pub(crate) turned_away: AtomicU64,
-    /// Silent connections ended because others needed their place.
+    /// Silent connections that were closed to make room for new ones.
     pub(crate) evicted: AtomicU64,
     /// Connections ended because no request came, or not all of its head.
     pub(crate) silent: AtomicU64,

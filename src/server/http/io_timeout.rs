@@ -33,7 +33,7 @@ use super::{counters::HttpCounters, limits::Limits};
 #[derive(Debug)]
 pub(crate) struct Activity {
     state: Mutex<State>,
-    /// How many bytes the socket has taken. TLS has buffers between the socket and us.
+    /// How many bytes the socket has taken. What was written to TLS may still be in its buffers.
     taken: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Activity {
 struct State {
     /// Between a request's head and the end of its answer.
     under_way: bool,
-    /// Between a request's head and the moment when the socket has taken the whole answer.
+    /// True from a request's head until the socket has taken the whole answer.
     unsent: bool,
     /// Whether the head of a request has come.
     has_asked: bool,
@@ -96,7 +96,7 @@ impl Activity {
         self.state(|state| state.unsent = state.under_way);
     }
 
-    /// `None` if the client waits for an answer or takes one.
+    /// How long the client has sent no request. `None` if it waits for an answer or takes one.
     pub(super) fn silence(&self) -> Option<Silence> {
         self.state(|state| {
             (!state.under_way && !state.unsent).then_some(Silence {
@@ -112,7 +112,7 @@ impl Activity {
     }
 }
 
-/// A connection without an answer under way.
+/// The silence of a connection without an answer under way.
 #[derive(Debug)]
 pub(super) struct Silence {
     /// Whether the head of a request has ever come.
@@ -210,7 +210,7 @@ pub(crate) struct IoTimeout<S> {
     stalled_since: Option<Instant>,
     /// Whether a write is pending. Then a flush without work is no progress.
     write_waits: bool,
-    /// [`Activity::taken`] when it was last compared.
+    /// The value of [`Activity::taken`] at the last look. If it has grown, the client takes its answer.
     taken_before: u64,
 }
 

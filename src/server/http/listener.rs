@@ -32,8 +32,8 @@ use super::{
 /// How much longer the kernel waits for a client than `stall_timeout`.
 const KERNEL_MARGIN: Duration = Duration::from_secs(30);
 
-/// How often the log says that all places are taken.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// How often the log says that as many connections are open as may be.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// How many headers a request may have.
 const MOST_HEADERS: usize = 64;
@@ -60,10 +60,10 @@ struct Connections {
     tasks: JoinSet<()>,
     /// Connections within the limit.
     usual: Pool,
-    /// Connections beyond it. Each gets one short answer, so that health checks get one whatever clients do.
+    /// Connections beyond it. Each gets one short answer, so that health checks get theirs while clients take all others.
     beyond: Pool,
-    /// When the log last said that all places are taken.
-    told: Option<Instant>,
+    /// When the log last said that as many connections are open as may be.
+    warned: Option<Instant>,
 }
 
 /// Accepts connections until `ending`, and returns when all of them have ended.
@@ -72,7 +72,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
         tasks: JoinSet::new(),
         usual: Pool::new(shared.limits.most_connections),
         beyond: Pool::new(shared.limits.most_beyond),
-        told: None,
+        warned: None,
     };
     let mut ending = shared.ending.clone();
     loop {
@@ -96,7 +96,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Shared) {
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted; is the limit of open files too low?");
                 let now = Instant::now();
-                // A silent client may hold what is missing.
+                // The end of a silent connection may free what is missing.
                 if connections.usual.evict(now) || connections.beyond.evict(now) {
                     shared.counters.evicted.fetch_add(1, Ordering::Relaxed);
                 }
@@ -117,17 +117,18 @@ impl Connections {
     }
 
     fn accept(&mut self, shared: &Shared, stream: TcpStream, peer: SocketAddr) {
-        // Places of connections that have ended are free.
+        // Connections that have ended make room.
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.ended(ended);
         }
         let now = Instant::now();
-        if !self.usual.has_room() && self.told.is_none_or(|told| now - told >= TELL_AGAIN) {
-            self.told = Some(now);
+        let may_warn = self.warned.is_none_or(|warned| now - warned >= WARN_AGAIN);
+        if !self.usual.has_room() && may_warn {
+            self.warned = Some(now);
             tracing::warn!(
                 connections = shared.limits.most_connections,
-                "as many connections are open as may be: silent ones lose their places, and if there are none, clients get \
-                 503; raise --most-connections, or find the client that opens so many"
+                "as many connections are open as may be: the service closes silent ones to make room; if there are none, \
+                 new clients get 503; raise --most-connections, or find the client that opens so many"
             );
         }
         let find = |pool: &mut Pool| {
@@ -163,8 +164,8 @@ fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_keepalive(true)?;
-    // `Socket` takes it back for an orderly end. So a connection that ends otherwise is reset, even if the process is
-    // killed.
+    // With this option the end of a connection is a reset. `Socket` removes it before an orderly end. So any other end
+    // is a reset, even if the process is killed.
     socket.set_linger(Some(Duration::ZERO))?;
     // The kernel's time-out must come clearly after ours, because only ours is counted. The kernel's starts when the
     // first byte waits. Ours starts when the socket takes no more.

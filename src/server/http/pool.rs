@@ -1,4 +1,4 @@
-//! The connections that are open, of which there is a most. A new one may take the place of a silent one.
+//! A bounded number of open connections. A silent one may be closed to make room for a new one.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::{
 
 use super::io_timeout::{Activity, Silence};
 
-/// A connection that has had an answer must have been silent for this long before it loses its place. Its client may be
+/// A connection that has had an answer may be closed after it was silent for this long. Before that, its client may be
 /// about to send the next request.
 const PAUSE_BETWEEN_REQUESTS: Duration = Duration::from_secs(1);
 
@@ -46,9 +46,9 @@ impl Pool {
         self.open.remove(&id);
     }
 
-    /// Ends a silent connection, and returns whether there was one. One that has never sent a whole request goes first,
-    /// then the one that has been silent for longest. So whoever sends a request at once gets an answer, however many
-    /// others are silent. Looks at each connection.
+    /// Closes a silent connection, and returns whether there was one: of those that have never sent the head of a
+    /// request, the longest silent one; if there are none, the longest silent one of the others. So a client that sends
+    /// its request at once gets an answer, however many others are silent. Looks at each connection.
     pub(super) fn evict(&mut self, now: Instant) -> bool {
         let silent = self.open.iter().filter_map(|(id, open)| {
             let Silence { has_asked, since } = open.activity.silence()?;

@@ -160,7 +160,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
     Json(stats).into_response()
 }
 
-/// What is not whole, for programs. Null unless the cache is degraded.
+/// The field `degraded`: the faults, since when, and the bound. Null unless the cache is degraded.
 fn degraded(status: &Status) -> Value {
     match status {
         Status::Degraded {

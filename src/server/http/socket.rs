@@ -1,11 +1,11 @@
-//! A client's socket. Its end tells the client whether the last answer is whole.
+//! A client's socket. It ends with a reset if the last answer is cut.
 //!
-//! An answer to HTTP/1.0 without a length ends with the connection. nginx asks in HTTP/1.0 unless told otherwise, and
-//! makes a whole answer of what it got. So a connection that ends in the middle of an answer must be reset: the client,
-//! or the proxy, then gets an error.
+//! An answer to HTTP/1.0 without a length ends with the connection. nginx asks in HTTP/1.0 by default, and passes what it
+//! got on as a whole answer. So a connection that ends in the middle of an answer must be reset. The client, or the
+//! proxy, then gets an error.
 //!
-//! The listener sets SO_LINGER to zero, so that each end is a reset: also that of a task that is aborted or panics, and
-//! that of a process which is killed. [`Socket`] takes this back if no answer is cut. The kernel then goes on sending
+//! The listener sets SO_LINGER to zero, so that each end is a reset, even if a task is aborted or panics, or the process
+//! is killed. [`Socket`] removes this option when it is dropped and no answer is cut. The kernel then goes on sending
 //! what it has.
 
 use std::{
@@ -23,7 +23,7 @@ use tokio::{
 
 use super::io_timeout::Activity;
 
-/// A socket that counts the bytes it takes, and ends as the head of this file says.
+/// A socket that counts the bytes it takes. Dropping it resets the connection if an answer is cut.
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: TcpStream,

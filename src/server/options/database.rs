@@ -138,7 +138,7 @@ impl DatabaseArguments {
     }
 }
 
-/// The value of a variable that is no flag. An empty one counts as none, as for libpq.
+/// The value of a variable that is no flag. An empty one counts as not set, as in libpq.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -16,12 +16,12 @@ struct Line {
     fix: Option<Fix>,
 }
 
-/// The report's levels, by the names that it gives them.
+/// The values of the report's column `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     Fail,
     Warn,
-    /// The role may not look.
+    /// The role lacks the right to look.
     Unknown,
     Info,
     Ok,
@@ -143,8 +143,8 @@ fn about(kind: &str) -> (&'static str, &'static str) {
         ),
         "trigger" => (
             "trigger",
-            "a change that no trigger sees is not logged. Until the triggers are whole, the cache keeps reading everything \
-             again, with status degraded",
+            "a change that no trigger sees is not logged. Until the triggers are repaired, the cache is degraded, and \
+             reads everything again and again",
         ),
         "right" => (
             "right",
@@ -184,7 +184,7 @@ fn finding(line: &Line) -> Finding {
     let mut finding = match line.status {
         Status::Fail => Finding::fail(id, what),
         Status::Warn => Finding::warn(id, what),
-        // A missing right to look is no fault.
+        // If the role may not look, nothing is known to be wrong.
         Status::Unknown | Status::Info => Finding::info(id, what),
         Status::Ok => Finding::ok(id, what),
     };

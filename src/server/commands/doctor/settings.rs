@@ -236,7 +236,7 @@ async fn temporary_files(session: &Session) -> Result<Vec<Finding>, Trouble> {
 #[derive(Deserialize)]
 struct Connections {
     used: i64,
-    /// How many of the server's connections are reserved for others.
+    /// How many of the server's connections are reserved for other roles.
     reserved: i64,
     role: String,
     role_limit: i64,
@@ -246,8 +246,9 @@ struct Connections {
     database_used: i64,
 }
 
-/// SQLSTATE 53300 comes of each of three limits. Those of a role and of a database do not apply to superusers, and the
-/// reserved connections are for them. Since PostgreSQL 16, a part of these is for members of a role, too.
+/// Compares the three limits of connections with what is in use. A server reports SQLSTATE 53300 for each of them. The
+/// limits of a role and of a database do not apply to superusers. The server reserves connections for superusers, and
+/// since PostgreSQL 16 also for members of `pg_use_reserved_connections`.
 async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Finding>, Trouble> {
     let reserved = number(settings, "superuser_reserved_connections");
     let reserved_for_members = number(settings, "reserved_connections");
@@ -269,7 +270,7 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
         0 => "the server".to_owned(),
         reserved => format!("the server, besides {reserved} reserved ones,"),
     };
-    // Leave room for the cache and for somebody else.
+    // Leave room for the cache and for others.
     let more = 2 * CONNECTIONS;
     let limits = [
         (

@@ -56,7 +56,7 @@ pub(super) async fn check(context: &Context<'_>) -> Finding {
             count => format!(", and {count} more"),
         };
         return Finding::warn("warmup", format!("{what}; {}{others}", fault.what))
-            .why("the server cannot send the row: a cache goes on without it, and is degraded until it is repaired")
+            .why("the server cannot send the row. Until it is repaired, a cache goes on without it, and is degraded")
             .fix("correct or delete the row");
     }
     if stats.malformed_rows > 0 {

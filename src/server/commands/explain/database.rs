@@ -248,7 +248,7 @@ impl<'a> Database<'a> {
         let (app, event) = (&self.app, self.event);
         let captured = utc("to_jsonb(r.s) ->> 'captured_at'");
         let confirmed = utc("to_jsonb(r.s) ->> 'last_confirmed_at'");
-        // As in the oracle: a partitioned table may have an id twice.
+        // A partitioned table may have an id twice. This order is the oracle's.
         let latest_first = "s.id DESC, s.captured_at DESC NULLS LAST";
         // `ranked` numbers the snapshots of one bookmaker or source, the greatest id first. to_jsonb() reads the large
         // raw_response, so it is called only for the few rows that are printed.

@@ -11,14 +11,14 @@ with upcoming as (
            regexp_replace(to_jsonb(e) ->> 'kickoff', '(T[0-9:.]+)$', '\1Z') as kickoff
     from events e
 ),
--- An event may be there twice in a partitioned table: its latest kickoff counts.
+-- A partitioned table may have an event twice. Then its latest kickoff counts.
 window_events as (
     select distinct on (id) id, kickoff from upcoming where kickoff::timestamptz > $1::timestamptz
     order by id, kickoff::timestamptz desc
 ),
 
 -- The snapshots of one event and bookmaker or source, newest first. Rank 1 is the latest. A partitioned table may have
--- an id twice: the snapshot captured last counts, and of these the one confirmed last.
+-- an id twice. Then the snapshot captured last counts, or of several captured at once, the one confirmed last.
 own_ranked as (
     select s.id, s.captured_at, s.event_id, s.bookmaker_id,
            rank() over (partition by s.event_id, s.bookmaker_id order by s.id desc, s.captured_at desc nulls last) as rank

@@ -220,9 +220,9 @@ impl Hub {
         });
         let headers = [
             (CONTENT_TYPE, "text/event-stream"),
-            // A proxy that compressed it would hold events back.
+            // A proxy that compressed the stream would delay events.
             (CACHE_CONTROL, "no-cache, no-transform"),
-            // nginx collects an answer before it passes it on, unless this header forbids it.
+            // Without this header nginx buffers the stream, and so delays events.
             (HeaderName::from_static("x-accel-buffering"), "no"),
         ];
         (headers, Body::from_stream(events)).into_response()

@@ -1,8 +1,8 @@
-//! Large answers, which are made piece by piece as the client takes them.
+//! Large answers. The service makes them piece by piece, as the client takes them.
 //!
-//! Their length is not known when they begin. HTTP/1.1 marks their end. HTTP/1.0 has only the end of the connection,
-//! and whoever stands between may pass a reset on as an ordinary end. So for HTTP/1.0 the answer is made twice, and its
-//! length is counted first.
+//! So it does not know their length when they begin. HTTP/1.1 marks the end of such an answer. In HTTP/1.0 the answer
+//! ends with the connection, and a proxy of connections may pass a reset on as an ordinary end. So for HTTP/1.0 the
+//! service makes the answer twice: first to count its length, then to send it.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -19,10 +19,10 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use tokio::task::coop;
 
-/// The size of a piece, about.
+/// The approximate size of a piece.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
-/// Makes the lengths of an answer's pieces, once more for each call. An extension of the answer.
+/// Computes the lengths of an answer's pieces, anew at each call. [`streamed`] attaches it to the answer.
 #[derive(Clone)]
 struct Lengths(Arc<dyn Fn() -> Box<dyn Iterator<Item = usize> + Send> + Send + Sync>);
 
@@ -53,7 +53,7 @@ pub(super) fn streamed(
     response
 }
 
-/// Gives an answer to HTTP/1.0 its length, unless it is compressed, and so marks its end itself.
+/// Adds the length to a large answer to HTTP/1.0. A compressed answer needs none, because gzip and zstd mark their end.
 pub(crate) async fn with_length(request: Request, next: Next) -> Response {
     let is_old = request.version() == Version::HTTP_10;
     let mut response = next.run(request).await;

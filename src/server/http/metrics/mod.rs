@@ -76,7 +76,7 @@ fn state(text: &mut Text, cache: &OddsCache, view: &View) {
         Status::Degraded { faults, bound, .. } => (faults.len(), *bound),
         _ => (0, None),
     };
-    let help = "What is not whole: triggers, and rows that cannot be read. The field degraded of /v1/stats names each.";
+    let help = "Faults that make the cache degraded: triggers, and rows that cannot be read. /v1/stats names each.";
     text.gauge("faults", faults, help);
     let help = "A change that is not logged shows within this time; 0 if every change is logged.";
     let bound = bound.unwrap_or_default().as_secs_f64();
@@ -253,7 +253,7 @@ fn connections(text: &mut Text, counters: &HttpCounters) {
     counter("connections", &counters.accepted, help);
     let help = "HTTP connections beyond the most that may be open.";
     counter("connections_turned_away", &counters.turned_away, help);
-    let help = "Silent HTTP connections closed because others needed their place.";
+    let help = "Silent HTTP connections closed to make room for new ones.";
     counter("connections_evicted", &counters.evicted, help);
     let help =
         "HTTP connections closed because no request came in time; some idle ones are normal.";
@@ -274,7 +274,7 @@ fn messages(text: &mut Text) {
     }
     let help = "Messages not logged one by one, because they repeat.";
     text.counter("messages_held_back_total", logging::held_back(), help);
-    let help = "Messages dropped, because standard error could not be written.";
+    let help = "Messages dropped, because standard error took no more.";
     text.counter("log_lines_dropped_total", stderr::dropped(), help);
 }
 

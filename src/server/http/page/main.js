@@ -245,7 +245,7 @@ function trouble() {
   if (!whole && Date.now() - known.lacking > STALE_AFTER) {
     return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
   }
-  // While not every change is logged, the age counts from the last read of everything.
+  // While some changes are not logged, the age counts from the last read of everything, and may be as large as the bound.
   const bound = stats.degraded?.bound_ms ?? 0;
   if (age > STALE_AFTER + bound) {
     if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
@@ -260,7 +260,7 @@ function trouble() {
   return null;
 }
 
-/** What is not whole, for the banner. */
+/** Why the cache is degraded, for the banner. */
 function lacking({ since, bound_ms, faults }) {
   const what = faults.map((fault) => `${fault.what} (repair: ${fault.repair})`).join("; ");
   const bound = bound_ms === null ? "All else is current" : `A change that is not logged shows within ${duration(bound_ms)}`;
