@@ -1,13 +1,13 @@
-//! What it costs to follow a change feed that is not whole, and how late a change shows that is not logged.
+//! While the change feed does not log every change: how late an unlogged change shows, and what the reads of everything
+//! cost.
 //!
 //! ```sh
 //! cargo bench --bench degraded
 //! ```
 //!
-//! The benchmark starts a private server for each amount of data, and runs `oddscache serve` on it, in a process of its
-//! own. It disables a trigger, and commits changes that are not logged. The floor is the service's own read of
-//! everything, from its first warmup. `EVENTS` (`1100 11000`) lists the numbers of events, `CHANGES` (5) is the number
-//! of changes.
+//! For each amount of data, the benchmark starts a private server, and `oddscache serve` in a process of its own. It
+//! disables a trigger, and commits changes that are not logged. The floor is the service's own read of everything, from
+//! its first warmup. `EVENTS` (`1100 11000`) lists the numbers of events. `CHANGES` (5) is the number of changes.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 use std::time::{Duration, Instant};

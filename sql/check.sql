@@ -2,10 +2,10 @@
 --
 -- What     Rows (kind, object, item, status, detail, fix), the worst first.
 --          status   FAIL: changes can be missed, or the cache cannot work. warn: it works, but worse than it could.
---                   unknown: the caller may not look. info: good to know, such as a right that the cache's role has
---                   and does not need. ok: as it should be.
+--                   unknown: the caller lacks the right to look. info: good to know, such as a right that the
+--                   cache's role has and does not need. ok: as it should be.
 --          fix      What repairs it: a statement, or the name of a script to run, such as install.sql. Null if nothing
---                   needs to be done, or if only you can tell what to do.
+--                   needs to be done, or if only you can decide what to do.
 -- Who      Any role that may SELECT from change_log. The report says what the caller may not read.
 -- Run      psql -X -f check.sql
 --          Any other client will do. This file is two statements. The first one leaves the report in the session's
@@ -191,8 +191,8 @@ BEGIN
                CASE WHEN t.state = 'ok' THEN 'always enabled'
                     WHEN t.state = 'refused' THEN 'has transition tables, and a foreign table is below: statements '
                         'that reach the foreign table fail'
-                    WHEN t.state = 'not always' THEN 'not always enabled: silent under session_replication_role = '
-                        'replica'
+                    WHEN t.state = 'not always' THEN 'not always enabled: does not fire under '
+                        'session_replication_role = replica'
                     WHEN t.root THEN t.state || ': changes are missed'
                     ELSE format('%s: statements that name this table, not %s, are missed', t.state, t.tab) END
                    AS detail,

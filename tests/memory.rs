@@ -294,7 +294,7 @@ fn memory_is_counted_and_lookups_allocate_nothing() {
     println!("empty: {} bytes", cache.stats().memory_bytes);
     drop((cache, writer));
     let left = held(&whole);
-    // On a busy machine the test harness allocates 1 kB for itself meanwhile. A leak of 10 bytes an event would be 4 kB.
+    // On a busy machine the test harness itself allocates 1 kB meanwhile. A leak of 10 bytes an event would be 4 kB.
     assert!(left < 4000, "{left} bytes leaked");
 }
 

@@ -121,8 +121,8 @@ deployments! {
            alter table competitor_events add league int, add generated int generated always as (id * 2) stored"#;
 }
 
-/// A partitioned table has ids that are unique only together with the partition key. A read of everything took the times
-/// of another row with that id, each audit found it, and no reload repaired it.
+/// A partitioned table has ids that are unique only together with the partition key. A read of everything took the
+/// times of another row with that id, each audit found it, and no reload repaired it.
 #[tokio::test]
 async fn ids_that_a_partitioned_table_has_twice() {
     let schema = replaced(&[

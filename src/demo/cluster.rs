@@ -90,8 +90,8 @@ pub struct Cluster {
 
 impl Cluster {
     /// Creates and starts a cluster whose superuser is `postgres`: trusted on the socket (in a directory only its owner
-    /// can enter), by password on 127.0.0.1. `settings` are lines of `postgresql.conf`. Blocks for about two seconds;
-    /// much longer once, on a machine without a server, whose packages are then fetched.
+    /// can enter), by password on 127.0.0.1. `settings` are lines of `postgresql.conf`. Blocks for about two seconds.
+    /// On a machine without a server, it first downloads one, once, which takes longer.
     pub fn start(settings: &[&str]) -> Result<Cluster, ClusterError> {
         let mut cluster = Cluster::create()?;
         cluster.init(&cluster.data())?;
@@ -439,7 +439,7 @@ impl Binaries {
             },
             versions: PathBuf::from("/usr/lib/postgresql"),
             fetched: || {
-                // A process tries it once. Without a network, each of its tests would wait for the same failure.
+                // Try once in a process. Otherwise, without a network, each test would wait for the same failure.
                 static FETCHED: OnceLock<Result<PathBuf, FetchError>> = OnceLock::new();
                 let is_root = is_root()?;
                 let fetch = || Packages::of_the_environment(is_root)?.bin();
@@ -451,8 +451,8 @@ impl Binaries {
         }
     }
 
-    /// The directory that holds the server's programs; the newest version where several are installed. Fetches them
-    /// where none is.
+    /// The directory that holds the server's programs. If several versions are installed, the newest. If none is,
+    /// fetches one.
     pub fn server(&self) -> Result<PathBuf, ClusterError> {
         // Commands run in other directories than this process.
         let absolute = |dir: &Path| std::path::absolute(dir).map_err(step("finding the programs"));

@@ -1,9 +1,9 @@
-//! Fetches PostgreSQL's server for a machine that has none: the packages of its own distribution, unpacked into a cache
-//! folder.
+//! Fetches PostgreSQL's server for a machine that has none: downloads the packages of its own distribution, and unpacks
+//! them into a cache folder.
 //!
-//! `cluster` uses it after it has found no installed server. It needs `apt-get`, `dpkg-deb` and the network, but not
-//! root. apt checks the packages' signatures with the system's own keys. Nothing is installed: dpkg's database stays as
-//! it is, and no script of a package runs.
+//! `cluster` calls this if it finds no installed server. It needs `apt-get`, `dpkg-deb` and the network, but not root.
+//! apt checks the signatures with the system's own keys. Nothing is installed: dpkg's database stays as it is, and no
+//! script of a package runs.
 
 use std::{
     ffi::OsStr,
@@ -20,10 +20,10 @@ use std::{
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     /// Not Debian, Ubuntu or a system like them.
-    #[error("this system has no {0}, with which Debian's and Ubuntu's packages are fetched")]
+    #[error("there is no {0}, so this is not Debian, Ubuntu or a system like them")]
     NoApt(PathBuf),
     /// There is no cache folder.
-    #[error("neither XDG_CACHE_HOME nor HOME names a folder to keep it in")]
+    #[error("neither XDG_CACHE_HOME nor HOME names a cache folder")]
     NoFolder,
     /// `apt-get` failed.
     #[error("{step}: {detail}")]
@@ -70,8 +70,10 @@ const PACKAGE: &str = "postgresql";
 
 /// Options of apt beside the paths.
 ///
-/// - Without locks, apt needs no root and does not wait for another apt. Each fetch has folders of its own.
-/// - A command that the system wants after an update (`APT::Update`) is for the system's own lists.
+/// - Without locks, apt needs no root and does not wait for another apt. None is needed, because each fetch has folders
+///   of its own.
+/// - The system may configure commands that run after an update (`APT::Update`). They concern its own lists, so they
+///   are cleared.
 const APT_OPTIONS: &str = r#"#clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
@@ -104,8 +106,8 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// Those of this machine, in `$XDG_CACHE_HOME/oddscache` or `~/.cache/oddscache`. For root, who runs the server as
-    /// another user, in `/var/cache/oddscache`: other users cannot enter root's home.
+    /// The packages of this machine, in `$XDG_CACHE_HOME/oddscache` or `~/.cache/oddscache`. If root calls this, they
+    /// are in `/var/cache/oddscache`: root runs the server as another user, who cannot enter root's home.
     pub fn of_the_environment(is_root: bool) -> Result<Packages, FetchError> {
         let named = |name| std::env::var_os(name).map(PathBuf::from);
         let cache = match is_root {
@@ -130,9 +132,9 @@ impl Packages {
         })
     }
 
-    /// The folder of the server's programs, with those of the clients that are not installed. Fetches them if the cache
-    /// folder has none that run. Blocks: 10 ms for a look into the cache folder; a fetch takes as long as a download of
-    /// 70 MB, and says what it does. If several processes call this at once, one fetches and the others wait.
+    /// The folder of the server's programs, and of those client programs that are not installed. If the cache folder
+    /// has no programs that run, fetches them. Blocks: 10 ms to check the cache folder, and as long as a download of 70
+    /// MB to fetch. If several processes call this at once, one fetches and the others wait.
     pub fn bin(&self) -> Result<PathBuf, FetchError> {
         let bin = self.folder.join(&self.system).join("bin");
         if self.runs(&bin).is_ok() {
@@ -189,10 +191,10 @@ impl Packages {
         Ok(())
     }
 
-    /// Puts the folder of this system in place. A rename is the last step, so the folder is complete or not there.
+    /// Creates the folder of this system. The last step is a rename, so the folder is complete or absent.
     fn fetch(&self) -> Result<(), FetchError> {
-        // Nobody else fetches, so such a folder is the rest of an interrupted fetch. If its apt-get still writes, the
-        // folder may stay until the next fetch.
+        // This process holds the lock, so such a folder is left over from an interrupted fetch. If that fetch's apt-get
+        // still writes, the removal may fail, and the next fetch removes the folder.
         for entry in fs::read_dir(&self.folder).map_err(file(&self.folder))? {
             let entry = entry.map_err(file(&self.folder))?;
             if entry.file_name().as_encoded_bytes().starts_with(b"new-") {
@@ -208,7 +210,7 @@ impl Packages {
             .prefix("new-")
             .tempdir_in(&self.folder);
         let work = work.map_err(file(&self.folder))?;
-        // As root, apt downloads as another user, who must enter the folder.
+        // If root runs apt, apt downloads as another user, who must be able to enter the folder.
         let open = Permissions::from_mode(0o755);
         fs::set_permissions(work.path(), open).map_err(file(work.path()))?;
 
@@ -220,7 +222,7 @@ impl Packages {
             fs::remove_dir_all(&place).map_err(file(&place))?;
         }
         fs::rename(&server, &place).map_err(file(&place))?;
-        // The programs' paths are absolute, so they run only in their place.
+        // The scripts contain absolute paths, so the programs run only from their final place.
         if let Err(error) = self.runs(&place.join("bin")) {
             fs::remove_dir_all(&place).map_err(file(&place))?;
             return Err(match error {
@@ -255,12 +257,12 @@ impl Packages {
                 option.push(path);
                 command.arg("-o").arg(option);
             }
-            // Its messages are read, so their language matters.
+            // `Ran::problem` reads the messages, so they must be in English.
             command.args(arguments).env("LC_ALL", "C");
             command
         };
         (self.say)(format_args!("reading the lists of packages ..."));
-        // A list of another vendor may be out of reach. So an error counts only if no server is found.
+        // The package list of another vendor may be unreachable. So an error matters only if no server is found.
         let (lists, archives) = (state.join("lists"), cache.join("archives"));
         let update = self.run(
             "apt-get update",
@@ -368,7 +370,7 @@ fn version(program: &Path) -> io::Result<Output> {
     let begun = Instant::now();
     loop {
         match Command::new(program).arg("--version").output() {
-            // A process that another thread started a moment ago still holds the file that this one wrote.
+            // ETXTBSY: a process that another thread has just forked still has this script open for writing.
             Err(error)
                 if error.kind() == io::ErrorKind::ExecutableFileBusy
                     && begun.elapsed() < Duration::from_secs(1) =>
@@ -416,8 +418,8 @@ pub fn system(release: &str) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join("-")
 }
 
-/// Whether a package, by the name of its file, holds a library or a program of the server. The C library never counts:
-/// it must be the one of the system's loader.
+/// Whether a package file, by its name, holds a library or a program of the server. The C library does not count,
+/// because it must match the system's loader.
 fn is_needed(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let counts = ["lib", "postgresql"]
@@ -426,8 +428,8 @@ fn is_needed(name: &OsStr) -> bool {
     counts && name.ends_with(".deb") && !name.starts_with("libc6")
 }
 
-/// Writes the folder `bin` of a script for each program of the unpacked server, which names the unpacked libraries.
-/// `place` is where the server will be.
+/// Writes the folder `bin`. It has a script for each program of the unpacked server, which runs the program with the
+/// unpacked libraries. `place` is the folder to which `server` will be renamed.
 fn wrap(server: &Path, place: &Path) -> Result<(), FetchError> {
     let root = server.join("root");
     let folders = |path: &Path| -> Vec<PathBuf> {
@@ -483,7 +485,7 @@ fn wrap(server: &Path, place: &Path) -> Result<(), FetchError> {
     Ok(())
 }
 
-/// The bytes of the files in a folder of apt, and in its `partial`, where downloads begin.
+/// The size in bytes of the files in a folder of apt, and in its folder `partial`, which has unfinished downloads.
 fn size(folder: &Path) -> u64 {
     let folders = [folder.to_owned(), folder.join("partial")];
     let entries = folders.iter().flat_map(fs::read_dir).flatten().flatten();
@@ -493,8 +495,8 @@ fn size(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Creates a folder and those above it, which other users may enter whatever the umask says. Folders that exist stay as
-/// they are.
+/// Creates a folder and its missing parents. Other users may enter them, whatever the umask is. Existing folders stay
+/// as they are.
 fn create_folder(path: &Path) -> Result<(), FetchError> {
     if path.is_dir() {
         return Ok(());

@@ -277,7 +277,7 @@ fn an_apt_that_hangs_is_killed() {
 }
 
 #[test]
-fn a_system_without_apt_is_told_so() {
+fn on_a_system_without_apt_the_error_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let error = packages(folder.path()).bin().unwrap_err();
     assert!(matches!(error, FetchError::NoApt(_)), "{error}");

@@ -19,7 +19,7 @@ impl Backoff {
         }
     }
 
-    /// Up to 5 s, for a lock that another session holds. An attempt is cheap, and a late one makes the view old.
+    /// Pauses of up to 5 s, for a lock that another session holds. An attempt is cheap, and the view ages until then.
     pub(crate) fn for_locks() -> Backoff {
         Backoff {
             longest: Duration::from_secs(5),

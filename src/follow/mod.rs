@@ -67,9 +67,9 @@ use crate::{
 /// | without feed | reads everything again and again until the feed is back, then warms up | the same (a) or paused |
 /// | paused | waits, longer each time, with jitter; then connects | - |
 ///
-/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If the server could not
-/// send a row, it rolls back, and reads again at once to find that row. When it was following, it reads from the same
-/// cursor.
+/// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If the server could
+/// not send a row, it rolls back, and reads again at once to find that row. When it was following, it reads from the
+/// same cursor.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
 pub struct Follower {
@@ -319,8 +319,8 @@ impl Follower {
         Ok(following)
     }
 
-    /// Whether the follower can go on without the feed: `error` concerns the feed alone, and the application's tables can
-    /// be read.
+    /// Whether the follower can go on without the feed: `error` concerns the feed alone, and the application's tables
+    /// can be read.
     async fn works_without_feed(&mut self, reader: &Connection, error: &Error) -> bool {
         if error.is_transient() || reader.is_closed() || self.roll_back(reader).await.is_err() {
             return false;

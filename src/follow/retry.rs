@@ -17,8 +17,8 @@ pub(crate) enum Again {
 /// Pauses that grow as long as reads fail.
 #[derive(Debug)]
 pub(crate) struct Retry {
-    /// Between connections. A read of changes resets it. A warmup does not: if reads failed right after each warmup, the
-    /// follower would warm up again and again without growing pauses.
+    /// Between connections. A read of changes resets it. A warmup does not: if reads failed right after each warmup,
+    /// the follower would warm up again and again without growing pauses.
     connections: Backoff,
     /// After lock time-outs and conflicts.
     locks: Backoff,

@@ -37,8 +37,8 @@ pub enum Status {
         /// What is wrong, each with its repair. Never empty.
         faults: Vec<Fault>,
         /// A change that is not logged shows within about this time. The follower reads everything again and again, for
-        /// at most a twentieth of the time. The bound is computed from how long the last such read took. `None` if every
-        /// change is logged, and the only faults are rows.
+        /// at most a twentieth of the time. The bound is computed from how long the last such read took. `None` if
+        /// every change is logged, and the only faults are rows.
         bound: Option<Duration>,
     },
     /// Reading everything again. The old view stays readable meanwhile.

@@ -50,8 +50,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Runs a statement for the ids among its arguments. If it fails, runs it for each half of them, and so on. Notes the
-    /// ids at fault.
+    /// Runs a statement for the ids among its arguments. If it fails, runs it for each half of them, and so on. Notes
+    /// the ids at fault.
     pub(super) async fn by_halves<T>(
         &self,
         search: &Search,
@@ -87,8 +87,8 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// The kickoffs of all events in the window, except those whose row cannot be read. Halves ranges of ids, because it
-    /// does not know the ids.
+    /// The kickoffs of all events in the window, except those whose row cannot be read. Halves ranges of ids, because
+    /// it does not know the ids.
     pub(super) async fn kickoffs_by_halves(
         &self,
         search: &Search,

@@ -776,7 +776,8 @@ impl<'p> Rows<'p> {
                     .map(Some),
             }
         };
-        // `replan` must reach the server before the queries do. `both` sends in this order, and does not wait in between.
+        // `replan` must reach the server before the queries do. `both` sends in this order, and does not wait in
+        // between.
         let ((), part) = both(replan, part).await?;
         let sample = match step {
             Some(step) => Some(Sample::read(source, reader, step, window_start, draft).await?),

@@ -294,8 +294,8 @@ impl Gap {
     }
 }
 
-/// Finds the tables and partitions with changes that no trigger logs. Leaves out foreign tables, whose changes no trigger
-/// can log.
+/// Finds the tables and partitions with changes that no trigger logs. Leaves out foreign tables, whose changes no
+/// trigger can log.
 async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
     // trigger that always fires is enough, hence `bool_or`.

@@ -143,9 +143,9 @@ impl Names {
 ///   checkpoint.
 ///
 /// A crash that the postmaster survives changes neither. It resets all statistics, and its recovery ends with a
-/// checkpoint. The second text is the time of the oldest reset among several kinds of statistics. `pg_stat_reset_shared`
-/// resets one kind, so it leaves this text as it is. The third text is the WAL location of the last checkpoint. It is
-/// null on a standby, which may restart without a checkpoint.
+/// checkpoint. The second text is the time of the oldest reset among several kinds of statistics.
+/// `pg_stat_reset_shared` resets one kind, so it leaves this text as it is. The third text is the WAL location of the
+/// last checkpoint. It is null on a standby, which may restart without a checkpoint.
 const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.now(), pg_catalog.pg_is_in_recovery(), \
      pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), s.system_identifier, \
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.concat('standby ', c.timeline_id) \
@@ -302,9 +302,9 @@ impl Columns<'_> {
         }
     }
 
-    /// An ORDER BY list for snapshots of one id. The first one counts. A partitioned table may have an id twice, even for
-    /// one event, because its key includes `captured_at`. The list names all columns that are read. So every read chooses
-    /// the same values, whatever the plan of its query.
+    /// An ORDER BY list for snapshots of one id. The first one counts. A partitioned table may have an id twice, even
+    /// for one event, because its key includes `captured_at`. The list names all columns that are read. So every read
+    /// chooses the same values, whatever the plan of its query.
     fn latest_first(&self, table: Table, alias: &str) -> String {
         let confirmed = match self.get(table, "last_confirmed_at") {
             Some(_) => format!(", {alias}.last_confirmed_at DESC NULLS LAST"),

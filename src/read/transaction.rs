@@ -51,8 +51,8 @@ impl Server {
         })
     }
 
-    /// Whether the server has run without a crash or restart since it gave the answer `before`. If not, it may have lost
-    /// commits that were read.
+    /// Whether the server has run without a crash or restart since it gave the answer `before`. If not, it may have
+    /// lost commits that were read.
     ///
     /// A reset of all statistics is a sign of a crash, but somebody may also have reset them by hand. Recovery from a
     /// crash ends with a checkpoint, before any session can read. So if there was no checkpoint since, there was no

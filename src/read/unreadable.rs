@@ -150,7 +150,8 @@ impl Unreadable {
     }
 }
 
-const REPAIR: &str = "correct or delete the row; until then it is tried again, first after 1 s, later every 5 min";
+const REPAIR: &str =
+    "correct or delete the row; until then it is tried again, first after 1 s, later every 5 min";
 
 impl Found {
     fn fault(&self, (table, id): Key) -> Fault {
@@ -215,8 +216,8 @@ impl Search {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Divides ids into shares, each for one statement: a known key has a share of its own, other keys share one by up to
-    /// `most`. Notes that the known keys are tried.
+    /// Divides ids into shares, each for one statement: a known key has a share of its own, other keys share one by up
+    /// to `most`. Notes that the known keys are tried.
     pub(crate) fn shares(&self, table: Table, ids: &[i64], most: usize) -> Vec<Vec<i64>> {
         let is_known = |id: &i64| self.known.contains(&(table, *id));
         let (known, others): (Vec<i64>, Vec<i64>) = ids.iter().partition(|id| is_known(id));

@@ -1,8 +1,8 @@
 //! Standard error. One thread writes it, so that no other thread waits for its reader.
 //!
 //! A pipe that nobody reads, or a terminal stopped by Ctrl-S, blocks each write. Messages then wait in a queue of up to
-//! [`MOST_BYTES`]. The program drops further ones and counts them. It also drops and counts a message whose write fails,
-//! for instance on a full disk. When it can write again, the log says how many messages it dropped.
+//! [`MOST_BYTES`]. The program drops further ones and counts them. It also drops and counts a message whose write
+//! fails, for instance on a full disk. When it can write again, the log says how many messages it dropped.
 
 use std::{
     collections::VecDeque,

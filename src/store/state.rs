@@ -225,8 +225,8 @@ impl State {
         &self.stats
     }
 
-    /// The rows that this view lacks, or shows as last read, because the server cannot send them. Usually empty. At most
-    /// 21 entries; if there are more rows, the last entry says how many more. Neither locks nor allocates. See
+    /// The rows that this view lacks, or shows as last read, because the server cannot send them. Usually empty. At
+    /// most 21 entries: if there are more, the last one says how many more. Neither locks nor allocates. See
     /// [`Status::Degraded`](crate::Status::Degraded).
     pub fn unreadable(&self) -> &[Fault] {
         &self.unreadable

@@ -130,7 +130,8 @@ fn the_statement_that_doctor_names_fixes_the_fault() {
             finding["id"] == id && finding["level"] != "ok" && !is_usual
         };
         let report = sound.quick();
-        // A foreign table below also makes the triggers above it wrong. That comes first, and goes away with it.
+        // A foreign table below also makes the triggers above it wrong. Doctor reports that first. The same repair ends
+        // both.
         let found = report.findings.iter().rfind(is_fault);
         let fix = text(found.unwrap_or_else(|| panic!("{report:#?}")), "fix");
         let statement = fix.split(", unless").next().unwrap();

@@ -293,7 +293,7 @@ fn time_outs_of_the_role_keep_doctor_from_nothing() {
     assert!(!report.levels("log.prune").contains(&"fail"), "{report:#?}");
 }
 
-/// With all hostile settings of the role, doctor checks the same and finds the same. It only adds what it says about
+/// With all hostile settings of the role, doctor makes the same checks and finds the same. In addition it reports the
 /// settings.
 #[test]
 fn hostile_settings_of_the_role_keep_doctor_from_nothing() {

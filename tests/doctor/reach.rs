@@ -40,7 +40,8 @@ fn doctor_repeats_the_error_of_a_server_that_it_cannot_reach() {
     says(only(&report), "what", "no answer within 1.8 s");
 }
 
-/// All three limits end with the same SQLSTATE. Doctor cannot look which one it is, so it names all.
+/// The server reports the same SQLSTATE for each of three limits. Doctor cannot connect to find out which one is
+/// reached, so it names all.
 #[test]
 fn doctor_names_the_limits_of_connections_that_keep_it_out() {
     let sound = Sound::new();

@@ -1,12 +1,12 @@
-//! DDL changes what the rows say, without a trigger and without a new file of a table. The fingerprint of the catalog
-//! notices.
+//! DDL that changes what rows say, fires no trigger and gives no table a new file. The fingerprint of the catalog
+//! notices it.
 
 use std::time::Duration;
 
 use oddscache::Counters;
 use oddscache_testkit::{Database, connect, eventually, followed::Followed, psql, server_has};
 
-/// A follower of a database that `setup` has changed. No audit helps it.
+/// A follower of a database that `setup` has changed. Its audit is too slow to find a change in time.
 async fn followed(setup: &str) -> (Database, Followed) {
     let database = Database::seeded();
     database.psql(setup);
@@ -43,7 +43,7 @@ async fn a_label_of_an_enum_is_renamed() {
     .await;
 }
 
-/// The same of an enum that is part of a column's type.
+/// The same for an enum that is part of a column's type.
 #[tokio::test]
 async fn a_label_of_an_enum_in_a_domain_is_renamed() {
     let setup = format!(

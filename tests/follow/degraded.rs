@@ -1,5 +1,5 @@
-//! The change feed is not whole: the follower goes on, says so, and bounds how late a change can show that is not
-//! logged.
+//! The change feed does not log every change. The follower goes on, says so, and bounds how late a change shows that is
+//! not logged.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ async fn triggers_disabled_and_enabled_by_a_loader() {
     // A logged change shows as ever.
     followed.set_line(7).await;
     equal(&followed, "a logged change").await;
-    // One that is not logged shows within the bound, and the age tells that it may be missing.
+    // One that is not logged shows within the bound. Until then, the age shows that it may be missing.
     let unlogged = "set session_replication_role = replica; update market_odds set line = 9 where snapshot_id = 112;
         reset session_replication_role";
     for _ in 0..3 {
@@ -114,8 +114,8 @@ async fn a_write_straight_into_a_partition_without_triggers() {
     assert_ne!(before, dump(&followed.cache.view()));
 }
 
-/// Every kind of fault, on a table or a partition, is found at the start as well as later. The status names what it is,
-/// and its repair repairs it.
+/// The follower finds every kind of fault, on a table or a partition, both at the start and later. The status names the
+/// fault and its repair, and the repair works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_is_named_and_its_repair_repairs_it() {
     let database = Database::seeded();

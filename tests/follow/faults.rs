@@ -122,7 +122,7 @@ async fn a_change_made_while_a_trigger_is_disabled_is_found() {
     .await;
 }
 
-/// Without the feed nothing is logged. So the follower reads everything again and again, and says why.
+/// The feed disappears while the follower runs. It reads everything again and again, and says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_is_uninstalled_and_installed_again() {
     let database = Database::seeded();

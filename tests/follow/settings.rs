@@ -74,7 +74,7 @@ async fn no_time_out_of_the_role_ends_a_session() {
 async fn all_hostile_settings_at_once_change_nothing() {
     let database = Database::seeded();
     let role = database.reader();
-    // The text of these depends on the settings.
+    // How the server prints these columns depends on the settings.
     database.psql(
         "alter table market_odds alter handicap_type type interval using '1 day 02:03:04';
          alter table competitor_market_odds alter handicap_type type bytea using '\\x00ff5c';

@@ -1,4 +1,5 @@
-//! A row that the server cannot send never stops the others. It is found, named, counted and tried again.
+//! A row that the server cannot send does not stop the others. The follower finds it, names it, counts it and tries it
+//! again.
 
 use std::time::Duration;
 
@@ -81,7 +82,7 @@ async fn a_number_out_of_range_is_left_out_and_all_else_is_followed() {
             .await;
         shows_without(&followed, WITHOUT_HUGE).await;
     }
-    // So they are when everything is read again.
+    // A read of everything leaves the same rows out.
     followed.cache.resync();
     followed.counted("a reload", |now| now.reloads == 2).await;
     unreadable(&followed.cache, &HUGE_ROWS).await;
@@ -150,7 +151,7 @@ async fn a_row_is_tried_again_ever_more_seldom() {
     assert_eq!(followed.cache.counters().reloads, 1);
 }
 
-/// The tables, the key of a row of each that is held, and what the status says when it cannot be read.
+/// For each table: the key of a row that the cache holds, and what the status says if that row cannot be read.
 const POISONED: [(&str, i64, &str); 6] = [
     (
         "events",
@@ -184,7 +185,7 @@ const POISONED: [(&str, i64, &str); 6] = [
     ),
 ];
 
-/// A policy that fails for some rows makes any row of any table one that the server cannot send.
+/// With a policy that fails for chosen rows, any row of any table becomes one that the server cannot send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_row_of_any_table_may_be_unreadable() {
     let database = Database::seeded();
@@ -247,7 +248,7 @@ async fn any_row_of_any_table_may_be_unreadable() {
         let view = first.cache.view();
         let expected = first.oracle(view.cut().window_start).await;
         assert_same(&others(dump(&view)), &others(expected), words);
-        // Nothing in the log says that the row can be read again, so a further try finds out.
+        // The log does not say that the row can be read again. The next try finds out.
         run(&followed.app, "truncate poisoned").await;
         for cache in [&first, &followed] {
             unreadable(&cache.cache, &[]).await;

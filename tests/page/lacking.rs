@@ -174,7 +174,8 @@ async fn the_page_works_behind_nginx() {
     is_current(browser).await;
 }
 
-/// A proxy may hold the stream back whatever the service says. The page then shows the odds, and says why they are old.
+/// A proxy may buffer the stream although the service forbids it. The page then shows the odds, and says why they are
+/// old.
 #[tokio::test]
 async fn the_page_shows_odds_also_without_changes() {
     let Some(page) = Page::closed(12).await else {

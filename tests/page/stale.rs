@@ -68,8 +68,8 @@ async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     browser.is_content();
 }
 
-/// While a trigger does not log every change, the page is not stale. It says what is not whole, and how late other
-/// changes may show.
+/// While triggers do not log every change, the page is not stale. It names the fault, and how late a change shows that
+/// is not logged.
 #[tokio::test]
 async fn the_page_says_that_the_feed_is_not_whole() {
     let cluster = Cluster::with_feed(&odds(12));

@@ -190,9 +190,9 @@ async fn hostile_settings_of_the_database_change_nothing() {
     pooled.followed.check("the seed").await;
     // The application's session keeps the settings that it began with.
     let settings = hostile::settings(&cluster.sql(hostile::NAMES));
-    // Four that no transaction can override. With the first the server ends sessions that the pooler keeps for later. The
-    // others come back when a query fails, as in a session without the prepared statements. They can end the session
-    // before ROLLBACK arrives.
+    // Leave out four settings that no transaction can override. Under the first, the server ends sessions that the
+    // pooler keeps for later. A failed transaction brings the others back, for instance in a session without the
+    // prepared statements. They can then end the session before ROLLBACK arrives.
     let beyond = [
         "idle_session_timeout",
         "exit_on_error",
@@ -210,7 +210,7 @@ async fn hostile_settings_of_the_database_change_nothing() {
         set_line(&pooled.followed.app, 112, line).await;
         pooled.followed.check("a change").await;
     }
-    // Polls in a quiet database read the snapshot alone.
+    // While nobody writes, polls read only the snapshot.
     let polls = pooled.followed.cache.counters().polls;
     let several = |now: &Counters| now.polls > polls + 5;
     pooled.followed.counted("polls", several).await;

@@ -220,7 +220,7 @@ async fn responses_name_their_view_and_an_unchanged_one_gets_304() {
     }
 }
 
-/// nginx collects an answer before it passes it on. With nothing but `proxy_pass`, not a byte of a stream came in 25 s.
+/// nginx buffers an answer by default. With only `proxy_pass`, not a byte of a stream once came within 25 s.
 #[tokio::test]
 async fn changes_come_at_once_behind_a_proxy() {
     let (database, served) = served(&[]).await;

@@ -126,8 +126,8 @@ async fn the_service_uses_the_settings_of_its_file() {
     misspelt.with(2, &["most-strems", "most-streams", path]);
 }
 
-/// `--token ''` and `--token $TOKEN` with a variable that was not set once served everything to everybody. Only a setting
-/// that is absent has its default.
+/// `--token ''` and `--token $TOKEN` with a variable that was not set once served everything to everybody. Only a
+/// setting that is absent has its default.
 #[test]
 fn an_empty_value_is_refused() {
     let nowhere = "host=/nowhere user=u dbname=d";
@@ -199,7 +199,7 @@ fn an_empty_value_is_refused() {
         refused(command, None, command[command.len() - 2]);
     }
 
-    // A file of tokens without a token opens nothing either.
+    // A token file without a token is an error, too.
     for text in ["", "\n", "# none\n\n"] {
         let file = file(text);
         let path = file.path().to_str().unwrap();

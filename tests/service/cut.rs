@@ -117,8 +117,8 @@ async fn an_answer_that_is_cut_ends_with_a_reset() {
     }
 }
 
-/// A proxy of connections, such as Docker's, passes a reset on as an ordinary end. So each answer to HTTP/1.0 has its
-/// length, unless it is compressed, and so has a mark at its end.
+/// A proxy of connections, such as Docker's, passes a reset on as an ordinary end. So each answer to HTTP/1.0 states
+/// its length. A compressed one need not, because it marks its own end.
 #[tokio::test]
 async fn answers_to_http_1_0_have_their_length() {
     let database = with_large_odds();
@@ -151,7 +151,7 @@ async fn answers_to_http_1_0_have_their_length() {
     assert!(!answer.contains("content-length"));
 }
 
-/// A connection whose answers are whole ends in the ordinary way, and loses nothing that is under way.
+/// A connection whose answers are whole ends without a reset, and loses nothing that is still on its way.
 #[tokio::test]
 async fn a_whole_answer_ends_without_a_reset() {
     let database = with_large_odds();
@@ -181,9 +181,9 @@ async fn a_whole_answer_ends_without_a_reset() {
     assert!(bytes > 100 && end == Ok(()), "{bytes}, {end:?}");
 }
 
-/// Over TLS a cut answer ends without the message that says that all was sent.
+/// Over TLS a cut answer ends without TLS's own closing message (`close_notify`).
 #[tokio::test]
-async fn over_tls_too() {
+async fn a_cut_answer_over_tls_never_looks_whole() {
     let database = with_large_odds();
     let directory = tempfile::tempdir().unwrap();
     let [certificate, key, ca] = certificate();
@@ -213,9 +213,10 @@ async fn over_tls_too() {
     }
 }
 
-/// nginx asks in HTTP/1.0 with its defaults. Its own answer had a proper last chunk, because it believed to have all.
+/// With its defaults nginx asks in HTTP/1.0. It once took a cut answer for a whole one, and ended its own answer
+/// properly.
 #[tokio::test]
-async fn behind_nginx_too() {
+async fn a_cut_answer_behind_nginx_never_looks_whole() {
     let database = with_large_odds();
     let more = LARGE
         .replace("1001", "2001")

@@ -187,7 +187,7 @@ async fn assert_probed(served: &Service, crowd: &str) {
 
 const WHOLE: &str = "GET /v1/stats HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// 160 connections that said nothing once held all places, and health checks were reset for 75 s. An orchestrator would
+/// 160 silent connections once took all that may be open, and health checks were reset for 75 s. An orchestrator would
 /// have restarted a healthy service.
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_are_answered_whatever_clients_do() {
@@ -221,7 +221,7 @@ async fn probes_are_answered_whatever_clients_do() {
         .logs(&["as many connections are open as may be"])
         .await;
 
-    // Clients that do not take their answers keep their places, and silent ones take all that is beyond.
+    // Clients that do not take their answers keep their connections. Silent clients take all those beyond the limit.
     let mut readers = Vec::new();
     for _ in 0..50 {
         readers.push(under_way(&served, "/v1/dump").await);
@@ -273,7 +273,7 @@ async fn probes_are_answered_whatever_clients_do() {
 
 /// Where few files may be open, clients get fewer connections, and probes are answered.
 #[tokio::test]
-async fn also_where_few_files_may_be_open() {
+async fn probes_are_answered_where_few_files_may_be_open() {
     let database = with_odds();
     let served = super::descriptors::with_open_files("-n 160", &database.dsn()).await;
     served.ready().await;

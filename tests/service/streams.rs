@@ -32,7 +32,7 @@ fn with_output(command: &mut Command, out: impl Into<Stdio>) -> Ended {
     Ended::of(&child.unwrap().wait_with_output().unwrap())
 }
 
-/// The exit codes are the documented ones if standard error cannot be written. They once were 101, of a panic.
+/// Exit codes are as documented even if standard error cannot be written. They once were 101, because of a panic.
 #[tokio::test]
 async fn exit_codes_do_not_depend_on_the_streams() {
     let database = with_odds();
@@ -73,7 +73,7 @@ async fn exit_codes_do_not_depend_on_the_streams() {
         }
     }
 
-    // If the output cannot be written, a command that prints has failed. If its reader has enough, it has not.
+    // If its output cannot be written, a command that prints has failed. If the reader has gone, it has not.
     for (arguments, code) in [
         (&["--help"][..], 0),
         (&["--version"], 0),
@@ -164,7 +164,7 @@ impl Stuck {
     }
 }
 
-/// Once standard error was full, every request waited for its reader, and SIGTERM did nothing.
+/// When standard error was full, every request once waited for its reader, and SIGTERM did nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_the_reader_of_the_log() {
     let database = with_odds();
@@ -217,7 +217,7 @@ async fn nobody_waits_for_the_reader_of_the_log() {
     assert!(told["fields"]["dropped"].as_u64() > Some(0), "{told}");
     assert!(dropped().await >= told["fields"]["dropped"].as_u64().unwrap());
 
-    // The end comes in time, too.
+    // The service also ends in time.
     stuck.fill();
     let begun = Instant::now();
     kill("-TERM", child.id().unwrap());

@@ -31,7 +31,7 @@ async fn a_sound_feed_has_no_warning() {
     }
 }
 
-/// What repairs a line, as the report says it.
+/// The repair that a line of the report names.
 #[track_caller]
 fn fix_of(line: &str) -> &str {
     line.rsplit_once('|').unwrap().1

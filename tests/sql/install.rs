@@ -301,8 +301,8 @@ fn a_feed_serves_one_schema_and_two_can_live_side_by_side() {
     db.logs("update events set name = 'x' where id = 1 => events UPDATE 1");
 }
 
-/// A statement on a child fires no trigger of its parent. So each child has its own, at every level, whatever its
-/// columns and its schema. A temporary child has none, because no other session can read it.
+/// A statement on a child fires no trigger of its parent. So each child gets its own, at every level, in every schema,
+/// and with any further columns. A temporary child gets none, because no other session can read it.
 #[tokio::test]
 async fn children_are_covered_as_partitions_are() {
     let db = app();
@@ -330,7 +330,7 @@ async fn children_are_covered_as_partitions_are() {
         .lacks("kept");
     run(&db, Script::Install, &[]).says("already in place");
     check(&db).lacks("|FAIL|").lacks("kept");
-    // The keys once, whether a statement names the parent or a child.
+    // A statement logs its keys once, whether it names the parent or a child.
     db.logs(
         "insert into far.grandchild (snapshot_id) values (80) => market_odds INSERT 80
          insert into joined (id, snapshot_id) values (90, 90) => market_odds INSERT 90

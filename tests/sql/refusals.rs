@@ -101,7 +101,7 @@ fn a_table_above_one_of_the_six_is_named() {
     check(&db).says("trigger|public.events|parent|FAIL");
 }
 
-/// The same above a child: an UPDATE of the other parent changes rows that a reader of `market_odds` sees.
+/// The same for a child's second parent: an UPDATE of that parent changes rows that a reader of `market_odds` sees.
 #[test]
 fn a_second_parent_of_a_child_is_named() {
     let db = app();

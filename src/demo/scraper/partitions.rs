@@ -127,7 +127,7 @@ pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect
         "alter table odds_snapshots attach partition {leaf} for values from ('{from}') to ('{to}')"
     ))
     .await?;
-    // As the feed's documentation asks of whoever creates partitions: give it its triggers.
+    // Who creates a partition must give it triggers: see sql/README.md, "New partitions".
     tx.batch_execute(Script::Install.text()).await?;
     Ok(Effect {
         rows: 1 + snapshots,

@@ -89,8 +89,8 @@ impl Spacing {
     }
 
     /// How long to rest before the next read:
-    /// - after the second reload in a row: as long as that took, then twice and four times as long, at most ten times as
-    ///   long and at most 30 s;
+    /// - after the second reload in a row: as long as that took, then twice and four times as long, at most ten times
+    ///   as long and at most 30 s;
     /// - after notifications without a change: longer each time, up to the poll interval;
     /// - after requests without a change: longer each time, up to 16 ms.
     pub(crate) fn rest(&self, poll_interval: Duration) -> Duration {

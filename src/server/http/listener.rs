@@ -60,7 +60,8 @@ struct Connections {
     tasks: JoinSet<()>,
     /// Connections within the limit.
     usual: Pool,
-    /// Connections beyond it. Each gets one short answer, so that health checks get theirs while clients take all others.
+    /// Connections beyond it. Each gets one short answer, so that health checks get theirs while clients take all
+    /// others.
     beyond: Pool,
     /// When the log last said that as many connections are open as may be.
     warned: Option<Instant>,

@@ -1,12 +1,12 @@
 //! A client's socket. It ends with a reset if the last answer is cut.
 //!
-//! An answer to HTTP/1.0 without a length ends with the connection. nginx asks in HTTP/1.0 by default, and passes what it
-//! got on as a whole answer. So a connection that ends in the middle of an answer must be reset. The client, or the
+//! An answer to HTTP/1.0 without a length ends with the connection. nginx asks in HTTP/1.0 by default, and passes what
+//! it got on as a whole answer. So a connection that ends in the middle of an answer must be reset. The client, or the
 //! proxy, then gets an error.
 //!
-//! The listener sets SO_LINGER to zero, so that each end is a reset, even if a task is aborted or panics, or the process
-//! is killed. [`Socket`] removes this option when it is dropped and no answer is cut. The kernel then goes on sending
-//! what it has.
+//! The listener sets SO_LINGER to zero, so that each end is a reset, even if a task is aborted or panics, or the
+//! process is killed. [`Socket`] removes this option when it is dropped and no answer is cut. The kernel then goes on
+//! sending what it has.
 
 use std::{
     io,

@@ -209,7 +209,7 @@ async fn a_temporary_child_hinders_neither_its_session_nor_the_install() {
 /// PostgreSQL has no transition tables for a table above a foreign table. The error comes only when a statement runs.
 #[tokio::test]
 async fn foreign_tables_below_a_table_are_no_trouble_once_install_ran_again() {
-    if !kinds::far_works() {
+    if !kinds::foreign_tables_work() {
         return;
     }
     for kind in [Kind::list(), Kind::plain()] {

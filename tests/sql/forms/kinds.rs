@@ -160,8 +160,8 @@ const RANGES: &str = "
     create table odds_snapshots_2 partition of odds_snapshots for values from ('2025-01-02') to ('2025-01-03');
     create table odds_snapshots_default partition of odds_snapshots default;";
 
-/// Whether foreign tables work. postgres_fdw sets the time zone UTC, which the smallest systems have no file for.
-pub(super) fn far_works() -> bool {
+/// Whether foreign tables work. postgres_fdw sets the time zone UTC, for which a small system may have no file.
+pub(super) fn foreign_tables_work() -> bool {
     let set = cluster().psql("postgres", &["-qc", "set timezone = 'UTC'"]);
     let works = set.expect("psql runs").status.success();
     if !works {

@@ -426,7 +426,7 @@ fn assert_none(faults: &[String]) {
 
 /// Tries all forms on a kind of table, as both roles.
 async fn no_form_is_harmed(kind: Kind) {
-    if kind.far.is_some() && !kinds::far_works() {
+    if kind.far.is_some() && !kinds::foreign_tables_work() {
         return;
     }
     let mut pair = Pair::open(kind).await;

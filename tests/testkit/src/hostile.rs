@@ -1,4 +1,4 @@
-//! Settings of a role or a database that disturb a session which relies on the defaults.
+//! Settings of a role or a database that disturb a session if it relies on the defaults.
 
 use super::Database;
 

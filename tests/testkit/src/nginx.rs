@@ -21,7 +21,7 @@ pub struct Nginx {
 
 impl Nginx {
     /// Starts it in front of the service at `upstream`. `location` has the lines of `location /`, which may name the
-    /// service `http://oddscache`. Its own buffer for what its client has not taken is small.
+    /// service `http://oddscache`. nginx buffers little of an answer that its client has not taken.
     ///
     /// `None` where nginx is not installed.
     pub async fn start(upstream: SocketAddr, location: &str) -> Option<Nginx> {

@@ -18,19 +18,19 @@ pub fn optional(names: &[&str], package: &str) -> Option<PathBuf> {
     found
 }
 
-/// Says which test is skipped for want of what, and what installs it. Fails the test if `ODDSCACHE_SKIP_NOTHING` is
-/// set, as `.ci/run` does.
+/// Says that this test is skipped, what it lacks, and what installs that. If `ODDSCACHE_SKIP_NOTHING` is set, as in
+/// `.ci/run`, fails the test instead.
 pub fn missing(what: &str, way: &str) {
     let may_skip = std::env::var_os("ODDSCACHE_SKIP_NOTHING").is_none();
     assert!(may_skip, "it needs {what} ({way})");
     skipped(what, way);
 }
 
-/// Says which test is skipped for want of what, and what installs it.
+/// Says that this test is skipped, what it lacks, and what installs that.
 pub fn skipped(what: &str, way: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let line = format!("SKIPPED {test}: it needs {what} ({way})");
-    // Not by `println`, which the test harness shows for failed tests only.
+    // Not by `println`, because the test harness shows that only for failed tests.
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -245,7 +245,8 @@ function trouble() {
   if (!whole && Date.now() - known.lacking > STALE_AFTER) {
     return { name: "loading", why: `the list of odds does not come: ${known.obstacle ?? "no answer yet"}` };
   }
-  // While some changes are not logged, the age counts from the last read of everything, and may be as large as the bound.
+  // While some changes are not logged, the age counts from the last read of everything, and may be as large as the
+  // bound.
   const bound = stats.degraded?.bound_ms ?? 0;
   if (age > STALE_AFTER + bound) {
     if (!whole) return { name: "loading", why: "the list of odds is being loaded anew" };
