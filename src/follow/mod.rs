@@ -558,13 +558,13 @@ impl Follower {
         let Err(error) = result else {
             return Ok(());
         };
-        self.audit.failed(begun_at.elapsed(), Instant::now());
+        let in_a_row = self.audit.failed(begun_at.elapsed(), Instant::now());
         // Any other error is the end of the connection.
         if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);
         }
         add(&self.publisher.counters().failures, 1);
-        if error.is_conflict() {
+        if error.is_conflict() && in_a_row < PASSING {
             tracing::info!(%error, "a step of the audit gave way; trying again later");
         } else {
             tracing::warn!(%error, "a step of the audit failed; trying again later");
@@ -889,6 +889,9 @@ impl Follower {
 
 /// A read that looks for rows may take this long.
 const LOOKING: Duration = Duration::from_secs(30);
+
+/// So many steps of the audit may give way before that is no passing trouble.
+const PASSING: u32 = 3;
 
 /// After pauses of this length a conflict is no passing one.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
