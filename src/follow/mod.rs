@@ -50,7 +50,7 @@ use crate::{
     store::{
         draft::Draft,
         publish::{Publisher, add},
-        state::{Moment, View},
+        state::{Cut, Moment, View},
     },
 };
 
@@ -89,8 +89,9 @@ pub struct Follower {
     needs_feed: bool,
     /// Set while it goes on without the feed.
     without_feed: Option<Fault>,
-    /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
-    whole_at: Moment,
+    /// The cut of the last read of everything, and when that began. While the feed is not whole, nothing later proves
+    /// that the view shows what was committed.
+    whole: (Arc<Cut>, Moment),
     degraded: Degraded,
     /// Outlives the connection, so that a row is tried ever more seldom.
     unreadable: Unreadable,
@@ -162,7 +163,7 @@ impl Follower {
             rereads: Rereads::default(),
             needs_feed: config.need_feed,
             without_feed: None,
-            whole_at: Moment::now(),
+            whole: (Arc::default(), Moment::now()),
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
             published_unreadable: Vec::new(),
@@ -810,7 +811,7 @@ impl Follower {
         let connections = self.config.warmup_connections;
         self.rereads
             .ended(is_whole, began.elapsed(), connections, Instant::now());
-        self.whole_at = began;
+        self.whole = (Arc::clone(known.cut()), began);
     }
 
     fn publish(&mut self, known: &ReadState, done: Done) {
@@ -842,13 +843,11 @@ impl Follower {
             tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
         }
         let begun_at = Instant::now();
-        let cut = Arc::clone(known.cut());
-        let change = self.draft.change(Arc::clone(&cut), self.epoch);
-        let proven = if self.rereads.is_on() {
-            self.whole_at
-        } else {
-            done.began
+        let (cut, proven) = match self.rereads.is_on() {
+            true => self.whole.clone(),
+            false => (Arc::clone(known.cut()), done.began),
         };
+        let change = self.draft.change(Arc::clone(&cut), self.epoch);
         let unreadable = self.unreadable.faults();
         let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole))
             || unreadable != self.published_unreadable;

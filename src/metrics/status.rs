@@ -26,8 +26,10 @@ pub enum Status {
     /// Following, but not everything that is committed arrives. What is not whole is listed, with what repairs it. All
     /// else is followed as usual. The status goes back by itself once it is repaired.
     ///
-    /// The view may then be a mix of two committed states. Its age counts from the last read of everything, so
-    /// [`View::age`](crate::View::age) and [`OddsCache::view_within`](crate::OddsCache::view_within) stay true.
+    /// While not every change is logged, the view is the state of the last read of everything, with those later changes
+    /// that were logged. Its cut and its age are those of that read. So [`View::age`](crate::View::age),
+    /// [`OddsCache::view_within`](crate::OddsCache::view_within) and [`OddsCache::wait_for`](crate::OddsCache::wait_for)
+    /// stay true.
     Degraded {
         /// Since when, by the local clock. UTC.
         since: DateTime<Utc>,
