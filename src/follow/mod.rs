@@ -50,7 +50,7 @@ use crate::{
     store::{
         draft::Draft,
         publish::{Publisher, add},
-        state::{Moment, View},
+        state::{Cut, Moment, View},
     },
 };
 
@@ -90,8 +90,9 @@ pub struct Follower {
     needs_feed: bool,
     /// Why there is no feed. Set while the follower goes on without it.
     without_feed: Option<Fault>,
-    /// When the last read of everything began. While the feed is not whole, nothing later proves the view current.
-    whole_at: Moment,
+    /// The cut of the last read of everything, and when that began. While the feed is not whole, nothing later proves
+    /// that the view shows what was committed.
+    whole: (Arc<Cut>, Moment),
     degraded: Degraded,
     /// Outlives the connection, so that pauses between tries of a row keep growing.
     unreadable: Unreadable,
@@ -163,7 +164,7 @@ impl Follower {
             rereads: Rereads::default(),
             needs_feed: config.need_feed,
             without_feed: None,
-            whole_at: Moment::now(),
+            whole: (Arc::default(), Moment::now()),
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
             published_unreadable: Vec::new(),
@@ -560,13 +561,13 @@ impl Follower {
         let Err(error) = result else {
             return Ok(());
         };
-        self.audit.failed(begun_at.elapsed(), Instant::now());
+        let in_a_row = self.audit.failed(begun_at.elapsed(), Instant::now());
         // Any other error is the end of the connection.
         if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);
         }
         add(&self.publisher.counters().failures, 1);
-        if error.is_conflict() {
+        if error.is_conflict() && in_a_row < PASSING {
             tracing::info!(%error, "a step of the audit gave way; trying again later");
         } else {
             tracing::warn!(%error, "a step of the audit failed; trying again later");
@@ -812,7 +813,7 @@ impl Follower {
         let connections = self.config.warmup_connections;
         self.rereads
             .ended(is_whole, began.elapsed(), connections, Instant::now());
-        self.whole_at = began;
+        self.whole = (Arc::clone(known.cut()), began);
     }
 
     fn publish(&mut self, known: &ReadState, done: Done) {
@@ -844,13 +845,11 @@ impl Follower {
             tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
         }
         let begun_at = Instant::now();
-        let cut = Arc::clone(known.cut());
-        let change = self.draft.change(Arc::clone(&cut), self.epoch);
-        let proven = if self.rereads.is_on() {
-            self.whole_at
-        } else {
-            done.began
+        let (cut, proven) = match self.rereads.is_on() {
+            true => self.whole.clone(),
+            false => (Arc::clone(known.cut()), done.began),
         };
+        let change = self.draft.change(Arc::clone(&cut), self.epoch);
         let unreadable = self.unreadable.faults();
         let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole))
             || unreadable != self.published_unreadable;
@@ -889,8 +888,11 @@ impl Follower {
     }
 }
 
-/// The least time limit of a read that looks for rows that cannot be read.
+/// The least time limit of a read that looks for unreadable rows.
 const LOOKING: Duration = Duration::from_secs(30);
+
+/// From this many failed steps of the audit in a row on, a conflict is logged as a warning.
+const PASSING: u32 = 3;
 
 /// From a pause of this length on, a conflict is logged as a warning.
 const LONG_PAUSE: Duration = Duration::from_secs(1);

@@ -167,8 +167,8 @@ mod tests {
         errors
     }
 
-    /// Whatever fails again and again is tried ever more seldom: in the first minute at most 30 times, in each further
-    /// one at most 24 times, and a reconnection, with its read of everything, at most 16 and 12 times.
+    /// Whatever fails, the pauses between tries grow: at most 30 tries in the first minute and 24 in each further one,
+    /// and at most 16 and 12 reconnections, each with its read of everything.
     #[test]
     fn whatever_fails_again_and_again_is_tried_ever_more_seldom() {
         let minute = Duration::from_secs(60);

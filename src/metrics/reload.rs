@@ -155,7 +155,7 @@ impl fmt::Display for Reload {
             ReloadReason::WentBack => "the server went back to an earlier state",
             ReloadReason::ClockWentBack => "the server's clock went back",
             ReloadReason::NotUnderstood => "a row of the change log was not understood",
-            ReloadReason::FeedNotWhole => "the change feed is not whole",
+            ReloadReason::FeedNotWhole => "the change feed does not log every change",
         })
     }
 }

@@ -27,9 +27,11 @@ pub enum Status {
     /// cannot send a row. The follower follows everything else as usual. The status goes back by itself after the
     /// repair.
     ///
-    /// While changes are not logged, a view may mix two committed states. Its age then counts from the last read of
-    /// everything, so [`View::age`](crate::View::age) and
-    /// [`OddsCache::view_within`](crate::OddsCache::view_within) stay true.
+    /// While not every change is logged, a view is the state of the last read of everything, with those later changes
+    /// that were logged. So it may mix two committed states. Its cut and its age are those of that read, so
+    /// [`View::age`](crate::View::age), [`OddsCache::view_within`](crate::OddsCache::view_within) and
+    /// [`OddsCache::wait_for`](crate::OddsCache::wait_for) stay true.
+    ///
     /// [`State::unreadable`](crate::State::unreadable) names the rows that a view lacks.
     Degraded {
         /// Since when, by the local clock. UTC.

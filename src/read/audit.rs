@@ -28,6 +28,8 @@ pub(crate) struct Audit {
     pass: Option<(Vec<i64>, usize)>,
     /// The most events of one step. Halved by a step that fails, doubled by one that succeeds.
     most: usize,
+    /// How many steps in a row have failed.
+    failures: u32,
 }
 
 /// What a step reads.
@@ -77,6 +79,7 @@ impl Audit {
             due: now,
             pass: None,
             most: MOST_EVENTS,
+            failures: 0,
         };
         audit.rest(Duration::ZERO, now);
         audit
@@ -116,6 +119,7 @@ impl Audit {
         self.rest(took, now);
         // The pass moves on by the size that the step had. Only later steps are larger.
         let ended = self.move_on(audited);
+        self.failures = 0;
         self.most = (self.most * 2).min(MOST_EVENTS);
         ended
     }
@@ -134,10 +138,13 @@ impl Audit {
         ended
     }
 
-    /// Notes that the step that was due failed after `took`. The next one will be smaller.
-    pub(crate) fn failed(&mut self, took: Duration, now: Instant) {
+    /// Notes that the step that was due failed after `took`. The next one will be smaller. Returns how many steps in a
+    /// row have failed.
+    pub(crate) fn failed(&mut self, took: Duration, now: Instant) -> u32 {
         self.rest(took, now);
         self.most = (self.most / 2).max(1);
+        self.failures = self.failures.saturating_add(1);
+        self.failures
     }
 
     /// Sets when the next step is due, after the audit was busy for `took` (U2). With a budget of 0.01 it rests for 100

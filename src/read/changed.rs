@@ -304,7 +304,7 @@ impl PlanMarkets {
                 Err(error)
             }
             Err(error) => {
-                tracing::info!(%error, "reading on several connections failed; reading on one");
+                tracing::warn!(%error, "reading on several connections failed; reading on one");
                 match PlanMarkets::read(reader, plan, draft).await {
                     // This connection's own statement had failed first, so that error is the cause.
                     Err(consequence) if consequence.is_consequence() => Err(error),

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use oddscache::{Fault, OddsCache, Status, sql::Table};
 use oddscache_testkit::{
-    Database, cases, dump, eventually,
+    Database, assert_same, cases, dump, eventually,
     followed::{Followed, run},
-    same,
+    same, xid,
 };
 
 /// Waits until the cache is degraded by one fault that names all these words. Returns the fault and the bound.
@@ -70,12 +70,21 @@ async fn triggers_disabled_and_enabled_by_a_loader() {
     followed.set_line(7).await;
     equal(&followed, "a logged change").await;
     // One that is not logged shows within the bound. Until then, the age shows that it may be missing.
-    let unlogged = "set session_replication_role = replica; update market_odds set line = 9 where snapshot_id = 112;
-        reset session_replication_role";
+    let unlogged = "begin; set local session_replication_role = replica; update market_odds set line = 9 where snapshot_id = 112";
     for _ in 0..3 {
         let reloads = followed.reloads();
         followed.run(unlogged).await;
-        shows_in_time(&followed, Instant::now()).await;
+        let xid = xid(&followed.app).await;
+        followed.run("commit").await;
+        let committed = Instant::now();
+        // Whoever waits for a transaction gets a view that has it, logged or not.
+        let waiting = async {
+            let patience = Duration::from_secs(60);
+            followed.cache.wait_for(xid, patience).await.expect("shown")
+        };
+        let ((), view) = tokio::join!(shows_in_time(&followed, committed), waiting);
+        let expected = followed.oracle(view.cut().window_start).await;
+        assert_same(&dump(&view), &expected, "read your writes");
         // The first of these reads may have begun before the change.
         assert!(followed.reloads() <= reloads + 2);
         followed.set_line(8).await;

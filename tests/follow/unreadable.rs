@@ -305,3 +305,51 @@ async fn bytes_that_are_no_utf8() {
     unreadable(&followed.cache, &[]).await;
     followed.check("corrected").await;
 }
+
+/// A long value whose parts are lost, as after a fault of a disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_data() {
+    let followed = Followed::seeded().await;
+    let toast = "select reltoastrelid::regclass::text from pg_class where relname = 'market_odds'";
+    followed
+        .run(
+            "alter table market_odds alter outcomes set storage external;
+             update market_odds set outcomes = jsonb_build_array(jsonb_build_object('name', repeat('x', 20000), 'odds', 2))
+             where id = 1121",
+        )
+        .await;
+    followed.check("a long value").await;
+    let row = followed.app.query_one(toast, &[]).await.expect("a table");
+    let toast: String = row.get(0);
+    followed
+        .run(&format!(
+            "set allow_system_table_mods = on;
+             update pg_class set relkind = 'r' where oid = '{toast}'::regclass; delete from {toast};
+             update pg_class set relkind = 't' where oid = '{toast}'::regclass; reset allow_system_table_mods;
+             update market_odds set line = 5 where id = 1121"
+        ))
+        .await;
+    unreadable(
+        &followed.cache,
+        &["cannot read market_odds id 1121 of snapshot 112, left out"],
+    )
+    .await;
+    // The oracle cannot read the row either. And PostgreSQL cannot even delete it.
+    let shown = || {
+        let view = followed.cache.view();
+        let event = &dump(&view)[0]["betpawa"];
+        [&event["1"]["markets"], &event["2"]["markets"]].map(Clone::clone)
+    };
+    assert_eq!(shown()[0].as_array().map(Vec::len), Some(1));
+    let before = shown();
+    followed
+        .run("update market_odds set line = 6 where snapshot_id in (112, 122) and id <> 1121")
+        .await;
+    eventually("the others", async || {
+        shown()
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now != before)
+    })
+    .await;
+}

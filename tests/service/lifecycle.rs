@@ -99,6 +99,33 @@ async fn it_is_ready_while_its_view_is_young_and_alive_all_the_time() {
     gone.with(1, &["asking http://127.0.0.1:"]);
 }
 
+/// A load balancer keeps a service that follows all but what a trigger does not log. It says what is not whole.
+#[tokio::test]
+async fn it_is_ready_while_it_is_degraded() {
+    let (database, served) = served(&[]).await;
+    database.psql("alter table market_odds disable trigger oddscache_update");
+    let mut body = Value::Null;
+    eventually("degraded", async || {
+        body = served.json("/readyz").await;
+        body["degraded"].is_object()
+    })
+    .await;
+    assert_eq!(body["ready"], true, "{body}");
+    let fault = &body["degraded"]["faults"][0];
+    assert!(body["degraded"]["bound_ms"].as_u64() > Some(1000), "{body}");
+    let metrics = served.get("/metrics").await.1;
+    assert!(
+        metrics.contains("\noddscache_status{status=\"degraded\"} 1\n"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("\noddscache_faults 1\n"), "{metrics}");
+    database.psql(fault["repair"].as_str().unwrap());
+    eventually("whole again", async || {
+        served.json("/v1/stats").await["degraded"].is_null()
+    })
+    .await;
+}
+
 /// The database accepts connections again, but a lock holds up the reload after the outage.
 #[tokio::test]
 async fn it_is_not_ready_before_the_reload_after_an_outage() {

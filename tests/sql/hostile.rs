@@ -96,8 +96,8 @@ fn functions_work(db: &Database) -> Result<(), String> {
     }
 }
 
-/// Runs every script under these settings, by psql and as one query in turn, and writes meanwhile. Returns the first
-/// thing that went wrong.
+/// Runs every script under these settings, by psql or as one query, and writes to the tables in between. Returns the
+/// first thing that went wrong.
 async fn first_fault(settings: &str, expected: &str) -> Result<(), String> {
     let db = plain();
     let before = dump(&db);
