@@ -1,4 +1,4 @@
-//! DDL that changes what rows say, fires no trigger and gives no table a new file. The fingerprint of the catalog
+//! DDL that changes what rows say, but fires no trigger and gives no table a new file. The fingerprint of the catalog
 //! notices it.
 
 use std::time::Duration;

@@ -96,7 +96,7 @@ impl Activity {
         self.state(|state| state.unsent = state.under_way);
     }
 
-    /// How long the client has sent no request. `None` if it waits for an answer or takes one.
+    /// Since when the client has been silent. `None` if it waits for an answer or takes one.
     pub(super) fn silence(&self) -> Option<Silence> {
         self.state(|state| {
             (!state.under_way && !state.unsent).then_some(Silence {

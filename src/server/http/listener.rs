@@ -128,8 +128,8 @@ impl Connections {
             self.warned = Some(now);
             tracing::warn!(
                 connections = shared.limits.most_connections,
-                "as many connections are open as may be: the service closes silent ones to make room; if there are none, \
-                 new clients get 503; raise --most-connections, or find the client that opens so many"
+                "as many connections are open as may be: the service closes silent ones to make room; if there are \
+                 none, new clients get 503; raise --most-connections, or find the client that opens so many"
             );
         }
         let find = |pool: &mut Pool| {
