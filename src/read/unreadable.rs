@@ -16,10 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    error::Error, metrics::status::Fault, read::change_log::ChangeSet, sql::Table,
-    store::draft::Draft,
-};
+use crate::{error::Error, metrics::status::Fault, sql::Table, store::draft::Draft};
 
 /// What is read at once: the rows of a table that belong to this value of the column that the change log records of it.
 /// For [`Table::CompetitorEvents`] these are the latest competitor snapshots of an event. For
@@ -83,13 +80,10 @@ impl Unreadable {
         due.map(|due| due.saturating_duration_since(now))
     }
 
-    /// Adds the keys that are to be tried again to those that changed.
-    pub(crate) fn add_due(&self, change_set: &mut ChangeSet, now: Instant) {
-        for ((table, id), entry) in &self.keys {
-            if entry.retry_at <= now {
-                change_set.of(*table).insert(*id);
-            }
-        }
+    /// The keys that are to be tried again now.
+    pub(crate) fn due(&self, now: Instant) -> impl Iterator<Item = Key> {
+        let is_due = move |(_, entry): &(&Key, &Entry)| entry.retry_at <= now;
+        self.keys.iter().filter(is_due).map(|(key, _)| *key)
     }
 
     /// Notes the end of a read. `is_tried` says which known keys it read, beside those that it met. Returns how many rows
