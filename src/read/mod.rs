@@ -545,7 +545,9 @@ async fn read_changes(
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
     let search = unreadable.begin();
-    unreadable.add_due(&mut changed.change_set, locked_at);
+    for (table, id) in unreadable.due(locked_at) {
+        changed.change_set.of(table).insert(id);
+    }
     let row_counters = RowCounters::default();
     let for_audit = step.is_some();
     let rows = Rows::read(

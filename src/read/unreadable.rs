@@ -16,10 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    error::Error, metrics::status::Fault, read::change_log::ChangeSet, sql::Table,
-    store::draft::Draft,
-};
+use crate::{error::Error, metrics::status::Fault, sql::Table, store::draft::Draft};
 
 /// Names the smallest set of rows that one statement reads: a table, and a value of its key column, the one that the
 /// change log records. Two tables stand for something else. [`Table::CompetitorEvents`] with an event's id means the
@@ -84,13 +81,10 @@ impl Unreadable {
         due.map(|due| due.saturating_duration_since(now))
     }
 
-    /// Adds the keys that are to be tried again to those that changed.
-    pub(crate) fn add_due(&self, change_set: &mut ChangeSet, now: Instant) {
-        for ((table, id), entry) in &self.keys {
-            if entry.retry_at <= now {
-                change_set.of(*table).insert(*id);
-            }
-        }
+    /// The keys that are to be tried again now.
+    pub(crate) fn due(&self, now: Instant) -> impl Iterator<Item = Key> {
+        let is_due = move |(_, entry): &(&Key, &Entry)| entry.retry_at <= now;
+        self.keys.iter().filter(is_due).map(|(key, _)| *key)
     }
 
     /// Notes the end of a read. `is_tried` says whether the read covered a known key, besides those that
