@@ -29,7 +29,7 @@ pub enum Status {
     ///
     /// While not every change is logged, a view is the state of the last read of everything, with those later changes
     /// that were logged. So it may mix two committed states. Its cut and its age are those of that read, so
-    /// [`View::age`](crate::View::age), [`OddsCache::view_within`](crate::OddsCache::view_within) and
+    /// [`State::age`](crate::State::age), [`OddsCache::view_within`](crate::OddsCache::view_within) and
     /// [`OddsCache::wait_for`](crate::OddsCache::wait_for) stay true.
     ///
     /// [`State::unreadable`](crate::State::unreadable) names the rows that a view lacks.
