@@ -354,13 +354,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
 async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
     let gaps = gaps(client, config).await?;
     let mut faults: Vec<Fault> = gaps.iter().flat_map(Gap::faults).collect();
-    let parents = parents_outside(client, config).await?.into_iter();
-    faults.extend(parents.map(|(parent, table)| Fault {
-        what: format!(
-            "{table} also inherits from {parent}; a statement that names {parent} is not logged"
-        ),
-        repair: format!("ALTER TABLE {table} NO INHERIT {parent}"),
-    }));
+    faults.extend(parents_outside(client, config).await?);
     let others = faults.len().saturating_sub(MOST_FAULTS);
     if others > 0 {
         faults.truncate(MOST_FAULTS);
@@ -372,16 +366,16 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, 
     Ok(faults)
 }
 
-/// Pairs of parent and child. The child is one of the application's tables or below one. The parent is neither. A
+/// The tables that have one of the application's tables below them, or a table below one, and are neither themselves. A
 /// statement that names such a parent changes the child's rows, and fires no trigger of the feed.
-async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<(String, String)>, Error> {
+async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
     let sql = "WITH RECURSIVE node AS (\
            SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') \
            UNION SELECT i.inhrelid FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
            JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
-         SELECT i.inhparent::regclass::text, i.inhrelid::regclass::text FROM pg_inherits i \
-         WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2";
+         SELECT i.inhparent::regclass::text, c.oid::regclass::text, c.relispartition FROM pg_inherits i \
+         JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2";
     let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
         (&config.app_schema, Type::TEXT),
@@ -389,8 +383,18 @@ async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<(String
     ];
     let rows = client.query_typed(sql, &parameters).await;
     let rows = rows.map_err(Error::database(DOING))?;
-    let pair = |row: &Row| Ok((column(row, 0)?, column(row, 1)?));
-    rows.iter().map(pair).collect()
+    let fault = |row: &Row| {
+        let (parent, table): (&str, &str) = (column(row, 0)?, column(row, 1)?);
+        let repair = match column(row, 2)? {
+            true => format!("ALTER TABLE {parent} DETACH PARTITION {table}"),
+            false => format!("ALTER TABLE {table} NO INHERIT {parent}"),
+        };
+        let what = format!(
+            "{table} also inherits from {parent}; a statement that names {parent} is not logged"
+        );
+        Ok(Fault { what, repair })
+    };
+    rows.iter().map(fault).collect()
 }
 
 /// The most faults that are named.

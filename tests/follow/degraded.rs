@@ -135,6 +135,8 @@ async fn each_fault_is_named_and_its_repair_repairs_it() {
          alter table events disable trigger oddscache_delete => on public.events, oddscache_delete is disabled
          alter table events enable trigger oddscache_delete => on public.events, oddscache_delete is not ENABLE ALWAYS
          alter table competitor_events enable replica trigger oddscache_truncate => oddscache_truncate is not ENABLE ALWAYS
+         create table other (like market_odds); create table child () inherits (market_odds) => public.child has no trigger for delete, insert, truncate, update
+         alter table child inherit other => public.child also inherits from public.other
          create table fresh partition of odds_snapshots for values from ('2100-01-01') to ('2100-02-01') => fresh has no trigger for delete, insert, truncate, update",
     ) {
         later.live().await;
