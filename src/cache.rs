@@ -112,7 +112,8 @@ impl OddsCache {
     }
 
     /// The latest committed state, if it was proven current within the last `max_age`. Does not wait for a newer proof.
-    /// Counts one reference; allocates only for the error.
+    /// Counts one reference; allocates only for the error. Rows that cannot be read do not count: an event that is served
+    /// as last known may be older. [`State::unreadable`] names it.
     ///
     /// # Errors
     /// [`Error::TooStale`] if it is older, and before the first warmup.

@@ -188,7 +188,7 @@ pub enum Error {
     },
     /// The server cannot send a row of the application's tables: a value is out of range or damaged, or text is not in
     /// the encoding of the database. A follower finds such rows and goes on without them: see
-    /// [`Status::Degraded`](crate::Status::Degraded). If more than 1,000 events or snapshots have such rows, its read
+    /// [`Status::Degraded`](crate::Status::Degraded). If more than 20,000 events or snapshots have such rows, its read
     /// fails with this error.
     #[error("{doing}: rows cannot be read: {reason}; repair or delete them")]
     UnreadableRow {

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     follow::{
         listener::Listener,
-        repairs::{Repairs, Verdict},
+        repairs::Repairs,
         retry::{Again, Retry},
         schedule::{Schedule, Seen, Woken, rereads::Rereads},
     },
@@ -278,6 +278,7 @@ impl Follower {
             match self.try_warm_up(&reader, reason).await {
                 Ok(known) => {
                     self.retry.warmed_up();
+                    self.schedule.warmed_up();
                     return Ok(Following {
                         reader,
                         known,
@@ -344,28 +345,31 @@ impl Follower {
         self.names = Names::new(&self.config, self.names.settings);
     }
 
-    /// Waits, then looks for the feed. Without one, it reads everything again.
+    /// Waits, then looks for the feed. Without one, it reads everything again when that is due.
     async fn look_for_feed(&mut self, mut following: Following) -> Result<State, Error> {
-        // Requests do not shorten the rest. Otherwise clients could make the follower exceed its budget.
         let rest = self.rereads.until_due(Instant::now()).unwrap_or_default();
-        sleep(rest).await;
-        match self.check(&following.reader).await {
+        sleep(rest.min(LOOKING_FOR_FEED)).await;
+        let Following { reader, known, .. } = &mut following;
+        known.reload = Some(ReloadReason::FeedNotWhole.into());
+        match self.check(reader).await {
+            // The connection is the same, so the epoch is, too.
             Ok(feed) => {
                 self.without_feed = None;
                 self.listen(feed.as_ref())?;
-                return Ok(State::WarmingUp(following.reader));
+                following.put_off = Some(Woken::Time);
+                return Ok(State::Following(Box::new(following)));
             }
-            Err(error) if self.works_without_feed(&following.reader, &error).await => {
+            Err(error) if self.works_without_feed(reader, &error).await => {
                 self.go_without_feed(error);
             }
             Err(error) => return Err(error),
         }
-        self.publisher.request().take_resync();
-        let Following { reader, known, .. } = &mut following;
-        known.reload = Some(ReloadReason::FeedNotWhole.into());
-        match self.read(reader, known, None, None).await {
-            Ok(()) => self.retry.caught_up(),
-            Err(error) => self.give_way(reader, error).await?,
+        // Other requests do not shorten the rest. Otherwise clients could make the follower exceed its budget.
+        if self.publisher.request().take_resync() || self.rereads.is_due(Instant::now()) {
+            match self.read(reader, known, None, None).await {
+                Ok(()) => self.retry.caught_up(),
+                Err(error) => self.give_way(reader, error).await?,
+            }
         }
         Ok(State::WithoutFeed(Box::new(following)))
     }
@@ -627,13 +631,18 @@ impl Follower {
                 }
             }
             Read::Reload(reason, start) => {
-                let (why, way_out) = (reason.reason.name(), reason.reason.way_out());
+                let why = reason.reason;
                 self.announce(&reason);
                 *known = self.read_everything(reader, reason, *start).await?;
-                let in_a_row = self.schedule.reloaded(begun_at.elapsed());
+                // Reads at a budget need no further rests.
+                let in_a_row = match why {
+                    ReloadReason::FeedNotWhole => 0,
+                    _ => self.schedule.reloaded(begun_at.elapsed()),
+                };
                 if in_a_row == MANY_RELOADS {
+                    let way_out = why.way_out();
                     tracing::warn!(
-                        reason = why,
+                        reason = why.name(),
                         "everything was read {in_a_row} times in a row, and pauses grow; {way_out}"
                     );
                 }
@@ -677,8 +686,8 @@ impl Follower {
         if mismatches.is_empty() {
             return true;
         }
-        let verdict = self.repairs.found(mismatches, Instant::now());
-        if verdict == Verdict::Wait {
+        let held = |id| self.draft.event(id).cloned();
+        if !self.repairs.found(mismatches, held, Instant::now()) {
             return true;
         }
         for mismatch in mismatches.iter().take(MOST_NAMED) {
@@ -688,12 +697,6 @@ impl Follower {
             tracing::error!(
                 events = mismatches.len(),
                 "changes that no trigger saw; the log names the first {MOST_NAMED}"
-            );
-        }
-        if verdict == Verdict::RepairInVain {
-            tracing::error!(
-                "the audit found the same difference after everything was read again, so reading does not repair it; \
-                 the follower repeats it after growing pauses; please report this"
             );
         }
         false
@@ -811,8 +814,12 @@ impl Follower {
     fn read_whole(&mut self, known: &ReadState, began: Moment) {
         let is_whole = known.feed().is_some_and(|feed| feed.faults.is_empty());
         let connections = self.config.warmup_connections;
-        self.rereads
-            .ended(is_whole, began.elapsed(), connections, Instant::now());
+        self.rereads.ended(
+            is_whole,
+            began.monotonic.elapsed(),
+            connections,
+            Instant::now(),
+        );
         self.whole = (Arc::clone(known.cut()), began);
     }
 
@@ -836,10 +843,18 @@ impl Follower {
             self.last_warmup = Some(warmup);
         }
         if reload == Some(ReloadReason::Audit) {
-            tracing::error!(
-                "repaired what the audit found; every table and partition has its triggers now, so look for 'could not \
-                 be logged' in the server's log, and for who disables triggers; if you find neither, please report it"
-            );
+            let held = |id| self.draft.event(id).cloned();
+            match self.repairs.repaired(held, Instant::now()) {
+                0 => tracing::error!(
+                    "repaired what the audit found; every table and partition has its triggers now, so look for 'could not \
+                     be logged' in the server's log, and for who disables triggers; if you find neither, please report it"
+                ),
+                events => tracing::error!(
+                    events,
+                    "reading everything again changed nothing in events that the audit found to differ; the follower repeats \
+                     it after growing pauses; please report this"
+                ),
+            }
         }
         if done.evicted > 0 {
             tracing::debug!(events = done.evicted, window_start = %known.cut().window_start, "evicted");
@@ -887,6 +902,9 @@ impl Follower {
         self.publisher.set_status(self.following_status());
     }
 }
+
+/// How often it looks whether the feed is there again.
+const LOOKING_FOR_FEED: Duration = Duration::from_secs(5);
 
 /// The least time limit of a read that looks for unreadable rows.
 const LOOKING: Duration = Duration::from_secs(30);

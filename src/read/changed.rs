@@ -97,7 +97,8 @@ pub(crate) async fn changed(
     );
     let scope = scope.await?;
     newest.note(&headers);
-    let kept = reader.search.map(Search::kept).unwrap_or_default();
+    let kept = |search: &Search| (search.kept(), search.doubtful());
+    let kept = reader.search.map(kept).unwrap_or_default();
     let plan = Plan::part(draft, change_set, scope, headers, kept);
     let packed_markets = PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await?;
     Ok((plan, packed_markets))
@@ -139,11 +140,13 @@ async fn complete(
     headers
         .competitors
         .retain(|header| scope.competitors.contains(&header.event_id));
-    let (own, others) = both(
-        reader.betpawa_headers(&betpawa),
-        reader.competitor_headers(&competitors, &[]),
-    )
-    .await?;
+    let own = reader.betpawa_headers(&betpawa);
+    let others = reader.competitor_headers(&competitors, &[]);
+    let (own, others) = match reader.search {
+        // Two searches at once would roll back each other's savepoints.
+        Some(_) => (own.await?, others.await?),
+        None => both(own, others).await?,
+    };
     headers.betpawa.extend(own);
     headers.competitors.extend(others);
     Ok(scope)

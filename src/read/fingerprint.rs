@@ -187,6 +187,8 @@ impl Found {
                UNION ALL SELECT format('log %s %s', oid, xmin) FROM pg_class WHERE oid = ANY('{{{log}}}'::oid[]) \
                UNION ALL SELECT format('link %s %s %s', inhrelid, inhparent, xmin) FROM pg_inherits \
                  WHERE inhparent = ANY('{{{nodes}}}'::oid[]) OR inhrelid = ANY('{{{nodes}}}'::oid[]) \
+               UNION ALL SELECT format('subscription %s %s', srsubid, srrelid) FROM pg_subscription_rel \
+                 WHERE srrelid = ANY('{{{nodes}}}'::oid[]) \
                UNION ALL SELECT format('rows %s %s', id, row_security_active(id)) \
                  FROM unnest('{{{roots}}}'::oid[] || '{{{log}}}'::oid[]) AS id \
                UNION ALL SELECT format('policy %s %s', polrelid, xmin) FROM pg_policy \

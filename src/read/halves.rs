@@ -23,6 +23,12 @@ const DOING: &str = "reading around a row";
 /// The most keys that one statement reads.
 const SHARE: usize = 1_000;
 
+/// The same for markets, whose rows are collected before they are packed.
+const SHARE_OF_MARKETS: usize = 100;
+
+/// If a snapshot has more unreadable rows, all that are left count as such. This bounds the time.
+const MOST_ROWS: usize = 32;
+
 impl Reader<'_> {
     /// Runs a statement inside a savepoint. If the server cannot send a row, returns `Ok(Err(_))` and rolls back to the
     /// savepoint, so the transaction is usable.
@@ -147,7 +153,7 @@ impl Reader<'_> {
             }
         };
         let mut found = HashMap::with_capacity(ids.len());
-        let mut left = search.shares(table, ids, SHARE);
+        let mut left = search.shares(table, ids, SHARE_OF_MARKETS);
         while let Some(mut ids) = left.pop() {
             let answer = self
                 .in_savepoint(self.rows(statement, &[Arg::Ids(&ids)]))
@@ -182,13 +188,19 @@ impl Reader<'_> {
         snapshot: i64,
         listed: &[Row],
     ) -> Result<(Vec<Row>, Vec<i64>), Error> {
-        let ids = listed.iter().map(|row| row.try_get(0));
-        let ids: Vec<i64> = ids
+        // A table without a primary key may have rows without an id.
+        let ids = listed.iter().map(|row| row.try_get::<_, Option<i64>>(0));
+        let ids: Vec<Option<i64>> = ids
             .collect::<Result<_, _>>()
             .map_err(Error::database(MARKETS))?;
+        let ids: Vec<i64> = ids.into_iter().flatten().collect();
         let (mut found, mut unreadable, mut left) = (Vec::new(), Vec::new(), vec![ids]);
         let snapshot = [snapshot];
         while let Some(mut ids) = left.pop() {
+            if unreadable.len() >= MOST_ROWS {
+                unreadable.append(&mut ids);
+                continue;
+            }
             let args = [Arg::Ids(&snapshot), Arg::Ids(&ids)];
             match (
                 self.in_savepoint(self.rows(statement, &args)).await?,

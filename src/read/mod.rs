@@ -548,6 +548,13 @@ async fn read_changes(
     for (table, id) in unreadable.due(locked_at) {
         changed.change_set.of(table).insert(id);
     }
+    // If the row of an event can be read again, both its sides may have changed meanwhile (X4 of `unreadable`).
+    for id in unreadable.events() {
+        if changed.change_set.events.contains(&id) {
+            changed.change_set.betpawa.insert(id);
+            changed.change_set.competitors.insert(id);
+        }
+    }
     let row_counters = RowCounters::default();
     let for_audit = step.is_some();
     let rows = Rows::read(
@@ -617,7 +624,17 @@ fn note_unreadable(
     is_tried: impl FnMut(Key) -> bool,
 ) -> usize {
     let found = search.map_or(0, |search| {
-        unreadable.ended(search, is_tried, Instant::now())
+        let kept = search.kept();
+        let is_kept = |(table, id)| match table {
+            Table::MarketOdds => draft
+                .events_of_betpawa_snapshot(id)
+                .any(|event_id| kept.has_betpawa(event_id)),
+            Table::CompetitorMarketOdds => draft
+                .events_of_competitor_snapshot(id)
+                .any(|event_id| kept.has_competitors(event_id)),
+            _ => false,
+        };
+        unreadable.ended(search, is_tried, is_kept, Instant::now())
     });
     unreadable.keep_held(|table, id| match table {
         Table::MarketOdds => draft.events_of_betpawa_snapshot(id).next().is_some(),

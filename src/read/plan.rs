@@ -4,8 +4,8 @@
 //! `competitor_odds_snapshots`.
 //!
 //! # Invariants
-//! - A1: The packed markets of a held snapshot are kept only if the snapshot is still the latest and no log row names
-//!   its markets.
+//! - A1: The packed markets of a held snapshot are kept only if the snapshot is still the latest, no log row names its
+//!   markets, and its side of the event could be read before.
 //! - A2: A side of an event is replaced whole, by the rows of one database snapshot.
 //! - A3: An event that is not held is read whole. Its rows may be older than the cursor, so no log row names them.
 
@@ -124,15 +124,22 @@ impl Plan {
         change_set: &ChangeSet,
         mut scope: Scope,
         headers: SnapshotHeaders,
-        kept: Kept,
+        (kept, doubtful): (Kept, Kept),
     ) -> Plan {
         scope.keep(&kept);
         // The snapshot held under the same key, whose packed markets may be kept (A1).
-        let betpawa =
-            |header: &SnapshotHeader<i64>| draft.event(header.event_id)?.betpawa.get(header.key);
+        let betpawa = |header: &SnapshotHeader<i64>| {
+            let event = draft.event(header.event_id)?;
+            let is_old = doubtful.has_betpawa(header.event_id);
+            event.betpawa.get(header.key).filter(|_| !is_old)
+        };
         let competitors = |header: &SnapshotHeader<Source>| {
             let event = draft.event(header.event_id)?;
-            event.competitors.get(header.key.as_str())
+            let is_old = doubtful.has_competitors(header.event_id);
+            event
+                .competitors
+                .get(header.key.as_str())
+                .filter(|_| !is_old)
         };
         let betpawa = planned(headers.betpawa, betpawa, &change_set.betpawa_markets);
         let competitors = planned(
@@ -159,7 +166,7 @@ impl Plan {
             competitors: all,
         };
         let (draft, change_set) = (Draft::default(), ChangeSet::default());
-        Plan::part(&draft, &change_set, scope, headers, kept)
+        Plan::part(&draft, &change_set, scope, headers, (kept, Kept::default()))
     }
 
     /// Copies what is kept from `held` into an empty draft that shares its interned names.

@@ -9,6 +9,7 @@
 //! - X1: A read either fails or has all rows but those of the keys in [`Progress::found`].
 //! - X2: While there are such keys, every read looks for more of them. So an error of a row ends no read.
 //! - X3: Such a key is read again when the log names it, when everything is read, and after growing pauses.
+//! - X4: What was kept is old. So once it can be read, all of it is read again, with its markets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,7 +49,10 @@ struct Entry {
 }
 
 /// If more keys cannot be read, single rows are not the cause, and the read fails.
-const MOST_KEYS: usize = 1_000;
+const MOST_KEYS: usize = 20_000;
+
+/// How many keys one read tries again because their pause is over.
+const MOST_AT_ONCE: usize = 16;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -81,24 +85,38 @@ impl Unreadable {
         due.map(|due| due.saturating_duration_since(now))
     }
 
-    /// The keys that are to be tried again now.
+    /// The keys that one read tries again now. Others that are due wait for the next read, so that none takes long.
     pub(crate) fn due(&self, now: Instant) -> impl Iterator<Item = Key> {
         let is_due = move |(_, entry): &(&Key, &Entry)| entry.retry_at <= now;
-        self.keys.iter().filter(is_due).map(|(key, _)| *key)
+        let due = self.keys.iter().filter(is_due).map(|(key, _)| *key);
+        due.take(MOST_AT_ONCE)
+    }
+
+    /// The events whose row cannot be read.
+    pub(crate) fn events(&self) -> impl Iterator<Item = i64> {
+        let events = self
+            .keys
+            .keys()
+            .filter(|(table, _)| *table == Table::Events);
+        events.map(|(_, id)| *id)
     }
 
     /// Notes the end of a read. `is_tried` says whether the read covered a known key, besides those that
-    /// [`Search::shares`] noted. Returns how many rows were not known to be unreadable before.
+    /// [`Search::shares`] noted; `is_kept` whether its snapshot belongs to what is kept, so that its rows were not applied.
+    /// Returns how many rows were not known to be unreadable before.
     pub(crate) fn ended(
         &mut self,
         search: Search,
         mut is_tried: impl FnMut(Key) -> bool,
+        is_kept: impl Fn(Key) -> bool,
         now: Instant,
     ) -> usize {
         self.is_searching = false;
         let Progress { found, tried } = search.into_progress();
-        self.keys
-            .retain(|key, _| found.contains_key(key) || !(tried.contains(key) || is_tried(*key)));
+        self.keys.retain(|key, _| {
+            let is_tried = tried.contains(key) || is_tried(*key);
+            found.contains_key(key) || is_kept(*key) || !is_tried
+        });
         let mut new_rows: usize = 0;
         for (key, found) in found {
             let known = self.keys.get(&key);
@@ -108,7 +126,8 @@ impl Unreadable {
             let pause = FIRST_PAUSE
                 .saturating_mul(1 << tries.min(16))
                 .min(LONGEST_PAUSE);
-            let retry_at = now + pause;
+            // Spread out, so that not all are due at once.
+            let retry_at = now + pause.mul_f64(0.75 + 0.5 * fastrand::f64());
             self.keys.insert(
                 key,
                 Entry {
@@ -265,16 +284,12 @@ impl Search {
 
     /// The events that the draft must keep as it holds them, whole or in part, because they cannot be read.
     pub(crate) fn kept(&self) -> Kept {
-        let mut kept = Kept::default();
-        for (table, id) in self.progress().found.keys() {
-            match table {
-                Table::Events => kept.events.insert(*id),
-                Table::OddsSnapshots => kept.betpawa.insert(*id),
-                Table::CompetitorEvents => kept.competitors.insert(*id),
-                _ => false,
-            };
-        }
-        kept
+        Kept::of(self.progress().found.keys())
+    }
+
+    /// The same for those that could not be read before: what the draft holds of them may be old.
+    pub(crate) fn doubtful(&self) -> Kept {
+        Kept::of(self.known.iter())
     }
 }
 
@@ -284,4 +299,29 @@ pub(crate) struct Kept {
     pub(crate) events: BTreeSet<i64>,
     pub(crate) betpawa: BTreeSet<i64>,
     pub(crate) competitors: BTreeSet<i64>,
+}
+
+impl Kept {
+    fn of<'k>(keys: impl Iterator<Item = &'k Key>) -> Kept {
+        let mut kept = Kept::default();
+        for (table, id) in keys {
+            match table {
+                Table::Events => kept.events.insert(*id),
+                Table::OddsSnapshots => kept.betpawa.insert(*id),
+                Table::CompetitorEvents => kept.competitors.insert(*id),
+                _ => false,
+            };
+        }
+        kept
+    }
+
+    /// Whether the `betpawa` side of the event is among them.
+    pub(crate) fn has_betpawa(&self, event_id: i64) -> bool {
+        self.events.contains(&event_id) || self.betpawa.contains(&event_id)
+    }
+
+    /// Whether the `competitors` side of the event is among them.
+    pub(crate) fn has_competitors(&self, event_id: i64) -> bool {
+        self.events.contains(&event_id) || self.competitors.contains(&event_id)
+    }
 }

@@ -151,6 +151,11 @@ impl Schedule {
         }
     }
 
+    /// Notes a warmup: what came before on another connection is no reason to rest.
+    pub(crate) fn warmed_up(&mut self) {
+        self.spacing = Spacing::default();
+    }
+
     /// Notes that a read of changes became a read of everything, which took `took`. Returns how many in a row did.
     pub(crate) fn reloaded(&mut self, took: Duration) -> u32 {
         self.spacing.reloaded(took);
