@@ -81,7 +81,7 @@ impl Embedded {
         let [one, other] = network.ports();
         let dsn = format!(
             "host=127.0.0.1,127.0.0.1 port={one},{other} user=oddscache dbname=postgres sslmode=disable \
-             target_session_attrs=read-write"
+             target_session_attrs=primary"
         );
         let config = Config::new(&dsn)
             .expect("dsn")

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use oddscache::{Status, View};
+use oddscache::{Status, View, sql::Script};
 use oddscache_testkit::{dump, followed, oracle, same};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -32,9 +32,15 @@ pub(crate) async fn recovered(scene: &Scene) -> u64 {
         let asked = Instant::now();
         let view = scene.embedded.cache.view();
         let proven = asked.checked_sub(view.age());
-        let named = scene.named().unwrap_or_default();
-        let is_without_feed = named.iter().any(|fault| fault.what.starts_with(NO_FEED));
-        if proven.is_some_and(|proven| proven > ended) && !is_without_feed {
+        // Without the feed, or while the feed comes back, an epoch is about to begin.
+        let follows = match scene.embedded.cache.status() {
+            Status::Live | Status::PollingOnly { .. } => true,
+            Status::Degraded { faults, .. } => {
+                !faults.iter().any(|fault| fault.what.starts_with(NO_FEED))
+            }
+            _ => false,
+        };
+        if follows && proven.is_some_and(|proven| proven > ended) {
             return view.epoch();
         }
         sleep(Duration::from_millis(10)).await;
@@ -89,7 +95,8 @@ pub(crate) async fn pause(scene: &Scene, faults: &[Kind], unseen: Option<&Fault>
     }
 }
 
-/// Waits until the status says that every change arrives.
+/// Waits until the status says that every change arrives. Installs the feed again where the status says so: a partition
+/// that was detached meanwhile may have been left out.
 async fn whole(scene: &Scene) -> Result<(), Wrong> {
     let began = Instant::now();
     loop {
@@ -99,6 +106,10 @@ async fn whole(scene: &Scene) -> Result<(), Wrong> {
         }
         if began.elapsed() > CATCH_UP {
             return Err(("a repair repairs", status.to_string()));
+        }
+        let named = scene.named().unwrap_or_default();
+        if named.iter().any(|fault| fault.what.contains("no trigger")) {
+            scene.script(Script::Install, &[]).await;
         }
         sleep(Duration::from_millis(10)).await;
     }
