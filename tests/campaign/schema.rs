@@ -198,7 +198,11 @@ impl Scene {
                 format!(
                     "create table {odd} (like odds_snapshots including defaults) partition by range (captured_at); \
                      create table {odd}_a partition of {odd} for values from ('2017-01-01') to ('2017-07-01'); \
-                     create table {odd}_b partition of {odd} for values from ('2017-07-01') to ('2018-01-01')\n{attach}"
+                     create table {odd}_b partition of {odd} {}\n{attach}",
+                    match kind {
+                        1 => "for values from ('2017-07-01') to ('2018-01-01')",
+                        _ => "default",
+                    }
                 ),
                 format!("{odd}_a"),
             ),
