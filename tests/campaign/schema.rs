@@ -322,10 +322,10 @@ impl Scene {
             sleep(Duration::from_millis(10)).await;
         }
         sleep(lasts).await;
-        self.admin_for_good(&format!(
+        self.admin_for_good(
             "alter role oddscache reset all\nalter role oddscache in database postgres reset all\n\
-             alter database postgres reset all"
-        ))
+             alter database postgres reset all",
+        )
         .await;
         for whose in ["", "not"] {
             self.terminate(whose).await;
