@@ -1,10 +1,10 @@
-//! Faults of the change feed: triggers in a state in which they do not log every change, and a feed that is uninstalled.
-//! The cache must say so, stay true about its age, and come back by itself after the repair.
+//! Faults of the change feed: triggers in a state in which they do not log every change, and a feed that is
+//! uninstalled. The cache must say so, stay true about its age, and come back by itself after the repair.
 
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use oddscache::{Status, sql::Script};
+use oddscache::{Fault, Status, sql::Script};
 use oddscache_testkit::TABLES;
 use tokio::time::sleep;
 
@@ -13,12 +13,9 @@ use crate::{faults::Scene, kinds, pause::CATCH_UP};
 /// How the status names a feed that is not there.
 pub(crate) const NO_FEED: &str = "no change is logged";
 
-/// A fault of the feed, as the status names it.
-type Named = oddscache::Fault;
-
 impl Scene {
     /// The faults that the embedded follower names. `None` while it is not degraded.
-    pub(crate) fn named(&self) -> Option<Vec<Named>> {
+    pub(crate) fn named(&self) -> Option<Vec<Fault>> {
         match self.embedded.cache.status() {
             Status::Degraded { faults, .. } => Some(faults),
             _ => None,
@@ -29,8 +26,8 @@ impl Scene {
     pub(crate) async fn noticed(
         &self,
         what: &str,
-        is_it: impl Fn(&Named) -> bool,
-    ) -> Option<Named> {
+        is_it: impl Fn(&Fault) -> bool,
+    ) -> Option<Fault> {
         let began = Instant::now();
         while !self.world.is_over() {
             let faults = self.named().unwrap_or_default();
@@ -77,13 +74,14 @@ impl Scene {
         }
     }
 
-    /// Puts triggers of random tables into states in which they do not log every change. Repairs each as the status says.
+    /// Puts triggers of random tables into states in which they do not log every change. Repairs each as the status
+    /// says.
     pub(crate) async fn trigger_states(&self, rng: &mut Rng, lasts: Duration) {
         for _ in 0..2 {
             let table = TABLES[rng.usize(..TABLES.len())];
             let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
             let trigger = format!("trigger oddscache_{operation}");
-            let is_ours = |fault: &Named| {
+            let is_ours = |fault: &Fault| {
                 let what = &fault.what;
                 what.starts_with(&format!("public.{table} has no trigger"))
                     || what.starts_with(&format!("on public.{table}, "))
@@ -119,7 +117,7 @@ impl Scene {
     }
 
     /// Runs what the status says until it names no such fault any more.
-    async fn repair(&self, what: &str, is_ours: impl Fn(&Named) -> bool) {
+    async fn repair(&self, what: &str, is_ours: impl Fn(&Fault) -> bool) {
         let began = Instant::now();
         while !self.world.is_over() {
             // Only a view that was read after the repair tells whether it helped.
@@ -171,7 +169,7 @@ impl Scene {
     pub(crate) async fn reinstall(&self, lasts: Duration) {
         self.script(Script::Uninstall, &[("role", "stranger")])
             .await;
-        let is_it = |fault: &Named| fault.what.starts_with(NO_FEED);
+        let is_it = |fault: &Fault| fault.what.starts_with(NO_FEED);
         self.noticed("the feed was uninstalled", is_it).await;
         sleep(lasts).await;
         self.script(Script::Install, &[]).await;

@@ -23,8 +23,8 @@ use crate::{
 /// The cache must be current again within this time after the last fault.
 pub(crate) const CATCH_UP: Duration = Duration::from_secs(40);
 
-/// Waits until a view is proven current after the end of all faults, by a follower that reads the feed again. Returns its
-/// epoch.
+/// Waits until a view is proven current after the end of all faults, by a follower that reads the feed again. Returns
+/// its epoch.
 pub(crate) async fn recovered(scene: &Scene) -> u64 {
     let world = &scene.world;
     let ended = Instant::now();

@@ -226,8 +226,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Checks a group in a view that may be a mix: while triggers are missing, it may lack changes of some events. It may
-    /// lack none that was committed before the moment at which it claims to be current.
+    /// Checks a group in a view that may be a mix: while triggers are missing, it may lack changes of some events. It
+    /// may lack none that was committed before the moment at which it claims to be current.
     fn mixed(
         &mut self,
         view: &View,

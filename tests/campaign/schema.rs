@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use oddscache::{Status, View, sql::Script};
+use oddscache::{Fault, Status, View, sql::Script};
 use oddscache_testkit::TABLES;
 use tokio::time::sleep;
 
@@ -72,7 +72,7 @@ impl Scene {
         let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
         *self.poisoned() = ids.clone();
         for id in ids {
-            let is_it = |fault: &oddscache::Fault| {
+            let is_it = |fault: &Fault| {
                 fault.what.starts_with("cannot read market_odds id")
                     && fault.what.contains(&id.to_string())
             };
@@ -221,7 +221,7 @@ impl Scene {
             ),
         };
         self.admin(&create).await;
-        let is_it = |fault: &oddscache::Fault| fault.what.contains(&written);
+        let is_it = |fault: &Fault| fault.what.contains(&written);
         self.noticed(&create, is_it).await;
         let child = format!(
             "insert into market_odds_child (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes) \

@@ -246,8 +246,8 @@ impl Application {
     }
 
     /// Waits until the cache shows a transaction, and checks that the view contains its rows. Does nothing around a
-    /// crash with asynchronous commits or a failover. Either can undo the commit, and the server may then give the id to
-    /// another transaction. Does nothing while triggers are missing: the view may then lack rows of the transaction.
+    /// crash with asynchronous commits or a failover. Either can undo the commit, and the server may then give the id
+    /// to another transaction. Does nothing while triggers are missing: the view may then lack rows of the transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
         let excused = [Fault::AsyncCrash, Fault::Failover, Fault::TriggerStates];
         let faults = self.world.active.now();

@@ -60,8 +60,8 @@ pub(crate) const SETTINGS: &[&str] = &[
 /// The name of the socket at [`World::address`].
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot. A line may have any number of digits,
-/// so that one can be out of the range of a double.
+/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot. A line may have any number of
+/// digits, so that one can be out of the range of a double.
 const DATA: &str = r#"
 alter table market_odds alter column line type numeric;
 create schema campaign;
