@@ -192,10 +192,10 @@ impl Reader {
         }
         let faults = self.world.active.now();
         if awake {
-            self.world.report.staleness(&faults, behind, age);
             // While the feed is not whole, the bound of the status holds instead: see below.
             let is_whole = !matches!(status, Status::Degraded { bound: Some(_), .. });
             let calm = is_whole && !faults.iter().any(|kind| kind.may_stall());
+            self.world.report.staleness(&faults, calm, behind, age);
             if calm && behind.max(age) > BOUND {
                 let what = format!("behind by {behind:?}, {age:?} old, but no fault explains it");
                 return Err(("bounded staleness", what));

@@ -77,10 +77,11 @@ impl Report {
         self.figures().faults.entry(kind).or_default().count += 1;
     }
 
-    /// Records the staleness and age of a view during the given faults.
-    pub(crate) fn staleness(&self, faults: &[Kind], behind: Duration, age: Duration) {
+    /// Records the staleness and age of a view during the given faults. `calm` says that nothing could stall the
+    /// follower.
+    pub(crate) fn staleness(&self, faults: &[Kind], calm: bool, behind: Duration, age: Duration) {
         let mut figures = self.figures();
-        if !faults.iter().any(|kind| kind.may_stall()) {
+        if calm {
             figures.staleness = figures.staleness.max(behind);
             figures.age = figures.age.max(age);
         }
