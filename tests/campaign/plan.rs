@@ -161,7 +161,6 @@ impl Kind {
                 | Kind::Links
                 | Kind::Window
                 | Kind::LostLogRow
-                | Kind::BareLeaf
                 | Kind::Poisoned
                 | Kind::Publications
                 | Kind::Stopped
