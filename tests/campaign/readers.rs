@@ -153,8 +153,9 @@ impl Reader {
         // If this thread did not run for a while, its view is old for that reason. Do not blame the cache.
         let awake = self.looked.elapsed() < Duration::from_millis(500);
         self.looked = Instant::now();
-        // Before the view: a fault that is over by now no longer concerns it.
-        let mixed = self.world.active.now().contains(&Kind::TriggerStates);
+        // Before the view: the other reader may see the recovery from a fault while this one looks at an older view.
+        let faults = self.world.active.now();
+        let mixed = faults.contains(&Kind::TriggerStates);
         let status = self.cache.status();
         let view = self.cache.view();
         let asked = Instant::now();
@@ -190,7 +191,6 @@ impl Reader {
                 self.world.report.recovery(kind, took);
             }
         }
-        let faults = self.world.active.now();
         if awake {
             // While the feed is not whole, the bound of the status holds instead: see below.
             let is_whole = !matches!(status, Status::Degraded { bound: Some(_), .. });
