@@ -18,7 +18,7 @@ use super::{
     connection::connect,
     network::Network,
     observer::{Observer, say},
-    scraper::{Control, Counters},
+    scraper::{Control, Counters, NO_NEW_PARTITIONS},
     verify,
 };
 
@@ -63,7 +63,7 @@ impl Incident {
             ),
             Self::TriggerOff => (
                 "a trigger of market_odds is disabled: the application's changes are not logged",
-                "the cache notices within a poll, no longer calls its view current, and reads everything again",
+                "the cache notices within a poll, says that it is degraded, and reads everything again and again",
             ),
             Self::Bulk => (
                 "one transaction writes new odds for every event and bookmaker; the application pauses",
@@ -228,6 +228,9 @@ impl Stage<'_> {
         let client = connect(&self.dsn).await?;
         self.until(BACK_WITHIN, "the cache to follow", follows)
             .await?;
+        // Its session holds the lock, so it ends with the incident.
+        let hold = format!("select pg_advisory_lock({NO_NEW_PARTITIONS})");
+        client.batch_execute(&hold).await.context("locking")?;
         self.alter(&client, "DISABLE").await?;
         let disabled = Instant::now();
         say(
@@ -282,7 +285,7 @@ impl Stage<'_> {
                 .context(DOING)?;
             let markets: i64 = row.try_get(0).context(DOING)?;
             if markets > 0 && disabled.elapsed() > TROUBLE {
-                return Ok((markets.unsigned_abs(), self.age_since(disabled)?));
+                return Ok((markets.unsigned_abs(), self.cache.view().age()));
             }
             ensure!(
                 disabled.elapsed() < BACK_WITHIN,

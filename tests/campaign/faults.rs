@@ -2,20 +2,20 @@
 
 use std::{
     fs,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
 use oddscache_testkit::{
     TABLES,
-    proxy::{Notices, Proxy, Setting, Way, Whose},
+    proxy::{Notices, Setting, Way, Whose},
 };
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
 use crate::{
-    followers::{Embedded, Service, kill},
+    followers::{Embedded, Network, Service, kill},
     kinds,
     plan::{Fault, Kind},
     subscribers::Replica,
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Scene {
     pub(crate) world: Arc<World>,
-    pub(crate) proxy: Proxy,
+    pub(crate) network: Network,
     pub(crate) embedded: Embedded,
     pub(crate) service: Service,
     pub(crate) replica: Replica,
@@ -37,7 +37,7 @@ impl Scene {
     pub(crate) fn silence(&self) {
         self.world.active.begin(Kind::NoticesDropped);
         self.world.report.inflicted(Kind::NoticesDropped);
-        self.proxy.set(|setting| setting.notices = Notices::Drop);
+        self.network.set(|setting| setting.notices = Notices::Drop);
     }
 
     /// Carries out the faults of a lane one after the other.
@@ -50,7 +50,10 @@ impl Scene {
             self.world.active.begin(fault.kind);
             self.world.report.inflicted(fault.kind);
             self.inflict(&fault).await;
-            self.world.active.end(fault.kind);
+            // These rows stay until the pause has compared with them.
+            if fault.kind != Kind::Poisoned {
+                self.world.active.end(fault.kind);
+            }
         }
     }
 
@@ -64,21 +67,18 @@ impl Scene {
             Kind::RestartImmediate => self.restart("immediate").await,
             Kind::KillPostmaster => self.crash(lasts).await,
             Kind::AsyncCrash => {
-                self.world.asynchronous.store(true, Ordering::Relaxed);
+                self.world.change_durability();
                 sleep(lasts + Duration::from_millis(300)).await;
                 self.crash(Duration::ZERO).await;
-                self.world.asynchronous.store(false, Ordering::Relaxed);
+                self.world.change_durability();
             }
-            Kind::TriggersDisabled => {
-                let table = TABLES[rng.usize(..TABLES.len())];
-                let operation = ["insert", "update", "delete", "truncate"][rng.usize(..4)];
-                let alter = format!("alter table only {table}");
-                for (what, lasts) in [("disable", lasts), ("enable always", Duration::ZERO)] {
-                    let sql = format!("{alter} {what} trigger oddscache_{operation}");
-                    self.admin(&sql).await;
-                    sleep(lasts).await;
-                }
-            }
+            Kind::Failover => self.failover(&mut rng, lasts).await,
+            Kind::Reinstalled => self.reinstall(lasts).await,
+            Kind::HostileSettings => self.settings(&mut rng, lasts).await,
+            Kind::TriggerStates => self.trigger_states(&mut rng, lasts).await,
+            Kind::Poisoned => self.poison(&mut rng, lasts).await,
+            Kind::Publications => self.publications(&mut rng, lasts).await,
+            Kind::OddPartitions => self.odd_partitions(&mut rng, lasts).await,
             Kind::Partitions => self.partitions(&mut rng, lasts).await,
             Kind::PrunedCursor => {
                 self.embedded.block(lasts);
@@ -119,9 +119,10 @@ impl Scene {
             }
             Kind::Migration => {
                 let (one, other) = (rng.usize(..TABLES.len()), TABLES[4 + rng.usize(..2)]);
+                let kind = ["numeric", "float8"][usize::from(other.starts_with("competitor"))];
                 self.admin(&format!(
                     "begin; lock table {}, {other} in access exclusive mode; \
-                     alter table {other} alter column line type float8 using line + 0; select pg_sleep({}); commit",
+                     alter table {other} alter column line type {kind} using line + 0; select pg_sleep({}); commit",
                     TABLES[one],
                     lasts.as_secs_f64()
                 ))
@@ -175,15 +176,15 @@ impl Scene {
             | Kind::NoticesDoubled
             | Kind::NoticesDelayed
             | Kind::NoticesForged => {
-                self.proxy
+                self.network
                     .set(|setting| network(fault.kind, &mut rng, setting));
                 sleep(lasts).await;
-                self.proxy.heal();
+                self.network.heal();
             }
         }
     }
 
-    async fn bias(&self, kind: kinds::Kind, lasts: Duration) {
+    pub(crate) async fn bias(&self, kind: kinds::Kind, lasts: Duration) {
         let set = |bias| *self.world.bias.lock().expect("not poisoned") = bias;
         set(Some(kind));
         sleep(lasts).await;
@@ -203,8 +204,12 @@ impl Scene {
             }
             let Err(error) = done else { return };
             let code = error.code().map(|code| code.code().to_owned());
-            let again = ["55P03", "40P01", "55006", "57014"].map(str::to_owned);
-            if !code.is_none_or(|code| again.contains(&code)) || Instant::now() > deadline {
+            // Locks, and a server that shuts down or starts.
+            let again = [
+                "55P03", "40P01", "55006", "57014", "57P01", "57P02", "57P03",
+            ];
+            if !code.is_none_or(|code| again.contains(&code.as_str())) || Instant::now() > deadline
+            {
                 self.world
                     .violate("the campaign itself", format!("{sql}: {error:?}"));
                 return;
@@ -214,7 +219,7 @@ impl Scene {
     }
 
     /// Terminates the followers' sessions that listen. With `not` = "not", terminates their other sessions.
-    async fn terminate(&self, not: &str) {
+    pub(crate) async fn terminate(&self, not: &str) {
         self.admin(&format!(
             "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'oddscache' and {not} (query ~ 'LISTEN|advisory')"
         ))
@@ -235,15 +240,19 @@ impl Scene {
         .await;
     }
 
-    async fn blocking(&self, what: impl FnOnce(&World) + Send + 'static) {
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&World) -> T + Send + 'static,
+    ) -> T {
         let world = Arc::clone(&self.world);
         let done = tokio::task::spawn_blocking(move || what(&world)).await;
-        done.expect("does not panic");
+        done.expect("does not panic")
     }
 
     async fn restart(&self, mode: &'static str) {
         self.blocking(move |world| {
-            let done = world.cluster.stop(mode).and_then(|()| world.cluster.boot());
+            let cluster = world.cluster();
+            let done = cluster.stop(mode).and_then(|()| cluster.boot());
             if let Err(error) = done {
                 world.violate("the campaign itself", format!("restart {mode}: {error}"));
             }
@@ -252,7 +261,7 @@ impl Scene {
     }
 
     async fn crash(&self, lasts: Duration) {
-        let path = self.world.cluster.data().join("postmaster.pid");
+        let path = self.world.cluster().data().join("postmaster.pid");
         let pid = fs::read_to_string(path).ok();
         let pid: Option<u32> = pid.and_then(|text| text.lines().next()?.parse().ok());
         kill("-9", pid.expect("the server runs"));
@@ -260,7 +269,7 @@ impl Scene {
         self.blocking(|world| {
             // The server cannot start until the killed server's child processes have ended.
             let deadline = Instant::now() + Duration::from_secs(60);
-            while let Err(error) = world.cluster.boot() {
+            while let Err(error) = world.cluster().boot() {
                 if Instant::now() > deadline {
                     world.violate("the campaign itself", format!("after kill -9: {error}"));
                     return;
@@ -294,7 +303,7 @@ impl Scene {
 
     /// Sends notifications of any size on our channel and on another, as a role that may only connect.
     async fn spoof(&self, rng: &mut Rng, lasts: Duration) {
-        let dsn = self.world.cluster.dsn_as("stranger", "postgres");
+        let dsn = self.world.cluster().dsn_as("stranger", "postgres");
         let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await else {
             return;
         };

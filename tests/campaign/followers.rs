@@ -15,7 +15,13 @@ use std::{
 };
 
 use oddscache::{Config, OddsCache};
-use oddscache_testkit::{normal, programs::missing, proxy::Proxy, service::command};
+use oddscache_testkit::{
+    cluster::Cluster,
+    normal,
+    programs::missing,
+    proxy::{Proxy, Setting},
+    service::command,
+};
 use serde_json::Value;
 
 use crate::world::World;
@@ -26,6 +32,44 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Short enough that the audit finds a difference within a pause.
 const AUDIT_CYCLE: Duration = Duration::from_secs(3);
 
+/// The way from the embedded follower to the two servers that its connection string names. One of them is the primary.
+#[derive(Debug)]
+pub(crate) struct Network([Proxy; 2]);
+
+impl Network {
+    pub(crate) async fn before(cluster: &Cluster) -> Network {
+        let [primary, standby] = [Proxy::before(cluster).await, Proxy::before(cluster).await];
+        standby.switch_to(None);
+        Network([primary, standby])
+    }
+
+    /// Changes the setting of both ways.
+    pub(crate) fn set(&self, change: impl FnOnce(&mut Setting)) {
+        let [one, other] = &self.0;
+        let mut changed = Setting::PASS;
+        one.set(|setting| {
+            change(setting);
+            changed = *setting;
+        });
+        other.set(|setting| *setting = changed);
+    }
+
+    pub(crate) fn heal(&self) {
+        for proxy in &self.0 {
+            proxy.heal();
+        }
+    }
+
+    /// Puts the standby of the nth failover behind the proxy that is free.
+    pub(crate) fn add_standby(&self, nth: u64, standby: &Cluster) {
+        self.0[(nth % 2) as usize].switch_to(Some(standby));
+    }
+
+    fn ports(&self) -> [u16; 2] {
+        self.0.each_ref().map(|proxy| proxy.address.port())
+    }
+}
+
 /// The library's follower on its own thread, which a fault can block.
 #[derive(Debug)]
 pub(crate) struct Embedded {
@@ -34,10 +78,11 @@ pub(crate) struct Embedded {
 }
 
 impl Embedded {
-    pub(crate) async fn start(proxy: &Proxy) -> Embedded {
+    pub(crate) async fn start(network: &Network) -> Embedded {
+        let [one, other] = network.ports();
         let dsn = format!(
-            "host=127.0.0.1 port={} user=oddscache dbname=postgres sslmode=disable",
-            proxy.address.port()
+            "host=127.0.0.1,127.0.0.1 port={one},{other} user=oddscache dbname=postgres sslmode=disable \
+             target_session_attrs=primary"
         );
         let config = Config::new(&dsn)
             .expect("dsn")
@@ -93,11 +138,11 @@ impl Service {
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         let port = port.expect("a free port").port();
         let service = Service {
-            dsn: world.cluster.dsn_as("oddscache", "postgres"),
+            dsn: world.address(),
             base: format!("http://127.0.0.1:{port}"),
             port,
             library: faketime(),
-            clock: world.cluster.socket_dir().join("clock"),
+            clock: world.home.path().join("clock"),
             child: Mutex::default(),
             mismatches: AtomicU64::new(0),
             http: reqwest::Client::builder()

@@ -1,7 +1,9 @@
 //! The fault campaign: an application writes at random, faults come and go, and readers check every promise meanwhile.
 //! README.md in this folder says how to run it and what it proves.
 
+mod failover;
 mod faults;
+mod feed;
 mod followers;
 mod free;
 mod kinds;
@@ -11,6 +13,7 @@ mod plan;
 mod planted;
 mod readers;
 mod report;
+mod schema;
 mod statements;
 mod subscribers;
 mod workload;
@@ -23,8 +26,8 @@ use std::{
 };
 
 use faults::Scene;
-use followers::{Embedded, Service};
-use oddscache_testkit::{process::memory, proxy::Proxy};
+use followers::{Embedded, Network, Service};
+use oddscache_testkit::process::memory;
 use plan::{Fault, Plan, WHOLE_DECK};
 use report::Figures;
 use subscribers::{Replica, Sleeper};
@@ -69,8 +72,8 @@ fn campaign(seed: u64, until: Until) -> Result<Figures, Box<Broken>> {
 }
 
 async fn play(world: &Arc<World>, until: Until) {
-    let proxy = Proxy::before(&world.cluster).await;
-    let embedded = Embedded::start(&proxy).await;
+    let network = Network::before(&world.cluster()).await;
+    let embedded = Embedded::start(&network).await;
     let cache = embedded.cache.clone();
     world.cache.set(cache.clone()).expect("set once");
     let sleeper = Sleeper::new(&cache);
@@ -78,7 +81,7 @@ async fn play(world: &Arc<World>, until: Until) {
         replica: Replica::spawn(&cache, world.seed),
         world: Arc::clone(world),
         service: Service::start(world),
-        proxy,
+        network,
         embedded,
     });
     let readers: Vec<_> = (0..2)
@@ -137,7 +140,7 @@ async fn play(world: &Arc<World>, until: Until) {
             pause::pause(&scene, &round.kinds(), Some(&round.unseen)).await;
         }
         if silent {
-            scene.proxy.heal();
+            scene.network.heal();
             world.active.end(plan::Kind::NoticesDropped);
         }
         let mut figures = world.report.figures();
@@ -224,6 +227,7 @@ fn short() {
     assert_eq!(all.faults.len(), plan::Kind::ALL.len());
     assert!(all.committed() > 300, "{} transactions", all.committed());
     assert!(all.distinct_views > 50, "{} views", all.distinct_views);
+    assert!(all.degraded_views > 50, "{} views", all.degraded_views);
 }
 
 /// All promises hold for hours. Runs for `CAMPAIGN_MINUTES` (60), with a new seed every `CAMPAIGN_MINUTES_EACH` (10)

@@ -31,29 +31,37 @@ macro_rules! kinds {
     };
 }
 
-/// Faults of one lane follow each other. Faults of different lanes overlap. The first three lanes run in the rough half
-/// of a round, in which the embedded follower may lose its connection. The next three run in the gentle half, in which
+/// Faults of one lane follow each other. Faults of different lanes overlap. The first four lanes run in the rough half
+/// of a round, in which the embedded follower may lose its connection. The next four run in the gentle half, in which
 /// it must keep its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Server,
     Network,
     Service,
+    Settings,
     Database,
     Delivery,
     Application,
+    Schema,
     /// One fault a round, in the pause: a write that only the audit finds.
     Unseen,
 }
 
 impl Lane {
     /// The lanes of the rough half and of the gentle half, each with its number of faults per round.
-    const HALVES: [[(Lane, usize); 3]; 2] = [
-        [(Lane::Server, 2), (Lane::Network, 2), (Lane::Service, 1)],
+    const HALVES: [[(Lane, usize); 4]; 2] = [
+        [
+            (Lane::Server, 2),
+            (Lane::Network, 2),
+            (Lane::Service, 1),
+            (Lane::Settings, 1),
+        ],
         [
             (Lane::Database, 2),
             (Lane::Delivery, 2),
             (Lane::Application, 3),
+            (Lane::Schema, 1),
         ],
     ];
 }
@@ -65,7 +73,8 @@ kinds! {
         RestartImmediate "restart, immediate",
         KillPostmaster "kill -9 of the postmaster",
         AsyncCrash "kill -9 with synchronous_commit = off",
-        TriggersDisabled "triggers disabled and enabled",
+        Failover "failover to a standby",
+        Reinstalled "feed uninstalled and installed",
         RightsRevoked "rights revoked and restored",
         Cancel "any statements of the followers cancelled",
         Migration "migration holding ACCESS EXCLUSIVE",
@@ -85,6 +94,9 @@ kinds! {
         Stopped "SIGSTOP and SIGCONT of the service",
         ClockJump "clock jump of the service",
         Killed "SIGKILL of the service",
+    }
+    Settings {
+        HostileSettings "hostile settings of the role and the database",
     }
     Database {
         TerminateListener "terminate the listening backend",
@@ -113,6 +125,12 @@ kinds! {
         Links "competitor events relinked",
         Window "events postponed out of the window and back",
     }
+    Schema {
+        TriggerStates "triggers disabled, only enabled, dropped",
+        Poisoned "rows that the server cannot send",
+        Publications "publications and replica identities",
+        OddPartitions "partitions and child tables of odd kinds",
+    }
     Unseen {
         LostLogRow "log row lost",
         BareLeaf "rows written directly into a partition without triggers",
@@ -122,7 +140,7 @@ kinds! {
 impl Kind {
     /// Whether this fault may cost the embedded follower its connection, so that a new epoch begins.
     pub(crate) fn is_rough(self) -> bool {
-        matches!(self.lane(), Lane::Server | Lane::Network)
+        matches!(self.lane(), Lane::Server | Lane::Network | Lane::Settings)
     }
 
     /// Whether this fault may keep the embedded follower from reading, so that its view grows old.
@@ -143,7 +161,8 @@ impl Kind {
                 | Kind::Links
                 | Kind::Window
                 | Kind::LostLogRow
-                | Kind::BareLeaf
+                | Kind::Poisoned
+                | Kind::Publications
                 | Kind::Stopped
                 | Kind::ClockJump
                 | Kind::Killed
@@ -187,7 +206,7 @@ impl Round {
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: Rng,
-    decks: [Vec<Kind>; 7],
+    decks: [Vec<Kind>; 9],
     next: usize,
 }
 
@@ -249,5 +268,5 @@ fn the_plan_depends_on_the_seed_and_contains_every_kind() {
     dealt.sort_unstable();
     dealt.dedup();
     assert_eq!(dealt, Kind::ALL);
-    assert!(Kind::ALL.len() >= 15);
+    assert!(Kind::ALL.len() >= 50);
 }

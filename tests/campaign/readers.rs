@@ -13,6 +13,7 @@ use oddscache_testkit::followed::Shown as Visible;
 
 use crate::{
     ledger::Shown,
+    plan::Kind,
     world::{GROUPS, SUM, World, members},
 };
 
@@ -25,6 +26,29 @@ fn line(snapshot: Option<&CachedSnapshot>, market_id: &str) -> Option<f64> {
     markets
         .find(|market| market.betpawa_market_id() == market_id)?
         .line()
+}
+
+/// What a view shows of a group, if it may be a mix of committed states: each event and each side of it for itself.
+fn parts(view: &View, group: usize) -> Result<Vec<Shown>, String> {
+    let (first, last) = members(group);
+    let mut parts = Vec::new();
+    for id in first..=last {
+        let Some(event) = view.event(id) else {
+            parts.push(Shown::Absent);
+            continue;
+        };
+        let (own, theirs) = (event.betpawa(), event.competitors());
+        let sides = [own.get(1), theirs.get("sportybet")];
+        for generation in sides.into_iter().filter_map(|side| line(side, "gen")) {
+            if generation < 0.0 {
+                return Err(format!(
+                    "event {id} shows a generation that was never committed"
+                ));
+            }
+            parts.push(Shown::Generation(generation as u64));
+        }
+    }
+    Ok(parts)
 }
 
 /// The state of a group in a view. Fails if the view does not show one committed state of it.
@@ -129,6 +153,10 @@ impl Reader {
         // If this thread did not run for a while, its view is old for that reason. Do not blame the cache.
         let awake = self.looked.elapsed() < Duration::from_millis(500);
         self.looked = Instant::now();
+        // Before the view: the other reader may see the recovery from a fault while this one looks at an older view.
+        let faults = self.world.active.now();
+        let mixed = faults.contains(&Kind::TriggerStates);
+        let status = self.cache.status();
         let view = self.cache.view();
         let asked = Instant::now();
         let age = view.age();
@@ -137,6 +165,11 @@ impl Reader {
         let fresh = self.forward(&view)?;
         let mut behind = Duration::ZERO;
         for number in 0..GROUPS {
+            if mixed {
+                let lacks = self.mixed(&view, number, proven)?;
+                behind = behind.max(lacks);
+                continue;
+            }
             let shown = group(&view, number).map_err(|what| ("one committed state", what))?;
             let lacks = self.world.ledger.judge(number, shown, proven);
             let lacks = lacks.map_err(|what| ("age never understated", what))?;
@@ -158,13 +191,25 @@ impl Reader {
                 self.world.report.recovery(kind, took);
             }
         }
-        let faults = self.world.active.now();
         if awake {
-            self.world.report.staleness(&faults, behind, age);
-            let calm = !faults.iter().any(|kind| kind.may_stall());
+            // While the feed is not whole, the bound of the status holds instead: see below.
+            let is_whole = !matches!(status, Status::Degraded { bound: Some(_), .. });
+            let calm = is_whole && !faults.iter().any(|kind| kind.may_stall());
+            self.world.report.staleness(&faults, calm, behind, age);
             if calm && behind.max(age) > BOUND {
                 let what = format!("behind by {behind:?}, {age:?} old, but no fault explains it");
                 return Err(("bounded staleness", what));
+            }
+        }
+        if let Status::Degraded { bound, .. } = &status {
+            self.world.report.figures().degraded_views += 1;
+            let calm = !faults
+                .iter()
+                .any(|kind| kind.is_rough() || *kind == Kind::CancelReads);
+            let most = bound.unwrap_or_default() + BOUND;
+            if awake && calm && behind.max(age) > most {
+                let what = format!("behind by {behind:?}, {age:?} old: {status}");
+                return Err(("degraded within its bound", what));
             }
         }
         {
@@ -181,6 +226,39 @@ impl Reader {
         self.hold(view)?;
         self.announced();
         Ok(())
+    }
+
+    /// Checks a group in a view that may be a mix: while triggers are missing, it may lack changes of some events. It
+    /// may lack none that was committed before the moment at which it claims to be current.
+    fn mixed(
+        &mut self,
+        view: &View,
+        number: usize,
+        proven: Option<Instant>,
+    ) -> Result<Duration, Wrong> {
+        let parts = parts(view, number).map_err(|what| ("one committed state", what))?;
+        let mut behind = Duration::ZERO;
+        for shown in &parts {
+            let lacks = self.world.ledger.judge(number, *shown, proven);
+            let lacks = lacks.map_err(|what| ("age never understated", what))?;
+            behind = behind.max(lacks.unwrap_or_default());
+        }
+        let oldest = parts.iter().filter_map(|shown| match shown {
+            Shown::Generation(generation) => Some(*generation),
+            Shown::Absent => None,
+        });
+        if let Some(oldest) = oldest.min() {
+            if oldest < self.generations[number] {
+                let what = format!(
+                    "group {number} went back from generation {} to {oldest} within an epoch",
+                    self.generations[number]
+                );
+                return Err(("forward only", what));
+            }
+            self.generations[number] = oldest;
+        }
+        self.world.report.figures().mixed_groups += 1;
+        Ok(behind)
     }
 
     /// Fails if the epoch went back, or if the cut went back within an epoch. Returns whether the cut is a new one.
@@ -271,6 +349,10 @@ impl Reader {
     fn announced(&mut self) {
         let reason = match self.cache.status() {
             Status::Resyncing { detail, .. } => Some(detail),
+            Status::Disconnected { error, .. } => {
+                self.world.report.figures().last_error = Some(error.to_string());
+                None
+            }
             _ => None,
         };
         if reason != self.reason {

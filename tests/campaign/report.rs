@@ -27,6 +27,14 @@ pub(crate) struct Figures {
     pub(crate) lookups: u64,
     pub(crate) waited_for: u64,
     pub(crate) held_views: u64,
+    /// Views that readers took while the status was degraded.
+    pub(crate) degraded_views: u64,
+    /// How often the parts of a group were checked one by one, because a view may be a mix of committed states.
+    pub(crate) mixed_groups: u64,
+    /// Rows written without a log row that showed within the bound of the status.
+    pub(crate) unlogged: u64,
+    /// Pauses with rows that cannot be read, in which everything else was equal to the oracle.
+    pub(crate) poisoned: u64,
     /// The greatest staleness while no fault could stall the follower.
     pub(crate) staleness: Duration,
     /// The greatest age while no fault could stall the follower.
@@ -35,6 +43,8 @@ pub(crate) struct Figures {
     pub(crate) counters: BTreeMap<String, u64>,
     pub(crate) reasons: BTreeMap<String, u64>,
     pub(crate) resident_kb: Vec<u64>,
+    /// The last error for which the embedded follower paused.
+    pub(crate) last_error: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -67,10 +77,11 @@ impl Report {
         self.figures().faults.entry(kind).or_default().count += 1;
     }
 
-    /// Records the staleness and age of a view during the given faults.
-    pub(crate) fn staleness(&self, faults: &[Kind], behind: Duration, age: Duration) {
+    /// Records the staleness and age of a view during the given faults. `calm` says that nothing could stall the
+    /// follower.
+    pub(crate) fn staleness(&self, faults: &[Kind], calm: bool, behind: Duration, age: Duration) {
         let mut figures = self.figures();
-        if !faults.iter().any(|kind| kind.may_stall()) {
+        if calm {
             figures.staleness = figures.staleness.max(behind);
             figures.age = figures.age.max(age);
         }
@@ -123,6 +134,10 @@ impl Figures {
         self.lookups += other.lookups;
         self.waited_for += other.waited_for;
         self.held_views += other.held_views;
+        self.degraded_views += other.degraded_views;
+        self.mixed_groups += other.mixed_groups;
+        self.unlogged += other.unlogged;
+        self.poisoned += other.poisoned;
         self.staleness = self.staleness.max(other.staleness);
         self.age = self.age.max(other.age);
         self.epochs += other.epochs;
@@ -156,6 +171,11 @@ impl Figures {
             "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}; \
              writers who waited for their own write: {}",
             self.views, self.distinct_views, self.lookups, self.held_views, self.waited_for
+        ));
+        line(format!(
+            "while degraded: views checked: {}; groups in which each event was checked alone: {}; rows without a log row that \
+             showed within the bound: {}; comparisons that left out rows which cannot be read: {}",
+            self.degraded_views, self.mixed_groups, self.unlogged, self.poisoned
         ));
         line(format!(
             "without a fault that may stall: greatest staleness {}, greatest age {}",

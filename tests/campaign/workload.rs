@@ -156,8 +156,8 @@ impl Application {
         rng: &mut Rng,
     ) -> Result<u64, Failed> {
         let mut begin = String::from("begin");
-        let asynchronous = self.world.asynchronous.load(Ordering::Relaxed);
-        if asynchronous {
+        let began = self.world.durability();
+        if !began.is_multiple_of(2) {
             begin.push_str("; set local synchronous_commit = off");
         }
         let two_phase = kind == Kind::TwoPhase || kind == Kind::Free && rng.u8(..10) == 0;
@@ -175,10 +175,7 @@ impl Application {
         match kind {
             Kind::Transfer => self.transfer(client, two_phase, rng).await,
             Kind::Confirm | Kind::Free => self.free(client, kind, two_phase, rng).await,
-            _ => {
-                self.prices(client, kind, two_phase, asynchronous, rng)
-                    .await
-            }
+            _ => self.prices(client, kind, two_phase, began, rng).await,
         }
     }
 
@@ -188,7 +185,7 @@ impl Application {
         client: &Client,
         kind: Kind,
         two_phase: bool,
-        asynchronous: bool,
+        began: u64,
         rng: &mut Rng,
     ) -> Result<u64, Failed> {
         let groups: Vec<usize> = match kind {
@@ -218,7 +215,7 @@ impl Application {
         if kind == Kind::Truncate {
             // Some groups may be outside the window. They stay there, so the ledger needs an entry for each group.
             return self
-                .end_many(client, &groups, generation, asynchronous, rows)
+                .end_many(client, &groups, generation, began, rows)
                 .await;
         }
         if kind == Kind::Rollback {
@@ -226,15 +223,16 @@ impl Application {
             return Ok(rows);
         }
         let xid = match rng.u8(..10) {
-            0 if !asynchronous => Some(self.xid(client).await?),
+            0 => Some(self.xid(client).await?),
             _ => None,
         };
         self.world.ledger.sending(&groups, generation, all_present);
         self.end(client, two_phase, rng).await?;
-        if !asynchronous {
+        let durable = self.world.is_durable(began);
+        if durable {
             self.world.ledger.returned(&groups, generation);
         }
-        if let Some(xid) = xid {
+        if let Some(xid) = xid.filter(|_| durable) {
             self.read_own_write(xid, groups[0], generation);
         }
         Ok(rows)
@@ -248,11 +246,13 @@ impl Application {
     }
 
     /// Waits until the cache shows a transaction, and checks that the view contains its rows. Does nothing around a
-    /// crash with asynchronous commits. Such a crash can undo the commit, and the server may then give the id to
-    /// another transaction.
+    /// crash with asynchronous commits or a failover. Either can undo the commit, and the server may then give the id
+    /// to another transaction. Does nothing while triggers are missing: the view may then lack rows of the transaction.
     fn read_own_write(&self, xid: u64, group: usize, generation: u64) {
-        let crashing = self.world.active.now().contains(&Fault::AsyncCrash);
-        let Some(cache) = self.world.cache.get().cloned().filter(|_| !crashing) else {
+        let excused = [Fault::AsyncCrash, Fault::Failover, Fault::TriggerStates];
+        let faults = self.world.active.now();
+        let is_excused = faults.iter().any(|fault| excused.contains(fault));
+        let Some(cache) = self.world.cache.get().cloned().filter(|_| !is_excused) else {
             return;
         };
         let world = Arc::clone(&self.world);
@@ -277,7 +277,7 @@ impl Application {
         client: &Client,
         groups: &[usize],
         generation: u64,
-        asynchronous: bool,
+        began: u64,
         rows: u64,
     ) -> Result<u64, Failed> {
         for group in groups {
@@ -285,7 +285,7 @@ impl Application {
             self.world.ledger.sending(&[*group], generation, present);
         }
         self.run(client, "commit").await?;
-        if !asynchronous {
+        if self.world.is_durable(began) {
             self.world.ledger.returned(groups, generation);
         }
         Ok(rows)

@@ -2,8 +2,11 @@
 //! none.
 
 use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
     sync::{
-        Mutex, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -28,6 +31,10 @@ pub(crate) const FREE: i64 = 12;
 /// The id of the event for writes that only the audit finds. No other transaction writes to it.
 pub(crate) const UNSEEN: i64 = 500;
 
+/// The id of the event for rows that cannot be read, and for rows in odd partitions. No other transaction writes to it,
+/// except for confirmations.
+pub(crate) const QUIET: i64 = 2_000;
+
 /// The first value of every amount.
 pub(crate) const AMOUNT: i64 = 100;
 
@@ -40,7 +47,7 @@ pub(crate) fn members(group: usize) -> (i64, i64) {
 /// The sum of a group's amounts, of betPawa and the competitor together. It is constant.
 pub(crate) const SUM: i64 = 2 * AMOUNT * MEMBERS;
 
-const SETTINGS: &[&str] = &[
+pub(crate) const SETTINGS: &[&str] = &[
     "fsync = off",
     "max_connections = 60",
     "max_prepared_transactions = 20",
@@ -50,16 +57,22 @@ const SETTINGS: &[&str] = &[
     "wal_writer_flush_after = '128MB'",
 ];
 
-/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot.
+/// The name of the socket at [`World::address`].
+const SOCKET: &str = ".s.PGSQL.5432";
+
+/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot. A line may have any number of
+/// digits, so that one can be out of the range of a double.
 const DATA: &str = r#"
+alter table market_odds alter column line type numeric;
 create schema campaign;
+create table campaign.flushed (at timestamptz);
 create table campaign.groups (id int primary key);
 insert into campaign.groups select generate_series(0, {groups} - 1);
 insert into bookmakers (id, name, slug) select b, 'b' || b, 'b' || b from generate_series(1, 3) b;
 insert into events (id, sportradar_id, name, home_team, away_team, kickoff)
 select e, 'sr' || e, '', '', '', now() at time zone 'UTC'
     + case when e < 1000 and e % 6 = 0 then interval '-3 hours' when e = 99 then interval '-30 days' else interval '1 day' end
-from (select generate_series(1, {free}) union select 99 union select {unseen}
+from (select generate_series(1, {free}) union select 99 union select {unseen} union select {quiet}
       union select 1000 + 10 * g + m from generate_series(0, {groups} - 1) g, generate_series(0, {members} - 1) m) as e(e);
 insert into odds_snapshots (event_id, bookmaker_id) select e.id, b from events e, generate_series(1, 2) b where e.id <> 99;
 insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, line, outcomes, market_groups)
@@ -87,6 +100,7 @@ pub(crate) fn cluster() -> Cluster {
         .replace("{members}", &MEMBERS.to_string())
         .replace("{free}", &FREE.to_string())
         .replace("{unseen}", &UNSEEN.to_string())
+        .replace("{quiet}", &QUIET.to_string())
         .replace("{amount}", &AMOUNT.to_string());
     let old = "create table odds_snapshots_old partition of odds_snapshots for values from ('2020-01-01') to ('2021-01-01')";
     let grants = Script::Grants.fill(&[("prune", "on")]).expect("a setting");
@@ -106,14 +120,20 @@ pub(crate) fn cluster() -> Cluster {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) seed: u64,
-    pub(crate) cluster: Cluster,
+    /// The current primary. A failover replaces it.
+    cluster: Mutex<Arc<Cluster>>,
+    /// Has the file of the service's clock, and a socket that leads to the current primary, as a virtual address does.
+    pub(crate) home: tempfile::TempDir,
     pub(crate) ledger: Ledger,
     pub(crate) report: Report,
     pub(crate) active: Active,
     /// The kind of transaction that clients run more often during a fault.
     pub(crate) bias: Mutex<Option<kinds::Kind>>,
-    /// Whether clients commit asynchronously.
-    pub(crate) asynchronous: AtomicBool,
+    /// Odd while commits may get lost. Each change adds one.
+    durability: AtomicU64,
+    pub(crate) failovers: AtomicU64,
+    /// The market rows that cannot be read, until the next pause corrects them.
+    pub(crate) poisoned: Mutex<Vec<i64>>,
     /// Whether clients avoid transactions that cause a reload.
     pub(crate) ordinary: AtomicBool,
     /// Clients stop when this is set. Readers stop when `ended` is set.
@@ -129,14 +149,17 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64) -> World {
-        World {
+        let world = World {
             seed,
-            cluster: cluster(),
+            cluster: Mutex::new(Arc::new(cluster())),
+            home: tempfile::tempdir_in("/tmp").expect("a directory"),
             ledger: Ledger::new(GROUPS),
             report: Report::default(),
             active: Active::default(),
             bias: Mutex::default(),
-            asynchronous: AtomicBool::new(false),
+            durability: AtomicU64::new(0),
+            failovers: AtomicU64::new(0),
+            poisoned: Mutex::default(),
             ordinary: AtomicBool::new(false),
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -144,11 +167,55 @@ impl World {
             mismatches: AtomicU64::new(0),
             cache: OnceLock::new(),
             violation: Mutex::new(None),
-        }
+        };
+        world.move_address(&world.cluster());
+        world
+    }
+
+    /// The current primary.
+    pub(crate) fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.cluster.lock().expect("not poisoned"))
+    }
+
+    /// Makes another server the primary. Returns the former one.
+    pub(crate) fn replace_cluster(&self, by: Cluster) -> Arc<Cluster> {
+        let by = Arc::new(by);
+        self.move_address(&by);
+        std::mem::replace(&mut *self.cluster.lock().expect("not poisoned"), by)
+    }
+
+    fn move_address(&self, cluster: &Cluster) {
+        let socket = format!(".s.PGSQL.{}", cluster.port());
+        let (address, new) = (self.home.path().join(SOCKET), self.home.path().join("new"));
+        let link = symlink(cluster.socket_dir().join(socket), &new);
+        link.and_then(|()| fs::rename(new, address))
+            .expect("a symbolic link");
+    }
+
+    /// The connection string of the address that always leads to the current primary.
+    pub(crate) fn address(&self) -> String {
+        let home: &Path = self.home.path();
+        let host = home.display();
+        format!("host={host} port=5432 user=oddscache dbname=postgres")
+    }
+
+    /// The number by which a client knows whether its commit is durable. See [`World::is_durable`].
+    pub(crate) fn durability(&self) -> u64 {
+        self.durability.load(Ordering::SeqCst)
+    }
+
+    /// Whether a transaction that began at this number, and whose COMMIT was answered, cannot get lost.
+    pub(crate) fn is_durable(&self, began: u64) -> bool {
+        began.is_multiple_of(2) && self.durability() == began
+    }
+
+    /// Begins or ends a time in which commits may get lost.
+    pub(crate) fn change_durability(&self) {
+        self.durability.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn dsn(&self) -> String {
-        self.cluster.dsn("postgres")
+        self.cluster().dsn("postgres")
     }
 
     /// Records a broken promise, if it is the first, and ends the campaign.

@@ -45,7 +45,7 @@ async fn the_cache_notices_a_cut_network_and_recovers() {
 #[tokio::test]
 async fn the_cache_notices_a_disabled_trigger_and_misses_nothing() {
     let words = [
-        "is disabled, so changes would be missed",
+        "oddscache_insert is disabled (repair: ALTER TABLE",
         "the trigger is enabled again, after ",
         " markets without a log row; the cache says that it is ",
         "back: everything was read again",

@@ -27,6 +27,7 @@ mod scrape;
 
 pub(crate) use control::Control;
 pub(crate) use counters::Counters;
+pub(crate) use partitions::NO_NEW_PARTITIONS;
 
 use changes::Kind;
 use effect::{Effect, Target};

@@ -16,6 +16,10 @@ const LEAVES: &str = "
      join pg_class c on c.oid = i.inhrelid
      where i.inhparent = 'odds_snapshots'::regclass and c.relname ~ '^odds_snapshots_[0-9]{8}$')";
 
+/// Whoever holds this advisory lock keeps partitions from being attached. install.sql, which follows each, would enable
+/// a trigger that an incident has disabled.
+pub(crate) const NO_NEW_PARTITIONS: i64 = 7_979;
+
 /// Which of them ended over a month ago.
 const OLD: &str = "day < (now() at time zone 'UTC')::date - 30";
 
@@ -78,6 +82,15 @@ pub(crate) async fn write_leaf(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Ef
 
 /// Attaches the partition of the next future day, or one of an old day, filled with history of long past events.
 pub(crate) async fn attach(tx: &Transaction<'_>, rng: &mut Rng) -> Result<Effect, Error> {
+    let row = tx
+        .query_one(
+            &format!("select pg_try_advisory_xact_lock({NO_NEW_PARTITIONS})"),
+            &[],
+        )
+        .await?;
+    if !row.get::<_, bool>(0) {
+        return Ok(Effect::default());
+    }
     let old_leaves: i64 = tx
         .query_one(
             &format!("select count(*) from {LEAVES} leaves where {OLD}"),

@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -93,6 +93,8 @@ impl Setting {
 pub struct Proxy {
     pub address: SocketAddr,
     setting: watch::Sender<Setting>,
+    /// The socket of the server.
+    server: Arc<Mutex<PathBuf>>,
     counts: Arc<Counts>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -111,8 +113,8 @@ pub struct Counts {
 
 impl Proxy {
     pub async fn before(cluster: &Cluster) -> Proxy {
-        let server = cluster.socket_dir();
-        let server = server.join(format!(".s.PGSQL.{}", cluster.port()));
+        let server = Arc::new(Mutex::new(socket(cluster)));
+        let current = Arc::clone(&server);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (setting, watched) = watch::channel(Setting::PASS);
@@ -124,7 +126,8 @@ impl Proxy {
                 if watched.borrow().refuse {
                     continue;
                 }
-                let (server, watched) = (server.clone(), watched.clone());
+                let server = current.lock().expect("not poisoned").clone();
+                let watched = watched.clone();
                 let counting = Arc::clone(&counting);
                 tokio::spawn(async move { connection(client, server, watched, counting).await });
             }
@@ -132,9 +135,16 @@ impl Proxy {
         Proxy {
             address,
             setting,
+            server,
             counts,
             task,
         }
+    }
+
+    /// Leads new connections to another server. `None`: to no server.
+    pub fn switch_to(&self, cluster: Option<&Cluster>) {
+        let server = cluster.map(socket).unwrap_or_default();
+        *self.server.lock().expect("not poisoned") = server;
     }
 
     /// Changes the setting of existing and new connections.
@@ -155,6 +165,11 @@ impl Proxy {
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
+}
+
+fn socket(cluster: &Cluster) -> PathBuf {
+    let name = format!(".s.PGSQL.{}", cluster.port());
+    cluster.socket_dir().join(name)
 }
 
 impl Drop for Proxy {
