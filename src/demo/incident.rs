@@ -18,7 +18,7 @@ use super::{
     connection::connect,
     network::Network,
     observer::{Observer, say},
-    scraper::{Control, Counters, NO_NEW_PARTITIONS},
+    scraper::{Control, Counters, partitions::NO_NEW_PARTITIONS},
     verify,
 };
 

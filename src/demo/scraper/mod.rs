@@ -22,12 +22,11 @@ pub(crate) mod changes;
 mod control;
 mod counters;
 pub(crate) mod effect;
-mod partitions;
+pub(crate) mod partitions;
 mod scrape;
 
 pub(crate) use control::Control;
 pub(crate) use counters::Counters;
-pub(crate) use partitions::NO_NEW_PARTITIONS;
 
 use changes::Kind;
 use effect::{Effect, Target};
