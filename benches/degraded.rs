@@ -68,6 +68,7 @@ async fn measure(events: u32, changes: usize) {
         client,
     } = server::of_size(&settings, &size).await;
     let service = Service::measured(&dsn, &[]).await;
+    service.ready().await;
     let stats = service.json("/v1/stats").await;
     let floor = stats["last_warmup"]["seconds"].as_f64().expect("warm");
     let sql = "select event_id from odds_snapshots join events on events.id = event_id where bookmaker_id = 1
