@@ -71,7 +71,7 @@ async fn measure(events: u32, changes: usize) {
     service.ready().await;
     let stats = service.json("/v1/stats").await;
     let floor = stats["last_warmup"]["seconds"].as_f64().expect("warm");
-    let sql = "select event_id from odds_snapshots join events on events.id = event_id where bookmaker_id = 1
+    let sql = "select event_id::int8 from odds_snapshots join events on events.id = event_id where bookmaker_id = 1
         and kickoff > now() at time zone 'UTC' + interval '1 day' limit 1";
     let event: i64 = client.query_one(sql, &[]).await.expect("an event").get(0);
     let disable = "alter table market_odds disable trigger oddscache_update";

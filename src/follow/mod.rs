@@ -64,7 +64,7 @@ use crate::{
 /// | connecting | opens the reading connection, checks tables, rights and the feed, starts the listener | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
-/// | without feed | reads everything again and again until the feed is back, then warms up | the same (a) or paused |
+/// | without feed | reads everything again and again until the feed is back, then follows | the same (a) or paused |
 /// | paused | waits, longer each time, with jitter; then connects | - |
 ///
 /// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If the server could
