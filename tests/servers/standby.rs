@@ -62,7 +62,12 @@ impl Behind {
             assert_same(&dump(&view), &rows, what);
             shown = Some(rows);
         }
-        run(&self.beside, "select pg_wal_replay_resume()").await;
+        // Replay goes on at once, and may cancel this very statement.
+        let resume = "select pg_wal_replay_resume()";
+        eventually("replay goes on", async || {
+            self.beside.batch_execute(resume).await.is_ok()
+        })
+        .await;
         shown
     }
 
