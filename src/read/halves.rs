@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
 use hashbrown::HashMap;
 use tokio_postgres::Row;
 
@@ -72,11 +71,11 @@ impl Reader<'_> {
         else {
             return self.at_once(doing, statement, args, read).await;
         };
-        let (args, mut found) = (args.to_vec(), Vec::new());
+        let mut found = Vec::new();
         let mut left = search.shares(table, ids, SHARE);
         while let Some(mut ids) = left.pop() {
             let answer = {
-                let mut args = args.clone();
+                let mut args = args.to_vec();
                 args[position] = Arg::Ids(&ids);
                 let rows = self.at_once(doing, statement, &args, &read);
                 self.in_savepoint(rows).await?
@@ -84,10 +83,7 @@ impl Reader<'_> {
             match (answer, ids.as_slice()) {
                 (Ok(rows), _) => found.extend(rows),
                 (Err(error), [id]) => search.note((table, *id), Vec::new(), &error)?,
-                (Err(_), _) => {
-                    left.push(ids.split_off(ids.len() / 2));
-                    left.push(ids);
-                }
+                (Err(_), _) => left.extend([ids.split_off(ids.len() / 2), ids]),
             }
         }
         Ok(found)
@@ -132,25 +128,18 @@ impl Reader<'_> {
         ids: &[i64],
         packer: &mut Packer,
     ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
-        let (table, statement, listing, some) = match side {
-            Side::Betpawa => {
-                let catalog = self.catalog;
-                (
-                    Table::MarketOdds,
-                    &catalog.betpawa_markets,
-                    &catalog.betpawa_market_ids,
-                    &catalog.some_betpawa_markets,
-                )
-            }
-            Side::Competitors => {
-                let catalog = self.catalog;
-                (
-                    Table::CompetitorMarketOdds,
-                    &catalog.competitor_markets,
-                    &catalog.competitor_market_ids,
-                    &catalog.some_competitor_markets,
-                )
-            }
+        let (table, catalog) = (side.markets(), self.catalog);
+        let (statement, listing, some) = match side {
+            Side::Betpawa => (
+                &catalog.betpawa_markets,
+                &catalog.betpawa_market_ids,
+                &catalog.some_betpawa_markets,
+            ),
+            Side::Competitors => (
+                &catalog.competitor_markets,
+                &catalog.competitor_market_ids,
+                &catalog.some_competitor_markets,
+            ),
         };
         let mut found = HashMap::with_capacity(ids.len());
         let mut left = search.shares(table, ids, SHARE_OF_MARKETS);
@@ -172,10 +161,7 @@ impl Reader<'_> {
                     search.note((table, *id), unreadable, &error)?;
                     found.extend(self.pack(side, &rows, packer)?);
                 }
-                (Err(_), _) => {
-                    left.push(ids.split_off(ids.len() / 2));
-                    left.push(ids);
-                }
+                (Err(_), _) => left.extend([ids.split_off(ids.len() / 2), ids]),
             }
         }
         Ok(found)
@@ -208,24 +194,15 @@ impl Reader<'_> {
             ) {
                 (Ok(rows), _) => found.extend(rows),
                 (Err(_), [] | [_]) => unreadable.append(&mut ids),
-                (Err(_), _) => {
-                    left.push(ids.split_off(ids.len() / 2));
-                    left.push(ids);
-                }
+                (Err(_), _) => left.extend([ids.split_off(ids.len() / 2), ids]),
             }
         }
         Ok((found, unreadable))
     }
 
     async fn rows(&self, statement: &Statement, args: &[Arg<'_>]) -> Result<Vec<Row>, Error> {
-        let rows = async {
-            statement
-                .stream(self.client, None, args)
-                .await?
-                .try_collect()
-                .await
-        };
-        let rows: Vec<Row> = rows.await.map_err(Error::of_rows(MARKETS))?;
+        let rows = statement.rows(self.client, None, args).await;
+        let rows = rows.map_err(Error::of_rows(MARKETS))?;
         self.row_counters.read(rows.len());
         Ok(rows)
     }

@@ -397,6 +397,16 @@ pub(crate) enum Side {
     Competitors,
 }
 
+impl Side {
+    /// The table of its markets.
+    pub(crate) fn markets(self) -> Table {
+        match self {
+            Side::Betpawa => Table::MarketOdds,
+            Side::Competitors => Table::CompetitorMarketOdds,
+        }
+    }
+}
+
 /// Counts market rows as they are packed, and logs the malformed ones.
 struct Packing {
     table: &'static str,
@@ -408,10 +418,7 @@ struct Packing {
 impl Packing {
     fn new(side: Side, names_malformed: bool) -> Packing {
         Packing {
-            table: match side {
-                Side::Betpawa => Table::MarketOdds.name(),
-                Side::Competitors => Table::CompetitorMarketOdds.name(),
-            },
+            table: side.markets().name(),
             names_malformed,
             malformed: 0,
             rows: 0,
