@@ -184,9 +184,7 @@ async fn ids_that_a_partitioned_table_has_twice() {
         followed.step(sql).await;
     }
     // A full pass of the audit finds nothing, so all reads agree.
-    let passes = followed.cache.counters().audit_passes;
-    let two_more = |now: &Counters| now.audit_passes > passes + 1;
-    let counters = followed.counted("two passes of the audit", two_more).await;
+    let counters = followed.audited().await;
     assert_eq!(counters.audit_mismatches, 0);
     assert_eq!(counters.reloads, 1);
 }

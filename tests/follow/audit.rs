@@ -22,13 +22,6 @@ async fn unseen(followed: &Followed, sql: &str) {
     followed.run(&sql).await;
 }
 
-/// Waits until the audit has made one whole pass. A pass may already be under way, so this waits for the end of two.
-async fn passed(followed: &Followed) {
-    let before = followed.cache.counters().audit_passes;
-    let two_more = |now: &Counters| now.audit_passes >= before + 2;
-    followed.counted("two passes", two_more).await;
-}
-
 /// Each statement changes rows in a different way and leaves no log row. Only the audit can find such a change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
@@ -56,7 +49,7 @@ async fn the_audit_finds_and_repairs_every_change_that_no_trigger_saw() {
         unseen(&followed, sql).await;
         let found = |now: &Counters| now.audit_mismatches > mismatches;
         followed.counted(sql, found).await;
-        passed(&followed).await;
+        followed.audited().await;
         let after = followed.check(sql).await;
         assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
         let now = followed.cache.counters().audit_mismatches;
@@ -82,7 +75,7 @@ async fn the_audit_finds_nothing_that_triggers_saw() {
         );
         followed.run(&sql).await;
     }
-    passed(&followed).await;
+    followed.audited().await;
     followed.check("thirty rounds").await;
     let counters = followed.cache.counters();
     assert_eq!((counters.audit_mismatches, counters.reloads), (0, 1));

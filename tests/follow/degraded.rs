@@ -77,7 +77,7 @@ async fn triggers_disabled_and_enabled_by_a_loader() {
         let xid = xid(&followed.app).await;
         followed.run("commit").await;
         let committed = Instant::now();
-        // Whoever waits for a transaction gets a view that has it, logged or not.
+        // A reader that waits for a transaction gets a view that has it, logged or not.
         let waiting = async {
             let patience = Duration::from_secs(60);
             followed.cache.wait_for(xid, patience).await.expect("shown")

@@ -72,15 +72,11 @@ async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
 /// is not logged.
 #[tokio::test]
 async fn the_page_says_that_the_feed_is_not_whole() {
-    let cluster = Cluster::with_feed(&odds(12));
-    let served = Service::warm(&cluster.dsn("postgres"), &[]).await;
-    let Some(browser) = Browser::start().await else {
+    let Some(page) = Page::of(12).await else {
         return;
     };
-    browser.open(&served.base).await;
-    browser.until("the list", &loaded(12)).await;
-    let app = connect(&cluster.dsn("postgres")).await;
-    run(&app, "alter table market_odds disable trigger user").await;
+    let Page { app, browser, .. } = &page;
+    run(app, "alter table market_odds disable trigger user").await;
     let banner = "document.getElementById('banner').hidden ? '' : document.getElementById('banner').textContent";
     let says = |word: &str| format!("({banner}).includes('{word}')");
     for word in [
@@ -93,7 +89,7 @@ async fn the_page_says_that_the_feed_is_not_whole() {
     }
     let pill = "document.getElementById('status').textContent === 'degraded'";
     browser.until("the pill", pill).await;
-    run(&app, UPDATE).await;
+    run(app, UPDATE).await;
     browser
         .until(
             "a change that is not logged",
@@ -102,9 +98,9 @@ async fn the_page_says_that_the_feed_is_not_whole() {
         .await;
     for kind in ["insert", "update", "delete", "truncate"] {
         let enable = format!("alter table market_odds enable always trigger oddscache_{kind}");
-        run(&app, &enable).await;
+        run(app, &enable).await;
     }
-    is_current(&browser).await;
+    is_current(browser).await;
     browser
         .until("no banner", "document.getElementById('banner').hidden")
         .await;

@@ -1,40 +1,26 @@
 //! An answer that is cut never looks whole, to any client.
 
-use std::{io::ErrorKind, net::SocketAddr, time::Duration};
+use std::{io::ErrorKind, time::Duration};
 
 use oddscache_testkit::{
     nginx::Nginx,
     service::{Service, command, ended},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     time::timeout,
 };
 
 use super::{
     access::{certificate, put, shake_hands},
     eventually,
-    lifecycle::{LARGE, with_large_odds},
+    lifecycle::{LARGE, head, open, with_large_odds},
     limits::{CUTS, NOT_TAKEN, say},
 };
 
-/// Connects with a small buffer.
-async fn open(address: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.connect(address).await.unwrap()
-}
-
 /// Sends a request and reads only the head of its answer. Returns the length that it says, if any.
 async fn begin(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) -> Option<usize> {
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let byte = timeout(Duration::from_secs(30), stream.read_u8()).await;
-        head.push(byte.expect("in time").unwrap());
-    }
-    let head = String::from_utf8_lossy(&head);
+    let head = head(stream, request).await;
     assert!(head.contains(" 200 OK\r\n"), "{head}");
     let head = head.to_lowercase();
     let length = head

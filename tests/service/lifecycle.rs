@@ -1,6 +1,7 @@
 //! The life of the service: liveness, readiness, messages to the service manager, and draining.
 
 use std::{
+    net::SocketAddr,
     os::unix::net::UnixDatagram,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use oddscache_testkit::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -38,19 +39,32 @@ pub(super) fn with_large_odds() -> Database {
     database
 }
 
-/// Sends a request and reads only the head of the response, so that the response stays under way.
-pub(super) async fn under_way(served: &Service, path: &str) -> TcpStream {
+/// Connects with a small buffer, so that a large response stays under way.
+pub(super) async fn open(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let mut stream = socket.connect(served.address()).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    socket.connect(address).await.unwrap()
+}
+
+/// Sends a request, and reads only the head of the response.
+pub(super) async fn head(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    request: &str,
+) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let byte = timeout(Duration::from_secs(30), stream.read_u8()).await;
         head.push(byte.expect("in time").unwrap());
     }
-    let head = String::from_utf8_lossy(&head);
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+/// A response of which only the head is read.
+pub(super) async fn under_way(served: &Service, path: &str) -> TcpStream {
+    let mut stream = open(served.address()).await;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let head = head(&mut stream, &request).await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     stream
 }

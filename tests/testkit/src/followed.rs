@@ -256,6 +256,13 @@ impl Followed {
         self.cache.counters()
     }
 
+    /// Waits until the audit has made one whole pass. A pass may already be under way, so this waits for the end of two.
+    pub async fn audited(&self) -> Counters {
+        let before = self.cache.counters().audit_passes;
+        let two_more = |now: &Counters| now.audit_passes >= before + 2;
+        self.counted("two passes of the audit", two_more).await
+    }
+
     /// Waits until this many more reads have failed.
     pub async fn fails(&self, times: u64) {
         let before = self.cache.counters().failures;
