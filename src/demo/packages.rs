@@ -495,7 +495,7 @@ fn size(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Creates a folder and its missing parents. Other users may enter them, whatever the umask is. Existing folders stay
+/// Creates a folder and its missing parents. Other users may enter them under any umask. Existing folders stay
 /// as they are.
 fn create_folder(path: &Path) -> Result<(), FetchError> {
     if path.is_dir() {

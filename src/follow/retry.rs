@@ -167,8 +167,8 @@ mod tests {
         errors
     }
 
-    /// Whatever fails, the pauses between tries grow: at most 30 tries in the first minute and 24 in each further one,
-    /// and at most 16 and 12 reconnections, each with its read of everything.
+    /// After each kind of error the pauses between tries grow: at most 30 tries in the first minute and 24 in each
+    /// further one, and at most 18 and 12 reconnections, each with its read of everything.
     #[test]
     fn whatever_fails_again_and_again_is_tried_ever_more_seldom() {
         let minute = Duration::from_secs(60);

@@ -16,8 +16,8 @@ const LEAVES: &str = "
      join pg_class c on c.oid = i.inhrelid
      where i.inhparent = 'odds_snapshots'::regclass and c.relname ~ '^odds_snapshots_[0-9]{8}$')";
 
-/// Whoever holds this advisory lock keeps partitions from being attached. install.sql, which follows each, would enable
-/// a trigger that an incident has disabled.
+/// No partition is attached while a session holds this advisory lock. An incident holds it: install.sql, which follows
+/// each new partition, would enable the trigger that the incident has disabled.
 pub(crate) const NO_NEW_PARTITIONS: i64 = 7_979;
 
 /// Which of them ended over a month ago.

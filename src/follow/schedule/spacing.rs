@@ -6,8 +6,8 @@ use std::time::Duration;
 /// requests without a change. Any role can send such notifications. A read that finds changes ends the rests.
 #[derive(Debug, Default)]
 pub(crate) struct Spacing {
-    /// How long the last read took, if it read everything.
-    reload: Option<Duration>,
+    /// How long the last read of everything took.
+    reload: Duration,
     /// How many reads in a row read everything.
     reloads_in_a_row: u32,
     /// How many reads in a row were made for a notification and found no change.
@@ -47,7 +47,7 @@ impl Spacing {
     /// Notes a read of everything, which took `duration`.
     pub(crate) fn reloaded(&mut self, duration: Duration) {
         self.reloads_in_a_row = self.reloads_in_a_row.saturating_add(1);
-        self.reload = Some(duration);
+        self.reload = duration;
         (self.empty_notifications, self.empty_requests) = (0, 0);
     }
 
@@ -58,7 +58,6 @@ impl Spacing {
 
     /// Notes a read of changes. `has_news` says whether it found any.
     pub(crate) fn read(&mut self, by: Driver, has_news: bool) {
-        self.reload = None;
         self.reloads_in_a_row = 0;
         match (by, has_news) {
             (Driver::Notification, false) => {
@@ -98,8 +97,7 @@ impl Spacing {
             0 | 1 => 0,
             count => (1 << (count - 2).min(16)).min(MOST_TIMES),
         };
-        let reload = self.reload.unwrap_or_default();
-        let reload = reload.saturating_mul(times).min(LONGEST_REST);
+        let reload = self.reload.saturating_mul(times).min(LONGEST_REST);
         let empty = |count: u32, most: Duration| match count.saturating_sub(ORDINARY_EMPTY) {
             0 => Duration::ZERO,
             extra => Duration::from_millis(1 << extra.min(16)).min(most),
