@@ -425,7 +425,12 @@ impl ListenerTask {
 pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
     let reader = Connection::open(&config.connect).await?;
     let bound = config.read_timeout;
-    let feed = within(bound, LISTEN, preflight::check_first(&reader, config)).await?;
+    let feed = within(
+        bound,
+        LISTEN,
+        preflight::check_first(&reader, config, config.need_feed),
+    )
+    .await?;
     let feed = feed.ok_or_else(|| {
         Error::Config("notifications come from the change feed (need_feed)".to_owned())
     })?;

@@ -86,8 +86,6 @@ pub struct Follower {
     repairs: Repairs,
     /// Takes the place of the audit while the feed is not whole, that is, does not log every change.
     rereads: Rereads,
-    /// Whether the configuration asks for the feed.
-    needs_feed: bool,
     /// Why there is no feed. Set while the follower goes on without it.
     without_feed: Option<Fault>,
     /// The cut of the last read of everything, and when that began. While the feed is not whole, nothing later proves
@@ -96,8 +94,6 @@ pub struct Follower {
     degraded: Degraded,
     /// Outlives the connection, so that pauses between tries of a row keep growing.
     unreadable: Unreadable,
-    /// The unreadable rows that the published state names.
-    published_unreadable: Vec<Fault>,
     retry: Retry,
     /// How many reading connections were opened.
     connections: u64,
@@ -152,7 +148,7 @@ impl Follower {
     pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
         let now = Instant::now();
         Follower {
-            names: Names::new(&config, ""),
+            names: Names::new(&config, config.need_feed, ""),
             prepared: Some(Prepared::new()),
             publisher,
             draft: Draft::default(),
@@ -162,12 +158,10 @@ impl Follower {
             audit: Audit::new(config.audit_cycle, config.audit_budget, now),
             repairs: Repairs::default(),
             rereads: Rereads::default(),
-            needs_feed: config.need_feed,
             without_feed: None,
             whole: (Arc::default(), Moment::now()),
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
-            published_unreadable: Vec::new(),
             retry: Retry::new(),
             connections: 0,
             last_warmup: None,
@@ -244,27 +238,47 @@ impl Follower {
         self.connections += 1;
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
-        match self.check(&reader).await {
+        self.find_feed(&reader).await?;
+        Ok(State::WarmingUp(reader))
+    }
+
+    /// Checks tables, rights and the feed, and starts the listener. Returns whether the feed is there. A warm follower
+    /// goes on without it: somebody has uninstalled it, or revoked a right on it.
+    async fn find_feed(&mut self, reader: &Connection) -> Result<bool, Error> {
+        match self.check(reader, self.config.need_feed).await {
             // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the
             // follower, which then reads what was committed before (W2, W3 of `schedule::polling`).
             Ok(feed) => {
                 self.without_feed = None;
                 self.listen(feed.as_ref())?;
+                Ok(true)
             }
-            Err(error) if self.is_warm() && self.works_without_feed(&reader, &error).await => {
-                self.go_without_feed(error);
+            Err(error) if self.is_warm() && self.works_without_feed(reader, &error).await => {
+                self.without_feed = Some(Fault {
+                    what: format!("no change is logged: {error}"),
+                    repair: "oddscache sql install --apply, then oddscache sql grants --apply"
+                        .to_owned(),
+                });
+                Ok(false)
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        Ok(State::WarmingUp(reader))
     }
 
-    /// Checks tables, rights and, if the configuration asks for it, the feed.
-    async fn check(&mut self, reader: &Connection) -> Result<Option<Feed>, Error> {
-        self.config.need_feed = self.needs_feed;
-        self.names = Names::new(&self.config, reader.settings_after_begin());
-        let check = preflight::check_first(reader, &self.config);
+    /// Checks tables, rights and, if it is needed, the feed. What is read next is what was checked.
+    async fn check(&mut self, reader: &Connection, need_feed: bool) -> Result<Option<Feed>, Error> {
+        self.names = Names::new(&self.config, need_feed, reader.settings_after_begin());
+        let check = preflight::check_first(reader, &self.config, need_feed);
         within(self.config.read_timeout, CHECKING, check).await
+    }
+
+    /// Whether the follower can go on without the feed: `error` concerns the feed alone, and the application's tables
+    /// can be read.
+    async fn works_without_feed(&mut self, reader: &Connection, error: &Error) -> bool {
+        if error.is_transient() || reader.is_closed() || self.roll_back(reader).await.is_err() {
+            return false;
+        }
+        self.check(reader, false).await.is_ok()
     }
 
     /// Reads everything into the next epoch.
@@ -321,48 +335,16 @@ impl Follower {
         Ok(following)
     }
 
-    /// Whether the follower can go on without the feed: `error` concerns the feed alone, and the application's tables
-    /// can be read.
-    async fn works_without_feed(&mut self, reader: &Connection, error: &Error) -> bool {
-        if error.is_transient() || reader.is_closed() || self.roll_back(reader).await.is_err() {
-            return false;
-        }
-        self.config.need_feed = false;
-        let check = preflight::check_first(reader, &self.config);
-        within(self.config.read_timeout, CHECKING, check)
-            .await
-            .is_ok()
-    }
-
-    /// Goes on without the feed: somebody has uninstalled it, or revoked a right on it.
-    fn go_without_feed(&mut self, error: Error) {
-        let fault = Fault {
-            what: format!("no change is logged: {error}"),
-            repair: "oddscache sql install --apply, then oddscache sql grants --apply".to_owned(),
-        };
-        self.without_feed = Some(fault);
-        self.config.need_feed = false;
-        self.names = Names::new(&self.config, self.names.settings);
-    }
-
     /// Waits, then looks for the feed. Without one, it reads everything again when that is due.
     async fn look_for_feed(&mut self, mut following: Following) -> Result<State, Error> {
         let rest = self.rereads.until_due(Instant::now()).unwrap_or_default();
         sleep(rest.min(LOOKING_FOR_FEED)).await;
         let Following { reader, known, .. } = &mut following;
         known.reload = Some(ReloadReason::FeedNotWhole.into());
-        match self.check(reader).await {
+        if self.find_feed(reader).await? {
             // The connection is the same, so the epoch is, too.
-            Ok(feed) => {
-                self.without_feed = None;
-                self.listen(feed.as_ref())?;
-                following.put_off = Some(Woken::Time);
-                return Ok(State::Following(Box::new(following)));
-            }
-            Err(error) if self.works_without_feed(reader, &error).await => {
-                self.go_without_feed(error);
-            }
-            Err(error) => return Err(error),
+            following.put_off = Some(Woken::Time);
+            return Ok(State::Following(Box::new(following)));
         }
         // Other requests do not shorten the rest. Otherwise clients could make the follower exceed its budget.
         if self.publisher.request().take_resync() || self.rereads.is_due(Instant::now()) {
@@ -557,9 +539,7 @@ impl Follower {
         if let Err(error @ Error::UnreadableRow { .. }) = &result
             && !self.unreadable.is_looking()
         {
-            tracing::warn!(%error, "looking for the row");
-            self.unreadable.search();
-            self.roll_back(reader).await?;
+            self.look_for_rows(reader, error).await?;
             result = self.read(reader, known, None, Some(step)).await;
         }
         let Err(error) = result else {
@@ -716,11 +696,7 @@ impl Follower {
         };
         add(&self.publisher.counters().failures, 1);
         match again {
-            Again::LookForRows => {
-                tracing::warn!(%error, "looking for the row");
-                self.unreadable.search();
-                self.roll_back(reader).await
-            }
+            Again::LookForRows => self.look_for_rows(reader, &error).await,
             Again::After(pause) => {
                 let pause_ms = millis(pause);
                 match pause < LONG_PAUSE {
@@ -737,6 +713,13 @@ impl Follower {
                 Ok(())
             }
         }
+    }
+
+    /// Rolls back a read that failed at a row. The next one looks for that row.
+    async fn look_for_rows(&mut self, reader: &Connection, error: &Error) -> Result<(), Error> {
+        tracing::warn!(%error, "looking for the row");
+        self.unreadable.search();
+        self.roll_back(reader).await
     }
 
     async fn roll_back(&self, reader: &Connection) -> Result<(), Error> {
@@ -867,7 +850,7 @@ impl Follower {
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         let unreadable = self.unreadable.faults();
         let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole))
-            || unreadable != self.published_unreadable;
+            || unreadable != self.publisher.published().unreadable;
         if is_moved || !change.is_empty() {
             let epoch = self.epoch;
             let span = tracing::debug_span!("publish", epoch, events = Empty);
@@ -878,7 +861,6 @@ impl Follower {
             let warmup = self.last_warmup.clone();
             let mut state = self.draft.state(cut, self.epoch, proven, warmup);
             state.unreadable.clone_from(&unreadable);
-            self.published_unreadable.clone_from(&unreadable);
             self.publisher.publish(state, change);
             if reload.is_none() {
                 self.publisher.timers().publish.record(begun_at.elapsed());
@@ -939,15 +921,9 @@ fn millis(duration: Duration) -> u64 {
 /// that cannot be reached.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
     let reader = Connection::open(&config.connect).await?;
-    within(
-        config.read_timeout,
-        CHECKING,
-        preflight::check_first(&reader, &config),
-    )
-    .await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = Follower::new(config, publisher);
-    follower.names = Names::new(&follower.config, reader.settings_after_begin());
+    follower.check(&reader, follower.config.need_feed).await?;
     follower.warm_up(reader).await?;
     Ok(View(shared.load_full()))
 }

@@ -315,7 +315,7 @@ impl Schema {
             .batch_execute(&names.warmup_bounds)
             .await
             .map_err(Error::database(BEGIN))?;
-        let feed = preflight::check(client, config).await?;
+        let feed = preflight::check(client, config, names.need_feed).await?;
         let catalog = Catalog::read(client, names).await?;
         let watched = Watched::find(client, names).await?;
         let fingerprint = fingerprint(client, None, &watched).await?;

@@ -34,9 +34,13 @@ pub(crate) const DATABASE: &str = "SELECT pg_catalog.concat_ws(' ', s.system_ide
 
 /// Checks tables and rights and, if the feed is needed, its version and whether its triggers log every change. Reads
 /// only catalogs, in the current transaction, whose search path must be pinned. `None` if the feed is not needed.
-pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Feed>, Error> {
+pub(crate) async fn check(
+    client: &Client,
+    config: &Config,
+    need_feed: bool,
+) -> Result<Option<Feed>, Error> {
     check_tables(client, config).await?;
-    if !config.need_feed {
+    if !need_feed {
         return Ok(None);
     }
     let mut feed = check_feed(client, config).await?;
@@ -49,6 +53,7 @@ pub(crate) async fn check(client: &Client, config: &Config) -> Result<Option<Fee
 pub(crate) async fn check_first(
     connection: &Connection,
     config: &Config,
+    need_feed: bool,
 ) -> Result<Option<Feed>, Error> {
     let client = &connection.client;
     client
@@ -56,7 +61,7 @@ pub(crate) async fn check_first(
         .await
         .map_err(Error::database(DOING))?;
     check_version(client).await?;
-    let feed = check(client, config).await?;
+    let feed = check(client, config, need_feed).await?;
     client
         .batch_execute("COMMIT")
         .await
@@ -233,6 +238,14 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
     })
 }
 
+/// Begins a query on `node`: the tables of $2 in schema $1 (`root`), and all below them but temporary ones, which belong
+/// to one session.
+const NODES: &str = "WITH RECURSIVE node AS (\
+       SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+       WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') \
+       UNION SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
+       JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't')";
+
 /// What keeps the triggers of a table or partition from logging every change.
 #[derive(Debug, Default)]
 struct Gap {
@@ -299,28 +312,26 @@ impl Gap {
 async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     // Bits of `tgtype`: 1 marks a row trigger, which the feed does not have; 4 to 32 are the kinds of change. One
     // trigger that always fires is enough, hence `bool_or`.
-    let sql = "WITH RECURSIVE node AS (\
-           SELECT c.oid, true AS root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-           WHERE n.nspname = $1 AND c.relname = ANY($3) AND c.relkind IN ('r', 'p') \
-           UNION ALL SELECT i.inhrelid, false FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
-           JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
+    let sql = format!(
+        "{NODES} \
          SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
-           coalesce(array_agg(quote_ident(t.tgname)) FILTER (WHERE t.oid IS NOT NULL), '{}'), \
+           coalesce(array_agg(quote_ident(t.tgname)) FILTER (WHERE t.oid IS NOT NULL), '{{}}'), \
            EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
-           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $2) \
+           JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = $3) \
            ON t.tgrelid = node.oid AND t.tgtype & op.bit <> 0 AND t.tgtype & 1 = 0 \
-         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name";
+         GROUP BY node.oid, node.root, op.name ORDER BY node.root DESC, 1, op.name"
+    );
     let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
         (&config.app_schema, Type::TEXT),
-        (&config.cache_schema, Type::TEXT),
         (&tables, Type::TEXT_ARRAY),
+        (&config.cache_schema, Type::TEXT),
     ];
     let rows = client
-        .query_typed(sql, &parameters)
+        .query_typed(&sql, &parameters)
         .await
         .map_err(Error::database(DOING))?;
     let mut gaps: Vec<Gap> = Vec::new();
@@ -369,19 +380,17 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, 
 /// The tables that have one of the application's tables below them, or a table below one, and are neither themselves. A
 /// statement that names such a parent changes the child's rows, and fires no trigger of the feed.
 async fn parents_outside(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
-    let sql = "WITH RECURSIVE node AS (\
-           SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-           WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') \
-           UNION SELECT i.inhrelid FROM pg_inherits i JOIN node ON node.oid = i.inhparent \
-           JOIN pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't') \
+    let sql = format!(
+        "{NODES} \
          SELECT i.inhparent::regclass::text, c.oid::regclass::text, c.relispartition FROM pg_inherits i \
-         JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2";
+         JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid IN (SELECT oid FROM node) AND i.inhparent NOT IN (SELECT oid FROM node) ORDER BY 1, 2"
+    );
     let tables = Table::names();
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] = [
         (&config.app_schema, Type::TEXT),
         (&tables, Type::TEXT_ARRAY),
     ];
-    let rows = client.query_typed(sql, &parameters).await;
+    let rows = client.query_typed(&sql, &parameters).await;
     let rows = rows.map_err(Error::database(DOING))?;
     let fault = |row: &Row| {
         let (parent, table): (&str, &str) = (column(row, 0)?, column(row, 1)?);

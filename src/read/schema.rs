@@ -21,8 +21,6 @@ pub(crate) struct Names {
     pub(crate) app_schema: String,
     pub(crate) cache_schema: String,
     pub(crate) need_feed: bool,
-    /// The statement that each transaction must run first.
-    pub(crate) settings: &'static str,
     /// The tables that a read locks, qualified and quoted.
     pub(crate) locked: Vec<String>,
     /// Begins the transaction of a read and takes all its locks (ACCESS SHARE) before its snapshot, because TRUNCATE
@@ -61,11 +59,11 @@ const IDLE_BOUND: Duration = Duration::from_secs(5);
 impl Names {
     /// `settings` are the statements that each transaction must run first, see
     /// [`Connection::settings_after_begin`](crate::postgres::connection::Connection::settings_after_begin).
-    pub(crate) fn new(config: &Config, settings: &'static str) -> Names {
+    pub(crate) fn new(config: &Config, need_feed: bool, settings: &str) -> Names {
         let (app, cache) = (quote(&config.app_schema), quote(&config.cache_schema));
         let qualified = |table: Table| format!("{app}.{}", quote(table.name()));
         let mut locked: Vec<String> = Table::ALL.into_iter().map(qualified).collect();
-        if config.need_feed {
+        if need_feed {
             locked.extend(["change_log", "log_state"].map(|table| format!("{cache}.{table}")));
         }
         // The lock time-out bounds each lock, the statement time-out all of them together. Reading then may take
@@ -98,7 +96,7 @@ impl Names {
             markets.join(", "),
             idle = millis(config.read_timeout),
         );
-        let pruned_below = match config.need_feed {
+        let pruned_below = match need_feed {
             true => format!("(SELECT pruned_below::text FROM {cache}.log_state)"),
             false => "'0'".to_owned(),
         };
@@ -107,8 +105,7 @@ impl Names {
         Names {
             app_schema,
             cache_schema,
-            need_feed: config.need_feed,
-            settings,
+            need_feed,
             locked,
             begin_prepared: format!("{begin}; SET LOCAL plan_cache_mode = force_generic_plan"),
             begin,
@@ -304,7 +301,7 @@ impl Columns<'_> {
 
     /// An ORDER BY list for snapshots of one id. The first one counts. A partitioned table may have an id twice, even
     /// for one event, because its key includes `captured_at`. The list names all columns that are read. So every read
-    /// chooses the same values, whatever the plan of its query.
+    /// chooses the same values under any plan of its query.
     fn latest_first(&self, table: Table, alias: &str) -> String {
         let confirmed = match self.get(table, "last_confirmed_at") {
             Some(_) => format!(", {alias}.last_confirmed_at DESC NULLS LAST"),

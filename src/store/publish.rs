@@ -221,6 +221,11 @@ impl Publisher {
         self.shared.proven.notify_waiters();
     }
 
+    /// The state that readers see.
+    pub(crate) fn published(&self) -> Guard<Arc<State>> {
+        self.shared.load()
+    }
+
     fn free_retired(&mut self) {
         self.retired.retain(|state| Arc::strong_count(state) > 1);
     }
