@@ -199,6 +199,7 @@ impl Cache {
         })
     }
 
+    /// Event id -> bookmaker id -> the latest snapshot of `odds_snapshots`. Events without one are absent.
     fn get_betpawa_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -211,6 +212,7 @@ impl Cache {
         )
     }
 
+    /// Event id -> source -> the latest snapshot of `competitor_odds_snapshots`. Events without one are absent.
     fn get_competitor_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -223,6 +225,7 @@ impl Cache {
         )
     }
 
+    /// Bookmaker id -> the latest snapshot of `odds_snapshots`. `None` if there is none.
     fn get_betpawa_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
@@ -235,6 +238,7 @@ impl Cache {
         )
     }
 
+    /// Source -> the latest snapshot of `competitor_odds_snapshots`. `None` if there is none.
     fn get_competitor_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
