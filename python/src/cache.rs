@@ -91,6 +91,15 @@ impl Cache {
         Ok(())
     }
 
+    /// If the handle is the parent's (see `reconnect`), sees to it that it is never dropped here. Returns whether it is.
+    fn leave_to_parent(&self) -> bool {
+        let is_parents = self.config.is_some() && self.forked.load(Ordering::Relaxed);
+        if is_parents {
+            std::mem::forget(self.handle.load_full());
+        }
+        is_parents
+    }
+
     /// What is added to the numbers of the library's handle.
     fn base(&self, handle: &Handle) -> Base {
         let (epoch, version) = handle.inherited();
@@ -175,6 +184,12 @@ fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Duration> {
             py,
             format!("a time-out must be a number of seconds from 0 on, not {seconds}"),
         )),
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.leave_to_parent();
     }
 }
 
@@ -513,10 +528,7 @@ impl Cache {
         if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
-        if self.forked.load(Ordering::Relaxed) && self.config.is_some() {
-            // The handle is the parent's: see `reconnect`.
-            std::mem::forget(self.handle.load_full());
-        } else {
+        if !self.leave_to_parent() {
             self.handle.load().close(py);
         }
         self.kept.clear();
