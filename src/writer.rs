@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros, SnapshotInput},
     store::{
+        changes::Change,
         draft::Draft,
         publish::Publisher,
         state::{Cut, Moment},
@@ -110,8 +111,9 @@ impl Writer {
     }
 
     /// Makes all changes since the last call visible at once, as the next
-    /// [`State::version`](crate::store::state::State::version). Copies only the pages that changed.
-    pub fn publish(&mut self) {
+    /// [`State::version`](crate::store::state::State::version). Returns what subscribers get: the ids of the events that
+    /// differ. Copies only the pages that changed.
+    pub fn publish(&mut self) -> Arc<Change> {
         let cut = Arc::new(Cut {
             as_of: Utc::now(),
             window_start: self.window_start,
@@ -119,7 +121,7 @@ impl Writer {
         });
         let change = self.draft.change(Arc::clone(&cut), EPOCH);
         let state = self.draft.state(cut, EPOCH, Moment::now(), None);
-        self.publisher.publish(state, change);
+        self.publisher.publish(state, change)
     }
 }
 

@@ -49,8 +49,9 @@ fn readers_see_nothing_before_publish_and_everything_after_it() {
     writer.clear();
     writer.put_betpawa_snapshot(&snapshot(3, 3, 1), None);
     assert_eq!(cache.event_ids(), [1, 2]);
-    writer.publish();
+    let change = writer.publish();
     assert_eq!(cache.event_ids(), [3]);
+    assert_eq!((change.event_ids(), change.version), (vec![1, 2, 3], 2));
     assert_eq!(cache.counters().published, 2);
 }
 
@@ -462,4 +463,67 @@ fn memory_comes_back_after_everything_is_evicted() {
         end < full / 10,
         "{start} grew to {full}, came back to {end}"
     );
+}
+
+/// `is` and `shares_markets` tell whether two snapshots are the same without a look at the markets.
+#[test]
+fn a_confirmed_snapshot_shares_its_markets_and_is_another() {
+    let (cache, mut writer) = OddsCache::detached();
+    let of = |cache: &OddsCache| {
+        let snapshots = cache.get_betpawa_snapshot(1).expect("published");
+        snapshots.get(1).expect("published").clone()
+    };
+    writer.put_betpawa_snapshot(&snapshot(1, 1, 1), None);
+    writer.publish();
+    let first = of(&cache);
+    assert!(first.is(&of(&cache)) && first.is(&first.clone()));
+    let confirmed = SnapshotInput {
+        last_confirmed_at: Some(at(60)),
+        ..snapshot(1, 1, 1)
+    };
+    writer.put_betpawa_snapshot(&confirmed, None);
+    writer.publish();
+    assert!(first.shares_markets(&of(&cache)) && !first.is(&of(&cache)));
+    let changed = SnapshotInput {
+        markets: vec![market("3743", 1.6)],
+        ..snapshot(1, 1, 1)
+    };
+    writer.put_betpawa_snapshot(&changed, None);
+    writer.publish();
+    assert!(!first.shares_markets(&of(&cache)) && !first.is(&of(&cache)));
+}
+
+/// `nth` skips markets without visiting them, so it must find the same ones, with their own odds.
+#[test]
+fn the_nth_market_is_the_one_that_iterating_finds() {
+    let (cache, mut writer) = OddsCache::detached();
+    let markets = (0..300).map(|n| {
+        let mut market = market(&n.to_string(), f64::from(n) + 1.5);
+        let more =
+            (0..n % 5).map(|extra| OutcomeInput::new(extra.to_string(), f64::from(extra + n)));
+        market.outcomes.extend(more);
+        market
+    });
+    let snapshot = SnapshotInput {
+        markets: markets.collect(),
+        ..snapshot(1, 1, 1)
+    };
+    writer.put_betpawa_snapshot(&snapshot, None);
+    writer.publish();
+    let snapshots = cache.get_betpawa_snapshot(1).expect("published");
+    let snapshot = snapshots.get(1).expect("published");
+    let json = |market: Option<oddscache::CachedMarket<'_>>| market.map(|market| json!(market));
+    let all: Vec<Value> = snapshot.markets().map(|market| json!(market)).collect();
+    for index in 0..all.len() {
+        assert_eq!(
+            json(snapshot.markets().nth(index)).as_ref(),
+            Some(&all[index])
+        );
+        let mut rest = snapshot.markets();
+        assert!(rest.next().is_some());
+        assert_eq!(json(rest.nth(index)).as_ref(), all.get(index + 1));
+        assert_eq!(json(rest.next()).as_ref(), all.get(index + 2));
+        assert_eq!(rest.len(), all.len().saturating_sub(index + 3));
+    }
+    assert!(snapshot.markets().nth(300).is_none() && snapshot.markets().nth(usize::MAX).is_none());
 }

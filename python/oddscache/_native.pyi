@@ -1,10 +1,12 @@
-"""What the compiled module holds. Import these names from `oddscache`."""
+"""The compiled part. Its public names are those that `oddscache` exports."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, final
 
 from typing_extensions import Self
+
+from ._errors import Lagged
 
 @final
 class CachedMarket:
@@ -122,3 +124,101 @@ class View:
     def version(self) -> int: ...
     @property
     def cut(self) -> Cut: ...
+
+class Cache:
+    """What `OddsCache` is made of: the same methods, with durations in seconds and without defaults."""
+
+    def __new__(cls, config: Config | None, naive_times: bool) -> Self: ...
+    def get_betpawa_snapshots(self, event_ids: Iterable[int]) -> dict[int, dict[int, CachedSnapshot]]:
+        """Event id -> bookmaker id -> the latest snapshot of `odds_snapshots`. Events without one are absent."""
+    def get_competitor_snapshots(self, event_ids: Iterable[int]) -> dict[int, dict[str, CachedSnapshot]]:
+        """Event id -> source -> the latest snapshot of `competitor_odds_snapshots`. Events without one are absent."""
+    def get_betpawa_snapshot(self, event_id: int) -> dict[int, CachedSnapshot] | None:
+        """Bookmaker id -> the latest snapshot of `odds_snapshots`. `None` if there is none."""
+    def get_competitor_snapshot(self, event_id: int) -> dict[str, CachedSnapshot] | None:
+        """Source -> the latest snapshot of `competitor_odds_snapshots`. `None` if there is none."""
+    def event_ids(self) -> list[int]:
+        """The ids of all events, ascending."""
+    def kickoff(self, event_id: int) -> datetime | None:
+        """When an event begins. `None` if the cache does not hold it."""
+    def view(self, max_age: float | None = None) -> View: ...
+    def event_list_json(
+        self, event_ids: Iterable[int] | None, markets: Iterable[str | tuple[str, float | None]]
+    ) -> bytes: ...
+    @property
+    def age(self) -> float:
+        """Seconds since the latest state was last proven current; infinite before the first warmup."""
+    @property
+    def epoch(self) -> int:
+        """Counts how often the state was replaced instead of changes moving it forward; 0 before the first warmup."""
+    @property
+    def version(self) -> int:
+        """Counts the states that were published. Two views with the same version hold the same."""
+    @property
+    def is_warm(self) -> bool:
+        """Whether there is something to look up, however old. Once true, it stays true."""
+    @property
+    def is_detached(self) -> bool:
+        """Whether the program fills this cache, which follows no database."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close()` was called."""
+    def ready(self, timeout: float | None = None) -> None: ...
+    def wait_for(self, xid: int, timeout: float) -> View: ...
+    def put_betpawa_snapshot(
+        self, event_id: int, bookmaker_id: int, snapshot: Any, kickoff: datetime | None
+    ) -> Change | None: ...
+    def put_competitor_snapshot(
+        self, event_id: int, source: str, snapshot: Any, kickoff: datetime | None
+    ) -> Change | None: ...
+    def evict_expired(self, cutoff: datetime) -> tuple[int, Change] | None: ...
+    def clear(self) -> Change | None: ...
+    def close(self) -> None: ...
+    def _status(self) -> tuple[str, str, datetime | None, list[tuple[str, str]], float | None]: ...
+    def _stats(self) -> tuple[dict[str, Any], dict[str, Any]]: ...
+    def _events(self) -> Events: ...
+    def _start_ready(self, events: Events, number: int) -> Waiting: ...
+    def _start_wait_for(self, events: Events, number: int, xid: int, timeout: float) -> Waiting: ...
+    def _forked(self) -> None: ...
+
+@final
+class Config:
+    def __new__(
+        cls,
+        url: str,
+        *,
+        app_schema: str,
+        cache_schema: str,
+        lookback: float,
+        poll_interval: float,
+        read_timeout: float,
+        warmup_timeout: float,
+        warmup_connections: int,
+        retry_unreachable: bool,
+        allow_row_security: bool,
+        audit_cycle: float,
+        audit_budget: float,
+        listen_url: str | None,
+    ) -> Self: ...
+
+@final
+class Events:
+    """What happens to a cache. One thread takes it."""
+
+    def next(self) -> Change | Lagged | tuple[int, BaseException | None] | None: ...
+
+@final
+class Waiting:
+    """A wait. It ends when this is dropped."""
+
+@final
+class LogReader:
+    def __new__(cls) -> Self: ...
+    def take(self) -> tuple[list[tuple[int, str]], int] | None: ...
+    def end(self) -> None: ...
+
+SCRIPTS: list[str]
+
+def script(name: str, settings: Sequence[tuple[str, str]] = ...) -> str: ...
+def log_level(level: int) -> None: ...
+def log_renew() -> None: ...

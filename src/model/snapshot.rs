@@ -84,7 +84,24 @@ impl CachedSnapshot {
         self
     }
 
-    /// The markets in the order of their row ids. Borrows; allocates nothing.
+    /// Whether both have the same ids and times, and share their markets in memory. Then both show the same. False says
+    /// nothing: equal markets may lie in two places. Compares a few numbers.
+    pub fn is(&self, other: &CachedSnapshot) -> bool {
+        self.snapshot_id == other.snapshot_id
+            && self.captured_at == other.captured_at
+            && self.last_confirmed_at == other.last_confirmed_at
+            && (self.event_id, self.bookmaker_id) == (other.event_id, other.bookmaker_id)
+            && self.shares_markets(other)
+    }
+
+    /// Whether both share their markets in memory, as two snapshots do between which the bookmaker only confirmed its
+    /// odds. Then their markets are equal. False says nothing. Compares one address.
+    pub fn shares_markets(&self, other: &CachedSnapshot) -> bool {
+        Arc::ptr_eq(&self.packed, &other.packed)
+    }
+
+    /// The markets in the order of their row ids. Borrows; allocates nothing. The iterator's `nth` skips markets without
+    /// a look at each.
     pub fn markets(&self) -> Markets<'_> {
         Markets {
             packed: &self.packed,
@@ -150,6 +167,13 @@ impl<'a> Iterator for Markets<'a> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = self.packed.market_count() - self.next;
         (left, Some(left))
+    }
+
+    fn nth(&mut self, skipped: usize) -> Option<CachedMarket<'a>> {
+        let count = self.packed.market_count();
+        self.next = self.next.saturating_add(skipped).min(count);
+        self.next_word = self.packed.template.outcomes_before(self.next);
+        self.next()
     }
 }
 

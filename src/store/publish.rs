@@ -198,8 +198,9 @@ impl Publisher {
         )
     }
 
-    /// Gives `state` to readers and `change` to subscribers. Costs one pointer swap and never waits for readers.
-    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) {
+    /// Gives `state` to readers and `change` to subscribers, and returns the change with its version. Costs one pointer
+    /// swap and never waits for readers.
+    pub(crate) fn publish(&mut self, mut state: State, mut change: Change) -> Arc<Change> {
         self.version += 1;
         (state.version, change.version) = (self.version, self.version);
         // arc-swap lets readers borrow a state without counting; the swap turns such borrows into counted references.
@@ -209,8 +210,10 @@ impl Publisher {
         add(&self.shared.counters.published, 1);
         // Send after the swap, so that a subscriber who takes a view on a change finds the change in it. Without
         // subscribers sending fails, which is fine.
-        let _ = self.changes.send(Arc::new(change));
+        let change = Arc::new(change);
+        let _ = self.changes.send(Arc::clone(&change));
         self.shared.proven.notify_waiters();
+        change
     }
 
     /// Notes that the published state also equals the database at a later cut. `at` is when the read began, before the

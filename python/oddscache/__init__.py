@@ -1,0 +1,52 @@
+"""The latest betting odds of every upcoming event, held in memory and kept equal to PostgreSQL.
+
+with OddsCache.connect("postgresql://oddscache@localhost/odds") as cache:
+    cache.ready(timeout=60)
+    for bookmaker_id, snapshot in (cache.get_betpawa_snapshot(4711) or {}).items():
+        for market in snapshot.markets:
+            print(bookmaker_id, market.betpawa_market_name, market.outcomes)
+"""
+
+import dataclasses
+from typing import Any
+
+from ._cache import INLINE_MARKETS, Fault, OddsCache, Status
+from ._errors import Closed, ConfigError, Error, Lagged, NotReady, NotShown, TooStale
+from ._events import Changes
+from ._native import CachedMarket, CachedSnapshot, Change, Cut, View
+
+__all__ = [
+    "INLINE_MARKETS",
+    "CachedMarket",
+    "CachedSnapshot",
+    "Change",
+    "Changes",
+    "Closed",
+    "ConfigError",
+    "Cut",
+    "Error",
+    "Fault",
+    "Lagged",
+    "NotReady",
+    "NotShown",
+    "OddsCache",
+    "Status",
+    "TooStale",
+    "View",
+]
+
+
+def _like_a_dataclass(cls: Any, names: str) -> None:
+    """Lets `dataclasses.fields`, `asdict` and `replace` accept a compiled class, and with them FastAPI and orjson."""
+    shape = dataclasses.make_dataclass(cls.__name__, names.split(), frozen=True)
+    for name in ("__dataclass_fields__", "__dataclass_params__", "__match_args__"):
+        setattr(cls, name, getattr(shape, name))
+    cls.__replace__ = lambda self, /, **changes: dataclasses.replace(self, **changes)
+
+
+_like_a_dataclass(CachedSnapshot, "snapshot_id event_id bookmaker_id captured_at last_confirmed_at markets")
+_like_a_dataclass(
+    CachedMarket,
+    "betpawa_market_id betpawa_market_name line handicap_type handicap_home handicap_away outcomes market_groups"
+    " unavailable_at",
+)

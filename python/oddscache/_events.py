@@ -1,0 +1,256 @@
+"""Changes and waits: one thread for each cache hands them to tasks of any event loop, and to callbacks.
+
+The thread waits in compiled code without the GIL. It never runs code of the application: it appends to queues and wakes
+event loops. Callbacks have a thread of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import _native
+from ._errors import Closed, Lagged
+
+logger = logging.getLogger("oddscache")
+
+Callback = Callable[[list[int], str], Any]
+
+BETPAWA = "betpawa"
+"""The source of the platform's own snapshots, as callbacks get it."""
+
+_KEPT = 256
+"""How many changes are kept for a subscriber that does not take them."""
+
+
+def by_source(change: _native.Change) -> dict[str, list[int]]:
+    """The ids of a change as callbacks get them. A kickoff that moved counts for the platform's own side."""
+    sources = {BETPAWA: sorted({*change.betpawa, *change.kickoffs})}
+    sources.update(change.competitors)
+    return {source: ids for source, ids in sources.items() if ids}
+
+
+def call(callbacks: Sequence[Callback], ids: list[int], source: str) -> None:
+    """Calls all, each with a list of its own. The error of one is logged, and the others are called all the same."""
+    for callback in list(callbacks):
+        try:
+            callback(list(ids), source)
+        except Exception:
+            logger.exception("a callback of on_update failed")
+
+
+class _Waiter:
+    """A task that waits in its event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self, error: BaseException | None = None) -> None:
+        """Called in any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._finish, error)
+        except RuntimeError:
+            pass  # The loop is closed, so nobody waits any more.
+
+    def _finish(self, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+class Changes:
+    """The changes published since `OddsCache.changes()` was called, in order: `async for change in changes`.
+
+    Take a view *after* that call. A change published in between is then in the view and also comes here. At most 256
+    changes are kept. If more wait, the iteration raises `Lagged`; a new `async for` goes on with the oldest change that
+    was kept. The iteration ends when the cache is closed. One task at a time may iterate, in any event loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: collections.deque[_native.Change] = collections.deque()
+        self._missed = 0
+        self._ended = False
+        self._waiter: _Waiter | None = None
+
+    def __aiter__(self) -> Changes:
+        return self
+
+    async def __anext__(self) -> _native.Change:
+        while True:
+            with self._lock:
+                if self._missed:
+                    missed, self._missed = self._missed, 0
+                    raise Lagged(
+                        f"{missed} changes were dropped because they were not taken in time; start again from a new view",
+                        missed,
+                    )
+                if self._queue:
+                    return self._queue.popleft()
+                if self._ended:
+                    raise StopAsyncIteration
+                if self._waiter is not None:
+                    raise RuntimeError("another task iterates over these changes; call changes() for each task")
+                waiter = self._waiter = _Waiter()
+            try:
+                await waiter.future
+            finally:
+                with self._lock:
+                    self._waiter = None
+
+    def _push(self, change: _native.Change) -> None:
+        with self._lock:
+            if len(self._queue) >= _KEPT:
+                self._queue.popleft()
+                self._missed += 1
+            self._queue.append(change)
+            if self._waiter is not None:
+                self._waiter.wake()
+
+    def _lose(self, missed: int) -> None:
+        with self._lock:
+            self._missed += missed
+            if self._waiter is not None:
+                self._waiter.wake()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            if self._waiter is not None:
+                self._waiter.wake()
+
+
+class Updates:
+    """Calls the callbacks of a cache in a thread of their own. While they are busy, further ids are gathered."""
+
+    def __init__(self, callbacks: Sequence[Callback], everything: Callable[[], dict[str, list[int]]]) -> None:
+        self._callbacks = callbacks
+        self._everything = everything
+        self._more = threading.Condition()
+        self._waiting: dict[str, set[int]] = {}
+        self._lost = False
+        self._ended = False
+        threading.Thread(target=self._run, name="oddscache-callbacks", daemon=True).start()
+
+    def push(self, change: _native.Change) -> None:
+        with self._more:
+            for source, ids in by_source(change).items():
+                self._waiting.setdefault(source, set()).update(ids)
+            self._more.notify()
+
+    def lose(self) -> None:
+        with self._more:
+            self._lost = True
+            self._more.notify()
+
+    def end(self) -> None:
+        with self._more:
+            self._ended = True
+            self._more.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._more:
+                self._more.wait_for(lambda: self._waiting or self._lost or self._ended)
+                waiting, self._waiting = self._waiting, {}
+                lost, self._lost = self._lost, False
+                if not waiting and not lost:
+                    return
+            if lost:
+                logger.warning("changes came too fast; the callbacks of on_update get all events")
+                for source, all_ids in self._everything().items():
+                    waiting.setdefault(source, set()).update(all_ids)
+            for source, ids in waiting.items():
+                call(self._callbacks, sorted(ids), source)
+
+
+class Hub:
+    """Takes the events of one cache and hands them on. Knows nothing of the cache, so that a cache can be collected."""
+
+    def __init__(self, events: _native.Events) -> None:
+        self._events = events
+        self._lock = threading.Lock()
+        self._changes: weakref.WeakSet[Changes] = weakref.WeakSet()
+        self._waits: dict[int, _Waiter] = {}
+        self._numbers = itertools.count(1)
+        self._updates: Updates | None = None
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="oddscache-events", daemon=True)
+        self._thread.start()
+
+    def subscribe(self) -> Changes:
+        changes = Changes()
+        with self._lock:
+            if self._ended:
+                changes._end()
+            self._changes.add(changes)
+        return changes
+
+    def update(self, updates: Updates) -> None:
+        with self._lock:
+            self._updates = updates
+            if self._ended:
+                updates.end()
+
+    @property
+    def updates(self) -> bool:
+        return self._updates is not None
+
+    async def wait(self, start: Callable[[_native.Events, int], _native.Waiting]) -> None:
+        """Starts a wait of the compiled part and waits for its end in the running event loop."""
+        number = next(self._numbers)
+        waiter = _Waiter()
+        with self._lock:
+            if self._ended:
+                raise Closed("the cache is closed")
+            self._waits[number] = waiter
+        try:
+            # Dropping it ends the wait.
+            waiting = start(self._events, number)
+            await waiter.future
+            del waiting
+        finally:
+            with self._lock:
+                self._waits.pop(number, None)
+
+    def join(self, timeout: float) -> None:
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (event := self._events.next()) is not None:
+            with self._lock:
+                if isinstance(event, _native.Change):
+                    for changes in self._changes:
+                        changes._push(event)
+                    if self._updates is not None:
+                        self._updates.push(event)
+                elif isinstance(event, Lagged):
+                    for changes in self._changes:
+                        changes._lose(event.missed)
+                    if self._updates is not None:
+                        self._updates.lose()
+                else:
+                    number, error = event
+                    waiter = self._waits.pop(number, None)
+                    if waiter is not None:
+                        waiter.wake(error)
+            del event
+        with self._lock:
+            self._ended = True
+            for changes in self._changes:
+                changes._end()
+            if self._updates is not None:
+                self._updates.end()
+            for waiter in self._waits.values():
+                waiter.wake(Closed("the cache is closed"))

@@ -1,0 +1,109 @@
+//! The library's handle, and what feeds it.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use oddscache::{OddsCache, View, Writer};
+use pyo3::prelude::*;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{errors, view::Shown};
+
+/// How long the follower may take to end. It has nothing to save.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+pub(crate) struct Handle {
+    pub(crate) cache: OddsCache,
+    feed: Mutex<Option<Feed>>,
+    /// In a process that was forked: the last state of its parent.
+    inherited: Option<Shown>,
+}
+
+/// What fills the cache.
+pub(crate) enum Feed {
+    /// The runtime with the follower. It has one thread.
+    Follower(Runtime),
+    Writer(Box<Writer>),
+}
+
+impl Handle {
+    pub(crate) fn detached() -> Handle {
+        let (cache, writer) = OddsCache::detached();
+        Handle {
+            cache,
+            feed: Mutex::new(Some(Feed::Writer(Box::new(writer)))),
+            inherited: None,
+        }
+    }
+
+    /// A handle whose follower runs in a thread of its own. Returns at once.
+    pub(crate) fn connect(
+        py: Python<'_>,
+        config: oddscache::Config,
+        inherited: Option<Shown>,
+    ) -> PyResult<Handle> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("oddscache")
+            .enable_all()
+            .build()
+            .map_err(|error| errors::other(py, format!("no thread for the follower: {error}")))?;
+        let (cache, follower) = OddsCache::connect(config);
+        // The error that ends the follower is in the status, and in the log.
+        runtime.spawn(follower.run());
+        Ok(Handle {
+            cache,
+            feed: Mutex::new(Some(Feed::Follower(runtime))),
+            inherited,
+        })
+    }
+
+    /// The latest state. A process that was forked shows its parent's last one until it has its own.
+    pub(crate) fn shown(&self) -> Shown {
+        let view = self.cache.view();
+        match &self.inherited {
+            Some(inherited) if view.epoch() == 0 => inherited.clone(),
+            _ => self.numbered(view),
+        }
+    }
+
+    /// A view of this handle, its epoch and version counted on from those of the parent.
+    pub(crate) fn numbered(&self, view: View) -> Shown {
+        let (epoch, version) = self.inherited();
+        Shown {
+            epoch: epoch + view.epoch(),
+            version: version + view.version(),
+            view,
+        }
+    }
+
+    /// The epoch and the version that the parent had. Zeros if there is none.
+    pub(crate) fn inherited(&self) -> (u64, u64) {
+        let inherited = self.inherited.as_ref();
+        inherited.map_or((0, 0), |inherited| (inherited.epoch, inherited.version))
+    }
+
+    /// What fills the cache. `None` once it is closed.
+    pub(crate) fn feed(&self) -> MutexGuard<'_, Option<Feed>> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the follower or the writer. Waits for the follower's thread.
+    pub(crate) fn close(&self, py: Python<'_>) {
+        let feed = self.feed().take();
+        if let Some(Feed::Follower(runtime)) = feed {
+            py.detach(|| runtime.shutdown_timeout(SHUTDOWN));
+        }
+    }
+}
+
+/// For a cache that nobody closed: the follower ends by itself soon.
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(Feed::Follower(runtime)) = self.feed().take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! `CachedMarket`.
+
+use pyo3::{
+    prelude::*,
+    types::{PyList, PyString, PyTuple, PyType},
+};
+
+use crate::{names, snapshot::Held, times};
+
+/// A row of `market_odds` or `competitor_market_odds`. It behaves as a frozen dataclass of the nine fields does.
+///
+/// The two fields that callers compare for every market are plain members, which the interpreter reads without a call.
+/// All others are made when they are asked for.
+#[pyclass(frozen, module = "oddscache")]
+pub(crate) struct CachedMarket {
+    #[pyo3(get)]
+    betpawa_market_id: Py<PyAny>,
+    #[pyo3(get)]
+    line: Py<PyAny>,
+    rest: Rest,
+}
+
+enum Rest {
+    /// A market of a cache: the snapshot, and the index of the market in it.
+    Held { held: Py<Held>, index: u32 },
+    /// A market that a program constructed.
+    Given(Box<Given>),
+}
+
+struct Given {
+    betpawa_market_name: Py<PyAny>,
+    handicap_type: Py<PyAny>,
+    handicap_home: Py<PyAny>,
+    handicap_away: Py<PyAny>,
+    outcomes: Py<PyAny>,
+    market_groups: Py<PyAny>,
+    unavailable_at: Py<PyAny>,
+}
+
+const FIELDS: [&str; 9] = [
+    "betpawa_market_id",
+    "betpawa_market_name",
+    "line",
+    "handicap_type",
+    "handicap_home",
+    "handicap_away",
+    "outcomes",
+    "market_groups",
+    "unavailable_at",
+];
+
+/// All markets of a snapshot.
+pub(crate) fn markets<'py>(
+    py: Python<'py>,
+    held: &Bound<'py, Held>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let markets = held.get().snapshot.markets();
+    let mut objects = Vec::with_capacity(markets.len());
+    let mut names = names::lend();
+    for (index, market) in (0u32..).zip(markets) {
+        let line = match market.line() {
+            Some(line) => line.into_pyobject(py)?.into_any().unbind(),
+            None => py.None(),
+        };
+        objects.push(Bound::new(
+            py,
+            CachedMarket {
+                betpawa_market_id: names
+                    .text(py, market.betpawa_market_id())
+                    .into_any()
+                    .unbind(),
+                line,
+                rest: Rest::Held {
+                    held: held.clone().unbind(),
+                    index,
+                },
+            },
+        )?);
+    }
+    drop(names);
+    PyTuple::new(py, objects)
+}
+
+impl CachedMarket {
+    /// A field, from the snapshot or as given.
+    fn field<'py>(
+        &self,
+        py: Python<'py>,
+        held: impl FnOnce(&Held, oddscache::CachedMarket<'_>) -> PyResult<Py<PyAny>>,
+        given: impl FnOnce(&Given) -> &Py<PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let field = match &self.rest {
+            Rest::Held { held: from, index } => {
+                let from = from.get();
+                // The index was counted in this snapshot, which never changes.
+                match from.snapshot.markets().nth(*index as usize) {
+                    Some(market) => held(from, market)?,
+                    None => py.None(),
+                }
+            }
+            Rest::Given(from) => given(from).clone_ref(py),
+        };
+        Ok(field.into_bound(py))
+    }
+
+    fn fields<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(
+            py,
+            [
+                self.betpawa_market_id.bind(py).clone(),
+                self.betpawa_market_name(py)?,
+                self.line.bind(py).clone(),
+                self.handicap_type(py)?,
+                self.handicap_home(py)?,
+                self.handicap_away(py)?,
+                self.outcomes(py)?,
+                self.market_groups(py)?,
+                self.unavailable_at(py)?,
+            ],
+        )
+    }
+}
+
+fn number(py: Python<'_>, number: Option<f64>) -> PyResult<Py<PyAny>> {
+    Ok(number.into_pyobject(py)?.unbind())
+}
+
+#[pymethods]
+impl CachedMarket {
+    #[new]
+    #[pyo3(signature = (
+        betpawa_market_id, betpawa_market_name, line = None, handicap_type = None, handicap_home = None,
+        handicap_away = None, outcomes = None, market_groups = None, unavailable_at = None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the fields of the class")]
+    fn new(
+        py: Python<'_>,
+        betpawa_market_id: Py<PyAny>,
+        betpawa_market_name: Py<PyAny>,
+        line: Option<Py<PyAny>>,
+        handicap_type: Option<Py<PyAny>>,
+        handicap_home: Option<Py<PyAny>>,
+        handicap_away: Option<Py<PyAny>>,
+        outcomes: Option<Py<PyAny>>,
+        market_groups: Option<Py<PyAny>>,
+        unavailable_at: Option<Py<PyAny>>,
+    ) -> CachedMarket {
+        let or_none = |value: Option<Py<PyAny>>| value.unwrap_or_else(|| py.None());
+        let or_empty = |value: Option<Py<PyAny>>| {
+            value.unwrap_or_else(|| PyList::empty(py).into_any().unbind())
+        };
+        CachedMarket {
+            betpawa_market_id,
+            line: or_none(line),
+            rest: Rest::Given(Box::new(Given {
+                betpawa_market_name,
+                handicap_type: or_none(handicap_type),
+                handicap_home: or_none(handicap_home),
+                handicap_away: or_none(handicap_away),
+                outcomes: or_empty(outcomes),
+                market_groups: or_empty(market_groups),
+                unavailable_at: or_none(unavailable_at),
+            })),
+        }
+    }
+
+    #[getter]
+    fn betpawa_market_name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| {
+                Ok(PyString::new(py, market.betpawa_market_name())
+                    .into_any()
+                    .unbind())
+            },
+            |given| &given.betpawa_market_name,
+        )
+    }
+
+    #[getter]
+    fn handicap_type<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| Ok(market.handicap_type().into_pyobject(py)?.unbind()),
+            |given| &given.handicap_type,
+        )
+    }
+
+    #[getter]
+    fn handicap_home<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| number(py, market.handicap_home()),
+            |given| &given.handicap_home,
+        )
+    }
+
+    #[getter]
+    fn handicap_away<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| number(py, market.handicap_away()),
+            |given| &given.handicap_away,
+        )
+    }
+
+    #[getter]
+    fn outcomes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| {
+                Ok(names::lend()
+                    .outcomes(py, market.outcomes())?
+                    .into_any()
+                    .unbind())
+            },
+            |given| &given.outcomes,
+        )
+    }
+
+    #[getter]
+    fn market_groups<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |_, market| {
+                let groups = PyList::empty(py);
+                for group in market.market_groups() {
+                    groups.append(pythonize::pythonize(py, group)?)?;
+                }
+                Ok(groups.into_any().unbind())
+            },
+            |given| &given.market_groups,
+        )
+    }
+
+    #[getter]
+    fn unavailable_at<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(
+            py,
+            |held, market| match market.unavailable_at() {
+                Some(time) => times::to_python(py, time, held.naive_times),
+                None => Ok(py.None()),
+            },
+            |given| &given.unavailable_at,
+        )
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &CachedMarket) -> PyResult<bool> {
+        if std::ptr::eq(self, other) {
+            return Ok(true);
+        }
+        self.fields(py)?.eq(other.fields(py)?)
+    }
+
+    /// As for a frozen dataclass: raises `TypeError`, because a list has no hash.
+    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+        self.fields(py)?.hash()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        repr("CachedMarket", &FIELDS, &self.fields(py)?)
+    }
+
+    fn __reduce__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyType>, Bound<'py, PyTuple>)> {
+        Ok((py.get_type::<CachedMarket>(), self.fields(py)?))
+    }
+}
+
+/// What a dataclass of these fields prints.
+pub(crate) fn repr(class: &str, names: &[&str], values: &Bound<'_, PyTuple>) -> PyResult<String> {
+    let mut fields = Vec::with_capacity(names.len());
+    for (name, value) in names.iter().zip(values) {
+        fields.push(format!("{name}={}", value.repr()?));
+    }
+    Ok(format!("{class}({})", fields.join(", ")))
+}
