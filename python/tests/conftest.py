@@ -1,10 +1,9 @@
 """One private cluster for all tests, and a new database for each test that asks for one."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import programs
 import pytest
 from cluster import Cluster
 from database import Database
@@ -23,8 +22,9 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def feed() -> str:
     """install.sql, as the package prints it."""
-    command = [sys.executable, "-m", "oddscache", "sql", "install"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    code, script, errors = programs.run("-m", "oddscache", "sql", "install")
+    assert (code, errors) == (0, "")
+    return script
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ class Database:
         return self.connection.transaction()
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        cursor = self.connection.execute(sql.encode(), parameters)
+        cursor = self.connection.execute(sql.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
     def _insert(self, table: str, row: Row) -> int:
