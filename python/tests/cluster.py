@@ -61,6 +61,7 @@ class Cluster:
         if self._user:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         self.port = 0
+        self.running = False
         script = 'cat >/dev/null; "$1" stop -m immediate -D "$2/data" >/dev/null 2>&1; rm -rf "$2"'
         self._watchdog = self._popen(
             ["sh", "-c", script, "watchdog", str(self._bin / "pg_ctl"), str(self.folder)], stdin=subprocess.PIPE
@@ -79,11 +80,15 @@ class Cluster:
                     raise
 
     def start(self) -> None:
+        if self.running:
+            return
         self._run("pg_ctl", "start", "-w", "-t", "60", "-l", str(self.folder / "log"), "-o", f"-p {self.port}")
+        self.running = True
 
     def stop(self) -> None:
         """Stops the server as a crash would."""
         self._run("pg_ctl", "stop", "-w", "-t", "60", "-m", "immediate")
+        self.running = False
 
     def delete(self) -> None:
         assert self._watchdog.stdin

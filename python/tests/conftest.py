@@ -66,15 +66,7 @@ def cache(database: Database) -> Iterator[OddsCache]:
 
 
 @pytest.fixture
-def stopped(cluster: Cluster, database: Database) -> Iterator[Callable[[], None]]:
-    """Stops the server. It runs again after the test."""
-    stops = 0
-
-    def stop() -> None:
-        nonlocal stops
-        stops += 1
-        cluster.stop()
-
-    yield stop
-    if stops:
-        cluster.start()
+def stop_server(cluster: Cluster, database: Database) -> Iterator[Callable[[], None]]:
+    """Stops the server as a crash would. It runs again after the test, before the databases are dropped."""
+    yield cluster.stop
+    cluster.start()

@@ -184,7 +184,15 @@ class Database:
 
 
 def outcomes(column: Any) -> list[dict[str, Any]]:
-    """The list that the column means: three keys are always there."""
-    if not isinstance(column, list):
-        return []
-    return [{"name": "", "odds": None, **row, "is_active": row.get("is_active") is not False} for row in column]
+    """The list that the column means: three keys are always there, and odds are floats."""
+
+    def outcome(row: dict[str, Any]) -> dict[str, Any]:
+        odds = row.get("odds")
+        return {
+            "name": "",
+            **row,
+            "odds": None if odds is None else float(odds),
+            "is_active": row.get("is_active") is not False,
+        }
+
+    return [outcome(row) for row in column] if isinstance(column, list) else []

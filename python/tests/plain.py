@@ -1,6 +1,7 @@
 """The application's own dataclasses: what the package's classes must behave like."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -55,3 +56,16 @@ def all_plain(found: dict[int, dict[Any, CachedSnapshot]]) -> dict[int, dict[Any
     return {
         event_id: {key: plain(snapshot) for key, snapshot in snapshots.items()} for event_id, snapshots in found.items()
     }
+
+
+def differences(held: Any, expected: Any, path: str = "") -> list[str]:
+    """Where two values of lookups differ."""
+    if dataclasses.is_dataclass(held) and type(held) is type(expected):
+        pairs = [(field.name, getattr(held, field.name), getattr(expected, field.name)) for field in fields(held)]
+    elif isinstance(held, dict) and isinstance(expected, dict) and held.keys() == expected.keys():
+        pairs = [(key, held[key], expected[key]) for key in expected]
+    elif isinstance(held, (list, tuple)) and type(held) is type(expected) and len(held) == len(expected):
+        pairs = [(str(index), *pair) for index, pair in enumerate(zip(held, expected, strict=True))]
+    else:
+        return [] if held == expected else [f"{path}: held {held!r}, expected {expected!r}"]
+    return [line for name, *pair in pairs for line in differences(*pair, f"{path}/{name}")]

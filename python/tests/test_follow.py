@@ -8,7 +8,7 @@ import programs
 import pytest
 from database import Database, market, utc_now
 from oddscache import OddsCache, View
-from plain import all_plain
+from plain import all_plain, differences
 from waiting import eventually
 
 
@@ -19,8 +19,8 @@ def compare(database: Database, view: View) -> int:
     assert set(view.event_ids()) == ids
     assert len(view) == len(ids)
     everything = [*ids, -1, 10**9]
-    assert all_plain(view.get_betpawa_snapshots(everything)) == own
-    assert all_plain(view.get_competitor_snapshots(everything)) == competitors
+    assert differences(all_plain(view.get_betpawa_snapshots(everything)), own) == []
+    assert differences(all_plain(view.get_competitor_snapshots(everything)), competitors) == []
     for event_id in ids:
         kickoff = view.kickoff(event_id)
         assert kickoff
