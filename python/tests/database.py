@@ -123,6 +123,19 @@ class Database:
         """The id of a transaction of its own, after everything that is committed now."""
         return int(self.execute("SELECT pg_current_xact_id()::text")[0][0])
 
+    def others(self) -> int:
+        """How many other sessions this database has."""
+        count: int = self.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )[0][0]
+        return count
+
+    def terminate_others(self) -> None:
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
     def expected(self, window_start: datetime) -> tuple[dict[int, dict[int, Snapshot]], dict[int, dict[str, Snapshot]]]:
         """What a cache must hold: the application's own snapshots and the competitors', for all events.
 

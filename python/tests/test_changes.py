@@ -320,12 +320,7 @@ def test_a_cache_that_nobody_holds_ends(database: Database) -> None:
     del cache
     gc.collect()
     assert gone() is None
-    eventually(
-        lambda: database.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        == [(0,)]
-    )
+    eventually(lambda: database.others() == 0)
 
 
 def test_close_ends_threads_and_connections(database: Database) -> None:
@@ -338,10 +333,5 @@ def test_close_ends_threads_and_connections(database: Database) -> None:
     cache.close()
     cache.close()
     eventually(lambda: {t for t in threading.enumerate() if "log" not in t.name} <= before)
-    eventually(
-        lambda: database.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        == [(0,)]
-    )
+    eventually(lambda: database.others() == 0)
     del changes

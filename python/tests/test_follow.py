@@ -274,10 +274,7 @@ def test_the_connection_is_repaired(database: Database, cache: OddsCache) -> Non
     """A cache whose connections were terminated connects again, and misses nothing that was committed meanwhile."""
     database.event(1)
     cache.wait_for(database.xid())
-    database.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND pid <> pg_backend_pid()"
-    )
+    database.terminate_others()
     database.snapshot(1, 1, [market()])
     view = cache.wait_for(database.xid(), timeout=20)
     assert compare(database, view) == 1

@@ -148,12 +148,7 @@ def test_ready_without_a_timeout_waits(new_database: Callable[[], Database]) -> 
     cache = OddsCache.connect(database.url)
     waiting = threading.Thread(target=cache.ready)
     waiting.start()
-    eventually(
-        lambda: database.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )[0][0]
-        > 1
-    )
+    eventually(lambda: database.others() > 1)
     assert waiting.is_alive()
     assert not cache.is_warm
     connection.close()
