@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
+
 from oddscache import CachedSnapshot, OddsCache, TooStale
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+
 from wsgi_app import PARENT, cache
 
 seen: list[int] = []

@@ -66,8 +66,17 @@ class Cluster:
         self._watchdog = self._popen(
             ["sh", "-c", script, "watchdog", str(self._bin / "pg_ctl"), str(self.folder)], stdin=subprocess.PIPE
         )
-        self._run("initdb", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N", "--auth-local=trust",
-                  "--auth-host=scram-sha-256")
+        self._run(
+            "initdb",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-N",
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+        )
         with open(self.folder / "data" / "postgresql.auto.conf", "a") as settings:
             settings.write(f"{SETTINGS}unix_socket_directories = '{self.folder}'\n")
         for tries in range(4):

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import programs
 import pytest
+
+import programs
 from cluster import Cluster
 from database import Database
 from oddscache import OddsCache

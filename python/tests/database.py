@@ -7,9 +7,10 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
-from cluster import Cluster
-from plain import Market, Snapshot
 from psycopg.types.json import Jsonb
+
+from cluster import Cluster
+from plain import MARKET, Market, Snapshot
 
 Row = Mapping[str, Any]
 UTC = timezone.utc
@@ -185,7 +186,7 @@ class Database:
                 last_confirmed_at=(confirmed_at or captured_at).replace(tzinfo=UTC),
                 markets=tuple(
                     Market(
-                        *row[:6],
+                        **dict(zip(MARKET, row[:6], strict=False)),
                         outcomes=outcomes(json.loads(row[6])),
                         market_groups=json.loads(row[7] or "[]"),
                         unavailable_at=row[8] and row[8].replace(tzinfo=UTC),

@@ -35,6 +35,4 @@ def snapshot(event_id: int = 7, bookmaker_id: int = 1, snapshot_id: int = 70, **
         "last_confirmed_at": AT + timedelta(minutes=5),
         "markets": (market(), market(betpawa_market_id="3743", line=None, unavailable_at=None)),
     }
-    return CachedSnapshot(
-        snapshot_id=snapshot_id, event_id=event_id, bookmaker_id=bookmaker_id, **{**given, **fields}
-    )
+    return CachedSnapshot(snapshot_id=snapshot_id, event_id=event_id, bookmaker_id=bookmaker_id, **{**given, **fields})

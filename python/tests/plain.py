@@ -68,4 +68,4 @@ def differences(held: Any, expected: Any, path: str = "") -> list[str]:
         pairs = [(str(index), *pair) for index, pair in enumerate(zip(held, expected, strict=True))]
     else:
         return [] if held == expected else [f"{path}: held {held!r}, expected {expected!r}"]
-    return [line for name, *pair in pairs for line in differences(*pair, f"{path}/{name}")]
+    return [line for name, a, b in pairs for line in differences(a, b, f"{path}/{name}")]

@@ -33,7 +33,7 @@ def start_code(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float) -> tuple[int, str, str]:
-    """Exit code, output and errors of a process that ends by itself. One that does not is killed, and the test fails."""
+    """Exit code, output and errors of a process that must end by itself within `timeout` seconds."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -4,12 +4,13 @@ import random
 from collections.abc import Callable
 from datetime import timedelta
 
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
+
 import rows
 from database import Database, market, utc_now
 from detached import snapshot as make
 from oddscache import CachedSnapshot, OddsCache
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
 
 
 def write_events(database: Database, count: int) -> None:
@@ -78,6 +79,7 @@ def test_the_application_merges_lookups() -> None:
         cache.put_competitor_snapshot(event_id, "bet9ja", make(event_id, 0))
     found = cache.get_betpawa_snapshots([1])
     found.update(cache.get_betpawa_snapshots([2]))
-    merged: dict[int | str, CachedSnapshot] = {**found[1], **cache.get_competitor_snapshots([1])[1]}
+    merged: dict[int | str, CachedSnapshot] = dict(found[1].items())
+    merged.update(cache.get_competitor_snapshots([1])[1].items())
     assert list(merged) == [1, "bet9ja"]
     assert found | {} == cache.get_betpawa_snapshots([1, 2])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from database import Database, market, utc_now
 from oddscache import Change, Changes, Closed, Lagged, OddsCache
 from waiting import eventually
@@ -277,9 +278,7 @@ def test_a_blocked_callback_delays_only_callbacks(database: Database, cache: Odd
     assert calls[1:] == [[1, 2]]
 
 
-def test_a_failing_callback_is_logged(
-    database: Database, cache: OddsCache, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_callback_is_logged(database: Database, cache: OddsCache, caplog: pytest.LogCaptureFixture) -> None:
     """The error of one callback is logged with its traceback, and neither the others nor the next call suffer."""
     database.event(1)
     calls: list[int] = []

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+
 from database import Database, market, utc_now
 from oddscache import CachedSnapshot, OddsCache, View
 from rows import margin

@@ -2,8 +2,9 @@
 
 import time
 
-import programs
 import pytest
+
+import programs
 from cluster import free_port
 from database import Database
 
@@ -19,7 +20,12 @@ ENDS = {
     "before_it_is_warm": "",
     "with_close": "cache.ready(10); cache.close()",
     "with_a_view_in_a_global": "cache.ready(10); view = cache.view(); held = cache.get_betpawa_snapshots([1])[1]",
-    "with_a_cycle": "cache.ready(10); cache.on_update(lambda ids, source, cache=cache: None); cycle = [cache]; cycle.append(cycle)",
+    "with_a_cycle": """
+        cache.ready(10)
+        cache.on_update(lambda event_ids, source, cache=cache: None)
+        cycle = [cache]
+        cycle.append(cycle)
+    """,
     "with_callbacks": "cache.ready(10); cache.on_update(lambda ids, source: None)",
     "with_a_blocked_callback": """
         blocked = threading.Event()
@@ -126,7 +132,9 @@ def test_exit(database: Database, end: str) -> None:
     database.snapshot(1, 1, [{**MARKET}])
     runs = 3 if "daemon" in end else 1
     for _ in range(runs):
-        process = programs.start("-c", BEGIN + textwrap.dedent(ENDS[end]) + "\nprint('end', flush=True)\n", database.url)
+        process = programs.start(
+            "-c", BEGIN + textwrap.dedent(ENDS[end]) + "\nprint('end', flush=True)\n", database.url
+        )
         if "callback" in end:
             write_until(database, process)
         assert programs.printed(process) == "end"

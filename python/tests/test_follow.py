@@ -4,8 +4,9 @@ import random
 from collections.abc import Callable
 from datetime import timedelta
 
-import programs
 import pytest
+
+import programs
 from database import Database, market, utc_now
 from oddscache import OddsCache, View
 from plain import all_plain, differences
@@ -109,7 +110,11 @@ def test_random_transactions(database: Database, cache: OddsCache, seed: int) ->
     def markets() -> list[dict[str, object]]:
         ids = chance.sample(("3743", "5000", "3795", "4693", "7"), chance.randrange(4))
         return [
-            market(name, [round(chance.uniform(1, 9), 2) for _ in range(chance.randrange(4))], line=chance.choice((None, 2.5)))
+            market(
+                name,
+                [round(chance.uniform(1, 9), 2) for _ in range(chance.randrange(4))],
+                line=chance.choice((None, 2.5)),
+            )
             for name in ids
         ]
 
@@ -128,17 +133,27 @@ def test_random_transactions(database: Database, cache: OddsCache, seed: int) ->
         lambda: database.snapshot(event(), chance.randint(1, 2), markets()),
         lambda: database.snapshot(event(), chance.randint(1, 2), markets(), last_confirmed_at=utc_now()),
         lambda: database.competitor_snapshot(rival(), markets()),
-        lambda: database.execute("UPDATE odds_snapshots SET last_confirmed_at = now() WHERE id = ANY(%s)", newest("odds_snapshots")),
+        lambda: database.execute(
+            "UPDATE odds_snapshots SET last_confirmed_at = now() WHERE id = ANY(%s)", newest("odds_snapshots")
+        ),
         lambda: database.execute(
             "UPDATE competitor_odds_snapshots SET last_confirmed_at = now() WHERE id = ANY(%s)",
             newest("competitor_odds_snapshots"),
         ),
-        lambda: database.execute("UPDATE market_odds SET unavailable_at = now() WHERE id = ANY(%s)", newest("market_odds")),
-        lambda: database.execute("DELETE FROM competitor_market_odds WHERE id = ANY(%s)", newest("competitor_market_odds")),
-        lambda: database.execute("DELETE FROM odds_snapshots WHERE id = ANY(%s)", newest("odds_snapshots")),
-        lambda: database.execute("DELETE FROM competitor_odds_snapshots WHERE id = ANY(%s)", newest("competitor_odds_snapshots")),
         lambda: database.execute(
-            "UPDATE events SET kickoff = %s WHERE id = %s", utc_now() + timedelta(hours=chance.choice((-9, 1, 9))), event()
+            "UPDATE market_odds SET unavailable_at = now() WHERE id = ANY(%s)", newest("market_odds")
+        ),
+        lambda: database.execute(
+            "DELETE FROM competitor_market_odds WHERE id = ANY(%s)", newest("competitor_market_odds")
+        ),
+        lambda: database.execute("DELETE FROM odds_snapshots WHERE id = ANY(%s)", newest("odds_snapshots")),
+        lambda: database.execute(
+            "DELETE FROM competitor_odds_snapshots WHERE id = ANY(%s)", newest("competitor_odds_snapshots")
+        ),
+        lambda: database.execute(
+            "UPDATE events SET kickoff = %s WHERE id = %s",
+            utc_now() + timedelta(hours=chance.choice((-9, 1, 9))),
+            event(),
         ),
         lambda: database.execute("UPDATE competitor_events SET betpawa_event_id = %s WHERE id = %s", event(), rival()),
         lambda: database.execute(
@@ -184,7 +199,9 @@ def test_writes_of_the_program_change_nothing(
     assert cache.get_betpawa_snapshots([1]) == {1: {1: held}}
     assert cache.get_competitor_snapshots([1]) == {}
     assert cache.version == before
-    said = [record for record in caplog.records if record.name == "oddscache" and "follows a database" in record.message]
+    said = [
+        record for record in caplog.records if record.name == "oddscache" and "follows a database" in record.message
+    ]
     assert len(said) == 1
 
 

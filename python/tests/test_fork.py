@@ -1,8 +1,6 @@
 """A process that is forked after `connect` answers from its parent's last state, then follows by itself."""
 
-import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import programs
 import pytest
+
+import programs
 from cluster import free_port
 from database import Database, market
 from waiting import eventually
@@ -255,7 +254,7 @@ def test_a_cache_is_no_argument_of_another_process(method: str) -> None:
     """Where a process gets its arguments pickled, a cache among them is a clear TypeError."""
     from oddscache import OddsCache
 
-    process = multiprocessing.get_context(method).Process(target=print, args=(OddsCache(),))
+    process = CONTEXTS[method].Process(target=print, args=(OddsCache(),))
     with pytest.raises(TypeError, match="connect"):
         process.start()
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+
 from detached import AT, KICKOFF, UTC, market, snapshot
 from oddscache import CachedSnapshot, OddsCache
 from plain import Market, Snapshot, all_plain, plain
@@ -82,7 +83,7 @@ def test_values_that_json_allows_come_back() -> None:
     """Odds that are missing, integers or not finite in no way, empty lists and any text survive the cache."""
     odd = [
         {"name": "", "odds": None, "is_active": True},
-        {"name": "Ünïcødé \U0001f3c6 \"quoted\"\n", "odds": 2, "is_active": True},
+        {"name": 'Ünïcødé \U0001f3c6 "quoted"\n', "odds": 2, "is_active": True},
         {"name": "precise", "odds": 1.0000000000000002, "is_active": True, "n": 2**53 + 1, "none": None, "yes": True},
     ]
     cache = OddsCache()
@@ -97,8 +98,8 @@ def test_dataclasses_can_be_put() -> None:
     """The application's own dataclasses need no conversion before they are put."""
     cache = OddsCache()
     given = plain(snapshot())
-    cache.put_betpawa_snapshot(7, 1, given)  # type: ignore[arg-type]
-    cache.put_competitor_snapshot(7, "bet9ja", given)  # type: ignore[arg-type]
+    cache.put_betpawa_snapshot(7, 1, given)
+    cache.put_competitor_snapshot(7, "bet9ja", given)
     assert plain(cache.get_betpawa_snapshots([7])[7][1]) == given
     assert plain(cache.get_competitor_snapshots([7])[7]["bet9ja"]).markets == given.markets
 
@@ -193,17 +194,16 @@ def test_lists_are_new_at_each_access() -> None:
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_evict_expired(aware: bool) -> None:
-    """Eviction removes the events whose kickoff is before the cutoff, naive (UTC) or aware in any zone, and counts them."""
+    """Eviction removes and counts the events that kicked off by the cutoff, which may be naive (UTC) or in any zone."""
     cache = OddsCache()
     for event_id in range(4):
         kickoff = KICKOFF + timedelta(hours=event_id)
-        cache.put_betpawa_snapshot(event_id, 1, snapshot(event_id), kickoff=kickoff if aware else kickoff.replace(tzinfo=None))
+        cache.put_betpawa_snapshot(
+            event_id, 1, snapshot(event_id), kickoff=kickoff if aware else kickoff.replace(tzinfo=None)
+        )
         cache.put_competitor_snapshot(event_id, "bet9ja", snapshot(event_id, 0), kickoff=kickoff)
     cutoff = KICKOFF + timedelta(hours=1, minutes=30)
-    if aware:
-        cutoff = cutoff.astimezone(timezone(timedelta(hours=-7)))
-    else:
-        cutoff = cutoff.replace(tzinfo=None)
+    cutoff = cutoff.astimezone(timezone(timedelta(hours=-7))) if aware else cutoff.replace(tzinfo=None)
     assert cache.evict_expired(cutoff) == 2
     assert sorted(cache.event_ids()) == [2, 3]
     assert cache.get_competitor_snapshots(range(4)).keys() == {2, 3}
@@ -430,4 +430,4 @@ def test_snapshots_outlive_the_cache() -> None:
     held = one()
     gc.collect()
     assert held == snapshot()
-    assert UTC == held.captured_at.tzinfo
+    assert held.captured_at.tzinfo == UTC

@@ -4,7 +4,7 @@ import programs
 
 
 def test_sub_interpreters_are_refused() -> None:
-    """Importing the package in a sub-interpreter raises ImportError with a sentence, before and after the main one did."""
+    """Importing the package in a sub-interpreter is an ImportError, before and after the main one imported it."""
     out = programs.run_code(
         '''
         import sys

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import programs
 import psycopg
 import pytest
+
+import programs
 from cluster import free_port
 from database import Database
 from oddscache import NotReady, NotShown, OddsCache
@@ -36,7 +37,11 @@ def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str, float]:
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_ends_waits(database: Database, wait: str) -> None:
     """Ctrl-C raises KeyboardInterrupt out of each wait within two seconds, and the program ends as others do."""
-    url = database.url if wait in ("wait_for", "wait_for_async", "changes") else f"postgresql://x@127.0.0.1:{free_port()}/x"
+    url = (
+        database.url
+        if wait in ("wait_for", "wait_for_async", "changes")
+        else f"postgresql://x@127.0.0.1:{free_port()}/x"
+    )
     process = programs.start_code(
         f"""
         import asyncio, logging, sys

@@ -3,8 +3,9 @@
 import logging
 import threading
 
-import programs
 import pytest
+
+import programs
 from cluster import free_port
 from database import Database
 from oddscache import OddsCache
@@ -101,7 +102,7 @@ def test_a_handler_that_blocks_or_fails_stops_nothing(database: Database) -> Non
 
 
 def test_no_output_without_logging() -> None:
-    """A program that configures no logging gets Python's last resort, which is warnings on standard error, and no more."""
+    """A program that silences the logger gets nothing on standard error."""
     out = programs.run_code(
         """
         import logging

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import oddscache
 import programs
-import pytest
 from database import Database
 
 PYTHON = Path(__file__).parents[1]
@@ -109,5 +110,9 @@ def test_the_page_names_real_things() -> None:
     names = re.findall(r"\bcache\.(\w+)", page)
     assert names
     assert [name for name in names if not hasattr(oddscache.OddsCache, name)] == []
-    classes = re.findall(r"\boddscache\.([A-Z]\w+)", page) + re.findall(r"`(\w+(?:Error|Stale|Shown|Ready|Cache))`", page)
-    assert [name for name in classes if not hasattr(oddscache, name) and name not in ("TimeoutError", "ValueError")] == []
+    classes = re.findall(r"\boddscache\.([A-Z]\w+)", page) + re.findall(
+        r"`(\w+(?:Error|Stale|Shown|Ready|Cache))`", page
+    )
+    assert [
+        name for name in classes if not hasattr(oddscache, name) and name not in ("TimeoutError", "ValueError")
+    ] == []

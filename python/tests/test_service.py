@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import programs
 import pytest
+
+import programs
 from cluster import Cluster, free_port
 from database import Database, market
 from waiting import eventually
@@ -93,7 +94,7 @@ def test_the_application(service: Service, database: Database) -> None:
 def test_the_database_stops(
     database: Database, cluster: Cluster, stop_server: Callable[[], None], tmp_path: Path
 ) -> None:
-    """While the server is away the application still answers, until the odds are too old: then with 503; it recovers."""
+    """Without its server the application answers until the odds are too old, then with 503; then it recovers."""
     database.event(1)
     database.snapshot(1, 1, [market()])
     # The example accepts ten seconds. The test waits less.

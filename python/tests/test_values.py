@@ -7,8 +7,9 @@ import pickle
 from datetime import timedelta
 from typing import Any
 
-import plain
 import pytest
+
+import plain
 from detached import AT, market, snapshot
 from oddscache import CachedMarket, CachedSnapshot, OddsCache
 
@@ -92,7 +93,7 @@ def test_equal_by_value(make: Any) -> None:
     whole = make()
     assert whole == snapshot()
     assert snapshot() == whole
-    assert not whole != snapshot()
+    assert (whole != snapshot()) is False
     assert whole.markets[0] == market()
     assert whole.markets == snapshot().markets
     assert whole == make()
@@ -202,7 +203,8 @@ def test_dataclasses_functions(make: Any) -> None:
     """`is_dataclass`, `fields`, `asdict`, `astuple` and `replace` give what they give for the dataclasses."""
     whole = make()
     model = plain.plain(whole)
-    for value, like in ((whole, model), (whole.markets[0], model.markets[0])):
+    pairs: list[tuple[Any, Any]] = [(whole, model), (whole.markets[0], model.markets[0])]
+    for value, like in pairs:
         assert dataclasses.is_dataclass(value)
         assert [f.name for f in dataclasses.fields(value)] == [f.name for f in dataclasses.fields(like)]
         assert dataclasses.asdict(value) == dataclasses.asdict(like)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-import oddscache
 import psycopg
 import pytest
+
+import oddscache
 from cluster import Cluster, free_port
 from database import Database, market
 from oddscache import NotReady, NotShown, OddsCache, TooStale
@@ -121,7 +122,7 @@ def test_wait_ready(database: Database) -> None:
                 await asyncio.sleep(0.01)
 
         ticking = asyncio.create_task(tick())
-        with pytest.raises(NotReady, match="(?i)refused"):
+        with pytest.raises(NotReady, match=r"(?i)refused"):
             await dead.wait_ready(0.5)
         ticking.cancel()
         assert ticks > 10
