@@ -36,17 +36,27 @@ __all__ = [
 ]
 
 
-def _like_a_dataclass(cls: Any, names: str) -> None:
+def _like_a_dataclass(cls: Any, required: str, **defaults: Any) -> None:
     """Lets `dataclasses.fields`, `asdict` and `replace` accept a compiled class, and with them FastAPI and orjson."""
-    shape = dataclasses.make_dataclass(cls.__name__, names.split(), frozen=True)
+    fields = [(name, Any, dataclasses.field()) for name in required.split()]
+    for name, default in defaults.items():
+        made = dataclasses.field(default_factory=default) if callable(default) else dataclasses.field(default=default)
+        fields.append((name, Any, made))
+    shape = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
     for name in ("__dataclass_fields__", "__dataclass_params__", "__match_args__"):
         setattr(cls, name, getattr(shape, name))
     cls.__replace__ = lambda self, /, **changes: dataclasses.replace(self, **changes)
 
 
-_like_a_dataclass(CachedSnapshot, "snapshot_id event_id bookmaker_id captured_at last_confirmed_at markets")
+_like_a_dataclass(CachedSnapshot, "snapshot_id event_id bookmaker_id captured_at last_confirmed_at", markets=tuple)
 _like_a_dataclass(
     CachedMarket,
-    "betpawa_market_id betpawa_market_name line handicap_type handicap_home handicap_away outcomes market_groups"
-    " unavailable_at",
+    "betpawa_market_id betpawa_market_name",
+    line=None,
+    handicap_type=None,
+    handicap_home=None,
+    handicap_away=None,
+    outcomes=list,
+    market_groups=list,
+    unavailable_at=None,
 )

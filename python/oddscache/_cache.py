@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import dataclasses
+import operator
 import os
 import threading
 import weakref
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _events, _logs, _native
-from ._errors import ConfigError, NotReady
+from ._errors import Closed, ConfigError, NotReady
 from ._events import Callback, Changes
 
 if TYPE_CHECKING:
@@ -112,14 +113,14 @@ class OddsCache(_native.Cache):
         app_schema: the schema of the application's tables.
         cache_schema: the schema of the change feed.
         lookback: how long after its kickoff an event is held.
-        poll_interval: how long to wait for a notification before reading without one.
+        poll_interval: how long to wait for a notification before reading without one; at least 10 ms.
         read_timeout, warmup_timeout: how long reading changes, and reading everything, may take.
-        warmup_connections: how many connections read everything in parallel, 1 to 8.
+        warmup_connections: how many connections read everything in parallel; fewer than 1 count as 1, more than 8 as 8.
         retry_unreachable: whether to wait for a database that cannot be reached before the first warmup. If not,
             `ready` raises the error.
         allow_row_security: whether the role may be subject to row level security.
         audit_cycle, audit_budget: the time in which everything is compared with the database, and the share of a core
-            that this may take.
+            that this may take, 0.0001 to 1; what lies outside counts as the nearer end.
         listen_url: where to LISTEN, if not at `url`: for a standby, and behind a pooler.
 
         Durations are seconds, or a `timedelta`. Raises `ConfigError` for what cannot be understood.
@@ -136,7 +137,7 @@ class OddsCache(_native.Cache):
             poll_interval=_seconds(poll_interval),
             read_timeout=_seconds(read_timeout),
             warmup_timeout=_seconds(warmup_timeout),
-            warmup_connections=warmup_connections,
+            warmup_connections=max(1, min(8, operator.index(warmup_connections))),
             retry_unreachable=retry_unreachable,
             allow_row_security=allow_row_security,
             audit_cycle=_seconds(audit_cycle),
@@ -198,7 +199,7 @@ class OddsCache(_native.Cache):
 
     async def wait_ready(self, timeout: Seconds | None = None) -> None:
         """`ready` for a coroutine."""
-        if self.is_detached or self.is_warm:
+        if self.is_warm or self.is_detached:
             return
         limit = None if timeout is None else _seconds(timeout)
         try:
@@ -236,6 +237,7 @@ class OddsCache(_native.Cache):
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")
+        self._check_open()
         self._callbacks.append(callback)
         if not self.is_detached:
             self._start_updates()
@@ -322,7 +324,12 @@ class OddsCache(_native.Cache):
             self._told = True
             _logs.logger.info("the cache follows a database, so put_*, evict_expired and clear change nothing")
 
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise Closed("the cache is closed")
+
     def _started(self) -> _events.Hub:
+        self._check_open()
         with _starting:
             if self._hub is None:
                 self._hub = _events.Hub(self._events())

@@ -18,6 +18,7 @@ use pyo3::{
     types::{PyBytes, PyDict, PyString},
 };
 
+use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     config::Config,
     errors,
     handle::{Feed, Handle},
-    input,
+    input, json,
     kept::Kept,
     lists::Lists,
     times,
@@ -121,7 +122,9 @@ impl Cache {
     fn following(&self, py: Python<'_>) -> PyResult<(tokio::runtime::Handle, OddsCache)> {
         let handle = self.open(py)?;
         match &*handle.feed() {
-            Some(Feed::Follower(runtime)) => Ok((runtime.handle().clone(), handle.cache.clone())),
+            Some(Feed::Follower(following)) => {
+                Ok((following.runtime.handle().clone(), handle.cache.clone()))
+            }
             Some(Feed::Writer(_)) => Err(errors::other(
                 py,
                 "this cache follows no database, so there is nothing to wait for",
@@ -371,12 +374,13 @@ impl Cache {
     /// The library's stats and counters as dicts.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let handle = self.open(py)?;
-        let stats = handle.shown().view.stats().clone();
-        let counters = handle.cache.counters();
-        Ok((
-            pythonize::pythonize(py, &stats)?,
-            pythonize::pythonize(py, &counters)?,
-        ))
+        let stats = serde_json::to_value(handle.shown().view.stats());
+        let counters = serde_json::to_value(handle.cache.counters());
+        let dict = |value: serde_json::Result<Value>| match value {
+            Ok(value) => json::to_python(py, &value),
+            Err(error) => Err(errors::other(py, error.to_string())),
+        };
+        Ok((dict(stats)?, dict(counters)?))
     }
 
     /// Waits until the cache is warm.

@@ -58,6 +58,9 @@ impl Config {
         audit_budget: f64,
         listen_url: Option<&str>,
     ) -> PyResult<Config> {
+        if audit_budget.is_nan() {
+            return Err(errors::config(py, "audit_budget must be a number"));
+        }
         let mut config = parse(py, url)?
             .app_schema(app_schema)
             .cache_schema(cache_schema)

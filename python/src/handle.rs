@@ -7,9 +7,12 @@ use std::{
 
 use oddscache::{OddsCache, View, Writer};
 use pyo3::prelude::*;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinHandle,
+};
 
-use crate::{errors, view::Shown};
+use crate::{errors, memory, view::Shown};
 
 /// How long the follower may take to end. It has nothing to save.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -23,9 +26,27 @@ pub(crate) struct Handle {
 
 /// What fills the cache.
 pub(crate) enum Feed {
-    /// The runtime with the follower. It has one thread.
-    Follower(Runtime),
+    Follower(Following),
     Writer(Box<Writer>),
+}
+
+/// The runtime with the follower. It has one thread.
+pub(crate) struct Following {
+    pub(crate) runtime: Runtime,
+    follower: JoinHandle<()>,
+}
+
+impl Following {
+    /// Drops the follower, then the runtime. A follower whose runtime went first would take that for an error.
+    fn end(self) {
+        let Following { runtime, follower } = self;
+        follower.abort();
+        runtime.block_on(async {
+            // It ends at its next step. If it does not, the runtime's end is waited for as long again.
+            let _ = tokio::time::timeout(SHUTDOWN, follower).await;
+        });
+        runtime.shutdown_timeout(SHUTDOWN);
+    }
 }
 
 impl Handle {
@@ -51,11 +72,14 @@ impl Handle {
             .build()
             .map_err(|error| errors::other(py, format!("no thread for the follower: {error}")))?;
         let (cache, follower) = OddsCache::connect(config);
-        // The error that ends the follower is in the status, and in the log.
-        runtime.spawn(follower.run());
+        runtime.spawn(memory::release_after_reloads(cache.changes()));
+        let follower = runtime.spawn(async {
+            // Its error is in the status, and in the log.
+            let _ = follower.run().await;
+        });
         Ok(Handle {
             cache,
-            feed: Mutex::new(Some(Feed::Follower(runtime))),
+            feed: Mutex::new(Some(Feed::Follower(Following { runtime, follower }))),
             inherited,
         })
     }
@@ -93,8 +117,8 @@ impl Handle {
     /// Ends the follower or the writer. Waits for the follower's thread.
     pub(crate) fn close(&self, py: Python<'_>) {
         let feed = self.feed().take();
-        if let Some(Feed::Follower(runtime)) = feed {
-            py.detach(|| runtime.shutdown_timeout(SHUTDOWN));
+        if let Some(Feed::Follower(following)) = feed {
+            py.detach(|| following.end());
         }
     }
 }
@@ -102,8 +126,9 @@ impl Handle {
 /// For a cache that nobody closed: the follower ends by itself soon.
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Some(Feed::Follower(runtime)) = self.feed().take() {
-            runtime.shutdown_background();
+        if let Some(Feed::Follower(following)) = self.feed().take() {
+            following.follower.abort();
+            following.runtime.shutdown_background();
         }
     }
 }

@@ -9,7 +9,7 @@ use pyo3::{
 };
 use serde_json::Value;
 
-use crate::times;
+use crate::{json, times};
 
 fn type_error(what: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let found = value
@@ -48,13 +48,6 @@ fn number(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
         .map_err(|_| type_error(what, "a number or None", value))
 }
 
-/// A value of JSON.
-fn json(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
-    pythonize::depythonize(value).map_err(|error| {
-        PyTypeError::new_err(format!("{what} must be what JSON can hold: {error}"))
-    })
-}
-
 /// The snapshot of an event. `bookmaker_id` takes the place of the attribute.
 pub(crate) fn snapshot(
     event_id: i64,
@@ -88,7 +81,7 @@ fn market(object: &Bound<'_, PyAny>) -> PyResult<MarketInput> {
     let handicap_type = get("handicap_type")?;
     let unavailable_at = get("unavailable_at")?;
     let groups = get("market_groups")?;
-    let groups = match json("market_groups", &groups)? {
+    let groups = match json::from_python("market_groups", &groups)? {
         Value::Null => Vec::new(),
         Value::Array(groups) => groups,
         _ => return Err(type_error("market_groups", "a list or None", &groups)),
@@ -131,7 +124,7 @@ fn outcome(object: &Bound<'_, PyAny>) -> PyResult<OutcomeInput> {
             // None means what it means in the column: true.
             "is_active" => outcome.is_active = value.is_none() || value.is_truthy()?,
             _ => {
-                let value = json("a value of an outcome", &value)?;
+                let value = json::from_python("a value of an outcome", &value)?;
                 outcome.extra.insert(key, value);
             }
         }

@@ -1,6 +1,8 @@
 //! Snapshot objects that were seen lately. Whoever asks for the same events again gets the same objects, with their
 //! markets already made.
 //!
+//! Objects are kept from the second time on that an event is asked for, so a walk over all events leaves nothing behind.
+//!
 //! There are two generations of bounded size. What is asked for moves to the young one. When the objects made since then
 //! exceed the bound, the old generation is dropped, and the young one becomes the old one.
 
@@ -15,7 +17,7 @@ use std::{
 use oddscache::{BetpawaSnapshots, CompetitorSnapshots};
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyString},
+    types::PyDict,
 };
 
 use crate::{
@@ -24,29 +26,33 @@ use crate::{
 };
 
 /// The bytes of objects after which the generations move: at most about twice this is kept. A page of 50 events with 50
-/// markets for each of three bookmakers takes half of it.
-const GENERATION_BYTES: usize = 1 << 20;
-/// What a snapshot object takes without its markets, with its place in the tables.
-const SNAPSHOT_BYTES: usize = 256;
+/// markets for each of three bookmakers fits into one generation.
+const GENERATION_BYTES: usize = 768 << 10;
+/// What a snapshot object takes without its markets.
+const SNAPSHOT_BYTES: usize = 200;
+/// What an event takes in the tables.
+const EVENT_BYTES: usize = 100;
 
 pub(crate) struct Kept {
     generations: Mutex<Generations>,
-    /// The bytes of objects made since the generations moved.
+    /// The bytes of kept objects that were made since the generations moved.
     made: Arc<AtomicUsize>,
     pub(crate) naive_times: bool,
 }
 
+/// Objects by event and side. An empty list says that the event was asked for once.
+type Objects = HashMap<(i64, Side), Vec<Py<CachedSnapshot>>>;
+
 #[derive(Default)]
 struct Generations {
-    young: HashMap<i64, Objects>,
-    old: HashMap<i64, Objects>,
+    young: Objects,
+    old: Objects,
 }
 
-/// The objects of an event.
-#[derive(Default)]
-struct Objects {
-    betpawa: Vec<Py<CachedSnapshot>>,
-    competitors: Vec<Py<CachedSnapshot>>,
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    Betpawa,
+    Competitors,
 }
 
 /// The objects, or none while they are in use (N3).
@@ -91,20 +97,17 @@ impl Lent<'_> {
         event_id: i64,
         snapshots: &BetpawaSnapshots,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let known = self
-            .objects(py, event_id)
-            .map(|objects| &mut objects.betpawa);
-        // Taken out, because making an object may run Python code.
-        let known = known.map(std::mem::take).unwrap_or_default();
+        let key = (event_id, Side::Betpawa);
+        let known = self.take(py, key);
         let dict = PyDict::new(py);
         let mut objects = Vec::with_capacity(snapshots.len());
         for (bookmaker_id, snapshot) in snapshots.iter() {
-            let object = self.object(py, &known, snapshot)?;
+            let object = self.object(py, known.as_deref(), snapshot)?;
             dict.set_item(bookmaker_id, &object)?;
             objects.push(object);
         }
-        if let Some(kept) = self.objects(py, event_id) {
-            kept.betpawa = objects;
+        if known.is_some() {
+            self.keep(key, objects);
         }
         Ok(dict)
     }
@@ -116,77 +119,77 @@ impl Lent<'_> {
         event_id: i64,
         snapshots: &CompetitorSnapshots,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let known = self
-            .objects(py, event_id)
-            .map(|objects| &mut objects.competitors);
-        let known = known.map(std::mem::take).unwrap_or_default();
-        let sources: Vec<Bound<'py, PyString>> = {
-            let mut names = names::lend();
-            let sources = snapshots
-                .iter()
-                .map(|(source, _)| names.text(py, source.as_str()));
-            sources.collect()
-        };
+        let key = (event_id, Side::Competitors);
+        let known = self.take(py, key);
         let dict = PyDict::new(py);
         let mut objects = Vec::with_capacity(snapshots.len());
-        for ((_, snapshot), source) in snapshots.iter().zip(sources) {
-            let object = self.object(py, &known, snapshot)?;
+        for (source, snapshot) in snapshots.iter() {
+            let object = self.object(py, known.as_deref(), snapshot)?;
+            let source = names::lend().text(py, source.as_str());
             dict.set_item(source, &object)?;
             objects.push(object);
         }
-        if let Some(kept) = self.objects(py, event_id) {
-            kept.competitors = objects;
+        if known.is_some() {
+            self.keep(key, objects);
         }
         Ok(dict)
     }
 
-    /// The objects of an event, moved to the young generation. `None` while they are in use.
-    fn objects(&mut self, py: Python<'_>, event_id: i64) -> Option<&mut Objects> {
+    /// Takes out the objects of an event. `None` if it is asked for the first time, or while the objects are in use: then
+    /// new ones are not kept.
+    ///
+    /// They are taken out because making others may run Python code.
+    fn take(&mut self, py: Python<'_>, key: (i64, Side)) -> Option<Vec<Py<CachedSnapshot>>> {
+        let made = &self.kept.made;
         let generations = &mut **self.generations.as_mut()?;
-        if self.kept.made.load(Ordering::Relaxed) > GENERATION_BYTES {
-            self.kept.made.store(0, Ordering::Relaxed);
+        if made.load(Ordering::Relaxed) > GENERATION_BYTES {
+            made.store(0, Ordering::Relaxed);
             generations.old = std::mem::take(&mut generations.young);
         }
-        Some(generations.young.entry(event_id).or_insert_with(|| {
-            let objects = generations.old.remove(&event_id).unwrap_or_default();
-            let all = objects.betpawa.iter().chain(&objects.competitors);
-            let bytes = all
-                .map(|object| SNAPSHOT_BYTES + object.get().made_bytes(py))
-                .sum();
-            self.kept.made.fetch_add(bytes, Ordering::Relaxed);
-            objects
-        }))
+        if let Some(objects) = generations.young.get_mut(&key) {
+            return Some(std::mem::take(objects));
+        }
+        let objects = generations.old.remove(&key);
+        let bytes = objects.iter().flatten();
+        let bytes = bytes.map(|object| SNAPSHOT_BYTES + object.get().made_bytes(py));
+        made.fetch_add(EVENT_BYTES + bytes.sum::<usize>(), Ordering::Relaxed);
+        generations.young.insert(key, Vec::new());
+        objects
+    }
+
+    fn keep(&mut self, key: (i64, Side), objects: Vec<Py<CachedSnapshot>>) {
+        if let Some(generations) = &mut self.generations {
+            generations.young.insert(key, objects);
+        }
     }
 
     /// The object of a snapshot: a known one, or a new one.
     fn object(
         &self,
         py: Python<'_>,
-        known: &[Py<CachedSnapshot>],
+        known: Option<&[Py<CachedSnapshot>]>,
         snapshot: &oddscache::CachedSnapshot,
     ) -> PyResult<Py<CachedSnapshot>> {
-        let held =
-            |object: &Py<CachedSnapshot>,
-             test: fn(&oddscache::CachedSnapshot, &oddscache::CachedSnapshot) -> bool| {
-                object
-                    .get()
-                    .held()
-                    .is_some_and(|held| test(&held.snapshot, snapshot))
-            };
-        if let Some(same) = known
-            .iter()
-            .find(|object| held(object, oddscache::CachedSnapshot::is))
-        {
+        type Test = fn(&oddscache::CachedSnapshot, &oddscache::CachedSnapshot) -> bool;
+        let find = |test: Test| {
+            let mut objects = known.unwrap_or_default().iter();
+            objects.find(|object| {
+                let held = object.get().held();
+                held.is_some_and(|held| test(&held.snapshot, snapshot))
+            })
+        };
+        if let Some(same) = find(oddscache::CachedSnapshot::is) {
             return Ok(same.clone_ref(py));
         }
-        let before = known
-            .iter()
-            .find(|object| held(object, oddscache::CachedSnapshot::shares_markets));
-        self.kept.made.fetch_add(SNAPSHOT_BYTES, Ordering::Relaxed);
+        let before = find(oddscache::CachedSnapshot::shares_markets);
+        let made = known.map(|_| Arc::clone(&self.kept.made));
+        if let Some(made) = &made {
+            made.fetch_add(SNAPSHOT_BYTES, Ordering::Relaxed);
+        }
         let new = Held {
             snapshot: snapshot.clone(),
             naive_times: self.kept.naive_times,
-            made: Arc::clone(&self.kept.made),
+            made,
         };
         CachedSnapshot::of(py, new, before.map(Py::get))
     }

@@ -1,11 +1,13 @@
 //! `CachedMarket`.
 
+use std::sync::Mutex;
+
 use pyo3::{
     prelude::*,
     types::{PyList, PyString, PyTuple, PyType},
 };
 
-use crate::{names, snapshot::Held, times};
+use crate::{json, loan::Loan, names, snapshot::Held, times};
 
 /// A row of `market_odds` or `competitor_market_odds`. It behaves as a frozen dataclass of the nine fields does.
 ///
@@ -22,9 +24,21 @@ pub(crate) struct CachedMarket {
 
 enum Rest {
     /// A market of a cache: the snapshot, and the index of the market in it.
-    Held { held: Py<Held>, index: u32 },
+    Held {
+        held: Py<Held>,
+        index: u32,
+        outcomes: Mutex<Lent>,
+    },
     /// A market that a program constructed.
     Given(Box<Given>),
+}
+
+/// The list of outcomes that was made last.
+enum Lent {
+    Never,
+    /// Asked for once. Most markets are not asked for again, so nothing is kept.
+    Once,
+    Kept(Box<Loan>),
 }
 
 struct Given {
@@ -73,6 +87,7 @@ pub(crate) fn markets<'py>(
                 rest: Rest::Held {
                     held: held.clone().unbind(),
                     index,
+                    outcomes: Mutex::new(Lent::Never),
                 },
             },
         )?);
@@ -90,7 +105,9 @@ impl CachedMarket {
         given: impl FnOnce(&Given) -> &Py<PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let field = match &self.rest {
-            Rest::Held { held: from, index } => {
+            Rest::Held {
+                held: from, index, ..
+            } => {
                 let from = from.get();
                 // The index was counted in this snapshot, which never changes.
                 match from.snapshot.markets().nth(*index as usize) {
@@ -206,16 +223,38 @@ impl CachedMarket {
 
     #[getter]
     fn outcomes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(
-            py,
-            |_, market| {
-                Ok(names::lend()
-                    .outcomes(py, market.outcomes())?
-                    .into_any()
-                    .unbind())
-            },
-            |given| &given.outcomes,
-        )
+        let (held, index, lent) = match &self.rest {
+            Rest::Held {
+                held,
+                index,
+                outcomes,
+            } => (held.get(), *index, outcomes),
+            Rest::Given(given) => return Ok(given.outcomes.bind(py).clone()),
+        };
+        let Some(market) = held.snapshot.markets().nth(index as usize) else {
+            return Ok(PyList::empty(py).into_any());
+        };
+        // Making a list may run Python code, which may come here again: no lock is held meanwhile (N3).
+        let before = match lent.try_lock() {
+            Ok(mut lent) => {
+                if let Lent::Kept(loan) = &*lent
+                    && let Some(list) = loan.lend(py, market.outcomes())
+                {
+                    return Ok(list.into_any());
+                }
+                std::mem::replace(&mut *lent, Lent::Once)
+            }
+            Err(_) => Lent::Never,
+        };
+        let list = names::lend().outcomes(py, market.outcomes())?;
+        if !matches!(before, Lent::Never)
+            && let Some(loan) = Loan::new(&list, market.outcomes())?
+            && let Ok(mut lent) = lent.try_lock()
+        {
+            held.count(loan.bytes());
+            *lent = Lent::Kept(Box::new(loan));
+        }
+        Ok(list.into_any())
     }
 
     #[getter]
@@ -225,7 +264,7 @@ impl CachedMarket {
             |_, market| {
                 let groups = PyList::empty(py);
                 for group in market.market_groups() {
-                    groups.append(pythonize::pythonize(py, group)?)?;
+                    groups.append(json::to_python(py, group)?)?;
                 }
                 Ok(groups.into_any().unbind())
             },

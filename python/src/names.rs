@@ -12,12 +12,14 @@ use pyo3::{
     types::{PyBool, PyDict, PyList, PyString},
 };
 
+use crate::json;
+
 /// Texts up to this length are kept: ids, sources, "Over". Longer ones are mostly names of players and teams.
 const LONGEST: usize = 16;
 /// How many texts are kept, at about 120 bytes each.
-const TEXTS: usize = 4096;
+const TEXTS: usize = 1024;
 /// How many outcomes are kept, at about 300 bytes each.
-const OUTCOMES: usize = 512;
+const OUTCOMES: usize = 128;
 
 pub(crate) struct Names {
     texts: HashMap<Box<str>, Py<PyString>>,
@@ -69,11 +71,11 @@ impl Lent {
         py: Python<'py>,
         outcomes: Outcomes<'_>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
+        let mut dicts = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
-            list.append(self.outcome(py, outcome)?)?;
+            dicts.push(self.outcome(py, outcome)?);
         }
-        Ok(list)
+        PyList::new(py, dicts)
     }
 
     fn outcome<'py>(
@@ -88,8 +90,10 @@ impl Lent {
         if !outcome.is_active() {
             dict.set_item(intern!(py, "is_active"), PyBool::new(py, false))?;
         }
-        for (key, value) in outcome.extra() {
-            dict.set_item(key, pythonize::pythonize(py, &value)?)?;
+        if outcome.has_extra() {
+            for (key, value) in outcome.extra() {
+                dict.set_item(key, json::to_python(py, &value)?)?;
+            }
         }
         Ok(dict)
     }

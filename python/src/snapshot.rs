@@ -21,12 +21,21 @@ use crate::{
 pub(crate) struct Held {
     pub(crate) snapshot: oddscache::CachedSnapshot,
     pub(crate) naive_times: bool,
-    /// Counts the bytes of the market objects that were made: see [`Kept`](crate::kept::Kept).
-    pub(crate) made: Arc<AtomicUsize>,
+    /// Counts the bytes of the objects that were made for this snapshot. `None` if it is not
+    /// [kept](crate::kept::Kept).
+    pub(crate) made: Option<Arc<AtomicUsize>>,
+}
+
+impl Held {
+    pub(crate) fn count(&self, bytes: usize) {
+        if let Some(made) = &self.made {
+            made.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What a market object and its place in a tuple take.
-const MARKET_BYTES: usize = 64 + size_of::<usize>();
+const MARKET_BYTES: usize = 72 + size_of::<usize>();
 
 /// The latest snapshot of an event and bookmaker, with its markets. It behaves as a frozen dataclass of the six fields
 /// does.
@@ -228,7 +237,7 @@ impl CachedSnapshot {
         let made = markets(py, held.bind(py))?;
         if self.markets.set(py, made.clone().unbind()).is_ok() {
             let bytes = made.len() * MARKET_BYTES;
-            held.get().made.fetch_add(bytes, Ordering::Relaxed);
+            held.get().count(bytes);
         }
         let markets = self.markets.get(py);
         Ok(markets.map_or(made, |markets| markets.bind(py).clone()))

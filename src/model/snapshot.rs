@@ -353,6 +353,11 @@ impl<'a> Outcome<'a> {
         self.is_active
     }
 
+    /// Whether there are keys other than `name`, `odds` and `is_active`. Parses nothing.
+    pub fn has_extra(&self) -> bool {
+        self.named().1.is_some()
+    }
+
     /// The keys other than `name`, `odds` and `is_active`. Parses and allocates if there are any.
     pub fn extra(&self) -> Map<String, Value> {
         // The text was written by this crate from an object, so it always parses.
