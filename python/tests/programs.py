@@ -29,7 +29,8 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def start_code(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    return start("-c", textwrap.dedent(code), *arguments)
+    # Python 3.12 and later warn at each fork of a process that has threads.
+    return start("-W", "ignore:This process:DeprecationWarning", "-c", textwrap.dedent(code), *arguments)
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float) -> tuple[int, str, str]:

@@ -196,7 +196,6 @@ def test_wrong_arguments(filled: OddsCache, call: Call) -> None:
         ("postgresql://x@y/z", {"lookback": float("inf")}),
         ("postgresql://x@y/z", {"lookback": 10**400}),
         ("postgresql://x@y/z", {"read_timeout": -0.1}),
-        ("postgresql://x@y/z", {"warmup_connections": -1}),
         ("postgresql://x@y/z", {"warmup_connections": "2"}),
         ("postgresql://x@y/z", {"app_schema": None}),
         ("postgresql://x@y/z", {"audit_budget": float("nan")}),

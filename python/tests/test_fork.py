@@ -199,7 +199,7 @@ def test_fork(database: Database, fork: str) -> None:
     database.event(1)
     database.snapshot(1, 1, [market(odds=(2.0,))])
     code = f"{BEGIN}\ncache = OddsCache.connect(sys.argv[1])\ncache.ready(10)\n{textwrap.dedent(FORKS[fork])}\n{END}"
-    process = programs.start("-W", "ignore::DeprecationWarning", "-c", code, database.url)
+    process = programs.start_code(code, database.url)
     try:
         assert programs.printed(process) == "written?"
         database.snapshot(1, 1, [market(odds=(3.0,))])
@@ -254,7 +254,8 @@ def test_a_cache_is_no_argument_of_another_process(method: str) -> None:
     """Where a process gets its arguments pickled, a cache among them is a clear TypeError."""
     from oddscache import OddsCache
 
-    process = CONTEXTS[method].Process(target=print, args=(OddsCache(),))
+    context: Any = multiprocessing.get_context(method)
+    process = context.Process(target=print, args=(OddsCache(),))
     with pytest.raises(TypeError, match="connect"):
         process.start()
 

@@ -205,7 +205,7 @@ def test_dataclasses_functions(make: Any) -> None:
     model = plain.plain(whole)
     pairs: list[tuple[Any, Any]] = [(whole, model), (whole.markets[0], model.markets[0])]
     for value, like in pairs:
-        assert dataclasses.is_dataclass(value)
+        assert dataclasses.is_dataclass(type(value))
         assert [f.name for f in dataclasses.fields(value)] == [f.name for f in dataclasses.fields(like)]
         assert dataclasses.asdict(value) == dataclasses.asdict(like)
         assert dataclasses.astuple(value) == dataclasses.astuple(like)
