@@ -36,12 +36,12 @@ def by_source(change: _native.Change) -> dict[str, list[int]]:
     return {source: ids for source, ids in sources.items() if ids}
 
 
-def call(callbacks: Sequence[Callback], ids: list[int], source: str) -> None:
+def call(callbacks: Sequence[Callback], ids: list[int], source: str, logged: type[BaseException] = Exception) -> None:
     """Calls all, each with a list of its own. The error of one is logged, and the others are called all the same."""
     for callback in list(callbacks):
         try:
             callback(list(ids), source)
-        except Exception:
+        except logged:
             logger.exception("a callback of on_update failed")
 
 
@@ -77,7 +77,7 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._queue: collections.deque[_native.Change] = collections.deque()
         self._missed = 0
         self._ended = False
@@ -171,7 +171,8 @@ class Updates:
                 for source, all_ids in self._everything().items():
                     waiting.setdefault(source, set()).update(all_ids)
             for source, ids in waiting.items():
-                call(self._callbacks, sorted(ids), source)
+                # This thread is the cache's own: not even SystemExit may end it.
+                call(self._callbacks, sorted(ids), source, logged=BaseException)
 
 
 class Hub:
@@ -179,7 +180,7 @@ class Hub:
 
     def __init__(self, events: _native.Events) -> None:
         self._events = events
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changes: weakref.WeakSet[Changes] = weakref.WeakSet()
         self._waits: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 
 from . import _native
 
@@ -50,7 +51,11 @@ def _run(reader: _native.LogReader) -> None:
     while (taken := reader.take()) is not None:
         lines, dropped = taken
         for level, text in lines:
-            logger.log(level, "%s", text)
+            try:
+                logger.log(level, "%s", text)
+            except Exception:
+                # A filter of the application failed. Later lines may do better.
+                traceback.print_exc()
         if dropped:
             logger.warning("%s log lines were dropped because they came too fast", dropped)
         _set_level()

@@ -91,6 +91,15 @@ impl Cache {
         Ok(())
     }
 
+    /// If the handle is the parent's (see `reconnect`), sees to it that it is never dropped here. Returns whether it is.
+    fn leave_to_parent(&self) -> bool {
+        let is_parents = self.config.is_some() && self.forked.load(Ordering::Relaxed);
+        if is_parents {
+            std::mem::forget(self.handle.load_full());
+        }
+        is_parents
+    }
+
     /// What is added to the numbers of the library's handle.
     fn base(&self, handle: &Handle) -> Base {
         let (epoch, version) = handle.inherited();
@@ -178,6 +187,12 @@ fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Duration> {
     }
 }
 
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.leave_to_parent();
+    }
+}
+
 #[pymethods]
 impl Cache {
     #[new]
@@ -199,6 +214,7 @@ impl Cache {
         })
     }
 
+    /// Event id -> bookmaker id -> the latest snapshot of `odds_snapshots`. Events without one are absent.
     fn get_betpawa_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -211,6 +227,7 @@ impl Cache {
         )
     }
 
+    /// Event id -> source -> the latest snapshot of `competitor_odds_snapshots`. Events without one are absent.
     fn get_competitor_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -223,6 +240,7 @@ impl Cache {
         )
     }
 
+    /// Bookmaker id -> the latest snapshot of `odds_snapshots`. `None` if there is none.
     fn get_betpawa_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
@@ -235,6 +253,7 @@ impl Cache {
         )
     }
 
+    /// Source -> the latest snapshot of `competitor_odds_snapshots`. `None` if there is none.
     fn get_competitor_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
@@ -509,10 +528,7 @@ impl Cache {
         if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
-        if self.forked.load(Ordering::Relaxed) && self.config.is_some() {
-            // The handle is the parent's: see `reconnect`.
-            std::mem::forget(self.handle.load_full());
-        } else {
+        if !self.leave_to_parent() {
             self.handle.load().close(py);
         }
         self.kept.clear();

@@ -32,26 +32,31 @@ impl Cut {
 
 #[pymethods]
 impl Cut {
+    /// The database's clock in the transaction that read the state.
     #[getter]
     fn as_of(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         times::to_python(py, self.cut.as_of, self.naive_times)
     }
 
+    /// `pg_current_snapshot()` of that transaction.
     #[getter]
     fn snapshot(&self) -> &str {
         &self.cut.snapshot
     }
 
+    /// The view holds only events with a kickoff after this time.
     #[getter]
     fn window_start(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         times::to_python(py, self.cut.window_start, self.naive_times)
     }
 
+    /// Whether the server was a standby, which may lag behind its primary.
     #[getter]
     fn standby(&self) -> bool {
         self.cut.standby
     }
 
+    /// Whether this state certainly contains what transaction `xid` wrote, if it committed.
     fn shows(&self, xid: u64) -> bool {
         self.cut.shows(xid)
     }
@@ -93,11 +98,13 @@ impl Change {
         self.change.event_ids()
     }
 
+    /// Events whose snapshots of `odds_snapshots` are new, changed or gone, ascending.
     #[getter]
     fn betpawa(&self) -> Vec<i64> {
         self.change.betpawa.clone()
     }
 
+    /// The same for `competitor_odds_snapshots`, by source.
     #[getter]
     fn competitors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let lists: BTreeMap<&str, &Vec<i64>> = self
@@ -109,21 +116,25 @@ impl Change {
         lists.into_pyobject(py)
     }
 
+    /// Events whose kickoff moved, ascending. Events that are new or gone are only in the other lists.
     #[getter]
     fn kickoffs(&self) -> Vec<i64> {
         self.change.kickoffs.clone()
     }
 
+    /// Which committed state of the database was published.
     #[getter]
     fn cut(&self) -> Cut {
         Cut::new(Arc::clone(&self.change.cut), self.base.naive_times)
     }
 
+    /// The epoch of that state.
     #[getter]
     fn epoch(&self) -> u64 {
         self.base.epoch + self.change.epoch
     }
 
+    /// The version of that state.
     #[getter]
     fn version(&self) -> u64 {
         self.base.version + self.change.version

@@ -1,10 +1,11 @@
 //! The library's handle, and what feeds it.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use oddscache::{OddsCache, View, Writer};
 use pyo3::prelude::*;
 use tokio::{
@@ -20,8 +21,16 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 pub(crate) struct Handle {
     pub(crate) cache: OddsCache,
     feed: Mutex<Option<Feed>>,
-    /// In a process that was forked: the last state of its parent.
-    inherited: Option<Shown>,
+    inherited: Inherited,
+}
+
+/// What a process that was forked has of its parent.
+#[derive(Default)]
+struct Inherited {
+    epoch: u64,
+    version: u64,
+    /// The last state, until this process has one of its own.
+    shown: ArcSwapOption<Shown>,
 }
 
 /// What fills the cache.
@@ -55,7 +64,7 @@ impl Handle {
         Handle {
             cache,
             feed: Mutex::new(Some(Feed::Writer(Box::new(writer)))),
-            inherited: None,
+            inherited: Inherited::default(),
         }
     }
 
@@ -80,17 +89,24 @@ impl Handle {
         Ok(Handle {
             cache,
             feed: Mutex::new(Some(Feed::Follower(Following { runtime, follower }))),
-            inherited,
+            inherited: Inherited {
+                epoch: inherited.as_ref().map_or(0, |shown| shown.epoch),
+                version: inherited.as_ref().map_or(0, |shown| shown.version),
+                shown: ArcSwapOption::new(inherited.map(Arc::new)),
+            },
         })
     }
 
     /// The latest state. A process that was forked shows its parent's last one until it has its own.
     pub(crate) fn shown(&self) -> Shown {
         let view = self.cache.view();
-        match &self.inherited {
-            Some(inherited) if view.epoch() == 0 => inherited.clone(),
-            _ => self.numbered(view),
+        if let Some(inherited) = &*self.inherited.shown.load() {
+            if view.epoch() == 0 {
+                return Shown::clone(inherited);
+            }
+            self.inherited.shown.store(None);
         }
+        self.numbered(view)
     }
 
     /// A view of this handle, its epoch and version counted on from those of the parent.
@@ -105,8 +121,7 @@ impl Handle {
 
     /// The epoch and the version that the parent had. Zeros if there is none.
     pub(crate) fn inherited(&self) -> (u64, u64) {
-        let inherited = self.inherited.as_ref();
-        inherited.map_or((0, 0), |inherited| (inherited.epoch, inherited.version))
+        (self.inherited.epoch, self.inherited.version)
     }
 
     /// What fills the cache. `None` once it is closed.

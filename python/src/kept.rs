@@ -15,10 +15,7 @@ use std::{
 };
 
 use oddscache::{BetpawaSnapshots, CompetitorSnapshots};
-use pyo3::{
-    prelude::*,
-    types::PyDict,
-};
+use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     names,

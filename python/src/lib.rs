@@ -48,13 +48,30 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::check_interpreter()?;
         super::logging::install();
         module.add("SCRIPTS", super::script_names())
     }
 }
 
 use oddscache::sql::Script;
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{
+    exceptions::{PyImportError, PyValueError},
+    ffi,
+    prelude::*,
+};
+
+/// Refuses a sub-interpreter. The statics of this crate hold objects of the interpreter that made them.
+fn check_interpreter() -> PyResult<()> {
+    // SAFETY: the caller is a module that is being imported, so this thread is attached to an interpreter.
+    let id = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    match id {
+        0 => Ok(()),
+        _ => Err(PyImportError::new_err(
+            "oddscache does not work in a sub-interpreter; import it in the main one, or use processes",
+        )),
+    }
+}
 
 fn script_names() -> Vec<&'static str> {
     Script::ALL

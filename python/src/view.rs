@@ -159,6 +159,7 @@ impl View {
 
 #[pymethods]
 impl View {
+    /// Event id -> bookmaker id -> the latest snapshot of `odds_snapshots`. Events without one are absent.
     fn get_betpawa_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -166,6 +167,7 @@ impl View {
         many(&self.kept, betpawa, &self.shown.view, event_ids)
     }
 
+    /// Event id -> source -> the latest snapshot of `competitor_odds_snapshots`. Events without one are absent.
     fn get_competitor_snapshots<'py>(
         &self,
         event_ids: &Bound<'py, PyAny>,
@@ -173,6 +175,7 @@ impl View {
         many(&self.kept, competitors, &self.shown.view, event_ids)
     }
 
+    /// Bookmaker id -> the latest snapshot of `odds_snapshots`. `None` if there is none.
     fn get_betpawa_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
@@ -180,6 +183,7 @@ impl View {
         one(&self.kept, betpawa, &self.shown.view, event_id)
     }
 
+    /// Source -> the latest snapshot of `competitor_odds_snapshots`. `None` if there is none.
     fn get_competitor_snapshot<'py>(
         &self,
         event_id: &Bound<'py, PyAny>,
@@ -192,6 +196,7 @@ impl View {
         self.shown.view.event_ids()
     }
 
+    /// When an event begins. `None` if the view does not hold it.
     fn kickoff(&self, py: Python<'_>, event_id: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
         kickoff(py, &self.shown.view, event_id, self.kept.naive_times)
     }
@@ -200,21 +205,25 @@ impl View {
         self.shown.view.len()
     }
 
+    /// Seconds since this view was last proven to equal the database; infinite before the first warmup.
     #[getter]
     fn age(&self) -> f64 {
         seconds(self.shown.view.age())
     }
 
+    /// Counts how often the state was replaced instead of changes moving it forward.
     #[getter]
     fn epoch(&self) -> u64 {
         self.shown.epoch
     }
 
+    /// Counts the states that were published.
     #[getter]
     fn version(&self) -> u64 {
         self.shown.version
     }
 
+    /// The latest committed state of the database that was found to equal this view.
     #[getter]
     fn cut(&self) -> Cut {
         Cut::new(self.shown.view.cut(), self.kept.naive_times)
