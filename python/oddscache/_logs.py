@@ -53,7 +53,7 @@ def _run(reader: _native.LogReader) -> None:
         for level, text in lines:
             try:
                 logger.log(level, "%s", text)
-            except Exception:  # noqa: BLE001
+            except Exception:
                 # A filter of the application failed. Later lines may do better.
                 traceback.print_exc()
         if dropped:
