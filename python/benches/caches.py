@@ -1,6 +1,7 @@
 """Opens one of the two caches that are compared. Imports only what that one needs, because the memory is measured."""
 
 import json
+from importlib import import_module
 from typing import Literal, TypeAlias, cast
 
 from application import INLINE_MARKETS, Cache
@@ -11,10 +12,7 @@ KINDS: tuple[Kind, ...] = ("floor", "ours")
 
 def load_code(kind: Kind) -> None:
     """Imports the code of the cache, before its memory is measured."""
-    if kind == "ours":
-        import oddscache as _
-    else:
-        import plain as _  # noqa: F401
+    import_module("oddscache" if kind == "ours" else "plain")
 
 
 def open_cache(kind: Kind, url: str) -> Cache:
@@ -47,6 +45,14 @@ def wait_for(cache: Cache, xid: int) -> None:
 
     assert isinstance(cache, oddscache.OddsCache)
     cache.wait_for(xid)
+
+
+def version(cache: Cache) -> int:
+    """How often our cache has published."""
+    import oddscache
+
+    assert isinstance(cache, oddscache.OddsCache)
+    return int(cache.version)
 
 
 def canonical(listed: bytes) -> bytes:

@@ -26,8 +26,8 @@ def compare(what: str, floor: Sequence[float], ours: Sequence[float]) -> Row:
     return (what, duration(median(floor)), duration(median(ours)), ratio(median(ours), median(floor)))
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(columns: Row, rows: Sequence[Row]) -> None:
     """A Markdown table."""
-    for row in (("what", "floor", "ours", "ratio"), ("---", "---", "---", "---"), *rows):
+    for row in (columns, ("---",) * len(columns), *rows):
         print("| " + " | ".join(row) + " |", flush=True)
     print(flush=True)

@@ -1,64 +1,49 @@
-"""What scrape cycles do to the latency of a FastAPI application with a cache inside."""
+"""What scrape cycles do to the latency of a FastAPI process. The floor does not follow them: it shows what the shared
+machine adds."""
 
-import json
-import random
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from http.client import HTTPConnection
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import product
+from statistics import median
 
-from caches import Kind
-from scrape import scraping
+from caches import KINDS, Kind
+from fastapi_process import application, latencies, pages
+from figures import Row, duration, p99
+from options import Options
 
-_HERE = Path(__file__).parent
-START_SECONDS = 60
-PAGE = 50  # events
+ALTERNATIONS = 2
+WARM_UP_SECONDS = 3
+Measured = tuple[Kind, str]
+MEASURED: tuple[Measured, ...] = (("floor", "50 events"), ("ours", "50 events"), ("ours", "the list"))
 
 
-def pages(events: int) -> list[str]:
-    ids = list(range(1, events + 1))
-    random.Random(2).shuffle(ids)
-    chunks = [ids[at : at + PAGE] for at in range(0, events - PAGE + 1, PAGE)]
-    return ["/odds?ids=" + ",".join(map(str, chunk)) for chunk in chunks]
+def measure(url: str, options: Options) -> list[Row]:
+    requests = {"50 events": (pages(options.events), options.rate), "the list": (["/list"], options.rate / 5)}
+    # Of each round, the latencies without and with cycles.
+    rounds: dict[Measured, list[tuple[list[float], list[float]]]] = defaultdict(list)
+    for number, kind in product(range(options.rounds), KINDS):
+        with application(kind, url) as port:
+            for measured in (measured for measured in MEASURED if measured[0] == kind):
+                paths, rate = requests[measured[1]]
+                latencies(port, paths, rate, WARM_UP_SECONDS, None)
+                quiet: list[float] = []
+                busy: list[float] = []
+                # Every second round has the cycles first.
+                for turn in range(number % 2, 2 * ALTERNATIONS + number % 2):
+                    cycles = (url, options.cycles) if turn % 2 else None
+                    (busy if cycles else quiet).extend(latencies(port, paths, rate, options.seconds, cycles))
+                rounds[measured].append((quiet, busy))
+    return [row for measured in MEASURED for row in _rows(measured, rounds[measured])]
 
 
-@contextmanager
-def application(kind: Kind, url: str) -> Iterator[int]:
-    """Serves app.py by uvicorn. Gives its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    process = subprocess.Popen([sys.executable, _HERE / "app.py", kind, url, str(port)])
-    try:
-        _wait_until_it_answers(process, port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        connection = HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            connection.request("GET", "/odds?ids=1")
-            if connection.getresponse().status == 200:
-                return
-        except ConnectionRefusedError:
-            time.sleep(0.1)
-        finally:
-            connection.close()
-    raise RuntimeError("the application did not start")
-
-
-def latencies(port: int, paths: list[str], rate: float, seconds: float, cycles: tuple[str, float] | None) -> list[float]:
-    """Seconds of each request, with or without scrape cycles: the database's URL and how many a second."""
-    command = [sys.executable, _HERE / "client.py", str(port), str(rate), str(seconds), *paths]
-    with scraping(*cycles) if cycles else nullcontext():
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return [float(latency) for latency in json.loads(done.stdout)]
+def _rows(measured: Measured, rounds: list[tuple[list[float], list[float]]]) -> list[Row]:
+    kind, what = measured
+    quantiles: dict[str, Callable[[list[float]], float]] = {"p50": median, "p99": p99}
+    rows = []
+    for name, quantile in quantiles.items():
+        quiet, busy = ([quantile(run[column]) for run in rounds] for column in (0, 1))
+        # Of each round by itself: rounds differ more than the two columns.
+        ratio = median(with_cycles / without for without, with_cycles in zip(quiet, busy, strict=True))
+        times = [duration(median(of_rounds) * 1e9) for of_rounds in (quiet, busy)]
+        rows.append((f"{kind}, {what}, {name}", times[0], times[1], f"x{ratio:.2f}"))
+    return rows

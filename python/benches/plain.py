@@ -78,9 +78,7 @@ class PlainCache:
                 )
 
 
-def _markets(
-    connection: psycopg.Connection[tuple[Any, ...]], table: str, latest: str
-) -> dict[int, list[CachedMarket]]:
+def _markets(connection: psycopg.Connection[tuple[Any, ...]], table: str, latest: str) -> dict[int, list[CachedMarket]]:
     """The markets of the latest snapshots. A server-side cursor: all rows at once would leave holes in the memory."""
     markets: dict[int, list[CachedMarket]] = {}
     query = f"""

@@ -72,7 +72,8 @@ _CYCLE = """
         join market_odds m on m.snapshot_id = made.before
         cross join lateral (
             select jsonb_agg(outcome || jsonb_build_object('odds', greatest(1.01,
-                       round((outcome ->> 'odds')::numeric * (0.97 + 0.06 * random())::numeric, 2))) order by n) as outcomes
+                       round((outcome ->> 'odds')::numeric * (0.97 + 0.06 * random())::numeric, 2)))
+                       order by n) as outcomes
             from jsonb_array_elements(m.outcomes) with ordinality o (outcome, n)
         ) moved
         order by made.id, m.id

@@ -90,11 +90,10 @@ def _server_programs() -> Path:
 
 def _unprivileged_user() -> pwd.struct_passwd:
     """PostgreSQL refuses to run as root."""
+    users = {user.pw_name: user for user in pwd.getpwall()}
     for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
+        if name in users:
+            return users[name]
     raise RuntimeError("neither the user postgres nor nobody exists to run the PostgreSQL server as")
 
 

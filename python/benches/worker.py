@@ -7,18 +7,20 @@ All times are in nanoseconds.
 import gc
 import hashlib
 import json
+import os
 import random
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
 import orjson
 from application import Cache, Snapshot, event_list, inline_odds, walk
-from caches import KINDS, canonical, list_json, load_code, open_cache, wait_for
+from caches import KINDS, canonical, list_json, load_code, open_cache, version, wait_for
 
 PAGE = 50  # events
 Measurement = Callable[..., Any]
@@ -51,7 +53,7 @@ def pages(cache: Cache) -> list[list[int]]:
 
 def rotation(cache: Cache) -> list[int]:
     """The inline odds of each page once."""
-    return [timed(lambda page=page: inline_odds(cache, page)) for page in pages(cache)]
+    return [timed(partial(inline_odds, cache, page)) for page in pages(cache)]
 
 
 def seen(cache: Cache, repeats: int) -> list[int]:
@@ -73,12 +75,18 @@ def outcomes(cache: Cache, repeats: int) -> list[float]:
     found = cache.get_betpawa_snapshots(pages(cache)[0][:10])
     snapshots = [snapshot for of_event in found.values() for snapshot in of_event.values()]
     accesses = sum(len(snapshot.markets) for snapshot in snapshots)
-    return [timed(lambda: [read_outcomes(snapshot) for snapshot in snapshots]) / accesses for _ in range(repeats)]
+    return [timed(partial(read_outcomes, snapshots)) / accesses for _ in range(repeats)]
 
 
-def read_outcomes(snapshot: Snapshot) -> None:
-    for index in range(len(snapshot.markets)):
-        snapshot.markets[index].outcomes  # noqa: B018
+def read_outcomes(snapshots: list[Snapshot]) -> None:
+    for snapshot in snapshots:
+        for index in range(len(snapshot.markets)):
+            snapshot.markets[index].outcomes  # noqa: B018
+
+
+def drop_list(cache: Cache, native: bool) -> None:
+    """Makes the whole list as JSON, and keeps nothing of it."""
+    list_json(cache) if native else orjson_list(event_list(cache))
 
 
 def python_list(cache: Cache) -> dict[str, int]:
@@ -112,17 +120,31 @@ def digest(cache: Cache, native: bool) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(canonical(listed)).hexdigest(), "bytes": len(listed)}
 
 
-def gil(cache: Cache, seconds: float) -> dict[str, int]:
+def gil(cache: Cache, seconds: float, control: bool = False) -> dict[str, int]:
     """How long a spinning thread had to wait for the GIL, which no other Python thread wants.
 
     The kernel tells the two reasons for a gap apart. A thread that gives the GIL away sleeps, which is a voluntary
-    switch. A thread whose core is taken switches involuntarily.
+    switch. A thread whose core is taken switches involuntarily. As a control, another thread wants the GIL now
+    and then.
     """
     found: dict[str, int] = {}
-    thread = threading.Thread(target=_spin, args=(seconds, found))
-    thread.start()
-    thread.join()
-    return found
+    before = version(cache)
+    done = threading.Event()
+    spinning = threading.Thread(target=_spin, args=(seconds, found))
+    wanting = threading.Thread(target=_compute_until, args=(done,))
+    spinning.start()
+    if control:
+        wanting.start()
+    spinning.join()
+    done.set()
+    if control:
+        wanting.join()
+    return {**found, "publications": version(cache) - before}
+
+
+def _compute_until(done: threading.Event) -> None:
+    while not done.wait(0.3):
+        sum(range(100_000))
 
 
 def _spin(seconds: float, found: dict[str, int]) -> None:
@@ -145,18 +167,23 @@ def _spin(seconds: float, found: dict[str, int]) -> None:
                 waited += gap
                 longest_wait = max(longest_wait, gap)
         last = now
-    found.update(
-        given_away=switches() - first, waited=waited, longest_wait=longest_wait, longest_gap=longest_gap
-    )
+    found.update(given_away=switches() - first, waited=waited, longest_wait=longest_wait, longest_gap=longest_gap)
+
+
+def pin(_: Cache, cpu: int) -> None:
+    """Keeps the thread that measures on one core, but not the follower's thread."""
+    os.sched_setaffinity(0, {cpu})
 
 
 MEASUREMENTS: dict[str, Measurement] = {
+    "pin": pin,
     "memory": lambda _: memory(),
     "walk": walk,
     "rotation": rotation,
     "seen": seen,
     "lookups": lookups,
     "outcomes": outcomes,
+    "drop_list": drop_list,
     "python_list": python_list,
     "native_list": native_list,
     "digest": digest,

@@ -1,6 +1,7 @@
 """Starts processes with a cache, and asks them to measure."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,11 @@ def worker(kind: Kind, url: str) -> Iterator[Worker]:
 
 
 @contextmanager
-def pair(url: str) -> Iterator[dict[Kind, Worker]]:
-    """One fresh process with each cache."""
+def pair(url: str, number: int) -> Iterator[dict[Kind, Worker]]:
+    """One fresh process with each cache. Both measure on the same core: cores that are shared with other machines
+    differ in speed by more than half. The number of the pair chooses the core."""
+    cores = sorted(os.sched_getaffinity(0))
     with worker("floor", url) as floor, worker("ours", url) as ours:
+        for process in (floor, ours):
+            process.ask("pin", cpu=cores[number % len(cores)])
         yield {"floor": floor, "ours": ours}
