@@ -4,6 +4,8 @@ README.md says what each row means. It needs the programs of a PostgreSQL server
 """
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 
 import dataset
@@ -43,6 +45,8 @@ def main() -> None:
     options = Options(**arguments)
     if options.events < 50:
         parser.error("a page has 50 events")
+    # So that the server ends with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with Cluster() as cluster:
         dataset.create(cluster.url, options.events, options.markets, feed=True)
         for part in parts:
