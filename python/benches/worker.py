@@ -90,7 +90,7 @@ def read_outcomes(snapshots: list[Snapshot]) -> None:
 def keep_outcomes(snapshots: list[Snapshot], kept: list[list[dict[str, Any]]]) -> None:
     for snapshot in snapshots:
         for index in range(len(snapshot.markets)):
-            kept.append(snapshot.markets[index].outcomes)  # noqa: PERF401
+            kept.append(snapshot.markets[index].outcomes)
 
 
 def drop_list(cache: Cache, native: bool) -> None:
