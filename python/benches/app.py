@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 
 import orjson
 import uvicorn
+from fastapi import FastAPI, Request, Response
+
 from application import Cache, inline_odds
 from caches import KINDS, list_json, open_cache
-from fastapi import FastAPI, Request, Response
 
 
 @asynccontextmanager

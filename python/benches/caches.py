@@ -12,7 +12,7 @@ KINDS: tuple[Kind, ...] = ("floor", "ours")
 
 def load_code(kind: Kind) -> None:
     """Imports the code of the cache, before its memory is measured."""
-    import_module("oddscache" if kind == "ours" else "plain")
+    import_module("oddscache" if kind == "ours" else "floor")
 
 
 def open_cache(kind: Kind, url: str) -> Cache:
@@ -23,9 +23,9 @@ def open_cache(kind: Kind, url: str) -> Cache:
         followed = oddscache.OddsCache.connect(url, naive_times=True)
         followed.ready(60)
         return cast(Cache, followed)
-    import plain
+    import floor
 
-    loaded = plain.PlainCache()
+    loaded = floor.PlainCache()
     loaded.load(url)
     return loaded
 

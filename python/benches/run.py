@@ -1,6 +1,6 @@
 """Compares the package with a plain cache of dicts and dataclasses, and prints the figures: python benches/run.py
 
-README.md says what each row means. It needs the programs of a PostgreSQL server, and requirements.txt.
+README.md says what each row means. It needs the programs of a PostgreSQL server, and what tests/requirements.txt names.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import latency
 import lists
 import lookups
 import memory
+import server
 from figures import Row
 from options import Options
-from server import Cluster
 
 _CACHES: Row = ("what", "floor", "ours", "ratio")
 PARTS: dict[str, tuple[str, Row, Callable[[str, Options], list[Row]]]] = {
@@ -47,12 +47,13 @@ def main() -> None:
         parser.error("a page has 50 events")
     # So that the server ends with this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    with Cluster() as cluster:
-        dataset.create(cluster.url, options.events, options.markets, feed=True)
+    with server.start() as cluster:
+        url = cluster.url("postgres")
+        dataset.create(url, options.events, options.markets, feed=True)
         for part in parts:
             title, columns, measure = PARTS[part]
             print(f"## {title}\n", flush=True)
-            figures.show(columns, measure(cluster.url, options))
+            figures.show(columns, measure(url, options))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
 import orjson
+
 from application import Cache, Snapshot, event_list, inline_odds, walk
 from caches import KINDS, canonical, list_json, load_code, open_cache, version, wait_for
 
