@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -44,10 +44,9 @@ pub(crate) struct Cache {
     config: Option<Py<Config>>,
     /// Set in a process that was forked from the one that connected. The next call connects anew.
     forked: AtomicBool,
-    reconnecting: Mutex<()>,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
     kept: Arc<Kept>,
-    lists: Lists,
+    lists: ArcSwap<Lists>,
     naive_times: bool,
 }
 
@@ -73,21 +72,24 @@ impl Cache {
             self.forked.store(false, Ordering::Relaxed);
             return Ok(());
         };
-        let Ok(_guard) = self.reconnecting.try_lock() else {
-            // Another thread is about to replace the handle. The old one shows the same state.
+        // One thread connects. Until it has, the others see the old handle, which shows the same state.
+        if !self.forked.swap(false, Ordering::Relaxed) {
             return Ok(());
-        };
-        if self.forked.load(Ordering::Relaxed) {
-            let before = self.handle.load_full();
-            let inherited = before.shown();
-            let inherited = (inherited.epoch > 0).then_some(inherited);
-            let handle = Handle::connect(py, config.get().0.clone(), inherited)?;
-            std::mem::forget(self.handle.swap(Arc::new(handle)));
-            std::mem::forget(before);
-            self.forked.store(false, Ordering::Relaxed);
-            // The Python part starts its threads again.
-            PyModule::import(py, "oddscache._cache")?.call_method0("_reconnected")?;
         }
+        let before = self.handle.load_full();
+        let inherited = before.shown();
+        let inherited = (inherited.epoch > 0).then_some(inherited);
+        let handle = match Handle::connect(py, config.get().0.clone(), inherited) {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.forked.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
+        std::mem::forget(self.handle.swap(Arc::new(handle)));
+        std::mem::forget(before);
+        // The Python part starts its threads again.
+        PyModule::import(py, "oddscache._cache")?.call_method0("_reconnected")?;
         Ok(())
     }
 
@@ -117,12 +119,13 @@ impl Cache {
         change: impl FnOnce(&mut Writer) -> R,
     ) -> PyResult<Option<(R, Py<Change>)>> {
         let handle = self.open(py)?;
-        // The writer runs no Python code and waits for nothing.
-        let (result, change) = match &mut *handle.feed() {
-            Some(Feed::Writer(writer)) => (change(writer), writer.publish()),
+        // The writer runs no Python code and waits for nothing. An exception is made without the lock (J3).
+        let written = match &mut *handle.feed() {
+            Some(Feed::Writer(writer)) => Some((change(writer), writer.publish())),
             Some(Feed::Follower(_)) => return Ok(None),
-            None => return Err(errors::closed(py)),
+            None => None,
         };
+        let (result, change) = written.ok_or_else(|| errors::closed(py))?;
         let change = Change::new(change, self.base(&handle));
         Ok(Some((result, Py::new(py, change)?)))
     }
@@ -130,15 +133,18 @@ impl Cache {
     /// The runtime of a cache that follows a database, and the library's handle.
     fn following(&self, py: Python<'_>) -> PyResult<(tokio::runtime::Handle, OddsCache)> {
         let handle = self.open(py)?;
-        match &*handle.feed() {
-            Some(Feed::Follower(following)) => {
-                Ok((following.runtime.handle().clone(), handle.cache.clone()))
-            }
-            Some(Feed::Writer(_)) => Err(errors::other(
+        // An exception is made without the lock (J3).
+        let runtime = match &*handle.feed() {
+            Some(Feed::Follower(following)) => Some(following.runtime.handle().clone()),
+            Some(Feed::Writer(_)) | None => None,
+        };
+        match runtime {
+            Some(runtime) => Ok((runtime, handle.cache.clone())),
+            None if self.closed.load(Ordering::Relaxed) => Err(errors::closed(py)),
+            None => Err(errors::other(
                 py,
                 "this cache follows no database, so there is nothing to wait for",
             )),
-            None => Err(errors::closed(py)),
         }
     }
 
@@ -206,10 +212,9 @@ impl Cache {
             handle: ArcSwap::from_pointee(handle),
             config,
             forked: AtomicBool::new(false),
-            reconnecting: Mutex::new(()),
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
             kept: Arc::new(Kept::new(naive_times)),
-            lists: Lists::default(),
+            lists: ArcSwap::default(),
             naive_times,
         })
     }
@@ -309,8 +314,8 @@ impl Cache {
     ) -> PyResult<Py<PyBytes>> {
         let shown = self.shown(py)?;
         match event_ids {
-            None => self.lists.all(py, &shown, markets),
-            Some(event_ids) => self.lists.some(py, &shown, markets, event_ids),
+            None => self.lists.load().all(py, &shown, markets),
+            Some(event_ids) => self.lists.load().some(py, &shown, markets, event_ids),
         }
     }
 
@@ -390,16 +395,31 @@ impl Cache {
         ))
     }
 
-    /// The library's stats and counters as dicts.
-    fn _stats<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    /// The library's stats and counters as dicts; the age, epoch and version of the same state.
+    #[expect(
+        clippy::type_complexity,
+        reason = "taken apart at once by the Python part"
+    )]
+    fn _stats<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>, f64, u64, u64)> {
         let handle = self.open(py)?;
-        let stats = serde_json::to_value(handle.shown().view.stats());
+        let shown = handle.shown();
+        let stats = serde_json::to_value(shown.view.stats());
         let counters = serde_json::to_value(handle.cache.counters());
         let dict = |value: serde_json::Result<Value>| match value {
             Ok(value) => json::to_python(py, &value),
             Err(error) => Err(errors::other(py, error.to_string())),
         };
-        Ok((dict(stats)?, dict(counters)?))
+        let age = seconds(shown.view.age());
+        Ok((
+            dict(stats)?,
+            dict(counters)?,
+            age,
+            shown.epoch,
+            shown.version,
+        ))
     }
 
     /// Waits until the cache is warm.
@@ -434,7 +454,11 @@ impl Cache {
     /// Subscribes to changes and to the ends of waits.
     fn _events(&self, py: Python<'_>) -> PyResult<Events> {
         let handle = self.open(py)?;
-        Ok(Events::new(handle.cache.changes(), self.base(&handle)))
+        Ok(Events::new(
+            handle.cache.clone(),
+            self.base(&handle),
+            Arc::clone(&self.closed),
+        ))
     }
 
     /// Starts to wait until the cache is warm. The end comes as an event with this number.
@@ -532,11 +556,13 @@ impl Cache {
             self.handle.load().close(py);
         }
         self.kept.clear();
-        self.lists.clear();
+        self.lists.load().clear();
     }
 
     /// Tells the cache that this process was forked.
     fn _forked(&self) {
         self.forked.store(true, Ordering::Relaxed);
+        // A thread that is not here may have locked a list to render it.
+        std::mem::forget(self.lists.swap(Arc::default()));
     }
 }

@@ -4,11 +4,14 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
 };
 
-use oddscache::Changes;
+use oddscache::{Changes, OddsCache};
 use pyo3::{
     prelude::*,
     types::{PyAny, PyDict},
@@ -160,6 +163,8 @@ pub(crate) struct Events {
     done: Mutex<UnboundedReceiver<Done>>,
     sender: UnboundedSender<Done>,
     base: Base,
+    cache: OddsCache,
+    closed: Arc<AtomicBool>,
 }
 
 enum Happened {
@@ -168,13 +173,24 @@ enum Happened {
 }
 
 impl Events {
-    pub(crate) fn new(changes: Changes, base: Base) -> Events {
+    pub(crate) fn new(cache: OddsCache, base: Base, closed: Arc<AtomicBool>) -> Events {
         let (sender, done) = unbounded_channel();
         Events {
-            changes: Mutex::new(changes),
+            changes: Mutex::new(cache.changes()),
             done: Mutex::new(done),
             sender,
             base,
+            cache,
+            closed,
+        }
+    }
+
+    /// An error of the library, or `Closed` if somebody closed the cache meanwhile.
+    fn failed(&self, py: Python<'_>, error: &oddscache::Error) -> PyErr {
+        if self.closed.load(Ordering::Relaxed) {
+            errors::closed(py)
+        } else {
+            errors::exception(py, error)
         }
     }
 
@@ -186,8 +202,17 @@ impl Events {
 
 #[pymethods]
 impl Events {
+    /// Why nothing more can happen: `Closed`, or the error that ended the follower.
+    fn ended(&self, py: Python<'_>) -> Py<PyAny> {
+        let error = match self.cache.status() {
+            oddscache::Status::Ended { error: Some(error) } => error,
+            _ => oddscache::Error::FollowerStopped,
+        };
+        self.failed(py, &error).into_value(py).into_any()
+    }
+
     /// Waits for the next event: a `Change`; an exception `Lagged`; the number of a wait that has ended with its
-    /// exception or `None`; or `None` when the cache is closed.
+    /// exception or `None`; or `None` when nothing more can happen: see `ended`.
     fn next(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let happened = {
             // Only one thread takes events. A second one must not wait for it while it holds the GIL.
@@ -220,7 +245,7 @@ impl Events {
                 Some(errors::lagged(py, lagged).into_value(py).into_any())
             }
             Some(Happened::Done((number, error))) => {
-                let exception = error.map(|error| errors::exception(py, &error).into_value(py));
+                let exception = error.map(|error| self.failed(py, &error).into_value(py));
                 Some((number, exception).into_pyobject(py)?.into_any().unbind())
             }
             Some(Happened::Change(None)) | None => None,

@@ -27,7 +27,7 @@ fn duration(py: Python<'_>, name: &str, seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|_| {
         errors::config(
             py,
-            format!("{name} must be a number of seconds from 0 on, not {seconds}"),
+            format!("{name} must be a number of seconds from 0 to 1e19, not {seconds}"),
         )
     })
 }

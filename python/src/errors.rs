@@ -24,7 +24,17 @@ fn new<'py>(py: Python<'py>, name: &str, arguments: impl PyCallArgs<'py>) -> PyE
 
 /// The exception of an error.
 pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
-    let text = error.to_string();
+    // The scripts are at hand here without the binary.
+    let text = error
+        .to_string()
+        .replace(
+            "`oddscache sql install --apply`",
+            "`python -m oddscache sql install | psql`",
+        )
+        .replace(
+            "`oddscache sql grants --apply`",
+            "`python -m oddscache sql grants | psql`",
+        );
     match error {
         Error::TooStale {
             age,

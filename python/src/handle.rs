@@ -99,8 +99,10 @@ impl Handle {
 
     /// The latest state. A process that was forked shows its parent's last one until it has its own.
     pub(crate) fn shown(&self) -> Shown {
+        // In this order: once the parent's state is gone, there is one of our own.
+        let inherited = self.inherited.shown.load();
         let view = self.cache.view();
-        if let Some(inherited) = &*self.inherited.shown.load() {
+        if let Some(inherited) = &*inherited {
             if view.epoch() == 0 {
                 return Shown::clone(inherited);
             }

@@ -116,7 +116,9 @@ fn outcome(object: &Bound<'_, PyAny>) -> PyResult<OutcomeInput> {
         .cast::<PyDict>()
         .map_err(|_| type_error("an outcome", "a dict", object))?;
     let mut outcome = OutcomeInput::new("", None);
-    for (key, value) in dict {
+    // A copy of the items: converting a value may run code that changes the dict.
+    for item in dict.items() {
+        let (key, value) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
         let key = text("a key of an outcome", &key)?;
         match key.as_str() {
             "name" => outcome.name = text("the name of an outcome", &value)?,

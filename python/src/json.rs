@@ -82,7 +82,9 @@ fn value(what: &str, object: &Bound<'_, PyAny>, deeper: usize) -> PyResult<Value
     }
     if let Ok(dict) = object.cast::<PyDict>() {
         let mut values = Map::new();
-        for (key, item) in dict {
+        // A copy of the items: converting one may run code that changes the dict.
+        for item in dict.items() {
+            let (key, item) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
             let key = key
                 .extract::<String>()
                 .map_err(|_| PyTypeError::new_err(format!("{what} has a key that is not a str")))?;

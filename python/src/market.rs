@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use pyo3::{
+    exceptions::PyTypeError,
     prelude::*,
     types::{PyList, PyString, PyTuple, PyType},
 };
@@ -11,7 +12,7 @@ use crate::{
     json,
     loan::{Lend, Loan},
     names,
-    snapshot::Held,
+    snapshot::{CachedSnapshot, Held},
     times,
 };
 
@@ -167,12 +168,22 @@ impl CachedMarket {
         outcomes: Option<Py<PyAny>>,
         market_groups: Option<Py<PyAny>>,
         unavailable_at: Option<Py<PyAny>>,
-    ) -> CachedMarket {
+    ) -> PyResult<CachedMarket> {
+        let scalars = [
+            Some(&betpawa_market_id),
+            Some(&betpawa_market_name),
+            line.as_ref(),
+            handicap_type.as_ref(),
+            handicap_home.as_ref(),
+            handicap_away.as_ref(),
+            unavailable_at.as_ref(),
+        ];
+        refuse_own(py, scalars)?;
         let or_none = |value: Option<Py<PyAny>>| value.unwrap_or_else(|| py.None());
         let or_empty = |value: Option<Py<PyAny>>| {
             value.unwrap_or_else(|| PyList::empty(py).into_any().unbind())
         };
-        CachedMarket {
+        Ok(CachedMarket {
             betpawa_market_id,
             line: or_none(line),
             rest: Rest::Given(Box::new(Given {
@@ -184,7 +195,7 @@ impl CachedMarket {
                 market_groups: or_empty(market_groups),
                 unavailable_at: or_none(unavailable_at),
             })),
-        }
+        })
     }
 
     #[getter]
@@ -313,6 +324,24 @@ impl CachedMarket {
     ) -> PyResult<(Bound<'py, PyType>, Bound<'py, PyTuple>)> {
         Ok((py.get_type::<CachedMarket>(), self.fields(py)?))
     }
+}
+
+/// Refuses a market or a snapshot as the value of a field that holds no list. A long chain of them could not be freed: each
+/// frees the next, and the stack has an end.
+pub(crate) fn refuse_own<'a>(
+    py: Python<'_>,
+    values: impl IntoIterator<Item = Option<&'a Py<PyAny>>>,
+) -> PyResult<()> {
+    for value in values.into_iter().flatten() {
+        let value = value.bind(py);
+        if value.is_instance_of::<CachedMarket>() || value.is_instance_of::<CachedSnapshot>() {
+            let class = value.get_type().name()?;
+            return Err(PyTypeError::new_err(format!(
+                "a {class} cannot be the value of this field"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What a dataclass of these fields prints.

@@ -12,7 +12,7 @@ use pyo3::{
 };
 
 use crate::{
-    market::{markets, repr},
+    market::{markets, refuse_own, repr},
     times,
 };
 
@@ -163,6 +163,14 @@ impl CachedSnapshot {
             },
             None => PyTuple::empty(py),
         };
+        let scalars = [
+            &snapshot_id,
+            &event_id,
+            &bookmaker_id,
+            &captured_at,
+            &last_confirmed_at,
+        ];
+        refuse_own(py, scalars.map(Some))?;
         let lock = PyOnceLock::new();
         // The lock is new, so it is empty.
         let _ = lock.set(py, markets.unbind());

@@ -6,7 +6,7 @@ use pyo3::{
     intern,
     prelude::*,
     sync::PyOnceLock,
-    types::{PyDateTime, PyTzInfo},
+    types::{IntoPyDict, PyDateTime, PyTzInfo},
 };
 
 /// A time as a `datetime` in UTC, aware or naive. A time outside of its years (PostgreSQL has `infinity` and years before
@@ -50,5 +50,3 @@ pub(crate) fn from_python(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Date
     )?;
     Ok(time.extract::<NaiveDateTime>()?.and_utc())
 }
-
-use pyo3::types::IntoPyDict;

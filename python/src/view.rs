@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use pyo3::{
     exceptions::{PyOverflowError, PyTypeError},
     prelude::*,
-    types::{PyDict, PyString},
+    types::{PyDict, PyInt, PyString},
 };
 
 use crate::{
@@ -119,7 +119,11 @@ pub(crate) fn many<'py>(
     let mut kept = kept.lend();
     for_each_id(event_ids, |event_id, object| {
         match side(&mut kept, py, state, event_id)? {
-            Some(snapshots) => found.set_item(object, snapshots),
+            // The caller's own int costs less than a new one. An object that only stands for an int is no key.
+            Some(snapshots) if object.is_exact_instance_of::<PyInt>() => {
+                found.set_item(object, snapshots)
+            }
+            Some(snapshots) => found.set_item(event_id, snapshots),
             None => Ok(()),
         }
     })?;
