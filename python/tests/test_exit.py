@@ -55,8 +55,9 @@ ENDS = {
         asyncio.run(main())
     """,
     "with_a_loop_left_open": """
+        changes = cache.changes()
         async def follow():
-            async for change in cache.changes():
+            async for change in changes:
                 pass
         loop = asyncio.new_event_loop()
         loop.run_until_complete(cache.wait_ready())
@@ -126,8 +127,6 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_exit(database: Database, end: str) -> None:
     """The program ends with code 0 and prints nothing, within seconds, however it leaves its cache."""
-    import textwrap
-
     database.event(1)
     database.snapshot(1, 1, [{**MARKET}])
     runs = 3 if "daemon" in end else 1
