@@ -51,7 +51,7 @@ class Status:
     faults: tuple[Fault, ...]
     """Why the cache is degraded."""
     bound: float | None
-    """While degraded: a change that the feed does not log shows within about this many seconds. `None` if it logs all."""
+    """While degraded: a change that the feed does not log shows within about this many seconds. `None`: it logs all."""
 
     def __str__(self) -> str:
         return self.text
@@ -60,9 +60,9 @@ class Status:
 class OddsCache(_native.Cache):
     """The latest odds of every upcoming event, held in memory.
 
-    `OddsCache.connect(url)` follows a database: what a lookup returns is always one committed state, and `age` tells how
-    long ago that state was proven current. `OddsCache()` follows nothing and is filled by `put_betpawa_snapshot` and
-    `put_competitor_snapshot`, for tests.
+    `OddsCache.connect(url)` follows a database: what a lookup returns is always one committed state, and `age` tells
+    how long ago that state was proven current. `OddsCache()` follows nothing and is filled by `put_betpawa_snapshot`
+    and `put_competitor_snapshot`, for tests.
 
     All methods may be called from any thread and any event loop. No lookup does I/O or waits.
     """
@@ -177,8 +177,8 @@ class OddsCache(_native.Cache):
     def stats(self) -> dict[str, Any]:
         """What the cache holds and has done.
 
-        `betpawa_events`, `competitor_events`, `total_snapshots`, `total_markets`, `memory_bytes` and others describe the
-        latest state; `status`, `age` (seconds), `epoch`, `version` say which that is; `counters` only grow.
+        `betpawa_events`, `competitor_events`, `total_snapshots`, `total_markets`, `memory_bytes` and others describe
+        the latest state; `status`, `age` (seconds), `epoch`, `version` say which that is; `counters` only grow.
         """
         stats, counters = self._stats()
         return {
@@ -231,9 +231,9 @@ class OddsCache(_native.Cache):
 
         source: `betpawa` for snapshots of `odds_snapshots` and for kickoffs, else `competitor_events.source`.
 
-        A cache that follows a database calls in a thread of its own. While a callback runs, further ids are gathered for
-        the next call. `OddsCache()` calls in the thread that writes. The error of a callback is logged, and the others
-        are called all the same.
+        A cache that follows a database calls in a thread of its own. While a callback runs, further ids are gathered
+        for the next call. `OddsCache()` calls in the thread that writes. The error of a callback is logged, and the
+        others are called all the same.
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")

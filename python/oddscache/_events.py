@@ -91,10 +91,8 @@ class Changes:
             with self._lock:
                 if self._missed:
                     missed, self._missed = self._missed, 0
-                    raise Lagged(
-                        f"{missed} changes were dropped because they were not taken in time; start again from a new view",
-                        missed,
-                    )
+                    text = f"{missed} changes were dropped because they were not taken in time"
+                    raise Lagged(f"{text}; start again from a new view", missed)
                 if self._queue:
                     return self._queue.popleft()
                 if self._ended:

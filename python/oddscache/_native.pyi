@@ -12,6 +12,18 @@ from ._errors import Lagged
 class CachedMarket:
     """A row of `market_odds` or `competitor_market_odds`. Immutable; equal by value."""
 
+    __match_args__ = (
+        "betpawa_market_id",
+        "betpawa_market_name",
+        "line",
+        "handicap_type",
+        "handicap_home",
+        "handicap_away",
+        "outcomes",
+        "market_groups",
+        "unavailable_at",
+    )
+
     def __new__(
         cls,
         betpawa_market_id: str,
@@ -48,6 +60,8 @@ class CachedMarket:
 @final
 class CachedSnapshot:
     """The latest snapshot of an event and bookmaker, with its markets. Immutable; equal by value."""
+
+    __match_args__ = ("snapshot_id", "event_id", "bookmaker_id", "captured_at", "last_confirmed_at", "markets")
 
     def __new__(
         cls,

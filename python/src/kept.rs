@@ -52,7 +52,7 @@ enum Side {
     Competitors,
 }
 
-/// The objects, or none while they are in use (N3).
+/// The objects, or none while they are in use (J3).
 pub(crate) struct Lent<'a> {
     kept: &'a Kept,
     generations: Option<MutexGuard<'a, Generations>>,

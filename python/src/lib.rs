@@ -2,11 +2,11 @@
 //! objects. What needs no speed is written in Python, in `oddscache/`.
 //!
 //! # Invariants
-//! - N1: A thread that this crate or the library starts never touches Python. So it never waits for the GIL, and nothing
+//! - J1: A thread that this crate or the library starts never touches Python. So it never waits for the GIL, and nothing
 //!   of it can run while the interpreter ends.
-//! - N2: Nothing of the cache is reachable for a change through a returned object: lists and dicts are made anew for each
+//! - J2: Nothing of the cache is reachable for a change through a returned object: lists and dicts are made anew for each
 //!   caller, everything else is immutable.
-//! - N3: A lock that is taken while attached to the interpreter is held for moments, and only tried where Python code
+//! - J3: A lock that is taken while attached to the interpreter is held for moments, and only tried where Python code
 //!   could run meanwhile (the collector may call finalizers whenever a list or dict is made).
 
 mod cache;

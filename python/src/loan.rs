@@ -2,7 +2,7 @@
 //!
 //! To make a list of dicts costs several times what to hand out an existing one does, and the same few markets are asked
 //! for again and again. So a market keeps the list that it made last. It hands it out again if nobody else holds the list
-//! or one of its dicts, and nothing in them was changed. Then it cannot be told from a new one (N2).
+//! or one of its dicts, and nothing in them was changed. Then it cannot be told from a new one (J2).
 
 use std::ptr;
 

@@ -1,7 +1,7 @@
 //! Log lines of the library, for Python's `logging`.
 //!
 //! They wait in a bounded queue until a Python thread takes them, because a thread of the library must not wait for the
-//! GIL (N1).
+//! GIL (J1).
 
 use std::{
     collections::VecDeque,

@@ -234,7 +234,7 @@ impl CachedMarket {
         let Some(market) = held.snapshot.markets().nth(index as usize) else {
             return Ok(PyList::empty(py).into_any());
         };
-        // Making a list may run Python code, which may come here again: no lock is held meanwhile (N3).
+        // Making a list may run Python code, which may come here again: no lock is held meanwhile (J3).
         let before = match lent.try_lock() {
             Ok(mut lent) => {
                 if let Lent::Kept(loan) = &*lent

@@ -29,7 +29,7 @@ pub(crate) struct Names {
 
 static NAMES: Mutex<Option<Names>> = Mutex::new(None);
 
-/// The tables, or nothing while they are in use: the collector may run Python code, which may come here again (N3).
+/// The tables, or nothing while they are in use: the collector may run Python code, which may come here again (J3).
 pub(crate) struct Lent(Option<MutexGuard<'static, Option<Names>>>);
 
 pub(crate) fn lend() -> Lent {

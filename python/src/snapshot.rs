@@ -233,7 +233,7 @@ impl CachedSnapshot {
             // Those of a constructed snapshot were set with it.
             return Ok(PyTuple::empty(py));
         };
-        // Made outside of the lock: the collector may run Python code meanwhile, which may come here again (N3).
+        // Made outside of the lock: the collector may run Python code meanwhile, which may come here again (J3).
         let made = markets(py, held.bind(py))?;
         if self.markets.set(py, made.clone().unbind()).is_ok() {
             let bytes = made.len() * MARKET_BYTES;
