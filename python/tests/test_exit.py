@@ -1,5 +1,7 @@
 """A program that uses a cache ends as it would without: its exit code, nothing on standard error, soon."""
 
+import socket
+import textwrap
 import time
 
 import pytest
@@ -167,8 +169,6 @@ def test_other_exit_codes(database: Database) -> None:
 
 def test_exit_while_the_database_is_silent() -> None:
     """A server that accepts and never answers does not hold up the end of the program."""
-    import socket
-
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -193,7 +193,5 @@ def test_import_starts_nothing() -> None:
 
 def test_a_dead_port_is_free() -> None:
     """The helper that the tests of unreachable servers use gives a port that nobody listens on."""
-    import socket
-
     with socket.socket() as client, pytest.raises(ConnectionRefusedError):
         client.connect(("127.0.0.1", free_port()))
