@@ -1,6 +1,8 @@
 """A program that uses a cache ends as it would without: its exit code, nothing on standard error, soon."""
 
+import select
 import socket
+import subprocess
 import textwrap
 import time
 
@@ -147,14 +149,12 @@ def test_exit(database: Database, end: str) -> None:
 MARKET = {"betpawa_market_id": "1", "betpawa_market_name": "x", "outcomes": [{"name": "1", "odds": 1.5}]}
 
 
-def write_until(database: Database, process: object) -> None:
+def write_until(database: Database, process: "subprocess.Popen[str]") -> None:
     """Changes something again and again, until the program has printed or ended, so that a callback is called."""
-    import select
-
-    out = process.stdout  # type: ignore[attr-defined]
+    assert process.stdout
     for n in range(200):
         database.snapshot(1, 1 + n % 2)
-        if select.select([out], [], [], 0.05)[0]:
+        if select.select([process.stdout], [], [], 0.05)[0]:
             return
     raise AssertionError("the program has not printed anything")
 
