@@ -50,19 +50,8 @@ impl Loan {
     }
 
     /// The list, if it cannot be told from a new one.
-    pub(crate) fn lend<'py>(
-        &self,
-        py: Python<'py>,
-        outcomes: Outcomes<'_>,
-    ) -> Option<Bound<'py, PyList>> {
+    pub(crate) fn lend<'py>(&self, py: Python<'py>, outcomes: Outcomes<'_>) -> Lend<'py> {
         let list = self.list.bind(py);
-        let keys = [
-            intern!(py, "name"),
-            intern!(py, "odds"),
-            intern!(py, "is_active"),
-        ]
-        .map(Bound::as_ptr);
-        let flags = [PyBool::new(py, false), PyBool::new(py, true)];
         // SAFETY: the list is a living object of type `list`.
         let (references, length) = unsafe {
             (
@@ -70,7 +59,19 @@ impl Loan {
                 ffi::PyList_Size(list.as_ptr()),
             )
         };
-        let mut intact = references == 1 && length == self.values.len() as ffi::Py_ssize_t;
+        if references != 1 {
+            return Lend::Held;
+        }
+        if length != self.values.len() as ffi::Py_ssize_t {
+            return Lend::Changed;
+        }
+        let keys = [
+            intern!(py, "name"),
+            intern!(py, "odds"),
+            intern!(py, "is_active"),
+        ]
+        .map(Bound::as_ptr);
+        let flags = [PyBool::new(py, false), PyBool::new(py, true)];
         for ((index, (name, odds)), outcome) in (0..).zip(&self.values).zip(outcomes) {
             let values = [
                 name.as_ptr(),
@@ -79,11 +80,20 @@ impl Loan {
             ];
             // SAFETY: `index` is within the list, whose length was compared, and which nobody changes meanwhile: this
             // thread is attached to the interpreter, and nothing here runs Python code.
-            intact = intact
-                && unsafe { same(ffi::PyList_GetItem(list.as_ptr(), index), &keys, &values) };
+            if !unsafe { same(ffi::PyList_GetItem(list.as_ptr(), index), &keys, &values) } {
+                return Lend::Changed;
+            }
         }
-        intact.then(|| list.clone())
+        Lend::List(list.clone())
     }
+}
+
+pub(crate) enum Lend<'py> {
+    List(Bound<'py, PyList>),
+    /// Somebody holds the list.
+    Held,
+    /// It was changed, or somebody holds a part of it.
+    Changed,
 }
 
 /// Whether an object is a dict that only one list holds, with just these keys and values in this order.

@@ -7,7 +7,13 @@ use pyo3::{
     types::{PyList, PyString, PyTuple, PyType},
 };
 
-use crate::{json, loan::Loan, names, snapshot::Held, times};
+use crate::{
+    json,
+    loan::{Lend, Loan},
+    names,
+    snapshot::Held,
+    times,
+};
 
 /// A row of `market_odds` or `competitor_market_odds`. It behaves as a frozen dataclass of the nine fields does.
 ///
@@ -236,18 +242,19 @@ impl CachedMarket {
         };
         // Making a list may run Python code, which may come here again: no lock is held meanwhile (J3).
         let before = match lent.try_lock() {
-            Ok(mut lent) => {
-                if let Lent::Kept(loan) = &*lent
-                    && let Some(list) = loan.lend(py, market.outcomes())
-                {
-                    return Ok(list.into_any());
-                }
-                std::mem::replace(&mut *lent, Lent::Once)
-            }
-            Err(_) => Lent::Never,
+            Ok(mut lent) => match &*lent {
+                Lent::Never => Some(std::mem::replace(&mut *lent, Lent::Once)),
+                Lent::Once => Some(Lent::Once),
+                Lent::Kept(loan) => match loan.lend(py, market.outcomes()) {
+                    Lend::List(list) => return Ok(list.into_any()),
+                    Lend::Held => None,
+                    Lend::Changed => Some(std::mem::replace(&mut *lent, Lent::Once)),
+                },
+            },
+            Err(_) => None,
         };
         let list = names::lend().outcomes(py, market.outcomes())?;
-        if !matches!(before, Lent::Never)
+        if matches!(before, Some(Lent::Once | Lent::Kept(_)))
             && let Some(loan) = Loan::new(&list, market.outcomes())?
             && let Ok(mut lent) = lent.try_lock()
         {

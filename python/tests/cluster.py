@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 Output = IO[str] | None
@@ -53,7 +54,8 @@ class Cluster:
     it ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: str = "") -> None:
+        """Starts the server, with more lines of postgresql.conf."""
         self._bin = binaries()
         self._user = server_user()
         # Not $TMPDIR: a socket's path may have 107 bytes at most.
@@ -77,8 +79,8 @@ class Cluster:
             "--auth-local=trust",
             "--auth-host=scram-sha-256",
         )
-        with open(self.folder / "data" / "postgresql.auto.conf", "a") as settings:
-            settings.write(f"{SETTINGS}unix_socket_directories = '{self.folder}'\n")
+        with open(self.folder / "data" / "postgresql.auto.conf", "a") as file:
+            file.write(f"{SETTINGS}unix_socket_directories = '{self.folder}'\n{settings}")
         for tries in range(4):
             self.port = free_port()
             try:
@@ -87,6 +89,14 @@ class Cluster:
             except RuntimeError:  # Another process may take the port before the server does.
                 if tries == 3:
                     raise
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.delete()
 
     def start(self) -> None:
         if self.running:
