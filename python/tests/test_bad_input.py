@@ -1,6 +1,7 @@
 """Wrong input is a Python exception with a sentence, never a panic, and leaves the cache as it was."""
 
 import asyncio
+import copy
 import pickle
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -274,8 +275,6 @@ def test_a_closed_cache(database: Database) -> None:
 
 def test_a_cache_cannot_be_pickled(filled: OddsCache) -> None:
     """Pickling or copying a cache is a TypeError that says what to do instead."""
-    import copy
-
     for call in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="connect"):
             call(filled)

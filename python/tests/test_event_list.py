@@ -1,5 +1,6 @@
 """The event list as JSON equals what Python makes from the snapshots."""
 
+import concurrent.futures
 import json
 import random
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from database import Database, market, utc_now
+from detached import snapshot
 from oddscache import CachedSnapshot, OddsCache, View
 from rows import margin
 
@@ -153,8 +155,6 @@ def test_other_markets(database: Database, cache: OddsCache, markets: Any) -> No
 
 def test_lists_in_many_threads(database: Database, cache: OddsCache) -> None:
     """Threads that ask for lists at once, with different markets, each get a right one."""
-    import concurrent.futures
-
     fill(database, 8)
     view = cache.wait_for(database.xid())
     choices: list[tuple[Any, ...]] = [("3743",), ("5000",), ("other", ("5000", 3.5))]
@@ -166,8 +166,6 @@ def test_lists_in_many_threads(database: Database, cache: OddsCache) -> None:
 
 def test_a_detached_list() -> None:
     """A cache without a database lists what was put, an event without kickoff with null."""
-    from detached import snapshot
-
     cache = OddsCache()
     cache.put_betpawa_snapshot(7, 1, snapshot())
     listed = json.loads(cache.event_list_json())

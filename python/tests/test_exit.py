@@ -1,5 +1,9 @@
 """A program that uses a cache ends as it would without: its exit code, nothing on standard error, soon."""
 
+import select
+import socket
+import subprocess
+import textwrap
 import time
 
 import pytest
@@ -55,8 +59,9 @@ ENDS = {
         asyncio.run(main())
     """,
     "with_a_loop_left_open": """
+        changes = cache.changes()
         async def follow():
-            async for change in cache.changes():
+            async for change in changes:
                 pass
         loop = asyncio.new_event_loop()
         loop.run_until_complete(cache.wait_ready())
@@ -126,8 +131,6 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_exit(database: Database, end: str) -> None:
     """The program ends with code 0 and prints nothing, within seconds, however it leaves its cache."""
-    import textwrap
-
     database.event(1)
     database.snapshot(1, 1, [{**MARKET}])
     runs = 3 if "daemon" in end else 1
@@ -146,14 +149,12 @@ def test_exit(database: Database, end: str) -> None:
 MARKET = {"betpawa_market_id": "1", "betpawa_market_name": "x", "outcomes": [{"name": "1", "odds": 1.5}]}
 
 
-def write_until(database: Database, process: object) -> None:
+def write_until(database: Database, process: "subprocess.Popen[str]") -> None:
     """Changes something again and again, until the program has printed or ended, so that a callback is called."""
-    import select
-
-    out = process.stdout  # type: ignore[attr-defined]
+    assert process.stdout
     for n in range(200):
         database.snapshot(1, 1 + n % 2)
-        if select.select([out], [], [], 0.05)[0]:
+        if select.select([process.stdout], [], [], 0.05)[0]:
             return
     raise AssertionError("the program has not printed anything")
 
@@ -168,8 +169,6 @@ def test_other_exit_codes(database: Database) -> None:
 
 def test_exit_while_the_database_is_silent() -> None:
     """A server that accepts and never answers does not hold up the end of the program."""
-    import socket
-
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -194,7 +193,5 @@ def test_import_starts_nothing() -> None:
 
 def test_a_dead_port_is_free() -> None:
     """The helper that the tests of unreachable servers use gives a port that nobody listens on."""
-    import socket
-
     with socket.socket() as client, pytest.raises(ConnectionRefusedError):
         client.connect(("127.0.0.1", free_port()))

@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import programs
 from cluster import free_port
 from database import Database, market
+from oddscache import OddsCache
 from waiting import eventually
 
 # Each program prints "written?" when it waits for the test to write, and is told so by a line.
@@ -194,8 +196,6 @@ print("end", flush=True)
 @pytest.mark.parametrize("fork", FORKS)
 def test_fork(database: Database, fork: str) -> None:
     """The child answers at once, follows later changes, and never hangs; the parent is not disturbed."""
-    import textwrap
-
     database.event(1)
     database.snapshot(1, 1, [market(odds=(2.0,))])
     code = f"{BEGIN}\ncache = OddsCache.connect(sys.argv[1])\ncache.ready(10)\n{textwrap.dedent(FORKS[fork])}\n{END}"
@@ -252,8 +252,6 @@ with psycopg.connect(sys.argv[3], autocommit=True) as admin:
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_cache_is_no_argument_of_another_process(method: str) -> None:
     """Where a process gets its arguments pickled, a cache among them is a clear TypeError."""
-    from oddscache import OddsCache
-
     context: Any = multiprocessing.get_context(method)
     process = context.Process(target=print, args=(OddsCache(),))
     with pytest.raises(TypeError, match="connect"):

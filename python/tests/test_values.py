@@ -2,9 +2,9 @@
 
 import copy
 import dataclasses
+import datetime
 import inspect
 import pickle
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -120,7 +120,7 @@ def test_every_field_counts() -> None:
         "snapshot_id": 71,
         "event_id": 8,
         "bookmaker_id": 2,
-        "captured_at": AT + timedelta(microseconds=1),
+        "captured_at": AT + datetime.timedelta(microseconds=1),
         "last_confirmed_at": AT,
         "markets": (market(),),
     }
@@ -165,8 +165,6 @@ def test_hash_as_a_frozen_dataclass_with_lists(make: Any) -> None:
 @BOTH
 def test_repr_as_a_dataclass(make: Any) -> None:
     """`repr` is that of the dataclass but for the class's name, and evaluates to an equal value."""
-    import datetime
-
     whole = make()
     text = repr(plain.plain(whole))
     assert repr(whole) == text.replace("Snapshot(", "CachedSnapshot(").replace("Market(", "CachedMarket(")
