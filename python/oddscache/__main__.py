@@ -20,6 +20,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     pairs = [setting.partition("=") for setting in arguments.set]
+    for name, equals, _ in pairs:
+        if not equals:
+            parser.error(f"--set needs NAME=VALUE, not {name!r}")
     try:
         sys.stdout.write(_native.script(arguments.script, [(name, value) for name, _, value in pairs]))
     except ValueError as error:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from . import _events, _logs, _native
 from ._errors import Closed, ConfigError, NotReady
@@ -57,14 +57,16 @@ class Status:
         return self.text
 
 
+@final
 class OddsCache(_native.Cache):
     """The latest odds of every upcoming event, held in memory.
 
     `OddsCache.connect(url)` follows a database: what a lookup returns is always one committed state, and `age` tells
     how long ago that state was proven current. `OddsCache()` follows nothing and is filled by `put_betpawa_snapshot`
-    and `put_competitor_snapshot`, for tests.
+    and `put_competitor_snapshot`: for tests, and for odds that come from elsewhere.
 
-    All methods may be called from any thread and any event loop. No lookup does I/O or waits.
+    All methods may be called from any thread and any event loop. No lookup does I/O or waits. Only the first call in a
+    process that was forked connects, which takes a moment.
     """
 
     _callbacks: list[Callback]
@@ -180,13 +182,13 @@ class OddsCache(_native.Cache):
         `betpawa_events`, `competitor_events`, `total_snapshots`, `total_markets`, `memory_bytes` and others describe
         the latest state; `status`, `age` (seconds), `epoch`, `version` say which that is; `counters` only grow.
         """
-        stats, counters = self._stats()
+        stats, counters, age, epoch, version = self._stats()
         return {
             **stats,
             "status": self.status.name,
-            "age": self.age,
-            "epoch": self.epoch,
-            "version": self.version,
+            "age": age,
+            "epoch": epoch,
+            "version": version,
             "counters": counters,
         }
 
@@ -242,8 +244,12 @@ class OddsCache(_native.Cache):
         if not self.is_detached:
             self._start_updates()
 
+        registered = True
+
         def remove() -> None:
-            if callback in self._callbacks:
+            nonlocal registered
+            if registered:
+                registered = False
                 self._callbacks.remove(callback)
 
         return remove
@@ -362,13 +368,16 @@ def _everything(reference: weakref.ref[OddsCache]) -> Callable[[], dict[str, lis
 
 def _seconds(duration: Seconds) -> float:
     if isinstance(duration, timedelta):
-        return duration.total_seconds()
+        duration = duration.total_seconds()
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         raise TypeError(f"a duration must be a number of seconds or a timedelta, not {type(duration).__name__}")
     try:
-        return float(duration)
+        seconds = float(duration)
     except OverflowError:
         raise ConfigError("a duration is too long") from None
+    if not seconds >= 0:
+        raise ConfigError(f"a duration must be a number of seconds from 0 on, not {seconds}")
+    return seconds
 
 
 _live: weakref.WeakSet[OddsCache] = weakref.WeakSet()
@@ -388,7 +397,9 @@ def _after_fork() -> None:
     _starting = threading.RLock()
     _logs.forked()
     for cache in list(_live):
-        cache._hub = None
+        if cache._hub is not None:
+            cache._hub.forked()
+            cache._hub = None
         cache._forked()
 
 

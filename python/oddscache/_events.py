@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _native
-from ._errors import Closed, Lagged
+from ._errors import Closed, Error, Lagged
 
 logger = logging.getLogger("oddscache")
 
@@ -28,11 +28,15 @@ BETPAWA = "betpawa"
 _KEPT = 256
 """How many changes are kept for a subscriber that does not take them."""
 
+_KNOWN = 100_000
+"""How many ids of a source are remembered before those of events that are gone are forgotten."""
+
 
 def by_source(change: _native.Change) -> dict[str, list[int]]:
     """The ids of a change as callbacks get them. A kickoff that moved counts for the platform's own side."""
     sources = {BETPAWA: sorted({*change.betpawa, *change.kickoffs})}
-    sources.update(change.competitors)
+    for source, ids in change.competitors.items():
+        sources[source] = sorted({*sources.get(source, ()), *ids})
     return {source: ids for source, ids in sources.items() if ids}
 
 
@@ -43,6 +47,10 @@ def call(callbacks: Sequence[Callback], ids: list[int], source: str, logged: typ
             callback(list(ids), source)
         except logged:
             logger.exception("a callback of on_update failed")
+
+
+def as_sets(sources: dict[str, list[int]]) -> dict[str, set[int]]:
+    return {source: set(ids) for source, ids in sources.items()}
 
 
 class _Waiter:
@@ -80,7 +88,7 @@ class Changes:
         self._lock = threading.RLock()
         self._queue: collections.deque[_native.Change] = collections.deque()
         self._missed = 0
-        self._ended = False
+        self._ended: BaseException | None = None
         self._waiter: _Waiter | None = None
 
     def __aiter__(self) -> Changes:
@@ -95,8 +103,10 @@ class Changes:
                     raise Lagged(f"{text}; start again from a new view", missed)
                 if self._queue:
                     return self._queue.popleft()
-                if self._ended:
+                if isinstance(self._ended, Closed):
                     raise StopAsyncIteration
+                if self._ended is not None:
+                    raise self._ended
                 if self._waiter is not None:
                     raise RuntimeError("another task iterates over these changes; call changes() for each task")
                 waiter = self._waiter = _Waiter()
@@ -121,11 +131,17 @@ class Changes:
             if self._waiter is not None:
                 self._waiter.wake()
 
-    def _end(self) -> None:
+    def _end(self, reason: BaseException) -> None:
         with self._lock:
-            self._ended = True
+            self._ended = reason
             if self._waiter is not None:
                 self._waiter.wake()
+
+    def _forked(self) -> None:
+        """In a process that was forked: the thread that brought changes is not here, and may have held the lock."""
+        self._lock = threading.RLock()
+        self._waiter = None
+        self._ended = Error("this process was forked after the call of changes(); call it again")
 
 
 class Updates:
@@ -136,6 +152,8 @@ class Updates:
         self._everything = everything
         self._more = threading.Condition()
         self._waiting: dict[str, set[int]] = {}
+        # What the callbacks know of. After lost changes they must hear also of events that are gone.
+        self._known = as_sets(everything())
         self._lost = False
         self._ended = False
         threading.Thread(target=self._run, name="oddscache-callbacks", daemon=True).start()
@@ -166,8 +184,16 @@ class Updates:
                     return
             if lost:
                 logger.warning("changes came too fast; the callbacks of on_update get all events")
-                for source, all_ids in self._everything().items():
-                    waiting.setdefault(source, set()).update(all_ids)
+                now = as_sets(self._everything())
+                for held in (self._known, now):
+                    for source, all_ids in held.items():
+                        waiting.setdefault(source, set()).update(all_ids)
+                self._known = now
+            else:
+                for source, ids in waiting.items():
+                    self._known.setdefault(source, set()).update(ids)
+                if any(len(ids) > _KNOWN for ids in self._known.values()):
+                    self._known = as_sets(self._everything())
             for source, ids in waiting.items():
                 # This thread is the cache's own: not even SystemExit may end it.
                 call(self._callbacks, sorted(ids), source, logged=BaseException)
@@ -183,22 +209,22 @@ class Hub:
         self._waits: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
         self._updates: Updates | None = None
-        self._ended = False
+        self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="oddscache-events", daemon=True)
         self._thread.start()
 
     def subscribe(self) -> Changes:
         changes = Changes()
         with self._lock:
-            if self._ended:
-                changes._end()
+            if self._ended is not None:
+                changes._end(self._ended)
             self._changes.add(changes)
         return changes
 
     def update(self, updates: Updates) -> None:
         with self._lock:
             self._updates = updates
-            if self._ended:
+            if self._ended is not None:
                 updates.end()
 
     @property
@@ -210,17 +236,23 @@ class Hub:
         number = next(self._numbers)
         waiter = _Waiter()
         with self._lock:
-            if self._ended:
-                raise Closed("the cache is closed")
+            if self._ended is not None:
+                raise self._ended
             self._waits[number] = waiter
+        started = []
         try:
-            # Dropping it ends the wait.
-            waiting = start(self._events, number)
+            started.append(start(self._events, number))
             await waiter.future
-            del waiting
         finally:
+            # Dropping it ends the wait.
+            started.clear()
             with self._lock:
                 self._waits.pop(number, None)
+
+    def forked(self) -> None:
+        """In a process that was forked. The lock may be held by a thread that is not here."""
+        for changes in list(self._changes):
+            changes._forked()
 
     def join(self, timeout: float) -> None:
         if self._thread is not threading.current_thread():
@@ -245,11 +277,12 @@ class Hub:
                     if waiter is not None:
                         waiter.wake(error)
             del event
+        reason = self._events.ended()
         with self._lock:
-            self._ended = True
+            self._ended = reason
             for changes in self._changes:
-                changes._end()
+                changes._end(reason)
             if self._updates is not None:
                 self._updates.end()
             for waiter in self._waits.values():
-                waiter.wake(Closed("the cache is closed"))
+                waiter.wake(reason)

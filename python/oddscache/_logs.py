@@ -44,7 +44,7 @@ def forked() -> None:
 
 def _set_level() -> None:
     # Levels below INFO are recorded only if somebody wants them when a cache connects or a line comes.
-    _native.log_level(min(logging.INFO, logger.getEffectiveLevel()))
+    _native.log_level(max(0, min(logging.INFO, logger.getEffectiveLevel())))
 
 
 def _run(reader: _native.LogReader) -> None:
@@ -53,8 +53,8 @@ def _run(reader: _native.LogReader) -> None:
         for level, text in lines:
             try:
                 logger.log(level, "%s", text)
-            except Exception:
-                # A filter of the application failed. Later lines may do better.
+            except BaseException:
+                # A filter or a handler of the application failed. Later lines may do better.
                 traceback.print_exc()
         if dropped:
             logger.warning("%s log lines were dropped because they came too fast", dropped)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from typing_extensions import Self
 
@@ -12,6 +12,7 @@ from ._errors import Lagged
 class CachedMarket:
     """A row of `market_odds` or `competitor_market_odds`. Immutable; equal by value."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     __match_args__ = (
         "betpawa_market_id",
         "betpawa_market_name",
@@ -32,8 +33,8 @@ class CachedMarket:
         handicap_type: str | None = None,
         handicap_home: float | None = None,
         handicap_away: float | None = None,
-        outcomes: list[dict[str, Any]] = ...,
-        market_groups: list[Any] = ...,
+        outcomes: list[dict[str, Any]] | None = None,
+        market_groups: list[Any] | None = None,
         unavailable_at: datetime | None = None,
     ) -> Self: ...
     @property
@@ -55,12 +56,14 @@ class CachedMarket:
     def market_groups(self) -> list[Any]: ...
     @property
     def unavailable_at(self) -> datetime | None: ...
+    def __replace__(self, /, **changes: Any) -> Self: ...
     def __hash__(self) -> int: ...
 
 @final
 class CachedSnapshot:
     """The latest snapshot of an event and bookmaker, with its markets. Immutable; equal by value."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     __match_args__ = ("snapshot_id", "event_id", "bookmaker_id", "captured_at", "last_confirmed_at", "markets")
 
     def __new__(
@@ -70,7 +73,7 @@ class CachedSnapshot:
         bookmaker_id: int,
         captured_at: datetime,
         last_confirmed_at: datetime,
-        markets: Iterable[CachedMarket] = ...,
+        markets: Iterable[CachedMarket] | None = None,
     ) -> Self: ...
     @property
     def snapshot_id(self) -> int: ...
@@ -84,6 +87,7 @@ class CachedSnapshot:
     def last_confirmed_at(self) -> datetime: ...
     @property
     def markets(self) -> tuple[CachedMarket, ...]: ...
+    def __replace__(self, /, **changes: Any) -> Self: ...
     def __hash__(self) -> int: ...
 
 @final
@@ -189,7 +193,7 @@ class Cache:
     def clear(self) -> Change | None: ...
     def close(self) -> None: ...
     def _status(self) -> tuple[str, str, datetime | None, list[tuple[str, str]], float | None]: ...
-    def _stats(self) -> tuple[dict[str, Any], dict[str, Any]]: ...
+    def _stats(self) -> tuple[dict[str, Any], dict[str, Any], float, int, int]: ...
     def _events(self) -> Events: ...
     def _start_ready(self, events: Events, number: int) -> Waiting: ...
     def _start_wait_for(self, events: Events, number: int, xid: int, timeout: float) -> Waiting: ...
@@ -220,6 +224,7 @@ class Events:
     """What happens to a cache. One thread takes it."""
 
     def next(self) -> Change | Lagged | tuple[int, BaseException | None] | None: ...
+    def ended(self) -> BaseException: ...
 
 @final
 class Waiting:

@@ -16,11 +16,18 @@ use crate::{
     times,
 };
 
+/// Holds what makes `CachedMarket` look like a dataclass, which the Python part adds.
+///
+/// It is a class of its own because orjson takes an object for a dataclass whose own class says so, and then reads the
+/// values of fields after they are freed. Such values as ours, which are made when they are asked for, crash it.
+#[pyclass(frozen, subclass, module = "oddscache._native", name = "_MarketFields")]
+pub(crate) struct Fields;
+
 /// A row of `market_odds` or `competitor_market_odds`. It behaves as a frozen dataclass of the nine fields does.
 ///
 /// The two fields that callers compare for every market are plain members, which the interpreter reads without a call.
 /// All others are made when they are asked for.
-#[pyclass(frozen, module = "oddscache")]
+#[pyclass(frozen, extends = Fields, module = "oddscache")]
 pub(crate) struct CachedMarket {
     #[pyo3(get)]
     betpawa_market_id: Py<PyAny>,
@@ -83,21 +90,20 @@ pub(crate) fn markets<'py>(
             Some(line) => line.into_pyobject(py)?.into_any().unbind(),
             None => py.None(),
         };
-        objects.push(Bound::new(
-            py,
-            CachedMarket {
-                betpawa_market_id: names
-                    .text(py, market.betpawa_market_id())
-                    .into_any()
-                    .unbind(),
-                line,
-                rest: Rest::Held {
-                    held: held.clone().unbind(),
-                    index,
-                    outcomes: Mutex::new(Lent::Never),
-                },
+        let market = CachedMarket {
+            betpawa_market_id: names
+                .text(py, market.betpawa_market_id())
+                .into_any()
+                .unbind(),
+            line,
+            rest: Rest::Held {
+                held: held.clone().unbind(),
+                index,
+                outcomes: Mutex::new(Lent::Never),
             },
-        )?);
+        };
+        let market = PyClassInitializer::from(Fields).add_subclass(market);
+        objects.push(Bound::new(py, market)?);
     }
     drop(names);
     PyTuple::new(py, objects)
@@ -168,7 +174,7 @@ impl CachedMarket {
         outcomes: Option<Py<PyAny>>,
         market_groups: Option<Py<PyAny>>,
         unavailable_at: Option<Py<PyAny>>,
-    ) -> PyResult<CachedMarket> {
+    ) -> PyResult<PyClassInitializer<CachedMarket>> {
         let scalars = [
             Some(&betpawa_market_id),
             Some(&betpawa_market_name),
@@ -183,7 +189,7 @@ impl CachedMarket {
         let or_empty = |value: Option<Py<PyAny>>| {
             value.unwrap_or_else(|| PyList::empty(py).into_any().unbind())
         };
-        Ok(CachedMarket {
+        let market = CachedMarket {
             betpawa_market_id,
             line: or_none(line),
             rest: Rest::Given(Box::new(Given {
@@ -195,7 +201,8 @@ impl CachedMarket {
                 market_groups: or_empty(market_groups),
                 unavailable_at: or_none(unavailable_at),
             })),
-        })
+        };
+        Ok(PyClassInitializer::from(Fields).add_subclass(market))
     }
 
     #[getter]

@@ -37,9 +37,18 @@ impl Held {
 /// What a market object and its place in a tuple take.
 const MARKET_BYTES: usize = 72 + size_of::<usize>();
 
+/// Holds what makes `CachedSnapshot` look like a dataclass: see the fields of a market.
+#[pyclass(
+    frozen,
+    subclass,
+    module = "oddscache._native",
+    name = "_SnapshotFields"
+)]
+pub(crate) struct Fields;
+
 /// The latest snapshot of an event and bookmaker, with its markets. It behaves as a frozen dataclass of the six fields
 /// does.
-#[pyclass(frozen, module = "oddscache")]
+#[pyclass(frozen, extends = Fields, module = "oddscache")]
 pub(crate) struct CachedSnapshot {
     rest: Rest,
     /// The markets, once somebody has asked for them.
@@ -88,7 +97,8 @@ impl CachedSnapshot {
             let _ = markets.set(py, made.clone_ref(py));
         }
         let rest = Rest::Held(Py::new(py, held)?);
-        Py::new(py, CachedSnapshot { rest, markets })
+        let snapshot = CachedSnapshot { rest, markets };
+        Py::new(py, PyClassInitializer::from(Fields).add_subclass(snapshot))
     }
 
     pub(crate) fn held(&self) -> Option<&Held> {
@@ -149,7 +159,7 @@ impl CachedSnapshot {
         captured_at: Py<PyAny>,
         last_confirmed_at: Py<PyAny>,
         markets: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<CachedSnapshot> {
+    ) -> PyResult<PyClassInitializer<CachedSnapshot>> {
         let markets = match markets {
             Some(markets) => match markets.cast_into::<PyTuple>() {
                 Ok(markets) => markets,
@@ -181,10 +191,11 @@ impl CachedSnapshot {
             captured_at,
             last_confirmed_at,
         };
-        Ok(CachedSnapshot {
+        let snapshot = CachedSnapshot {
             rest: Rest::Given(Box::new(given)),
             markets: lock,
-        })
+        };
+        Ok(PyClassInitializer::from(Fields).add_subclass(snapshot))
     }
 
     #[getter]

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import logging
 import pickle
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -338,3 +339,60 @@ def test_endless_values() -> None:
                 pass  # As the class of any library that does not look for cycles.
         """
     )
+
+
+class Spoiler:
+    """A number that changes a dict while it is converted."""
+
+    def __init__(self, dict_: dict[str, Any]) -> None:
+        self.dict = dict_
+
+    def __float__(self) -> float:
+        self.dict[f"more {len(self.dict)}"] = 1
+        return 1.5
+
+
+def test_an_outcome_that_changes_while_it_is_read(filled: OddsCache) -> None:
+    """A dict that changed while it was read once ended in a panic."""
+    outcome: dict[str, Any] = {"name": "1"}
+    outcome["odds"] = Spoiler(outcome)
+    outcome["is_active"] = True
+    filled.put_betpawa_snapshot(8, 1, snapshot(8, markets=[make_market(outcomes=[outcome])]))
+    found = filled.get_betpawa_snapshot(8)
+    assert found
+    assert found[1].markets[0].outcomes == [{"name": "1", "odds": 1.5, "is_active": True}]
+
+
+class SevenLike:
+    def __index__(self) -> int:
+        return 7
+
+
+def test_keys_are_ints(filled: OddsCache) -> None:
+    """The keys of a result are plain ints, whatever stood for them: json.dumps refuses others."""
+    found = filled.get_betpawa_snapshots([SevenLike()])  # type: ignore[list-item]
+    assert [type(key) for key in found] == [int]
+    assert list(found) == [7]
+    filled.put_betpawa_snapshot(1, 1, snapshot(1))
+    assert [repr(key) for key in filled.get_betpawa_snapshots([True])] == ["1"]
+
+
+def test_a_chain_of_markets_is_refused() -> None:
+    """Freeing a long chain once overflowed the stack."""
+    for field in ("betpawa_market_id", "betpawa_market_name", "line", "handicap_type", "unavailable_at"):
+        with pytest.raises(TypeError, match="CachedMarket cannot be the value"):
+            make_market(**{field: make_market()})
+    with pytest.raises(TypeError, match="CachedSnapshot cannot be the value"):
+        snapshot(captured_at=snapshot())
+
+
+def test_a_level_below_all(database: Database) -> None:
+    """A logger may have any level: a negative one once made `connect` fail."""
+    logger = logging.getLogger("oddscache")
+    before = logger.level
+    logger.setLevel(-5)
+    try:
+        with OddsCache.connect(database.url) as cache:
+            cache.ready(10)
+    finally:
+        logger.setLevel(before)

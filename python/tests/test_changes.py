@@ -11,7 +11,8 @@ import pytest
 import uvloop
 
 from database import Database, market, utc_now
-from oddscache import Change, Changes, Closed, Lagged, OddsCache
+from detached import snapshot
+from oddscache import Change, Changes, Closed, Lagged, OddsCache, _events
 from waiting import eventually
 
 Main = Coroutine[Any, Any, None]
@@ -334,3 +335,45 @@ def test_close_ends_threads_and_connections(database: Database) -> None:
     eventually(lambda: {t for t in threading.enumerate() if "log" not in t.name} <= before)
     eventually(lambda: database.others() == 0)
     del changes
+
+
+def test_lost_changes_reach_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After lost changes callbacks get all events, also those that are gone meanwhile, which were once left out."""
+    now: dict[str, list[int]] = {"betpawa": [1, 2, 3], "bet9ja": [2]}
+    calls: list[tuple[list[int], str]] = []
+    updates = _events.Updates([lambda ids, source: calls.append((ids, source))], lambda: now)
+    now = {"betpawa": [2]}
+    updates.lose()
+    eventually(lambda: len(calls) == 2)
+    assert sorted(calls) == [([1, 2, 3], "betpawa"), ([2], "bet9ja")]
+    updates.lose()
+    eventually(lambda: len(calls) == 3)
+    assert calls[-1] == ([2], "betpawa")
+    updates.end()
+
+
+def test_a_source_may_be_called_betpawa() -> None:
+    """Both sides' ids reach callbacks, should a competitor have the name of the platform."""
+    cache = OddsCache()
+    both = snapshot(7)
+    cache.put_betpawa_snapshot(1, 1, both)
+    calls: list[tuple[list[int], str]] = []
+    cache.on_update(lambda ids, source: calls.append((ids, source)))
+    cache.put_competitor_snapshot(2, "betpawa", both)
+    assert calls == [([2], "betpawa")]
+
+
+def test_removing_twice_removes_once() -> None:
+    """A function may be registered twice; removing one registration again leaves the other."""
+    cache = OddsCache()
+    calls: list[list[int]] = []
+
+    def callback(ids: list[int], source: str) -> None:
+        calls.append(ids)
+
+    remove = cache.on_update(callback)
+    cache.on_update(callback)
+    remove()
+    remove()
+    cache.put_betpawa_snapshot(1, 1, snapshot(1))
+    assert calls == [[1]]

@@ -356,3 +356,70 @@ def test_gunicorn_preload_with_uvicorn(database: Database, asgi: Gunicorn) -> No
     assert all(answer["forked"] for answer in answers)
     database.snapshot(1, 1, [market(odds=(3.0,))])
     eventually(lambda: all(answer["odds"] == [3.0] and answer["changes"] for answer in asgi.answers().values()), 25)
+
+
+RENDERING = """
+cache = OddsCache.connect(sys.argv[1])
+cache.ready(10)
+ended = threading.Event()
+def render():
+    turn = 0
+    while not ended.is_set():
+        turn += 1
+        cache.event_list_json(markets=[("3743", float(turn % 7))])  # more choices than lists: each is written anew
+for _ in range(8):
+    ended.clear()
+    thread = threading.Thread(target=render)
+    thread.start()
+    pid = os.fork()
+    if pid == 0:
+        for turn in range(7):
+            cache.event_list_json(markets=[("3743", float(turn))])
+        os._exit(0)
+    until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+    ended.set()
+    thread.join()
+cache.close()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_fork_while_a_list_is_written(database: Database) -> None:
+    """The child once waited for ever for the lock of a thread that it does not have."""
+    for event_id in range(1, 301):
+        database.event(event_id)
+        database.snapshot(event_id, 1, [market()] * 10)
+    process = programs.start_code(f"{BEGIN}\n{RENDERING}", database.url)
+    try:
+        assert programs.finish(process, 50) == (0, "", "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+CHANGES = """
+import asyncio
+from oddscache import Error
+cache = OddsCache.connect(sys.argv[1])
+cache.ready(10)
+changes = cache.changes()
+pid = os.fork()
+if pid == 0:
+    try:
+        asyncio.run(changes.__anext__())
+    except Error as error:
+        os._exit(0 if "forked" in str(error) else 2)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+cache.close()
+"""
+
+
+def test_changes_of_the_parent_say_so_in_the_child(database: Database) -> None:
+    """An iterator that was made before the fork once waited for ever for a thread that the child does not have."""
+    process = programs.start_code(f"{BEGIN}\n{CHANGES}", database.url)
+    try:
+        assert programs.finish(process, 20) == (0, "", "")
+    finally:
+        process.kill()
+        process.wait()

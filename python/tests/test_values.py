@@ -217,7 +217,7 @@ def test_dataclasses_functions(make: Any) -> None:
 def test_the_fields_of_the_classes() -> None:
     """`dataclasses.fields` works on the classes, too, and says what is optional."""
     for cls, model in ((CachedMarket, plain.Market), (CachedSnapshot, plain.Snapshot)):
-        ours, like = dataclasses.fields(cls), dataclasses.fields(model)  # type: ignore[arg-type]
+        ours, like = dataclasses.fields(cls), dataclasses.fields(model)
         assert [f.name for f in ours] == [f.name for f in like]
 
         def has_default(f: Any) -> bool:

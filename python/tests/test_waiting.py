@@ -297,3 +297,34 @@ def test_views_outlive_close(database: Database) -> None:
     assert held.markets[0].outcomes[0] == {"name": "1", "odds": 2.0, "is_active": True}
     first = view.age
     eventually(lambda: view.age > first)
+
+
+def test_wait_ready_says_what_ended_the_follower() -> None:
+    """A follower that ended with an error once looked like a cache that somebody had closed."""
+    url = f"postgresql://postgres@127.0.0.1:{free_port()}/x"
+
+    async def main() -> None:
+        with OddsCache.connect(url, retry_unreachable=False) as cache:
+            changes = cache.changes()
+            for _ in range(3):
+                with pytest.raises(oddscache.Error, match="cannot reach") as failed:
+                    await cache.wait_ready(20)
+                assert not isinstance(failed.value, (oddscache.Closed, NotReady))
+            eventually(lambda: cache.status.name == "ended")
+            with pytest.raises(oddscache.Error, match="cannot reach"):
+                await cache.wait_ready(20)
+            with pytest.raises(oddscache.Error, match="cannot reach"):
+                await changes.__anext__()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan])
+def test_wrong_timeouts(timeout: float) -> None:
+    """A time-out that is no duration is a mistake of the caller, in each call that takes one."""
+    with OddsCache.connect(f"postgresql://postgres@127.0.0.1:{free_port()}/x") as cache:
+        for call in (cache.ready, cache.view, lambda timeout: cache.wait_for(1, timeout)):
+            with pytest.raises(oddscache.ConfigError, match="seconds from 0 on"):
+                call(timeout)
+        with pytest.raises(oddscache.ConfigError, match="seconds from 0 on"):
+            asyncio.run(cache.wait_ready(timeout))
