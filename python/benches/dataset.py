@@ -27,7 +27,9 @@ def create(url: str, events: int, markets: int, feed: bool) -> None:
             connection.execute((_MARKETS % {"table": table, "competitor": competitor, "markets": markets}).encode())
         if feed:
             install = [sys.executable, "-m", "oddscache", "sql", "install"]
-            connection.execute(subprocess.run(install, check=True, stdout=subprocess.PIPE).stdout)
+            # In another folder: the sources beside this one have no compiled part.
+            made = subprocess.run(install, cwd="/", check=True, stdout=subprocess.PIPE)
+            connection.execute(made.stdout)
         connection.execute("vacuum analyze")
 
 
