@@ -106,7 +106,7 @@ class Changes:
                 if isinstance(self._ended, Closed):
                     raise StopAsyncIteration
                 if self._ended is not None:
-                    raise self._ended
+                    raise self._ended.with_traceback(None)
                 if self._waiter is not None:
                     raise RuntimeError("another task iterates over these changes; call changes() for each task")
                 waiter = self._waiter = _Waiter()
@@ -237,7 +237,7 @@ class Hub:
         waiter = _Waiter()
         with self._lock:
             if self._ended is not None:
-                raise self._ended
+                raise self._ended.with_traceback(None)
             self._waits[number] = waiter
         started = []
         try:
@@ -285,4 +285,4 @@ class Hub:
             if self._updates is not None:
                 self._updates.end()
             for waiter in self._waits.values():
-                waiter.wake(reason)
+                waiter.wake(self._events.ended())
