@@ -25,7 +25,7 @@ const LIST_BYTES: usize = 120;
 
 impl Loan {
     /// Keeps a list that was just made of these outcomes. `None` if they have keys of their own, whose values could be
-    /// changed in ways that [`Loan::intact`] does not see.
+    /// changed in ways that [`Loan::lend`] does not see.
     pub(crate) fn new(
         list: &Bound<'_, PyList>,
         mut outcomes: Outcomes<'_>,
