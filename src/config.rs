@@ -318,8 +318,7 @@ impl Config {
     /// the server is at most this share of one core.
     #[must_use]
     pub fn audit_budget(mut self, budget: f64) -> Config {
-        // A budget that is no number would make the audit's pauses none.
-        self.audit_budget = if budget.is_nan() { 0.0 } else { budget };
+        self.audit_budget = budget;
         self
     }
 

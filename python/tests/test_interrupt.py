@@ -44,8 +44,11 @@ def test_ctrl_c_ends_waits(database: Database, wait: str) -> None:
     )
     process = programs.start_code(
         f"""
-        import asyncio, logging, sys, threading, time
+        import asyncio, logging, signal, sys, threading, time
         from oddscache import OddsCache
+
+        # A shell starts background jobs with the signal ignored. Then Python leaves it so.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         async def follow(changes):
             async for _ in changes:
