@@ -294,7 +294,7 @@ class OddsCache(_native.Cache):
         self._changed(super().clear())
 
     def close(self) -> None:
-        """Ends the follower and its threads. Later lookups raise `Closed`; whoever waits gets it, too.
+        """Ends the follower and its threads. Later lookups raise `Closed`, and so do all waits.
 
         Views and snapshots that were taken before stay readable. A second call does nothing.
         """

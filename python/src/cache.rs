@@ -47,7 +47,6 @@ pub(crate) struct Cache {
     closed: Arc<AtomicBool>,
     kept: Arc<Kept>,
     lists: ArcSwap<Lists>,
-    naive_times: bool,
 }
 
 impl Cache {
@@ -108,7 +107,7 @@ impl Cache {
         Base {
             epoch,
             version,
-            naive_times: self.naive_times,
+            naive_times: self.kept.naive_times,
         }
     }
 
@@ -215,7 +214,6 @@ impl Cache {
             closed: Arc::default(),
             kept: Arc::new(Kept::new(naive_times)),
             lists: ArcSwap::default(),
-            naive_times,
         })
     }
 
@@ -278,7 +276,7 @@ impl Cache {
 
     /// When an event begins. `None` if the cache does not hold it.
     fn kickoff(&self, py: Python<'_>, event_id: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
-        view::kickoff(py, &self.shown(py)?.view, event_id, self.naive_times)
+        view::kickoff(py, &self.shown(py)?.view, event_id, self.kept.naive_times)
     }
 
     /// The latest state, if it was proven current within `max_age` seconds.
@@ -384,7 +382,7 @@ impl Cache {
             .iter()
             .map(|fault| (fault.what.clone(), fault.repair.clone()));
         let since = since
-            .map(|since| times::to_python(py, since, self.naive_times))
+            .map(|since| times::to_python(py, since, self.kept.naive_times))
             .transpose()?;
         Ok((
             status.name(),
@@ -547,7 +545,7 @@ impl Cache {
         Ok(written.map(|((), change)| change))
     }
 
-    /// Ends the follower. Whoever waits gets `Closed`.
+    /// Ends the follower. All waits raise `Closed`.
     fn close(&self, py: Python<'_>) {
         if self.closed.swap(true, Ordering::Relaxed) {
             return;

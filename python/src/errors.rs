@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use oddscache::Error;
-use pyo3::{call::PyCallArgs, prelude::*, sync::PyOnceLock, types::PyType};
+use pyo3::{
+    call::PyCallArgs, exceptions::PyTypeError, prelude::*, sync::PyOnceLock, types::PyType,
+};
 
 use crate::view::seconds;
 
@@ -74,4 +76,13 @@ pub(crate) fn other(py: Python<'_>, text: impl Into<String>) -> PyErr {
 
 pub(crate) fn config(py: Python<'_>, text: impl Into<String>) -> PyErr {
     new(py, "ConfigError", (text.into(),))
+}
+
+/// A value has another type than the one that is wanted.
+pub(crate) fn wrong_type(what: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    let found = value
+        .get_type()
+        .name()
+        .map_or_else(|_| "another type".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("{what} must be {wanted}, not {found}"))
 }

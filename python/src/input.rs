@@ -2,22 +2,14 @@
 
 use oddscache::{MarketInput, OutcomeInput, SnapshotInput};
 use pyo3::{
-    exceptions::{PyOverflowError, PyTypeError, PyValueError},
+    exceptions::{PyOverflowError, PyValueError},
     intern,
     prelude::*,
     types::{PyDict, PyString},
 };
 use serde_json::Value;
 
-use crate::{json, times};
-
-fn type_error(what: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
-    let found = value
-        .get_type()
-        .name()
-        .map_or_else(|_| "another type".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!("{what} must be {wanted}, not {found}"))
-}
+use crate::{errors, json, times};
 
 /// An id of 64 bits.
 pub(crate) fn id(what: &str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
@@ -25,7 +17,7 @@ pub(crate) fn id(what: &str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
         if error.is_instance_of::<PyOverflowError>(value.py()) {
             PyOverflowError::new_err(format!("{what} does not fit 64 bits"))
         } else {
-            type_error(what, "an int", value)
+            errors::wrong_type(what, "an int", value)
         }
     })
 }
@@ -33,7 +25,7 @@ pub(crate) fn id(what: &str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
 fn text(what: &str, value: &Bound<'_, PyAny>) -> PyResult<String> {
     let text = value
         .cast::<PyString>()
-        .map_err(|_| type_error(what, "a str", value))?;
+        .map_err(|_| errors::wrong_type(what, "a str", value))?;
     text.extract::<String>()
         .map_err(|_| PyValueError::new_err(format!("{what} is not valid Unicode")))
 }
@@ -45,7 +37,7 @@ fn number(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
     let number = value.extract::<f64>();
     number
         .map(Some)
-        .map_err(|_| type_error(what, "a number or None", value))
+        .map_err(|_| errors::wrong_type(what, "a number or None", value))
 }
 
 /// The snapshot of an event. `bookmaker_id` takes the place of the attribute.
@@ -84,13 +76,19 @@ fn market(object: &Bound<'_, PyAny>) -> PyResult<MarketInput> {
     let groups = match json::from_python("market_groups", &groups)? {
         Value::Null => Vec::new(),
         Value::Array(groups) => groups,
-        _ => return Err(type_error("market_groups", "a list or None", &groups)),
+        _ => {
+            return Err(errors::wrong_type(
+                "market_groups",
+                "a list or None",
+                &groups,
+            ));
+        }
     };
     let listed = object.getattr(intern!(py, "outcomes"))?;
     let mut outcomes = Vec::new();
     for outcome in listed
         .try_iter()
-        .map_err(|_| type_error("outcomes", "a list of dicts", &listed))?
+        .map_err(|_| errors::wrong_type("outcomes", "a list of dicts", &listed))?
     {
         outcomes.push(self::outcome(&outcome?)?);
     }
@@ -114,7 +112,7 @@ fn market(object: &Bound<'_, PyAny>) -> PyResult<MarketInput> {
 fn outcome(object: &Bound<'_, PyAny>) -> PyResult<OutcomeInput> {
     let dict = object
         .cast::<PyDict>()
-        .map_err(|_| type_error("an outcome", "a dict", object))?;
+        .map_err(|_| errors::wrong_type("an outcome", "a dict", object))?;
     let mut outcome = OutcomeInput::new("", None);
     // A copy of the items: converting a value may run code that changes the dict.
     for item in dict.items() {

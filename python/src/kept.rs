@@ -1,4 +1,4 @@
-//! Snapshot objects that were seen lately. Whoever asks for the same events again gets the same objects, with their
+//! Snapshot objects that were seen lately. A lookup of the same events again returns the same objects, with their
 //! markets already made.
 //!
 //! Objects are kept from the second time on that an event is asked for, so a walk over all events leaves nothing behind.

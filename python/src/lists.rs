@@ -55,7 +55,7 @@ impl Lists {
         markets: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyBytes>> {
         let list = self.list(choice(markets)?);
-        // Whoever renders holds the lock without the GIL, so whoever waits for it must do so, too (J3).
+        // A thread renders without the GIL, and holds the lock. So a thread waits for the lock without the GIL, too (J3).
         let json = {
             let known = list.try_lock().ok();
             if let Some((version, bytes)) = known.as_deref().and_then(|list| list.last.as_ref())

@@ -333,8 +333,8 @@ impl CachedMarket {
     }
 }
 
-/// Refuses a market or a snapshot as the value of a field that holds no list. A long chain of them could not be freed: each
-/// frees the next, and the stack has an end.
+/// Refuses a market or a snapshot as the value of a field that holds no list. A long chain of them could not be freed:
+/// each frees the next, and the stack has an end.
 pub(crate) fn refuse_own<'a>(
     py: Python<'_>,
     values: impl IntoIterator<Item = Option<&'a Py<PyAny>>>,

@@ -1,6 +1,6 @@
 //! Python strings and dicts for the texts that many markets share, so that each exists once.
 //!
-//! The tables are bounded: full ones are cleared. Whatever they lack is made anew.
+//! The tables are bounded: a full one is cleared. A text that is missing is made anew.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 

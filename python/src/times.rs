@@ -2,12 +2,13 @@
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Utc};
 use pyo3::{
-    exceptions::PyTypeError,
     intern,
     prelude::*,
     sync::PyOnceLock,
     types::{IntoPyDict, PyDateTime, PyTzInfo},
 };
+
+use crate::errors;
 
 /// A time as a `datetime` in UTC, aware or naive. A time outside of its years (PostgreSQL has `infinity` and years before
 /// 1) becomes its first or last moment.
@@ -30,13 +31,9 @@ pub(crate) fn to_python(py: Python<'_>, time: DateTime<Utc>, naive: bool) -> PyR
 /// The time of a `datetime`. A naive one is UTC.
 pub(crate) fn from_python(what: &str, value: &Bound<'_, PyAny>) -> PyResult<DateTime<Utc>> {
     let py = value.py();
-    let time = value.cast::<PyDateTime>().map_err(|_| {
-        let found = value
-            .get_type()
-            .name()
-            .map_or_else(|_| "another type".to_owned(), |name| name.to_string());
-        PyTypeError::new_err(format!("{what} must be a datetime, not {found}"))
-    })?;
+    let time = value
+        .cast::<PyDateTime>()
+        .map_err(|_| errors::wrong_type(what, "a datetime", value))?;
     if time.getattr(intern!(py, "tzinfo"))?.is_none() {
         return Ok(time.extract::<NaiveDateTime>()?.and_utc());
     }

@@ -10,6 +10,7 @@ use pyo3::{
 
 use crate::{
     change::Cut,
+    errors,
     kept::{Kept, Lent},
     times,
 };
@@ -43,9 +44,9 @@ pub(crate) fn event_id(id: &Bound<'_, PyAny>) -> PyResult<Option<i64>> {
     match id.extract::<i64>() {
         Ok(id) => Ok(Some(id)),
         Err(error) if error.is_instance_of::<PyOverflowError>(id.py()) => Ok(None),
-        Err(error) if error.is_instance_of::<PyTypeError>(id.py()) => Err(PyTypeError::new_err(
-            format!("an event id must be an int, not {}", id.get_type().name()?),
-        )),
+        Err(error) if error.is_instance_of::<PyTypeError>(id.py()) => {
+            Err(errors::wrong_type("an event id", "an int", id))
+        }
         Err(error) => Err(error),
     }
 }
@@ -61,10 +62,7 @@ pub(crate) fn for_each_id<'py>(
         ids.try_iter().ok()
     };
     let Some(iterator) = iterator else {
-        return Err(PyTypeError::new_err(format!(
-            "event_ids must be an iterable of int, not {}",
-            ids.get_type().name()?
-        )));
+        return Err(errors::wrong_type("event_ids", "an iterable of int", ids));
     };
     for id in iterator {
         let id = id?;
