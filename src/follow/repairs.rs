@@ -107,12 +107,12 @@ mod tests {
     }
 
     fn event(kickoff: i64) -> Held {
-        Some(Arc::new(CachedEvent {
-            event_id: 1,
-            kickoff: Some(crate::model::Micros(kickoff)),
-            betpawa: Default::default(),
-            competitors: Default::default(),
-        }))
+        Some(Arc::new(CachedEvent::new(
+            1,
+            Some(crate::model::Micros(kickoff)),
+            Default::default(),
+            Default::default(),
+        )))
     }
 
     #[test]

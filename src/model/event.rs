@@ -1,9 +1,14 @@
-use std::{borrow::Borrow, fmt, mem::size_of, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt,
+    mem::size_of,
+    sync::{Arc, OnceLock},
+};
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{market::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
+use super::{digest::Content, market::ARC_HEADER, snapshot::CachedSnapshot, time::Micros};
 
 /// An event with the latest snapshot of each bookmaker and each competitor. It never changes and holds at least one
 /// snapshot.
@@ -13,9 +18,26 @@ pub struct CachedEvent {
     pub(crate) kickoff: Option<Micros>,
     pub(crate) betpawa: BetpawaSnapshots,
     pub(crate) competitors: CompetitorSnapshots,
+    /// Set by the first [`CachedEvent::digest`].
+    digest: OnceLock<u128>,
 }
 
 impl CachedEvent {
+    pub(crate) fn new(
+        event_id: i64,
+        kickoff: Option<Micros>,
+        betpawa: BetpawaSnapshots,
+        competitors: CompetitorSnapshots,
+    ) -> CachedEvent {
+        CachedEvent {
+            event_id,
+            kickoff,
+            betpawa,
+            competitors,
+            digest: OnceLock::new(),
+        }
+    }
+
     /// `events.id`.
     pub fn event_id(&self) -> i64 {
         self.event_id
@@ -35,6 +57,26 @@ impl CachedEvent {
     /// The latest snapshots of `competitor_odds_snapshots`, by source. Borrows.
     pub fn competitors(&self) -> &CompetitorSnapshots {
         &self.competitors
+    }
+
+    /// The digest of all that the event shows. Equal events have equal digests in every process. Computed by the first
+    /// call only, because a draft replaces many events before anyone asks.
+    pub(crate) fn digest(&self) -> u128 {
+        *self.digest.get_or_init(|| {
+            let snapshots = self.betpawa.len() + self.competitors.len();
+            let mut content = Content::with_capacity(64 + 96 * snapshots);
+            content.signed(self.event_id);
+            content.optional(self.kickoff.map(|Micros(kickoff)| kickoff.cast_unsigned()));
+            content.length(self.betpawa.len());
+            for (_, snapshot) in self.betpawa.iter() {
+                snapshot.write_content(&mut content);
+            }
+            for (source, snapshot) in self.competitors.iter() {
+                content.text(Some(source.as_str()));
+                snapshot.write_content(&mut content);
+            }
+            content.digest()
+        })
     }
 
     /// Whether both events hold the same. Both must use the same interner.

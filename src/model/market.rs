@@ -6,7 +6,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{outcome_names::Names, slab::Slotted};
+use super::{digest::Content, outcome_names::Names, slab::Slotted};
 
 /// A market without its odds and times. Interned: equal markets of all snapshots share one template.
 ///
@@ -33,6 +33,8 @@ pub(crate) struct MarketKind {
     pub(super) handicap_home: Option<f64>,
     pub(super) handicap_away: Option<f64>,
     pub(super) groups: Arc<Groups>,
+    /// The digest of all of these.
+    digest: u128,
 }
 
 /// One value of `market_groups`. Interned.
@@ -109,6 +111,14 @@ impl MarketKey<'_> {
             // The lengths fit 32 bits: PostgreSQL limits a row to 1 GB.
             u32::try_from(length).unwrap_or(u32::MAX)
         });
+        let mut content = Content::default();
+        content.text(Some(self.betpawa_market_id));
+        content.text(Some(self.betpawa_market_name));
+        content.text(self.handicap_type);
+        content.text(self.market_groups);
+        for bits in self.bits() {
+            content.optional(bits);
+        }
         MarketKind {
             text: texts.concat().into(),
             ends,
@@ -118,6 +128,7 @@ impl MarketKey<'_> {
             handicap_home: self.handicap_home,
             handicap_away: self.handicap_away,
             groups,
+            digest: content.digest(),
         }
     }
 }
@@ -187,6 +198,12 @@ impl MarketTemplate {
 
     pub(crate) fn names(&self) -> Names<'_> {
         Names::of(&self.names)
+    }
+
+    /// Adds what a reader sees of the market, except its odds and times.
+    pub(super) fn write_content(&self, content: &mut Content) {
+        content.digest_of(self.kind.digest);
+        content.text(Some(&self.names));
     }
 
     /// Hashes the address of the kind: equal kinds are one allocation (I1).

@@ -15,6 +15,7 @@
 //! - M2: Odds survive packing bit for bit, whatever their bits are.
 //! - M3: The interner never frees what a view still reaches: it drops only what it alone owns.
 
+mod digest;
 mod event;
 mod input;
 mod interner;

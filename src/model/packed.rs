@@ -1,6 +1,7 @@
 use std::{mem::size_of, sync::Arc};
 
 use super::{
+    digest::Content,
     interner::Interner,
     market::{ARC_HEADER, MarketTemplate},
     odds::{OddsBuffer, unpack},
@@ -19,6 +20,7 @@ pub(crate) struct PackedMarkets {
     pub(super) odds: Box<[u32]>,
     rare: Option<Box<Rare>>,
     malformed_rows: u32,
+    digest: u128,
 }
 
 /// The parts that few snapshots have.
@@ -31,6 +33,46 @@ struct Rare {
 }
 
 impl PackedMarkets {
+    /// The only constructor. `content` is a buffer to compute the digest in.
+    fn new(
+        template: Arc<SnapshotTemplate>,
+        odds: Box<[u32]>,
+        rare: Option<Box<Rare>>,
+        malformed_rows: u32,
+        content: &mut Content,
+    ) -> Arc<PackedMarkets> {
+        let (wide_odds, unavailable_at): (&[f64], &[(u32, Micros)]) = match &rare {
+            Some(rare) => (&rare.wide_odds, &rare.unavailable_at),
+            None => (&[], &[]),
+        };
+        content.clear();
+        content.digest_of(template.digest());
+        content.word(malformed_rows);
+        content.words(&odds);
+        content.length(wide_odds.len());
+        for odds in wide_odds {
+            content.number(odds.to_bits());
+        }
+        // The end of the content ends this list.
+        for (market, Micros(time)) in unavailable_at {
+            content.word(*market);
+            content.signed(*time);
+        }
+        let digest = content.digest();
+        Arc::new(PackedMarkets {
+            template,
+            odds,
+            rare,
+            malformed_rows,
+            digest,
+        })
+    }
+
+    /// The digest of all that a reader sees of the markets. Equal in every process.
+    pub(super) fn digest(&self) -> u128 {
+        self.digest
+    }
+
     pub(crate) fn market_count(&self) -> usize {
         self.template.len()
     }
@@ -107,6 +149,7 @@ pub(crate) struct MarketsBuilder {
     out_of_order: bool,
     /// How many odds words belong to staged markets.
     words_staged: usize,
+    content: Content,
 }
 
 /// A market row without its template and odds.
@@ -202,7 +245,9 @@ impl MarketsBuilder {
     pub(crate) fn finish_one(&mut self, interner: &mut Interner) -> Arc<PackedMarkets> {
         self.sort();
         let malformed_rows = self.snapshots.first().map_or(0, |one| one.malformed_rows);
-        let packed = self.packed(interner, &self.markets, malformed_rows);
+        let mut content = std::mem::take(&mut self.content);
+        let packed = self.packed(interner, &self.markets, malformed_rows, &mut content);
+        self.content = content;
         self.clear();
         packed
     }
@@ -218,14 +263,16 @@ impl MarketsBuilder {
     pub(crate) fn finish(&mut self, interner: &mut Interner) -> Vec<Arc<PackedMarkets>> {
         self.sort();
         let mut packed_markets = Vec::with_capacity(self.snapshots.len());
+        let mut content = std::mem::take(&mut self.content);
         // After the sort each snapshot's markets are neighbours: take them off the front, snapshot by snapshot.
         let mut rest = self.markets.as_slice();
         for (index, staged) in (0..).zip(&self.snapshots) {
             let others = rest.iter().position(|market| market.snapshot != index);
             let (own, after) = rest.split_at(others.unwrap_or(rest.len()));
             rest = after;
-            packed_markets.push(self.packed(interner, own, staged.malformed_rows));
+            packed_markets.push(self.packed(interner, own, staged.malformed_rows, &mut content));
         }
+        self.content = content;
         self.clear();
         packed_markets
     }
@@ -235,6 +282,7 @@ impl MarketsBuilder {
         interner: &mut Interner,
         markets: &[StagedMarket],
         malformed_rows: u32,
+        content: &mut Content,
     ) -> Arc<PackedMarkets> {
         let words = |market: &StagedMarket| {
             let words = market.first_word..market.first_word + market.words as usize;
@@ -263,12 +311,8 @@ impl MarketsBuilder {
         let market_templates = markets
             .iter()
             .map(|market| (market.market_template, market.words));
-        Arc::new(PackedMarkets {
-            template: interner.snapshot_template(market_templates),
-            odds,
-            rare,
-            malformed_rows,
-        })
+        let template = interner.snapshot_template(market_templates);
+        PackedMarkets::new(template, odds, rare, malformed_rows, content)
     }
 
     fn clear(&mut self) {
@@ -286,5 +330,6 @@ impl MarketsBuilder {
             + self.odds.heap_bytes()
             + self.names.heap_bytes()
             + self.snapshots.capacity() * size_of::<StagedSnapshot>()
+            + self.content.heap_bytes()
     }
 }

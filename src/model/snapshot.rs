@@ -7,7 +7,9 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::{market::MarketKind, outcome_names::Names, packed::PackedMarkets, time::Micros};
+use super::{
+    digest::Content, market::MarketKind, outcome_names::Names, packed::PackedMarkets, time::Micros,
+};
 
 /// The latest snapshot of an event and bookmaker: one row of `odds_snapshots` or `competitor_odds_snapshots` with its
 /// markets.
@@ -54,6 +56,16 @@ impl CachedSnapshot {
     /// How many rows of this snapshot were malformed: market rows, and its own row if it has no `captured_at`.
     pub(crate) fn malformed_rows(&self) -> usize {
         self.packed.malformed_rows() + usize::from(self.captured_at == Micros::UNKNOWN)
+    }
+
+    /// Adds all that the snapshot shows.
+    pub(super) fn write_content(&self, content: &mut Content) {
+        content.signed(self.snapshot_id);
+        content.signed(self.event_id);
+        content.signed(self.bookmaker_id);
+        content.signed(self.captured_at.0);
+        content.signed(self.last_confirmed_at.0);
+        content.digest_of(self.packed.digest());
     }
 
     /// Names the first field in which `other` differs; `None` if the two are equal. Both must use the same interner.

@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::{
+    digest::Content,
     market::{ARC_HEADER, MarketTemplate},
     slab::Slotted,
 };
@@ -21,6 +22,7 @@ pub(crate) struct SnapshotTemplate {
     tags_and_counts: Box<[u8]>,
     /// The numbers of outcomes of all markets, if one of them does not fit a byte.
     wide_counts: Option<Box<[u32]>>,
+    digest: u128,
 }
 
 impl SnapshotTemplate {
@@ -34,14 +36,25 @@ impl SnapshotTemplate {
         });
         let counts = market_templates.clone().map(|(_, outcomes)| outcomes);
         let narrow = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+        let mut content = Content::default();
+        for (market_template, outcomes) in market_templates.clone() {
+            market_template.write_content(&mut content);
+            content.word(outcomes);
+        }
         let wide = counts.clone().any(|count| count > u32::from(u8::MAX));
         SnapshotTemplate {
             tags_and_counts: tags.chain(counts.clone().map(narrow)).collect(),
             wide_counts: wide.then(|| counts.collect()),
+            digest: content.digest(),
             market_templates: market_templates
                 .map(|(market_template, _)| Arc::clone(market_template))
                 .collect(),
         }
+    }
+
+    /// The digest of what a reader sees of the markets, except odds and times. Equal in every process.
+    pub(super) fn digest(&self) -> u128 {
+        self.digest
     }
 
     /// How many markets there are.

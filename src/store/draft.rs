@@ -4,6 +4,7 @@
 //! - D1: After every change, the totals and both snapshot indexes equal what a walk over all events would give.
 //! - D2: Each held event that has a kickoff is in `kickoffs` under its current kickoff.
 //! - D3: Each event that differs from the last published state is in `before`, with its published value.
+//! - D4: The published digest is the sum of the digests of all published events.
 
 use std::{cmp::Reverse, collections::BinaryHeap, mem::size_of, ops::RangeBounds, sync::Arc};
 
@@ -34,6 +35,8 @@ pub(crate) struct Draft {
     event_bytes: usize,
     /// The published value of each event that changed since the last [`Draft::change`]; `None` if it was absent.
     before: HashMap<i64, Option<Arc<CachedEvent>>>,
+    /// The sum of the digests of the events in the last published state. What changed since is in `before`.
+    published_digest: u128,
     pub(crate) packer: Packer,
 }
 
@@ -69,6 +72,7 @@ impl Draft {
     /// Replaces `old` by this draft, which took over its interned names. Equal events keep the memory of the published
     /// ones; all others count as changed. Costs a comparison of every event.
     pub(crate) fn replace(&mut self, old: &mut Draft) {
+        self.published_digest = old.published_digest;
         let held = old.table.iter().chain(self.table.iter());
         let mut ids: Vec<i64> = held.map(|event| event.event_id).collect();
         ids.extend(old.before.keys());
@@ -99,8 +103,23 @@ impl Draft {
         }
     }
 
+    /// The digest of what the draft holds: the wrapping sum over its events. Two drafts that hold the same have the same
+    /// digest, in any two processes. Costs a hash of each event that changed since the last publication, not more: a
+    /// sum moves with single events (D3, D4).
+    pub(crate) fn digest(&self) -> u128 {
+        let mut digest = self.published_digest;
+        for (event_id, before) in &self.before {
+            let of = |event: Option<&Arc<CachedEvent>>| event.map_or(0, |event| event.digest());
+            digest = digest
+                .wrapping_sub(of(before.as_ref()))
+                .wrapping_add(of(self.event(*event_id)));
+        }
+        digest
+    }
+
     /// What differs from the last published state. Forgets the differences, so the caller must publish this draft next.
     pub(crate) fn change(&mut self, cut: Arc<Cut>, epoch: u64) -> Change {
+        self.published_digest = self.digest();
         let mut change = Change {
             cut,
             epoch,
@@ -135,12 +154,7 @@ impl Draft {
             self.remove(event_id);
             return;
         }
-        let event = Arc::new(CachedEvent {
-            event_id,
-            kickoff,
-            betpawa,
-            competitors,
-        });
+        let event = Arc::new(CachedEvent::new(event_id, kickoff, betpawa, competitors));
         let old = self.event(event_id).cloned();
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
@@ -274,6 +288,7 @@ impl Draft {
             table: self.table.clone(),
             epoch,
             version: 0,
+            digest: self.digest(),
             stats: Stats {
                 last_warmup,
                 ..self.stats()
@@ -413,6 +428,8 @@ mod tests {
         assert_eq!(draft.betpawa_index.pairs(), betpawa);
         assert_eq!(draft.competitor_index.pairs(), competitors);
         assert_eq!(draft.len(), events.len());
+        let digests = events.iter().map(|event| event.digest());
+        assert_eq!(draft.digest(), digests.fold(0, u128::wrapping_add), "D4");
         let held: BTreeMap<i64, Option<i64>> = events
             .iter()
             .map(|event| (event.event_id, event.kickoff.map(|kickoff| kickoff.0)))
@@ -554,6 +571,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Processes of different builds compare digests, so a change of the form must be deliberate: it needs a new version
+    /// of whatever carries digests from one process to another.
+    #[test]
+    fn the_digest_is_the_same_in_every_process_and_build() {
+        let mut draft = Draft::default();
+        for event in [7, -7] {
+            let own = snapshot(&mut draft, 1, event, 1, 2);
+            let other = snapshot(&mut draft, 2, event, 0, 1);
+            let source = draft.packer.source("sportybet");
+            draft.set(
+                event,
+                Some(Micros(1_000_000)),
+                BetpawaSnapshots::new(vec![own]),
+                CompetitorSnapshots::new(vec![(source, other)]),
+            );
+        }
+        assert_eq!(format!("{:x}", draft.digest()), "11c2281c2212d4a578cc1ac43bf2942b");
+        assert_eq!(state(&mut draft).digest, draft.digest());
     }
 
     #[test]

@@ -112,6 +112,8 @@ pub struct State {
     pub(crate) epoch: u64,
     /// The publisher sets it.
     pub(crate) version: u64,
+    /// [`Draft::digest`](crate::store::draft::Draft::digest) of what the state holds.
+    pub(crate) digest: u128,
     pub(crate) stats: Stats,
     pub(crate) proof: Proof,
     pub(crate) unreadable: Vec<Fault>,
@@ -147,6 +149,7 @@ impl State {
             table: Table::default(),
             epoch: 0,
             version: 0,
+            digest: 0,
             stats: Stats::default(),
             proof: Proof::new(Arc::default(), None),
             unreadable: Vec::new(),
@@ -270,6 +273,7 @@ impl State {
             .field("cut", &self.cut())
             .field("epoch", &self.epoch())
             .field("events", &self.len())
+            .field("digest", &format_args!("{:032x}", self.digest))
             .finish()
     }
 }

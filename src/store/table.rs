@@ -212,12 +212,12 @@ mod tests {
     use crate::model::Micros;
 
     fn event(event_id: i64, version: i64) -> Arc<CachedEvent> {
-        Arc::new(CachedEvent {
+        Arc::new(CachedEvent::new(
             event_id,
-            kickoff: Some(Micros(version)),
-            betpawa: Default::default(),
-            competitors: Default::default(),
-        })
+            Some(Micros(version)),
+            Default::default(),
+            Default::default(),
+        ))
     }
 
     fn version(event: &Arc<CachedEvent>) -> i64 {
