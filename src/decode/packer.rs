@@ -52,6 +52,12 @@ impl Packer {
         input.pack(&mut self.interner, &mut self.builder)
     }
 
+    /// The interned names, for packed markets that come from another process.
+    #[cfg(feature = "nats")]
+    pub(crate) fn interner(&mut self) -> &mut Interner {
+        &mut self.interner
+    }
+
     pub(crate) fn sweep(&mut self) {
         self.interner.sweep();
     }

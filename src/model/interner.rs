@@ -192,25 +192,53 @@ impl Interner {
         &mut self,
         market_templates: impl ExactSizeIterator<Item = (u32, u32)> + Clone,
     ) -> Arc<SnapshotTemplate> {
+        let slots = &self.market_templates;
         // The caller made these slots since the last sweep, so none of them is empty.
-        let all = market_templates
-            .filter_map(|(slot, outcomes)| Some((self.market_templates.get(slot)?, outcomes)));
+        let all =
+            market_templates.filter_map(|(slot, outcomes)| Some((slots.get(slot)?, outcomes)));
+        Interner::intern(
+            &mut self.snapshot_templates,
+            &mut self.added,
+            &self.build,
+            all,
+        )
+    }
+
+    /// The snapshot template of these market templates of this interner, each given with its number of outcomes.
+    #[cfg(feature = "nats")]
+    pub(super) fn snapshot_template_of(
+        &mut self,
+        market_templates: &[(Arc<MarketTemplate>, u32)],
+    ) -> Arc<SnapshotTemplate> {
+        let all = market_templates.iter();
+        let all = all.map(|(market_template, outcomes)| (market_template, *outcomes));
+        Interner::intern(
+            &mut self.snapshot_templates,
+            &mut self.added,
+            &self.build,
+            all,
+        )
+    }
+
+    fn intern<'s>(
+        snapshot_templates: &mut Slab<SnapshotTemplate>,
+        added: &mut usize,
+        build: &DefaultHashBuilder,
+        all: impl Iterator<Item = (&'s Arc<MarketTemplate>, u32)> + Clone,
+    ) -> Arc<SnapshotTemplate> {
         let hash = SnapshotTemplate::hash_of(
             all.clone().map(|(market_template, _)| market_template),
-            &self.build,
+            build,
         );
-        let found = self.snapshot_templates.find(hash, |template| {
+        let found = snapshot_templates.find(hash, |template| {
             template.lists(all.clone().map(|(market_template, _)| market_template))
         });
         let slot = found.unwrap_or_else(|| {
-            self.added += 1;
+            *added += 1;
             let template = SnapshotTemplate::new(all);
-            self.snapshot_templates.insert(hash, template, &self.build)
+            snapshot_templates.insert(hash, template, build)
         });
-        self.snapshot_templates
-            .get(slot)
-            .cloned()
-            .unwrap_or_default()
+        snapshot_templates.get(slot).cloned().unwrap_or_default()
     }
 
     /// Looks at a few snapshot templates (see the constants above), and frees those that nobody else holds. Over

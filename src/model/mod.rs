@@ -15,7 +15,7 @@
 //! - M2: Odds survive packing bit for bit, whatever their bits are.
 //! - M3: The interner never frees what a view still reaches: it drops only what it alone owns.
 
-mod digest;
+pub(crate) mod digest;
 mod event;
 mod input;
 mod interner;
@@ -24,6 +24,8 @@ mod odds;
 mod outcome_names;
 mod packed;
 mod pg_snapshot;
+#[cfg(feature = "nats")]
+pub(crate) mod relayed;
 mod slab;
 mod snapshot;
 mod template;

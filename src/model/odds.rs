@@ -116,6 +116,22 @@ fn wide_index(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(NO_ODDS).min(NO_ODDS)
 }
 
+/// How many wide odds these words use, if each of them points to its own, in their order, as
+/// [`OddsBuffer::own_wide`] leaves them. Otherwise `None`.
+#[cfg(feature = "nats")]
+pub(super) fn wide_odds_in(words: &[u32]) -> Option<usize> {
+    let mut wide = 0;
+    for word in words {
+        if word & WIDE != 0 && word & PAYLOAD != NO_ODDS {
+            if word & PAYLOAD != wide_index(wide) {
+                return None;
+            }
+            wide += 1;
+        }
+    }
+    Some(wide)
+}
+
 /// The odds in a word, and whether the outcome is active.
 pub(super) fn unpack(word: u32, wide: &[f64]) -> (Option<f64>, bool) {
     let payload = word & PAYLOAD;

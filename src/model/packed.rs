@@ -18,23 +18,23 @@ pub(crate) struct PackedMarkets {
     pub(super) template: Arc<SnapshotTemplate>,
     /// One word per outcome, market after market.
     pub(super) odds: Box<[u32]>,
-    rare: Option<Box<Rare>>,
+    pub(super) rare: Option<Box<Rare>>,
     malformed_rows: u32,
     digest: u128,
 }
 
 /// The parts that few snapshots have.
 #[derive(Debug)]
-struct Rare {
+pub(super) struct Rare {
     /// Odds that do not fit a word, in the order of the words.
-    wide_odds: Box<[f64]>,
+    pub(super) wide_odds: Box<[f64]>,
     /// Pairs of market index and its `unavailable_at`, ordered by index.
-    unavailable_at: Box<[(u32, Micros)]>,
+    pub(super) unavailable_at: Box<[(u32, Micros)]>,
 }
 
 impl PackedMarkets {
     /// The only constructor. `content` is a buffer to compute the digest in.
-    fn new(
+    pub(super) fn new(
         template: Arc<SnapshotTemplate>,
         odds: Box<[u32]>,
         rare: Option<Box<Rare>>,
@@ -91,11 +91,11 @@ impl PackedMarkets {
         unpack(word, self.wide_odds())
     }
 
-    fn wide_odds(&self) -> &[f64] {
+    pub(super) fn wide_odds(&self) -> &[f64] {
         self.rare.as_deref().map_or(&[], |rare| &rare.wide_odds)
     }
 
-    fn unavailable(&self) -> &[(u32, Micros)] {
+    pub(super) fn unavailable(&self) -> &[(u32, Micros)] {
         self.rare
             .as_deref()
             .map_or(&[], |rare| &rare.unavailable_at)

@@ -40,6 +40,12 @@ impl Micros {
         DateTime::from_timestamp_micros(self.0).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
+    /// A time from elsewhere; `None` if chrono cannot hold it.
+    #[cfg(feature = "nats")]
+    pub(crate) fn checked(micros: i64) -> Option<Micros> {
+        (Micros(micros).clamped().0 == micros).then_some(Micros(micros))
+    }
+
     fn clamped(self) -> Micros {
         let (first, last) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
         Micros(

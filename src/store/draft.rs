@@ -589,7 +589,10 @@ mod tests {
                 CompetitorSnapshots::new(vec![(source, other)]),
             );
         }
-        assert_eq!(format!("{:x}", draft.digest()), "11c2281c2212d4a578cc1ac43bf2942b");
+        assert_eq!(
+            format!("{:x}", draft.digest()),
+            "11c2281c2212d4a578cc1ac43bf2942b"
+        );
         assert_eq!(state(&mut draft).digest, draft.digest());
     }
 
