@@ -2,10 +2,12 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
+#[cfg(feature = "nats")]
+use crate::relay::{address::Relay, publish::RelayPublisher};
 use crate::{
     config::Config,
     error::Error,
-    follow::Follower,
+    follower::Follower,
     metrics::{
         stats::Stats,
         status::{ChangeLog, Counters, Status},
@@ -45,6 +47,14 @@ impl OddsCache {
     pub fn detached() -> (OddsCache, Writer) {
         let (shared, publisher) = Publisher::new(Status::Detached);
         (OddsCache { shared }, Writer::new(publisher))
+    }
+
+    /// Publishes what this cache holds to a relay, which any number of processes can follow ([`Config::relay`]). Does no
+    /// I/O: spawn [`RelayPublisher::run`]. Neither the follower nor readers wait for it.
+    #[cfg(feature = "nats")]
+    #[must_use = "the publisher must be spawned for anything to happen"]
+    pub fn relay_to(&self, relay: Relay) -> RelayPublisher {
+        RelayPublisher::new(relay, Arc::clone(&self.shared))
     }
 
     /// Returns once the cache is warm. After that it always returns at once, even if the follower has ended since. To
@@ -146,7 +156,7 @@ impl OddsCache {
     pub async fn wait_for(&self, xid: u64, timeout: Duration) -> Result<View, Error> {
         let shows = |state: &State| state.proof.cut().shows(xid);
         if !shows(&self.shared.load()) {
-            self.shared.request.read();
+            self.shared.request.read_for(xid);
         }
         let shown = tokio::time::timeout(timeout, self.shared.wait_until(shows)).await;
         shown

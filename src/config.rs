@@ -6,6 +6,8 @@ use tokio_postgres::{
     tls::{MakeTlsConnect, TlsConnect},
 };
 
+#[cfg(feature = "nats")]
+use crate::relay::address::Relay;
 use crate::{
     error::Error,
     postgres::{
@@ -38,6 +40,8 @@ pub struct Config {
     pub(crate) audit_cycle: Duration,
     pub(crate) audit_budget: f64,
     listen_from: Option<Box<Config>>,
+    #[cfg(feature = "nats")]
+    pub(crate) relay: Option<Relay>,
 }
 
 /// With the driver's default of two hours, a dead peer would go unnoticed for that long.
@@ -132,6 +136,27 @@ impl Config {
             audit_cycle: Duration::from_secs(120),
             audit_budget: 0.01,
             listen_from: None,
+            #[cfg(feature = "nats")]
+            relay: None,
+        }
+    }
+
+    /// Follows a relay in place of a database: needs no database, and makes no connection to one. What concerns the
+    /// database has no effect then; [`Config::retry_unreachable`] holds for the relay.
+    ///
+    /// ```
+    /// use oddscache::{Config, OddsCache, Relay};
+    ///
+    /// # fn main() -> Result<(), oddscache::Error> {
+    /// let (cache, follower) = OddsCache::connect(Config::relay(Relay::new("nats://localhost:4222")?));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "nats")]
+    pub fn relay(relay: Relay) -> Config {
+        Config {
+            relay: Some(relay),
+            ..Config::from_postgres(tokio_postgres::Config::new())
         }
     }
 

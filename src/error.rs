@@ -251,6 +251,15 @@ pub enum Error {
         /// The status of the cache, in words.
         status: String,
     },
+    /// The relay cannot be used: NATS cannot be reached, refuses the login or a right, or has no JetStream; or nobody
+    /// publishes.
+    #[error("the relay at {target}: {reason}")]
+    Relay {
+        /// Servers and name of the relay.
+        target: String,
+        /// What is wrong. Never contains a secret.
+        reason: String,
+    },
     /// The follower was dropped or ended before the cache was warm.
     #[error("the follower was stopped before the cache was warm")]
     FollowerStopped,
@@ -263,6 +272,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unreachable { .. }
+            | Error::Relay { .. }
             | Error::TooManyConnections { .. }
             | Error::Password { .. }
             | Error::TimedOut { .. } => true,

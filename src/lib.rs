@@ -269,6 +269,7 @@ mod decode;
 mod error;
 mod event_list;
 mod follow;
+mod follower;
 mod metrics;
 mod model;
 mod postgres;
@@ -286,7 +287,8 @@ pub use cache::OddsCache;
 pub use config::Config;
 pub use error::Error;
 pub use event_list::{EventList, InlineMarkets};
-pub use follow::{Follower, listener::check_notifications, warm_up};
+pub use follow::{listener::check_notifications, warm_up};
+pub use follower::Follower;
 pub use metrics::{
     histogram::{Timing, TimingBucket},
     reload::{ReloadReason, Reloads},
@@ -306,6 +308,8 @@ pub use postgres::{
     tls::{SslMode, Tls},
 };
 pub use reader::Reader;
+#[cfg(feature = "nats")]
+pub use relay::{address::Relay, publish::RelayPublisher};
 pub use store::{
     changes::{Change, Changes, Lagged},
     state::{Cut, State, View},

@@ -120,7 +120,7 @@ impl Writer {
             ..Cut::default()
         });
         let change = self.draft.change(Arc::clone(&cut), EPOCH);
-        let state = self.draft.state(cut, EPOCH, Moment::now(), None);
+        let state = self.draft.state(cut, EPOCH, Some(Moment::now()), None);
         self.publisher.publish(state, change)
     }
 }

@@ -55,7 +55,7 @@ use crate::{
 };
 
 /// Keeps a cache equal to the database. It warms the cache up. Then, whenever a notification comes or the poll interval
-/// has passed, it reads what changed and publishes it. The loop is [`Follower::run`].
+/// has passed, it reads what changed and publishes it. The loop is [`DatabaseFollower::run`].
 ///
 /// The follower is in one of five states. The last column says which state follows an error:
 ///
@@ -72,7 +72,7 @@ use crate::{
 /// same cursor.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
-pub struct Follower {
+pub(crate) struct DatabaseFollower {
     config: Config,
     names: Names,
     /// Set to `None` for good once a session does not know its prepared statements: a pooler hands out the sessions.
@@ -125,7 +125,7 @@ impl Degraded {
     }
 }
 
-/// The state of the loop. Only [`Follower::step`] changes it.
+/// The state of the loop. Only [`DatabaseFollower::step`] changes it.
 enum State {
     Connecting,
     WarmingUp(Connection),
@@ -144,10 +144,10 @@ struct Following {
     put_off: Option<Woken>,
 }
 
-impl Follower {
-    pub(crate) fn new(config: Config, publisher: Publisher) -> Follower {
+impl DatabaseFollower {
+    pub(crate) fn new(config: Config, publisher: Publisher) -> DatabaseFollower {
         let now = Instant::now();
-        Follower {
+        DatabaseFollower {
             names: Names::new(&config, config.need_feed, ""),
             prepared: Some(Prepared::new()),
             publisher,
@@ -183,7 +183,7 @@ impl Follower {
     ///
     /// # Errors
     /// The error that ended it. [`OddsCache::ready`](crate::cache::OddsCache::ready) returns the same one.
-    pub async fn run(mut self) -> Result<(), Error> {
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
         let mut state = State::Connecting;
         loop {
             state = self.step(state).await?;
@@ -859,7 +859,7 @@ impl Follower {
                 span.record("events", change.event_ids().len());
             }
             let warmup = self.last_warmup.clone();
-            let mut state = self.draft.state(cut, self.epoch, proven, warmup);
+            let mut state = self.draft.state(cut, self.epoch, Some(proven), warmup);
             state.unreadable.clone_from(&unreadable);
             self.publisher.publish(state, change);
             if reload.is_none() {
@@ -917,25 +917,25 @@ fn millis(duration: Duration) -> u64 {
 /// change feed if [`Config::need_feed`](crate::config::Config::need_feed) is off.
 ///
 /// # Errors
-/// The errors with which [`Follower::run`] ends, and every error of the connection: it does not wait for a database
+/// The errors with which [`DatabaseFollower::run`] ends, and every error of the connection: it does not wait for a database
 /// that cannot be reached.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
     let reader = Connection::open(&config.connect).await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
-    let mut follower = Follower::new(config, publisher);
+    let mut follower = DatabaseFollower::new(config, publisher);
     follower.check(&reader, follower.config.need_feed).await?;
     follower.warm_up(reader).await?;
     Ok(View(shared.load_full()))
 }
 
-impl Drop for Follower {
+impl Drop for DatabaseFollower {
     fn drop(&mut self) {
         // Has no effect if an error ended the follower before.
         self.publisher.end(None);
     }
 }
 
-impl fmt::Debug for Follower {
+impl fmt::Debug for DatabaseFollower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Follower")
             .field("config", &self.config)

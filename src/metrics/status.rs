@@ -203,6 +203,21 @@ pub struct Counters {
     pub audit_passes: u64,
     /// Events that the audit found to differ from the database, because some change was not logged. Should stay 0.
     pub audit_mismatches: u64,
+    /// Publications that were passed on by the relay: by a publisher those sent, by a subscriber those applied.
+    pub relay_deltas: u64,
+    /// Bytes of these publications and of states.
+    pub relay_bytes: u64,
+    /// Whole states sent or read.
+    pub relay_states: u64,
+    /// Answers: by a publisher those given, by a subscriber those received.
+    pub relay_answers: u64,
+    /// How often a subscriber missed a change and read the whole state instead.
+    pub relay_gaps: u64,
+    /// Messages that were malformed, or of a publisher that no longer leads. They are ignored.
+    pub relay_refused: u64,
+    /// How often a subscriber's state differed from the publisher's. The subscriber then read the whole state. Should
+    /// stay 0.
+    pub relay_mismatches: u64,
 }
 
 /// The installed change feed, and which transactions its log covers. As of the last read. All fields are 0 before the

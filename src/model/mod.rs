@@ -26,6 +26,7 @@ mod packed;
 mod pg_snapshot;
 #[cfg(feature = "nats")]
 pub(crate) mod relayed;
+mod server;
 mod slab;
 mod snapshot;
 mod template;
@@ -39,5 +40,6 @@ pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
 pub(crate) use outcome_names::{Names, NamesBuffer};
 pub(crate) use packed::{MarketsBuilder, PackedMarkets, StagedRow};
 pub(crate) use pg_snapshot::PgSnapshot;
+pub(crate) use server::Server;
 pub use snapshot::{CachedMarket, CachedSnapshot, Markets, Outcome, Outcomes};
 pub(crate) use time::Micros;

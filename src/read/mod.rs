@@ -41,7 +41,7 @@ use crate::{
         status::ChangeLog,
         timing::{Shown, Took},
     },
-    model::Micros,
+    model::{Micros, Server},
     postgres::{
         connection::millis,
         pipeline::{all_three, both},
@@ -57,7 +57,7 @@ use crate::{
         rows::{Reader, RowCounters, SnapshotHeaders},
         schema::Catalog,
         source::Source,
-        transaction::{ReadStart, Server},
+        transaction::ReadStart,
         unreadable::{Key, Search, Unreadable},
     },
     sql::Table,

@@ -23,7 +23,7 @@ use crate::{
     },
     read::{
         schema::Names,
-        transaction::{ReadStart, Server},
+        transaction::{self, ReadStart},
     },
 };
 
@@ -92,7 +92,7 @@ async fn import(
     let rows = rows.map_err(Error::database(DOING))?;
     let found = rows.first().map(|row| row.try_get(0)).transpose();
     let snapshot: Option<&str> = found.map_err(Error::database(DOING))?;
-    let server = rows.first().map(Server::read).transpose();
+    let server = rows.first().map(transaction::server).transpose();
     let server = server.map_err(Error::database(DOING))?;
     let runs_on = server.is_some_and(|server| server.has_run_on_since(&start.server));
     match snapshot == Some(start.cut.snapshot.as_str()) && runs_on {

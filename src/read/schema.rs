@@ -131,7 +131,7 @@ impl Names {
 }
 
 /// The columns of the first query of a read: snapshot, clock, whether in recovery, and the three texts of
-/// [`Server`](crate::read::transaction::Server).
+/// [`Server`](crate::model::Server).
 ///
 /// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
 /// Usually the follower notices because its connection is lost, but a pooler can hide that. So the first text contains:

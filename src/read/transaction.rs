@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use crate::{
     config::Config,
     error::Error,
-    model::{Micros, PgSnapshot},
+    model::{Micros, PgSnapshot, Server},
     postgres::{
         pipeline::{all_three, both},
         statement::Prepared,
@@ -27,41 +27,6 @@ pub(crate) struct ReadStart {
     pub(crate) server: Server,
     /// Log rows of transactions below this id may be pruned. 0 where no feed is read.
     pub(crate) pruned_below: u64,
-}
-
-/// Identifies the server and its run. `CUT` in [`crate::read::schema`] says what these values are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Server {
-    /// The start of the postmaster, the system identifier and the timeline.
-    identity: String,
-    /// The time of the oldest reset of statistics. Every crash resets all statistics, even one that the postmaster
-    /// survives.
-    stats_reset: Option<String>,
-    /// The WAL location of the last checkpoint. `None` on a standby.
-    checkpoint: Option<String>,
-}
-
-impl Server {
-    /// Reads it from the answer of [`begin`] or [`peek`].
-    pub(crate) fn read(row: &Row) -> Result<Server, tokio_postgres::Error> {
-        Ok(Server {
-            identity: row.try_get(3)?,
-            stats_reset: row.try_get(4)?,
-            checkpoint: row.try_get(5)?,
-        })
-    }
-
-    /// Whether the server has run without a crash or restart since it gave the answer `before`. If not, it may have
-    /// lost commits that were read.
-    ///
-    /// A reset of all statistics is a sign of a crash, but somebody may also have reset them by hand. Recovery from a
-    /// crash ends with a checkpoint, before any session can read. So if there was no checkpoint since, there was no
-    /// crash. A standby shows no checkpoint, so there this is false after any reset.
-    pub(crate) fn has_run_on_since(&self, before: &Server) -> bool {
-        let no_checkpoint = self.checkpoint.is_some() && self.checkpoint == before.checkpoint;
-        self.identity == before.identity
-            && (self.stats_reset == before.stats_reset || no_checkpoint)
-    }
 }
 
 const BEGIN: &str = "beginning to read";
@@ -137,10 +102,11 @@ impl ReadStart {
         let snapshot = text(row, 0)?;
         let now = time(row, 1).map_err(Error::database(BEGIN))?;
         let window_start = now.minus(config.lookback);
+        let server = server(row).map_err(Error::database(BEGIN))?;
         Ok(ReadStart {
             began,
             pruned_below: 0,
-            server: Server::read(row).map_err(Error::database(BEGIN))?,
+            server: server.clone(),
             window_start,
             server_now: now,
             cut: Cut {
@@ -148,6 +114,7 @@ impl ReadStart {
                 snapshot: snapshot.clone(),
                 window_start: window_start.to_utc(),
                 standby: row.try_get(2).map_err(Error::database(BEGIN))?,
+                server,
             },
             snapshot: PgSnapshot::parse(&snapshot).ok_or_else(|| {
                 Error::unexpected(BEGIN, "pg_current_snapshot() is not understood")
@@ -156,39 +123,15 @@ impl ReadStart {
     }
 }
 
-fn text(row: &Row, index: usize) -> Result<String, Error> {
-    row.try_get(index).map_err(Error::database(BEGIN))
+/// Which server, and which run of it, gave the answer of [`begin`] or [`peek`].
+pub(crate) fn server(row: &Row) -> Result<Server, tokio_postgres::Error> {
+    Ok(Server {
+        identity: row.try_get(3)?,
+        stats_reset: row.try_get(4)?,
+        checkpoint: row.try_get(5)?,
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reset_of_statistics_alone_is_no_crash() {
-        let server = |stats_reset: &str, checkpoint: Option<&str>| Server {
-            identity: "here".to_owned(),
-            stats_reset: Some(stats_reset.to_owned()),
-            checkpoint: checkpoint.map(str::to_owned),
-        };
-        let before = server("1", Some("A"));
-        assert!(server("1", Some("A")).has_run_on_since(&before));
-        assert!(
-            server("1", Some("B")).has_run_on_since(&before),
-            "a checkpoint"
-        );
-        assert!(server("2", Some("A")).has_run_on_since(&before), "a reset");
-        assert!(!server("2", Some("B")).has_run_on_since(&before), "a crash");
-        let elsewhere = Server {
-            identity: "there".to_owned(),
-            ..before.clone()
-        };
-        assert!(!elsewhere.has_run_on_since(&before));
-        let standby = server("1", None);
-        assert!(server("1", None).has_run_on_since(&standby));
-        assert!(
-            !server("2", None).has_run_on_since(&standby),
-            "nothing tells them apart"
-        );
-    }
+fn text(row: &Row, index: usize) -> Result<String, Error> {
+    row.try_get(index).map_err(Error::database(BEGIN))
 }

@@ -273,7 +273,7 @@ impl Draft {
         &mut self,
         cut: Arc<Cut>,
         epoch: u64,
-        proven: Moment,
+        proven: Option<Moment>,
         last_warmup: Option<WarmupStats>,
     ) -> State {
         self.packer.sweep();
@@ -293,7 +293,7 @@ impl Draft {
                 last_warmup,
                 ..self.stats()
             },
-            proof: Proof::new(cut, Some(proven)),
+            proof: Proof::new(cut, proven),
             unreadable: Vec::new(),
         }
     }
@@ -389,7 +389,7 @@ mod tests {
     type Shown = (i64, Option<Micros>);
 
     fn state(draft: &mut Draft) -> State {
-        draft.state(Arc::default(), 1, Moment::now(), None)
+        draft.state(Arc::default(), 1, Some(Moment::now()), None)
     }
 
     fn held(state: &State) -> Vec<&Arc<CachedEvent>> {

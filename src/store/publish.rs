@@ -48,12 +48,27 @@ pub(crate) struct Shared {
 pub(crate) struct Request {
     requested: Notify,
     resync: AtomicBool,
+    /// The greatest transaction id that a handle waits for, or waited for.
+    awaited: AtomicU64,
 }
 
 impl Request {
     /// Requests a read now, rather than at the next notification or poll.
     pub(crate) fn read(&self) {
         self.requested.notify_one();
+    }
+
+    /// Requests a read now, because a handle waits for this transaction.
+    pub(crate) fn read_for(&self, xid: u64) {
+        self.awaited.fetch_max(xid, Ordering::Relaxed);
+        self.read();
+    }
+
+    /// The transaction that handles wait for, unless this cut shows it.
+    #[cfg(feature = "nats")]
+    pub(crate) fn awaited(&self, shown: Option<&Cut>) -> Option<u64> {
+        let xid = self.awaited.load(Ordering::Relaxed);
+        (xid > 0 && shown.is_none_or(|cut| !cut.shows(xid))).then_some(xid)
     }
 
     /// Requests that everything be read again.
@@ -98,7 +113,8 @@ counting! {
     /// [`Counters`] that can be counted up.
     Counting for Counters:
     reads notifications polls requested_reads heartbeats log_rows snapshots_read rows_read malformed_rows_read unreadable_rows published evicted_events
-    reloads reconnects failures audited_events audit_passes audit_mismatches, reloads_by_reason: CountingReloads
+    reloads reconnects failures audited_events audit_passes audit_mismatches
+    relay_deltas relay_bytes relay_states relay_answers relay_gaps relay_refused relay_mismatches, reloads_by_reason: CountingReloads
 }
 
 /// Adds to a counter.
@@ -121,6 +137,12 @@ impl Shared {
 
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// Whether a follower or a writer still feeds the cache.
+    #[cfg(feature = "nats")]
+    pub(crate) fn is_fed(&self) -> bool {
+        self.changes.upgrade().is_some()
     }
 
     /// What the follower last read about the change log.
@@ -235,6 +257,11 @@ impl Publisher {
 
     pub(crate) fn request(&self) -> &Request {
         &self.shared.request
+    }
+
+    #[cfg(feature = "nats")]
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     pub(crate) fn set_status(&self, status: Status) {

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     metrics::{stats::Stats, status::Fault},
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, PgSnapshot},
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, PgSnapshot, Server},
     store::table::Table,
 };
 
@@ -35,6 +35,7 @@ pub struct Cut {
     pub window_start: DateTime<Utc>,
     /// Whether the server was a standby (`pg_is_in_recovery()`). A standby may lag behind its primary.
     pub standby: bool,
+    pub(crate) server: Server,
 }
 
 impl Cut {
@@ -48,6 +49,22 @@ impl Cut {
     /// text of `snapshot`; takes no lock.
     pub fn shows(&self, xid: u64) -> bool {
         PgSnapshot::parse(&self.snapshot).is_some_and(|snapshot| snapshot.shows(xid, self.standby))
+    }
+
+    /// Whether this cut is of the same history of the server as `before`, and not older. So a state of this cut may
+    /// follow one of that cut within an epoch.
+    #[cfg(feature = "nats")]
+    pub(crate) fn follows(&self, before: &Cut) -> bool {
+        let snapshots = (
+            PgSnapshot::parse(&self.snapshot),
+            PgSnapshot::parse(&before.snapshot),
+        );
+        let shows_all = match snapshots {
+            (Some(now), Some(before)) => now.shows_all_of(&before),
+            // A writer's states have no snapshot.
+            _ => self.snapshot == before.snapshot,
+        };
+        shows_all && self.as_of >= before.as_of && self.server.has_run_on_since(&before.server)
     }
 }
 
@@ -77,6 +94,15 @@ impl Moment {
             monotonic: Instant::now(),
             wall: SystemTime::now(),
         }
+    }
+
+    /// The moment that was `age` before.
+    #[cfg(feature = "nats")]
+    pub(crate) fn before(self, age: Duration) -> Option<Moment> {
+        Some(Moment {
+            monotonic: self.monotonic.checked_sub(age)?,
+            wall: self.wall.checked_sub(age)?,
+        })
     }
 
     /// The time since then, by the clock that shows more. Overstating an age is safe; understating it is not.

@@ -112,6 +112,29 @@ impl Table {
         pages.flat_map(|page| page.events.iter()).flatten()
     }
 
+    /// The ids of the events that the two tables do not share, in no particular order, some of them twice. Compares one
+    /// address for each page that they share.
+    #[cfg(feature = "nats")]
+    pub(crate) fn differing(&self, other: &Table) -> Vec<i64> {
+        let mut ids = Vec::new();
+        for (one, two) in [(self, other), (other, self)] {
+            for page in one.pages.iter().flatten() {
+                let found = two.find(page.number);
+                let same = found.and_then(|slot| two.pages[slot].as_ref());
+                if same.is_some_and(|same| Arc::ptr_eq(&same.events, &page.events)) {
+                    continue;
+                }
+                for event in page.events.iter().flatten() {
+                    let held = two.get(event.event_id);
+                    if !held.is_some_and(|held| Arc::ptr_eq(held, event)) {
+                        ids.push(event.event_id);
+                    }
+                }
+            }
+        }
+        ids
+    }
+
     /// Bytes that the pages requested from the allocator.
     pub(crate) fn page_bytes(&self) -> usize {
         self.taken * (size_of::<Events>() + 2 * size_of::<usize>())

@@ -25,7 +25,7 @@ pub(crate) struct TooLarge {
 }
 
 /// Writes the difference between two states as parts of limited size.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Encoder {
     limit: usize,
 }

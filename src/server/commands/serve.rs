@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use oddscache::{InlineMarkets, OddsCache};
+use oddscache::{Config, InlineMarkets, OddsCache};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::server::{
@@ -18,7 +18,7 @@ use crate::server::{
         tls::{Tls, TlsArguments},
     },
     logging,
-    options::follow::FollowArguments,
+    options::{follow::FollowArguments, relay::RelayArguments},
     prune,
     signals::end_signal,
     systemd::Notifier,
@@ -28,6 +28,8 @@ use crate::server::{
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) follow: FollowArguments,
+    #[command(flatten)]
+    pub(crate) relay: RelayArguments,
     /// Where to serve HTTP. It is read-only, but anybody who can connect can read: keep it on loopback or a private
     /// network, or require a token and use TLS
     #[arg(
@@ -73,7 +75,12 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::change_on_signal()?;
     let open_files = descriptors::raise();
     let follow = &arguments.follow;
-    let config = follow.config()?.poll_interval(arguments.poll_interval);
+    let relay_from = arguments.relay.from()?;
+    let needs_database = relay_from.is_none();
+    let config = match relay_from {
+        Some(relay) => Config::relay(relay),
+        None => follow.config()?.poll_interval(arguments.poll_interval),
+    };
     let patience = Patience::new(
         arguments.poll_interval,
         follow.read_timeout,
@@ -95,9 +102,24 @@ pub(crate) async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     serving.warn_if_exposed(server.address);
     descriptors::warn_if_few(&serving.limits, wanted, open_files);
     let notifier = Notifier::from_environment();
+    let publisher = arguments.relay.to()?.map(|relay| cache.relay_to(relay));
+    let publish = async {
+        if let Some(publisher) = publisher {
+            publisher.run().await;
+        }
+        std::future::pending().await
+    };
+    let prune = async {
+        let (keep, interval) = (arguments.log_keep, arguments.prune_interval);
+        match needs_database {
+            true => prune::run(config, follow.cache_schema.clone(), keep, interval).await,
+            false => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         ended = follower.run() => ended.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        () = prune::run(config, follow.cache_schema.clone(), arguments.log_keep, arguments.prune_interval) => unexpected_end("the pruner"),
+        () = prune => unexpected_end("the pruner"),
+        () = publish => unexpected_end("the relay's publisher"),
         error = resync_on_signal(cache.clone()) => error,
         error = reload_on_signal(&serving) => error,
         never = notifier.run(&cache, &serving.health) => match never {},

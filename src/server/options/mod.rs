@@ -3,4 +3,5 @@
 pub(crate) mod database;
 pub(crate) mod follow;
 pub(crate) mod log;
+pub(crate) mod relay;
 pub(crate) mod secret;

@@ -24,6 +24,7 @@ pub mod followed;
 pub mod hostile;
 pub mod load;
 pub mod log;
+pub mod nats;
 pub mod nginx;
 #[path = "../../../src/demo/packages.rs"]
 pub mod packages;

@@ -1,0 +1,207 @@
+//! Where the NATS server is, and how to log in.
+
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+use async_nats::{Client, ConnectOptions, ServerAddr};
+
+use crate::error::Error;
+
+/// Where a relay is: a NATS server with JetStream, how to log in there, and the relay's name.
+///
+/// A process that follows the database publishes to a relay ([`OddsCache::relay_to`](crate::OddsCache::relay_to)). Any
+/// number of processes follow the relay ([`Config::relay`](crate::Config::relay)), and none of them needs the database.
+///
+/// Building one does no I/O. `Debug` hides passwords, tokens and seeds.
+#[derive(Clone)]
+pub struct Relay {
+    servers: Vec<ServerAddr>,
+    name: String,
+    login: Login,
+    root_certificates: Option<PathBuf>,
+    client_certificate: Option<(PathBuf, PathBuf)>,
+}
+
+#[derive(Clone)]
+enum Login {
+    /// What the URL says, if anything.
+    Url,
+    Token(String),
+    User(String, String),
+    Nkey(String),
+    Credentials(PathBuf),
+}
+
+/// How long connecting to the server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the server may take to answer.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A server that sends nothing for twice this time counts as lost.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+impl Relay {
+    /// A relay with the name `odds`. `url` is `nats://host:4222`, or several with commas between. `tls://` requires TLS.
+    /// A user and a password, or a token, may be part of the URL.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the URL cannot be understood. Its text does not quote the URL.
+    pub fn new(url: &str) -> Result<Relay, Error> {
+        let servers: Result<Vec<ServerAddr>, io::Error> =
+            url.split(',').map(|part| part.trim().parse()).collect();
+        let servers = servers.map_err(|_| {
+            Error::Config("the relay's URL is not of the form nats://host:4222".to_owned())
+        })?;
+        Ok(Relay {
+            servers,
+            name: "odds".to_owned(),
+            login: Login::Url,
+            root_certificates: None,
+            client_certificate: None,
+        })
+    }
+
+    /// The relay's name. Publisher and subscribers of one relay use the same. Streams and subjects are named after it, so
+    /// it consists of letters, digits, `-` and `_`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it has other characters, is empty, or is longer than 64 characters.
+    pub fn name(mut self, name: &str) -> Result<Relay, Error> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(is_plain) {
+            return Err(Error::Config(
+                "a relay's name consists of up to 64 letters, digits, '-' and '_'".to_owned(),
+            ));
+        }
+        name.clone_into(&mut self.name);
+        Ok(self)
+    }
+
+    /// Logs in with a token.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Relay {
+        self.login = Login::Token(token.to_owned());
+        self
+    }
+
+    /// Logs in with a user and a password.
+    #[must_use]
+    pub fn user_and_password(mut self, user: &str, password: &str) -> Relay {
+        self.login = Login::User(user.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Logs in with the seed of an nkey.
+    #[must_use]
+    pub fn nkey(mut self, seed: &str) -> Relay {
+        self.login = Login::Nkey(seed.to_owned());
+        self
+    }
+
+    /// Logs in with a credentials file, as `nsc generate creds` writes it. It is read at each connection.
+    #[must_use]
+    pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Relay {
+        self.login = Login::Credentials(path.into());
+        self
+    }
+
+    /// Trusts the root certificates in a PEM file, beside those of the system.
+    #[must_use]
+    pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Relay {
+        self.root_certificates = Some(path.into());
+        self
+    }
+
+    /// Shows a client certificate. Both files are PEM.
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Relay {
+        self.client_certificate = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Servers and name, for messages. Never contains a password or a token.
+    pub(crate) fn target(&self) -> String {
+        let servers: Vec<String> = self
+            .servers
+            .iter()
+            .map(|server| format!("{}:{}", server.host(), server.port()))
+            .collect();
+        format!("{}/{}", servers.join(","), self.name)
+    }
+
+    /// The subject of the changes.
+    pub(super) fn deltas(&self) -> String {
+        format!("oddscache.{}.delta", self.name)
+    }
+
+    /// The subject of a part of a state, or of its head.
+    pub(super) fn state(&self, part: &str) -> String {
+        format!("oddscache.{}.state.{part}", self.name)
+    }
+
+    /// The subject of questions.
+    pub(super) fn questions(&self) -> String {
+        format!("oddscache.{}.ask", self.name)
+    }
+
+    /// The stream of the changes. The bucket of the lease has the same name.
+    pub(super) fn stream(&self) -> String {
+        format!("oddscache_{}", self.name)
+    }
+
+    /// The stream of the states.
+    pub(super) fn state_stream(&self) -> String {
+        format!("oddscache_{}_state", self.name)
+    }
+
+    pub(super) fn unreachable(&self, reason: impl fmt::Display) -> Error {
+        Error::Relay {
+            target: self.target(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Connects. From then on the client connects again by itself.
+    pub(super) async fn connect(&self, doing: &str) -> Result<Client, Error> {
+        let options = match &self.login {
+            Login::Url => ConnectOptions::new(),
+            Login::Token(token) => ConnectOptions::with_token(token.clone()),
+            Login::User(user, password) => {
+                ConnectOptions::with_user_and_password(user.clone(), password.clone())
+            }
+            Login::Nkey(seed) => ConnectOptions::with_nkey(seed.clone()),
+            Login::Credentials(path) => ConnectOptions::with_credentials_file(path)
+                .await
+                .map_err(|error| self.unreachable(format!("the credentials file: {error}")))?,
+        };
+        let mut options = options
+            .name(format!("oddscache {doing}"))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(ANSWER_TIMEOUT))
+            .ping_interval(PING_INTERVAL);
+        if let Some(path) = &self.root_certificates {
+            options = options.add_root_certificates(path.clone());
+        }
+        if let Some((certificate, key)) = &self.client_certificate {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        let connect = options.connect(self.servers.clone());
+        match tokio::time::timeout(CONNECT_TIMEOUT * 2, connect).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(error)) => Err(self.unreachable(error)),
+            Err(_) => Err(self.unreachable("no answer")),
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("target", &self.target())
+            .finish_non_exhaustive()
+    }
+}

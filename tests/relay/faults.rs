@@ -1,0 +1,71 @@
+//! Faults of NATS.
+
+use oddscache_testkit::{Database, nats::Nats};
+
+use crate::{Publisher, Subscriber, relay};
+
+async fn purge(nats: &Nats) {
+    let client = async_nats::connect(nats.url()).await.expect("connected");
+    let jetstream = async_nats::jetstream::new(client);
+    let stream = jetstream.get_stream("oddscache_odds").await.expect("the stream");
+    stream.purge().await.expect("purged");
+}
+
+async fn delete(nats: &Nats) {
+    let client = async_nats::connect(nats.url()).await.expect("connected");
+    let jetstream = async_nats::jetstream::new(client);
+    for stream in ["oddscache_odds", "oddscache_odds_state"] {
+        jetstream.delete_stream(stream).await.expect("deleted");
+    }
+}
+
+/// Breaks something, and then sees the next change arrive.
+async fn after(what: &str, break_it: impl AsyncFnOnce(&mut Nats)) {
+    let Some(mut nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    publisher.followed.set_line(1).await;
+    publisher.followed.caught_up("before").await;
+    let before = subscriber.equals(&publisher.followed.cache, "before").await;
+    break_it(&mut nats).await;
+    publisher.followed.set_line(2).await;
+    publisher.followed.caught_up("after").await;
+    let after = subscriber.equals(&publisher.followed.cache, what).await;
+    assert!(after.epoch() >= before.epoch());
+    subscriber.fresh().await;
+    let late = Subscriber::ready(relay(&nats)).await;
+    late.equals(&publisher.followed.cache, what).await;
+    assert_eq!(subscriber.cache.counters().relay_mismatches, 0);
+}
+
+#[tokio::test]
+async fn nats_is_killed_and_comes_back() {
+    after("restarted with its files", async |nats| {
+        nats.kill();
+        nats.boot().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nats_comes_back_empty() {
+    after("restarted without its files", async |nats| {
+        nats.kill();
+        nats.forget();
+        nats.boot().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_stream_is_purged() {
+    after("purged", async |nats| purge(nats).await).await;
+}
+
+#[tokio::test]
+async fn the_streams_are_deleted() {
+    after("deleted", async |nats| delete(nats).await).await;
+}

@@ -1,0 +1,65 @@
+//! Subscribers follow a publisher that follows a database.
+
+use std::time::{Duration, Instant};
+
+use oddscache_testkit::{Database, eventually, nats::Nats, xid};
+
+use crate::{Publisher, Subscriber, relay};
+
+#[tokio::test]
+async fn a_subscriber_shows_each_commit() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let early = Subscriber::ready(relay(&nats)).await;
+    early.equals(&publisher.followed.cache, "the first state").await;
+    for line in 1..30 {
+        publisher.followed.set_line(line).await;
+        publisher.followed.caught_up("a change").await;
+        early.equals(&publisher.followed.cache, "a change").await;
+    }
+    let late = Subscriber::ready(relay(&nats)).await;
+    late.equals(&publisher.followed.cache, "a state after changes").await;
+    late.fresh().await;
+    let counters = early.cache.counters();
+    assert!(counters.relay_deltas > 0, "{counters:?}");
+    assert_eq!((counters.relay_mismatches, counters.relay_gaps), (0, 0));
+    assert_eq!(early.cache.view().epoch(), publisher.followed.epoch());
+}
+
+#[tokio::test]
+async fn a_reader_waits_for_its_own_write() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    let app = &publisher.followed.app;
+    app.batch_execute("BEGIN").await.expect("begun");
+    let xid = xid(app).await;
+    app.batch_execute("CREATE TABLE nothing_that_is_followed (); COMMIT").await.expect("done");
+    let view = subscriber.cache.wait_for(xid, Duration::from_secs(10)).await;
+    assert!(view.expect("shown").cut().shows(xid));
+}
+
+/// A publisher that can no longer read must not look fresh through its subscribers.
+#[tokio::test]
+async fn a_subscriber_grows_old_with_its_publisher() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.fresh().await;
+    publisher.followed.follower.abort();
+    let gone = Instant::now();
+    eventually("the view is old", async || subscriber.cache.view().age() > Duration::from_secs(4)).await;
+    assert!(gone.elapsed() >= Duration::from_secs(2), "no view was four seconds old before");
+    let age = publisher.followed.cache.view().age();
+    let seen = subscriber.cache.view().age();
+    assert!(seen + Duration::from_millis(50) >= age, "{seen:?} is younger than {age:?}");
+}

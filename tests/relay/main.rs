@@ -1,0 +1,90 @@
+//! A subscriber of a relay holds what its publisher holds, through every fault of NATS.
+
+mod faults;
+mod following;
+mod leaders;
+
+use std::time::Duration;
+
+use oddscache::{Config, OddsCache, Relay, View};
+use oddscache_testkit::{
+    Database, assert_same, dump, eventually,
+    followed::{Followed, rarely},
+    nats::Nats,
+};
+
+/// A subscriber with its follower's task.
+struct Subscriber {
+    cache: OddsCache,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Subscriber {
+    fn start(relay: Relay) -> Subscriber {
+        let (cache, follower) = OddsCache::connect(Config::relay(relay));
+        let task = tokio::spawn(async move { drop(follower.run().await) });
+        Subscriber { cache, task }
+    }
+
+    async fn ready(relay: Relay) -> Subscriber {
+        let subscriber = Subscriber::start(relay);
+        subscriber.cache.ready().await.expect("warm");
+        subscriber
+    }
+
+    /// Waits until it shows what the publisher shows, and compares all they hold.
+    async fn equals(&self, publisher: &OddsCache, what: &str) -> View {
+        eventually(what, async || {
+            let (own, other) = (self.cache.view(), publisher.view());
+            *own.cut() == *other.cut() && dump(&own) == dump(&other)
+        })
+        .await;
+        let view = self.cache.view();
+        assert_same(&dump(&view), &dump(&publisher.view()), what);
+        view
+    }
+
+    /// Waits until its view was proven current within the last two seconds.
+    async fn fresh(&self) {
+        eventually("the view is fresh", async || {
+            self.cache.view_within(Duration::from_secs(2)).is_ok()
+        })
+        .await;
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A cache that follows a database of its own, and publishes to a relay.
+struct Publisher {
+    followed: Followed,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Publisher {
+    async fn start(database: &Database, relay: Relay) -> Publisher {
+        let followed = Followed::new(database).await;
+        let task = tokio::spawn(followed.cache.relay_to(relay).run());
+        Publisher { followed, task }
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn relay(nats: &Nats) -> Relay {
+    let _ = tracing_subscriber::fmt().with_env_filter("debug,tokio_postgres=warn").with_writer(std::io::stderr).try_init();
+    Relay::new(&nats.url()).expect("a URL")
+}
+
+/// Keeps the poll interval out of a test.
+fn _unused(config: Config) -> Config {
+    rarely(config)
+}
