@@ -25,13 +25,10 @@ impl Content {
         self.0.extend_from_slice(&number.to_le_bytes());
     }
 
-    pub(super) fn signed(&mut self, number: i64) {
-        self.0.extend_from_slice(&number.to_le_bytes());
-    }
-
-    /// The digest of a part.
-    pub(super) fn digest_of(&mut self, digest: u128) {
-        self.0.extend_from_slice(&digest.to_le_bytes());
+    /// Several numbers at once, which costs less than one after the other.
+    pub(super) fn numbers<const COUNT: usize>(&mut self, numbers: [u64; COUNT]) {
+        let bytes = numbers.map(u64::to_le_bytes);
+        self.0.extend_from_slice(bytes.as_flattened());
     }
 
     pub(super) fn length(&mut self, length: usize) {
@@ -55,9 +52,8 @@ impl Content {
         }
     }
 
-    /// A list of words.
+    /// Words, without their number.
     pub(super) fn words(&mut self, words: &[u32]) {
-        self.length(words.len());
         let start = self.0.len();
         self.0.resize(start + size_of_val(words), 0);
         // Writing into place compiles to one copy. Adding word by word would check the capacity for each.
@@ -76,4 +72,10 @@ impl Content {
     pub(super) fn heap_bytes(&self) -> usize {
         self.0.capacity()
     }
+}
+
+/// The two halves of a part's digest, the lower one first.
+pub(super) fn halves(digest: u128) -> [u64; 2] {
+    // The casts keep the lowest 64 bits, which are meant.
+    [digest as u64, (digest >> 64) as u64]
 }

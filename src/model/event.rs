@@ -65,9 +65,13 @@ impl CachedEvent {
         *self.digest.get_or_init(|| {
             let snapshots = self.betpawa.len() + self.competitors.len();
             let mut content = Content::with_capacity(64 + 96 * snapshots);
-            content.signed(self.event_id);
-            content.optional(self.kickoff.map(|Micros(kickoff)| kickoff.cast_unsigned()));
-            content.length(self.betpawa.len());
+            let kickoff = self.kickoff.map(|Micros(kickoff)| kickoff.cast_unsigned());
+            content.numbers([
+                self.event_id.cast_unsigned(),
+                u64::from(kickoff.is_some()),
+                kickoff.unwrap_or_default(),
+                self.betpawa.len() as u64,
+            ]);
             for (_, snapshot) in self.betpawa.iter() {
                 snapshot.write_content(&mut content);
             }

@@ -6,7 +6,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{digest::Content, outcome_names::Names, slab::Slotted};
+use super::{
+    digest::{Content, halves},
+    outcome_names::Names,
+    slab::Slotted,
+};
 
 /// A market without its odds and times. Interned: equal markets of all snapshots share one template.
 ///
@@ -202,7 +206,7 @@ impl MarketTemplate {
 
     /// Adds what a reader sees of the market, except its odds and times.
     pub(super) fn write_content(&self, content: &mut Content) {
-        content.digest_of(self.kind.digest);
+        content.numbers(halves(self.kind.digest));
         content.text(Some(&self.names));
     }
 

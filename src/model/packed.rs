@@ -1,7 +1,7 @@
 use std::{mem::size_of, sync::Arc};
 
 use super::{
-    digest::Content,
+    digest::{Content, halves},
     interner::Interner,
     market::{ARC_HEADER, MarketTemplate},
     odds::{OddsBuffer, unpack},
@@ -46,17 +46,21 @@ impl PackedMarkets {
             None => (&[], &[]),
         };
         content.clear();
-        content.digest_of(template.digest());
-        content.word(malformed_rows);
+        let [low, high] = halves(template.digest());
+        content.numbers([
+            low,
+            high,
+            u64::from(malformed_rows),
+            odds.len() as u64,
+            wide_odds.len() as u64,
+        ]);
         content.words(&odds);
-        content.length(wide_odds.len());
         for odds in wide_odds {
-            content.number(odds.to_bits());
+            content.numbers([odds.to_bits()]);
         }
         // The end of the content ends this list.
         for (market, Micros(time)) in unavailable_at {
-            content.word(*market);
-            content.signed(*time);
+            content.numbers([u64::from(*market), time.cast_unsigned()]);
         }
         let digest = content.digest();
         Arc::new(PackedMarkets {

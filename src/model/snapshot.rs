@@ -8,7 +8,11 @@ use serde::{
 use serde_json::{Map, Value};
 
 use super::{
-    digest::Content, market::MarketKind, outcome_names::Names, packed::PackedMarkets, time::Micros,
+    digest::{Content, halves},
+    market::MarketKind,
+    outcome_names::Names,
+    packed::PackedMarkets,
+    time::Micros,
 };
 
 /// The latest snapshot of an event and bookmaker: one row of `odds_snapshots` or `competitor_odds_snapshots` with its
@@ -60,12 +64,16 @@ impl CachedSnapshot {
 
     /// Adds all that the snapshot shows.
     pub(super) fn write_content(&self, content: &mut Content) {
-        content.signed(self.snapshot_id);
-        content.signed(self.event_id);
-        content.signed(self.bookmaker_id);
-        content.signed(self.captured_at.0);
-        content.signed(self.last_confirmed_at.0);
-        content.digest_of(self.packed.digest());
+        let [low, high] = halves(self.packed.digest());
+        content.numbers([
+            self.snapshot_id.cast_unsigned(),
+            self.event_id.cast_unsigned(),
+            self.bookmaker_id.cast_unsigned(),
+            self.captured_at.0.cast_unsigned(),
+            self.last_confirmed_at.0.cast_unsigned(),
+            low,
+            high,
+        ]);
     }
 
     /// Names the first field in which `other` differs; `None` if the two are equal. Both must use the same interner.

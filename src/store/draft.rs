@@ -591,7 +591,7 @@ mod tests {
         }
         assert_eq!(
             format!("{:x}", draft.digest()),
-            "11c2281c2212d4a578cc1ac43bf2942b"
+            "e9139333f0e498d688b1e6d1618abb6e"
         );
         assert_eq!(state(&mut draft).digest, draft.digest());
     }

@@ -119,6 +119,9 @@ impl Decoder {
     }
 }
 
+/// A market, and how many outcomes it has.
+type CountedMarket = (Arc<MarketTemplate>, u32);
+
 type Read<T> = Result<T, &'static str>;
 
 enum Key {
@@ -158,8 +161,7 @@ struct Part<'b, 'd> {
     sources: Vec<Source>,
     /// Their texts borrow from the part.
     kinds: Vec<MarketKey<'b>>,
-    /// Each with its number of outcomes.
-    markets: Vec<(Arc<MarketTemplate>, u32)>,
+    markets: Vec<CountedMarket>,
     content: &'d mut Content,
     draft: &'d mut Draft,
 }
@@ -302,14 +304,10 @@ impl<'b> Part<'b, '_> {
     }
 
     /// Reads the list of markets. Returns it with the odds that differences refer to.
-    fn markets(
-        &mut self,
-        held: Option<&PackedMarkets>,
-    ) -> Read<(Vec<(Arc<MarketTemplate>, u32)>, Vec<u32>)> {
+    fn markets(&mut self, held: Option<&PackedMarkets>) -> Read<(Vec<CountedMarket>, Vec<u32>)> {
         let beyond = "a run of markets that the held snapshot does not have";
         let starts = held.map(starts).unwrap_or_default();
-        let (mut markets, mut base): (Vec<(Arc<MarketTemplate>, u32)>, Vec<u32>) =
-            Default::default();
+        let (mut markets, mut base): (Vec<CountedMarket>, Vec<u32>) = Default::default();
         let mut expected = 0i64;
         loop {
             let run = self.number()?;
@@ -342,7 +340,7 @@ impl<'b> Part<'b, '_> {
         }
     }
 
-    fn market(&mut self) -> Read<(Arc<MarketTemplate>, u32)> {
+    fn market(&mut self) -> Read<CountedMarket> {
         let index = match self.number()? {
             0 => {
                 let kind = self.number()?;

@@ -266,6 +266,12 @@ proptest! {
         prop_assert_eq!(shown(&state(&mut next)), shown(&after));
     }
 
+}
+
+proptest! {
+    // Each case tries every truncation.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     /// A damaged part is an error or another state. It never panics, and what it makes is limited.
     #[test]
     fn a_damaged_part_does_no_harm(before in content(), after in content(), flips in vec((any::<usize>(), 1..=255u8), 1..4)) {
