@@ -114,7 +114,7 @@ async fn listening_does_not_depend_on_the_search_path() {
          create function trap.pg_advisory_unlock_all() returns void language sql as \
            $$ insert into trap.caught values ('run by the listener') $$",
     );
-    let followed = Followed::with(&dsn, |config| config).await;
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| config).await;
     followed.live().await;
     followed.until_awake().await;
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
