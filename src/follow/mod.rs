@@ -128,7 +128,7 @@ impl Degraded {
 /// The state of the loop. Only [`Follower::step`] changes it.
 enum State {
     Connecting,
-    WarmingUp(Connection),
+    WarmingUp(Box<Connection>),
     Following(Box<Following>),
     WithoutFeed(Box<Following>),
     Paused(Duration),
@@ -193,7 +193,7 @@ impl Follower {
         let next = match state {
             State::Connecting => self.connect().await,
             State::WarmingUp(reader) => {
-                let warm = self.warm_up(reader).await.map(Box::new);
+                let warm = self.warm_up(*reader).await.map(Box::new);
                 match self.without_feed {
                     None => warm.map(State::Following),
                     Some(_) => warm.map(State::WithoutFeed),
@@ -241,7 +241,7 @@ impl Follower {
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
         self.find_feed(&reader).await?;
-        Ok(State::WarmingUp(reader))
+        Ok(State::WarmingUp(Box::new(reader)))
     }
 
     /// Checks tables, rights and the feed. Returns whether the feed is there. A warm follower goes on without it:
