@@ -11,8 +11,9 @@ use super::{
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
-/// Fewer free connections than this are a finding: a cache takes one, and two more now and then.
-const CONNECTIONS: i64 = 3;
+/// Fewer free connections than this are a finding. A cache takes one, and others for a moment: to read everything, to
+/// check for a pooler, and to prune.
+const CONNECTIONS: i64 = 5;
 
 /// A shorter `statement_timeout` is a finding. The role's own applies to the cache's first checks, which take
 /// milliseconds.
