@@ -25,7 +25,7 @@ use tokio_postgres::Client;
 const PAUSE: Duration = Duration::from_millis(20);
 
 async fn backends(client: &Client) -> Vec<u32> {
-    let sql = "select pid from pg_stat_activity where application_name = 'oddscache'";
+    let sql = "select pid from pg_stat_activity where application_name like 'oddscache %'";
     let rows = client.query(sql, &[]).await.expect("backends");
     let pid = |row: &tokio_postgres::Row| u32::try_from(row.get::<_, i32>(0)).expect("a pid");
     rows.iter().map(pid).collect()

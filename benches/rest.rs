@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 
 async fn backends(client: &Client) -> Vec<u32> {
-    let sql = "select pid from pg_stat_activity where application_name = 'oddscache'";
+    let sql = "select pid from pg_stat_activity where application_name like 'oddscache %'";
     let rows = client.query(sql, &[]).await.expect("backends");
     rows.iter()
         .map(|row| u32::try_from(row.get::<_, i32>(0)).expect("a pid"))

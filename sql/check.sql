@@ -284,7 +284,7 @@ BEGIN
              UNION ALL
             SELECT 'right', h.name, 'EXECUTE', CASE WHEN h.has THEN 'ok' ELSE 'warn' END,
                    role || CASE WHEN h.has THEN '' ELSE
-                       ' may not, so it cannot tell a quiet database from lost notifications' END,
+                       ' may not, which only caches of older versions need to see lost notifications' END,
                    CASE WHEN NOT h.has THEN format('GRANT EXECUTE ON FUNCTION %s TO %I', h.name, role) END
               FROM (SELECT format('%I.heartbeat()', cache_schema) AS name,
                            has_function_privilege(role, to_regprocedure(format('%I.heartbeat()', cache_schema)),

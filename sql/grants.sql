@@ -4,9 +4,9 @@
 --          EXECUTE on heartbeat(). With `prune` also EXECUTE on prune(interval), so that the cache keeps the log short.
 --          SELECT is on whole tables, because the cache runs LOCK TABLE ... IN ACCESS SHARE MODE. Rights on columns are
 --          not enough for that. Partitions need no rights of their own.
---          heartbeat() takes no argument. It writes a log row without keys, at most one a second for each session, and
---          notifies, which any role can do by NOTIFY. A session that calls it without pause adds a few thousand log
---          rows an hour, and prune() deletes them.
+--          Caches of older versions call heartbeat(). It takes no argument. It writes a log row without keys, at most
+--          one a second for each session, and notifies, which any role can do by NOTIFY. A session that calls it
+--          without pause adds a few thousand log rows an hour, and prune() deletes them.
 --          This script never grants resync(), which makes every cache read everything again.
 --          The role keeps what PUBLIC has: temporary tables, and before PostgreSQL 15 tables in schema public. The
 --          report of check.sql names these rights, with the statements that revoke them.

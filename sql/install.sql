@@ -685,8 +685,8 @@ END $function$;
             'Deletes log rows that are needed only by caches whose last read is older than keep; at most 50000 a call. '
             'Returns how many.';
         COMMENT ON FUNCTION oddscache.heartbeat() IS
-            'Tests whether notifications arrive: writes a log row without keys, unless the newest row is younger than '
-            'a second, and notifies.';
+            'Called by caches of older versions only, to test whether notifications arrive: writes a log row without '
+            'keys, unless the newest row is younger than a second, and notifies.';
         COMMENT ON FUNCTION oddscache.resync(text) IS
             'Makes every cache read everything again. The reason goes into the log row, for people to read.';
         COMMENT ON FUNCTION oddscache.log_change() IS

@@ -89,13 +89,14 @@ impl Config {
         Ok(config)
     }
 
-    /// Takes the driver's own configuration, and adds what it leaves out: the application name `oddscache`, a time
-    /// limit of 10 s for connecting to each address, and keepalives that notice a dead peer within 15 s. The driver
-    /// knows only three TLS modes; [`Config::tls`] sets the others.
+    /// Takes the driver's own configuration, and adds what it leaves out: a time limit of 10 s for connecting to each
+    /// address, and keepalives that notice a dead peer within 15 s. The driver knows only three TLS modes;
+    /// [`Config::tls`] sets the others.
+    ///
+    /// Without an application name, each connection is named by its purpose: `oddscache follow` reads and listens,
+    /// `oddscache listen` only listens ([`Config::listen_from`]), `oddscache warmup` helps to read everything, and
+    /// `oddscache check` finds out whether a pooler is in between.
     pub fn from_postgres(mut postgres: tokio_postgres::Config) -> Config {
-        if postgres.get_application_name().is_none() {
-            postgres.application_name("oddscache");
-        }
         if postgres.get_connect_timeout().is_none() {
             postgres.connect_timeout(CONNECT_TIMEOUT);
         }
@@ -181,8 +182,8 @@ impl Config {
     /// file.
     ///
     /// The function has a time limit of its own, as long as `connect_timeout` (10 s unless set). It is not called again
-    /// while a connection lasts. It need not cache the password: a follower opens three connections, one more for each
-    /// warmup, and one after each loss, with growing pauses.
+    /// while a connection lasts. It need not cache the password: a follower opens one connection and keeps it, opens
+    /// two for a moment each time that it connects, and tries again after a loss with growing pauses.
     ///
     /// If it fails or takes too long, opening fails with [`Error::Password`]. A follower then tries again, as it does
     /// when the database cannot be reached. The error's text is logged and shown in
@@ -396,7 +397,15 @@ impl Config {
     /// # }
     /// ```
     pub async fn open(&self) -> Result<(Client, Connection), Error> {
-        self.connect.open().await
+        self.connect.open(None).await
+    }
+
+    /// The same. The connection's `application_name` is `oddscache` and the purpose, unless the configuration has one.
+    ///
+    /// # Errors
+    /// Those of [`Config::open`].
+    pub async fn open_for(&self, purpose: &str) -> Result<(Client, Connection), Error> {
+        self.connect.open(Some(purpose)).await
     }
 
     /// Hosts and database, for messages: never a password.

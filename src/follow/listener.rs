@@ -1,113 +1,170 @@
-//! The listener: a connection of its own that LISTENs, never inside a transaction, and reconnects by itself.
+//! The listener: LISTENs, tells writers to notify, and finds out when notifications are lost.
 //!
-//! Notifications only make changes visible sooner. If the listener fails, the next poll finds the changes.
+//! Notifications only make changes visible sooner. Without them the next poll finds the changes.
 //!
-//! The listener proves that notifications arrive. After some quiet a second connection, the notifier, sends a heartbeat
-//! on the same way that changes take: a log row and a notification. If the notification does not arrive here,
-//! notifications are lost, even if both connections look healthy.
+//! The session that reads also listens. It is in a transaction only while it reads, so it does not hold back the
+//! server's notification queue for longer than a read. With [`Config::listen_from`] a connection of its own listens.
 //!
 //! Writers notify only while somebody waits for notifications. A waiting follower says so by the wait lock, an advisory
 //! lock in share mode, which the listening session holds. Every role may take it, and the server releases it if the
 //! connection is lost. The lock must be in the database that LISTEN uses, where the writers look for it, and not on a
 //! standby that is read. [`crate::follow::schedule::polling`] explains why no change goes unseen.
+//!
+//! # Invariants
+//! - Q1: LISTEN, the wait lock and session settings are used only in a session that no pooler gives to others. A second
+//!   connection to the same server checks this each time, and is closed at once ([`own_session`]).
+//! - Q2: [`Listener::check`] succeeds only if LISTEN succeeded on a connection that is not closed, and no notification
+//!   is known to be lost. Every poll proves again that the reading connection works.
+//! - Q3: A notification is lost if a read found a log row whose transaction had to notify, and none came from the
+//!   beginning of the read before until [`GRACE`] after this one. A transaction must notify if its id is at least
+//!   `notifies_from` while the lock is held (W2). That read before did not show the transaction, so its notification
+//!   cannot be older. It may be younger than the read that found it, because the server sends it after the commit
+//!   became visible.
+//! - Q4: After a loss only a notification that arrives proves that they arrive again.
 
 use std::{
-    convert::Infallible,
     pin::pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::future::{Either, select};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use tokio::{
-    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::{SimpleQueryMessage, error::SqlState, types::Type};
+use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 use crate::{
     config::Config,
     error::Error,
     follow::backoff::Backoff,
     postgres::{
-        connection::{Access, Connection, within},
+        connection::{Access, Connection, Events, within},
+        hosts::Target,
         quote::{literal, quote},
     },
     read::preflight::{self, DATABASE, Feed},
 };
 
-/// The time without a notification after which the listener sends a heartbeat, give or take a fifth. A heartbeat
-/// notifies all followers, so the random part lets one of them send it for all.
-const QUIET: Duration = Duration::from_secs(5);
+/// A notification must arrive within this time after a read has found its log row.
+const GRACE: Duration = Duration::from_secs(2);
 
-/// A heartbeat must arrive within this time.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
+/// A standby may replay a commit long after its notification came. If none came within this time before a read found
+/// the log row, it is taken for lost.
+const REPLAYED_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long checking for notifications waits for its own.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(4);
 
 /// A session of our own answers within this time. If it does not, a pooler has given it to another connection.
 const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// The longest time that a statement here may take. The follower reads nothing meanwhile.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Writers hold the wait lock exclusively for microseconds. A session that holds it for longer keeps followers out.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// After this many failed proofs in a row, the cause is probably a pooler and not the network. Nobody replaces a pooler
-/// within minutes, so the listener then makes longer pauses.
-const LOST_BEFORE_LONGER_PAUSES: u32 = 3;
-const FIRST_LONGER_PAUSE: Duration = Duration::from_secs(20);
+/// Pauses before it listens again behind a pooler, or after a loss. They double. Nobody replaces a pooler within
+/// seconds, and a writer may have switched its notifications off.
+const FIRST_LONG_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// A notification proves for this long that notifications arrive: [`QUIET`], then [`HEARTBEAT_TIMEOUT`], and some
-/// reserve.
-const PROVEN_FOR: Duration = Duration::from_secs(15);
+const NOT_YET: &str = "not listening yet";
+const LISTEN: &str = "LISTEN";
+const NOTIFY: &str = "sending a notification";
 
-/// The follower's handle to the listener's task. Dropping it ends the task and closes its connections.
+/// Listens for a follower. See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Listener {
+    /// How to connect for notifications.
+    config: Config,
+    cache_schema: String,
     channel: String,
     database: String,
-    state: Arc<State>,
-    task: JoinHandle<()>,
-}
-
-/// What the follower and the listener's task share.
-#[derive(Debug)]
-struct State {
-    /// Wakes the follower. Remembers one notification at most.
-    notified: Notify,
-    /// Whether the follower waits for notifications, so that writers should send them.
-    wanted: watch::Sender<bool>,
-    /// Locked for a moment at a time, never across an await.
-    health: Mutex<Health>,
-    /// Heartbeats sent since the follower last took the number.
-    heartbeats: AtomicUsize,
-    /// Whether connections keep their server sessions, as the last check found.
-    own_session: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Health {
-    /// When the last notification came. `None` while not listening.
-    last_notification: Option<Instant>,
-    /// Why notifications do not arrive. `None` once one has arrived.
-    trouble: Option<String>,
+    /// The connection of its own, if the reading connection does not listen.
+    own: Option<Connection>,
+    listens_elsewhere: bool,
+    /// Whether a check found that no pooler gives the session of the reading connection to others.
+    has_own_session: bool,
+    /// Events of the connection that listens. `None` while none does.
+    events: Option<Arc<Events>>,
     /// Set while the wait lock is held. Every transaction with this id or a greater one finds the lock, and so
     /// notifies.
     notifies_from: Option<u64>,
+    opening: Option<Opening>,
+    pause: Duration,
+    backoff: Backoff,
+    long_pauses: u32,
+    expected: Option<Expected>,
+    /// Why notifications do not arrive.
+    trouble: Option<String>,
+    /// When a notification was found to be lost. `None` once one has arrived.
+    lost_at: Option<Instant>,
+    /// How often that was so since [`Listener::take_losses`].
+    losses: usize,
+}
+
+/// A notification that must have come after `since`, and must have arrived by `until`.
+#[derive(Debug)]
+struct Expected {
+    since: Instant,
+    until: Instant,
+}
+
+/// A connection that is being opened: one that listens, or one for the check.
+#[derive(Debug)]
+struct Opening {
+    task: JoinHandle<Result<Option<Connection>, Error>>,
+    done: Option<Result<Option<Connection>, Error>>,
+}
+
+impl Opening {
+    /// Waits for the end. A cancelled wait loses nothing.
+    async fn ended(&mut self) {
+        if self.done.is_none() {
+            let done = (&mut self.task).await;
+            self.done = Some(done.unwrap_or_else(|_| Err(lost())));
+        }
+    }
+
+    fn take(&mut self) -> Option<Result<Option<Connection>, Error>> {
+        self.ended().now_or_never()?;
+        self.done.take()
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Listener {
-    /// Starts the task. Needs a tokio runtime; opens connections in the background.
-    pub(crate) fn spawn(config: &Config, feed: &Feed) -> Listener {
-        let listener = ListenerTask::new(config, feed);
-        let state = Arc::clone(&listener.state);
+    /// Does no I/O: [`Listener::settle`] connects and listens.
+    pub(crate) fn new(config: &Config, feed: &Feed) -> Listener {
         Listener {
+            config: config.for_listener(),
+            cache_schema: config.cache_schema.clone(),
             channel: feed.channel.clone(),
             database: feed.database.clone(),
-            state,
-            task: tokio::spawn(listener.run()),
+            own: None,
+            listens_elsewhere: config.listens_elsewhere(),
+            has_own_session: false,
+            events: None,
+            notifies_from: None,
+            opening: None,
+            pause: Duration::ZERO,
+            backoff: Backoff::for_connections(),
+            long_pauses: 0,
+            expected: None,
+            trouble: None,
+            lost_at: None,
+            losses: 0,
         }
     }
 
@@ -116,339 +173,363 @@ impl Listener {
         (&self.channel, &self.database) == (&feed.channel, &feed.database)
     }
 
-    /// Waits for a notification. Returns at once if one came since the last call. Cancellation loses none.
-    pub(crate) async fn notified(&self) {
-        self.state.notified.notified().await;
-    }
-
-    /// Whether notifications are proven to arrive. The error says why they are not.
+    /// Whether notifications arrive, as far as known (Q2). The error says why they do not.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let health = self.state.health();
-        match health.last_notification {
-            Some(last) if last.elapsed() < PROVEN_FOR => Ok(()),
-            _ => Err(health
-                .trouble
-                .clone()
-                .unwrap_or_else(|| UNPROVEN.to_owned())),
+        match (&self.trouble, &self.events) {
+            (Some(trouble), _) => Err(trouble.clone()),
+            (None, Some(events)) if !events.is_closed() => Ok(()),
+            (None, Some(_)) => Err(lost().to_string()),
+            (None, None) => Err(NOT_YET.to_owned()),
         }
-    }
-
-    /// Sets whether writers should notify. The task takes or releases the wait lock, and wakes the follower once it
-    /// holds it.
-    pub(crate) fn want(&self, wanted: bool) {
-        let change = |before: &mut bool| std::mem::replace(before, wanted) != wanted;
-        self.state.wanted.send_if_modified(change);
     }
 
     /// Every writing transaction with this id or a greater one finds the wait lock, and so notifies. One with a smaller
     /// id may have looked too early; only a read finds what it committed. `None` while the lock is not held.
     pub(crate) fn notifies_from(&self) -> Option<u64> {
-        self.state.health().notifies_from
+        self.notifies_from
     }
 
-    /// Whether the listener's connection has a server session of its own, so that no pooler hands it to others.
-    pub(crate) fn has_own_session(&self) -> bool {
-        self.state.own_session.load(Ordering::Relaxed)
+    /// How often a notification was found to be lost since the last call.
+    pub(crate) fn take_losses(&mut self) -> usize {
+        std::mem::take(&mut self.losses)
     }
 
-    /// How many heartbeats were sent since the last call.
-    pub(crate) fn take_heartbeats(&self) -> usize {
-        self.state.heartbeats.swap(0, Ordering::Relaxed)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl State {
-    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
-        // No code can panic while it holds the lock, so the data is whole even if the lock is poisoned.
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes that a notification came, and wakes the follower. Returns whether this ends trouble.
-    fn note_notification(&self) -> bool {
-        let mut health = self.health();
-        health.last_notification = Some(Instant::now());
-        let ended = health.trouble.take().is_some();
-        drop(health);
-        self.notified.notify_one();
-        ended
-    }
-
-    /// Notes trouble, and wakes the follower if it is new. `is_disconnected` says whether the listening connection is
-    /// lost. Returns whether the trouble is new.
-    fn note_trouble(&self, trouble: String, is_disconnected: bool) -> bool {
-        let mut health = self.health();
-        let is_new = health.trouble.as_ref() != Some(&trouble);
-        health.trouble = Some(trouble);
-        if is_disconnected {
-            health.last_notification = None;
-            health.notifies_from = None;
-        }
-        drop(health);
-        // The follower must not go on waiting for notifications, and its status must change.
-        if is_new {
-            self.notified.notify_one();
-        }
-        is_new
-    }
-}
-
-const UNPROVEN: &str = "it is not proven that notifications arrive";
-
-/// The task behind a [`Listener`].
-struct ListenerTask {
-    config: Config,
-    cache_schema: String,
-    channel: String,
-    database: String,
-    state: Arc<State>,
-    notifier: Option<Notifier>,
-    backoff: Backoff,
-    /// How many attempts in a row failed because notifications were lost.
-    lost_in_a_row: u32,
-}
-
-impl ListenerTask {
-    fn new(config: &Config, feed: &Feed) -> ListenerTask {
-        let state = Arc::new(State {
-            notified: Notify::new(),
-            wanted: watch::Sender::new(true),
-            health: Mutex::new(Health {
-                last_notification: None,
-                trouble: None,
-                notifies_from: None,
-            }),
-            heartbeats: AtomicUsize::new(0),
-            own_session: AtomicBool::new(false),
-        });
-        ListenerTask {
-            config: config.for_listener(),
-            cache_schema: config.cache_schema.clone(),
-            channel: feed.channel.clone(),
-            database: feed.database.clone(),
-            state,
-            notifier: None,
-            backoff: Backoff::for_connections(),
-            lost_in_a_row: 0,
-        }
-    }
-
-    async fn run(mut self) {
-        loop {
-            let Err(error) = self.listen().await;
-            // The next connection may go through another pooler, so forget what was learned about this one.
-            self.state.own_session.store(false, Ordering::Relaxed);
-            self.notifier = None;
-            if self.state.note_trouble(error.to_string(), true) {
-                let channel = &self.channel;
-                tracing::warn!(channel, %error, "notifications do not arrive; polling, and trying again");
+    /// Waits for a notification, or for the end of the connection that listens. Returns false if it is time to
+    /// [settle](Listener::settle) instead. Cancellation loses nothing.
+    pub(crate) async fn notified(&mut self) -> bool {
+        let came = async {
+            match &self.events {
+                Some(events) => events.notified().await,
+                None => std::future::pending().await,
             }
-            // A connection costs the server something, and a pooler that loses notifications will go on losing them.
-            let mut pause = self.backoff.next();
-            if matches!(error, Error::NotificationLost | Error::Pooled) {
-                self.lost_in_a_row += 1;
-                let extra = self.lost_in_a_row.checked_sub(LOST_BEFORE_LONGER_PAUSES);
-                if let Some(extra) = extra {
-                    let longer = FIRST_LONGER_PAUSE.saturating_mul(1 << extra.min(6));
-                    pause += longer
-                        .min(LONGEST_PAUSE)
-                        .mul_f64(0.5 + 0.5 * fastrand::f64());
-                }
-            }
-            sleep(pause).await;
-        }
-    }
-
-    /// Opens the connection that listens. Fails if it is of another database, or has no session of its own.
-    async fn open(&mut self) -> Result<Connection, Error> {
-        let connection = Connection::open(&self.config.connect).await?;
-        let bound = self.config.read_timeout;
-        // Both checks come before LISTEN: behind a pooler, LISTEN would stay behind in a session that others use.
-        within(
-            bound,
-            LISTEN,
-            same_database(&connection, &self.database, bound),
-        )
-        .await?;
-        let one_session = within(bound, LISTEN, self.one_session(&connection)).await;
-        let one_session = one_session.inspect_err(|_| self.notifier = None);
-        let own_session = one_session.is_ok();
-        self.state.own_session.store(own_session, Ordering::Relaxed);
-        one_session?;
-        let sql = format!(
-            "{}LISTEN {}",
-            connection.session_bounds(bound),
-            quote(&self.channel)
-        );
-        let listen = async {
-            let listen = connection.client.batch_execute(&sql).await;
-            listen.map_err(Error::database(LISTEN))
         };
-        within(bound, LISTEN, listen).await?;
-        Ok(connection)
+        let opened = async {
+            match &mut self.opening {
+                Some(opening) => opening.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        matches!(select(pin!(came), pin!(opened)).await, Either::Left(_))
     }
 
-    /// Listens until an error ends it.
-    async fn listen(&mut self) -> Result<Infallible, Error> {
-        let bound = self.config.read_timeout;
-        let connection = self.open().await?;
-        let mut wanted = self.state.wanted.subscribe();
-        let mut holds_lock = false;
-        // The first heartbeat goes out at once: nothing is proven yet.
-        let mut quiet_until = Instant::now();
-        loop {
-            let wants = *wanted.borrow_and_update();
-            if wants != holds_lock {
-                within(bound, LISTEN, self.hold_wait_lock(&connection, wants)).await?;
-                holds_lock = wants;
-            }
-            let quiet = quiet_until.saturating_duration_since(Instant::now());
-            let came = notification(&connection, quiet);
-            let came = match select(pin!(came), pin!(wanted.changed())).await {
-                Either::Left((came, _)) => came?,
-                Either::Right(_) => continue,
-            };
-            // Quiet for long enough: prove that notifications still arrive.
-            if !came {
-                match self.heartbeat().await {
-                    // The notification may be of another follower's heartbeat. It proves as much.
-                    Ok(()) if notification(&connection, HEARTBEAT_TIMEOUT).await? => {}
-                    Ok(()) => return Err(Error::NotificationLost),
-                    // Only the notifier failed. The listening connection may be fine, so keep it and try later.
-                    Err(error) => {
-                        self.notifier = None;
-                        if self.state.note_trouble(error.to_string(), false) {
-                            tracing::warn!(channel = self.channel, %error, "cannot prove that notifications arrive");
-                        }
-                        quiet_until = Instant::now() + QUIET;
-                        continue;
-                    }
-                }
-            }
-            if self.state.note_notification() {
-                tracing::info!(channel = self.channel, "notifications arrive");
-            }
-            self.backoff = Backoff::for_connections();
-            self.lost_in_a_row = 0;
-            quiet_until = Instant::now() + QUIET.mul_f64(0.8 + 0.4 * fastrand::f64());
+    /// Notes a read of changes: the greatest transaction id of its new log rows, 0 without any, and when the read before
+    /// it began. `None` on a standby, where a read may show what was committed long before the one before it.
+    pub(crate) fn found(&mut self, newest_xid: u64, read_before: Option<Instant>) {
+        let now = Instant::now();
+        let had_to_notify = self.notifies_from.is_some_and(|from| newest_xid >= from);
+        if had_to_notify && self.expected.is_none() && self.lost_at.is_none() {
+            let since = read_before.or_else(|| now.checked_sub(REPLAYED_WITHIN));
+            let until = now + GRACE;
+            self.expected = since.map(|since| Expected { since, until });
         }
+    }
+
+    /// Listens, and takes or releases the wait lock as `wants` says. Call it before each wait, while `reader` is in no
+    /// transaction. Returns whether to read at once: nobody notified of what was committed before the lock was taken,
+    /// and the status may have changed.
+    ///
+    /// Connects in the background. Otherwise it takes a few round trips on the connection that listens, and
+    /// [`STATEMENT_TIMEOUT`] for each at most.
+    ///
+    /// # Errors
+    /// `reader` does not work any more.
+    pub(crate) async fn settle(&mut self, reader: &Connection, wants: bool) -> Result<bool, Error> {
+        let before = self.check();
+        self.judge();
+        let mut locked = Ok(false);
+        if let Some(opened) = self.opening.as_mut().and_then(Opening::take) {
+            self.opening = None;
+            locked = match opened {
+                Ok(opened) => self.listen(reader, opened).await.map(|()| false),
+                // After a loss it still listens, and a notification may still arrive.
+                Err(_) if self.events.is_some() => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
+        if self
+            .events
+            .as_ref()
+            .is_some_and(|events| events.is_closed())
+        {
+            locked = Err(lost());
+        }
+        if locked.is_ok() && self.events.is_some() {
+            if wants != self.notifies_from.is_some() {
+                locked = self.hold_wait_lock(reader, wants).await.map(|()| wants);
+            }
+            if locked.is_ok() {
+                self.set_trouble(self.lost_at.map(|_| Error::NotificationLost));
+            }
+        }
+        if let Err(error) = &locked {
+            self.fail(reader, error).await?;
+        }
+        if self.opening.is_none() && (self.events.is_none() || self.lost_at.is_some()) {
+            if self.lost_at.is_some() {
+                self.pause = self.long_pause();
+            }
+            let (pause, open) = (self.pause, self.open(reader));
+            let open = async move {
+                sleep(pause).await;
+                open.await
+            };
+            let task = tokio::spawn(open);
+            self.opening = Some(Opening { task, done: None });
+        }
+        Ok(locked.unwrap_or_default() || self.check() != before)
+    }
+
+    /// Decides whether a notification is lost (Q3), or whether they arrive again (Q4).
+    fn judge(&mut self) {
+        let last = self
+            .events
+            .as_ref()
+            .and_then(|events| events.last_notification());
+        if let Some(Expected { since, until }) = self.expected {
+            if last >= Some(since) {
+                self.expected = None;
+            } else if Instant::now() >= until {
+                self.expected = None;
+                self.lost_at = Some(until);
+                self.losses += 1;
+                // Something in between may now give the session to others.
+                self.has_own_session = false;
+                self.set_trouble(Some(Error::NotificationLost));
+            }
+        }
+        if self.lost_at.is_some() && last > self.lost_at {
+            self.lost_at = None;
+            self.long_pauses = 0;
+            self.opening = None;
+            self.set_trouble(None);
+        }
+    }
+
+    /// Sets or ends the trouble. Logs what is new.
+    fn set_trouble(&mut self, error: Option<Error>) {
+        let channel = &self.channel;
+        let trouble = error.map(|error| error.to_string());
+        match &trouble {
+            _ if trouble == self.trouble => {}
+            Some(error) => {
+                tracing::warn!(
+                    channel,
+                    error,
+                    "notifications do not arrive; polling, and trying again"
+                );
+            }
+            None => tracing::info!(channel, "listening for notifications again"),
+        }
+        self.trouble = trouble;
+    }
+
+    /// Notes that it does not listen any more. Fails if `reader` is the reason.
+    async fn fail(&mut self, reader: &Connection, error: &Error) -> Result<(), Error> {
+        let events = self.events.take();
+        if events.is_some_and(|events| events.last_notification().is_some()) {
+            self.backoff = Backoff::for_connections();
+        }
+        self.own = None;
+        self.notifies_from = None;
+        self.expected = None;
+        if !self.listens_elsewhere {
+            // The error may have left a transaction open.
+            let rollback = execute(reader, "ROLLBACK", LISTEN);
+            within(self.config.read_timeout, LISTEN, rollback).await?;
+        }
+        self.pause = match error {
+            Error::Pooled => self.long_pause(),
+            _ => self.backoff.next(),
+        };
+        self.set_trouble(Some(error.clone()));
+        Ok(())
+    }
+
+    fn long_pause(&mut self) -> Duration {
+        let pause = FIRST_LONG_PAUSE.saturating_mul(1 << self.long_pauses.min(6));
+        self.long_pauses += 1;
+        pause
+            .min(LONGEST_PAUSE)
+            .mul_f64(0.5 + 0.5 * fastrand::f64())
+    }
+
+    /// Opens what [`Listener::listen`] needs: a connection that listens elsewhere, or one for the check. `None` if the
+    /// session of `reader` has been checked.
+    fn open(
+        &self,
+        reader: &Connection,
+    ) -> impl Future<Output = Result<Option<Connection>, Error>> + Send + use<> {
+        let (config, target) = (self.config.clone(), reader.target().clone());
+        let (channel, database) = (self.channel.clone(), self.database.clone());
+        let (elsewhere, is_checked) = (self.listens_elsewhere, self.has_own_session);
+        let bound = self.bound();
+        async move {
+            if !elsewhere {
+                return match is_checked {
+                    true => Ok(None),
+                    false => open_check(&config, &target).await.map(Some),
+                };
+            }
+            let connection = Connection::open(&config.connect, "listen").await?;
+            // The checks come before LISTEN: behind a pooler, LISTEN would stay behind in a session that others use.
+            within(bound, LISTEN, same_database(&connection, &database, bound)).await?;
+            let check = open_check(&config, connection.target()).await?;
+            own_session(&connection, &check, config.read_timeout).await?;
+            within(bound, LISTEN, listen(&connection, &channel)).await?;
+            Ok(Some(connection))
+        }
+    }
+
+    /// Listens on the connection that was opened, or on `reader` after the check (Q1).
+    async fn listen(
+        &mut self,
+        reader: &Connection,
+        opened: Option<Connection>,
+    ) -> Result<(), Error> {
+        // Clear this before the lock is lost. From then on writers need not notify, so the follower must not rely on
+        // them.
+        self.notifies_from = None;
+        if self.listens_elsewhere {
+            self.events = opened
+                .as_ref()
+                .map(|connection| Arc::clone(connection.events()));
+            self.own = opened;
+            return Ok(());
+        }
+        if let Some(check) = opened {
+            own_session(reader, &check, self.config.read_timeout).await?;
+            self.has_own_session = true;
+        }
+        within(self.bound(), LISTEN, listen(reader, &self.channel)).await?;
+        self.events = Some(Arc::clone(reader.events()));
+        Ok(())
     }
 
     /// Takes or releases the wait lock.
-    async fn hold_wait_lock(&self, connection: &Connection, wants: bool) -> Result<(), Error> {
-        let client = &connection.client;
+    async fn hold_wait_lock(&mut self, reader: &Connection, wants: bool) -> Result<(), Error> {
+        let connection = self.own.as_ref().unwrap_or(reader);
+        // As in `listen`.
+        self.notifies_from = None;
+        // The session holds no other advisory lock.
         if !wants {
-            // Clear this before releasing the lock. From then on writers need not notify, so the follower must not rely
-            // on them.
-            self.state.health().notifies_from = None;
-            // The session holds no other advisory lock.
-            let unlock = "SELECT pg_catalog.pg_advisory_unlock_all()";
-            let unlock = client.batch_execute(unlock).await;
-            return unlock.map_err(Error::database(LISTEN));
-        }
-        let begin = connection.begin(Access::Read, self.config.read_timeout);
-        let lock = wait_sql(&begin, &self.cache_schema);
-        let lock = client.simple_query(&lock).await;
-        let answer = lock.map_err(|error| match error.code() {
-            Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
+            let unlock = execute(
+                connection,
+                "SELECT pg_catalog.pg_advisory_unlock_all()",
                 LISTEN,
-                "another session holds exclusively the advisory lock that tells writers to notify; \
-                 `oddscache sql check` (sql/check.sql) names that session",
-            ),
-            _ => Error::database(LISTEN)(error),
-        })?;
+            );
+            return within(self.bound(), LISTEN, unlock).await;
+        }
+        let begin = connection.begin(Access::Read, self.bound());
+        let lock = wait_sql(&begin, &self.cache_schema);
+        let lock = async {
+            let lock = connection.client.simple_query(&lock).await;
+            lock.map_err(|error| match error.code() {
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => Error::unexpected(
+                    LISTEN,
+                    "another session holds exclusively the advisory lock that tells writers to notify; \
+                     `oddscache sql check` (sql/check.sql) names that session",
+                ),
+                _ => Error::database(LISTEN)(error),
+            })
+        };
+        let answer = within(self.bound(), LISTEN, lock).await?;
         let xid = answer.iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
             _ => None,
         });
         let xid =
             xid.ok_or_else(|| Error::unexpected(LISTEN, "the next transaction id is no number"))?;
-        self.state.health().notifies_from = Some(xid);
-        // No notification came for what was committed until now, so the follower must read once.
-        self.state.notified.notify_one();
+        self.notifies_from = Some(xid);
         Ok(())
     }
 
-    /// Checks that the connection keeps its server session while another connection is in a transaction. A pooler in
-    /// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others
-    /// use.
-    async fn one_session(&mut self, connection: &Connection) -> Result<(), Error> {
-        let bound = self.config.read_timeout;
-        let before = session(connection, bound).await?;
-        let notifier = &self.notifier().await?.connection;
-        let begin = notifier.begin(Access::Read, bound);
-        let execute = async |sql: &str| notifier.client.batch_execute(sql).await;
-        execute(&begin).await.map_err(Error::database(LISTEN))?;
-        // A pooler with a single session keeps this query waiting while the notifier holds that session.
-        let now = timeout(SESSION_TIMEOUT, session(connection, bound)).await;
-        let now = now.map_err(|_| Error::Pooled)??;
-        execute("COMMIT").await.map_err(Error::database(LISTEN))?;
-        match before == now {
-            true => Ok(()),
-            false => Err(Error::Pooled),
-        }
-    }
-
-    /// The notifier; opens it if there is none, or if its connection was lost.
-    async fn notifier(&mut self) -> Result<&Notifier, Error> {
-        let notifier = match self.notifier.take() {
-            Some(notifier) if !notifier.connection.is_closed() => notifier,
-            _ => Notifier::open(&self.config, &self.cache_schema, &self.channel).await?,
-        };
-        Ok(self.notifier.insert(notifier))
-    }
-
-    async fn heartbeat(&mut self) -> Result<(), Error> {
-        let bound = self.config.read_timeout;
-        let send = async { self.notifier().await?.send().await };
-        within(bound, HEARTBEAT, send).await?;
-        self.state.heartbeats.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+    fn bound(&self) -> Duration {
+        self.config.read_timeout.min(STATEMENT_TIMEOUT)
     }
 }
 
 /// Checks once whether notifications arrive, by the same statements as a follower. Returns how long one took.
 ///
-/// Opens three connections, and takes a few round trips on each. Takes for a moment the advisory lock that tells
-/// writers to notify. Writes nothing: it rolls its heartbeat back, and then sends a notification alone. Other caches
-/// that get the notification read the change log once.
+/// Opens two connections, three with [`Config::listen_from`], and takes a few round trips on each. Takes for a moment
+/// the advisory lock that tells writers to notify. Writes nothing. Sends one notification: other caches that get it read
+/// the change log once.
 ///
 /// # Errors
 /// [`Error::Pooled`], [`Error::NotificationLost`], [`Error::OtherListenDatabase`] or an error of the server, if
 /// notifications do not arrive. A follower would then poll. Otherwise the error that would keep a follower from
 /// starting.
 pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
-    let reader = Connection::open(&config.connect).await?;
+    let reader = Connection::open(&config.connect, "check").await?;
     let bound = config.read_timeout;
-    let feed = within(
-        bound,
-        LISTEN,
-        preflight::check_first(&reader, config, config.need_feed),
-    )
-    .await?;
-    let feed = feed.ok_or_else(|| {
+    let check = preflight::check_first(&reader, config, config.need_feed);
+    let feed = within(bound, LISTEN, check).await?.ok_or_else(|| {
         Error::Config("notifications come from the change feed (need_feed)".to_owned())
     })?;
-    let mut listener = ListenerTask::new(config, &feed);
-    let connection = listener.open().await?;
-    within(bound, LISTEN, listener.hold_wait_lock(&connection, true)).await?;
+    let mut listener = Listener::new(config, &feed);
+    let opened = listener.open(&reader).await?;
+    listener.listen(&reader, opened).await?;
+    listener.hold_wait_lock(&reader, true).await?;
+    let connection = listener.own.as_ref().unwrap_or(&reader);
+    let notifier = open_check(&listener.config, connection.target()).await?;
+    let begin = notifier.begin(Access::Write, bound);
+    let channel = literal(&feed.channel);
+    let notify = format!("{begin}; SELECT pg_catalog.pg_notify({channel}, ''); COMMIT");
     let sent_at = Instant::now();
-    let channel = listener.channel.clone();
-    let send = async { listener.notifier().await?.try_notify(&channel).await };
-    within(bound, HEARTBEAT, send).await?;
-    match notification(&connection, HEARTBEAT_TIMEOUT).await? {
-        true => Ok(sent_at.elapsed()),
-        false => Err(Error::NotificationLost),
+    within(bound, NOTIFY, execute(&notifier, &notify, NOTIFY)).await?;
+    let came = timeout(ARRIVES_WITHIN, connection.events().notified()).await;
+    if connection.is_closed() {
+        return Err(lost());
     }
+    came.map_err(|_| Error::NotificationLost)?;
+    Ok(sent_at.elapsed())
 }
 
-const LISTEN: &str = "LISTEN";
-const HEARTBEAT: &str = "sending a heartbeat";
+fn lost() -> Error {
+    Error::unexpected(LISTEN, "the connection was lost")
+}
+
+async fn execute(connection: &Connection, sql: &str, doing: &'static str) -> Result<(), Error> {
+    let execute = connection.client.batch_execute(sql).await;
+    execute.map_err(Error::database(doing))
+}
+
+/// Sends LISTEN, and ends listening to any other channel.
+async fn listen(connection: &Connection, channel: &str) -> Result<(), Error> {
+    let sql = format!("UNLISTEN *; LISTEN {}", quote(channel));
+    execute(connection, &sql, LISTEN).await
+}
+
+/// A second connection to the same server, for [`own_session`].
+async fn open_check(config: &Config, target: &Target) -> Result<Connection, Error> {
+    Connection::open(&config.connect.only(target), "check").await
+}
+
+/// Checks that the connection keeps its server session while another connection is in a transaction (Q1). A pooler in
+/// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others use.
+/// Then replaces the time-outs of the role, the database and the server in this session.
+async fn own_session(
+    connection: &Connection,
+    other: &Connection,
+    bound: Duration,
+) -> Result<(), Error> {
+    let before = within(bound, LISTEN, session(connection, bound)).await?;
+    let begin = other.begin(Access::Read, bound);
+    within(SESSION_TIMEOUT * 2, LISTEN, execute(other, &begin, LISTEN)).await?;
+    // A pooler with a single session keeps this query waiting while the other connection holds that session.
+    let now = timeout(SESSION_TIMEOUT, session(connection, bound)).await;
+    // Otherwise a pooler would close the session, and the server would log that.
+    within(
+        SESSION_TIMEOUT * 2,
+        LISTEN,
+        execute(other, "COMMIT", LISTEN),
+    )
+    .await?;
+    if now.map_err(|_| Error::Pooled)?? != before {
+        return Err(Error::Pooled);
+    }
+    let bounds = connection.session_bounds(bound);
+    within(bound, LISTEN, execute(connection, &bounds, LISTEN)).await
+}
 
 /// Checks that the listening connection is in the database that is read, or in the same database of its primary.
 async fn same_database(
@@ -456,18 +537,11 @@ async fn same_database(
     expected: &str,
     bound: Duration,
 ) -> Result<(), Error> {
-    let client = &connection.client;
-    let execute = async |sql: &str| {
-        client
-            .batch_execute(sql)
-            .await
-            .map_err(Error::database(LISTEN))
-    };
     // A transaction, for the time-outs that `begin` sets.
-    execute(&connection.begin(Access::Read, bound)).await?;
-    let rows = client.query_typed(DATABASE, &[]).await;
+    execute(connection, &connection.begin(Access::Read, bound), LISTEN).await?;
+    let rows = connection.client.query_typed(DATABASE, &[]).await;
     let rows = rows.map_err(Error::database(LISTEN))?;
-    execute("COMMIT").await?;
+    execute(connection, "COMMIT", LISTEN).await?;
     let found: Option<String> = rows
         .first()
         .map(|row| row.try_get(0))
@@ -505,81 +579,10 @@ async fn session(connection: &Connection, bound: Duration) -> Result<String, Err
 /// could assign it again.
 fn wait_sql(begin: &str, cache_schema: &str) -> String {
     format!(
-        "{begin}; SET LOCAL lock_timeout = {}; SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
+        "{begin}; SET LOCAL lock_timeout = {}; SELECT pg_advisory_unlock_all(); \
+         SELECT pg_advisory_lock_shared(hashtextextended({}, 0)); \
          SELECT x::text::numeric + age(x::xid) FROM pg_snapshot_xmax(pg_current_snapshot()) AS x; COMMIT",
         LOCK_TIMEOUT.as_millis(),
         literal(&format!("oddscache listener {cache_schema}")),
     )
-}
-
-/// Waits for a notification. Returns whether one came in time.
-async fn notification(connection: &Connection, within: Duration) -> Result<bool, Error> {
-    let came = timeout(within, connection.notified()).await.is_ok();
-    if connection.is_closed() {
-        return Err(Error::unexpected(LISTEN, "the connection was lost"));
-    }
-    Ok(came)
-}
-
-/// Sends heartbeats on a connection of its own. Sent on the listening connection they would prove nothing: a pooler in
-/// transaction mode passes a client's own notifications back to it, but not those of others.
-#[derive(Debug)]
-struct Notifier {
-    connection: Connection,
-    /// Begins a transaction that may write.
-    begin: String,
-    /// The statement that sends the heartbeat.
-    heartbeat: String,
-}
-
-impl Notifier {
-    async fn open(config: &Config, cache_schema: &str, channel: &str) -> Result<Notifier, Error> {
-        let connection = Connection::open(&config.connect).await?;
-        // A role without the right to call heartbeat() can still notify. That does not prove that log rows cause
-        // notifications.
-        let sql = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-             WHERE n.nspname = $1 AND p.proname = 'heartbeat' AND p.pronargs = 0 \
-               AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')";
-        let client = &connection.client;
-        let execute = async |sql: &str| client.batch_execute(sql).await;
-        let bound = config.read_timeout;
-        // `begin` pins the search path, so that the role's own one cannot change what these names mean.
-        let begin = connection.begin(Access::Read, bound);
-        execute(&begin).await.map_err(Error::database(HEARTBEAT))?;
-        let may = client
-            .query_typed(sql, &[(&cache_schema, Type::TEXT)])
-            .await
-            .map_err(Error::database(HEARTBEAT))?;
-        execute("COMMIT")
-            .await
-            .map_err(Error::database(HEARTBEAT))?;
-        let call = match may.is_empty() {
-            false => format!("{}.heartbeat()", quote(cache_schema)),
-            true => format!("pg_catalog.pg_notify({}, '')", literal(channel)),
-        };
-        let begin = connection.begin(Access::Write, bound);
-        Ok(Notifier {
-            connection,
-            begin,
-            heartbeat: format!("SELECT {call}"),
-        })
-    }
-
-    async fn send(&self) -> Result<(), Error> {
-        self.run(&self.heartbeat, "COMMIT").await
-    }
-
-    /// Sends a heartbeat and rolls it back, so that nothing is written and nobody is notified. Then sends a
-    /// notification without a heartbeat.
-    async fn try_notify(&self, channel: &str) -> Result<(), Error> {
-        self.run(&self.heartbeat, "ROLLBACK").await?;
-        let notify = format!("SELECT pg_catalog.pg_notify({}, '')", literal(channel));
-        self.run(&notify, "COMMIT").await
-    }
-
-    async fn run(&self, statement: &str, end: &str) -> Result<(), Error> {
-        let sql = format!("{}; {statement}; {end}", self.begin);
-        let run = self.connection.client.batch_execute(&sql).await;
-        run.map_err(Error::database(HEARTBEAT))
-    }
 }

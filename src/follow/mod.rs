@@ -61,7 +61,7 @@ use crate::{
 ///
 /// | state | what it does | after an error |
 /// |---|---|---|
-/// | connecting | opens the reading connection, checks tables, rights and the feed, starts the listener | paused |
+/// | connecting | opens the reading connection, checks tables, rights and the feed | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
 /// | without feed | reads everything again and again until the feed is back, then follows | the same (a) or paused |
@@ -128,7 +128,7 @@ impl Degraded {
 /// The state of the loop. Only [`DatabaseFollower::step`] changes it.
 enum State {
     Connecting,
-    WarmingUp(Connection),
+    WarmingUp(Box<Connection>),
     Following(Box<Following>),
     WithoutFeed(Box<Following>),
     Paused(Duration),
@@ -138,8 +138,6 @@ enum State {
 struct Following {
     reader: Connection,
     known: ReadState,
-    /// Whether the session has our time-outs in place of the role's.
-    is_bounded: bool,
     /// A read that a lock or a conflict prevented. It is made next, without waiting.
     put_off: Option<Woken>,
 }
@@ -195,7 +193,7 @@ impl DatabaseFollower {
         let next = match state {
             State::Connecting => self.connect().await,
             State::WarmingUp(reader) => {
-                let warm = self.warm_up(reader).await.map(Box::new);
+                let warm = self.warm_up(*reader).await.map(Box::new);
                 match self.without_feed {
                     None => warm.map(State::Following),
                     Some(_) => warm.map(State::WithoutFeed),
@@ -234,20 +232,22 @@ impl DatabaseFollower {
     }
 
     async fn connect(&mut self) -> Result<State, Error> {
-        let reader = Connection::open(&self.config.connect).await?;
+        let reader = Connection::open(&self.config.connect, "follow").await?;
+        // A listener of its own connection goes on.
+        if !self.config.listens_elsewhere() {
+            self.listener = None;
+        }
         self.connections += 1;
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
         self.find_feed(&reader).await?;
-        Ok(State::WarmingUp(reader))
+        Ok(State::WarmingUp(Box::new(reader)))
     }
 
-    /// Checks tables, rights and the feed, and starts the listener. Returns whether the feed is there. A warm follower
-    /// goes on without it: somebody has uninstalled it, or revoked a right on it.
+    /// Checks tables, rights and the feed. Returns whether the feed is there. A warm follower goes on without it:
+    /// somebody has uninstalled it, or revoked a right on it.
     async fn find_feed(&mut self, reader: &Connection) -> Result<bool, Error> {
         match self.check(reader, self.config.need_feed).await {
-            // The listener starts before the warmup, so that it is ready soon. Once writers notify, it wakes the
-            // follower, which then reads what was committed before (W2, W3 of `schedule::polling`).
             Ok(feed) => {
                 self.without_feed = None;
                 self.listen(feed.as_ref())?;
@@ -296,7 +296,6 @@ impl DatabaseFollower {
                     return Ok(Following {
                         reader,
                         known,
-                        is_bounded: false,
                         put_off: None,
                     });
                 }
@@ -317,11 +316,10 @@ impl DatabaseFollower {
 
     /// Waits, then reads what changed.
     async fn follow(&mut self, mut following: Following) -> Result<Following, Error> {
-        if !following.is_bounded {
-            following.is_bounded = self.bound_session(&following.reader).await?;
-        }
         let woken = match following.put_off.take() {
             Some(woken) => woken,
+            // Once writers notify, the follower reads what was committed before (W2, W3 of `schedule::polling`).
+            None if self.settle_listener(&following.reader).await? => Woken::Time,
             None => self.wait().await,
         };
         let Following { reader, known, .. } = &mut following;
@@ -360,29 +358,21 @@ impl DatabaseFollower {
         Source::new(reader, &self.config, &self.names)
     }
 
-    /// Replaces the time-outs of the role, the database and the server in the reading session. Does so only once the
-    /// listener has proven that no pooler hands sessions to others, because others would inherit these settings.
-    /// Returns whether it has done so.
-    async fn bound_session(&self, reader: &Connection) -> Result<bool, Error> {
-        let is_ours = self
-            .listener
-            .as_ref()
-            .is_some_and(Listener::has_own_session);
-        // The listener's proof holds for its own server only. With several hosts that may be another one.
-        if !is_ours || self.config.listens_elsewhere() || !self.config.connect.is_of_one_server() {
-            return Ok(false);
+    /// Listens, and tells writers whether to notify. Returns whether to read at once.
+    async fn settle_listener(&mut self, reader: &Connection) -> Result<bool, Error> {
+        match &mut self.listener {
+            Some(listener) => {
+                let wants = self.schedule.wants_notifications();
+                let settled = listener.settle(reader, wants).await;
+                let counters = self.publisher.counters();
+                add(&counters.lost_notifications, listener.take_losses());
+                settled
+            }
+            None => Ok(false),
         }
-        let bound = self.config.read_timeout;
-        let set = reader.session_bounds(bound);
-        let set = async {
-            let set = reader.client.batch_execute(&set).await;
-            set.map_err(Error::database(CHECKING))
-        };
-        within(bound, CHECKING, set).await?;
-        Ok(true)
     }
 
-    /// Starts a listener for the channel that the feed names, unless it runs already.
+    /// Makes a listener for the channel that the feed names, unless there is one.
     fn listen(&mut self, feed: Option<&Feed>) -> Result<(), Error> {
         let feed = feed.ok_or_else(|| {
             Error::Config("a follower needs the change feed (need_feed)".to_owned())
@@ -393,9 +383,7 @@ impl DatabaseFollower {
             .as_ref()
             .is_none_or(|listener| !listener.is_for(feed))
         {
-            let listener = Listener::spawn(&self.config, feed);
-            listener.want(self.schedule.wants_notifications());
-            self.listener = Some(listener);
+            self.listener = Some(Listener::new(&self.config, feed));
         }
         Ok(())
     }
@@ -470,7 +458,7 @@ impl DatabaseFollower {
         // A notification or request that comes during the rest is remembered, and ends the wait at once.
         sleep(wake.rest).await;
         let notified = async {
-            match &self.listener {
+            match &mut self.listener {
                 Some(listener) if wake.by_notification => listener.notified().await,
                 _ => std::future::pending().await,
             }
@@ -478,7 +466,8 @@ impl DatabaseFollower {
         let notified = pin!(notified);
         let asked = pin!(self.publisher.request().requested());
         let woken = match timeout(wake.within, select(notified, asked)).await {
-            Ok(Either::Left(_)) => Woken::Notification,
+            Ok(Either::Left((true, _))) => Woken::Notification,
+            Ok(Either::Left((false, _))) => Woken::Time,
             Ok(Either::Right(_)) => Woken::Request,
             Err(_) => Woken::Time,
         };
@@ -500,9 +489,6 @@ impl DatabaseFollower {
             Woken::Time => &counters.polls,
         };
         add(woke, 1);
-        if let Some(listener) = &self.listener {
-            add(&counters.heartbeats, listener.take_heartbeats());
-        }
         if self.publisher.request().take_resync() {
             known.reload = Some(ReloadReason::Requested.into());
         }
@@ -596,8 +582,7 @@ impl DatabaseFollower {
                 span.record("log_rows", done.log_rows);
                 span.record("rows", done.rows_read);
                 if let Some(woken) = woken {
-                    let rows = done.log_rows;
-                    self.plan_next(known, woken, rows, begun_at.elapsed());
+                    self.plan_next(known, woken, &done, begun_at.elapsed());
                 }
                 let audited = done.audited.take();
                 if let Some(audited) = audited
@@ -634,20 +619,20 @@ impl DatabaseFollower {
         Ok(())
     }
 
-    /// Decides how to wait for the next change. `rows` and `took` are of the read just made.
-    fn plan_next(&mut self, known: &ReadState, woken: Woken, rows: usize, took: Duration) {
+    /// Decides how to wait for the next change. `done` and `took` are of the read just made.
+    fn plan_next(&mut self, known: &ReadState, woken: Woken, done: &Done, took: Duration) {
+        if let (Some(listener), Some(shown)) = (&mut self.listener, &done.shown) {
+            listener.found(done.newest_xid, shown.unseen);
+        }
         let notifies_from = self.listener.as_ref().map(Listener::notifies_from);
         self.schedule.read(Seen {
             now: Instant::now(),
             took,
             woken,
-            rows,
+            rows: done.log_rows,
             xmin: known.xmin(),
             notifies_from: notifies_from.flatten(),
         });
-        if let Some(listener) = &self.listener {
-            listener.want(self.schedule.wants_notifications());
-        }
     }
 
     /// Counts and logs the result of a step of the audit. Returns whether cache and database were equal.
@@ -920,7 +905,7 @@ fn millis(duration: Duration) -> u64 {
 /// The errors with which [`DatabaseFollower::run`] ends, and every error of the connection: it does not wait for a database
 /// that cannot be reached.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
-    let reader = Connection::open(&config.connect).await?;
+    let reader = Connection::open(&config.connect, "warmup").await?;
     let (shared, publisher) = Publisher::new(Status::Warming);
     let mut follower = DatabaseFollower::new(config, publisher);
     follower.check(&reader, follower.config.need_feed).await?;

@@ -14,11 +14,12 @@ use crate::{
 pub enum Status {
     /// Before the first warmup. Views are empty.
     Warming,
-    /// Following, and notifications arrive: one did within the last 15 s. While many small commits come, the follower
+    /// Following and listening, and no notification is known to be lost. While many small commits come, the follower
     /// reads every 5 to 20 ms instead of waiting for a notification, because notifications would slow the writers down.
     Live,
-    /// Following by polling only, because notifications do not arrive. Changes show after the poll interval at the
-    /// latest.
+    /// Following by polling only, because notifications do not arrive: the follower cannot LISTEN, or it found a change
+    /// whose notification did not arrive within 2 s. Changes show after the poll interval at the latest. After a lost
+    /// notification the status goes back with the next one that arrives.
     PollingOnly {
         /// Why notifications do not arrive, as far as known.
         reason: String,
@@ -171,8 +172,9 @@ pub struct Counters {
     /// How often the follower read because a handle requested it: to wait for a transaction, or to read everything
     /// again.
     pub requested_reads: u64,
-    /// Heartbeats sent to test whether notifications arrive, when no other notification came.
-    pub heartbeats: u64,
+    /// How often the follower found that notifications do not arrive: a read found a change whose notification did not
+    /// come. Counts again only after one has arrived.
+    pub lost_notifications: u64,
     /// Rows of the change log that were read.
     pub log_rows: u64,
     /// Snapshots whose markets were read.

@@ -54,7 +54,10 @@ macro_rules! settings {
 /// It must be polled. `tokio::spawn(connection)` is enough if notices and notifications do not matter; otherwise poll
 /// [`Connection::poll_message`].
 #[must_use = "the client does nothing until this is polled"]
-pub struct Connection(tokio_postgres::Connection<Socket, Stream>);
+pub struct Connection {
+    inner: tokio_postgres::Connection<Socket, Stream>,
+    target: Target,
+}
 
 impl Connection {
     /// Statements to run right after BEGIN, each with its semicolon. For the transaction they replace what the role,
@@ -66,11 +69,16 @@ impl Connection {
     /// They do not include the other time-outs and `search_path`, which depend on the transaction. Does no I/O.
     #[must_use]
     pub fn settings_after_begin(&self) -> &'static str {
-        let version = self.0.parameter("server_version");
+        let version = self.inner.parameter("server_version");
         match version.and_then(Major::parse) {
             Some(Major(17..)) => concat!("SET LOCAL transaction_timeout = 0; ", settings!()),
             _ => settings!(),
         }
+    }
+
+    /// The server that it reached, with its address.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The next notice or notification. Moves the client's bytes meanwhile. `None` once the connection is closed.
@@ -81,7 +89,7 @@ impl Connection {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> {
-        self.0.poll_message(context)
+        self.inner.poll_message(context)
     }
 }
 
@@ -89,7 +97,7 @@ impl Future for Connection {
     type Output = Result<(), tokio_postgres::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
+        Pin::new(&mut self.inner).poll(context)
     }
 }
 
@@ -128,8 +136,15 @@ impl ConnectOptions {
         self.tls.check_connector(self.connector.is_some())
     }
 
-    pub(crate) fn is_of_one_server(&self) -> bool {
-        hosts::targets(&self.postgres).is_ok_and(|targets| targets.len() == 1)
+    /// The same options for this server only, in whatever state it is.
+    pub(crate) fn only(&self, target: &Target) -> ConnectOptions {
+        let mut postgres = target.postgres(&self.postgres, self.postgres.get_ssl_mode());
+        target.address.map(|address| postgres.hostaddr(address));
+        ConnectOptions {
+            postgres,
+            session: Session::Any,
+            ..self.clone()
+        }
     }
 
     /// Hosts and database, for messages. Never contains a password.
@@ -144,8 +159,18 @@ impl ConnectOptions {
         format!("{}/{database}", hosts.join(","))
     }
 
-    /// See [`Config::open`](crate::config::Config::open).
-    pub(crate) async fn open(&self) -> Result<(Client, Connection), Error> {
+    /// See [`Config::open_for`](crate::config::Config::open_for).
+    pub(crate) async fn open(&self, purpose: Option<&str>) -> Result<(Client, Connection), Error> {
+        if self.postgres.get_application_name().is_none() {
+            let words: Vec<&str> = ["oddscache"].into_iter().chain(purpose).collect();
+            let mut named = self.clone();
+            named.postgres.application_name(words.join(" "));
+            return named.open_named().await;
+        }
+        self.open_named().await
+    }
+
+    async fn open_named(&self) -> Result<(Client, Connection), Error> {
         self.check_tls()?;
         let targets = hosts::targets(&self.postgres)?;
         let connector = self.connector(&targets).await?;
@@ -287,7 +312,15 @@ impl ConnectOptions {
                 || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
             error: self.classify(target, &error, password),
         })?;
-        Ok((client, Connection(connection)))
+        let target = Target {
+            address: address.or(target.address),
+            ..target.clone()
+        };
+        let connection = Connection {
+            inner: connection,
+            target,
+        };
+        Ok((client, connection))
     }
 
     /// The password for this server, within the time that connecting may take.

@@ -3,10 +3,10 @@
 use std::{
     future::poll_fn,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
@@ -14,7 +14,7 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::{
     error::{Error, reason},
-    postgres::connect::ConnectOptions,
+    postgres::{connect::ConnectOptions, hosts::Target},
 };
 
 /// A client with the task that moves its bytes. Dropping it closes the connection at once; the server then rolls back
@@ -23,28 +23,62 @@ use crate::{
 pub(crate) struct Connection {
     pub(crate) client: Client,
     settings_after_begin: &'static str,
+    target: Target,
     events: Arc<Events>,
     task: JoinHandle<()>,
 }
 
-/// What the task tells the client: whether a notification came, and whether the connection is closed. It drops
-/// payloads, because anybody can notify any channel.
+/// What the task tells the client: when a notification came, and whether the connection is closed. It drops payloads,
+/// because anybody can notify any channel.
 #[derive(Debug, Default)]
-struct Events {
+pub(crate) struct Events {
     notification: Notify,
+    /// Locked for a moment at a time, never across an await.
+    last_notification: Mutex<Option<Instant>>,
     closed: AtomicBool,
 }
 
+impl Events {
+    /// Waits for a notification or for the end of the connection. One notification since the last call is remembered,
+    /// however many came. A cancelled wait loses none.
+    pub(crate) async fn notified(&self) {
+        self.notification.notified().await;
+    }
+
+    /// When the last notification came. `None` if none ever did.
+    pub(crate) fn last_notification(&self) -> Option<Instant> {
+        *self.last()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn note_notification(&self) {
+        *self.last() = Some(Instant::now());
+        self.notification.notify_one();
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        // No code can panic while it holds the lock, so the value is whole even if the lock is poisoned.
+        self.last_notification
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Connection {
-    pub(crate) async fn open(options: &ConnectOptions) -> Result<Connection, Error> {
-        let (client, mut connection) = options.open().await?;
+    /// `purpose` is a part of the connection's name; see [`ConnectOptions::open`].
+    pub(crate) async fn open(options: &ConnectOptions, purpose: &str) -> Result<Connection, Error> {
+        let (client, mut connection) = options.open(Some(purpose)).await?;
         let settings_after_begin = connection.settings_after_begin();
+        let target = connection.target().clone();
         let events = Arc::new(Events::default());
         let sender = Arc::clone(&events);
         let task = tokio::spawn(async move {
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(_))) => sender.notification.notify_one(),
+                    Some(Ok(AsyncMessage::Notification(_))) => sender.note_notification(),
                     Some(Ok(AsyncMessage::Notice(notice))) => {
                         tracing::debug!(message = notice.message(), "notice from the server")
                     }
@@ -63,6 +97,7 @@ impl Connection {
         Ok(Connection {
             client,
             settings_after_begin,
+            target,
             events,
             task,
         })
@@ -99,14 +134,17 @@ impl Connection {
         )
     }
 
-    /// Waits for a notification or for the end of the connection. One notification since the last call is remembered,
-    /// however many came. A cancelled wait loses none.
-    pub(crate) async fn notified(&self) {
-        self.events.notification.notified().await;
+    /// The server that it reached.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.events.closed.load(Ordering::Acquire)
+        self.events.is_closed()
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) struct ChangeSet {
     pub(crate) competitor_markets: BTreeSet<i64>,
 }
 
-/// Values of `table_name` that name no table: a heartbeat of a follower, and a call of `oddscache.resync()`.
+/// Values of `table_name` that name no table: a heartbeat of an older follower, and a call of `oddscache.resync()`.
 const HEARTBEAT: &str = "heartbeat";
 const RESYNC: &str = "resync";
 
@@ -152,6 +152,8 @@ impl ChangeSet {
 pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,
+    /// The greatest transaction id among them; 0 without any. Heartbeats are left out.
+    pub(crate) newest_xid: u64,
     /// The keys that must be read again.
     pub(crate) change_set: ChangeSet,
     /// For each transaction the time of its last log row, by the server's clock in UTC. Heartbeats are left out.
@@ -227,7 +229,7 @@ pub(crate) async fn read_on_standby(
 async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
     let (mut change_set, mut rows, mut keys) = (ChangeSet::default(), 0, 0);
-    let (mut logged, mut last) = (Vec::new(), None);
+    let (mut logged, mut last, mut newest_xid) = (Vec::new(), None, 0);
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
             Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
@@ -242,6 +244,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
                 _ => logged.push(at),
             }
             last = Some(xid);
+            newest_xid = newest_xid.max(xid);
         }
         // Checked for each row, so that memory stays bounded however much the server sends (F2).
         rows += 1;
@@ -255,6 +258,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
     }
     Ok(Ok(Changed {
         rows,
+        newest_xid,
         change_set,
         logged,
     }))

@@ -151,6 +151,8 @@ pub(crate) struct Done {
     /// A moment before the server took the snapshot.
     pub(crate) began: Moment,
     pub(crate) log_rows: usize,
+    /// The greatest transaction id of the log rows that were read; 0 without any.
+    pub(crate) newest_xid: u64,
     pub(crate) snapshots_read: usize,
     pub(crate) rows_read: u64,
     pub(crate) malformed_rows_read: u64,
@@ -173,6 +175,7 @@ impl Done {
         Done {
             began,
             log_rows: 0,
+            newest_xid: 0,
             snapshots_read: 0,
             rows_read: 0,
             malformed_rows_read: 0,
@@ -600,6 +603,7 @@ async fn read_changes(
     };
     let done = Done {
         log_rows: changed.rows,
+        newest_xid: changed.newest_xid,
         snapshots_read,
         rows_read: row_counters.rows(),
         malformed_rows_read: row_counters.malformed(),

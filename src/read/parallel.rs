@@ -82,7 +82,7 @@ async fn import(
     start: &ReadStart,
     exported: &str,
 ) -> Result<Connection, Error> {
-    let connection = Connection::open(&config.connect).await?;
+    let connection = Connection::open(&config.connect, "warmup").await?;
     let import = names.import.replace("{}", &literal(exported));
     let client = &connection.client;
     let begin = client.batch_execute(&import).await;

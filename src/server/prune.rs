@@ -146,7 +146,7 @@ async fn prune(
     cache_schema: &str,
     keep: Duration,
 ) -> Result<Option<i64>, Trouble> {
-    let session = Session::open(config, BOUND).await?;
+    let session = Session::open(config, "prune", BOUND).await?;
     if is_allowed(&session, cache_schema).await? != Some(true) {
         return Ok(None);
     }

@@ -102,11 +102,15 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// The one place where the tools connect.
-    pub(crate) async fn open(config: &Config, bound: Duration) -> Result<Session, Trouble> {
+    /// The one place where the tools connect. `purpose` is a part of the connection's name.
+    pub(crate) async fn open(
+        config: &Config,
+        purpose: &str,
+        bound: Duration,
+    ) -> Result<Session, Trouble> {
         // Longer than for a query, because the first of several hosts may not answer.
         let patience = bound * CONNECT;
-        let (client, mut connection) = timeout(patience, config.open())
+        let (client, mut connection) = timeout(patience, config.open_for(purpose))
             .await
             .map_err(Trouble::late("connecting", patience))?
             .map_err(Trouble::of_login)?;

@@ -245,17 +245,6 @@ fn doctor_tries_what_a_follower_does_to_be_notified_and_writes_nothing() {
     sound
         .database
         .answers("select count(*) from oddscache.change_log => 0");
-
-    // A heartbeat that fails keeps a follower from knowing whether notifications arrive.
-    sound.psql(
-        "create or replace function oddscache.heartbeat() returns void language plpgsql security definer as
-         $$ begin raise exception 'no heartbeat today'; end $$",
-    );
-    says(
-        sound.quick().one("notifications", "warn"),
-        "what",
-        "no heartbeat today",
-    );
 }
 
 /// A follower needs the lock by which writers know that it waits.

@@ -65,7 +65,7 @@ async fn a_read_that_gave_way_is_made_once_the_lock_is_gone() {
     let database = Database::seeded();
     let followed = Followed::by_notifications(&database, "postgres").await;
     let other = connect(&database.dsn()).await;
-    // With the bug a heartbeat caused the read, each time more than 4 s later.
+    // With the bug the next poll or audit caused the read.
     let mut best = Duration::MAX;
     for line in 1..=5 {
         run(&other, "begin; lock table events in access exclusive mode").await;
@@ -99,22 +99,24 @@ async fn a_budget_of_nan_does_not_panic() {
     .await;
 }
 
-/// The heartbeat resolved names by the role's search path. So another role's function could run with the rights of the
-/// cache.
+/// What the listener sends resolved names by the role's search path. So another role's function could run with the
+/// rights of the cache.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_does_not_depend_on_the_search_path() {
+async fn listening_does_not_depend_on_the_search_path() {
     let database = Database::seeded();
     let dsn = reader(
         &database,
         "create schema trap; create table trap.caught (how text); \
          grant usage on schema trap to {role}; grant insert on trap.caught to {role}; \
          alter role {role} set search_path = trap, public, pg_catalog; \
-         create function trap.format(text, text, text) returns text language sql as \
-           $$ select 'insert into trap.caught values (''run by the heartbeat'')'::text $$",
+         create function trap.hashtextextended(text, int) returns bigint language sql as \
+           $$ insert into trap.caught values ('run by the listener'); select 1::bigint $$; \
+         create function trap.pg_advisory_unlock_all() returns void language sql as \
+           $$ insert into trap.caught values ('run by the listener') $$",
     );
-    let followed = Followed::with(&dsn, |config| config).await;
-    let two = |now: &Counters| now.heartbeats >= 2;
-    followed.counted("two heartbeats", two).await;
+    let followed = Followed::beside(&dsn, &database.dsn(), |config| config).await;
+    followed.live().await;
+    followed.until_awake().await;
     assert_eq!(database.psql("select count(*) from trap.caught"), "0");
 }
 
@@ -132,7 +134,7 @@ async fn listening_in_another_database_is_not_live() {
     .await;
 }
 
-/// A role that is read-only by default could not send heartbeats. So the status was never live.
+/// A role that is read-only by default was never live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_is_read_only_is_live() {
     let database = Database::seeded();
@@ -164,7 +166,7 @@ async fn the_status_changes_at_once_when_the_listening_connection_is_lost() {
     let followed = Followed::with(&database.dsn(), config).await;
     followed.live().await;
     let cache = &followed.cache;
-    // With `listen_from` the follower reads a few more times after each notification. Wait for the last of these reads.
+    // The follower reads a few times once it listens. Wait for the last of these reads.
     let mut quiet = (Instant::now(), 0);
     eventually("a second without a read", async || {
         let reads = cache.counters().reads;

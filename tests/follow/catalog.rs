@@ -30,6 +30,7 @@ const MOOD: &str = "create type mood as enum ('asian', 'european')";
 /// A renamed label of an enum was not seen until an audit.
 #[tokio::test]
 async fn a_label_of_an_enum_is_renamed() {
+    // A session learns of the new label when it locks a table that its transaction has not locked: here pg_language.
     let setup = "create type origin as enum ('sportybet', 'bet9ja');
         alter table competitor_events alter source type origin using source::text::origin";
     changes(
@@ -96,10 +97,11 @@ async fn a_type_of_types_changes() {
 /// not publish a mixture of two states.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_is_renamed_during_a_read() {
+    // A session learns of the new label when it locks a table that its transaction has not locked: here pg_language.
     let setup = "create type origin as enum ('sportybet', 'bet9ja');
         alter table competitor_events alter source type origin using source::text::origin;
         create function slow(id int) returns boolean language plpgsql as
-            'begin perform pg_advisory_xact_lock_shared(77); return true; end';
+            'begin perform pg_advisory_xact_lock_shared(77); perform from pg_language limit 1; return true; end';
         alter table market_odds enable row level security; create policy slow on market_odds using (slow(id::int))";
     let database = Database::seeded();
     database.psql(setup);

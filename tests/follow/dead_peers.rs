@@ -7,19 +7,22 @@ use oddscache::{Config, Error, Status};
 use oddscache_testkit::{
     Database, cluster, dump, eventually,
     followed::Followed,
-    proxy::{Notices, Proxy, Setting, Way, Whose},
+    proxy::{Notices, Proxy, Way},
 };
 
 /// The documented bound, and the additional time that a busy machine may need.
 const PROMISE: Duration = Duration::from_secs(15);
 const SLACK: Duration = Duration::from_secs(15);
 
+fn dsn(proxy: &Proxy, database: &Database) -> String {
+    let (port, name) = (proxy.address.port(), &database.name);
+    format!("host=127.0.0.1 port={port} user=postgres dbname={name} sslmode=disable")
+}
+
 /// A cache that follows through a proxy, at the default settings. The application connects without the proxy.
 async fn behind_a_proxy(database: &Database) -> (Followed, Proxy) {
     let proxy = Proxy::before(cluster()).await;
-    let (port, name) = (proxy.address.port(), &database.name);
-    let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname={name} sslmode=disable");
-    let config = Config::new(&dsn).expect("dsn");
+    let config = Config::new(&dsn(&proxy, database)).expect("dsn");
     let followed = Followed::start(config, &database.dsn()).await;
     followed.live().await;
     (followed, proxy)
@@ -69,34 +72,46 @@ async fn a_half_open_connection_is_noticed() {
     assert_ne!(before, followed.check("found again").await);
 }
 
-/// Only the listening connection dies. The follower sees changes by polling, and listens again by itself.
-async fn a_lost_listener(kill: impl FnOnce(&Proxy)) {
-    let database = Database::seeded();
-    let (followed, proxy) = behind_a_proxy(&database).await;
-    kill(&proxy);
-    let begun = Instant::now();
-    followed.polling("").await;
-    assert!(begun.elapsed() < PROMISE + SLACK, "{:?}", begun.elapsed());
-    let sql = "delete from odds_snapshots where id = 112";
-    followed.changes(sql).await;
+/// Notifications are lost. A poll finds that out at the next change, and the follower listens again by itself.
+async fn lost_notifications(followed: &Followed, proxy: &Proxy) {
+    let began = Instant::now();
+    followed
+        .changes("delete from odds_snapshots where id = 112")
+        .await;
+    followed.polling("did not arrive").await;
+    assert!(began.elapsed() < PROMISE + SLACK, "{:?}", began.elapsed());
     proxy.heal();
-    followed.live().await;
+    eventually("live again", async || {
+        followed.delete(222).await;
+        followed
+            .run("insert into odds_snapshots (id, event_id, bookmaker_id) values (222, 2, 2)")
+            .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        followed.cache.status() == Status::Live
+    })
+    .await;
     let counters = followed.cache.counters();
     assert_eq!((counters.reloads, followed.epoch()), (1, 1));
 }
 
-/// Heartbeats that do not arrive show that the connection is dead.
+/// A listening connection of its own dies silently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listening_connection_in_a_black_hole_is_noticed() {
-    let lose = |setting: &mut Setting| {
-        setting.whose = Whose::Listeners;
-        (setting.up, setting.down) = (Way::BlackHole, Way::BlackHole);
-    };
-    a_lost_listener(|proxy| proxy.set(lose)).await;
+    let database = Database::seeded();
+    let proxy = Proxy::before(cluster()).await;
+    let listen = Config::new(&dsn(&proxy, &database)).expect("dsn");
+    let config = Config::new(&database.dsn()).expect("dsn");
+    let followed = Followed::start(config.listen_from(listen), &database.dsn()).await;
+    followed.live().await;
+    proxy.set(|setting| (setting.up, setting.down) = (Way::BlackHole, Way::BlackHole));
+    lost_notifications(&followed, &proxy).await;
 }
 
 /// The connection works, but every notification is lost on the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_notifications_are_noticed() {
-    a_lost_listener(|proxy| proxy.set(|setting| setting.notices = Notices::Drop)).await;
+    let database = Database::seeded();
+    let (followed, proxy) = behind_a_proxy(&database).await;
+    proxy.set(|setting| setting.notices = Notices::Drop);
+    lost_notifications(&followed, &proxy).await;
 }

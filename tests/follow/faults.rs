@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Counters, Status, sql::Script};
+use oddscache::{Config, Counters, Status, sql::Script};
 use oddscache_testkit::{
     Database, cluster, connect, dump, eventually,
     followed::{Followed, run},
@@ -29,7 +29,7 @@ async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_sta
     let old = followed.cache.view();
     let before = dump(&old);
     allow_connections(&database, false);
-    followed.terminate(false).await;
+    followed.terminate("follow").await;
     followed.disconnected().await;
     followed.run(CHANGE).await;
     let began = Instant::now();
@@ -53,10 +53,11 @@ async fn after_a_lost_reading_connection_a_new_epoch_begins_and_the_old_view_sta
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_lost_listening_connection_it_only_polls() {
     let database = Database::seeded();
-    let followed = Followed::new(&database).await;
+    let listen = Config::new(&database.dsn()).expect("dsn");
+    let followed = Followed::with(&database.dsn(), |config| config.listen_from(listen)).await;
     followed.live().await;
     allow_connections(&database, false);
-    followed.terminate(true).await;
+    followed.terminate("listen").await;
     followed.polling("").await;
     followed.changes(CHANGE).await;
     allow_connections(&database, true);

@@ -93,7 +93,7 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     cluster.boot().expect("starts");
     let mut followed = Followed::with(&dsn, |config| config).await;
     let seed = followed.check("the seed").await;
-    // Write several times, because the follower's heartbeats take transaction ids, too.
+    // Write several times, because others take transaction ids, too.
     for line in 20..40 {
         set_line(&followed.app, 112, line).await;
     }

@@ -32,7 +32,7 @@ async fn idle_connections_do_not_keep_it_from_the_database() {
     assert_eq!(stats().await.expect("an answer")["epoch"], 1);
     database.psql(
         "select pg_terminate_backend(pid) from pg_stat_activity \
-         where application_name = 'oddscache' and datname = current_database()",
+         where application_name = 'oddscache follow' and datname = current_database()",
     );
     eventually("it follows again", async || {
         let stats = stats().await.expect("an answer");

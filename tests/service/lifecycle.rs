@@ -151,7 +151,7 @@ async fn it_is_not_ready_before_the_reload_after_an_outage() {
     };
     let cut = || {
         let sql = "select pg_terminate_backend(pid) from pg_stat_activity \
-                   where datname = '{}' and application_name = 'oddscache'";
+                   where datname = '{}' and application_name like 'oddscache %'";
         psql("postgres", &["-qc", &sql.replace("{}", &database.name)]);
     };
     door(false);

@@ -123,7 +123,7 @@ async fn serve_answers_with_the_odds_of_the_database() {
     assert_eq!(served.get("/v1/events/9").await.0, 404);
 
     let names = "select distinct application_name from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend' and application_name <> ''";
-    assert_eq!(database.psql(names), "oddscache");
+    assert_eq!(database.psql(names), "oddscache follow");
 }
 
 /// A mistyped or unknown parameter must not be ignored.

@@ -177,7 +177,7 @@ async fn metrics_agree_with_the_database_and_with_the_statistics() {
         let name = format!("oddscache_{name}_total");
         assert!(second[&name] > first[&name], "{name}");
     }
-    database.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'oddscache' and datname = current_database()");
+    database.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'oddscache follow' and datname = current_database()");
     eventually("the epoch after a lost connection", async || {
         read().await["oddscache_epoch"] == 2.0
     })

@@ -42,7 +42,7 @@ const HEAVY: [&str; 4] = [
 
 /// Selects state and wait event of the follower's reading session, if it holds the locks of a read.
 const READING: &str = "select a.state, coalesce(a.wait_event, '') from pg_stat_activity a
-    where a.datname = current_database() and a.application_name = 'oddscache' and a.query not ilike 'listen%'
+    where a.datname = current_database() and a.application_name = 'oddscache follow'
       and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'events'::regclass and l.granted)";
 
 /// A database, a client of the application, and a process that follows.

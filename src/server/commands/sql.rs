@@ -138,7 +138,7 @@ pub(crate) async fn apply(
         Output::All => Box::new(stdout()),
         Output::Nothing => Box::new(io::sink()),
     };
-    let (client, mut connection) = config.open().await?;
+    let (client, mut connection) = config.open_for("sql").await?;
     // Print notices as they arrive, because the script may wait long for a lock after one.
     let messages = tokio::spawn(async move {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {

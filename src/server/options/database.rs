@@ -63,14 +63,9 @@ pub(crate) struct DatabaseArguments {
     /// Settings for the session, such as "-c work_mem=64MB"
     #[arg(long, env = "PGOPTIONS", allow_hyphen_values = true)]
     options: Option<String>,
-    /// Name to show in pg_stat_activity
-    #[arg(
-        long,
-        env = "PGAPPNAME",
-        default_value = "oddscache",
-        value_name = "NAME"
-    )]
-    application_name: String,
+    /// Name to show in pg_stat_activity [default: oddscache and the purpose of the connection]
+    #[arg(long, env = "PGAPPNAME", value_name = "NAME")]
+    application_name: Option<String>,
 }
 
 impl DatabaseArguments {
@@ -124,7 +119,7 @@ impl DatabaseArguments {
             ("load_balance_hosts", self.load_balance_hosts.clone()),
             ("connect_timeout", self.connect_timeout.clone()),
             ("options", self.options.clone()),
-            ("application_name", Some(self.application_name.clone())),
+            ("application_name", self.application_name.clone()),
         ];
         let defaults = defaults
             .into_iter()

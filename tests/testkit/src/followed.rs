@@ -62,7 +62,7 @@ pub fn rarely(config: Config) -> Config {
 }
 
 const READER_WAITS: &str = "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted
-    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache')";
+    and l.database = (select oid from pg_database where datname = current_database()) and a.application_name = 'oddscache follow')";
 
 /// How to follow.
 impl Followed {
@@ -123,7 +123,8 @@ impl Followed {
 
     /// Runs a step that must change what the cache holds. Otherwise it would prove nothing.
     pub async fn changes(&self, sql: &str) -> Vec<Value> {
-        let before = self.check("before").await;
+        // Not `check`: without a change nothing may make the follower read.
+        let before = self.oracle(self.cache.view().cut().window_start).await;
         let after = self.step(sql).await;
         assert_ne!(before, after, "{sql}: changes nothing that the cache holds");
         after
@@ -141,16 +142,11 @@ impl Followed {
         self.run(&sql).await;
     }
 
-    /// Terminates one of the follower's backends: the one that listens, or the one that reads.
-    pub async fn terminate(&self, listening: bool) {
-        let its = if listening {
-            "query ~ 'LISTEN|advisory'"
-        } else {
-            "query !~ 'LISTEN|advisory|heartbeat|notify'"
-        };
+    /// Terminates the follower's backend of this purpose: `follow` or `listen`.
+    pub async fn terminate(&self, purpose: &str) {
         let sql = format!(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity
-             where datname = current_database() and application_name = 'oddscache' and {its}"
+             where datname = current_database() and application_name = 'oddscache {purpose}'"
         );
         let row = self.app.query_one(&sql, &[]).await.expect("terminated");
         assert_eq!(row.get::<_, i64>(0), 1, "one backend");
@@ -169,7 +165,16 @@ impl Followed {
     /// Waits for a view that shows every transaction committed by now.
     pub async fn caught_up(&self, what: &str) -> View {
         let committed = self.committed().await;
-        eventually(what, async || shows(&self.cache.view(), &committed)).await;
+        let mut notified_at = Instant::now();
+        eventually(what, async || {
+            // Other tests commit in the same cluster. Nothing makes a follower that hardly ever polls read these.
+            if notified_at.elapsed() > Duration::from_secs(5) {
+                notified_at = Instant::now();
+                let _ = self.app.batch_execute("notify oddscache").await;
+            }
+            shows(&self.cache.view(), &committed)
+        })
+        .await;
         self.cache.view()
     }
 
@@ -277,13 +282,9 @@ impl Followed {
         self.cache.timings()
     }
 
-    /// Waits for a heartbeat, and for the read that it causes. The next one comes 4 s later at the earliest.
-    pub async fn heard(&self) -> Counters {
-        let before = self.cache.counters().heartbeats;
-        self.counted("a heartbeat", |now| now.heartbeats > before)
-            .await;
+    /// Waits until the follower waits for notifications, and has read since.
+    pub async fn listening(&self) -> Counters {
         self.live().await;
-        // Wait until the log row of the heartbeat is read.
         let reads = self.cache.counters().reads;
         self.counted("two reads", |now| now.reads > reads + 1).await
     }

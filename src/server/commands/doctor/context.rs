@@ -53,6 +53,6 @@ impl Context<'_> {
     }
 
     pub(super) async fn session_at(&self, config: &Config) -> Result<Session, Trouble> {
-        Session::open(config, self.arguments.check_timeout).await
+        Session::open(config, "doctor", self.arguments.check_timeout).await
     }
 }

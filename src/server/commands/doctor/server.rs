@@ -119,7 +119,7 @@ pub(super) fn unreachable(trouble: &Trouble) -> Finding {
         let finding = Finding::of_error("server.reachable", Level::Fail, text);
         let finding = finding.why(match trouble.is("53300") {
             true => {
-                "the cache takes three connections and a fourth to prune; doctor takes two. Nothing else can be checked"
+                "the cache takes one connection, a second for a moment while it connects, and a third to prune; doctor takes two. Nothing else can be checked"
             }
             false => "nothing else can be checked",
         });

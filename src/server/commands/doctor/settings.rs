@@ -11,7 +11,8 @@ use super::{
 };
 use crate::server::session::{Session, Trouble, identifier, literal};
 
-/// Fewer free connections than this are a finding: a cache takes three, and one more now and then to prune.
+/// Fewer free connections than this are a finding. A cache takes one, and others for a moment: to read everything, to
+/// check for a pooler, and to prune.
 const CONNECTIONS: i64 = 5;
 
 /// A shorter `statement_timeout` is a finding. The role's own applies to the cache's first checks, which take
@@ -177,7 +178,7 @@ fn harmless(settings: &Settings) -> Vec<Finding> {
         note(
             "default_transaction_read_only",
             "is on".to_owned(),
-            "prune() and heartbeat() write. The cache begins their transactions as READ WRITE",
+            "prune() writes. The cache begins its transaction as READ WRITE",
             Some("if something else calls prune() as this role: BEGIN READ WRITE"),
         );
     }
@@ -307,7 +308,8 @@ async fn connections(session: &Session, settings: &Settings) -> Result<Vec<Findi
         if limit >= 0 && limit - used < CONNECTIONS {
             findings.push(
                 Finding::warn("connections", format!("{used} of the {limit} of {whose} are taken"))
-                    .why("a cache takes three connections, and a fourth to prune; without them it cannot start or reconnect")
+                    .why("a cache takes one connection, a second for a moment while it connects, and a third to prune; without the first \
+                          it cannot start or reconnect")
                     .fix(fix),
             );
         }

@@ -35,7 +35,7 @@ const ROUNDS: usize = 5;
 
 /// The exit code is 1 if the service differs. It is 0 if the service agrees, or if none is named and none answers.
 pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
-    let session = Session::open(&arguments.follow.config()?, arguments.timeout)
+    let session = Session::open(&arguments.follow.config()?, "explain", arguments.timeout)
         .await
         .context("connecting to the database")?;
     let database = database::Database::new(&session, &arguments.follow, arguments.event);

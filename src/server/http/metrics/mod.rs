@@ -142,8 +142,8 @@ const COUNTERS: [(&str, &str); 17] = [
         "Reads of the change log because a reader requested one.",
     ),
     (
-        "heartbeats",
-        "Heartbeats sent to find out whether notifications arrive.",
+        "lost_notifications",
+        "How often a read found a change whose notification did not arrive.",
     ),
     ("log_rows", "Rows of the change log that were read."),
     ("snapshots_read", "Snapshots whose markets were read."),
