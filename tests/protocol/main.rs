@@ -3,3 +3,4 @@
 
 mod database;
 mod explore;
+mod relay;
