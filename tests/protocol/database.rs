@@ -498,40 +498,53 @@ impl Database {
             attached: opened.attached,
         };
         state.reader = Reader::Waiting;
-        let everything = matches!(opened.begun.kind, Kind::Everything { .. });
-        if !(everything && self.bug == Bug::ReloadWithoutOverlap) {
-            let new_epoch = opened.begun.kind == Kind::Everything { new_epoch: true };
-            if new_epoch && self.bug != Bug::SettledAcrossCrash {
-                state.settled = None;
-            }
-            state.mode = mode;
-            let xmin = opened.snapshot.xmin;
-            if mode == Mode::Overlap {
-                let settled = state.notifies_from.is_some_and(|from| xmin >= from);
-                if settled || give_up || self.bug == Bug::NoOverlap {
-                    state.settled = state.notifies_from;
-                    state.mode = Mode::Notified;
-                }
-                state.given_up = state.notifies_from.filter(|_| give_up && !settled);
-            }
-            state.given_up = state.given_up.filter(|from| xmin < *from);
+        if matches!(opened.begun.kind, Kind::Everything { .. }) {
+            self.read_everything(state);
+        } else {
+            self.plan_next(state, opened.snapshot.xmin, (mode, give_up));
         }
         let view = self.next_view(state, opened);
         state.publish(view);
     }
 
+    /// `Polling::reloaded`, after a read of everything.
+    fn read_everything(&self, state: &mut State) {
+        let is_new = self.bug != Bug::SettledAcrossCrash || state.notifies_from != state.settled;
+        let waits = state.mode == Mode::Notified && state.notifies_from.is_some();
+        if waits && is_new && self.bug != Bug::ReloadWithoutOverlap {
+            state.mode = Mode::Overlap;
+        }
+        if self.bug != Bug::SettledAcrossCrash && self.bug != Bug::ReloadWithoutOverlap {
+            state.settled = None;
+        }
+    }
+
+    /// `Follower::plan_next` and `Polling::read`, after any other read.
+    fn plan_next(&self, state: &mut State, xmin: u8, (mode, give_up): (Mode, bool)) {
+        state.mode = mode;
+        if mode == Mode::Overlap {
+            let settled = state.notifies_from.is_some_and(|from| xmin >= from);
+            if settled || give_up || self.bug == Bug::NoOverlap {
+                state.settled = state.notifies_from;
+                state.mode = Mode::Notified;
+            }
+            state.given_up = state.notifies_from.filter(|_| give_up && !settled);
+        }
+        state.given_up = state.given_up.filter(|from| xmin < *from);
+    }
+
     /// The modes that `Polling::read` may choose after this read.
     fn modes(&self, state: &State, opened: &Opened) -> Vec<Mode> {
-        let new_epoch = opened.begun.kind == Kind::Everything { new_epoch: true };
-        let settled = match new_epoch && self.bug != Bug::SettledAcrossCrash {
-            true => None,
-            false => state.settled,
-        };
+        if matches!(opened.begun.kind, Kind::Everything { .. }) {
+            return vec![state.mode];
+        }
         match state.mode {
             Mode::Polling if opened.has_news => vec![Mode::Polling],
             Mode::Polling => vec![Mode::Polling, Mode::Overlap],
             Mode::Overlap => vec![Mode::Overlap],
-            Mode::Notified if state.notifies_from.is_some() && state.notifies_from != settled => {
+            Mode::Notified
+                if state.notifies_from.is_some() && state.notifies_from != state.settled =>
+            {
                 vec![Mode::Overlap]
             }
             Mode::Notified if opened.begun.notified && opened.has_news => {
