@@ -860,20 +860,17 @@ const LARGE: [(&str, Bound); 2] = [
     (
         "two leaders, history lost, a question",
         Bound {
+            commits: 1,
             histories: 1,
             questions: 1,
             ..TWO
         },
     ),
     (
-        "large",
+        "two leaders, a message lost or repeated, purge",
         Bound {
-            histories: 1,
-            kills: 1,
             faults: 1,
             purges: 1,
-            states: 1,
-            questions: 1,
             ..TWO
         },
     ),
