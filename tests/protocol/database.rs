@@ -29,7 +29,7 @@ enum Bug {
     NotifiesFromXmax,
     /// `Polling::read` never begins an overlap (W3).
     NoOverlap,
-    /// A read of everything does not tell `Polling::read`, so it begins no overlap (W3). src had this bug: the read that
+    /// A read of everything does not tell `Polling`, so it begins no overlap (W3). src had this bug: the read that
     /// the lock had woken found a reason to read everything, and the follower then waited for notifications.
     ReloadWithoutOverlap,
     /// `Polling` keeps `settled` when the server's history is lost. After a crash another lock may have the same

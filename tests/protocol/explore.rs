@@ -31,7 +31,8 @@ where
     checker.assert_properties();
 }
 
-/// Asserts that the checker finds a state that violates `property`. Prints the number of steps of a shortest path to it.
+/// Asserts that the checker finds a state that violates `property`. Prints the number of steps of a
+/// shortest path to it.
 pub(crate) fn assert_found<M>(name: &str, model: M, property: &'static str)
 where
     M: Model + Send + Sync + 'static,

@@ -35,7 +35,7 @@ enum Bug {
     /// A new leader writes its state before the stream has taken the delta that begins its term (publish.rs). Nothing
     /// fences a state, so a leader that the stream refuses has then shown it to subscribers.
     StateBeforeStart,
-    /// After a purge a new leader takes the epoch of the state's head, although deltas that came after it may have had a
+    /// After a purge a new leader takes the epoch of the state's head, although later deltas may have had a
     /// later cut or epoch (lease.rs).
     PurgeForgotten,
     /// A part of a state is taken although it names another state (subscribe.rs).
