@@ -443,6 +443,8 @@ impl DatabaseFollower {
         span.record("events", self.draft.len());
         // Set it only after the read: if the read fails, the old view stays, with its epoch.
         self.epoch = epoch;
+        let notifies_from = self.listener.as_ref().and_then(Listener::notifies_from);
+        self.schedule.read_everything(Instant::now(), notifies_from);
         self.publish(&known, done);
         Ok(known)
     }

@@ -156,6 +156,11 @@ impl Schedule {
         self.spacing = Spacing::default();
     }
 
+    /// Notes that everything was read, for whatever reason.
+    pub(crate) fn read_everything(&mut self, now: Instant, notifies_from: Option<u64>) {
+        self.polling.reloaded(now, notifies_from);
+    }
+
     /// Notes that a read of changes became a read of everything, which took `took`. Returns how many in a row did.
     pub(crate) fn reloaded(&mut self, took: Duration) -> u32 {
         self.spacing.reloaded(took);

@@ -145,6 +145,16 @@ impl Polling {
         }
     }
 
+    /// Notes that everything was read. That read may be the one for which the listener woke the follower after it took
+    /// the lock, so an overlap begins in any case (W3). After a crash the server assigns ids again, so an equal
+    /// `notifies_from` may belong to another lock.
+    pub(crate) fn reloaded(&mut self, now: Instant, notifies_from: Option<u64>) {
+        self.settled = None;
+        if matches!(self.mode, Mode::Notified { .. }) && notifies_from.is_some() {
+            self.mode = Mode::Overlap { since: now };
+        }
+    }
+
     /// Whether writers should notify.
     pub(crate) fn wants_notifications(&self) -> bool {
         !matches!(self.mode, Mode::Polling { .. })
@@ -322,6 +332,22 @@ mod tests {
             follower.waits_for_notifications(),
             "no second overlap for the same id"
         );
+    }
+
+    /// The read for which the lock woke the follower once became a read of everything, and no overlap began.
+    #[test]
+    fn a_read_of_everything_begins_an_overlap() {
+        let mut follower = Follower::new();
+        follower.polling.reloaded(follower.now, None);
+        assert!(follower.waits_for_notifications(), "nothing holds the lock");
+        // After a crash another lock has the same id.
+        follower.polling.reloaded(follower.now, Some(100));
+        follower.xmin = 99;
+        follower.polls(5 * MS, false);
+        assert!(!follower.waits_for_notifications());
+        follower.xmin = 100;
+        follower.polls(5 * MS, false);
+        assert!(follower.waits_for_notifications());
     }
 
     #[test]

@@ -1,0 +1,1094 @@
+//! The protocol between PostgreSQL and a follower: xids, snapshots, the change log, the wait lock, notifications.
+//!
+//! Each step cites the function that it stands for. A step is atomic, and any other may come between two steps.
+//!
+//! Every transaction writes a row under each of two keys, as a scrape does for two events, and logs both keys. A set of
+//! rows is a bit mask over the transactions that wrote them. So a view that shows half of a transaction, or that
+//! misses one, differs from the truth in a bit.
+
+use stateright::{Model, Property};
+
+use crate::explore::{assert_found, assert_sound, is_large};
+
+/// A set of transactions, one bit each, in the order in which they began.
+type Rows = u8;
+
+/// A bug to plant. Each stands for a line that src could do without, or could have wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bug {
+    None,
+    /// `change_log::exactly_new` selects rows by `xmax` alone, and forgets the transactions that were in progress.
+    CursorByXmaxAlone,
+    /// `log_change()` writes the id of the subtransaction into the log row, not that of the transaction.
+    LogRowOfSubtransaction,
+    /// `log_change()` looks for the wait lock before the transaction has its id (W1).
+    LookBeforeId,
+    /// `wait_sql` asks for the next id before it has the lock (W2).
+    AskBeforeLock,
+    /// `wait_sql` asks for `xmax` of the snapshot, which is smaller than the next id while transactions are open (W2).
+    NotifiesFromXmax,
+    /// `Polling::read` never begins an overlap (W3).
+    NoOverlap,
+    /// A read of everything does not tell `Polling`, so it begins no overlap (W3). src had this bug: the read that
+    /// the lock had woken found a reason to read everything, and the follower then waited for notifications.
+    ReloadWithoutOverlap,
+    /// `Polling` keeps `settled` when the server's history is lost. After a crash another lock may have the same
+    /// `notifies_from`.
+    SettledAcrossCrash,
+    /// After a lost connection the follower goes on from its cursor, without a look at the server's history.
+    ResumeAfterLostCommits,
+    /// `Server::has_run_on_since` is always true, so a crash behind a pooler stays unseen.
+    ServerNotCompared,
+    /// The state after a lost connection is published in the same epoch.
+    SameEpochAfterCrash,
+    /// `read_changes` applies and publishes before `end` has compared the partitions and committed.
+    PublishBeforeCommit,
+    /// `read_changes` moves the cursor before COMMIT, so a failed read has moved it (R2).
+    CursorBeforeCommit,
+    /// `Cursor::is_pruned` is always false.
+    PruneUnnoticed,
+    /// `prune()` deletes rows above the horizon, as it would if it went by their time.
+    PruneAboveHorizon,
+    /// `Cursor::is_at` compares `xmax` alone (R5).
+    EqualXmaxProves,
+    /// The age counts from the end of the read, not from before its snapshot.
+    AgeFromEnd,
+}
+
+/// How much may happen. Every interleaving of that is explored.
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    /// Transactions of the writers, altogether.
+    transactions: usize,
+    /// How many of them are in progress at once.
+    writers: usize,
+    /// Whether a transaction may have a savepoint.
+    savepoints: bool,
+    /// Whether a transaction may roll back.
+    rollbacks: bool,
+    /// Whether COMMIT may be asynchronous, so that a crash loses it.
+    crashes: u8,
+    /// Lost connections of the reader and of the listener, and reads that fail.
+    faults: u8,
+    /// Whether a notification may be lost.
+    losses: bool,
+    /// How often `prune()` runs.
+    prunes: u8,
+    /// Whether a partition with rows is attached.
+    attach: bool,
+    /// Whether the overlap may be given up, as it is after `OVERLAP_FOR`.
+    give_up: bool,
+}
+
+const QUIET: Bound = Bound {
+    transactions: 3,
+    writers: 2,
+    savepoints: false,
+    rollbacks: false,
+    crashes: 0,
+    faults: 0,
+    losses: false,
+    prunes: 0,
+    attach: false,
+    give_up: false,
+};
+
+/// `pg_snapshot`, as `pg_current_snapshot()` returns it: it lists top-level transactions only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Snapshot {
+    xmin: u8,
+    xmax: u8,
+    /// Bit mask over xids.
+    in_progress: u16,
+}
+
+impl Snapshot {
+    /// `PgSnapshot::shows`.
+    fn shows(self, xid: u8) -> bool {
+        xid < self.xmin || xid < self.xmax && self.in_progress & 1 << xid == 0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Phase {
+    InProgress,
+    /// Visible to new snapshots. A crash takes it back unless it is flushed.
+    Committed {
+        flushed: bool,
+    },
+    /// Rolled back, or lost in a crash.
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Transaction {
+    /// `None` while a writer with [`Bug::LookBeforeId`] has only looked.
+    xid: Option<u8>,
+    subxid: Option<u8>,
+    phase: Phase,
+    /// Whether the writer found the wait lock, once it has looked.
+    looked: Option<bool>,
+    /// Whether its log rows are there. Prune deletes them.
+    logged: bool,
+}
+
+impl Transaction {
+    fn is_committed(&self) -> bool {
+        matches!(self.phase, Phase::Committed { .. })
+    }
+}
+
+/// What a read does: `transaction::peek`, `read::changes` or `read::everything`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Peek,
+    Changes,
+    Everything { new_epoch: bool },
+}
+
+/// What the follower's next step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reader {
+    Disconnected,
+    /// `Follower::wait`.
+    Waiting,
+    /// The transaction is sent, and has no snapshot yet.
+    Begun(Begun),
+    /// The transaction has its snapshot, and the answers to the first queries.
+    Opened(Opened),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Begun {
+    kind: Kind,
+    /// Whether a notification ended the wait.
+    notified: bool,
+    /// `ReadStart::began`: what was committed at the moment from which the age will count.
+    began: Rows,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Opened {
+    begun: Begun,
+    snapshot: Snapshot,
+    /// What was committed when the server took the snapshot.
+    truth: Rows,
+    run: u8,
+    /// The fingerprint: whether the partition was attached at the snapshot.
+    attached: bool,
+    /// Whether there were new log rows.
+    has_news: bool,
+    /// The transactions whose log rows are new.
+    news: Rows,
+    /// How many keys were read.
+    keys: u8,
+    rows: [Rows; 2],
+}
+
+/// `ReadState::at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Cursor {
+    snapshot: Snapshot,
+    run: u8,
+    attached: bool,
+}
+
+/// What readers see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct View {
+    epoch: u8,
+    rows: [Rows; 2],
+    /// What was committed at the snapshot of the cut.
+    truth: Rows,
+    /// What was committed at the moment from which the age counts.
+    proven: Rows,
+}
+
+/// `polling::Mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Mode {
+    Notified,
+    Polling,
+    Overlap,
+}
+
+/// The listener's session: `ListenerTask::listen` and `hold_wait_lock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Listener {
+    Away,
+    /// LISTENs without the lock.
+    Listening,
+    /// Has the lock, and asks for the next id.
+    Locked,
+    /// Has the lock; `notifies_from` is set.
+    Waited,
+    /// Is about to release the lock; `notifies_from` is cleared.
+    Releasing,
+    /// With [`Bug::AskBeforeLock`]: has asked, and takes the lock next.
+    Asked(u8),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct State {
+    transactions: Vec<Transaction>,
+    next_xid: u8,
+    /// `xmax` of a snapshot is the next id after this one, not the next that will be assigned.
+    latest_completed: u8,
+    /// Grows with each crash. `transaction::Server`.
+    run: u8,
+    pruned_below: u8,
+    /// The place in `transactions` of the DDL that attached the partition.
+    attached: Option<u8>,
+    /// A notification is on its way.
+    in_flight: bool,
+    listener: Listener,
+    notifies_from: Option<u8>,
+    /// `listener::State::notified`: remembers one notification.
+    notified: bool,
+    reader: Reader,
+    cursor: Cursor,
+    view: View,
+    mode: Mode,
+    /// `Polling::settled`.
+    settled: Option<u8>,
+    /// A notification was lost, or DDL sent none. The poll interval is then the bound, so a waiting follower may miss
+    /// the change until its next read.
+    lost: bool,
+    /// The overlap for this id was given up before all transactions below it had ended.
+    given_up: Option<u8>,
+    /// The cut went back within an epoch.
+    went_back: bool,
+    crashes: u8,
+    faults: u8,
+    prunes: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// A trigger's first statement: the transaction gets its id and its log rows. `log_change()`, part 2.
+    Begin {
+        savepoint: bool,
+    },
+    /// `log_change()`, part 3.
+    Look(usize),
+    /// With [`Bug::LookBeforeId`]: the transaction gets its id after it has looked.
+    GetId(usize),
+    Commit {
+        index: usize,
+        notification_lost: bool,
+    },
+    RollBack(usize),
+    /// The WAL writer flushes all commits so far.
+    Flush,
+    /// DDL attaches a partition with a row under each key. It has no log row.
+    Attach,
+    /// `oddscache.prune()`.
+    Prune,
+    /// The server loses what was not flushed, and assigns those ids again.
+    Crash {
+        behind_pooler: bool,
+    },
+    LoseReader,
+    LoseListener,
+    /// A read fails, for instance by its time limit. The connection stays.
+    FailRead,
+    /// The notification reaches the listener. `State::note_notification`.
+    Deliver,
+    /// The next step of the listener: `ListenerTask::listen`, `hold_wait_lock`.
+    Listen,
+    /// `Follower::connect`, then `Follower::warm_up`.
+    Connect,
+    /// `Follower::wait` ends by a notification.
+    WakeByNotification,
+    /// `Follower::wait` ends by time.
+    WakeByTime,
+    /// The server takes the snapshot; the queries that are sent with BEGIN are answered. `read::open`, `Opened::news`.
+    Open,
+    /// Reads the rows of one key. `Rows::read`, `read::all_rows`.
+    ReadKey,
+    /// `read::end`, applying, `Follower::plan_next` and `Follower::publish`. `mode` is what time decides.
+    End {
+        mode: Mode,
+        give_up: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Database {
+    bound: Bound,
+    bug: Bug,
+}
+
+const P1: &str = "P1: a view is one committed state";
+const P2: &str = "P2: cuts never go back within an epoch";
+const P3: &str = "P3: a follower that waits for notifications shows every commit";
+const P4: &str = "P4: a view shows all that was committed when its age began";
+
+impl State {
+    fn committed(&self) -> Rows {
+        self.rows(Transaction::is_committed)
+    }
+
+    fn rows(&self, is_in: impl Fn(&Transaction) -> bool) -> Rows {
+        let of = |(index, transaction)| Rows::from(is_in(transaction)) << index;
+        self.transactions.iter().enumerate().map(of).sum()
+    }
+
+    fn in_progress(&self) -> impl Iterator<Item = &Transaction> {
+        self.transactions
+            .iter()
+            .filter(|transaction| transaction.phase == Phase::InProgress)
+    }
+
+    /// `pg_current_snapshot()`.
+    fn snapshot(&self) -> Snapshot {
+        let xmax = self.latest_completed + 1;
+        let running = || self.in_progress().filter_map(|transaction| transaction.xid);
+        Snapshot {
+            xmin: running().min().unwrap_or(xmax).min(xmax),
+            xmax,
+            in_progress: running()
+                .filter(|xid| *xid < xmax)
+                .map(|xid| 1 << xid)
+                .sum(),
+        }
+    }
+
+    fn is_locked(&self) -> bool {
+        matches!(
+            self.listener,
+            Listener::Locked | Listener::Waited | Listener::Releasing
+        )
+    }
+
+    fn assign_id(&mut self, savepoint: bool) -> (u8, Option<u8>) {
+        let xid = self.next_xid;
+        self.next_xid += 1 + u8::from(savepoint);
+        (xid, savepoint.then_some(xid + 1))
+    }
+
+    fn complete(&mut self, index: usize, phase: Phase) {
+        let transaction = &mut self.transactions[index];
+        transaction.phase = phase;
+        let last = transaction.subxid.max(transaction.xid).unwrap_or(0);
+        self.latest_completed = self.latest_completed.max(last);
+    }
+
+    fn lose_listener(&mut self) {
+        self.listener = Listener::Away;
+        self.notifies_from = None;
+        self.in_flight = false;
+    }
+
+    /// The rows of one key that a query sees under a snapshot. Partitions are not looked up under the snapshot, so
+    /// those of a partition that was attached since are seen, too.
+    fn visible(&self, snapshot: Snapshot) -> Rows {
+        let sees = |transaction: &Transaction| {
+            transaction.is_committed() && transaction.xid.is_some_and(|xid| snapshot.shows(xid))
+        };
+        self.rows(sees) | self.attached.map_or(0, |index| 1 << index)
+    }
+
+    /// Gives readers a new state.
+    fn publish(&mut self, view: View) {
+        let is_subset = self.view.truth & !view.truth == 0
+            && (0..2).all(|key| self.view.rows[key] & !view.rows[key] == 0);
+        self.went_back |= view.epoch == self.view.epoch && !is_subset;
+        self.view = view;
+    }
+}
+
+impl Database {
+    /// `read::open` and `Opened::news`.
+    fn open(&self, state: &mut State, mut begun: Begun) {
+        let (snapshot, truth) = (state.snapshot(), state.committed());
+        let attached = state.attached.is_some();
+        let cursor = state.cursor;
+        let same_run = self.bug == Bug::ServerNotCompared || cursor.run == state.run;
+        // From here on this read shows what notifications did not tell.
+        state.lost = false;
+        if begun.kind == Kind::Peek {
+            let is_at = match self.bug {
+                Bug::EqualXmaxProves => cursor.snapshot.xmax == snapshot.xmax,
+                _ => cursor.snapshot == snapshot,
+            };
+            if !(is_at && same_run) {
+                // `prove_unchanged` returned `None`, so a read of changes follows.
+                let began = state.committed();
+                begun = Begun {
+                    kind: Kind::Changes,
+                    notified: begun.notified,
+                    began,
+                };
+                state.reader = Reader::Begun(begun);
+                state.lost = true;
+                return;
+            }
+        }
+        let mut news = 0;
+        if begun.kind == Kind::Changes {
+            news = state.rows(|transaction| {
+                let logged = match self.bug {
+                    Bug::LogRowOfSubtransaction => transaction.subxid.or(transaction.xid),
+                    _ => transaction.xid,
+                };
+                let (Some(logged), Some(xid)) = (logged, transaction.xid) else {
+                    return false;
+                };
+                let is_visible = transaction.is_committed() && snapshot.shows(xid);
+                let is_new = logged >= cursor.snapshot.xmax
+                    || cursor.snapshot.in_progress & 1 << logged != 0
+                        && self.bug != Bug::CursorByXmaxAlone;
+                transaction.logged && is_visible && is_new
+            });
+            let is_pruned = cursor.snapshot.xmin < state.pruned_below;
+            if !same_run || cursor.snapshot.xmax > snapshot.xmax {
+                begun.kind = Kind::Everything { new_epoch: true };
+            } else if cursor.attached != attached || is_pruned && self.bug != Bug::PruneUnnoticed {
+                begun.kind = Kind::Everything { new_epoch: false };
+            }
+        }
+        let everything = matches!(begun.kind, Kind::Everything { .. });
+        state.reader = Reader::Opened(Opened {
+            begun,
+            snapshot,
+            truth,
+            run: state.run,
+            attached,
+            has_news: news != 0,
+            news,
+            keys: if everything || news != 0 { 0 } else { 2 },
+            rows: state.view.rows,
+        });
+        if self.bug == Bug::CursorBeforeCommit {
+            state.cursor = Cursor {
+                snapshot,
+                run: state.run,
+                attached,
+            };
+        }
+    }
+
+    /// What [`Database::end`] publishes.
+    fn next_view(&self, state: &State, opened: &Opened) -> View {
+        let new_epoch = opened.begun.kind == Kind::Everything { new_epoch: true }
+            && (self.bug != Bug::SameEpochAfterCrash || state.view.epoch == 0);
+        View {
+            epoch: state.view.epoch + u8::from(new_epoch),
+            rows: opened.rows,
+            truth: opened.truth,
+            proven: match self.bug {
+                Bug::AgeFromEnd => state.committed(),
+                _ => opened.begun.began,
+            },
+        }
+    }
+
+    /// `read::end` succeeds only if the partitions are still those of the snapshot, in case rows were read.
+    fn may_end(&self, state: &State, opened: &Opened) -> bool {
+        let everything = matches!(opened.begun.kind, Kind::Everything { .. });
+        let has_rows = everything || opened.has_news;
+        !has_rows || state.attached.is_some() == opened.attached
+    }
+
+    fn end(&self, state: &mut State, opened: &Opened, (mode, give_up): (Mode, bool)) {
+        state.cursor = Cursor {
+            snapshot: opened.snapshot,
+            run: opened.run,
+            attached: opened.attached,
+        };
+        state.reader = Reader::Waiting;
+        if matches!(opened.begun.kind, Kind::Everything { .. }) {
+            self.read_everything(state);
+        } else {
+            self.plan_next(state, opened.snapshot.xmin, (mode, give_up));
+        }
+        let view = self.next_view(state, opened);
+        state.publish(view);
+    }
+
+    /// `Polling::reloaded`, after a read of everything.
+    fn read_everything(&self, state: &mut State) {
+        let is_new = self.bug != Bug::SettledAcrossCrash || state.notifies_from != state.settled;
+        let waits = state.mode == Mode::Notified && state.notifies_from.is_some();
+        if waits && is_new && self.bug != Bug::ReloadWithoutOverlap {
+            state.mode = Mode::Overlap;
+        }
+        if self.bug != Bug::SettledAcrossCrash && self.bug != Bug::ReloadWithoutOverlap {
+            state.settled = None;
+        }
+    }
+
+    /// `Follower::plan_next` and `Polling::read`, after any other read.
+    fn plan_next(&self, state: &mut State, xmin: u8, (mode, give_up): (Mode, bool)) {
+        state.mode = mode;
+        if mode == Mode::Overlap {
+            let settled = state.notifies_from.is_some_and(|from| xmin >= from);
+            if settled || give_up || self.bug == Bug::NoOverlap {
+                state.settled = state.notifies_from;
+                state.mode = Mode::Notified;
+            }
+            state.given_up = state.notifies_from.filter(|_| give_up && !settled);
+        }
+        state.given_up = state.given_up.filter(|from| xmin < *from);
+    }
+
+    /// The modes that `Polling::read` may choose after this read.
+    fn modes(&self, state: &State, opened: &Opened) -> Vec<Mode> {
+        if matches!(opened.begun.kind, Kind::Everything { .. }) {
+            return vec![state.mode];
+        }
+        match state.mode {
+            Mode::Polling if opened.has_news => vec![Mode::Polling],
+            Mode::Polling => vec![Mode::Polling, Mode::Overlap],
+            Mode::Overlap => vec![Mode::Overlap],
+            Mode::Notified
+                if state.notifies_from.is_some() && state.notifies_from != state.settled =>
+            {
+                vec![Mode::Overlap]
+            }
+            Mode::Notified if opened.begun.notified && opened.has_news => {
+                vec![Mode::Notified, Mode::Polling]
+            }
+            Mode::Notified => vec![Mode::Notified],
+        }
+    }
+
+    /// The next step of the listener, if it has one.
+    fn listen(&self, state: &mut State) -> Option<()> {
+        let wanted = state.mode != Mode::Polling;
+        let next_xid = match self.bug {
+            Bug::NotifiesFromXmax => state.latest_completed + 1,
+            _ => state.next_xid,
+        };
+        let waits = |state: &mut State, from| {
+            state.listener = Listener::Waited;
+            state.notifies_from = Some(from);
+            // No notification came for what was committed until now, so the follower must read once.
+            state.notified = true;
+        };
+        match state.listener {
+            Listener::Away => state.listener = Listener::Listening,
+            Listener::Listening if wanted && self.bug == Bug::AskBeforeLock => {
+                state.listener = Listener::Asked(next_xid);
+            }
+            Listener::Listening if wanted => state.listener = Listener::Locked,
+            Listener::Asked(from) => waits(state, from),
+            Listener::Locked => waits(state, next_xid),
+            Listener::Waited if !wanted => {
+                state.notifies_from = None;
+                state.listener = Listener::Releasing;
+            }
+            Listener::Releasing => state.listener = Listener::Listening,
+            Listener::Listening | Listener::Waited => return None,
+        }
+        Some(())
+    }
+
+    fn crash(&self, state: &mut State, behind_pooler: bool) {
+        state.crashes += 1;
+        state.run += 1;
+        let mut last = 0;
+        for transaction in &mut state.transactions {
+            match transaction.phase {
+                Phase::Committed { flushed: true } => {
+                    last = last.max(transaction.subxid.max(transaction.xid).unwrap_or(0));
+                }
+                Phase::Committed { flushed: false } | Phase::InProgress => {
+                    *transaction = Transaction {
+                        phase: Phase::Gone,
+                        ..GONE
+                    };
+                }
+                Phase::Gone => {}
+            }
+        }
+        // The ids of transactions that left no trace in the WAL are assigned again.
+        state.next_xid = (last + 1).max(state.pruned_below);
+        state.latest_completed = state.next_xid - 1;
+        state.attached = state
+            .attached
+            .filter(|index| state.transactions[usize::from(*index)].is_committed());
+        state.lose_listener();
+        if behind_pooler && state.reader != Reader::Disconnected {
+            if state.reader != Reader::Waiting {
+                self.fail(state);
+            }
+        } else {
+            state.reader = Reader::Disconnected;
+        }
+    }
+
+    /// `Follower::give_way`: the same read follows.
+    fn fail(&self, state: &mut State) {
+        let is_first = |begun: &Begun| {
+            begun.kind == Kind::Everything { new_epoch: true } && state.view.epoch == 0
+        };
+        state.reader = match state.reader {
+            Reader::Begun(begun) | Reader::Opened(Opened { begun, .. }) if is_first(&begun) => {
+                Reader::Disconnected
+            }
+            _ => Reader::Waiting,
+        };
+        state.notified = true;
+    }
+
+    fn begin(&self, state: &mut State, kind: Kind, notified: bool) {
+        let began = state.committed();
+        state.reader = Reader::Begun(Begun {
+            kind,
+            notified,
+            began,
+        });
+    }
+}
+
+/// A transaction of which nothing is left.
+const GONE: Transaction = Transaction {
+    xid: None,
+    subxid: None,
+    phase: Phase::Gone,
+    looked: None,
+    logged: false,
+};
+
+impl Model for Database {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            transactions: Vec::new(),
+            next_xid: 1,
+            latest_completed: 0,
+            run: 0,
+            pruned_below: 0,
+            attached: None,
+            in_flight: false,
+            listener: Listener::Away,
+            notifies_from: None,
+            notified: false,
+            reader: Reader::Disconnected,
+            cursor: Cursor::default(),
+            view: View::default(),
+            mode: Mode::Notified,
+            settled: None,
+            lost: false,
+            given_up: None,
+            went_back: false,
+            crashes: 0,
+            faults: 0,
+            prunes: 0,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let bound = &self.bound;
+        let writers = state
+            .transactions
+            .iter()
+            .filter(|t| t.logged || t.xid.is_some() || t.phase != Phase::Gone);
+        let writers = writers.filter(|t| t.phase == Phase::InProgress).count();
+        let begun = state.transactions.len() - usize::from(state.attached.is_some());
+        if begun < bound.transactions && writers < bound.writers {
+            actions.push(Action::Begin { savepoint: false });
+            if bound.savepoints {
+                actions.push(Action::Begin { savepoint: true });
+            }
+        }
+        for (index, transaction) in state.transactions.iter().enumerate() {
+            if transaction.phase != Phase::InProgress {
+                continue;
+            }
+            match (transaction.xid, transaction.looked) {
+                (_, None) => actions.push(Action::Look(index)),
+                (None, Some(_)) => actions.push(Action::GetId(index)),
+                (Some(_), Some(finds_lock)) => {
+                    actions.push(Action::Commit {
+                        index,
+                        notification_lost: false,
+                    });
+                    if finds_lock && bound.losses {
+                        actions.push(Action::Commit {
+                            index,
+                            notification_lost: true,
+                        });
+                    }
+                }
+            }
+            if bound.rollbacks {
+                actions.push(Action::RollBack(index));
+            }
+        }
+        if bound.crashes > 0
+            && state
+                .transactions
+                .iter()
+                .any(|t| t.phase == Phase::Committed { flushed: false })
+        {
+            actions.push(Action::Flush);
+        }
+        if bound.attach
+            && state.attached.is_none()
+            && state.transactions.len() <= bound.transactions
+        {
+            actions.push(Action::Attach);
+        }
+        if state.prunes < bound.prunes && state.snapshot().xmin > state.pruned_below {
+            actions.push(Action::Prune);
+        }
+        if state.crashes < bound.crashes {
+            actions.push(Action::Crash {
+                behind_pooler: false,
+            });
+            if state.reader != Reader::Disconnected {
+                actions.push(Action::Crash {
+                    behind_pooler: true,
+                });
+            }
+        }
+        if state.faults < bound.faults {
+            if state.reader != Reader::Disconnected {
+                actions.push(Action::LoseReader);
+            }
+            if matches!(state.reader, Reader::Begun(_) | Reader::Opened(_)) {
+                actions.push(Action::FailRead);
+            }
+            if state.listener != Listener::Away {
+                actions.push(Action::LoseListener);
+            }
+        }
+        if state.in_flight {
+            actions.push(Action::Deliver);
+        }
+        actions.push(Action::Listen);
+        match state.reader {
+            Reader::Disconnected => actions.push(Action::Connect),
+            Reader::Waiting => {
+                // `Wake::by_notification`.
+                if state.notified && state.mode != Mode::Polling {
+                    actions.push(Action::WakeByNotification);
+                }
+                actions.push(Action::WakeByTime);
+            }
+            Reader::Begun(_) => actions.push(Action::Open),
+            Reader::Opened(opened) if opened.keys < 2 => actions.push(Action::ReadKey),
+            Reader::Opened(opened) => {
+                for mode in self.modes(state, &opened) {
+                    actions.push(Action::End {
+                        mode,
+                        give_up: false,
+                    });
+                    if mode == Mode::Overlap && bound.give_up {
+                        actions.push(Action::End {
+                            mode,
+                            give_up: true,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_state(&self, before: &State, action: Action) -> Option<State> {
+        let mut state = before.clone();
+        match action {
+            Action::Begin { savepoint } => {
+                let mut new = Transaction {
+                    phase: Phase::InProgress,
+                    logged: true,
+                    ..GONE
+                };
+                if self.bug == Bug::LookBeforeId {
+                    new.looked = Some(state.is_locked());
+                } else {
+                    let (xid, subxid) = state.assign_id(savepoint);
+                    (new.xid, new.subxid) = (Some(xid), subxid);
+                }
+                state.transactions.push(new);
+            }
+            Action::Look(index) => state.transactions[index].looked = Some(state.is_locked()),
+            Action::GetId(index) => {
+                let (xid, subxid) = state.assign_id(false);
+                let transaction = &mut state.transactions[index];
+                (transaction.xid, transaction.subxid) = (Some(xid), subxid);
+            }
+            Action::Commit {
+                index,
+                notification_lost,
+            } => {
+                // Without crashes all commits are flushed, which keeps the number of states small.
+                let flushed = self.bound.crashes == 0;
+                let notifies = state.transactions[index].looked.take() == Some(true);
+                state.complete(index, Phase::Committed { flushed });
+                if notifies && notification_lost {
+                    state.lost = true;
+                } else if notifies && state.listener != Listener::Away {
+                    state.in_flight = true;
+                }
+            }
+            Action::RollBack(index) => {
+                state.complete(index, Phase::Gone);
+                state.transactions[index] = GONE;
+            }
+            Action::Flush => {
+                for transaction in &mut state.transactions {
+                    if let Phase::Committed { flushed } = &mut transaction.phase {
+                        *flushed = true;
+                    }
+                }
+            }
+            Action::Attach => {
+                let (xid, _) = state.assign_id(false);
+                let index = state.transactions.len();
+                state.attached = u8::try_from(index).ok();
+                state.transactions.push(Transaction {
+                    xid: Some(xid),
+                    ..GONE
+                });
+                state.complete(
+                    index,
+                    Phase::Committed {
+                        flushed: self.bound.crashes == 0,
+                    },
+                );
+                // DDL fires no trigger. The next poll finds it by the fingerprint.
+                state.lost = true;
+            }
+            Action::Prune => {
+                state.prunes += 1;
+                let horizon = state.snapshot().xmin;
+                state.pruned_below = horizon;
+                for transaction in &mut state.transactions {
+                    let is_below = transaction.xid.is_some_and(|xid| xid < horizon);
+                    if transaction.is_committed()
+                        && (is_below || self.bug == Bug::PruneAboveHorizon)
+                    {
+                        transaction.logged = false;
+                    }
+                    // Prune commits synchronously, so all commits before it are flushed.
+                    if let Phase::Committed { flushed } = &mut transaction.phase {
+                        *flushed = true;
+                    }
+                }
+            }
+            Action::Crash { behind_pooler } => self.crash(&mut state, behind_pooler),
+            Action::LoseReader => {
+                state.faults += 1;
+                state.reader = Reader::Disconnected;
+            }
+            Action::LoseListener => {
+                state.faults += 1;
+                state.lose_listener();
+            }
+            Action::FailRead => {
+                state.faults += 1;
+                self.fail(&mut state);
+            }
+            Action::Deliver => {
+                state.in_flight = false;
+                state.notified = true;
+            }
+            Action::Listen => self.listen(&mut state)?,
+            Action::Connect => {
+                let kind = match self.bug {
+                    Bug::ResumeAfterLostCommits if state.view.epoch > 0 => {
+                        state.cursor.run = state.run;
+                        Kind::Changes
+                    }
+                    _ => Kind::Everything { new_epoch: true },
+                };
+                self.begin(&mut state, kind, false);
+            }
+            Action::WakeByNotification => {
+                state.notified = false;
+                self.begin(&mut state, Kind::Changes, true);
+            }
+            Action::WakeByTime => self.begin(&mut state, Kind::Peek, false),
+            Action::Open => {
+                let Reader::Begun(begun) = state.reader else {
+                    return None;
+                };
+                self.open(&mut state, begun);
+            }
+            Action::ReadKey => {
+                let Reader::Opened(mut opened) = state.reader else {
+                    return None;
+                };
+                opened.rows[usize::from(opened.keys)] = state.visible(opened.snapshot);
+                opened.keys += 1;
+                state.reader = Reader::Opened(opened);
+                if self.bug == Bug::PublishBeforeCommit && opened.keys == 2 {
+                    let view = self.next_view(&state, &opened);
+                    state.publish(view);
+                }
+            }
+            Action::End { mode, give_up } => {
+                let Reader::Opened(opened) = state.reader else {
+                    return None;
+                };
+                match self.may_end(&state, &opened) {
+                    true => self.end(&mut state, &opened, (mode, give_up)),
+                    false => self.fail(&mut state),
+                }
+            }
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Database>> {
+        vec![
+            Property::always(P1, |_, state: &State| {
+                state.view.rows == [state.view.truth; 2]
+            }),
+            Property::always(P2, |_, state: &State| !state.went_back),
+            Property::always(P3, |_, state: &State| {
+                let waits = state.reader == Reader::Waiting
+                    && state.mode == Mode::Notified
+                    && state.listener == Listener::Waited
+                    && !state.notified
+                    && !state.in_flight
+                    && state.in_progress().next().is_none();
+                let is_excused = state.lost || state.given_up.is_some();
+                !waits || is_excused || state.view.rows == [state.committed(); 2]
+            }),
+            Property::always(P4, |_, state: &State| {
+                state
+                    .view
+                    .rows
+                    .iter()
+                    .all(|rows| state.view.proven & !rows == 0)
+            }),
+            Property::sometimes(
+                "it waits for notifications and shows all transactions",
+                |model, state: &State| {
+                    state.listener == Listener::Waited
+                        && state.mode == Mode::Notified
+                        && state.view.rows[0].count_ones() as usize == model.bound.transactions
+                },
+            ),
+        ]
+    }
+}
+
+/// The bounds that are explored whole, in debug within a minute.
+const SMALL: [(&str, Bound); 5] = [
+    (
+        "three transactions",
+        Bound {
+            rollbacks: true,
+            ..QUIET
+        },
+    ),
+    (
+        "savepoints, lost notifications, prune",
+        Bound {
+            transactions: 2,
+            savepoints: true,
+            losses: true,
+            prunes: 1,
+            ..QUIET
+        },
+    ),
+    (
+        "a crash, prune",
+        Bound {
+            transactions: 2,
+            crashes: 1,
+            prunes: 1,
+            ..QUIET
+        },
+    ),
+    (
+        "two lost connections",
+        Bound {
+            transactions: 2,
+            faults: 2,
+            ..QUIET
+        },
+    ),
+    (
+        "a partition, an overlap given up",
+        Bound {
+            transactions: 2,
+            attach: true,
+            give_up: true,
+            ..QUIET
+        },
+    ),
+];
+
+/// For a machine with 16 GB, in release.
+const LARGE: [(&str, Bound); 1] = [(
+    "large",
+    Bound {
+        transactions: 3,
+        crashes: 1,
+        prunes: 1,
+        faults: 1,
+        ..QUIET
+    },
+)];
+
+#[test]
+fn without_a_bug_every_promise_holds() {
+    for (name, bound) in if is_large() { &LARGE[..] } else { &SMALL[..] } {
+        assert_sound(
+            &format!("database, {name}"),
+            Database {
+                bound: *bound,
+                bug: Bug::None,
+            },
+        );
+    }
+}
+
+#[test]
+fn each_bug_breaks_its_promise() {
+    let two = Bound {
+        transactions: 2,
+        ..QUIET
+    };
+    let crash = Bound { crashes: 1, ..two };
+    let prune = Bound { prunes: 1, ..two };
+    let bugs = [
+        (Bug::CursorByXmaxAlone, two, P1),
+        (
+            Bug::LogRowOfSubtransaction,
+            Bound {
+                savepoints: true,
+                ..two
+            },
+            P1,
+        ),
+        (Bug::LookBeforeId, two, P3),
+        (Bug::AskBeforeLock, two, P3),
+        (Bug::NotifiesFromXmax, two, P3),
+        (Bug::NoOverlap, two, P3),
+        (Bug::ReloadWithoutOverlap, prune, P3),
+        (Bug::SettledAcrossCrash, Bound { prunes: 1, ..crash }, P3),
+        (Bug::ResumeAfterLostCommits, crash, P1),
+        (Bug::ServerNotCompared, crash, P1),
+        (Bug::SameEpochAfterCrash, crash, P2),
+        (
+            Bug::PublishBeforeCommit,
+            Bound {
+                attach: true,
+                ..two
+            },
+            P1,
+        ),
+        (Bug::CursorBeforeCommit, Bound { faults: 1, ..two }, P1),
+        (Bug::PruneUnnoticed, prune, P1),
+        (Bug::PruneAboveHorizon, prune, P1),
+        (Bug::EqualXmaxProves, two, P1),
+        (Bug::AgeFromEnd, two, P4),
+    ];
+    for (bug, bound, property) in bugs {
+        assert_found(
+            &format!("database, {bug:?}"),
+            Database { bound, bug },
+            property,
+        );
+    }
+}
