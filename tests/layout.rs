@@ -14,7 +14,7 @@ use syn::{
 };
 
 /// The folders in their order: each may import from those before it. A file at the root of `src` counts as a folder.
-const LIBRARY: [&str; 16] = [
+const LIBRARY: [&str; 17] = [
     "error",
     "model",
     "decode",
@@ -23,12 +23,13 @@ const LIBRARY: [&str; 16] = [
     "sql",
     "store",
     "event_list",
+    "relay",
     "config",
     "read",
     "reader",
     "writer",
     "follow",
-    "relay",
+    "follower",
     "cache",
     "lib",
 ];

@@ -52,9 +52,7 @@ impl PgSnapshot {
     #[cfg(feature = "nats")]
     pub(crate) fn shows_all_of(&self, before: &PgSnapshot) -> bool {
         let hides = |xid: &u64| before.shows(*xid, false);
-        self.xmin >= before.xmin
-            && self.xmax >= before.xmax
-            && !self.in_progress.iter().any(hides)
+        self.xmin >= before.xmin && self.xmax >= before.xmax && !self.in_progress.iter().any(hides)
     }
 }
 

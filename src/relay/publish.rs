@@ -35,9 +35,7 @@ use crate::{
         address::{ANSWER_TIMEOUT, Relay},
         codec::Encoder,
         lease::{Held, Lease},
-        message::{
-            self, Answer, Head, Header, Identity, Question, WireCut, faults_to_send,
-        },
+        message::{self, Answer, Head, Header, Identity, Question, WireCut, faults_to_send},
     },
     store::{
         changes::Changes,
@@ -155,7 +153,12 @@ impl RelayPublisher {
         let own: u128 = fastrand::u128(..);
         let lease = Lease::open(&self.relay, &jetstream, self.storage, own).await?;
         loop {
-            if self.shared.wait_until(|state| state.epoch > 0).await.is_none() {
+            if self
+                .shared
+                .wait_until(|state| state.epoch > 0)
+                .await
+                .is_none()
+            {
                 return Ok(());
             }
             let won = lease.win().await;
@@ -267,8 +270,13 @@ impl RelayPublisher {
     fn remember(&mut self, appended: &Appended) {
         self.term = self.term.max(appended.term);
         self.epoch = appended.epoch;
-        if self.bases.back().is_none_or(|(last, _)| *last != appended.identity) {
-            self.bases.push_back((appended.identity, appended.view.clone()));
+        if self
+            .bases
+            .back()
+            .is_none_or(|(last, _)| *last != appended.identity)
+        {
+            self.bases
+                .push_back((appended.identity, appended.view.clone()));
             if self.bases.len() > 2 {
                 self.bases.pop_front();
             }
@@ -282,7 +290,8 @@ impl RelayPublisher {
             match stream {
                 Ok(stream) => Ok(stream),
                 Err(_) => jetstream.create_stream(config).await.map_err(|error| {
-                    self.relay.unreachable(format!("the relay's stream: {error}"))
+                    self.relay
+                        .unreachable(format!("the relay's stream: {error}"))
                 }),
             }
         };
@@ -358,11 +367,7 @@ impl RelayPublisher {
     }
 
     /// Begins a term. Returns what subscribers are known to hold, and whether they must read a new state.
-    async fn begin(
-        &mut self,
-        sender: &Sender,
-        stream: &Stream,
-    ) -> Result<(Appended, bool), Error> {
+    async fn begin(&mut self, sender: &Sender, stream: &Stream) -> Result<(Appended, bool), Error> {
         let Tail { sequence, last } = self.tail(&sender.jetstream, stream).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
@@ -386,7 +391,9 @@ impl RelayPublisher {
             return Ok((own(view, epoch), true));
         };
         // A view of another history, or one that stays older, begins an epoch (F3).
-        let caught_up = self.shared.wait_until(|state| state.cut().follows(&last.cut));
+        let caught_up = self
+            .shared
+            .wait_until(|state| state.cut().follows(&last.cut));
         let Some(state) = timeout(CATCH_UP, caught_up).await.ok().flatten() else {
             return Ok((own(latest(), last.epoch + 1), true));
         };
@@ -403,7 +410,9 @@ impl RelayPublisher {
             identity: last.identity,
             ..own(base, epoch)
         };
-        sender.append_as(&mut appended, fastrand::u128(..), view).await?;
+        sender
+            .append_as(&mut appended, fastrand::u128(..), view)
+            .await?;
         Ok((appended, false))
     }
 }
@@ -450,8 +459,8 @@ impl Sender {
             incarnation,
             version: view.version(),
         };
-        let is_new_epoch = view.epoch() != appended.view.epoch()
-            && incarnation == appended.identity.incarnation;
+        let is_new_epoch =
+            view.epoch() != appended.view.epoch() && incarnation == appended.identity.incarnation;
         let epoch = appended.epoch + u64::from(is_new_epoch);
         let header = Header {
             epoch,
@@ -499,10 +508,14 @@ impl Sender {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(NATS_EXPECTED_LAST_SEQUENCE, after.to_string().as_str());
             after += 1;
-            let publish = self
-                .jetstream
-                .publish_with_headers(self.relay.deltas(), headers, message);
-            sent.push(publish.await.map_err(|error| self.relay.unreachable(error))?);
+            let publish =
+                self.jetstream
+                    .publish_with_headers(self.relay.deltas(), headers, message);
+            sent.push(
+                publish
+                    .await
+                    .map_err(|error| self.relay.unreachable(error))?,
+            );
         }
         for acknowledged in sent {
             let acknowledged = timeout(ANSWER_TIMEOUT, acknowledged.into_future()).await;
@@ -600,7 +613,7 @@ impl States {
         let slot = if self.next_is_a { 'a' } else { 'b' };
         self.next_is_a = !self.next_is_a;
         let view = appended.view.clone();
-        let encoder = sender.encoder.clone();
+        let encoder = sender.encoder;
         // Packing a whole state takes long enough to delay others of this thread.
         let parts = tokio::task::spawn_blocking(move || encoder.encode_state(&view)).await;
         let parts = parts.map_err(|_| sender.relay.unreachable("packing was interrupted"))?;
@@ -635,7 +648,11 @@ impl States {
         sender.put(sender.relay.state("head"), head).await?;
         add(&sender.shared.counters.relay_states, 1);
         let counted = bytes as u64;
-        sender.shared.counters.relay_bytes.fetch_add(counted, Ordering::Relaxed);
+        sender
+            .shared
+            .counters
+            .relay_bytes
+            .fetch_add(counted, Ordering::Relaxed);
         (self.bytes, self.since) = (bytes, 0);
         self.last = Some(tokio::time::Instant::now());
         Ok(())

@@ -183,7 +183,10 @@ impl Subscriber {
 
     async fn stream(&self, jetstream: &jetstream::Context, name: String) -> Result<Stream, Error> {
         let stream = jetstream.get_stream(name).await;
-        stream.map_err(|error| self.relay.unreachable(format!("the relay's stream: {error}")))
+        stream.map_err(|error| {
+            self.relay
+                .unreachable(format!("the relay's stream: {error}"))
+        })
     }
 
     /// Follows the changes after the held state. Returns why a state must be read again; `None` if only the consumer must
@@ -291,13 +294,18 @@ impl Subscriber {
     fn question(&self, needs_state: bool) -> Question {
         Question {
             needs_state,
-            awaits: self.publisher.request().awaited(self.shown.as_ref().map(|shown| &*shown.cut)),
+            awaits: self
+                .publisher
+                .request()
+                .awaited(self.shown.as_ref().map(|shown| &*shown.cut)),
         }
     }
 
     /// Notes that no answer came.
     fn silent(&mut self) {
-        let answered = self.last_answer.is_some_and(|last| last.elapsed() < SILENCE);
+        let answered = self
+            .last_answer
+            .is_some_and(|last| last.elapsed() < SILENCE);
         if !answered {
             let error = self.relay.unreachable("no publisher answers");
             self.troubled(error);
@@ -379,13 +387,14 @@ impl Subscriber {
             return None;
         }
         if header.part == 0 {
-            *incoming = (header.from == held.identity && header.from_digest == held.digest).then(
-                || Incoming {
-                    header: header.clone(),
-                    next_part: 0,
-                    decoder: Decoder::new(),
-                },
-            );
+            *incoming =
+                (header.from == held.identity && header.from_digest == held.digest).then(|| {
+                    Incoming {
+                        header: header.clone(),
+                        next_part: 0,
+                        decoder: Decoder::new(),
+                    }
+                });
         }
         let fits = incoming.as_ref().is_some_and(|incoming| {
             incoming.next_part == header.part
@@ -425,7 +434,9 @@ impl Subscriber {
         let is_equal = self.draft.digest() == header.digest;
         if !is_equal {
             add(&self.publisher.counters().relay_mismatches, 1);
-            tracing::error!("a change led to another state than the publisher's; reading the state again; please report this");
+            tracing::error!(
+                "a change led to another state than the publisher's; reading the state again; please report this"
+            );
             return Some(Need::Mismatch);
         }
         self.show(None);
@@ -476,14 +487,18 @@ impl Subscriber {
         let differs = held.unreadable != self.publisher.published().unreadable;
         if reload.is_some() || is_new_epoch || differs || !change.is_empty() {
             let warmup = self.last_warmup.clone();
-            let mut state = self.draft.state(Arc::clone(&cut), epoch, held.proven, warmup);
+            let mut state = self
+                .draft
+                .state(Arc::clone(&cut), epoch, held.proven, warmup);
             state.unreadable.clone_from(&held.unreadable);
             self.publisher.publish(state, change);
         } else if let Some(proven) = held.proven {
             self.publisher.prove(Arc::clone(&cut), proven);
         }
         self.shown = Some(Shown { epoch, cut });
-        let answered = self.last_answer.is_some_and(|last| last.elapsed() < SILENCE);
+        let answered = self
+            .last_answer
+            .is_some_and(|last| last.elapsed() < SILENCE);
         if answered {
             self.troubled_since = None;
             self.publisher.set_status(Status::Live);
@@ -593,7 +608,9 @@ impl Subscriber {
         let mut last: Option<Header> = None;
         let mut count = 0;
         while let Some(part) = parts.next().await {
-            let read = part.as_ref().and_then(|part| message::read::<Header>(&part.payload));
+            let read = part
+                .as_ref()
+                .and_then(|part| message::read::<Header>(&part.payload));
             let fits = read.filter(|(header, _)| {
                 header.to == head.identity
                     && header.term == head.term
@@ -648,7 +665,10 @@ fn ask<'a>(client: &'a Client, relay: &Relay, at: Instant, question: Question) -
         sleep_until(at).await;
         let asked = Moment::now();
         let answer = timeout(ANSWER_TIMEOUT, client.request(subject, question)).await;
-        let answer = answer.ok().and_then(Result::ok).map(|answer| answer.payload);
+        let answer = answer
+            .ok()
+            .and_then(Result::ok)
+            .map(|answer| answer.payload);
         (asked, answer)
     })
 }

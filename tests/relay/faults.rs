@@ -7,7 +7,10 @@ use crate::{Publisher, Subscriber, relay};
 async fn purge(nats: &Nats) {
     let client = async_nats::connect(nats.url()).await.expect("connected");
     let jetstream = async_nats::jetstream::new(client);
-    let stream = jetstream.get_stream("oddscache_odds").await.expect("the stream");
+    let stream = jetstream
+        .get_stream("oddscache_odds")
+        .await
+        .expect("the stream");
     stream.purge().await.expect("purged");
 }
 

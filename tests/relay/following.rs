@@ -14,14 +14,17 @@ async fn a_subscriber_shows_each_commit() {
     let database = Database::seeded();
     let publisher = Publisher::start(&database, relay(&nats)).await;
     let early = Subscriber::ready(relay(&nats)).await;
-    early.equals(&publisher.followed.cache, "the first state").await;
+    early
+        .equals(&publisher.followed.cache, "the first state")
+        .await;
     for line in 1..30 {
         publisher.followed.set_line(line).await;
         publisher.followed.caught_up("a change").await;
         early.equals(&publisher.followed.cache, "a change").await;
     }
     let late = Subscriber::ready(relay(&nats)).await;
-    late.equals(&publisher.followed.cache, "a state after changes").await;
+    late.equals(&publisher.followed.cache, "a state after changes")
+        .await;
     late.fresh().await;
     let counters = early.cache.counters();
     assert!(counters.relay_deltas > 0, "{counters:?}");
@@ -40,8 +43,13 @@ async fn a_reader_waits_for_its_own_write() {
     let app = &publisher.followed.app;
     app.batch_execute("BEGIN").await.expect("begun");
     let xid = xid(app).await;
-    app.batch_execute("CREATE TABLE nothing_that_is_followed (); COMMIT").await.expect("done");
-    let view = subscriber.cache.wait_for(xid, Duration::from_secs(10)).await;
+    app.batch_execute("CREATE TABLE nothing_that_is_followed (); COMMIT")
+        .await
+        .expect("done");
+    let view = subscriber
+        .cache
+        .wait_for(xid, Duration::from_secs(10))
+        .await;
     assert!(view.expect("shown").cut().shows(xid));
 }
 
@@ -57,9 +65,18 @@ async fn a_subscriber_grows_old_with_its_publisher() {
     subscriber.fresh().await;
     publisher.followed.follower.abort();
     let gone = Instant::now();
-    eventually("the view is old", async || subscriber.cache.view().age() > Duration::from_secs(4)).await;
-    assert!(gone.elapsed() >= Duration::from_secs(2), "no view was four seconds old before");
+    eventually("the view is old", async || {
+        subscriber.cache.view().age() > Duration::from_secs(4)
+    })
+    .await;
+    assert!(
+        gone.elapsed() >= Duration::from_secs(2),
+        "no view was four seconds old before"
+    );
     let age = publisher.followed.cache.view().age();
     let seen = subscriber.cache.view().age();
-    assert!(seen + Duration::from_millis(50) >= age, "{seen:?} is younger than {age:?}");
+    assert!(
+        seen + Duration::from_millis(50) >= age,
+        "{seen:?} is younger than {age:?}"
+    );
 }

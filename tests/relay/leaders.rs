@@ -22,10 +22,16 @@ async fn another_publisher_leads_when_the_first_is_gone() {
     let gone = Instant::now();
     second.followed.set_line(7).await;
     second.followed.caught_up("a change").await;
-    subscriber.equals(&second.followed.cache, "the second").await;
+    subscriber
+        .equals(&second.followed.cache, "the second")
+        .await;
     let took = gone.elapsed();
     subscriber.fresh().await;
-    assert_eq!(subscriber.cache.view().epoch(), epoch, "the history is the same");
+    assert_eq!(
+        subscriber.cache.view().epoch(),
+        epoch,
+        "the history is the same"
+    );
     println!("the second led after {took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
 }

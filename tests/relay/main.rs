@@ -7,11 +7,7 @@ mod leaders;
 use std::time::Duration;
 
 use oddscache::{Config, OddsCache, Relay, View};
-use oddscache_testkit::{
-    Database, assert_same, dump, eventually,
-    followed::{Followed, rarely},
-    nats::Nats,
-};
+use oddscache_testkit::{Database, assert_same, dump, eventually, followed::Followed, nats::Nats};
 
 /// A subscriber with its follower's task.
 struct Subscriber {
@@ -80,11 +76,5 @@ impl Drop for Publisher {
 }
 
 fn relay(nats: &Nats) -> Relay {
-    let _ = tracing_subscriber::fmt().with_env_filter("debug,tokio_postgres=warn").with_writer(std::io::stderr).try_init();
     Relay::new(&nats.url()).expect("a URL")
-}
-
-/// Keeps the poll interval out of a test.
-fn _unused(config: Config) -> Config {
-    rarely(config)
 }

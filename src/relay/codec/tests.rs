@@ -129,7 +129,7 @@ fn fill(draft: &mut Draft, content: &BTreeMap<i64, Event>) {
 }
 
 fn state(draft: &mut Draft) -> State {
-    draft.state(Arc::default(), 1, Moment::now(), None)
+    draft.state(Arc::default(), 1, Some(Moment::now()), None)
 }
 
 /// Everything that a reader sees, with numbers as bits.
