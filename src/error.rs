@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 ///
 /// Variants are for programs, texts for people. Lookups do not fail. [`Error::TooStale`] and [`Error::NotShown`] come
 /// from the two calls that demand freshness, all others from connecting and following. Errors can be cloned, so that
-/// [`Follower::run`](crate::follow::Follower::run) and every caller of
+/// [`Follower::run`](crate::follower::Follower::run) and every caller of
 /// [`OddsCache::ready`](crate::cache::OddsCache::ready) return the same one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

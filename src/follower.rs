@@ -8,7 +8,7 @@ use crate::{config::Config, error::Error, follow::DatabaseFollower, store::publi
 /// [`OddsCache::connect`](crate::cache::OddsCache::connect): spawn [`Follower::run`].
 ///
 /// It warms the cache up. Then, whenever a notification comes or the poll interval has passed, it reads what changed and
-/// publishes it. With [`Config::relay`] it reads a state of the relay, and then each change, and makes no connection to the
+/// publishes it. With `Config::relay` it reads a state of the relay, and then each change, and makes no connection to the
 /// database.
 pub struct Follower(Source);
 

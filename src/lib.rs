@@ -232,7 +232,7 @@
 //! | `service` | yes | the dependencies of the `oddscache` binary, and `tls` |
 //! | `demo` | yes | the command `oddscache demo`. A production build leaves it out: `--no-default-features --features service` |
 //! | `zstd` | no | zstd beside gzip for the answers of the `oddscache` binary; needs a C compiler |
-//! | `nats` | no | the relay by NATS JetStream |
+//! | `nats` | by `service` | `Relay`: one process follows the database, any number follow that process, by NATS JetStream |
 //! | `tls` | by `service` | TLS to the database, by rustls with ring. Without it, `sslmode=prefer` connects without TLS, and `require` and stricter need a connector of your own ([`Config::tls_connector`]) |
 //!
 //! To embed the library: `default-features = false`, and `features = ["tls"]` unless the database is on this machine.

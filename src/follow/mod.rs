@@ -904,8 +904,8 @@ fn millis(duration: Duration) -> u64 {
 /// change feed if [`Config::need_feed`](crate::config::Config::need_feed) is off.
 ///
 /// # Errors
-/// The errors with which [`DatabaseFollower::run`] ends, and every error of the connection: it does not wait for a database
-/// that cannot be reached.
+/// The errors with which [`Follower::run`](crate::Follower::run) ends, and every error of the connection: it does not
+/// wait for a database that cannot be reached.
 pub async fn warm_up(config: Config) -> Result<View, Error> {
     let reader = Connection::open(&config.connect, "warmup").await?;
     let (shared, publisher) = Publisher::new(Status::Warming);

@@ -1,9 +1,9 @@
 //! The lease: at most one publisher leads. Expiry is the server's, so no clocks are compared.
 //!
 //! # Invariants
-//! - L1: A publisher leads only within [`LEASE`] after it *sent* its last successful renewal. The server keeps the key for
+//! - Z1: A publisher leads only within [`LEASE`] after it *sent* its last successful renewal. The server keeps the key for
 //!   as long after it *received* that, so nobody else can have created it meanwhile.
-//! - L2: The lease decides only who tries. Two leaders harm nothing, because the stream takes one chain of changes (F1 of
+//! - Z2: The lease decides only who tries. Two leaders harm nothing, because the stream takes one chain of changes (Y1 of
 //!   [`crate::relay`]).
 
 use std::time::Duration;
@@ -126,7 +126,7 @@ impl Held {
         self.sent + LEASE
     }
 
-    /// Whether the lease still holds (L1).
+    /// Whether the lease still holds (Z1).
     pub(super) fn holds(&self) -> bool {
         Instant::now() < self.until()
     }

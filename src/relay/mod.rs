@@ -12,17 +12,17 @@
 //! | subject `oddscache.NAME.ask` | questions of subscribers, which the leader answers |
 //!
 //! # Invariants
-//! - F1: Each part of a delta is stored only right after the message that its publisher knows as the last one
+//! - Y1: Each part of a delta is stored only right after the message that its publisher knows as the last one
 //!   (`Nats-Expected-Last-Sequence`). So the stream is one chain, whoever writes: a publisher extends only what it has
 //!   read. Subscribers read the stream by a consumer, because a plain subscription also gets what the stream refused.
-//! - F2: A subscriber applies a delta only to the state that the delta names, only when all its parts have come, and all
+//! - Y2: A subscriber applies a delta only to the state that the delta names, only when all its parts have come, and all
 //!   parts at once. If a delta does not fit, it reads a state again, beside the old view.
-//! - F3: Within an epoch the cut of a subscriber never goes back. A new leader goes on in the same epoch only if the
+//! - Y3: Within an epoch the cut of a subscriber never goes back. A new leader goes on in the same epoch only if the
 //!   server's history continues and its own cut is not older than that of the last delta.
-//! - F4: The age of a subscriber's view counts from the moment of a question whose answer names exactly that state, less
+//! - Y4: The age of a subscriber's view counts from the moment of a question whose answer names exactly that state, less
 //!   the age that the answer says. No time of a message counts, so a message that lay somewhere for long does not look
 //!   fresh. A later state of the same publisher may take over the proof, because its read began later.
-//! - F5: A subscriber computes the digest of what it holds itself, and compares it after each delta and with each answer.
+//! - Y5: A subscriber computes the digest of what it holds itself, and compares it after each delta and with each answer.
 
 pub(crate) mod address;
 pub(crate) mod codec;

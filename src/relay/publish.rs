@@ -207,7 +207,7 @@ impl RelayPublisher {
         let (mut appended, start) = self.begin(&sender, &stream).await?;
         let mut states = States::new();
         if start {
-            // The stream must accept the term before a state of it shows: a state has no fence (F1).
+            // The stream must accept the term before a state of it shows: a state has no fence (Y1).
             sender.append_start(&mut appended).await?;
             states.publish(&sender, &appended).await?;
         }
@@ -242,7 +242,7 @@ impl RelayPublisher {
                     if question.needs_state && states.may_publish() {
                         states.publish(&sender, &appended).await?;
                     }
-                    // Only a leader may say how fresh its state is (L1).
+                    // Only a leader may say how fresh its state is (Z1).
                     if !holds.borrow().holds() {
                         continue;
                     }
@@ -390,7 +390,7 @@ impl RelayPublisher {
             let epoch = view.epoch().max(self.epoch);
             return Ok((own(view, epoch), true));
         };
-        // A view of another history, or one that stays older, begins an epoch (F3).
+        // A view of another history, or one that stays older, begins an epoch (Y3).
         let caught_up = self
             .shared
             .wait_until(|state| state.cut().follows(&last.cut));
@@ -485,7 +485,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends the parts of a delta, and waits until the stream has them (F1).
+    /// Sends the parts of a delta, and waits until the stream has them (Y1).
     async fn send(
         &self,
         header: &Header,

@@ -78,7 +78,7 @@ struct Id {
     version: u8,
 }
 
-/// What each delta and state says of the content after it (wire.rs).
+/// What each delta and state says of the content after it (message.rs).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Header {
     id: Id,
@@ -90,7 +90,7 @@ struct Header {
     digest: Content,
 }
 
-/// A part of a delta (wire.rs). An empty delta, and one that begins a term, has one part.
+/// A part of a delta (message.rs). An empty delta, and one that begins a term, has one part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Message {
     sequence: u8,
@@ -237,11 +237,11 @@ enum Action {
     Repeat(usize),
     /// subscribe.rs: reads the head of the state, its first part, its second part.
     ReadState,
-    /// ask.rs: the subscriber asks.
+    /// subscribe.rs: the subscriber asks.
     Ask,
-    /// ask.rs: a publisher that believes that it leads answers.
+    /// subscribe.rs: a publisher that believes that it leads answers.
     Answer(usize),
-    /// ask.rs: the answer comes.
+    /// subscribe.rs: the answer comes.
     ReceiveAnswer,
 }
 

@@ -1,5 +1,6 @@
 //! A subscriber of a relay holds what its publisher holds, through every fault of NATS.
 
+mod access;
 mod faults;
 mod following;
 mod leaders;

@@ -32,10 +32,8 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports)]
-pub(crate) use decode::{Decoder, MalformedPart};
-#[allow(unused_imports)]
-pub(crate) use encode::{Encoder, TooLarge};
+pub(crate) use decode::Decoder;
+pub(crate) use encode::Encoder;
 
 use crate::model::{Micros, PackedMarkets};
 

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::*;
+use super::{decode::MalformedPart, *};
 use crate::{
     decode::packer::{MarketCollector, MarketRow},
     model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots},

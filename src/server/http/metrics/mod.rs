@@ -127,7 +127,7 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
 }
 
 /// What the follower has done: the names are those of [`Counters`] as JSON.
-const COUNTERS: [(&str, &str); 17] = [
+const COUNTERS: [(&str, &str); 24] = [
     (
         "reads",
         "Transactions that read the change log, or everything.",
@@ -177,6 +177,34 @@ const COUNTERS: [(&str, &str); 17] = [
     (
         "audit_mismatches",
         "Events that the audit found to differ: should stay 0.",
+    ),
+    (
+        "relay_deltas",
+        "Publications that were sent to the relay, or came from it.",
+    ),
+    (
+        "relay_bytes",
+        "Bytes of publications and states of the relay.",
+    ),
+    (
+        "relay_states",
+        "Whole states that were sent to the relay, or read from it.",
+    ),
+    (
+        "relay_answers",
+        "Answers that a publisher gave, or that a subscriber received.",
+    ),
+    (
+        "relay_gaps",
+        "How often a subscriber missed a change and read the whole state.",
+    ),
+    (
+        "relay_refused",
+        "Messages of the relay that were malformed, or of a former leader.",
+    ),
+    (
+        "relay_mismatches",
+        "How often a subscriber's state differed from the publisher's: should stay 0.",
     ),
 ];
 
