@@ -1,6 +1,6 @@
 //! Where the NATS server is, and how to log in.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectOptions, ServerAddr};
 
@@ -23,8 +23,7 @@ pub struct Relay {
 
 #[derive(Clone)]
 enum Login {
-    /// What the URL says, if anything.
-    Url,
+    None,
     Token(String),
     User(String, String),
     Nkey(String),
@@ -47,15 +46,31 @@ impl Relay {
     /// # Errors
     /// [`Error::Config`] if the URL cannot be understood. Its text does not quote the URL.
     pub fn new(url: &str) -> Result<Relay, Error> {
-        let servers: Result<Vec<ServerAddr>, io::Error> =
-            url.split(',').map(|part| part.trim().parse()).collect();
-        let servers = servers.map_err(|_| {
-            Error::Config("the relay's URL is not of the form nats://host:4222".to_owned())
-        })?;
+        let malformed =
+            || Error::Config("the relay's URL is not of the form nats://host:4222".to_owned());
+        let (mut servers, mut login) = (Vec::new(), Login::None);
+        for part in url.split(',') {
+            let server: ServerAddr = part.trim().parse().map_err(|_| malformed())?;
+            // The client does not use a login of the URL, and would log it.
+            let mut plain = server.into_inner();
+            let (user, password) = (plain.username(), plain.password());
+            if matches!(login, Login::None) && !user.is_empty() {
+                let user = percent_decoded(user).ok_or_else(malformed)?;
+                login = match password {
+                    Some(password) => {
+                        Login::User(user, percent_decoded(password).ok_or_else(malformed)?)
+                    }
+                    None => Login::Token(user),
+                };
+            }
+            let cleared = plain.set_username("").and(plain.set_password(None));
+            cleared.map_err(|()| malformed())?;
+            servers.push(ServerAddr::from_url(plain).map_err(|_| malformed())?);
+        }
         Ok(Relay {
             servers,
             name: "odds".to_owned(),
-            login: Login::Url,
+            login,
             root_certificates: None,
             client_certificate: None,
         })
@@ -168,7 +183,7 @@ impl Relay {
     /// Connects. From then on the client connects again by itself.
     pub(super) async fn connect(&self, doing: &str) -> Result<Client, Error> {
         let options = match &self.login {
-            Login::Url => ConnectOptions::new(),
+            Login::None => ConnectOptions::new(),
             Login::Token(token) => ConnectOptions::with_token(token.clone()),
             Login::User(user, password) => {
                 ConnectOptions::with_user_and_password(user.clone(), password.clone())
@@ -196,6 +211,22 @@ impl Relay {
             Err(_) => Err(self.unreachable("no answer")),
         }
     }
+}
+
+/// Undoes `%XX`. `None` if that is no UTF-8, or a `%` has no two hexadecimal digits after it.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 impl fmt::Debug for Relay {

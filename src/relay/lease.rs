@@ -79,12 +79,19 @@ impl Lease {
     }
 
     /// Tries until the lease is won.
-    pub(super) async fn win(&self) -> Held {
+    ///
+    /// # Errors
+    /// Anything but that another publisher has it: the bucket may be gone, so the caller must open it again.
+    pub(super) async fn win(&self) -> Result<Held, kv::CreateError> {
         loop {
             let sent = Instant::now();
             let create = self.store.create(KEY, self.holder.clone().into());
-            if let Ok(Ok(revision)) = timeout(ANSWER_TIMEOUT, create).await {
-                return Held { revision, sent };
+            match timeout(ANSWER_TIMEOUT, create).await {
+                Ok(Ok(revision)) => return Ok(Held { revision, sent }),
+                Ok(Err(error)) if error.kind() != kv::CreateErrorKind::AlreadyExists => {
+                    return Err(error);
+                }
+                Ok(Err(_)) | Err(_) => {}
             }
             sleep(TRY.mul_f64(0.5 + fastrand::f64())).await;
         }

@@ -16,7 +16,10 @@ use async_nats::{
     header::NATS_EXPECTED_LAST_SEQUENCE,
     jetstream::{
         self,
-        stream::{Config as StreamConfig, DiscardPolicy, StorageType, Stream},
+        context::PublishAckFuture,
+        stream::{
+            Config as StreamConfig, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream,
+        },
     },
 };
 use bytes::Bytes;
@@ -26,7 +29,7 @@ use futures_util::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -55,6 +58,15 @@ const LARGEST_PART: usize = 512 * 1024;
 
 /// What a message has beside its records.
 const HEADER_BYTES: usize = 16 * 1024;
+
+/// From this number of changed events on, packing takes more than a millisecond.
+const MANY_EVENTS: usize = 500;
+
+/// The most messages that are sent before the stream has acknowledged them.
+const MOST_UNACKNOWLEDGED: usize = 256;
+
+/// How often a leader looks whether the streams are as it left them.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A state is published again at most this often.
 const STATE_PAUSE: Duration = Duration::from_secs(2);
@@ -162,7 +174,8 @@ impl RelayPublisher {
                 return Ok(());
             }
             let won = lease.win().await;
-            *pause = Duration::from_millis(100);
+            let won = won.map_err(|error| self.relay.unreachable(format!("the lease: {error}")))?;
+            let began = tokio::time::Instant::now();
             let (held, holds) = watch::channel(won);
             let lead = pin!(self.lead(&client, &jetstream, &holds));
             let keep = pin!(lease.keep(&held));
@@ -170,6 +183,9 @@ impl RelayPublisher {
                 Either::Left((result, _)) => Some(result),
                 Either::Right(_) => None,
             };
+            if began.elapsed() > LONGEST_PAUSE * 2 {
+                *pause = Duration::from_millis(100);
+            }
             match ended {
                 None => tracing::warn!("another publisher may lead the relay now"),
                 Some(result) => {
@@ -216,14 +232,19 @@ impl RelayPublisher {
             epoch = appended.epoch,
             "publishing to the relay"
         );
+        let mut look_at = tokio::time::Instant::now() + LOOK;
         let awaiting = Arc::new(tokio::sync::Semaphore::new(MOST_AWAITING));
         loop {
             self.remember(&appended);
             let asked = pin!(questions.next());
-            let changed = pin!(next_change(&mut changes));
+            let changed = pin!(timeout_at(look_at, next_change(&mut changes)));
             match select(changed, asked).await {
-                Either::Left((false, _)) => return Ok(()),
-                Either::Left((true, _)) => {
+                Either::Left((Ok(false), _)) => return Ok(()),
+                Either::Left((Err(_), _)) => {
+                    look_at = tokio::time::Instant::now() + LOOK;
+                    self.look(jetstream, &stream, &appended).await?;
+                }
+                Either::Left((Ok(true), _)) => {
                     let bytes = sender.append(&mut appended).await?;
                     states.grow(bytes);
                     if states.is_due() {
@@ -264,6 +285,24 @@ impl RelayPublisher {
                 }
             }
         }
+    }
+
+    /// Fails if somebody deleted or wrote to the streams, so that the next term repairs them.
+    async fn look(
+        &self,
+        jetstream: &jetstream::Context,
+        stream: &Stream,
+        appended: &Appended,
+    ) -> Result<(), Error> {
+        let info = stream.get_info().await;
+        let info = info.map_err(|error| self.relay.unreachable(error))?;
+        if info.state.last_sequence != appended.sequence {
+            return Err(self.relay.unreachable("somebody else wrote to the stream"));
+        }
+        let states = jetstream.get_stream(self.relay.state_stream()).await;
+        states
+            .map(drop)
+            .map_err(|error| self.relay.unreachable(error))
     }
 
     /// Remembers what subscribers may hold, so that a new term can go on from there.
@@ -347,17 +386,21 @@ impl RelayPublisher {
         }
         let states = jetstream.get_stream(self.relay.state_stream()).await;
         let states = states.map_err(|error| self.relay.unreachable(error))?;
-        let head = states
-            .get_last_raw_message_by_subject(&self.relay.state("head"))
-            .await
-            .ok();
-        let head = head.and_then(|head| message::read::<Head>(&head.payload).map(|(head, _)| head));
+        let subject = self.relay.state("head");
+        let head = match states.get_last_raw_message_by_subject(&subject).await {
+            Ok(head) => message::read::<Head>(&head.payload).map(|(head, _)| head),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => None,
+            Err(error) => return Err(self.relay.unreachable(error)),
+        };
         let last = head.map(|head| {
             // Each forgotten delta may have begun an epoch.
             let forgotten = sequence.saturating_sub(head.position);
             Last {
                 term: head.term.saturating_add(forgotten),
-                epoch: head.epoch + forgotten + u64::from(forgotten > 0),
+                epoch: head
+                    .epoch
+                    .saturating_add(forgotten)
+                    .saturating_add(u64::from(forgotten > 0)),
                 identity: head.identity,
                 digest: head.digest,
                 cut: head.cut.cut(),
@@ -372,7 +415,9 @@ impl RelayPublisher {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let seen = last.as_ref().map_or(0, |last| last.term);
-        let term = now.max(seen.saturating_add(1)).max(self.term + 1);
+        let term = now
+            .max(seen.saturating_add(1))
+            .max(self.term.saturating_add(1));
         let own = |view: View, epoch| Appended {
             identity: Identity {
                 incarnation: fastrand::u128(..),
@@ -395,13 +440,19 @@ impl RelayPublisher {
             .shared
             .wait_until(|state| state.cut().follows(&last.cut));
         let Some(state) = timeout(CATCH_UP, caught_up).await.ok().flatten() else {
-            return Ok((own(latest(), last.epoch + 1), true));
+            let view = latest();
+            // Only a read that began after the last delta tells that the history is another one (Y3).
+            if !self.shared.is_fed() || view.age() > CATCH_UP {
+                let reason = "this process has read less than the relay shows";
+                return Err(self.relay.unreachable(reason));
+            }
+            return Ok((own(view, last.epoch.saturating_add(1)), true));
         };
         // Subscribers can go on from a state that this process still has.
         let view = View(state);
         let base = self.bases.iter().find(|(base, _)| *base == last.identity);
         let is_new_epoch = base.is_some_and(|(_, base)| base.epoch() != view.epoch());
-        let epoch = last.epoch + u64::from(is_new_epoch);
+        let epoch = last.epoch.saturating_add(u64::from(is_new_epoch));
         let same = (view.digest == last.digest).then_some(&view);
         let Some(base) = base.map(|(_, base)| base).or(same).cloned() else {
             return Ok((own(view, epoch), true));
@@ -449,8 +500,17 @@ impl Sender {
         incarnation: u128,
         view: View,
     ) -> Result<usize, Error> {
-        let ids = differing(&appended.view, &view);
-        let parts = self.encoder.encode_changes(&appended.view, &view, &ids);
+        let (before, after, encoder) = (appended.view.clone(), view.clone(), self.encoder);
+        let pack = move || {
+            let ids = differing(&before, &after);
+            encoder.encode_changes(&before, &after, &ids)
+        };
+        // Packing very much would delay the lease and the answers.
+        let parts = match differing(&appended.view, &view).len() {
+            0..MANY_EVENTS => Ok(pack()),
+            _ => tokio::task::spawn_blocking(pack).await,
+        };
+        let parts = parts.map_err(|_| self.relay.unreachable("packing was interrupted"))?;
         let mut parts = parts.map_err(|error| self.relay.unreachable(error))?;
         if parts.is_empty() {
             parts.push(Vec::new());
@@ -461,7 +521,7 @@ impl Sender {
         };
         let is_new_epoch =
             view.epoch() != appended.view.epoch() && incarnation == appended.identity.incarnation;
-        let epoch = appended.epoch + u64::from(is_new_epoch);
+        let epoch = appended.epoch.saturating_add(u64::from(is_new_epoch));
         let header = Header {
             epoch,
             from_digest: appended.view.digest,
@@ -492,11 +552,16 @@ impl Sender {
         parts: &[Vec<u8>],
         mut after: u64,
     ) -> Result<usize, Error> {
-        let mut sent = Vec::with_capacity(parts.len());
+        let mut sent = VecDeque::new();
         let mut bytes = 0;
         for (part, records) in (0..).zip(parts) {
             if !self.holds.borrow().holds() {
                 return Err(self.relay.unreachable("the lease was lost"));
+            }
+            if sent.len() >= MOST_UNACKNOWLEDGED
+                && let Some(oldest) = sent.pop_front()
+            {
+                self.acknowledged(oldest).await?;
             }
             let header = Header {
                 part,
@@ -511,17 +576,14 @@ impl Sender {
             let publish =
                 self.jetstream
                     .publish_with_headers(self.relay.deltas(), headers, message);
-            sent.push(
+            sent.push_back(
                 publish
                     .await
                     .map_err(|error| self.relay.unreachable(error))?,
             );
         }
-        for acknowledged in sent {
-            let acknowledged = timeout(ANSWER_TIMEOUT, acknowledged.into_future()).await;
-            acknowledged
-                .map_err(|_| self.relay.unreachable("the stream does not answer"))?
-                .map_err(|error| self.relay.unreachable(error))?;
+        for unacknowledged in sent {
+            self.acknowledged(unacknowledged).await?;
         }
         add(&self.shared.counters.relay_bytes, bytes);
         Ok(bytes)
@@ -529,8 +591,13 @@ impl Sender {
 
     async fn put(&self, subject: String, message: Bytes) -> Result<(), Error> {
         let publish = self.jetstream.publish(subject, message).await;
-        let publish = publish.map_err(|error| self.relay.unreachable(error))?;
-        let stored = timeout(ANSWER_TIMEOUT, publish.into_future()).await;
+        let sent = publish.map_err(|error| self.relay.unreachable(error))?;
+        self.acknowledged(sent).await
+    }
+
+    /// Waits until the stream has a message.
+    async fn acknowledged(&self, sent: PublishAckFuture) -> Result<(), Error> {
+        let stored = timeout(ANSWER_TIMEOUT, sent.into_future()).await;
         let stored = stored.map_err(|_| self.relay.unreachable("the stream does not answer"))?;
         stored
             .map(drop)

@@ -106,6 +106,8 @@ struct Held {
 struct Shown {
     epoch: u64,
     cut: Arc<Cut>,
+    /// The term at which it was shown.
+    term: u64,
 }
 
 /// A delta whose parts are coming.
@@ -174,10 +176,19 @@ impl Subscriber {
         let mut need = self.held.is_none().then_some(Need::First);
         loop {
             if let Some(why) = need {
-                self.read_state(&client, &jetstream, why).await?;
+                let read = self.read_state(&client, &jetstream, why).await;
+                if read.is_err() && why == Need::Requested {
+                    // The request still stands.
+                    self.publisher.request().resync();
+                }
+                read?;
             }
-            *pause = Duration::from_millis(100);
-            need = self.follow(&client, &jetstream).await?;
+            let began = Instant::now();
+            let followed = self.follow(&client, &jetstream).await;
+            if began.elapsed() > LONGEST_PAUSE {
+                *pause = Duration::from_millis(100);
+            }
+            need = followed?;
         }
     }
 
@@ -200,7 +211,7 @@ impl Subscriber {
         let config = push::Config {
             deliver_subject: client.new_inbox(),
             deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: position + 1,
+                start_sequence: position.saturating_add(1),
             },
             ack_policy: AckPolicy::None,
             max_deliver: 1,
@@ -219,7 +230,7 @@ impl Subscriber {
         let mut messages = messages.map_err(|error| self.relay.unreachable(error))?;
         let mut incoming = None;
         let (mut ask_at, mut quick) = (Instant::now(), 0);
-        let mut stuck_since = None;
+        let (mut stuck_since, mut came_at) = (None, Instant::now());
         loop {
             // A question under way is not dropped by what else comes.
             let mut asking = ask(client, &self.relay, ask_at, self.question(false));
@@ -243,6 +254,7 @@ impl Subscriber {
                         };
                         let sequence = message.info().map(|info| info.stream_sequence);
                         let Ok(sequence) = sequence else { continue };
+                        came_at = Instant::now();
                         if let Some(need) = self.part(&mut incoming, &message.payload, sequence) {
                             return Ok(Some(need));
                         }
@@ -252,8 +264,11 @@ impl Subscriber {
                             return Ok(Some(Need::Requested));
                         }
                         quick = QUICK_QUESTIONS;
-                        ask_at = Instant::now();
-                        asking = ask(client, &self.relay, ask_at, self.question(false));
+                        // A question under way is kept. The next one follows soon after it.
+                        if ask_at > Instant::now() {
+                            ask_at = Instant::now();
+                            asking = ask(client, &self.relay, ask_at, self.question(false));
+                        }
                     }
                     Either::Right((answered, _)) => break answered,
                 }
@@ -276,10 +291,9 @@ impl Subscriber {
             // The stream must bring what the answer names.
             match (&self.pending, stuck_since) {
                 (None, _) => stuck_since = None,
-                (Some((pending, _)), None) => {
-                    stuck_since = Some((pending.identity, Instant::now()));
-                }
-                (Some((pending, _)), Some((_, since))) if since.elapsed() > STUCK => {
+                (Some(_), None) => stuck_since = Some(Instant::now()),
+                // As long as messages come, the stream is only slow.
+                (Some((pending, _)), Some(since)) if since.max(came_at).elapsed() > STUCK => {
                     let is_other = self.held.as_ref().is_none_or(|held| {
                         held.identity.incarnation != pending.identity.incarnation
                     });
@@ -461,6 +475,10 @@ impl Subscriber {
         {
             let age = answer.age.map(Duration::from_micros);
             held.proven = age.and_then(|age| asked.before(age)).or(proven);
+            if answer.identity == held.identity {
+                held.cut = Arc::new(answer.cut.cut());
+                held.unreadable = received_faults(&answer.unreadable);
+            }
             self.pending = None;
         }
         self.held = Some(held);
@@ -469,14 +487,17 @@ impl Subscriber {
     /// Publishes the held state, unless it would lead readers back within an epoch (P2).
     fn show(&mut self, reload: Option<ReloadReason>) {
         let Some(held) = &self.held else { return };
-        let mut epoch = held.epoch + self.epoch_offset;
+        let mut epoch = held.epoch.saturating_add(self.epoch_offset);
         if let Some(shown) = &self.shown {
-            if epoch < shown.epoch {
-                // The relay has begun anew.
-                self.epoch_offset += shown.epoch + 1 - epoch;
-                epoch = shown.epoch + 1;
+            // A new leader goes on with the epochs of the chain. If it does not, the relay has begun anew.
+            let is_other = !held.cut.server.has_run_on_since(&shown.cut.server);
+            let is_anew = epoch < shown.epoch || epoch == shown.epoch && is_other;
+            if is_anew && self.term > shown.term {
+                let next = shown.epoch.saturating_add(1);
+                self.epoch_offset = self.epoch_offset.saturating_add(next - epoch);
+                epoch = next;
             }
-            if epoch == shown.epoch && !held.cut.follows(&shown.cut) {
+            if epoch < shown.epoch || epoch == shown.epoch && !held.cut.follows(&shown.cut) {
                 tracing::debug!("waiting until the relay is not older than the view");
                 return;
             }
@@ -495,7 +516,11 @@ impl Subscriber {
         } else if let Some(proven) = held.proven {
             self.publisher.prove(Arc::clone(&cut), proven);
         }
-        self.shown = Some(Shown { epoch, cut });
+        self.shown = Some(Shown {
+            epoch,
+            cut,
+            term: self.term,
+        });
         let answered = self
             .last_answer
             .is_some_and(|last| last.elapsed() < SILENCE);
@@ -532,10 +557,15 @@ impl Subscriber {
         let began = std::time::Instant::now();
         let states = self.stream(jetstream, self.relay.state_stream()).await?;
         // The state that was read last led to this need, so another one must come.
-        let avoid = self.read_head.filter(|_| need != Need::First);
+        let mut avoid = self.read_head.filter(|_| need != Need::First);
         let mut tries = 0;
         loop {
-            match self.try_read_state(&states, avoid).await? {
+            let before = self.read_head;
+            let read = self.try_read_state(&states, avoid).await?;
+            if self.read_head != before {
+                avoid = self.read_head;
+            }
+            match read {
                 Some(()) => break,
                 None if tries < 20 => {
                     tries += 1;
@@ -564,7 +594,9 @@ impl Subscriber {
         if let (at, Some(answer)) = asked
             && let Some(answer) = self.answer_in(&answer)
         {
-            let _ = self.answered(answer, at);
+            if self.answered(answer, at).is_some() {
+                return Err(self.relay.unreachable("its state differs from its digest"));
+            }
         }
         let reason = match self.shown {
             None => ReloadReason::First,

@@ -120,3 +120,23 @@ async fn a_token_logs_in() {
         .equals(&publisher.followed.cache, "by a token")
         .await;
 }
+
+#[tokio::test]
+async fn the_url_may_hold_the_login() {
+    let settings = "authorization { user: \"me@here\", password: \"p:w/d\" }";
+    let Some(nats) = Nats::start(settings).await else {
+        return;
+    };
+    let url = nats.url().replace("nats://", "nats://me%40here:p%3Aw%2Fd@");
+    let relay = Relay::new(&url).expect("a URL");
+    assert!(!format!("{relay:?}").contains("p:w"), "{relay:?}");
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay.clone()).await;
+    let subscriber = Subscriber::ready(relay).await;
+    subscriber
+        .equals(&publisher.followed.cache, "by the URL")
+        .await;
+    for wrong in ["", "nats://", "http://[", "nats://%zz@localhost"] {
+        assert!(Relay::new(wrong).is_err(), "{wrong}");
+    }
+}

@@ -72,3 +72,29 @@ async fn the_stream_is_purged() {
 async fn the_streams_are_deleted() {
     after("deleted", async |nats| delete(nats).await).await;
 }
+
+/// Nobody writes to the database, so only the publisher itself can notice.
+#[tokio::test]
+async fn nats_comes_back_empty_while_nothing_happens() {
+    let Some(mut nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.equals(&publisher.followed.cache, "before").await;
+    nats.kill();
+    nats.forget();
+    nats.boot().await;
+    let late = Subscriber::ready(relay(&nats)).await;
+    late.equals(&publisher.followed.cache, "after").await;
+    late.fresh().await;
+    subscriber.fresh().await;
+    // Both go on.
+    publisher.followed.set_line(3).await;
+    publisher.followed.caught_up("a change").await;
+    subscriber
+        .equals(&publisher.followed.cache, "a change")
+        .await;
+    late.equals(&publisher.followed.cache, "a change").await;
+}
