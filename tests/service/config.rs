@@ -93,6 +93,11 @@ fn the_output_of_config_is_a_valid_file_without_secrets() {
         .env("DATABASE_URL", format!("postgres://u:{secret}@h/d"))
         .env("ODDSCACHE_LISTEN_URL", listen)
         .env("ODDSCACHE_TOKEN", secret)
+        .env("ODDSCACHE_RELAY_TO", format!("nats://u:{secret}@h"))
+        .env("ODDSCACHE_RELAY_USER", "u")
+        .env("ODDSCACHE_RELAY_PASSWORD", secret)
+        .env("ODDSCACHE_RELAY_TOKEN", secret)
+        .env("ODDSCACHE_RELAY_NKEY", secret)
         .env("PGPASSWORD", secret);
     let words = [
         "dbname=d host=h password=*** user=u",

@@ -1,12 +1,13 @@
 //! Settings without their secrets.
 
-/// A setting that is a secret as a whole.
-const SECRET: &str = "token";
+/// Settings that are secrets as a whole.
+const SECRETS: [&str; 4] = ["token", "relay-password", "relay-token", "relay-nkey"];
 
 /// The value with its secret hidden; `None` if it holds none. Connection strings are read as the library reads them.
 pub(crate) fn hidden(key: &str, value: &str) -> Option<String> {
     match key {
-        SECRET => Some("***".to_owned()),
+        key if SECRETS.contains(&key) => Some("***".to_owned()),
+        "relay-to" | "relay-from" => value.contains('@').then(|| "***".to_owned()),
         key if key.ends_with("-url") => oddscache::without_password(value),
         _ => None,
     }
@@ -50,7 +51,13 @@ mod tests {
         ] {
             assert_eq!(hidden("listen-url", plain), None, "{plain}");
         }
-        assert_eq!(hidden("token", "x").as_deref(), Some("***"));
+        for secret in SECRETS {
+            assert_eq!(hidden(secret, "x").as_deref(), Some("***"));
+        }
+        for relay in ["relay-to", "relay-from"] {
+            assert_eq!(hidden(relay, "nats://u:secret@h").as_deref(), Some("***"));
+            assert_eq!(hidden(relay, "nats://h:4222"), None);
+        }
         assert_eq!(hidden("listen", "password=x"), None);
     }
 }
