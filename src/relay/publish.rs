@@ -65,8 +65,14 @@ const MANY_EVENTS: usize = 500;
 /// The most messages that are sent before the stream has acknowledged them.
 const MOST_UNACKNOWLEDGED: usize = 256;
 
+/// How often a publisher that has lost its database looks for it.
+const CUT_OFF_PAUSE: Duration = Duration::from_millis(200);
+
+/// A leader that has lost its database for this long lets others lead.
+const CUT_OFF: Duration = Duration::from_secs(4);
+
 /// How often a leader looks whether the streams are as it left them.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A state is published again at most this often.
 const STATE_PAUSE: Duration = Duration::from_secs(2);
@@ -172,6 +178,10 @@ impl RelayPublisher {
                 .is_none()
             {
                 return Ok(());
+            }
+            // Another publisher may have the database.
+            while self.shared.is_cut_off() && self.shared.is_fed() {
+                sleep(CUT_OFF_PAUSE).await;
             }
             let won = lease.win().await;
             let won = won.map_err(|error| self.relay.unreachable(format!("the lease: {error}")))?;
@@ -287,13 +297,19 @@ impl RelayPublisher {
         }
     }
 
-    /// Fails if somebody deleted or wrote to the streams, so that the next term repairs them.
+    /// Fails if somebody deleted or wrote to the streams, so that the next term repairs them, and if others may know
+    /// more than this publisher.
     async fn look(
         &self,
         jetstream: &jetstream::Context,
         stream: &Stream,
         appended: &Appended,
     ) -> Result<(), Error> {
+        if self.shared.is_cut_off() && appended.view.age() > CUT_OFF {
+            return Err(self
+                .relay
+                .unreachable("this publisher has lost its database"));
+        }
         let info = stream.get_info().await;
         let info = info.map_err(|error| self.relay.unreachable(error))?;
         if info.state.last_sequence != appended.sequence {

@@ -139,6 +139,13 @@ impl Shared {
         self.status.subscribe()
     }
 
+    /// Whether the follower cannot read, or has ended.
+    #[cfg(feature = "nats")]
+    pub(crate) fn is_cut_off(&self) -> bool {
+        let status = self.status.borrow();
+        matches!(*status, Status::Disconnected { .. } | Status::Ended { .. })
+    }
+
     /// Whether a follower or a writer still feeds the cache.
     #[cfg(feature = "nats")]
     pub(crate) fn is_fed(&self) -> bool {

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache_testkit::{Database, nats::Nats};
+use oddscache_testkit::{
+    Database, cluster, eventually, followed::Followed, nats::Nats, proxy::Proxy,
+};
 
 use crate::{Publisher, Subscriber, relay};
 
@@ -34,4 +36,51 @@ async fn another_publisher_leads_when_the_first_is_gone() {
     );
     println!("the second led after {took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_leader_without_its_database_lets_another_one_lead() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let proxy = Proxy::before(cluster()).await;
+    let dsn = proxied(&proxy, &database);
+    let first = Followed::beside(&dsn, &database.dsn(), |config| config).await;
+    let leads = tokio::spawn(first.cache.relay_to(relay(&nats)).run());
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.equals(&first.cache, "the first").await;
+    let second = Publisher::start(&database, relay(&nats)).await;
+    let epoch = subscriber.cache.view().epoch();
+    proxy.set(|setting| (setting.refuse, setting.resets) = (true, setting.resets + 1));
+    let gone = Instant::now();
+    second.followed.set_line(8).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "the second")
+        .await;
+    println!("the second led after {:?}", gone.elapsed());
+    subscriber.fresh().await;
+    assert_eq!(
+        subscriber.cache.view().epoch(),
+        epoch,
+        "the history is the same"
+    );
+    // Once the first has its database again, it only stands by.
+    proxy.heal();
+    eventually("the first follows again", async || {
+        first.cache.view_within(Duration::from_secs(1)).is_ok()
+    })
+    .await;
+    second.followed.set_line(9).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "still the second")
+        .await;
+    leads.abort();
+}
+
+fn proxied(proxy: &Proxy, database: &Database) -> String {
+    let (port, name) = (proxy.address.port(), &database.name);
+    format!("host=127.0.0.1 port={port} user=postgres dbname={name} sslmode=disable")
 }

@@ -4,6 +4,7 @@ mod access;
 mod faults;
 mod following;
 mod leaders;
+mod service;
 
 use std::time::Duration;
 
