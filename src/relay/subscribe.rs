@@ -593,10 +593,9 @@ impl Subscriber {
         let asked = ask(client, &self.relay, Instant::now(), self.question(false)).await;
         if let (at, Some(answer)) = asked
             && let Some(answer) = self.answer_in(&answer)
+            && self.answered(answer, at).is_some()
         {
-            if self.answered(answer, at).is_some() {
-                return Err(self.relay.unreachable("its state differs from its digest"));
-            }
+            return Err(self.relay.unreachable("its state differs from its digest"));
         }
         let reason = match self.shown {
             None => ReloadReason::First,
