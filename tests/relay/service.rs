@@ -6,6 +6,8 @@ use oddscache_testkit::{
     service::{SERVE, Service, command},
 };
 
+use crate::{Publisher, Subscriber, relay};
+
 #[tokio::test]
 async fn a_service_without_a_database_answers_as_its_publisher_does() {
     let Some(nats) = Nats::start("").await else {
@@ -46,4 +48,39 @@ fn a_service_cannot_do_both() {
     ];
     let ended = oddscache_testkit::service::ended(&mut command(&both));
     ended.with(2, &["--relay-to", "--relay-from"]);
+}
+
+/// A frozen leader that wakes up adds nothing, and no reader goes back.
+#[tokio::test]
+async fn a_frozen_leader_harms_nothing() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let to = ["--relay-to", &nats.url()];
+    let first = Service::warm(&database.dsn(), &to).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.fresh().await;
+    let second = Publisher::start(&database, relay(&nats)).await;
+    let epoch = subscriber.cache.view().epoch();
+    first.signal("-STOP");
+    second.followed.set_line(5).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "the second")
+        .await;
+    first.signal("-CONT");
+    let mut last = subscriber.cache.view();
+    for line in 6..26 {
+        second.followed.set_line(line).await;
+        second.followed.caught_up("a change").await;
+        let view = subscriber
+            .equals(&second.followed.cache, "still the second")
+            .await;
+        assert!(view.cut().as_of >= last.cut().as_of);
+        last = view;
+    }
+    subscriber.fresh().await;
+    assert_eq!(last.epoch(), epoch, "the history is the same");
+    assert_eq!(subscriber.cache.counters().relay_mismatches, 0);
 }
