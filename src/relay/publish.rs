@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -79,12 +79,6 @@ const STATE_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long a new leader waits until its own view is not older than the last delta.
 const CATCH_UP: Duration = Duration::from_secs(5);
-
-/// How long a reader's transaction is awaited before the answer is given.
-const AWAIT: Duration = Duration::from_secs(1);
-
-/// The most answers that wait for a transaction at a time.
-const MOST_AWAITING: usize = 64;
 
 /// The longest pause before a new attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -243,7 +237,6 @@ impl RelayPublisher {
             "publishing to the relay"
         );
         let mut look_at = tokio::time::Instant::now() + LOOK;
-        let awaiting = Arc::new(tokio::sync::Semaphore::new(MOST_AWAITING));
         loop {
             self.remember(&appended);
             let asked = pin!(questions.next());
@@ -281,16 +274,8 @@ impl RelayPublisher {
                     let answer = appended.answer();
                     // Never waits for the network: the client has a buffer. A lost answer is asked for again.
                     let _ = client.publish(reply, answer).await;
-                    if let Some(xid) = question.awaits
-                        && let Ok(permit) = Arc::clone(&awaiting).try_acquire_owned()
-                    {
-                        let shared = Arc::clone(&self.shared);
-                        tokio::spawn(async move {
-                            let _permit = permit;
-                            shared.request.read();
-                            let shows = |state: &crate::State| state.cut().shows(xid);
-                            let _ = timeout(AWAIT, shared.wait_until(shows)).await;
-                        });
+                    if question.awaits.is_some() {
+                        self.shared.request.read();
                     }
                 }
             }
@@ -516,21 +501,17 @@ impl Sender {
         incarnation: u128,
         view: View,
     ) -> Result<usize, Error> {
+        let ids = differing(&appended.view, &view);
+        let is_long = ids.len() >= MANY_EVENTS;
         let (before, after, encoder) = (appended.view.clone(), view.clone(), self.encoder);
-        let pack = move || {
-            let ids = differing(&before, &after);
-            encoder.encode_changes(&before, &after, &ids)
-        };
+        let pack = move || encoder.encode_changes(&before, &after, &ids);
         // Packing very much would delay the lease and the answers.
-        let parts = match differing(&appended.view, &view).len() {
-            0..MANY_EVENTS => Ok(pack()),
-            _ => tokio::task::spawn_blocking(pack).await,
+        let parts = match is_long {
+            true => tokio::task::spawn_blocking(pack).await,
+            false => Ok(pack()),
         };
         let parts = parts.map_err(|_| self.relay.unreachable("packing was interrupted"))?;
-        let mut parts = parts.map_err(|error| self.relay.unreachable(error))?;
-        if parts.is_empty() {
-            parts.push(Vec::new());
-        }
+        let parts = parts.map_err(|error| self.relay.unreachable(error))?;
         let to = Identity {
             incarnation,
             version: view.version(),
@@ -543,9 +524,10 @@ impl Sender {
             from_digest: appended.view.digest,
             ..header(appended, to, &view)
         };
-        let bytes = self.send(&header, &parts, appended.sequence).await?;
+        let bytes = self
+            .send(messages(header, parts), &mut appended.sequence)
+            .await?;
         add(&self.shared.counters.relay_deltas, 1);
-        appended.sequence += parts.len() as u64;
         appended.view = view;
         appended.identity = to;
         appended.epoch = epoch;
@@ -556,21 +538,18 @@ impl Sender {
     /// state.
     async fn append_start(&self, appended: &mut Appended) -> Result<(), Error> {
         let header = header(appended, appended.identity, &appended.view);
-        self.send(&header, &[Vec::new()], appended.sequence).await?;
-        appended.sequence += 1;
-        Ok(())
+        let messages = messages(header, Vec::new());
+        self.send(messages, &mut appended.sequence).await.map(drop)
     }
 
-    /// Sends the parts of a delta, and waits until the stream has them (Y1).
+    /// Sends the messages of a delta, and waits until the stream has them (Y1). Moves the sequence on if it has all.
     async fn send(
         &self,
-        header: &Header,
-        parts: &[Vec<u8>],
-        mut after: u64,
+        messages: impl Iterator<Item = Bytes>,
+        sequence: &mut u64,
     ) -> Result<usize, Error> {
-        let mut sent = VecDeque::new();
-        let mut bytes = 0;
-        for (part, records) in (0..).zip(parts) {
+        let (mut sent, mut bytes, mut after) = (VecDeque::new(), 0, *sequence);
+        for message in messages {
             if !self.holds.borrow().holds() {
                 return Err(self.relay.unreachable("the lease was lost"));
             }
@@ -579,28 +558,23 @@ impl Sender {
             {
                 self.acknowledged(oldest).await?;
             }
-            let header = Header {
-                part,
-                is_last: part as usize + 1 == parts.len(),
-                ..header.clone()
-            };
-            let message = message::write(&header, records);
             bytes += message.len();
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(NATS_EXPECTED_LAST_SEQUENCE, after.to_string().as_str());
             after += 1;
-            let publish =
-                self.jetstream
-                    .publish_with_headers(self.relay.deltas(), headers, message);
-            sent.push_back(
-                publish
-                    .await
-                    .map_err(|error| self.relay.unreachable(error))?,
-            );
+            let subject = self.relay.deltas();
+            let publish = self
+                .jetstream
+                .publish_with_headers(subject, headers, message);
+            let publish = publish
+                .await
+                .map_err(|error| self.relay.unreachable(error))?;
+            sent.push_back(publish);
         }
         for unacknowledged in sent {
             self.acknowledged(unacknowledged).await?;
         }
+        *sequence = after;
         add(&self.shared.counters.relay_bytes, bytes);
         Ok(bytes)
     }
@@ -635,6 +609,22 @@ fn header(appended: &Appended, to: Identity, view: &View) -> Header {
         cut: WireCut::of(&view.cut()),
         unreadable: faults_to_send(view.unreadable()),
     }
+}
+
+/// The messages of a delta or a state, one for each part, and at least one.
+fn messages(header: Header, mut parts: Vec<Vec<u8>>) -> impl Iterator<Item = Bytes> {
+    if parts.is_empty() {
+        parts.push(Vec::new());
+    }
+    let count = parts.len();
+    (0..).zip(parts).map(move |(part, records)| {
+        let header = Header {
+            part,
+            is_last: part as usize + 1 == count,
+            ..header.clone()
+        };
+        message::write(&header, &records)
+    })
 }
 
 /// The ids of the events that two views of one cache do not share.
@@ -700,42 +690,29 @@ impl States {
         // Packing a whole state takes long enough to delay others of this thread.
         let parts = tokio::task::spawn_blocking(move || encoder.encode_state(&view)).await;
         let parts = parts.map_err(|_| sender.relay.unreachable("packing was interrupted"))?;
-        let mut parts = parts.map_err(|error| sender.relay.unreachable(error))?;
-        if parts.is_empty() {
-            parts.push(Vec::new());
-        }
-        let mut bytes = 0;
+        let parts = parts.map_err(|error| sender.relay.unreachable(error))?;
+        let (mut bytes, mut count) = (0, 0);
         let header = header(appended, appended.identity, &appended.view);
-        for (part, records) in (0..).zip(&parts) {
-            let header = Header {
-                part,
-                is_last: part as usize + 1 == parts.len(),
-                ..header.clone()
-            };
-            let message = message::write(&header, records);
+        for message in messages(header.clone(), parts) {
             bytes += message.len();
-            let subject = sender.relay.state(&format!("{slot}.{part}"));
+            let subject = sender.relay.state(&format!("{slot}.{count}"));
             sender.put(subject, message).await?;
+            count += 1;
         }
         let head = Head {
             slot,
-            parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
+            parts: count,
             term: header.term,
             epoch: header.epoch,
             identity: header.to,
             digest: header.digest,
-            cut: header.cut.clone(),
+            cut: header.cut,
             position: appended.sequence,
         };
         let head = message::write(&head, &[]);
         sender.put(sender.relay.state("head"), head).await?;
         add(&sender.shared.counters.relay_states, 1);
-        let counted = bytes as u64;
-        sender
-            .shared
-            .counters
-            .relay_bytes
-            .fetch_add(counted, Ordering::Relaxed);
+        add(&sender.shared.counters.relay_bytes, bytes);
         (self.bytes, self.since) = (bytes, 0);
         self.last = Some(tokio::time::Instant::now());
         Ok(())

@@ -103,6 +103,19 @@ struct Held {
     position: u64,
 }
 
+impl Held {
+    /// Takes over the proof of an answer that names this state or an earlier one of the same publisher. The age counts
+    /// from before the question, whose answer may have taken any time (P4).
+    fn proven_by(&mut self, answer: &Answer, asked: Moment) {
+        let age = answer.age.map(Duration::from_micros);
+        self.proven = age.and_then(|age| asked.before(age)).or(self.proven);
+        if answer.identity == self.identity {
+            self.cut = Arc::new(answer.cut.cut());
+            self.unreadable = received_faults(&answer.unreadable);
+        }
+    }
+}
+
 struct Shown {
     epoch: u64,
     cut: Arc<Cut>,
@@ -315,12 +328,14 @@ impl Subscriber {
         }
     }
 
+    fn is_answered(&self) -> bool {
+        let last = self.last_answer;
+        last.is_some_and(|last| last.elapsed() < SILENCE)
+    }
+
     /// Notes that no answer came.
     fn silent(&mut self) {
-        let answered = self
-            .last_answer
-            .is_some_and(|last| last.elapsed() < SILENCE);
-        if !answered {
+        if !self.is_answered() {
             let error = self.relay.unreachable("no publisher answers");
             self.troubled(error);
         }
@@ -368,12 +383,7 @@ impl Subscriber {
             );
             return Some(Need::Mismatch);
         }
-        // The age counts from before the question, whose answer may have taken any time (P4).
-        let age = answer.age.map(Duration::from_micros);
-        let proven = age.and_then(|age| asked.before(age));
-        held.cut = Arc::new(answer.cut.cut());
-        held.proven = proven.or(held.proven);
-        held.unreadable = received_faults(&answer.unreadable);
+        held.proven_by(&answer, asked);
         self.show(None);
         None
     }
@@ -473,12 +483,7 @@ impl Subscriber {
             && answer.identity.incarnation == held.identity.incarnation
             && answer.identity.version <= held.identity.version
         {
-            let age = answer.age.map(Duration::from_micros);
-            held.proven = age.and_then(|age| asked.before(age)).or(proven);
-            if answer.identity == held.identity {
-                held.cut = Arc::new(answer.cut.cut());
-                held.unreadable = received_faults(&answer.unreadable);
-            }
+            held.proven_by(answer, *asked);
             self.pending = None;
         }
         self.held = Some(held);
@@ -521,10 +526,7 @@ impl Subscriber {
             cut,
             term: self.term,
         });
-        let answered = self
-            .last_answer
-            .is_some_and(|last| last.elapsed() < SILENCE);
-        if answered {
+        if self.is_answered() {
             self.troubled_since = None;
             self.publisher.set_status(Status::Live);
         }
@@ -561,13 +563,13 @@ impl Subscriber {
         let mut tries = 0;
         loop {
             let before = self.read_head;
-            let read = self.try_read_state(&states, avoid).await?;
+            let read = self.try_read_state(&states, avoid).await;
             if self.read_head != before {
                 avoid = self.read_head;
             }
             match read {
-                Some(()) => break,
-                None if tries < 20 => {
+                true => break,
+                false if tries < 20 => {
                     tries += 1;
                     let asked = ask(client, &self.relay, Instant::now(), self.question(true)).await;
                     let (at, answer) = asked;
@@ -576,7 +578,7 @@ impl Subscriber {
                     }
                     sleep(Duration::from_millis(150 + fastrand::u64(0..100))).await;
                 }
-                None => return Err(self.relay.unreachable("it has no whole state yet")),
+                false => return Err(self.relay.unreachable("it has no whole state yet")),
             }
         }
         add(&self.publisher.counters().relay_states, 1);
@@ -605,32 +607,28 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Reads the newest whole state. `None` if there is none, it was overwritten meanwhile, its head has the sequence
+    /// Reads the newest whole state. False if there is none, it was overwritten meanwhile, its head has the sequence
     /// `avoid`, or it is of a former publisher.
-    async fn try_read_state(
-        &mut self,
-        states: &Stream,
-        avoid: Option<u64>,
-    ) -> Result<Option<()>, Error> {
+    async fn try_read_state(&mut self, states: &Stream, avoid: Option<u64>) -> bool {
         let relay = self.relay.clone();
         let get = async |subject: String| {
             let get = states.direct_get_last_for_subject(subject);
             timeout(ANSWER_TIMEOUT, get).await.ok()?.ok()
         };
         let Some(head) = get(relay.state("head")).await else {
-            return Ok(None);
+            return false;
         };
         let sequence = head.sequence;
         let Some((head, _)) = message::read::<Head>(&head.payload) else {
             self.refuse();
-            return Ok(None);
+            return false;
         };
         let is_usable = head.term >= self.term
             && ('a'..='b').contains(&head.slot)
             && (1..=MOST_PARTS).contains(&head.parts)
             && avoid != Some(sequence);
         if !is_usable {
-            return Ok(None);
+            return false;
         }
         let subjects = (0..head.parts).map(|part| relay.state(&format!("{}.{part}", head.slot)));
         let mut parts = pin!(stream::iter(subjects.map(&get)).buffered(PARTS_AT_ONCE));
@@ -659,13 +657,13 @@ impl Subscriber {
             if !decoded {
                 // Give the names back, which the draft goes on with.
                 self.draft.packer = std::mem::take(&mut next.packer);
-                return Ok(None);
+                return false;
             }
             count += 1;
         }
         let Some(header) = last else {
             self.draft.packer = std::mem::take(&mut next.packer);
-            return Ok(None);
+            return false;
         };
         // The rest has no await, so the draft changes whole (P1).
         decoder.apply(&mut next);
@@ -682,9 +680,9 @@ impl Subscriber {
         if self.draft.digest() != header.digest {
             add(&self.publisher.counters().relay_mismatches, 1);
             tracing::error!("a state differs from what the publisher holds; please report this");
-            return Ok(None);
+            return false;
         }
-        Ok(Some(()))
+        true
     }
 }
 
