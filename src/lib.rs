@@ -263,6 +263,7 @@
 )]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+mod backoff;
 mod cache;
 mod config;
 mod decode;

@@ -14,8 +14,9 @@ use syn::{
 };
 
 /// The folders in their order: each may import from those before it. A file at the root of `src` counts as a folder.
-const LIBRARY: [&str; 17] = [
+const LIBRARY: [&str; 18] = [
     "error",
+    "backoff",
     "model",
     "decode",
     "metrics",

@@ -39,9 +39,9 @@ use tokio::{
 use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 use crate::{
+    backoff::Backoff,
     config::Config,
     error::Error,
-    follow::backoff::Backoff,
     postgres::{
         connection::{Access, Connection, Events, within},
         hosts::Target,

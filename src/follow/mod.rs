@@ -1,6 +1,5 @@
 //! The follower: the one loop that keeps a cache equal to the database.
 
-pub(crate) mod backoff;
 pub(crate) mod listener;
 pub(crate) mod repairs;
 pub(crate) mod retry;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{error::Error, follow::backoff::Backoff};
+use crate::{backoff::Backoff, error::Error};
 
 /// How to go on with the same connection after a read failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

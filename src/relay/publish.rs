@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    backoff::Backoff,
     error::Error,
     relay::{
         address::{ANSWER_TIMEOUT, Relay},
@@ -80,8 +81,8 @@ const STATE_PAUSE: Duration = Duration::from_secs(2);
 /// How long a new leader waits until its own view is not older than the last delta.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The longest pause before a new attempt.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Who has led for this long begins again with short pauses.
+const LED: Duration = Duration::from_secs(10);
 
 /// Publishes what a cache holds to a relay. [`RelayPublisher::run`] does so until it is dropped.
 ///
@@ -146,20 +147,19 @@ impl RelayPublisher {
     /// Publishes until the future is dropped, or until the follower of the cache has ended. Whatever happens to NATS, it
     /// tries again, with pauses of up to 5 s. Needs a tokio runtime with time and I/O.
     pub async fn run(mut self) {
-        let mut pause = Duration::from_millis(100);
+        let mut backoff = Backoff::for_relays();
         while self.shared.is_fed() {
-            let Err(error) = self.session(&mut pause).await else {
+            let Err(error) = self.session(&mut backoff).await else {
                 return;
             };
             add(&self.shared.counters.failures, 1);
             tracing::warn!(%error, "not publishing to the relay; trying again after a pause");
-            sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.next()).await;
         }
     }
 
     /// Connects, and leads whenever the lease is won. `Ok` once the cache has no follower any more.
-    async fn session(&mut self, pause: &mut Duration) -> Result<(), Error> {
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), Error> {
         let client = self.relay.connect("relay publisher").await?;
         let jetstream = jetstream::new(client.clone());
         let own: u128 = fastrand::u128(..);
@@ -187,8 +187,8 @@ impl RelayPublisher {
                 Either::Left((result, _)) => Some(result),
                 Either::Right(_) => None,
             };
-            if began.elapsed() > LONGEST_PAUSE * 2 {
-                *pause = Duration::from_millis(100);
+            if began.elapsed() > LED {
+                *backoff = Backoff::for_relays();
             }
             match ended {
                 None => tracing::warn!("another publisher may lead the relay now"),

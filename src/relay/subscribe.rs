@@ -24,6 +24,7 @@ use futures_util::{
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
+    backoff::Backoff,
     error::Error,
     metrics::{
         reload::ReloadReason,
@@ -63,7 +64,8 @@ const PARTS_AT_ONCE: usize = 4;
 /// The most parts of a state or a delta: 64 GB.
 const MOST_PARTS: u32 = 1 << 17;
 
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Who has followed for this long begins again with short pauses.
+const FOLLOWED: Duration = Duration::from_secs(5);
 
 /// Without an answer for this time, the status says so.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -161,9 +163,9 @@ impl Subscriber {
 
     /// Follows until the future is dropped. Before the first state, an error ends it if `retry` is off.
     pub(crate) async fn run(mut self, retry: bool) -> Result<(), Error> {
-        let mut pause = Duration::from_millis(100);
+        let mut backoff = Backoff::for_relays();
         loop {
-            let Err(error) = self.session(&mut pause).await;
+            let Err(error) = self.session(&mut backoff).await;
             add(&self.publisher.counters().failures, 1);
             if self.held.is_none() && !retry {
                 self.publisher.end(Some(error.clone()));
@@ -171,8 +173,7 @@ impl Subscriber {
             }
             tracing::warn!(%error, "not following the relay; trying again after a pause");
             self.troubled(error);
-            sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.next()).await;
         }
     }
 
@@ -183,7 +184,7 @@ impl Subscriber {
     }
 
     /// Connects, reads a state, and follows the changes until an error.
-    async fn session(&mut self, pause: &mut Duration) -> Result<std::convert::Infallible, Error> {
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Error> {
         let client = self.relay.connect("relay subscriber").await?;
         let jetstream = jetstream::new(client.clone());
         let mut need = self.held.is_none().then_some(Need::First);
@@ -198,8 +199,8 @@ impl Subscriber {
             }
             let began = Instant::now();
             let followed = self.follow(&client, &jetstream).await;
-            if began.elapsed() > LONGEST_PAUSE {
-                *pause = Duration::from_millis(100);
+            if began.elapsed() > FOLLOWED {
+                *backoff = Backoff::for_relays();
             }
             need = followed?;
         }

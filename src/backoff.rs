@@ -27,6 +27,15 @@ impl Backoff {
         }
     }
 
+    /// Pauses of up to 5 s, for a relay. Readers' views grow old until then.
+    #[cfg(feature = "nats")]
+    pub(crate) fn for_relays() -> Backoff {
+        Backoff {
+            longest: Duration::from_secs(5),
+            failures: 0,
+        }
+    }
+
     /// The next pause, longer than the one before.
     pub(crate) fn next(&mut self) -> Duration {
         let whole = Duration::from_millis(100)
