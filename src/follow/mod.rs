@@ -425,7 +425,7 @@ impl DatabaseFollower {
         );
         let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
         let read = read::everything(source, prepared, draft, unreadable, reason.clone(), start);
-        let read = within(self.config.warmup_timeout, WARMING_UP, read);
+        let read = within(self.config.warmup_timeout, WARMING_UP, Box::pin(read));
         let (known, done) = match read.instrument(span.clone()).await {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
@@ -577,7 +577,8 @@ impl DatabaseFollower {
         };
         let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
         let changes = read::changes(source, &mut self.prepared, draft, known, unreadable, cause);
-        let changes = within(bound, READING, changes);
+        // Boxed, because a build without optimisation copies a future several times on the stack at every level.
+        let changes = within(bound, READING, Box::pin(changes));
         match changes.instrument(span.clone()).await? {
             Read::Done(mut done) => {
                 span.record("log_rows", done.log_rows);

@@ -570,7 +570,7 @@ async fn read_changes(
         step,
         (&row_counters, search.as_ref()),
     );
-    let rows = rows.await?;
+    let rows = Box::pin(rows).await?;
     let watched = rows.any().then_some(&state.schema.watched);
     end(source.client, rows.prepared, watched).await?;
 

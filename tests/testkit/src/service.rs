@@ -20,11 +20,15 @@ use crate::eventually;
 /// A deadline for what a process does by itself, on a machine that is busy with other work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Half of the stack that a thread gets. A build without optimisation copies futures on the stack, so it needs far more
+/// of it than a release build: a program that runs with this has a margin.
+const STACK: &str = "1048576";
+
 /// `oddscache` with these arguments, and without those variables of our own environment that it reads.
 pub fn command(arguments: &[&str]) -> Command {
     let binary = std::env::var_os("CARGO_BIN_EXE_oddscache");
     let mut command = Command::new(binary.expect("`cargo test` and `cargo bench` name the binary"));
-    command.args(arguments);
+    command.args(arguments).env("RUST_MIN_STACK", STACK);
     isolate(&mut command);
     command
 }
