@@ -144,6 +144,7 @@ struct Following {
 impl DatabaseFollower {
     pub(crate) fn new(config: Config, publisher: Publisher) -> DatabaseFollower {
         let now = Instant::now();
+        publisher.late_from(config.poll_interval + LATE);
         DatabaseFollower {
             names: Names::new(&config, config.need_feed, ""),
             prepared: Some(Prepared::new()),
@@ -874,6 +875,10 @@ impl DatabaseFollower {
 
 /// How often it looks whether the feed is there again.
 const LOOKING_FOR_FEED: Duration = Duration::from_secs(5);
+
+/// A view that is older than the poll interval and this tells that the database does not answer, long before the read
+/// times out.
+const LATE: Duration = Duration::from_secs(5);
 
 /// The least time limit of a read that looks for unreadable rows.
 const LOOKING: Duration = Duration::from_secs(30);

@@ -78,20 +78,22 @@ impl Lease {
         Ok(Lease { store, holder })
     }
 
-    /// Tries until the lease is won.
+    /// Tries, whenever it may, until the lease is won.
     ///
     /// # Errors
     /// Anything but that another publisher has it: the bucket may be gone, so the caller must open it again.
-    pub(super) async fn win(&self) -> Result<Held, kv::CreateError> {
+    pub(super) async fn win(&self, may: impl Fn() -> bool) -> Result<Held, kv::CreateError> {
         loop {
-            let sent = Instant::now();
-            let create = self.store.create(KEY, self.holder.clone().into());
-            match timeout(ANSWER_TIMEOUT, create).await {
-                Ok(Ok(revision)) => return Ok(Held { revision, sent }),
-                Ok(Err(error)) if error.kind() != kv::CreateErrorKind::AlreadyExists => {
-                    return Err(error);
+            if may() {
+                let sent = Instant::now();
+                let create = self.store.create(KEY, self.holder.clone().into());
+                match timeout(ANSWER_TIMEOUT, create).await {
+                    Ok(Ok(revision)) => return Ok(Held { revision, sent }),
+                    Ok(Err(error)) if error.kind() != kv::CreateErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    Ok(Err(_)) | Err(_) => {}
                 }
-                Ok(Err(_)) | Err(_) => {}
             }
             sleep(TRY.mul_f64(0.5 + fastrand::f64())).await;
         }

@@ -63,7 +63,7 @@ pub(crate) struct Question {
     /// Whether no state is there that the subscriber can start from.
     pub(crate) needs_state: bool,
     /// Whether a reader waits for a transaction, so that the publisher should read at once.
-    pub(crate) awaits: Option<u64>,
+    pub(crate) waits: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,7 +26,11 @@
 
 pub(crate) mod address;
 pub(crate) mod codec;
+mod leader;
 mod lease;
 mod message;
 pub(crate) mod publish;
+mod send;
+mod states;
+mod streams;
 pub(crate) mod subscribe;

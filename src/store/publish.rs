@@ -5,9 +5,12 @@
 //! - B2: Each cache has exactly one publisher: neither it nor its owner can be cloned.
 //! - B3: Readers do not free retired states, unless they outlive the publisher.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -41,6 +44,8 @@ pub(crate) struct Shared {
     /// Notified after each publication and each proof.
     proven: Notify,
     pub(crate) request: Request,
+    /// From this age on a view that is followed tells that the database does not answer.
+    late_millis: AtomicU64,
 }
 
 /// What handles have requested from the follower.
@@ -64,11 +69,11 @@ impl Request {
         self.read();
     }
 
-    /// The transaction that handles wait for, unless this cut shows it.
+    /// Whether a handle waits for a transaction that this cut does not show.
     #[cfg(feature = "nats")]
-    pub(crate) fn awaited(&self, shown: Option<&Cut>) -> Option<u64> {
+    pub(crate) fn waits(&self, shown: Option<&Cut>) -> bool {
         let xid = self.awaited.load(Ordering::Relaxed);
-        (xid > 0 && shown.is_none_or(|cut| !cut.shows(xid))).then_some(xid)
+        xid > 0 && shown.is_none_or(|cut| !cut.shows(xid))
     }
 
     /// Requests that everything be read again.
@@ -139,11 +144,17 @@ impl Shared {
         self.status.subscribe()
     }
 
-    /// Whether the follower cannot read, or has ended.
+    /// Whether the follower cannot read, has ended, or has heard nothing of the database for so long that it may have
+    /// lost it.
     #[cfg(feature = "nats")]
-    pub(crate) fn is_cut_off(&self) -> bool {
-        let status = self.status.borrow();
-        matches!(*status, Status::Disconnected { .. } | Status::Ended { .. })
+    pub(crate) fn is_out_of_touch(&self) -> bool {
+        let late = Duration::from_millis(self.late_millis.load(Ordering::Relaxed));
+        match *self.status.borrow() {
+            Status::Disconnected { .. } | Status::Ended { .. } => true,
+            Status::Live | Status::PollingOnly { .. } => self.load().age() > late,
+            // A whole read may take long.
+            _ => false,
+        }
     }
 
     /// Whether a follower or a writer still feeds the cache.
@@ -212,6 +223,7 @@ impl Publisher {
             pruned_below: AtomicU64::new(0),
             next_xid: AtomicU64::new(0),
             feed_version: AtomicI32::new(0),
+            late_millis: AtomicU64::new(u64::MAX),
             changes: changes.downgrade(),
             proven: Notify::new(),
             request: Request::default(),
@@ -254,6 +266,12 @@ impl Publisher {
     }
 
     /// The state that readers see.
+    /// Says from which age on a view tells that the database does not answer.
+    pub(crate) fn late_from(&self, age: Duration) {
+        let millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        self.shared.late_millis.store(millis, Ordering::Relaxed);
+    }
+
     pub(crate) fn published(&self) -> Guard<Arc<State>> {
         self.shared.load()
     }

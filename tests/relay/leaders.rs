@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use oddscache_testkit::{
-    Database, cluster, eventually, followed::Followed, nats::Nats, proxy::Proxy,
+    Database, cluster, eventually,
+    followed::Followed,
+    nats::Nats,
+    proxy::{Proxy, Setting, Way},
 };
 
 use crate::{Publisher, Subscriber, relay};
@@ -40,6 +43,18 @@ async fn another_publisher_leads_when_the_first_is_gone() {
 
 #[tokio::test]
 async fn a_leader_without_its_database_lets_another_one_lead() {
+    let cut = |setting: &mut Setting| (setting.refuse, setting.resets) = (true, setting.resets + 1);
+    lets_another_one_lead(cut).await;
+}
+
+/// Nothing says that the connection is lost. The leader notices it from its age, before its read times out.
+#[tokio::test]
+async fn a_leader_whose_database_falls_silent_lets_another_one_lead() {
+    let freeze = |setting: &mut Setting| (setting.up, setting.down) = (Way::Freeze, Way::Freeze);
+    lets_another_one_lead(freeze).await;
+}
+
+async fn lets_another_one_lead(lose: fn(&mut Setting)) {
     let Some(nats) = Nats::start("").await else {
         return;
     };
@@ -52,14 +67,16 @@ async fn a_leader_without_its_database_lets_another_one_lead() {
     subscriber.equals(&first.cache, "the first").await;
     let second = Publisher::start(&database, relay(&nats)).await;
     let epoch = subscriber.cache.view().epoch();
-    proxy.set(|setting| (setting.refuse, setting.resets) = (true, setting.resets + 1));
+    proxy.set(lose);
     let gone = Instant::now();
     second.followed.set_line(8).await;
     second.followed.caught_up("a change").await;
     subscriber
         .equals(&second.followed.cache, "the second")
         .await;
-    println!("the second led after {:?}", gone.elapsed());
+    let took = gone.elapsed();
+    println!("the second led after {took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     subscriber.fresh().await;
     assert_eq!(
         subscriber.cache.view().epoch(),

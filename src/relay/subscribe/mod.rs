@@ -1,10 +1,9 @@
 //! The subscriber: keeps a cache equal to what a relay's publisher holds, without the database.
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+mod questions;
+mod read_state;
+
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     Client,
@@ -14,15 +13,11 @@ use async_nats::{
         stream::Stream,
     },
 };
-use bytes::Bytes;
 use chrono::Utc;
-use futures_util::{
-    StreamExt,
-    future::{Either, select},
-    stream,
-};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
 
+use self::questions::{Answered, Questions};
 use crate::{
     backoff::Backoff,
     error::Error,
@@ -34,7 +29,7 @@ use crate::{
     relay::{
         address::{ANSWER_TIMEOUT, Relay},
         codec::Decoder,
-        message::{self, Answer, Head, Header, Identity, Question, received_faults},
+        message::{self, Answer, Header, Identity, Question, received_faults},
     },
     store::{
         draft::Draft,
@@ -43,23 +38,11 @@ use crate::{
     },
 };
 
-/// The time between two questions, give or take a fifth. The random part spreads the questions of many subscribers.
-const ASK: Duration = Duration::from_millis(800);
-
-/// The same while a reader waits for a transaction.
-const ASK_SOON: Duration = Duration::from_millis(40);
-
-/// How many quick questions a waiting reader causes at most.
-const QUICK_QUESTIONS: u32 = 25;
-
 /// The stream counts as stuck if a change that an answer names has not come after this time.
 const STUCK: Duration = Duration::from_secs(2);
 
 /// The server sends at least this often, so that a dead consumer is noticed after twice the time.
 const CONSUMER_HEARTBEAT: Duration = Duration::from_secs(2);
-
-/// Parts of a state that are fetched at a time.
-const PARTS_AT_ONCE: usize = 4;
 
 /// The most parts of a state or a delta: 64 GB.
 const MOST_PARTS: u32 = 1 << 17;
@@ -132,6 +115,14 @@ struct Incoming {
     decoder: Decoder,
 }
 
+/// What a subscriber waits for.
+enum Event<M> {
+    Message(Option<M>),
+    /// A reader waits, or wants everything to be read again.
+    Requested,
+    Answered(Answered),
+}
+
 /// Why a session must read a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -140,8 +131,6 @@ enum Need {
     Mismatch,
     Requested,
 }
-
-type Asking<'a> = Pin<Box<dyn Future<Output = (Moment, Option<Bytes>)> + Send + 'a>>;
 
 impl Subscriber {
     pub(crate) fn new(relay: Relay, publisher: Publisher) -> Subscriber {
@@ -243,89 +232,78 @@ impl Subscriber {
         let messages = consumer.messages().await;
         let mut messages = messages.map_err(|error| self.relay.unreachable(error))?;
         let mut incoming = None;
-        let (mut ask_at, mut quick) = (Instant::now(), 0);
+        let mut questions = Questions::new(client, &self.relay, &self.question(false));
         let (mut stuck_since, mut came_at) = (None, Instant::now());
         loop {
-            // A question under way is not dropped by what else comes.
-            let mut asking = ask(client, &self.relay, ask_at, self.question(false));
-            let answered = loop {
-                let shared = self.publisher.shared();
-                let requested = pin!(shared.request.requested());
-                let came = pin!(select(messages.next(), requested));
-                match select(came, &mut asking).await {
-                    Either::Left((Either::Left((message, _)), _)) => {
-                        let message = message
-                            .ok_or_else(|| self.relay.unreachable("the consumer has ended"))?
-                            .map_err(|error| self.relay.unreachable(error));
-                        let message = match message {
-                            Ok(message) => message,
-                            // The server forgot the consumer, or was restarted.
-                            Err(error) => {
-                                self.silent();
-                                tracing::debug!(%error, "making the consumer again");
-                                return Ok(None);
-                            }
-                        };
-                        let sequence = message.info().map(|info| info.stream_sequence);
-                        let Ok(sequence) = sequence else { continue };
-                        came_at = Instant::now();
-                        if let Some(need) = self.part(&mut incoming, &message.payload, sequence) {
-                            return Ok(Some(need));
+            let shared = self.publisher.shared();
+            // None of them loses anything when it is dropped.
+            let event = tokio::select! {
+                message = messages.next() => Event::Message(message),
+                () = shared.request.requested() => Event::Requested,
+                answered = questions.answered() => Event::Answered(answered),
+            };
+            match event {
+                Event::Message(message) => {
+                    let message =
+                        message.ok_or_else(|| self.relay.unreachable("the consumer has ended"))?;
+                    let message = match message {
+                        Ok(message) => message,
+                        // The server forgot the consumer, or was restarted.
+                        Err(error) => {
+                            self.silent();
+                            tracing::debug!(%error, "making the consumer again");
+                            return Ok(None);
                         }
+                    };
+                    let sequence = message.info().map(|info| info.stream_sequence);
+                    let Ok(sequence) = sequence else { continue };
+                    came_at = Instant::now();
+                    if let Some(need) = self.part(&mut incoming, &message.payload, sequence) {
+                        return Ok(Some(need));
                     }
-                    Either::Left((Either::Right(_), _)) => {
-                        if self.publisher.request().take_resync() {
-                            return Ok(Some(Need::Requested));
-                        }
-                        quick = QUICK_QUESTIONS;
-                        // A question under way is kept. The next one follows soon after it.
-                        if ask_at > Instant::now() {
-                            ask_at = Instant::now();
-                            asking = ask(client, &self.relay, ask_at, self.question(false));
-                        }
+                }
+                Event::Requested => {
+                    if self.publisher.request().take_resync() {
+                        return Ok(Some(Need::Requested));
                     }
-                    Either::Right((answered, _)) => break answered,
+                    questions.hurry(&self.question(false));
                 }
-            };
-            let wait = match quick {
-                0 => ASK.mul_f64(0.8 + 0.4 * fastrand::f64()),
-                _ => ASK_SOON,
-            };
-            quick = quick.saturating_sub(1);
-            ask_at = Instant::now() + wait;
-            let (asked, answer) = answered;
-            let answer = answer.and_then(|answer| self.answer_in(&answer));
-            let Some(answer) = answer else {
-                self.silent();
-                continue;
-            };
-            if let Some(need) = self.answered(answer, asked) {
-                return Ok(Some(need));
-            }
-            // The stream must bring what the answer names.
-            match (&self.pending, stuck_since) {
-                (None, _) => stuck_since = None,
-                (Some(_), None) => stuck_since = Some(Instant::now()),
-                // As long as messages come, the stream is only slow.
-                (Some((pending, _)), Some(since)) if since.max(came_at).elapsed() > STUCK => {
-                    let is_other = self.held.as_ref().is_none_or(|held| {
-                        held.identity.incarnation != pending.identity.incarnation
-                    });
-                    add(&self.publisher.counters().relay_gaps, 1);
-                    return Ok(is_other.then_some(Need::Gap));
+                Event::Answered((asked, answer)) => {
+                    let answer = answer.and_then(|answer| self.answer_in(&answer));
+                    let need = match answer {
+                        Some(answer) => self.answered(answer, asked),
+                        None => {
+                            self.silent();
+                            None
+                        }
+                    };
+                    if need.is_some() {
+                        return Ok(need);
+                    }
+                    questions.plan(&self.question(false));
+                    let Some((pending, _)) = &self.pending else {
+                        stuck_since = None;
+                        continue;
+                    };
+                    // The stream must bring what the answer names. As long as messages come, it is only slow.
+                    let since = *stuck_since.get_or_insert_with(Instant::now);
+                    if since.max(came_at).elapsed() > STUCK {
+                        let is_other = self.held.as_ref().is_none_or(|held| {
+                            held.identity.incarnation != pending.identity.incarnation
+                        });
+                        add(&self.publisher.counters().relay_gaps, 1);
+                        return Ok(is_other.then_some(Need::Gap));
+                    }
                 }
-                _ => {}
             }
         }
     }
 
     fn question(&self, needs_state: bool) -> Question {
+        let shown = self.shown.as_ref().map(|shown| &*shown.cut);
         Question {
             needs_state,
-            awaits: self
-                .publisher
-                .request()
-                .awaited(self.shown.as_ref().map(|shown| &*shown.cut)),
+            waits: self.publisher.request().waits(shown),
         }
     }
 
@@ -532,175 +510,6 @@ impl Subscriber {
             self.publisher.set_status(Status::Live);
         }
     }
-
-    /// Reads a whole state, beside the old view. Asks the publisher for one if none fits.
-    async fn read_state(
-        &mut self,
-        client: &Client,
-        jetstream: &jetstream::Context,
-        need: Need,
-    ) -> Result<(), Error> {
-        if self.shown.is_none() {
-            self.publisher.set_status(Status::Warming);
-        } else {
-            self.publisher.set_status(Status::Resyncing {
-                reason: ReloadReason::Requested,
-                detail: match need {
-                    Need::Mismatch => "the state differed from the publisher's",
-                    Need::Requested => "it was requested",
-                    Need::First | Need::Gap => "a change was missed",
-                }
-                .to_owned(),
-            });
-        }
-        // Many subscribers may have missed the same change.
-        if need == Need::Gap {
-            sleep(Duration::from_millis(fastrand::u64(0..200))).await;
-        }
-        let began = std::time::Instant::now();
-        let states = self.stream(jetstream, self.relay.state_stream()).await?;
-        // The state that was read last led to this need, so another one must come.
-        let mut avoid = self.read_head.filter(|_| need != Need::First);
-        let mut tries = 0;
-        loop {
-            let before = self.read_head;
-            let read = self.try_read_state(&states, avoid).await;
-            if self.read_head != before {
-                avoid = self.read_head;
-            }
-            match read {
-                true => break,
-                false if tries < 20 => {
-                    tries += 1;
-                    let asked = ask(client, &self.relay, Instant::now(), self.question(true)).await;
-                    let (at, answer) = asked;
-                    if let Some(answer) = answer.and_then(|answer| self.answer_in(&answer)) {
-                        self.pending = Some((answer, at));
-                    }
-                    sleep(Duration::from_millis(150 + fastrand::u64(0..100))).await;
-                }
-                false => return Err(self.relay.unreachable("it has no whole state yet")),
-            }
-        }
-        add(&self.publisher.counters().relay_states, 1);
-        add(&self.publisher.counters().reloads, 1);
-        let stats = self.draft.stats();
-        self.last_warmup = Some(WarmupStats {
-            events: self.draft.len(),
-            snapshots: stats.total_snapshots,
-            markets: stats.total_markets,
-            memory_bytes: stats.memory_bytes,
-            seconds: began.elapsed().as_secs_f64(),
-        });
-        // A fresh question gives the new state its age.
-        let asked = ask(client, &self.relay, Instant::now(), self.question(false)).await;
-        if let (at, Some(answer)) = asked
-            && let Some(answer) = self.answer_in(&answer)
-            && self.answered(answer, at).is_some()
-        {
-            return Err(self.relay.unreachable("its state differs from its digest"));
-        }
-        let reason = match self.shown {
-            None => ReloadReason::First,
-            Some(_) => ReloadReason::Requested,
-        };
-        self.show(Some(reason));
-        Ok(())
-    }
-
-    /// Reads the newest whole state. False if there is none, it was overwritten meanwhile, its head has the sequence
-    /// `avoid`, or it is of a former publisher.
-    async fn try_read_state(&mut self, states: &Stream, avoid: Option<u64>) -> bool {
-        let relay = self.relay.clone();
-        let get = async |subject: String| {
-            let get = states.direct_get_last_for_subject(subject);
-            timeout(ANSWER_TIMEOUT, get).await.ok()?.ok()
-        };
-        let Some(head) = get(relay.state("head")).await else {
-            return false;
-        };
-        let sequence = head.sequence;
-        let Some((head, _)) = message::read::<Head>(&head.payload) else {
-            self.refuse();
-            return false;
-        };
-        let is_usable = head.term >= self.term
-            && ('a'..='b').contains(&head.slot)
-            && (1..=MOST_PARTS).contains(&head.parts)
-            && avoid != Some(sequence);
-        if !is_usable {
-            return false;
-        }
-        let subjects = (0..head.parts).map(|part| relay.state(&format!("{}.{part}", head.slot)));
-        let mut parts = pin!(stream::iter(subjects.map(&get)).buffered(PARTS_AT_ONCE));
-        let mut next = self.draft.successor();
-        let mut decoder = Decoder::new();
-        let mut last: Option<Header> = None;
-        let mut count = 0;
-        while let Some(part) = parts.next().await {
-            let read = part
-                .as_ref()
-                .and_then(|part| message::read::<Header>(&part.payload));
-            let fits = read.filter(|(header, _)| {
-                header.to == head.identity
-                    && header.term == head.term
-                    && header.part == count
-                    && header.is_last == (count + 1 == head.parts)
-            });
-            let decoded = match fits {
-                Some((header, records)) => {
-                    add(&self.publisher.counters().relay_bytes, records.len());
-                    last = Some(header);
-                    records.is_empty() || decoder.decode_part(records, &mut next).is_ok()
-                }
-                None => false,
-            };
-            if !decoded {
-                // Give the names back, which the draft goes on with.
-                self.draft.packer = std::mem::take(&mut next.packer);
-                return false;
-            }
-            count += 1;
-        }
-        let Some(header) = last else {
-            self.draft.packer = std::mem::take(&mut next.packer);
-            return false;
-        };
-        // The rest has no await, so the draft changes whole (P1).
-        decoder.apply(&mut next);
-        next.replace(&mut self.draft);
-        self.draft = next;
-        self.term = head.term;
-        self.read_head = Some(sequence);
-        let same_publisher = self.held.as_ref().is_some_and(|held| {
-            held.identity.incarnation == head.identity.incarnation
-                && held.identity.version <= head.identity.version
-        });
-        let proven = self.held.as_ref().and_then(|held| held.proven);
-        self.hold(&header, head.position, proven.filter(|_| same_publisher));
-        if self.draft.digest() != header.digest {
-            add(&self.publisher.counters().relay_mismatches, 1);
-            tracing::error!("a state differs from what the publisher holds; please report this");
-            return false;
-        }
-        true
-    }
-}
-
-/// Asks at `at`. Returns when the question was asked, and the answer if one came in time.
-fn ask<'a>(client: &'a Client, relay: &Relay, at: Instant, question: Question) -> Asking<'a> {
-    let subject = relay.questions();
-    let question = message::write(&question, &[]);
-    Box::pin(async move {
-        sleep_until(at).await;
-        let asked = Moment::now();
-        let answer = timeout(ANSWER_TIMEOUT, client.request(subject, question)).await;
-        let answer = answer
-            .ok()
-            .and_then(Result::ok)
-            .map(|answer| answer.payload);
-        (asked, answer)
-    })
 }
 
 impl Drop for Subscriber {
