@@ -18,7 +18,7 @@ enum Bug {
     /// A part is applied and shown when it comes, not when the last one has come (subscribe.rs).
     PartAppliedEarly,
     /// Parts are published without `Nats-Expected-Last-Sequence`, and the subscriber ignores terms and collects parts
-    /// by their number alone (publish.rs, subscribe.rs).
+    /// by their number alone (send.rs, subscribe.rs).
     OldLeaderBelieved,
     /// A delta is applied to whatever the subscriber holds (subscribe.rs).
     GapIgnored,
@@ -28,17 +28,17 @@ enum Bug {
     ProofOfAnotherVersion,
     /// A new leader keeps the epoch although its cut is older, and the subscriber takes any cut (lease.rs).
     SameEpochWithOlderCut,
-    /// The epoch stays when the server's history was lost (publish.rs).
+    /// The epoch stays when the server's history was lost (leader.rs).
     HistoryNotCompared,
     /// A new leader appends an empty delta without comparing digests (lease.rs).
     DigestNotCompared,
-    /// A new leader writes its state before the stream has taken the delta that begins its term (publish.rs). Nothing
+    /// A new leader writes its state before the stream has taken the delta that begins its term (leader.rs). Nothing
     /// fences a state, so a leader that the stream refuses has then shown it to subscribers.
     StateBeforeStart,
     /// After a purge a new leader takes the epoch of the state's head, although later deltas may have had a
     /// later cut or epoch (lease.rs).
     PurgeForgotten,
-    /// A part of a state is taken although it names another state (subscribe.rs).
+    /// A part of a state is taken although it names another state (subscribe/read_state.rs).
     PartOfAnotherState,
 }
 
@@ -119,7 +119,7 @@ struct Local {
     proven: u8,
 }
 
-/// What a leader does next (publish.rs).
+/// What a leader appends next (leader.rs, send.rs).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Doing {
     Nothing,
@@ -132,11 +132,15 @@ enum Doing {
         header: Header,
         change: Content,
     },
-    /// Writes the next part of a state, or its head after both. `begins` is set with [`Bug::StateBeforeStart`].
-    State {
-        part: u8,
-        begins: bool,
-    },
+}
+
+/// A state that a leader sends while it goes on with deltas (states.rs): next comes this part, or the head after both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Sending {
+    part: u8,
+    header: Header,
+    /// The tail when the state was taken.
+    position: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -149,6 +153,17 @@ struct Leader {
     header: Header,
     slot: u8,
     doing: Doing,
+    sending: Option<Sending>,
+}
+
+impl Leader {
+    fn send_state(&mut self) {
+        self.sending = Some(Sending {
+            part: 0,
+            header: self.header,
+            position: self.tail,
+        });
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -224,10 +239,12 @@ enum Action {
     /// lease.rs: the leader finds that its last renewal is too old.
     StepDown(usize),
     Kill(usize),
-    /// publish.rs: the next part of a delta or state.
+    /// send.rs: the next part of a delta.
     Publish(usize),
-    /// publish.rs: begins to write a state.
-    WriteState(usize),
+    /// states.rs: begins to send a state.
+    BeginState(usize),
+    /// states.rs: the next part of a state, or its head.
+    SendState(usize),
     Purge,
     /// subscribe.rs: the consumer delivers the next message.
     Receive,
@@ -235,11 +252,11 @@ enum Action {
     Lose,
     /// A message comes again.
     Repeat(usize),
-    /// subscribe.rs: reads the head of the state, its first part, its second part.
+    /// subscribe/read_state.rs: reads the head of the state, its first part, its second part.
     ReadState,
     /// subscribe.rs: the subscriber asks.
     Ask,
-    /// subscribe.rs: a publisher that believes that it leads answers.
+    /// leader.rs: a publisher that believes that it leads answers.
     Answer(usize),
     /// subscribe.rs: the answer comes.
     ReceiveAnswer,
@@ -282,7 +299,7 @@ impl Relay {
         true
     }
 
-    /// lease.rs: what a new leader makes of the tail. `None` while it must wait.
+    /// leader.rs (`begin`), streams.rs (`tail`): what a new leader makes of the tail. `None` while it must wait.
     fn lead(&self, state: &mut State, index: usize) -> Option<()> {
         let local = state.publishers[index].local;
         let last = state.stream.last().copied();
@@ -323,25 +340,23 @@ impl Relay {
         };
         let equal = tail.digest == local.content || self.bug == Bug::DigestNotCompared;
         let prev = (equal && is_whole).then_some(tail.id);
-        let doing = match prev {
-            None if self.bug == Bug::StateBeforeStart => Doing::State {
-                part: 0,
-                begins: true,
-            },
-            prev => Doing::Begin { prev },
-        };
-        state.publishers[index].leader = Some(Leader {
+        let mut leader = Leader {
             incarnation,
             term,
             tail: state.last_sequence,
             header,
             slot: state.head.map_or(0, |head| 1 - head.slot),
-            doing,
-        });
+            doing: Doing::Begin { prev },
+            sending: None,
+        };
+        if prev.is_none() && self.bug == Bug::StateBeforeStart {
+            leader.send_state();
+        }
+        state.publishers[index].leader = Some(leader);
         Some(())
     }
 
-    /// publish.rs
+    /// send.rs
     fn publish(&self, state: &mut State, index: usize) -> Option<()> {
         let Publisher { local, leader } = state.publishers[index];
         let mut leader = leader?;
@@ -377,24 +392,20 @@ impl Relay {
                 self.append(state, index, part);
             }
             Doing::Begin { prev } => {
-                leader.doing = match prev {
-                    Some(_) => Doing::Nothing,
-                    None => Doing::State {
-                        part: 0,
-                        begins: false,
-                    },
-                };
+                leader.doing = Doing::Nothing;
                 state.publishers[index].leader = Some(leader);
-                let (header, prev) = (leader.header, prev.unwrap_or_default());
                 let begin = Message {
                     sequence: 0,
-                    header,
-                    prev,
+                    header: leader.header,
+                    prev: prev.unwrap_or_default(),
                     part: 0,
                     is_last: true,
                     change: 0,
                 };
-                self.append(state, index, begin);
+                let is_taken = self.append(state, index, begin);
+                if is_taken && prev.is_none() && leader.sending.is_none() {
+                    state.publishers[index].leader.as_mut()?.send_state();
+                }
             }
             Doing::Delta { header, change } => {
                 let prev = leader.header.id;
@@ -411,39 +422,28 @@ impl Relay {
                 };
                 self.append(state, index, part);
             }
-            Doing::State { part, begins } if part < 2 => {
-                let written = (leader.header.id, leader.header.digest);
-                state.slots[usize::from(leader.slot)][usize::from(part)] = Some(written);
-                leader.doing = Doing::State {
-                    part: part + 1,
-                    begins,
-                };
-                state.publishers[index].leader = Some(leader);
-            }
-            Doing::State { begins, .. } => {
-                let (slot, header) = (leader.slot, leader.header);
-                state.head = Some(Head {
-                    slot,
-                    header,
-                    position: leader.tail,
-                });
-                leader.slot = 1 - slot;
-                leader.doing = Doing::Nothing;
-                state.publishers[index].leader = Some(leader);
-                if begins {
-                    let prev = Id::default();
-                    let start = Message {
-                        sequence: 0,
-                        header,
-                        prev,
-                        part: 0,
-                        is_last: true,
-                        change: 0,
-                    };
-                    self.append(state, index, start);
-                }
-            }
         }
+        Some(())
+    }
+
+    /// states.rs
+    fn send_state(state: &mut State, index: usize) -> Option<()> {
+        let leader = state.publishers[index].leader.as_mut()?;
+        let sending = leader.sending.as_mut()?;
+        let header = sending.header;
+        if sending.part < 2 {
+            let part = &mut state.slots[usize::from(leader.slot)][usize::from(sending.part)];
+            *part = Some((header.id, header.digest));
+            sending.part += 1;
+            return Some(());
+        }
+        state.head = Some(Head {
+            slot: leader.slot,
+            header,
+            position: sending.position,
+        });
+        leader.slot = 1 - leader.slot;
+        leader.sending = None;
         Some(())
     }
 
@@ -534,7 +534,7 @@ impl Relay {
         }
     }
 
-    /// subscribe.rs: reads the state.
+    /// subscribe/read_state.rs: reads the state.
     fn read_state(&self, state: &mut State) -> Option<()> {
         let subscriber = &mut state.subscriber;
         let Some((head, first)) = subscriber.reading else {
@@ -637,8 +637,10 @@ impl Model for Relay {
             if state.kills < bound.kills {
                 actions.push(Action::Kill(index));
             }
-            if leader.doing == Doing::Nothing && state.states < bound.states {
-                actions.push(Action::WriteState(index));
+            if leader.sending.is_some() {
+                actions.push(Action::SendState(index));
+            } else if leader.doing == Doing::Nothing && state.states < bound.states {
+                actions.push(Action::BeginState(index));
             }
             if state.subscriber.asked.is_some() && state.subscriber.answer.is_none() {
                 actions.push(Action::Answer(index));
@@ -712,14 +714,11 @@ impl Model for Relay {
                 state.publishers[index].leader = None;
             }
             Action::Publish(index) => self.publish(&mut state, index)?,
-            Action::WriteState(index) => {
+            Action::BeginState(index) => {
                 state.states += 1;
-                let leader = state.publishers[index].leader.as_mut()?;
-                leader.doing = Doing::State {
-                    part: 0,
-                    begins: false,
-                };
+                state.publishers[index].leader.as_mut()?.send_state();
             }
+            Action::SendState(index) => Self::send_state(&mut state, index)?,
             Action::Purge => {
                 state.purges += 1;
                 state.stream.clear();
