@@ -42,12 +42,12 @@ use crate::{
     backoff::Backoff,
     config::Config,
     error::Error,
+    follow::session::{LISTEN, execute, listen, open_check, own_session, same_database},
     postgres::{
         connection::{Access, Connection, Events, within},
-        hosts::Target,
-        quote::{literal, quote},
+        quote::literal,
     },
-    read::preflight::{self, DATABASE, Feed},
+    read::preflight::{self, Feed},
 };
 
 /// A notification must arrive within this time after a read has found its log row.
@@ -59,9 +59,6 @@ const REPLAYED_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long checking for notifications waits for its own.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(4);
-
-/// A session of our own answers within this time. If it does not, a pooler has given it to another connection.
-const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The longest time that a statement here may take. The follower reads nothing meanwhile.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,7 +72,6 @@ const FIRST_LONG_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 const NOT_YET: &str = "not listening yet";
-const LISTEN: &str = "LISTEN";
 const NOTIFY: &str = "sending a notification";
 
 /// Listens for a follower. See the [module](self).
@@ -486,88 +482,6 @@ pub async fn check_notifications(config: &Config) -> Result<Duration, Error> {
 
 fn lost() -> Error {
     Error::unexpected(LISTEN, "the connection was lost")
-}
-
-async fn execute(connection: &Connection, sql: &str, doing: &'static str) -> Result<(), Error> {
-    let execute = connection.client.batch_execute(sql).await;
-    execute.map_err(Error::database(doing))
-}
-
-/// Sends LISTEN, and ends listening to any other channel.
-async fn listen(connection: &Connection, channel: &str) -> Result<(), Error> {
-    let sql = format!("UNLISTEN *; LISTEN {}", quote(channel));
-    execute(connection, &sql, LISTEN).await
-}
-
-/// A second connection to the same server, for [`own_session`].
-async fn open_check(config: &Config, target: &Target) -> Result<Connection, Error> {
-    Connection::open(&config.connect.only(target), "check").await
-}
-
-/// Checks that the connection keeps its server session while another connection is in a transaction (Q1). A pooler in
-/// transaction mode gives the session to that other one; LISTEN would then stay behind in a session that others use.
-/// Then replaces the time-outs of the role, the database and the server in this session.
-async fn own_session(
-    connection: &Connection,
-    other: &Connection,
-    bound: Duration,
-) -> Result<(), Error> {
-    let before = within(bound, LISTEN, session(connection, bound)).await?;
-    let begin = other.begin(Access::Read, bound);
-    within(SESSION_TIMEOUT * 2, LISTEN, execute(other, &begin, LISTEN)).await?;
-    // A pooler with a single session keeps this query waiting while the other connection holds that session.
-    let now = timeout(SESSION_TIMEOUT, session(connection, bound)).await;
-    // Otherwise a pooler would close the session, and the server would log that.
-    within(
-        SESSION_TIMEOUT * 2,
-        LISTEN,
-        execute(other, "COMMIT", LISTEN),
-    )
-    .await?;
-    if now.map_err(|_| Error::Pooled)?? != before {
-        return Err(Error::Pooled);
-    }
-    let bounds = connection.session_bounds(bound);
-    within(bound, LISTEN, execute(connection, &bounds, LISTEN)).await
-}
-
-/// Checks that the listening connection is in the database that is read, or in the same database of its primary.
-async fn same_database(
-    connection: &Connection,
-    expected: &str,
-    bound: Duration,
-) -> Result<(), Error> {
-    // A transaction, for the time-outs that `begin` sets.
-    execute(connection, &connection.begin(Access::Read, bound), LISTEN).await?;
-    let rows = connection.client.query_typed(DATABASE, &[]).await;
-    let rows = rows.map_err(Error::database(LISTEN))?;
-    execute(connection, "COMMIT", LISTEN).await?;
-    let found: Option<String> = rows
-        .first()
-        .map(|row| row.try_get(0))
-        .transpose()
-        .map_err(Error::database(LISTEN))?;
-    if found.as_deref() == Some(expected) {
-        return Ok(());
-    }
-    Err(Error::OtherListenDatabase {
-        found: found.unwrap_or_default(),
-        expected: expected.to_owned(),
-    })
-}
-
-/// The process id of the server session that answers.
-async fn session(connection: &Connection, bound: Duration) -> Result<String, Error> {
-    // A transaction, for the settings and time-outs that `begin` sets.
-    let begin = connection.begin(Access::Read, bound);
-    let sql = format!("{begin}; SELECT pg_catalog.pg_backend_pid(); COMMIT");
-    let answer = connection.client.simple_query(&sql).await;
-    let answer = answer.map_err(Error::database(LISTEN))?;
-    let id = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    });
-    id.ok_or_else(|| Error::unexpected(LISTEN, "no answer"))
 }
 
 /// Takes the wait lock, then asks which transaction id the server will assign next. A transaction that looked for the

@@ -4,6 +4,7 @@ pub(crate) mod listener;
 pub(crate) mod repairs;
 pub(crate) mod retry;
 pub(crate) mod schedule;
+mod session;
 
 use std::{
     fmt,
