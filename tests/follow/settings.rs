@@ -50,7 +50,7 @@ async fn quiet(followed: &Followed) {
     .await;
 }
 
-/// With a role that has `transaction_timeout = '15ms'` the cache was never warm: the server ended every session
+/// With a role that has `transaction_timeout = '40ms'` the cache was never warm: the server ended every session
 /// (25P04).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_time_out_of_the_role_ends_a_session() {
@@ -58,14 +58,14 @@ async fn no_time_out_of_the_role_ends_a_session() {
     let role = database.reader();
     let mut settings = vec![
         "idle_session_timeout = '200ms'",
-        "statement_timeout = '15ms'",
+        "statement_timeout = '40ms'",
         "lock_timeout = '1ms'",
-        "idle_in_transaction_session_timeout = '15ms'",
+        "idle_in_transaction_session_timeout = '40ms'",
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
     ];
     if server_version() >= 17 {
-        settings.push("transaction_timeout = '15ms'");
+        settings.push("transaction_timeout = '40ms'");
     }
     for setting in settings {
         database.psql(&format!("alter role {role} set {setting}"));
