@@ -13,7 +13,7 @@ from typing import Any
 from ._cache import INLINE_MARKETS, Fault, OddsCache, Status
 from ._errors import Closed, ConfigError, Error, Lagged, NotReady, NotShown, TooStale
 from ._events import Changes
-from ._native import CachedMarket, CachedSnapshot, Change, Cut, View
+from ._native import CachedMarket, CachedSnapshot, Change, Cut, Relay, View
 
 __all__ = [
     "INLINE_MARKETS",
@@ -30,6 +30,7 @@ __all__ = [
     "NotReady",
     "NotShown",
     "OddsCache",
+    "Relay",
     "Status",
     "TooStale",
     "View",

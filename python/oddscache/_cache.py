@@ -62,7 +62,8 @@ class OddsCache(_native.Cache):
     """The latest odds of every upcoming event, held in memory.
 
     `OddsCache.connect(url)` follows a database: what a lookup returns is always one committed state, and `age` tells
-    how long ago that state was proven current. `OddsCache()` follows nothing and is filled by `put_betpawa_snapshot`
+    how long ago that state was proven current. `OddsCache.connect(relay=...)` follows a relay, and shows what the
+    relay's publisher shows. `OddsCache()` follows nothing and is filled by `put_betpawa_snapshot`
     and `put_competitor_snapshot`: for tests, and for odds that come from elsewhere.
 
     All methods may be called from any thread and any event loop. No lookup does I/O or waits. Only the first call in a
@@ -89,8 +90,9 @@ class OddsCache(_native.Cache):
     @classmethod
     def connect(
         cls,
-        url: str,
+        url: str | None = None,
         *,
+        relay: str | _native.Relay | None = None,
         naive_times: bool = False,
         app_schema: str = "public",
         cache_schema: str = "oddscache",
@@ -105,12 +107,15 @@ class OddsCache(_native.Cache):
         audit_budget: float = 0.01,
         listen_url: str | None = None,
     ) -> Self:
-        """A cache that follows a database. Returns at once; a thread reads the database without the GIL.
+        """A cache that follows a database or a relay. Returns at once; a thread reads from there without the GIL.
 
         Await `wait_ready()`, or call `ready()`, before the first lookup: until then the cache is empty.
 
         url: a connection string of libpq (`postgresql://user@host/database?sslmode=verify-full`). One of SQLAlchemy
             (`postgresql+asyncpg://`) is understood, too.
+        relay: in place of `url`: the URL of a NATS server (`nats://host:4222`), or a `Relay`. Such a cache needs no
+            database. Of the other arguments `naive_times` and `retry_unreachable` hold for it; its publisher has the
+            rest.
         naive_times: times are naive, in UTC, instead of aware.
         app_schema: the schema of the application's tables.
         cache_schema: the schema of the change feed.
@@ -118,7 +123,7 @@ class OddsCache(_native.Cache):
         poll_interval: how long to wait for a notification before reading without one; at least 10 ms.
         read_timeout, warmup_timeout: how long reading changes, and reading everything, may take.
         warmup_connections: how many connections read everything in parallel; fewer than 1 count as 1, more than 8 as 8.
-        retry_unreachable: whether to wait for a database that cannot be reached before the first warmup. If not,
+        retry_unreachable: whether to wait for what cannot be reached before the first warmup. If not,
             `ready` raises the error.
         allow_row_security: whether the role may be subject to row level security.
         audit_cycle, audit_budget: the time in which everything is compared with the database, and the share of a core
@@ -127,12 +132,19 @@ class OddsCache(_native.Cache):
 
         Durations are seconds, or a `timedelta`. Raises `ConfigError` for what cannot be understood.
         """
-        if not isinstance(url, str):
+        source: str | _native.Relay
+        if relay is not None:
+            if url is not None or listen_url is not None:
+                raise ConfigError("give the url of a database, or a relay: a cache does not follow both")
+            source = relay if isinstance(relay, _native.Relay) else _native.Relay(relay)
+        elif isinstance(url, str):
+            source = url
+        else:
             raise TypeError(
                 f"url must be a str, not {type(url).__name__}; of a URL of SQLAlchemy take render_as_string(False)"
             )
         config = _native.Config(
-            url,
+            source,
             app_schema=app_schema,
             cache_schema=cache_schema,
             lookback=_seconds(lookback),
@@ -233,7 +245,7 @@ class OddsCache(_native.Cache):
 
         source: `betpawa` for snapshots of `odds_snapshots` and for kickoffs, else `competitor_events.source`.
 
-        A cache that follows a database calls in a thread of its own. While a callback runs, further ids are gathered
+        A connected cache calls in a thread of its own. While a callback runs, further ids are gathered
         for the next call. `OddsCache()` calls in the thread that writes. The error of a callback is logged, and the
         others are called all the same.
         """
@@ -261,11 +273,11 @@ class OddsCache(_native.Cache):
         snapshot: Any,
         kickoff: datetime | None = None,
     ) -> None:
-        """Sets the snapshot of an event and bookmaker, in a cache that follows no database.
+        """Sets the snapshot of an event and bookmaker, in a cache that follows nothing.
 
         snapshot: a `CachedSnapshot`, or any object with its attributes. A naive time is UTC.
 
-        A cache that follows a database ignores this: it shows what was committed, and nothing else.
+        A connected cache ignores this: it shows what was committed, and nothing else.
         """
         self._changed(super().put_betpawa_snapshot(event_id, bookmaker_id, snapshot, kickoff))
 
@@ -282,7 +294,7 @@ class OddsCache(_native.Cache):
     def evict_expired(self, cutoff: datetime) -> int:  # type: ignore[override]
         """Removes all events with a kickoff at or before `cutoff`, and returns how many. A naive cutoff is UTC.
 
-        A cache that follows a database ignores this and returns 0: it drops events by itself, `lookback` after kickoff.
+        A connected cache ignores this and returns 0: it drops events by itself, `lookback` after kickoff.
         """
         evicted = super().evict_expired(cutoff)
         count, change = evicted or (0, None)
@@ -290,7 +302,7 @@ class OddsCache(_native.Cache):
         return count
 
     def clear(self) -> None:
-        """Removes all events. A cache that follows a database ignores this."""
+        """Removes all events. A connected cache ignores this."""
         self._changed(super().clear())
 
     def close(self) -> None:
@@ -322,13 +334,13 @@ class OddsCache(_native.Cache):
         raise TypeError("an OddsCache cannot be pickled; connect in each process")
 
     def _changed(self, change: _native.Change | None) -> None:
-        """Calls the callbacks for what a write changed. `None`: the cache follows a database."""
+        """Calls the callbacks for what a write changed. `None`: the cache is connected."""
         if change is not None:
             for source, ids in _events.by_source(change).items():
                 _events.call(self._callbacks, ids, source)
         elif not self._told:
             self._told = True
-            _logs.logger.info("the cache follows a database, so put_*, evict_expired and clear change nothing")
+            _logs.logger.info("the cache is connected, so put_*, evict_expired and clear change nothing")
 
     def _check_open(self) -> None:
         if self.is_closed:

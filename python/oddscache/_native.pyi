@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from os import PathLike
 from typing import Any, ClassVar, final
 
 from typing_extensions import Self
@@ -143,6 +144,25 @@ class View:
     @property
     def cut(self) -> Cut: ...
 
+@final
+class Relay:
+    """Where a relay is: a NATS server with JetStream, how to log in there, and the relay's name."""
+
+    def __new__(
+        cls,
+        url: str,
+        *,
+        name: str = "odds",
+        user: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+        nkey: str | None = None,
+        creds: str | PathLike[str] | None = None,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+    ) -> Self: ...
+
 class Cache:
     """What `OddsCache` is made of: the same methods, with durations in seconds and without defaults."""
 
@@ -177,7 +197,7 @@ class Cache:
         """Whether there is something to look up, however old. Once true, it stays true."""
     @property
     def is_detached(self) -> bool:
-        """Whether the program fills this cache, which follows no database."""
+        """Whether the program fills this cache, which follows nothing."""
     @property
     def is_closed(self) -> bool:
         """Whether `close()` was called."""
@@ -203,7 +223,7 @@ class Cache:
 class Config:
     def __new__(
         cls,
-        url: str,
+        source: str | Relay,
         *,
         app_schema: str,
         cache_schema: str,

@@ -111,7 +111,7 @@ impl Cache {
         }
     }
 
-    /// Lets the writer do something and publishes it. Nothing for a cache that follows a database.
+    /// Lets the writer do something and publishes it. Nothing for a connected cache.
     fn write<R>(
         &self,
         py: Python<'_>,
@@ -129,7 +129,7 @@ impl Cache {
         Ok(Some((result, Py::new(py, change)?)))
     }
 
-    /// The runtime of a cache that follows a database, and the library's handle.
+    /// The runtime of a connected cache, and the library's handle.
     fn following(&self, py: Python<'_>) -> PyResult<(tokio::runtime::Handle, OddsCache)> {
         let handle = self.open(py)?;
         // An exception is made without the lock (J3).
@@ -142,7 +142,7 @@ impl Cache {
             None if self.closed.load(Ordering::Relaxed) => Err(errors::closed(py)),
             None => Err(errors::other(
                 py,
-                "this cache follows no database, so there is nothing to wait for",
+                "this cache follows nothing, so there is nothing to wait for",
             )),
         }
     }
@@ -486,8 +486,8 @@ impl Cache {
         }))))
     }
 
-    // The four below change a cache that a program fills, and return what changed. They return `None` for a cache that
-    // follows a database, and change nothing there.
+    // The four below change a cache that a program fills, and return what changed. They return `None` for a connected
+    // cache, and change nothing there.
 
     fn put_betpawa_snapshot(
         &self,

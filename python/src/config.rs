@@ -4,12 +4,19 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::errors;
+use crate::{errors, relay::Relay};
 
-/// How to reach the database and how to follow it. [`Cache`](crate::cache::Cache) keeps it to connect anew in a process
+/// How to reach the database or the relay, and how to follow it. [`Cache`](crate::cache::Cache) keeps it to connect anew in a process
 /// that was forked.
 #[pyclass(frozen, module = "oddscache._native")]
 pub(crate) struct Config(pub(crate) oddscache::Config);
+
+/// What to follow: the connection string of a database, or a relay.
+#[derive(FromPyObject)]
+enum Source {
+    Url(String),
+    Relay(Py<Relay>),
+}
 
 /// Reads a connection string. A URL of SQLAlchemy names its driver, which is left out.
 fn parse(py: Python<'_>, url: &str) -> PyResult<oddscache::Config> {
@@ -38,13 +45,13 @@ impl Config {
     /// mean. Durations are in seconds.
     #[new]
     #[pyo3(signature = (
-        url, *, app_schema, cache_schema, lookback, poll_interval, read_timeout, warmup_timeout, warmup_connections,
+        source, *, app_schema, cache_schema, lookback, poll_interval, read_timeout, warmup_timeout, warmup_connections,
         retry_unreachable, allow_row_security, audit_cycle, audit_budget, listen_url
     ))]
     #[expect(clippy::too_many_arguments, reason = "named arguments in Python")]
     fn new(
         py: Python<'_>,
-        url: &str,
+        source: Source,
         app_schema: &str,
         cache_schema: &str,
         lookback: f64,
@@ -61,7 +68,11 @@ impl Config {
         if audit_budget.is_nan() {
             return Err(errors::config(py, "audit_budget must be a number"));
         }
-        let mut config = parse(py, url)?
+        let config = match source {
+            Source::Url(url) => parse(py, &url)?,
+            Source::Relay(relay) => oddscache::Config::relay(relay.get().0.clone()),
+        };
+        let mut config = config
             .app_schema(app_schema)
             .cache_schema(cache_schema)
             .lookback(duration(py, "lookback", lookback)?)

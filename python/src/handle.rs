@@ -29,7 +29,7 @@ pub(crate) struct Handle {
 struct Inherited {
     epoch: u64,
     version: u64,
-    /// The last state, until this process has one of its own.
+    /// The last state, until this process has one of its own that was proven current.
     shown: ArcSwapOption<Shown>,
 }
 
@@ -97,13 +97,14 @@ impl Handle {
         })
     }
 
-    /// The latest state. A process that was forked shows its parent's last one until it has its own.
+    /// The latest state. A process that was forked shows its parent's last one until it has one of its own.
     pub(crate) fn shown(&self) -> Shown {
         // In this order: once the parent's state is gone, there is one of our own.
         let inherited = self.inherited.shown.load();
         let view = self.cache.view();
         if let Some(inherited) = &*inherited {
-            if view.epoch() == 0 {
+            // The first state that comes by a relay may be older than the parent's. It is not yet proven current then.
+            if view.age() == Duration::MAX {
                 return Shown::clone(inherited);
             }
             self.inherited.shown.store(None);

@@ -23,6 +23,7 @@ mod logging;
 mod market;
 mod memory;
 mod names;
+mod relay;
 mod snapshot;
 mod times;
 mod view;
@@ -38,6 +39,7 @@ mod _native {
         config::Config,
         logging::{LogReader, log_level, log_renew},
         market::CachedMarket,
+        relay::Relay,
         snapshot::CachedSnapshot,
         view::View,
     };

@@ -1,14 +1,55 @@
 """Runs programs in processes of their own, which use the installed package."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 HERE = Path(__file__).parent
 # In another folder than the sources, because Python looks for packages in the working directory first.
 ELSEWHERE = "/"
+
+
+def missing(what: str, way: str) -> NoReturn:
+    """Skips the test, which lacks a program. If `ODDSCACHE_SKIP_NOTHING` is set, as in `.ci/run`, it fails."""
+    text = f"it needs {what} ({way})"
+    if "ODDSCACHE_SKIP_NOTHING" in os.environ:
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def optional(name: str, package: str) -> str:
+    """The path of a program that only some tests need."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    return found or missing(name, f"apt-get install {package}")
+
+
+class Tied:
+    """A program in a process of its own, which ends with this one, however that ends."""
+
+    def __init__(self, folder: Path, *command: str, **variables: str) -> None:
+        self.log = folder / "log"
+        with open(self.log, "a") as log:
+            self._shell = subprocess.Popen(
+                ["sh", "-c", '"$@" & cat >/dev/null; kill -9 $!; wait $!', "tied", *command],
+                cwd=folder,
+                env={**os.environ, **variables},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """Kills it with SIGKILL."""
+        assert self._shell.stdin
+        self._shell.stdin.close()
+        self._shell.wait(10)
 
 
 def environment() -> dict[str, str]:

@@ -199,9 +199,7 @@ def test_writes_of_the_program_change_nothing(
     assert cache.get_betpawa_snapshots([1]) == {1: {1: held}}
     assert cache.get_competitor_snapshots([1]) == {}
     assert cache.version == before
-    said = [
-        record for record in caplog.records if record.name == "oddscache" and "follows a database" in record.message
-    ]
+    said = [record for record in caplog.records if record.name == "oddscache" and "is connected" in record.message]
     assert len(said) == 1
 
 

@@ -139,7 +139,8 @@ impl Relay {
     }
 
     /// Servers and name, for messages. Never contains a password or a token.
-    pub(crate) fn target(&self) -> String {
+    #[must_use]
+    pub fn target(&self) -> String {
         let servers: Vec<String> = self
             .servers
             .iter()
