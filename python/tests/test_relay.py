@@ -450,6 +450,7 @@ FORKS = (
     "multiprocessing",
     "with_a_callback",
     "while_threads_use_the_cache",
+    "the_child_connects_another",
     "the_child_only_closes",
     "the_child_waits_in_tasks",
 )

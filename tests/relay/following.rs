@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache_testkit::{Database, eventually, nats::Nats, xid};
+use oddscache::{Config, OddsCache};
+use oddscache_testkit::{Database, eventually, followed::shows, nats::Nats, xid};
 
 use crate::{Publisher, Subscriber, relay};
 
@@ -30,6 +31,35 @@ async fn a_subscriber_shows_each_commit() {
     assert!(counters.relay_deltas > 0, "{counters:?}");
     assert_eq!((counters.relay_mismatches, counters.relay_gaps), (0, 0));
     assert_eq!(early.cache.view().epoch(), publisher.followed.epoch());
+}
+
+/// The relay keeps a whole state that is older than the last changes. A reader must not see it first.
+#[tokio::test]
+async fn a_subscriber_is_ready_with_what_is_committed() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    for line in 1..=10 {
+        publisher.followed.set_line(line).await;
+        publisher.followed.caught_up("a change").await;
+        let committed = publisher.followed.committed().await;
+        publisher.followed.caught_up("all other databases").await;
+        let subscriber = Subscriber::ready(relay(&nats)).await;
+        let view = subscriber.cache.view();
+        assert!(shows(&view, &committed), "{:?}", view.cut());
+    }
+    // Without a publisher nothing proves that the state is current.
+    publisher.task.abort();
+    let config = Config::relay(relay(&nats)).retry_unreachable(false);
+    let (cache, follower) = OddsCache::connect(config);
+    let error = follower.run().await.expect_err("nobody answers");
+    assert!(
+        error.to_string().contains("no publisher answers"),
+        "{error}"
+    );
+    assert!(cache.ready().await.is_err() && !cache.is_warm());
 }
 
 #[tokio::test]

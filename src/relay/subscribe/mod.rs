@@ -53,6 +53,8 @@ const FOLLOWED: Duration = Duration::from_secs(5);
 /// Without an answer for this time, the status says so.
 const SILENCE: Duration = Duration::from_secs(4);
 
+const NO_ANSWER: &str = "no publisher answers";
+
 /// Follows a relay.
 pub(crate) struct Subscriber {
     relay: Relay,
@@ -84,6 +86,8 @@ struct Held {
     unreadable: Vec<Fault>,
     /// The latest moment at which this state or an earlier one of this publisher was proven current.
     proven: Option<Moment>,
+    /// Whether an answer has named this state, or an earlier one of this publisher.
+    is_confirmed: bool,
     /// The sequence of the last delta in it.
     position: u64,
 }
@@ -94,6 +98,7 @@ impl Held {
     fn proven_by(&mut self, answer: &Answer, asked: Moment) {
         let age = answer.age.map(Duration::from_micros);
         self.proven = age.and_then(|age| asked.before(age)).or(self.proven);
+        self.is_confirmed = true;
         if answer.identity == self.identity {
             self.cut = Arc::new(answer.cut.cut());
             self.unreadable = received_faults(&answer.unreadable);
@@ -156,7 +161,7 @@ impl Subscriber {
         loop {
             let Err(error) = self.session(&mut backoff).await;
             add(&self.publisher.counters().failures, 1);
-            if self.held.is_none() && !retry {
+            if self.shown.is_none() && !retry {
                 self.publisher.end(Some(error.clone()));
                 return Err(error);
             }
@@ -274,6 +279,9 @@ impl Subscriber {
                         Some(answer) => self.answered(answer, asked),
                         None => {
                             self.silent();
+                            if self.shown.is_none() {
+                                return Err(self.relay.unreachable(NO_ANSWER));
+                            }
                             None
                         }
                     };
@@ -315,7 +323,7 @@ impl Subscriber {
     /// Notes that no answer came.
     fn silent(&mut self) {
         if !self.is_answered() {
-            let error = self.relay.unreachable("no publisher answers");
+            let error = self.relay.unreachable(NO_ANSWER);
             self.troubled(error);
         }
     }
@@ -456,6 +464,7 @@ impl Subscriber {
             cut: Arc::new(header.cut.cut()),
             unreadable: received_faults(&header.unreadable),
             proven,
+            is_confirmed: proven.is_some(),
             position,
         };
         if let Some((answer, asked)) = &self.pending
@@ -471,6 +480,11 @@ impl Subscriber {
     /// Publishes the held state, unless it would lead readers back within an epoch (P2).
     fn show(&mut self, reload: Option<ReloadReason>) {
         let Some(held) = &self.held else { return };
+        // The relay's last whole state may be old. Nobody sees it before an answer has proven that the changes since have
+        // come.
+        if self.shown.is_none() && !held.is_confirmed {
+            return;
+        }
         let mut epoch = held.epoch.saturating_add(self.epoch_offset);
         if let Some(shown) = &self.shown {
             // A new leader goes on with the epochs of the chain. If it does not, the relay has begun anew.
