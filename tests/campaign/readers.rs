@@ -107,12 +107,19 @@ fn digest(view: &View) -> u64 {
     hasher.finish()
 }
 
-/// Starts a reader that checks views until the campaign ends.
-pub(crate) fn spawn(world: &Arc<World>, cache: &OddsCache, seed: u64) -> thread::JoinHandle<()> {
+/// Starts a reader that checks views until the campaign ends. `alone` says that all readers look at one cache: then the
+/// first that sees a recovery from a fault notes it.
+pub(crate) fn spawn(
+    world: &Arc<World>,
+    cache: &OddsCache,
+    seed: u64,
+    alone: bool,
+) -> thread::JoinHandle<()> {
     let mut reader = Reader {
         world: Arc::clone(world),
         cache: cache.clone(),
         rng: Rng::with_seed(seed),
+        alone,
         last: None,
         generations: [0; GROUPS],
         held: Vec::new(),
@@ -133,6 +140,7 @@ struct Reader {
     world: Arc<World>,
     cache: OddsCache,
     rng: Rng,
+    alone: bool,
     last: Option<Last>,
     /// The greatest generation seen of each group within the epoch.
     generations: [u64; GROUPS],
@@ -186,7 +194,7 @@ impl Reader {
                 self.generations[number] = generation;
             }
         }
-        if let Some(proven) = proven {
+        if let Some(proven) = proven.filter(|_| self.alone) {
             for (kind, took) in self.world.active.recover(proven) {
                 self.world.report.recovery(kind, took);
             }
@@ -217,9 +225,10 @@ impl Reader {
             figures.views += 1;
             figures.distinct_views += u64::from(fresh);
         }
-        let mismatches = self.cache.counters().audit_mismatches;
+        let counters = self.cache.counters();
+        let mismatches = counters.audit_mismatches + counters.relay_mismatches;
         if mismatches > self.world.mismatches.load(Ordering::Relaxed) {
-            let what = format!("the audit found {mismatches} events that differ");
+            let what = format!("the audit or a digest found {mismatches} differences");
             return Err(("nothing missed", what));
         }
         self.lookups(&view)?;

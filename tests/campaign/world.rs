@@ -136,6 +136,8 @@ pub(crate) struct World {
     pub(crate) poisoned: Mutex<Vec<i64>>,
     /// Whether clients avoid transactions that cause a reload.
     pub(crate) ordinary: AtomicBool,
+    /// Whether clients mostly update prices, without pauses, so that many states are published.
+    pub(crate) quick: AtomicBool,
     /// Clients stop when this is set. Readers stop when `ended` is set.
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
@@ -161,6 +163,7 @@ impl World {
             failovers: AtomicU64::new(0),
             poisoned: Mutex::default(),
             ordinary: AtomicBool::new(false),
+            quick: AtomicBool::new(false),
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             round: AtomicU64::new(0),
