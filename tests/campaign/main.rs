@@ -87,7 +87,7 @@ async fn play(world: &Arc<World>, until: Until) {
         embedded,
     });
     let readers: Vec<_> = (0..2)
-        .map(|number| readers::spawn(world, &cache, world.seed ^ number, true))
+        .map(|number| readers::spawn(world, &cache, &world.mismatches, world.seed ^ number, true))
         .collect();
     let mut applications: Vec<Application> = (0..CLIENTS)
         .map(|number| Application::new(world, number))

@@ -143,7 +143,7 @@ pub(crate) struct World {
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
     /// How many differences the audit may find. If it finds more, the follower missed a change.
-    pub(crate) mismatches: AtomicU64,
+    pub(crate) mismatches: Arc<AtomicU64>,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
     violation: Mutex<Option<String>>,
@@ -167,7 +167,7 @@ impl World {
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             round: AtomicU64::new(0),
-            mismatches: AtomicU64::new(0),
+            mismatches: Arc::default(),
             cache: OnceLock::new(),
             violation: Mutex::new(None),
         };

@@ -51,7 +51,7 @@ impl Scene {
     async fn carry_out(&self, fault: &Fault) {
         let mut rng = Rng::with_seed(fault.seed);
         // Long enough that another publisher leads, in some cases.
-        let lasts = fault.lasts * rng.u32(1..7);
+        let lasts = fault.lasts * rng.u32(1..6);
         let publisher = rng.usize(..2);
         let subscriber = &self.subscribers[rng.usize(..self.subscribers.len())];
         match fault.kind {

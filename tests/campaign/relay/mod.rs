@@ -13,20 +13,22 @@ use std::{
 };
 
 use crate::{
-    Broken, Until, environment,
-    plan::{Plan, WHOLE_DECK},
-    readers,
-    report::Figures,
-    workload::Application,
+    Broken, Until, environment, plan::Plan, readers, report::Figures, workload::Application,
     world::World,
 };
 use scene::Scene;
+
+/// The rounds of a short campaign. Not every kind of fault occurs in them.
+const ROUNDS: usize = 3;
 
 /// The number of connections that write.
 const CLIENTS: usize = 5;
 
 /// How long clients write in each round after the faults.
-const CALM: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_secs(1);
+
+/// The same in a long campaign: changes come fastest while nothing fails.
+const LONG_CALM: Duration = Duration::from_secs(20);
 
 /// Runs a campaign of one seed. `None` without nats-server.
 fn campaign(seed: u64, until: Until) -> Option<Result<Figures, Box<Broken>>> {
@@ -52,8 +54,11 @@ fn campaign(seed: u64, until: Until) -> Option<Result<Figures, Box<Broken>>> {
 async fn play(world: &Arc<World>, until: Until) -> Option<()> {
     let scene = Scene::start(world).await?;
     let readers: Vec<_> = (0..)
-        .zip(scene.caches())
-        .map(|(number, cache)| readers::spawn(world, cache, world.seed ^ number, false))
+        .zip(&scene.subscribers)
+        .map(|(number, subscriber)| {
+            let (cache, seed) = (&subscriber.embedded.cache, world.seed ^ number);
+            readers::spawn(world, cache, &subscriber.mismatches, seed, false)
+        })
         .collect();
     let mut applications: Vec<Application> = (0..CLIENTS)
         .map(|number| Application::new(world, number))
@@ -73,9 +78,13 @@ async fn play(world: &Arc<World>, until: Until) -> Option<()> {
         let writing = Application::begin(world, &mut applications, round.seed);
         for lanes in &round.halves {
             scene.inflict(lanes).await;
-            scene.recovered().await;
         }
-        tokio::time::sleep(CALM).await;
+        scene.recovered().await;
+        let calm = match until {
+            Until::Rounds(_) => CALM,
+            Until::Deadline(_) => LONG_CALM,
+        };
+        tokio::time::sleep(calm).await;
         applications = writing.end(world).await;
         scene.pause(Some(&round.unseen)).await;
         world.report.figures().rounds += 1;
@@ -107,13 +116,17 @@ const FIXED_SEED: u64 = 1;
 fn short() {
     let _alone = crate::alone();
     let seed = environment("CAMPAIGN_SEED").unwrap_or(FIXED_SEED);
-    let Some(result) = campaign(seed, Until::Rounds(WHOLE_DECK)) else {
+    let Some(result) = campaign(seed, Until::Rounds(ROUNDS)) else {
         return;
     };
     let figures = judge(seed, result);
     println!("{}", figures.relayed_text(0));
-    assert_eq!(figures.faults.len(), crate::plan::Kind::of(true).count());
-    assert!(figures.shown > 1_000, "{} publications", figures.shown);
+    assert!(
+        figures.faults.len() > 15,
+        "{} kinds of fault",
+        figures.faults.len()
+    );
+    assert!(figures.shown > 500, "{} publications", figures.shown);
     assert!(figures.found > 0, "no forged message was found");
 }
 

@@ -1,6 +1,9 @@
 //! A pause: nobody writes, no fault is active, and all subscribers must equal the oracle.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use oddscache::{OddsCache, Status};
 use oddscache_testkit::{dump, oracle, same};
@@ -8,11 +11,12 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
 use crate::{
-    pause::{CATCH_UP, Wrong, at_rest, caught_up},
+    pause::{CATCH_UP, Wrong, at_rest, caught_up, itself},
     plan::{Fault, Kind},
+    world::QUIET,
 };
 
-use super::scene::Scene;
+use super::scene::{Scene, Subscriber};
 
 /// A difference between a subscriber and its publisher is found within this time.
 const FOUND: Duration = Duration::from_secs(3);
@@ -99,13 +103,66 @@ impl Scene {
     /// Sends a forged message. Each subscriber must find the difference, show it to nobody, and repair it.
     async fn forge(&self, fault: &Fault) -> Result<(), Wrong> {
         let client = at_rest(&self.world).await?;
-        // The last change must be one of a price.
-        self.world
-            .admin(&format!("{CHANGE_PRICE} 1.{}", fault.seed % 89 + 10))
-            .await;
-        let _ = (client, FOUND, Kind::ForgedChange);
+        let began = Instant::now();
+        let mut price = 1.0 + fault.seed as f64 % 89.0 / 10.0;
+        let found = |subscriber: &Subscriber| subscriber.embedded.cache.counters().relay_mismatches;
+        let before: Vec<u64> = self.subscribers.iter().map(found).collect();
+        for subscriber in &self.subscribers {
+            subscriber.mismatches.store(u64::MAX, Ordering::Relaxed);
+        }
+        loop {
+            // The last change must be one of a price.
+            price += 0.01;
+            self.world.admin(&change_price(price)).await;
+            for cache in self.caches() {
+                caught_up(cache, &client).await?;
+            }
+            let forged = match fault.kind {
+                Kind::ForgedChange => self.hostile.forge_change().await,
+                _ => self.hostile.forge_state().await,
+            };
+            if forged.is_some() {
+                break;
+            }
+            if began.elapsed() > CATCH_UP {
+                return Err(itself("nothing could be forged"));
+            }
+        }
+        let forged = Instant::now();
+        if fault.kind == Kind::ForgedState {
+            self.caches().for_each(OddsCache::resync);
+        }
+        for (subscriber, before) in self.subscribers.iter().zip(&before) {
+            while found(subscriber) == *before {
+                if forged.elapsed() > FOUND {
+                    let what = format!(
+                        "not within {FOUND:?}: {:?}",
+                        subscriber.embedded.cache.view()
+                    );
+                    return Err(("a difference is found by its digest", what));
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        self.recovered().await;
+        for subscriber in &self.subscribers {
+            self.equals(&subscriber.embedded.cache, &client).await?;
+        }
+        let mut figures = self.world.report.figures();
+        figures.forged += 1;
+        for (subscriber, before) in self.subscribers.iter().zip(before) {
+            let found = found(subscriber);
+            figures.found += found - before;
+            subscriber.mismatches.store(found, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
 
-const CHANGE_PRICE: &str = "select";
+/// Changes the price of one event.
+fn change_price(price: f64) -> String {
+    format!(
+        "update market_odds set outcomes = '[{{\"name\": \"1\", \"odds\": {price:.2}}}]' where snapshot_id = \
+         (select max(id) from odds_snapshots where event_id = {QUIET} and bookmaker_id = 1)"
+    )
+}

@@ -1,7 +1,7 @@
 //! Who takes part: NATS, two publishers, and the subscribers.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Subscriber {
     pub(super) embedded: Embedded,
     pub(super) way: Proxy,
     pub(super) replica: Replica,
+    /// How many differences it may find, because the campaign made them.
+    pub(super) mismatches: Arc<AtomicU64>,
 }
 
 /// A publisher's ways to NATS and to its database.
@@ -72,10 +74,12 @@ impl Scene {
             let embedded = Embedded::of(Config::relay(relay(&way)));
             embedded.cache.ready().await.expect("warm");
             let replica = Replica::spawn(&embedded.cache, world.seed ^ number);
+            let mismatches = Arc::default();
             subscribers.push(Subscriber {
                 embedded,
                 way,
                 replica,
+                mismatches,
             });
         }
         // The streams exist, in the way that the first publisher created them.
