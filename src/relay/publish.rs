@@ -263,6 +263,11 @@ impl RelayPublisher {
                         add(&self.shared.counters.relay_refused, 1);
                         continue;
                     };
+                    if question.term > appended.term {
+                        // The messages of that term are gone, or another publisher leads. Then the stream refuses this.
+                        appended.term = question.term.saturating_add(1);
+                        sender.append_start(&mut appended).await?;
+                    }
                     if question.needs_state && states.may_publish() {
                         states.publish(&sender, &appended).await?;
                     }

@@ -326,6 +326,7 @@ impl Subscriber {
                 .publisher
                 .request()
                 .awaited(self.shown.as_ref().map(|shown| &*shown.cut)),
+            term: self.term,
         }
     }
 
