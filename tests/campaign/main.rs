@@ -173,8 +173,11 @@ async fn inflict(scene: &Arc<Scene>, lanes: &[Vec<Fault>]) {
     }
 }
 
-/// Two campaigns at once would disturb each other.
+/// Two campaigns at once would disturb each other. With `CAMPAIGN_LOG` set, shows what the library logs.
 fn alone() -> MutexGuard<'static, ()> {
+    if std::env::var_os("CAMPAIGN_LOG").is_some() {
+        let _ = tracing_subscriber::fmt().with_thread_names(true).try_init();
+    }
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -41,8 +41,10 @@ impl Scene {
                 sleep(fault.after).await;
                 self.world.active.begin(fault.kind);
                 self.world.report.inflicted(fault.kind);
+                tracing::info!(lasts = ?fault.lasts, "FAULT {}", fault.kind.name());
                 self.carry_out(fault).await;
                 self.world.active.end(fault.kind);
+                tracing::info!("OVER {}", fault.kind.name());
             }
         });
         join_all(lanes).await;
