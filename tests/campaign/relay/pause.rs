@@ -104,16 +104,15 @@ impl Scene {
     async fn forge(&self, fault: &Fault) -> Result<(), Wrong> {
         let client = at_rest(&self.world).await?;
         let began = Instant::now();
-        let mut price = 1.0 + fault.seed as f64 % 89.0 / 10.0;
         let found = |subscriber: &Subscriber| subscriber.embedded.cache.counters().relay_mismatches;
         let before: Vec<u64> = self.subscribers.iter().map(found).collect();
         for subscriber in &self.subscribers {
             subscriber.mismatches.store(u64::MAX, Ordering::Relaxed);
         }
         loop {
-            // The last change must be one of a price.
-            price += 0.01;
-            self.world.admin(&change_price(price)).await;
+            // The last change must be one of a price. It rises, so that twice the change is a price as well.
+            let cents = 200 + self.prices.fetch_add(1, Ordering::Relaxed);
+            self.world.admin(&change_price(cents)).await;
             for cache in self.caches() {
                 caught_up(cache, &client).await?;
             }
@@ -160,7 +159,8 @@ impl Scene {
 }
 
 /// Changes the price of one event.
-fn change_price(price: f64) -> String {
+fn change_price(cents: u64) -> String {
+    let price = cents as f64 / 100.0;
     format!(
         "update market_odds set outcomes = '[{{\"name\": \"1\", \"odds\": {price:.2}}}]' where snapshot_id = \
          (select max(id) from odds_snapshots where event_id = {QUIET} and bookmaker_id = 1)"

@@ -51,6 +51,8 @@ pub(super) struct Scene {
     pub(super) service: Service,
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) hostile: Hostile,
+    /// How many prices the pauses have written.
+    pub(super) prices: AtomicU64,
 }
 
 fn relay(way: &Proxy) -> Relay {
@@ -103,6 +105,7 @@ impl Scene {
             publishing: Mutex::new(publishing),
             service,
             subscribers,
+            prices: AtomicU64::new(0),
         })
     }
 
