@@ -28,7 +28,7 @@ const CLIENTS: usize = 5;
 const CALM: Duration = Duration::from_secs(1);
 
 /// The same in a long campaign: changes come fastest while nothing fails.
-const LONG_CALM: Duration = Duration::from_secs(20);
+const LONG_CALM: Duration = Duration::from_secs(30);
 
 /// Runs a campaign of one seed. `None` without nats-server.
 fn campaign(seed: u64, until: Until) -> Option<Result<Figures, Box<Broken>>> {

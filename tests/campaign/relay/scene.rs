@@ -18,7 +18,10 @@ use crate::{
 use super::hostile::Hostile;
 
 /// The number of subscribers.
-const SUBSCRIBERS: u64 = 3;
+const SUBSCRIBERS: u64 = 4;
+
+/// So small that states and many changes have several parts.
+const SMALL: &str = "max_payload: 4096";
 
 /// A subscriber, and its way to NATS.
 #[derive(Debug)]
@@ -62,7 +65,7 @@ fn relay(way: &Proxy) -> Relay {
 impl Scene {
     /// `None` without nats-server.
     pub(super) async fn start(world: &Arc<World>) -> Option<Scene> {
-        let nats = Nats::start("").await?;
+        let nats = Nats::start(SMALL).await?;
         let publisher = async || Publisher {
             to_nats: Proxy::before_address(nats.address()).await,
             to_database: Network::before(&world.cluster()).await,
