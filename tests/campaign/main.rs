@@ -194,7 +194,7 @@ fn judge(seed: u64, result: Result<Figures, Box<Broken>>) -> Figures {
         Ok(figures) => figures,
         Err(broken) => panic!(
             "VIOLATION with seed {seed}: {}\n\n\
-             Again: CAMPAIGN_SEED={seed} cargo test --test campaign -- --nocapture short \
+             Again: CAMPAIGN_SEED={seed} cargo test --test campaign -- --nocapture --exact short \
              (the same faults and transactions in the same order; their exact timing depends on the machine)\n\n{}",
             broken.what,
             broken.figures.text(1)
