@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a new leader waits until its own view is not older than the last delta.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
+/// No clock and no chain of leaders makes a term as great as this. So a hostile question cannot use up the numbers.
+const GREATEST_TERM: u64 = 1 << 62;
+
 /// What a process keeps from term to term.
 #[derive(Default)]
 pub(super) struct Past {
@@ -88,7 +91,7 @@ pub(super) async fn lead(
             }
             asked = questions.next() => {
                 let asked = asked.ok_or_else(|| relay.unreachable("the subscription has ended"))?;
-                answer(client, sender, &mut states, &appended, asked).await;
+                answer(client, sender, &mut states, &mut appended, asked).await?;
             }
             sent = states.sent() => sent?,
             () = sleep_until(look_at) => {
@@ -104,27 +107,36 @@ async fn answer(
     client: &Client,
     sender: &Sender,
     states: &mut States,
-    appended: &Appended,
+    appended: &mut Appended,
     asked: Message,
-) {
-    let Some(reply) = asked.reply else { return };
-    let Some((question, _)) = message::read::<Question>(&asked.payload) else {
-        add(&sender.shared.counters.relay_refused, 1);
-        return;
+) -> Result<(), Error> {
+    let Some(reply) = asked.reply else {
+        return Ok(());
     };
+    let question = message::read::<Question>(&asked.payload);
+    let question = question.filter(|(question, _)| question.term < GREATEST_TERM);
+    let Some((question, _)) = question else {
+        add(&sender.shared.counters.relay_refused, 1);
+        return Ok(());
+    };
+    if question.term > appended.term {
+        // The messages of that term are gone, or another publisher leads. Then the stream refuses this.
+        appended.term = question.term + 1;
+        sender.append_start(appended).await?;
+    }
     if question.needs_state {
         states.send(sender, appended);
     }
     // Only a leader may say how fresh its state is (Z1).
-    if !sender.holds.borrow().holds() {
-        return;
+    if sender.holds.borrow().holds() {
+        add(&sender.shared.counters.relay_answers, 1);
+        // Never waits for the network: the client has a buffer. A lost answer is asked for again.
+        let _ = client.publish(reply, appended.answer()).await;
+        if question.waits {
+            sender.shared.request.read();
+        }
     }
-    add(&sender.shared.counters.relay_answers, 1);
-    // Never waits for the network: the client has a buffer. A lost answer is asked for again.
-    let _ = client.publish(reply, appended.answer()).await;
-    if question.waits {
-        sender.shared.request.read();
-    }
+    Ok(())
 }
 
 /// Fails if somebody deleted or wrote to the streams, so that the next term repairs them, and if others may know more

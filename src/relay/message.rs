@@ -64,6 +64,8 @@ pub(crate) struct Question {
     pub(crate) needs_state: bool,
     /// Whether a reader waits for a transaction, so that the publisher should read at once.
     pub(crate) waits: bool,
+    /// The greatest term that the subscriber has seen. It ignores smaller ones.
+    pub(crate) term: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

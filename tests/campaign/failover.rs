@@ -18,6 +18,7 @@ impl Scene {
     pub(crate) async fn failover(&self, rng: &mut Rng, lasts: Duration) {
         let world = &self.world;
         let standby = self
+            .world
             .blocking(|world| world.cluster().standby(SETTINGS))
             .await;
         let nth = world.failovers.fetch_add(1, Ordering::Relaxed) + 1;
@@ -54,6 +55,7 @@ impl Scene {
         sleep(lasts).await;
         let after = lasts / 4;
         let former = self
+            .world
             .blocking(move |world| {
                 world.cluster().kill();
                 std::thread::sleep(after);
@@ -63,7 +65,7 @@ impl Scene {
             .await;
         world.change_durability();
         // Deletes its files.
-        self.blocking(|_| drop(former)).await;
+        self.world.blocking(|_| drop(former)).await;
     }
 
     /// Runs statements as the superuser, each line on its own. Runs them again if a failover may have undone them.
@@ -73,7 +75,7 @@ impl Scene {
                 sleep(Duration::from_millis(20)).await;
             }
             let began = self.world.durability();
-            self.admin(sql).await;
+            self.world.admin(sql).await;
             if self.world.is_durable(began) || self.world.is_over() {
                 return;
             }

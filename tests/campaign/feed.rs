@@ -52,6 +52,7 @@ impl Scene {
         while !self.world.is_over() {
             let text = text.clone();
             let output = self
+                .world
                 .blocking(move |world| {
                     let args = ["-v", "ON_ERROR_STOP=1", "-qc", &text];
                     world.cluster().psql("postgres", &args)
@@ -97,7 +98,7 @@ impl Scene {
                     "alter table {table} disable trigger all; alter table {table} enable trigger all"
                 ),
             };
-            self.admin(&sql).await;
+            self.world.admin(&sql).await;
             if self.noticed(&sql, is_ours).await.is_none() {
                 return;
             }
@@ -109,7 +110,8 @@ impl Scene {
             self.repair(&sql, is_ours).await;
             // `trigger all` includes those of foreign keys, which are not the feed's.
             if sql.contains("disable trigger all") {
-                self.admin(&format!("alter table {table} enable trigger all"))
+                self.world
+                    .admin(&format!("alter table {table} enable trigger all"))
                     .await;
                 self.repair(&sql, is_ours).await;
             }
@@ -137,7 +139,7 @@ impl Scene {
                 self.world.violate("a repair repairs", what);
             }
             if fault.repair.starts_with("ALTER TABLE") {
-                self.admin(&fault.repair).await;
+                self.world.admin(&fault.repair).await;
             } else {
                 self.script(Script::Install, &[]).await;
             }

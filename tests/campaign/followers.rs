@@ -65,12 +65,17 @@ impl Network {
         self.0[(nth % 2) as usize].switch_to(Some(standby));
     }
 
-    fn ports(&self) -> [u16; 2] {
-        self.0.each_ref().map(|proxy| proxy.address.port())
+    /// The connection string that names both servers.
+    pub(crate) fn dsn(&self) -> String {
+        let [one, other] = self.0.each_ref().map(|proxy| proxy.address.port());
+        format!(
+            "host=127.0.0.1,127.0.0.1 port={one},{other} user=oddscache dbname=postgres sslmode=disable \
+             target_session_attrs=primary"
+        )
     }
 }
 
-/// The library's follower on its own thread, which a fault can block.
+/// A follower of the library on its own thread, which a fault can block.
 #[derive(Debug)]
 pub(crate) struct Embedded {
     pub(crate) cache: OddsCache,
@@ -79,17 +84,19 @@ pub(crate) struct Embedded {
 
 impl Embedded {
     pub(crate) async fn start(network: &Network) -> Embedded {
-        let [one, other] = network.ports();
-        let dsn = format!(
-            "host=127.0.0.1,127.0.0.1 port={one},{other} user=oddscache dbname=postgres sslmode=disable \
-             target_session_attrs=primary"
-        );
-        let config = Config::new(&dsn)
+        let config = Config::new(&network.dsn())
             .expect("dsn")
             .poll_interval(Duration::from_millis(150))
             .read_timeout(READ_TIMEOUT)
             .audit_cycle(AUDIT_CYCLE)
             .audit_budget(0.3);
+        let embedded = Embedded::of(config);
+        embedded.cache.ready().await.expect("warm");
+        embedded
+    }
+
+    /// Follows with any configuration. The cache may not be warm yet.
+    pub(crate) fn of(config: Config) -> Embedded {
         let (cache, follower) = OddsCache::connect(config);
         let (block, mut blocks) = tokio::sync::mpsc::unbounded_channel::<Duration>();
         let (begun, beginning) = mpsc::channel();
@@ -108,7 +115,6 @@ impl Embedded {
             });
         });
         beginning.recv().expect("the thread starts");
-        cache.ready().await.expect("warm");
         Embedded { cache, block }
     }
 
@@ -122,6 +128,8 @@ impl Embedded {
 #[derive(Debug)]
 pub(crate) struct Service {
     dsn: String,
+    /// More arguments.
+    more: Vec<String>,
     base: String,
     port: u16,
     /// libfaketime. Without it, clock jumps have no effect.
@@ -135,10 +143,16 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn start(world: &World) -> Service {
+        Service::with(world, world.address(), Vec::new())
+    }
+
+    /// Starts it on a database with more arguments.
+    pub(crate) fn with(world: &World, dsn: String, more: Vec<String>) -> Service {
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         let port = port.expect("a free port").port();
         let service = Service {
-            dsn: world.address(),
+            dsn,
+            more,
             base: format!("http://127.0.0.1:{port}"),
             port,
             library: faketime(),
@@ -169,6 +183,7 @@ impl Service {
         command
             .args(["--poll-interval", "200ms", "--read-timeout", "3s"])
             .args(["--audit-cycle", "3s", "--audit-budget", "0.3"])
+            .args(&self.more)
             .env("DATABASE_URL", &self.dsn)
             .stdout(Stdio::null())
             .stderr(log);

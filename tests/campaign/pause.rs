@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use oddscache::{Status, View, sql::Script};
+use oddscache::{OddsCache, Status, View, sql::Script};
 use oddscache_testkit::{dump, followed, oracle, same};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -17,7 +17,7 @@ use crate::{
     feed::NO_FEED,
     plan::{Fault, Kind},
     schema::DELETE_POISON,
-    world::UNSEEN,
+    world::{UNSEEN, World},
 };
 
 /// The cache must be current again within this time after the last fault.
@@ -133,12 +133,12 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
             "begin; {}; delete from oddscache.change_log where xid = pg_current_xact_id(); commit",
             insert("odds_snapshots", "now() at time zone 'UTC'")
         );
-        scene.admin(&sql).await;
+        scene.world.admin(&sql).await;
     } else {
         let partition = "create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')";
-        scene.admin(partition).await;
+        scene.world.admin(partition).await;
         // The new partition causes a reload. The row must come after that reload.
-        caught_up(scene, &world.connect().await).await?;
+        caught_up(cache, &world.connect().await).await?;
         let insert = insert("odds_snapshots_2018", "'2018-06-01'");
         scene.shows_unlogged(UNSEEN, &insert).await;
     }
@@ -157,8 +157,8 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
         result = compare(scene, &[]).await;
     }
     if kind == Kind::BareLeaf {
-        scene.admin("drop table odds_snapshots_2018").await;
-        caught_up(scene, &world.connect().await).await?;
+        scene.world.admin("drop table odds_snapshots_2018").await;
+        caught_up(cache, &world.connect().await).await?;
     }
     world.mismatches.store(mismatches(), Ordering::Relaxed);
     scene.service.excuse_audit().await;
@@ -168,20 +168,26 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
 pub(crate) type Wrong = (&'static str, String);
 
 /// An error that is not the fault of the cache.
-fn itself(error: impl std::fmt::Debug) -> Wrong {
+pub(crate) fn itself(error: impl std::fmt::Debug) -> Wrong {
     ("the campaign itself", format!("{error:?}"))
 }
 
-async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
-    let (world, cache) = (&scene.world, &scene.embedded.cache);
+/// A connection to a database in which no transaction is open.
+pub(crate) async fn at_rest(world: &World) -> Result<Client, Wrong> {
     let client = world.connect().await;
     let left = "select count(*) from pg_prepared_xacts";
     let row = client.query_one(left, &[]).await.map_err(itself)?;
     if row.get::<_, i64>(0) > 0 {
         return Err(itself("a prepared transaction is left over"));
     }
+    Ok(client)
+}
+
+async fn compare(scene: &Scene, faults: &[Kind]) -> Result<(), Wrong> {
+    let (world, cache) = (&scene.world, &scene.embedded.cache);
+    let client = at_rest(world).await?;
     let began = Instant::now();
-    let view = caught_up(scene, &client).await?;
+    let view = caught_up(cache, &client).await?;
     let expected = expected_of(scene, &client, view.cut().window_start).await?;
     same(&dump(&view), &expected).map_err(|what| ("the embedded cache equals the oracle", what))?;
     world.report.figures().comparisons += 1;
@@ -233,18 +239,18 @@ async fn expected_of(
 }
 
 /// Waits for a view that shows every transaction committed by now.
-pub(crate) async fn caught_up(scene: &Scene, client: &Client) -> Result<View, Wrong> {
+pub(crate) async fn caught_up(cache: &OddsCache, client: &Client) -> Result<View, Wrong> {
     let snapshot = "select pg_current_snapshot()::text";
     let row = client.query_one(snapshot, &[]).await.map_err(itself)?;
     let committed = followed::Shown::parse(row.get(0)).expect("a snapshot");
     let began = Instant::now();
     loop {
-        let view = scene.embedded.cache.view();
+        let view = cache.view();
         if followed::shows(&view, &committed) {
             return Ok(view);
         }
         if began.elapsed() > CATCH_UP {
-            let status = scene.embedded.cache.status();
+            let status = cache.status();
             let what = format!("{view:?} after {CATCH_UP:?}; {status}");
             return Err(("catching up", what));
         }

@@ -46,6 +46,14 @@ pub(crate) enum Lane {
     Schema,
     /// One fault a round, in the pause: a write that only the audit finds.
     Unseen,
+    /// The following are only in a campaign with a relay.
+    Nats,
+    Stream,
+    Hostile,
+    Leader,
+    Subscriber,
+    /// One fault a round, in the pause: a message that only its digest shows to be wrong.
+    Forged,
 }
 
 impl Lane {
@@ -63,6 +71,12 @@ impl Lane {
             (Lane::Application, 3),
             (Lane::Schema, 1),
         ],
+    ];
+
+    /// The same for a campaign with a relay.
+    const RELAYED: [[(Lane, usize); 3]; 2] = [
+        [(Lane::Nats, 1), (Lane::Leader, 2), (Lane::Subscriber, 2)],
+        [(Lane::Stream, 2), (Lane::Hostile, 1), (Lane::Server, 1)],
     ];
 }
 
@@ -135,9 +149,69 @@ kinds! {
         LostLogRow "log row lost",
         BareLeaf "rows written directly into a partition without triggers",
     }
+    Nats {
+        NatsKilled "SIGKILL of nats-server",
+        NatsEmptied "nats-server comes back without its files",
+    }
+    Stream {
+        Purged "streams purged",
+        Deleted "streams deleted",
+        BucketDeleted "bucket of the lease deleted",
+        Full "stream full: old changes are dropped",
+        Refusing "stream full: new changes are refused",
+    }
+    Hostile {
+        Garbage "garbage on the relay's subjects",
+        Repeated "messages doubled, reordered and cut off",
+    }
+    Forged {
+        ForgedChange "a change with another price",
+        ForgedState "a state with another price",
+    }
+    Leader {
+        LeaderKilled "publisher killed",
+        LeaderStopped "publisher stopped and continued",
+        LeaderCutOff "publisher cut off from its database",
+        LeaderNetwork "publisher's way to NATS disturbed",
+        LeaderClock "clock jump of a publisher",
+    }
+    Subscriber {
+        SubscriberNetwork "subscriber's way to NATS disturbed",
+        SubscriberSlow "slow socket of a subscriber",
+        SubscriberBlocked "subscriber's thread blocked",
+        SubscriberResync "state requested again",
+    }
 }
 
 impl Kind {
+    /// Whether a campaign with a relay has this fault, or one without.
+    pub(crate) fn is_in(self, relayed: bool) -> bool {
+        match self.lane() {
+            Lane::Server => !relayed || Kind::SERVER_OF_RELAY.contains(&self),
+            Lane::Nats
+            | Lane::Stream
+            | Lane::Hostile
+            | Lane::Leader
+            | Lane::Subscriber
+            | Lane::Forged => relayed,
+            _ => !relayed,
+        }
+    }
+
+    /// The kinds of a campaign with a relay, or of one without.
+    pub(crate) fn of(relayed: bool) -> impl Iterator<Item = Kind> {
+        let all = Kind::ALL.iter().copied();
+        all.filter(move |kind| kind.is_in(relayed))
+    }
+
+    const SERVER_OF_RELAY: [Kind; 5] = [
+        Kind::TerminateReader,
+        Kind::RestartFast,
+        Kind::RestartImmediate,
+        Kind::KillPostmaster,
+        Kind::AsyncCrash,
+    ];
+
     /// Whether this fault may cost the embedded follower its connection, so that a new epoch begins.
     pub(crate) fn is_rough(self) -> bool {
         matches!(self.lane(), Lane::Server | Lane::Network | Lane::Settings)
@@ -206,7 +280,8 @@ impl Round {
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: Rng,
-    decks: [Vec<Kind>; 9],
+    relayed: bool,
+    decks: [Vec<Kind>; 15],
     next: usize,
 }
 
@@ -214,9 +289,10 @@ pub(crate) struct Plan {
 pub(crate) const WHOLE_DECK: usize = 5;
 
 impl Plan {
-    pub(crate) fn new(seed: u64) -> Plan {
+    pub(crate) fn new(seed: u64, relayed: bool) -> Plan {
         Plan {
             rng: Rng::with_seed(seed),
+            relayed,
             decks: Default::default(),
             next: 1,
         }
@@ -225,7 +301,7 @@ impl Plan {
     fn deal(&mut self, lane: Lane) -> Fault {
         let deck = &mut self.decks[lane as usize];
         if deck.is_empty() {
-            deck.extend(Kind::ALL.iter().filter(|kind| kind.lane() == lane));
+            deck.extend(Kind::of(self.relayed).filter(|kind| kind.lane() == lane));
             self.rng.shuffle(deck);
         }
         let kind = deck.pop().expect("just filled");
@@ -238,10 +314,14 @@ impl Plan {
     }
 
     pub(crate) fn round(&mut self) -> Round {
-        let halves = Lane::HALVES.map(|lanes| {
+        let halves: [&[(Lane, usize)]; 2] = match self.relayed {
+            true => [&Lane::RELAYED[0], &Lane::RELAYED[1]],
+            false => [&Lane::HALVES[0], &Lane::HALVES[1]],
+        };
+        let halves = halves.map(|lanes| {
             lanes
-                .into_iter()
-                .map(|(lane, faults)| (0..faults).map(|_| self.deal(lane)).collect())
+                .iter()
+                .map(|(lane, faults)| (0..*faults).map(|_| self.deal(*lane)).collect())
                 .collect()
         });
         let number = self.next;
@@ -249,7 +329,10 @@ impl Plan {
         Round {
             number,
             halves,
-            unseen: self.deal(Lane::Unseen),
+            unseen: self.deal(match self.relayed {
+                true => Lane::Forged,
+                false => Lane::Unseen,
+            }),
             seed: self.rng.u64(..),
         }
     }
@@ -258,15 +341,17 @@ impl Plan {
 /// A seed can be replayed, and a few rounds contain every kind of fault.
 #[test]
 fn the_plan_depends_on_the_seed_and_contains_every_kind() {
-    let rounds = |seed| -> Vec<Round> {
-        let mut plan = Plan::new(seed);
-        (0..WHOLE_DECK).map(|_| plan.round()).collect()
-    };
-    assert_eq!(format!("{:?}", rounds(7)), format!("{:?}", rounds(7)));
-    assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
-    let mut dealt: Vec<Kind> = rounds(7).iter().flat_map(Round::kinds).collect();
-    dealt.sort_unstable();
-    dealt.dedup();
-    assert_eq!(dealt, Kind::ALL);
-    assert!(Kind::ALL.len() >= 50);
+    for relayed in [false, true] {
+        let rounds = |seed| -> Vec<Round> {
+            let mut plan = Plan::new(seed, relayed);
+            (0..WHOLE_DECK).map(|_| plan.round()).collect()
+        };
+        assert_eq!(format!("{:?}", rounds(7)), format!("{:?}", rounds(7)));
+        assert_ne!(format!("{:?}", rounds(7)), format!("{:?}", rounds(8)));
+        let mut dealt: Vec<Kind> = rounds(7).iter().flat_map(Round::kinds).collect();
+        dealt.sort_unstable();
+        dealt.dedup();
+        assert_eq!(dealt, Kind::of(relayed).collect::<Vec<_>>());
+    }
+    assert!(Kind::ALL.len() >= 70);
 }

@@ -43,6 +43,12 @@ pub(crate) struct Figures {
     pub(crate) counters: BTreeMap<String, u64>,
     pub(crate) reasons: BTreeMap<String, u64>,
     pub(crate) resident_kb: Vec<u64>,
+    /// What subscribers of a relay showed: all publications, and those of the one that showed most.
+    pub(crate) shown: u64,
+    pub(crate) most_shown: u64,
+    /// Forged messages, and how many differences of digests they led to.
+    pub(crate) forged: u64,
+    pub(crate) found: u64,
     /// The last error for which the embedded follower paused.
     pub(crate) last_error: Option<String>,
 }
@@ -148,6 +154,10 @@ impl Figures {
             *self.reasons.entry(reason).or_default() += count;
         }
         self.resident_kb.extend(other.resident_kb);
+        self.shown += other.shown;
+        self.most_shown += other.most_shown;
+        self.forged += other.forged;
+        self.found += other.found;
     }
 
     /// The report as text.
@@ -197,6 +207,52 @@ impl Figures {
                 "resident memory of this process: {first} kB after the first round, {last} kB after the last, {most} kB at the most"
             ));
         }
+        text + &self.tables()
+    }
+
+    /// The report of a campaign with a relay, as text.
+    pub(crate) fn relayed_text(&self, violations: usize) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| writeln!(text, "{line}").expect("into a string");
+        line(format!("violations: {violations}"));
+        line(format!("seeds: {:?}", self.seeds));
+        line(format!(
+            "rounds, each ended by a pause: {}; comparisons of subscribers with the oracle: {}",
+            self.rounds, self.comparisons
+        ));
+        line(format!(
+            "publications that subscribers showed: {}, of them by the subscriber that showed most: {}",
+            self.shown, self.most_shown
+        ));
+        line(format!(
+            "transactions committed: {}; row operations: {}",
+            self.committed(),
+            self.rows
+        ));
+        line(format!(
+            "views checked: {}, of them different: {}; lookups through the handle: {}; held views checked again: {}; \
+             writers who waited for their own write: {}",
+            self.views, self.distinct_views, self.lookups, self.held_views, self.waited_for
+        ));
+        line(format!(
+            "forged messages: {}; differences that digests found: {}",
+            self.forged, self.found
+        ));
+        line(format!(
+            "without a fault that may stall: greatest staleness {:.2} s, greatest age {:.2} s",
+            self.staleness.as_secs_f64(),
+            self.age.as_secs_f64()
+        ));
+        line(format!("epochs: {}", self.epochs));
+        line(format!("counters of all subscribers: {:?}", self.counters));
+        text + &self.tables()
+    }
+
+    /// The tables of faults and transactions.
+    fn tables(&self) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| writeln!(text, "{line}").expect("into a string");
+        let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
         line(format!(
             "\nfaults: {} of {} kinds",
             self.faults(),

@@ -56,11 +56,11 @@ impl Scene {
             ),
             _ => insert(&quiet, "'1e309'"),
         };
-        self.admin(&sql).await;
+        self.world.admin(&sql).await;
         let group = rng.usize(..GROUPS);
         let (first, last) = members(group);
         let member = newest(rng.i64(first..=last), 1);
-        self.admin(&format!(
+        self.world.admin(&format!(
             "update market_odds set line = '1e400' where betpawa_market_id = '3743' and snapshot_id = {member}"
         ))
         .await;
@@ -96,11 +96,12 @@ impl Scene {
             return Err(("the status names what is not whole", what));
         }
         let is_even = self.poisoned().len().is_multiple_of(2) ^ self.world.seed.is_multiple_of(2);
-        self.admin(match is_even {
-            true => "update market_odds set line = 1 where abs(line) > '1e300'::numeric",
-            false => DELETE_POISON,
-        })
-        .await;
+        self.world
+            .admin(match is_even {
+                true => "update market_odds set line = 1 where abs(line) > '1e300'::numeric",
+                false => DELETE_POISON,
+            })
+            .await;
         self.poisoned().clear();
         self.world.active.end(Kind::Poisoned);
         self.world.report.figures().poisoned += 1;
@@ -121,14 +122,14 @@ impl Scene {
             ),
         };
         let identity = ["full", "default"][rng.usize(..2)];
-        self.admin(&format!(
+        self.world.admin(&format!(
             "alter table {one} replica identity {identity}\nset client_min_messages = error; {create}"
         ))
         .await;
         sleep(lasts).await;
-        self.admin("drop publication campaign").await;
+        self.world.admin("drop publication campaign").await;
         let undo = format!("alter table {one} replica identity default");
-        self.admin(&undo).await;
+        self.world.admin(&undo).await;
     }
 
     /// Runs a statement that writes a new snapshot of an event which no trigger sees. It must show within the bound that
@@ -146,7 +147,7 @@ impl Scene {
         };
         let before = ids(&cache.view());
         let mut longest = Duration::ZERO;
-        self.admin(insert).await;
+        self.world.admin(insert).await;
         let committed = Instant::now();
         while !world.is_over() {
             longest = longest.max(bound(&cache.status()).unwrap_or_default());
@@ -220,7 +221,7 @@ impl Scene {
                 "market_odds_child".to_owned(),
             ),
         };
-        self.admin(&create).await;
+        self.world.admin(&create).await;
         let is_it = |fault: &Fault| fault.what.contains(&written);
         self.noticed(&create, is_it).await;
         let child = format!(
@@ -235,7 +236,7 @@ impl Scene {
                 );
                 self.shows_unlogged(QUIET, &insert).await;
             }
-            _ => self.admin(&child).await,
+            _ => self.world.admin(&child).await,
         }
         // From now on triggers log what is written directly.
         self.script(Script::Install, &[]).await;
@@ -243,18 +244,18 @@ impl Scene {
             0..4 => format!("update {written} set last_confirmed_at = now() at time zone 'UTC'"),
             _ => child,
         };
-        self.admin(&write).await;
+        self.world.admin(&write).await;
         sleep(lasts).await;
         match kind {
             // No partition can be detached like this from a table with a default partition. The lower level has none.
             1 => {
                 let detach = format!("alter table {odd} detach partition {odd}_a");
                 self.detach_concurrently(&detach).await;
-                self.admin(&format!("drop table {odd}_a")).await;
-                self.admin(&format!("drop table {odd}")).await;
+                self.world.admin(&format!("drop table {odd}_a")).await;
+                self.world.admin(&format!("drop table {odd}")).await;
             }
-            _ if kind == 4 => self.admin("drop table market_odds_child").await,
-            _ => self.admin(&format!("drop table {odd}")).await,
+            _ if kind == 4 => self.world.admin("drop table market_odds_child").await,
+            _ => self.world.admin(&format!("drop table {odd}")).await,
         }
     }
 
@@ -305,7 +306,7 @@ impl Scene {
         }
         self.admin_for_good(&lines.join("\n")).await;
         for whose in ["", "not"] {
-            self.terminate(whose).await;
+            self.world.terminate(whose).await;
         }
         let began = Instant::now();
         loop {
@@ -328,7 +329,7 @@ impl Scene {
         )
         .await;
         for whose in ["", "not"] {
-            self.terminate(whose).await;
+            self.world.terminate(whose).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use fastrand::Rng;
 use futures_util::SinkExt;
-use tokio::time::sleep;
+use tokio::{task::JoinHandle, time::sleep};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::{
@@ -51,6 +51,21 @@ pub(crate) struct Application {
     ids: free::Ids,
 }
 
+/// The applications while they write.
+pub(crate) struct Writing(Vec<JoinHandle<Application>>);
+
+impl Writing {
+    /// Ends the round. Returns the applications once no transaction is open.
+    pub(crate) async fn end(self, world: &World) -> Vec<Application> {
+        world.round_over.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for task in self.0 {
+            all.push(task.await.expect("no application panics"));
+        }
+        all
+    }
+}
+
 impl Application {
     pub(crate) fn new(world: &Arc<World>, number: usize) -> Application {
         Application {
@@ -62,12 +77,28 @@ impl Application {
         }
     }
 
+    /// Lets all write, until the returned value ends them.
+    pub(crate) fn begin(world: &World, all: &mut Vec<Application>, seed: u64) -> Writing {
+        world.round_over.store(false, Ordering::Relaxed);
+        let play = |mut application: Application| {
+            tokio::spawn(async move {
+                application.play(seed).await;
+                application
+            })
+        };
+        Writing(all.drain(..).map(play).collect())
+    }
+
     /// Runs transactions until the round is over. On return none is open.
     pub(crate) async fn play(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed ^ (self.number as u64).wrapping_mul(0x9E37_79B9));
         while !self.world.round_over.load(Ordering::Relaxed) && !self.world.is_over() {
             let bias = *self.world.bias.lock().expect("not poisoned");
-            let mut kind = draw(&mut rng, bias);
+            let is_quick = self.world.quick.load(Ordering::Relaxed) && rng.u8(..10) < 8;
+            let mut kind = match is_quick {
+                true => Kind::InPlace,
+                false => draw(&mut rng, bias),
+            };
             // These kinds cause a reload, which would hide that the follower missed a change.
             if self.world.ordinary.load(Ordering::Relaxed)
                 && matches!(kind, Kind::Truncate | Kind::ManyKeys)
@@ -78,6 +109,7 @@ impl Application {
             // it.
             let mut own = rng.fork();
             let pause = Duration::from_millis(rng.u64(..8));
+            let pause = (!is_quick).then_some(pause);
             let Some(client) = self.connected().await else {
                 sleep(Duration::from_millis(30)).await;
                 continue;
@@ -96,7 +128,9 @@ impl Application {
                 }
                 Ok(_) => self.client = Some(client),
             }
-            sleep(pause).await;
+            if let Some(pause) = pause {
+                sleep(pause).await;
+            }
         }
         // Connecting again rolls back a transaction that is still prepared.
         self.client = self.connected().await;

@@ -136,12 +136,14 @@ pub(crate) struct World {
     pub(crate) poisoned: Mutex<Vec<i64>>,
     /// Whether clients avoid transactions that cause a reload.
     pub(crate) ordinary: AtomicBool,
+    /// Whether clients mostly update prices, without pauses, so that many states are published.
+    pub(crate) quick: AtomicBool,
     /// Clients stop when this is set. Readers stop when `ended` is set.
     pub(crate) round_over: AtomicBool,
     pub(crate) ended: AtomicBool,
     pub(crate) round: AtomicU64,
     /// How many differences the audit may find. If it finds more, the follower missed a change.
-    pub(crate) mismatches: AtomicU64,
+    pub(crate) mismatches: Arc<AtomicU64>,
     /// The embedded cache, once it is warm.
     pub(crate) cache: OnceLock<OddsCache>,
     violation: Mutex<Option<String>>,
@@ -161,10 +163,11 @@ impl World {
             failovers: AtomicU64::new(0),
             poisoned: Mutex::default(),
             ordinary: AtomicBool::new(false),
+            quick: AtomicBool::new(false),
             round_over: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             round: AtomicU64::new(0),
-            mismatches: AtomicU64::new(0),
+            mismatches: Arc::default(),
             cache: OnceLock::new(),
             violation: Mutex::new(None),
         };

@@ -97,6 +97,54 @@ async fn lets_another_one_lead(lose: fn(&mut Setting)) {
     leads.abort();
 }
 
+/// A publisher whose clock was ahead has gone, and its streams with it. So no message tells the next publisher how great
+/// the terms were, and its own clock makes smaller ones.
+#[tokio::test]
+async fn subscribers_accept_a_leader_that_has_forgotten_the_greatest_term() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.equals(&publisher.followed.cache, "before").await;
+    let client = async_nats::connect(nats.url()).await.expect("connected");
+    let jetstream = async_nats::jetstream::new(client);
+    let stream = jetstream
+        .get_stream("oddscache_odds")
+        .await
+        .expect("the stream");
+    let last = stream
+        .get_last_raw_message_by_subject("oddscache.odds.delta")
+        .await
+        .expect("a change");
+    // The term comes right after the three bytes that begin each message: here that of a clock in far future.
+    let rest = &last.payload[3..];
+    let length = 1 + rest.iter().take_while(|byte| **byte >= 0x80).count();
+    let term = [0x80 | 0x7f; 7].into_iter().chain([0x7f]);
+    let message: Vec<u8> = last.payload[..3]
+        .iter()
+        .copied()
+        .chain(term)
+        .chain(rest[length..].iter().copied())
+        .collect();
+    let refused = || subscriber.cache.counters().relay_refused;
+    let before = refused();
+    let publish = jetstream.publish("oddscache.odds.delta", message.into());
+    publish.await.expect("sent").await.expect("stored");
+    for stream in ["oddscache_odds", "oddscache_odds_state"] {
+        jetstream.delete_stream(stream).await.expect("deleted");
+    }
+    eventually("an answer of a smaller term is refused", async || {
+        refused() > before
+    })
+    .await;
+    publisher.followed.set_line(5).await;
+    publisher.followed.caught_up("a change").await;
+    subscriber.equals(&publisher.followed.cache, "after").await;
+    subscriber.fresh().await;
+}
+
 fn proxied(proxy: &Proxy, database: &Database) -> String {
     let (port, name) = (proxy.address.port(), &database.name);
     format!("host=127.0.0.1 port={port} user=postgres dbname={name} sslmode=disable")

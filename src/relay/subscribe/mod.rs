@@ -2,6 +2,8 @@
 
 mod questions;
 mod read_state;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -312,6 +314,7 @@ impl Subscriber {
         Question {
             needs_state,
             waits: self.publisher.request().waits(shown),
+            term: self.term,
         }
     }
 

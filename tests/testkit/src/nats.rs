@@ -79,6 +79,10 @@ impl Nats {
         let _ = fs::remove_dir_all(self.folder.path().join("store"));
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
     }

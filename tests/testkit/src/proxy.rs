@@ -1,8 +1,8 @@
 //! A proxy between a client and the server. It disturbs connections as networks do. A test changes its setting while it
 //! runs.
 //!
-//! It listens on 127.0.0.1 and connects to the server's socket. It cuts what the server sends into messages of the
-//! protocol, without TLS. So it can drop, double, delay and forge single notifications.
+//! It listens on 127.0.0.1 and connects to the server. It cuts what PostgreSQL sends into messages of the protocol,
+//! without TLS. So it can drop, double, delay and forge single notifications.
 
 mod frames;
 
@@ -88,13 +88,21 @@ impl Setting {
     };
 }
 
+/// What a proxy connects to.
+#[derive(Debug, Clone)]
+enum Server {
+    /// PostgreSQL, by its socket.
+    Socket(PathBuf),
+    /// Any server, by TCP. Its messages are not understood.
+    Address(SocketAddr),
+}
+
 /// A running proxy. Dropping it ends its listener. Connections end with the runtime.
 #[derive(Debug)]
 pub struct Proxy {
     pub address: SocketAddr,
     setting: watch::Sender<Setting>,
-    /// The socket of the server.
-    server: Arc<Mutex<PathBuf>>,
+    server: Arc<Mutex<Server>>,
     counts: Arc<Counts>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -113,7 +121,16 @@ pub struct Counts {
 
 impl Proxy {
     pub async fn before(cluster: &Cluster) -> Proxy {
-        let server = Arc::new(Mutex::new(socket(cluster)));
+        Proxy::start(Server::Socket(socket(cluster))).await
+    }
+
+    /// A proxy before any server. It has no notifications.
+    pub async fn before_address(server: SocketAddr) -> Proxy {
+        Proxy::start(Server::Address(server)).await
+    }
+
+    async fn start(server: Server) -> Proxy {
+        let server = Arc::new(Mutex::new(server));
         let current = Arc::clone(&server);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -144,7 +161,7 @@ impl Proxy {
     /// Leads new connections to another server. `None`: to no server.
     pub fn switch_to(&self, cluster: Option<&Cluster>) {
         let server = cluster.map(socket).unwrap_or_default();
-        *self.server.lock().expect("not poisoned") = server;
+        *self.server.lock().expect("not poisoned") = Server::Socket(server);
     }
 
     /// Changes the setting of existing and new connections.
@@ -197,26 +214,49 @@ impl Kind {
 
 async fn connection(
     client: TcpStream,
-    server: PathBuf,
+    server: Server,
     setting: watch::Receiver<Setting>,
     counts: Arc<Counts>,
 ) {
-    let Ok(server) = UnixStream::connect(server).await else {
-        return;
-    };
     let _ = client.set_nodelay(true);
+    match server {
+        Server::Socket(path) => {
+            let Ok(server) = UnixStream::connect(path).await else {
+                return;
+            };
+            let ends = server.into_split();
+            join(client, ends, Some(Frames::default()), setting, counts).await;
+        }
+        Server::Address(address) => {
+            let Ok(server) = TcpStream::connect(address).await else {
+                return;
+            };
+            let _ = server.set_nodelay(true);
+            join(client, server.into_split(), None, setting, counts).await;
+        }
+    }
+}
+
+/// Joins a client and a server until one of them ends.
+async fn join(
+    client: TcpStream,
+    (server_in, server_out): (impl AsyncReadExt + Unpin, impl AsyncWriteExt + Unpin),
+    frames: Option<Frames>,
+    setting: watch::Receiver<Setting>,
+    counts: Arc<Counts>,
+) {
     let kind = Arc::new(Kind::default());
     let (client_in, client_out) = client.into_split();
-    let (server_in, server_out) = server.into_split();
-    let pump = |up| Pump {
+    let pump = |up, frames| Pump {
         up,
+        frames,
         setting: setting.clone(),
         kind: Arc::clone(&kind),
         counts: Arc::clone(&counts),
         lost: false,
         budget: None,
     };
-    let (up, down) = (pump(true), pump(false));
+    let (up, down) = (pump(true, None), pump(false, frames));
     let mut watched = setting;
     let resets = watched.borrow().resets;
     let reset = async {
@@ -243,6 +283,8 @@ async fn connection(
 
 struct Pump {
     up: bool,
+    /// How to cut what the server sends. `None`: not at all.
+    frames: Option<Frames>,
     setting: watch::Receiver<Setting>,
     kind: Arc<Kind>,
     counts: Arc<Counts>,
@@ -272,7 +314,6 @@ impl Pump {
         mut from: impl AsyncReadExt + Unpin,
         mut to: impl AsyncWriteExt + Unpin,
     ) {
-        let mut frames = Frames::default();
         let mut buffer = vec![0; 16 * 1024];
         loop {
             self.thaw().await;
@@ -290,11 +331,13 @@ impl Pump {
                 if bytes.windows(7).any(|window| window == b"LISTEN ") {
                     self.kind.listens.store(true, Ordering::Relaxed);
                 }
+            }
+            let Some(frames) = &mut self.frames else {
                 if !self.send(&mut to, bytes).await {
                     return;
                 }
                 continue;
-            }
+            };
             for piece in frames.cut(bytes) {
                 if !self.pass(&mut to, piece).await {
                     return;
