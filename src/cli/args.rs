@@ -67,7 +67,7 @@ pub(crate) enum Command {
     /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes
     /// it. Changes nothing. Run it as the role that the cache logs in as. It reports what that role may not see. Ends
     /// with code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
-    Doctor(DoctorArguments),
+    Doctor(Box<DoctorArguments>),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it
     ///
     /// It prints the latest snapshot of each bookmaker and source, with those that it replaced. If the event is not

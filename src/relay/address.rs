@@ -138,8 +138,9 @@ impl Relay {
         self
     }
 
-    /// Servers and name, for messages. Never contains a password or a token.
-    pub(crate) fn target(&self) -> String {
+    /// Servers and name, for messages: never a password or a token.
+    #[must_use]
+    pub fn target(&self) -> String {
         let servers: Vec<String> = self
             .servers
             .iter()

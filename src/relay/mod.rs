@@ -26,6 +26,7 @@
 
 pub(crate) mod address;
 pub(crate) mod codec;
+pub(crate) mod inspect;
 mod lease;
 mod message;
 pub(crate) mod publish;

@@ -49,10 +49,10 @@ use crate::{
 };
 
 /// Deltas stay in the stream for this time.
-const KEEP: Duration = Duration::from_secs(10 * 60);
+pub(super) const KEEP: Duration = Duration::from_secs(10 * 60);
 
 /// The most bytes of deltas in the stream.
-const KEEP_BYTES: i64 = 1 << 30;
+pub(super) const KEEP_BYTES: i64 = 1 << 30;
 
 /// The most bytes of a part, if the server allows as much.
 const LARGEST_PART: usize = 512 * 1024;
