@@ -17,6 +17,7 @@ mod connection;
 )]
 mod dataset;
 mod incident;
+mod leader;
 mod nats;
 mod network;
 mod observer;

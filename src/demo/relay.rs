@@ -8,16 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use oddscache::Relay;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::sleep;
 
 use super::{
-    incident::{BACK_WITHIN, Stage},
     nats::{Nats, last_lines},
-    observer::say,
     process::Process,
 };
 use crate::server::client::{Client, Url};
@@ -95,7 +93,7 @@ impl Relayed {
     }
 
     /// Starts a publisher, and waits until it listens.
-    async fn publish(&mut self, number: usize) -> anyhow::Result<()> {
+    pub(super) async fn publish(&mut self, number: usize) -> anyhow::Result<()> {
         let program = env::current_exe().context("finding this program")?;
         let log = self.nats.folder().join(format!("publisher-{number}.log"));
         // A publisher that is started again appends to its log.
@@ -122,6 +120,11 @@ impl Relayed {
         };
         self.publishers.insert(number, publisher);
         Ok(())
+    }
+
+    /// Kills a publisher with SIGKILL.
+    pub(super) fn kill(&mut self, number: usize) {
+        self.publishers.remove(&number);
     }
 
     /// The number of the publisher that answers the subscribers' questions, which only the leader does.
@@ -164,57 +167,4 @@ impl Relayed {
 fn listens_at(line: &str) -> Option<SocketAddr> {
     let line: Value = serde_json::from_str(line).ok()?;
     line.pointer("/fields/address")?.as_str()?.parse().ok()
-}
-
-impl Stage<'_> {
-    /// Kills the publisher that leads, and starts it again when the subscribers follow the other one.
-    pub(super) async fn leader(&mut self, begun: Instant) -> anyhow::Result<()> {
-        let epoch = self.cache.view().epoch();
-        let relayed = self.relayed.as_deref_mut().context("there is no relay")?;
-        let killed_one = relayed.leader().await?;
-        // Dropping its process kills it.
-        relayed.publishers.remove(&killed_one);
-        let killed = Instant::now();
-        say(
-            begun,
-            format!("publisher {killed_one} led, and is killed (kill -9)"),
-        );
-        let mut waiting: BTreeMap<_, _> = (1..).zip(self.caches()).collect();
-        while !waiting.is_empty() {
-            // Something proved the view current after the kill, and only the other publisher can have done so.
-            waiting.retain(|number, cache| {
-                let since = killed.elapsed();
-                let follows = cache.view().age() < since;
-                if follows {
-                    let seconds = since.as_secs_f64();
-                    say(
-                        begun,
-                        format!("subscriber {number} follows the other one, {seconds:.2} s after the kill"),
-                    );
-                }
-                !follows
-            });
-            ensure!(
-                killed.elapsed() < BACK_WITHIN,
-                "waited {} s in vain for the other publisher; the status of subscriber 1 is {}",
-                BACK_WITHIN.as_secs(),
-                self.cache.status()
-            );
-            sleep(PAUSE).await;
-        }
-        for (number, cache) in (1..).zip(self.caches()) {
-            let now = cache.view().epoch();
-            ensure!(
-                now == epoch,
-                "the epoch of subscriber {number} went from {epoch} to {now}, though no history was lost"
-            );
-        }
-        let relayed = self.relayed.as_deref_mut().context("there is no relay")?;
-        relayed.publish(killed_one).await?;
-        say(
-            begun,
-            format!("still epoch {epoch}; publisher {killed_one} is started again, and stands by"),
-        );
-        Ok(())
-    }
 }
