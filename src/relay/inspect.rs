@@ -80,6 +80,8 @@ pub struct RelayStreamFacts {
     pub is_in_memory: bool,
     /// Settings with which the relay does not work, each with the value that it needs.
     pub faults: Vec<String>,
+    /// Settings with which it works, but makes subscribers read whole states more often.
+    pub small_limits: Vec<String>,
 }
 
 /// What the publisher that leads says of itself.
@@ -166,6 +168,10 @@ impl Relay {
                     replicas: config.num_replicas,
                     is_in_memory: config.storage == StorageType::Memory,
                     faults: self.faults(&name, config),
+                    small_limits: match name == self.stream() {
+                        true => small_limits(config),
+                        false => Vec::new(),
+                    },
                 }))
             }
             Err(error) => match error.kind() {
@@ -226,19 +232,6 @@ impl Relay {
                 config.discard == DiscardPolicy::Old,
                 "when it is full it refuses new messages, and must drop old ones".to_owned(),
             );
-            let max_bytes = config.max_bytes;
-            need(
-                max_age.is_zero() || max_age >= KEEP,
-                format!(
-                    "it keeps messages for {} s, not for {} s",
-                    max_age.as_secs(),
-                    KEEP.as_secs()
-                ),
-            );
-            need(
-                max_bytes <= 0 || max_bytes >= KEEP_BYTES,
-                format!("it keeps {max_bytes} bytes, not {KEEP_BYTES}"),
-            );
             return faults;
         }
         need(
@@ -294,6 +287,20 @@ impl Relay {
             answered_within,
         })
     }
+}
+
+/// The limits of the stream of the changes that are smaller than those that a publisher gives it.
+fn small_limits(config: &StreamConfig) -> Vec<String> {
+    let (max_age, max_bytes) = (config.max_age, config.max_bytes);
+    let mut small = Vec::new();
+    if !max_age.is_zero() && max_age < KEEP {
+        let (now, full) = (max_age.as_secs(), KEEP.as_secs());
+        small.push(format!("it keeps messages for {now} s, not for {full} s"));
+    }
+    if (1..KEEP_BYTES).contains(&max_bytes) {
+        small.push(format!("it keeps {max_bytes} bytes, not {KEEP_BYTES}"));
+    }
+    small
 }
 
 /// Publishes with a condition that no stream fulfils. Returns the subject and the error, unless the stream refused it

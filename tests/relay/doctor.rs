@@ -192,7 +192,6 @@ async fn wrong_settings_of_streams_are_found() {
     for words in [
         "not oddscache.odds.delta",
         "it refuses new messages",
-        "it keeps 1048576 bytes",
         "nats stream rm oddscache_odds;",
         "not oddscache.odds.state.>",
         "it keeps 5 messages of a subject, not 1",
@@ -201,4 +200,18 @@ async fn wrong_settings_of_streams_are_found() {
     ] {
         report.has("relay.stream", "fail", words);
     }
+
+    // A publisher of another name finds its own streams, of which one was made smaller.
+    let config = stream::Config {
+        name: "oddscache_small".to_owned(),
+        subjects: vec!["oddscache.small.delta".to_owned()],
+        max_bytes: 1 << 20,
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(config).await.expect("a stream");
+    doctor(&["--relay-to", &url, "--relay-name", "small"], &[])
+        .ends(0)
+        .has("relay.stream", "warn", "it keeps 1048576 bytes")
+        .has("relay.stream", "warn", "nats stream edit oddscache_small")
+        .has("relay.stream", "info", "is missing; it is for the lease");
 }

@@ -121,6 +121,11 @@ fn stream(stream: &RelayStream, side: Side) -> Finding {
     const ID: &str = "relay.stream";
     let (name, holds) = (&stream.name, stream.holds);
     let finding = match (&stream.found, side) {
+        (Ok(Some(facts)), _) if facts.faults.is_empty() && !facts.small_limits.is_empty() => {
+            Finding::warn(ID, format!("{} ({holds})", facts.small_limits.join("; ")))
+                .why("a subscriber that was away for longer reads the whole state")
+                .fix(format!("nats stream edit {name} --max-age 10m --max-bytes 1GiB"))
+        }
         (Ok(Some(facts)), _) if facts.faults.is_empty() => Finding::ok(
             ID,
             format!(
