@@ -310,7 +310,11 @@ pub use postgres::{
 };
 pub use reader::Reader;
 #[cfg(feature = "nats")]
-pub use relay::{address::Relay, publish::RelayPublisher};
+pub use relay::{
+    address::Relay,
+    inspect::{RelayInspection, RelayLeader, RelayStream, RelayStreamFacts},
+    publish::RelayPublisher,
+};
 pub use store::{
     changes::{Change, Changes, Lagged},
     state::{Cut, State, View},

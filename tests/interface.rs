@@ -77,6 +77,12 @@ fn futures_are_send() {
     sent(&config.open());
     sent(&oddscache::warm_up(config.clone()));
     sent(&OddsCache::connect(config).1.run());
+    #[cfg(feature = "nats")]
+    sent(
+        &oddscache::Relay::new("nats://nowhere")
+            .expect("a URL")
+            .inspect(true),
+    );
     drop(writer);
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Warm up, follow the database, and serve its odds over HTTP
+    /// Warm up, follow the database or a relay, and serve the odds over HTTP
     ///
     /// It listens before it warms up; /readyz answers 503 until it is warm. It waits for a database that cannot be
     /// reached. Before the first warmup it ends with code 1 if waiting does not help: a wrong password, missing tables,
@@ -66,8 +66,9 @@ pub(crate) enum Command {
     ///
     /// Prints what it finds, the worst first: what is wrong, why it matters, and the statement or command that fixes
     /// it. Changes nothing. Run it as the role that the cache logs in as. It reports what that role may not see. Ends
-    /// with code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings.
-    Doctor(DoctorArguments),
+    /// with code 0 if nothing fails, 1 if something does, 3 with --strict if there are only warnings. With --relay-to or
+    /// --relay-from it also looks at that relay; if no database is named, at the relay alone.
+    Doctor(Box<DoctorArguments>),
     /// Tell where the odds of an event come from, and whether a running service and the database agree about it
     ///
     /// It prints the latest snapshot of each bookmaker and source, with those that it replaced. If the event is not
@@ -83,7 +84,7 @@ pub(crate) enum Command {
     /// Show it all on a private throw-away PostgreSQL with simulated bookmakers
     ///
     /// Needs PostgreSQL's server binaries, but no running server and no configuration. Ctrl-C ends all that it started
-    /// and removes its files.
+    /// and removes its files. With --relay it also needs nats-server, and shows how many processes follow one.
     #[cfg(feature = "demo")]
     Demo(DemoArguments),
 }

@@ -73,7 +73,7 @@ async fn run(command: Command, origins: &Origins) -> anyhow::Result<ExitCode> {
             };
             sql::run(script, config).await
         }
-        Command::Doctor(arguments) => doctor::run(arguments).await,
+        Command::Doctor(arguments) => doctor::run(*arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Health(arguments) => probe::run(arguments, "/livez").await,
         Command::Ready(arguments) => probe::run(arguments, "/readyz").await,

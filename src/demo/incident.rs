@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use deadpool_postgres::Pool;
 use indicatif::HumanCount;
-use oddscache::{OddsCache, Status};
+use oddscache::{Error, OddsCache, Status};
 use tokio::{task::block_in_place, time::sleep};
 use tokio_postgres::Client;
 
@@ -18,6 +18,7 @@ use super::{
     connection::connect,
     network::Network,
     observer::{Observer, say},
+    relay::Relayed,
     scraper::{Control, Counters, partitions::NO_NEW_PARTITIONS},
     verify,
 };
@@ -33,21 +34,38 @@ pub(super) enum Incident {
     TriggerOff,
     /// One transaction changes every event
     Bulk,
-    /// All of these, one after the other
+    /// With --relay: the publisher that leads is killed
+    Leader,
+    /// All of these that the demo can show, one after the other
     All,
 }
 
 impl Incident {
     /// The single incidents, in the order of the flags.
-    pub(super) fn plan(named: &[Incident]) -> Vec<Incident> {
-        let all = [Self::Restart, Self::Partition, Self::TriggerOff, Self::Bulk];
-        named
-            .iter()
-            .flat_map(|incident| match incident {
-                Self::All => all.to_vec(),
-                one => vec![*one],
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// An incident that needs a relay, or does not happen to one.
+    pub(super) fn plan(named: &[Incident], relay: bool) -> Result<Vec<Incident>, Error> {
+        let all: &[Incident] = match relay {
+            true => &[Self::Leader],
+            false => &[Self::Restart, Self::Partition, Self::TriggerOff, Self::Bulk],
+        };
+        let mut plan = Vec::new();
+        for incident in named {
+            match incident {
+                Self::All => plan.extend_from_slice(all),
+                one if all.contains(one) => plan.push(*one),
+                Self::Leader => {
+                    let reason = "the incident `leader` needs --relay";
+                    return Err(Error::Config(reason.to_owned()));
+                }
+                _ => {
+                    let reason = "with --relay the only incident is `leader`";
+                    return Err(Error::Config(reason.to_owned()));
+                }
+            }
+        }
+        Ok(plan)
     }
 
     /// What happens, and what to watch.
@@ -68,6 +86,10 @@ impl Incident {
             Self::Bulk => (
                 "one transaction writes new odds for every event and bookmaker; the application pauses",
                 "nothing moves while it runs; at its COMMIT the whole board lights up at once",
+            ),
+            Self::Leader => (
+                "the publisher that leads is killed",
+                "the age of each subscriber grows; after about 4 s the other publisher leads, and the epoch stays",
             ),
             Self::All => ("everything", "the page"),
         }
@@ -103,46 +125,71 @@ pub(super) struct Stage<'a> {
     /// Only if there will be a partition.
     pub(super) network: Option<Network>,
     pub(super) cache: OddsCache,
+    /// With a relay: the other subscribers, and the relay.
+    pub(super) others: Vec<OddsCache>,
+    pub(super) relayed: Option<&'a mut Relayed>,
     pub(super) control: Control,
     pub(super) counts: std::sync::Arc<Counters>,
     pub(super) seed: u64,
 }
 
 impl Stage<'_> {
-    /// Pauses the application and compares the whole cache with the database. Returns how many events were equal.
-    pub(super) async fn compare(&self) -> anyhow::Result<usize> {
+    pub(super) fn caches(&self) -> impl Iterator<Item = &OddsCache> {
+        [&self.cache].into_iter().chain(&self.others)
+    }
+
+    /// Pauses the application and compares all that each cache holds with the database. Says how many events were
+    /// equal.
+    pub(super) async fn compare(&self) -> anyhow::Result<String> {
         self.control.pause().await;
         let client = connect(&self.dsn).await?;
-        let events = verify::verify(&self.cache, &client).await?;
+        let mut events = 0;
+        for cache in self.caches() {
+            events = verify::verify(cache, &client).await?;
+        }
         self.control.resume();
-        Ok(events)
+        let whose = match self.relayed {
+            Some(_) => " of each subscriber",
+            None => "",
+        };
+        let events = HumanCount(events as u64);
+        Ok(format!("all {events} events{whose} equal the database"))
     }
 
     /// Runs an incident, from the announcement to the comparison. Fails if a promise did not hold.
-    pub(super) async fn happen(&self, incident: Incident) -> anyhow::Result<()> {
+    pub(super) async fn happen(&mut self, incident: Incident) -> anyhow::Result<()> {
         let (what, watch) = incident.texts();
         let name = incident
             .to_possible_value()
             .map_or(String::new(), |value| value.get_name().to_owned());
         print_line!("\nincident {name}: {what}\n  watch     {watch}");
         let begun = Instant::now();
-        let observer = Observer::start(&self.cache, begun);
+        let observers: Vec<Observer> = (1..)
+            .zip(self.caches())
+            .map(|(number, cache)| {
+                let name = match self.relayed {
+                    Some(_) => format!("subscriber {number}"),
+                    None => "the cache".to_owned(),
+                };
+                Observer::start(name, cache, begun)
+            })
+            .collect();
         match incident {
             Incident::Restart => self.restart(begun).await,
             Incident::Partition => self.partition(begun).await,
             Incident::TriggerOff => self.trigger_off(begun).await,
             Incident::Bulk => self.bulk(begun).await,
+            Incident::Leader => self.leader(begun).await,
             Incident::All => Ok(()),
         }
         .with_context(|| format!("incident {name}"))?;
-        say(begun, observer.end()?);
-        let events = self.compare().await?;
+        for observer in observers {
+            say(begun, observer.end()?);
+        }
+        let equal = self.compare().await?;
         say(
             begun,
-            format!(
-                "incident {name} is over, and the promise held: all {} events equal the database\n",
-                HumanCount(events as u64)
-            ),
+            format!("incident {name} is over, and the promise held: {equal}\n"),
         );
         Ok(())
     }

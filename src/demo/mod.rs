@@ -17,12 +17,16 @@ mod connection;
 )]
 mod dataset;
 mod incident;
+mod leader;
+mod nats;
 mod network;
 mod observer;
 #[allow(unreachable_pub, reason = "tests/testkit includes it")]
 mod packages;
 #[cfg(test)]
 mod packages_tests;
+mod process;
+mod relay;
 #[allow(
     dead_code,
     unreachable_pub,
@@ -33,6 +37,7 @@ mod verify;
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -58,7 +63,9 @@ use cluster::Cluster;
 use connection::{connect, pool};
 use dataset::Scale;
 use incident::{Incident, Stage};
+use nats::Nats;
 use network::Network;
+use relay::{Relayed, SUBSCRIBERS};
 use scraper::{Control, Pace, Scraper};
 
 #[derive(Debug, clap::Args)]
@@ -85,6 +92,9 @@ pub(crate) struct DemoArguments {
     /// End after this long, and after the incidents, instead of at Ctrl-C
     #[arg(long = "for", env = "ODDSCACHE_DEMO_FOR", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
+    /// Follow by a relay: on a private nats-server, one process publishes, another one stands by, and three caches follow
+    #[arg(long, env = "ODDSCACHE_DEMO_RELAY")]
+    relay: bool,
     /// Let something go wrong; may be given several times
     #[arg(
         long = "incident",
@@ -100,7 +110,7 @@ pub(crate) struct DemoArguments {
     /// Another seed gives other data
     #[arg(long, env = "ODDSCACHE_DEMO_SEED", default_value_t = 1)]
     seed: u64,
-    /// Where to serve HTTP
+    /// Where to serve HTTP. With --relay it is the first subscriber's address; the others get free ports
     #[arg(
         long,
         env = "ODDSCACHE_LISTEN",
@@ -117,6 +127,8 @@ const DATABASE: &str = "odds";
 
 /// Runs until Ctrl-C, SIGTERM or the end of `--for`. Fails if the cache ever differs from the database.
 pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
+    let plan = Incident::plan(&arguments.incidents, arguments.relay)?;
+    let nats_server = arguments.relay.then(Nats::program).transpose()?;
     // Without fsync: the data is thrown away.
     let settings = [
         "fsync = off",
@@ -128,7 +140,7 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
     let starting = spawn_blocking(move || Cluster::start(&settings));
     let cluster = starting.await.context("starting the cluster")??;
     let result = tokio::select! {
-        result = show(&arguments, &cluster) => result.map(|()| ExitCode::SUCCESS),
+        result = show(&arguments, &plan, nats_server, &cluster) => result.map(|()| ExitCode::SUCCESS),
         signal = end_signal() => {
             print_line!("\n{}: ending", signal?);
             Ok(ExitCode::SUCCESS)
@@ -142,11 +154,15 @@ pub(crate) async fn run(arguments: DemoArguments) -> anyhow::Result<ExitCode> {
     result
 }
 
-async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()> {
+async fn show(
+    arguments: &DemoArguments,
+    plan: &[Incident],
+    nats_server: Option<PathBuf>,
+    cluster: &Cluster,
+) -> anyhow::Result<()> {
     let server_version = prepare(arguments, cluster).await?;
     let dsn = cluster.dsn(DATABASE);
 
-    let plan = Incident::plan(&arguments.incidents);
     let network = match plan.contains(&Incident::Partition) {
         true => {
             let socket = format!(".s.PGSQL.{}", cluster.port());
@@ -155,55 +171,81 @@ async fn show(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result<()
         false => None,
     };
     let way = network.as_ref().map(|network| network.dsn(DATABASE));
-    let (cache, follower) = OddsCache::connect(Config::new(way.as_ref().unwrap_or(&dsn))?);
-    let server = Server::start(
-        arguments.listen,
-        &cache,
-        Serving::default(),
-        default_inline(),
-    )
-    .await?;
+    // Declared before the tasks, so that it ends after them.
+    let mut relayed = match nats_server {
+        Some(program) => Some(Relayed::start(program, dsn.clone()).await?),
+        None => None,
+    };
+    let configs = match &relayed {
+        Some(relayed) => vec![Config::relay(relayed.relay()?); SUBSCRIBERS],
+        None => vec![Config::new(way.as_ref().unwrap_or(&dsn))?],
+    };
     // Dropping it ends its tasks. At Ctrl-C they end before the server, so that they do not report its end.
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { follower.run().await.context("the follower") });
-    cache.ready().await?;
-    introduce(&cache, server.address, &server_version, &dsn);
+    let (mut caches, mut servers) = (Vec::new(), Vec::new());
+    let mut listen = arguments.listen;
+    for config in configs {
+        let (cache, follower) = OddsCache::connect(config);
+        let serving = Serving::default();
+        servers.push(Server::start(listen, &cache, serving, default_inline()).await?);
+        listen.set_port(0);
+        tasks.spawn(async move { follower.run().await.context("the follower") });
+        caches.push(cache);
+    }
+    for cache in &caches {
+        cache.ready().await?;
+    }
+    let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+    introduce(&caches, &addresses, &server_version, &dsn);
+    if let Some(relayed) = &relayed {
+        introduce_relay(relayed, &addresses).await?;
+    }
+    print_line!("\nthe simulated application writes; Ctrl-C ends everything\n");
     let pace = Pace {
         cycle: arguments.cycle,
         ..Pace::default()
     };
     let pool = pool(&dsn)?;
     let application = Scraper::new(pool.clone(), arguments.seed, pace);
-    let stage = Stage {
+    let mut caches = caches.into_iter();
+    let mut stage = Stage {
         cluster,
         dsn,
         pool,
         network,
-        cache,
+        cache: caches.next().context("there is no cache")?,
+        others: caches.collect(),
+        relayed: relayed.as_mut(),
         control: Control::new(),
         counts: application.counters(),
         seed: arguments.seed,
     };
+    let control = stage.control.clone();
     tasks.spawn({
-        let control = stage.control.clone();
+        let control = control.clone();
         async move {
             application.run(control).await;
             Ok(())
         }
     });
     let result = tokio::select! {
-        result = watch(arguments, &plan, &stage) => result,
+        result = watch(arguments, plan, &mut stage) => result,
         // Neither the follower nor the application ends by itself.
         Some(ended) = tasks.join_next() => ended.map_err(Into::into).flatten().and(Err(anyhow!("a task ended"))),
     };
-    stage.control.stop().await;
+    control.stop().await;
     drop(tasks);
-    server.stop().await;
+    for server in servers {
+        server.stop().await;
+    }
     result
 }
 
 /// Says what was warmed up, and where to look.
-fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: &str) {
+fn introduce(caches: &[OddsCache], addresses: &[SocketAddr], server_version: &str, dsn: &str) {
+    let ([cache, ..], [address, ..]) = (caches, addresses) else {
+        return;
+    };
     let warmup = cache.stats().last_warmup.clone().unwrap_or_default();
     print_line!(
         "warmed up in {:.2} s: {} events, {} snapshots, {} markets, {} of memory",
@@ -232,7 +274,25 @@ fn introduce(cache: &OddsCache, address: SocketAddr, server_version: &str, dsn: 
         "and at the database ({server_version}), with psql or any command that reads DATABASE_URL\n  \
          psql \"{dsn}\"\n  export DATABASE_URL=\"{dsn}\""
     );
-    print_line!("\nthe simulated application writes; Ctrl-C ends everything\n");
+}
+
+/// Says who publishes to the relay, and who follows it.
+async fn introduce_relay(relayed: &Relayed, subscribers: &[SocketAddr]) -> anyhow::Result<()> {
+    print_line!("\nat the relay's processes and caches");
+    let leader = relayed.leader().await?;
+    for (number, address) in relayed.addresses() {
+        let does = match number == leader {
+            true => "follows the database, and publishes",
+            false => "follows the database, and stands by",
+        };
+        print_line!("  publisher {number}   http://{address}/  {does}");
+    }
+    for (number, address) in (1..).zip(subscribers) {
+        print_line!("  subscriber {number}  http://{address}/  follows the relay alone");
+    }
+    let url = relayed.url();
+    print_line!("and at the relay itself\n  oddscache doctor --relay-from {url}");
+    Ok(())
 }
 
 /// Creates the database, its data and the change feed; returns the server's version.
@@ -298,7 +358,7 @@ async fn prepare(arguments: &DemoArguments, cluster: &Cluster) -> anyhow::Result
 async fn watch(
     arguments: &DemoArguments,
     plan: &[Incident],
-    stage: &Stage<'_>,
+    stage: &mut Stage<'_>,
 ) -> anyhow::Result<()> {
     let mut lines = Lines::new(&stage.cache);
     for incident in plan {
@@ -314,11 +374,10 @@ async fn watch(
         lines
             .print(&stage.cache, left.unwrap_or(verify_every).min(verify_every))
             .await;
-        let events = stage.compare().await?;
+        let equal = stage.compare().await?;
         let written = stage.counts.read();
         print_line!(
-            "         the application pauses: all {} events equal the database, after {} of its transactions ({} failed)",
-            HumanCount(events as u64),
+            "         the application pauses: {equal}, after {} of its transactions ({} failed)",
             HumanCount(written.transactions),
             written.failed
         );

@@ -67,18 +67,20 @@ impl Position {
 /// Looks, and prints each change of the status, until dropped.
 #[derive(Debug)]
 pub(super) struct Observer {
+    /// Of the cache that it looks at.
+    name: String,
     seen: Arc<Mutex<Seen>>,
     task: JoinHandle<()>,
 }
 
 impl Observer {
-    pub(super) fn start(cache: &OddsCache, begun: Instant) -> Observer {
+    pub(super) fn start(name: String, cache: &OddsCache, begun: Instant) -> Observer {
         let seen = Arc::new(Mutex::new(Seen {
             fewest_events: usize::MAX,
             ..Seen::default()
         }));
-        let task = tokio::spawn(look(cache.clone(), begun, Arc::clone(&seen)));
-        Observer { seen, task }
+        let task = tokio::spawn(look(name.clone(), cache.clone(), begun, Arc::clone(&seen)));
+        Observer { name, seen, task }
     }
 
     /// Ends it, and says what it saw. Fails if a view was empty or went back.
@@ -90,7 +92,8 @@ impl Observer {
             .clone();
         ensure!(
             seen.looks > 0 && seen.fewest_events > 0,
-            "readers found the cache empty"
+            "readers found {} empty",
+            self.name
         );
         ensure!(
             seen.unread == 0,
@@ -103,7 +106,8 @@ impl Observer {
             seen.steps_back
         );
         Ok(format!(
-            "a reader looked {} times: never taken back, the slowest look {:?}, the oldest view {:.1} s",
+            "a reader of {} looked {} times: never taken back, the slowest look {:?}, the oldest view {:.1} s",
+            self.name,
             seen.looks,
             seen.slowest,
             seen.oldest.as_secs_f64()
@@ -117,7 +121,7 @@ impl Drop for Observer {
     }
 }
 
-async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
+async fn look(name: String, cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
     let mut status = cache.status();
     let mut before: Option<Position> = None;
     loop {
@@ -143,7 +147,7 @@ async fn look(cache: OddsCache, begun: Instant, seen: Arc<Mutex<Seen>>) {
         }
         let now = cache.status();
         if now.name() != status.name() {
-            say(begun, format!("the cache is {now}"));
+            say(begun, format!("{name} is {now}"));
         }
         status = now;
         sleep(PAUSE).await;

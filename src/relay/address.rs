@@ -138,7 +138,7 @@ impl Relay {
         self
     }
 
-    /// Servers and name, for messages. Never contains a password or a token.
+    /// Servers and name, for messages: never a password or a token.
     #[must_use]
     pub fn target(&self) -> String {
         let servers: Vec<String> = self

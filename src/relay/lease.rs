@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the key of a leader that does not renew it stays.
-const LEASE: Duration = Duration::from_secs(3);
+pub(super) const LEASE: Duration = Duration::from_secs(3);
 
 /// The time between two renewals.
 const RENEW: Duration = Duration::from_millis(800);
@@ -28,7 +28,7 @@ const RENEW: Duration = Duration::from_millis(800);
 /// The time between two attempts of those who do not lead, give or take a half.
 const TRY: Duration = Duration::from_millis(400);
 
-const KEY: &str = "leader";
+pub(super) const KEY: &str = "leader";
 
 pub(super) struct Lease {
     store: kv::Store,

@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// Deltas stay in the stream for this time.
-const KEEP: Duration = Duration::from_secs(10 * 60);
+pub(super) const KEEP: Duration = Duration::from_secs(10 * 60);
 
 /// The most bytes of deltas in the stream.
-const KEEP_BYTES: i64 = 1 << 30;
+pub(super) const KEEP_BYTES: i64 = 1 << 30;
 
 /// Where the stream ends.
 pub(super) struct Tail {

@@ -6,7 +6,7 @@
 //! | `http` | the HTTP server of `serve` |
 //! | `commands` | one file or folder for each command of the command line, except the demo |
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod commands;
 mod descriptors;
 pub(crate) mod http;

@@ -145,7 +145,7 @@ async fn a_short_lock_does_not_make_the_page_stale() {
     browser.until("the page hears of it", &heard).await;
     assert_eq!(browser.eval(STALE).await, false);
     answer("age_ms: 6000,").await;
-    let words = ["the service cannot read the database: a lock is in the way"];
+    let words = ["the service cannot read what is new: a lock is in the way"];
     is_stale(browser, &words).await;
     browser.is_content();
 }

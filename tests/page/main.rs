@@ -6,6 +6,7 @@ mod browser;
 mod detail;
 mod lacking;
 mod proxy;
+mod relay;
 mod served;
 mod show;
 mod stale;

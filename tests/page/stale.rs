@@ -51,7 +51,7 @@ async fn the_page_says_that_the_database_is_away_and_shows_its_return() {
     cluster.stop("immediate").unwrap();
     let words = [
         "Stale since ",
-        "the service cannot read the database: ",
+        "the service cannot read what is new: ",
         "What you see is the state of ",
     ];
     is_stale(&browser, &words).await;

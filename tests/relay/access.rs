@@ -6,7 +6,7 @@ use oddscache_testkit::{Database, nats::Nats};
 use crate::{Publisher, Subscriber};
 
 /// The permissions that `src/relay/README.md` names.
-fn users() -> String {
+pub(super) fn users() -> String {
     let readme = include_str!("../../src/relay/README.md");
     let row = |who: &str| {
         let row = readme

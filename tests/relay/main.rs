@@ -1,6 +1,7 @@
 //! A subscriber of a relay holds what its publisher holds, through every fault of NATS.
 
 mod access;
+mod doctor;
 mod faults;
 mod following;
 mod leaders;

@@ -1,11 +1,18 @@
 //! `oddscache demo --incident`: each incident happens, is reported, and ends with the cache equal to the database.
 
+use oddscache_testkit::programs::optional;
+
 use super::{demo, ended_demo};
 
 /// Runs a small demo until the incident is over. The output must contain these words in this order.
 async fn told(incident: &str, words: &[&str]) {
+    told_by(&[], incident, words).await;
+}
+
+/// The same, of a demo with more flags.
+async fn told_by(flags: &[&str], incident: &str, words: &[&str]) {
     let when = ["--incident-after", "500ms", "--for", "1s"];
-    let demo = demo(&[&["--incident", incident], &when[..]].concat());
+    let demo = demo(&[flags, &["--incident", incident], &when].concat());
     let printed = ended_demo(demo).await.ok().out;
     let begins = format!("incident {incident}: ");
     let over = format!("incident {incident} is over, and the promise held: all ");
@@ -63,6 +70,37 @@ async fn a_transaction_over_everything_is_one_publication() {
         " snapshots are new",
     ];
     told("bulk", &words).await;
+}
+
+/// The demo reports when each subscriber follows the publisher that is left, and that nothing went back or differs.
+#[tokio::test]
+async fn subscribers_follow_the_other_publisher_when_the_leader_is_killed() {
+    let Some(_) = optional(&["nats-server"], "nats-server") else {
+        return;
+    };
+    let words = [
+        "led, and is killed",
+        "follows the other one, ",
+        "follows the other one, ",
+        "follows the other one, ",
+        "still epoch 1; ",
+        "a reader of subscriber 1 looked ",
+        "a reader of subscriber 2 looked ",
+        "a reader of subscriber 3 looked ",
+    ];
+    told_by(&["--relay"], "leader", &words).await;
+}
+
+/// A user learns at once which demo shows an incident.
+#[tokio::test]
+async fn an_incident_of_the_other_kind_of_demo_is_refused() {
+    let without = demo(&["--incident", "leader"]);
+    ended_demo(without).await.with(2, &["needs --relay"]);
+    let Some(_) = optional(&["nats-server"], "nats-server") else {
+        return;
+    };
+    let with = demo(&["--relay", "--incident", "bulk"]);
+    ended_demo(with).await.with(2, &["the only incident is"]);
 }
 
 /// A user who mistypes an incident sees which ones exist.

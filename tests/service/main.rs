@@ -26,11 +26,13 @@ use oddscache_testkit::{
     connect, eventually,
     followed::run as write,
     normal, oracle,
+    programs::optional,
     service::{Ended, Service, command, ended, kill, run},
 };
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
     process::Command,
     time::timeout,
 };
@@ -366,6 +368,50 @@ async fn a_demo_uses_only_the_programs_that_the_user_names() {
         empty.path().display()
     );
     ended_demo(demo).await.with(1, &[&told]);
+}
+
+/// A demo's publishers, NATS server and files disappear after any signal, SIGKILL included.
+#[tokio::test]
+async fn a_killed_demo_of_a_relay_leaves_nothing() {
+    if optional(&["nats-server"], "nats-server").is_none() {
+        return;
+    }
+    for signal in ["-INT", "-KILL"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut demo = demo(&["--relay"]);
+        demo.env("TMPDIR", folder.path());
+        let mut child = demo.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut addresses = Vec::new();
+        // The address of the relay is the last one.
+        while !addresses.iter().any(|(is_nats, _)| *is_nats) {
+            let line = timeout(Duration::from_secs(120), lines.next_line()).await;
+            let line = line.expect("it prints").unwrap().expect("a line");
+            for scheme in ["http://", "nats://"] {
+                let address = line.split_once(scheme).map(|(_, rest)| rest);
+                let address = address.and_then(|rest| rest.split('/').next());
+                addresses.extend(address.map(|address| (scheme == "nats://", address.to_owned())));
+            }
+        }
+        let is_there = async |address: &str| TcpStream::connect(address).await.is_ok();
+        for (_, address) in &addresses {
+            assert!(is_there(address).await, "{address}");
+        }
+        kill(signal, child.id().unwrap());
+        timeout(Duration::from_secs(60), child.wait())
+            .await
+            .expect("it ends")
+            .unwrap();
+        eventually("no server and no file is left", async || {
+            let mut is_left = false;
+            for (_, address) in &addresses {
+                is_left |= is_there(address).await;
+            }
+            let files = std::fs::read_dir(folder.path()).unwrap();
+            !is_left && files.count() == 0
+        })
+        .await;
+    }
 }
 
 /// The files and the server of a demo disappear after any signal, SIGKILL included.

@@ -60,7 +60,7 @@ pub(crate) struct ServeArguments {
     /// How often to prune the change log, on average
     #[arg(long, env = "ODDSCACHE_PRUNE_INTERVAL", default_value = "1m", value_parser = humantime::parse_duration)]
     pub(crate) prune_interval: Duration,
-    /// While the database is away, the service counts as ready for this long after its view was last proven current
+    /// While the database or the relay is away, the service counts as ready for this long after its view was last proven current
     #[arg(long, env = "ODDSCACHE_READY_MAX_AGE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) ready_max_age: Duration,
     #[command(flatten)]

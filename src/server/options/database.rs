@@ -81,16 +81,22 @@ impl DatabaseArguments {
                      PGDATABASE",
                 );
             }
-            if [&self.host, &self.hostaddr, &self.dbname, &self.user]
-                .into_iter()
-                .all(Option::is_none)
-            {
+            if !self.is_named() {
                 return usage(
                     "no database is named; set DATABASE_URL (postgres://user@host/name) or PGHOST, PGUSER and PGDATABASE",
                 );
             }
         }
         self.at(url, "DATABASE_URL")
+    }
+
+    /// Whether a flag or a variable names a database.
+    pub(crate) fn is_named(&self) -> bool {
+        let url = self.database_url.as_ref();
+        url.is_some_and(|url| !url.is_empty())
+            || [&self.host, &self.hostaddr, &self.dbname, &self.user]
+                .into_iter()
+                .any(Option::is_some)
     }
 
     /// The database at `url`, with the same defaults. `name` is the variable that gives the URL, for errors.

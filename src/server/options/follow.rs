@@ -75,6 +75,11 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 impl FollowArguments {
+    /// Whether a flag or a variable names a database.
+    pub(crate) fn names_database(&self) -> bool {
+        self.database.is_named()
+    }
+
     pub(crate) fn config(&self) -> Result<Config, Error> {
         let mut config = self.database.config()?;
         if let Some(listen) = self.listen()? {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use oddscache::{Config, sql::Table};
 
 use crate::server::{
-    options::follow::FollowArguments,
+    options::{follow::FollowArguments, relay::RelayArguments},
     session::{Session, Trouble, literal},
 };
 
@@ -13,13 +13,16 @@ use crate::server::{
 pub(crate) struct DoctorArguments {
     #[command(flatten)]
     pub(super) follow: FollowArguments,
+    #[command(flatten)]
+    pub(super) relay: RelayArguments,
     /// The role whose rights to look at [default: the one that connects]
     #[arg(long, env = "ODDSCACHE_ROLE", value_name = "NAME")]
     pub(super) role: Option<String>,
-    /// Skip the trial warmup, which reads everything once: seconds of work for a large database
+    /// Skip the trial warmup, which reads everything once: seconds of work for a large database. Skip the trial
+    /// subscriber of a relay
     #[arg(long)]
     pub(super) quick: bool,
-    /// Print one JSON object: oddscache, database, findings (id, level, checked, object, what, why, fix), summary
+    /// Print one JSON object: oddscache, database, relay, findings (id, level, checked, object, what, why, fix), summary
     #[arg(long)]
     pub(super) json: bool,
     /// End with code 3 if nothing fails but there are warnings

@@ -152,8 +152,10 @@ impl Findings {
 pub(crate) struct Report {
     /// Version of this program.
     pub(crate) oddscache: &'static str,
-    /// Hosts and name of the database.
-    pub(crate) database: String,
+    /// Hosts and name of the database, if one was checked.
+    pub(crate) database: Option<String>,
+    /// Servers and name of the relay, if one was checked.
+    pub(crate) relay: Option<String>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) summary: Summary,
 }
@@ -170,7 +172,11 @@ pub(crate) struct Summary {
 }
 
 impl Report {
-    pub(crate) fn new(database: String, findings: Findings) -> Report {
+    pub(crate) fn new(
+        database: Option<String>,
+        relay: Option<String>,
+        findings: Findings,
+    ) -> Report {
         let mut findings = findings.0;
         // The sort is stable: within a level the findings keep the order of the checks.
         findings.sort_by_key(|finding| finding.level);
@@ -185,6 +191,7 @@ impl Report {
         Report {
             oddscache: env!("CARGO_PKG_VERSION"),
             database,
+            relay,
             findings,
             summary,
         }
@@ -219,10 +226,13 @@ impl Report {
             0 => String::new(),
             n => format!(", {n} of them not checked"),
         };
+        let relay = self.relay.as_ref().map(|relay| format!("relay {relay}"));
+        let places = self.database.iter().cloned().chain(relay);
         writeln!(
             out,
             "{fail} fail, {warn} warn, {info} info, {ok} ok{unchecked}; oddscache {} at {}",
-            self.oddscache, self.database
+            self.oddscache,
+            places.collect::<Vec<_>>().join(" and ")
         )
     }
 }

@@ -9,6 +9,7 @@ mod feed;
 mod finding;
 mod log;
 mod notifications;
+mod relay;
 mod script;
 mod server;
 mod settings;
@@ -22,17 +23,36 @@ use crate::server::stdout::stdout;
 use context::Context;
 pub(crate) use context::DoctorArguments;
 use finding::{Finding, Findings, Report};
+use relay::Side;
 
 /// Ends with 0 if nothing fails, 1 if something does, 3 with `--strict` where there are warnings.
 pub(crate) async fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
-    let context = Context {
-        config: arguments.follow.config()?,
-        listen: arguments.follow.listen()?,
-        app_schema: &arguments.follow.app_schema,
-        cache_schema: &arguments.follow.cache_schema,
-        arguments: &arguments,
+    let relay = match (arguments.relay.to()?, arguments.relay.from()?) {
+        (Some(relay), _) => Some((relay, Side::Publisher)),
+        (None, from) => from.map(|relay| (relay, Side::Subscriber)),
     };
-    let report = Report::new(context.config.target(), look(&context).await);
+    let mut findings = Findings::default();
+    let mut database = None;
+    // A relay without a database is checked alone.
+    if relay.is_none() || arguments.follow.names_database() {
+        let context = Context {
+            config: arguments.follow.config()?,
+            listen: arguments.follow.listen()?,
+            app_schema: &arguments.follow.app_schema,
+            cache_schema: &arguments.follow.cache_schema,
+            arguments: &arguments,
+        };
+        database = Some(context.config.target());
+        findings = look(&context).await;
+    }
+    if let Some((relay, side)) = &relay {
+        let (bound, quick) = (arguments.check_timeout, arguments.quick);
+        for finding in relay::check(relay, *side, bound, quick).await {
+            findings.push(finding);
+        }
+    }
+    let relay = relay.map(|(relay, _)| relay.target());
+    let report = Report::new(database, relay, findings);
     let mut out = stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;

@@ -35,7 +35,11 @@ const ROUNDS: usize = 5;
 
 /// The exit code is 1 if the service differs. It is 0 if the service agrees, or if none is named and none answers.
 pub(crate) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
-    let session = Session::open(&arguments.follow.config()?, "explain", arguments.timeout)
+    let config = arguments.follow.config().context(
+        "explain compares a service with the database, so run it where the database can be reached; --url may name a \
+         subscriber of a relay",
+    )?;
+    let session = Session::open(&config, "explain", arguments.timeout)
         .await
         .context("connecting to the database")?;
     let database = database::Database::new(&session, &arguments.follow, arguments.event);

@@ -10,7 +10,7 @@ const MOST_LINES = 40;
 
 /**
  * The tiles. `read(stats, per, visible)` returns what a tile shows. `per(path)` is the growth of a counter per second
- * since the last answer. `visible` has the quantiles of the last minute.
+ * since the last answer. `visible` has the quantiles of the last minute. What is shown may bring another title and hint.
  */
 const TILES = [
   {
@@ -52,6 +52,7 @@ const TILES = [
     title: "Change log",
     hint: "rows of the change log that were read; and transactions whose rows it may still hold, not yet pruned",
     read: (stats, per) => {
+      if (isSubscriber(stats)) return relay(stats, per);
       const { next_xid, pruned_below } = stats.change_log ?? {};
       const held = Number(next_xid) - Number(pruned_below);
       const waits = held >= 0 ? ` · holds up to ${count(held)} transactions` : "";
@@ -74,6 +75,7 @@ const TILES = [
     title: "Audit",
     hint: "events read again in full and compared with the database; a mismatch is a change that no trigger saw",
     read: (stats, per) => {
+      if (isSubscriber(stats)) return comparison(stats, per);
       const { audited_events, audit_passes, audit_mismatches } = stats.counters;
       return {
         value: audit_mismatches === 0 ? "no mismatch" : `${count(audit_mismatches)} mismatches`,
@@ -97,6 +99,34 @@ const TILES = [
   },
 ];
 
+/** Whether the service follows a relay: it never reads the database, and the relay's publisher answers its questions. */
+function isSubscriber({ counters }) {
+  return counters.reads === 0 && counters.relay_answers > 0;
+}
+
+/** What a subscriber shows in place of the change log. */
+function relay({ counters }, per) {
+  return {
+    title: "Relay",
+    hint: "publications that came from the relay; whole states that were read; and changes that were missed",
+    value: `${rate(per("counters.relay_deltas"))} changes/s`,
+    note: `${count(counters.relay_states)} states read · ${count(counters.relay_gaps)} gaps`,
+    points: [per("counters.relay_deltas")],
+  };
+}
+
+/** What a subscriber shows in place of the audit. */
+function comparison({ counters: { relay_answers, relay_mismatches } }, per) {
+  return {
+    title: "Comparison",
+    hint: "the digest of all that is held, compared with the publisher's; after a mismatch the state is read again",
+    value: relay_mismatches === 0 ? "no mismatch" : `${count(relay_mismatches)} mismatches`,
+    bad: relay_mismatches > 0,
+    note: `${count(relay_answers)} answers of the publisher`,
+    points: [per("counters.relay_answers")],
+  };
+}
+
 function at(stats, path) {
   return path.split(".").reduce((value, key) => value?.[key], stats);
 }
@@ -115,9 +145,10 @@ export class Health {
       const chart = new Chart(`${title}, last minutes`, lines);
       const tile = make("section", { className: "tile", id: `tile-${id}`, title: hint });
       const [value, note] = [make("p", { className: "value", text: "–" }), make("p", { className: "note" })];
-      tile.append(make("h3", { text: title }), value, note, chart.element);
+      const heading = make("h3", { text: title });
+      tile.append(heading, value, note, chart.element);
       tiles.append(tile);
-      this.#tiles.set(id, { tile, value, note, chart });
+      this.#tiles.set(id, { tile, heading, value, note, chart });
     }
     const happened = make("section", { className: "tile" });
     happened.append(make("h3", { text: "What happened" }), this.#lines);
@@ -146,12 +177,13 @@ export class Health {
       return grown >= 0 ? grown / seconds : NaN;
     };
     for (const { id, read } of TILES) {
-      const { tile, value, note, chart } = this.#tiles.get(id);
+      const { tile, heading, value, note, chart } = this.#tiles.get(id);
       const shown = stats ? read(stats, per, this.#visible) : null;
       chart.push(...(shown?.points ?? []));
       if (!shown) continue;
       value.textContent = shown.value;
       note.textContent = shown.note;
+      if (shown.title) [heading.textContent, tile.title] = [shown.title, shown.hint];
       tile.classList.toggle("bad", shown.bad === true);
     }
     this.#last = stats && { stats, asked };

@@ -20,7 +20,7 @@ const IDS_AT_ONCE = 500;
 const MOST_WAITING = 1_000;
 /** After the page comes back into sight, trouble is not listed for this long, ms. Most of it ends by itself. */
 const SETTLING = 5_000;
-/** States in which the service does not know the database's current state. */
+/** States in which the service does not know the current state of the database. */
 const BLIND = ["disconnected", "ended", "warming"];
 
 const element = (id) => document.getElementById(id);
@@ -270,8 +270,8 @@ function lacking({ since, bound_ms, faults }) {
 
 function blind(status) {
   const lost = /^disconnected since \S+: (.*)$/s.exec(status);
-  if (lost) return `the service cannot read the database: ${lost[1]}`;
-  return `the service does not follow the database: ${status}`;
+  if (lost) return `the service cannot read what is new: ${lost[1]}`;
+  return `the service does not follow: ${status}`;
 }
 
 let staleSince = null;
