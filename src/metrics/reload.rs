@@ -15,7 +15,8 @@ pub enum ReloadReason {
     First,
     /// The connection was lost. The server may have taken back what was read before.
     ConnectionLost,
-    /// Rows of the change log were pruned before they were read.
+    /// Rows of the change log were pruned before they were read. At a subscriber of a relay: a change did not come, or did
+    /// not fit.
     Pruned,
     /// Tables, partitions or triggers changed.
     Catalog,
@@ -27,7 +28,8 @@ pub enum ReloadReason {
     Trouble,
     /// A handle ([`OddsCache::resync`](crate::OddsCache::resync)) or the database (`oddscache.resync()`) requested it.
     Requested,
-    /// The audit found a difference. The reload repaired it.
+    /// The audit found a difference. The reload repaired it. At a subscriber of a relay: its digest differed from the
+    /// publisher's.
     Audit,
     /// Another server answered, or the same one after a restart or a promotion. Behind a pooler, a lost connection
     /// looks the same.

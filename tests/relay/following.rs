@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oddscache::{Config, OddsCache};
+use oddscache::{Config, OddsCache, ReloadReason};
 use oddscache_testkit::{Database, eventually, followed::shows, nats::Nats, xid};
 
 use crate::{Publisher, Subscriber, relay};
@@ -109,4 +109,12 @@ async fn a_subscriber_grows_old_with_its_publisher() {
         seen + Duration::from_millis(50) >= age,
         "{seen:?} is younger than {age:?}"
     );
+    // Whoever watches the process sees that it is not stuck.
+    let failures = subscriber.cache.counters().failures;
+    eventually("more questions without an answer", async || {
+        subscriber.cache.counters().failures > failures + 1
+    })
+    .await;
+    let reasons = subscriber.cache.counters().reloads_by_reason;
+    assert_eq!(reasons.of(ReloadReason::First), 1, "{reasons:?}");
 }

@@ -24,7 +24,6 @@ use crate::{
     backoff::Backoff,
     error::Error,
     metrics::{
-        reload::ReloadReason,
         stats::WarmupStats,
         status::{Fault, Status},
     },
@@ -323,8 +322,9 @@ impl Subscriber {
         last.is_some_and(|last| last.elapsed() < SILENCE)
     }
 
-    /// Notes that no answer came.
+    /// Notes that no answer came. The counter also tells who watches this process that it is not stuck.
     fn silent(&mut self) {
+        add(&self.publisher.counters().failures, 1);
         if !self.is_answered() {
             let error = self.relay.unreachable(NO_ANSWER);
             self.troubled(error);
@@ -374,7 +374,7 @@ impl Subscriber {
             return Some(Need::Mismatch);
         }
         held.proven_by(&answer, asked);
-        self.show(None);
+        self.show(false);
         None
     }
 
@@ -453,7 +453,7 @@ impl Subscriber {
             );
             return Some(Need::Mismatch);
         }
-        self.show(None);
+        self.show(false);
         self.publisher.timers().apply.record(applied_at.elapsed());
         None
     }
@@ -481,7 +481,7 @@ impl Subscriber {
     }
 
     /// Publishes the held state, unless it would lead readers back within an epoch (P2).
-    fn show(&mut self, reload: Option<ReloadReason>) {
+    fn show(&mut self, is_reload: bool) {
         let Some(held) = &self.held else { return };
         // The relay's last whole state may be old. Nobody sees it before an answer has proven that the changes since have
         // come.
@@ -507,7 +507,7 @@ impl Subscriber {
         let change = self.draft.change(Arc::clone(&cut), epoch);
         let is_new_epoch = self.shown.as_ref().is_none_or(|shown| shown.epoch != epoch);
         let differs = held.unreadable != self.publisher.published().unreadable;
-        if reload.is_some() || is_new_epoch || differs || !change.is_empty() {
+        if is_reload || is_new_epoch || differs || !change.is_empty() {
             let warmup = self.last_warmup.clone();
             let mut state = self
                 .draft

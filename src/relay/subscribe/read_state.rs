@@ -45,17 +45,23 @@ impl Subscriber {
         jetstream: &jetstream::Context,
         need: Need,
     ) -> Result<(), Error> {
+        let reason = match need {
+            Need::First => ReloadReason::First,
+            Need::Gap => ReloadReason::Pruned,
+            Need::Mismatch => ReloadReason::Audit,
+            Need::Requested => ReloadReason::Requested,
+        };
         if self.shown.is_none() {
             self.publisher.set_status(Status::Warming);
         } else {
+            let detail = match need {
+                Need::Mismatch => "the state differed from the publisher's",
+                Need::Requested => "it was requested",
+                Need::First | Need::Gap => "a change was missed",
+            };
             self.publisher.set_status(Status::Resyncing {
-                reason: ReloadReason::Requested,
-                detail: match need {
-                    Need::Mismatch => "the state differed from the publisher's",
-                    Need::Requested => "it was requested",
-                    Need::First | Need::Gap => "a change was missed",
-                }
-                .to_owned(),
+                reason,
+                detail: detail.to_owned(),
             });
         }
         // Many subscribers may have missed the same change.
@@ -93,8 +99,10 @@ impl Subscriber {
             }
             sleep(Duration::from_millis(150 + fastrand::u64(0..100))).await;
         }
-        add(&self.publisher.counters().relay_states, 1);
-        add(&self.publisher.counters().reloads, 1);
+        let counters = self.publisher.counters();
+        add(&counters.relay_states, 1);
+        add(&counters.reloads, 1);
+        add(counters.reloads_by_reason.of(reason), 1);
         let stats = self.draft.stats();
         self.last_warmup = Some(WarmupStats {
             events: self.draft.len(),
@@ -111,11 +119,7 @@ impl Subscriber {
         {
             return Err(self.relay.unreachable("its state differs from its digest"));
         }
-        let reason = match self.shown {
-            None => ReloadReason::First,
-            Some(_) => ReloadReason::Requested,
-        };
-        self.show(Some(reason));
+        self.show(true);
         Ok(())
     }
 
