@@ -26,6 +26,7 @@
 
 pub(crate) mod address;
 pub(crate) mod codec;
+mod connect;
 mod lease;
 mod message;
 pub(crate) mod publish;
