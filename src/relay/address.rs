@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use async_nats::{Client, ConnectOptions, ServerAddr};
+use async_nats::ServerAddr;
 
 use crate::error::Error;
 
@@ -14,15 +14,15 @@ use crate::error::Error;
 /// Building one does no I/O. `Debug` hides passwords, tokens and seeds.
 #[derive(Clone)]
 pub struct Relay {
-    servers: Vec<ServerAddr>,
+    pub(super) servers: Vec<ServerAddr>,
     name: String,
-    login: Login,
-    root_certificates: Option<PathBuf>,
-    client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(super) login: Login,
+    pub(super) root_certificates: Option<PathBuf>,
+    pub(super) client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Clone)]
-enum Login {
+pub(super) enum Login {
     None,
     Token(String),
     User(String, String),
@@ -30,18 +30,12 @@ enum Login {
     Credentials(PathBuf),
 }
 
-/// How long connecting to the server may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long the server may take to answer.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A server that sends nothing for twice this time counts as lost.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
-
 impl Relay {
-    /// A relay with the name `odds`. `url` is `nats://host:4222`, or several with commas between. `tls://` requires TLS.
-    /// A user and a password, or a token, may be part of the URL.
+    /// A relay with the name `odds`. `url` is `nats://host:4222`, or several with commas between. `tls://` requires TLS,
+    /// and a server that requires TLS refuses `nats://`. A user and a password, or a token, may be part of the URL.
     ///
     /// # Errors
     /// [`Error::Config`] if the URL cannot be understood. Its text does not quote the URL.
@@ -106,10 +100,10 @@ impl Relay {
         self
     }
 
-    /// Logs in with the seed of an nkey.
+    /// Logs in with the seed of an nkey: the text of the file that `nk -gen user` writes.
     #[must_use]
     pub fn nkey(mut self, seed: &str) -> Relay {
-        self.login = Login::Nkey(seed.to_owned());
+        self.login = Login::Nkey(seed.trim().to_owned());
         self
     }
 
@@ -120,14 +114,15 @@ impl Relay {
         self
     }
 
-    /// Trusts the root certificates in a PEM file, beside those of the system.
+    /// Trusts the root certificates in a PEM file, and not those of the system. Requires TLS. The file is read at each
+    /// connection.
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Relay {
         self.root_certificates = Some(path.into());
         self
     }
 
-    /// Shows a client certificate. Both files are PEM.
+    /// Shows a client certificate. Both files are PEM, and are read at each connection. Requires TLS.
     #[must_use]
     pub fn client_certificate(
         mut self,
@@ -178,38 +173,6 @@ impl Relay {
         Error::Relay {
             target: self.target(),
             reason: reason.to_string(),
-        }
-    }
-
-    /// Connects. From then on the client connects again by itself.
-    pub(super) async fn connect(&self, doing: &str) -> Result<Client, Error> {
-        let options = match &self.login {
-            Login::None => ConnectOptions::new(),
-            Login::Token(token) => ConnectOptions::with_token(token.clone()),
-            Login::User(user, password) => {
-                ConnectOptions::with_user_and_password(user.clone(), password.clone())
-            }
-            Login::Nkey(seed) => ConnectOptions::with_nkey(seed.clone()),
-            Login::Credentials(path) => ConnectOptions::with_credentials_file(path)
-                .await
-                .map_err(|error| self.unreachable(format!("the credentials file: {error}")))?,
-        };
-        let mut options = options
-            .name(format!("oddscache {doing}"))
-            .connection_timeout(CONNECT_TIMEOUT)
-            .request_timeout(Some(ANSWER_TIMEOUT))
-            .ping_interval(PING_INTERVAL);
-        if let Some(path) = &self.root_certificates {
-            options = options.add_root_certificates(path.clone());
-        }
-        if let Some((certificate, key)) = &self.client_certificate {
-            options = options.add_client_certificate(certificate.clone(), key.clone());
-        }
-        let connect = options.connect(self.servers.clone());
-        match tokio::time::timeout(CONNECT_TIMEOUT * 2, connect).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(error)) => Err(self.unreachable(error)),
-            Err(_) => Err(self.unreachable("no answer")),
         }
     }
 }

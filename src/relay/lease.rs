@@ -81,8 +81,9 @@ impl Lease {
     /// Tries, whenever it may, until the lease is won.
     ///
     /// # Errors
-    /// Anything but that another publisher has it: the bucket may be gone, so the caller must open it again.
-    pub(super) async fn win(&self, may: impl Fn() -> bool) -> Result<Held, kv::CreateError> {
+    /// Anything but that another publisher has it: the bucket may be gone, or the server may refuse this client, so the
+    /// caller must connect again.
+    pub(super) async fn win(&self, may: impl Fn() -> bool) -> Result<Held, String> {
         loop {
             if may() {
                 let sent = Instant::now();
@@ -90,9 +91,10 @@ impl Lease {
                 match timeout(ANSWER_TIMEOUT, create).await {
                     Ok(Ok(revision)) => return Ok(Held { revision, sent }),
                     Ok(Err(error)) if error.kind() != kv::CreateErrorKind::AlreadyExists => {
-                        return Err(error);
+                        return Err(error.to_string());
                     }
-                    Ok(Err(_)) | Err(_) => {}
+                    Ok(Err(_)) => {}
+                    Err(_) => return Err("no answer".to_owned()),
                 }
             }
             sleep(TRY.mul_f64(0.5 + fastrand::f64())).await;

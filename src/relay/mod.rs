@@ -26,6 +26,7 @@
 
 pub(crate) mod address;
 pub(crate) mod codec;
+mod connect;
 pub(crate) mod inspect;
 mod leader;
 mod lease;

@@ -6,6 +6,7 @@ mod faults;
 mod following;
 mod leaders;
 mod service;
+mod tls;
 
 use std::time::Duration;
 
@@ -80,4 +81,37 @@ impl Drop for Publisher {
 
 fn relay(nats: &Nats) -> Relay {
     Relay::new(&nats.url()).expect("a URL")
+}
+
+/// The error of a connection that must fail.
+async fn refusal(relay: Relay) -> String {
+    let config = Config::relay(relay).retry_unreachable(false);
+    let (cache, follower) = OddsCache::connect(config);
+    let error = follower.run().await.expect_err("must not connect");
+    assert!(!cache.is_warm());
+    assert!(error.is_transient(), "{error:?}");
+    let text = error.to_string();
+    assert!(text.starts_with("the relay at 127.0.0.1:"), "{text}");
+    format!("{text} {error:?}")
+}
+
+/// Fails the test unless the relay cannot be reached, for a reason with these words.
+#[track_caller]
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
+}
+
+/// Publishes, and follows, as these.
+async fn assert_follows(publisher: Relay, subscriber: Relay) {
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, publisher).await;
+    let subscriber = Subscriber::ready(subscriber).await;
+    publisher.followed.set_line(7).await;
+    publisher.followed.caught_up("a change").await;
+    subscriber
+        .equals(&publisher.followed.cache, "a change")
+        .await;
+    subscriber.fresh().await;
 }

@@ -6,7 +6,6 @@
     unreachable_pub
 )]
 
-mod certificates;
 mod hosts;
 mod modes;
 mod own;
@@ -21,9 +20,9 @@ use std::{
     time::Duration,
 };
 
-use certificates::{Authority, Certified};
 use oddscache::{Config, Error};
 use oddscache_testkit::{
+    certificates::{Authority, Certified},
     cluster::Cluster,
     service::{Ended, ended, isolate},
 };

@@ -4,15 +4,16 @@ use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use oddscache::{Config, Error, OddsCache, SslMode, Tls};
 use oddscache_testkit::{
-    eventually, followed::Followed, programs::optional, server_version, service::ended,
+    certificates::{Authority, self_signed},
+    eventually,
+    followed::Followed,
+    programs::optional,
+    server_version,
+    service::ended,
 };
 use rcgen::PKCS_ED25519;
 
-use crate::{
-    PASSWORD, Secured, assert_says,
-    certificates::{Authority, self_signed},
-    open, open_dsn, opened, refusal, secured,
-};
+use crate::{PASSWORD, Secured, assert_says, open, open_dsn, opened, refusal, secured};
 
 const YEARS: (i32, i32) = (2020, 2120);
 const MODES: [&str; 6] = [

@@ -14,12 +14,12 @@ use oddscache::{
     Config, Error, Login, OddsCache, SslMode, Status, Tls,
     tokio_postgres::{Socket, tls::MakeTlsConnect},
 };
-use oddscache_testkit::{cluster::Cluster, eventually};
+use oddscache_testkit::{certificates::Authority, cluster::Cluster, eventually};
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::{PASSWORD, certificates::Authority, open, secured};
+use crate::{PASSWORD, open, secured};
 
 fn psql(cluster: &Cluster, args: &[&str]) {
     let output = cluster.psql("postgres", args).unwrap();

@@ -66,10 +66,10 @@ pub(crate) struct RelayArguments {
     /// Credentials file to log in to NATS with
     #[arg(long, env = "ODDSCACHE_RELAY_CREDS", value_name = "FILE")]
     relay_creds: Option<PathBuf>,
-    /// Root certificates to trust beside those of the system, in a PEM file
+    /// Root certificates to trust in place of those of the system, in a PEM file. Requires TLS
     #[arg(long, env = "ODDSCACHE_RELAY_CA", value_name = "FILE")]
     relay_ca: Option<PathBuf>,
-    /// Client certificate for NATS, in a PEM file
+    /// Client certificate for NATS, in a PEM file. Requires TLS
     #[arg(
         long,
         env = "ODDSCACHE_RELAY_CERT",

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
 pub mod bench;
+pub mod certificates;
 #[path = "../../../src/demo/cluster.rs"]
 pub mod cluster;
 pub mod demo;

@@ -52,3 +52,24 @@ pub fn cpu(pid: u32) -> f64 {
     let ticks = times.filter_map(|field| field.parse::<f64>().ok());
     ticks.sum::<f64>() / TICKS
 }
+
+/// The process that started this one. 0 if it has ended.
+pub fn parent(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let parent = fields.split(' ').nth(2);
+    parent.and_then(|parent| parent.parse().ok()).unwrap_or(0)
+}
+
+/// CPU time of the main thread of a process and of each of its children, in seconds, finer than clock ticks. A child
+/// that ends takes its time with it.
+pub fn family_cpu(pid: u32) -> f64 {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let family = numbers.filter(|process| *process == pid || parent(*process) == pid);
+    let nanoseconds = family.filter_map(|process| {
+        let text = fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
+}
