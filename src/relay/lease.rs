@@ -94,6 +94,7 @@ impl Lease {
                         return Err(error.to_string());
                     }
                     Ok(Err(_)) => {}
+                    // Without the bucket, nobody answers.
                     Err(_) => return Err("no answer".to_owned()),
                 }
             }
