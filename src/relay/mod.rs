@@ -1,7 +1,8 @@
 //! One follower, many processes: passes on what a cache publishes through NATS JetStream.
 //!
 //! A publisher ([`publish`]) takes views from the cache of its process and appends the differences to a stream, packed by
-//! [`codec`]. A subscriber ([`subscribe`]) reads a whole state, then the differences, and publishes them in its own process.
+//! [`codec`]. [`leader`] is its term from winning the lease to losing it; [`send`] and [`states`] send deltas and whole
+//! states. A subscriber ([`subscribe`]) reads a whole state, then the differences, and publishes them in its own process.
 //! It does not need the database.
 //!
 //! | where | what |
@@ -21,7 +22,8 @@
 //!   server's history continues and its own cut is not older than that of the last delta.
 //! - Y4: The age of a subscriber's view counts from the moment of a question whose answer names exactly that state, less
 //!   the age that the answer says. No time of a message counts, so a message that lay somewhere for long does not look
-//!   fresh. A later state of the same publisher may take over the proof, because its read began later.
+//!   fresh. A later state of the same publisher may take over the proof, because its read began later. The first
+//!   state shows once an answer has named it, because the relay's last whole state may be old.
 //! - Y5: A subscriber computes the digest of what it holds itself, and compares it after each delta and with each answer.
 
 pub(crate) mod address;
