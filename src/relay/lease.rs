@@ -82,16 +82,16 @@ impl Lease {
     ///
     /// # Errors
     /// Anything but that another publisher has it: the bucket may be gone, so the caller must open it again.
-    pub(super) async fn win(&self) -> Result<Held, kv::CreateError> {
+    pub(super) async fn win(&self) -> Result<Held, String> {
         loop {
             let sent = Instant::now();
             let create = self.store.create(KEY, self.holder.clone().into());
             match timeout(ANSWER_TIMEOUT, create).await {
                 Ok(Ok(revision)) => return Ok(Held { revision, sent }),
-                Ok(Err(error)) if error.kind() != kv::CreateErrorKind::AlreadyExists => {
-                    return Err(error);
-                }
-                Ok(Err(_)) | Err(_) => {}
+                Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {}
+                Ok(Err(error)) => return Err(error.to_string()),
+                // Without the bucket, nobody answers.
+                Err(_) => return Err("no answer".to_owned()),
             }
             sleep(TRY.mul_f64(0.5 + fastrand::f64())).await;
         }

@@ -80,6 +80,34 @@ async fn a_leader_without_its_database_lets_another_one_lead() {
     leads.abort();
 }
 
+/// A publisher that waits for the lease must notice that the bucket is gone. The server does not say so.
+#[tokio::test]
+async fn another_publisher_leads_when_the_bucket_is_gone_as_well() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let first = Publisher::start(&database, relay(&nats)).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    let second = Publisher::start(&database, relay(&nats)).await;
+    subscriber.fresh().await;
+    let client = async_nats::connect(nats.url()).await.expect("connected");
+    let jetstream = async_nats::jetstream::new(client);
+    first.task.abort();
+    jetstream
+        .delete_stream("KV_oddscache_odds")
+        .await
+        .expect("deleted");
+    let gone = Instant::now();
+    second.followed.set_line(7).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "the second")
+        .await;
+    let took = gone.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
 /// A publisher whose clock was ahead has gone, and its streams with it. So no message tells the next publisher how great
 /// the terms were, and its own clock makes smaller ones.
 #[tokio::test]
