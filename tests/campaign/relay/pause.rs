@@ -83,11 +83,7 @@ impl Scene {
             replica.map_err(|what| ("a replica fed by changes equals the cache", what))?;
         }
         let late = self.late();
-        let ready = timeout(CATCH_UP, late.cache.ready()).await;
-        if !matches!(ready, Ok(Ok(_))) {
-            let what = format!("not after {CATCH_UP:?}: {}", late.cache.status());
-            return Err(("a new subscriber becomes warm", what));
-        }
+        warm(&late.cache).await?;
         self.equals(&late.cache, &client).await
     }
 
@@ -165,6 +161,17 @@ impl Scene {
             subscriber.mismatches.store(found, Ordering::Relaxed);
         }
         Ok(())
+    }
+}
+
+/// Waits until a new subscriber is warm.
+pub(super) async fn warm(cache: &OddsCache) -> Result<(), Wrong> {
+    match timeout(CATCH_UP, cache.ready()).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => {
+            let what = format!("not after {CATCH_UP:?}: {}", cache.status());
+            Err(("a new subscriber becomes warm", what))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     world::World,
 };
 
-use super::hostile::Hostile;
+use super::{hostile::Hostile, pause::warm};
 
 /// The number of subscribers.
 const SUBSCRIBERS: u64 = 4;
@@ -77,7 +77,9 @@ impl Scene {
         for number in 0..SUBSCRIBERS {
             let way = Proxy::before_address(nats.address()).await;
             let embedded = Embedded::of(Config::relay(relay(&way)));
-            embedded.cache.ready().await.expect("warm");
+            if let Err((check, what)) = warm(&embedded.cache).await {
+                world.violate(check, what);
+            }
             let replica = Replica::spawn(&embedded.cache, world.seed ^ number);
             let mismatches = Arc::default();
             subscribers.push(Subscriber {
