@@ -145,7 +145,7 @@ impl Scene {
             figures.shown += counters.published;
             figures.most_shown = figures.most_shown.max(counters.published);
             figures.epochs = figures.epochs.max(cache.view().epoch());
-            let counters = serde_json::to_value(&counters).expect("JSON");
+            let counters = serde_json::to_value(counters).expect("JSON");
             for (name, count) in counters.as_object().into_iter().flatten() {
                 let count = count.as_u64().unwrap_or_default();
                 *figures.counters.entry(name.clone()).or_default() += count;

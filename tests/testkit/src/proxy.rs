@@ -327,10 +327,8 @@ impl Pump {
                 Ok(count) => count,
             };
             let bytes = &buffer[..count];
-            if self.up {
-                if bytes.windows(7).any(|window| window == b"LISTEN ") {
-                    self.kind.listens.store(true, Ordering::Relaxed);
-                }
+            if self.up && bytes.windows(7).any(|window| window == b"LISTEN ") {
+                self.kind.listens.store(true, Ordering::Relaxed);
             }
             let Some(frames) = &mut self.frames else {
                 if !self.send(&mut to, bytes).await {
