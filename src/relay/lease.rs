@@ -90,7 +90,7 @@ impl Lease {
                 Ok(Ok(revision)) => return Ok(Held { revision, sent }),
                 Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {}
                 Ok(Err(error)) => return Err(error.to_string()),
-                // Without the bucket, nobody answers.
+                // The server may have lost the bucket, or may serve it no longer.
                 Err(_) => return Err("no answer".to_owned()),
             }
             sleep(TRY.mul_f64(0.5 + fastrand::f64())).await;

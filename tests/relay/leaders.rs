@@ -80,7 +80,7 @@ async fn a_leader_without_its_database_lets_another_one_lead() {
     leads.abort();
 }
 
-/// A publisher that waits for the lease must notice that the bucket is gone. The server does not say so.
+/// A publisher that waits for the lease notices that the bucket is gone.
 #[tokio::test]
 async fn another_publisher_leads_when_the_bucket_is_gone_as_well() {
     let Some(nats) = Nats::start("").await else {
