@@ -94,7 +94,7 @@ impl Lease {
                         return Err(error.to_string());
                     }
                     Ok(Err(_)) => {}
-                    // Without the bucket, nobody answers.
+                    // The server may have lost the bucket, or may serve it no longer.
                     Err(_) => return Err("no answer".to_owned()),
                 }
             }

@@ -97,16 +97,23 @@ async fn lets_another_one_lead(lose: fn(&mut Setting)) {
     leads.abort();
 }
 
-/// A publisher that waits for the lease must notice that the bucket is gone. The server does not say so.
+/// A publisher that waits for the lease notices that the bucket is gone.
 #[tokio::test]
 async fn another_publisher_leads_when_the_bucket_is_gone_as_well() {
     let Some(nats) = Nats::start("").await else {
         return;
     };
     let database = Database::seeded();
-    let first = Publisher::start(&database, relay(&nats)).await;
+    // In memory: nats-server 2.9.10 spoils a stream in files that is created while its former one is being deleted.
+    let publisher = async || {
+        let followed = Followed::new(&database).await;
+        let run = followed.cache.relay_to(relay(&nats)).in_memory().run();
+        let task = tokio::spawn(run);
+        Publisher { followed, task }
+    };
+    let first = publisher().await;
     let subscriber = Subscriber::ready(relay(&nats)).await;
-    let second = Publisher::start(&database, relay(&nats)).await;
+    let second = publisher().await;
     subscriber.fresh().await;
     let client = async_nats::connect(nats.url()).await.expect("connected");
     let jetstream = async_nats::jetstream::new(client);
