@@ -47,6 +47,8 @@ fn packed(cache: &OddsCache, events: &[i32]) -> usize {
 
 pub(crate) async fn run(bench: &Bench, both: [&OddsCache; 2]) {
     let (client, batch) = (&bench.writer, bench.batch());
+    // Until the relay has sent this, it may still be sending earlier changes.
+    bytes_of(client, both, async || write(client, batch).await).await;
     let changed = bytes_of(client, both, async || write(client, batch).await).await;
     let confirmed = bytes_of(client, both, async || confirm(client, batch).await).await;
     let floor = packed(both[0], batch);

@@ -174,19 +174,29 @@ async fn questions(bench: &Bench, publisher: &Service) {
     );
 }
 
+/// How many transactions the database has run.
+async fn transactions(client: &Client) -> f64 {
+    // Sessions report what they did about every second.
+    sleep(Duration::from_secs(2)).await;
+    let sql = "select (xact_commit + xact_rollback)::float8 from pg_stat_database where datname = current_database()";
+    client.query_one(sql, &[]).await.expect("a count").get(0)
+}
+
 async fn scrapes(bench: &Bench, database: &Database, publisher: &Service) {
     let crowds = [(1, true), (10, true), (100, true), (1000, false)];
-    let mut times: [(Vec<f64>, Vec<f64>); 4] = Default::default();
+    let mut times: [(Vec<f64>, Vec<f64>, Vec<f64>); 4] = Default::default();
     scrape(bench, database).await;
     for _ in 0..number("ROUNDS", 3) {
         let mut first = None;
-        for ((count, is_real), (seconds, ratios)) in crowds.into_iter().zip(&mut times) {
+        for ((count, is_real), (seconds, ratios, ran)) in crowds.into_iter().zip(&mut times) {
             let crowd = match is_real {
                 true => Crowd::real(bench, count).await,
                 false => Crowd::simulated(bench, count).await,
             };
             sleep(Duration::from_secs(2)).await;
+            let before = transactions(&bench.server.client).await;
             let took = scrape(bench, database).await;
+            ran.push(transactions(&bench.server.client).await - before);
             drop(crowd);
             seconds.push(took);
             ratios.push(took / *first.get_or_insert(took));
@@ -194,14 +204,15 @@ async fn scrapes(bench: &Bench, database: &Database, publisher: &Service) {
         }
     }
     println!("CPU time of PostgreSQL over {TRANSACTIONS} transactions of 150 changed snapshots:");
-    for ((count, is_real), (seconds, ratios)) in crowds.into_iter().zip(times) {
+    for ((count, is_real), (seconds, ratios, ran)) in crowds.into_iter().zip(times) {
         let kind = if is_real { "real" } else { "simulated" };
         println!(
-            "  {count:>5} {kind:10} {:.3} s, x{:.3} of one subscriber (from {:.3} to {:.3})",
+            "  {count:>5} {kind:10} {:.3} s, x{:.3} of one subscriber (from {:.3} to {:.3}), {:.0} transactions",
             median(seconds),
             median(ratios.clone()),
             ratios.iter().copied().fold(f64::MAX, f64::min),
-            ratios.iter().copied().fold(0.0, f64::max)
+            ratios.iter().copied().fold(0.0, f64::max),
+            median(ran)
         );
     }
     println!(

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The benchmark starts a private PostgreSQL with 1,100 upcoming events and a private nats-server, which must be
-//! installed. `PART` is `latency`, `bytes`, `start` or `cost`, and all of them by default. `COMMITS` (300) is the number
+//! installed. `PART` is a list of `latency`, `bytes`, `start` and `cost`, by default of all. `COMMITS` (300) is the number
 //! of commits, `ROUNDS` (3) that of the measurements of costs, and `SECONDS` (20) the time of each measurement at rest.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
@@ -33,11 +33,11 @@ const COLUMNS: &str = "betpawa_market_id, betpawa_market_name, line, handicap_ty
 const MOVED: &str = "(select json_agg(o || jsonb_build_object('odds', round((o->>'odds')::numeric + (random() / 2)::numeric, 2))) \
     from jsonb_array_elements(outcomes::jsonb) o)";
 
-/// A cache on a runtime of its own, and the events that it shows as changed, each with the time.
+/// A cache on a runtime of its own, and the events that it shows as changed, each with the time and the version.
 struct Cache {
     cache: OddsCache,
     runtime: Runtime,
-    seen: mpsc::UnboundedReceiver<(i64, Instant)>,
+    seen: mpsc::UnboundedReceiver<(i64, Instant, u64)>,
 }
 
 impl Cache {
@@ -52,7 +52,7 @@ impl Cache {
             while let Some(Ok(change)) = changes.next().await {
                 let now = Instant::now();
                 for id in change.event_ids() {
-                    let _ = sender.send((id, now));
+                    let _ = sender.send((id, now, change.version));
                 }
             }
         });
@@ -63,12 +63,12 @@ impl Cache {
         }
     }
 
-    /// When it showed the event.
-    async fn shows(&mut self, event: i64) -> Instant {
+    /// When it showed the event, and in which version.
+    async fn shows(&mut self, event: i64) -> (Instant, u64) {
         loop {
-            let (id, at) = self.seen.recv().await.expect("a change");
+            let (id, at, version) = self.seen.recv().await.expect("a change");
             if id == event {
-                return at;
+                return (at, version);
             }
         }
     }
@@ -140,7 +140,7 @@ impl Bench {
 
 async fn run() {
     let part = std::env::var("PART").unwrap_or_default();
-    let is_asked = |name: &str| part.is_empty() || part == name;
+    let is_asked = |name: &str| part.is_empty() || part.split(',').any(|asked| asked == name);
     let Some(bench) = Bench::new().await else {
         return;
     };
