@@ -15,8 +15,8 @@ use crate::errors;
 /// user, password: log in as a user.
 /// token: log in with a token.
 /// nkey: log in with the seed of an nkey.
-/// creds: log in with a credentials file. Each connection reads it.
-/// ca: a PEM file of root certificates to trust beside those of the system.
+/// creds: log in with a credentials file. It is read at the start, and again after an outage.
+/// ca: a PEM file of root certificates to trust in place of those of the system.
 /// cert, key: PEM files of a client certificate and its key.
 ///
 /// Does no I/O. Raises `ConfigError` for what cannot be understood, and for more than one way to log in.

@@ -107,7 +107,7 @@ impl Relay {
         self
     }
 
-    /// Logs in with a credentials file, as `nsc generate creds` writes it. It is read at each connection.
+    /// Logs in with a credentials file, as `nsc generate creds` writes it. It is read at the start, and again after an outage.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Relay {
         self.login = Login::Credentials(path.into());
@@ -122,7 +122,7 @@ impl Relay {
         self
     }
 
-    /// Shows a client certificate. Both files are PEM, and are read at each connection. Requires TLS.
+    /// Shows a client certificate. Both files are PEM, and are read at the start and again after an outage. Requires TLS.
     #[must_use]
     pub fn client_certificate(
         mut self,

@@ -22,8 +22,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that sends nothing for twice this time counts as lost.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
+/// After so many failed attempts to connect again a client ends. Its session ends as well, and the next one reads the
+/// files again.
+const RECONNECTS: usize = 4;
+
+/// The most messages of a subscription that wait. What comes beyond is dropped, and asked for or read again.
+const MOST_WAITING: usize = 4096;
+
 impl Relay {
-    /// Connects. From then on the client connects again by itself, with the files as they were now.
+    /// Connects. From then on the client connects again by itself a few times, with the files as they were now.
     pub(super) async fn connect(&self, doing: &str) -> Result<Client, Error> {
         let relay = self.clone();
         let options = tokio::task::spawn_blocking(move || relay.options()).await;
@@ -33,7 +40,9 @@ impl Relay {
             .name(format!("oddscache {doing}"))
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(ANSWER_TIMEOUT))
-            .ping_interval(PING_INTERVAL);
+            .ping_interval(PING_INTERVAL)
+            .max_reconnects(RECONNECTS)
+            .subscription_capacity(MOST_WAITING);
         let connect = options.connect(self.servers.clone());
         match tokio::time::timeout(CONNECT_TIMEOUT * 2, connect).await {
             Ok(Ok(client)) => Ok(client),

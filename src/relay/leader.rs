@@ -15,7 +15,7 @@ use crate::{
         message::{self, Identity, Question},
         send::{Appended, Sender},
         states::States,
-        streams::{Tail, tail},
+        streams::{Tail, newest_head, tail},
     },
     store::{publish::add, state::View},
 };
@@ -26,8 +26,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a new leader waits until its own view is not older than the last delta.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// No clock and no chain of leaders makes a term as great as this. So a hostile question cannot use up the numbers.
+/// A leader takes over no term of a question that is as great as this. So a hostile question cannot use up the numbers:
+/// each later leader has one more.
 const GREATEST_TERM: u64 = 1 << 62;
+
+/// A leader takes over a term at most this often, because each time it writes to the stream.
+const TERM_PAUSE: Duration = Duration::from_secs(2);
+
+/// How the reply subjects of all clients begin. An answer goes nowhere else: the server does not check whether who asks
+/// may write there.
+const INBOX: &str = "_INBOX.";
 
 /// What a process keeps from term to term.
 #[derive(Default)]
@@ -67,8 +75,9 @@ pub(super) async fn lead(
     let mut questions = questions.map_err(|error| relay.unreachable(error))?;
     // Subscribe before taking a view, so that no publication is missed.
     let mut changes = sender.shared.changes();
-    let mut states = States::new();
     let (mut appended, starts) = begin(past, sender, stream).await?;
+    let head = newest_head(relay, &sender.jetstream).await?;
+    let mut states = States::after(head.as_ref());
     if starts {
         // The stream must accept the term before a state of it shows: a state has no fence (Y1).
         sender.append_start(&mut appended).await?;
@@ -76,7 +85,7 @@ pub(super) async fn lead(
     }
     let (term, epoch) = (appended.term, appended.epoch);
     tracing::info!(term, epoch, "publishing to the relay");
-    let mut look_at = Instant::now() + LOOK;
+    let (mut look_at, mut term_at) = (Instant::now() + LOOK, Instant::now());
     loop {
         past.remember(&appended);
         // None of them loses anything when it is dropped.
@@ -91,7 +100,7 @@ pub(super) async fn lead(
             }
             asked = questions.next() => {
                 let asked = asked.ok_or_else(|| relay.unreachable("the subscription has ended"))?;
-                answer(client, sender, &mut states, &mut appended, asked).await?;
+                answer(client, sender, &mut states, &mut appended, &mut term_at, asked).await?;
             }
             sent = states.sent() => sent?,
             () = sleep_until(look_at) => {
@@ -108,18 +117,22 @@ async fn answer(
     sender: &Sender,
     states: &mut States,
     appended: &mut Appended,
+    term_at: &mut Instant,
     asked: Message,
 ) -> Result<(), Error> {
-    let Some(reply) = asked.reply else {
-        return Ok(());
-    };
+    let reply = asked.reply.filter(|reply| reply.starts_with(INBOX));
     let question = message::read::<Question>(&asked.payload);
-    let question = question.filter(|(question, _)| question.term < GREATEST_TERM);
-    let Some((question, _)) = question else {
+    let (Some(reply), Some((question, _))) = (reply, question) else {
         add(&sender.shared.counters.relay_refused, 1);
         return Ok(());
     };
     if question.term > appended.term {
+        let now = Instant::now();
+        if question.term >= GREATEST_TERM || now < *term_at {
+            add(&sender.shared.counters.relay_refused, 1);
+            return Ok(());
+        }
+        *term_at = now + TERM_PAUSE;
         // The messages of that term are gone, or another publisher leads. Then the stream refuses this.
         appended.term = question.term + 1;
         sender.append_start(appended).await?;
@@ -130,7 +143,7 @@ async fn answer(
     // Only a leader may say how fresh its state is (Z1).
     if sender.holds.borrow().holds() {
         add(&sender.shared.counters.relay_answers, 1);
-        // Never waits for the network: the client has a buffer. A lost answer is asked for again.
+        // Waits only while the client's buffer is full. A lost answer is asked for again.
         let _ = client.publish(reply, appended.answer()).await;
         if question.waits {
             sender.shared.request.read();

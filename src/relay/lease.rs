@@ -3,6 +3,7 @@
 //! # Invariants
 //! - Z1: A publisher leads only within [`LEASE`] after it *sent* its last successful renewal. The server keeps the key for
 //!   as long after it *received* that, so nobody else can have created it meanwhile.
+//!   A machine that was suspended may believe for a moment longer that it leads, which harms nothing (Z2).
 //! - Z2: The lease decides only who tries. Two leaders harm nothing, because the stream takes one chain of changes (Y1 of
 //!   [`crate::relay`]).
 
@@ -16,7 +17,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     error::Error,
-    relay::address::{ANSWER_TIMEOUT, Relay},
+    relay::{
+        address::{ANSWER_TIMEOUT, Relay},
+        streams::is_missing,
+    },
 };
 
 /// How long the key of a leader that does not renew it stays.
@@ -53,7 +57,10 @@ impl Lease {
         let bucket = relay.stream();
         let name = format!("KV_{bucket}");
         let missing = |error| relay.unreachable(format!("the bucket of the lease: {error}"));
-        if jetstream.get_stream(&name).await.is_err() {
+        if let Err(error) = jetstream.get_stream(&name).await {
+            if !is_missing(&error) {
+                return Err(missing(error.to_string()));
+            }
             // As `create_key_value` does, which first asks for the limits of the account in a form that nats-server 2.9
             // does not know.
             let config = stream::Config {

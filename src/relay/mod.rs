@@ -22,7 +22,7 @@
 //!   server's history continues and its own cut is not older than that of the last delta.
 //! - Y4: The age of a subscriber's view counts from the moment of a question whose answer names exactly that state, less
 //!   the age that the answer says. No time of a message counts, so a message that lay somewhere for long does not look
-//!   fresh. A later state of the same publisher may take over the proof, because its read began later. The first
+//!   fresh. A later state of the chain may take over the proof, because its read began later. The first
 //!   state shows once an answer has named it, because the relay's last whole state may be old.
 //! - Y5: A subscriber computes the digest of what it holds itself, and compares it after each delta and with each answer.
 

@@ -20,14 +20,11 @@ use crate::{
         codec::Encoder,
         leader::{Past, lead},
         lease::Lease,
-        send::Sender,
+        send::{LARGEST_PART, Sender},
         streams,
     },
     store::publish::{Shared, add},
 };
-
-/// The most bytes of a part, if the server allows as much.
-const LARGEST_PART: usize = 512 * 1024;
 
 /// What a message has beside its records.
 const HEADER_BYTES: usize = 16 * 1024;

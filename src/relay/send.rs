@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// The most bytes of a part, if the server allows as much.
+pub(super) const LARGEST_PART: usize = 512 * 1024;
+
 /// From this number of changed events on, packing takes more than a millisecond.
 const MANY_EVENTS: usize = 500;
 

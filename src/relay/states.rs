@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     relay::{
         message::{self, Head},
-        send::{Appended, Sender, header, messages},
+        send::{Appended, LARGEST_PART, Sender, header, messages},
     },
     store::publish::add,
 };
@@ -36,10 +36,13 @@ pub(super) struct States {
 }
 
 impl States {
-    pub(super) fn new() -> States {
+    /// `head` names the newest state of former leaders. The first one goes where the older one is.
+    pub(super) fn after(head: Option<&Head>) -> States {
+        let parts = head.map_or(0, |head| head.parts as usize);
         States {
-            next_is_a: fastrand::bool(),
-            bytes: 0,
+            next_is_a: head.is_none_or(|head| head.slot != 'a'),
+            // About: all parts but the last one are full.
+            bytes: parts * LARGEST_PART,
             since: 0,
             sending: None,
             next_at: Instant::now(),

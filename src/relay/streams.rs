@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    self,
+    self, ErrorCode,
+    context::{GetStreamError, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream},
 };
 
@@ -51,10 +52,11 @@ pub(super) async fn open(
         let stream = jetstream.get_stream(&config.name).await;
         match stream {
             Ok(stream) => Ok(stream),
-            Err(_) => jetstream
-                .create_stream(config)
-                .await
-                .map_err(|error| relay.unreachable(format!("the relay's stream: {error}"))),
+            Err(error) if is_missing(&error) => {
+                let created = jetstream.create_stream(config).await;
+                created.map_err(|error| relay.unreachable(format!("the relay's stream: {error}")))
+            }
+            Err(error) => Err(relay.unreachable(format!("the relay's stream: {error}"))),
         }
     };
     let common = Config {
@@ -112,14 +114,7 @@ pub(super) async fn tail(
         // Somebody else wrote to the stream.
         add(&counters.relay_refused, 1);
     }
-    let states = jetstream.get_stream(relay.state_stream()).await;
-    let states = states.map_err(|error| relay.unreachable(error))?;
-    let subject = relay.state("head");
-    let head = match states.get_last_raw_message_by_subject(&subject).await {
-        Ok(head) => message::read::<Head>(&head.payload).map(|(head, _)| head),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => None,
-        Err(error) => return Err(relay.unreachable(error)),
-    };
+    let head = newest_head(relay, jetstream).await?;
     let last = head.map(|head| {
         // Each forgotten delta may have begun an epoch.
         let forgotten = sequence.saturating_sub(head.position);
@@ -135,4 +130,24 @@ pub(super) async fn tail(
         }
     });
     Ok(Tail { sequence, last })
+}
+
+/// What names the newest whole state.
+pub(super) async fn newest_head(
+    relay: &Relay,
+    jetstream: &jetstream::Context,
+) -> Result<Option<Head>, Error> {
+    let states = jetstream.get_stream(relay.state_stream()).await;
+    let states = states.map_err(|error| relay.unreachable(error))?;
+    let subject = relay.state("head");
+    match states.get_last_raw_message_by_subject(&subject).await {
+        Ok(head) => Ok(message::read::<Head>(&head.payload).map(|(head, _)| head)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(relay.unreachable(error)),
+    }
+}
+
+/// Whether the server says that there is no such stream. Anything else may be a missing right, or a slow server.
+pub(super) fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }

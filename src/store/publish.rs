@@ -265,13 +265,13 @@ impl Publisher {
         self.shared.proven.notify_waiters();
     }
 
-    /// The state that readers see.
     /// Says from which age on a view tells that the database does not answer.
     pub(crate) fn late_from(&self, age: Duration) {
         let millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.shared.late_millis.store(millis, Ordering::Relaxed);
     }
 
+    /// The state that readers see.
     pub(crate) fn published(&self) -> Guard<Arc<State>> {
         self.shared.load()
     }

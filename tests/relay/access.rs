@@ -1,11 +1,14 @@
 //! Logins and permissions.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::{KeyPair, KeyPairType};
 use oddscache::Relay;
-use oddscache_testkit::{Database, nats::Nats};
+use oddscache_testkit::{Database, eventually, nats::Nats};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -84,7 +87,7 @@ async fn a_subscriber_may_not_publish() {
     // It follows the database, but may not publish: nothing comes of it.
     let _publisher = Publisher::start(&database, relay_as(&nats, "subscriber")).await;
     let subscriber = Subscriber::start(relay_as(&nats, "subscriber"));
-    oddscache_testkit::eventually("the subscriber says what it misses", async || {
+    eventually("the subscriber says what it misses", async || {
         subscriber
             .cache
             .status()
@@ -93,6 +96,63 @@ async fn a_subscriber_may_not_publish() {
     })
     .await;
     assert!(!subscriber.cache.is_warm());
+}
+
+/// Who may ask can name any subject for the answer, and any term. Neither lets it write to a stream, end the leader's
+/// term, or keep answers from others.
+#[tokio::test]
+async fn a_question_harms_nobody() {
+    let Some(nats) = Nats::start(&users()).await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay_as(&nats, "publisher")).await;
+    let subscriber = Subscriber::ready(relay_as(&nats, "subscriber")).await;
+    subscriber.equals(&publisher.followed.cache, "before").await;
+    let login = async_nats::ConnectOptions::with_user_and_password(
+        "subscriber".to_owned(),
+        "pass of subscriber".to_owned(),
+    );
+    let hostile = login.connect(nats.url()).await.expect("connected");
+    // As `Question` in `relay/message.rs`.
+    let question = |term: u64| {
+        let begins = b"oc\x01".to_vec();
+        let question = postcard::to_extend(&(false, false, term), begins).expect("a question");
+        bytes::Bytes::from(question)
+    };
+    let replies = [
+        "oddscache.odds.delta",
+        "oddscache.odds.state.head",
+        "oddscache.odds.state.a.0",
+        "$KV.oddscache_odds.leader",
+    ];
+    let refused = publisher.followed.cache.counters().relay_refused;
+    for reply in replies {
+        let ask = hostile.publish_with_reply("oddscache.odds.ask", reply, question(0));
+        ask.await.expect("sent");
+    }
+    for term in [u64::MAX, 1 << 62, (1 << 62) - 1] {
+        let ask = hostile.request("oddscache.odds.ask", question(term));
+        drop(tokio::time::timeout(Duration::from_secs(1), ask).await);
+    }
+    eventually("the publisher refused them", async || {
+        publisher.followed.cache.counters().relay_refused >= refused + 6
+    })
+    .await;
+    // One term was taken over. All go on with it.
+    publisher.followed.set_line(5).await;
+    publisher.followed.caught_up("a change").await;
+    subscriber.equals(&publisher.followed.cache, "after").await;
+    let asked = subscriber.cache.counters().relay_answers;
+    eventually("questions are answered", async || {
+        subscriber.cache.counters().relay_answers > asked + 2
+    })
+    .await;
+    subscriber.fresh().await;
+    let late = Subscriber::ready(relay_as(&nats, "subscriber")).await;
+    late.equals(&publisher.followed.cache, "a late one").await;
+    assert_eq!(subscriber.cache.view().epoch(), publisher.followed.epoch());
+    assert_eq!(subscriber.cache.counters().relay_mismatches, 0);
 }
 
 #[tokio::test]

@@ -98,3 +98,21 @@ async fn nats_comes_back_empty_while_nothing_happens() {
         .await;
     late.equals(&publisher.followed.cache, "a change").await;
 }
+
+/// The stream keeps changes for ten minutes. In a quiet database the last ones may be gone, and too few for another whole
+/// state.
+#[tokio::test]
+async fn a_late_subscriber_finds_a_change_that_the_stream_has_forgotten() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let publisher = Publisher::start(&database, relay(&nats)).await;
+    let early = Subscriber::ready(relay(&nats)).await;
+    publisher.followed.set_line(4).await;
+    publisher.followed.caught_up("a change").await;
+    early.equals(&publisher.followed.cache, "early").await;
+    purge(&nats).await;
+    let late = Subscriber::ready(relay(&nats)).await;
+    late.equals(&publisher.followed.cache, "late").await;
+}

@@ -81,6 +81,16 @@ async fn a_reader_waits_for_its_own_write() {
         .wait_for(xid, Duration::from_secs(10))
         .await;
     assert!(view.expect("shown").cut().shows(xid));
+    // A reader that waits in vain makes the publisher read twice, and not again and again.
+    let never = xid + 1_000_000_000;
+    let before = publisher.followed.cache.counters().requested_reads;
+    let view = subscriber
+        .cache
+        .wait_for(never, Duration::from_secs(4))
+        .await;
+    assert!(view.is_err());
+    let reads = publisher.followed.cache.counters().requested_reads - before;
+    assert!((1..=3).contains(&reads), "{reads}");
 }
 
 /// A publisher that can no longer read must not look fresh through its subscribers.

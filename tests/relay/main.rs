@@ -28,7 +28,8 @@ impl Subscriber {
 
     async fn ready(relay: Relay) -> Subscriber {
         let subscriber = Subscriber::start(relay);
-        subscriber.cache.ready().await.expect("warm");
+        let ready = tokio::time::timeout(Duration::from_secs(60), subscriber.cache.ready());
+        ready.await.expect("ready in time").expect("warm");
         subscriber
     }
 

@@ -54,7 +54,8 @@ const FOLLOWED: Duration = Duration::from_secs(5);
 /// Without an answer for this time, the status says so.
 const SILENCE: Duration = Duration::from_secs(4);
 
-const NO_ANSWER: &str = "no publisher answers";
+const NO_ANSWER: &str =
+    "no publisher answers: start one (oddscache serve --relay-to) with the same --relay-name";
 
 /// Follows a relay.
 pub(crate) struct Subscriber {
@@ -71,6 +72,8 @@ pub(crate) struct Subscriber {
     epoch_offset: u64,
     /// The latest answer that names a state which has not come yet.
     pending: Option<(Answer, Moment)>,
+    /// Whether the last consumer brought nothing of what an answer named.
+    was_stuck: bool,
     /// The sequence of the head of the state that was read last.
     read_head: Option<u64>,
     last_warmup: Option<WarmupStats>,
@@ -149,6 +152,7 @@ impl Subscriber {
             term: 0,
             epoch_offset: 0,
             pending: None,
+            was_stuck: false,
             read_head: None,
             last_warmup: None,
             last_answer: None,
@@ -301,7 +305,9 @@ impl Subscriber {
                             held.identity.incarnation != pending.identity.incarnation
                         });
                         add(&self.publisher.counters().relay_gaps, 1);
-                        return Ok(is_other.then_some(Need::Gap));
+                        // The stream may have forgotten the change. A second consumer that brings nothing shows it.
+                        let is_forgotten = std::mem::replace(&mut self.was_stuck, true);
+                        return Ok((is_other || is_forgotten).then_some(Need::Gap));
                     }
                 }
             }
@@ -358,8 +364,12 @@ impl Subscriber {
         if answer.identity != held.identity {
             let is_behind = answer.identity.incarnation == held.identity.incarnation
                 && answer.identity.version < held.identity.version;
-            // A change overtook the answer. The next one will fit.
-            if !is_behind {
+            // An earlier answer of the same publisher is kept: otherwise nothing would ever be proven of a subscriber
+            // that is always a little behind. If a change overtook the answer, the next one will fit.
+            let is_kept = self.pending.as_ref().is_some_and(|(pending, _)| {
+                pending.identity.incarnation == answer.identity.incarnation
+            });
+            if !is_behind && !is_kept {
                 self.pending = Some((answer, asked));
             }
             return None;
@@ -439,6 +449,7 @@ impl Subscriber {
             *incoming = Some(coming);
             return None;
         }
+        self.was_stuck = false;
         // The rest has no await: the parts are applied when they are whole, and all at once (P1).
         let applied_at = std::time::Instant::now();
         coming.decoder.apply(&mut self.draft);
@@ -474,7 +485,10 @@ impl Subscriber {
             && answer.identity.incarnation == held.identity.incarnation
             && answer.identity.version <= held.identity.version
         {
-            held.proven_by(answer, *asked);
+            // An answer that names this very state must agree with it (Y5).
+            if answer.identity != held.identity || answer.digest == held.digest {
+                held.proven_by(answer, *asked);
+            }
             self.pending = None;
         }
         self.held = Some(held);

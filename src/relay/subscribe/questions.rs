@@ -23,6 +23,9 @@ const ASK_SOON: Duration = Duration::from_millis(40);
 /// How many quick questions a waiting reader causes at most.
 const QUICK_QUESTIONS: u32 = 25;
 
+/// For how many of them the publisher reads at once.
+const READS: u32 = 2;
+
 /// When a question was asked, and the answer if one came in time.
 pub(super) type Answered = (Moment, Option<Bytes>);
 
@@ -74,6 +77,12 @@ impl Questions {
 
     fn ask(&mut self, at: Instant, question: &Question) {
         self.next_at = at;
+        // The publisher reads for each of these. What it has not seen then, it sees as soon as it is committed.
+        let waits = question.waits && self.quick + READS > QUICK_QUESTIONS;
+        let question = &Question {
+            waits,
+            ..question.clone()
+        };
         let (client, relay) = (self.client.clone(), self.relay.clone());
         self.asking = Box::pin(ask_at(at, client, relay, question));
     }

@@ -4,7 +4,10 @@ use std::{pin::pin, time::Duration};
 
 use async_nats::{
     Client,
-    jetstream::{self, stream::Stream},
+    jetstream::{
+        self,
+        stream::{DirectGetErrorKind, Stream},
+    },
 };
 use futures_util::{StreamExt, stream};
 use tokio::time::{sleep, timeout};
@@ -75,7 +78,7 @@ impl Subscriber {
         let (mut tries, mut overwritten) = (0, None);
         loop {
             let before = self.read_head;
-            let read = self.try_read_state(&states, avoid).await;
+            let read = self.try_read_state(&states, avoid).await?;
             if self.read_head != before {
                 avoid = self.read_head;
             }
@@ -125,26 +128,38 @@ impl Subscriber {
 
     /// Reads the newest whole state. One whose head has the sequence `avoid`, and one of a former publisher, count as
     /// missing.
-    async fn try_read_state(&mut self, states: &Stream, avoid: Option<u64>) -> ReadState {
+    async fn try_read_state(
+        &mut self,
+        states: &Stream,
+        avoid: Option<u64>,
+    ) -> Result<ReadState, Error> {
         let relay = self.relay.clone();
         let get = async |subject: String| {
             let get = states.direct_get_last_for_subject(subject);
-            timeout(ANSWER_TIMEOUT, get).await.ok()?.ok()
+            match timeout(ANSWER_TIMEOUT, get).await {
+                Ok(Ok(message)) => Ok(Some(message)),
+                Ok(Err(error)) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Ok(Err(error)) => Err(relay.unreachable(format!("reading its state: {error}"))),
+                Err(_) => Err(relay.unreachable(
+                    "reading its state: no answer; the login may have no right to (oddscache doctor --relay-from)",
+                )),
+            }
         };
-        let Some(head) = get(relay.state("head")).await else {
-            return ReadState::Missing;
+        let Some(head) = get(relay.state("head")).await? else {
+            return Ok(ReadState::Missing);
         };
         let sequence = head.sequence;
         let Some((head, _)) = message::read::<Head>(&head.payload) else {
             self.refuse();
-            return ReadState::Missing;
+            tracing::warn!("the relay's state is malformed, or of another version of oddscache");
+            return Ok(ReadState::Missing);
         };
         let is_usable = head.term >= self.term
             && ('a'..='b').contains(&head.slot)
             && (1..=MOST_PARTS).contains(&head.parts)
             && avoid != Some(sequence);
         if !is_usable {
-            return ReadState::Missing;
+            return Ok(ReadState::Missing);
         }
         let subjects = (0..head.parts).map(|part| relay.state(&format!("{}.{part}", head.slot)));
         let mut parts = pin!(stream::iter(subjects.map(&get)).buffered(PARTS_AT_ONCE));
@@ -153,6 +168,13 @@ impl Subscriber {
         let mut last: Option<Header> = None;
         let mut count = 0;
         while let Some(part) = parts.next().await {
+            let part = match part {
+                Ok(part) => part,
+                Err(error) => {
+                    self.draft.packer = std::mem::take(&mut next.packer);
+                    return Err(error);
+                }
+            };
             let read = part
                 .as_ref()
                 .and_then(|part| message::read::<Header>(&part.payload));
@@ -173,13 +195,13 @@ impl Subscriber {
             if !decoded {
                 // Give the names back, which the draft goes on with.
                 self.draft.packer = std::mem::take(&mut next.packer);
-                return ReadState::Overwritten(sequence);
+                return Ok(ReadState::Overwritten(sequence));
             }
             count += 1;
         }
         let Some(header) = last else {
             self.draft.packer = std::mem::take(&mut next.packer);
-            return ReadState::Overwritten(sequence);
+            return Ok(ReadState::Overwritten(sequence));
         };
         // The rest has no await, so the draft changes whole (P1).
         decoder.apply(&mut next);
@@ -196,8 +218,8 @@ impl Subscriber {
         if self.draft.digest() != header.digest {
             add(&self.publisher.counters().relay_mismatches, 1);
             tracing::error!("a state differs from what the publisher holds; please report this");
-            return ReadState::Missing;
+            return Ok(ReadState::Missing);
         }
-        ReadState::Done
+        Ok(ReadState::Done)
     }
 }

@@ -76,7 +76,10 @@ pub(super) async fn check(relay: &Relay, side: Side, bound: Duration, quick: boo
 
 fn unreachable(error: &Error) -> Finding {
     let fix = match error.to_string() {
-        text if text.contains("authorization") => {
+        text if ["authorization", "nkey", "credentials"]
+            .iter()
+            .any(|word| text.contains(word)) =>
+        {
             "check the login: --relay-user, ODDSCACHE_RELAY_TOKEN, ODDSCACHE_RELAY_NKEY or --relay-creds"
         }
         text if text.contains("tls") || text.contains("certificate") => {
@@ -184,7 +187,7 @@ fn size(stream: &RelayStream) -> Option<Finding> {
             .why(
                 "the oldest messages go before their time; a subscriber that was away for longer reads the whole state",
             )
-            .fix(format!("nats stream edit {} --max-bytes", stream.name)),
+            .fix(format!("nats stream edit {} --max-bytes=4GB", stream.name)),
     })
 }
 
