@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use oddscache::Relay;
 use oddscache_testkit::{
     Database, cluster, eventually,
     followed::Followed,
@@ -183,4 +184,41 @@ async fn subscribers_accept_a_leader_that_has_forgotten_the_greatest_term() {
 fn proxied(proxy: &Proxy, database: &Database) -> String {
     let (port, name) = (proxy.address.port(), &database.name);
     format!("host=127.0.0.1 port={port} user=postgres dbname={name} sslmode=disable")
+}
+
+/// Nothing says that the connection is lost: neither to the leader nor to NATS. The lease ends by itself.
+#[tokio::test]
+async fn a_leader_that_nats_hears_no_more_lets_another_one_lead() {
+    let Some(nats) = Nats::start("").await else {
+        return;
+    };
+    let database = Database::seeded();
+    let proxy = Proxy::before_address(nats.address()).await;
+    let through = Relay::new(&format!("nats://{}", proxy.address)).expect("a URL");
+    let first = Publisher::start(&database, through).await;
+    let subscriber = Subscriber::ready(relay(&nats)).await;
+    subscriber.equals(&first.followed.cache, "the first").await;
+    let second = Publisher::start(&database, relay(&nats)).await;
+    let epoch = subscriber.cache.view().epoch();
+    proxy.set(|setting| (setting.up, setting.down) = (Way::Freeze, Way::Freeze));
+    let gone = Instant::now();
+    second.followed.set_line(6).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "the second")
+        .await;
+    println!("the second led after {:?}", gone.elapsed());
+    subscriber.fresh().await;
+    // What the first one sent meanwhile comes late, and changes nothing.
+    proxy.heal();
+    second.followed.set_line(7).await;
+    second.followed.caught_up("a change").await;
+    subscriber
+        .equals(&second.followed.cache, "still the second")
+        .await;
+    assert_eq!(
+        subscriber.cache.view().epoch(),
+        epoch,
+        "the history is the same"
+    );
 }
