@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::{
@@ -18,6 +18,10 @@ use crate::{
 
 /// A session of our own answers within this time. If it does not, a pooler has given it to another connection.
 const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A pooler may reset a session before it gives it to another connection. Until then that one would get another session,
+/// and the first one its own again.
+const RESET: Duration = Duration::from_millis(20);
 
 pub(super) const LISTEN: &str = "LISTEN";
 
@@ -50,6 +54,7 @@ pub(super) async fn own_session(
     bound: Duration,
 ) -> Result<(), Error> {
     let before = within(bound, LISTEN, session(connection, bound)).await?;
+    sleep(RESET).await;
     let begin = other.begin(Access::Read, bound);
     within(SESSION_TIMEOUT * 2, LISTEN, execute(other, &begin, LISTEN)).await?;
     // A pooler with a single session keeps this query waiting while the other connection holds that session.
