@@ -20,8 +20,8 @@ use tokio_postgres::Client;
 
 use crate::{Bench, number, write};
 
-/// A question of a subscriber that lacks nothing.
-pub(crate) const QUESTION: &[u8] = b"oc\x01\0\0";
+/// A question of a subscriber that lacks nothing, waits for nothing and knows no term.
+pub(crate) const QUESTION: &[u8] = b"oc\x01\0\0\0";
 
 /// Transactions of a scrape, and the time between two of them.
 const TRANSACTIONS: u32 = 20;
