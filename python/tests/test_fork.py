@@ -199,7 +199,11 @@ def test_fork(database: Database, fork: str) -> None:
     database.event(1)
     database.snapshot(1, 1, [market(odds=(2.0,))])
     code = f"{BEGIN}\ncache = OddsCache.connect(sys.argv[1])\ncache.ready(10)\n{textwrap.dedent(FORKS[fork])}\n{END}"
-    process = programs.start_code(code, database.url)
+    follows_a_change(programs.start_code(code, database.url), database)
+
+
+def follows_a_change(process: "subprocess.Popen[str]", database: Database) -> None:
+    """Changes the odds once the program has seen the first ones. It must see these too, and end without an error."""
     try:
         assert programs.printed(process) == "written?"
         database.snapshot(1, 1, [market(odds=(3.0,))])

@@ -465,18 +465,8 @@ def test_fork(database: Database, nats: Nats, publisher: programs.Tied, fork: st
     begin = (
         f"{forks.BEGIN}\ncache = OddsCache.connect(sys.argv[1])\ncache.ready(20)\nuntil(lambda: cache.event_ids())\n"
     )
-    process = programs.start_code(over_relay(begin) + over_relay(forks.FORKS[fork]) + forks.END, nats.url)
-    try:
-        assert programs.printed(process) == "written?"
-        database.snapshot(1, 1, [market(odds=(3.0,))])
-        assert process.stdin
-        process.stdin.write("yes\n")
-        process.stdin.flush()
-        assert programs.printed(process) == "end"
-        assert programs.finish(process, 10) == (0, "", "")
-    finally:
-        process.kill()
-        process.wait()
+    code = over_relay(begin) + over_relay(forks.FORKS[fork]) + forks.END
+    forks.follows_a_change(programs.start_code(code, nats.url), database)
 
 
 NEVER_BACK = """

@@ -60,10 +60,8 @@ async fn the_documented_permissions_suffice() {
     let publisher = Publisher::start(&database, relay_as(&nats, "publisher")).await;
     let subscriber = Subscriber::ready(relay_as(&nats, "subscriber")).await;
     for line in 1..4 {
-        publisher.followed.set_line(line).await;
-        publisher.followed.caught_up("a change").await;
         subscriber
-            .equals(&publisher.followed.cache, "a change")
+            .follows(&publisher.followed, line, "a change")
             .await;
     }
     subscriber.fresh().await;
@@ -71,11 +69,7 @@ async fn the_documented_permissions_suffice() {
     // A second publisher asks for the lease that the first one has.
     let second = Publisher::start(&database, relay_as(&nats, "publisher")).await;
     drop(publisher);
-    second.followed.set_line(9).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 9, "the second").await;
 }
 
 #[tokio::test]
@@ -140,9 +134,7 @@ async fn a_question_harms_nobody() {
     })
     .await;
     // One term was taken over. All go on with it.
-    publisher.followed.set_line(5).await;
-    publisher.followed.caught_up("a change").await;
-    subscriber.equals(&publisher.followed.cache, "after").await;
+    subscriber.follows(&publisher.followed, 5, "after").await;
     let asked = subscriber.cache.counters().relay_answers;
     eventually("questions are answered", async || {
         subscriber.cache.counters().relay_answers > asked + 2

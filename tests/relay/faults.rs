@@ -2,11 +2,10 @@
 
 use oddscache_testkit::{Database, nats::Nats};
 
-use crate::{Publisher, Subscriber, relay};
+use crate::{Publisher, Subscriber, jetstream, relay};
 
 async fn purge(nats: &Nats) {
-    let client = async_nats::connect(nats.url()).await.expect("connected");
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = jetstream(nats).await;
     let stream = jetstream
         .get_stream("oddscache_odds")
         .await
@@ -15,8 +14,7 @@ async fn purge(nats: &Nats) {
 }
 
 async fn delete(nats: &Nats) {
-    let client = async_nats::connect(nats.url()).await.expect("connected");
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = jetstream(nats).await;
     for stream in ["oddscache_odds", "oddscache_odds_state"] {
         jetstream.delete_stream(stream).await.expect("deleted");
     }
@@ -30,13 +28,9 @@ async fn after(what: &str, break_it: impl AsyncFnOnce(&mut Nats)) {
     let database = Database::seeded();
     let publisher = Publisher::start(&database, relay(&nats)).await;
     let subscriber = Subscriber::ready(relay(&nats)).await;
-    publisher.followed.set_line(1).await;
-    publisher.followed.caught_up("before").await;
-    let before = subscriber.equals(&publisher.followed.cache, "before").await;
+    let before = subscriber.follows(&publisher.followed, 1, "before").await;
     break_it(&mut nats).await;
-    publisher.followed.set_line(2).await;
-    publisher.followed.caught_up("after").await;
-    let after = subscriber.equals(&publisher.followed.cache, what).await;
+    let after = subscriber.follows(&publisher.followed, 2, what).await;
     assert!(after.epoch() >= before.epoch());
     subscriber.fresh().await;
     let late = Subscriber::ready(relay(&nats)).await;
@@ -91,11 +85,7 @@ async fn nats_comes_back_empty_while_nothing_happens() {
     late.fresh().await;
     subscriber.fresh().await;
     // Both go on.
-    publisher.followed.set_line(3).await;
-    publisher.followed.caught_up("a change").await;
-    subscriber
-        .equals(&publisher.followed.cache, "a change")
-        .await;
+    subscriber.follows(&publisher.followed, 3, "a change").await;
     late.equals(&publisher.followed.cache, "a change").await;
 }
 
@@ -109,9 +99,7 @@ async fn a_late_subscriber_finds_a_change_that_the_stream_has_forgotten() {
     let database = Database::seeded();
     let publisher = Publisher::start(&database, relay(&nats)).await;
     let early = Subscriber::ready(relay(&nats)).await;
-    publisher.followed.set_line(4).await;
-    publisher.followed.caught_up("a change").await;
-    early.equals(&publisher.followed.cache, "early").await;
+    early.follows(&publisher.followed, 4, "early").await;
     purge(&nats).await;
     let late = Subscriber::ready(relay(&nats)).await;
     late.equals(&publisher.followed.cache, "late").await;

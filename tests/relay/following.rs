@@ -19,9 +19,7 @@ async fn a_subscriber_shows_each_commit() {
         .equals(&publisher.followed.cache, "the first state")
         .await;
     for line in 1..30 {
-        publisher.followed.set_line(line).await;
-        publisher.followed.caught_up("a change").await;
-        early.equals(&publisher.followed.cache, "a change").await;
+        early.follows(&publisher.followed, line, "a change").await;
     }
     let late = Subscriber::ready(relay(&nats)).await;
     late.equals(&publisher.followed.cache, "a state after changes")
@@ -119,7 +117,7 @@ async fn a_subscriber_grows_old_with_its_publisher() {
         seen + Duration::from_millis(50) >= age,
         "{seen:?} is younger than {age:?}"
     );
-    // Whoever watches the process sees that it is not stuck.
+    // A probe of the process sees that it is not stuck.
     let failures = subscriber.cache.counters().failures;
     eventually("more questions without an answer", async || {
         subscriber.cache.counters().failures > failures + 1

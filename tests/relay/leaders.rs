@@ -10,7 +10,7 @@ use oddscache_testkit::{
     proxy::{Proxy, Setting, Way},
 };
 
-use crate::{Publisher, Subscriber, relay};
+use crate::{Publisher, Subscriber, jetstream, relay};
 
 #[tokio::test]
 async fn another_publisher_leads_when_the_first_is_gone() {
@@ -26,11 +26,7 @@ async fn another_publisher_leads_when_the_first_is_gone() {
     // Without a word, as after SIGKILL: the lease is not given back.
     first.task.abort();
     let gone = Instant::now();
-    second.followed.set_line(7).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 7, "the second").await;
     let took = gone.elapsed();
     subscriber.fresh().await;
     assert_eq!(
@@ -70,11 +66,7 @@ async fn lets_another_one_lead(lose: fn(&mut Setting)) {
     let epoch = subscriber.cache.view().epoch();
     proxy.set(lose);
     let gone = Instant::now();
-    second.followed.set_line(8).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 8, "the second").await;
     let took = gone.elapsed();
     println!("the second led after {took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
@@ -90,10 +82,8 @@ async fn lets_another_one_lead(lose: fn(&mut Setting)) {
         first.cache.view_within(Duration::from_secs(1)).is_ok()
     })
     .await;
-    second.followed.set_line(9).await;
-    second.followed.caught_up("a change").await;
     subscriber
-        .equals(&second.followed.cache, "still the second")
+        .follows(&second.followed, 9, "still the second")
         .await;
     leads.abort();
 }
@@ -116,19 +106,14 @@ async fn another_publisher_leads_when_the_bucket_is_gone_as_well() {
     let subscriber = Subscriber::ready(relay(&nats)).await;
     let second = publisher().await;
     subscriber.fresh().await;
-    let client = async_nats::connect(nats.url()).await.expect("connected");
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = jetstream(&nats).await;
     first.task.abort();
     jetstream
         .delete_stream("KV_oddscache_odds")
         .await
         .expect("deleted");
     let gone = Instant::now();
-    second.followed.set_line(7).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 7, "the second").await;
     let took = gone.elapsed();
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
@@ -144,8 +129,7 @@ async fn subscribers_accept_a_leader_that_has_forgotten_the_greatest_term() {
     let publisher = Publisher::start(&database, relay(&nats)).await;
     let subscriber = Subscriber::ready(relay(&nats)).await;
     subscriber.equals(&publisher.followed.cache, "before").await;
-    let client = async_nats::connect(nats.url()).await.expect("connected");
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = jetstream(&nats).await;
     let stream = jetstream
         .get_stream("oddscache_odds")
         .await
@@ -175,9 +159,7 @@ async fn subscribers_accept_a_leader_that_has_forgotten_the_greatest_term() {
         refused() > before
     })
     .await;
-    publisher.followed.set_line(5).await;
-    publisher.followed.caught_up("a change").await;
-    subscriber.equals(&publisher.followed.cache, "after").await;
+    subscriber.follows(&publisher.followed, 5, "after").await;
     subscriber.fresh().await;
 }
 
@@ -202,19 +184,13 @@ async fn a_leader_that_nats_hears_no_more_lets_another_one_lead() {
     let epoch = subscriber.cache.view().epoch();
     proxy.set(|setting| (setting.up, setting.down) = (Way::Freeze, Way::Freeze));
     let gone = Instant::now();
-    second.followed.set_line(6).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 6, "the second").await;
     println!("the second led after {:?}", gone.elapsed());
     subscriber.fresh().await;
     // What the first one sent meanwhile comes late, and changes nothing.
     proxy.heal();
-    second.followed.set_line(7).await;
-    second.followed.caught_up("a change").await;
     subscriber
-        .equals(&second.followed.cache, "still the second")
+        .follows(&second.followed, 7, "still the second")
         .await;
     assert_eq!(
         subscriber.cache.view().epoch(),

@@ -10,6 +10,7 @@ mod tls;
 
 use std::time::Duration;
 
+use async_nats::jetstream;
 use oddscache::{Config, OddsCache, Relay, View};
 use oddscache_testkit::{Database, assert_same, dump, eventually, followed::Followed, nats::Nats};
 
@@ -43,6 +44,13 @@ impl Subscriber {
         let view = self.cache.view();
         assert_same(&dump(&view), &dump(&publisher.view()), what);
         view
+    }
+
+    /// Changes the database of a publisher, and waits until the subscriber shows that.
+    async fn follows(&self, publisher: &Followed, line: i32, what: &str) -> View {
+        publisher.set_line(line).await;
+        publisher.caught_up(what).await;
+        self.equals(&publisher.cache, what).await
     }
 
     /// Waits until its view was proven current within the last two seconds.
@@ -80,6 +88,11 @@ impl Drop for Publisher {
     }
 }
 
+async fn jetstream(nats: &Nats) -> jetstream::Context {
+    let client = async_nats::connect(nats.url()).await.expect("connected");
+    jetstream::new(client)
+}
+
 fn relay(nats: &Nats) -> Relay {
     Relay::new(&nats.url()).expect("a URL")
 }
@@ -109,10 +122,6 @@ async fn assert_follows(publisher: Relay, subscriber: Relay) {
     let database = Database::seeded();
     let publisher = Publisher::start(&database, publisher).await;
     let subscriber = Subscriber::ready(subscriber).await;
-    publisher.followed.set_line(7).await;
-    publisher.followed.caught_up("a change").await;
-    subscriber
-        .equals(&publisher.followed.cache, "a change")
-        .await;
+    subscriber.follows(&publisher.followed, 7, "a change").await;
     subscriber.fresh().await;
 }

@@ -72,18 +72,12 @@ async fn a_frozen_leader_harms_nothing() {
     let second = Publisher::start(&database, relay(&nats)).await;
     let epoch = subscriber.cache.view().epoch();
     first.signal("-STOP");
-    second.followed.set_line(5).await;
-    second.followed.caught_up("a change").await;
-    subscriber
-        .equals(&second.followed.cache, "the second")
-        .await;
+    subscriber.follows(&second.followed, 5, "the second").await;
     first.signal("-CONT");
     let mut last = subscriber.cache.view();
     for line in 6..26 {
-        second.followed.set_line(line).await;
-        second.followed.caught_up("a change").await;
         let view = subscriber
-            .equals(&second.followed.cache, "still the second")
+            .follows(&second.followed, line, "still the second")
             .await;
         assert!(view.cut().as_of >= last.cut().as_of);
         last = view;

@@ -191,10 +191,8 @@ async fn new_certificates_need_no_restart() {
     put_pair(&secured.files, "server", &server);
     secured.client("client");
     secured.nats.boot().await;
-    publisher.followed.set_line(8).await;
-    publisher.followed.caught_up("a change").await;
     subscriber
-        .equals(&publisher.followed.cache, "by the new certificates")
+        .follows(&publisher.followed, 8, "by the new certificates")
         .await;
     subscriber.fresh().await;
 }
