@@ -6,7 +6,7 @@ use async_nats::{
     Client, RequestErrorKind,
     header::NATS_EXPECTED_LAST_SEQUENCE,
     jetstream::{
-        self, ErrorCode,
+        self,
         context::{GetStreamErrorKind, PublishErrorKind},
         stream::{
             Config as StreamConfig, DirectGetErrorKind, DiscardPolicy, RetentionPolicy,
@@ -25,7 +25,7 @@ use crate::{
         address::{ANSWER_TIMEOUT, Relay},
         lease::{self, LEASE},
         message::{self, Answer, Question},
-        streams::{KEEP, KEEP_BYTES},
+        streams::{KEEP, KEEP_BYTES, is_missing},
     },
 };
 
@@ -174,12 +174,8 @@ impl Relay {
                     },
                 }))
             }
+            Err(error) if is_missing(error) => Ok(None),
             Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error)
-                    if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    Ok(None)
-                }
                 // A server gives no answer where the login has no right to ask.
                 GetStreamErrorKind::Request if error.to_string().contains("timed out") => {
                     Err("no answer".to_owned())

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::{
     error::Error,
     relay::{
-        message::{self, Identity, Question},
+        message::{self, Head, Identity, Question},
         send::{Appended, Sender},
         states::States,
         streams::{Tail, newest_head, tail},
@@ -75,8 +75,8 @@ pub(super) async fn lead(
     let mut questions = questions.map_err(|error| relay.unreachable(error))?;
     // Subscribe before taking a view, so that no publication is missed.
     let mut changes = sender.shared.changes();
-    let (mut appended, starts) = begin(past, sender, stream).await?;
     let head = newest_head(relay, &sender.jetstream).await?;
+    let (mut appended, starts) = begin(past, sender, stream, head.as_ref()).await?;
     let mut states = States::after(head.as_ref());
     if starts {
         // The stream must accept the term before a state of it shows: a state has no fence (Y1).
@@ -169,14 +169,14 @@ async fn look(sender: &Sender, stream: &Stream, appended: &Appended) -> Result<(
 }
 
 /// Begins a term. Returns what subscribers are known to hold, and whether they must read a new state.
-async fn begin(past: &Past, sender: &Sender, stream: &Stream) -> Result<(Appended, bool), Error> {
-    let Tail { sequence, last } = tail(
-        &sender.relay,
-        &sender.jetstream,
-        stream,
-        &sender.shared.counters,
-    )
-    .await?;
+async fn begin(
+    past: &Past,
+    sender: &Sender,
+    stream: &Stream,
+    head: Option<&Head>,
+) -> Result<(Appended, bool), Error> {
+    let counters = &sender.shared.counters;
+    let Tail { sequence, last } = tail(&sender.relay, stream, head, counters).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     let seen = last.as_ref().map_or(0, |last| last.term);

@@ -1,6 +1,6 @@
 //! Sends deltas and parts of states to the streams.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use async_nats::{
     HeaderMap,
@@ -92,11 +92,9 @@ impl Sender {
         let pack = move || encoder.encode_changes(&before, &after, &ids);
         // Packing very much would delay the lease and the answers.
         let parts = match is_long {
-            true => tokio::task::spawn_blocking(pack).await,
-            false => Ok(pack()),
+            true => self.aside(pack).await?,
+            false => pack().map_err(|error| self.relay.unreachable(error))?,
         };
-        let parts = parts.map_err(|_| self.relay.unreachable("packing was interrupted"))?;
-        let parts = parts.map_err(|error| self.relay.unreachable(error))?;
         let to = Identity {
             incarnation,
             version: view.version(),
@@ -119,8 +117,18 @@ impl Sender {
         Ok(bytes)
     }
 
-    /// Appends an empty delta from the state to itself. Whoever holds another state learns from it that it must read the
-    /// state.
+    /// Packs on a thread of its own, because it takes long enough to delay others of this one.
+    pub(super) async fn aside<E: fmt::Display + Send + 'static>(
+        &self,
+        pack: impl FnOnce() -> Result<Vec<Vec<u8>>, E> + Send + 'static,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        let parts = tokio::task::spawn_blocking(pack).await;
+        let parts = parts.map_err(|_| self.relay.unreachable("packing was interrupted"))?;
+        parts.map_err(|error| self.relay.unreachable(error))
+    }
+
+    /// Appends an empty delta from the state to itself. A subscriber with another state learns from it that it must read
+    /// the state.
     pub(super) async fn append_start(&self, appended: &mut Appended) -> Result<(), Error> {
         let header = header(appended, appended.identity, &appended.view);
         let messages = messages(header, Vec::new());

@@ -87,10 +87,7 @@ impl States {
 /// Sends a state, and then the head that names it. Returns how many bytes that were.
 async fn send(sender: Sender, appended: Appended, slot: char) -> Result<usize, Error> {
     let (view, encoder) = (appended.view.clone(), sender.encoder);
-    // Packing a whole state takes long enough to delay others of this thread.
-    let parts = tokio::task::spawn_blocking(move || encoder.encode_state(&view)).await;
-    let parts = parts.map_err(|_| sender.relay.unreachable("packing was interrupted"))?;
-    let parts = parts.map_err(|error| sender.relay.unreachable(error))?;
+    let parts = sender.aside(move || encoder.encode_state(&view)).await?;
     let (mut bytes, mut count) = (0, 0);
     let header = header(&appended, appended.identity, &appended.view);
     for message in messages(header.clone(), parts) {

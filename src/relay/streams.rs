@@ -49,15 +49,14 @@ pub(super) async fn open(
     storage: StorageType,
 ) -> Result<Stream, Error> {
     let create = async |config: Config| {
-        let stream = jetstream.get_stream(&config.name).await;
-        match stream {
-            Ok(stream) => Ok(stream),
+        let stream = match jetstream.get_stream(&config.name).await {
             Err(error) if is_missing(&error) => {
                 let created = jetstream.create_stream(config).await;
-                created.map_err(|error| relay.unreachable(format!("the relay's stream: {error}")))
+                created.map_err(|error| error.to_string())
             }
-            Err(error) => Err(relay.unreachable(format!("the relay's stream: {error}"))),
-        }
+            stream => stream.map_err(|error| error.to_string()),
+        };
+        stream.map_err(|error| relay.unreachable(format!("the relay's stream: {error}")))
     };
     let common = Config {
         storage,
@@ -82,11 +81,11 @@ pub(super) async fn open(
     .await
 }
 
-/// What the stream's end says. If the stream was purged, the newest state says it.
+/// What the stream's end says. If the stream was purged, the newest state says it, which `head` names.
 pub(super) async fn tail(
     relay: &Relay,
-    jetstream: &jetstream::Context,
     stream: &Stream,
+    head: Option<&Head>,
     counters: &Counting,
 ) -> Result<Tail, Error> {
     let info = stream.get_info().await;
@@ -114,7 +113,6 @@ pub(super) async fn tail(
         // Somebody else wrote to the stream.
         add(&counters.relay_refused, 1);
     }
-    let head = newest_head(relay, jetstream).await?;
     let last = head.map(|head| {
         // Each forgotten delta may have begun an epoch.
         let forgotten = sequence.saturating_sub(head.position);
