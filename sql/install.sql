@@ -470,7 +470,8 @@ END $function$;
 -- one transaction slow down every snapshot of the server. So only the first four log rows of a transaction are written
 -- in such a block. Each expression costs about a microsecond, so there are few of them.
 DECLARE
-    changed bigint[];
+    changed bigint[];   -- the keys; null: the whole table
+    blocks  text;       -- if set: 'changed' lists blocks of keys
     trouble text;       -- if set: everything must be read again, for this reason
     past    text;       -- earlier log rows of the transaction: null (none), '1' to '4' (in blocks), 'plain' or 'lost'
     plain   boolean;    -- write without a block
@@ -583,6 +584,27 @@ BEGIN
         END CASE;
         IF changed = '{}' THEN
             RETURN NULL;
+        ELSIF cardinality(changed) > 20000 THEN
+            -- Too many to list. Snapshots are listed by blocks of 1,024 ids, anything else counts as the whole table.
+            IF TG_ARGV[0] IN ('market_odds', 'competitor_market_odds') THEN
+                blocks := 'BLOCKS';
+                IF TG_OP = 'INSERT' THEN
+                    changed := ARRAY(SELECT DISTINCT n.snapshot_id::bigint >> 10 FROM new_rows AS n
+                                     WHERE n.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+                ELSIF TG_OP = 'UPDATE' THEN
+                    changed := ARRAY(SELECT n.snapshot_id::bigint >> 10 FROM new_rows AS n
+                                      WHERE n.snapshot_id IS NOT NULL
+                               UNION SELECT o.snapshot_id::bigint >> 10 FROM old_rows AS o
+                                     WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+                ELSE
+                    changed := ARRAY(SELECT DISTINCT o.snapshot_id::bigint >> 10 FROM old_rows AS o
+                                     WHERE o.snapshot_id IS NOT NULL LIMIT 20000 + 1);
+                END IF;
+            END IF;
+            IF cardinality(changed) > 20000 THEN
+                changed := NULL;
+                blocks := NULL;
+            END IF;
         END IF;
         IF past = 'lost' THEN
             trouble := 'an earlier change of this transaction could not be logged';
@@ -598,7 +620,7 @@ BEGIN
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
         VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
                 CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
-                CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
+                CASE WHEN trouble IS NULL THEN changed END, coalesce(trouble, blocks));
         RETURN NULL;
     ELSIF past = 'lost' THEN
         -- The transaction has waited for the log once already.
@@ -609,7 +631,7 @@ BEGIN
         INSERT INTO oddscache.change_log (xid, table_name, op, keys, note)
         VALUES (pg_current_xact_id(), coalesce(TG_ARGV[1], TG_ARGV[0], TG_TABLE_NAME),
                 CASE WHEN trouble IS NULL THEN TG_OP ELSE 'RESYNC' END,
-                CASE WHEN trouble IS NULL AND cardinality(changed) <= 20000 THEN changed END, trouble);
+                CASE WHEN trouble IS NULL THEN changed END, coalesce(trouble, blocks));
         PERFORM set_config('oddscache.log_oddscache', pg_current_xact_id()::text
             || CASE past WHEN '1' THEN ' 2' WHEN '2' THEN ' 3' WHEN '3' THEN ' 4' WHEN '4' THEN ' 4' ELSE ' 1' END,
             true);
@@ -700,8 +722,8 @@ END $function$;
             'trigger, or ASKED by resync()). HEARTBEAT: nothing changed; heartbeat() was called.';
         COMMENT ON COLUMN oddscache.change_log.keys IS
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
-            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id. Null: the whole table. Empty: '
-            'nothing.';
+            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id, or snapshot_id / 1024 if note says '
+            'BLOCKS. Null: the whole table. Empty: nothing.';
         COMMENT ON TABLE oddscache.log_state IS 'The state of the feed: exactly one row.';
         COMMENT ON COLUMN oddscache.log_state.pruned_below IS
             'Low-water mark: rows of older transactions may be gone; a cursor with an older xmin must start again.';

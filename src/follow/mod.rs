@@ -16,7 +16,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures_util::future::{Either, select};
 use tokio::time::{sleep, timeout};
-use tracing::{Instrument, field::Empty};
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     config::Config,
@@ -431,9 +431,7 @@ impl DatabaseFollower {
         let (known, done) = match read.instrument(span.clone()).await {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
-                tracing::warn!(%error, "reading everything on one connection from now on");
-                self.config.warmup_connections = 1;
-                self.roll_back(reader).await?;
+                self.read_on_one_connection(reader, &error).await?;
                 let begin = transaction::begin(self.source(reader), None);
                 let start = within(self.config.read_timeout, BEGINNING, begin).await?;
                 return Box::pin(self.read_everything(reader, reason, start)).await;
@@ -582,21 +580,21 @@ impl DatabaseFollower {
         // Boxed, because a build without optimisation copies a future several times on the stack at every level.
         let changes = within(bound, READING, Box::pin(changes));
         match changes.instrument(span.clone()).await? {
-            Read::Done(mut done) => {
-                span.record("log_rows", done.log_rows);
-                span.record("rows", done.rows_read);
-                if let Some(woken) = woken {
-                    self.plan_next(known, woken, &done, begun_at.elapsed());
-                }
-                let audited = done.audited.take();
-                if let Some(audited) = audited
-                    && !self.audited(&audited, begun_at.elapsed())
-                {
-                    // The draft is not a state of the database. So it is not published, and the view is not proven
-                    // current.
-                    known.reload = Some(ReloadReason::Audit.into());
-                } else {
-                    self.publish(known, *done);
+            Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at),
+            Read::Wide(reason, news) => {
+                self.announce(&reason);
+                let source = Source::new(reader, &self.config, &self.names);
+                let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
+                let prepared = self.prepared.as_ref();
+                let wide = read::wide(source, prepared, draft, known, unreadable, reason, *news);
+                let wide = within(self.config.warmup_timeout, READING, Box::pin(wide));
+                match wide.instrument(span.clone()).await {
+                    // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
+                    Err(error) if error.is_of(EXPORTING) => {
+                        self.read_on_one_connection(reader, &error).await?;
+                        return Box::pin(self.read(reader, known, woken, None)).await;
+                    }
+                    done => self.caught_up(known, woken, done?, &span, begun_at),
                 }
             }
             Read::Reload(reason, start) => {
@@ -623,6 +621,42 @@ impl DatabaseFollower {
         Ok(())
     }
 
+    /// Publishes what a read of changes found, unless the audit found a difference.
+    fn caught_up(
+        &mut self,
+        known: &mut ReadState,
+        woken: Option<Woken>,
+        mut done: Done,
+        span: &Span,
+        begun_at: Instant,
+    ) {
+        span.record("log_rows", done.log_rows);
+        span.record("rows", done.rows_read);
+        if let Some(woken) = woken {
+            self.plan_next(known, woken, &done, begun_at.elapsed());
+        }
+        let audited = done.audited.take();
+        if let Some(audited) = audited
+            && !self.audited(&audited, begun_at.elapsed())
+        {
+            // The draft is not a state of the database. So it is not published, and the view is not proven current.
+            known.reload = Some(ReloadReason::Audit.into());
+        } else {
+            self.publish(known, done);
+        }
+    }
+
+    /// After the server refused to export a snapshot.
+    async fn read_on_one_connection(
+        &mut self,
+        reader: &Connection,
+        error: &Error,
+    ) -> Result<(), Error> {
+        tracing::warn!(%error, "reading everything on one connection from now on");
+        self.config.warmup_connections = 1;
+        self.roll_back(reader).await
+    }
+
     /// Decides how to wait for the next change. `done` and `took` are of the read just made.
     fn plan_next(&mut self, known: &ReadState, woken: Woken, done: &Done, took: Duration) {
         if let (Some(listener), Some(shown)) = (&mut self.listener, &done.shown) {
@@ -634,6 +668,7 @@ impl DatabaseFollower {
             took,
             woken,
             rows: done.log_rows,
+            is_wide: done.wide.is_some(),
             xmin: known.xmin(),
             notifies_from: notifies_from.flatten(),
         });
@@ -756,7 +791,8 @@ impl DatabaseFollower {
             .fetch_add(done.malformed_rows_read, Ordering::Relaxed);
         add(&counters.unreadable_rows, done.unreadable_rows_found);
         add(&counters.evicted_events, done.evicted);
-        if let Some((reload, _)) = &done.warmup {
+        let reload = done.warmup.as_ref().map(|(reload, _)| reload);
+        if let Some(reload) = reload.or(done.wide.as_ref()) {
             add(&counters.reloads, 1);
             add(counters.reloads_by_reason.of(reload.reason), 1);
         }
@@ -782,10 +818,10 @@ impl DatabaseFollower {
         }
     }
 
-    /// Notes a read of everything that began at `began`: whether the feed is whole, and when to read everything again.
-    fn read_whole(&mut self, known: &ReadState, began: Moment) {
+    /// Notes a read of all that may have changed without a log row. It began at `began`. Notes whether the feed is whole,
+    /// and when to read that again.
+    fn read_whole(&mut self, known: &ReadState, began: Moment, connections: usize) {
         let is_whole = known.feed().is_some_and(|feed| feed.faults.is_empty());
-        let connections = self.config.warmup_connections;
         self.rereads.ended(
             is_whole,
             began.monotonic.elapsed(),
@@ -799,7 +835,9 @@ impl DatabaseFollower {
         self.count(&done);
         let reload = done.warmup.as_ref().map(|(reload, _)| reload.reason);
         if reload.is_some() {
-            self.read_whole(known, done.began);
+            self.read_whole(known, done.began, self.config.warmup_connections);
+        } else if done.is_whole {
+            self.read_whole(known, done.began, 1);
         }
         if let Some((reason, warmup)) = done.warmup {
             let WarmupStats {
@@ -813,6 +851,10 @@ impl DatabaseFollower {
                 tracing::info!(%reason, events, snapshots, markets, memory_bytes, seconds, epoch = self.epoch, "warm");
             }
             self.last_warmup = Some(warmup);
+        }
+        if let Some(reason) = &done.wide {
+            let (rows, seconds) = (done.rows_read, done.began.elapsed().as_secs_f64());
+            tracing::info!(%reason, rows, seconds, "read what a large change touched");
         }
         if reload == Some(ReloadReason::Audit) {
             let held = |id| self.draft.event(id).cloned();

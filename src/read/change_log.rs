@@ -2,9 +2,10 @@
 //!
 //! # Invariants
 //! - F1: After a read of everything, each new log row is read exactly once: by the first read whose snapshot shows it.
-//! - F2: No log row is left out. If a row is not understood, or there are too many, everything is read again.
+//! - F2: No log row is left out. If a row does not name its keys, they count as all keys of its table. If a row is not
+//!   understood, or there are too many, everything is read again.
 
-use std::{collections::BTreeSet, error::Error as StdError, pin::pin};
+use std::{error::Error as StdError, pin::pin};
 
 use futures_util::TryStreamExt;
 use hashbrown::HashSet;
@@ -18,15 +19,17 @@ use crate::{
     metrics::reload::{Reload, ReloadReason},
     model::{Micros, PgSnapshot},
     postgres::statement::{Arg, Prepared, Statement},
-    read::rows::time,
+    read::{
+        keys::{Coarser, Keys},
+        rows::time,
+    },
     sql::Table,
 };
 
 const DOING: &str = "reading the change log";
 
-/// If there are more new log rows than this, or more keys in them, everything is read again. This bounds memory.
+/// If there are more new log rows than this, everything is read again. This bounds memory.
 const MOST_ROWS: usize = 20_000;
-const MOST_KEYS: usize = 100_000;
 
 /// Where the next read of the log begins: at the `pg_snapshot` of the last read. A log row is new if its transaction
 /// was not visible in that snapshot.
@@ -80,18 +83,21 @@ impl Cursor {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChangeSet {
     /// Ids of events whose row changed.
-    pub(crate) events: BTreeSet<i64>,
+    pub(crate) events: Keys,
     /// Ids of events whose rows in `odds_snapshots` changed.
-    pub(crate) betpawa: BTreeSet<i64>,
+    pub(crate) betpawa: Keys,
     /// Ids of events to which a changed row of `competitor_events` is or was linked.
-    pub(crate) competitors: BTreeSet<i64>,
+    pub(crate) competitors: Keys,
     /// Ids of competitor events whose rows in `competitor_odds_snapshots` changed.
-    pub(crate) competitor_events: BTreeSet<i64>,
+    pub(crate) competitor_events: Keys,
     /// Ids of snapshots whose rows in `market_odds` changed.
-    pub(crate) betpawa_markets: BTreeSet<i64>,
+    pub(crate) betpawa_markets: Keys,
     /// Ids of snapshots whose rows in `competitor_market_odds` changed.
-    pub(crate) competitor_markets: BTreeSet<i64>,
+    pub(crate) competitor_markets: Keys,
 }
+
+/// The `note` of a log row whose keys are numbers of blocks of keys.
+const BLOCKS: &str = "BLOCKS";
 
 /// Values of `table_name` that name no table: a heartbeat of an older follower, and a call of `oddscache.resync()`.
 const HEARTBEAT: &str = "heartbeat";
@@ -103,7 +109,7 @@ impl ChangeSet {
     }
 
     /// The changed keys of a table.
-    pub(crate) fn of(&mut self, table: Table) -> &mut BTreeSet<i64> {
+    pub(crate) fn of(&mut self, table: Table) -> &mut Keys {
         match table {
             Table::Events => &mut self.events,
             Table::OddsSnapshots => &mut self.betpawa,
@@ -112,6 +118,36 @@ impl ChangeSet {
             Table::MarketOdds => &mut self.betpawa_markets,
             Table::CompetitorMarketOdds => &mut self.competitor_markets,
         }
+    }
+
+    fn sets(&self) -> [(Table, &Keys); 6] {
+        [
+            (Table::Events, &self.events),
+            (Table::OddsSnapshots, &self.betpawa),
+            (Table::CompetitorEvents, &self.competitors),
+            (Table::CompetitorOddsSnapshots, &self.competitor_events),
+            (Table::MarketOdds, &self.betpawa_markets),
+            (Table::CompetitorMarketOdds, &self.competitor_markets),
+        ]
+    }
+
+    /// The tables of which the log does not name each changed key.
+    pub(crate) fn coarse(&self) -> impl Iterator<Item = Table> {
+        let sets = self.sets().into_iter();
+        sets.filter(|(_, keys)| keys.is_coarse())
+            .map(|(table, _)| table)
+    }
+
+    /// Whether the latest snapshots of all events must be looked up again.
+    pub(crate) fn has_all_headers(&self) -> bool {
+        let sets = self.sets().into_iter();
+        let headers = sets.filter(|(table, _)| !table.has_markets());
+        headers.into_iter().any(|(_, keys)| keys.is_all())
+    }
+
+    /// How many keys are named one by one.
+    pub(crate) fn named(&self) -> usize {
+        self.sets().iter().map(|(_, keys)| keys.named().len()).sum()
     }
 
     /// Adds the keys that a log row names. An error is the reason to read everything (F2).
@@ -124,24 +160,31 @@ impl ChangeSet {
         if table_name == RESYNC {
             return Err(ReloadReason::Requested.into());
         }
-        if let Some(note) = note {
-            // Keep only the SQLSTATE: the rest of the note may quote data of a row, and anybody can see this text.
-            let code = note.split(' ').next().filter(|code| code.len() == 5);
-            return Err(Reload::about(
-                ReloadReason::Trouble,
-                code.unwrap_or("no SQLSTATE"),
-            ));
-        }
-        let set = match Table::of_name(table_name) {
-            Some(table) => self.of(table),
-            None if table_name == HEARTBEAT => return Ok(()),
-            None => return Err(ReloadReason::NotUnderstood.into()),
+        let Some(table) = Table::of_name(table_name) else {
+            return match table_name {
+                HEARTBEAT => Ok(()),
+                _ => Err(ReloadReason::NotUnderstood.into()),
+            };
         };
-        let keys = keys.ok_or_else(|| Reload::about(ReloadReason::WholeTable, table_name))?;
-        // A merge visits every key of the set once, and is faster for many keys. For few, single inserts are faster.
-        match keys.len() * 8 > set.len() {
-            true => set.append(&mut keys.into_iter().collect()),
-            false => set.extend(keys),
+        // An event or a link has no neighbours by id, so blocks of their keys would name nothing.
+        let coarser = match table.has_markets() {
+            true => Coarser::Blocks,
+            false => Coarser::All,
+        };
+        match (note, keys) {
+            (None, Some(keys)) => self.of(table).extend(keys, coarser),
+            (Some(BLOCKS), Some(blocks)) if coarser == Coarser::Blocks => {
+                self.of(table).add_blocks(blocks);
+            }
+            (None | Some(BLOCKS), _) => self.of(table).add_all(),
+            (Some(note), _) => {
+                // Keep only the SQLSTATE: the rest of the note may quote data of a row, and anybody can see this text.
+                let code = note.split(' ').next().filter(|code| code.len() == 5);
+                return Err(Reload::about(
+                    ReloadReason::Trouble,
+                    code.unwrap_or("no SQLSTATE"),
+                ));
+            }
         }
         Ok(())
     }
@@ -228,7 +271,7 @@ pub(crate) async fn read_on_standby(
 
 async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
-    let (mut change_set, mut rows, mut keys) = (ChangeSet::default(), 0, 0);
+    let (mut change_set, mut rows) = (ChangeSet::default(), 0);
     let (mut logged, mut last, mut newest_xid) = (Vec::new(), None, 0);
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
@@ -248,8 +291,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
         }
         // Checked for each row, so that memory stays bounded however much the server sends (F2).
         rows += 1;
-        keys += named.as_ref().map_or(0, Vec::len);
-        if rows > MOST_ROWS || keys > MOST_KEYS {
+        if rows > MOST_ROWS {
             return Ok(Err(ReloadReason::TooManyRows.into()));
         }
         if let Err(reload) = change_set.add(table_name, named, note) {
@@ -343,24 +385,47 @@ mod tests {
     #[test]
     fn a_log_row_that_is_not_understood_becomes_a_reload() {
         let mut change_set = ChangeSet::default();
-        assert_eq!(change_set.add("market_odds", Some(vec![7]), None), Ok(()));
-        assert_eq!(change_set.betpawa_markets, BTreeSet::from([7]));
-        assert_eq!(
-            change_set.add("market_odds", None, None),
-            Err(Reload::about(ReloadReason::WholeTable, "market_odds"))
-        );
-        assert_eq!(
-            change_set.add("players", Some(vec![7]), None),
-            Err(ReloadReason::NotUnderstood.into())
-        );
-        assert_eq!(
-            change_set.add("events", None, Some("42703")),
-            Err(Reload::about(ReloadReason::Trouble, "42703"))
-        );
-        assert_eq!(
-            change_set.add("resync", None, Some("ASKED by hand")),
-            Err(ReloadReason::Requested.into())
-        );
+        for (table, note, reason) in [
+            ("players", None, ReloadReason::NotUnderstood.into()),
+            (
+                "events",
+                Some("42703 no such column"),
+                Reload::about(ReloadReason::Trouble, "42703"),
+            ),
+            (
+                "resync",
+                Some("ASKED by hand"),
+                ReloadReason::Requested.into(),
+            ),
+        ] {
+            assert_eq!(change_set.add(table, Some(vec![7]), note), Err(reason));
+        }
         assert_eq!(change_set.add("heartbeat", Some(vec![]), None), Ok(()));
+        assert!(change_set.is_empty());
+    }
+
+    #[test]
+    fn a_log_row_without_keys_names_all_of_its_table() {
+        let mut change_set = ChangeSet::default();
+        let mut add = |table, keys, note| change_set.add(table, keys, note).expect("understood");
+        add("market_odds", Some(vec![7]), None);
+        add("competitor_market_odds", Some(vec![1]), Some(BLOCKS));
+        add("events", None, None);
+        // Only snapshots are logged in blocks.
+        add("odds_snapshots", Some(vec![1]), Some(BLOCKS));
+        assert_eq!(change_set.betpawa_markets, Keys::from([7]));
+        assert!(change_set.competitor_markets.contains(1024));
+        assert!(!change_set.competitor_markets.contains(1023));
+        assert!(change_set.events.is_all() && change_set.betpawa.is_all());
+        let coarse: Vec<Table> = change_set.coarse().collect();
+        assert_eq!(
+            coarse,
+            [
+                Table::Events,
+                Table::OddsSnapshots,
+                Table::CompetitorMarketOdds
+            ]
+        );
+        assert!(change_set.has_all_headers());
     }
 }

@@ -20,8 +20,12 @@ use crate::{
     postgres::pipeline::{all_three, both},
     read::{
         change_log::ChangeSet,
+        keys::Keys,
+        parallel,
         plan::{Plan, Scope},
         rows::{Reader, Side, SnapshotHeaders, note_kickoff},
+        source::Source,
+        transaction::ReadStart,
         unreadable::Search,
     },
     store::draft::Draft,
@@ -30,6 +34,9 @@ use crate::{
 /// Changes of more keys than this are read step by step. A guess would read too many extra rows, and statements that
 /// are planned for the actual keys pay off.
 const MOST_KEYS_AT_ONCE: usize = 400;
+
+/// From this many snapshots on, their markets are read on several connections.
+const WORTH_HELPERS: usize = 1_000;
 
 /// The greatest snapshot ids read so far. A market row of a greater id belongs to a new snapshot, which will be needed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,15 +56,7 @@ impl Newest {
 
 /// Whether there are so few keys that all rows are requested at once.
 pub(crate) fn are_few(change_set: &ChangeSet) -> bool {
-    let sets = [
-        &change_set.events,
-        &change_set.betpawa,
-        &change_set.competitors,
-        &change_set.competitor_events,
-        &change_set.betpawa_markets,
-        &change_set.competitor_markets,
-    ];
-    sets.iter().map(|set| set.len()).sum::<usize>() <= MOST_KEYS_AT_ONCE
+    change_set.named() <= MOST_KEYS_AT_ONCE && change_set.coarse().next().is_none()
 }
 
 /// Reads the rows of `change_set`, and plans what becomes of them.
@@ -65,9 +64,11 @@ pub(crate) async fn changed(
     reader: Reader<'_>,
     draft: &mut Draft,
     change_set: &ChangeSet,
-    window_start: Micros,
+    start: &ReadStart,
     newest: &mut Newest,
+    source: Source<'_>,
 ) -> Result<(Plan, PlanMarkets), Error> {
+    let window_start = start.window_start;
     // First round: the guess. An empty request still reads the linked events, because the log does not name them.
     let mut request = match are_few(change_set) && reader.search.is_none() {
         true => Request::at_once(draft, change_set, *newest),
@@ -100,8 +101,12 @@ pub(crate) async fn changed(
     let kept = |search: &Search| (search.kept(), search.doubtful());
     let kept = reader.search.map(kept).unwrap_or_default();
     let plan = Plan::part(draft, change_set, scope, headers, kept);
-    let packed_markets = PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await?;
-    Ok((plan, packed_markets))
+    let packed_markets = match plan.snapshots_to_read() >= WORTH_HELPERS && reader.search.is_none()
+    {
+        true => PlanMarkets::read_with_helpers(source, start, reader, &plan, draft).await,
+        false => PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await,
+    };
+    Ok((plan, packed_markets?))
 }
 
 /// Reads the rows that the first round left out, and drops the extra ones (G1). Returns the events that the plan
@@ -117,31 +122,48 @@ async fn complete(
 ) -> Result<Scope, Error> {
     let mut scope = Scope::new(draft, change_set, linked_events);
     // The kickoffs decide which events are in the window. Those of held events are known (G2).
-    let mut events = Vec::new();
-    for id in scope.events.difference(&request.events) {
-        match known_kickoff(draft, change_set, *id) {
-            Some(kickoff) if kickoff > window_start => drop(headers.kickoffs.insert(*id, kickoff)),
-            Some(_) => {}
-            None => events.push(*id),
+    if change_set.has_all_headers() {
+        let window = reader.all_kickoffs(window_start).await?;
+        scope.widen(draft, change_set, &window);
+        let events = window.into_iter();
+        let events = events.filter(|(id, _)| scope.events.contains(id));
+        headers.kickoffs.extend(events);
+    } else {
+        let mut events = Vec::new();
+        for id in scope.events.difference(&request.events) {
+            match known_kickoff(draft, change_set, *id) {
+                Some(kickoff) if kickoff > window_start => {
+                    headers.kickoffs.insert(*id, kickoff);
+                }
+                Some(_) => {}
+                None => events.push(*id),
+            }
         }
+        headers
+            .kickoffs
+            .extend(reader.kickoffs(window_start, &events).await?);
     }
-    headers
-        .kickoffs
-        .extend(reader.kickoffs(window_start, &events).await?);
     // Now the window is known: which headers are missing, and which are extra?
     scope.narrow(draft, &headers.kickoffs);
     let missing = scope.betpawa.difference(&request.betpawa);
     let betpawa: Vec<i64> = missing.copied().collect();
     let missing = scope.competitors.difference(&request.competitors);
     let competitors: Vec<i64> = missing.copied().collect();
-    headers
-        .betpawa
-        .retain(|header| scope.betpawa.contains(&header.event_id));
-    headers
-        .competitors
-        .retain(|header| scope.competitors.contains(&header.event_id));
-    let own = reader.betpawa_headers(&betpawa);
-    let others = reader.competitor_headers(&competitors, &[]);
+    // For all events other statements are faster. Those cannot be halved.
+    let is_whole = |keys: &Keys| keys.is_all() && reader.search.is_none();
+    let own = async {
+        match is_whole(&change_set.betpawa) {
+            true => reader.all_betpawa_headers(window_start).await,
+            false => reader.betpawa_headers(&betpawa).await,
+        }
+    };
+    let is_whole = is_whole(&change_set.competitors) || is_whole(&change_set.competitor_events);
+    let others = async {
+        match is_whole {
+            true => reader.all_competitor_headers(window_start).await,
+            false => reader.competitor_headers(&competitors, &[]).await,
+        }
+    };
     let (own, others) = match reader.search {
         // Two searches at once would roll back each other's savepoints.
         Some(_) => (own.await?, others.await?),
@@ -149,12 +171,18 @@ async fn complete(
     };
     headers.betpawa.extend(own);
     headers.competitors.extend(others);
+    headers
+        .betpawa
+        .retain(|header| scope.betpawa.contains(&header.event_id));
+    headers
+        .competitors
+        .retain(|header| scope.competitors.contains(&header.event_id));
     Ok(scope)
 }
 
 /// The kickoff of a held event that no log row names (G2).
 fn known_kickoff(draft: &Draft, change_set: &ChangeSet, event_id: i64) -> Option<Micros> {
-    match change_set.events.contains(&event_id) {
+    match change_set.events.contains(event_id) {
         true => None,
         false => draft.event(event_id)?.kickoff,
     }
@@ -188,7 +216,8 @@ impl Request {
         change_set: &ChangeSet,
         window_start: Micros,
     ) -> Result<(Linked, SnapshotHeaders, (Vec<Row>, Vec<Row>)), Error> {
-        let competitor_events: Vec<i64> = change_set.competitor_events.iter().copied().collect();
+        let competitor_events = change_set.competitor_events.named().iter();
+        let competitor_events: Vec<i64> = competitor_events.copied().collect();
         let events: Vec<i64> = self.events.iter().copied().collect();
         let betpawa: Vec<i64> = self.betpawa.iter().copied().collect();
         let competitors: Vec<i64> = self.competitors.iter().copied().collect();
@@ -236,8 +265,8 @@ impl Request {
             .collect();
         betpawa.extend(&new);
         competitors.extend(&new);
-        let betpawa_markets = change_set.betpawa_markets.iter().copied();
-        let competitor_markets = change_set.competitor_markets.iter().copied();
+        let betpawa_markets = change_set.betpawa_markets.named().iter().copied();
+        let competitor_markets = change_set.competitor_markets.named().iter().copied();
         let unknown = |id: &i64| known_kickoff(draft, change_set, *id).is_none();
         // Of the snapshots with changed markets, only the new ones and those that the draft holds are needed.
         Request {
@@ -277,6 +306,32 @@ impl PlanMarkets {
     ) -> Result<PlanMarkets, Error> {
         let none = (Vec::new(), Vec::new());
         PlanMarkets::read_missing(reader, plan, draft, &Request::default(), &none).await
+    }
+
+    /// Opens helpers, and reads the same with them.
+    async fn read_with_helpers(
+        source: Source<'_>,
+        start: &ReadStart,
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+    ) -> Result<PlanMarkets, Error> {
+        let Source {
+            client,
+            config,
+            names,
+        } = source;
+        let exported = parallel::export(client, config, start).await?;
+        let helpers = parallel::open(config, names, start, exported.as_deref()).await;
+        let helpers: Vec<Reader<'_>> = helpers
+            .iter()
+            .map(|helper| Reader {
+                client: &helper.client,
+                ..reader
+            })
+            .collect();
+        let silence = config.read_timeout / 2;
+        PlanMarkets::read_with(&helpers, silence, reader, plan, draft).await
     }
 
     /// Reads the same on several connections, each of which reads a share. If one of them fails or sends nothing for

@@ -32,6 +32,8 @@ pub(crate) struct Watched {
     pub(crate) tables: String,
     /// `()` -> fingerprint.
     pub(crate) fingerprint: Statement,
+    /// `()` -> the facts of which the fingerprint is the sum. [`crate::read::partitions`] reads their first words.
+    pub(crate) facts: Statement,
     /// `()` -> `tables`, but as they are now, not as the snapshot shows them. A query on a partitioned table also reads
     /// a partition that was attached after the snapshot, and it prints an enum's value with its latest label.
     pub(crate) tables_now: Statement,
@@ -62,9 +64,14 @@ impl Watched {
             expressions: column(9)?,
             nameable_enums: column(10)?,
         };
+        let facts = found.facts(names);
+        let sum = format!(
+            "SELECT concat_ws(' ', count(*), sum(hashtextextended(item, 0))) FROM ({facts}) AS items"
+        );
         Ok(Watched {
             tables: column(5)?,
-            fingerprint: Statement::new("fingerprint", found.fingerprint(names), []),
+            fingerprint: Statement::new("fingerprint", sum, []),
+            facts: Statement::new("facts", facts, []),
             tables_now: Statement::new("tables_now", found.tables_now(&column(6)?), []),
         })
     }
@@ -143,8 +150,9 @@ fn find(names: &Names) -> String {
 }
 
 impl Found {
-    /// One text for each fact, and the sum of their hashes. A sum does not depend on the order, so nothing is sorted.
-    fn fingerprint(&self, names: &Names) -> String {
+    /// One text for each fact. The fingerprint is the sum of their hashes: a sum does not depend on the order, so nothing
+    /// is sorted.
+    fn facts(&self, names: &Names) -> String {
         let Found {
             roots,
             nodes,
@@ -180,7 +188,7 @@ impl Found {
         );
         let locked: Vec<String> = names.locked.iter().map(|name| literal(name)).collect();
         format!(
-            "SELECT concat_ws(' ', count(*), sum(hashtextextended(item, 0))) FROM (\
+            "SELECT item FROM (\
                SELECT format('name %s %s', name, to_regclass(name)::oid) FROM unnest(ARRAY[{locked}]) AS name \
                UNION ALL SELECT format('table %s %s %s', oid, relfilenode, relkind) FROM pg_class \
                  WHERE oid = ANY('{{{nodes}}}'::oid[] || '{{{log}}}'::oid[] || '{{{indexes}}}'::oid[]) \
@@ -195,7 +203,7 @@ impl Found {
                  WHERE polrelid = ANY('{{{nodes}}}'::oid[] || '{{{log}}}'::oid[]) \
                UNION ALL SELECT format('column %s %s %s %s %s', attrelid, attnum, attname, atttypid, attcollation) FROM pg_attribute \
                  WHERE attrelid = ANY('{{{roots}}}'::oid[]) AND attnum > 0 AND NOT attisdropped \
-               UNION ALL SELECT format('trigger %s %s %s %s', oid, xmin, tgenabled, tgfoid) FROM pg_trigger \
+               UNION ALL SELECT format('trigger %s %s %s %s %s', oid, tgrelid, xmin, tgenabled, tgfoid) FROM pg_trigger \
                  WHERE tgrelid = ANY('{{{nodes}}}'::oid[]) AND tgfoid = ANY('{{{functions}}}'::oid[]) \
                UNION ALL SELECT format('function %s %s', oid, xmin) FROM pg_proc \
                  WHERE oid = ANY('{{{functions}}}'::oid[]) AND proname IN ('log_change', 'feed_version') \

@@ -15,7 +15,9 @@ pub(crate) mod change_log;
 pub(crate) mod changed;
 pub(crate) mod fingerprint;
 mod halves;
+pub(crate) mod keys;
 pub(crate) mod parallel;
+pub(crate) mod partitions;
 pub(crate) mod plan;
 pub(crate) mod preflight;
 pub(crate) mod rows;
@@ -52,6 +54,7 @@ use crate::{
         change_log::{ChangeSet, Changed, Cursor, LogRow},
         changed::{Newest, PlanMarkets},
         fingerprint::Watched,
+        partitions::{Partitions, Touched},
         plan::Plan,
         preflight::Feed,
         rows::{Reader, RowCounters, SnapshotHeaders},
@@ -85,6 +88,7 @@ struct Schema {
     catalog: Catalog,
     watched: Watched,
     fingerprint: String,
+    partitions: Partitions,
     /// Selects the log rows that are new, on a primary.
     new_log_rows: Statement,
 }
@@ -159,12 +163,16 @@ pub(crate) struct Done {
     /// Rows that the server cannot send, and that no read found before.
     pub(crate) unreadable_rows_found: usize,
     pub(crate) evicted: usize,
+    /// Whether a read of changes also read all that may have changed without a log row.
+    pub(crate) is_whole: bool,
     /// Set if this was a read of changes.
     pub(crate) shown: Option<Shown>,
     /// Set if this was a read of changes without a step of the audit.
     pub(crate) took: Option<Took>,
     /// Set if everything was read.
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
+    /// Set if the log did not name each row that changed.
+    pub(crate) wide: Option<Reload>,
     /// Set if the read made a step of the audit.
     pub(crate) audited: Option<Audited>,
 }
@@ -181,9 +189,11 @@ impl Done {
             malformed_rows_read: 0,
             unreadable_rows_found: 0,
             evicted: 0,
+            is_whole: false,
             shown: None,
             took: None,
             warmup: None,
+            wide: None,
             audited: None,
         }
     }
@@ -322,6 +332,7 @@ impl Schema {
         let catalog = Catalog::read(client, names).await?;
         let watched = Watched::find(client, names).await?;
         let fingerprint = fingerprint(client, None, &watched).await?;
+        let partitions = Partitions::read(client, names, &watched).await?;
         let log = names.log_table();
         let cursor = match names.need_feed {
             true => {
@@ -336,9 +347,16 @@ impl Schema {
             catalog,
             watched,
             fingerprint,
+            partitions,
             new_log_rows: change_log::exactly_new(&log),
         };
         Ok((schema, cursor))
+    }
+
+    /// The rows that may have changed without a log row, because the feed does not cover all partitions. `None` if any
+    /// row may have.
+    fn not_logged(&self) -> Option<Touched> {
+        self.partitions.all_of(self.feed.as_ref()?.gaps.as_ref()?)
     }
 
     /// Prepares the statements of a read of changes.
@@ -422,6 +440,9 @@ fn warmup_stats(draft: &Draft, start: &ReadStart) -> WarmupStats {
 pub(crate) enum Read {
     /// The draft equals the database at the snapshot of this read.
     Done(Box<Done>),
+    /// The log does not name each row that changed, so many rows may have. The caller must read them with [`wide`] in
+    /// the transaction that is still open.
+    Wide(Reload, Box<News>),
     /// The log does not tell what changed. The caller must read [`everything`] in the transaction that is still open.
     Reload(Reload, Box<ReadStart>),
 }
@@ -541,19 +562,71 @@ async fn read_changes(
     unreadable: &mut Unreadable,
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
-    let locked_at = Instant::now();
     let opened = open(source, prepared, state).await?;
-    let (start, mut changed, seen) = match opened.news(source, state).await? {
+    let news = match Box::pin(opened.news(source, state, draft)).await? {
         Ok(news) => news,
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
+    let coarse: Vec<&str> = news.changed.change_set.coarse().map(Table::name).collect();
+    if !coarse.is_empty() {
+        let reason = Reload::about(ReloadReason::WholeTable, coarse.join(", "));
+        return Ok(Read::Wide(reason, Box::new(news)));
+    }
+    let done = read_rows(source, prepared, draft, state, unreadable, step, news);
+    let done = Box::pin(done).await?;
+    Ok(Read::Done(Box::new(done)))
+}
+
+/// Reads what changed where the log names whole tables or blocks of snapshots. Goes on in the transaction of
+/// [`changes`]. It reads no markets of a snapshot that is still the latest and whose markets the log does not mean.
+pub(crate) async fn wide(
+    source: Source<'_>,
+    prepared: Option<&Prepared>,
+    draft: &mut Draft,
+    state: &mut ReadState,
+    unreadable: &mut Unreadable,
+    reason: Reload,
+    news: News,
+) -> Result<Done, Error> {
+    let bounds = source.client.batch_execute(&source.names.warmup_bounds);
+    bounds.await.map_err(Error::database(BEGIN))?;
+    let done = read_rows(source, prepared, draft, state, unreadable, None, news);
+    let done = Box::pin(done).await?;
+    Ok(Done {
+        wide: Some(reason),
+        ..done
+    })
+}
+
+/// Reads the rows that `news` names, ends the transaction, and applies the rows.
+async fn read_rows(
+    source: Source<'_>,
+    prepared: Option<&Prepared>,
+    draft: &mut Draft,
+    state: &mut ReadState,
+    unreadable: &mut Unreadable,
+    step: Option<audit::Step>,
+    news: News,
+) -> Result<Done, Error> {
+    let News {
+        start,
+        mut changed,
+        seen,
+        schema,
+        is_whole,
+    } = news;
+    if let (Some(schema), Some(prepared)) = (&schema, prepared) {
+        schema.prepare(source, prepared, true).await?;
+    }
+    let tables = schema.as_ref().unwrap_or(&state.schema);
+    let locked_at = start.began.monotonic;
     let search = unreadable.begin();
     for (table, id) in unreadable.due(locked_at) {
         changed.change_set.of(table).insert(id);
     }
     // If the row of an event can be read again, both its sides may have changed meanwhile (X4 of `unreadable`).
     for id in unreadable.events() {
-        if changed.change_set.events.contains(&id) {
+        if changed.change_set.events.contains(id) {
             changed.change_set.betpawa.insert(id);
             changed.change_set.competitors.insert(id);
         }
@@ -564,14 +637,14 @@ async fn read_changes(
         source,
         prepared,
         draft,
-        state,
+        (&tables.catalog, state.newest),
         &start,
         &changed.change_set,
         step,
         (&row_counters, search.as_ref()),
     );
     let rows = Box::pin(rows).await?;
-    let watched = rows.any().then_some(&state.schema.watched);
+    let watched = rows.any().then_some(&tables.watched);
     end(source.client, rows.prepared, watched).await?;
 
     // The rest cannot fail and has no await, so draft and cursor change together (R2).
@@ -585,7 +658,7 @@ async fn read_changes(
     let audited = rows
         .sample
         .map(|sample| sample.compare(draft, search.as_ref()));
-    let is_tried = |(table, id)| changed.change_set.of(table).contains(&id);
+    let is_tried = |(table, id)| changed.change_set.of(table).contains(id);
     let unreadable_rows_found = note_unreadable(unreadable, search, draft, is_tried);
     let began = start.began.monotonic;
     let took = Took {
@@ -609,15 +682,22 @@ async fn read_changes(
         malformed_rows_read: row_counters.malformed(),
         unreadable_rows_found,
         evicted,
+        is_whole,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
         audited,
         ..Done::unchanged(start.began)
     };
+    if let Some(schema) = schema {
+        state.schema = schema;
+    }
+    if is_whole {
+        state.reload = None;
+    }
     state.newest = rows.newest;
     let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
     state.at = Position::of(start, cursor, locked_at);
-    Ok(Read::Done(Box::new(done)))
+    Ok(done)
 }
 
 /// Notes which rows the server could not send. Call it once the read is applied. Returns how many of them are new.
@@ -685,13 +765,26 @@ async fn open(
     })
 }
 
-/// The start of a read, what changed, and on a standby the ids of the visible log rows. Or: why everything must be
-/// read.
-type News = Result<(ReadStart, Changed, Option<HashSet<LogRow>>), (Reload, Box<ReadStart>)>;
+/// The start of a read, and what changed since the last one.
+pub(crate) struct News {
+    start: ReadStart,
+    changed: Changed,
+    /// Set on a standby: the keys of the visible log rows.
+    seen: Option<HashSet<LogRow>>,
+    /// The tables as they are now, if they changed.
+    schema: Option<Schema>,
+    /// Whether the change set has all that may have changed without a log row.
+    is_whole: bool,
+}
 
 impl Opened {
-    /// Decides whether the log since the cursor tells all that changed, and returns it.
-    async fn news(self, source: Source<'_>, state: &ReadState) -> Result<News, Error> {
+    /// Decides whether the log since the cursor tells all that changed, and returns it. Or: why everything must be read.
+    async fn news(
+        self,
+        source: Source<'_>,
+        state: &ReadState,
+        draft: &Draft,
+    ) -> Result<Result<News, (Reload, Box<ReadStart>)>, Error> {
         let Opened {
             mut start,
             fingerprint,
@@ -713,14 +806,34 @@ impl Opened {
         }
         keep_forward(&mut start, at);
         // Then: is everything to be read anyway, or does the log not tell all that changed?
+        let before = &state.schema;
+        let is_same = fingerprint == before.fingerprint;
+        let mut touched = Touched::default();
         if let Some(reason) = &state.reload {
-            return reload(reason.clone(), start);
+            let is_feed = reason.reason == ReloadReason::FeedNotWhole && source.names.need_feed;
+            let not_logged = before.not_logged().filter(|_| is_feed && is_same);
+            match not_logged.filter(|touched| !touched.is_empty()) {
+                Some(not_logged) => touched = not_logged,
+                None => return reload(reason.clone(), start),
+            }
         }
         let Some(cursor) = cursor else {
             return reload(ReloadReason::First.into(), start);
         };
-        if fingerprint != state.schema.fingerprint {
-            return reload(ReloadReason::Catalog.into(), start);
+        let mut schema = None;
+        if !is_same {
+            // `touched` explains each difference between the old and the new facts (KP1 of `partitions`).
+            let (now, _) = Schema::load(source, &start).await?;
+            let changed = before.partitions.touched(&now.partitions);
+            match (changed, before.not_logged(), now.not_logged()) {
+                (Some(changed), Some(earlier), Some(later)) => {
+                    for rows in [changed, earlier, later] {
+                        touched.append(rows);
+                    }
+                }
+                _ => return reload(ReloadReason::Catalog.into(), start),
+            }
+            schema = Some(now);
         }
         if cursor.is_pruned(start.pruned_below) {
             return reload(ReloadReason::Pruned.into(), start);
@@ -738,10 +851,28 @@ impl Opened {
                 log.await?.map(|(changed, seen)| (changed, Some(seen)))
             }
         };
-        match news {
-            Ok((changed, seen)) => Ok(Ok((start, changed, seen))),
-            Err(reason) => reload(reason, start),
+        let (mut changed, seen) = match news {
+            Ok(news) => news,
+            Err(reason) => return reload(reason, start),
+        };
+        let is_whole = !touched.is_empty();
+        if is_whole {
+            let window_start = start.window_start;
+            let on = (source.client, source.names);
+            let change_set = &mut changed.change_set;
+            touched.add_to(change_set, on, draft, window_start).await?;
         }
+        if schema.is_some() {
+            let tables = touched.tables();
+            tracing::info!(%tables, "partitions changed; reading what came or went with them");
+        }
+        Ok(Ok(News {
+            start,
+            changed,
+            seen,
+            schema,
+            is_whole,
+        }))
     }
 }
 
@@ -763,7 +894,7 @@ impl<'p> Rows<'p> {
         source: Source<'_>,
         prepared: Option<&'p Prepared>,
         draft: &mut Draft,
-        state: &ReadState,
+        (catalog, mut newest): (&Catalog, Newest),
         start: &ReadStart,
         change_set: &ChangeSet,
         step: Option<audit::Step>,
@@ -783,18 +914,17 @@ impl<'p> Rows<'p> {
         let prepared = prepared.filter(|_| few);
         let reader = Reader {
             client: source.client,
-            catalog: &state.schema.catalog,
+            catalog,
             prepared,
             names_malformed: true,
             row_counters,
             search,
         };
-        let mut newest = state.newest;
         let window_start = start.window_start;
         let part = async {
             match change_set.is_empty() {
                 true => Ok(None),
-                false => changed::changed(reader, draft, change_set, window_start, &mut newest)
+                false => changed::changed(reader, draft, change_set, start, &mut newest, source)
                     .await
                     .map(Some),
             }

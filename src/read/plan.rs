@@ -21,6 +21,7 @@ use crate::{
     },
     read::{
         change_log::ChangeSet,
+        keys::Keys,
         rows::{SnapshotHeader, SnapshotHeaders},
         unreadable::Kept,
     },
@@ -44,23 +45,38 @@ impl Scope {
     pub(crate) fn new(draft: &Draft, change_set: &ChangeSet, linked_events: &[i64]) -> Scope {
         // Changed markets matter only for snapshots that an event holds. If another snapshot becomes the latest, a log
         // row of that snapshot names its event.
-        let markets = change_set.betpawa_markets.iter();
-        let betpawa: BTreeSet<i64> = change_set
+        let markets = change_set.betpawa_markets.named().iter();
+        let mut betpawa: BTreeSet<i64> = change_set
             .betpawa
+            .named()
             .iter()
             .copied()
             .chain(markets.flat_map(|id| draft.events_of_betpawa_snapshot(*id)))
             .collect();
-        let markets = change_set.competitor_markets.iter();
-        let competitors: BTreeSet<i64> = change_set
+        let markets = change_set.competitor_markets.named().iter();
+        let mut competitors: BTreeSet<i64> = change_set
             .competitors
+            .named()
             .iter()
             .chain(linked_events)
             .copied()
             .chain(markets.flat_map(|id| draft.events_of_competitor_snapshot(*id)))
             .collect();
+        if change_set.betpawa_markets.is_coarse() {
+            betpawa.extend(events_with(draft, |event| {
+                let mut held = event.betpawa.iter();
+                held.any(|(_, held)| change_set.betpawa_markets.contains(held.snapshot_id))
+            }));
+        }
+        if change_set.competitor_markets.is_coarse() {
+            competitors.extend(events_with(draft, |event| {
+                let mut held = event.competitors.iter();
+                held.any(|(_, held)| change_set.competitor_markets.contains(held.snapshot_id))
+            }));
+        }
         let events = change_set
             .events
+            .named()
             .iter()
             .chain(&betpawa)
             .chain(&competitors)
@@ -71,6 +87,28 @@ impl Scope {
             betpawa,
             competitors,
         }
+    }
+
+    /// Adds all events of the tables whose changes the log does not name. `window` has the kickoffs of all events in the
+    /// window. An event that is held but no longer in it is removed.
+    pub(crate) fn widen(
+        &mut self,
+        draft: &Draft,
+        change_set: &ChangeSet,
+        window: &HashMap<i64, Micros>,
+    ) {
+        let all = || draft.ids_in(..).chain(window.keys().copied());
+        if change_set.events.is_all() {
+            self.events.extend(all());
+        }
+        if change_set.betpawa.is_all() {
+            self.betpawa.extend(all());
+        }
+        if change_set.competitors.is_all() || change_set.competitor_events.is_all() {
+            self.competitors.extend(all());
+        }
+        self.events.extend(&self.betpawa);
+        self.events.extend(&self.competitors);
     }
 
     /// Takes what cannot be read out of the scope, so the draft keeps it as it is.
@@ -193,6 +231,17 @@ impl Plan {
         }
     }
 
+    /// How many snapshots' markets must be read, at most.
+    pub(crate) fn snapshots_to_read(&self) -> usize {
+        let betpawa = self
+            .betpawa
+            .iter()
+            .filter(|planned| planned.packed.is_none());
+        let competitors = self.competitors.iter();
+        let competitors = competitors.filter(|planned| planned.packed.is_none());
+        betpawa.count() + competitors.count()
+    }
+
     /// Ids of the snapshots of `odds_snapshots` whose markets must be read, ascending, each once.
     pub(crate) fn betpawa_to_read(&self) -> Vec<i64> {
         to_read(&self.betpawa)
@@ -252,16 +301,25 @@ impl Plan {
     }
 }
 
+/// The ids of the held events for which `is_changed` is true.
+fn events_with<'d>(
+    draft: &'d Draft,
+    is_changed: impl Fn(&CachedEvent) -> bool + 'd,
+) -> impl Iterator<Item = i64> {
+    let ids = draft.ids_in(..);
+    ids.filter(move |id| draft.event(*id).is_some_and(|event| is_changed(event)))
+}
+
 /// The snapshots ascending by event, each with the packed markets that it keeps (A1).
 fn planned<'d, K>(
     headers: Vec<SnapshotHeader<K>>,
     held: impl Fn(&SnapshotHeader<K>) -> Option<&'d CachedSnapshot>,
-    changed_markets: &BTreeSet<i64>,
+    changed_markets: &Keys,
 ) -> Vec<Planned<K>> {
     let plan = |header: SnapshotHeader<K>| {
         let id = header.snapshot_id;
         let keeps =
-            |held: &&CachedSnapshot| held.snapshot_id == id && !changed_markets.contains(&id);
+            |held: &&CachedSnapshot| held.snapshot_id == id && !changed_markets.contains(id);
         let packed = held(&header)
             .filter(keeps)
             .map(|held| Arc::clone(&held.packed));

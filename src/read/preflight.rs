@@ -26,6 +26,8 @@ pub(crate) struct Feed {
     pub(crate) database: String,
     /// Why some changes are not logged. If this is empty, the feed is *whole*: it logs every change.
     pub(crate) faults: Vec<Fault>,
+    /// The ids of the tables and partitions to which all faults belong. `None` if there are others.
+    pub(crate) gaps: Option<Vec<u32>>,
 }
 
 /// The query for [`Feed::database`]. It does not depend on the search path.
@@ -44,7 +46,7 @@ pub(crate) async fn check(
         return Ok(None);
     }
     let mut feed = check_feed(client, config).await?;
-    feed.faults = check_triggers(client, config).await?;
+    (feed.faults, feed.gaps) = check_triggers(client, config).await?;
     Ok(Some(feed))
 }
 
@@ -235,6 +237,7 @@ async fn feed_state(client: &Client, config: &Config) -> Result<Feed, Error> {
         channel: column(row, 2)?,
         database: column(row, 3)?,
         faults: Vec::new(),
+        gaps: None,
     })
 }
 
@@ -249,6 +252,7 @@ const NODES: &str = "WITH RECURSIVE node AS (\
 /// What keeps the triggers of a table or partition from logging every change.
 #[derive(Debug, Default)]
 struct Gap {
+    id: u32,
     table: String,
     /// The kinds of change that have no trigger.
     missing: Vec<String>,
@@ -316,7 +320,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
         "{NODES} \
          SELECT node.oid::regclass::text, op.name, bool_or(t.tgenabled = 'A'), bool_or(t.tgenabled <> 'D'), \
            coalesce(array_agg(quote_ident(t.tgname)) FILTER (WHERE t.oid IS NOT NULL), '{{}}'), \
-           EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid) \
+           EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = node.oid), node.oid \
          FROM node JOIN pg_class c ON c.oid = node.oid AND c.relkind <> 'f' \
          CROSS JOIN (VALUES ('insert', 4), ('delete', 8), ('update', 16), ('truncate', 32)) AS op(name, bit) \
          LEFT JOIN (pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.proname = 'log_change' \
@@ -340,6 +344,7 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
         // The rows of a table follow each other.
         if gaps.last().is_none_or(|gap| gap.table != table) {
             gaps.push(Gap {
+                id: column(row, 6)?,
                 table,
                 ..Gap::default()
             });
@@ -361,11 +366,18 @@ async fn gaps(client: &Client, config: &Config) -> Result<Vec<Gap>, Error> {
     Ok(gaps)
 }
 
-/// The faults because of which some changes are not logged.
-async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, Error> {
+/// The faults because of which some changes are not logged, and [`Feed::gaps`].
+async fn check_triggers(
+    client: &Client,
+    config: &Config,
+) -> Result<(Vec<Fault>, Option<Vec<u32>>), Error> {
     let gaps = gaps(client, config).await?;
+    let outside = parents_outside(client, config).await?;
+    let has_fault = |gap: &&Gap| gap.faults().next().is_some();
+    let ids = gaps.iter().filter(has_fault).map(|gap| gap.id).collect();
+    let ids = outside.is_empty().then_some(ids);
     let mut faults: Vec<Fault> = gaps.iter().flat_map(Gap::faults).collect();
-    faults.extend(parents_outside(client, config).await?);
+    faults.extend(outside);
     let others = faults.len().saturating_sub(MOST_FAULTS);
     if others > 0 {
         faults.truncate(MOST_FAULTS);
@@ -374,7 +386,7 @@ async fn check_triggers(client: &Client, config: &Config) -> Result<Vec<Fault>, 
             repair: "oddscache doctor names all".to_owned(),
         });
     }
-    Ok(faults)
+    Ok((faults, ids))
 }
 
 /// The tables that have one of the application's tables below them, or a table below one, and are neither themselves. A

@@ -50,6 +50,15 @@ pub(crate) fn time(row: &Row, index: usize) -> Result<Micros, tokio_postgres::Er
     Ok(row.try_get::<_, PostgresTime>(index)?.0)
 }
 
+/// Reads a column of either type that may be null.
+pub(crate) fn optional_time(
+    row: &Row,
+    index: usize,
+) -> Result<Option<Micros>, tokio_postgres::Error> {
+    let time: Option<PostgresTime> = row.try_get(index)?;
+    Ok(time.map(|time| time.0))
+}
+
 /// The latest snapshot of an event and bookmaker, without its markets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SnapshotHeader<K> {
@@ -172,18 +181,34 @@ impl Reader<'_> {
                 competitors: self.competitor_headers(&ids, &[]).await?,
             });
         }
-        let window = [Arg::Time(window_start)];
-        let betpawa = &self.catalog.all_betpawa_headers;
-        let competitors = &self.catalog.all_competitor_headers;
         Ok(SnapshotHeaders {
             kickoffs,
-            betpawa: self
-                .headers(Table::OddsSnapshots, betpawa, &window, bookmakers)
-                .await?,
-            competitors: self
-                .headers(Table::CompetitorEvents, competitors, &window, sources)
-                .await?,
+            betpawa: self.all_betpawa_headers(window_start).await?,
+            competitors: self.all_competitor_headers(window_start).await?,
         })
+    }
+
+    /// The headers of the latest snapshots of all events of the window in `odds_snapshots`. Cannot leave out rows that
+    /// cannot be read.
+    pub(crate) async fn all_betpawa_headers(
+        &self,
+        window_start: Micros,
+    ) -> Result<Vec<SnapshotHeader<i64>>, Error> {
+        let headers = &self.catalog.all_betpawa_headers;
+        let window = [Arg::Time(window_start)];
+        self.headers(Table::OddsSnapshots, headers, &window, bookmakers)
+            .await
+    }
+
+    /// The same in `competitor_odds_snapshots`.
+    pub(crate) async fn all_competitor_headers(
+        &self,
+        window_start: Micros,
+    ) -> Result<Vec<SnapshotHeader<Source>>, Error> {
+        let headers = &self.catalog.all_competitor_headers;
+        let window = [Arg::Time(window_start)];
+        self.headers(Table::CompetitorEvents, headers, &window, sources)
+            .await
     }
 
     /// The kickoffs of all events in the window.

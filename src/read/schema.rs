@@ -121,7 +121,7 @@ impl Names {
         }
     }
 
-    fn table(&self, table: Table) -> String {
+    pub(crate) fn table(&self, table: Table) -> String {
         format!("{}.{}", quote(&self.app_schema), quote(table.name()))
     }
 

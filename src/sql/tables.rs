@@ -60,6 +60,11 @@ impl Table {
         Table::ALL.into_iter().find(|table| table.name() == name)
     }
 
+    /// Whether its rows are markets.
+    pub(crate) fn has_markets(self) -> bool {
+        matches!(self, Table::MarketOdds | Table::CompetitorMarketOdds)
+    }
+
     /// The names of all tables, in the order of [`Table::ALL`], as parameters of a query.
     pub(crate) fn names() -> Vec<&'static str> {
         Table::ALL.map(Table::name).to_vec()

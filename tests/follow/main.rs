@@ -8,6 +8,7 @@ mod degraded;
 mod faults;
 mod handles;
 mod holes;
+mod large;
 mod locks;
 mod notifications;
 mod partitions;
@@ -20,6 +21,7 @@ mod transactions;
 mod unreadable;
 mod versions;
 
+use oddscache::ReloadReason;
 use oddscache_testkit::followed::Followed;
 
 /// How the cache learns of a change.
@@ -27,6 +29,8 @@ use oddscache_testkit::followed::Followed;
 enum By {
     /// It reads again the keys that the log names.
     Keys,
+    /// It reads a table, or blocks of snapshots, because the log names no keys.
+    Wide,
     /// It reads everything again.
     Reload,
 }
@@ -45,10 +49,20 @@ async fn steps(by: By, steps: &[&str]) {
 /// - the cache must have learned of it as `by` says: a cache that always reads everything would be equal, too.
 async fn step(followed: &Followed, by: By, sql: &str) {
     followed.check("before").await;
-    let reloads = followed.reloads();
+    let counts = || {
+        let counters = followed.cache.counters();
+        let wide = counters.reloads_by_reason.of(ReloadReason::WholeTable);
+        (counters.reloads - wide, wide)
+    };
+    let (reloads, wide) = counts();
     followed.changes(sql).await;
-    let reloaded = followed.reloads() > reloads;
-    assert_eq!(reloaded, by == By::Reload, "{sql}: read everything again?");
+    let (reloads, wide) = (counts().0 - reloads, counts().1 - wide);
+    let learned = match (reloads, wide) {
+        (0, 0) => By::Keys,
+        (0, _) => By::Wide,
+        _ => By::Reload,
+    };
+    assert_eq!(learned, by, "{sql}");
 }
 
 /// Defines tests that are lists of [`steps`].

@@ -14,7 +14,7 @@ changes! { By::Keys;
     ];
 }
 
-changes! { By::Reload;
+changes! { By::Wide;
     a_partition_is_truncated: ["truncate odds_snapshots_default"];
 }
 
@@ -31,20 +31,21 @@ async fn a_new_partition_is_followed_before_and_after_it_gets_triggers() {
         )
     };
     followed.step(PARTITION).await;
-    assert_eq!(followed.reloads(), 2);
-    // The parent's triggers see rows that are written through the parent. But writes may name the partition, so everything
-    // is read again and again until it has its own.
+    // The parent's triggers see rows that are written through the parent. But writes may name the partition, so its
+    // events are looked up again and again until it has its own.
     followed.changes(&insert("odds_snapshots", 900)).await;
     let parent = "update odds_snapshots set last_confirmed_at = '2031-01-01' where id = 900";
     followed.changes(parent).await;
 
     psql(&database.name, &["-qf", "sql/install.sql"]);
     followed.check("installed again").await;
+    followed.live().await;
+    assert_eq!(followed.reloads(), 1);
     step(&followed, By::Keys, &insert("odds_snapshots_2020", 901)).await;
     step(&followed, By::Keys, &insert("odds_snapshots", 902)).await;
     let delete = "delete from odds_snapshots_2020 where id = 902";
     step(&followed, By::Keys, delete).await;
-    step(&followed, By::Reload, "truncate odds_snapshots_2020").await;
+    step(&followed, By::Wide, "truncate odds_snapshots_2020").await;
 }
 
 /// A table that inherits from one of the six, without being a partition, is covered in the same way.
@@ -67,7 +68,7 @@ async fn writes_to_a_child_table_are_followed_once_install_has_run_again() {
     ] {
         step(&followed, By::Keys, sql).await;
     }
-    step(&followed, By::Reload, "truncate grandchild").await;
+    step(&followed, By::Wide, "truncate grandchild").await;
 }
 
 /// An UPDATE that moves a row to another partition is a DELETE and an INSERT inside the server.
@@ -90,19 +91,20 @@ async fn an_update_moves_rows_between_partitions() {
 #[tokio::test]
 async fn partitions_are_attached_with_rows_detached_and_dropped() {
     let followed = Followed::seeded().await;
-    for sql in [
-        "create table old (like odds_snapshots including defaults);
+    for (by, sql) in [
+        (By::Keys, "create table old (like odds_snapshots including defaults);
          insert into old (id, event_id, bookmaker_id, captured_at) values (900, 1, 1, '2020-02-03'), (901, 2, 7, '2020-02-03');
          alter table old add primary key (id, captured_at);
-         alter table odds_snapshots attach partition old for values from ('2020-01-01') to ('2021-01-01')",
-        "alter table odds_snapshots detach partition old",
-        "alter table odds_snapshots attach partition old for values from ('2020-01-01') to ('2021-01-01')",
-        "drop table old",
-        "alter table odds_snapshots detach partition odds_snapshots_default",
-        "alter table odds_snapshots attach partition odds_snapshots_default default",
-        "drop table odds_snapshots_default",
+         alter table odds_snapshots attach partition old for values from ('2020-01-01') to ('2021-01-01')"),
+        (By::Keys, "alter table odds_snapshots detach partition old"),
+        (By::Keys, "alter table odds_snapshots attach partition old for values from (minvalue) to ('2021-01-01')"),
+        (By::Keys, "drop table old"),
+        // Nobody knows what a default partition holds.
+        (By::Wide, "alter table odds_snapshots detach partition odds_snapshots_default"),
+        (By::Wide, "alter table odds_snapshots attach partition odds_snapshots_default default"),
+        (By::Wide, "drop table odds_snapshots_default"),
     ] {
-        step(&followed, By::Reload, sql).await;
+        step(&followed, by, sql).await;
     }
     assert_eq!(followed.epoch(), 1);
 }
@@ -145,5 +147,71 @@ async fn partitions_of_partitions() {
         );
         step(&followed, By::Keys, &sql).await;
     }
-    step(&followed, By::Reload, "drop table odds_snapshots_2019_a").await;
+    step(&followed, By::Wide, "drop table odds_snapshots_2019_a").await;
+}
+
+/// Partitions come and go every day. Then what they hold is looked up, and no markets are read.
+#[tokio::test]
+async fn a_partition_that_comes_or_goes_costs_what_it_holds() {
+    let followed = Followed::seeded().await;
+    let install = std::fs::read_to_string("sql/install.sql").expect("a script");
+    let attach = "alter table odds_snapshots attach partition odds_snapshots_2020 for values from ('2020-01-01') to ('2021-01-01')";
+    let detach = "alter table odds_snapshots detach partition odds_snapshots_2020";
+    let before = followed.cache.counters();
+    // In one transaction with its triggers, as a careful job does.
+    followed.step(&format!("{PARTITION}; {install}")).await;
+    followed.live().await;
+    followed.step(detach).await;
+    followed.step(attach).await;
+    let now = followed.cache.counters();
+    assert_eq!(
+        now.rows_read, before.rows_read,
+        "an empty partition was read"
+    );
+    // Snapshot 112 is the latest of event 1 and bookmaker 2. Its markets stay with its id, whichever table has its row.
+    step(
+        &followed,
+        By::Keys,
+        "update odds_snapshots set captured_at = '2020-05-05', last_confirmed_at = null where id = 112",
+    )
+    .await;
+    let before = followed.cache.counters();
+    step(&followed, By::Keys, detach).await;
+    followed
+        .step("update odds_snapshots_2020 set last_confirmed_at = '2031-01-01'")
+        .await;
+    step(&followed, By::Keys, attach).await;
+    let now = followed.cache.counters();
+    // Detached, the snapshot before it is the latest, and its markets are read. Attached again, its own are.
+    assert_eq!(now.snapshots_read, before.snapshots_read + 2);
+    assert_eq!(now.reloads, 1);
+}
+
+/// What a partition brings may be newer than anything that is held, and may have the id of a held snapshot.
+#[tokio::test]
+async fn a_partition_that_comes_with_newer_snapshots() {
+    let followed = Followed::seeded().await;
+    let attach = |rows: &str| {
+        format!(
+            "create table came (like odds_snapshots including defaults);
+             insert into came (id, event_id, bookmaker_id, captured_at) values {rows};
+             alter table odds_snapshots attach partition came for values from ('2020-01-01') to ('2021-01-01')"
+        )
+    };
+    for rows in [
+        "(5000, 1, 1, '2020-02-03')",
+        "(222, 2, 1, '2020-02-03')",
+        "(122, 1, 1, '2020-12-31 23:59:59.999999')",
+        "(1, 1, 99, '2020-01-01')",
+    ] {
+        step(&followed, By::Keys, &attach(rows)).await;
+        step(&followed, By::Keys, "drop table came").await;
+    }
+    // Outside of the window, or older than what is held.
+    followed
+        .step(&attach(
+            "(5000, 999, 1, '2020-02-03'), (1, 1, 1, '2020-02-03')",
+        ))
+        .await;
+    assert_eq!(followed.reloads(), 1);
 }

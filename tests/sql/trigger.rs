@@ -163,14 +163,27 @@ fn replication_role_does_not_silence_it() {
 }
 
 #[test]
-fn many_keys_become_the_whole_table() {
+fn many_keys_become_blocks_or_the_whole_table() {
     let db = installed();
     db.logs(
         "
-        insert into market_odds (snapshot_id) select g from generate_series(1, 20001) g => market_odds INSERT *
+        insert into events select g from generate_series(100, 20100) g => events INSERT *
+        delete from events where id >= 100 => events DELETE *
+        insert into market_odds (snapshot_id) select g << 10 from generate_series(1, 20001) g => market_odds INSERT *
         update market_odds set outcomes = '[]' => market_odds UPDATE *
         ",
     );
+    db.psql("truncate oddscache.change_log, market_odds; insert into market_odds (snapshot_id) select g from generate_series(1, 20001) g");
+    db.psql("update market_odds set snapshot_id = -snapshot_id");
+    db.answers(
+        "
+        select note, (select array_agg(k order by k) from unnest(keys) k) from oddscache.change_log where op = 'INSERT'
+         => BLOCKS|{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19}
+        select note, cardinality(keys), (select min(k) from unnest(keys) k) from oddscache.change_log where op = 'UPDATE'
+         => BLOCKS|40|-20
+        ",
+    );
+    db.psql("truncate oddscache.change_log");
     db.psql("delete from oddscache.change_log; delete from market_odds where snapshot_id = 1");
     db.answers(
         "delete from oddscache.change_log; delete from market_odds; select op, cardinality(keys), pg_column_size(keys) from oddscache.change_log

@@ -58,6 +58,8 @@ pub(crate) struct Seen {
     pub(crate) woken: Woken,
     /// How many log rows were new.
     pub(crate) rows: usize,
+    /// Whether the log did not name each row that changed, so that the read may have been large.
+    pub(crate) is_wide: bool,
     /// `xmin` of the read's snapshot: every transaction with a smaller id had ended.
     pub(crate) xmin: u64,
     /// Every transaction with this id or a greater one notifies. `None` while the listener does not hold the wait lock.
@@ -133,7 +135,10 @@ impl Schedule {
             Woken::Request if !paused => Driver::Request,
             _ => Driver::Time,
         };
-        self.spacing.read(by, seen.rows > 0);
+        match seen.is_wide {
+            true => self.spacing.reloaded(seen.took),
+            false => self.spacing.read(by, seen.rows > 0),
+        }
         self.last_read = seen.now;
         // The polling mode depends on how far apart notifications are: that is how long the last wait was.
         let notified = seen.woken == Woken::Notification;
@@ -185,6 +190,7 @@ mod tests {
             took: 2 * MS,
             woken,
             rows,
+            is_wide: false,
             xmin: 100,
             notifies_from: Some(100),
         };
@@ -245,6 +251,7 @@ mod tests {
                             took: MS,
                             woken: Woken::Notification,
                             rows: 0,
+                            is_wide: false,
                             xmin: 100,
                             notifies_from: None,
                         });
@@ -267,6 +274,7 @@ mod tests {
                             took: MS,
                             woken: Woken::Notification,
                             rows: 1,
+                            is_wide: false,
                             xmin: 100,
                             notifies_from: None,
                         });
@@ -289,6 +297,7 @@ mod tests {
                         took: MS,
                         woken: Woken::Notification,
                         rows: 0,
+                        is_wide: false,
                         xmin: 100,
                         notifies_from: None,
                     });

@@ -307,14 +307,15 @@ impl<'a> Database<'a> {
         let linked = format!(
             "SELECT c.id FROM {app}.competitor_events AS c WHERE c.betpawa_event_id = {event}"
         );
+        let snapshot = "SELECT CASE WHEN l.note = 'BLOCKS' THEN s.id >> 10 ELSE s.id END";
         format!(
             "(l.keys IS NULL \
               OR l.table_name IN ('events', 'odds_snapshots', 'competitor_events') AND l.keys @> ARRAY[{event}]::bigint[] \
               OR l.table_name = 'competitor_odds_snapshots' AND l.keys && ARRAY({linked})::bigint[] \
               OR l.table_name = 'market_odds' AND l.keys && ARRAY(\
-                   SELECT s.id FROM {app}.odds_snapshots AS s WHERE s.event_id = {event})::bigint[] \
+                   {snapshot} FROM {app}.odds_snapshots AS s WHERE s.event_id = {event})::bigint[] \
               OR l.table_name = 'competitor_market_odds' AND l.keys && ARRAY(\
-                   SELECT s.id FROM {app}.competitor_odds_snapshots AS s WHERE s.competitor_event_id IN ({linked}))::bigint[])"
+                   {snapshot} FROM {app}.competitor_odds_snapshots AS s WHERE s.competitor_event_id IN ({linked}))::bigint[])"
         )
     }
 
@@ -325,7 +326,7 @@ impl<'a> Database<'a> {
         };
         let sql = format!(
             "SELECT l.xid::text AS xid, l.at, l.table_name, l.op, l.keys IS NULL AS whole_table, \
-               substring(l.note FROM '^[0-9A-Z]{{5}}') AS sqlstate, {after} AS after_cut \
+               substring(l.note FROM '^[0-9A-Z]{{5}}(?= |$)') AS sqlstate, {after} AS after_cut \
              FROM {}.change_log AS l WHERE {} ORDER BY l.xid DESC, l.id DESC LIMIT {rows}",
             self.cache,
             self.named(),

@@ -1,0 +1,268 @@
+//! What a change of the catalog means for the rows: which rows may have changed without a trigger.
+//!
+//! Partitions of `odds_snapshots` come and go every day, and nothing else changes with them. So then the follower looks
+//! up only the latest snapshots of the events that have rows in them. If another table was truncated or rewritten, it
+//! reads that side. After any other change it reads everything.
+//!
+//! # Invariants
+//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition. The rows of all of these are
+//!   read again; otherwise everything is.
+//! - KP2: A row of a partition lies within the partition's bounds. So the rows that came with a partition are those
+//!   within its bounds now, and the rows that went with one are among those that are held and lie within its bounds.
+//! - KP3: The markets of a snapshot depend on its id alone, not on the partition of its row.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hashbrown::HashMap;
+use tokio_postgres::{Client, Row};
+
+use crate::{
+    error::Error,
+    model::Micros,
+    postgres::quote::literal,
+    read::{change_log::ChangeSet, fingerprint::Watched, rows::optional_time, schema::Names},
+    sql::Table,
+    store::draft::Draft,
+};
+
+const DOING: &str = "reading the partitions";
+
+/// The tables that are read, with their partitions, and the facts of the fingerprint.
+#[derive(Debug)]
+pub(crate) struct Partitions {
+    facts: BTreeSet<String>,
+    nodes: HashMap<u32, Node>,
+}
+
+/// One of the six tables, a partition or a child table of one.
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    table: Table,
+    /// The bounds of a partition of `odds_snapshots` by `captured_at` that has no partitions itself.
+    bounds: Option<Bounds>,
+}
+
+/// From the first time to before the second. `None` is unbounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bounds {
+    from: Option<Micros>,
+    to: Option<Micros>,
+}
+
+impl Bounds {
+    fn contains(self, time: Micros) -> bool {
+        self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to)
+    }
+
+    /// The condition that `captured_at` of `s` is within the bounds.
+    fn condition(self) -> String {
+        let bound = |operator: &str, time: Option<Micros>| {
+            time.map(|time| format!("s.captured_at {operator} '{}'", text(time)))
+        };
+        let bounds = [bound(">=", self.from), bound("<", self.to)];
+        let bounds: Vec<String> = bounds.into_iter().flatten().collect();
+        match bounds.is_empty() {
+            true => "s.captured_at IS NOT NULL".to_owned(),
+            false => bounds.join(" AND "),
+        }
+    }
+}
+
+/// Which rows may have changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Touched {
+    /// Tables of which any row may have changed.
+    tables: BTreeSet<Table>,
+    /// Bounds of changed partitions, and whether there is such a partition now.
+    bounds: BTreeMap<Bounds, bool>,
+}
+
+impl Partitions {
+    /// Reads them in the current transaction.
+    pub(crate) async fn read(
+        client: &Client,
+        names: &Names,
+        watched: &Watched,
+    ) -> Result<Partitions, Error> {
+        let facts = watched.facts.rows(client, None, &[]).await;
+        let facts = facts.map_err(Error::database(DOING))?;
+        let facts = facts.iter().map(|row| row.try_get(0));
+        let nodes = client.query_typed(&nodes(names), &[]).await;
+        let nodes = nodes.map_err(Error::database(DOING))?;
+        let nodes = nodes.iter().map(node);
+        let nodes: Result<Vec<_>, _> = nodes.collect();
+        Ok(Partitions {
+            facts: facts
+                .collect::<Result<_, _>>()
+                .map_err(Error::database(DOING))?,
+            nodes: nodes
+                .map_err(Error::database(DOING))?
+                .into_iter()
+                .flatten()
+                .collect(),
+        })
+    }
+
+    /// Which rows may have changed between `self` and `now` (KP1). `None` if any may have.
+    pub(crate) fn touched(&self, now: &Partitions) -> Option<Touched> {
+        let mut touched = Touched::default();
+        for fact in self.facts.symmetric_difference(&now.facts) {
+            let mut words = fact.split(' ');
+            let kind = words.next()?;
+            let of = |word: Option<&str>| word?.parse::<u32>().ok();
+            let id = match kind {
+                // A trigger's own id comes first.
+                "trigger" => of(words.nth(1))?,
+                "table" | "link" => of(words.next())?,
+                _ => return None,
+            };
+            let (before, after) = (self.nodes.get(&id), now.nodes.get(&id));
+            let node = after.or(before)?;
+            let is_bounded = touched.add(node, after.is_some());
+            // Without a trigger, a table may have missed any change of the tables below it, too.
+            if kind == "trigger" && before.is_some() && after.is_some() && !is_bounded {
+                return None;
+            }
+        }
+        (!touched.is_empty()).then_some(touched)
+    }
+
+    /// The rows of these partitions. `None` if one of them is no partition of `odds_snapshots` with known bounds.
+    pub(crate) fn all_of(&self, ids: &[u32]) -> Option<Touched> {
+        let mut touched = Touched::default();
+        let mut nodes = ids.iter().map(|id| self.nodes.get(id));
+        let are_known = nodes.all(|node| node.is_some_and(|node| touched.add(node, true)));
+        are_known.then_some(touched)
+    }
+}
+
+impl Touched {
+    /// Adds the rows of a node. Returns whether its bounds are known.
+    fn add(&mut self, node: &Node, is_there: bool) -> bool {
+        match node.bounds {
+            Some(bounds) => *self.bounds.entry(bounds).or_default() |= is_there,
+            None => drop(self.tables.insert(node.table)),
+        }
+        node.bounds.is_some()
+    }
+
+    /// The names of the tables, for the log.
+    pub(crate) fn tables(&self) -> String {
+        let partitions = (!self.bounds.is_empty()).then_some(Table::OddsSnapshots);
+        let tables: BTreeSet<Table> = self.tables.iter().copied().chain(partitions).collect();
+        let names: Vec<&str> = tables.into_iter().map(Table::name).collect();
+        names.join(", ")
+    }
+
+    /// Whether no row may have changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Touched::default()
+    }
+
+    pub(crate) fn append(&mut self, other: Touched) {
+        self.tables.extend(other.tables);
+        for (bounds, is_there) in other.bounds {
+            *self.bounds.entry(bounds).or_default() |= is_there;
+        }
+    }
+
+    /// Adds the keys of these rows to a change set (KP2). Reads no markets (KP3).
+    pub(crate) async fn add_to(
+        &self,
+        change_set: &mut ChangeSet,
+        (client, names): (&Client, &Names),
+        draft: &Draft,
+        window_start: Micros,
+    ) -> Result<(), Error> {
+        for table in &self.tables {
+            change_set.of(*table).add_all();
+        }
+        let events = &mut change_set.betpawa;
+        for id in draft.ids_in(..) {
+            let held = draft.event(id).into_iter();
+            let mut times =
+                held.flat_map(|event| event.betpawa.iter().map(|(_, held)| held.captured_at));
+            if times.any(|time| self.bounds.keys().any(|bounds| bounds.contains(time))) {
+                events.insert(id);
+            }
+        }
+        for (bounds, _) in self.bounds.iter().filter(|(_, is_there)| **is_there) {
+            let sql = events_within(names, *bounds, window_start);
+            let rows = client.query_typed(&sql, &[]).await;
+            for row in rows.map_err(Error::database(DOING))? {
+                events.insert(row.try_get(0).map_err(Error::database(DOING))?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `()` -> the ids of the events in the window that have a snapshot within the bounds.
+///
+/// It names the table, not the partition, on which the role has no right. The server then visits only that partition.
+/// An empty one costs one look: the first condition does not depend on the event.
+fn events_within(names: &Names, bounds: Bounds, window_start: Micros) -> String {
+    let (events, snapshots) = (
+        names.table(Table::Events),
+        names.table(Table::OddsSnapshots),
+    );
+    let (within, start) = (bounds.condition(), text(window_start));
+    format!(
+        "SELECT e.id::int8 FROM {events} e WHERE EXISTS (SELECT FROM {snapshots} s WHERE {within}) \
+         AND e.kickoff > '{start}' AND EXISTS (SELECT FROM {snapshots} s WHERE s.event_id = e.id AND {within})"
+    )
+}
+
+/// A constant for a column of either type of time. Without time zone, the server ignores `+00`.
+fn text(time: Micros) -> impl std::fmt::Display {
+    time.to_utc().format("%Y-%m-%d %H:%M:%S%.6f+00")
+}
+
+/// `()` -> id, table, and for partitions of `odds_snapshots` with known bounds: from, to.
+///
+/// Bounds are known if both are missing or are common times, printed and read by the same session.
+fn nodes(names: &Names) -> String {
+    let tables = Table::ALL.map(|table| literal(table.name()));
+    let time = |group: &str| {
+        format!(
+            "CASE WHEN bounds IS NULL THEN NULL WHEN type = 'timestamptz'::regtype THEN (bounds[{group}])::timestamptz \
+             ELSE (bounds[{group}])::timestamp AT TIME ZONE 'UTC' END"
+        )
+    };
+    format!(
+        "WITH RECURSIVE node AS (\
+           SELECT c.oid, c.oid AS root, c.relname, 0 AS level FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relkind IN ('r', 'p') \
+           UNION ALL SELECT i.inhrelid, node.root, node.relname, node.level + 1 \
+           FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
+         bounded AS (\
+           SELECT node.oid, node.relname, a.atttypid AS type, CASE WHEN level = 1 AND c.relkind = 'r' AND a.attname IS NOT NULL \
+             THEN regexp_match(pg_get_expr(c.relpartbound, c.oid), \
+               '^FOR VALUES FROM \\((?:''(\\d{{4}}-[-+:. \\d]*)''|MINVALUE)\\) TO \\((?:''(\\d{{4}}-[-+:. \\d]*)''|MAXVALUE)\\)$') END AS bounds \
+           FROM node JOIN pg_class c USING (oid) \
+           LEFT JOIN pg_partitioned_table p ON p.partrelid = node.root AND p.partstrat = 'r' AND p.partnatts = 1 \
+             AND node.relname = {snapshots} \
+           LEFT JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0] AND a.attname = 'captured_at' \
+             AND a.atttypid IN ('timestamp'::regtype, 'timestamptz'::regtype)) \
+         SELECT oid, relname::text, bounds IS NOT NULL, {}, {} FROM bounded",
+        time("1"),
+        time("2"),
+        app = literal(&names.app_schema),
+        tables = tables.join(", "),
+        snapshots = literal(Table::OddsSnapshots.name()),
+    )
+}
+
+fn node(row: &Row) -> Result<Option<(u32, Node)>, tokio_postgres::Error> {
+    let Some(table) = Table::of_name(row.try_get(1)?) else {
+        return Ok(None);
+    };
+    let bounds = match row.try_get(2)? {
+        true => Some(Bounds {
+            from: optional_time(row, 3)?,
+            to: optional_time(row, 4)?,
+        }),
+        false => None,
+    };
+    Ok(Some((row.try_get(0)?, Node { table, bounds })))
+}
