@@ -137,7 +137,7 @@ async fn write_unseen(scene: &Scene, kind: Kind) -> Result<(), Wrong> {
     } else {
         let partition = "create table odds_snapshots_2018 partition of odds_snapshots for values from ('2018-01-01') to ('2019-01-01')";
         scene.world.admin(partition).await;
-        // The new partition causes a reload. The row must come after that reload.
+        // The new partition is read. The row must come after that read.
         caught_up(cache, &world.connect().await).await?;
         let insert = insert("odds_snapshots_2018", "'2018-06-01'");
         scene.shows_unlogged(UNSEEN, &insert).await;
