@@ -44,6 +44,7 @@ use crate::{
         schema::Names,
         source::Source,
         transaction::{self, ReadStart},
+        turn::Turn,
         unreadable::Unreadable,
     },
     sql::FEED_VERSION,
@@ -95,6 +96,7 @@ pub(crate) struct DatabaseFollower {
     /// Outlives the connection, so that pauses between tries of a row keep growing.
     unreadable: Unreadable,
     retry: Retry,
+    turn: Turn,
     /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
@@ -162,6 +164,7 @@ impl DatabaseFollower {
             degraded: Degraded::default(),
             unreadable: Unreadable::default(),
             retry: Retry::new(),
+            turn: Turn::default(),
             connections: 0,
             last_warmup: None,
             feed_version: 0,
@@ -310,9 +313,25 @@ impl DatabaseFollower {
         reader: &Connection,
         reason: ReloadReason,
     ) -> Result<ReadState, Error> {
-        let begin = transaction::begin(self.source(reader), None);
-        let start = within(self.config.read_timeout, BEGINNING, begin).await?;
-        self.read_everything(reader, reason.into(), start).await
+        loop {
+            let begin = transaction::begin(self.source(reader), None);
+            let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+            if self.has_turn(reader).await? {
+                return self.read_everything(reader, reason.into(), start).await;
+            }
+        }
+    }
+
+    /// Whether other caches let this one read everything now, in the current transaction. If not, ends the transaction
+    /// and pauses.
+    async fn has_turn(&mut self, reader: &Connection) -> Result<bool, Error> {
+        let turn = self.turn.take(&reader.client, &self.names);
+        let Some(pause) = within(self.config.read_timeout, BEGINNING, turn).await? else {
+            return Ok(true);
+        };
+        self.roll_back(reader).await?;
+        sleep(pause).await;
+        Ok(false)
     }
 
     /// Waits, then reads what changed.
@@ -556,6 +575,22 @@ impl DatabaseFollower {
         step: Option<Step>,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
+        while !self
+            .try_read(reader, known, woken, step.clone(), begun_at)
+            .await?
+        {}
+        Ok(())
+    }
+
+    /// The same. False if other caches do not let this one read everything yet.
+    async fn try_read(
+        &mut self,
+        reader: &Connection,
+        known: &mut ReadState,
+        woken: Option<Woken>,
+        step: Option<Step>,
+        begun_at: Instant,
+    ) -> Result<bool, Error> {
         let cause = match (step, woken) {
             (Some(step), _) => Cause::Audit(step),
             (None, Some(Woken::Time)) => Cause::Time,
@@ -592,13 +627,17 @@ impl DatabaseFollower {
                     // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
                     Err(error) if error.is_of(EXPORTING) => {
                         self.read_on_one_connection(reader, &error).await?;
-                        return Box::pin(self.read(reader, known, woken, None)).await;
+                        return Ok(false);
                     }
                     done => self.caught_up(known, woken, done?, &span, begun_at),
                 }
             }
             Read::Reload(reason, start) => {
                 let why = reason.reason;
+                if !self.has_turn(reader).await? {
+                    known.reload = Some(reason);
+                    return Ok(false);
+                }
                 self.announce(&reason);
                 *known = self.read_everything(reader, reason, *start).await?;
                 // Reads at a budget need no further rests.
@@ -618,7 +657,7 @@ impl DatabaseFollower {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Publishes what a read of changes found, unless the audit found a difference.

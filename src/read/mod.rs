@@ -24,6 +24,7 @@ pub(crate) mod rows;
 pub(crate) mod schema;
 pub(crate) mod source;
 pub(crate) mod transaction;
+pub(crate) mod turn;
 pub(crate) mod unreadable;
 
 use std::{

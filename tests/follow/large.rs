@@ -1,6 +1,9 @@
 //! Statements that change more than the log names key by key. The cost must depend on what they can have changed.
 
-use oddscache_testkit::followed::Followed;
+use std::collections::HashSet;
+
+use oddscache::{Config, OddsCache};
+use oddscache_testkit::{Database, eventually, followed::Followed};
 
 use crate::{By, step};
 
@@ -71,4 +74,36 @@ async fn old_markets_of_many_snapshots_are_not_read() {
     let now = followed.cache.counters();
     let sides = now.rows_read - before.rows_read;
     assert!(sides < 100, "{sides} rows were read");
+}
+
+/// After a restart of the server all caches want to read everything.
+#[tokio::test]
+async fn caches_read_everything_in_turns() {
+    let database = Database::seeded();
+    let others = Followed::new(&database).await;
+    let lock = |how: &str| {
+        format!(
+            "select {how}(hashtextextended('oddscache reader ' || n || ' oddscache', 0)) from generate_series(0, 1) n"
+        )
+    };
+    others.run(&lock("pg_advisory_lock")).await;
+    let (cache, follower) = OddsCache::connect(Config::new(&database.dsn()).expect("dsn"));
+    let follower = tokio::spawn(follower.run());
+    let tries = "select max(query_start)::text from pg_stat_activity \
+                 where datname = current_database() and query like '%oddscache reader%' and pid <> pg_backend_pid()";
+    let mut seen = HashSet::new();
+    eventually("the follower tries again", async || {
+        let row = others.app.query_one(tries, &[]).await.expect("a time");
+        seen.insert(row.get::<_, Option<String>>(0));
+        seen.len() > 3
+    })
+    .await;
+    assert!(!cache.is_warm());
+    // The other one follows meanwhile.
+    others
+        .step("update market_odds set line = 9 where snapshot_id = 112")
+        .await;
+    others.run(&lock("pg_advisory_unlock")).await;
+    cache.ready().await.expect("warm");
+    follower.abort();
 }
