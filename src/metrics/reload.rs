@@ -1,4 +1,4 @@
-//! Why the follower reads everything, and how often for each reason.
+//! Why the follower reads everything or a whole table, and how often for each reason.
 
 use std::{
     fmt,
@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-/// Why the follower reads everything.
+/// Why the follower reads everything or, in one case, a whole table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReloadReason {
@@ -20,7 +20,8 @@ pub enum ReloadReason {
     Pruned,
     /// Tables, partitions or triggers changed.
     Catalog,
-    /// A whole table changed: by TRUNCATE, or by a statement that changed more rows than the log lists.
+    /// A whole table changed, or many snapshots: by TRUNCATE, or by a statement that changed more than the log lists. The
+    /// follower looks up the latest snapshots again, and reads only the markets that may have changed.
     WholeTable,
     /// There were too many changes to read them one by one.
     TooManyRows,
@@ -162,7 +163,7 @@ impl fmt::Display for Reload {
     }
 }
 
-/// How often everything was read, by reason. The counts only grow.
+/// How often everything was read, or a whole table, by reason. The counts only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reloads([u64; ReloadReason::ALL.len()]);
 

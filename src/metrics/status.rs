@@ -39,8 +39,9 @@ pub enum Status {
         since: DateTime<Utc>,
         /// What is wrong, each with its repair. Never empty.
         faults: Vec<Fault>,
-        /// A change that is not logged shows within about this time. The follower reads everything again and again, for
-        /// at most a twentieth of the time. The bound is computed from how long the last such read took. `None` if
+        /// A change that is not logged shows within about this time. The follower reads again and again what may have
+        /// changed so, for at most a twentieth of the time. That is everything, unless only partitions of
+        /// `odds_snapshots` have no triggers: then it is their latest snapshots. The bound is computed from how long the last such read took. `None` if
         /// every change is logged, and the only faults are rows.
         bound: Option<Duration>,
     },
@@ -191,7 +192,8 @@ pub struct Counters {
     pub published: u64,
     /// Events that were dropped because they left the window: their kickoff lay too far back.
     pub evicted_events: u64,
-    /// How often everything was read, including the first warmup.
+    /// How often everything was read, including the first warmup, or a whole table
+    /// ([`ReloadReason::WholeTable`]).
     pub reloads: u64,
     /// The same by reason.
     pub reloads_by_reason: Reloads,
