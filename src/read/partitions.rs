@@ -266,3 +266,103 @@ fn node(row: &Row) -> Result<Option<(u32, Node)>, tokio_postgres::Error> {
     };
     Ok(Some((row.try_get(0)?, Node { table, bounds })))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Bounds = Bounds {
+        from: Some(Micros(10)),
+        to: Some(Micros(20)),
+    };
+
+    /// `odds_snapshots` (1) with a partition (2) and the default one (3), `market_odds` (4), and these facts beside.
+    fn partitions(has_day: bool, facts: &[&str]) -> Partitions {
+        let node = |table, bounds| Node { table, bounds };
+        let mut nodes = HashMap::from([
+            (1, node(Table::OddsSnapshots, None)),
+            (3, node(Table::OddsSnapshots, None)),
+            (4, node(Table::MarketOdds, None)),
+        ]);
+        if has_day {
+            nodes.insert(2, node(Table::OddsSnapshots, Some(DAY)));
+        }
+        let facts = facts.iter().map(|fact| (*fact).to_owned());
+        Partitions {
+            facts: facts.chain(["rows 1 f".to_owned()]).collect(),
+            nodes,
+        }
+    }
+
+    /// KP1: what differs is covered by the answer, or there is none.
+    #[test]
+    fn each_difference_is_explained_or_any_row_may_have_changed() {
+        let day = |is_there| Touched {
+            bounds: BTreeMap::from([(DAY, is_there)]),
+            ..Touched::default()
+        };
+        let all = |table| Touched {
+            tables: BTreeSet::from([table]),
+            ..Touched::default()
+        };
+        let of_day = ["table 2 7 r", "link 2 1 100", "trigger 9 2 100 A 8"];
+        let cases: [(_, &[&str], _, &[&str], _); 10] = [
+            (false, &[], true, &of_day, Some(day(true))),
+            (true, &of_day, false, &[], Some(day(false))),
+            (true, &of_day, true, &of_day[..2], Some(day(true))),
+            (true, &of_day, true, &of_day, None),
+            (
+                true,
+                &["table 4 7 r"],
+                true,
+                &["table 4 8 r"],
+                Some(all(Table::MarketOdds)),
+            ),
+            (
+                true,
+                &["link 3 1 100"],
+                true,
+                &[],
+                Some(all(Table::OddsSnapshots)),
+            ),
+            // A trigger of a table or of its default partition was replaced.
+            (
+                true,
+                &["trigger 9 3 100 A 8"],
+                true,
+                &["trigger 9 3 101 A 8"],
+                None,
+            ),
+            (
+                true,
+                &["name odds.events 5"],
+                true,
+                &["name odds.events 6"],
+                None,
+            ),
+            (true, &["column 1 2 id 20 0"], true, &[], None),
+            // Of a table that nobody knows.
+            (true, &[], true, &["table 77 7 r"], None),
+        ];
+        for (had, before, has, now, expected) in cases {
+            let touched = partitions(had, before).touched(&partitions(has, now));
+            assert_eq!(touched, expected, "{before:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn a_bound_is_the_first_time_inside_or_the_first_outside() {
+        let contains = [9, 10, 19, 20].map(|time| DAY.contains(Micros(time)));
+        assert_eq!(contains, [false, true, true, false]);
+        let unbounded = Bounds {
+            from: None,
+            to: None,
+        };
+        assert!(unbounded.contains(Micros(i64::MIN)));
+        assert_eq!(unbounded.condition(), "s.captured_at IS NOT NULL");
+        assert_eq!(
+            DAY.condition(),
+            "s.captured_at >= '1970-01-01 00:00:00.000010+00' AND s.captured_at < '1970-01-01 00:00:00.000020+00'"
+        );
+    }
+}
