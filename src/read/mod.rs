@@ -13,6 +13,7 @@
 pub(crate) mod audit;
 pub(crate) mod change_log;
 pub(crate) mod changed;
+pub(crate) mod continuity;
 pub(crate) mod fingerprint;
 mod halves;
 pub(crate) mod parallel;
@@ -51,6 +52,7 @@ use crate::{
         audit::Audited,
         change_log::{ChangeSet, Changed, Cursor, LogRow},
         changed::{Newest, PlanMarkets},
+        continuity::{Doubt, Evidence},
         fingerprint::Watched,
         plan::Plan,
         preflight::Feed,
@@ -73,6 +75,9 @@ pub(crate) struct ReadState {
     schema: Schema,
     at: Position,
     newest: Newest,
+    evidence: Evidence,
+    /// Set after a lost connection, until a read has proven continuity ([`continuity`]).
+    unproven: bool,
     /// Set if the next read must read everything; says why.
     pub(crate) reload: Option<Reload>,
 }
@@ -95,6 +100,7 @@ struct Position {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
     server: Server,
+    wal: i64,
     window_start: Micros,
     cut: Arc<Cut>,
     /// When the last read began, even if it only compared snapshots.
@@ -110,6 +116,7 @@ impl Position {
         Position {
             cursor,
             server: start.server,
+            wal: start.wal,
             window_start: start.window_start,
             cut: Arc::new(start.cut),
             began: start.began.monotonic,
@@ -137,6 +144,16 @@ impl ReadState {
     /// The cut of the last read.
     pub(crate) fn cut(&self) -> &Arc<Cut> {
         &self.at.cut
+    }
+
+    /// The connection was lost. The next read proves continuity, or reads everything.
+    pub(crate) fn doubt(&mut self) {
+        self.unproven = true;
+    }
+
+    /// Whether the connection was lost since the last read.
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.unproven
     }
 
     /// The feed, as of the last read of everything.
@@ -260,6 +277,10 @@ pub(crate) async fn everything(
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
     let (schema, cursor) = Schema::load(source, &start).await?;
+    let evidence = match cursor {
+        Some(_) => Evidence::newest(source.client, &source.names.log_table()).await?,
+        None => Evidence::default(),
+    };
     let (plan, packed_markets, newest) = all_rows(
         source,
         &schema.catalog,
@@ -293,6 +314,8 @@ pub(crate) async fn everything(
         schema,
         at,
         newest,
+        evidence,
+        unproven: false,
         reload: None,
     };
     Ok((state, done))
@@ -494,7 +517,7 @@ async fn prove_unchanged(
         return Ok(None);
     };
     let is_due = at.locked_at.elapsed() > LOCKED_READ_INTERVAL;
-    if cursor.is_of_standby() || state.reload.is_some() || is_due {
+    if cursor.is_of_standby() || state.reload.is_some() || state.unproven || is_due {
         return Ok(None);
     }
     let mut start = transaction::peek(source).await?;
@@ -512,6 +535,7 @@ async fn prove_unchanged(
     let evicted = draft.evict(at.window_start);
     at.cut = Arc::new(start.cut);
     at.server = start.server;
+    at.wal = start.wal;
     at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
@@ -542,6 +566,9 @@ async fn read_changes(
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
     let locked_at = Instant::now();
+    // A new session does not know the statements yet.
+    let to_prepare = prepared.filter(|_| state.unproven);
+    let prepared = prepared.filter(|_| !state.unproven);
     let opened = open(source, prepared, state).await?;
     let (start, mut changed, seen) = match opened.news(source, state).await? {
         Ok(news) => news,
@@ -571,6 +598,10 @@ async fn read_changes(
         (&row_counters, search.as_ref()),
     );
     let rows = Box::pin(rows).await?;
+    if let Some(prepared) = to_prepare {
+        let reads_log = state.at.cursor.is_some();
+        Box::pin(state.schema.prepare(source, prepared, reads_log)).await?;
+    }
     let watched = rows.any().then_some(&state.schema.watched);
     end(source.client, rows.prepared, watched).await?;
 
@@ -615,6 +646,8 @@ async fn read_changes(
         ..Done::unchanged(start.began)
     };
     state.newest = rows.newest;
+    state.evidence.read(changed.entries);
+    state.unproven = false;
     let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
     state.at = Position::of(start, cursor, locked_at);
     Ok(Read::Done(Box::new(done)))
@@ -711,6 +744,15 @@ impl Opened {
         if start.window_start < at.window_start.minus(CLOCK_TOLERANCE) {
             return reload(ReloadReason::ClockWentBack.into(), start);
         }
+        if state.unproven
+            && let Some(cursor) = cursor
+        {
+            let proof = Box::pin(prove(source, state, cursor, &start)).await?;
+            if let Err(doubt) = proof {
+                let reason = Reload::about(ReloadReason::ConnectionLost, doubt);
+                return reload(reason, start);
+            }
+        }
         keep_forward(&mut start, at);
         // Then: is everything to be read anyway, or does the log not tell all that changed?
         if let Some(reason) = &state.reload {
@@ -743,6 +785,29 @@ impl Opened {
             Err(reason) => reload(reason, start),
         }
     }
+}
+
+/// Proves continuity after a lost connection: what [`Opened::news`] does not check anyway (CC2 to CC5 of
+/// [`continuity`]).
+async fn prove(
+    source: Source<'_>,
+    state: &ReadState,
+    cursor: &Cursor,
+    start: &ReadStart,
+) -> Result<Result<(), Doubt>, Error> {
+    let at = &state.at;
+    if start.wal < at.wal {
+        return Ok(Err("the position in the write-ahead log went back"));
+    }
+    if !cursor.is_shown_by(&start.snapshot) {
+        return Ok(Err("transactions that were read have not ended"));
+    }
+    let log = source.names.log_table();
+    let pruned_below = (at.pruned_below, start.pruned_below);
+    let proof = state
+        .evidence
+        .prove(source.client, &log, cursor, pruned_below);
+    proof.await
 }
 
 /// The rows that changed, and those of a step of the audit.
