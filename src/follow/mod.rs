@@ -792,7 +792,9 @@ impl DatabaseFollower {
             self.publisher.set_status(Status::Warming);
         } else {
             match resumes && reason.reason.is_new_epoch() {
-                true => tracing::info!(%reason, "not resumed: continuity not proven; reading everything"),
+                true => {
+                    tracing::info!(%reason, "not resumed: continuity not proven; reading everything")
+                }
                 false => tracing::info!(%reason, "reading everything; the old view stays readable"),
             }
             let shown = match resumes {

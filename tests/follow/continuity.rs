@@ -292,3 +292,30 @@ async fn a_feed_that_was_uninstalled_meanwhile_begins_a_new_epoch() {
     followed.step(ANOTHER).await;
     assert_eq!(followed.cache.counters().resumed, 0);
 }
+
+/// If each connection is lost before a read proves continuity, that read may be the reason. So the follower gives it up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_never_proves_continuity_gives_way_to_a_read_of_everything() {
+    for (times, after) in [(3, (1, 1, 1)), (4, (0, 2, 2))] {
+        let Lost { database, followed } = Lost::after_a_change().await;
+        let migration = connect(&database.dsn()).await;
+        run(&migration, "begin; lock table events").await;
+        for _ in 0..times {
+            eventually("the next connection", async || {
+                let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                    where datname = current_database() and application_name = 'oddscache follow'";
+                let row = followed.app.query_one(sql, &[]).await.expect("terminated");
+                row.get::<_, i64>(0) == 1
+            })
+            .await;
+            // The first failure is the lost connection, the second is the lock.
+            followed.fails(2).await;
+        }
+        run(&migration, "commit").await;
+        followed.live().await;
+        followed.step(ANOTHER).await;
+        let now = followed.cache.counters();
+        let found = (now.resumed, now.reloads, followed.epoch());
+        assert_eq!(found, after, "{times} lost connections");
+    }
+}
