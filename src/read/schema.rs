@@ -135,7 +135,8 @@ impl Names {
 /// standby.
 ///
 /// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
-/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the first text contains:
+/// The connection is then lost, but not behind a pooler, and a lost connection alone says nothing. So the first text
+/// contains:
 /// - the start time of the postmaster and the system identifier;
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
 ///   checkpoint.
