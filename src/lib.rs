@@ -86,7 +86,7 @@
 //! [`OddsCache::wait_for`] gives read-your-writes across processes. The writer runs `SELECT pg_current_xact_id()`
 //! before it commits, and passes the number on. The call then returns a view that contains what the writer wrote.
 //!
-//! [`State::epoch`] changes when the state was *replaced*: after a lost connection, a failover, a restore. Only then
+//! [`State::epoch`] changes when the state was *replaced*: after a restart of the server, a failover, a restore. Only then
 //! may a view show an earlier state than the view before it. Within an epoch, cuts only move forward.
 //! [`State::version`] counts publications: views with the same version have the same content.
 //!

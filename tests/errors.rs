@@ -393,7 +393,10 @@ async fn the_error_names_each_missing_right() {
     followed.disconnected_by(is_it).await;
     assert_eq!(followed.cache.view().len(), 3);
     database.psql(&format!("grant select on market_odds to {role}"));
-    eventually("follows again", async || followed.epoch() == 2).await;
+    eventually("follows again", async || {
+        followed.cache.counters().resumed == 1
+    })
+    .await;
 }
 
 /// `ready` must not wait for ever for a follower that was dropped or aborted.

@@ -62,7 +62,7 @@ use crate::{
 ///
 /// | state | what it does | after an error |
 /// |---|---|---|
-/// | connecting | opens the reading connection, checks tables, rights and the feed | paused |
+/// | connecting | opens the reading connection, checks tables, rights and the feed; then warms up or resumes (b) | paused |
 /// | warming up | reads everything in one transaction; the old view stays readable | the same (a) or paused |
 /// | following | waits, reads what changed, publishes | the same (a) or paused |
 /// | without feed | reads everything again and again until the feed is back, then follows | the same (a) or paused |
@@ -71,6 +71,10 @@ use crate::{
 /// (a) After a lock time-out or a conflict it rolls back, pauses for up to 5 s, and reads again. If the server could
 /// not send a row, it rolls back, and reads again at once to find that row. When it was following, it reads from the
 /// same cursor.
+///
+/// (b) After a lost connection it resumes: it goes on following from the same cursor. Its first read proves continuity
+/// ([`crate::read::continuity`]), or reads everything. It warms up instead if it did not follow before, if the feed is
+/// not there or not whole, or if everything was to be read anyway.
 ///
 /// Before the first warmup an error that waiting does not resolve ends the follower.
 pub(crate) struct DatabaseFollower {
@@ -97,6 +101,10 @@ pub(crate) struct DatabaseFollower {
     unreadable: Unreadable,
     retry: Retry,
     turn: Turn,
+    /// What was known when the connection was lost. The next connection resumes from it.
+    lost: Option<ReadState>,
+    /// How many connections in a row were lost before a read proved continuity.
+    failed_resumes: u32,
     /// How many reading connections were opened.
     connections: u64,
     last_warmup: Option<WarmupStats>,
@@ -165,6 +173,8 @@ impl DatabaseFollower {
             unreadable: Unreadable::default(),
             retry: Retry::new(),
             turn: Turn::default(),
+            lost: None,
+            failed_resumes: 0,
             connections: 0,
             last_warmup: None,
             feed_version: 0,
@@ -244,8 +254,35 @@ impl DatabaseFollower {
         self.connections += 1;
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
-        self.find_feed(&reader).await?;
-        Ok(State::WarmingUp(Box::new(reader)))
+        let has_feed = self.find_feed(&reader).await?;
+        let Some(mut known) = self.lost.take().filter(|_| has_feed) else {
+            return Ok(State::WarmingUp(Box::new(reader)));
+        };
+        known.doubt();
+        self.schedule.reconnected(Instant::now());
+        Ok(State::Following(Box::new(Following {
+            reader,
+            known,
+            put_off: Some(Woken::Time),
+        })))
+    }
+
+    /// Keeps what is known for the next connection. Not if that could not resume, or if a resumed read would fail again:
+    /// a read of everything has more time.
+    fn keep(&mut self, following: Following) {
+        let Following { reader, known, .. } = following;
+        let may_resume = match known.is_unproven() {
+            false => {
+                self.failed_resumes = 0;
+                true
+            }
+            true => {
+                self.failed_resumes += 1;
+                reader.is_closed() && self.failed_resumes < MOST_FAILED_RESUMES
+            }
+        };
+        let is_whole = known.reload.is_none() && !self.rereads.is_on();
+        self.lost = Some(known).filter(|_| may_resume && is_whole);
     }
 
     /// Checks tables, rights and the feed. Returns whether the feed is there. A warm follower goes on without it:
@@ -291,7 +328,7 @@ impl DatabaseFollower {
             false => ReloadReason::First,
             true => ReloadReason::ConnectionLost,
         };
-        self.announce(&reason.into());
+        self.announce(&reason.into(), false);
         loop {
             match self.try_warm_up(&reader, reason).await {
                 Ok(known) => {
@@ -334,23 +371,37 @@ impl DatabaseFollower {
         Ok(false)
     }
 
-    /// Waits, then reads what changed.
+    /// Waits, then reads what changed. After an error that ends the connection, what is known is kept: the error has
+    /// changed neither the draft nor the cursor (R2 of [`crate::read`]).
     async fn follow(&mut self, mut following: Following) -> Result<Following, Error> {
+        match self.try_follow(&mut following).await {
+            Ok(()) => Ok(following),
+            Err(error) => {
+                self.keep(following);
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_follow(&mut self, following: &mut Following) -> Result<(), Error> {
         let woken = match following.put_off.take() {
             Some(woken) => woken,
             // Once writers notify, the follower reads what was committed before (W2, W3 of `schedule::polling`).
             None if self.settle_listener(&following.reader).await? => Woken::Time,
             None => self.wait().await,
         };
-        let Following { reader, known, .. } = &mut following;
+        let Following { reader, known, .. } = following;
+        let resumes = known.is_unproven();
         match self.catch_up(reader, known, woken).await {
+            // As after a warmup, only the next read shows that the connection lasts.
+            Ok(()) if resumes => self.retry.warmed_up(),
             Ok(()) => self.retry.caught_up(),
             Err(error) => {
                 self.give_way(reader, error).await?;
                 following.put_off = Some(woken);
             }
         }
-        Ok(following)
+        Ok(())
     }
 
     /// Waits, then looks for the feed. Without one, it reads everything again when that is due.
@@ -604,6 +655,7 @@ impl DatabaseFollower {
             (_, None) => "reload",
         };
         let epoch = self.epoch;
+        let resumes = known.is_unproven();
         let span = tracing::debug_span!("read", reason, epoch, log_rows = Empty, rows = Empty);
         // Finding a row that cannot be read may take a few hundred statements.
         let bound = match self.unreadable.is_looking() {
@@ -615,9 +667,9 @@ impl DatabaseFollower {
         // Boxed, because a build without optimisation copies a future several times on the stack at every level.
         let changes = within(bound, READING, Box::pin(changes));
         match changes.instrument(span.clone()).await? {
-            Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at),
+            Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at, resumes),
             Read::Wide(reason, news) => {
-                self.announce(&reason);
+                self.announce(&reason, resumes);
                 let source = Source::new(reader, &self.config, &self.names);
                 let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
                 let prepared = self.prepared.as_ref();
@@ -629,7 +681,7 @@ impl DatabaseFollower {
                         self.read_on_one_connection(reader, &error).await?;
                         return Ok(false);
                     }
-                    done => self.caught_up(known, woken, done?, &span, begun_at),
+                    done => self.caught_up(known, woken, done?, &span, begun_at, resumes),
                 }
             }
             Read::Reload(reason, start) => {
@@ -638,8 +690,11 @@ impl DatabaseFollower {
                     known.reload = Some(reason);
                     return Ok(false);
                 }
-                self.announce(&reason);
+                self.announce(&reason, resumes);
                 *known = self.read_everything(reader, reason, *start).await?;
+                if resumes && !why.is_new_epoch() {
+                    add(&self.publisher.counters().resumed, 1);
+                }
                 // Reads at a budget need no further rests.
                 let in_a_row = match why {
                     ReloadReason::FeedNotWhole => 0,
@@ -668,9 +723,15 @@ impl DatabaseFollower {
         mut done: Done,
         span: &Span,
         begun_at: Instant,
+        resumes: bool,
     ) {
         span.record("log_rows", done.log_rows);
         span.record("rows", done.rows_read);
+        if resumes {
+            let (log_rows, rows) = (done.log_rows, done.rows_read);
+            tracing::info!(log_rows, rows, "resumed: continuity proven");
+            add(&self.publisher.counters().resumed, 1);
+        }
         if let Some(woken) = woken {
             self.plan_next(known, woken, &done, begun_at.elapsed());
         }
@@ -796,16 +857,27 @@ impl DatabaseFollower {
         within(self.config.read_timeout, READING, rollback).await
     }
 
-    fn announce(&mut self, reason: &Reload) {
+    /// Tells why everything is read. `resumes` says that the connection was lost since the last read. Then the status
+    /// says so, too, because the view was not current when the read of everything began.
+    fn announce(&mut self, reason: &Reload, resumes: bool) {
         if reason.reason == ReloadReason::FeedNotWhole {
             tracing::debug!("reading everything, because the feed does not log every change");
         } else if !self.is_warm() {
             tracing::info!("warming up");
             self.publisher.set_status(Status::Warming);
         } else {
-            tracing::info!(%reason, "reading everything; the old view stays readable");
+            match resumes && reason.reason.is_new_epoch() {
+                true => {
+                    tracing::info!(%reason, "not resumed: continuity not proven; reading everything")
+                }
+                false => tracing::info!(%reason, "reading everything; the old view stays readable"),
+            }
+            let shown = match resumes {
+                true => ReloadReason::ConnectionLost,
+                false => reason.reason,
+            };
             self.publisher.set_status(Status::Resyncing {
-                reason: reason.reason,
+                reason: shown,
                 detail: reason.to_string(),
             });
         }
@@ -976,6 +1048,10 @@ const MANY_RELOADS: u32 = 4;
 
 /// The most mismatches of a step that the log names. It only counts the rest.
 const MOST_NAMED: usize = 10;
+
+/// After this many connections that were lost before a read proved continuity, the next one reads everything. Something
+/// may end each connection because of that read.
+const MOST_FAILED_RESUMES: u32 = 3;
 
 const CHECKING: &str = "checking tables, rights and triggers";
 const BEGINNING: &str = "beginning to read";

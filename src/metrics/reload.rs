@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 pub enum ReloadReason {
     /// The first warmup.
     First,
-    /// The connection was lost. The server may have taken back what was read before.
+    /// The connection was lost, and nothing proved that the server still has what was read before.
     ConnectionLost,
     /// Rows of the change log were pruned before they were read. At a subscriber of a relay: a change did not come, or did
     /// not fit.
@@ -144,7 +144,8 @@ impl fmt::Display for Reload {
         let detail = &self.detail;
         f.write_str(match self.reason {
             ReloadReason::First => "first warmup",
-            ReloadReason::ConnectionLost => "connection lost",
+            ReloadReason::ConnectionLost if detail.is_empty() => "connection lost",
+            ReloadReason::ConnectionLost => return write!(f, "connection lost; {detail}"),
             ReloadReason::Pruned => "change log pruned beyond the cursor",
             ReloadReason::Catalog => "tables, partitions or triggers changed",
             ReloadReason::WholeTable => return write!(f, "all of {detail} changed"),

@@ -199,6 +199,9 @@ pub struct Counters {
     pub reloads_by_reason: Reloads,
     /// How often the reading connection was opened again, after the first time.
     pub reconnects: u64,
+    /// How often the follower then proved that the server still had what was read before, and went on in the same epoch.
+    /// Otherwise it read everything into a new epoch.
+    pub resumed: u64,
     /// Reads and connections that failed and were tried again.
     pub failures: u64,
     /// Events that the audit read again and compared.

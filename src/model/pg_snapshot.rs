@@ -49,7 +49,6 @@ impl PgSnapshot {
     }
 
     /// Whether this snapshot shows every transaction that `before` shows. Both must be of the same server.
-    #[cfg(feature = "nats")]
     pub(crate) fn shows_all_of(&self, before: &PgSnapshot) -> bool {
         let hides = |xid: &u64| before.shows(*xid, false);
         self.xmin >= before.xmin && self.xmax >= before.xmax && !self.in_progress.iter().any(hides)

@@ -73,6 +73,21 @@ impl Cursor {
         self.snapshot.xmax > snapshot.xmax
     }
 
+    /// Whether `snapshot`, of the same server, shows every transaction that the last read saw. A standby's snapshots do not
+    /// tell.
+    pub(crate) fn is_shown_by(&self, snapshot: &PgSnapshot) -> bool {
+        self.is_of_standby() || snapshot.shows_all_of(&self.snapshot)
+    }
+
+    /// Every log row of a transaction below the first id was read, except of those in the second, an array. On a standby
+    /// further rows may have been read.
+    pub(crate) fn read_below(&self) -> (String, String) {
+        match self.is_of_standby() {
+            true => (self.xmin().to_string(), "{}".to_owned()),
+            false => self.snapshot.bounds(),
+        }
+    }
+
     /// Whether somebody may have pruned log rows that this cursor has not read.
     pub(crate) fn is_pruned(&self, pruned_below: u64) -> bool {
         self.snapshot.xmin < pruned_below
@@ -197,6 +212,8 @@ pub(crate) struct Changed {
     pub(crate) rows: usize,
     /// The greatest transaction id among them; 0 without any. Heartbeats are left out.
     pub(crate) newest_xid: u64,
+    /// What identifies each of them.
+    pub(crate) entries: Vec<LogEntry>,
     /// The keys that must be read again.
     pub(crate) change_set: ChangeSet,
     /// For each transaction the time of its last log row, by the server's clock in UTC. Heartbeats are left out.
@@ -273,14 +290,17 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
     let mut new_rows = pin!(new_rows);
     let (mut change_set, mut rows) = (ChangeSet::default(), 0);
     let (mut logged, mut last, mut newest_xid) = (Vec::new(), None, 0);
+    let mut entries = Vec::new();
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
         let column = || -> Result<_, tokio_postgres::Error> {
             Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
         };
         let (table_name, named, note): (&str, Option<Vec<i64>>, Option<&str>) =
             column().map_err(Error::database(DOING))?;
+        let entry = LogEntry::of(table_name, &row).map_err(Error::database(DOING))?;
+        let LogEntry { xid, at, .. } = entry;
+        entries.push(entry);
         if table_name != HEARTBEAT {
-            let (xid, at) = written(&row).map_err(Error::database(DOING))?;
             // The rows of a transaction follow each other, so comparing with the row before tells transactions apart.
             match logged.last_mut() {
                 Some(logged) if last == Some(xid) => *logged = at.max(*logged),
@@ -301,16 +321,42 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
     Ok(Ok(Changed {
         rows,
         newest_xid,
+        entries,
         change_set,
         logged,
     }))
 }
 
-const COLUMNS: &str = "table_name, keys, note, xid, at";
+const COLUMNS: &str = "table_name, keys, note, xid, at, id";
 
-/// The transaction of a log row, and when the row was logged.
-fn written(row: &Row) -> Result<(u64, Micros), tokio_postgres::Error> {
-    Ok((row.try_get::<_, Xid>(3)?.0, time(row, 4)?))
+/// What identifies a log row: no other row, of whatever history, has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LogEntry {
+    pub(crate) xid: u64,
+    /// A position in the write-ahead log.
+    pub(crate) id: i64,
+    /// When the row was logged.
+    pub(crate) at: Micros,
+    /// `None` for a row that names no table.
+    pub(crate) table: Option<Table>,
+}
+
+impl LogEntry {
+    /// The columns that [`LogEntry::read`] takes: those of [`COLUMNS`] without the long ones.
+    pub(crate) const COLUMNS: &str = "table_name, NULL, NULL, xid, at, id";
+
+    pub(crate) fn read(row: &Row) -> Result<LogEntry, tokio_postgres::Error> {
+        LogEntry::of(row.try_get(0)?, row)
+    }
+
+    fn of(table_name: &str, row: &Row) -> Result<LogEntry, tokio_postgres::Error> {
+        Ok(LogEntry {
+            xid: row.try_get::<_, Xid>(3)?.0,
+            id: row.try_get(5)?,
+            at: time(row, 4)?,
+            table: Table::of_name(table_name),
+        })
+    }
 }
 
 /// An `xid8`.

@@ -13,6 +13,7 @@
 pub(crate) mod audit;
 pub(crate) mod change_log;
 pub(crate) mod changed;
+pub(crate) mod continuity;
 pub(crate) mod fingerprint;
 mod halves;
 pub(crate) mod keys;
@@ -54,6 +55,7 @@ use crate::{
         audit::Audited,
         change_log::{ChangeSet, Changed, Cursor, LogRow},
         changed::{Newest, PlanMarkets},
+        continuity::{Doubt, Evidence},
         fingerprint::Watched,
         partitions::{Partitions, Touched},
         plan::Plan,
@@ -77,6 +79,9 @@ pub(crate) struct ReadState {
     schema: Schema,
     at: Position,
     newest: Newest,
+    evidence: Evidence,
+    /// Set after a lost connection, until a read has proven continuity ([`continuity`]).
+    unproven: bool,
     /// Set if the next read must read everything; says why.
     pub(crate) reload: Option<Reload>,
 }
@@ -100,6 +105,7 @@ struct Position {
     /// `None` where no feed is needed.
     cursor: Option<Cursor>,
     server: Server,
+    wal: i64,
     window_start: Micros,
     cut: Arc<Cut>,
     /// When the last read began, even if it only compared snapshots.
@@ -115,6 +121,7 @@ impl Position {
         Position {
             cursor,
             server: start.server,
+            wal: start.wal,
             window_start: start.window_start,
             cut: Arc::new(start.cut),
             began: start.began.monotonic,
@@ -142,6 +149,16 @@ impl ReadState {
     /// The cut of the last read.
     pub(crate) fn cut(&self) -> &Arc<Cut> {
         &self.at.cut
+    }
+
+    /// The connection was lost. The next read proves continuity, or reads everything.
+    pub(crate) fn doubt(&mut self) {
+        self.unproven = true;
+    }
+
+    /// Whether the connection was lost since the last read.
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.unproven
     }
 
     /// The feed, as of the last read of everything.
@@ -271,6 +288,10 @@ pub(crate) async fn everything(
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
     let (schema, cursor) = Schema::load(source, &start).await?;
+    let evidence = match cursor {
+        Some(_) => Evidence::newest(source.client, &source.names.log_table()).await?,
+        None => Evidence::default(),
+    };
     let (plan, packed_markets, newest) = all_rows(
         source,
         &schema.catalog,
@@ -304,6 +325,8 @@ pub(crate) async fn everything(
         schema,
         at,
         newest,
+        evidence,
+        unproven: false,
         reload: None,
     };
     Ok((state, done))
@@ -516,7 +539,7 @@ async fn prove_unchanged(
         return Ok(None);
     };
     let is_due = at.locked_at.elapsed() > LOCKED_READ_INTERVAL;
-    if cursor.is_of_standby() || state.reload.is_some() || is_due {
+    if cursor.is_of_standby() || state.reload.is_some() || state.unproven || is_due {
         return Ok(None);
     }
     let mut start = transaction::peek(source).await?;
@@ -534,6 +557,7 @@ async fn prove_unchanged(
     let evicted = draft.evict(at.window_start);
     at.cut = Arc::new(start.cut);
     at.server = start.server;
+    at.wal = start.wal;
     at.began = start.began.monotonic;
     Ok(Some(Done {
         evicted,
@@ -563,7 +587,9 @@ async fn read_changes(
     unreadable: &mut Unreadable,
     step: Option<audit::Step>,
 ) -> Result<Read, Error> {
-    let opened = open(source, prepared, state).await?;
+    // A new session does not know the statements yet.
+    let known = prepared.filter(|_| !state.unproven);
+    let opened = open(source, known, state).await?;
     let news = match Box::pin(opened.news(source, state, draft)).await? {
         Ok(news) => news,
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
@@ -616,10 +642,10 @@ async fn read_rows(
         schema,
         is_whole,
     } = news;
-    if let (Some(schema), Some(prepared)) = (&schema, prepared) {
-        schema.prepare(source, prepared, true).await?;
-    }
     let tables = schema.as_ref().unwrap_or(&state.schema);
+    if let Some(prepared) = prepared.filter(|_| schema.is_some() || state.unproven) {
+        Box::pin(tables.prepare(source, prepared, true)).await?;
+    }
     let locked_at = start.began.monotonic;
     let search = unreadable.begin();
     for (table, id) in unreadable.due(locked_at) {
@@ -696,6 +722,8 @@ async fn read_rows(
         state.reload = None;
     }
     state.newest = rows.newest;
+    state.evidence.read(changed.entries);
+    state.unproven = false;
     let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
     state.at = Position::of(start, cursor, locked_at);
     Ok(done)
@@ -805,6 +833,15 @@ impl Opened {
         if start.window_start < at.window_start.minus(CLOCK_TOLERANCE) {
             return reload(ReloadReason::ClockWentBack.into(), start);
         }
+        if state.unproven
+            && let Some(cursor) = cursor
+        {
+            let proof = Box::pin(prove(source, state, cursor, &start)).await?;
+            if let Err(doubt) = proof {
+                let reason = Reload::about(ReloadReason::ConnectionLost, doubt);
+                return reload(reason, start);
+            }
+        }
         keep_forward(&mut start, at);
         // Then: is everything to be read anyway, or does the log not tell all that changed?
         let before = &state.schema;
@@ -875,6 +912,29 @@ impl Opened {
             is_whole,
         }))
     }
+}
+
+/// Proves continuity after a lost connection: what [`Opened::news`] does not check anyway (CC2 to CC5 of
+/// [`continuity`]).
+async fn prove(
+    source: Source<'_>,
+    state: &ReadState,
+    cursor: &Cursor,
+    start: &ReadStart,
+) -> Result<Result<(), Doubt>, Error> {
+    let at = &state.at;
+    if start.wal < at.wal {
+        return Ok(Err("the position in the write-ahead log went back"));
+    }
+    if !cursor.is_shown_by(&start.snapshot) {
+        return Ok(Err("transactions that were read have not ended"));
+    }
+    let log = source.names.log_table();
+    let pruned_below = (at.pruned_below, start.pruned_below);
+    let proof = state
+        .evidence
+        .prove(source.client, &log, cursor, pruned_below);
+    proof.await
 }
 
 /// The rows that changed, and those of a step of the audit.

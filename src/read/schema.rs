@@ -44,7 +44,7 @@ pub(crate) struct Names {
     pub(crate) begin_prepared: String,
     /// After `begin_prepared`: lets the server plan for the actual keys, because there are many.
     pub(crate) replan: &'static str,
-    /// `()` -> snapshot, clock, whether in recovery, server, `pruned_below`.
+    /// `()` -> snapshot, clock, whether in recovery, server, WAL position, `pruned_below`.
     pub(crate) cut: Statement,
     /// The same without `pruned_below`.
     pub(crate) peek: String,
@@ -130,11 +130,13 @@ impl Names {
     }
 }
 
-/// The columns of the first query of a read: snapshot, clock, whether in recovery, and the three texts of
-/// [`Server`](crate::model::Server).
+/// The columns of the first query of a read: snapshot, clock, whether in recovery, the three texts of
+/// [`Server`](crate::model::Server), and the position in the write-ahead log up to which it is written, or replayed on a
+/// standby.
 ///
 /// Another server, or the same one after a restart, a crash or a promotion, may have taken back commits that were read.
-/// Usually the follower notices because its connection is lost, but a pooler can hide that. So the first text contains:
+/// The connection is then lost, but not behind a pooler, and a lost connection alone says nothing. So the first text
+/// contains:
 /// - the start time of the postmaster and the system identifier;
 /// - the timeline. On a primary it comes from the name of the WAL file, because the control file has it only after a
 ///   checkpoint.
@@ -149,7 +151,9 @@ const CUT: &str = "pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog
          ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END), \
      extract(epoch FROM least(b.stats_reset, a.stats_reset, w.stats_reset, \
        (SELECT pg_catalog.min(slru.stats_reset) FROM pg_catalog.pg_stat_slru slru)))::pg_catalog.text, \
-     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN c.checkpoint_lsn::pg_catalog.text END";
+     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN c.checkpoint_lsn::pg_catalog.text END, \
+     pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+       ELSE pg_catalog.pg_current_wal_lsn() END, '0/0')::pg_catalog.int8";
 const SERVER: &str = "FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
      pg_catalog.pg_stat_bgwriter b, pg_catalog.pg_stat_archiver a, pg_catalog.pg_stat_wal w";
 

@@ -25,6 +25,8 @@ pub(crate) struct ReadStart {
     pub(crate) server_now: Micros,
     pub(crate) snapshot: PgSnapshot,
     pub(crate) server: Server,
+    /// The position in the write-ahead log: written, or replayed on a standby. Never goes back while the server runs.
+    pub(crate) wal: i64,
     /// Log rows of transactions below this id may be pruned. 0 where no feed is read.
     pub(crate) pruned_below: u64,
 }
@@ -67,7 +69,7 @@ pub(crate) async fn begin(
         .ok_or_else(|| Error::unexpected(BEGIN, "no answer"))?;
     let mut start = ReadStart::read(config, row, began)?;
     // Null if `log_state` has no row; that is an error.
-    start.pruned_below = text(row, 6)?
+    start.pruned_below = text(row, 7)?
         .parse()
         .map_err(|_| Error::unexpected(BEGIN, "log_state.pruned_below is no xid8"))?;
     Ok(start)
@@ -107,6 +109,10 @@ impl ReadStart {
             began,
             pruned_below: 0,
             server: server.clone(),
+            wal: row
+                .try_get::<_, Option<i64>>(6)
+                .map_err(Error::database(BEGIN))?
+                .unwrap_or(0),
             window_start,
             server_now: now,
             cut: Cut {

@@ -118,7 +118,7 @@ counting! {
     /// [`Counters`] that can be counted up.
     Counting for Counters:
     reads notifications polls requested_reads lost_notifications log_rows snapshots_read rows_read malformed_rows_read unreadable_rows published evicted_events
-    reloads reconnects failures audited_events audit_passes audit_mismatches
+    reloads reconnects resumed failures audited_events audit_passes audit_mismatches
     relay_deltas relay_bytes relay_states relay_answers relay_gaps relay_refused relay_mismatches, reloads_by_reason: CountingReloads
 }
 

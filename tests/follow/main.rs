@@ -3,6 +3,7 @@
 mod audit;
 mod bounds;
 mod catalog;
+mod continuity;
 mod dead_peers;
 mod degraded;
 mod faults;

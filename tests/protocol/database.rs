@@ -37,6 +37,12 @@ enum Bug {
     SettledAcrossCrash,
     /// After a lost connection the follower goes on from its cursor, without a look at the server's history.
     ResumeAfterLostCommits,
+    /// `Evidence::prove` does not look for the log rows that were read (CC3).
+    RowsNotCompared,
+    /// `Evidence::prove` does not look for log rows under ids that the cursor has passed (CC4).
+    PassedIdsNotCompared,
+    /// `Evidence::is_pruned` is always false (CC5).
+    PrunedEvidence,
     /// `Server::has_run_on_since` is always true, so a crash behind a pooler stays unseen.
     ServerNotCompared,
     /// The state after a lost connection is published in the same epoch.
@@ -68,6 +74,8 @@ struct Bound {
     rollbacks: bool,
     /// Whether COMMIT may be asynchronous, so that a crash loses it.
     crashes: u8,
+    /// Whether a crash is the return of a machine to a snapshot with its memory: the server says that it has run on.
+    put_back: bool,
     /// Lost connections of the reader and of the listener, and reads that fail.
     faults: u8,
     /// Whether a notification may be lost.
@@ -86,6 +94,7 @@ const QUIET: Bound = Bound {
     savepoints: false,
     rollbacks: false,
     crashes: 0,
+    put_back: false,
     faults: 0,
     losses: false,
     prunes: 0,
@@ -180,6 +189,8 @@ struct Opened {
     has_news: bool,
     /// The transactions whose log rows are new.
     news: Rows,
+    /// The evidence after this read.
+    evidence: Evidence,
     /// How many keys were read.
     keys: u8,
     rows: [Rows; 2],
@@ -191,6 +202,19 @@ struct Cursor {
     snapshot: Snapshot,
     run: u8,
     attached: bool,
+    evidence: Evidence,
+}
+
+/// `continuity::Evidence`, with `pruned_below` of that read. Kept only where a machine may be put back, so that there
+/// are fewer states elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Evidence {
+    /// The transactions whose log rows the last read found that found any, unless they were pruned.
+    rows: Rows,
+    /// The least and the greatest id of these. The first is the greatest plus one if there are none.
+    first: u8,
+    newest_xid: u8,
+    pruned_below: u8,
 }
 
 /// What readers see.
@@ -247,6 +271,8 @@ struct State {
     notified: bool,
     reader: Reader,
     cursor: Cursor,
+    /// `ReadState::unproven`.
+    unproven: bool,
     view: View,
     mode: Mode,
     /// `Polling::settled`.
@@ -284,7 +310,8 @@ enum Action {
     Attach,
     /// `oddscache.prune()`.
     Prune,
-    /// The server loses what was not flushed, and assigns those ids again.
+    /// The server loses what was not flushed, and assigns those ids again. If the machine may be put back, the flush
+    /// stands for the snapshot of the machine.
     Crash {
         behind_pooler: bool,
     },
@@ -442,14 +469,17 @@ impl Database {
                 transaction.logged && is_visible && is_new
             });
             let is_pruned = cursor.snapshot.xmin < state.pruned_below;
-            if !same_run || cursor.snapshot.xmax > snapshot.xmax {
+            let went_back = cursor.snapshot.xmax > snapshot.xmax;
+            if !same_run || went_back || !self.proves(state, snapshot) {
                 begun.kind = Kind::Everything { new_epoch: true };
             } else if cursor.attached != attached || is_pruned && self.bug != Bug::PruneUnnoticed {
                 begun.kind = Kind::Everything { new_epoch: false };
             }
         }
         let everything = matches!(begun.kind, Kind::Everything { .. });
+        let evidence = self.evidence(state, snapshot, if everything { None } else { Some(news) });
         state.reader = Reader::Opened(Opened {
+            evidence,
             begun,
             snapshot,
             truth,
@@ -465,8 +495,67 @@ impl Database {
                 snapshot,
                 run: state.run,
                 attached,
+                evidence,
             };
         }
+    }
+
+    /// `Evidence::newest` for a read of everything, otherwise `Evidence::read` with the transactions whose log rows are
+    /// new.
+    fn evidence(&self, state: &State, snapshot: Snapshot, news: Option<Rows>) -> Evidence {
+        if !self.bound.put_back {
+            return Evidence::default();
+        }
+        let before = state.cursor.evidence;
+        let is_logged =
+            |transaction: &Transaction| transaction.is_committed() && transaction.logged;
+        let logged = state.rows(is_logged);
+        let rows = match news {
+            None => {
+                let shown = |xid| snapshot.shows(xid);
+                state.rows(|t| is_logged(t) && t.xid.is_some_and(shown))
+            }
+            Some(0) => before.rows & logged,
+            Some(news) => news,
+        };
+        let xids = || {
+            let all = state.transactions.iter().enumerate();
+            let of = all.filter(move |(index, _)| rows & 1 << index != 0);
+            of.filter_map(|(_, transaction)| transaction.xid)
+        };
+        let read_before = news.map_or(0, |_| before.newest_xid);
+        let newest_xid = xids().max().unwrap_or(0).max(read_before);
+        Evidence {
+            rows,
+            first: xids().min().unwrap_or(newest_xid + 1),
+            newest_xid,
+            pruned_below: state.pruned_below,
+        }
+    }
+
+    /// What `continuity` asks beyond the run of the server: CC2 to CC5.
+    fn proves(&self, state: &State, snapshot: Snapshot) -> bool {
+        if !state.unproven || self.bug == Bug::ResumeAfterLostCommits || !self.bound.put_back {
+            return true;
+        }
+        let Cursor {
+            snapshot: before,
+            evidence,
+            ..
+        } = state.cursor;
+        let is_shown = (1..before.xmax).all(|xid| !before.shows(xid) || snapshot.shows(xid));
+        let now = state.pruned_below;
+        let is_pruned =
+            now < evidence.pruned_below || now > evidence.pruned_below && now > evidence.first;
+        let is_logged =
+            |transaction: &Transaction| transaction.is_committed() && transaction.logged;
+        let has_rows = evidence.rows & !state.rows(is_logged) == 0;
+        let is_passed = |xid| xid > evidence.newest_xid && before.shows(xid) && snapshot.shows(xid);
+        let passed = state.rows(|t| is_logged(t) && t.xid.is_some_and(is_passed));
+        is_shown
+            && (!is_pruned || self.bug == Bug::PrunedEvidence)
+            && (has_rows || self.bug == Bug::RowsNotCompared)
+            && (passed == 0 || self.bug == Bug::PassedIdsNotCompared)
     }
 
     /// What [`Database::end`] publishes.
@@ -496,7 +585,9 @@ impl Database {
             snapshot: opened.snapshot,
             run: opened.run,
             attached: opened.attached,
+            evidence: opened.evidence,
         };
+        state.unproven = false;
         state.reader = Reader::Waiting;
         if matches!(opened.begun.kind, Kind::Everything { .. }) {
             self.read_everything(state);
@@ -587,7 +678,7 @@ impl Database {
 
     fn crash(&self, state: &mut State, behind_pooler: bool) {
         state.crashes += 1;
-        state.run += 1;
+        state.run += u8::from(!self.bound.put_back);
         let mut last = 0;
         for transaction in &mut state.transactions {
             match transaction.phase {
@@ -670,6 +761,7 @@ impl Model for Database {
             notified: false,
             reader: Reader::Disconnected,
             cursor: Cursor::default(),
+            unproven: false,
             view: View::default(),
             mode: Mode::Notified,
             settled: None,
@@ -741,7 +833,7 @@ impl Model for Database {
             actions.push(Action::Crash {
                 behind_pooler: false,
             });
-            if state.reader != Reader::Disconnected {
+            if state.reader != Reader::Disconnected && !bound.put_back {
                 actions.push(Action::Crash {
                     behind_pooler: true,
                 });
@@ -891,12 +983,19 @@ impl Model for Database {
             }
             Action::Listen => self.listen(&mut state)?,
             Action::Connect => {
-                let kind = match self.bug {
-                    Bug::ResumeAfterLostCommits if state.view.epoch > 0 => {
-                        state.cursor.run = state.run;
+                if self.bug == Bug::ResumeAfterLostCommits {
+                    state.cursor.run = state.run;
+                }
+                let kind = match state.view.epoch > 0 {
+                    // `Schedule::reconnected`.
+                    true => {
+                        state.unproven = true;
+                        if self.bug != Bug::SettledAcrossCrash {
+                            state.settled = None;
+                        }
                         Kind::Changes
                     }
-                    _ => Kind::Everything { new_epoch: true },
+                    false => Kind::Everything { new_epoch: true },
                 };
                 self.begin(&mut state, kind, false);
             }
@@ -904,7 +1003,13 @@ impl Model for Database {
                 state.notified = false;
                 self.begin(&mut state, Kind::Changes, true);
             }
-            Action::WakeByTime => self.begin(&mut state, Kind::Peek, false),
+            Action::WakeByTime => {
+                let kind = match state.unproven {
+                    true => Kind::Changes,
+                    false => Kind::Peek,
+                };
+                self.begin(&mut state, kind, false);
+            }
             Action::Open => {
                 let Reader::Begun(begun) = state.reader else {
                     return None;
@@ -972,7 +1077,7 @@ impl Model for Database {
 }
 
 /// The bounds that are explored whole, in debug within a minute.
-const SMALL: [(&str, Bound); 5] = [
+const SMALL: [(&str, Bound); 6] = [
     (
         "three transactions",
         Bound {
@@ -995,6 +1100,17 @@ const SMALL: [(&str, Bound); 5] = [
         Bound {
             transactions: 2,
             crashes: 1,
+            prunes: 1,
+            ..QUIET
+        },
+    ),
+    (
+        "a machine is put back, rollbacks, prune",
+        Bound {
+            transactions: 2,
+            crashes: 1,
+            put_back: true,
+            rollbacks: true,
             prunes: 1,
             ..QUIET
         },
@@ -1051,6 +1167,10 @@ fn each_bug_breaks_its_promise() {
     };
     let crash = Bound { crashes: 1, ..two };
     let prune = Bound { prunes: 1, ..two };
+    let put_back = Bound {
+        put_back: true,
+        ..crash
+    };
     let bugs = [
         (Bug::CursorByXmaxAlone, two, P1),
         (
@@ -1068,6 +1188,25 @@ fn each_bug_breaks_its_promise() {
         (Bug::ReloadWithoutOverlap, prune, P3),
         (Bug::SettledAcrossCrash, Bound { prunes: 1, ..crash }, P3),
         (Bug::ResumeAfterLostCommits, crash, P1),
+        (Bug::RowsNotCompared, put_back, P1),
+        (
+            Bug::PassedIdsNotCompared,
+            Bound {
+                rollbacks: true,
+                ..put_back
+            },
+            P1,
+        ),
+        (
+            Bug::PrunedEvidence,
+            Bound {
+                transactions: 3,
+                prunes: 1,
+                rollbacks: true,
+                ..put_back
+            },
+            P1,
+        ),
         (Bug::ServerNotCompared, crash, P1),
         (Bug::SameEpochAfterCrash, crash, P2),
         (

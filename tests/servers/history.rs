@@ -1,10 +1,12 @@
-//! The server restarts, crashes, or comes back with another history. The follower loses its connection, so it replaces
-//! the state.
+//! The server restarts, crashes, or comes back with another history. The follower loses its connection. Nothing proves
+//! that the server still has what was read, so it replaces the state.
 
 use std::time::Instant;
 
 use oddscache::Error;
-use oddscache_testkit::{cluster::Cluster, connect, eventually, followed::Followed};
+use oddscache_testkit::{
+    cluster::Cluster, connect, eventually, followed::Followed, proxy::Proxy, servers::timeless,
+};
 
 use crate::{FORGETFUL, set_line, use_again, without_notifications};
 
@@ -109,6 +111,45 @@ async fn an_older_backup_on_the_same_port_replaces_the_state() {
     assert!(set_line(&followed.app, 222, 8).await <= lost);
     assert_ne!(followed.check("after the restore").await, seed);
     assert_eq!(followed.epoch(), 2);
+}
+
+/// A machine is put back to a snapshot with its memory. Its processes go on: the server says that it has never stopped.
+/// Then it assigns the ids of the lost transactions again, and more. Only the log rows that are gone tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_was_put_back_with_its_memory_replaces_the_state() {
+    let cluster = Cluster::seeded(&[]);
+    timeless(&cluster);
+    cluster.stop("fast").expect("stops");
+    let backup = cluster.backup("backup");
+    cluster.boot().expect("starts");
+    let proxy = Proxy::before(&cluster).await;
+    let port = proxy.address.port();
+    let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode=disable");
+    let mut followed = Followed::beside(&dsn, &cluster.dsn("postgres"), |config| config).await;
+    followed.check("the seed").await;
+    let mut lost = 0;
+    for line in 1..10 {
+        lost = set_line(&followed.app, 112, line).await;
+    }
+    let before = followed.check("what will be lost").await;
+    let position = "select pg_current_wal_lsn()";
+    let reached = cluster.sql(position);
+    proxy.set(|setting| (setting.refuse, setting.resets) = (true, 1));
+    followed.disconnected().await;
+    cluster.kill();
+    cluster.replace_data(&backup);
+    cluster.boot().expect("starts");
+    followed.app = connect(&cluster.dsn("postgres")).await;
+    // Neither the ids nor the write-ahead log seem to go back.
+    let is_beyond = format!("select pg_current_wal_lsn() > '{reached}'");
+    eventually("more history than before", async || {
+        let xid = set_line(&followed.app, 222, 5).await;
+        xid > lost + 10 && cluster.sql(&is_beyond) == "t"
+    })
+    .await;
+    proxy.heal();
+    assert_ne!(followed.check_epoch(2, "put back").await, before);
+    assert_eq!(followed.cache.counters().resumed, 0);
 }
 
 /// Recovery to a point in time loses the commits after it.

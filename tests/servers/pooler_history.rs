@@ -4,6 +4,7 @@
 use oddscache::Counters;
 use oddscache_testkit::{
     cluster::Cluster, connect, eventually, followed::Followed, hostile, pgbouncer::PgBouncer,
+    servers::timeless,
 };
 use tokio_postgres::Client;
 
@@ -122,14 +123,7 @@ async fn another_server_behind_a_pooler_begins_one_epoch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_back_unnoticed_begins_one_epoch() {
     let cluster = Cluster::seeded(&[]);
-    // Fake the times that the server reports, so that they do not change. This imitates a virtual machine that is put
-    // back to an earlier state with all its processes.
-    cluster.sql(
-        "create or replace function pg_catalog.pg_postmaster_start_time() returns timestamptz
-             language sql as $$ select timestamptz '2000-01-01' $$;
-         create or replace function pg_catalog.pg_stat_get_bgwriter_stat_reset_time() returns timestamptz
-             language sql as $$ select timestamptz '2000-01-01' $$",
-    );
+    timeless(&cluster);
     cluster.stop("fast").expect("stops");
     let backup = cluster.backup("backup");
     cluster.boot().expect("starts");

@@ -294,6 +294,53 @@ async fn every_restart_of_a_standby_begins_one_epoch() {
     }
 }
 
+/// A standby that did not restart has lost nothing. Its log proves that, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_connection_to_a_standby_is_resumed_if_the_log_rows_are_there() {
+    let behind = Behind::new(&["hot_standby_feedback = on"]).await;
+    behind.check_all("the seed").await;
+    let followed = &behind.followed;
+    set_line(&followed.app, 112, 1).await;
+    let mut before = behind.check_all("a change").await;
+    let late = connect(&behind.primary.dsn("postgres")).await;
+    let begin = "begin; update market_odds set line = 2 where snapshot_id = 122";
+    run(&late, begin).await;
+    set_line(&followed.app, 222, 3).await;
+    behind.check_all("beside one that is in progress").await;
+    let allow = async |allow: bool| {
+        let sql = format!("alter database postgres allow_connections {allow}");
+        behind.primary.psql_ok("template1", &["-qc", &sql]);
+        behind.replayed().await;
+    };
+    let lost_row = "delete from oddscache.change_log where (xid, id) in
+        (select xid, id from oddscache.change_log order by xid desc, id desc limit 1)";
+    for (sql, is_resumed) in [("select 1", true), (lost_row, false)] {
+        let (resumed, reloads) = (followed.cache.counters().resumed, behind.reloads());
+        let epoch = followed.epoch();
+        allow(false).await;
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'oddscache follow'";
+        run(&behind.beside, end).await;
+        followed.disconnected().await;
+        followed.run(sql).await;
+        if is_resumed {
+            run(&late, "commit").await;
+        }
+        set_line(&followed.app, 222, 4 + i32::from(is_resumed)).await;
+        allow(true).await;
+        let after = behind.check_all("connected again").await;
+        assert_ne!(before, after, "{sql}");
+        before = after;
+        let now = followed.cache.counters();
+        let found = (
+            now.resumed - resumed,
+            now.reloads - reloads,
+            followed.epoch() - epoch,
+        );
+        let expected = if is_resumed { (1, 0, 0) } else { (0, 1, 1) };
+        assert_eq!(found, expected, "{sql}");
+    }
+}
+
 /// With `listen_from` the notification comes before the standby has the change. The follower must read again until the
 /// standby has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

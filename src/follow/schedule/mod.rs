@@ -161,6 +161,13 @@ impl Schedule {
         self.spacing = Spacing::default();
     }
 
+    /// Notes another connection that goes on from the same cursor. While there was none, nobody held the wait lock: an
+    /// overlap that had ended for the same `notifies_from` proves nothing now (W3 of [`polling`]).
+    pub(crate) fn reconnected(&mut self, now: Instant) {
+        self.warmed_up();
+        self.polling.reloaded(now, None);
+    }
+
     /// Notes that everything was read, for whatever reason.
     pub(crate) fn read_everything(&mut self, now: Instant, notifies_from: Option<u64>) {
         self.polling.reloaded(now, notifies_from);

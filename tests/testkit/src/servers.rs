@@ -199,6 +199,17 @@ impl Cluster {
     }
 }
 
+/// Makes the server report the same start and the same reset of statistics for ever. So a server that goes on with older
+/// data looks like a virtual machine that was put back to an earlier state with all its processes.
+pub fn timeless(cluster: &Cluster) {
+    cluster.sql(
+        "create or replace function pg_catalog.pg_postmaster_start_time() returns timestamptz
+             language sql as $$ select timestamptz '2000-01-01' $$;
+         create or replace function pg_catalog.pg_stat_get_bgwriter_stat_reset_time() returns timestamptz
+             language sql as $$ select timestamptz '2000-01-01' $$",
+    );
+}
+
 /// Waits until a standby has replayed all that its primary has written.
 pub async fn replayed(primary: &Client, standby: &Client) {
     let row = primary

@@ -127,7 +127,7 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
 }
 
 /// What the follower has done: the names are those of [`Counters`] as JSON.
-const COUNTERS: [(&str, &str); 24] = [
+const COUNTERS: [(&str, &str); 25] = [
     (
         "reads",
         "Transactions that read the change log, or everything.",
@@ -164,6 +164,10 @@ const COUNTERS: [(&str, &str); 24] = [
     (
         "reconnects",
         "Times the connection that reads was opened again.",
+    ),
+    (
+        "resumed",
+        "Times it went on in the same epoch after a lost connection: continuity was proven.",
     ),
     (
         "failures",
