@@ -61,6 +61,9 @@ pub(crate) struct SnapshotHeader<K> {
     pub(crate) last_confirmed_at: Option<Micros>,
 }
 
+/// A snapshot's id, its event, and its bookmaker id or source. The last two are `None` where a row has none.
+pub(crate) type NewSnapshot<K> = (i64, (Option<i64>, Option<K>));
+
 /// The events and the headers of their latest snapshots, as a read found them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotHeaders {
@@ -269,6 +272,93 @@ impl Reader<'_> {
             }
         }
         Ok(headers)
+    }
+
+    /// The greatest snapshot ids; 0 for an empty table.
+    pub(crate) async fn greatest_ids(&self) -> Result<(i64, i64), Error> {
+        let read = |answer: &Answer| {
+            let ids = |index| answer.column::<Option<i64>>(index);
+            Ok(ids(0)?.into_iter().zip(ids(1)?).collect())
+        };
+        let greatest = &self.catalog.greatest_ids;
+        let rows: Vec<(Option<i64>, Option<i64>)> =
+            self.at_once(HEADERS, greatest, &[], read).await?;
+        let (own, others) = rows.first().copied().unwrap_or_default();
+        Ok((own.unwrap_or_default(), others.unwrap_or_default()))
+    }
+
+    /// The rows of `odds_snapshots` with these ids and times. Each is looked up by the primary key.
+    pub(crate) async fn betpawa_snapshots(
+        &self,
+        ids: &[i64],
+        captured_at: &[Micros],
+    ) -> Result<Vec<SnapshotHeader<i64>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args = [Arg::Ids(ids), Arg::Times(captured_at)];
+        let read = |answer: &Answer| headers(answer, bookmakers);
+        let snapshots = &self.catalog.betpawa_snapshots;
+        self.at_once(HEADERS, snapshots, &args, read).await
+    }
+
+    /// The rows of `competitor_odds_snapshots` with these ids that belong to an event. Each is looked up by the primary
+    /// key.
+    pub(crate) async fn competitor_snapshots(
+        &self,
+        ids: &[i64],
+    ) -> Result<Vec<SnapshotHeader<Source>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = |answer: &Answer| headers(answer, sources);
+        let snapshots = &self.catalog.competitor_snapshots;
+        self.at_once(HEADERS, snapshots, &[Arg::Ids(ids)], read)
+            .await
+    }
+
+    /// For each competitor event that is linked to one of these events: the event's id, and the source.
+    pub(crate) async fn links(&self, event_ids: &[i64]) -> Result<Vec<(i64, Source)>, Error> {
+        if event_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            Ok(ids.into_iter().zip(sources(answer)?).collect())
+        };
+        let args = [Arg::Ids(event_ids)];
+        self.at_once(HEADERS, &self.catalog.links, &args, read)
+            .await
+    }
+
+    /// The next snapshots in `odds_snapshots` with ids greater than `after`, ascending: id, event, bookmaker. Fewer than
+    /// [`NEW_SNAPSHOTS`](crate::read::schema::NEW_SNAPSHOTS) if there are no more.
+    pub(crate) async fn new_betpawa(&self, after: i64) -> Result<Vec<NewSnapshot<i64>>, Error> {
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            let of = answer.column(1)?.into_iter().zip(answer.column(2)?);
+            Ok(ids.into_iter().zip(of).collect())
+        };
+        let args = [Arg::Ids(&[after])];
+        self.at_once(HEADERS, &self.catalog.new_betpawa, &args, read)
+            .await
+    }
+
+    /// The same for `competitor_odds_snapshots`, with sources.
+    pub(crate) async fn new_competitors(
+        &self,
+        after: i64,
+    ) -> Result<Vec<NewSnapshot<Source>>, Error> {
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            let names = answer.column::<Option<&str>>(2)?.into_iter();
+            let names = names.map(|name| name.map(Source::from));
+            let of = answer.column(1)?.into_iter().zip(names);
+            Ok(ids.into_iter().zip(of).collect())
+        };
+        let args = [Arg::Ids(&[after])];
+        self.at_once(HEADERS, &self.catalog.new_competitors, &args, read)
+            .await
     }
 
     /// The events to which the given competitor events are linked, with the kickoffs of those in the window.
