@@ -534,9 +534,7 @@ impl DatabaseFollower {
         let Err(error) = result else {
             return Ok(());
         };
-        let in_a_row = self
-            .audit
-            .failed(pass, begun_at.elapsed(), Instant::now());
+        let in_a_row = self.audit.failed(pass, begun_at.elapsed(), Instant::now());
         // Any other error is the end of the connection.
         if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);

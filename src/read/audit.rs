@@ -19,8 +19,9 @@
 //! - U3: A pass over headers compares the kickoff of each such event. It compares the row of each snapshot that is held.
 //!   If an event is in the window but not held, or linked to a competitor event of whose source it holds no snapshot, it
 //!   reads all headers of the event. And it compares every snapshot whose id is greater than all ids were when the pass
-//!   before the last one began. So it misses one thing, which the full pass finds: an older row that was moved to
-//!   another event, or inserted under an old id, while the event holds another snapshot of that bookmaker.
+//!   before the last one began. So it misses one thing, which the full pass finds: an older row that was inserted
+//!   under its old id, or moved to another event, alone or with its competitor event, while that event holds another
+//!   snapshot of that bookmaker or source.
 //! - U4: No pass starves. Each that has something to do gets at least its share of the audit's time, and the failures of
 //!   one do not stop the others.
 //! - U5: What a step compares was read under the snapshot that the draft shows by then. It compares no snapshot that the
@@ -215,9 +216,7 @@ impl Lane {
 
     /// The next step of the pass that is under way.
     fn step(&self, running: &Running) -> Step {
-        let Running {
-            ids, done, new, ..
-        } = running;
+        let Running { ids, done, new, .. } = running;
         if let Some((side, after)) = new {
             return Step::New(*side, *after);
         }
@@ -372,7 +371,8 @@ impl Audit {
         if lane.pass != Pass::Likely {
             return usize::MAX;
         }
-        let seconds = self.span(lane.pass).as_secs_f64() * self.budget * lane.pass.share();
+        // Not all of it: the steps also wait for each other.
+        let seconds = 0.8 * self.span(lane.pass).as_secs_f64() * self.budget * lane.pass.share();
         // The cast saturates.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let most = (seconds / lane.cost.unwrap_or(COST).max(1e-6)) as usize;
@@ -462,12 +462,20 @@ impl Audit {
 /// events.
 pub(crate) fn likeliest(held: &Draft, now: Micros, most: usize) -> Vec<i64> {
     let rank = |event: &CachedEvent| {
-        let newest = event.snapshots().map(|snapshot| snapshot.captured_at.0).max();
+        let newest = event
+            .snapshots()
+            .map(|snapshot| snapshot.captured_at.0)
+            .max();
         let changed = now.0.saturating_sub(newest.unwrap_or_default()).max(0);
-        let begins = event.kickoff.map_or(i64::MAX, |kickoff| kickoff.0.saturating_sub(now.0).max(0));
+        let begins = event
+            .kickoff
+            .map_or(i64::MAX, |kickoff| kickoff.0.saturating_sub(now.0).max(0));
         changed.min(begins / 24)
     };
-    let mut events: Vec<(i64, i64)> = held.events().map(|event| (rank(event), event.event_id)).collect();
+    let mut events: Vec<(i64, i64)> = held
+        .events()
+        .map(|event| (rank(event), event.event_id))
+        .collect();
     if most < events.len() {
         events.select_nth_unstable(most);
         events.truncate(most);
@@ -628,12 +636,15 @@ mod tests {
                 mismatches: Vec::new(),
                 next,
             };
-            self.passes[pass as usize] +=
-                usize::from(self.audit.done(&audited, took, self.now));
+            self.passes[pass as usize] += usize::from(self.audit.done(&audited, took, self.now));
             self.steps.push(step);
         }
 
-        fn until(&mut self, took: impl Fn(&Step) -> (Duration, bool), is_so: impl Fn(&Simulation) -> bool) {
+        fn until(
+            &mut self,
+            took: impl Fn(&Step) -> (Duration, bool),
+            is_so: impl Fn(&Simulation) -> bool,
+        ) {
             for _ in 0..1_000_000 {
                 if is_so(self) {
                     return;
@@ -661,7 +672,10 @@ mod tests {
         fn assert_covered(&self, pass: Pass) {
             let slices = self.slices(pass);
             let is_last = |slice: &&Slice| slice.range.1 == Bound::Unbounded;
-            let last = slices.iter().position(|slice| is_last(slice)).expect("a whole pass");
+            let last = slices
+                .iter()
+                .position(|slice| is_last(slice))
+                .expect("a whole pass");
             let slices = &slices[..=last];
             let ids: Vec<i64> = slices.iter().flat_map(|slice| slice.ids.clone()).collect();
             assert_eq!(ids, self.window);
@@ -693,7 +707,8 @@ mod tests {
     fn passes_cover_all_ids_once_and_fit_into_their_cycle() {
         for events in [0, 1, 39, 1_100, 3_999] {
             let mut simulation = Simulation::new(0.01, events);
-            let all = |simulation: &Simulation| simulation.passes[2] > 0 && simulation.passes[0] > 0;
+            let all =
+                |simulation: &Simulation| simulation.passes[2] > 0 && simulation.passes[0] > 0;
             simulation.until(|_| (15 * MS, true), all);
             let took = simulation.elapsed();
             assert!(took <= CYCLE + CYCLE / 10, "{events} events: {took:?}");
@@ -741,22 +756,30 @@ mod tests {
     #[test]
     fn each_pass_gets_its_share() {
         let mut simulation = Simulation::new(0.01, 110_000);
-        simulation.until(large, |simulation| simulation.passes[Pass::Full as usize] > 0);
+        simulation.until(large, |simulation| {
+            simulation.passes[Pass::Full as usize] > 0
+        });
         let all: Duration = simulation.took.iter().sum();
         for pass in Pass::ALL {
             let share = simulation.took[pass as usize].as_secs_f64() / all.as_secs_f64();
             // The likely pass lists what fits into its share, so it rests a little between two passes.
-            let least = if pass == Pass::Likely { 0.7 } else { 0.95 };
+            let least = if pass == Pass::Likely { 0.6 } else { 0.95 };
             assert!(share > pass.share() * least, "{pass:?}: {share}");
             assert!(simulation.passes[pass as usize] > 0, "{pass:?}");
         }
         simulation.assert_covered(Pass::Full);
-        // About five minutes for headers, a quarter of an hour for the likeliest markets, half a day for the rest.
+        // A few minutes for headers, a quarter of an hour for the likeliest markets, hours for everything.
         let passes = simulation.audit.passes(simulation.now);
         let seconds = |pass: AuditPass| pass.last_seconds.expect("a whole pass");
-        assert!((120.0..360.0).contains(&seconds(passes.headers)), "{passes:?}");
-        assert!((600.0..1_200.0).contains(&seconds(passes.likely)), "{passes:?}");
-        assert!(seconds(passes.full) > 12.0 * 3600.0, "{passes:?}");
+        assert!(
+            (120.0..360.0).contains(&seconds(passes.headers)),
+            "{passes:?}"
+        );
+        assert!(
+            (600.0..1_000.0).contains(&seconds(passes.likely)),
+            "{passes:?}"
+        );
+        assert!(seconds(passes.full) > 9.0 * 3600.0, "{passes:?}");
     }
 
     /// U4.
@@ -834,7 +857,9 @@ mod tests {
         }
         let first = 1_000_000 - NEW_AT_FIRST;
         let own = [first, first, 1_000_000, 2_000_000];
-        let others = [2 * 1_000_000 - NEW_AT_FIRST; 2].into_iter().chain([2_000_000, 4_000_000]);
+        let others = [2 * 1_000_000 - NEW_AT_FIRST; 2]
+            .into_iter()
+            .chain([2_000_000, 4_000_000]);
         let expected: Vec<(Side, i64)> = own
             .into_iter()
             .zip(others)
@@ -869,7 +894,13 @@ mod tests {
         const HOUR: i64 = 3_600_000_000;
         let mut draft = Draft::default();
         // Event, hours until its kickoff, hours since its snapshot.
-        for (event_id, begins, changed) in [(1, 300, 90), (2, 12, 90), (3, 300, 2), (4, 1, 90), (5, -1, 90)] {
+        for (event_id, begins, changed) in [
+            (1, 300, 90),
+            (2, 12, 90),
+            (3, 300, 2),
+            (4, 1, 90),
+            (5, -1, 90),
+        ] {
             let input = crate::model::SnapshotInput {
                 snapshot_id: event_id,
                 event_id,
@@ -880,7 +911,12 @@ mod tests {
             };
             let snapshot = draft.packer.snapshot(&input);
             let own = crate::model::BetpawaSnapshots::new(vec![snapshot]);
-            draft.set(event_id, Some(Micros(begins * HOUR)), own, Default::default());
+            draft.set(
+                event_id,
+                Some(Micros(begins * HOUR)),
+                own,
+                Default::default(),
+            );
         }
         assert_eq!(likeliest(&draft, Micros(0), 9), [5, 4, 2, 3, 1]);
         assert_eq!(likeliest(&draft, Micros(0), 3), [5, 4, 2]);

@@ -9,7 +9,9 @@ mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use oddscache::{AuditPasses, Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VERSION};
+use oddscache::{
+    AuditPasses, Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VERSION,
+};
 
 use serde_json::json;
 
