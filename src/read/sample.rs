@@ -13,7 +13,7 @@ use crate::{
         audit::{self, Audited, Mismatch, Next, Pass, Slice, Step},
         changed::{Newest, PlanMarkets},
         plan::Plan,
-        rows::{NewSnapshot, Reader, Side, SnapshotHeader, SnapshotHeaders},
+        rows::{CompetitorRow, NewSnapshot, Reader, Side, SnapshotHeader, SnapshotHeaders},
         schema::NEW_SNAPSHOTS,
         source::Source,
         transaction::ReadStart,
@@ -300,11 +300,17 @@ impl Headers {
                     reader.links(&ids),
                 )
                 .await?;
+                // The links of all events are read, so a row that is of none of them belongs elsewhere.
+                let header = |row: CompetitorRow| {
+                    let (event_id, source) = links.get(&row.competitor_event_id)?;
+                    Some(row.header(*event_id, source.clone()))
+                };
+                let competitors = competitors.into_iter().filter_map(header).collect();
                 let is_new = |(event_id, source): &&(i64, SourceName)| {
                     let event = draft.event(*event_id);
                     event.is_some_and(|event| event.competitors.get(source.as_str()).is_none())
                 };
-                let linked = links.iter().filter(is_new).map(|(event_id, _)| *event_id);
+                let linked = links.values().filter(is_new).map(|(event_id, _)| *event_id);
                 let not_held = ids.iter().copied().filter(|id| draft.event(*id).is_none());
                 whole = linked.chain(not_held).collect();
                 (betpawa, competitors)

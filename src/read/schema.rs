@@ -178,9 +178,9 @@ pub(crate) struct Catalog {
     pub(crate) greatest_ids: Statement,
     /// `(snapshot ids, captured_at of each)` -> columns as of `some_betpawa_headers`.
     pub(crate) betpawa_snapshots: Statement,
-    /// `(snapshot ids)` -> columns as of `some_competitor_headers`.
+    /// `(snapshot ids)` -> snapshot id, competitor event id, captured_at, last_confirmed_at.
     pub(crate) competitor_snapshots: Statement,
-    /// `(event ids)` -> event id and source of each competitor event that is linked to one of them.
+    /// `(event ids)` -> id, event id and source of each competitor event that is linked to one of them.
     pub(crate) links: Statement,
     /// `([snapshot id])` -> snapshot id, event id, bookmaker id of the snapshots with the next greater ids.
     pub(crate) new_betpawa: Statement,
@@ -535,11 +535,11 @@ impl Catalog {
             |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
         let source = competitor_event("source", Kind::Text)?;
         let competitor_snapshots = format!(
-            "SELECT {linked}, {source}, {}, {}, {} FROM unnest($1) AS u (id) \
-             CROSS JOIN LATERAL (SELECT t.id, t.competitor_event_id, t.captured_at{confirmed} FROM {snapshots_table} t WHERE t.id = u.id OFFSET 0) s \
-             CROSS JOIN LATERAL (SELECT c.betpawa_event_id, c.source FROM {competitors_table} c WHERE {live}c.id = s.competitor_event_id OFFSET 0) c \
-             WHERE c.betpawa_event_id IS NOT NULL AND c.source IS NOT NULL",
+            "SELECT {}, {}, {}, {} FROM unnest($1) AS u (id) \
+             CROSS JOIN LATERAL (SELECT t.id, t.competitor_event_id, t.captured_at{confirmed} FROM {snapshots_table} t \
+             WHERE t.id = u.id OFFSET 0) s WHERE s.competitor_event_id IS NOT NULL",
             required("id", Kind::Id)?,
+            required("competitor_event_id", Kind::Id)?,
             required("captured_at", Kind::Time)?,
             columns.optional(
                 "s",
@@ -549,9 +549,10 @@ impl Catalog {
             )?,
         );
         let links = format!(
-            "SELECT {linked}, {source} FROM unnest($1) AS u (id) \
-             CROSS JOIN LATERAL (SELECT c.betpawa_event_id, c.source FROM {competitors_table} c WHERE {live}c.betpawa_event_id = u.id OFFSET 0) c \
-             WHERE c.source IS NOT NULL"
+            "SELECT {}, {linked}, {source} FROM unnest($1) AS u (id) \
+             CROSS JOIN LATERAL (SELECT c.id, c.betpawa_event_id, c.source FROM {competitors_table} c \
+             WHERE {live}c.betpawa_event_id = u.id OFFSET 0) c WHERE c.source IS NOT NULL",
+            competitor_event("id", Kind::Id)?,
         );
         let new_betpawa = format!(
             "SELECT {own_id}, {own_event}, {own_bookmaker} FROM {odds_table} s \
@@ -597,8 +598,8 @@ impl Catalog {
             betpawa_snapshots: statement("betpawa_snapshots", betpawa_snapshots, &with_times)
                 .of_columns(5),
             competitor_snapshots: statement("competitor_snapshots", competitor_snapshots, ids)
-                .of_columns(5),
-            links: statement("links", links, ids).of_columns(2),
+                .of_columns(4),
+            links: statement("links", links, ids).of_columns(3),
             new_betpawa: statement("new_betpawa", new_betpawa, ids).of_columns(3),
             new_competitors: statement("new_competitors", new_competitors, ids).of_columns(3),
             betpawa_markets: markets("betpawa_markets", betpawa)?,
