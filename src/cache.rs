@@ -10,7 +10,7 @@ use crate::{
     follower::Follower,
     metrics::{
         stats::Stats,
-        status::{ChangeLog, Counters, Status},
+        status::{AuditPasses, ChangeLog, Counters, Status},
         timing::Timings,
     },
     model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots},
@@ -254,6 +254,12 @@ impl OddsCache {
     /// list for each of the five.
     pub fn timings(&self) -> Timings {
         self.shared.timers.get()
+    }
+
+    /// How long the passes of the audit took, and will take, as of its last step. All `None` before the first pass, and in
+    /// a cache that no follower of a database feeds. Copies a few numbers.
+    pub fn audit(&self) -> AuditPasses {
+        self.shared.audit()
     }
 
     /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies

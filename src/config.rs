@@ -333,7 +333,10 @@ impl Config {
     }
 
     /// The time in which the audit reads every event again and compares it with the view; 120 s unless set. The audit
-    /// takes longer if its budget does not suffice, or if the cache holds more than 4,000 events.
+    /// takes longer if its budget does not suffice. So it also makes a pass of its own over kickoffs, ids and times,
+    /// which costs a small part of that. If comparing everything takes longer than seven cycles, a third pass compares the
+    /// markets of those events that changed lately or begin soon.
+    /// [`OddsCache::audit`](crate::cache::OddsCache::audit) says how long each takes.
     #[must_use]
     pub fn audit_cycle(mut self, cycle: Duration) -> Config {
         self.audit_cycle = cycle;

@@ -179,7 +179,7 @@
 //! | [`OddsCache::read`], [`Reader::state`], [`is_warm`](OddsCache::is_warm), [`kickoff`](OddsCache::kickoff) | no | no | no |
 //! | [`OddsCache::view`], [`event`](OddsCache::event), [`get_betpawa_snapshot`](OddsCache::get_betpawa_snapshot), [`get_competitor_snapshot`](OddsCache::get_competitor_snapshot), [`reader`](OddsCache::reader), [`State::cut`], clones of these | no, but they count a reference | no | no |
 //! | [`OddsCache::view_within`] | only for its error | only its error | no |
-//! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log) | no | no | no |
+//! | [`OddsCache::stats`], [`counters`](OddsCache::counters), [`change_log`](OddsCache::change_log), [`audit`](OddsCache::audit) | no | no | no |
 //! | [`OddsCache::timings`] | no | a short list each | no |
 //! | `get_betpawa_snapshots`, `get_competitor_snapshots`, `event_ids` of handle and view; [`Change::event_ids`] | no | what they return | no |
 //! | [`Outcome::extra`] | no | parses, if there is any | no |
@@ -294,7 +294,7 @@ pub use metrics::{
     histogram::{Timing, TimingBucket},
     reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
-    status::{ChangeLog, Counters, Fault, Status},
+    status::{AuditPass, AuditPasses, ChangeLog, Counters, Fault, Status},
     timing::Timings,
 };
 pub use model::{

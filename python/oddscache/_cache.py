@@ -126,8 +126,8 @@ class OddsCache(_native.Cache):
         retry_unreachable: whether to wait for what cannot be reached before the first warmup. If not,
             `ready` raises the error.
         allow_row_security: whether the role may be subject to row level security.
-        audit_cycle, audit_budget: the time in which everything is compared with the database, and the share of a core
-            that this may take, 0.0001 to 1; what lies outside counts as the nearer end.
+        audit_cycle, audit_budget: the time in which everything is compared with the database if the budget suffices,
+            and the share of a core that this may take, 0.0001 to 1; what lies outside counts as the nearer end.
         listen_url: where to LISTEN, if not at `url`: for a standby, and behind a pooler.
 
         Durations are seconds, or a `timedelta`. Raises `ConfigError` for what cannot be understood.

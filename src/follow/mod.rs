@@ -38,7 +38,7 @@ use crate::{
     },
     read::{
         self, Cause, Done, Read, ReadState,
-        audit::{Audit, Audited, Step},
+        audit::{Audit, Audited, Pass, Step},
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
@@ -591,7 +591,7 @@ impl DatabaseFollower {
         known: &mut ReadState,
         step: Step,
     ) -> Result<(), Error> {
-        let begun_at = Instant::now();
+        let (begun_at, pass) = (Instant::now(), step.pass());
         let mut result = self.read(reader, known, None, Some(step.clone())).await;
         if let Err(error @ Error::UnreadableRow { .. }) = &result
             && !self.unreadable.is_looking()
@@ -602,7 +602,7 @@ impl DatabaseFollower {
         let Err(error) = result else {
             return Ok(());
         };
-        let in_a_row = self.audit.failed(begun_at.elapsed(), Instant::now());
+        let in_a_row = self.audit.failed(pass, begun_at.elapsed(), Instant::now());
         // Any other error is the end of the connection.
         if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);
@@ -776,15 +776,24 @@ impl DatabaseFollower {
 
     /// Counts and logs the result of a step of the audit. Returns whether cache and database were equal.
     fn audited(&mut self, audited: &Audited, took: Duration) -> bool {
-        let ended = self.audit.done(audited, took, Instant::now());
-        let Audited::Events { count, mismatches } = audited else {
-            return true;
-        };
+        let now = Instant::now();
+        let ended = self.audit.done(audited, took, now);
+        self.publisher.set_audit(self.audit.passes(now));
+        let Audited {
+            pass,
+            count,
+            mismatches,
+            ..
+        } = audited;
         let counters = self.publisher.counters();
-        add(&counters.audited_events, *count);
+        let (events, passes) = match pass {
+            Pass::Headers => (&counters.audited_headers, &counters.audit_headers_passes),
+            Pass::Likely | Pass::Full => (&counters.audited_events, &counters.audit_passes),
+        };
+        add(events, *count);
         add(&counters.audit_mismatches, mismatches.len());
-        add(&counters.audit_passes, usize::from(ended));
-        if ended {
+        add(passes, usize::from(ended && *pass != Pass::Likely));
+        if ended && *pass == Pass::Full {
             self.repairs.pass_ended();
         }
         if mismatches.is_empty() {

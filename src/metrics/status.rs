@@ -204,10 +204,14 @@ pub struct Counters {
     pub resumed: u64,
     /// Reads and connections that failed and were tried again.
     pub failures: u64,
-    /// Events that the audit read again and compared.
+    /// Events whose markets the audit read again and compared.
     pub audited_events: u64,
-    /// How often the audit went through all events.
+    /// Events of which the audit compared the kickoff and the headers of the latest snapshots: ids and times.
+    pub audited_headers: u64,
+    /// How often the audit compared everything of all events.
     pub audit_passes: u64,
+    /// How often the audit compared the headers of all events.
+    pub audit_headers_passes: u64,
     /// Events that the audit found to differ from the database, because some change was not logged. Should stay 0.
     pub audit_mismatches: u64,
     /// Publications that were passed on by the relay: by a publisher those sent, by a subscriber those applied.
@@ -225,6 +229,41 @@ pub struct Counters {
     /// How often a subscriber's state differed from the publisher's. The subscriber then read the whole state. Should
     /// stay 0.
     pub relay_mismatches: u64,
+}
+
+/// How long the passes of the audit take. As of its last step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AuditPasses {
+    /// Compares the kickoffs of all events, and the ids and times of their latest snapshots.
+    pub headers: AuditPass,
+    /// Compares the markets of some events: those that changed lately, and those near their kickoff. The audit makes it
+    /// only if the full pass takes longer than seven times [`audit_cycle`](crate::config::Config::audit_cycle).
+    pub likely: AuditPass,
+    /// Compares everything of all events.
+    pub full: AuditPass,
+}
+
+impl AuditPasses {
+    /// The passes under their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, AuditPass)> {
+        let AuditPasses {
+            headers,
+            likely,
+            full,
+        } = *self;
+        [("headers", headers), ("likely", likely), ("full", full)].into_iter()
+    }
+}
+
+/// The duration of one kind of pass, in seconds, with the rests between its steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AuditPass {
+    /// Of the last pass that ended. `None` before.
+    pub last_seconds: Option<f64>,
+    /// Of the pass under way, estimated from its steps so far. Before its first step: of the last one.
+    pub expected_seconds: Option<f64>,
 }
 
 /// The installed change feed, and which transactions its log covers. As of the last read. All fields are 0 before the

@@ -22,6 +22,15 @@ impl Micros {
         self.0.saturating_sub(POSTGRES_EPOCH)
     }
 
+    /// Whether PostgreSQL had exactly this time, so that a comparison there finds it. False for a missing time, and for
+    /// one that chrono cannot hold.
+    pub(crate) fn is_exact(self) -> bool {
+        let (first, last) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
+        self != Micros::UNKNOWN
+            && first.timestamp_micros() < self.0
+            && self.0 < last.timestamp_micros()
+    }
+
     /// This time less `duration`; the first time that chrono can hold if that is earlier.
     pub(crate) fn minus(self, duration: std::time::Duration) -> Micros {
         Micros(

@@ -31,6 +31,7 @@ pub(crate) struct Statement {
 pub(crate) enum Arg<'a> {
     Ids(&'a [i64]),
     Time(Micros),
+    Times(&'a [Micros]),
     Text(&'a str),
 }
 
@@ -43,6 +44,11 @@ impl ToSql for Arg<'_> {
         match self {
             Arg::Ids(ids) => ids.to_sql(ty, out),
             Arg::Time(time) => time.to_postgres().to_sql(ty, out),
+            Arg::Times(times) => {
+                // An array of times has the binary form of one of integers; `ty` names the type of its elements.
+                let micros: Vec<i64> = times.iter().map(|time| time.to_postgres()).collect();
+                micros.to_sql(ty, out)
+            }
             Arg::Text(text) => text.to_sql(ty, out),
         }
     }
@@ -68,14 +74,24 @@ impl Arg<'_> {
                 sql.push_str("}'");
                 Ok(())
             }
-            Arg::Time(time) => write!(
-                sql,
-                "'{}+00'",
-                time.to_utc().format("%Y-%m-%d %H:%M:%S%.6f")
-            ),
+            Arg::Time(time) => write!(sql, "'{}'", constant(*time)),
+            Arg::Times(times) => {
+                sql.push_str("'{");
+                for (index, time) in times.iter().enumerate() {
+                    let comma = if index == 0 { "" } else { "," };
+                    let _ = write!(sql, "{comma}\"{}\"", constant(*time));
+                }
+                sql.push_str("}'");
+                Ok(())
+            }
             Arg::Text(text) => write!(sql, "{}", crate::postgres::quote::literal(text)),
         };
     }
+}
+
+/// A time as PostgreSQL reads it.
+fn constant(time: Micros) -> impl std::fmt::Display {
+    time.to_utc().format("%Y-%m-%d %H:%M:%S%.6f+00")
 }
 
 /// The names under which a session knows the prepared statements of one follower.

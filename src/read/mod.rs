@@ -22,6 +22,7 @@ pub(crate) mod partitions;
 pub(crate) mod plan;
 pub(crate) mod preflight;
 pub(crate) mod rows;
+mod sample;
 pub(crate) mod schema;
 pub(crate) mod source;
 pub(crate) mod transaction;
@@ -47,7 +48,6 @@ use crate::{
     },
     model::{Micros, Server},
     postgres::{
-        connection::millis,
         pipeline::{all_three, both},
         statement::{Prepared, Statement},
     },
@@ -60,7 +60,8 @@ use crate::{
         partitions::{Partitions, Touched},
         plan::Plan,
         preflight::Feed,
-        rows::{Reader, RowCounters, SnapshotHeaders},
+        rows::{Reader, RowCounters},
+        sample::Sample,
         schema::Catalog,
         source::Source,
         transaction::ReadStart,
@@ -981,7 +982,6 @@ impl<'p> Rows<'p> {
             row_counters,
             search,
         };
-        let window_start = start.window_start;
         let part = async {
             match change_set.is_empty() {
                 true => Ok(None),
@@ -994,7 +994,7 @@ impl<'p> Rows<'p> {
         // between.
         let ((), part) = both(replan, part).await?;
         let sample = match step {
-            Some(step) => Some(Sample::read(source, reader, step, window_start, draft).await?),
+            Some(step) => Some(Sample::read(source, reader, step, start, draft).await?),
             None => None,
         };
         Ok(Rows {
@@ -1009,92 +1009,3 @@ impl<'p> Rows<'p> {
         self.part.is_some() || self.sample.is_some()
     }
 }
-
-/// The rows of a step of the audit.
-enum Sample {
-    /// The ids of all events in the window.
-    Window(Vec<i64>),
-    /// The ids of some events, and all their rows. Nothing is taken over from the draft.
-    Events(Vec<i64>, Box<Plan>, PlanMarkets),
-}
-
-impl Sample {
-    async fn read(
-        source: Source<'_>,
-        reader: Reader<'_>,
-        step: audit::Step,
-        window_start: Micros,
-        draft: &mut Draft,
-    ) -> Result<Sample, Error> {
-        // About five statements follow. Each may take a fifth of the read time-out. So the server cancels a slow audit
-        // before the follower takes the connection for dead.
-        let bound = format!(
-            "SET LOCAL statement_timeout = {}",
-            millis(source.config.read_timeout / 5)
-        );
-        source
-            .client
-            .batch_execute(&bound)
-            .await
-            .map_err(Error::database(AUDIT))?;
-        let slice = match step {
-            audit::Step::Window => {
-                let window = reader.all_kickoffs(window_start).await?;
-                let mut ids: Vec<i64> = window.into_keys().collect();
-                ids.sort_unstable();
-                return Ok(Sample::Window(ids));
-            }
-            audit::Step::Slice(slice) => slice,
-        };
-        // The log has named the malformed rows already, when they were read for the first time.
-        let reader = Reader {
-            names_malformed: false,
-            ..reader
-        };
-        // Add the events that the draft holds: a slice lists only those in the window, and the database may have lost
-        // some.
-        let mut ids: Vec<i64> = draft.ids_in(slice.range).chain(slice.ids).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        // The audit does not apply what it reads. So it leaves events with unreadable rows to the reads that try them
-        // again.
-        if let Some(search) = reader.search {
-            let unreadable = search.events(draft);
-            ids.retain(|id| !unreadable.contains(id));
-        }
-        let headers = SnapshotHeaders {
-            kickoffs: reader.kickoffs(window_start, &ids).await?,
-            betpawa: reader.betpawa_headers(&ids).await?,
-            competitors: reader.competitor_headers(&ids, &[]).await?,
-        };
-        let kept = reader.search.map(Search::kept).unwrap_or_default();
-        let plan = Plan::whole(headers, kept);
-        let packed_markets = PlanMarkets::read(reader, &plan, draft).await?;
-        Ok(Sample::Events(ids, Box::new(plan), packed_markets))
-    }
-
-    /// Compares the rows with a draft that was brought to the same snapshot.
-    fn compare(self, draft: &mut Draft, search: Option<&Search>) -> Audited {
-        match self {
-            Sample::Window(ids) => Audited::Window(ids),
-            Sample::Events(mut ids, plan, packed_markets) => {
-                // A second draft that shares the interned names, so that equal snapshots compare as equal.
-                let mut read = draft.successor();
-                plan.keep(draft, &mut read);
-                packed_markets.apply(*plan, &mut read);
-                if let Some(search) = search {
-                    let unreadable = search.events(draft);
-                    ids.retain(|id| !unreadable.contains(id));
-                }
-                let mismatches = audit::compare(draft, &read, &ids);
-                draft.packer = std::mem::take(&mut read.packer);
-                Audited::Events {
-                    count: ids.len(),
-                    mismatches,
-                }
-            }
-        }
-    }
-}
-
-const AUDIT: &str = "auditing";

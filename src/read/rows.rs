@@ -70,6 +70,31 @@ pub(crate) struct SnapshotHeader<K> {
     pub(crate) last_confirmed_at: Option<Micros>,
 }
 
+/// A row of `competitor_odds_snapshots`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CompetitorRow {
+    pub(crate) snapshot_id: i64,
+    pub(crate) competitor_event_id: i64,
+    captured_at: Micros,
+    last_confirmed_at: Option<Micros>,
+}
+
+impl CompetitorRow {
+    /// The header of the snapshot for the event to which its competitor event is linked.
+    pub(crate) fn header(self, event_id: i64, source: Source) -> SnapshotHeader<Source> {
+        SnapshotHeader {
+            event_id,
+            key: source,
+            snapshot_id: self.snapshot_id,
+            captured_at: self.captured_at,
+            last_confirmed_at: self.last_confirmed_at,
+        }
+    }
+}
+
+/// A snapshot's id, its event, and its bookmaker id or source. The last two are `None` where a row has none.
+pub(crate) type NewSnapshot<K> = (i64, (Option<i64>, Option<K>));
+
 /// The events and the headers of their latest snapshots, as a read found them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotHeaders {
@@ -207,6 +232,7 @@ impl Reader<'_> {
     ) -> Result<Vec<SnapshotHeader<Source>>, Error> {
         let headers = &self.catalog.all_competitor_headers;
         let window = [Arg::Time(window_start)];
+        let sources = |answer: &Answer| sources(answer, 1);
         self.headers(Table::CompetitorEvents, headers, &window, sources)
             .await
     }
@@ -267,8 +293,10 @@ impl Reader<'_> {
         }
         let args = [Arg::Ids(event_ids), Arg::Ids(competitor_event_ids)];
         let headers = &self.catalog.some_competitor_headers;
-        self.headers(Table::CompetitorEvents, headers, &args, sources)
-            .await
+        self.headers(Table::CompetitorEvents, headers, &args, |answer| {
+            sources(answer, 1)
+        })
+        .await
     }
 
     /// Reads headers, and logs those without a time.
@@ -294,6 +322,111 @@ impl Reader<'_> {
             }
         }
         Ok(headers)
+    }
+
+    /// The greatest snapshot ids; 0 for an empty table.
+    pub(crate) async fn greatest_ids(&self) -> Result<(i64, i64), Error> {
+        let read = |answer: &Answer| {
+            let ids = |index| answer.column::<Option<i64>>(index);
+            Ok(ids(0)?.into_iter().zip(ids(1)?).collect())
+        };
+        let greatest = &self.catalog.greatest_ids;
+        let rows: Vec<(Option<i64>, Option<i64>)> =
+            self.at_once(HEADERS, greatest, &[], read).await?;
+        let (own, others) = rows.first().copied().unwrap_or_default();
+        Ok((own.unwrap_or_default(), others.unwrap_or_default()))
+    }
+
+    /// The rows of `odds_snapshots` with these ids and times. Each is looked up by the primary key.
+    pub(crate) async fn betpawa_snapshots(
+        &self,
+        ids: &[i64],
+        captured_at: &[Micros],
+    ) -> Result<Vec<SnapshotHeader<i64>>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args = [Arg::Ids(ids), Arg::Times(captured_at)];
+        let read = |answer: &Answer| headers(answer, bookmakers);
+        let snapshots = &self.catalog.betpawa_snapshots;
+        self.at_once(HEADERS, snapshots, &args, read).await
+    }
+
+    /// The rows of `competitor_odds_snapshots` with these ids that belong to a competitor event. Each is looked up
+    /// by the primary key.
+    pub(crate) async fn competitor_snapshots(
+        &self,
+        ids: &[i64],
+    ) -> Result<Vec<CompetitorRow>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = |answer: &Answer| {
+            let times = |index| answer.column::<Option<PostgresTime>>(index);
+            let ids = answer.column(0)?.into_iter().zip(answer.column(1)?);
+            let times = times(2)?.into_iter().zip(times(3)?);
+            let rows = ids.zip(times).map(
+                |((snapshot_id, competitor_event_id), (captured_at, confirmed_at))| CompetitorRow {
+                    snapshot_id,
+                    competitor_event_id,
+                    captured_at: captured_at.map_or(Micros::UNKNOWN, |time| time.0),
+                    last_confirmed_at: confirmed_at.map(|time| time.0),
+                },
+            );
+            Ok(rows.collect())
+        };
+        let snapshots = &self.catalog.competitor_snapshots;
+        self.at_once(HEADERS, snapshots, &[Arg::Ids(ids)], read)
+            .await
+    }
+
+    /// The competitor events that are linked to one of these events: their ids, the event's id, and the source.
+    pub(crate) async fn links(
+        &self,
+        event_ids: &[i64],
+    ) -> Result<HashMap<i64, (i64, Source)>, Error> {
+        if event_ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            let events: Vec<i64> = answer.column(1)?;
+            let of = events.into_iter().zip(sources(answer, 2)?);
+            Ok(ids.into_iter().zip(of).collect())
+        };
+        let args = [Arg::Ids(event_ids)];
+        let links = self.at_once(HEADERS, &self.catalog.links, &args, read);
+        Ok(links.await?.into_iter().collect())
+    }
+
+    /// The next snapshots in `odds_snapshots` with ids greater than `after`, ascending: id, event, bookmaker. Fewer than
+    /// [`NEW_SNAPSHOTS`](crate::read::schema::NEW_SNAPSHOTS) if there are no more.
+    pub(crate) async fn new_betpawa(&self, after: i64) -> Result<Vec<NewSnapshot<i64>>, Error> {
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            let of = answer.column(1)?.into_iter().zip(answer.column(2)?);
+            Ok(ids.into_iter().zip(of).collect())
+        };
+        let args = [Arg::Ids(&[after])];
+        self.at_once(HEADERS, &self.catalog.new_betpawa, &args, read)
+            .await
+    }
+
+    /// The same for `competitor_odds_snapshots`, with sources.
+    pub(crate) async fn new_competitors(
+        &self,
+        after: i64,
+    ) -> Result<Vec<NewSnapshot<Source>>, Error> {
+        let read = |answer: &Answer| {
+            let ids: Vec<i64> = answer.column(0)?;
+            let names = answer.column::<Option<&str>>(2)?.into_iter();
+            let names = names.map(|name| name.map(Source::from));
+            let of = answer.column(1)?.into_iter().zip(names);
+            Ok(ids.into_iter().zip(of).collect())
+        };
+        let args = [Arg::Ids(&[after])];
+        self.at_once(HEADERS, &self.catalog.new_competitors, &args, read)
+            .await
     }
 
     /// The events to which the given competitor events are linked, with the kickoffs of those in the window.
@@ -527,13 +660,13 @@ fn bookmakers(answer: &Answer) -> Result<Vec<i64>, tokio_postgres::Error> {
 }
 
 /// Reads source names, and allocates each distinct name once.
-fn sources(answer: &Answer) -> Result<Vec<Source>, tokio_postgres::Error> {
+fn sources(answer: &Answer, column: usize) -> Result<Vec<Source>, tokio_postgres::Error> {
     let mut seen: HashSet<Source> = HashSet::new();
     let source = |name: &str| {
         seen.get_or_insert_with(name, |name| Source::from(name))
             .clone()
     };
-    let names = answer.column(1)?.into_iter();
+    let names = answer.column(column)?.into_iter();
     Ok(names.map(source).collect())
 }
 

@@ -178,6 +178,18 @@ pub(crate) struct Catalog {
     /// `(window start, competitor event ids)` -> event ids to which they are linked, kickoff or null outside the
     /// window.
     pub(crate) linked_events: Statement,
+    /// `()` -> the greatest id in `odds_snapshots` and in `competitor_odds_snapshots`.
+    pub(crate) greatest_ids: Statement,
+    /// `(snapshot ids, captured_at of each)` -> columns as of `some_betpawa_headers`.
+    pub(crate) betpawa_snapshots: Statement,
+    /// `(snapshot ids)` -> snapshot id, competitor event id, captured_at, last_confirmed_at.
+    pub(crate) competitor_snapshots: Statement,
+    /// `(event ids)` -> id, event id and source of each competitor event that is linked to one of them.
+    pub(crate) links: Statement,
+    /// `([snapshot id])` -> snapshot id, event id, bookmaker id of the snapshots with the next greater ids.
+    pub(crate) new_betpawa: Statement,
+    /// `([snapshot id])` -> snapshot id, event id, source; the last two are null if the snapshot belongs to no event.
+    pub(crate) new_competitors: Statement,
     /// `(snapshot ids)` -> market rows of `market_odds`.
     pub(crate) betpawa_markets: Statement,
     /// `(snapshot ids)` -> market rows of `competitor_market_odds`.
@@ -189,6 +201,9 @@ pub(crate) struct Catalog {
     pub(crate) some_betpawa_markets: Statement,
     pub(crate) some_competitor_markets: Statement,
 }
+
+/// The most new snapshots that one step of the audit compares. This bounds its time to about 20 ms.
+pub(crate) const NEW_SNAPSHOTS: usize = 10_000;
 
 /// How a column is read.
 #[derive(Clone, Copy)]
@@ -490,6 +505,73 @@ impl Catalog {
             table(Table::CompetitorEvents),
             table(Table::Events)
         );
+        // The audit looks up single rows by key. OFFSET 0 keeps each lookup apart, so that the server makes it by the
+        // index on that key, whatever it estimates. `captured_at` tells it which partition has the row.
+        let (odds_table, captured_type) = (
+            table(Table::OddsSnapshots),
+            match columns.get(Table::OddsSnapshots, "captured_at") {
+                Some("timestamptz") => Type::TIMESTAMPTZ_ARRAY,
+                _ => Type::TIMESTAMP_ARRAY,
+            },
+        );
+        let snapshots_table = table(Table::CompetitorOddsSnapshots);
+        let confirmed = |table| match columns.get(table, "last_confirmed_at") {
+            Some(_) => ", t.last_confirmed_at",
+            None => "",
+        };
+        let own_confirmed = confirmed(Table::OddsSnapshots);
+        let confirmed = confirmed(Table::CompetitorOddsSnapshots);
+        let competitors_table = table(Table::CompetitorEvents);
+        let required = |column, kind| columns.required("s", Table::OddsSnapshots, column, kind);
+        let (own_event, own_bookmaker, own_id) = (
+            required("event_id", Kind::Id)?,
+            required("bookmaker_id", Kind::Id)?,
+            required("id", Kind::Id)?,
+        );
+        let betpawa_snapshots = format!(
+            "SELECT {own_event}, {own_bookmaker}, {own_id}, {}, {} FROM unnest($1, $2) AS u (id, captured_at) \
+             CROSS JOIN LATERAL (SELECT t.event_id, t.bookmaker_id, t.id, t.captured_at{own_confirmed} FROM {odds_table} t WHERE t.id = u.id AND t.captured_at = u.captured_at OFFSET 0) s \
+             WHERE s.event_id IS NOT NULL AND s.bookmaker_id IS NOT NULL",
+            required("captured_at", Kind::Time)?,
+            columns.optional("s", Table::OddsSnapshots, "last_confirmed_at", Kind::Time)?,
+        );
+        let required =
+            |column, kind| columns.required("s", Table::CompetitorOddsSnapshots, column, kind);
+        let source = competitor_event("source", Kind::Text)?;
+        let competitor_snapshots = format!(
+            "SELECT {}, {}, {}, {} FROM unnest($1) AS u (id) \
+             CROSS JOIN LATERAL (SELECT t.id, t.competitor_event_id, t.captured_at{confirmed} FROM {snapshots_table} t \
+             WHERE t.id = u.id OFFSET 0) s WHERE s.competitor_event_id IS NOT NULL",
+            required("id", Kind::Id)?,
+            required("competitor_event_id", Kind::Id)?,
+            required("captured_at", Kind::Time)?,
+            columns.optional(
+                "s",
+                Table::CompetitorOddsSnapshots,
+                "last_confirmed_at",
+                Kind::Time
+            )?,
+        );
+        let links = format!(
+            "SELECT {}, {linked}, {source} FROM unnest($1) AS u (id) \
+             CROSS JOIN LATERAL (SELECT c.id, c.betpawa_event_id, c.source FROM {competitors_table} c \
+             WHERE {live}c.betpawa_event_id = u.id OFFSET 0) c WHERE c.source IS NOT NULL",
+            competitor_event("id", Kind::Id)?,
+        );
+        let new_betpawa = format!(
+            "SELECT {own_id}, {own_event}, {own_bookmaker} FROM {odds_table} s \
+             WHERE s.id > ($1)[1] ORDER BY s.id LIMIT {NEW_SNAPSHOTS}"
+        );
+        let new_competitors = format!(
+            "SELECT {}, {linked}, {source} FROM (SELECT t.id, t.competitor_event_id FROM {snapshots_table} t \
+             WHERE t.id > ($1)[1] ORDER BY t.id LIMIT {NEW_SNAPSHOTS}) s \
+             LEFT JOIN LATERAL (SELECT c.betpawa_event_id, c.source FROM {competitors_table} c WHERE {live}c.id = s.competitor_event_id OFFSET 0) c ON true",
+            required("id", Kind::Id)?,
+        );
+        let greatest_ids = format!(
+            "SELECT (SELECT max(id)::int8 FROM {odds_table}), (SELECT max(id)::int8 FROM {snapshots_table})"
+        );
+        let with_times = [Type::INT8_ARRAY, captured_type];
         let (of_window, of_both) = (window, [kickoff_type.clone(), Type::INT8_ARRAY]);
         let two_lists = [Type::INT8_ARRAY, Type::INT8_ARRAY];
         let markets = |name, table| Ok::<_, Error>(statement(name, columns.markets(table)?, ids));
@@ -516,6 +598,14 @@ impl Catalog {
             some_competitor_headers: statement("competitor_headers", some_competitors, &two_lists)
                 .of_columns(5),
             linked_events: statement("linked_events", linked_events, &of_both).of_columns(2),
+            greatest_ids: statement("greatest_ids", greatest_ids, &[]),
+            betpawa_snapshots: statement("betpawa_snapshots", betpawa_snapshots, &with_times)
+                .of_columns(5),
+            competitor_snapshots: statement("competitor_snapshots", competitor_snapshots, ids)
+                .of_columns(4),
+            links: statement("links", links, ids).of_columns(3),
+            new_betpawa: statement("new_betpawa", new_betpawa, ids).of_columns(3),
+            new_competitors: statement("new_competitors", new_competitors, ids).of_columns(3),
             betpawa_markets: markets("betpawa_markets", betpawa)?,
             competitor_markets: markets("competitor_markets", competitors)?,
             betpawa_market_ids: market_ids("betpawa_market_ids", betpawa),

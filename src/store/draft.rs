@@ -63,10 +63,14 @@ impl Draft {
         self.competitor_index.get(snapshot_id)
     }
 
-    /// The ids of all held events within a range, in no particular order. Walks over all events.
+    /// All held events, in no particular order.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Arc<CachedEvent>> {
+        self.table.iter()
+    }
+
+    /// The ids of all held events within a range, in no particular order. Looks at no event.
     pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
-        let ids = self.table.iter().map(|event| event.event_id);
-        ids.filter(move |id| range.contains(id))
+        self.table.ids_in(range)
     }
 
     /// Replaces `old` by this draft, which took over its interned names. Equal events keep the memory of the published

@@ -20,7 +20,7 @@ use crate::{
     error::Error,
     metrics::{
         reload::CountingReloads,
-        status::{ChangeLog, Counters, Status},
+        status::{AuditPasses, ChangeLog, Counters, Status},
         timing::Timers,
     },
     store::{
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counting,
     pub(crate) timers: Timers,
     /// Set by the follower after a read.
+    pub(crate) audit: ArcSwap<AuditPasses>,
     pub(crate) pruned_below: AtomicU64,
     pub(crate) next_xid: AtomicU64,
     pub(crate) feed_version: AtomicI32,
@@ -118,7 +119,7 @@ counting! {
     /// [`Counters`] that can be counted up.
     Counting for Counters:
     reads notifications polls requested_reads lost_notifications log_rows snapshots_read rows_read malformed_rows_read unreadable_rows published evicted_events
-    reloads reconnects resumed failures audited_events audit_passes audit_mismatches
+    reloads reconnects resumed failures audited_events audited_headers audit_passes audit_headers_passes audit_mismatches
     relay_deltas relay_bytes relay_states relay_answers relay_gaps relay_refused relay_mismatches, reloads_by_reason: CountingReloads
 }
 
@@ -172,6 +173,11 @@ impl Shared {
         }
     }
 
+    /// How long the passes of the audit take.
+    pub(crate) fn audit(&self) -> AuditPasses {
+        **self.audit.load()
+    }
+
     /// The changes from the next publication on. Already ended if the publisher is gone.
     pub(crate) fn changes(&self) -> Changes {
         let receiver = match self.changes.upgrade() {
@@ -220,6 +226,7 @@ impl Publisher {
             status: watch::Sender::new(status),
             counters: Counting::default(),
             timers: Timers::default(),
+            audit: ArcSwap::default(),
             pruned_below: AtomicU64::new(0),
             next_xid: AtomicU64::new(0),
             feed_version: AtomicI32::new(0),
@@ -314,6 +321,10 @@ impl Publisher {
 
     pub(crate) fn timers(&self) -> &Timers {
         &self.shared.timers
+    }
+
+    pub(crate) fn set_audit(&self, passes: AuditPasses) {
+        self.shared.audit.store(Arc::new(passes));
     }
 
     pub(crate) fn set_change_log(&self, log: ChangeLog) {

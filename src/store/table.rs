@@ -17,7 +17,7 @@
 //! - T3: A page that another table shares is copied before it is written to.
 //! - T4: Each page holds at least one event.
 
-use std::{mem::size_of, sync::Arc};
+use std::{mem::size_of, ops::RangeBounds, sync::Arc};
 
 use crate::model::CachedEvent;
 
@@ -110,6 +110,17 @@ impl Table {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<CachedEvent>> {
         let pages = self.pages.iter().flatten();
         pages.flat_map(|page| page.events.iter()).flatten()
+    }
+
+    /// The ids of all events within a range, in no particular order. Looks at each page, and into those in the range.
+    pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
+        let pages = self.pages.iter().flatten();
+        let ids = pages.flat_map(|page| {
+            let first = page.number << PAGE_BITS;
+            let held = page.events.iter().zip(first..);
+            held.filter_map(|(event, id)| event.as_ref().map(|_| id))
+        });
+        ids.filter(move |id| range.contains(id))
     }
 
     /// The ids of the events that the two tables do not share, in no particular order, some of them twice. Compares one

@@ -154,6 +154,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("epoch".to_owned(), json!(view.epoch()));
         fields.insert("counters".to_owned(), json!(cache.counters()));
         fields.insert("timings".to_owned(), json!(cache.timings()));
+        fields.insert("audit".to_owned(), json!(cache.audit()));
         fields.insert("change_log".to_owned(), json!(cache.change_log()));
         fields.insert("pruning".to_owned(), json!(prune::pruning()));
     }

@@ -52,7 +52,7 @@ pub(crate) struct FollowArguments {
         value_name = "URL"
     )]
     listen_url: Option<Secret>,
-    /// The time in which the audit compares every event with the database
+    /// The time in which the audit compares every event with the database, if its budget suffices
     #[arg(long, env = "ODDSCACHE_AUDIT_CYCLE", default_value = "2m", value_parser = humantime::parse_duration)]
     audit_cycle: Duration,
     /// The share of the time, and of one core of the server, that the audit may take

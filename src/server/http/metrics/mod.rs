@@ -9,7 +9,9 @@ mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use oddscache::{Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VERSION};
+use oddscache::{
+    AuditPasses, Counters, OddsCache, Stats, Status, Timings, View, sql::FEED_VERSION,
+};
 
 use serde_json::json;
 
@@ -33,6 +35,7 @@ pub(crate) fn text(
     state(&mut text, cache, &view);
     held(&mut text, view.stats());
     change_log(&mut text, cache);
+    audit(&mut text, cache.audit());
     counters(&mut text, &cache.counters());
     timings(&mut text, &cache.timings());
     let help = "Open streams of /v1/changes.";
@@ -126,8 +129,27 @@ fn change_log(text: &mut Text, cache: &OddsCache) {
     text.counter("prune_failures_total", pruning.failed, help);
 }
 
+/// How long the passes of the audit take. A pass has no sample before that is known.
+fn audit(text: &mut Text, passes: AuditPasses) {
+    let help = "How long the last pass of the audit took.";
+    text.family("audit_pass_seconds", "gauge", help);
+    for (name, pass) in passes.iter() {
+        if let Some(seconds) = pass.last_seconds {
+            text.sample("audit_pass_seconds", &format!("pass=\"{name}\""), seconds);
+        }
+    }
+    let help = "How long the pass of the audit that is under way will take, by its steps so far.";
+    text.family("audit_pass_expected_seconds", "gauge", help);
+    for (name, pass) in passes.iter() {
+        if let Some(seconds) = pass.expected_seconds {
+            let labels = format!("pass=\"{name}\"");
+            text.sample("audit_pass_expected_seconds", &labels, seconds);
+        }
+    }
+}
+
 /// What the follower has done: the names are those of [`Counters`] as JSON.
-const COUNTERS: [(&str, &str); 25] = [
+const COUNTERS: [(&str, &str); 27] = [
     (
         "reads",
         "Transactions that read the change log, or everything.",
@@ -175,9 +197,20 @@ const COUNTERS: [(&str, &str); 25] = [
     ),
     (
         "audited_events",
-        "Events that the audit compared with the database.",
+        "Events whose markets the audit compared with the database.",
     ),
-    ("audit_passes", "Times the audit went through all events."),
+    (
+        "audited_headers",
+        "Events of which the audit compared kickoff, ids and times with the database.",
+    ),
+    (
+        "audit_passes",
+        "Times the audit compared everything of all events.",
+    ),
+    (
+        "audit_headers_passes",
+        "Times the audit compared kickoff, ids and times of all events.",
+    ),
     (
         "audit_mismatches",
         "Events that the audit found to differ: should stay 0.",
