@@ -112,13 +112,13 @@ impl Table {
         pages.flat_map(|page| page.events.iter()).flatten()
     }
 
-    /// The ids of all events within a range, in no particular order. Looks at each page, and into those in the range.
+    /// The ids of all events within a range, in no particular order. Looks at no event itself.
     pub(crate) fn ids_in(&self, range: impl RangeBounds<i64>) -> impl Iterator<Item = i64> {
         let pages = self.pages.iter().flatten();
         let ids = pages.flat_map(|page| {
             let first = page.number << PAGE_BITS;
-            let held = page.events.iter().zip(first..);
-            held.filter_map(|(event, id)| event.as_ref().map(|_| id))
+            let held = page.events.iter().zip(0_i64..);
+            held.filter_map(move |(event, offset)| event.as_ref().map(|_| first + offset))
         });
         ids.filter(move |id| range.contains(id))
     }
