@@ -38,7 +38,7 @@ use crate::{
     },
     read::{
         self, Cause, Done, Read, ReadState,
-        audit::{Audit, Audited, Pass, Step},
+        audit::{Audit, Audited, Pass, Renewal, Step},
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
@@ -101,6 +101,8 @@ pub(crate) struct DatabaseFollower {
     unreadable: Unreadable,
     retry: Retry,
     turn: Turn,
+    /// Set while everything is read again beside following.
+    renewal: Option<Renewal>,
     /// What was known when the connection was lost. The next connection resumes from it.
     lost: Option<ReadState>,
     /// How many connections in a row were lost before a read proved continuity.
@@ -173,6 +175,7 @@ impl DatabaseFollower {
             unreadable: Unreadable::default(),
             retry: Retry::new(),
             turn: Turn::default(),
+            renewal: None,
             lost: None,
             failed_resumes: 0,
             connections: 0,
@@ -523,6 +526,9 @@ impl DatabaseFollower {
         let begun_at = Instant::now();
         let until_audit = || self.audit.until_due(begun_at);
         let until_due = self.rereads.until_due(begun_at).unwrap_or_else(until_audit);
+        let renewal = self.renewal.as_ref();
+        let until_renewal = renewal.map(|renewal| renewal.until_due(begun_at));
+        let until_due = until_renewal.map_or(until_due, |renewal| renewal.min(until_due));
         let until_retry = self.unreadable.until_due(begun_at);
         let until_due = until_retry.map_or(until_due, |retry| retry.min(until_due));
         let wake = self.schedule.next(until_due);
@@ -561,10 +567,13 @@ impl DatabaseFollower {
         };
         add(woke, 1);
         if self.publisher.request().take_resync() {
-            known.reload = Some(ReloadReason::Requested.into());
+            self.renew(known);
         }
         self.read(reader, known, Some(woken), None).await?;
         let now = Instant::now();
+        if let Some(step) = self.renewal.as_ref().and_then(|renewal| renewal.due(now)) {
+            return self.audit_step(reader, known, step).await;
+        }
         if self.rereads.is_on() {
             if self.rereads.is_due(now) {
                 known.reload = Some(ReloadReason::FeedNotWhole.into());
@@ -581,6 +590,18 @@ impl DatabaseFollower {
             }
         }
         Ok(())
+    }
+
+    /// Reads everything again because somebody asked for it: beside following, if the log tells what changes meanwhile.
+    fn renew(&mut self, known: &mut ReadState) {
+        match &mut self.renewal {
+            _ if self.rereads.is_on() => known.reload = Some(ReloadReason::Requested.into()),
+            Some(renewal) => renewal.again(),
+            None => {
+                tracing::info!("reading everything again beside following, as requested");
+                self.renewal = Some(Renewal::new(Instant::now()));
+            }
+        }
     }
 
     /// Makes a step of the audit. Its read is a second one, after that of the changes, so it delays no change that was
@@ -602,7 +623,14 @@ impl DatabaseFollower {
         let Err(error) = result else {
             return Ok(());
         };
-        let in_a_row = self.audit.failed(pass, begun_at.elapsed(), Instant::now());
+        let took = begun_at.elapsed();
+        let in_a_row = match (&mut self.renewal, pass) {
+            (Some(renewal), Pass::Renewal) => {
+                renewal.failed(took, Instant::now());
+                0
+            }
+            _ => self.audit.failed(pass, took, Instant::now()),
+        };
         // Any other error is the end of the connection.
         if !error.is_of_a_statement() || reader.is_closed() {
             return Err(error);
@@ -735,7 +763,17 @@ impl DatabaseFollower {
         if let Some(woken) = woken {
             self.plan_next(known, woken, &done, begun_at.elapsed());
         }
+        if done.is_requested {
+            self.renew(known);
+        }
         let audited = done.audited.take();
+        if let Some(audited) = audited
+            .as_ref()
+            .filter(|audited| audited.pass == Pass::Renewal)
+        {
+            self.renewed(audited, begun_at.elapsed());
+            return self.publish(known, done);
+        }
         if let Some(audited) = audited
             && !self.audited(&audited, begun_at.elapsed())
         {
@@ -743,6 +781,23 @@ impl DatabaseFollower {
             known.reload = Some(ReloadReason::Audit.into());
         } else {
             self.publish(known, done);
+        }
+    }
+
+    /// Notes a step of a renewal.
+    fn renewed(&mut self, audited: &Audited, took: Duration) {
+        let Some(renewal) = &mut self.renewal else {
+            return;
+        };
+        for mismatch in audited.mismatches.iter().take(MOST_NAMED) {
+            tracing::warn!(%mismatch, "reading again what was requested changed an event");
+        }
+        if renewal.done(audited, took, Instant::now()) {
+            tracing::info!("everything was read again, as requested");
+            self.renewal = None;
+            let counters = self.publisher.counters();
+            add(&counters.reloads, 1);
+            add(counters.reloads_by_reason.of(ReloadReason::Requested), 1);
         }
     }
 
@@ -788,7 +843,9 @@ impl DatabaseFollower {
         let counters = self.publisher.counters();
         let (events, passes) = match pass {
             Pass::Headers => (&counters.audited_headers, &counters.audit_headers_passes),
-            Pass::Likely | Pass::Full => (&counters.audited_events, &counters.audit_passes),
+            Pass::Likely | Pass::Full | Pass::Renewal => {
+                (&counters.audited_events, &counters.audit_passes)
+            }
         };
         add(events, *count);
         add(&counters.audit_mismatches, mismatches.len());
@@ -955,6 +1012,7 @@ impl DatabaseFollower {
         self.count(&done);
         let reload = done.warmup.as_ref().map(|(reload, _)| reload.reason);
         if reload.is_some() {
+            self.renewal = None;
             self.read_whole(known, done.began, self.config.warmup_connections);
         } else if done.is_whole {
             self.read_whole(known, done.began, 1);

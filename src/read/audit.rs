@@ -24,6 +24,8 @@
 //!   snapshot of that bookmaker or source.
 //! - U4: No pass starves. Each that has something to do gets at least its share of the audit's time, and the failures of
 //!   one do not stop the others.
+//! - U6: A renewal reads everything of every event that is in the window or held when it begins, and that does not leave
+//!   meanwhile, under snapshots that are not older than the request for it.
 //! - U5: What a step compares was read under the snapshot that the draft shows by then. It compares no snapshot that the
 //!   draft did not hold when the rows were requested.
 
@@ -40,12 +42,14 @@ use crate::{
     store::draft::Draft,
 };
 
-/// Which of the three passes.
+/// Which of the three passes, or a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
     Headers,
     Likely,
     Full,
+    /// See [`Renewal`].
+    Renewal,
 }
 
 impl Pass {
@@ -56,6 +60,7 @@ impl Pass {
         match self {
             Pass::Headers => 0.5,
             Pass::Likely | Pass::Full => 0.25,
+            Pass::Renewal => 1.0,
         }
     }
 
@@ -65,6 +70,7 @@ impl Pass {
         match self {
             Pass::Headers => 10,
             Pass::Likely | Pass::Full => 40,
+            Pass::Renewal => 1,
         }
     }
 
@@ -72,7 +78,7 @@ impl Pass {
     fn most_events(self) -> usize {
         match self {
             Pass::Headers => 2_000,
-            Pass::Likely | Pass::Full => 100,
+            Pass::Likely | Pass::Full | Pass::Renewal => 100,
         }
     }
 }
@@ -141,6 +147,8 @@ pub(crate) enum Step {
     Markets(Vec<i64>),
     /// Everything of some events.
     Full(Slice),
+    /// The same, and the draft takes over what differs.
+    Renew(Slice),
 }
 
 impl Step {
@@ -150,6 +158,7 @@ impl Step {
             Step::Headers(_) | Step::New(..) => Pass::Headers,
             Step::Markets(_) => Pass::Likely,
             Step::Full(_) => Pass::Full,
+            Step::Renew(_) => Pass::Renewal,
         }
     }
 }
@@ -236,6 +245,7 @@ impl Lane {
         };
         match self.pass {
             Pass::Headers => Step::Headers(slice),
+            Pass::Renewal => Step::Renew(slice),
             _ => Step::Full(slice),
         }
     }
@@ -382,7 +392,7 @@ impl Audit {
     /// The time over which a pass spreads.
     fn span(&self, pass: Pass) -> Duration {
         match pass {
-            Pass::Headers | Pass::Full => self.cycle,
+            Pass::Headers | Pass::Full | Pass::Renewal => self.cycle,
             Pass::Likely => self.cycle.saturating_mul(LIKELY_CYCLES),
         }
     }
@@ -454,6 +464,58 @@ impl Audit {
             likely: of(Pass::Likely),
             full: of(Pass::Full),
         }
+    }
+}
+
+/// Reads everything again, slice by slice, while the follower goes on following. Each slice is read together with the
+/// changes, under one snapshot, and the draft takes it over. So the view is a committed state all the time, if the log
+/// has told every change; and at the end, whatever the log has not told by the beginning is there (U6).
+#[derive(Debug)]
+pub(crate) struct Renewal {
+    lane: Lane,
+    /// Somebody asked again meanwhile. What was read before may be older than that, so all of it is read once more.
+    again: bool,
+}
+
+impl Renewal {
+    pub(crate) fn new(now: Instant) -> Renewal {
+        Renewal {
+            lane: Lane::new(Pass::Renewal, now),
+            again: false,
+        }
+    }
+
+    pub(crate) fn again(&mut self) {
+        self.again = true;
+    }
+
+    pub(crate) fn until_due(&self, now: Instant) -> Duration {
+        self.lane.due.saturating_duration_since(now)
+    }
+
+    /// The step that is due, if one is.
+    pub(crate) fn due(&self, now: Instant) -> Option<Step> {
+        (self.lane.due <= now).then(|| match &self.lane.running {
+            Some(running) => self.lane.step(running),
+            None => Step::Begin(Pass::Renewal, usize::MAX),
+        })
+    }
+
+    /// Notes that a step succeeded after `took`. Returns whether all is done.
+    pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
+        self.lane.most = (self.lane.most * 2).min(self.lane.pass.most_events());
+        self.lane.due = now + took;
+        let is_over = self.lane.move_on(&audited.next, &mut None, now);
+        if is_over && std::mem::take(&mut self.again) {
+            return false;
+        }
+        is_over
+    }
+
+    /// Notes that a step failed after `took`. The next one will be smaller.
+    pub(crate) fn failed(&mut self, took: Duration, now: Instant) {
+        self.lane.most = (self.lane.most / 2).max(1);
+        self.lane.due = now + took;
     }
 }
 
@@ -628,6 +690,7 @@ mod tests {
                 Step::New(..) => (0, Next::New(None)),
                 Step::Headers(Slice { ids, .. })
                 | Step::Full(Slice { ids, .. })
+                | Step::Renew(Slice { ids, .. })
                 | Step::Markets(ids) => (ids.len(), Next::Slice),
             };
             let audited = Audited {
@@ -697,7 +760,7 @@ mod tests {
         let took = match step {
             Step::Begin(..) | Step::New(..) => Duration::ZERO,
             Step::Headers(slice) => per_event(&slice.ids, 10),
-            Step::Full(slice) => per_event(&slice.ids, 1_000),
+            Step::Full(slice) | Step::Renew(slice) => per_event(&slice.ids, 1_000),
             Step::Markets(ids) => per_event(ids, 350),
         };
         (took + 3 * MS, true)

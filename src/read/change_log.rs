@@ -172,9 +172,6 @@ impl ChangeSet {
         keys: Option<Vec<i64>>,
         note: Option<&str>,
     ) -> Result<(), Reload> {
-        if table_name == RESYNC {
-            return Err(ReloadReason::Requested.into());
-        }
         let Some(table) = Table::of_name(table_name) else {
             return match table_name {
                 HEARTBEAT => Ok(()),
@@ -216,6 +213,8 @@ pub(crate) struct Changed {
     pub(crate) entries: Vec<LogEntry>,
     /// The keys that must be read again.
     pub(crate) change_set: ChangeSet,
+    /// Whether somebody called `oddscache.resync()`.
+    pub(crate) is_requested: bool,
     /// For each transaction the time of its last log row, by the server's clock in UTC. Heartbeats are left out.
     pub(crate) logged: Vec<Micros>,
 }
@@ -288,7 +287,7 @@ pub(crate) async fn read_on_standby(
 
 async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> {
     let mut new_rows = pin!(new_rows);
-    let (mut change_set, mut rows) = (ChangeSet::default(), 0);
+    let (mut change_set, mut rows, mut is_requested) = (ChangeSet::default(), 0, false);
     let (mut logged, mut last, mut newest_xid) = (Vec::new(), None, 0);
     let mut entries = Vec::new();
     while let Some(row) = new_rows.try_next().await.map_err(Error::database(DOING))? {
@@ -314,6 +313,10 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
         if rows > MOST_ROWS {
             return Ok(Err(ReloadReason::TooManyRows.into()));
         }
+        if table_name == RESYNC {
+            is_requested = true;
+            continue;
+        }
         if let Err(reload) = change_set.add(table_name, named, note) {
             return Ok(Err(reload));
         }
@@ -323,6 +326,7 @@ async fn collect(new_rows: RowStream) -> Result<Result<Changed, Reload>, Error> 
         newest_xid,
         entries,
         change_set,
+        is_requested,
         logged,
     }))
 }
@@ -437,11 +441,6 @@ mod tests {
                 "events",
                 Some("42703 no such column"),
                 Reload::about(ReloadReason::Trouble, "42703"),
-            ),
-            (
-                "resync",
-                Some("ASKED by hand"),
-                ReloadReason::Requested.into(),
             ),
         ] {
             assert_eq!(change_set.add(table, Some(vec![7]), note), Err(reason));

@@ -184,6 +184,8 @@ pub(crate) struct Done {
     pub(crate) evicted: usize,
     /// Whether a read of changes also read all that may have changed without a log row.
     pub(crate) is_whole: bool,
+    /// Whether the log asks to read everything again.
+    pub(crate) is_requested: bool,
     /// Set if this was a read of changes.
     pub(crate) shown: Option<Shown>,
     /// Set if this was a read of changes without a step of the audit.
@@ -209,6 +211,7 @@ impl Done {
             unreadable_rows_found: 0,
             evicted: 0,
             is_whole: false,
+            is_requested: false,
             shown: None,
             took: None,
             warmup: None,
@@ -711,6 +714,7 @@ async fn read_rows(
         unreadable_rows_found,
         evicted,
         is_whole,
+        is_requested: changed.is_requested,
         shown: Some(shown),
         took: (!for_audit).then_some(took),
         audited,

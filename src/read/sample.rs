@@ -30,7 +30,7 @@ pub(super) enum Sample {
     New(New),
     Markets(Box<Markets>),
     /// The ids of some events, and all their rows. Nothing is taken over from the draft.
-    Full(Vec<i64>, Box<Plan>, PlanMarkets),
+    Full(Pass, Vec<i64>, Box<Plan>, PlanMarkets),
 }
 
 pub(super) struct Began {
@@ -100,6 +100,7 @@ impl Sample {
             ..reader
         };
         let window_start = start.window_start;
+        let pass = step.pass();
         match step {
             Step::Begin(pass, most) => {
                 let kickoffs = match pass {
@@ -140,7 +141,7 @@ impl Sample {
                 let markets = Markets::read(reader, ids, draft).await?;
                 Ok(Sample::Markets(Box::new(markets)))
             }
-            Step::Full(slice) => {
+            Step::Full(slice) | Step::Renew(slice) => {
                 let ids = events_of(slice, draft, reader.search);
                 let headers = SnapshotHeaders {
                     kickoffs: reader.kickoffs(window_start, &ids).await?,
@@ -150,7 +151,7 @@ impl Sample {
                 let kept = reader.search.map(Search::kept).unwrap_or_default();
                 let plan = Plan::whole(headers, kept);
                 let packed_markets = PlanMarkets::read(reader, &plan, draft).await?;
-                Ok(Sample::Full(ids, Box::new(plan), packed_markets))
+                Ok(Sample::Full(pass, ids, Box::new(plan), packed_markets))
             }
         }
     }
@@ -189,7 +190,7 @@ impl Sample {
                     next: Next::Slice,
                 }
             }
-            Sample::Full(mut ids, plan, packed_markets) => {
+            Sample::Full(pass, mut ids, plan, packed_markets) => {
                 // A second draft that shares the interned names, so that equal snapshots compare as equal.
                 let mut read = draft.successor();
                 plan.keep(draft, &mut read);
@@ -197,14 +198,30 @@ impl Sample {
                 ids.retain(is_readable);
                 let mismatches = audit::compare(draft, &read, &ids);
                 draft.packer = std::mem::take(&mut read.packer);
+                if pass == Pass::Renewal {
+                    for mismatch in &mismatches {
+                        take_over(mismatch.event_id, &read, draft);
+                    }
+                }
                 Audited {
-                    pass: Pass::Full,
+                    pass,
                     count: ids.len(),
                     mismatches,
                     next: Next::Slice,
                 }
             }
         }
+    }
+}
+
+/// Sets an event to what was read of it.
+fn take_over(event_id: i64, read: &Draft, draft: &mut Draft) {
+    match read.event(event_id) {
+        Some(event) => {
+            let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
+            draft.set(event_id, event.kickoff, betpawa, competitors);
+        }
+        None => drop(draft.remove(event_id)),
     }
 }
 
