@@ -117,7 +117,8 @@ impl Table {
         let pages = self.pages.iter().flatten();
         let ids = pages.flat_map(|page| {
             let first = page.number << PAGE_BITS;
-            let held = page.events.iter().zip(first..);
+            // Not `first..`: that would overflow behind the greatest id.
+            let held = page.events.iter().zip(first..=first | (PAGE as i64 - 1));
             held.filter_map(|(event, id)| event.as_ref().map(|_| id))
         });
         ids.filter(move |id| range.contains(id))
@@ -238,7 +239,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, ops::Bound};
 
     use proptest::{collection::vec, prelude::*};
 
@@ -340,6 +341,26 @@ mod tests {
             }
             assert_eq!((table.len(), table.pages.len()), (0, 4));
         }
+    }
+
+    /// The list of ids overflowed on the page of the greatest id.
+    #[test]
+    fn the_ids_in_a_range_are_listed_to_the_very_ends() {
+        let mut table = Table::default();
+        let all = [i64::MIN, -33, -1, 0, 31, 32, 5_000, i64::MAX - 1, i64::MAX];
+        for id in all {
+            table.insert(event(id, 1));
+        }
+        let listed = |range: (Bound<i64>, Bound<i64>)| {
+            let mut ids: Vec<i64> = table.ids_in(range).collect();
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!(listed((Bound::Unbounded, Bound::Unbounded)), all);
+        let between = (Bound::Excluded(-33), Bound::Included(32));
+        assert_eq!(listed(between), [-1, 0, 31, 32]);
+        let last = (Bound::Excluded(i64::MAX - 1), Bound::Unbounded);
+        assert_eq!(listed(last), [i64::MAX]);
     }
 
     /// Removing an absent event must not copy its page.
