@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     follower::Follower,
     metrics::{
+        progress::Reading,
         stats::Stats,
         status::{ChangeLog, Counters, Status},
         timing::Timings,
@@ -254,6 +255,12 @@ impl OddsCache {
     /// list for each of the five.
     pub fn timings(&self) -> Timings {
         self.shared.timers.get()
+    }
+
+    /// How far the read of everything is that is running now; `None` if there is none. Also before the first warmup.
+    /// Takes a lock for a few instructions.
+    pub fn reading(&self) -> Option<Reading> {
+        self.shared.progress.get()
     }
 
     /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies

@@ -115,7 +115,7 @@ impl PackedMarkets {
 
     /// Whether both hold the same markets with the same odds. Both must use the same interner, which gives equal
     /// markets one template.
-    pub(super) fn same(&self, other: &PackedMarkets) -> bool {
+    pub(crate) fn same(&self, other: &PackedMarkets) -> bool {
         fn bits(packed: &PackedMarkets) -> impl Iterator<Item = u64> {
             packed.wide_odds().iter().map(|odds| odds.to_bits())
         }
