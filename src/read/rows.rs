@@ -4,7 +4,7 @@
 use std::{
     future::poll_fn,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
@@ -16,6 +16,7 @@ use futures_util::{
     stream::{self, BoxStream, Fuse},
 };
 use hashbrown::{HashMap, HashSet};
+use tokio::task::yield_now;
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{FromSql, Type},
@@ -100,7 +101,7 @@ pub(crate) struct SnapshotHeaders {
 }
 
 /// The most snapshots whose market rows one query reads. This bounds the answer.
-const SNAPSHOTS_PER_READ: usize = 1_000;
+const SNAPSHOTS_PER_READ: usize = 500;
 
 /// The most malformed rows of a read that the log names. It only counts the rest.
 const MOST_NAMED: usize = 20;
@@ -402,17 +403,21 @@ impl Reader<'_> {
         }
         let mut found = HashMap::with_capacity(ids.len());
         let mut packing = Packing::new(side, self.names_malformed);
-        // Each connection reads as many parts as any other, all of the same size.
-        let readers = helpers.len() + 1;
-        let parts_each = ids.len().div_ceil(SNAPSHOTS_PER_READ * readers);
-        let parts = ids.chunks(ids.len().div_ceil(parts_each * readers));
-        let readers = std::iter::once(self).chain(helpers).enumerate();
-        let shares = readers.map(|(nth, reader)| {
-            let parts = parts.clone().skip(nth).step_by(helpers.len() + 1);
-            Share {
-                stream: reader.sent(side, parts).boxed().fuse(),
-                collector: MarketCollector::default(),
-            }
+        let part = match helpers.len() {
+            0 => SNAPSHOTS_PER_READ,
+            helpers => SNAPSHOTS_PER_READ.min(ids.len().div_ceil(LEAST_PARTS * (helpers + 1))),
+        };
+        // A connection takes the next part when it is free, so all end at about the same time. The server would end one
+        // that idles in its transaction.
+        let parts = Mutex::new(ids.chunks(part));
+        let next_part = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let readers = std::iter::once(self).chain(helpers);
+        let shares = readers.map(|reader| Share {
+            stream: reader
+                .sent(side, std::iter::from_fn(next_part))
+                .boxed()
+                .fuse(),
+            collector: MarketCollector::default(),
         });
         let (mut shares, mut at): (Vec<Share<'_>>, _) = (shares.collect(), 0);
         loop {
@@ -425,7 +430,14 @@ impl Reader<'_> {
             let Some(sent) = next? else { break };
             let collector = &mut shares[at].collector;
             match sent {
-                Sent::Row(row) => packing.push(&row, collector, &mut draft.packer)?,
+                Sent::Row(row) => {
+                    packing.push(&row, collector, &mut draft.packer)?;
+                    if packing.rows.is_multiple_of(ROWS_IN_A_ROW) {
+                        // The other connections and the other tasks of this thread have their turn.
+                        at = (at + 1) % shares.len();
+                        yield_now().await;
+                    }
+                }
                 Sent::End { snapshots } => {
                     found.extend(finish(side, collector, draft));
                     self.note_read(snapshots);
@@ -460,6 +472,12 @@ impl Reader<'_> {
 
 /// How many parts a connection requests at once.
 const PARTS_AT_ONCE: usize = 2;
+
+/// If several connections read, there are at least so many parts for each. Otherwise the first one could take all.
+const LEAST_PARTS: usize = 2 * PARTS_AT_ONCE;
+
+/// How many rows are packed before other connections and tasks have their turn. That takes a quarter of a millisecond.
+const ROWS_IN_A_ROW: usize = 256;
 
 /// What a connection sends while it reads markets.
 enum Sent {

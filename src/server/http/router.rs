@@ -156,6 +156,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("timings".to_owned(), json!(cache.timings()));
         fields.insert("change_log".to_owned(), json!(cache.change_log()));
         fields.insert("pruning".to_owned(), json!(prune::pruning()));
+        fields.insert("reading".to_owned(), json!(cache.reading()));
     }
     Json(stats).into_response()
 }
