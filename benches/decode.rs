@@ -165,13 +165,13 @@ fn rows(round: i64, interleaved: bool) -> Rows {
 fn decode(packer: &mut Packer, rows: &Rows) -> Vec<Arc<PackedMarkets>> {
     let mut all = Vec::new();
     for some in rows.rows.chunks(ROWS_AT_A_TIME) {
-        let mut packed_markets = MarketCollector::new(packer);
+        let mut packed_markets = MarketCollector::default();
         for row in some {
             let market = black_box(row).market(&rows.bytes);
-            let problem = packed_markets.push(row.snapshot_id, market);
+            let problem = packed_markets.push(packer, row.snapshot_id, market);
             assert!(problem.is_none(), "a row is malformed");
         }
-        all.extend(packed_markets.finish().into_values());
+        all.extend(packed_markets.finish(packer).into_values());
     }
     all
 }

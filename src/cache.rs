@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     follower::Follower,
     metrics::{
+        progress::Reading,
         stats::Stats,
         status::{AuditPasses, ChangeLog, Counters, Status},
         timing::Timings,
@@ -260,6 +261,12 @@ impl OddsCache {
     /// a cache that no follower of a database feeds. Copies a few numbers.
     pub fn audit(&self) -> AuditPasses {
         self.shared.audit()
+    }
+
+    /// How far the read of everything is that is running now; `None` if there is none. Also before the first warmup.
+    /// Takes a lock for a few instructions.
+    pub fn reading(&self) -> Option<Reading> {
+        self.shared.progress.get()
     }
 
     /// Which feed is installed and how far its log reaches, as of the last read; zeros before the first warmup. Copies

@@ -292,6 +292,7 @@ pub use follow::{listener::check_notifications, warm_up};
 pub use follower::Follower;
 pub use metrics::{
     histogram::{Timing, TimingBucket},
+    progress::Reading,
     reload::{ReloadReason, Reloads},
     stats::{MemoryStats, Stats, WarmupStats},
     status::{AuditPass, AuditPasses, ChangeLog, Counters, Fault, Status},

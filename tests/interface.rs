@@ -7,8 +7,8 @@ use oddscache::{
     BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, Change, ChangeLog, Changes,
     CompetitorSnapshots, Config, Connection, Counters, Cut, Error, EventList, Follower,
     InlineMarkets, Lagged, MarketInput, Markets, MemoryStats, OddsCache, Outcome, OutcomeInput,
-    Outcomes, Reader, Reloads, SnapshotInput, Source, SslMode, State, Stats, Status, Timing,
-    TimingBucket, Timings, Tls, View, WarmupStats, Writer, sql,
+    Outcomes, Reader, Reading, Reloads, SnapshotInput, Source, SslMode, State, Stats, Status,
+    Timing, TimingBucket, Timings, Tls, View, WarmupStats, Writer, sql,
 };
 
 fn moves<T: Send + Unpin + Debug>() {}
@@ -32,6 +32,7 @@ fn types_are_send_and_debug_and_cheap_ones_clone() {
     cloned::<Stats>();
     cloned::<WarmupStats>();
     cloned::<Counters>();
+    cloned::<Reading>();
     cloned::<Reloads>();
     cloned::<ChangeLog>();
     cloned::<MemoryStats>();

@@ -193,8 +193,10 @@ class OddsCache(_native.Cache):
 
         `betpawa_events`, `competitor_events`, `total_snapshots`, `total_markets`, `memory_bytes` and others describe
         the latest state; `status`, `age` (seconds), `epoch`, `version` say which that is; `counters` only grow.
+        `reading` says how far a read of everything is, and is None if there is none: `snapshots_read`, `snapshots`,
+        `seconds`, `seconds_left`.
         """
-        stats, counters, age, epoch, version = self._stats()
+        stats, counters, reading, age, epoch, version = self._stats()
         return {
             **stats,
             "status": self.status.name,
@@ -202,6 +204,7 @@ class OddsCache(_native.Cache):
             "epoch": epoch,
             "version": version,
             "counters": counters,
+            "reading": reading,
         }
 
     def ready(self, timeout: Seconds | None = None) -> None:

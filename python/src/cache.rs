@@ -393,7 +393,7 @@ impl Cache {
         ))
     }
 
-    /// The library's stats and counters as dicts; the age, epoch and version of the same state.
+    /// The library's stats, counters and progress of a read as dicts; the age, epoch and version of the same state.
     #[expect(
         clippy::type_complexity,
         reason = "taken apart at once by the Python part"
@@ -401,11 +401,19 @@ impl Cache {
     fn _stats<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>, f64, u64, u64)> {
+    ) -> PyResult<(
+        Bound<'py, PyAny>,
+        Bound<'py, PyAny>,
+        Bound<'py, PyAny>,
+        f64,
+        u64,
+        u64,
+    )> {
         let handle = self.open(py)?;
         let shown = handle.shown();
         let stats = serde_json::to_value(shown.view.stats());
         let counters = serde_json::to_value(handle.cache.counters());
+        let reading = serde_json::to_value(handle.cache.reading());
         let dict = |value: serde_json::Result<Value>| match value {
             Ok(value) => json::to_python(py, &value),
             Err(error) => Err(errors::other(py, error.to_string())),
@@ -414,6 +422,7 @@ impl Cache {
         Ok((
             dict(stats)?,
             dict(counters)?,
+            dict(reading)?,
             age,
             shown.epoch,
             shown.version,

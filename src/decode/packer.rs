@@ -71,10 +71,9 @@ impl Packer {
 }
 
 /// Collects the packed markets of many snapshots. Rows may come in any order. It is fastest if the rows of a snapshot
-/// come together, ordered by id.
-#[derive(Debug)]
-pub(crate) struct MarketCollector<'p> {
-    packer: &'p mut Packer,
+/// come together, ordered by id. All calls between two of `finish` take the same packer.
+#[derive(Debug, Default)]
+pub(crate) struct MarketCollector {
     builder: MarketsBuilder,
     /// Snapshot id -> the builder's index.
     snapshots: HashMap<i64, u32>,
@@ -82,16 +81,7 @@ pub(crate) struct MarketCollector<'p> {
     last: Option<(i64, u32)>,
 }
 
-impl<'p> MarketCollector<'p> {
-    pub(crate) fn new(packer: &'p mut Packer) -> MarketCollector<'p> {
-        MarketCollector {
-            packer,
-            builder: MarketsBuilder::default(),
-            snapshots: HashMap::new(),
-            last: None,
-        }
-    }
-
+impl MarketCollector {
     fn snapshot(&mut self, id: i64) -> u32 {
         if let Some((last, index)) = self.last
             && last == id
@@ -105,7 +95,12 @@ impl<'p> MarketCollector<'p> {
     }
 
     /// Adds a row. Returns what is wrong with it, if anything; what can be read is kept in any case.
-    pub(crate) fn push(&mut self, snapshot_id: i64, row: MarketRow<'_>) -> Option<Malformed> {
+    pub(crate) fn push(
+        &mut self,
+        packer: &mut Packer,
+        snapshot_id: i64,
+        row: MarketRow<'_>,
+    ) -> Option<Malformed> {
         let snapshot = self.snapshot(snapshot_id);
         let key = MarketKey {
             betpawa_market_id: row.betpawa_market_id.unwrap_or_default(),
@@ -116,11 +111,7 @@ impl<'p> MarketCollector<'p> {
             handicap_away: row.handicap_away,
             market_groups: row.market_groups,
         };
-        let MarketCollector {
-            packer: Packer { interner, .. },
-            builder,
-            ..
-        } = self;
+        let (interner, builder) = (&mut packer.interner, &mut self.builder);
         // Try the two market templates that usually follow the one before. Read the text in full only if neither fits.
         let previous = builder.last(snapshot);
         let expected = expected(interner, previous, &key, row.outcomes, &mut builder.odds);
@@ -145,11 +136,13 @@ impl<'p> MarketCollector<'p> {
         problem.or(malformed.then_some(Malformed::MarketGroups))
     }
 
-    /// Snapshot id -> packed markets. Snapshots without a market row are absent.
-    pub(crate) fn finish(mut self) -> HashMap<i64, Arc<PackedMarkets>> {
-        let packed_markets = self.builder.finish(&mut self.packer.interner);
+    /// Snapshot id -> packed markets, of all rows since the last call. Snapshots without a market row are absent. The
+    /// buffers are reused.
+    pub(crate) fn finish(&mut self, packer: &mut Packer) -> HashMap<i64, Arc<PackedMarkets>> {
+        self.last = None;
+        let packed_markets = self.builder.finish(&mut packer.interner);
         self.snapshots
-            .into_iter()
+            .drain()
             .filter_map(|(id, index)| Some((id, Arc::clone(packed_markets.get(index as usize)?))))
             .collect()
     }
@@ -333,12 +326,12 @@ mod tests {
         packer: &mut Packer,
         rows: &[OwnedRow],
     ) -> (HashMap<i64, Arc<PackedMarkets>>, Vec<Option<Malformed>>) {
-        let mut packed_markets = MarketCollector::new(packer);
+        let mut packed_markets = MarketCollector::default();
         let problems = rows
             .iter()
-            .map(|row| packed_markets.push(row.snapshot, row.row()))
+            .map(|row| packed_markets.push(packer, row.snapshot, row.row()))
             .collect();
-        (packed_markets.finish(), problems)
+        (packed_markets.finish(packer), problems)
     }
 
     proptest! {
@@ -352,8 +345,8 @@ mod tests {
             for (rows, fails, sweeps) in &reads {
                 if *fails {
                     // A read that loses its connection.
-                    let mut packed_markets = MarketCollector::new(&mut packer);
-                    rows.iter().for_each(|row| { packed_markets.push(row.snapshot, row.row()); });
+                    let mut packed_markets = MarketCollector::default();
+                    rows.iter().for_each(|row| { packed_markets.push(&mut packer, row.snapshot, row.row()); });
                     continue;
                 }
                 let (packed_markets, problems) = read(&mut packer, rows);
@@ -446,7 +439,7 @@ mod tests {
         let wrong = problem.is_some() || groups_wrong;
 
         let mut packer = Packer::default();
-        let mut packed_markets = MarketCollector::new(&mut packer);
+        let mut packed_markets = MarketCollector::default();
         let rows: Vec<i64> = vec![1, 2, 3, 4];
         for (id, outcomes) in rows.iter().zip([outcomes, other, outcomes, outcomes]) {
             let row = OwnedRow {
@@ -464,13 +457,13 @@ mod tests {
                 market_groups: Some(groups),
                 ..row.row()
             };
-            let said = packed_markets.push(*id, row);
+            let said = packed_markets.push(&mut packer, *id, row);
             assert!(
                 *id == 2 || said.is_some() == wrong,
                 "{outcomes} {groups}: {said:?}"
             );
         }
-        let packed_markets = packed_markets.finish();
+        let packed_markets = packed_markets.finish(&mut packer);
         for id in [1, 3, 4] {
             let snapshot = snapshot(Arc::clone(&packed_markets[&id]));
             let text = serde_json::to_string(&snapshot).expect("JSON");

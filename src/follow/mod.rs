@@ -499,9 +499,14 @@ impl DatabaseFollower {
             events = Empty
         );
         let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
-        let read = read::everything(source, prepared, draft, unreadable, reason.clone(), start);
+        let progress = self.publisher.progress();
+        let follows = progress.begin();
+        let reload = reason.clone();
+        let read = read::everything(source, prepared, draft, unreadable, reload, start, progress);
         let read = within(self.config.warmup_timeout, WARMING_UP, Box::pin(read));
-        let (known, done) = match read.instrument(span.clone()).await {
+        let read = read.instrument(span.clone()).await;
+        drop(follows);
+        let (known, done) = match read {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 self.read_on_one_connection(reader, &error).await?;

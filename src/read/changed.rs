@@ -344,15 +344,15 @@ impl PlanMarkets {
         draft: &mut Draft,
     ) -> Result<PlanMarkets, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
-        let packer = &mut draft.packer;
+        reader.expect(betpawa.len() + competitors.len());
         let shared = async {
             Ok::<_, Error>(PlanMarkets {
                 snapshots_read: betpawa.len() + competitors.len(),
                 betpawa: reader
-                    .markets(helpers, silence, Side::Betpawa, &betpawa, packer)
+                    .markets(helpers, silence, Side::Betpawa, &betpawa, draft)
                     .await?,
                 competitors: reader
-                    .markets(helpers, silence, Side::Competitors, &competitors, packer)
+                    .markets(helpers, silence, Side::Competitors, &competitors, draft)
                     .await?,
             })
         };
@@ -363,6 +363,7 @@ impl PlanMarkets {
             }
             Err(error) => {
                 tracing::warn!(%error, "reading on several connections failed; reading on one");
+                reader.expect(betpawa.len() + competitors.len());
                 match PlanMarkets::read(reader, plan, draft).await {
                     // This connection's own statement had failed first, so that error is the cause.
                     Err(consequence) if consequence.is_consequence() => Err(error),
@@ -384,20 +385,19 @@ impl PlanMarkets {
     ) -> Result<PlanMarkets, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         let snapshots_read = betpawa.len() + competitors.len();
-        let packer = &mut draft.packer;
         // The first round read all markets of the snapshots that it requested, so `extend` replaces none of them.
         let missing = without(betpawa, &request.betpawa_markets);
-        let mut betpawa = reader.pack(Side::Betpawa, &rows.0, packer)?;
+        let mut betpawa = reader.pack(Side::Betpawa, &rows.0, draft)?;
         betpawa.extend(
             reader
-                .markets(&[], Duration::MAX, Side::Betpawa, &missing, packer)
+                .markets(&[], Duration::MAX, Side::Betpawa, &missing, draft)
                 .await?,
         );
         let missing = without(competitors, &request.competitor_markets);
-        let mut competitors = reader.pack(Side::Competitors, &rows.1, packer)?;
+        let mut competitors = reader.pack(Side::Competitors, &rows.1, draft)?;
         competitors.extend(
             reader
-                .markets(&[], Duration::MAX, Side::Competitors, &missing, packer)
+                .markets(&[], Duration::MAX, Side::Competitors, &missing, draft)
                 .await?,
         );
         Ok(PlanMarkets {

@@ -6,7 +6,6 @@ use hashbrown::HashMap;
 use tokio_postgres::Row;
 
 use crate::{
-    decode::packer::Packer,
     error::Error,
     model::{Micros, PackedMarkets},
     postgres::statement::{Answer, Arg, Statement},
@@ -15,6 +14,7 @@ use crate::{
         unreadable::Search,
     },
     sql::Table,
+    store::draft::Draft,
 };
 
 const DOING: &str = "reading around a row";
@@ -126,7 +126,7 @@ impl Reader<'_> {
         search: &Search,
         side: Side,
         ids: &[i64],
-        packer: &mut Packer,
+        draft: &mut Draft,
     ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
         let (table, catalog) = (side.markets(), self.catalog);
         let (statement, listing, some) = match side {
@@ -148,7 +148,10 @@ impl Reader<'_> {
                 .in_savepoint(self.rows(statement, &[Arg::Ids(&ids)]))
                 .await?;
             match (answer, ids.as_slice()) {
-                (Ok(rows), _) => found.extend(self.pack(side, &rows, packer)?),
+                (Ok(rows), ids) => {
+                    found.extend(self.pack(side, &rows, draft)?);
+                    self.note_read(ids.len());
+                }
                 (Err(error), [id]) => {
                     let snapshot = [*id];
                     let listed = self
@@ -159,7 +162,8 @@ impl Reader<'_> {
                         Err(_) => (Vec::new(), Vec::new()),
                     };
                     search.note((table, *id), unreadable, &error)?;
-                    found.extend(self.pack(side, &rows, packer)?);
+                    found.extend(self.pack(side, &rows, draft)?);
+                    self.note_read(1);
                 }
                 (Err(_), _) => left.extend([ids.split_off(ids.len() / 2), ids]),
             }

@@ -41,6 +41,7 @@ use tokio_postgres::Client;
 use crate::{
     error::Error,
     metrics::{
+        progress::Progress,
         reload::{Reload, ReloadReason},
         stats::WarmupStats,
         status::ChangeLog,
@@ -280,7 +281,8 @@ fn keep_forward(start: &mut ReadStart, at: &Position) {
 /// again.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Reads everything in the current transaction. Fills a new draft, and replaces `draft` with it after COMMIT.
+/// Reads everything in the current transaction. Changes `draft` after COMMIT, and only where it differs from the rows:
+/// what is equal keeps its memory (A4 of [`plan`]).
 pub(crate) async fn everything(
     source: Source<'_>,
     prepared: Option<&Prepared>,
@@ -288,6 +290,7 @@ pub(crate) async fn everything(
     unreadable: &mut Unreadable,
     reason: Reload,
     start: ReadStart,
+    progress: &Progress,
 ) -> Result<(ReadState, Done), Error> {
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
@@ -302,6 +305,7 @@ pub(crate) async fn everything(
         &start,
         draft,
         (&row_counters, search.as_ref()),
+        progress,
     )
     .await?;
     if let Some(prepared) = prepared {
@@ -310,11 +314,7 @@ pub(crate) async fn everything(
     end(source.client, None, Some(&schema.watched)).await?;
 
     // The rest cannot fail and has no await, so it happens whole or not at all (R2).
-    let mut next = draft.successor();
-    plan.keep(draft, &mut next);
-    let snapshots_read = packed_markets.apply(plan, &mut next);
-    next.replace(draft);
-    *draft = next;
+    let snapshots_read = packed_markets.apply(plan, draft);
     let unreadable_rows_found = note_unreadable(unreadable, search, draft, |_| true);
     let done = Done {
         snapshots_read,
@@ -410,6 +410,7 @@ async fn all_rows(
     start: &ReadStart,
     draft: &mut Draft,
     (row_counters, search): (&RowCounters, Option<&Search>),
+    progress: &Progress,
 ) -> Result<(Plan, PlanMarkets, Newest), Error> {
     let Source {
         client,
@@ -423,6 +424,7 @@ async fn all_rows(
         names_malformed: true,
         row_counters,
         search,
+        progress: Some(progress),
     };
     // The helpers connect while this connection reads the headers, so opening them costs no time.
     let exported = match search {
@@ -437,7 +439,8 @@ async fn all_rows(
     let headers = headers?;
     let mut newest = Newest::default();
     newest.note(&headers);
-    let plan = Plan::whole(headers, search.map(Search::kept).unwrap_or_default());
+    let kept = search.map(Search::kept).unwrap_or_default();
+    let plan = Plan::whole(draft.ids_in(..), headers, kept);
     let helper_readers: Vec<Reader<'_>> = helpers
         .iter()
         .map(|helper| Reader {
@@ -985,6 +988,7 @@ impl<'p> Rows<'p> {
             names_malformed: true,
             row_counters,
             search,
+            progress: None,
         };
         let part = async {
             match change_set.is_empty() {

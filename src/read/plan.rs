@@ -8,6 +8,8 @@
 //!   markets, and its side of the event could be read before.
 //! - A2: A side of an event is replaced whole, by the rows of one database snapshot.
 //! - A3: An event that is not held is read whole. Its rows may be older than the cursor, so no log row names them.
+//! - A4: A read of everything packs all markets anew. A held snapshot keeps its packed markets only if they are equal in
+//!   content to the new ones. An equal id proves nothing: a change that no trigger saw leaves the id as it is.
 
 use std::{collections::BTreeSet, iter::Peekable, sync::Arc, vec};
 
@@ -194,10 +196,14 @@ impl Plan {
         }
     }
 
-    /// The plan for an empty draft and all events of `headers`. The caller must copy what is kept into that draft, by
-    /// [`Plan::keep`].
-    pub(crate) fn whole(headers: SnapshotHeaders, kept: Kept) -> Plan {
-        let all: BTreeSet<i64> = headers.kickoffs.keys().copied().collect();
+    /// The plan for all events of `headers`, and for those of `held`, which it removes unless `headers` has them. All
+    /// markets must be read (A4). If the draft is empty, the caller must copy what is kept into it, by [`Plan::keep`].
+    pub(crate) fn whole(
+        held: impl IntoIterator<Item = i64>,
+        headers: SnapshotHeaders,
+        kept: Kept,
+    ) -> Plan {
+        let all: BTreeSet<i64> = headers.kickoffs.keys().copied().chain(held).collect();
         let scope = Scope {
             events: all.clone(),
             betpawa: all.clone(),

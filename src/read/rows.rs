@@ -2,15 +2,21 @@
 //! happens after COMMIT, in [`crate::read::plan`].
 
 use std::{
+    future::poll_fn,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use futures_util::{TryStreamExt, future::try_join_all, stream::select_all};
+use futures_util::{
+    FutureExt, Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream, Fuse},
+};
 use hashbrown::{HashMap, HashSet};
+use tokio::task::yield_now;
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{FromSql, Type},
@@ -19,6 +25,7 @@ use tokio_postgres::{
 use crate::{
     decode::packer::{MarketCollector, MarketRow, Packer},
     error::Error,
+    metrics::progress::Progress,
     model::{Micros, PackedMarkets, Source},
     postgres::{
         connection::within,
@@ -26,6 +33,7 @@ use crate::{
     },
     read::{schema::Catalog, unreadable::Search},
     sql::Table,
+    store::draft::Draft,
 };
 
 /// A `timestamp` (naive, in UTC) or `timestamptz`. PostgreSQL sends both as microseconds since 2000.
@@ -42,6 +50,28 @@ impl<'a> FromSql<'a> for PostgresTime {
 
     fn accepts(ty: &Type) -> bool {
         matches!(*ty, Type::TIMESTAMP | Type::TIMESTAMPTZ)
+    }
+}
+
+/// A text, or the text of a `json` or `jsonb`.
+struct JsonText<'a>(&'a str);
+
+impl<'a> FromSql<'a> for JsonText<'a> {
+    fn from_sql(
+        ty: &Type,
+        raw: &'a [u8],
+    ) -> Result<JsonText<'a>, Box<dyn std::error::Error + Sync + Send>> {
+        let text = match (ty == &Type::JSONB, raw) {
+            // PostgreSQL sends the version of the form before the text of a jsonb. There is only this one.
+            (true, [1, text @ ..]) => text,
+            (true, _) => return Err("a jsonb of another version".into()),
+            (false, text) => text,
+        };
+        Ok(JsonText(str::from_utf8(text)?))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::JSON | Type::JSONB | Type::TEXT)
     }
 }
 
@@ -105,7 +135,7 @@ pub(crate) struct SnapshotHeaders {
 }
 
 /// The most snapshots whose market rows one query reads. This bounds the answer.
-const SNAPSHOTS_PER_READ: usize = 1_000;
+const SNAPSHOTS_PER_READ: usize = 500;
 
 /// The most malformed rows of a read that the log names. It only counts the rest.
 const MOST_NAMED: usize = 20;
@@ -159,6 +189,8 @@ pub(crate) struct Reader<'c> {
     /// Given if the read looks for rows that the server cannot send. It then leaves them out, on one connection and
     /// without prepared statements.
     pub(crate) search: Option<&'c Search>,
+    /// Given if the read reads everything.
+    pub(crate) progress: Option<&'c Progress>,
 }
 
 impl Reader<'_> {
@@ -472,24 +504,38 @@ impl Reader<'_> {
         rows.map_err(Error::of_rows(MARKETS))
     }
 
+    /// Notes that the markets of so many snapshots are read next.
+    pub(crate) fn expect(&self, snapshots: usize) {
+        if let Some(progress) = self.progress {
+            progress.expect(snapshots);
+        }
+    }
+
+    /// Notes that the markets of so many further snapshots were read.
+    pub(super) fn note_read(&self, snapshots: usize) {
+        if let Some(progress) = self.progress {
+            progress.read(snapshots);
+        }
+    }
+
     /// Packs market rows; returns the packed markets by snapshot id.
     pub(crate) fn pack(
         &self,
         side: Side,
         rows: &[Row],
-        packer: &mut Packer,
+        draft: &mut Draft,
     ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
         if rows.is_empty() {
             return Ok(HashMap::new());
         }
         let begun_at = Instant::now();
         let mut packing = Packing::new(side, self.names_malformed);
-        let mut packed_markets = MarketCollector::new(packer);
+        let mut collector = MarketCollector::default();
         for row in rows {
-            packing.push(row, &mut packed_markets)?;
+            packing.push(row, &mut collector, &mut draft.packer)?;
         }
         packing.end(self.row_counters);
-        let packed_markets = packed_markets.finish();
+        let packed_markets = finish(side, &mut collector, draft).collect();
         let nanos = usize::try_from(begun_at.elapsed().as_nanos()).unwrap_or(usize::MAX);
         RowCounters::add(&self.row_counters.decode_nanos, nanos);
         Ok(packed_markets)
@@ -505,42 +551,147 @@ impl Reader<'_> {
         silence: Duration,
         side: Side,
         ids: &[i64],
-        packer: &mut Packer,
+        draft: &mut Draft,
     ) -> Result<HashMap<i64, Arc<PackedMarkets>>, Error> {
         if let Some(search) = self.search {
-            return self.markets_by_halves(search, side, ids, packer).await;
+            return self.markets_by_halves(search, side, ids, draft).await;
+        }
+        if ids.is_empty() {
+            return Ok(HashMap::new());
         }
         let mut found = HashMap::with_capacity(ids.len());
         let mut packing = Packing::new(side, self.names_malformed);
-        let readers = helpers.len() + 1;
-        for ids in ids.chunks(SNAPSHOTS_PER_READ * readers) {
-            let mut packed_markets = MarketCollector::new(packer);
-            let shares = ids.chunks(ids.len().div_ceil(readers));
-            // Each connection streams its share. The streams mix, but all rows of a snapshot come from one stream, in
-            // order.
-            let readers = std::iter::once(self).chain(helpers).zip(shares);
-            let queries = readers.map(|(reader, share)| reader.market_stream(side, share));
-            let queries = try_join_all(queries);
-            let streams = match helpers {
-                [] => queries.await?,
-                _ => within(silence, MARKETS, queries).await?,
+        let part = match helpers.len() {
+            0 => SNAPSHOTS_PER_READ,
+            helpers => SNAPSHOTS_PER_READ.min(ids.len().div_ceil(LEAST_PARTS * (helpers + 1))),
+        };
+        // A connection takes the next part when it is free, so all end at about the same time. The server would end one
+        // that idles in its transaction.
+        let parts = Mutex::new(ids.chunks(part));
+        let next_part = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let readers = std::iter::once(self).chain(helpers);
+        let shares = readers.map(|reader| Share {
+            stream: reader
+                .sent(side, std::iter::from_fn(next_part))
+                .boxed()
+                .fuse(),
+            collector: MarketCollector::default(),
+        });
+        let (mut shares, mut at): (Vec<Share<'_>>, _) = (shares.collect(), 0);
+        loop {
+            let next = match next(&mut shares, &mut at).now_or_never() {
+                Some(next) => next,
+                // A time limit costs about as much as packing a row, so only a wait has one.
+                None if helpers.is_empty() => next(&mut shares, &mut at).await,
+                None => within(silence, MARKETS, next(&mut shares, &mut at)).await,
             };
-            let mut rows = select_all(streams.into_iter().map(Box::pin));
-            loop {
-                let next = async { rows.try_next().await.map_err(Error::of_rows(MARKETS)) };
-                let row = match helpers {
-                    [] => next.await?,
-                    _ => within(silence, MARKETS, next).await?,
-                };
-                let Some(row) = row else { break };
-                packing.push(&row, &mut packed_markets)?;
+            let Some(sent) = next? else { break };
+            let collector = &mut shares[at].collector;
+            match sent {
+                Sent::Row(row) => {
+                    packing.push(&row, collector, &mut draft.packer)?;
+                    if packing.rows.is_multiple_of(ROWS_IN_A_ROW) {
+                        // The other connections and the other tasks of this thread have their turn.
+                        at = (at + 1) % shares.len();
+                        yield_now().await;
+                    }
+                }
+                Sent::End { snapshots } => {
+                    found.extend(finish(side, collector, draft));
+                    self.note_read(snapshots);
+                }
             }
-            found.extend(packed_markets.finish());
         }
         self.row_counters.read(packing.rows);
         packing.end(self.row_counters);
         Ok(found)
     }
+
+    /// What the server sends for each of the `parts`, which are lists of snapshot ids. The connection requests the next
+    /// part while the server still sends the one before.
+    fn sent<'a>(
+        &'a self,
+        side: Side,
+        parts: impl Iterator<Item = &'a [i64]> + Send + 'a,
+    ) -> impl Stream<Item = Result<Sent, Error>> + Send + 'a {
+        let answers = parts.map(move |ids| async move {
+            let rows = self.market_stream(side, ids).await?;
+            let end = Sent::End {
+                snapshots: ids.len(),
+            };
+            let rows = rows
+                .map_ok(Sent::Row)
+                .map_err(|error| Error::of_rows(MARKETS)(error));
+            Ok::<_, Error>(rows.chain(stream::iter([Ok(end)])))
+        });
+        stream::iter(answers).buffered(PARTS_AT_ONCE).try_flatten()
+    }
+}
+
+/// How many parts a connection requests at once.
+const PARTS_AT_ONCE: usize = 2;
+
+/// If several connections read, there are at least so many parts for each. Otherwise the first one could take all.
+const LEAST_PARTS: usize = 2 * PARTS_AT_ONCE;
+
+/// How many rows are packed before other connections and tasks have their turn. That takes a quarter of a millisecond.
+const ROWS_IN_A_ROW: usize = 256;
+
+/// What a connection sends while it reads markets.
+enum Sent {
+    Row(Row),
+    /// The answer to one statement is complete: all rows of so many snapshots have come.
+    End {
+        snapshots: usize,
+    },
+}
+
+/// What one connection reads. All rows of a snapshot come in one answer, so each connection has its own collector.
+struct Share<'a> {
+    stream: Fuse<BoxStream<'a, Result<Sent, Error>>>,
+    collector: MarketCollector,
+}
+
+/// What comes next on any of the connections; `None` after the last. Sets `at` to the connection, and stays with it as
+/// long as something has come there.
+async fn next(shares: &mut [Share<'_>], at: &mut usize) -> Result<Option<Sent>, Error> {
+    let sent = poll_fn(|context| {
+        let mut is_waiting = false;
+        for _ in 0..shares.len() {
+            match shares[*at].stream.poll_next_unpin(context) {
+                Poll::Ready(Some(sent)) => return Poll::Ready(Some(sent)),
+                Poll::Ready(None) => {}
+                Poll::Pending => is_waiting = true,
+            }
+            *at = (*at + 1) % shares.len();
+        }
+        match is_waiting {
+            true => Poll::Pending,
+            false => Poll::Ready(None),
+        }
+    });
+    sent.await.transpose()
+}
+
+/// The packed markets that a collector holds, by snapshot id. Those that equal the held ones share their memory, so
+/// that a read of everything needs no second copy of what has not changed (A4 of [`crate::read::plan`]).
+fn finish(
+    side: Side,
+    collector: &mut MarketCollector,
+    draft: &mut Draft,
+) -> impl Iterator<Item = (i64, Arc<PackedMarkets>)> {
+    let packed_markets = collector.finish(&mut draft.packer);
+    packed_markets.into_iter().map(move |(id, packed)| {
+        let held = match side {
+            Side::Betpawa => draft.betpawa_markets(id),
+            Side::Competitors => draft.competitor_markets(id),
+        };
+        let packed = match held.filter(|held| held.same(&packed)) {
+            Some(held) => Arc::clone(held),
+            None => packed,
+        };
+        (id, packed)
+    })
 }
 
 /// For the markets of more snapshots than this, no prepared statement is used.
@@ -583,10 +734,15 @@ impl Packing {
         }
     }
 
-    fn push(&mut self, row: &Row, packed_markets: &mut MarketCollector<'_>) -> Result<(), Error> {
+    fn push(
+        &mut self,
+        row: &Row,
+        collector: &mut MarketCollector,
+        packer: &mut Packer,
+    ) -> Result<(), Error> {
         let (snapshot_id, row) = market(row).map_err(Error::of_rows(MARKETS))?;
         self.rows += 1;
-        if let Some(problem) = packed_markets.push(snapshot_id, row) {
+        if let Some(problem) = collector.push(packer, snapshot_id, row) {
             self.malformed += 1;
             if self.malformed <= MOST_NAMED && self.names_malformed {
                 let (table, row_id) = (self.table, row.row_id);
@@ -680,8 +836,12 @@ fn market(row: &Row) -> Result<(i64, MarketRow<'_>), tokio_postgres::Error> {
         handicap_type: row.try_get(5)?,
         handicap_home: row.try_get(6)?,
         handicap_away: row.try_get(7)?,
-        outcomes: row.try_get(8)?,
-        market_groups: row.try_get(9)?,
+        outcomes: row
+            .try_get::<_, Option<JsonText<'_>>>(8)?
+            .map(|json| json.0),
+        market_groups: row
+            .try_get::<_, Option<JsonText<'_>>>(9)?
+            .map(|json| json.0),
         unavailable_at: row
             .try_get::<_, Option<PostgresTime>>(10)?
             .map(|time| time.0),

@@ -149,7 +149,7 @@ impl Sample {
                     competitors: reader.competitor_headers(&ids, &[]).await?,
                 };
                 let kept = reader.search.map(Search::kept).unwrap_or_default();
-                let plan = Plan::whole(headers, kept);
+                let plan = Plan::whole([], headers, kept);
                 let packed_markets = PlanMarkets::read(reader, &plan, draft).await?;
                 Ok(Sample::Full(pass, ids, Box::new(plan), packed_markets))
             }
@@ -513,10 +513,10 @@ impl Markets {
             list.sort_unstable();
             list.dedup();
         }
-        let (packer, no_helper) = (&mut draft.packer, Duration::MAX);
-        let betpawa = reader.markets(&[], no_helper, Side::Betpawa, &own, packer);
+        let no_helper = Duration::MAX;
+        let betpawa = reader.markets(&[], no_helper, Side::Betpawa, &own, draft);
         let betpawa = betpawa.await?;
-        let competitors = reader.markets(&[], no_helper, Side::Competitors, &others, packer);
+        let competitors = reader.markets(&[], no_helper, Side::Competitors, &others, draft);
         Ok(Markets {
             ids,
             competitors: competitors.await?,

@@ -299,6 +299,8 @@ impl Columns<'_> {
             // Both types are read, and the client must know which. The cast turns a domain into its base type, because
             // a domain does not show its type inside an array.
             Kind::Time => format!("::{found}"),
+            // A cast to text would let the server copy each text once more.
+            Kind::Json if matches!(found, "json" | "jsonb") => format!("::{found}"),
             kind => kind.cast().to_owned(),
         };
         Ok(format!("{alias}.{}{cast}", quote(column)))

@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use crate::{
     decode::packer::Packer,
     metrics::stats::{MemoryStats, Stats, WarmupStats},
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros},
+    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros, PackedMarkets},
     store::{
         changes::Change,
         snapshot_index::SnapshotIndex,
@@ -66,6 +66,26 @@ impl Draft {
     /// All held events, in no particular order.
     pub(crate) fn events(&self) -> impl Iterator<Item = &Arc<CachedEvent>> {
         self.table.iter()
+    }
+
+    /// The packed markets of a held snapshot of `odds_snapshots`.
+    pub(crate) fn betpawa_markets(&self, snapshot_id: i64) -> Option<&Arc<PackedMarkets>> {
+        let events = self.events_of_betpawa_snapshot(snapshot_id);
+        let mut snapshots = events
+            .filter_map(|id| self.event(id))
+            .flat_map(|event| event.betpawa.iter());
+        let (_, held) = snapshots.find(|(_, held)| held.snapshot_id == snapshot_id)?;
+        Some(&held.packed)
+    }
+
+    /// The packed markets of a held snapshot of `competitor_odds_snapshots`.
+    pub(crate) fn competitor_markets(&self, snapshot_id: i64) -> Option<&Arc<PackedMarkets>> {
+        let events = self.events_of_competitor_snapshot(snapshot_id);
+        let mut snapshots = events
+            .filter_map(|id| self.event(id))
+            .flat_map(|event| event.competitors.iter());
+        let (_, held) = snapshots.find(|(_, held)| held.snapshot_id == snapshot_id)?;
+        Some(&held.packed)
     }
 
     /// The ids of all held events within a range, in no particular order. Looks at no event.

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::{
     error::Error,
     metrics::{
+        progress::Progress,
         reload::CountingReloads,
         status::{AuditPasses, ChangeLog, Counters, Status},
         timing::Timers,
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     status: watch::Sender<Status>,
     pub(crate) counters: Counting,
     pub(crate) timers: Timers,
+    pub(crate) progress: Progress,
     /// Set by the follower after a read.
     pub(crate) audit: ArcSwap<AuditPasses>,
     pub(crate) pruned_below: AtomicU64,
@@ -227,6 +229,7 @@ impl Publisher {
             counters: Counting::default(),
             timers: Timers::default(),
             audit: ArcSwap::default(),
+            progress: Progress::default(),
             pruned_below: AtomicU64::new(0),
             next_xid: AtomicU64::new(0),
             feed_version: AtomicI32::new(0),
@@ -325,6 +328,10 @@ impl Publisher {
 
     pub(crate) fn set_audit(&self, passes: AuditPasses) {
         self.shared.audit.store(Arc::new(passes));
+    }
+
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.shared.progress
     }
 
     pub(crate) fn set_change_log(&self, log: ChangeLog) {

@@ -4,6 +4,24 @@ use oddscache_testkit::{followed::Followed, server_has};
 
 use crate::{By, changes, steps};
 
+/// No log row names the changed markets, and their snapshots keep their ids. A read of everything must still show them
+/// (A4 of `read/plan.rs`), and everything else, too.
+#[tokio::test]
+async fn a_read_of_everything_shows_markets_that_changed_unseen() {
+    let followed = Followed::seeded().await;
+    let before = followed.check("the seed").await;
+    let unseen = "begin; update market_odds set line = 77 where snapshot_id = 122;
+         update competitor_market_odds set outcomes = '[{\"name\": \"1\", \"odds\": 7.77}]' where snapshot_id = 12;
+         delete from oddscache.change_log; commit";
+    followed.run(unseen).await;
+    let reloads = followed.reloads();
+    followed.cache.resync();
+    followed
+        .counted("a reload", |now| now.reloads > reloads)
+        .await;
+    assert_ne!(before, followed.check("read again").await);
+}
+
 changes! { By::Keys;
     kickoff_moves: [
         "update events set kickoff = kickoff + interval '1 hour' where id = 1",

@@ -44,7 +44,7 @@ fn content() -> impl Strategy<Value = BTreeMap<i64, Event>> {
 }
 
 fn packed(draft: &mut Draft, rows: &[Row]) -> Arc<PackedMarkets> {
-    let mut collector = MarketCollector::new(&mut draft.packer);
+    let mut collector = MarketCollector::default();
     for (row_id, row) in (0..).zip(rows) {
         let outcomes: Vec<String> = row
             .outcomes
@@ -71,6 +71,7 @@ fn packed(draft: &mut Draft, rows: &[Row]) -> Arc<PackedMarkets> {
         };
         let id = row.kind.to_string();
         collector.push(
+            &mut draft.packer,
             1,
             MarketRow {
                 row_id,
@@ -92,7 +93,7 @@ fn packed(draft: &mut Draft, rows: &[Row]) -> Arc<PackedMarkets> {
             },
         );
     }
-    let packed = collector.finish().remove(&1);
+    let packed = collector.finish(&mut draft.packer).remove(&1);
     packed.unwrap_or_else(|| MarketCollector::empty(&mut draft.packer))
 }
 
@@ -327,7 +328,7 @@ fn batch(draft: &mut Draft, round: i64, confirmed: i64) {
     for event_id in 0..50i64 {
         let mut snapshots = Vec::new();
         for bookmaker_id in 0..3i64 {
-            let mut collector = MarketCollector::new(&mut draft.packer);
+            let mut collector = MarketCollector::default();
             for market in 0..80i64 {
                 let id = market.to_string();
                 let outcomes = plain(
@@ -335,6 +336,7 @@ fn batch(draft: &mut Draft, round: i64, confirmed: i64) {
                     3,
                 );
                 collector.push(
+                    &mut draft.packer,
                     1,
                     MarketRow {
                         row_id: market,
@@ -350,7 +352,10 @@ fn batch(draft: &mut Draft, round: i64, confirmed: i64) {
                     },
                 );
             }
-            let packed = collector.finish().remove(&1).expect("markets");
+            let packed = collector
+                .finish(&mut draft.packer)
+                .remove(&1)
+                .expect("markets");
             let time = 1_700_000_000_000_000 + round * 300_000_000 + event_id * 1_234;
             snapshots.push(CachedSnapshot {
                 snapshot_id: 1_000_000 + round * 150 + event_id * 3 + bookmaker_id,
@@ -454,12 +459,13 @@ fn a_snapshot_larger_than_a_part_is_named() {
 #[test]
 fn what_a_short_part_makes_is_limited() {
     let mut draft = Draft::default();
-    let mut collector = MarketCollector::new(&mut draft.packer);
+    let mut collector = MarketCollector::default();
     let outcomes = format!(
         "[{}]",
         vec!["{\"name\": \"\", \"odds\": 1.5}"; 60_000].join(",")
     );
     collector.push(
+        &mut draft.packer,
         1,
         MarketRow {
             row_id: 1,
@@ -474,7 +480,10 @@ fn what_a_short_part_makes_is_limited() {
             unavailable_at: None,
         },
     );
-    let packed = collector.finish().remove(&1).expect("markets");
+    let packed = collector
+        .finish(&mut draft.packer)
+        .remove(&1)
+        .expect("markets");
     let snapshot = CachedSnapshot {
         snapshot_id: 1,
         event_id: 1,

@@ -157,6 +157,7 @@ async fn stats(State(cache): State<OddsCache>) -> Response {
         fields.insert("audit".to_owned(), json!(cache.audit()));
         fields.insert("change_log".to_owned(), json!(cache.change_log()));
         fields.insert("pruning".to_owned(), json!(prune::pruning()));
+        fields.insert("reading".to_owned(), json!(cache.reading()));
     }
     Json(stats).into_response()
 }

@@ -34,6 +34,7 @@ pub(crate) fn text(
     let view = cache.view();
     state(&mut text, cache, &view);
     held(&mut text, view.stats());
+    reading(&mut text, cache);
     change_log(&mut text, cache);
     audit(&mut text, cache.audit());
     counters(&mut text, &cache.counters());
@@ -109,6 +110,25 @@ fn held(text: &mut Text, stats: &Stats) {
         let help = "How long the last warmup took.";
         text.gauge("warmup_seconds", warmup.seconds, help);
     }
+}
+
+/// How far a read of everything is; zeros if none is running.
+fn reading(text: &mut Text, cache: &OddsCache) {
+    let reading = cache.reading();
+    let (read, expected) = reading.map_or((0, 0), |reading| {
+        (
+            reading.snapshots_read,
+            reading.snapshots.unwrap_or_default(),
+        )
+    });
+    let help = "1 while everything is read.";
+    text.gauge("reading", u8::from(reading.is_some()), help);
+    let help =
+        "Snapshots whose markets the running read of everything has read; 0 if none is running.";
+    text.gauge("reading_snapshots_read", read, help);
+    let help =
+        "Snapshots whose markets the running read of everything reads; 0 if none is running.";
+    text.gauge("reading_snapshots", expected, help);
 }
 
 fn change_log(text: &mut Text, cache: &OddsCache) {
