@@ -179,8 +179,8 @@ impl OddsCache {
         self.shared.changes()
     }
 
-    /// Makes the follower read everything again. The old view stays readable meanwhile. Returns at once, without
-    /// waiting for that read. In the database, `oddscache.resync()` asks the same of all followers. Seldom needed: the
+    /// Makes the follower read everything again, slice by slice, while it goes on following. So views stay fresh
+    /// meanwhile. Returns at once, without waiting for that. [`Counters::reloads`] counts it when it is over. In the database, `oddscache.resync()` asks the same of all followers. Seldom needed: the
     /// follower itself notices when it must read everything again.
     pub fn resync(&self) {
         self.shared.request.resync();

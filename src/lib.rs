@@ -222,7 +222,7 @@
 //! | span | level | fields |
 //! |---|---|---|
 //! | `warmup`: reading everything | info | `reason` ([`ReloadReason::name`]), `epoch`; at its end `rows` read and `events` held |
-//! | `read`: reading changes | debug | `reason` (`notification`, `time`, `request`, `audit`, `reload`), `epoch`; at its end `log_rows` and `rows` |
+//! | `read`: reading changes | debug | `reason` (`notification`, `time`, `request`, `audit`, `resync`, `reload`), `epoch`; at its end `log_rows` and `rows` |
 //! | `publish`: making the next state visible | debug | `epoch`, `events` that changed |
 //!
 //! # Cargo features

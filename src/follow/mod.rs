@@ -38,7 +38,7 @@ use crate::{
     },
     read::{
         self, Cause, Done, Read, ReadState,
-        audit::{Audit, Audited, Pass, Renewal, Step},
+        audit::{Audit, Audited, Pass, Resync, Step},
         parallel::EXPORTING,
         preflight::{self, Feed},
         schema::Names,
@@ -102,7 +102,7 @@ pub(crate) struct DatabaseFollower {
     retry: Retry,
     turn: Turn,
     /// Set while everything is read again beside following.
-    renewal: Option<Renewal>,
+    resync: Option<Resync>,
     /// What was known when the connection was lost. The next connection resumes from it.
     lost: Option<ReadState>,
     /// How many connections in a row were lost before a read proved continuity.
@@ -175,7 +175,7 @@ impl DatabaseFollower {
             unreadable: Unreadable::default(),
             retry: Retry::new(),
             turn: Turn::default(),
-            renewal: None,
+            resync: None,
             lost: None,
             failed_resumes: 0,
             connections: 0,
@@ -531,9 +531,9 @@ impl DatabaseFollower {
         let begun_at = Instant::now();
         let until_audit = || self.audit.until_due(begun_at);
         let until_due = self.rereads.until_due(begun_at).unwrap_or_else(until_audit);
-        let renewal = self.renewal.as_ref();
-        let until_renewal = renewal.map(|renewal| renewal.until_due(begun_at));
-        let until_due = until_renewal.map_or(until_due, |renewal| renewal.min(until_due));
+        let resync = self.resync.as_ref();
+        let until_resync = resync.map(|resync| resync.until_due(begun_at));
+        let until_due = until_resync.map_or(until_due, |resync| resync.min(until_due));
         let until_retry = self.unreadable.until_due(begun_at);
         let until_due = until_retry.map_or(until_due, |retry| retry.min(until_due));
         let wake = self.schedule.next(until_due);
@@ -572,11 +572,11 @@ impl DatabaseFollower {
         };
         add(woke, 1);
         if self.publisher.request().take_resync() {
-            self.renew(known);
+            self.begin_resync(known);
         }
         self.read(reader, known, Some(woken), None).await?;
         let now = Instant::now();
-        if let Some(step) = self.renewal.as_ref().and_then(|renewal| renewal.due(now)) {
+        if let Some(step) = self.resync.as_ref().and_then(|resync| resync.due(now)) {
             return self.audit_step(reader, known, step).await;
         }
         if self.rereads.is_on() {
@@ -597,14 +597,14 @@ impl DatabaseFollower {
         Ok(())
     }
 
-    /// Reads everything again because somebody asked for it: beside following, if the log tells what changes meanwhile.
-    fn renew(&mut self, known: &mut ReadState) {
-        match &mut self.renewal {
+    /// Begins to read everything again, as requested: beside following, if the log tells what changes meanwhile.
+    fn begin_resync(&mut self, known: &mut ReadState) {
+        match &mut self.resync {
             _ if self.rereads.is_on() => known.reload = Some(ReloadReason::Requested.into()),
-            Some(renewal) => renewal.again(),
+            Some(resync) => resync.again(),
             None => {
                 tracing::info!("reading everything again beside following, as requested");
-                self.renewal = Some(Renewal::new(Instant::now()));
+                self.resync = Some(Resync::new(Instant::now()));
             }
         }
     }
@@ -629,9 +629,9 @@ impl DatabaseFollower {
             return Ok(());
         };
         let took = begun_at.elapsed();
-        let in_a_row = match (&mut self.renewal, pass) {
-            (Some(renewal), Pass::Renewal) => {
-                renewal.failed(took, Instant::now());
+        let in_a_row = match (&mut self.resync, pass) {
+            (Some(resync), Pass::Resync) => {
+                resync.failed(took, Instant::now());
                 0
             }
             _ => self.audit.failed(pass, took, Instant::now()),
@@ -683,6 +683,7 @@ impl DatabaseFollower {
         // Not `self.source()`: that would borrow all of `self` beside the draft.
         let source = Source::new(reader, &self.config, &self.names);
         let reason = match (&cause, woken) {
+            (Cause::Audit(Step::Resync(_)), _) => "resync",
             (Cause::Audit(_), _) => "audit",
             (_, Some(woken)) => woken.name(),
             (_, None) => "reload",
@@ -769,14 +770,14 @@ impl DatabaseFollower {
             self.plan_next(known, woken, &done, begun_at.elapsed());
         }
         if done.is_requested {
-            self.renew(known);
+            self.begin_resync(known);
         }
         let audited = done.audited.take();
         if let Some(audited) = audited
             .as_ref()
-            .filter(|audited| audited.pass == Pass::Renewal)
+            .filter(|audited| audited.pass == Pass::Resync)
         {
-            self.renewed(audited, begun_at.elapsed());
+            done.is_resynced = self.resynced(audited, begun_at.elapsed());
             return self.publish(known, done);
         }
         if let Some(audited) = audited
@@ -789,21 +790,23 @@ impl DatabaseFollower {
         }
     }
 
-    /// Notes a step of a renewal.
-    fn renewed(&mut self, audited: &Audited, took: Duration) {
-        let Some(renewal) = &mut self.renewal else {
-            return;
+    /// Notes a step of a resync. Returns whether it was the last one.
+    fn resynced(&mut self, audited: &Audited, took: Duration) -> bool {
+        let Some(resync) = &mut self.resync else {
+            return false;
         };
         for mismatch in audited.mismatches.iter().take(MOST_NAMED) {
-            tracing::warn!(%mismatch, "reading again what was requested changed an event");
+            tracing::warn!(%mismatch, "the resync found a change that was not logged");
         }
-        if renewal.done(audited, took, Instant::now()) {
+        let is_over = resync.done(audited, took, Instant::now());
+        if is_over {
             tracing::info!("everything was read again, as requested");
-            self.renewal = None;
+            self.resync = None;
             let counters = self.publisher.counters();
             add(&counters.reloads, 1);
             add(counters.reloads_by_reason.of(ReloadReason::Requested), 1);
         }
+        is_over
     }
 
     /// After the server refused to export a snapshot.
@@ -848,7 +851,7 @@ impl DatabaseFollower {
         let counters = self.publisher.counters();
         let (events, passes) = match pass {
             Pass::Headers => (&counters.audited_headers, &counters.audit_headers_passes),
-            Pass::Likely | Pass::Full | Pass::Renewal => {
+            Pass::Likely | Pass::Full | Pass::Resync => {
                 (&counters.audited_events, &counters.audit_passes)
             }
         };
@@ -1017,7 +1020,7 @@ impl DatabaseFollower {
         self.count(&done);
         let reload = done.warmup.as_ref().map(|(reload, _)| reload.reason);
         if reload.is_some() {
-            self.renewal = None;
+            self.resync = None;
             self.read_whole(known, done.began, self.config.warmup_connections);
         } else if done.is_whole {
             self.read_whole(known, done.began, 1);
@@ -1064,6 +1067,7 @@ impl DatabaseFollower {
         let change = self.draft.change(Arc::clone(&cut), self.epoch);
         let unreadable = self.unreadable.faults();
         let is_moved = !matches!(reload, None | Some(ReloadReason::FeedNotWhole))
+            || done.is_resynced
             || unreadable != self.publisher.published().unreadable;
         if is_moved || !change.is_empty() {
             let epoch = self.epoch;

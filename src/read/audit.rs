@@ -24,7 +24,7 @@
 //!   snapshot of that bookmaker or source.
 //! - U4: No pass starves. Each that has something to do gets at least its share of the audit's time, and the failures of
 //!   one do not stop the others.
-//! - U6: A renewal reads everything of every event that is in the window or held when it begins, and that does not leave
+//! - U6: A resync reads everything of every event that is in the window or held when it begins, and that does not leave
 //!   meanwhile, under snapshots that are not older than the request for it.
 //! - U5: What a step compares was read under the snapshot that the draft shows by then. It compares no snapshot that the
 //!   draft did not hold when the rows were requested.
@@ -42,14 +42,14 @@ use crate::{
     store::draft::Draft,
 };
 
-/// Which of the three passes, or a renewal.
+/// Which of the three passes, or a resync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
     Headers,
     Likely,
     Full,
-    /// See [`Renewal`].
-    Renewal,
+    /// See [`Resync`].
+    Resync,
 }
 
 impl Pass {
@@ -60,7 +60,7 @@ impl Pass {
         match self {
             Pass::Headers => 0.5,
             Pass::Likely | Pass::Full => 0.25,
-            Pass::Renewal => 1.0,
+            Pass::Resync => 1.0,
         }
     }
 
@@ -70,7 +70,7 @@ impl Pass {
         match self {
             Pass::Headers => 10,
             Pass::Likely | Pass::Full => 40,
-            Pass::Renewal => 1,
+            Pass::Resync => 1,
         }
     }
 
@@ -78,7 +78,7 @@ impl Pass {
     fn most_events(self) -> usize {
         match self {
             Pass::Headers => 2_000,
-            Pass::Likely | Pass::Full | Pass::Renewal => 100,
+            Pass::Likely | Pass::Full | Pass::Resync => 100,
         }
     }
 }
@@ -148,7 +148,7 @@ pub(crate) enum Step {
     /// Everything of some events.
     Full(Slice),
     /// The same, and the draft takes over what differs.
-    Renew(Slice),
+    Resync(Slice),
 }
 
 impl Step {
@@ -158,7 +158,7 @@ impl Step {
             Step::Headers(_) | Step::New(..) => Pass::Headers,
             Step::Markets(_) => Pass::Likely,
             Step::Full(_) => Pass::Full,
-            Step::Renew(_) => Pass::Renewal,
+            Step::Resync(_) => Pass::Resync,
         }
     }
 }
@@ -245,7 +245,7 @@ impl Lane {
         };
         match self.pass {
             Pass::Headers => Step::Headers(slice),
-            Pass::Renewal => Step::Renew(slice),
+            Pass::Resync => Step::Resync(slice),
             _ => Step::Full(slice),
         }
     }
@@ -392,7 +392,7 @@ impl Audit {
     /// The time over which a pass spreads.
     fn span(&self, pass: Pass) -> Duration {
         match pass {
-            Pass::Headers | Pass::Full | Pass::Renewal => self.cycle,
+            Pass::Headers | Pass::Full | Pass::Resync => self.cycle,
             Pass::Likely => self.cycle.saturating_mul(LIKELY_CYCLES),
         }
     }
@@ -471,16 +471,16 @@ impl Audit {
 /// changes, under one snapshot, and the draft takes it over. So the view is a committed state all the time, if the log
 /// has told every change; and at the end, whatever the log has not told by the beginning is there (U6).
 #[derive(Debug)]
-pub(crate) struct Renewal {
+pub(crate) struct Resync {
     lane: Lane,
     /// Somebody asked again meanwhile. What was read before may be older than that, so all of it is read once more.
     again: bool,
 }
 
-impl Renewal {
-    pub(crate) fn new(now: Instant) -> Renewal {
-        Renewal {
-            lane: Lane::new(Pass::Renewal, now),
+impl Resync {
+    pub(crate) fn new(now: Instant) -> Resync {
+        Resync {
+            lane: Lane::new(Pass::Resync, now),
             again: false,
         }
     }
@@ -497,7 +497,7 @@ impl Renewal {
     pub(crate) fn due(&self, now: Instant) -> Option<Step> {
         (self.lane.due <= now).then(|| match &self.lane.running {
             Some(running) => self.lane.step(running),
-            None => Step::Begin(Pass::Renewal, usize::MAX),
+            None => Step::Begin(Pass::Resync, usize::MAX),
         })
     }
 
@@ -690,7 +690,7 @@ mod tests {
                 Step::New(..) => (0, Next::New(None)),
                 Step::Headers(Slice { ids, .. })
                 | Step::Full(Slice { ids, .. })
-                | Step::Renew(Slice { ids, .. })
+                | Step::Resync(Slice { ids, .. })
                 | Step::Markets(ids) => (ids.len(), Next::Slice),
             };
             let audited = Audited {
@@ -758,7 +758,7 @@ mod tests {
         let took = match step {
             Step::Begin(..) | Step::New(..) => Duration::ZERO,
             Step::Headers(slice) => per_event(&slice.ids, 10),
-            Step::Full(slice) | Step::Renew(slice) => per_event(&slice.ids, 1_000),
+            Step::Full(slice) | Step::Resync(slice) => per_event(&slice.ids, 1_000),
             Step::Markets(ids) => per_event(ids, 350),
         };
         (took + 3 * MS, true)

@@ -193,6 +193,8 @@ pub(crate) struct Done {
     pub(crate) took: Option<Took>,
     /// Set if everything was read.
     pub(crate) warmup: Option<(Reload, WarmupStats)>,
+    /// Whether it was the last step of a resync.
+    pub(crate) is_resynced: bool,
     /// Set if the log did not name each row that changed.
     pub(crate) wide: Option<Reload>,
     /// Set if the read made a step of the audit.
@@ -216,6 +218,7 @@ impl Done {
             shown: None,
             took: None,
             warmup: None,
+            is_resynced: false,
             wide: None,
             audited: None,
         }

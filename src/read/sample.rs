@@ -141,7 +141,7 @@ impl Sample {
                 let markets = Markets::read(reader, ids, draft).await?;
                 Ok(Sample::Markets(Box::new(markets)))
             }
-            Step::Full(slice) | Step::Renew(slice) => {
+            Step::Full(slice) | Step::Resync(slice) => {
                 let ids = events_of(slice, draft, reader.search);
                 let headers = SnapshotHeaders {
                     kickoffs: reader.kickoffs(window_start, &ids).await?,
@@ -198,7 +198,7 @@ impl Sample {
                 ids.retain(is_readable);
                 let mismatches = audit::compare(draft, &read, &ids);
                 draft.packer = std::mem::take(&mut read.packer);
-                if pass == Pass::Renewal {
+                if pass == Pass::Resync {
                     for mismatch in &mismatches {
                         take_over(mismatch.event_id, &read, draft);
                     }

@@ -1,8 +1,8 @@
 //! Statements that change more than the log names key by key. The cost must depend on what they can have changed.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use oddscache::{Config, OddsCache};
+use oddscache::{Config, OddsCache, ReloadReason};
 use oddscache_testkit::{Database, eventually, followed::Followed};
 
 use crate::{By, step};
@@ -106,4 +106,53 @@ async fn caches_read_everything_in_turns() {
     others.run(&lock("pg_advisory_unlock")).await;
     cache.ready().await.expect("warm");
     follower.abort();
+}
+
+/// A resync reads every event again. Meanwhile the view moves on with what is committed.
+#[tokio::test]
+async fn a_resync_finds_what_was_not_logged_while_the_follower_goes_on() {
+    let followed = Followed::with(&Database::seeded().dsn(), |config| {
+        config.audit_cycle(Duration::from_secs(600_000))
+    })
+    .await;
+    // More events than one slice has.
+    let events = "insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \
+                  select n, 'sr' || n, '', '', '', now() at time zone 'UTC' + interval '1 day' from generate_series(1000, 1499) n; \
+                  insert into odds_snapshots (id, event_id, bookmaker_id) select n, n, 1 from generate_series(1000, 1499) n; \
+                  insert into market_odds (id, snapshot_id, betpawa_market_id, betpawa_market_name, outcomes) \
+                  select n + 10000, n, '1', 'one', '[]' from generate_series(1000, 1499) n";
+    followed.step(events).await;
+    // A price, a snapshot that came, one that went, an event that came, and one that went.
+    let unseen = "update market_odds set line = 7 where snapshot_id in (1001, 1300); \
+                  insert into odds_snapshots (id, event_id, bookmaker_id) values (5000, 1200, 2); \
+                  delete from odds_snapshots where id = 1450; \
+                  update events set kickoff = now() at time zone 'UTC' - interval '1 day' where id = 1100; \
+                  insert into events (id, sportradar_id, name, home_team, away_team, kickoff) \
+                  values (2000, 'sr2000', '', '', '', now() at time zone 'UTC' + interval '1 day'); \
+                  insert into odds_snapshots (id, event_id, bookmaker_id) values (6000, 2000, 1)";
+    followed
+        .run(&format!(
+            "begin; {unseen}; delete from oddscache.change_log where xid = pg_current_xact_id(); commit"
+        ))
+        .await;
+    let before = followed.cache.counters();
+    followed.cache.resync();
+    // Asked twice: what was read before the second request is read again.
+    followed.run("select oddscache.resync('again')").await;
+    for line in 20..24 {
+        let view = followed.cache.view();
+        followed.set_line(line).await;
+        eventually("the view moves on", async || {
+            followed.cache.view().version() > view.version()
+        })
+        .await;
+    }
+    followed
+        .counted("resynced", |now| now.reloads > before.reloads)
+        .await;
+    followed.check("resynced").await;
+    let now = followed.cache.counters();
+    let requested = now.reloads_by_reason.of(ReloadReason::Requested);
+    assert_eq!((now.reloads, requested, followed.epoch()), (2, 1, 1));
+    assert!(now.reads > before.reads + 10, "{now:?}");
 }

@@ -116,13 +116,9 @@ async fn warmup_read_and_publish_are_spans() {
         spans.0.lock().unwrap()
     );
     followed.cache.resync();
-    eventually("a reload", async || {
-        let fields = [
-            ("reason", ReloadReason::Requested.name()),
-            ("epoch", "1"),
-            ("events", "3"),
-        ];
-        spans.has("warmup", Level::INFO, &fields)
+    eventually("a resync", async || {
+        let fields = [("reason", "resync"), ("epoch", "1")];
+        spans.has("read", Level::DEBUG, &fields)
     })
     .await;
 }
