@@ -195,11 +195,11 @@ pub(crate) async fn statements(world: &World, whole: &Cost, rounds: u32) {
         rounds,
     )
     .await;
-    let what = "DELETE of old markets, of 25,000 snapshots";
-    statement(world, whole, what, (markets, &retention), rounds).await;
-    let what = "UPDATE of market_odds, every row";
+    let what = "UPDATE of market_odds, every row, also of 25,000 old snapshots";
     let everything = "update market_odds set line = coalesce(line, 0) + 1";
     statement(world, whole, what, (markets, everything), 1).await;
+    let what = "DELETE of old markets, of 25,000 snapshots";
+    statement(world, whole, what, (markets, &retention), rounds).await;
 }
 
 /// Leaves the competitors without odds.

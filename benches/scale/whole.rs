@@ -95,7 +95,7 @@ pub(crate) async fn beside_copy(world: &World, resync: &Cost, rounds: u32) {
         }
     }
     let floor = median(&mut floor);
-    let text = "`psql` copies the same rows to /dev/null in binary, two connections";
+    let text = "`psql` copies the same rows, two connections";
     Line::seconds("whole read: a new cache", median(&mut ours))
         .beside_seconds(floor, text)
         .note(format!(
@@ -120,19 +120,24 @@ pub(crate) async fn memory(world: &World) {
     let first = memory_of(service.pid());
     let stats = service.json("/v1/stats").await;
     let held = stats["memory_bytes"].as_f64().expect("bytes") / 1024.0;
-    let print = |what: &str, memory: Memory| {
-        let mib = |kib: f64| format!("{:.1} MiB", kib / 1024.0);
+    let mib = |kib: f64| format!("{:.1} MiB", kib / 1024.0);
+    let print = |what: &str, note: String, memory: Memory| {
         let peak = memory.peak as f64;
         Line::new(what, peak, mib(peak))
             .beside(held, &format!("{}: what the view holds", mib(held)))
-            .note(format!("then {} resident", mib(memory.resident as f64)))
+            .note(format!(
+                "{note}then {} resident",
+                mib(memory.resident as f64)
+            ))
             .print();
     };
     print(
-        "memory: the service's peak until its first view, everything resident counts",
+        "memory: the service's peak until its first view, all of the process",
+        String::new(),
         first,
     );
     sleep(Duration::from_secs(3)).await;
+    let rests = memory_of(service.pid()).resident as f64;
     forget_peak(service.pid());
     let reloads = async || {
         let stats = service.json("/v1/stats").await;
@@ -145,6 +150,7 @@ pub(crate) async fn memory(world: &World) {
     }
     print(
         "memory: its peak while it reads everything again, the old view readable",
+        format!("first {}, ", mib(rests)),
         memory_of(service.pid()),
     );
 }

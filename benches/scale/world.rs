@@ -200,15 +200,18 @@ impl World {
             (more > 0).then(|| format!("{more} ({})", reason.name()))
         };
         let whole: Vec<String> = now.reloads_by_reason.iter().filter_map(of_reason).collect();
+        let failed = now.failures - old.failures;
+        let failed = (failed > 0).then(|| format!("after {failed} failures"));
         let whole = match whole.is_empty() {
-            true => "no".to_owned(),
-            false => whole.join(", "),
+            true => vec!["no".to_owned()],
+            false => whole,
         };
+        let whole: Vec<String> = whole.into_iter().chain(failed).collect();
         Cost {
             seconds,
             rows: now.rows_read - old.rows_read,
             snapshots: now.snapshots_read - old.snapshots_read,
-            whole,
+            whole: whole.join(", "),
             keeps_epoch: self.cache().view().epoch() == before.epoch,
         }
     }
