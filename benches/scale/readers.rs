@@ -66,13 +66,9 @@ impl Filled {
     }
 }
 
-fn small(events: usize) -> bool {
-    events != REAL
-}
-
 pub(crate) fn in_memory(events: usize) {
     let mut filled = Filled::new(events);
-    let mut real = small(events).then(|| Filled::new(REAL));
+    let mut real = (events != REAL).then(|| Filled::new(REAL));
     let mut times = [const { Vec::new() }; 4];
     for round in 0..ROUNDS {
         times[0].push(filled.publish(round));
@@ -149,17 +145,16 @@ impl Pages {
 
 pub(crate) async fn pages(world: &World, size: &Size) {
     let pages = Pages::new(&world.dsn).await;
-    let real = match small(size.events as usize) {
-        true => {
-            let size = Size {
-                events: REAL as u32,
-                history: 1,
-                history_with_markets: 1,
-                ..size.clone()
-            };
-            Some(Pages::new(&world.beside("real", &size).await).await)
-        }
-        false => None,
+    let real = if size.events as usize == REAL {
+        None
+    } else {
+        let size = Size {
+            events: REAL as u32,
+            history: 1,
+            history_with_markets: 1,
+            ..size.clone()
+        };
+        Some(Pages::new(&world.beside("real", &size).await).await)
     };
     let (mut times, mut floor, mut bytes) = (Vec::new(), Vec::new(), 0);
     for _ in 0..PAGES {
