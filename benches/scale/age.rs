@@ -25,7 +25,8 @@ const QUIET: Duration = Duration::from_secs(8);
 /// The time between two transactions of the load.
 const PERIOD: Duration = Duration::from_millis(250);
 
-const COLUMNS: &str = "betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, outcomes, market_groups";
+const COLUMNS: &str = "betpawa_market_id, betpawa_market_name, line, handicap_type, handicap_home, handicap_away, \
+    outcomes, market_groups";
 
 /// An application that inserts one snapshot with its markets, a few times a second.
 struct Load {

@@ -89,7 +89,8 @@ pub(crate) async fn lost_connection(world: &World, rounds: u32) {
     for _ in 0..rounds {
         world.settle().await;
         let before = world.before();
-        let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'oddscache follow'";
+        let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+            where application_name = 'oddscache follow'";
         let row = world.client.query_one(sql, &[]).await;
         assert_eq!(row.expect("terminated").get::<_, i64>(0), 1, "one backend");
         let terminated = Instant::now();

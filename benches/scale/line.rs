@@ -2,7 +2,8 @@
 
 use crate::world::Cost;
 
-pub(crate) const HEAD: &str = "| what | figure | beside | ratio | rows read | markets read of | everything read | note |\n|---|---|---|---|---|---|---|---|";
+pub(crate) const HEAD: &str = "| what | figure | beside | ratio | rows read | markets read of \
+    | everything read | note |\n|---|---|---|---|---|---|---|---|";
 
 /// A line of the table, as Markdown.
 pub(crate) struct Line {

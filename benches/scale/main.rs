@@ -2,9 +2,9 @@
 //! everything again.
 //!
 //! ```sh
-//! cargo bench --bench scale                                   # 1,100 events, about two minutes
+//! cargo bench --bench scale                                   # 1,100 events, one to three minutes
 //! EVENTS=11000 HISTORY=1 cargo bench --bench scale
-//! EVENTS=110000 HISTORY=1 MARKETS=20 PART=whole,age,partitions,lost cargo bench --bench scale
+//! EVENTS=110000 HISTORY=1 MARKETS=10 ROUNDS=1 PART=whole,partitions,lost,readers cargo bench --bench scale
 //! ```
 //!
 //! The benchmark starts a private server, and prints one table. Each line has its floor, taken in the same run. It uses
@@ -17,7 +17,7 @@
 //! | `HISTORY` | 2 | snapshots of each event and bookmaker, with their markets |
 //! | `HANDLES` | 10 | handles that come back after a restart of the server |
 //! | `ROUNDS` | 3 | how often what does not change the data is repeated |
-//! | `PART` | all | a list of `whole,age,memory,partitions,lost,catalog,statements,herd,truncate,readers` |
+//! | `PART` | all | a list of `whole,age,memory,partitions,lost,catalog,statements,herd,readers,truncate` |
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
 mod age;
@@ -74,7 +74,7 @@ async fn main() {
         line::HEAD
     );
     if is_wanted("whole") {
-        whole::beside_copy(&world, &whole, rounds).await;
+        whole::beside_copy(&world, rounds).await;
     }
     if is_wanted("age") {
         age::measure(&world, rounds).await;

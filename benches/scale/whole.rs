@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use crate::{
     line::{Line, time},
-    world::{Cost, World, config},
+    world::{World, config, typical},
 };
 
 const WINDOW: &str = "e.kickoff > (now() AT TIME ZONE 'UTC') - interval '2 hours'";
@@ -28,13 +28,13 @@ const COLUMNS: &str = "m.id, m.snapshot_id, m.betpawa_market_id, m.betpawa_marke
 fn copy_headers() -> [String; 2] {
     [
         format!(
-            "COPY (SELECT e.id, e.kickoff, l.* FROM events e JOIN (SELECT DISTINCT ON (event_id, bookmaker_id) id, event_id, \
-             bookmaker_id, captured_at, last_confirmed_at FROM odds_snapshots ORDER BY event_id, bookmaker_id, id DESC) l \
-             ON l.event_id = e.id WHERE {WINDOW}) TO STDOUT (FORMAT binary)"
+            "COPY (SELECT e.id, e.kickoff, l.* FROM events e JOIN (SELECT DISTINCT ON (event_id, bookmaker_id) \
+             id, event_id, bookmaker_id, captured_at, last_confirmed_at FROM odds_snapshots \
+             ORDER BY event_id, bookmaker_id, id DESC) l ON l.event_id = e.id WHERE {WINDOW}) TO STDOUT (FORMAT binary)"
         ),
         format!(
-            "COPY (SELECT e.id, e.kickoff, c.source, l.* FROM events e JOIN competitor_events c ON c.betpawa_event_id = e.id \
-             JOIN (SELECT DISTINCT ON (competitor_event_id) id, competitor_event_id, captured_at, last_confirmed_at \
+            "COPY (SELECT e.id, e.kickoff, c.source, l.* FROM events e \
+             JOIN competitor_events c ON c.betpawa_event_id = e.id JOIN (SELECT DISTINCT ON (competitor_event_id) id, competitor_event_id, captured_at, last_confirmed_at \
              FROM competitor_odds_snapshots ORDER BY competitor_event_id, id DESC) l ON l.competitor_event_id = c.id \
              WHERE {WINDOW} AND c.deleted_at IS NULL) TO STDOUT (FORMAT binary)"
         ),
@@ -51,8 +51,8 @@ fn copy_markets(half: u32) -> [String; 2] {
         ),
         format!(
             "COPY (SELECT {COLUMNS} FROM competitor_market_odds m WHERE m.snapshot_id = ANY(ARRAY(SELECT id FROM \
-             (SELECT max(s.id) AS id FROM competitor_odds_snapshots s JOIN competitor_events c ON c.id = s.competitor_event_id \
-             JOIN events e ON e.id = c.betpawa_event_id WHERE {WINDOW} AND c.deleted_at IS NULL \
+             (SELECT max(s.id) AS id FROM competitor_odds_snapshots s \
+             JOIN competitor_events c ON c.id = s.competitor_event_id JOIN events e ON e.id = c.betpawa_event_id WHERE {WINDOW} AND c.deleted_at IS NULL \
              GROUP BY c.betpawa_event_id, c.source) l WHERE id % 2 = {half}))) TO STDOUT (FORMAT binary)"
         ),
     ]
@@ -79,19 +79,23 @@ fn copy(world: &World) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// `resync` is what a following cache takes to read everything again.
-pub(crate) async fn beside_copy(world: &World, resync: &Cost, rounds: u32) {
+/// A new cache, a cache that follows, and the copy take turns.
+pub(crate) async fn beside_copy(world: &World, rounds: u32) {
     let (mut ours, mut inner, mut floor) = (Vec::new(), Vec::new(), Vec::new());
+    let mut resyncs = Vec::new();
     for round in 0..=rounds {
         let begun = Instant::now();
         let view = oddscache::warm_up(config(&world.dsn)).await.expect("warm");
         let took = begun.elapsed().as_secs_f64();
         let copied = copy(world);
+        let resync = world.resync().await;
+        world.settle().await;
         // The first round fills the server's caches and does not count.
         if round > 0 {
             ours.push(took);
             inner.push(view.stats().last_warmup.as_ref().expect("warm").seconds);
             floor.push(copied);
+            resyncs.push(resync);
         }
     }
     let floor = median(&mut floor);
@@ -103,9 +107,12 @@ pub(crate) async fn beside_copy(world: &World, resync: &Cost, rounds: u32) {
             time(median(&mut inner))
         ))
         .print();
-    Line::of("whole read: `resync()` of a cache that follows", resync)
-        .beside_seconds(floor, text)
-        .print();
+    Line::of(
+        "whole read: `resync()` of a cache that follows",
+        &typical(&resyncs),
+    )
+    .beside_seconds(floor, text)
+    .print();
 }
 
 /// Forgets the greatest resident memory of a process so far.
