@@ -34,7 +34,8 @@ fn copy_headers() -> [String; 2] {
         ),
         format!(
             "COPY (SELECT e.id, e.kickoff, c.source, l.* FROM events e \
-             JOIN competitor_events c ON c.betpawa_event_id = e.id JOIN (SELECT DISTINCT ON (competitor_event_id) id, competitor_event_id, captured_at, last_confirmed_at \
+             JOIN competitor_events c ON c.betpawa_event_id = e.id JOIN (SELECT DISTINCT ON \
+             (competitor_event_id) id, competitor_event_id, captured_at, last_confirmed_at \
              FROM competitor_odds_snapshots ORDER BY competitor_event_id, id DESC) l ON l.competitor_event_id = c.id \
              WHERE {WINDOW} AND c.deleted_at IS NULL) TO STDOUT (FORMAT binary)"
         ),
@@ -52,7 +53,8 @@ fn copy_markets(half: u32) -> [String; 2] {
         format!(
             "COPY (SELECT {COLUMNS} FROM competitor_market_odds m WHERE m.snapshot_id = ANY(ARRAY(SELECT id FROM \
              (SELECT max(s.id) AS id FROM competitor_odds_snapshots s \
-             JOIN competitor_events c ON c.id = s.competitor_event_id JOIN events e ON e.id = c.betpawa_event_id WHERE {WINDOW} AND c.deleted_at IS NULL \
+             JOIN competitor_events c ON c.id = s.competitor_event_id JOIN events e ON e.id = c.betpawa_event_id \
+             WHERE {WINDOW} AND c.deleted_at IS NULL \
              GROUP BY c.betpawa_event_id, c.source) l WHERE id % 2 = {half}))) TO STDOUT (FORMAT binary)"
         ),
     ]
