@@ -24,6 +24,8 @@ use scraper::{Control, Counters, Pace, Scraper};
 pub struct Size {
     /// Upcoming events.
     pub events: u32,
+    /// Markets of a snapshot.
+    pub markets: u32,
     /// Snapshots of each event and bookmaker.
     pub history: u32,
     /// How many of these, newest first, have markets.
@@ -35,6 +37,7 @@ impl Default for Size {
         let scale = Scale::default();
         Size {
             events: scale.events,
+            markets: scale.markets,
             history: scale.history,
             history_with_markets: scale.history_with_markets,
         }
@@ -49,8 +52,14 @@ pub async fn create(client: &Client) {
 /// Creates the application's tables and their rows in an empty database.
 pub async fn fill(client: &Client, size: &Size) {
     create(client).await;
+    load(client, size).await;
+}
+
+/// Creates the rows in the tables that [`create`] made.
+pub async fn load(client: &Client, size: &Size) {
     let scale = Scale {
         events: size.events,
+        markets: size.markets,
         history: size.history,
         history_with_markets: size.history_with_markets,
         ..Scale::default()
