@@ -357,7 +357,7 @@ impl DatabaseFollower {
             let begin = transaction::begin(self.source(reader), None);
             let start = within(self.config.read_timeout, BEGINNING, begin).await?;
             if self.has_turn(reader).await? {
-                return self.read_everything(reader, reason.into(), start).await;
+                return Box::pin(self.read_everything(reader, reason.into(), start)).await;
             }
         }
     }
@@ -377,7 +377,7 @@ impl DatabaseFollower {
     /// Waits, then reads what changed. After an error that ends the connection, what is known is kept: the error has
     /// changed neither the draft nor the cursor (R2 of [`crate::read`]).
     async fn follow(&mut self, mut following: Following) -> Result<Following, Error> {
-        match self.try_follow(&mut following).await {
+        match Box::pin(self.try_follow(&mut following)).await {
             Ok(()) => Ok(following),
             Err(error) => {
                 self.keep(following);
@@ -577,7 +577,7 @@ impl DatabaseFollower {
         self.read(reader, known, Some(woken), None).await?;
         let now = Instant::now();
         if let Some(step) = self.resync.as_ref().and_then(|resync| resync.due(now)) {
-            return self.audit_step(reader, known, step).await;
+            return Box::pin(self.audit_step(reader, known, step)).await;
         }
         if self.rereads.is_on() {
             if self.rereads.is_due(now) {
@@ -585,7 +585,7 @@ impl DatabaseFollower {
                 self.read(reader, known, None, None).await?;
             }
         } else if let Some(step) = self.audit.due(now) {
-            self.audit_step(reader, known, step).await?;
+            Box::pin(self.audit_step(reader, known, step)).await?;
             // The audit found a difference, so everything is read again at once. The time counts against the audit's
             // budget.
             if known.reload.is_some() {
@@ -659,10 +659,8 @@ impl DatabaseFollower {
         step: Option<Step>,
     ) -> Result<(), Error> {
         let begun_at = Instant::now();
-        while !self
-            .try_read(reader, known, woken, step.clone(), begun_at)
-            .await?
-        {}
+        // Boxed, because a build without optimisation copies a future several times on the stack at every level.
+        while !Box::pin(self.try_read(reader, known, woken, step.clone(), begun_at)).await? {}
         Ok(())
     }
 
@@ -698,7 +696,6 @@ impl DatabaseFollower {
         };
         let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
         let changes = read::changes(source, &mut self.prepared, draft, known, unreadable, cause);
-        // Boxed, because a build without optimisation copies a future several times on the stack at every level.
         let changes = within(bound, READING, Box::pin(changes));
         match changes.instrument(span.clone()).await? {
             Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at, resumes),
@@ -725,7 +722,7 @@ impl DatabaseFollower {
                     return Ok(false);
                 }
                 self.announce(&reason, resumes);
-                *known = self.read_everything(reader, reason, *start).await?;
+                *known = Box::pin(self.read_everything(reader, reason, *start)).await?;
                 if resumes && !why.is_new_epoch() {
                     add(&self.publisher.counters().resumed, 1);
                 }

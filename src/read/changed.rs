@@ -96,14 +96,17 @@ pub(crate) async fn changed(
         &linked_events,
         &mut headers,
     );
-    let scope = scope.await?;
+    let scope = Box::pin(scope).await?;
     newest.note(&headers);
     let kept = |search: &Search| (search.kept(), search.doubtful());
     let kept = reader.search.map(kept).unwrap_or_default();
     let plan = Plan::part(draft, change_set, scope, headers, kept);
     let packed_markets = match plan.snapshots_to_read() >= WORTH_HELPERS && reader.search.is_none()
     {
-        true => PlanMarkets::read_with_helpers(source, start, reader, &plan, draft).await,
+        true => {
+            let read = PlanMarkets::read_with_helpers(source, start, reader, &plan, draft);
+            Box::pin(read).await
+        }
         false => PlanMarkets::read_missing(reader, &plan, draft, &request, &rows).await,
     };
     Ok((plan, packed_markets?))

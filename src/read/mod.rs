@@ -297,20 +297,20 @@ pub(crate) async fn everything(
 ) -> Result<(ReadState, Done), Error> {
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
-    let (schema, cursor) = Schema::load(source, &start).await?;
+    let (schema, cursor) = Box::pin(Schema::load(source, &start)).await?;
     let evidence = match cursor {
         Some(_) => Evidence::newest(source.client, &source.names.log_table()).await?,
         None => Evidence::default(),
     };
-    let (plan, packed_markets, newest) = all_rows(
+    let rows = all_rows(
         source,
         &schema.catalog,
         &start,
         draft,
         (&row_counters, search.as_ref()),
         progress,
-    )
-    .await?;
+    );
+    let (plan, packed_markets, newest) = Box::pin(rows).await?;
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
     }
@@ -872,7 +872,7 @@ impl Opened {
         let mut schema = None;
         if !is_same {
             // `touched` explains each difference between the old and the new facts (KP1 of `partitions`).
-            let (now, _) = Schema::load(source, &start).await?;
+            let (now, _) = Box::pin(Schema::load(source, &start)).await?;
             let changed = before.partitions.touched(&now.partitions);
             match (changed, before.not_logged(), now.not_logged()) {
                 (Some(changed), Some(earlier), Some(later)) => {
@@ -996,16 +996,21 @@ impl<'p> Rows<'p> {
         let part = async {
             match change_set.is_empty() {
                 true => Ok(None),
-                false => changed::changed(reader, draft, change_set, start, &mut newest, source)
-                    .await
-                    .map(Some),
+                false => {
+                    let changed =
+                        changed::changed(reader, draft, change_set, start, &mut newest, source);
+                    Box::pin(changed).await.map(Some)
+                }
             }
         };
         // `replan` must reach the server before the queries do. `both` sends in this order, and does not wait in
         // between.
         let ((), part) = both(replan, part).await?;
         let sample = match step {
-            Some(step) => Some(Sample::read(source, reader, step, start, draft).await?),
+            Some(step) => {
+                let sample = Sample::read(source, reader, step, start, draft);
+                Some(Box::pin(sample).await?)
+            }
             None => None,
         };
         Ok(Rows {
