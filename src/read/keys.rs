@@ -116,7 +116,7 @@ mod tests {
             let mut added = Vec::new();
             for (first, count, distance, blocks, how) in steps {
                 let ids = (0..count).map(|n| i64::from(first) + ((n as i64) << distance));
-                added.extend([ids.clone().next(), ids.clone().last()].into_iter().flatten());
+                added.extend([ids.clone().next(), ids.clone().next_back()].into_iter().flatten());
                 let coarser = if blocks { Coarser::Blocks } else { Coarser::All };
                 match how {
                     0 => ids.for_each(|id| keys.insert(id)),
