@@ -184,7 +184,7 @@ fn many_keys_become_blocks_or_the_whole_table() {
         ",
     );
     db.psql("truncate oddscache.change_log");
-    db.psql("delete from oddscache.change_log; delete from market_odds where snapshot_id = 1");
+    db.psql("delete from oddscache.change_log; delete from market_odds where snapshot_id = -1");
     db.answers(
         "delete from oddscache.change_log; delete from market_odds; select op, cardinality(keys), pg_column_size(keys) from oddscache.change_log
          => DELETE|20000|160020",
