@@ -1331,11 +1331,10 @@ const LARGE: [(&str, Bound); 2] = [
         },
     ),
     (
-        "partitions, log rows of blocks and of the whole table",
+        "two transactions, a partition comes and goes",
         Bound {
             transactions: 2,
-            ddl: 3,
-            coarse: true,
+            ddl: 2,
             ..QUIET
         },
     ),
