@@ -32,14 +32,15 @@ where
 }
 
 /// Asserts that the checker finds a state that violates `property`. Prints the number of steps of a
-/// shortest path to it.
+/// short path to it.
 pub(crate) fn assert_found<M>(name: &str, model: M, property: &'static str)
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
     M::Action: Clone + Debug + PartialEq + Send + Sync + 'static,
 {
-    // One thread, because only then the first path that a breadth-first search finds is a shortest one.
+    // One thread, so that each run finds the same path. It may be a little longer than a shortest one, because the
+    // search goes on to the end of a block of states and keeps the last path that it finds.
     let found = HasDiscoveries::AnyOf(BTreeSet::from([property]));
     let checker = model.checker().threads(1).finish_when(found);
     let checker = checker.spawn_bfs().join();
