@@ -13,6 +13,7 @@ mod large;
 mod locks;
 mod notifications;
 mod partitions;
+mod review;
 mod rows;
 mod settings;
 mod spans;
