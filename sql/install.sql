@@ -722,7 +722,7 @@ END $function$;
             'trigger, or ASKED by resync()). HEARTBEAT: nothing changed; heartbeat() was called.';
         COMMENT ON COLUMN oddscache.change_log.keys IS
             'events: id; competitor_events: betpawa_event_id; odds_snapshots: event_id; competitor_odds_snapshots: '
-            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id, or snapshot_id / 1024 if note says '
+            'competitor_event_id; market_odds, competitor_market_odds: snapshot_id, or snapshot_id >> 10 if note says '
             'BLOCKS. Null: the whole table. Empty: nothing.';
         COMMENT ON TABLE oddscache.log_state IS 'The state of the feed: exactly one row.';
         COMMENT ON COLUMN oddscache.log_state.pruned_below IS

@@ -254,6 +254,7 @@ impl DatabaseFollower {
         if !self.config.listens_elsewhere() {
             self.listener = None;
         }
+        self.turn = Turn::default();
         self.connections += 1;
         let again = self.connections > 1;
         add(&self.publisher.counters().reconnects, usize::from(again));
@@ -510,8 +511,13 @@ impl DatabaseFollower {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 self.read_on_one_connection(reader, &error).await?;
-                let begin = transaction::begin(self.source(reader), None);
-                let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+                let start = loop {
+                    let begin = transaction::begin(self.source(reader), None);
+                    let start = within(self.config.read_timeout, BEGINNING, begin).await?;
+                    if self.has_turn(reader).await? {
+                        break start;
+                    }
+                };
                 return Box::pin(self.read_everything(reader, reason, start)).await;
             }
             read => read?,
@@ -574,6 +580,10 @@ impl DatabaseFollower {
         if self.publisher.request().take_resync() {
             self.begin_resync(known);
         }
+        // While the feed is not whole, slices of different moments would mix unlogged changes.
+        if self.rereads.is_on() && self.resync.take().is_some() {
+            known.reload = Some(ReloadReason::Requested.into());
+        }
         self.read(reader, known, Some(woken), None).await?;
         let now = Instant::now();
         if let Some(step) = self.resync.as_ref().and_then(|resync| resync.due(now)) {
@@ -581,7 +591,10 @@ impl DatabaseFollower {
         }
         if self.rereads.is_on() {
             if self.rereads.is_due(now) {
-                known.reload = Some(ReloadReason::FeedNotWhole.into());
+                // A request to read everything may have come with the changes. It covers this, not the other way round.
+                known
+                    .reload
+                    .get_or_insert(ReloadReason::FeedNotWhole.into());
                 self.read(reader, known, None, None).await?;
             }
         } else if let Some(step) = self.audit.due(now) {
@@ -630,10 +643,7 @@ impl DatabaseFollower {
         };
         let took = begun_at.elapsed();
         let in_a_row = match (&mut self.resync, pass) {
-            (Some(resync), Pass::Resync) => {
-                resync.failed(took, Instant::now());
-                0
-            }
+            (Some(resync), Pass::Resync) => resync.failed(took, Instant::now()),
             _ => self.audit.failed(pass, took, Instant::now()),
         };
         // Any other error is the end of the connection.
@@ -700,7 +710,9 @@ impl DatabaseFollower {
         match changes.instrument(span.clone()).await? {
             Read::Done(done) => self.caught_up(known, woken, *done, &span, begun_at, resumes),
             Read::Wide(reason, news) => {
-                self.announce(&reason, resumes);
+                if let Some(reason) = &reason {
+                    self.announce(reason, resumes);
+                }
                 let source = Source::new(reader, &self.config, &self.names);
                 let (draft, unreadable) = (&mut self.draft, &mut self.unreadable);
                 let prepared = self.prepared.as_ref();

@@ -203,6 +203,10 @@ const NEW_AT_FIRST: i64 = 50_000;
 /// The budget if the configured one is NaN.
 const BUDGET: f64 = 0.01;
 
+/// The least and the longest rest of a resync after a step that failed.
+const FIRST_REST: Duration = Duration::from_millis(100);
+const MOST_REST: Duration = Duration::from_secs(60);
+
 /// The audit never rests for longer, however long a step took.
 const LONGEST_REST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -473,6 +477,8 @@ impl Audit {
 #[derive(Debug)]
 pub(crate) struct Resync {
     lane: Lane,
+    /// How many steps in a row have failed.
+    failures: u32,
     /// Somebody asked again meanwhile. What was read before may be older than that, so all of it is read once more.
     again: bool,
 }
@@ -481,6 +487,7 @@ impl Resync {
     pub(crate) fn new(now: Instant) -> Resync {
         Resync {
             lane: Lane::new(Pass::Resync, now),
+            failures: 0,
             again: false,
         }
     }
@@ -503,6 +510,7 @@ impl Resync {
 
     /// Notes that a step succeeded after `took`. Returns whether all is done.
     pub(crate) fn done(&mut self, audited: &Audited, took: Duration, now: Instant) -> bool {
+        self.failures = 0;
         self.lane.most = (self.lane.most * 2).min(self.lane.pass.most_events());
         self.lane.due = now + took;
         let is_over = self.lane.move_on(&audited.next, &mut None, now);
@@ -512,10 +520,14 @@ impl Resync {
         is_over
     }
 
-    /// Notes that a step failed after `took`. The next one will be smaller.
-    pub(crate) fn failed(&mut self, took: Duration, now: Instant) {
+    /// Notes that a step failed after `took`. The next one will be smaller, and come later each time. Returns how many
+    /// steps in a row have failed.
+    pub(crate) fn failed(&mut self, took: Duration, now: Instant) -> u32 {
         self.lane.most = (self.lane.most / 2).max(1);
-        self.lane.due = now + took;
+        let rest = took.max(FIRST_REST) * (1 << self.failures.min(10));
+        self.lane.due = now + rest.min(MOST_REST);
+        self.failures = self.failures.saturating_add(1);
+        self.failures
     }
 }
 

@@ -475,8 +475,8 @@ pub(crate) enum Read {
     /// The draft equals the database at the snapshot of this read.
     Done(Box<Done>),
     /// The log does not name each row that changed, so many rows may have. The caller must read them with [`wide`] in
-    /// the transaction that is still open.
-    Wide(Reload, Box<News>),
+    /// the transaction that is still open. Without a reason if partitions came or went.
+    Wide(Option<Reload>, Box<News>),
     /// The log does not tell what changed. The caller must read [`everything`] in the transaction that is still open.
     Reload(Reload, Box<ReadStart>),
 }
@@ -607,7 +607,10 @@ async fn read_changes(
     let coarse: Vec<&str> = news.changed.change_set.coarse().map(Table::name).collect();
     if !coarse.is_empty() {
         let reason = Reload::about(ReloadReason::WholeTable, coarse.join(", "));
-        return Ok(Read::Wide(reason, Box::new(news)));
+        return Ok(Read::Wide(Some(reason), Box::new(news)));
+    }
+    if news.is_whole {
+        return Ok(Read::Wide(None, Box::new(news)));
     }
     let done = read_rows(source, prepared, draft, state, unreadable, step, news);
     let done = Box::pin(done).await?;
@@ -622,7 +625,7 @@ pub(crate) async fn wide(
     draft: &mut Draft,
     state: &mut ReadState,
     unreadable: &mut Unreadable,
-    reason: Reload,
+    reason: Option<Reload>,
     news: News,
 ) -> Result<Done, Error> {
     let bounds = source.client.batch_execute(&source.names.warmup_bounds);
@@ -630,7 +633,7 @@ pub(crate) async fn wide(
     let done = read_rows(source, prepared, draft, state, unreadable, None, news);
     let done = Box::pin(done).await?;
     Ok(Done {
-        wide: Some(reason),
+        wide: reason,
         ..done
     })
 }

@@ -117,8 +117,11 @@ impl Partitions {
                 _ => return None,
             };
             let (before, after) = (self.nodes.get(&id), now.nodes.get(&id));
-            let node = after.or(before)?;
-            let is_bounded = touched.add(node, after.is_some());
+            after.or(before)?;
+            // A partition may have come back with other bounds. Then the rows within the old ones may be gone.
+            let before_is_bounded = before.is_none_or(|node| touched.add(node, false));
+            let after_is_bounded = after.is_none_or(|node| touched.add(node, true));
+            let is_bounded = before_is_bounded && after_is_bounded;
             // Without a trigger, a table may have missed any change of the tables below it, too.
             if kind == "trigger" && before.is_some() && after.is_some() && !is_bounded {
                 return None;

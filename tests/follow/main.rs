@@ -13,13 +13,14 @@ mod large;
 mod locks;
 mod notifications;
 mod partitions;
-mod review;
+
 mod rows;
 mod settings;
 mod spans;
 mod tables;
 mod timings;
 mod transactions;
+mod unlogged;
 mod unreadable;
 mod versions;
 

@@ -1,4 +1,4 @@
-//! What a review of large changes, partitions and resyncs found.
+//! Rows that changed without a log row, while partitions come and go and somebody asks for a resync.
 
 use std::time::{Duration, Instant};
 
