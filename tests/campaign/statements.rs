@@ -267,11 +267,16 @@ fn truncate(group: usize, generation: &str, rng: &mut Rng) -> Vec<Part> {
     parts
 }
 
+/// More keys than a log row names: it names blocks of them, or the whole table.
 fn many_keys(group: usize, generation: &str) -> Vec<Part> {
+    let bulk = match generation.ends_with(['0', '2', '4', '6', '8']) {
+        true => "bulk",
+        false => "wide",
+    };
     vec![
         Part::Sql(their_in_place(group, generation)),
         Part::Sql(format!(
-            "update market_odds set line = {generation} where betpawa_market_id = 'bulk' \
+            "update market_odds set line = {generation} where betpawa_market_id = '{bulk}' \
              or betpawa_market_id = 'gen' and snapshot_id in {}",
             own(group)
         )),

@@ -60,8 +60,8 @@ pub(crate) const SETTINGS: &[&str] = &[
 /// The name of the socket at [`World::address`].
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// The first rows. Event 99 is long past. The markets `bulk` belong to no snapshot. A line may have any number of
-/// digits, so that one can be out of the range of a double.
+/// The first rows. Event 99 is long past. The markets `bulk` and `wide` belong to no snapshot. A line may have any number
+/// of digits, so that one can be out of the range of a double.
 const DATA: &str = r#"
 alter table market_odds alter column line type numeric;
 create schema campaign;
@@ -89,6 +89,8 @@ select s.id, case c.source when 'sportybet' then 'gen' else 'amount' end, 'Marke
 from competitor_odds_snapshots s join competitor_events c on c.id = s.competitor_event_id;
 insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
 select 50000000 + n, 'bulk', '', '[]' from generate_series(1, 20100) n;
+insert into market_odds (snapshot_id, betpawa_market_id, betpawa_market_name, outcomes)
+select 60000000 + n * 1024, 'wide', '', '[]' from generate_series(1, 20100) n;
 create role stranger login;
 "#;
 
