@@ -257,7 +257,8 @@ async fn a_log_that_was_pruned_meanwhile_proves_nothing() {
     let cut = lost.followed.cache.view().cut().snapshot.clone();
     let xmin = cut.split(':').next().expect("xmin:xmax:xip");
     let older = format!(
-        "update oddscache.log_state set pruned_below = (select least(max(xid), '{xmin}') from oddscache.change_log);
+        "update oddscache.log_state set pruned_below = (
+           select least(xid, '{xmin}') from oddscache.change_log order by xid desc limit 1);
          delete from oddscache.change_log l using oddscache.log_state s where l.xid < s.pruned_below"
     );
     lost.while_away(&older, After::Changes).await;
