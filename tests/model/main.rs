@@ -45,7 +45,8 @@ fn the_cache_equals_the_oracle_after_any_writes() {
     let counters = followed.cache.counters();
     // If a trigger had missed a write, the audit would have found a difference.
     assert_eq!(counters.audit_mismatches, 0);
-    assert!(counters.audit_passes > 10, "{counters:?}");
+    let passes = counters.audit_passes + counters.audit_headers_passes;
+    assert!(passes > 5 && counters.audit_passes > 1, "{counters:?}");
     println!("{} cases: {seen:?}", config.cases);
     // Cases that change little would prove little.
     assert!(seen.changed * 2 > seen.checks, "{seen:?}");
