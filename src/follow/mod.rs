@@ -354,11 +354,17 @@ impl DatabaseFollower {
         reader: &Connection,
         reason: ReloadReason,
     ) -> Result<ReadState, Error> {
+        let start = self.begin_in_turn(reader).await?;
+        Box::pin(self.read_everything(reader, reason.into(), start)).await
+    }
+
+    /// Begins the transaction of a read of everything, once other caches let this one make it.
+    async fn begin_in_turn(&mut self, reader: &Connection) -> Result<ReadStart, Error> {
         loop {
             let begin = transaction::begin(self.source(reader), None);
             let start = within(self.config.read_timeout, BEGINNING, begin).await?;
             if self.has_turn(reader).await? {
-                return Box::pin(self.read_everything(reader, reason.into(), start)).await;
+                return Ok(start);
             }
         }
     }
@@ -511,13 +517,7 @@ impl DatabaseFollower {
             // The refusal has aborted the transaction, so a new one must begin (E2 of `read::parallel`).
             Err(error) if error.is_of(EXPORTING) => {
                 self.read_on_one_connection(reader, &error).await?;
-                let start = loop {
-                    let begin = transaction::begin(self.source(reader), None);
-                    let start = within(self.config.read_timeout, BEGINNING, begin).await?;
-                    if self.has_turn(reader).await? {
-                        break start;
-                    }
-                };
+                let start = self.begin_in_turn(reader).await?;
                 return Box::pin(self.read_everything(reader, reason, start)).await;
             }
             read => read?,

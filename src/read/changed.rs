@@ -15,9 +15,13 @@ use hashbrown::HashMap;
 use tokio_postgres::Row;
 
 use crate::{
+    config::Config,
     error::Error,
     model::{Micros, PackedMarkets},
-    postgres::pipeline::{all_three, both},
+    postgres::{
+        connection::Connection,
+        pipeline::{all_three, both},
+    },
     read::{
         change_log::ChangeSet,
         keys::Keys,
@@ -326,6 +330,18 @@ impl PlanMarkets {
         } = source;
         let exported = parallel::export(client, config, start).await?;
         let helpers = parallel::open(config, names, start, exported.as_deref()).await;
+        PlanMarkets::read_with(&helpers, config, reader, plan, draft).await
+    }
+
+    /// Reads the same on several connections, each of which reads a share. If one of them fails or falls silent,
+    /// `reader` starts again and reads everything alone (E2 of [`crate::read::parallel`]).
+    pub(crate) async fn read_with(
+        helpers: &[Connection],
+        config: &Config,
+        reader: Reader<'_>,
+        plan: &Plan,
+        draft: &mut Draft,
+    ) -> Result<PlanMarkets, Error> {
         let helpers: Vec<Reader<'_>> = helpers
             .iter()
             .map(|helper| Reader {
@@ -333,29 +349,19 @@ impl PlanMarkets {
                 ..reader
             })
             .collect();
+        // Half of the read time-out: this connection may be idle in its transaction meanwhile, which the server allows
+        // only for that time-out.
         let silence = config.read_timeout / 2;
-        PlanMarkets::read_with(&helpers, silence, reader, plan, draft).await
-    }
-
-    /// Reads the same on several connections, each of which reads a share. If one of them fails or sends nothing for
-    /// `silence`, `reader` starts again and reads everything alone (E2 of [`crate::read::parallel`]).
-    pub(crate) async fn read_with(
-        helpers: &[Reader<'_>],
-        silence: Duration,
-        reader: Reader<'_>,
-        plan: &Plan,
-        draft: &mut Draft,
-    ) -> Result<PlanMarkets, Error> {
         let (betpawa, competitors) = (plan.betpawa_to_read(), plan.competitors_to_read());
         reader.expect(betpawa.len() + competitors.len());
         let shared = async {
             Ok::<_, Error>(PlanMarkets {
                 snapshots_read: betpawa.len() + competitors.len(),
                 betpawa: reader
-                    .markets(helpers, silence, Side::Betpawa, &betpawa, draft)
+                    .markets(&helpers, silence, Side::Betpawa, &betpawa, draft)
                     .await?,
                 competitors: reader
-                    .markets(helpers, silence, Side::Competitors, &competitors, draft)
+                    .markets(&helpers, silence, Side::Competitors, &competitors, draft)
                     .await?,
             })
         };

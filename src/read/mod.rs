@@ -444,18 +444,7 @@ async fn all_rows(
     newest.note(&headers);
     let kept = search.map(Search::kept).unwrap_or_default();
     let plan = Plan::whole(draft.ids_in(..), headers, kept);
-    let helper_readers: Vec<Reader<'_>> = helpers
-        .iter()
-        .map(|helper| Reader {
-            client: &helper.client,
-            ..reader
-        })
-        .collect();
-    // Half of the read time-out: this connection may be idle in its transaction meanwhile, which the server allows only
-    // for that time-out.
-    let silence = config.read_timeout / 2;
-    let packed_markets =
-        PlanMarkets::read_with(&helper_readers, silence, reader, &plan, draft).await?;
+    let packed_markets = PlanMarkets::read_with(&helpers, config, reader, &plan, draft).await?;
     Ok((plan, packed_markets, newest))
 }
 

@@ -181,12 +181,11 @@ impl Touched {
             change_set.of(*table).add_all();
         }
         let events = &mut change_set.betpawa;
-        for id in draft.ids_in(..) {
-            let held = draft.event(id).into_iter();
-            let mut times =
-                held.flat_map(|event| event.betpawa.iter().map(|(_, held)| held.captured_at));
-            if times.any(|time| self.bounds.keys().any(|bounds| bounds.contains(time))) {
-                events.insert(id);
+        let is_touched = |time| self.bounds.keys().any(|bounds| bounds.contains(time));
+        for event in draft.events() {
+            let mut held = event.betpawa.iter();
+            if held.any(|(_, held)| is_touched(held.captured_at)) {
+                events.insert(event.event_id);
             }
         }
         for (bounds, _) in self.bounds.iter().filter(|(_, is_there)| **is_there) {

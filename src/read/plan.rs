@@ -312,8 +312,8 @@ fn events_with<'d>(
     draft: &'d Draft,
     is_changed: impl Fn(&CachedEvent) -> bool + 'd,
 ) -> impl Iterator<Item = i64> {
-    let ids = draft.ids_in(..);
-    ids.filter(move |id| draft.event(*id).is_some_and(|event| is_changed(event)))
+    let events = draft.events().filter(move |event| is_changed(event));
+    events.map(|event| event.event_id)
 }
 
 /// The snapshots ascending by event, each with the packed markets that it keeps (A1).
