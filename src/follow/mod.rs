@@ -726,6 +726,8 @@ impl DatabaseFollower {
                     }
                     done => self.caught_up(known, woken, done?, &span, begun_at, resumes),
                 }
+                // The feed may have been installed again, with another channel.
+                self.listen(known.feed())?;
             }
             Read::Reload(reason, start) => {
                 let why = reason.reason;

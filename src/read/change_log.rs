@@ -160,6 +160,15 @@ impl ChangeSet {
         headers.into_iter().any(|(_, keys)| keys.is_all())
     }
 
+    /// Adds all keys of the tables that have no markets.
+    pub(crate) fn add_all_headers(&mut self) {
+        for table in Table::ALL {
+            if !table.has_markets() {
+                self.of(table).add_all();
+            }
+        }
+    }
+
     /// How many keys are named one by one.
     pub(crate) fn named(&self) -> usize {
         self.sets().iter().map(|(_, keys)| keys.named().len()).sum()
@@ -203,7 +212,7 @@ impl ChangeSet {
 }
 
 /// What the new log rows say.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Changed {
     /// How many log rows were new.
     pub(crate) rows: usize,

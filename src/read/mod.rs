@@ -28,6 +28,7 @@ pub(crate) mod source;
 pub(crate) mod transaction;
 pub(crate) mod turn;
 pub(crate) mod unreadable;
+pub(crate) mod versions;
 
 use std::{
     sync::Arc,
@@ -35,7 +36,6 @@ use std::{
 };
 
 use futures_util::future::join;
-use hashbrown::HashSet;
 use tokio_postgres::Client;
 
 use crate::{
@@ -54,7 +54,7 @@ use crate::{
     },
     read::{
         audit::Audited,
-        change_log::{ChangeSet, Changed, Cursor, LogRow},
+        change_log::{ChangeSet, Changed, Cursor},
         changed::{Newest, PlanMarkets},
         continuity::{Doubt, Evidence},
         fingerprint::Watched,
@@ -67,6 +67,7 @@ use crate::{
         source::Source,
         transaction::ReadStart,
         unreadable::{Key, Search, Unreadable},
+        versions::Since,
     },
     sql::Table,
     store::{
@@ -82,6 +83,8 @@ pub(crate) struct ReadState {
     at: Position,
     newest: Newest,
     evidence: Evidence,
+    /// When the draft equalled the database: at the last read, or earlier if changes since then may not have been logged.
+    whole_at: Since,
     /// Set after a lost connection, until a read has proven continuity ([`continuity`]).
     unproven: bool,
     /// Set if the next read must read everything; says why.
@@ -297,7 +300,11 @@ pub(crate) async fn everything(
 ) -> Result<(ReadState, Done), Error> {
     let search = unreadable.begin();
     let row_counters = RowCounters::default();
-    let (schema, cursor) = Box::pin(Schema::load(source, &start)).await?;
+    let schema = Box::pin(Schema::load(source)).await?;
+    let cursor = match source.names.need_feed {
+        true => Some(start_of_log(source, &start).await?),
+        false => None,
+    };
     let evidence = match cursor {
         Some(_) => Evidence::newest(source.client, &source.names.log_table()).await?,
         None => Evidence::default(),
@@ -327,28 +334,38 @@ pub(crate) async fn everything(
         warmup: Some((reason, warmup_stats(draft, &start))),
         ..Done::unchanged(start.began)
     };
+    let whole_at = Since::new(&start.snapshot);
     let at = Position::of(start, cursor, Instant::now());
     let state = ReadState {
         schema,
         at,
         newest,
         evidence,
+        whole_at,
         unproven: false,
         reload: None,
     };
     Ok((state, done))
 }
 
+/// The cursor where the read after a read of everything begins.
+async fn start_of_log(source: Source<'_>, start: &ReadStart) -> Result<Cursor, Error> {
+    let log = source.names.log_table();
+    change_log::start(
+        source.client,
+        &log,
+        start.snapshot.clone(),
+        start.cut.standby,
+    )
+    .await
+}
+
 impl Schema {
-    /// Checks the feed and reads the catalog in the current transaction. Returns also the cursor where the next read of
-    /// the log begins.
+    /// Checks the feed and reads the catalog in the current transaction.
     ///
     /// Later reads only compare fingerprints. So this fingerprint must come from the transaction in which the feed was
     /// checked and found complete.
-    async fn load(
-        source: Source<'_>,
-        start: &ReadStart,
-    ) -> Result<(Schema, Option<Cursor>), Error> {
+    async fn load(source: Source<'_>) -> Result<Schema, Error> {
         let Source {
             client,
             config,
@@ -364,24 +381,20 @@ impl Schema {
         let watched = Watched::find(client, names).await?;
         let fingerprint = fingerprint(client, None, &watched).await?;
         let partitions = Partitions::read(client, names, &watched).await?;
-        let log = names.log_table();
-        let cursor = match names.need_feed {
-            true => {
-                let start =
-                    change_log::start(client, &log, start.snapshot.clone(), start.cut.standby);
-                Some(start.await?)
-            }
-            false => None,
-        };
-        let schema = Schema {
+        Ok(Schema {
             feed,
             catalog,
             watched,
             fingerprint,
             partitions,
-            new_log_rows: change_log::exactly_new(&log),
-        };
-        Ok((schema, cursor))
+            new_log_rows: change_log::exactly_new(&names.log_table()),
+        })
+    }
+
+    /// Whether the feed logs every change.
+    fn is_whole(&self) -> bool {
+        let feed = self.feed.as_ref();
+        feed.is_some_and(|feed| feed.faults.is_empty())
     }
 
     /// The rows that may have changed without a log row, because the feed does not cover all partitions. `None` if any
@@ -593,6 +606,9 @@ async fn read_changes(
         Ok(news) => news,
         Err((reason, start)) => return Ok(Read::Reload(reason, start)),
     };
+    if let Some(reason) = &news.unnamed {
+        return Ok(Read::Wide(Some(reason.clone()), Box::new(news)));
+    }
     let coarse: Vec<&str> = news.changed.change_set.coarse().map(Table::name).collect();
     if !coarse.is_empty() {
         let reason = Reload::about(ReloadReason::WholeTable, coarse.join(", "));
@@ -615,10 +631,25 @@ pub(crate) async fn wide(
     state: &mut ReadState,
     unreadable: &mut Unreadable,
     reason: Option<Reload>,
-    news: News,
+    mut news: News,
 ) -> Result<Done, Error> {
     let bounds = source.client.batch_execute(&source.names.warmup_bounds);
     bounds.await.map_err(Error::database(BEGIN))?;
+    if news.unnamed.is_some() {
+        let tables = news.schema.as_ref().unwrap_or(&state.schema);
+        let search = unreadable.begin();
+        let reader = Reader {
+            client: source.client,
+            catalog: &tables.catalog,
+            prepared: None,
+            names_malformed: true,
+            row_counters: &RowCounters::default(),
+            search: search.as_ref(),
+            progress: None,
+        };
+        let change_set = &mut news.changed.change_set;
+        state.whole_at.add_to(change_set, reader, draft).await?;
+    }
     let done = read_rows(source, prepared, draft, state, unreadable, None, news);
     let done = Box::pin(done).await?;
     Ok(Done {
@@ -640,9 +671,11 @@ async fn read_rows(
     let News {
         start,
         mut changed,
-        seen,
+        cursor,
+        evidence,
         schema,
         is_whole,
+        unnamed: _,
     } = news;
     let tables = schema.as_ref().unwrap_or(&state.schema);
     if let Some(prepared) = prepared.filter(|_| schema.is_some() || state.unproven) {
@@ -718,6 +751,9 @@ async fn read_rows(
         audited,
         ..Done::unchanged(start.began)
     };
+    if is_whole || state.schema.is_whole() {
+        state.whole_at = Since::new(&start.snapshot);
+    }
     if let Some(schema) = schema {
         state.schema = schema;
     }
@@ -725,10 +761,12 @@ async fn read_rows(
         state.reload = None;
     }
     state.newest = rows.newest;
-    state.evidence.read(changed.entries);
+    match evidence {
+        Some(evidence) => state.evidence = evidence,
+        None => state.evidence.read(changed.entries),
+    }
     state.unproven = false;
-    let cursor = Some(Cursor::new(start.snapshot.clone(), seen));
-    state.at = Position::of(start, cursor, locked_at);
+    state.at = Position::of(start, Some(cursor), locked_at);
     Ok(done)
 }
 
@@ -801,12 +839,16 @@ async fn open(
 pub(crate) struct News {
     start: ReadStart,
     changed: Changed,
-    /// Set on a standby: the keys of the visible log rows.
-    seen: Option<HashSet<LogRow>>,
+    /// Where the next read begins.
+    cursor: Cursor,
+    /// Set if the log does not tell what changed: the evidence from then on.
+    evidence: Option<Evidence>,
     /// The tables as they are now, if they changed.
     schema: Option<Schema>,
     /// Whether the change set has all that may have changed without a log row.
     is_whole: bool,
+    /// Why rows may have changed that neither the log nor the catalog names. [`wide`] finds them ([`versions`]).
+    unnamed: Option<Reload>,
 }
 
 impl Opened {
@@ -846,44 +888,53 @@ impl Opened {
             }
         }
         keep_forward(&mut start, at);
-        // Then: is everything to be read anyway, or does the log not tell all that changed?
+        let Some(cursor) = cursor else {
+            let reason = state.reload.clone();
+            return reload(reason.unwrap_or(ReloadReason::First.into()), start);
+        };
+        // The server was promoted or replaced, so the cursor cannot be trusted.
+        if cursor.is_of_standby() != start.cut.standby {
+            return reload(ReloadReason::ConnectionLost.into(), start);
+        }
+        // Then: is everything to be read anyway, or did rows change that the log does not name?
         let before = &state.schema;
         let is_same = fingerprint == before.fingerprint;
         let mut touched = Touched::default();
+        let mut unnamed = None;
         if let Some(reason) = &state.reload {
-            let is_feed = reason.reason == ReloadReason::FeedNotWhole && source.names.need_feed;
-            let not_logged = before.not_logged().filter(|_| is_feed && is_same);
+            if reason.reason != ReloadReason::FeedNotWhole || !source.names.need_feed {
+                return reload(reason.clone(), start);
+            }
+            let not_logged = before.not_logged().filter(|_| is_same);
             match not_logged.filter(|touched| !touched.is_empty()) {
                 Some(not_logged) => touched = not_logged,
-                None => return reload(reason.clone(), start),
+                None => unnamed = Some(reason.clone()),
             }
         }
-        let Some(cursor) = cursor else {
-            return reload(ReloadReason::First.into(), start);
-        };
         let mut schema = None;
         if !is_same {
             // `touched` explains each difference between the old and the new facts (KP1 of `partitions`).
-            let (now, _) = Box::pin(Schema::load(source, &start)).await?;
-            let changed = before.partitions.touched(&now.partitions);
-            match (changed, before.not_logged(), now.not_logged()) {
-                (Some(changed), Some(earlier), Some(later)) => {
-                    for rows in [changed, earlier, later] {
-                        touched.append(rows);
-                    }
-                }
-                _ => return reload(ReloadReason::Catalog.into(), start),
+            let now = Box::pin(Schema::load(source)).await?;
+            let reads = |table, column: &str| now.catalog.reads(table, column);
+            let Some(changed) = before.partitions.touched(&now.partitions, reads) else {
+                return reload(ReloadReason::Catalog.into(), start);
+            };
+            let not_logged = [before.not_logged(), now.not_logged()];
+            let is_known = !changed.is_unlogged() && not_logged.iter().all(Option::is_some);
+            touched.append(changed);
+            match is_known {
+                true => not_logged
+                    .into_iter()
+                    .flatten()
+                    .for_each(|rows| touched.append(rows)),
+                false => unnamed = Some(unnamed.unwrap_or(ReloadReason::Catalog.into())),
             }
             schema = Some(now);
         }
         if cursor.is_pruned(start.pruned_below) {
-            return reload(ReloadReason::Pruned.into(), start);
+            unnamed = Some(unnamed.unwrap_or(ReloadReason::Pruned.into()));
         }
         let news = match log {
-            // The server was promoted or replaced, so the cursor cannot be trusted.
-            _ if cursor.is_of_standby() != start.cut.standby => {
-                Err(ReloadReason::ConnectionLost.into())
-            }
             Some(log) => log.map(|changed| (changed, None)),
             None => {
                 let table = source.names.log_table();
@@ -894,25 +945,37 @@ impl Opened {
         };
         let (mut changed, seen) = match news {
             Ok(news) => news,
-            Err(reason) => return reload(reason, start),
+            Err(reason) => {
+                unnamed = Some(unnamed.unwrap_or(reason));
+                (Changed::default(), None)
+            }
         };
-        let is_whole = !touched.is_empty();
-        if is_whole {
-            let window_start = start.window_start;
-            let on = (source.client, source.names);
-            let change_set = &mut changed.change_set;
-            touched.add_to(change_set, on, draft, window_start).await?;
+        let (mut cursor, mut evidence) = (Cursor::new(start.snapshot.clone(), seen), None);
+        if let Some(reason) = &unnamed {
+            let partitions = &schema.as_ref().unwrap_or(before).partitions;
+            if !partitions.have_versions() || !state.whole_at.reaches(&start.snapshot) {
+                return reload(reason.clone(), start);
+            }
+            cursor = start_of_log(source, &start).await?;
+            evidence = Some(Evidence::newest(source.client, &source.names.log_table()).await?);
         }
-        if schema.is_some() {
+        let is_whole = schema.is_some() || unnamed.is_some() || !touched.is_empty();
+        let window_start = start.window_start;
+        let on = (source.client, source.names);
+        let change_set = &mut changed.change_set;
+        touched.add_to(change_set, on, draft, window_start).await?;
+        if schema.is_some() && unnamed.is_none() {
             let tables = touched.tables();
-            tracing::info!(%tables, "partitions changed; reading what came or went with them");
+            tracing::info!(%tables, "tables or partitions changed; reading what came or went with them");
         }
         Ok(Ok(News {
             start,
             changed,
-            seen,
+            cursor,
+            evidence,
             schema,
             is_whole,
+            unnamed,
         }))
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Partitions of `odds_snapshots` come and go every day, and nothing else changes with them. So then the follower looks
 //! up only the latest snapshots of the events that have rows in them. If another table was truncated or rewritten, it
-//! reads that side. After any other change it reads everything.
+//! reads that side. If a trigger or the log itself changed, rows may have changed unlogged. Then it looks for rows that
+//! were written since ([`crate::read::versions`]). A column that nobody reads changes nothing. After any other change it
+//! reads everything.
 //!
 //! # Invariants
-//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition. The rows of all of these are
-//!   read again; otherwise everything is.
+//! - KP1: Each fact of the fingerprint that differs belongs to one table or partition, to a column, or to the feed. The
+//!   rows that may have changed with any of these are read again; otherwise everything is.
 //! - KP2: A row of a partition lies within the partition's bounds. So the rows that came with a partition are those
 //!   within its bounds now, and the rows that went with one are among those that are held and lie within its bounds.
 //! - KP3: The markets of a snapshot depend on its id alone, not on the partition of its row.
@@ -40,6 +42,8 @@ struct Node {
     table: Table,
     /// The bounds of a partition of `odds_snapshots` by `captured_at` that has no partitions itself.
     bounds: Option<Bounds>,
+    /// Whether its rows, if it has any of its own, lie in a heap, which names the transaction that wrote each row.
+    is_heap: bool,
 }
 
 /// From the first time to before the second. `None` is unbounded.
@@ -75,6 +79,8 @@ pub(crate) struct Touched {
     tables: BTreeSet<Table>,
     /// Bounds of changed partitions, and whether there is such a partition now.
     bounds: BTreeMap<Bounds, bool>,
+    /// Whether somebody may have written any row without a log row.
+    is_unlogged: bool,
 }
 
 impl Partitions {
@@ -103,50 +109,81 @@ impl Partitions {
         })
     }
 
-    /// Which rows may have changed between `self` and `now` (KP1). `None` if any may have.
-    pub(crate) fn touched(&self, now: &Partitions) -> Option<Touched> {
+    /// Which rows may have changed between `self` and `now` (KP1). `None` if any may have, and nothing tells which.
+    /// `reads` says whether a column is read.
+    pub(crate) fn touched(
+        &self,
+        now: &Partitions,
+        reads: impl Fn(Table, &str) -> bool,
+    ) -> Option<Touched> {
         let mut touched = Touched::default();
-        for fact in self.facts.symmetric_difference(&now.facts) {
+        let mut differences = self.facts.symmetric_difference(&now.facts).peekable();
+        // The fingerprints differ, so this cannot be all.
+        differences.peek()?;
+        for fact in differences {
             let mut words = fact.split(' ');
             let kind = words.next()?;
             let of = |word: Option<&str>| word?.parse::<u32>().ok();
             let id = match kind {
                 // A trigger's own id comes first.
                 "trigger" => of(words.nth(1))?,
-                "table" | "link" => of(words.next())?,
+                "table" | "link" | "column" => of(words.next())?,
+                // While the feed was another, or a subscription wrote rows, changes may not have been logged.
+                "function" | "subscription" | "index" | "log" | "log_file" | "log_name"
+                | "log_rows" => {
+                    touched.is_unlogged = true;
+                    continue;
+                }
                 _ => return None,
             };
             let (before, after) = (self.nodes.get(&id), now.nodes.get(&id));
-            after.or(before)?;
-            // A partition may have come back with other bounds. Then the rows within the old ones may be gone.
-            let before_is_bounded = before.is_none_or(|node| touched.add(node, false));
-            let after_is_bounded = after.is_none_or(|node| touched.add(node, true));
-            let is_bounded = before_is_bounded && after_is_bounded;
-            // Without a trigger, a table may have missed any change of the tables below it, too.
-            if kind == "trigger" && before.is_some() && after.is_some() && !is_bounded {
-                return None;
+            let node = after.or(before)?;
+            if kind == "column" {
+                if reads(node.table, column(fact)?) {
+                    touched.tables.insert(node.table);
+                }
+                continue;
             }
+            // While a table had no trigger, it may have missed any change of the tables below it, too.
+            let is_bounded = |node: &Node| node.bounds.is_some();
+            if kind == "trigger"
+                && let (Some(before), Some(after)) = (before, after)
+                && !(is_bounded(before) && is_bounded(after))
+            {
+                touched.is_unlogged = true;
+                continue;
+            }
+            // A partition may have come back with other bounds. Then the rows within the old ones may be gone.
+            before.inspect(|node| touched.add(node, false));
+            after.inspect(|node| touched.add(node, true));
         }
-        (!touched.is_empty()).then_some(touched)
+        Some(touched)
+    }
+
+    /// Whether each market row names the transaction that wrote it.
+    pub(crate) fn have_versions(&self) -> bool {
+        let mut markets = self.nodes.values().filter(|node| node.table.has_markets());
+        markets.all(|node| node.is_heap)
     }
 
     /// The rows of these partitions. `None` if one of them is no partition of `odds_snapshots` with known bounds.
     pub(crate) fn all_of(&self, ids: &[u32]) -> Option<Touched> {
         let mut touched = Touched::default();
-        let mut nodes = ids.iter().map(|id| self.nodes.get(id));
-        let are_known = nodes.all(|node| node.is_some_and(|node| touched.add(node, true)));
-        are_known.then_some(touched)
+        for id in ids {
+            let node = self.nodes.get(id).filter(|node| node.bounds.is_some())?;
+            touched.add(node, true);
+        }
+        Some(touched)
     }
 }
 
 impl Touched {
-    /// Adds the rows of a node. Returns whether its bounds are known.
-    fn add(&mut self, node: &Node, is_there: bool) -> bool {
+    /// Adds the rows of a node.
+    fn add(&mut self, node: &Node, is_there: bool) {
         match node.bounds {
             Some(bounds) => *self.bounds.entry(bounds).or_default() |= is_there,
             None => drop(self.tables.insert(node.table)),
         }
-        node.bounds.is_some()
     }
 
     /// The names of the tables, for the log.
@@ -157,12 +194,18 @@ impl Touched {
         names.join(", ")
     }
 
+    /// Whether somebody may have written any row without a log row.
+    pub(crate) fn is_unlogged(&self) -> bool {
+        self.is_unlogged
+    }
+
     /// Whether no row may have changed.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Touched::default()
     }
 
     pub(crate) fn append(&mut self, other: Touched) {
+        self.is_unlogged |= other.is_unlogged;
         self.tables.extend(other.tables);
         for (bounds, is_there) in other.bounds {
             *self.bounds.entry(bounds).or_default() |= is_there;
@@ -220,7 +263,13 @@ fn text(time: Micros) -> impl std::fmt::Display {
     time.to_utc().format("%Y-%m-%d %H:%M:%S%.6f+00")
 }
 
-/// `()` -> id, table, and for partitions of `odds_snapshots` with known bounds: from, to.
+/// The name in the fact of a column. It may contain spaces.
+fn column(fact: &str) -> Option<&str> {
+    let name = fact.splitn(4, ' ').nth(3)?;
+    name.rsplitn(3, ' ').nth(2)
+}
+
+/// `()` -> id, table, whether the bounds are known, from, to, and whether the rows lie in a heap.
 ///
 /// Bounds are known if both are missing or are common times, printed and read by the same session.
 fn nodes(names: &Names) -> String {
@@ -238,7 +287,8 @@ fn nodes(names: &Names) -> String {
            UNION ALL SELECT i.inhrelid, node.root, node.relname, node.level + 1 \
            FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
          bounded AS (\
-           SELECT node.oid, node.relname, a.atttypid AS type, CASE WHEN level = 1 AND c.relkind = 'r' AND a.attname IS NOT NULL \
+           SELECT node.oid, node.relname, c.relkind = 'p' OR c.relkind = 'r' AND c.relam = {HEAP} AS is_heap, \
+             a.atttypid AS type, CASE WHEN level = 1 AND c.relkind = 'r' AND a.attname IS NOT NULL \
              THEN regexp_match(pg_get_expr(c.relpartbound, c.oid), \
                '^FOR VALUES FROM \\((?:''(\\d{{4}}-[-+:. \\d]*)''|MINVALUE)\\) TO \\((?:''(\\d{{4}}-[-+:. \\d]*)''|MAXVALUE)\\)$') END AS bounds \
            FROM node JOIN pg_class c USING (oid) \
@@ -246,7 +296,7 @@ fn nodes(names: &Names) -> String {
              AND node.relname = {snapshots} \
            LEFT JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0] AND a.attname = 'captured_at' \
              AND a.atttypid IN ('timestamp'::regtype, 'timestamptz'::regtype)) \
-         SELECT oid, relname::text, bounds IS NOT NULL, {}, {} FROM bounded",
+         SELECT oid, relname::text, bounds IS NOT NULL, {}, {}, is_heap FROM bounded",
         time("1"),
         time("2"),
         app = literal(&names.app_schema),
@@ -254,6 +304,9 @@ fn nodes(names: &Names) -> String {
         snapshots = literal(Table::OddsSnapshots.name()),
     )
 }
+
+/// The id of the access method `heap`, which is the same in every database.
+const HEAP: u32 = 2;
 
 fn node(row: &Row) -> Result<Option<(u32, Node)>, tokio_postgres::Error> {
     let Some(table) = Table::of_name(row.try_get(1)?) else {
@@ -266,7 +319,13 @@ fn node(row: &Row) -> Result<Option<(u32, Node)>, tokio_postgres::Error> {
         }),
         false => None,
     };
-    Ok(Some((row.try_get(0)?, Node { table, bounds })))
+    let is_heap = row.try_get(5)?;
+    let node = Node {
+        table,
+        bounds,
+        is_heap,
+    };
+    Ok(Some((row.try_get(0)?, node)))
 }
 
 #[cfg(test)]
@@ -280,7 +339,11 @@ mod tests {
 
     /// `odds_snapshots` (1) with a partition (2) and the default one (3), `market_odds` (4), and these facts beside.
     fn partitions(has_day: bool, facts: &[&str]) -> Partitions {
-        let node = |table, bounds| Node { table, bounds };
+        let node = |table, bounds| Node {
+            table,
+            bounds,
+            is_heap: true,
+        };
         let mut nodes = HashMap::from([
             (1, node(Table::OddsSnapshots, None)),
             (3, node(Table::OddsSnapshots, None)),
@@ -308,7 +371,7 @@ mod tests {
             ..Touched::default()
         };
         let of_day = ["table 2 7 r", "link 2 1 100", "trigger 9 2 100 A 8"];
-        let cases: [(_, &[&str], _, &[&str], _); 10] = [
+        let cases: [(_, &[&str], _, &[&str], _); 12] = [
             (false, &[], true, &of_day, Some(day(true))),
             (true, &of_day, false, &[], Some(day(false))),
             (true, &of_day, true, &of_day[..2], Some(day(true))),
@@ -333,7 +396,20 @@ mod tests {
                 &["trigger 9 3 100 A 8"],
                 true,
                 &["trigger 9 3 101 A 8"],
-                None,
+                Some(Touched {
+                    is_unlogged: true,
+                    ..Touched::default()
+                }),
+            ),
+            (
+                true,
+                &["function 8 100", "link 3 1 100"],
+                true,
+                &["function 8 101"],
+                Some(Touched {
+                    is_unlogged: true,
+                    ..all(Table::OddsSnapshots)
+                }),
             ),
             (
                 true,
@@ -342,12 +418,26 @@ mod tests {
                 &["name odds.events 6"],
                 None,
             ),
-            (true, &["column 1 2 id 20 0"], true, &[], None),
+            (
+                true,
+                &["column 1 2 id 20 0"],
+                true,
+                &[],
+                Some(all(Table::OddsSnapshots)),
+            ),
+            (
+                true,
+                &[],
+                true,
+                &["column 1 2 a note 20 0"],
+                Some(Touched::default()),
+            ),
             // Of a table that nobody knows.
             (true, &[], true, &["table 77 7 r"], None),
         ];
         for (had, before, has, now, expected) in cases {
-            let touched = partitions(had, before).touched(&partitions(has, now));
+            let reads = |table, column: &str| (table, column) == (Table::OddsSnapshots, "id");
+            let touched = partitions(had, before).touched(&partitions(has, now), reads);
             assert_eq!(touched, expected, "{before:?} {now:?}");
         }
     }

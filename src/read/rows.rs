@@ -481,6 +481,32 @@ impl Reader<'_> {
         self.query(of, linked, &args, events).await
     }
 
+    /// For each of the given snapshots that has market rows: how many, and whether one of them was written by transaction
+    /// `xid` or a later one.
+    pub(crate) async fn market_versions(
+        &self,
+        side: Side,
+        ids: &[i64],
+        xid: u64,
+    ) -> Result<Vec<(i64, i64, bool)>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = match side {
+            Side::Betpawa => &self.catalog.betpawa_versions,
+            Side::Competitors => &self.catalog.competitor_versions,
+        };
+        let xid = [xid.cast_signed()];
+        let args = [Arg::Ids(ids), Arg::Ids(&xid)];
+        let answer = statement.answer(MARKETS, self.client, None, &args).await?;
+        let columns = || Ok((answer.column(0)?, answer.column(1)?, answer.column(2)?));
+        let (ids, counts, are_written) = columns().map_err(Error::of_rows(MARKETS))?;
+        let rows = ids.into_iter().zip(counts).zip(are_written);
+        Ok(rows
+            .map(|((id, count), is_written): ((i64, i64), bool)| (id, count, is_written))
+            .collect())
+    }
+
     /// The market rows of a few snapshots, to be packed later.
     pub(crate) async fn market_rows(&self, side: Side, ids: &[i64]) -> Result<Vec<Row>, Error> {
         if ids.is_empty() {

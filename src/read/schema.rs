@@ -3,9 +3,9 @@
 //! Deployments differ: `timestamp` or `timestamptz`, `json` or `jsonb`, `int` or `bigint`, columns that a later
 //! migration adds, another schema. This module hides the differences, so that all other code sees one form of row.
 
-use std::{fmt::Write, time::Duration};
+use std::{cell::RefCell, fmt::Write, time::Duration};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio_postgres::{Client, types::Type};
 
 use crate::{
@@ -200,6 +200,12 @@ pub(crate) struct Catalog {
     /// `(snapshot ids, ids of market rows)` -> these market rows.
     pub(crate) some_betpawa_markets: Statement,
     pub(crate) some_competitor_markets: Statement,
+    /// `(snapshot ids, [transaction id])` -> snapshot id, how many market rows it has, whether one of them was written by
+    /// this transaction or a later one. Snapshots without market rows are absent.
+    pub(crate) betpawa_versions: Statement,
+    pub(crate) competitor_versions: Statement,
+    /// The columns that the statements read, if the tables have them.
+    columns: HashSet<(Table, String)>,
 }
 
 /// The most new snapshots that one step of the audit compares. This bounds its time to about 20 ms.
@@ -263,13 +269,16 @@ impl Kind {
 struct Columns<'n> {
     names: &'n Names,
     types: HashMap<(Table, String), String>,
+    /// The columns that were looked up, found or not.
+    looked_up: RefCell<HashSet<(Table, String)>>,
 }
 
 impl Columns<'_> {
     fn get(&self, table: Table, column: &str) -> Option<&str> {
-        self.types
-            .get(&(table, column.to_owned()))
-            .map(String::as_str)
+        let column = (table, column.to_owned());
+        let found = self.types.get(&column).map(String::as_str);
+        self.looked_up.borrow_mut().insert(column);
+        found
     }
 
     /// The expression that reads a column. `alias` is the name of the table within the query.
@@ -396,7 +405,19 @@ impl Catalog {
                 types.insert((table, get(1)?), get(2)?);
             }
         }
-        Catalog::build(&Columns { names, types })
+        let columns = Columns {
+            names,
+            types,
+            looked_up: RefCell::default(),
+        };
+        let mut catalog = Catalog::build(&columns)?;
+        catalog.columns = columns.looked_up.into_inner();
+        Ok(catalog)
+    }
+
+    /// Whether a statement reads this column, or would read it if the table had it.
+    pub(crate) fn reads(&self, table: Table, column: &str) -> bool {
+        self.columns.contains(&(table, column.to_owned()))
     }
 
     /// Builds all statements that read rows. The function is long because it is a list, in which one can compare them.
@@ -586,6 +607,16 @@ impl Catalog {
             let sql = format!("SELECT m.id::int8 FROM {table} m WHERE m.snapshot_id = ANY($1)");
             statement(name, sql, ids)
         };
+        // `age` counts back from the next transaction id, so the comparison holds when ids wrap around. The subquery
+        // computes the second age once, not for each row.
+        let versions = |name, of| {
+            let table = table(of);
+            let sql = format!(
+                "SELECT m.snapshot_id::int8, count(*), min(age(m.xmin)) <= (SELECT age((($2)[1] % 4294967296)::text::xid)) \
+                 FROM {table} m WHERE m.snapshot_id = ANY($1) GROUP BY m.snapshot_id"
+            );
+            statement(name, sql, &two_lists).of_columns(3)
+        };
         let (betpawa, competitors) = (Table::MarketOdds, Table::CompetitorMarketOdds);
         Ok(Catalog {
             all_kickoffs: statement("all_kickoffs", all_kickoffs, of_window).of_columns(2),
@@ -614,6 +645,9 @@ impl Catalog {
             competitor_market_ids: market_ids("competitor_market_ids", competitors),
             some_betpawa_markets: some_markets("some_betpawa_markets", betpawa)?,
             some_competitor_markets: some_markets("some_competitor_markets", competitors)?,
+            betpawa_versions: versions("betpawa_versions", betpawa),
+            competitor_versions: versions("competitor_versions", competitors),
+            columns: HashSet::new(),
         })
     }
 

@@ -14,6 +14,7 @@ mod locks;
 mod notifications;
 mod partitions;
 
+mod row_versions;
 mod rows;
 mod settings;
 mod spans;
