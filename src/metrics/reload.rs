@@ -1,4 +1,4 @@
-//! Why the follower reads everything or a whole table, and how often for each reason.
+//! Why the follower reads everything or much of it, and how often for each reason.
 
 use std::{
     fmt,
@@ -7,7 +7,11 @@ use std::{
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-/// Why the follower reads everything or, in one case, a whole table.
+/// Why the follower reads everything, or more than the changes that the log names.
+///
+/// It reads all markets for [`First`](ReloadReason::First), [`Requested`](ReloadReason::Requested),
+/// [`Audit`](ReloadReason::Audit), the reasons that begin a new epoch, and some of [`Catalog`](ReloadReason::Catalog).
+/// For any other reason it looks up the latest snapshots of all events, and reads only the markets that may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReloadReason {
@@ -20,8 +24,7 @@ pub enum ReloadReason {
     Pruned,
     /// Tables, partitions or triggers changed.
     Catalog,
-    /// A whole table changed, or many snapshots: by TRUNCATE, or by a statement that changed more than the log lists. The
-    /// follower looks up the latest snapshots again, and reads only the markets that may have changed.
+    /// A whole table changed, or many snapshots: by TRUNCATE, or by a statement that changed more than the log lists.
     WholeTable,
     /// There were too many changes to read them one by one.
     TooManyRows,
@@ -41,7 +44,8 @@ pub enum ReloadReason {
     ClockWentBack,
     /// The follower did not understand a row of the change log.
     NotUnderstood,
-    /// The change feed is not whole: it does not log every change. See [`Status::Degraded`](crate::Status::Degraded).
+    /// The change feed is not whole: it does not log every change. Market rows that somebody wrote are found without
+    /// reading the others. See [`Status::Degraded`](crate::Status::Degraded).
     FeedNotWhole,
 }
 

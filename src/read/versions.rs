@@ -3,13 +3,13 @@
 //! while, the log was pruned or truncated, or the feed is not whole.
 //!
 //! # Invariants
-//! - V1: At the snapshot of which [`Since`] has `xmin`, the draft equalled the database.
-//! - V2: A row that was written since then names, in its column `xmin`, a transaction that had not ended at that snapshot.
+//! - RV1: At the snapshot of which [`Since`] has `xmin`, the draft equalled the database.
+//! - RV2: A row that was written since then names, in its column `xmin`, a transaction that had not ended at that snapshot.
 //!   So its id is not below the `xmin` of the snapshot. Rows that are older may look newer (after a wraparound of ids),
 //!   never the other way round.
-//! - V3: A row that is gone, or belongs to another snapshot now, makes its snapshot have fewer rows than are held, unless
-//!   another row has come, which V2 finds.
-//! - V4: V2 holds for the history of one server, and for rows in a heap. Row security, and tables that take the place of
+//! - RV3: A row that is gone, or belongs to another snapshot now, makes its snapshot have fewer rows than are held, unless
+//!   another row has come, which RV2 finds.
+//! - RV4: RV2 holds for the history of one server, and for rows in a heap. Row security, and tables that take the place of
 //!   others, change what a role sees without writing a row. So after such changes the markets are read
 //!   ([`crate::read::partitions`]).
 
@@ -26,10 +26,10 @@ use crate::{
     store::draft::Draft,
 };
 
-/// After so many transactions the ids are too far apart to be compared. Half of this would do; see V2.
+/// After so many transactions the ids are too far apart to be compared. Half of this would do; see RV2.
 const MOST_TRANSACTIONS: u64 = 1 << 30;
 
-/// The last moment at which the draft equalled the database (V1).
+/// The last moment at which the draft equalled the database (RV1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Since {
     xmin: u64,

@@ -77,6 +77,10 @@ enum Bug {
     BlockTakenForFirstKey,
     /// `ChangeSet::add` ignores a log row without keys, which means the whole table (F3).
     WholeTableIgnored,
+    /// `Since` has the `xmax` of the snapshot, so it forgets the transactions that were in progress (RV2).
+    WrittenSinceXmax,
+    /// `Since` has the `xmin` of the read before COMMIT (RV1).
+    WrittenSinceThisRead,
 }
 
 /// How much may happen. Every interleaving of that is explored.
@@ -100,6 +104,8 @@ struct Bound {
     losses: bool,
     /// How often `prune()` runs.
     prunes: u8,
+    /// Whether rows tell who wrote them, so that a pruned log does not lead to a read of everything.
+    versions: bool,
     /// How often a partition is attached or detached, altogether.
     ddl: u8,
     /// Whether log rows may name a block of keys or the whole table.
@@ -118,6 +124,7 @@ const QUIET: Bound = Bound {
     faults: 0,
     losses: false,
     prunes: 0,
+    versions: false,
     ddl: 0,
     coarse: false,
     give_up: false,
@@ -537,7 +544,7 @@ impl Database {
                 return;
             }
         }
-        let (mut news, mut keys) = (0, 0);
+        let (mut news, mut keys, mut is_unnamed) = (0, 0, false);
         if begun.kind == Kind::Changes {
             news = state.rows(|transaction| {
                 let logged = match self.bug {
@@ -557,6 +564,11 @@ impl Database {
             let went_back = cursor.snapshot.xmax > snapshot.xmax;
             if !same_run || went_back || !self.proves(state, snapshot) {
                 begun.kind = Kind::Everything { new_epoch: true };
+            } else if is_pruned && self.bound.versions {
+                is_unnamed = true;
+                keys = self.written_since(state, snapshot)
+                    | self.named(state, news)
+                    | self.touched(state, attached, snapshot);
             } else if is_pruned && self.bug != Bug::PruneUnnoticed {
                 begun.kind = Kind::Everything { new_epoch: false };
             } else {
@@ -567,7 +579,8 @@ impl Database {
         if everything {
             keys = BOTH;
         }
-        let evidence = self.evidence(state, snapshot, if everything { None } else { Some(news) });
+        let named = Some(news).filter(|_| !everything && !is_unnamed);
+        let evidence = self.evidence(state, snapshot, named);
         state.reader = Reader::Opened(Opened {
             evidence,
             begun,
@@ -590,6 +603,22 @@ impl Database {
                 evidence,
             };
         }
+    }
+
+    /// `Since::add_to`: the keys that have a row now whose writer had not ended at the last read, by the id that wrote it.
+    fn written_since(&self, state: &State, snapshot: Snapshot) -> Keys {
+        let since = match self.bug {
+            Bug::WrittenSinceXmax => state.cursor.snapshot.xmax,
+            Bug::WrittenSinceThisRead => snapshot.xmin,
+            _ => state.cursor.snapshot.xmin,
+        };
+        let is_written = |transaction: &Transaction| {
+            let writer = transaction.subxid.or(transaction.xid);
+            transaction.ddl.is_none() && writer.is_some_and(|writer| writer >= since)
+        };
+        let written = state.rows(is_written);
+        let [one, other] = state.visible(snapshot).map(|rows| rows & written != 0);
+        Keys::from(one) | Keys::from(other) << 1
     }
 
     /// `ChangeSet::add`: the keys that these transactions' log rows name.
@@ -1245,7 +1274,7 @@ impl Model for Database {
 }
 
 /// The bounds that are explored whole, in debug within a minute.
-const SMALL: [(&str, Bound); 8] = [
+const SMALL: [(&str, Bound); 9] = [
     (
         "three transactions",
         Bound {
@@ -1260,6 +1289,16 @@ const SMALL: [(&str, Bound); 8] = [
             savepoints: true,
             losses: true,
             prunes: 1,
+            ..QUIET
+        },
+    ),
+    (
+        "savepoints, prune, rows that tell their writers",
+        Bound {
+            transactions: 2,
+            savepoints: true,
+            prunes: 1,
+            versions: true,
             ..QUIET
         },
     ),
@@ -1361,6 +1400,10 @@ fn each_bug_breaks_its_promise() {
     };
     let crash = Bound { crashes: 1, ..two };
     let prune = Bound { prunes: 1, ..two };
+    let versions = Bound {
+        versions: true,
+        ..prune
+    };
     let put_back = Bound {
         put_back: true,
         ..crash
@@ -1423,6 +1466,8 @@ fn each_bug_breaks_its_promise() {
         (Bug::OtherPartitionUnnoticed, swap, P1),
         (Bug::BlockTakenForFirstKey, coarse, P1),
         (Bug::WholeTableIgnored, coarse, P1),
+        (Bug::WrittenSinceXmax, versions, P1),
+        (Bug::WrittenSinceThisRead, versions, P1),
     ];
     for (bug, bound, property) in bugs {
         assert_found(
