@@ -41,6 +41,9 @@ pub(crate) struct Watched {
 
 const DOING: &str = "reading the catalog";
 
+/// Objects that users create have ids from this on.
+const FIRST_OF_USERS: u32 = 16_384;
+
 impl Watched {
     /// Finds the objects in the current transaction. Reads catalogs only.
     pub(crate) async fn find(client: &Client, names: &Names) -> Result<Watched, Error> {
@@ -104,6 +107,8 @@ struct Found {
 ///
 /// "Tables" leaves out plain child tables and partitions that are being detached, as `pg_partition_tree` in
 /// [`Found::tables_now`] does. Both lists must agree while nothing changes.
+///
+/// A type that comes with PostgreSQL contains none that somebody created, so `used` leaves those out.
 fn find(names: &Names) -> String {
     // `leaving` marks a partition that DETACH CONCURRENTLY is still removing, and all partitions below it.
     let tables = Table::ALL.map(|table| literal(table.name()));
@@ -119,12 +124,12 @@ fn find(names: &Names) -> String {
            WHERE n.nspname = {cache} AND c.relname IN ('change_log', 'log_state')), \
          used AS (\
            SELECT a.atttypid AS oid FROM node JOIN pg_attribute a ON a.attrelid = node.oid \
-           WHERE node.parent = 0 AND a.attnum > 0 AND NOT a.attisdropped \
+           WHERE node.parent = 0 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {FIRST_OF_USERS} \
            UNION SELECT part FROM used JOIN pg_type t ON t.oid = used.oid CROSS JOIN LATERAL (\
              VALUES (t.typbasetype), (t.typelem) \
              UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid) \
              UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped\
-           ) AS parts (part) WHERE part <> 0), \
+           ) AS parts (part) WHERE part >= {FIRST_OF_USERS}), \
          enum AS (\
            SELECT t.oid, has_schema_privilege(t.typnamespace, 'USAGE') AS nameable FROM used JOIN pg_type t USING (oid) \
            WHERE t.typtype = 'e') \

@@ -271,7 +271,8 @@ fn column(fact: &str) -> Option<&str> {
 
 /// `()` -> id, table, whether the bounds are known, from, to, and whether the rows lie in a heap.
 ///
-/// Bounds are known if both are missing or are common times, printed and read by the same session.
+/// Bounds are known if both are missing or are common times, printed and read by the same session. Without
+/// MATERIALIZED the server would print and match those of each partition five times.
 fn nodes(names: &Names) -> String {
     let tables = Table::ALL.map(|table| literal(table.name()));
     let time = |group: &str| {
@@ -286,7 +287,7 @@ fn nodes(names: &Names) -> String {
            WHERE n.nspname = {app} AND c.relname IN ({tables}) AND c.relkind IN ('r', 'p') \
            UNION ALL SELECT i.inhrelid, node.root, node.relname, node.level + 1 \
            FROM pg_inherits i JOIN node ON node.oid = i.inhparent), \
-         bounded AS (\
+         bounded AS MATERIALIZED (\
            SELECT node.oid, node.relname, c.relkind = 'p' OR c.relkind = 'r' AND c.relam = {HEAP} AS is_heap, \
              a.atttypid AS type, CASE WHEN level = 1 AND c.relkind = 'r' AND a.attname IS NOT NULL \
              THEN regexp_match(pg_get_expr(c.relpartbound, c.oid), \

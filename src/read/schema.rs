@@ -381,11 +381,12 @@ impl Catalog {
     /// [`Error::MissingColumn`], [`Error::WrongType`], an error of the server.
     pub(crate) async fn read(client: &Client, names: &Names) -> Result<Catalog, Error> {
         // A column of a domain counts as one of its base type, which may be a domain, too.
-        let sql = "SELECT c.relname::text, a.attname::text, (\
-               WITH RECURSIVE base AS (SELECT oid, typname, typbasetype FROM pg_type WHERE oid = a.atttypid \
-               UNION ALL SELECT t.oid, t.typname, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype) \
-               SELECT typname::text FROM base WHERE typbasetype = 0) \
+        let sql = "SELECT c.relname::text, a.attname::text, CASE WHEN t.typtype <> 'd' THEN t.typname::text ELSE (\
+               WITH RECURSIVE base AS (SELECT t.typname, t.typbasetype \
+               UNION ALL SELECT b.typname, b.typbasetype FROM base JOIN pg_type b ON b.oid = base.typbasetype) \
+               SELECT typname::text FROM base WHERE typbasetype = 0) END \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+             JOIN pg_type t ON t.oid = a.atttypid \
              WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
         let tables = Table::names();
         let rows = client
