@@ -32,7 +32,8 @@ pub(crate) struct Watched {
     pub(crate) tables: String,
     /// `()` -> fingerprint.
     pub(crate) fingerprint: Statement,
-    /// `()` -> the facts of which the fingerprint is the sum. [`crate::read::partitions`] reads their first words.
+    /// `()` -> the facts of which the fingerprint is the sum, each with its hash. [`crate::read::partitions`] reads their
+    /// first words.
     pub(crate) facts: Statement,
     /// `()` -> `tables`, but as they are now, not as the snapshot shows them. A query on a partitioned table also reads
     /// a partition that was attached after the snapshot, and it prints an enum's value with its latest label.
@@ -74,7 +75,11 @@ impl Watched {
         Ok(Watched {
             tables: column(5)?,
             fingerprint: Statement::new("fingerprint", sum, []),
-            facts: Statement::new("facts", facts, []),
+            facts: Statement::new(
+                "facts",
+                format!("SELECT item, hashtextextended(item, 0) FROM ({facts}) AS items"),
+                [],
+            ),
             tables_now: Statement::new("tables_now", found.tables_now(&column(6)?), []),
         })
     }

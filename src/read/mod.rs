@@ -98,7 +98,6 @@ struct Schema {
     feed: Option<Feed>,
     catalog: Catalog,
     watched: Watched,
-    fingerprint: String,
     partitions: Partitions,
     /// Selects the log rows that are new, on a primary.
     new_log_rows: Statement,
@@ -379,13 +378,11 @@ impl Schema {
         let feed = preflight::check(client, config, names.need_feed).await?;
         let catalog = Catalog::read(client, names).await?;
         let watched = Watched::find(client, names).await?;
-        let fingerprint = fingerprint(client, None, &watched).await?;
         let partitions = Partitions::read(client, names, &watched).await?;
         Ok(Schema {
             feed,
             catalog,
             watched,
-            fingerprint,
             partitions,
             new_log_rows: change_log::exactly_new(&names.log_table()),
         })
@@ -898,7 +895,7 @@ impl Opened {
         }
         // Then: is everything to be read anyway, or did rows change that the log does not name?
         let before = &state.schema;
-        let is_same = fingerprint == before.fingerprint;
+        let is_same = fingerprint == before.partitions.fingerprint;
         let mut touched = Touched::default();
         let mut unnamed = None;
         if let Some(reason) = &state.reload {

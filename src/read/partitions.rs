@@ -32,6 +32,8 @@ const DOING: &str = "reading the partitions";
 /// The tables that are read, with their partitions, and the facts of the fingerprint.
 #[derive(Debug)]
 pub(crate) struct Partitions {
+    /// What [`Watched::fingerprint`] says of these facts.
+    pub(crate) fingerprint: String,
     facts: BTreeSet<String>,
     nodes: HashMap<u32, Node>,
 }
@@ -90,22 +92,23 @@ impl Partitions {
         names: &Names,
         watched: &Watched,
     ) -> Result<Partitions, Error> {
-        let facts = watched.facts.rows(client, None, &[]).await;
-        let facts = facts.map_err(Error::database(DOING))?;
-        let facts = facts.iter().map(|row| row.try_get(0));
+        let rows = watched.facts.rows(client, None, &[]).await;
+        let rows = rows.map_err(Error::database(DOING))?;
+        let (mut facts, mut sum) = (BTreeSet::new(), 0);
+        for row in &rows {
+            let get = || Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?));
+            let (fact, hash) = get().map_err(Error::database(DOING))?;
+            facts.insert(fact);
+            sum += i128::from(hash);
+        }
         let nodes = client.query_typed(&nodes(names), &[]).await;
         let nodes = nodes.map_err(Error::database(DOING))?;
-        let nodes = nodes.iter().map(node);
-        let nodes: Result<Vec<_>, _> = nodes.collect();
+        let nodes: Result<Vec<_>, _> = nodes.iter().map(node).collect();
+        let nodes = nodes.map_err(Error::database(DOING))?;
         Ok(Partitions {
-            facts: facts
-                .collect::<Result<_, _>>()
-                .map_err(Error::database(DOING))?,
-            nodes: nodes
-                .map_err(Error::database(DOING))?
-                .into_iter()
-                .flatten()
-                .collect(),
+            fingerprint: format!("{} {sum}", rows.len()),
+            facts,
+            nodes: nodes.into_iter().flatten().collect(),
         })
     }
 
@@ -355,6 +358,7 @@ mod tests {
         }
         let facts = facts.iter().map(|fact| (*fact).to_owned());
         Partitions {
+            fingerprint: String::new(),
             facts: facts.chain(["rows 1 f".to_owned()]).collect(),
             nodes,
         }
