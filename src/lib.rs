@@ -299,8 +299,8 @@ pub use metrics::{
     timing::Timings,
 };
 pub use model::{
-    BetpawaSnapshots, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots, MarketInput,
-    Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
+    BetpawaSnapshots, Bookmaker, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots,
+    MarketInput, Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source, Tournament,
 };
 pub use postgres::{
     connect::Connection,

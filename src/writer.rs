@@ -81,19 +81,15 @@ impl Writer {
         let held = self.draft.event(event_id);
         let held = held.map(|event| {
             (
-                event.kickoff,
+                event.header(),
                 event.betpawa.clone(),
                 event.competitors.clone(),
             )
         });
-        let (known, mut betpawa, mut competitors) = held.unwrap_or_default();
+        let (mut header, mut betpawa, mut competitors) = held.unwrap_or_default();
+        header.kickoff = kickoff.map(Micros::from_utc).or(header.kickoff);
         change(&mut betpawa, &mut competitors);
-        self.draft.set(
-            event_id,
-            kickoff.map(Micros::from_utc).or(known),
-            betpawa,
-            competitors,
-        );
+        self.draft.set(event_id, header, betpawa, competitors);
     }
 
     /// Removes all events with a kickoff at or before `cutoff` (UTC), and returns how many. Events without a kickoff

@@ -20,6 +20,7 @@ mod event;
 mod input;
 mod interner;
 mod market;
+mod names;
 mod odds;
 mod outcome_names;
 mod packed;
@@ -36,6 +37,10 @@ pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
 pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
 pub(crate) use market::{MarketKey, MarketTemplate, same_bytes};
+#[cfg(feature = "nats")]
+pub(crate) use names::NameColumns;
+pub use names::{Bookmaker, Tournament};
+pub(crate) use names::{Bookmakers, EventHeader, EventNames, Lookup, MOST_CHARACTERS};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};
 pub(crate) use outcome_names::{Names, NamesBuffer};
 pub(crate) use packed::{MarketsBuilder, PackedMarkets, StagedRow};

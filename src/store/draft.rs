@@ -13,7 +13,10 @@ use hashbrown::HashMap;
 use crate::{
     decode::packer::Packer,
     metrics::stats::{MemoryStats, Stats, WarmupStats},
-    model::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Micros, PackedMarkets},
+    model::{
+        BetpawaSnapshots, Bookmakers, CachedEvent, CompetitorSnapshots, EventHeader, Micros,
+        PackedMarkets, Tournament,
+    },
     store::{
         changes::Change,
         snapshot_index::SnapshotIndex,
@@ -170,7 +173,7 @@ impl Draft {
     pub(crate) fn set(
         &mut self,
         event_id: i64,
-        kickoff: Option<Micros>,
+        header: impl Into<EventHeader>,
         betpawa: BetpawaSnapshots,
         competitors: CompetitorSnapshots,
     ) {
@@ -178,7 +181,9 @@ impl Draft {
             self.remove(event_id);
             return;
         }
-        let event = Arc::new(CachedEvent::new(event_id, kickoff, betpawa, competitors));
+        let event = CachedEvent::new(event_id, header, betpawa, competitors);
+        let event = Arc::new(event.with_bookmakers(self.packer.lookup.bookmakers()));
+        let kickoff = event.kickoff;
         let old = self.event(event_id).cloned();
         if old.as_ref().is_some_and(|old| old.same(&event)) {
             return;
@@ -198,6 +203,34 @@ impl Draft {
             self.kickoffs.push(Reverse((kickoff, event_id)));
         }
         self.table.insert(event);
+    }
+
+    /// Sets the rows of `bookmakers`, and those of `tournaments` that were read. Gives them to the events that name them.
+    /// Costs a look at each event if a row differs.
+    pub(crate) fn set_lookup(
+        &mut self,
+        bookmakers: Bookmakers,
+        tournaments: impl IntoIterator<Item = Tournament>,
+    ) {
+        let lookup = &mut self.packer.lookup;
+        let mut differ = lookup.set_bookmakers(bookmakers);
+        for tournament in tournaments {
+            let (id, is_known) = (tournament.id(), lookup.knows(tournament.id()));
+            let before = lookup.tournament(id);
+            differ |= is_known && !Arc::ptr_eq(&before, &lookup.share(tournament));
+        }
+        if !differ {
+            return;
+        }
+        let events: Vec<Arc<CachedEvent>> = self.table.iter().cloned().collect();
+        for event in events {
+            let mut header = event.header();
+            if let Some(tournament) = &mut header.tournament {
+                *tournament = self.packer.lookup.tournament(tournament.id());
+            }
+            let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
+            self.set(event.event_id, header, betpawa, competitors);
+        }
     }
 
     /// Removes an event. Returns whether the draft held it.
@@ -319,6 +352,7 @@ impl Draft {
             },
             proof: Proof::new(cut, proven),
             unreadable: Vec::new(),
+            bookmakers: self.packer.lookup.bookmakers().cloned(),
         }
     }
 }
