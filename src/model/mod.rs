@@ -37,8 +37,6 @@ pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
 pub use input::{MarketInput, OutcomeInput, SnapshotInput};
 pub(crate) use interner::Interner;
 pub(crate) use market::{MarketKey, MarketTemplate, same_bytes};
-#[cfg(feature = "nats")]
-pub(crate) use names::NameColumns;
 pub use names::{Bookmaker, Tournament};
 pub(crate) use names::{Bookmakers, EventHeader, EventNames, Lookup, MOST_CHARACTERS};
 pub(crate) use odds::{MOST_THOUSANDTHS, OddsBuffer};

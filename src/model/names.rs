@@ -231,9 +231,9 @@ impl Lookup {
         }
     }
 
-    /// Whether the tournament of this id was read, or found to be missing.
-    pub(crate) fn knows(&self, tournament_id: i64) -> bool {
-        self.tournaments.contains_key(&tournament_id)
+    /// The tournament of this id, if it was read or found to be missing.
+    pub(crate) fn held(&self, tournament_id: i64) -> Option<Arc<Tournament>> {
+        self.tournaments.get(&tournament_id).cloned()
     }
 
     /// The ids of all tournaments.

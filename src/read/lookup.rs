@@ -65,7 +65,7 @@ impl Lookup {
         mut tournament_ids: impl Iterator<Item = i64>,
     ) -> bool {
         self.read_at.elapsed() >= INTERVAL.min(config.audit_cycle / 4)
-            || tournament_ids.any(|id| !draft.packer.lookup.knows(id))
+            || tournament_ids.any(|id| draft.packer.lookup.held(id).is_none())
     }
 
     /// Reads the tables in the current transaction: all bookmakers, and the tournaments that the draft knows or that

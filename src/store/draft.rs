@@ -213,20 +213,25 @@ impl Draft {
         tournaments: impl IntoIterator<Item = Tournament>,
     ) {
         let lookup = &mut self.packer.lookup;
-        let mut differ = lookup.set_bookmakers(bookmakers);
+        let has_other_bookmakers = lookup.set_bookmakers(bookmakers);
+        let mut renamed: HashMap<i64, Arc<Tournament>> = HashMap::new();
         for tournament in tournaments {
-            let (id, is_known) = (tournament.id(), lookup.knows(tournament.id()));
-            let before = lookup.tournament(id);
-            differ |= is_known && !Arc::ptr_eq(&before, &lookup.share(tournament));
+            let (id, held) = (tournament.id(), lookup.held(tournament.id()));
+            let shared = lookup.share(tournament);
+            if held.is_some_and(|held| !Arc::ptr_eq(&held, &shared)) {
+                renamed.insert(id, shared);
+            }
         }
-        if !differ {
+        if !has_other_bookmakers && renamed.is_empty() {
             return;
         }
         let events: Vec<Arc<CachedEvent>> = self.table.iter().cloned().collect();
         for event in events {
             let mut header = event.header();
-            if let Some(tournament) = &mut header.tournament {
-                *tournament = self.packer.lookup.tournament(tournament.id());
+            if let Some(tournament) = &mut header.tournament
+                && let Some(renamed) = renamed.get(&tournament.id())
+            {
+                *tournament = Arc::clone(renamed);
             }
             let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
             self.set(event.event_id, header, betpawa, competitors);
