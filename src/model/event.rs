@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{
-    digest::Content,
+    digest::{Content, halves},
     market::ARC_HEADER,
     names::{Bookmaker, Bookmakers, EventHeader, EventNames, Tournament},
     snapshot::CachedSnapshot,
@@ -30,8 +30,8 @@ pub struct CachedEvent {
     bookmakers: Option<Arc<Bookmakers>>,
     pub(crate) betpawa: BetpawaSnapshots,
     pub(crate) competitors: CompetitorSnapshots,
-    /// Set by the first [`CachedEvent::digest`].
-    digest: OnceLock<u128>,
+    /// Set by the first [`CachedEvent::digest`]. In two halves: a `u128` would pad each event to a multiple of 16 bytes.
+    digest: OnceLock<[u64; 2]>,
 }
 
 impl CachedEvent {
@@ -159,7 +159,7 @@ impl CachedEvent {
     /// The digest of all that the event shows. Equal events have equal digests in every process. Computed by the first
     /// call only, because a draft replaces many events before anyone asks.
     pub(crate) fn digest(&self) -> u128 {
-        *self.digest.get_or_init(|| {
+        let [low, high] = *self.digest.get_or_init(|| {
             let snapshots = self.betpawa.len() + self.competitors.len();
             let mut content = Content::with_capacity(256 + 128 * snapshots);
             let kickoff = self.kickoff.map(|Micros(kickoff)| kickoff.cast_unsigned());
@@ -187,8 +187,9 @@ impl CachedEvent {
                 content.text(Some(source.as_str()));
                 snapshot.write_content(&mut content);
             }
-            content.digest()
-        })
+            halves(content.digest())
+        });
+        u128::from(high) << 64 | u128::from(low)
     }
 
     /// Whether both events hold the same. Both must use the same interner.

@@ -172,3 +172,31 @@ async fn a_role_without_the_right_to_read_names_follows_the_odds() {
     let failures = followed.cache.counters().failures;
     assert_eq!((followed.reloads(), failures), (1, 0));
 }
+
+/// The texts of an event, and its share of the tournaments. The pointers to them take another 16 bytes.
+#[tokio::test]
+async fn names_take_few_bytes() {
+    const EVENTS: usize = 1_000;
+    let database = Database::seeded();
+    // Names and tournaments of the lengths and in the numbers that the data set of the demo has.
+    database.psql(&format!(
+        "insert into tournaments (id, sport_id, name, country)
+         select n, 1, 'First Division', 'Portugal' from generate_series(101, 160) n;
+         insert into events (id, tournament_id, sportradar_id, name, home_team, away_team, kickoff)
+         select n, 101 + n % 60, 'sr:match:' || 60000000 + n, 'Mombasa United - Lusaka Stars', 'Mombasa United', 'Lusaka Stars',
+                now() at time zone 'UTC' + interval '1 day' from generate_series(1001, 1000 + {EVENTS}) n;
+         insert into odds_snapshots (event_id, bookmaker_id) select n, 1 from generate_series(1001, 1000 + {EVENTS}) n"
+    ));
+    let followed = Followed::new(&database).await;
+    followed.check("with names").await;
+    let bytes = || followed.cache.stats().memory_bytes;
+    let with = bytes();
+    let drop = "alter table events drop name, drop home_team, drop away_team, drop sportradar_id, drop tournament_id";
+    followed.changes(drop).await;
+    // Names that nobody uses are freed by later publications.
+    followed.set_line(2).await;
+    followed.check("without names").await;
+    let each = (with - bytes()) as f64 / EVENTS as f64;
+    println!("names: {each:.1} bytes an event, and 16 for the pointers");
+    assert!((20.0..84.0).contains(&each), "{each}");
+}
