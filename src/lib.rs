@@ -303,7 +303,8 @@ pub use metrics::{
 };
 pub use model::{
     BetpawaSnapshots, Bookmaker, CachedEvent, CachedMarket, CachedSnapshot, CompetitorSnapshots,
-    MarketInput, Markets, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source, Tournament,
+    MarketInput, Markets, NamesInput, Outcome, OutcomeInput, Outcomes, SnapshotInput, Source,
+    Tournament, TournamentInput,
 };
 pub use postgres::{
     connect::Connection,

@@ -3,7 +3,10 @@ use std::{fmt, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    model::{BetpawaSnapshots, CachedSnapshot, CompetitorSnapshots, Micros, SnapshotInput},
+    model::{
+        BetpawaSnapshots, Bookmaker, CachedSnapshot, CompetitorSnapshots, EventHeader, Micros,
+        NamesInput, SnapshotInput,
+    },
     store::{
         changes::Change,
         draft::Draft,
@@ -70,6 +73,36 @@ impl Writer {
             let held = competitors.get(source.as_str());
             *competitors = competitors.with(source, packed.sharing(held));
         });
+    }
+
+    /// Sets the names of an event. Returns whether it is held: an event without a snapshot has no names. Allocates the
+    /// names. If the tournament is renamed, costs a look at each event.
+    pub fn put_names(&mut self, event_id: i64, names: &NamesInput) -> bool {
+        let Some(event) = self.draft.event(event_id).cloned() else {
+            return false;
+        };
+        if let Some(tournament) = &names.tournament {
+            let held = self.draft.packer.lookup.bookmakers();
+            let bookmakers = held.map(|all| (**all).clone()).unwrap_or_default();
+            self.draft.set_lookup(bookmakers, [tournament.tournament()]);
+        }
+        let tournament = names.tournament.as_ref();
+        let header = EventHeader {
+            kickoff: event.kickoff,
+            names: names.names(),
+            tournament: tournament.map(|of| self.draft.packer.lookup.tournament(of.id)),
+        };
+        let (betpawa, competitors) = (event.betpawa.clone(), event.competitors.clone());
+        self.draft.set(event_id, header, betpawa, competitors);
+        true
+    }
+
+    /// Sets the slug and the name of a bookmaker. Costs a look at each event.
+    pub fn put_bookmaker(&mut self, bookmaker_id: i64, slug: Option<&str>, name: Option<&str>) {
+        let held = self.draft.packer.lookup.bookmakers();
+        let mut bookmakers = held.map(|all| (**all).clone()).unwrap_or_default();
+        bookmakers.insert(bookmaker_id, Bookmaker::new(slug, name));
+        self.draft.set_lookup(bookmakers, []);
     }
 
     fn change(

@@ -34,7 +34,7 @@ mod template;
 mod time;
 
 pub use event::{BetpawaSnapshots, CachedEvent, CompetitorSnapshots, Source};
-pub use input::{MarketInput, OutcomeInput, SnapshotInput};
+pub use input::{MarketInput, NamesInput, OutcomeInput, SnapshotInput, TournamentInput};
 pub(crate) use interner::Interner;
 pub(crate) use market::{MarketKey, MarketTemplate, same_bytes};
 pub use names::{Bookmaker, Tournament};

@@ -1,7 +1,7 @@
 //! Reads the lookup tables `bookmakers`, `tournaments` and `sports`: the names of bookmakers and tournaments.
 //!
 //! The feed has no triggers on these tables, because a database may lack them, or their owner may be somebody else. They
-//! have tens to thousands of rows, so a read of changes reads them again when [`Lookup::is_due`] says so.
+//! have tens to thousands of rows, so a read of changes reads them again when [`LookupState::is_due`] says so.
 //!
 //! # Invariants
 //! - LU1: While changes are read, each name was read at most [`INTERVAL`] before the view that shows it, or after the
@@ -37,7 +37,7 @@ const DOING: &str = "reading bookmakers, tournaments and sports";
 
 /// When the lookup tables were read, and what was wrong.
 #[derive(Debug, Clone)]
-pub(crate) struct Lookup {
+pub(crate) struct LookupState {
     read_at: Instant,
     /// Why names are missing. The log has it once.
     trouble: Option<String>,
@@ -56,7 +56,7 @@ impl Rows {
     }
 }
 
-impl Lookup {
+impl LookupState {
     /// Whether it is time to read the tables again, or an event names a tournament that was never read.
     pub(crate) fn is_due(
         &self,
@@ -77,10 +77,10 @@ impl Lookup {
     /// The connection is lost.
     pub(crate) async fn read(
         source: Source<'_>,
-        before: Option<&Lookup>,
+        before: Option<&LookupState>,
         draft: &Draft,
         tournament_ids: impl Iterator<Item = i64>,
-    ) -> Result<(Lookup, Option<Rows>), Error> {
+    ) -> Result<(LookupState, Option<Rows>), Error> {
         let Source { client, names, .. } = source;
         let known = draft.packer.lookup.tournament_ids();
         let mut ids: Vec<i64> = known.chain(tournament_ids).collect();
@@ -108,7 +108,7 @@ impl Lookup {
         {
             tracing::warn!(%reason, "names of bookmakers or tournaments are not read; odds are followed all the same");
         }
-        Ok((Lookup { read_at, trouble }, rows))
+        Ok((LookupState { read_at, trouble }, rows))
     }
 }
 

@@ -59,7 +59,7 @@ use crate::{
         changed::{Newest, PlanMarkets},
         continuity::{Doubt, Evidence},
         fingerprint::Watched,
-        lookup::Lookup,
+        lookup::LookupState,
         partitions::{Partitions, Touched},
         plan::Plan,
         preflight::Feed,
@@ -87,7 +87,7 @@ pub(crate) struct ReadState {
     evidence: Evidence,
     /// When the draft equalled the database: at the last read, or earlier if changes since then may not have been logged.
     whole_at: Since,
-    lookup: Lookup,
+    lookup: LookupState,
     /// Set after a lost connection, until a read has proven continuity ([`continuity`]).
     unproven: bool,
     /// Set if the next read must read everything; says why.
@@ -324,7 +324,7 @@ pub(crate) async fn everything(
     if let Some(prepared) = prepared {
         schema.prepare(source, prepared, cursor.is_some()).await?;
     }
-    let lookup = Lookup::read(source, None, draft, plan.tournament_ids());
+    let lookup = LookupState::read(source, None, draft, plan.tournament_ids());
     let (lookup, named) = Box::pin(lookup).await?;
     end(source.client, None, Some(&schema.watched)).await?;
 
@@ -721,7 +721,7 @@ async fn read_rows(
     let is_due = is_resync || state.lookup.is_due(source.config, draft, tournament_ids());
     let (lookup, named) = match is_due {
         true => {
-            let read = Lookup::read(source, Some(&state.lookup), draft, tournament_ids());
+            let read = LookupState::read(source, Some(&state.lookup), draft, tournament_ids());
             Box::pin(read).await?
         }
         false => (state.lookup.clone(), None),

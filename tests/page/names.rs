@@ -69,8 +69,8 @@ async fn events_are_known_by_their_names() {
     browser.key("/").await;
     for (text, events) in [
         ("chels", "1 of 20 events"),
-        ("italy", "9 of 20 events"),
-        ("premier bet9ja", "9 of 20 events"),
+        ("italy", "10 of 20 events"),
+        ("premier bet9ja", "8 of 20 events"),
         ("betpawa", "20 events"),
     ] {
         let search = format!(
